@@ -1,0 +1,109 @@
+"""A network of the user's own: any module from pictures to logits, or a function in a local file that makes one."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from linnaeus.errors import UserError
+from linnaeus.models.network import Network
+
+
+class Custom(Network):
+    """A user's module with the face of a `Network`: (N, channels, H, W) -> (N, classes) logits.
+
+    The children of an `nn.Sequential` are its stages, by their names and in their order. Any other module is one stage
+    called "all", since nobody but its author knows where it could be cut.
+    """
+
+    def __init__(self, module: nn.Module, classes: int, channels: int, source: str):
+        super().__init__()
+        self.arch = {"name": "custom", "classes": classes, "channels": channels, "arguments": {"source": source}}
+        self.module = module
+        self.children_are_stages = isinstance(module, nn.Sequential) and len(module) > 0
+        linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+        self.head_input = linear[-1].in_features if linear else 0  # 0: no linear layer, so nobody can say
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.module.named_children()) if self.children_are_stages else ("all",)
+
+    def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
+        for stage in self.between(start, stop):
+            x = self.stage_module(stage)(x)
+        return x
+
+    def stage_of(self, name: str) -> str:
+        """'module.features.0.weight' -> 'features'."""
+        return name.split(".")[1] if self.children_are_stages else "all"
+
+    def modules_of(self, stage: str) -> list[nn.Module]:
+        return [self.stage_module(stage)]
+
+    def stage_module(self, stage: str) -> nn.Module:
+        return self.module.get_submodule(stage) if self.children_are_stages else self.module
+
+
+def wrap(module: nn.Module, classes: int, channels: int = 3, source: str = "a module") -> Network:
+    """Give a user's module stages and an `arch`. A `Network` is returned as it is, if its classes and channels fit."""
+    if not isinstance(module, Network):
+        return Custom(module, classes, channels, source)
+    for what, wanted in (("classes", classes), ("channels", channels)):
+        if module.arch[what] != wanted:
+            raise UserError(f"{module.arch['name']} was made for {module.arch[what]} {what}, the data has {wanted}")
+    return module
+
+
+def load_module(path: str, classes: int, channels: int = 3) -> Network:
+    """Import a local file that the user named and call its function: 'nets/mine.py:build'.
+
+    The function takes (classes, channels), or (classes) alone, and returns a module that gives logits, no softmax.
+    This runs the file's code, so it is only for a path the user typed, never for one that a model file brings.
+    """
+    file_name, colon, function_name = path.rpartition(":")
+    file = Path(file_name)
+    if not colon or not function_name.isidentifier():
+        raise UserError(f"{path}: name the file and the function in it, such as net.py:build")
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
+    function = getattr(import_file(file), function_name, None)
+    if not callable(function):
+        raise UserError(f"{file}: has no function {function_name!r}")
+    numbers = (classes, channels)
+    taken = [n for n in (2, 1) if accepts(function, n)]
+    if not taken:
+        raise UserError(f"{path}: the function must take (classes, channels) or (classes)")
+    module = function(*numbers[: taken[0]])
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{path}: returned {type(module).__name__}, not a torch.nn.Module")
+    return wrap(module, classes, channels, source=f"{file.name}:{function_name}")
+
+
+def import_file(file: Path):
+    """Import a file as a module of its own name; its folder is on the path meanwhile, for its neighbors."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file}: not a Python file; --model takes FILE.py:FUNCTION")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def accepts(function, count: int) -> bool:
+    """Whether a function can be called with `count` positional arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""What every network here has in common: named stages in order, and how to run from one to another."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from linnaeus.errors import UserError
+
+
+class Network(nn.Module):
+    """A network as a row of named stages, each a callable attribute: a submodule, or a method over several of them.
+
+    Stages exist so that a frozen part can be computed once and stored. They are laid over the modules, not around them,
+    because the modules keep torchvision's names and published weights then load unconverted.
+    """
+
+    parts: ClassVar[dict[str, tuple[str, ...]]]
+    """Stage -> names of the submodules that belong to it, in the order in which they run."""
+
+    arch: dict[str, Any]
+    """`create(name, classes, channels, **arguments)` of these four makes the same network. Plain data, fit for JSON."""
+
+    head_input: int
+    """Features that enter the last linear layer: the length of a pooled vector."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(self.parts)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(x)
+
+    def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
+        """Run the stages from `start` (inclusive) to `stop` (exclusive); by default all of them.
+
+        `run(run(x, stop=cut), start=cut)` equals `run(x)`. A run that starts at the head takes what the last stage
+        gives, (N, C, H, W), or what is left of it after global average pooling, (N, C).
+        """
+        for stage in self.between(start, stop):
+            x = getattr(self, stage)(x)
+        return x
+
+    def between(self, start: str | None = None, stop: str | None = None) -> tuple[str, ...]:
+        """The names of the stages from `start` (inclusive) to `stop` (exclusive)."""
+        for stage in (start, stop):
+            if stage is not None and stage not in self.parts:
+                raise UserError(f"{self.arch['name']} has no stage {stage!r}: choose from {', '.join(self.stages)}")
+        first = 0 if start is None else self.stages.index(start)
+        last = len(self.stages) if stop is None else self.stages.index(stop)
+        return self.stages[first:last]
+
+    def stage_of(self, name: str) -> str:
+        """The stage that a parameter, buffer or submodule belongs to: 'layer1.0.bn1.weight' -> 'layer1'."""
+        child = name.split(".", 1)[0]
+        for stage, children in self.parts.items():
+            if child in children:
+                return stage
+        raise KeyError(f"{name} belongs to no stage of {self.arch['name']}")
+
+    def modules_of(self, stage: str) -> list[nn.Module]:
+        """The submodules of a stage: what to put in eval mode when it is frozen. Optional ones may be absent."""
+        return [self.get_submodule(child) for child in self.parts[stage] if hasattr(self, child)]
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Global average pooling, (N, C, H, W) -> (N, C). A vector (N, C) passes through, so a store may keep either."""
+    return x.mean((2, 3)) if x.dim() == 4 else x
+
+
+def initialize(network: nn.Module) -> None:
+    """He initialization (He et al. 2015, arXiv:1502.01852, eq. 10) of every convolution and hidden linear layer.
+
+    A ReLU halves the variance of what passes; weights of variance 2 / fan keep it constant through any depth.
+    BatchNorms keep torch's start: scale 1, shift 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            # Backward form (fan out), as torchvision has it: gradients keep their size on the way down.
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def classifier(features: int, classes: int) -> nn.Linear:
+    """The last linear layer, (N, features) -> (N, classes): logits, never a softmax.
+
+    Small weights (std 0.01; Goyal et al. 2017, arXiv:1706.02677, section 5.1) give every class nearly the same
+    probability at first, so that the loss starts at ln(classes).
+    """
+    linear = nn.Linear(features, classes)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def check_choice(network: str, argument: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse an argument's value that is none of `choices`, naming all three."""
+    if value not in choices:
+        raise UserError(f"{network}: {argument} = {value!r} is unknown: choose from {', '.join(choices)}")
