@@ -1,0 +1,353 @@
+"""From the bytes of a picture to its pixels: the only place that opens pictures.
+
+Whatever a file holds comes out as upright 8-bit RGB or gray, the same in training, evaluation, export and the server:
+orientation (EXIF, XMP) is applied; 16-bit is scaled, not clipped; palettes are looked up; transparency is laid over
+white; CMYK, YCbCr, LAB and HSV become RGB; of an animation the first frame counts. Embedded color profiles are not
+applied, except that LAB is converted to sRGB. Everything is safe to call from many threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import io
+import logging
+import os
+import re
+import stat
+import threading
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL
+from PIL import Image, UnidentifiedImageError
+
+from linnaeus.errors import UserError
+
+DECODE_VERSION = f"1-{PIL.__version__}"
+"""Changes whenever the same file may give other pixels; stores are keyed by it."""
+
+FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA")
+"""What is opened: what cameras, scanners, the web and research write. Never what runs a program (EPS, PDF, WMF)."""
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .j2c .jpc .jpf .jpx "
+    ".ppm .pgm .pbm .pnm .pfm .tga .heic .heif".split()  # HEIC so that it is refused by name and not passed over
+)
+
+MAX_PIXELS = 89_478_485
+"""Pixels of the largest picture that is decoded: with it, one decode stays under 1 GB."""
+
+MAX_HEADER_PIXELS = 2 * MAX_PIXELS
+"""Pixels of the largest JPEG that is opened to be decoded at a fraction of its size."""
+
+MAX_BYTES = 1 << 30
+"""Size of the largest file that is opened, in bytes."""
+
+MAX_ASPECT = 4
+"""With fit = "crop" a row keeps at most the central 4:1 of a picture: this bounds the size of a row."""
+
+FITS = ("crop", "squash", "pad")
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# Bytes of memory for one pixel beyond what others need: these decoders keep the whole picture in a form of their own.
+_HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "WEBP": 2}
+_HEAVY_MODES = {"F": 2, "I": 2, "LAB": 2}
+_LARGE = 16_000_000  # pixels; pictures above it are decoded one at a time, so that threads together stay near 1 GB
+_one_large = threading.Lock()
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {  # EXIF 2.32, section 4.6.4 A, tag 274
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_NOT_OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an entry of warnings.filters
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors reach stderr where nobody set up logging
+
+
+class Unreadable(UserError):
+    """A picture that cannot be decoded; `reason` says why, without the name."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """How a picture becomes a row of the pixel store."""
+
+    size: int
+    """Pixels: the short side (crop), or the side of the square (squash, pad)."""
+    fit: str = "crop"
+    interpolation: str = "bilinear"
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size = {self.size}: a picture needs at least one pixel")
+        if self.fit not in FITS:
+            raise UserError(f"fit = {self.fit!r}: one of {', '.join(FITS)}")
+        if self.interpolation not in RESAMPLING:
+            raise UserError(f"interpolation = {self.interpolation!r}: one of {', '.join(RESAMPLING)}")
+        if self.channels not in (1, 3):
+            raise UserError(f"channels = {self.channels!r}: 1 (gray) or 3 (RGB)")
+
+
+def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None) -> np.ndarray:
+    """The pixels of a picture, given as a path or as the bytes of a file: (H, W, channels) uint8, upright.
+
+    `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8, as long as its short side stays at least twice this.
+    Gray is Rec. 601 luma. Raises Unreadable, a UserError, where the picture is cut short, damaged, too large or none.
+    """
+    return _pixels(_load(source, channels, None if at_least is None else 2 * at_least))
+
+
+def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
+    """Resize (H, W[, C]) uint8 to a row: (h, w, C) uint8. A picture of the right size passes untouched.
+
+    crop: the short side becomes `size`, the long side int(size * long / short) as in torchvision's Resize, after cutting
+    to the central 4:1. squash: both sides become `size`. pad: the long side becomes `size`, and black, evenly on both
+    sides, fills the square. All with antialiasing. Gray and RGB are converted into each other as `spec.channels` says.
+    """
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
+        raise ValueError(f"a picture is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
+    gray = picture.ndim == 2 or picture.shape[2] == 1
+    planes = 1 if gray else 3
+    if picture.shape[2:] not in ((), (1,), (3,)):
+        raise ValueError(f"a picture has 1 or 3 channels, not {picture.shape[2]}")
+    height, width = picture.shape[:2]
+    if planes == spec.channels and is_row(height, width, spec):
+        return picture[:, :, None] if picture.ndim == 2 else picture
+    image = Image.fromarray(np.ascontiguousarray(picture.reshape(height, width) if gray else picture))
+    return _pixels(_fit(_with_channels(image, spec.channels), spec))
+
+
+def is_row(height: int, width: int, spec: RowSpec) -> bool:
+    """Whether a picture of this size is a row already."""
+    if spec.fit == "crop":
+        return min(height, width) == spec.size and max(height, width) <= MAX_ASPECT * spec.size
+    return height == width == spec.size
+
+
+def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarray:
+    """A picture, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises Unreadable."""
+    if isinstance(source, np.ndarray):
+        return fit_row(source, spec)
+    return _pixels(_fit(_load(source, spec.channels, 2 * spec.size), spec))
+
+
+def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Image.Image:
+    """An upright picture of mode RGB or L. A JPEG may come smaller, with its short side at least `short_side`."""
+    name = "picture" if isinstance(source, bytes) else os.fspath(source)
+    if warnings.filters[:1] != [_NOT_OURS]:  # others may have reset the filters; catch_warnings is not for threads
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
+            _refuse_too_large(image.width * image.height, image, limit=MAX_HEADER_PIXELS)
+            if short_side is not None:
+                image.draft(None, (short_side, short_side))
+            weight = _HEAVY_FORMATS.get(image.format or "", 1) * _HEAVY_MODES.get(image.mode, 1)
+            pixels = image.width * image.height * weight
+            _refuse_too_large(pixels, image, limit=MAX_PIXELS)
+            turn: AbstractContextManager = _one_large if pixels > _LARGE else nullcontext()
+            with turn:
+                image.load()
+                orientation = _orientation(image)
+                upright = _with_channels(_flatten(image), channels)
+                if orientation in _UPRIGHT:
+                    upright = upright.transpose(_UPRIGHT[orientation])
+                return upright
+    except Unreadable:
+        raise
+    except (UnidentifiedImageError, SyntaxError):
+        raise Unreadable(name, _what_else(source)) from None
+    except Image.DecompressionBombError:
+        raise Unreadable(name, f"too large: its header claims over {MAX_HEADER_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise Unreadable(name, "needs more memory than there is") from None
+    except Exception as error:  # hostile files reach every kind of error in a decoder, and each of them means the same
+        raise Unreadable(name, _reason(error)) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats of FORMATS that this build of Pillow knows."""
+    Image.init()
+    _quiet_libtiff()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _quiet_libtiff() -> None:
+    """Keep libtiff, in C, from writing hundreds of lines about one bad file to stderr: Pillow has no switch for it.
+
+    The library is the copy that Pillow has loaded already. Where it is not found, nothing changes.
+    """
+    packages = Path(PIL.__file__).parent
+    bundled = [*packages.parent.glob("pillow.libs/libtiff*"), *packages.glob(".dylibs/libtiff*")]
+    for name in [str(path) for path in bundled] or ["libtiff.so.6"]:
+        try:
+            library = ctypes.CDLL(name)
+            for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+                setter(None)
+        except (OSError, AttributeError):
+            continue
+
+
+def _open_file(source: str | Path | bytes) -> BinaryIO:
+    """The file, opened for reading. Never memory-mapped by Pillow: a file cut meanwhile would end the process."""
+    if isinstance(source, bytes):
+        if not source:
+            raise Unreadable("picture", "empty")
+        return io.BytesIO(source)
+    name = os.fspath(source)
+    try:
+        found = os.stat(name)
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            raise Unreadable(name, "a folder" if stat.S_ISDIR(found.st_mode) else "not a file")
+        if found.st_size == 0:
+            raise Unreadable(name, "empty file")
+        if found.st_size > MAX_BYTES:
+            raise Unreadable(name, f"too large: {found.st_size:,} bytes (at most {MAX_BYTES:,})")
+        return open(name, "rb", buffering=1 << 16)  # noqa: SIM115, PTH123 (the caller closes it)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise Unreadable(name, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _refuse_too_large(weighted: int, image: Image.Image, *, limit: int) -> None:
+    if weighted > limit:
+        detail = f"too large: {image.width} x {image.height} pixels in {image.format} need too much memory to decode"
+        raise Unreadable(getattr(image, "filename", "") or "picture", detail)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF or XMP orientation, 1 to 8. Read after load(), since PNG may hold it behind the pixels."""
+    if image.format == "TIFF":
+        return 1  # Pillow has turned it while loading
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged metadata says nothing about the pixels
+        return 1
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any mode without its transparency and with 8 bits a channel."""
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return Image.fromarray(_to_8_bit(image))
+    if not image.has_transparency_data:
+        return image
+    if image.mode in ("La", "PA"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Mode L or RGB. Pillow's luma is Rec. 601: (19595 R + 38470 G + 7471 B + 32768) / 65536."""
+    if channels == 3:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "L":
+        return image
+    return (image if image.mode in ("1", "RGB") else image.convert("RGB")).convert("L")
+
+
+def _to_8_bit(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8 from modes I;16 (16-bit), I (32-bit integers) and F (floats).
+
+    Where the file says how many bits it means, the upper eight are kept, as libpng does, so that 255 is white.
+    Where it does not (32-bit integers, floats) the range is read off the pixels: [0, 1], [0, 255] and [0, 65535] are
+    taken for what they look like, anything else is stretched from its minimum to its maximum.
+    """
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = (tags.get(258) or (16,))[0]  # BitsPerSample: 12 comes as 0..4095
+        gray = (np.clip(values, 0, 65535) >> max(0, int(bits) - 8)).clip(0, 255).astype(np.uint8)
+        gray = 255 - gray if tags.get(262) == 0 else gray  # PhotometricInterpretation: WhiteIsZero
+        transparent = image.info.get("transparency")
+        return np.where(values == transparent, np.uint8(255), gray) if isinstance(transparent, int) else gray
+    finite = np.isfinite(values)
+    values = np.where(finite, values, 0).astype(np.float32, copy=False)
+    low, high = (float(values.min()), float(values.max())) if finite.any() else (0.0, 0.0)
+    if low >= 0 and high <= 65535:
+        top = next(top for top in ((1, 255, 65535) if image.mode == "F" else (255, 65535)) if high <= top)
+        low, high = 0.0, float(top)
+    return np.rint((values - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
+
+
+def _fit(image: Image.Image, spec: RowSpec) -> Image.Image:
+    """Resize a picture of mode L or RGB to a row."""
+    width, height = image.size
+    size, how = spec.size, RESAMPLING[spec.interpolation]
+    if is_row(height, width, spec):
+        return image
+    if spec.fit == "squash":
+        return image.resize((size, size), how)
+    if spec.fit == "crop":
+        kept_width, kept_height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
+        left, top = (width - kept_width) // 2, (height - kept_height) // 2
+        short = min(kept_width, kept_height)
+        goal = (int(size * kept_width / short), int(size * kept_height / short))
+        return image.resize(goal, how, box=(left, top, left + kept_width, top + kept_height))
+    long = max(width, height)
+    inner = image.resize((max(1, round(size * width / long)), max(1, round(size * height / long))), how)
+    square = Image.new(image.mode, (size, size))
+    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    return square
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) uint8 of a picture of mode L or RGB, copied in bands since Pillow makes two copies on the way."""
+    out = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
+    rows = max(1, 4_000_000 // image.width)
+    if rows >= image.height:
+        out[:] = np.asarray(image).reshape(out.shape)
+        return out
+    for top in range(0, image.height, rows):
+        band = out[top : top + rows]
+        band[:] = np.asarray(image.crop((0, top, image.width, top + len(band)))).reshape(band.shape)
+    return out
+
+
+def _what_else(source: str | Path | bytes) -> str:
+    """Why nothing recognized a file, in words that help."""
+    if isinstance(source, bytes):
+        head = source[:16]
+    else:
+        with open(source, "rb") as file:  # noqa: PTH123
+            head = file.read(16)
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
+        return "HEIC is not read; convert it to JPEG"
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")):
+        return "damaged in its header, or of a kind that is not read (such as 12-bit or lossless JPEG)"
+    if head.startswith((b"%PDF", b"%!PS", b"<svg", b"<?xml", b"<!DOCTYPE", b"<html")):
+        return "a document, not a picture"
+    return "not a picture, or of a kind that is not read"
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says, as one short line."""
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return f"could not be read: {error.strerror}"
+    return f"cut short or damaged ({text[:100]})"
