@@ -1,0 +1,13 @@
+"""The pictures of a run. Each is drawn from plain arrays into a file and returns the characters that no font here has.
+
+Importing this imports matplotlib, which takes a third of a second: do it where a plot is drawn.
+"""
+
+from __future__ import annotations
+
+from linnaeus.report.confusion import confusion
+from linnaeus.report.curves import curves
+from linnaeus.report.fonts import advice
+from linnaeus.report.grid import Shown, picture_grid
+
+__all__ = ["Shown", "advice", "confusion", "curves", "picture_grid"]
