@@ -77,3 +77,281 @@ class Augment(Strict):
         if value is not None and not 0 < value[0] <= value[1]:
             raise ValueError("two numbers above 0, the smaller first")
         return value
+
+
+class Constant(Strict):
+    name: Literal["constant"] = "constant"
+
+
+class Step(Strict):
+    """Multiply the learning rate by `factor` after every `every` epochs."""
+
+    name: Literal["step"]
+    every: Annotated[int, Field(ge=1)]
+    factor: Positive = 0.1
+
+
+class Plateau(Strict):
+    """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` epochs."""
+
+    name: Literal["plateau"]
+    monitor: Literal["train_loss", "train_accuracy", "valid_loss", "valid_accuracy"] = "valid_loss"
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Annotated[int, Field(ge=0)] = 10
+    threshold: NonNegative = 1e-4
+    threshold_mode: Literal["rel", "abs"] = "rel"
+    cooldown: Annotated[int, Field(ge=0)] = 0
+    minimum: NonNegative = 0.0
+    eps: NonNegative = 1e-8
+
+
+class Cosine(Strict):
+    """Linear warm-up, then half a cosine down to `minimum` times the learning rate (Loshchilov and Hutter 2016)."""
+
+    name: Literal["cosine"]
+    warmup: NonNegative = 0.0
+    """Epochs of warm-up; fractions are fine."""
+    minimum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class OneCycle(Strict):
+    """Up from lr/start_div to lr in the first `rise` of the steps, then down to lr/end_div (Smith and Topin 2017)."""
+
+    name: Literal["onecycle"]
+    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    start_div: Annotated[float, Field(ge=1)] = 25.0
+    end_div: Annotated[float, Field(ge=1)] = 1e4
+
+
+Schedule = Annotated[Constant | Step | Plateau | Cosine | OneCycle, Field(discriminator="name")]
+
+
+class Model(Strict):
+    name: str
+    """A network of `linnaeus models`, or `file.py:function` for one of your own."""
+    weights: str = "none"
+    """`imagenet`, the name of published weights, a file, or `none` for training from scratch."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the network, such as `stem = "small"`; `linnaeus models NAME` shows them."""
+
+
+class Split(Strict):
+    """How an unsplit source is divided, by class and at random."""
+
+    valid: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> Split:
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid + test is {self.valid + self.test:g}, which leaves nothing to train on")
+        return self
+
+
+class Data(Strict):
+    resize: Annotated[int, Field(ge=1, le=8192)]
+    """Pixels of the short side after decoding (`crop`), or of the square's side (`squash`, `pad`)."""
+    size: Annotated[int, Field(ge=1, le=8192)]
+    """Pixels of the square that the network sees: the central crop of what `resize` gives."""
+    train_resize: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """`resize` for training pictures where it differs, so that augmentation has something to crop from."""
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    normalise: Literal["weights", "imagenet", "data", "none"] = "weights"
+    """Mean and standard deviation: of the weights, of ImageNet, of the training pixels, or none: [0, 1]."""
+    channels: Literal["auto", 1, 3] = "auto"
+    train: str | None = None
+    valid: str | None = None
+    """Names of list files; `valid = "test"` selects the best model on the test split, as some publications do."""
+    test: str | None = None
+    split: Split = Split()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Data:
+        for key, value in (("resize", self.resize), ("train_resize", self.train_resize)):
+            if value is not None and value < self.size:
+                raise ValueError(f"{key} = {value} is smaller than size = {self.size}, so the crop would have a border")
+        return self
+
+
+class Phase(Strict):
+    train: Annotated[list[str], Field(min_length=1)] = ["all"]
+    """Stages that train, or `all`."""
+    epochs: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Pictures in one step of the optimizer, over all processes; what fits the memory at once is found by itself."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: Positive
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate for each stage further from the head."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    decay_norms: bool = True
+    """Whether weight decay also pulls on biases and BatchNorm, as torch's optimizers do by default."""
+    schedule: Schedule = Constant()
+    augment: Augment | None = None
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    """The alpha of the Beta distribution; 0 is off. With both, each batch takes one of them at random."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of the weights, a step; 0 is off."""
+    clip: NonNegative = 0.0
+    """Largest norm of the gradient; 0 is off."""
+    early_stop: Annotated[int, Field(ge=0)] = 0
+    """Stop the phase after this many epochs without a better model; 0 is off."""
+    aux_weight: NonNegative = 0.3
+    """Weight of the auxiliary heads' loss, where the network has them."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Phase:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = true needs momentum above 0")
+        return self
+
+
+class Recipe(Strict):
+    """What is trained, on what, how. `Recipe.model_validate` of a dict, or `load_recipe` of a name or file."""
+
+    name: str = "recipe"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    best: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
+    precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
+    log_every: Annotated[int, Field(ge=0)] = 0
+    """Print the loss every so many steps; 0 is off."""
+    model: Model
+    data: Data
+    phase: Annotated[list[Phase], Field(min_length=1)]
+
+    def to_toml(self) -> str:
+        """The recipe with its defaults, as `recipe.toml` holds it: reading it gives an equal recipe."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def recipe_text(name: str) -> tuple[str, str]:
+    """The TOML of a recipe that comes with the package, or of a file: (origin to name in errors, text)."""
+    packaged = RECIPES / f"{name}.toml"
+    if name in recipe_names():
+        return f"recipe {name}", packaged.read_text(encoding="utf-8")
+    path = Path(name)
+    if path.is_dir() and (path / "recipe.toml").is_file():
+        path = path / "recipe.toml"
+    if path.is_file():
+        try:
+            return str(path), path.read_text(encoding="utf-8-sig")
+        except (UnicodeDecodeError, OSError) as error:
+            raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); is it a recipe?") from None
+    near = suggest(name, recipe_names())
+    raise UserError(f"recipe {name!r}: neither a file nor one of the recipes{near}; see `linnaeus recipes`")
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list[int] | None = None) -> Recipe:
+    """Read a recipe by name or file, with dotted overrides (`phase.1.lr`) and a number of epochs for each phase.
+
+    Raises UserError naming the origin, the key and the value.
+    """
+    origin, text = recipe_text(name)
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{origin}: not TOML: {error}") from None
+    raw.setdefault("name", Path(name).stem)
+    return override(raw, origin, overrides or {}, epochs)
+
+
+def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs: list[int] | None) -> Recipe:
+    """A Recipe from what a TOML file held, with dotted overrides and a number of epochs for each phase."""
+    for key, value in overrides.items():
+        _set(raw, key, value)
+    if epochs is not None:
+        phases = raw.get("phase") or []
+        if len(epochs) != len(phases):
+            raise UserError(f"--epochs: {len(epochs)} number(s) for {len(phases)} phase(s) of {origin}; give one each")
+        for phase, number in zip(phases, epochs, strict=True):
+            phase["epochs"] = number
+    return validate(raw, origin)
+
+
+def validate(raw: dict[str, Any], origin: str) -> Recipe:
+    """A Recipe from what a TOML file held. Raises UserError with the first thing wrong, as one line."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_explain(error)}") from None
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """`KEY=VALUE` of --set: the value is TOML, and a bare word is a string."""
+    key, equals, value = setting.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"--set {setting!r}: expected KEY=VALUE, as in data.size=288 or phase.1.lr=1e-3")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """`; did you mean …?` where something known is close to `word`, else nothing."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put `value` at `dotted`, where a number after `phase` counts from 1."""
+    parts = dotted.split(".")
+    at: Any = raw
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        if isinstance(at, list):
+            if not part.isdigit() or not 1 <= int(part) <= len(at):
+                raise UserError(f"--set {dotted}: there are phases 1 to {len(at)}, not {part!r}")
+            if last:
+                at[int(part) - 1] = value
+            else:
+                at = at[int(part) - 1]
+        elif not isinstance(at, dict):
+            raise UserError(f"--set {dotted}: {'.'.join(parts[:i])} is {at!r} and has no keys")
+        elif last:
+            at[part] = value
+        else:
+            at = at.setdefault(part, {})
+
+
+def _explain(error: ValidationError) -> str:
+    """The first of pydantic's findings as one line with the key as the user writes it."""
+    first = error.errors(include_url=False)[0]
+    # A discriminated union puts the chosen name into the location, where the user wrote no such key.
+    place = [part for part in first["loc"] if not (isinstance(part, str) and part in _SCHEDULES)]
+    key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{suggest(str(place[-1]), _ALL_KEYS)}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], dict | list) else f" = {first['input']!r}"
+    return f"{key}{value}: {message}{more}" if key else f"{message}{more}"
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a key that is None is left out."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+_PARTS = (Recipe, Model, Data, Split, Phase, Augment, Constant, Step, Plateau, Cosine, OneCycle)
+_ALL_KEYS = sorted({key for part in _PARTS for key in part.model_fields})
+_SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")

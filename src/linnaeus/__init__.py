@@ -1,0 +1,54 @@
+"""Linnaeus: from a folder of pictures to a classifier you can read, trust and ship.
+
+The public names are imported when they are first used, so that `import linnaeus` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from linnaeus.errors import JobError as JobError
+    from linnaeus.errors import UserError as UserError
+    from linnaeus.models import create as create
+    from linnaeus.predict import Classifier as Classifier
+    from linnaeus.predict import Prediction as Prediction
+    from linnaeus.predict import load as load
+    from linnaeus.preprocess import Preprocessing as Preprocessing
+    from linnaeus.preprocess import denormalise as denormalise
+    from linnaeus.recipe import Recipe as Recipe
+    from linnaeus.recipe import load_recipe as load_recipe
+    from linnaeus.train.run import Run as Run
+    from linnaeus.train.run import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Classifier": "linnaeus.predict",
+    "JobError": "linnaeus.errors",
+    "Prediction": "linnaeus.predict",
+    "Preprocessing": "linnaeus.preprocess",
+    "Recipe": "linnaeus.recipe",
+    "Run": "linnaeus.train.run",
+    "UserError": "linnaeus.errors",
+    "create": "linnaeus.models",
+    "denormalise": "linnaeus.preprocess",
+    "load": "linnaeus.predict",
+    "load_recipe": "linnaeus.recipe",
+    "train": "linnaeus.train.run",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'linnaeus' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # found once: the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,232 @@
+"""The commands: parse, call, print. torch and pydantic are imported inside commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from linnaeus import __version__
+from linnaeus.console import Console, duration
+from linnaeus.errors import UserError
+
+if TYPE_CHECKING:
+    from linnaeus.predict import Prediction
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
+
+
+def verbosity(command):
+    """-q and -v, which every command has."""
+    command = click.option("-v", "--verbose", is_flag=True, help="Say more.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")(command)
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="linnaeus")
+def cli() -> None:
+    """From a folder of pictures to a classifier you can read, trust and ship."""
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--recipe", metavar="NAME|FILE", help="What to train, how; chosen from the data without it.")
+@click.option("--model", metavar="NAME|FILE.py:FUNCTION", help="Another network than the recipe's.")
+@click.option("--weights", metavar="NAME|FILE|none", help="Other weights to start from than the recipe's.")
+@click.option("--epochs", metavar="N[,N]", help="Epochs, a number for each phase.")
+@click.option("--out", metavar="DIR", help="The run folder.  [default: runs/<recipe>-<n>]")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any key of the recipe: phase.1.lr=1e-3.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
+@click.option("--strict", is_flag=True, help="Refuse unreadable pictures instead of leaving them out.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
+@verbosity
+def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+    """Train a classifier on SOURCE.
+
+    SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
+    files, or a name that `linnaeus data list` shows.
+    """
+    from linnaeus.recipe import parse_setting
+    from linnaeus.train.run import train as run_training
+
+    console = Console(quiet=quiet, verbose=verbose)
+    run = run_training(source, settings=dict(map(parse_setting, settings)), console=console, **options)
+    best = f"phase {run.best.phase}, epoch {run.best.epoch}"
+    console.say()
+    for split, found in run.figures.items():
+        console.say(f"{split:9} {found}")
+    console.say(f"best      {best}, by {run.best.by} on validation")
+    console.say(f"time      {duration(run.seconds['total'])}")
+    for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png"):
+        console.say(f"{name.partition('.')[0]:9} {run.path / name}" if name[0] != "p" else f"pictures  {run.path / name}")
+    if run.interrupted:
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--top", default=1, show_default=True, type=click.IntRange(1), help="Classes to show.")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl"]), default="table", show_default=True)
+@click.option("--out", metavar="FILE", help="Write the answers there.")
+@click.option("--grid", metavar="FILE.png", help=f"Draw the first {GRID_MOST} pictures with their answers.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
+@verbosity
+def predict(
+    model: str, images: tuple[str, ...], top: int, form: str, out: str | None, grid: str | None, device: str,
+    code: str | None, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Predict IMAGES with MODEL, a run folder or a model file.
+
+    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read.
+    """
+    from linnaeus.answers import writer
+    from linnaeus.files import disk_errors
+    from linnaeus.modelfile import model_path, read_header
+    from linnaeus.models import load_module
+    from linnaeus.predict import expand, load
+
+    module = None
+    if code:
+        arch = read_header(model_path(model)).arch
+        module = load_module(code, int(arch["classes"]), int(arch["channels"]))
+    classifier = load(model, device=device, model=module)
+    if grid and Path(grid).suffix.lower() != ".png":
+        raise UserError(f"--grid {grid}: must end in .png")
+    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
+    shown: list[tuple[Prediction, int | None]] = []
+    failed = done = 0
+    with disk_errors(Path(out or "-")), click.open_file(out or "-", "w", encoding="utf-8") as file:
+        write = writer(form, file, top)
+        for prediction in classifier.stream(expand(images, click.get_text_stream("stdin"))):
+            write(prediction)
+            done += 1
+            if prediction.error is not None:
+                failed += 1
+                console.warn(f"{prediction.path}: {prediction.error}")
+            elif grid and len(shown) < GRID_MOST:
+                shown.append((prediction, classifier.true_class(prediction.path)))
+    if grid and shown:
+        _draw_grid(grid, shown, console)
+    if failed:
+        console.warn(f"{failed} of {done} pictures could not be read")
+        raise SystemExit(1)
+
+
+def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
+    """The pictures with predicted and true name."""
+    from linnaeus.report.plots import Shown, advice, picture_grid
+
+    tiles = [
+        Shown(
+            picture=p.picture if p.picture.shape[-1] == 3 else p.picture[..., 0],  # type: ignore[union-attr, arg-type]
+            predicted=p.name,
+            probability=p.probability,
+            true=None if true is None else p.names[true],
+        )
+        for p, true in shown
+    ]
+    missing = picture_grid(tiles, Path(path))
+    if missing:
+        console.warn(advice(missing))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("source")
+@click.option("--split", default="test", show_default=True, help="train, valid, test, or all.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures there.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@verbosity
+def evaluate(model: str, source: str, split: str, json_file: str | None, device: str, quiet: bool, verbose: bool) -> None:
+    """Measure MODEL on a split of SOURCE."""
+    import json
+
+    from linnaeus.files import write_text
+    from linnaeus.predict import load
+
+    found = load(model, device=device).evaluate(source, split)
+    click.echo(f"accuracy           {found}")
+    if found.top5 is not None:
+        click.echo(f"top-5              {found.top5:.2%}")
+    click.echo(f"balanced accuracy  {found.balanced_accuracy:.2%}")
+    click.echo(f"loss               {found.loss:.4f}")
+    if json_file:
+        write_text(Path(json_file), json.dumps({split: found.to_dict()}, indent=2) + "\n")
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--size", default=0, type=click.IntRange(0), help="Pixels of the picture's side.  [default: 224, or what suits]")
+@click.option("--classes", default=1000, show_default=True, type=click.IntRange(1))
+@click.option("--channels", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An argument of the network: stem=small.")
+@verbosity
+def models(
+    name: str | None, size: int, classes: int, channels: int, settings: tuple[str, ...], quiet: bool, verbose: bool
+) -> None:
+    """List the networks; or show one, layer by layer, with shapes, parameters and multiply-adds.
+
+    A convolution from c_in to c_out channels with a k x k kernel, in g groups, giving H x W outputs, has
+    k * k * c_in / g * c_out weights and does H * W multiply-adds with each. Its output's side is
+    floor((side + 2 * padding - k) / stride) + 1.
+    """
+    from linnaeus.models.layers import layer_table, render, summary
+    from linnaeus.models import create
+    from linnaeus.recipe import parse_setting
+
+    if name is None:
+        click.echo(summary())
+        return
+    network = create(name, classes, channels, **dict(map(parse_setting, settings)))
+    click.echo(render(layer_table(network, size or None, channels)))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@verbosity
+def recipes(name: str | None, quiet: bool, verbose: bool) -> None:
+    """List the recipes; or print one, ready to edit."""
+    from linnaeus.recipe import recipe_names, recipe_text
+
+    if name is not None:
+        click.echo(recipe_text(name)[1], nl=False)
+        return
+    for each in recipe_names():
+        first = recipe_text(each)[1].splitlines()[0].lstrip("# ")
+        click.echo(f"{each:16} {first}")
+
+
+@cli.group()
+def weights() -> None:
+    """Published weights: list, download, import."""
+
+
+@cli.group()
+def data() -> None:
+    """Known data sets and the caches."""
+
+
+def main() -> None:
+    """Run the command line. Wrong input is one line on stderr and exit status 2; a failed job, 1."""
+    try:
+        cli(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(error.status) from None
+    except click.ClickException as error:
+        hint = f" (see linnaeus {' '.join(sys.argv[1:2])} --help)" if isinstance(error, click.UsageError) else ""
+        click.echo(f"error: {error.format_message()}{hint}", err=True)
+        raise SystemExit(2) from None
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # whoever read our output has enough
+        sys.stderr.close()
+        raise SystemExit(0) from None

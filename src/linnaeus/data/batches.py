@@ -1,0 +1,168 @@
+"""Batches of rows in an order that depends on (seed, epoch) alone, fetched ahead by one thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AHEAD = 2  # batches fetched before they are asked for: one in hand, one on the way
+
+
+class Rows(Protocol):
+    """What a store and a stream have in common."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (N, H, W, C) uint8, padded to the largest, and their true heights and widths (N, 2)."""
+        ...
+
+
+@dataclass
+class Batch:
+    indices: np.ndarray
+    """(N,) position of each sample in the rows."""
+    pixels: Tensor
+    """(N, H, W, C) uint8 on the device."""
+    shapes: np.ndarray
+    """(N, 2) true height and width."""
+    labels: Tensor
+    """(N,) int64 on the device."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Samples start..stop, for an optimizer step in several pieces."""
+        s = slice(start, stop)
+        return Batch(self.indices[s], self.pixels[s], self.shapes[s], self.labels[s])
+
+
+def order(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """The order of n samples in an epoch: a permutation, or n draws with probability `weights` (summing to 1).
+
+    It comes from (seed, epoch) alone, so every process finds the same order without asking another.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    if weights is None:
+        return generator.permutation(n)
+    return generator.choice(n, size=n, p=weights)
+
+
+def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
+    """`indices` in pieces of `batch`; a last piece of one sample joins the one before.
+
+    BatchNorm cannot be trained on one picture whose feature map has shrunk to one position.
+    """
+    pieces = [indices[i : i + batch] for i in range(0, len(indices), batch)]
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [np.concatenate(pieces[-2:])]
+    return pieces
+
+
+class Batches:
+    """Batches of uint8 rows with their labels, on `device`.
+
+    Every process builds the same order and takes every `world`-th sample of each batch, so that `batch` is the
+    effective batch size whatever the number of processes.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        labels: np.ndarray,
+        *,
+        batch: int,
+        device: torch.device,
+        shuffle: bool = False,
+        seed: int = 0,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.rows, self.labels, self.batch, self.device = rows, labels, batch, device
+        self.shuffle, self.seed, self.weights = shuffle, seed, weights
+        self.rank, self.world = rank, world
+
+    @property
+    def samples(self) -> int:
+        """Samples in an epoch, over all processes."""
+        return len(self.labels)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(chunks(np.arange(self.samples), self.batch))
+
+    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch. Leaving early is fine: the thread ends with the iterator."""
+        indices = order(self.samples, self.seed, epoch, self.weights) if self.shuffle else np.arange(self.samples)
+        pieces = [piece[self.rank :: self.world] for piece in chunks(indices, self.batch)]
+        return self._ahead(pieces)
+
+    def _fetch(self, indices: np.ndarray) -> Batch:
+        # Reading a memory-mapped file is fastest, and a page is read once, when the rows are asked for in their order.
+        ascending = np.argsort(indices, kind="stable")
+        back = np.empty_like(ascending)
+        back[ascending] = np.arange(len(indices))
+        pixels, shapes = self.rows.gather(indices[ascending])
+        tensor = torch.from_numpy(pixels[back])
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+        return Batch(indices, tensor, shapes[back], torch.from_numpy(self.labels[indices]).to(self.device))
+
+    def _ahead(self, pieces: list[np.ndarray]) -> Iterator[Batch]:
+        if len(pieces) == 1:
+            yield self._fetch(pieces[0])
+            return
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=AHEAD)
+        stop = threading.Event()
+
+        def put(item: Batch | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for piece in pieces:
+                    if stop.is_set():
+                        return
+                    put(self._fetch(piece))
+                put(None)
+            except BaseException as error:
+                put(error)  # raised where the batch is asked for, not lost in a thread
+
+        thread = threading.Thread(target=work, name="linnaeus-batches", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the rows of another source of rows: what is left when unreadable pictures are left out."""
+
+    rows: Rows
+    positions: np.ndarray
+    """(n,) position of each sample in `rows`."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.rows.gather(self.positions[indices])

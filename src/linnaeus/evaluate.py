@@ -1,0 +1,123 @@
+"""Figures that hold: every sample counted once, every proportion with its count and its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from linnaeus.data.batches import Batch, Batches
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network answered, in the order of the samples."""
+
+    labels: np.ndarray
+    """(n,) int64."""
+    logits: np.ndarray
+    """(n, classes) float32."""
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(n, classes) float64, rows summing to 1."""
+        return softmax(self.logits)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(n,) int64."""
+        return self.logits.argmax(1)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How good the answers are. Shares are in 0..1."""
+
+    n: int
+    correct: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    """Wilson's interval."""
+    top5: float | None
+    """Share with the right class among the five most likely; None with five classes or fewer."""
+    balanced_accuracy: float
+    """Mean recall over the classes that occur."""
+    loss: float
+    """Mean cross-entropy in nats."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        low, high = self.accuracy_ci95
+        return f"{self.accuracy:.2%} ({self.correct} of {self.n}, 95 % interval {low:.1%} to {high:.1%})"
+
+
+@torch.inference_mode()
+def answers(
+    net: nn.Module,
+    batches: Batches,
+    prepare: Callable[[Batch], Tensor],
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Outputs:
+    """Run `net`, in evaluation mode, over `batches`. Raises AssertionError if a sample is counted twice or not at all."""
+    net.eval()
+    labels, logits, seen = [], [], []
+    for batch in batches.epoch():
+        with autocast():
+            out = net(prepare(batch))
+        logits.append(out.float().cpu().numpy())
+        labels.append(batch.labels.cpu().numpy())
+        seen.append(batch.indices)
+    order = np.concatenate(seen)
+    assert np.array_equal(np.sort(order), np.arange(batches.samples)), "every sample must be counted exactly once"
+    back = np.argsort(order)
+    return Outputs(np.concatenate(labels)[back], np.concatenate(logits)[back])
+
+
+def figures(outputs: Outputs) -> Figures:
+    """The figures of a set of answers; at least one."""
+    labels, logits = outputs.labels, outputs.logits
+    n, k = logits.shape
+    right = logits.argmax(1) == labels
+    loss = -log_softmax(logits)[np.arange(n), labels].mean()
+    top5 = None
+    if k > 5:
+        best = np.argpartition(logits, k - 5, axis=1)[:, k - 5 :]
+        top5 = float((best == labels[:, None]).any(1).mean())
+    support = np.bincount(labels, minlength=k)
+    recall = np.bincount(labels[right], minlength=k)[support > 0] / support[support > 0]
+    correct = int(right.sum())
+    return Figures(n, correct, correct / n, wilson(correct, n), top5, float(recall.mean()), float(loss))
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927), 95 % by default. Right at 0, at n, and for small n."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) int64 counts: rows true, columns predicted."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities in float64, along the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities in float64, along the last axis."""
+    return np.exp(log_softmax(logits))

@@ -1,0 +1,72 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from linnaeus.errors import JobError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into one line that names the path. Everything else passes through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise JobError(f"{path}: no space left on the disk; free some, or choose another place") from None
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise JobError(f"{path}: may not be written ({error.strerror}); choose another place") from None
+        raise
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed over it when the block ends well and removed when it does not.
+
+    The bytes are on the disk before the name is, and the name before this returns: after a power cut there is the old
+    file or the new one, never a part.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays, because writers such as matplotlib choose the format by it.
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's names, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no handle for a folder; its rename is durable by itself
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """mkstemp makes files private; what we leave behind should be as readable as any other file of the user's."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,238 @@
+"""Predicting with a model file: the same preprocessing as validation, in constant memory."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import nn
+
+from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.names import class_name, natural_key
+from linnaeus.device import choose_device
+from linnaeus.errors import UserError
+from linnaeus.evaluate import Figures, Outputs, answers, figures, softmax
+from linnaeus.modelfile import model_path, read_model
+from linnaeus.models import Network, wrap
+
+BATCH = 32
+Image = str | Path | bytes | np.ndarray
+"""A file, its bytes, or its pixels (H, W) or (H, W, 3) uint8."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one picture."""
+
+    path: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    probabilities: np.ndarray | None
+    """(classes,) float64, summing to 1; None where the picture cannot be read."""
+    error: str | None = None
+    picture: np.ndarray | None = None
+    """(size, size, channels) uint8: what the network saw."""
+
+    @property
+    def index(self) -> int:
+        """The most likely class. Raises UserError where the picture could not be read."""
+        return int(self._known().argmax())
+
+    @property
+    def name(self) -> str:
+        return self.names[self.index]
+
+    @property
+    def probability(self) -> float:
+        return float(self._known().max())
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """(display name, probability) of the k most likely classes, the likeliest first."""
+        return [(self.names[i], p) for i, p in self.ranked(k)]
+
+    def ranked(self, k: int) -> list[tuple[int, float]]:
+        """(class index, probability) of the k most likely classes."""
+        known = self._known()
+        return [(int(i), float(known[i])) for i in np.argsort(-known, kind="stable")[:k]]
+
+    def to_dict(self, k: int = 5) -> dict[str, Any]:
+        """The JSON line of `linnaeus predict`."""
+        top = [] if self.probabilities is None else self.ranked(k)
+        return {
+            "path": self.path,
+            "top": [{"class": self.classes[i], "name": self.names[i], "probability": p} for i, p in top],
+            "unsure": False,
+            "error": self.error,
+        }
+
+    def _known(self) -> np.ndarray:
+        if self.probabilities is None:
+            raise UserError(f"{self.path}: {self.error}")
+        return self.probabilities
+
+
+class Classifier:
+    """A trained network with its classes and its preprocessing; made by `load`."""
+
+    def __init__(self, path: Path, device: str = "auto", model: nn.Module | None = None):
+        self.path = path
+        own: Network | None = None
+        if model is not None:
+            from linnaeus.modelfile import read_header
+
+            arch = read_header(path).arch
+            own = wrap(model, int(arch["classes"]), int(arch["channels"]))
+        self.network, self.about = read_model(path, own)
+        self.device = choose_device(device)
+        self.network.to(self.device)
+        self.classes, self.names = self.about.classes, self.about.names
+        self.preprocessing = self.about.preprocessing
+
+    @overload
+    def predict(self, images: Image) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[Image]) -> list[Prediction]: ...
+
+    def predict(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
+        """Predict one picture or several. One that cannot be read raises UserError alone, and has `error` in a list."""
+        if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.dtype == np.uint8):
+            single = next(self.stream([images]))
+            single._known()
+            return single
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[Image], batch: int = BATCH) -> Iterator[Prediction]:
+        """Predictions in the order of the pictures, however many: only a few batches are in memory at a time.
+
+        Threads decode the next pictures while the network works on these.
+        """
+        threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
+            waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+            source = iter(images)
+            try:
+                while True:
+                    while len(waiting) < 2 * batch and (image := next(source, None)) is not None:
+                        waiting.append((_label(image, len(waiting)), pool.submit(self.preprocessing.load, image)))
+                    if not waiting:
+                        return
+                    yield from self._batch([waiting.popleft() for _ in range(min(batch, len(waiting)))])
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _batch(self, tasks: list[tuple[str, Future[np.ndarray]]]) -> Iterator[Prediction]:
+        pictures, errors = [], []
+        for _, future in tasks:
+            try:
+                pictures.append(future.result())
+                errors.append(None)
+            except UserError as error:
+                errors.append(str(error))
+        probabilities = iter(self.probabilities(np.stack(pictures)) if pictures else [])
+        seen = iter(pictures)
+        for (path, _), error in zip(tasks, errors, strict=True):
+            if error is None:
+                yield Prediction(path, self.classes, self.names, next(probabilities), picture=next(seen))
+            else:
+                yield Prediction(path, self.classes, self.names, None, error=error.removeprefix(f"{path}: "))
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: np.ndarray) -> np.ndarray:
+        """(N, size, size, channels) uint8, as `preprocessing.load` gives them -> (N, classes) float64."""
+        x = self.preprocessing.normalise(torch.from_numpy(pictures).to(self.device))
+        return softmax(self.network(x).float().cpu().numpy())
+
+    def answers(self, source: str | Path, split: str = "test") -> Outputs:
+        """What the model answers to the pictures of `split` of a source, with their labels in the model's classes."""
+        from linnaeus.data.sources import open_source
+        from linnaeus.stores.cache import default_cache
+        from linnaeus.stores.pixels import build_pixels
+
+        table = open_source(source)
+        unknown = [name for name in table.classes if name not in self.classes]
+        if unknown:
+            raise UserError(f"{source}: the model knows no class {', '.join(unknown[:8])}; it has {', '.join(self.classes[:8])}")
+        indices = np.arange(len(table)) if split == "all" else table.where(split)
+        if not len(indices):
+            parts = ", ".join(part or "all" for part in table.counts())
+            raise UserError(f"{source}: has no split {split!r}, but {parts}; name one with --split")
+        rows = build_pixels(table, indices, self.preprocessing.row_spec, cache=default_cache())
+        if rows.failed:
+            first = min(rows.failed)
+            raise UserError(f"{table.sample_id(int(indices[first]))}: {rows.failed[first]}; remove it, or mend it")
+        labels = np.array([self.classes.index(name) for name in table.classes])[table.labels[indices]]
+        batches = Batches(rows, labels, batch=BATCH, device=self.device)
+
+        def prepare(batch: Batch) -> torch.Tensor:
+            return self.preprocessing(batch.pixels, batch.shapes)
+
+        return answers(self.network, batches, prepare)
+
+    def evaluate(self, source: str | Path, split: str = "test") -> Figures:
+        """The figures on `split` of a source; "all" takes every picture of it."""
+        return figures(self.answers(source, split))
+
+    def true_class(self, path: str) -> int | None:
+        """The class that the picture's folder tells, where the folder is named like one."""
+        parent = class_name(Path(path).absolute().parent.name)
+        return self.classes.index(parent) if parent in self.classes else None
+
+
+def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = None) -> Classifier:
+    """Load a run folder or a model file. `model` is for a network of your own, whose code no model file holds.
+
+    Raises UserError, naming the file, where it is no model file, cut short, altered, or of an unknown format.
+    """
+    return Classifier(model_path(path), device, model)
+
+
+def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
+    """Files, folders (all pictures below, in natural order), globs, and `-` for `lines` -> paths of pictures.
+
+    Raises UserError for a folder without pictures and a glob that fits nothing. A single file that is not there comes out
+    all the same: it is reported as unreadable in its place and does not stop the rest.
+    """
+    for image in images:
+        if image == "-":
+            yield from (line.rstrip("\r\n") for line in lines if line.strip())
+        elif Path(image).is_dir():
+            found = False
+            for path in _walk(Path(image)):
+                found = True
+                yield path
+            if not found:
+                raise UserError(f"{image}: no pictures in this folder; pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        elif glob.has_magic(image) and not Path(image).exists():
+            matches = sorted(glob.glob(image, recursive=True), key=natural_key)
+            if not matches:
+                raise UserError(f"{image}: no file fits this pattern")
+            yield from (match for match in matches if not Path(match).is_dir())
+        else:
+            yield image
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Pictures below `folder`, folder by folder, in natural order; hidden ones are passed over."""
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: natural_key(e.name))
+    for entry in visible:
+        if entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            yield entry.path
+    for entry in visible:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+
+
+def _label(image: Image, number: int) -> str:
+    """What to call a picture in messages."""
+    return os.fspath(image) if isinstance(image, str | Path) else f"picture {number + 1}"

@@ -1,0 +1,82 @@
+"""The one definition of how a picture becomes the network's input: training, evaluation, export and server share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.data.augment import center_crop
+from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Decode, resize to `resize` as `fit` says, crop the center to `size`, scale to [0, 1], normalise.
+
+    `mean` and `std` have one value a channel, on the scale [0, 1].
+    """
+
+    resize: int
+    size: int
+    fit: str = "crop"
+    interpolation: str = "bilinear"
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise UserError(f"preprocessing: {self.channels} channel(s) but mean {self.mean} and std {self.std}")
+        if min(self.std) <= 0:
+            raise UserError(f"preprocessing: std {self.std} must be above 0")
+
+    @property
+    def row_spec(self) -> RowSpec:
+        return RowSpec(self.resize, self.fit, self.interpolation, self.channels)
+
+    def load(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
+        """Picture -> (size, size, channels) uint8. Raises UserError where it is no picture."""
+        row = load_row(source, self.row_spec)
+        return self.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
+
+    def crop(self, rows: Tensor, shapes: np.ndarray | Tensor) -> Tensor:
+        """Padded rows (N, H, W, C) uint8 with their true shapes (N, 2) -> (N, size, size, C) uint8."""
+        return center_crop(rows, shapes, self.size)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32 in channels-last memory, which is how it already lies."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
+        return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2)
+
+    def __call__(self, rows: Tensor, shapes: np.ndarray | Tensor) -> Tensor:
+        """Padded rows (N, H, W, C) uint8 -> the network's input (N, C, size, size) float32."""
+        return self.normalise(self.crop(rows, shapes))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`. Raises TypeError or UserError where something is missing or does not fit."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def denormalise(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:
+    """The picture back from a normalised tensor: (C, H, W) or (N, C, H, W) -> (…, H, W, C) uint8, clipped to 0..255."""
+    if x.ndim not in (3, 4) or x.shape[-3] != len(mean):
+        raise UserError(f"denormalise: shape {tuple(x.shape)} is not (…, {len(mean)}, H, W)")
+    m = torch.tensor(mean, device=x.device).view(-1, 1, 1)
+    s = torch.tensor(std, device=x.device).view(-1, 1, 1)
+    pixels = (x.detach().float() * s + m).mul(255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.movedim(-3, -1).cpu().numpy()

@@ -1,0 +1,31 @@
+"""An exponential moving average of the weights (Polyak and Juditsky 1992; as used by Tan and Le 2019)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Average:
+    """A second copy of the network whose trained weights are an average over the recent steps.
+
+    The decay warms up as (1 + step) / (10 + step), so that the random start is forgotten within a few steps. BatchNorm
+    buffers are copied, not averaged: they are averages already. Frozen parts stay as they are.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take one step of `model` into the average."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for mine, now in zip(self.model.parameters(), model.parameters(), strict=True):
+            if now.requires_grad:
+                mine.lerp_(now, 1 - decay)
+        for mine, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(now)

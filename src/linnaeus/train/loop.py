@@ -1,0 +1,238 @@
+"""fit(): the one training loop, a generator of epochs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.mixing import mix
+from linnaeus.errors import JobError
+from linnaeus.evaluate import Figures, answers, figures
+from linnaeus.models import Network
+from linnaeus.recipe import Phase
+from linnaeus.train.ema import Average
+from linnaeus.train.engine import Engine, seed_step
+from linnaeus.train.optim import build_optimizer, train_mode, training_stages
+from linnaeus.train.schedule import Schedule
+
+
+class Above(nn.Module):
+    """What a phase runs of a network: all of it, or what lies above the cut."""
+
+    def __init__(self, model: Network, start: str | None = None):
+        super().__init__()
+        self.model, self.start = model, start
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) if self.start is None else self.model.run(x, start=self.start)
+
+
+@dataclass
+class Stream:
+    """Batches, and how each becomes what the network takes: `prepare(batch, epoch)`."""
+
+    batches: Batches
+    prepare: Callable[[Batch, int], Tensor]
+
+
+@dataclass
+class Step:
+    """One step of the optimizer, told to whoever watches."""
+
+    epoch: int
+    step: int
+    steps: int
+    samples: int
+    means: Callable[[], tuple[float, float | None]]
+    """(mean loss, share right or None) of the epoch so far. On a GPU, asking waits for it."""
+
+
+@dataclass
+class Epoch:
+    """One epoch of training, evaluated."""
+
+    epoch: int
+    """From 1, inside the phase."""
+    lr: float
+    train_loss: float
+    """Mean over the samples, of the main head, in training mode and with augmentation."""
+    train_accuracy: float | None
+    """As train_loss; None where pictures are mixed and have no one label."""
+    valid: Figures
+    seconds: float
+    model: Network
+    """What was evaluated: the network, or its moving average. Save it before asking for the next epoch."""
+
+
+def fit(
+    net: Above,
+    phase: Phase,
+    train: Stream,
+    valid: Stream,
+    engine: Engine,
+    *,
+    classes: int,
+    seed: int = 0,
+    first_epoch: int = 0,
+    micro: int | None = None,
+    better: Callable[[Figures], bool] | None = None,
+    watch: Callable[[Step], None] = lambda step: None,
+) -> Iterator[Epoch]:
+    """Train `net` in place by `phase`, yielding once an epoch.
+
+    The command prints what is yielded, a test collects it; any of them may evaluate or save between. `first_epoch`
+    counts the epochs of earlier phases, so that no two epochs of a run draw the same random numbers. `micro` is the
+    number of samples that go through the network at once. `better` says whether an epoch is the best yet (early stop).
+    Raises JobError if the loss is not finite.
+    """
+    stages = training_stages(net.model, phase.train)
+    optimizer = build_optimizer(net.model, phase)
+    wrapped, optimizer = engine.setup(net, optimizer)
+    schedule = Schedule(optimizer, phase, len(train.batches))
+    average = Average(net, phase.ema) if phase.ema else None
+    criterion = Criterion(phase, train.batches.labels, classes, engine.device)
+    since_best = 0
+
+    for epoch in range(phase.epochs):
+        started = time.perf_counter()
+        train_mode(net.model, stages)
+        total = Totals(engine.device)
+        for step, batch in enumerate(train.batches.epoch(first_epoch + epoch)):
+            seed_step(seed, first_epoch + epoch, step)
+            schedule.before_step(epoch * len(train.batches) + step)
+            loss, right = _step(wrapped, optimizer, batch, train, criterion, engine, phase, first_epoch + epoch, micro)
+            if average is not None:
+                average.update(net)
+            total.add(loss, right, len(batch))
+            total.check(phase, epoch, step, schedule.lr)
+            watch(Step(epoch + 1, step + 1, len(train.batches), total.samples, total.means))
+        evaluated = net if average is None else average.model
+        result = figures(
+            answers(evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast)  # type: ignore[misc]
+        )
+        train_loss, train_accuracy = total.means()
+        lr = schedule.lr
+        seconds = time.perf_counter() - started
+        schedule.after_epoch(
+            {
+                "train_loss": train_loss,
+                "train_accuracy": math.nan if train_accuracy is None else train_accuracy,
+                "valid_loss": result.loss,
+                "valid_accuracy": result.accuracy,
+            }
+        )
+        since_best = 0 if better is None or better(result) else since_best + 1
+        yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model)
+        if phase.early_stop and since_best >= phase.early_stop:
+            return
+
+
+def _step(
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    train: Stream,
+    criterion: Criterion,
+    engine: Engine,
+    phase: Phase,
+    epoch: int,
+    micro: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One step of the optimizer: (sum of the losses, number right), on the device."""
+    loss_sum = torch.zeros((), device=engine.device)
+    right: Tensor | None = torch.zeros((), device=engine.device)
+    optimizer.zero_grad(set_to_none=True)
+    for start in range(0, len(batch), micro or len(batch)):
+        part = batch.part(start, start + (micro or len(batch)))
+        x, targets = train.prepare(part, epoch), part.labels
+        if phase.mixup or phase.cutmix:
+            x, targets = mix(
+                x, targets, criterion.classes, part.indices, seed=train.batches.seed, epoch=epoch,
+                mixup=phase.mixup, cutmix=phase.cutmix,
+            )  # fmt: skip
+        logits, *auxiliary = _heads(wrapped(x))
+        loss = criterion(logits, targets, part.labels)
+        total = loss
+        for other in auxiliary:
+            total = total + phase.aux_weight * criterion(other, targets, part.labels)
+        engine.backward(total / len(batch))
+        loss_sum += loss.detach()
+        right = right + (logits.argmax(1) == part.labels).sum() if targets.ndim == 1 else None
+    if phase.clip:
+        engine.clip(wrapped, optimizer, phase.clip)
+    optimizer.step()
+    return loss_sum, right
+
+
+def _heads(out: Tensor | tuple[Tensor, list[Tensor]]) -> list[Tensor]:
+    """The logits, then those of the auxiliary heads where there are any."""
+    return [out] if isinstance(out, Tensor) else [out[0], *out[1]]
+
+
+class Criterion:
+    """Cross-entropy on logits, summed over the batch, with label smoothing and class weights.
+
+    The weights are inversely proportional to a class's count and average 1 over the training samples, so that they
+    leave the scale of the loss, and with it the learning rate, alone.
+    """
+
+    def __init__(self, phase: Phase, labels: np.ndarray, classes: int, device: torch.device):
+        self.smoothing, self.classes = phase.label_smoothing, classes
+        self.weights: Tensor | None = None
+        if phase.class_weights == "balanced":
+            counts = np.bincount(labels, minlength=classes)
+            weights = np.where(counts > 0, len(labels) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
+            self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
+
+    def __call__(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed. `labels`: (N,) of the pictures."""
+        losses = F.cross_entropy(logits.float(), targets, label_smoothing=self.smoothing, reduction="none")
+        if self.weights is None:
+            return losses.sum()
+        weights = self.weights[targets] if targets.ndim == 1 else targets @ self.weights
+        return (losses * weights).sum()
+
+
+class Totals:
+    """Loss and right answers of an epoch, summed on the device and divided by the number of samples."""
+
+    # Asking a GPU for a number makes it wait; asking now and then is soon enough to stop a run that went wrong.
+    CHECK_EVERY = 50
+
+    def __init__(self, device: torch.device):
+        self.loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        self.right: Tensor | None = torch.zeros((), dtype=torch.int64, device=device)
+        self.samples = 0
+        self.every = 1 if device.type == "cpu" else self.CHECK_EVERY
+        self.shown: tuple[float, float | None] = (math.nan, None)
+        self.fresh = False
+
+    def add(self, loss: Tensor, right: Tensor | None, samples: int) -> None:
+        self.loss = self.loss + loss.to(self.loss)
+        self.right = None if right is None or self.right is None else self.right + right.long()
+        self.samples += samples
+        self.fresh = False
+
+    def means(self) -> tuple[float, float | None]:
+        """(mean loss, share right or None) so far."""
+        if not self.fresh:
+            right = None if self.right is None else float(self.right) / self.samples
+            self.shown, self.fresh = (float(self.loss) / self.samples, right), True
+        return self.shown
+
+    def check(self, phase: Phase, epoch: int, step: int, lr: float) -> None:
+        """Raise JobError if the loss has become NaN or infinite."""
+        if (step + 1) % self.every == 0 and not math.isfinite(self.means()[0]):
+            where = f"epoch {epoch + 1}, step {step + 1}" + (f" or the {self.every} before" if self.every > 1 else "")
+            raise JobError(
+                f"the loss is not finite ({float(self.loss):g}) at {where}, with learning rate {lr:g}; "
+                f"try a lower one (--set phase.N.lr={lr / 10:g}) or clip the gradient (--set phase.N.clip=1)"
+            )

@@ -1,0 +1,171 @@
+"""What stands before the first epoch: the recipe resolved, the source split, the network built, the pictures decoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from linnaeus.console import Console
+from linnaeus.data.batches import Subset
+from linnaeus.data.decode import RowSpec
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import SPLITS, Table, split_table
+from linnaeus.errors import UserError
+from linnaeus.models import Network, create, load_module, wrap
+from linnaeus.models.weights import at_hand, load_weights
+from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from linnaeus.recipe import Recipe, load_recipe, override
+from linnaeus.stores.cache import default_cache
+from linnaeus.stores.pixels import build_pixels
+from linnaeus.train.choose import choose_recipe
+from linnaeus.train.phases import Samples
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std), a value a channel, on the scale [0, 1]."""
+
+
+def resolve_recipe(
+    source: str | Path,
+    recipe: str | Recipe | None,
+    model: str | nn.Module | None,
+    weights: str | None,
+    epochs: int | str | list[int] | None,
+    settings: dict[str, Any] | None,
+    seed: int | None,
+    console: Console,
+) -> tuple[Recipe, Table]:
+    """The recipe with everything the caller overrides, and the source's table, unsplit."""
+    overrides = dict(settings or {})
+    if isinstance(model, str):
+        overrides["model.name"] = model
+    elif model is not None:
+        overrides |= {"model.name": "custom", "model.weights": "none"}
+    if weights is not None:
+        overrides["model.weights"] = weights
+    if seed is not None:
+        overrides["seed"] = seed
+    table: Table | None = None
+    if recipe is None:
+        table = _open(source, overrides.get("data.train"), overrides.get("data.valid"), overrides.get("data.test"))
+        recipe, why = choose_recipe(table, at_hand())
+        console.say(f"recipe    {recipe}: {why}")
+    if isinstance(recipe, Recipe):
+        raw = recipe.model_dump(mode="json", exclude_none=True)
+        resolved = override(raw, recipe.name, overrides, _epochs(epochs))
+    else:
+        resolved = load_recipe(recipe, overrides, _epochs(epochs))
+    if table is None:
+        table = _open(source, resolved.data.train, resolved.data.valid, resolved.data.test)
+    return resolved, table
+
+
+def open_split(table: Table, recipe: Recipe) -> Table:
+    """Every sample in its split, by the recipe's shares and seed."""
+    split = recipe.data.split
+    return split_table(
+        table, valid=split.valid, test=split.test, seed=split.seed, valid_is_test=recipe.data.valid == "test"
+    )
+
+
+def build_network(
+    recipe: Recipe, classes: int, channels: int, module: nn.Module | None, console: Console
+) -> tuple[Network, Normalisation | None]:
+    """The network with its weights, and the normalisation that these were trained with (None without weights)."""
+    name, arguments = recipe.model.name, recipe.model.arguments
+    if module is not None:
+        return wrap(module, classes, channels), None
+    if ".py:" in name:
+        return load_module(name, classes, channels), None
+    if recipe.model.weights == "none":
+        return create(name, classes, channels, **arguments), None
+    loaded = load_weights(name, recipe.model.weights, classes=classes, channels=channels, arguments=arguments)
+    for note in loaded.notes:
+        console.say(f"weights   {note}")
+    return loaded.model, (tuple(loaded.normalisation["mean"]), tuple(loaded.normalisation["std"]))
+
+
+def preprocessing_of(recipe: Recipe, channels: int, weights: Normalisation | None) -> Preprocessing:
+    """The preprocessing of evaluation, as the recipe says; `normalise = "data"` is measured later, on the rows."""
+    data = recipe.data
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if data.normalise == "weights" and weights is not None:
+        mean, std = weights
+    elif data.normalise in ("weights", "imagenet"):
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if len(mean) != channels:  # one gray channel stands for three: their means agree well enough
+        mean, std = (float(np.mean(mean)),) * channels, (float(np.mean(std)),) * channels
+    return Preprocessing(data.resize, data.size, data.fit, data.interpolation, channels, mean, std)
+
+
+def load_samples(
+    table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
+) -> tuple[dict[str, Samples], list[tuple[str, str]]]:
+    """Decode every picture of every split, once. Returns the samples by split, and (path, reason) of what is unreadable.
+
+    Raises UserError with `strict` if anything is unreadable, and where too little is left to train or measure on.
+    """
+    samples: dict[str, Samples] = {}
+    bad: list[tuple[str, str]] = []
+    evaluation = preprocessing.row_spec
+    training = RowSpec(
+        recipe.data.train_resize or evaluation.size, evaluation.fit, evaluation.interpolation, evaluation.channels
+    )
+    for split in SPLITS:
+        indices = table.where(split)
+        if not len(indices):
+            continue
+        with console.progress(f"decoding {split}") as advance:
+            rows = build_pixels(
+                table, indices, training if split == "train" else evaluation, cache=default_cache(), progress=advance
+            )
+        bad += [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
+        good = np.setdiff1d(np.arange(len(indices)), np.fromiter(rows.failed, dtype=np.int64, count=len(rows.failed)))
+        labels = table.labels[indices[good]]
+        samples[split] = Samples(rows if len(good) == len(indices) else Subset(rows, good), labels)
+        if not len(good):
+            raise UserError(f"{table.source}: none of the {len(indices)} {split} pictures can be read; first: {bad[-1]}")
+    if bad:
+        if strict:
+            raise UserError(f"{table.source}: {len(bad)} unreadable picture(s), first {bad[0][0]} ({bad[0][1]}); --strict")
+        console.warn(f"{len(bad)} unreadable picture(s) left out, first {bad[0][0]}: {bad[0][1]} (all in bad_images.csv)")
+    lost = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))
+    if len(lost):
+        names = ", ".join(table.names[i] for i in lost)
+        raise UserError(f"{table.source}: no readable training picture of {names}; add some, or remove the class")
+    return samples, bad
+
+
+def measure_pixels(train: Samples, preprocessing: Preprocessing) -> Preprocessing:
+    """`normalise = "data"`: mean and standard deviation of the training pixels, by channel, on [0, 1]."""
+    channels = preprocessing.channels
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(train), 256):
+        pixels, shapes = train.rows.gather(np.arange(start, min(start + 256, len(train))))
+        for row, (height, width) in zip(pixels, shapes, strict=True):  # without the padding
+            values = row[:height, :width].reshape(-1, channels).astype(np.float64) / 255
+            count += len(values)
+            total += values.sum(0)
+            squares += (values**2).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    return Preprocessing(
+        preprocessing.resize, preprocessing.size, preprocessing.fit, preprocessing.interpolation, channels,
+        tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std),
+    )  # fmt: skip
+
+
+def _open(source: str | Path, train: str | None, valid: str | None, test: str | None) -> Table:
+    return open_source(source, train=train, valid=None if valid == "test" else valid, test=test)
+
+
+def _epochs(epochs: int | str | list[int] | None) -> list[int] | None:
+    """`5`, `"5,2"` or [5, 2] -> a number for each phase."""
+    if epochs is None or isinstance(epochs, list):
+        return epochs
+    parts = str(epochs).split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--epochs {epochs}: expected a number, or one for each phase, as in 5,2")
+    return [int(part) for part in parts]

@@ -1,0 +1,249 @@
+"""train(): from a source and a recipe to a run folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from linnaeus.console import Console, duration
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.errors import JobError, UserError
+from linnaeus.evaluate import Figures, Outputs, figures
+from linnaeus.modelfile import ModelFile, read_model, versions, write_model
+from linnaeus.models import Network
+from linnaeus.preprocess import Preprocessing
+from linnaeus.recipe import Recipe
+from linnaeus.train.engine import Engine, hardware
+from linnaeus.train.optim import training_stages
+from linnaeus.train.phases import Best, Phases, Samples
+from linnaeus.train.prepare import (
+    build_network,
+    load_samples,
+    measure_pixels,
+    open_split,
+    preprocessing_of,
+    resolve_recipe,
+)
+from linnaeus.train.results import answer_pixels, write_pictures
+from linnaeus.train.runfolder import RunFolder
+
+
+@dataclass
+class Run:
+    """A finished run: where it is, and how good its best model is."""
+
+    path: Path
+    best: Best
+    figures: dict[str, Figures]
+    """By split: `valid`, and `test` where the source has one."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    interrupted: bool = False
+
+    @property
+    def valid(self) -> Figures:
+        return self.figures["valid"]
+
+    @property
+    def test(self) -> Figures | None:
+        return self.figures.get("test")
+
+
+def train(
+    source: str | Path,
+    recipe: str | Recipe | None = None,
+    *,
+    model: str | nn.Module | None = None,
+    weights: str | None = None,
+    epochs: int | str | list[int] | None = None,
+    out: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    strict: bool = False,
+    tensorboard: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Train a classifier on `source` and leave everything about it in a run folder.
+
+    `recipe` is a name, a file, or a Recipe; without one it is chosen from the data. `model` is the name of a network,
+    `file.py:function`, or a module of your own; `weights` a name, a file or "none"; `epochs` a number for each phase;
+    `settings` dotted keys on the recipe, such as {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable
+    pictures instead of leaving them out. Ctrl-C ends the run with the best model so far.
+    Raises UserError for wrong input, and JobError where the input was right and the run failed all the same.
+    """
+    job = _Job(console or Console(), RunTimes())
+    job.prepare(source, recipe, model, weights, epochs, settings, seed, device, out, strict)
+    return job.run(tensorboard)
+
+
+class RunTimes(dict[str, float]):
+    """Seconds by part of the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = time.perf_counter()
+
+    def lap(self, name: str, since: float) -> None:
+        self[name] = self.get(name, 0.0) + time.perf_counter() - since
+
+    def total(self) -> float:
+        self["total"] = time.perf_counter() - self.started
+        return self["total"]
+
+
+class _Job:
+    """The state that the steps of train() share. Each step is a method; they run in the order in which they stand."""
+
+    recipe: Recipe
+    table: Table
+    folder: RunFolder
+    engine: Engine
+    network: Network
+    preprocessing: Preprocessing
+    samples: dict[str, Samples]
+
+    def __init__(self, console: Console, seconds: RunTimes):
+        self.console, self.seconds = console, seconds
+
+    def prepare(self, source, recipe, model, weights, epochs, settings, seed, device, out, strict) -> None:
+        """Everything before the first epoch; whatever can be wrong with the input is found here, the cheap things first."""
+        since = time.perf_counter()
+        self.engine = Engine(device)
+        self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
+        self.engine = Engine(device, self.recipe.precision)
+        self.table = open_split(table, self.recipe)
+        torch.manual_seed(self.recipe.seed)
+        channels = self.recipe.data.channels
+        channels = channels if channels != "auto" else self.table.channels or 3
+        module = model if isinstance(model, nn.Module) else None
+        self.network, normalisation = build_network(self.recipe, len(self.table.classes), channels, module, self.console)
+        for phase in self.recipe.phase:
+            training_stages(self.network, phase.train)
+        self.folder = RunFolder.create(out, self.recipe.name)
+        self.folder.write_recipe(self.recipe)
+        self.folder.write_split(self.table)
+        self.preprocessing = preprocessing_of(self.recipe, channels, normalisation)
+        self.samples, bad = load_samples(self.table, self.recipe, self.preprocessing, strict, self.console)
+        self.folder.write_bad_images(bad)
+        if self.recipe.data.normalise == "data":
+            self.preprocessing = measure_pixels(self.samples["train"], self.preprocessing)
+        self.bad = len(bad)
+        self.seconds.lap("prepare", since)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Say what will be trained on what, where."""
+        say, table, network = self.console.say, self.table, self.network
+        counts = ", ".join(f"{split} {len(self.samples[split])}" for split in SPLITS if split in self.samples)
+        left_out = f"; {self.bad} unreadable, left out (bad_images.csv)" if self.bad else ""
+        say(f"run       {self.folder.path}")
+        say(f"device    {self.engine.describe()}")
+        say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
+        say(f"classes   {len(table.classes)}: {_class_map(table)}")
+        if self.recipe.data.valid == "test":
+            self.console.warn('valid = "test": the best model is selected on the test pictures, so its figure flatters')
+        total = sum(p.numel() for p in network.parameters())
+        p = self.preprocessing
+        say(f"network   {network.arch['name']}, {total:,} parameters, weights: {self.recipe.model.weights}")
+        say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {p.channels} channel(s), {p.interpolation}")
+
+    def run(self, tensorboard: bool) -> Run:
+        """The phases, then the final figures from the saved file, on pixels."""
+        phases = Phases(
+            recipe=self.recipe, model=self.network, preprocessing=self.preprocessing,
+            train=self.samples["train"], valid=self.samples["valid"], classes=len(self.table.classes),
+            engine=self.engine, console=self.console, save=self._save, record=self.folder.add, seconds=self.seconds,
+        )  # fmt: skip
+        interrupted = False
+        with self.folder.tensorboard(tensorboard):
+            try:
+                best = phases.run()
+            except KeyboardInterrupt:
+                interrupted, best = True, phases.best
+                if best.figures is None:
+                    raise JobError(f"{self.folder.path}: stopped before the first epoch was over; nothing to keep") from None
+                self.console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
+            except JobError as error:
+                if phases.best.figures is None:
+                    raise
+                where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
+                raise JobError(f"{error}; the best model so far ({where}) is in {self.folder.model}") from None
+        return self._finish(best, phases, interrupted)
+
+    def _save(self, network: Network, best: Best) -> None:
+        """Write the best model so far, with the figures by which it was chosen."""
+        assert best.figures is not None
+        write_model(self.folder.model, network, self._about(network, {"valid": best.figures.to_dict()}))
+
+    def _about(self, network: Network, metrics: dict[str, Any]) -> ModelFile:
+        arch = dict(network.arch)
+        if arch["arguments"].get("aux"):  # auxiliary heads end with training
+            arch["arguments"] = {**arch["arguments"], "aux": False}
+        counts = {split: len(samples) for split, samples in self.samples.items()}
+        return ModelFile(
+            arch=arch,
+            classes=self.table.classes,
+            names=self.table.names,
+            preprocessing=self.preprocessing,
+            metrics=metrics,
+            data={"kind": self.table.kind, "counts": counts, "fingerprint": self.fingerprint},
+            recipe=self.recipe.model_dump(mode="json"),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        if not hasattr(self, "_fingerprint"):
+            self._fingerprint = self.table.fingerprint()
+        return self._fingerprint
+
+    def _finish(self, best: Best, phases: Phases, interrupted: bool) -> Run:
+        since = time.perf_counter()
+        # From here on only the file counts: what is reported is what somebody who is given the file will find.
+        network, about = read_model(self.folder.model, self.network if self.network.arch["name"] == "custom" else None)
+        outputs: dict[str, Outputs] = {}
+        for split in ("valid", "test"):
+            if split in self.samples:
+                outputs[split] = answer_pixels(network, self.preprocessing, self.samples[split], self.engine)
+        result = {split: figures(out) for split, out in outputs.items()}
+        assert best.figures is not None
+        if result["valid"].correct != best.figures.correct:
+            self.console.warn(
+                f"the saved model has {result['valid'].correct} of {result['valid'].n} right on validation, "
+                f"and had {best.figures.correct} while training"
+            )
+        about.metrics = {split: found.to_dict() for split, found in result.items()}
+        write_model(self.folder.model, network, about)
+        self.seconds.lap("evaluate", since)
+        since = time.perf_counter()
+        missing = write_pictures(self.folder, self.table, self.samples, outputs, self.preprocessing, best)
+        if missing:
+            self.console.warn(f"no font on this machine has {missing}; install one (e.g. Noto Sans CJK) to see them in plots")
+        self.seconds.lap("pictures", since)
+        self.seconds.total()
+        self.folder.write_metrics(
+            {
+                **about.metrics,
+                "selected_on": "test" if self.recipe.data.valid == "test" else "valid",
+                "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
+                "epochs": len(self.folder.rows),
+                "interrupted": interrupted,
+                "bad_images": self.bad,
+                "micro_batch": phases.micro,
+                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+                "hardware": hardware(),
+                "versions": versions(),
+                "fingerprint": self.fingerprint,
+            }
+        )
+        return Run(self.folder.path, best, result, dict(self.seconds), interrupted)
+
+
+def _class_map(table: Table, most: int = 12) -> str:
+    """`0 daisy, 1 rose …`: index and display name, shortened where there are many."""
+    shown = [f"{i} {name}" for i, name in enumerate(table.names[:most])]
+    return ", ".join(shown) + (f", … {len(table.names) - 1} {table.names[-1]}" if len(table.names) > most else "")

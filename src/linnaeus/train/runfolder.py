@@ -1,0 +1,116 @@
+"""What a run leaves behind: a folder with a model, its figures, and the story of how it came to be."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from linnaeus.data.table import Table, write_split
+from linnaeus.errors import UserError
+from linnaeus.files import atomic, disk_errors, write_text
+from linnaeus.modelfile import MODEL
+from linnaeus.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of history.csv: one epoch. Losses in nats, accuracies in 0..1; train_accuracy is empty with mixing."""
+
+    phase: int
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float | None
+    valid_loss: float
+    valid_accuracy: float
+    seconds: float
+
+
+class RunFolder:
+    """The folder of one run. Files are written whole or not at all, but for history.csv, which grows by whole lines."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[Row] = []
+        self._events: Any = None
+
+    @classmethod
+    def create(cls, out: str | Path | None, name: str) -> RunFolder:
+        """A new folder: `out`, or runs/<name>-<n>. Raises UserError where `out` exists and is not empty."""
+        if out is not None:
+            path = Path(out)
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise UserError(f"{path}: already exists; choose another --out, or remove it")
+            with disk_errors(path):
+                path.mkdir(parents=True, exist_ok=True)
+            return cls(path)
+        n = 1
+        while True:
+            path = Path("runs") / f"{name}-{n}"
+            try:
+                with disk_errors(path):
+                    path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:  # mkdir decides, so that two runs started at once get two folders
+                n += 1
+
+    @property
+    def model(self) -> Path:
+        return self.path / MODEL
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        write_text(self.path / "recipe.toml", recipe.to_toml())
+
+    def write_bad_images(self, bad: list[tuple[str, str]]) -> None:
+        """(path, reason) of every picture left out."""
+        with atomic(self.path / "bad_images.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path", "reason"])
+            writer.writerows(bad)
+
+    def write_split(self, table: Table) -> None:
+        """Which sample is in which split, in the form that the CSV reader reads."""
+        write_split(table, self.path / "split.csv")
+
+    def add(self, row: Row) -> None:
+        """Append an epoch to history.csv."""
+        self.rows.append(row)
+        path = self.path / "history.csv"
+        with disk_errors(path), path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(asdict(row)), lineterminator="\n")
+            if file.tell() == 0:
+                writer.writeheader()
+            values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
+            writer.writerow({**values, "seconds": f"{row.seconds:.3f}"})
+
+        if self._events is not None:
+            step = len(self.rows)
+            for name in ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy"):
+                value = getattr(row, name)
+                if value is not None:
+                    self._events.add_scalar(name.replace("_", "/"), value, step)
+
+    @contextmanager
+    def tensorboard(self, wanted: bool) -> Iterator[None]:
+        """Write every row as TensorBoard events too, where wanted. Raises UserError where it is not installed."""
+        if not wanted:
+            yield
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError('--tensorboard: not installed; pip install "linnaeus[tensorboard]"') from None
+        self._events = SummaryWriter(str(self.path / "tensorboard"))
+        try:
+            yield
+        finally:
+            self._events.close()
+            self._events = None
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
