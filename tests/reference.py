@@ -18,6 +18,9 @@ import torch
 OPERATORS = ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
 
 
+library = torch.library.Library("torchvision", "FRAGMENT")  # what is declared through it is gone when it is
+
+
 def torchvision() -> ModuleType:
     """The torchvision package, with `models` and `transforms`; skips the calling test, by name, where it is absent."""
     if find_spec("torchvision") is None:
@@ -37,9 +40,7 @@ def _import() -> ModuleType:
 
 
 def _declare_operators() -> None:
-    """Declare the operators' names, with schemas that nobody reads. The library object must outlive the program."""
-    global _library
-    _library = torch.library.Library("torchvision", "DEF")
+    """Declare the operators' names, with schemas that nobody reads."""
     for name in OPERATORS:
-        _library.define(f"{name}(Tensor x) -> Tensor")
-        _library.define(f"_{name}_backward(Tensor x) -> Tensor")
+        library.define(f"{name}(Tensor x) -> Tensor")
+        library.define(f"_{name}_backward(Tensor x) -> Tensor")

@@ -25,6 +25,9 @@ class Network(nn.Module):
     head_input: int
     """Features that enter the last linear layer: the length of a pooled vector."""
 
+    usual_size: int = 224
+    """Pixels of the square pictures that the network was designed for; others work too."""
+
     @property
     def stages(self) -> tuple[str, ...]:
         return tuple(self.parts)
@@ -45,7 +48,7 @@ class Network(nn.Module):
     def between(self, start: str | None = None, stop: str | None = None) -> tuple[str, ...]:
         """The names of the stages from `start` (inclusive) to `stop` (exclusive)."""
         for stage in (start, stop):
-            if stage is not None and stage not in self.parts:
+            if stage is not None and stage not in self.stages:
                 raise UserError(f"{self.arch['name']} has no stage {stage!r}: choose from {', '.join(self.stages)}")
         first = 0 if start is None else self.stages.index(start)
         last = len(self.stages) if stop is None else self.stages.index(stop)

@@ -155,6 +155,7 @@ class ResNet(Network):
             self.conv1 = conv(channels, 64, 7, stride=2)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
+            self.usual_size = 32
             self.conv1 = conv(channels, 64, 3)
             self.maxpool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(64)

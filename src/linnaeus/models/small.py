@@ -73,6 +73,7 @@ class CifarNet(Network):
         "head": ("fc",),
     }
     head_input = 64
+    usual_size = 32
 
     def __init__(self, classes: int, channels: int, blocks: Sequence[nn.Sequential]):
         super().__init__()
@@ -180,6 +181,7 @@ class MiniResNet(Network):
     """
 
     parts: ClassVar = {"block1": ("block1",), "block2": ("block2",), "block3": ("block3",), "head": ("fc",)}
+    usual_size = 28
 
     def __init__(self, classes: int, channels: int = 3, *, widths: Sequence[int] = (32, 64, 128)):
         super().__init__()

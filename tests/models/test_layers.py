@@ -1,0 +1,85 @@
+"""The layer table against published figures and torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from linnaeus.models import MODELS, create
+from linnaeus.models.layers import KNOWN, layer_table, render, summary, totals
+
+PUBLISHED = [
+    ("resnet18", {}, "11.69 M", "1.81 G"),
+    ("resnet34", {}, "21.80 M", "3.66 G"),
+    ("resnet50", {}, "25.56 M", "4.09 G"),
+    ("resnet50", {"stride_in": "1x1"}, "25.56 M", "3.86 G"),
+    ("resnet101", {}, "44.55 M", "7.80 G"),
+    ("resnet152", {}, "60.19 M", "11.51 G"),
+    ("inception_v1", {"branch5x5": "3x3"}, "6.62 M", "1.50 G"),
+    ("inception_v1", {"branch5x5": "5x5"}, "7.01 M", "1.58 G"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "parameters", "adds"), PUBLISHED)
+def test_totals_are_the_published_ones(name: str, arguments: dict, parameters: str, adds: str) -> None:
+    with torch.device("meta"):
+        network = create(name, 1000, **arguments)
+    assert render(layer_table(network, 224)).splitlines()[-1].split() == f"{parameters} {adds}".split()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_summary_is_right(name: str) -> None:
+    classes, channels, size, millions, billions = KNOWN[name]
+    with torch.device("meta"):
+        network = create(name, classes, channels)
+    assert network.usual_size == size
+    parameters, adds = totals(layer_table(network))
+    assert round(parameters / 1e6, 3) == millions
+    assert round(adds / 1e9, 3) == billions
+    assert f"{name} " in summary()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20", "plain20", "mini_resnet", "inception_v1"])
+def test_counts_agree_with_torch(name: str) -> None:
+    """torch counts two operations per multiply-add. Every parameter is in one row."""
+    with torch.device("meta"):
+        network = create(name, 10)
+    parameters, adds = totals(layer_table(network, 96))
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.empty(1, 3, 96, 96, device="meta"))
+    assert adds * 2 == counter.get_total_flops()
+    assert parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_rows_say_what_the_paper_says() -> None:
+    """ResNet-50 at 224 (table 1), and the stem's cost by the formula in the help."""
+    with torch.device("meta"):
+        network = create("resnet50", 1000)
+    rows = {row.name: row for row in layer_table(network, 224)}
+    stem = rows["conv1"]
+    assert (stem.output, stem.kernel, stem.stride) == ((64, 112, 112), (7, 7), (2, 2))
+    assert stem.parameters == 7 * 7 * 3 * 64
+    assert stem.multiply_adds == stem.parameters * 112 * 112
+    shapes = [rows[f"layer{i}.0.conv3"].output for i in (1, 2, 3, 4)]
+    assert shapes == [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+    assert rows["fc"].output == (1000,)
+    assert rows["fc"].multiply_adds == 2048 * 1000
+
+
+def test_the_network_is_left_alone() -> None:
+    network = create("inception_v1", 4, aux=True).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    rows = layer_table(network, 64)
+    assert network.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+    assert not [row for row in rows if row.name.startswith("aux")]
+
+
+def test_table_is_aligned() -> None:
+    with torch.device("meta"):
+        lines = render(layer_table(create("mini_resnet", 10, 1), 28)).splitlines()
+    right = {len(line) for line in lines if line.startswith(("layer", "block", "total"))}
+    assert len(right) == 1
+    assert lines[0].split() == ["layer", "kind", "output", "kernel", "stride", "parameters", "multiply-adds"]

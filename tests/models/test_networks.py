@@ -1,0 +1,225 @@
+"""The networks themselves: that they start right, learn, run from stage to stage, and say what they are."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from linnaeus.errors import UserError
+from linnaeus.models import MODELS, Network, create
+from linnaeus.models.resnet import BasicBlock, Bottleneck
+
+SMALL = ["resnet20", "resnet110", "plain20", "plain56", "mini_resnet", "resnet18", "inception_v1"]
+
+
+def input_size(name: str) -> int:
+    return 64 if name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "inception_v1") else 32
+
+
+def vary_statistics(network: nn.Module) -> None:
+    """Give the BatchNorms running statistics that are not all alike."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arch_makes_the_same_network_again(name: str) -> None:
+    with torch.device("meta"):
+        network = create(name, classes=7, channels=1)
+        arch = json.loads(json.dumps(network.arch))
+        again = create(arch["name"], arch["classes"], arch["channels"], **arch["arguments"])
+    assert again.arch == network.arch
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_has_a_stage(name: str) -> None:
+    with torch.device("meta"):
+        network = create(name, classes=7)
+    assert {network.stage_of(key) for key in network.state_dict()} == set(network.stages)
+    owned = [id(p) for stage in network.stages for module in network.modules_of(stage) for p in module.parameters()]
+    assert sorted(owned) == sorted(id(p) for p in network.parameters())
+    with pytest.raises(KeyError):
+        network.stage_of("nothing.weight")
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_stages_join_up(name: str) -> None:
+    """Cut anywhere, and the two runs give the bits of one; the head also takes the pooled vectors."""
+    torch.manual_seed(0)
+    network = create(name, classes=7).eval()
+    vary_statistics(network)
+    x = torch.randn(2, 3, input_size(name), input_size(name))
+    whole = network(x)
+    assert whole.shape == (2, 7)
+    assert network.run(x, stop=network.stages[0]) is x
+    for cut in network.stages:
+        assert torch.equal(network.run(network.run(x, stop=cut), start=cut), whole)
+    vectors = network.run(x, stop="head").mean((2, 3))
+    assert vectors.shape == (2, network.head_input)
+    assert torch.equal(network.run(vectors, start="head"), whole)
+    with pytest.raises(UserError, match="no stage 'layer9': choose from"):
+        network.run(x, start="layer9")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*SMALL, "resnet50"])
+def test_loss_starts_at_chance(name: str) -> None:
+    """In training mode, since a fresh BatchNorm in evaluation mode normalizes nothing yet."""
+    torch.manual_seed(0)
+    network = create(name, classes=10).train()
+    x, targets = torch.randn(16, 3, input_size(name), input_size(name)), torch.arange(16) % 10
+    loss = float(nn.functional.cross_entropy(network(x), targets))
+    assert abs(loss - math.log(10)) < 0.2
+
+
+@pytest.mark.parametrize("name", ["resnet20", "plain20", "mini_resnet", "resnet18", "inception_v1"])
+def test_overfits_one_batch(name: str) -> None:
+    torch.manual_seed(0)
+    network = create(name, classes=4, channels=1, **({"dropout": 0.0} if name == "inception_v1" else {}))
+    x, targets = torch.randn(8, 1, 32, 32), torch.arange(8) % 4
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(x), targets)
+        if float(loss.detach()) < 0.05:
+            return
+        loss.backward()
+        optimizer.step()
+    pytest.fail(f"after 100 steps on 8 pictures the loss is {float(loss.detach()):.3f}")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
+)
+def test_cifar_resnets_have_the_papers_size(name: str, millions: float) -> None:
+    """Table 6; with option A, and so for the plain nets too, the shortcuts cost no parameters."""
+    digits = 1 if name == "resnet110" else 2
+    network = create(name, classes=10)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, digits) == millions
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == int(name.removeprefix("resnet"))  # the number in the name counts the weighted layers
+    if name != "resnet110":
+        plain = create(name.replace("resnet", "plain"), classes=10)
+        assert plain.state_dict().keys() == network.state_dict().keys()
+    projected = create(name, classes=10, shortcut="B")
+    assert len([m for m in projected.modules() if isinstance(m, nn.Conv2d)]) == len(layers) - 1 + 2
+
+
+@torch.no_grad()
+def test_option_a_subsamples_and_pads() -> None:
+    network = create("resnet20", classes=10)
+    x = torch.randn(1, 16, 8, 8)
+    shortcut = network.get_submodule("layer2.0.downsample")(x)
+    assert torch.equal(shortcut[:, :16], x[:, :, ::2, ::2])
+    assert shortcut.shape == (1, 32, 4, 4)
+    assert not shortcut[:, 16:].any()
+
+
+@torch.no_grad()
+def test_zero_init_makes_every_block_the_identity() -> None:
+    for name in ("resnet18", "resnet50", "resnet20"):
+        network = create(name, classes=10, zero_init=True).train()
+        for module in network.modules():
+            if isinstance(module, BasicBlock | Bottleneck) and module.downsample is None:
+                x = torch.rand(2, module.conv1.in_channels, 4, 4)
+                assert torch.equal(module(x), x)
+
+
+@torch.no_grad()
+def test_stride_in_moves_the_stride_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    theirs, papers = create("resnet50", 5), create("resnet50", 5, stride_in="1x1")
+    papers.load_state_dict(theirs.state_dict())
+    assert theirs.get_submodule("layer2.0.conv2").stride == (2, 2)
+    assert papers.get_submodule("layer2.0.conv1").stride == (2, 2)
+    assert papers.get_submodule("layer2.0.conv2").stride == (1, 1)
+    x = torch.randn(1, 3, 64, 64)
+    assert not torch.allclose(theirs.eval()(x), papers.eval()(x))
+    with pytest.raises(UserError, match="resnet18 has no 1x1"):
+        create("resnet18", 5, stride_in="1x1")
+
+
+@torch.no_grad()
+def test_small_stem_keeps_the_size() -> None:
+    network = create("resnet18", 10, channels=1, stem="small").eval()
+    assert network.run(torch.randn(1, 1, 32, 32), stop="layer1").shape == (1, 64, 32, 32)
+    assert network.run(torch.randn(1, 1, 32, 32), stop="head").shape == (1, 512, 4, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "last"), [(28, 1), (29, 1), (32, 2), (64, 6)])
+def test_mini_resnet_takes_any_size_from_28(size: int, last: int) -> None:
+    network = create("mini_resnet", 10, channels=1).eval()
+    maps = network.run(torch.rand(1, 1, size, size), stop="head")
+    assert maps.shape == (1, 128, last, last)
+    assert network(torch.rand(1, 1, size, size)).shape == (1, 10)
+
+
+def test_mini_resnet_is_as_described() -> None:
+    network = create("mini_resnet", 10, channels=1)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    shapes = [(m.in_channels, m.out_channels, m.kernel_size[0], m.padding[0]) for m in convolutions]
+    assert shapes == [
+        *((1, 32, 5, 0), (32, 30, 5, 2), (30, 32, 3, 1)),
+        *((32, 64, 3, 0), (64, 30, 5, 2), (30, 64, 3, 1)),
+        *((64, 128, 3, 0), (128, 30, 5, 2), (30, 128, 3, 1)),
+    ]
+    assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert create("mini_resnet", 10, 1, widths=[20, 30, 50]).head_input == 50
+    for widths in ([32, 64], [32, 64, 0], "abc"):
+        with pytest.raises(UserError, match="three numbers above 0"):
+            create("mini_resnet", 10, 1, widths=widths)
+
+
+def test_auxiliary_heads_train_and_vanish() -> None:
+    torch.manual_seed(0)
+    network = create("inception_v1", 5, aux=True)
+    x = torch.randn(2, 3, 64, 64)
+    logits, aux = network(x)
+    assert logits.shape == (2, 5)
+    assert [a.shape for a in aux] == [(2, 5), (2, 5)]
+    maps = network.run(x, stop="inception4")
+    assert isinstance(network.run(maps, start="inception4"), tuple)  # a phase may start anywhere below them
+    assert isinstance(network.run(maps, start="inception4", stop="head"), torch.Tensor)
+    for module in network.modules_of("inception4"):  # frozen, while the rest trains
+        module.eval()
+    assert network.training
+    assert isinstance(network(x), torch.Tensor)
+    assert isinstance(network.eval()(x), torch.Tensor)
+    assert network.stage_of("aux2.fc1.weight") == "inception4"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: create("resnet5O", 5), "unknown model 'resnet5O' .did you mean .*resnet50"),
+        (lambda: create("vgg", 5), "unknown model 'vgg': `linnaeus models` lists them"),
+        (lambda: create("resnet50", 5, stem_="small"), "no argument 'stem_' .did you mean stem"),
+        (lambda: create("plain20", 5, shortcut="A"), "it has none"),
+        (lambda: create("resnet50", 5, stem="tiny"), "stem = 'tiny' is unknown: choose from imagenet, small"),
+        (lambda: create("resnet20", 5, shortcut="C"), "shortcut = 'C'"),
+        (lambda: create("inception_v1", 5, branch5x5="7x7"), "branch5x5 = '7x7'"),
+        (lambda: create("resnet50", 0), "classes = 0"),
+        (lambda: create("custom", 5, source="net.py:build"), "your own .net.py:build."),
+    ],
+)
+def test_misuse_is_named(call, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    for name in ("resnet20", "mini_resnet", "inception_v1"):
+        network: Network = create(name, 3)
+        network(torch.randn(2, 3, 64, 64)).sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
