@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from linnaeus.preprocess import denormalise as denormalise
     from linnaeus.recipe import Recipe as Recipe
     from linnaeus.recipe import load_recipe as load_recipe
-    from linnaeus.train.run import Run as Run
-    from linnaeus.train.run import train as train
+    from linnaeus.training.run import Run as Run
+    from linnaeus.training.run import train as train
 
 __version__ = "0.1.0"
 
@@ -30,13 +30,13 @@ _HOMES = {
     "Prediction": "linnaeus.predict",
     "Preprocessing": "linnaeus.preprocess",
     "Recipe": "linnaeus.recipe",
-    "Run": "linnaeus.train.run",
+    "Run": "linnaeus.training.run",
     "UserError": "linnaeus.errors",
     "create": "linnaeus.models",
     "denormalise": "linnaeus.preprocess",
     "load": "linnaeus.predict",
     "load_recipe": "linnaeus.recipe",
-    "train": "linnaeus.train.run",
+    "train": "linnaeus.training.run",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -52,7 +52,7 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
     files, or a name that `linnaeus data list` shows.
     """
     from linnaeus.recipe import parse_setting
-    from linnaeus.train.run import train as run_training
+    from linnaeus.training.run import train as run_training
 
     console = Console(quiet=quiet, verbose=verbose)
     run = run_training(source, settings=dict(map(parse_setting, settings)), console=console, **options)

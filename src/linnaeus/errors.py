@@ -1,5 +1,10 @@
 """The exceptions that reach the user without a traceback."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input: one line that names the file, the value and the next step.
@@ -14,3 +19,9 @@ class JobError(UserError):
     """The input was right and the job failed all the same: a loss that is NaN, a disk that is full."""
 
     status = 1
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean resnet50?)` where something known is close to `word`, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

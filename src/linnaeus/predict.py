@@ -155,7 +155,7 @@ class Classifier:
     def answers(self, source: str | Path, split: str = "test") -> Outputs:
         """What the model answers to the pictures of `split` of a source, with their labels in the model's classes."""
         from linnaeus.data.sources import open_source
-        from linnaeus.stores.cache import default_cache
+        from linnaeus.stores import default_cache
         from linnaeus.stores.pixels import build_pixels
 
         table = open_source(source)

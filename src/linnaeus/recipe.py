@@ -6,7 +6,6 @@ holds, and `recipe.toml` in the run folder shows them all.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, did_you_mean
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -251,8 +250,8 @@ def recipe_text(name: str) -> tuple[str, str]:
             return str(path), path.read_text(encoding="utf-8-sig")
         except (UnicodeDecodeError, OSError) as error:
             raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); is it a recipe?") from None
-    near = suggest(name, recipe_names())
-    raise UserError(f"recipe {name!r}: neither a file nor one of the recipes{near}; see `linnaeus recipes`")
+    near = did_you_mean(name, recipe_names())
+    raise UserError(f"recipe {name!r} is neither a file nor one of the recipes{near}: `linnaeus recipes` lists them")
 
 
 def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list[int] | None = None) -> Recipe:
@@ -302,12 +301,6 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return key, value.strip()
 
 
-def suggest(word: str, known: list[str]) -> str:
-    """`; did you mean …?` where something known is close to `word`, else nothing."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     """Put `value` at `dotted`, where a number after `phase` counts from 1."""
     parts = dotted.split(".")
@@ -337,7 +330,7 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{suggest(str(place[-1]), _ALL_KEYS)}{more}"
+        return f"{key}: unknown key{did_you_mean(str(place[-1]), _ALL_KEYS)}{more}"
     if first["type"] == "missing":
         return f"{key}: missing{more}"
     message = first["msg"].removeprefix("Value error, ")

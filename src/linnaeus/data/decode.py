@@ -34,10 +34,9 @@ DECODE_VERSION = f"1-{PIL.__version__}"
 FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA")
 """What is opened: what cameras, scanners, the web and research write. Never what runs a program (EPS, PDF, WMF)."""
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .j2c .jpc .jpf .jpx "
-    ".ppm .pgm .pbm .pnm .pfm .tga .heic .heif".split()  # HEIC so that it is refused by name and not passed over
-)
+_SUFFIXES = """.jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .j2c .jpc .jpf .jpx
+.ppm .pgm .pbm .pnm .pfm .tga .heic .heif"""  # HEIC so that it is refused by name and not passed over
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
 MAX_PIXELS = 89_478_485
 """Pixels of the largest picture that is decoded: with it, one decode stays under 1 GB."""
@@ -80,12 +79,16 @@ _NOT_OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an entry of wa
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors reach stderr where nobody set up logging
 
 
-class Unreadable(UserError):
-    """A picture that cannot be decoded; `reason` says why, without the name."""
+class UnreadableError(UserError):
+    """A picture that cannot be decoded; `reason` says why, without the name.
 
-    def __init__(self, name: str, reason: str):
+    `passing`: it may go away without the picture changing, as with a missing file, a permission, or lack of memory.
+    """
+
+    def __init__(self, name: str, reason: str, *, passing: bool = False):
         super().__init__(f"{name}: {reason}")
         self.reason = reason
+        self.passing = passing
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | Non
     """The pixels of a picture, given as a path or as the bytes of a file: (H, W, channels) uint8, upright.
 
     `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8, as long as its short side stays at least twice this.
-    Gray is Rec. 601 luma. Raises Unreadable, a UserError, where the picture is cut short, damaged, too large or none.
+    Gray is Rec. 601 luma. Raises UnreadableError where the picture is cut short, damaged, too large or none at all.
     """
     return _pixels(_load(source, channels, None if at_least is None else 2 * at_least))
 
@@ -121,9 +124,9 @@ def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | Non
 def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
     """Resize (H, W[, C]) uint8 to a row: (h, w, C) uint8. A picture of the right size passes untouched.
 
-    crop: the short side becomes `size`, the long side int(size * long / short) as in torchvision's Resize, after cutting
-    to the central 4:1. squash: both sides become `size`. pad: the long side becomes `size`, and black, evenly on both
-    sides, fills the square. All with antialiasing. Gray and RGB are converted into each other as `spec.channels` says.
+    crop: the short side becomes `size`, the long side int(size * long / short) as in torchvision's Resize, after
+    cutting to the central 4:1. squash: both sides become `size`. pad: the long side becomes `size`, and black fills the
+    square evenly on both sides. All with antialiasing. Gray and RGB become each other as `spec.channels` says.
     """
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
         raise ValueError(f"a picture is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
@@ -146,10 +149,19 @@ def is_row(height: int, width: int, spec: RowSpec) -> bool:
 
 
 def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarray:
-    """A picture, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises Unreadable."""
+    """A picture, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError."""
     if isinstance(source, np.ndarray):
         return fit_row(source, spec)
     return _pixels(_fit(_load(source, spec.channels, 2 * spec.size), spec))
+
+
+def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
+    """(height, width) as a picture's header says, before orientation; None where nothing can be read from it."""
+    try:
+        with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
+            return image.height, image.width
+    except Exception:  # as in _load; the decoder will give the reason
+        return None
 
 
 def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Image.Image:
@@ -173,16 +185,16 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> 
                 if orientation in _UPRIGHT:
                     upright = upright.transpose(_UPRIGHT[orientation])
                 return upright
-    except Unreadable:
+    except UnreadableError:
         raise
     except (UnidentifiedImageError, SyntaxError):
-        raise Unreadable(name, _what_else(source)) from None
+        raise UnreadableError(name, _what_else(source)) from None
     except Image.DecompressionBombError:
-        raise Unreadable(name, f"too large: its header claims over {MAX_HEADER_PIXELS:,} pixels") from None
+        raise UnreadableError(name, f"too large: its header claims over {MAX_HEADER_PIXELS:,} pixels") from None
     except MemoryError:
-        raise Unreadable(name, "needs more memory than there is") from None
+        raise UnreadableError(name, "needs more memory than there is", passing=True) from None
     except Exception as error:  # hostile files reach every kind of error in a decoder, and each of them means the same
-        raise Unreadable(name, _reason(error)) from error
+        raise UnreadableError(name, _reason(error), passing=_is_passing(error)) from error
 
 
 @functools.cache
@@ -214,26 +226,26 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
     """The file, opened for reading. Never memory-mapped by Pillow: a file cut meanwhile would end the process."""
     if isinstance(source, bytes):
         if not source:
-            raise Unreadable("picture", "empty")
+            raise UnreadableError("picture", "empty")
         return io.BytesIO(source)
     name = os.fspath(source)
     try:
-        found = os.stat(name)
+        found = Path(name).stat()
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-            raise Unreadable(name, "a folder" if stat.S_ISDIR(found.st_mode) else "not a file")
+            raise UnreadableError(name, "a folder" if stat.S_ISDIR(found.st_mode) else "not a file")
         if found.st_size == 0:
-            raise Unreadable(name, "empty file")
+            raise UnreadableError(name, "empty file")
         if found.st_size > MAX_BYTES:
-            raise Unreadable(name, f"too large: {found.st_size:,} bytes (at most {MAX_BYTES:,})")
-        return open(name, "rb", buffering=1 << 16)  # noqa: SIM115, PTH123 (the caller closes it)
+            raise UnreadableError(name, f"too large: {found.st_size:,} bytes (at most {MAX_BYTES:,})")
+        return open(name, "rb", buffering=1 << 16)  # noqa: PTH123 (buffering, and the caller closes it)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise Unreadable(name, getattr(error, "strerror", None) or str(error)) from None
+        raise UnreadableError(name, getattr(error, "strerror", None) or str(error), passing=True) from None
 
 
 def _refuse_too_large(weighted: int, image: Image.Image, *, limit: int) -> None:
     if weighted > limit:
         detail = f"too large: {image.width} x {image.height} pixels in {image.format} need too much memory to decode"
-        raise Unreadable(getattr(image, "filename", "") or "picture", detail)
+        raise UnreadableError(getattr(image, "filename", "") or "picture", detail)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -345,9 +357,14 @@ def _what_else(source: str | Path | bytes) -> str:
     return "not a picture, or of a kind that is not read"
 
 
+def _is_passing(error: Exception) -> bool:
+    """Whether the system failed and not the picture."""
+    return isinstance(error, OSError) and bool(error.errno)
+
+
 def _reason(error: Exception) -> str:
     """What Pillow says, as one short line."""
-    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    if isinstance(error, OSError) and error.errno and error.strerror:
+    if isinstance(error, OSError) and error.errno:
         return f"could not be read: {error.strerror}"
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     return f"cut short or damaged ({text[:100]})"

@@ -84,7 +84,8 @@ def resized_crops(spec: Augment, shapes: np.ndarray, u: np.ndarray) -> np.ndarra
     back_w = np.where(full_w / full_h > wide, np.round(full_h * wide), full_w)
     back_h = np.where(full_w / full_h < narrow, np.round(full_w / narrow), full_h)
     back = np.stack([(full_w - back_w) // 2, (full_h - back_h) // 2, back_w, back_h], axis=1)
-    return np.where(fits.any(axis=1)[:, None], np.stack([left, top, w, h], axis=1), back).astype(np.int64)
+    found = fits.any(axis=1, keepdims=True)
+    return np.where(found, np.stack([left, top, w, h], axis=1), back).astype(np.int64)
 
 
 def padded_crops(pad: int, shapes: np.ndarray, size: int, u: np.ndarray) -> np.ndarray:

@@ -93,13 +93,14 @@ def _targets(labels: Tensor, classes: int, share: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _beta_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """The lower half of Beta(alpha, alpha): knots x in [0, 1/2] and the distribution function there, 0 to 1/2.
+    """The lower half of Beta(alpha, alpha) as knots: x**power for x in [0, 1/2], and the distribution function there.
 
-    In t = x**alpha the density is (1 - x)**(alpha - 1), without the pole at 0: the trapezoid rule is exact enough.
+    For alpha below 1 the density has a pole at 0. In t = x**alpha it has none, and the trapezoid rule is exact enough.
     """
-    t = np.linspace(0.0, 0.5**alpha, KNOTS)
-    x = t ** (1.0 / alpha)
-    density = (1.0 - x) ** (alpha - 1.0)
+    power = min(alpha, 1.0)
+    t = np.linspace(0.0, 0.5**power, KNOTS)
+    x = t ** (1.0 / power)
+    density = x ** (alpha - power) * (1.0 - x) ** (alpha - 1.0)
     mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return t, mass / mass[-1] / 2
 
@@ -107,5 +108,5 @@ def _beta_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:
 def beta_quantile(alpha: float, u: np.ndarray) -> np.ndarray:
     """The inverse of the distribution function of Beta(alpha, alpha), which is symmetric about 1/2; u in [0, 1)."""
     t, mass = _beta_table(alpha)
-    low = np.interp(np.minimum(u, 1.0 - u), mass, t) ** (1.0 / alpha)
+    low = np.interp(np.minimum(u, 1.0 - u), mass, t) ** (1.0 / min(alpha, 1.0))
     return np.where(u < 0.5, low, 1.0 - low)

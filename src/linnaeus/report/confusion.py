@@ -44,7 +44,7 @@ def confusion(
     orange where not. Up to 20 classes the counts stand in the cells and each row ends with how many were right; with
     more, the pairs most often confused are listed beside. Returns the characters that no font on this machine has.
     """
-    matrix = np.asarray(matrix)
+    matrix = np.asarray(matrix, dtype=np.int64)
     classes = len(names)
     assert matrix.shape == (classes, classes), f"{matrix.shape} counts for {classes} names"
     fonts = families_for([title, *names])
@@ -54,7 +54,8 @@ def confusion(
     labels = [shorten(name, fonts, size, LABEL) for name in names] if classes <= NAMES_UP_TO else []
     widest = max((text_width(label, fonts, size) for label in labels), default=0.35)
     left, top = 0.62 + widest, 1.16
-    beside = 1.5 if classes <= NUMBERS_UP_TO else 3.6
+    most = matrix.sum(axis=1).max(initial=0)
+    beside = 0.8 + text_width(f"{most:,} of {most:,}", fonts, SMALL) if classes <= NUMBERS_UP_TO else 3.6
     # Names under the columns stand at 45 degrees where they have room, upright where not.
     below = (widest if classes > NUMBERS_UP_TO else 0.71 * widest + 0.1) + 0.1
     sheet = Sheet(max(left + side + beside + 0.2, 5.4), top + max(side, 1.2) + below + 0.66, fonts)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
+import secrets
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -91,34 +93,28 @@ class Sheet:
         if kind not in FORMATS:
             raise UserError(f"{path}: a plot cannot be written as .{kind}; use one of {', '.join(FORMATS)}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=f".{kind}", dir=path.parent)
-        temporary = Path(name)
+        temporary = path.with_name(f".{secrets.token_hex(8)}.{kind}")
         try:
-            with os.fdopen(handle, "wb") as file:
-                # The default level 6 takes twice the time for a few percent of the size.
-                how = {"compress_level": 4} if kind == "png" else None
-                self.figure.savefig(
-                    file, format=kind, dpi=DPI, facecolor="white", edgecolor="none", bbox_inches=None, pil_kwargs=how
-                )
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private
+            with temporary.open("xb") as file:
+                keep: dict[str, Any] = {"dpi": DPI, "facecolor": "white", "edgecolor": "none", "bbox_inches": None}
+                if kind == "png":  # the default level 6 takes twice the time for a few percent of the size
+                    keep["pil_kwargs"] = {"compress_level": 4}
+                self.figure.savefig(file, format=kind, **keep)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
-def _umask() -> int:
-    """The process's umask; read by setting it for an instant, as there is no other way."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
 def text_width(text: str, fonts: Fonts, size: float, bold: bool = False) -> float:
     """Width of one line of text, inches."""
-    weight = "bold" if bold else "normal"
-    properties = FontProperties(family=fonts.families, size=size, weight=weight)
-    return text_to_path.get_text_width_height_descent(fonts.text(text), properties, False)[0] / 72
+    return _text_width(fonts.text(text), tuple(fonts.families), size, bold)
+
+
+@lru_cache(maxsize=8192)  # the same few names stand under many pictures
+def _text_width(text: str, families: tuple[str, ...], size: float, bold: bool) -> float:
+    properties = FontProperties(family=list(families), size=size, weight="bold" if bold else "normal")
+    return text_to_path.get_text_width_height_descent(text, properties, False)[0] / 72
 
 
 def shorten(text: str, fonts: Fonts, size: float, width: float) -> str:

@@ -1,0 +1,23 @@
+"""What is computed once and kept on disk: decoded pictures, and what a frozen part of a network makes of them."""
+
+from __future__ import annotations
+
+import os
+
+from linnaeus.data.download import cache_dir
+from linnaeus.errors import UserError
+from linnaeus.stores.cache import Cache
+
+BUDGET_GB = 50.0
+
+
+def default_cache() -> Cache:
+    """The cache of this user: below LINNAEUS_CACHE, or where the system keeps caches; at most LINNAEUS_CACHE_GB (50)."""
+    text = os.environ.get("LINNAEUS_CACHE_GB", str(BUDGET_GB))
+    try:
+        budget = float(text)
+        if not 0 <= budget < 1e9:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"LINNAEUS_CACHE_GB={text}: expected a number of gigabytes, such as 50") from None
+    return Cache(cache_dir() / "stores", int(budget * 1e9))

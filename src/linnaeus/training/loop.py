@@ -18,10 +18,10 @@ from linnaeus.errors import JobError
 from linnaeus.evaluate import Figures, answers, figures
 from linnaeus.models import Network
 from linnaeus.recipe import Phase
-from linnaeus.train.ema import Average
-from linnaeus.train.engine import Engine, seed_step
-from linnaeus.train.optim import build_optimizer, train_mode, training_stages
-from linnaeus.train.schedule import Schedule
+from linnaeus.training.ema import Average
+from linnaeus.training.engine import Engine, seed_step
+from linnaeus.training.optim import build_optimizer, train_mode, training_stages
+from linnaeus.training.schedule import Schedule
 
 
 class Above(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, did_you_mean
 from linnaeus.models import Network
-from linnaeus.recipe import Phase, suggest
+from linnaeus.recipe import Phase
 
 
 def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
     for name in train:
         if name not in stages:
             known = [*stages, "all"]
-            raise UserError(f"phase.train: {name!r} is not a stage{suggest(name, known)}; stages: {', '.join(known)}")
+            raise UserError(f"phase.train: {name!r} is not a stage{did_you_mean(name, known)}; stages: {', '.join(known)}")
     return tuple(stage for stage in stages if stage in train)
 
 

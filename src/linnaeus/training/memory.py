@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnaeus.train.loop import Above
-from linnaeus.train.optim import train_mode
+from linnaeus.training.loop import Above
+from linnaeus.training.optim import train_mode
 
 SHARE = 0.5  # of the free memory that activations may take: gradients, workspaces and other programs need the rest
 

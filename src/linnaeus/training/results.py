@@ -10,9 +10,9 @@ from linnaeus.data.table import Table
 from linnaeus.evaluate import Outputs, answers, confusion_matrix
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
-from linnaeus.train.engine import Engine
-from linnaeus.train.phases import Best, Samples
-from linnaeus.train.runfolder import RunFolder
+from linnaeus.training.engine import Engine
+from linnaeus.training.phases import Best, Samples
+from linnaeus.training.runfolder import RunFolder
 
 BATCH = 64
 SHOWN = 24

@@ -17,11 +17,11 @@ from linnaeus.evaluate import Figures
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase, Recipe
-from linnaeus.train.engine import Engine
-from linnaeus.train.loop import Above, Epoch, Step, Stream, fit
-from linnaeus.train.memory import free_memory, probe
-from linnaeus.train.optim import freeze, training_stages
-from linnaeus.train.runfolder import Row
+from linnaeus.training.engine import Engine
+from linnaeus.training.loop import Above, Epoch, Step, Stream, fit
+from linnaeus.training.memory import free_memory, probe
+from linnaeus.training.optim import freeze, training_stages
+from linnaeus.training.runfolder import Row
 
 PROBED = 8  # samples for the trial step: enough to be past the fixed costs, few enough to take no time
 

@@ -18,10 +18,10 @@ from linnaeus.modelfile import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
-from linnaeus.train.engine import Engine, hardware
-from linnaeus.train.optim import training_stages
-from linnaeus.train.phases import Best, Phases, Samples
-from linnaeus.train.prepare import (
+from linnaeus.training.engine import Engine, hardware
+from linnaeus.training.optim import training_stages
+from linnaeus.training.phases import Best, Phases, Samples
+from linnaeus.training.prepare import (
     build_network,
     load_samples,
     measure_pixels,
@@ -29,8 +29,8 @@ from linnaeus.train.prepare import (
     preprocessing_of,
     resolve_recipe,
 )
-from linnaeus.train.results import answer_pixels, write_pictures
-from linnaeus.train.runfolder import RunFolder
+from linnaeus.training.results import answer_pixels, write_pictures
+from linnaeus.training.runfolder import RunFolder
 
 
 @dataclass

@@ -18,10 +18,10 @@ from linnaeus.models import Network, create, load_module, wrap
 from linnaeus.models.weights import at_hand, load_weights
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe, load_recipe, override
-from linnaeus.stores.cache import default_cache
+from linnaeus.stores import default_cache
 from linnaeus.stores.pixels import build_pixels
-from linnaeus.train.choose import choose_recipe
-from linnaeus.train.phases import Samples
+from linnaeus.training.choose import choose_recipe
+from linnaeus.training.phases import Samples
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), a value a channel, on the scale [0, 1]."""

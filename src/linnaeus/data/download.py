@@ -1,0 +1,273 @@
+"""Fetching files: resumable, checked, from several mirrors, into the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import os
+import shutil
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import platformdirs
+
+from linnaeus.errors import JobError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes at once may fetch twice, but each verifies what it has
+    fcntl = None  # type: ignore[assignment]
+
+Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: the server does not say)
+
+CHUNK = 1 << 18  # bytes
+TIMEOUT = 30.0  # seconds without a byte
+STALLS = 3  # attempts at one address that bring nothing, before the next address
+WAIT = 1.0  # seconds before the second attempt; doubled for each further one
+
+
+def cache_dir() -> Path:
+    """Where fetched and computed files lie: `LINNAEUS_CACHE`, else where the system keeps caches."""
+    given = os.environ.get("LINNAEUS_CACHE")
+    return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("linnaeus"))
+
+
+def offline() -> bool:
+    """Whether `LINNAEUS_OFFLINE` forbids the network."""
+    return os.environ.get("LINNAEUS_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+class FetchError(JobError):
+    """A file that could not be had. `reason` alone says why, for a caller that has more files to name."""
+
+    def __init__(self, reason: str, line: str):
+        super().__init__(line)
+        self.reason = reason
+
+
+class _RefusedError(Exception):
+    """This address will not do; try the next. The text says why."""
+
+
+class _DroppedError(Exception):
+    """The connection failed; the same address may go on later. The text says why."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to arrive."""
+
+    destination: Path
+    sha256: str | None
+    md5: str | None
+    size: int | None
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with the file at `path`; None if it is what was published."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"{size} bytes instead of {self.size}"
+        for name, expected in (("sha256", self.sha256), ("md5", self.md5)):
+            if expected is not None:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, name).hexdigest()
+                if not found.startswith(expected.lower()):
+                    return f"{name} {found} instead of {expected}"
+        return None
+
+
+def fetch(
+    urls: str | Sequence[str],
+    destination: str | Path,
+    *,
+    sha256: str | None = None,
+    md5: str | None = None,
+    size: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Fetch one file to `destination`, from the first of `urls` that has it whole, and return its path.
+
+    What is there already, and right, is not fetched again. Bytes collect in `<destination>.part`, which a later call
+    goes on with; the file appears under its name only when its size and checksum (a published prefix is enough) are
+    right. With `LINNAEUS_MIRROR` that address is tried first: it serves a copy of the cache folder. Raises FetchError,
+    whose line says which file to put where; a file already at `destination` that is wrong is left alone and named.
+    """
+    destination = Path(destination).expanduser().absolute()
+    wanted = Wanted(destination, sha256, md5, size)
+    urls = [urls] if isinstance(urls, str) else list(urls)
+    if destination.is_file():
+        fault = wanted.fault(destination)
+        if fault is None:
+            return destination
+        raise FetchError(fault, f"{destination}: {fault}; remove it to fetch it again")
+    if offline():
+        raise _failed("LINNAEUS_OFFLINE is set", urls, destination)
+    reasons = []
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(destination.with_name(destination.name + ".part")) as part:
+            if destination.is_file() and wanted.fault(destination) is None:  # another process was faster
+                return destination
+            for url in [*_mirror(destination), *urls]:
+                try:
+                    _download(url, part, wanted, progress)
+                    if os.name == "nt":  # which renames no open file
+                        part.close()
+                    return Path(part.name).replace(destination)
+                except _RefusedError as error:
+                    reasons.append(f"{urllib.parse.urlsplit(url).hostname}: {error}")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left on the disk; free some and try again" if full else f"cannot be written ({error.strerror})"
+        raise FetchError(what, f"{destination}: {what}") from None
+    raise _failed("; ".join(reasons), urls, destination)
+
+
+def _failed(reason: str, urls: Sequence[str], destination: Path) -> FetchError:
+    todo = f"fetch {urls[0]} by other means and put it at {destination}"
+    return FetchError(reason, f"{destination.name} could not be fetched ({reason}); {todo}")
+
+
+def _mirror(destination: Path) -> list[str]:
+    """The address of a file of the cache folder on the user's mirror, if there is one."""
+    base = os.environ.get("LINNAEUS_MIRROR", "").strip().rstrip("/")
+    if not base:
+        return []
+    cache = cache_dir()
+    name = destination.relative_to(cache).as_posix() if destination.is_relative_to(cache) else destination.name
+    return [f"{base}/{urllib.parse.quote(name)}"]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[bytes]]:
+    """The `.part` file, open for reading and appending, and ours alone: another process that fetches it waits here."""
+    while True:
+        with path.open("ab+") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                same = fcntl is None or os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:  # it got its final name while we waited
+                same = False
+            if not same:
+                continue
+            try:
+                yield file
+            finally:
+                with contextlib.suppress(OSError):
+                    if path.stat().st_size == 0:
+                        path.unlink()
+            return
+
+
+def _download(url: str, part: IO[bytes], wanted: Wanted, progress: Progress | None) -> None:
+    """Fill `part` from one address and verify it; raises _RefusedError when this address will not do.
+
+    An attempt that brought bytes is followed by another one for the rest; STALLS in a row that brought none end it.
+    """
+    if not wanted.sha256 and not wanted.md5:
+        part.truncate(0)  # nothing could tell whether the rest belongs to these bytes
+    begun = part.seek(0, os.SEEK_END)
+    stalls, reason, validator = 0, "", None
+    while stalls < STALLS:
+        if stalls:
+            time.sleep(WAIT * 2 ** (stalls - 1))
+        start = part.seek(0, os.SEEK_END)
+        try:
+            validator = _attempt(url, part, wanted, validator, progress)
+        except _DroppedError as error:
+            reason = str(error)
+            stalls = 0 if part.seek(0, os.SEEK_END) > start else stalls + 1
+            continue
+        part.flush()
+        fault = wanted.fault(Path(part.name))
+        if fault is None:
+            os.fsync(part.fileno())
+            return
+        part.truncate(0)
+        if not begun:
+            raise _RefusedError(fault)
+        begun, reason, stalls = (
+            0,
+            fault,
+            stalls + 1,
+        )  # what an earlier call left may be at fault: once more, from nothing
+    raise _RefusedError(reason)
+
+
+def _attempt(url: str, part: IO[bytes], wanted: Wanted, validator: str | None, progress: Progress | None) -> str | None:
+    """One request for what `part` lacks; returns the server's ETag of the file. Raises _DroppedError, _RefusedError."""
+    start = part.seek(0, os.SEEK_END)
+    response = _open(url, start, validator)
+    if response is None:  # the server has no more bytes than we: right or not, the checksum tells
+        return validator
+    with contextlib.closing(response):
+        if response.status != 206:
+            part.truncate(0)
+            start = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.truncate(0)
+            raise _DroppedError("answers with another range than asked for")
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isascii() and length.isdigit() else None
+        if response.headers.get_content_type() == "text/html" and wanted.destination.suffix != ".html":
+            raise _RefusedError("answers with a web page (does this network ask for a login?)")
+        if total is not None and wanted.size is not None and total != wanted.size:
+            raise _RefusedError(f"offers {total} bytes instead of {wanted.size}")
+        if total is not None and total - start > shutil.disk_usage(wanted.destination.parent).free:
+            raise OSError(errno.ENOSPC, "no space")
+        done = start
+        while piece := _read(response):
+            part.write(piece)
+            done += len(piece)
+            if wanted.size is not None and done > wanted.size:
+                part.truncate(0)
+                raise _RefusedError(f"sends more than {wanted.size} bytes")
+            if progress is not None:
+                progress(done, total or wanted.size)
+        if total is not None and done < total:
+            raise _DroppedError(f"the connection ended after {done} of {total} bytes")
+        return response.headers.get("ETag")
+
+
+def _open(url: str, start: int, validator: str | None) -> Any:
+    """The response to a request for the bytes from `start`; None if there are none. Raises _DroppedError, _RefusedError."""
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise _RefusedError("no http(s) address")
+    request = urllib.request.Request(url, headers={"User-Agent": "linnaeus", "Accept-Encoding": "identity"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        if validator and not validator.startswith("W/"):  # from the start again, should the file have changed meanwhile
+            request.add_header("If-Range", validator)
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            return None
+        if error.code in (408, 425, 429, 500, 502, 503, 504):
+            raise _DroppedError(f"HTTP {error.code}") from None
+        raise _RefusedError(f"HTTP {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        # Without a name server, a listener or a certificate a second attempt is no better; in mid-file it may be.
+        final = isinstance(cause, (socket.gaierror, ConnectionRefusedError, ssl.SSLError, ValueError)) and not start
+        raise (_RefusedError if final else _DroppedError)(why) from None
+
+
+def _read(response: Any) -> bytes:
+    try:
+        return response.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _DroppedError(str(error) or type(error).__name__) from None

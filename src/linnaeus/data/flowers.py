@@ -1,0 +1,91 @@
+"""Oxford 102 Flowers, as its authors publish it: an archive of JPEGs and two MATLAB files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.data.archive import members
+from linnaeus.data.table import Table, checked
+from linnaeus.errors import UserError
+from linnaeus.files import disk_errors
+
+PICTURE = re.compile(r"image_[0-9]{5}\.jpg")
+COUNT = 8189
+ARCHIVE_LIMIT = 1 << 30  # bytes unpacked; the published archive has about 350 million
+PARTS = {"trnid": "train", "valid": "valid", "tstid": "test"}  # 1020, 1020 and 6149 pictures
+NAMES = """
+pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid,
+bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle, yellow iris,
+globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire lily, pincushion flower, fritillary,
+red ginger, grape hyacinth, corn poppy, prince of wales feathers, stemless gentian, artichoke, sweet william, carnation,
+garden phlox, love in the mist, mexican aster, alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort,
+siam tulip, lenten rose, barbeton daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold,
+buttercup, oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff,
+gaura, geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed susan, silverbush,
+californian poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose,
+thorn apple, morning glory, passion flower, lotus, toad lily, anthurium, frangipani, clematis, hibiscus, columbine,
+desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee balm, ball moss, foxglove,
+bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket flower, trumpet creeper, blackberry lily
+"""
+
+
+def open_flowers(folder: Path) -> Table:
+    """The pictures, unpacked on first use, with the authors' split. Classes are "1" to "102"; names are the flowers'."""
+    labels = _matlab(folder / "imagelabels.mat", "labels", 102)
+    if len(labels) != COUNT:
+        raise UserError(f"{folder / 'imagelabels.mat'}: {len(labels)} labels instead of {COUNT}; fetch it again")
+    split = np.full(COUNT, "", dtype="<U5")
+    for key, name in PARTS.items():
+        split[_matlab(folder / "setid.mat", key, COUNT) - 1] = name
+    if not (folder / "jpg").is_dir():
+        unpack(folder / "102flowers.tgz", folder / "jpg")
+    there = set(os.listdir(folder / "jpg"))  # noqa: PTH208
+    pictures = [f"image_{i:05d}.jpg" for i in range(1, COUNT + 1)]
+    lost = next((picture for picture in pictures if picture not in there), None)
+    if lost:
+        raise UserError(f"{folder / 'jpg' / lost}: missing; remove {folder / 'jpg'} to unpack 102flowers.tgz again")
+    classes = tuple(str(i) for i in range(1, 103))
+    names = tuple(name.strip() for name in NAMES.split(","))
+    paths = tuple(os.path.join(folder, "jpg", picture) for picture in pictures)  # noqa: PTH118
+    return checked(Table("flowers102", "list", classes, names, labels - 1, split, paths=paths, root=str(folder)))
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the archive's pictures to `folder`, which appears whole or not at all."""
+    with disk_errors(folder):
+        temporary = Path(tempfile.mkdtemp(prefix=".jpg-", dir=folder.parent))
+        try:
+            count = 0
+            for name, data in members(archive, lambda name: PICTURE.fullmatch(name) is not None, ARCHIVE_LIMIT):
+                (temporary / name).write_bytes(data)
+                count += 1
+            if count != COUNT:
+                raise UserError(f"{archive}: holds {count} pictures instead of {COUNT}; remove it to fetch it again")
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _matlab(path: Path, key: str, largest: int) -> np.ndarray:
+    """A vector (n,) int64 of a MATLAB file, in 1..largest."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError(
+            f'{path}: reading MATLAB files takes scipy, which is missing; pip install "linnaeus[digits]"'
+        ) from None
+    try:
+        values: Any = np.asarray(loadmat(path, variable_names=[key])[key]).reshape(-1).astype(np.int64)
+    except Exception as error:  # the parser raises whatever the bytes led it to
+        raise UserError(f"{path}: no MATLAB file with {key!r} ({type(error).__name__}); fetch it again") from None
+    if not len(values) or values.min() < 1 or values.max() > largest:
+        raise UserError(f"{path}: {key!r} is not in 1..{largest}; fetch it again")
+    return values

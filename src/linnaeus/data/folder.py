@@ -1,0 +1,197 @@
+"""A folder of class folders, with or without train, valid and test above them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.names import NAMES_JSON, NAMES_TEXT, class_name, display, listed, natural_order, printable
+from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table, checked
+from linnaeus.errors import UserError
+
+LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that systems leave behind
+
+
+@dataclass
+class Scan:
+    """What lies below a folder. Paths are absolute; `ignored` are relative to the source."""
+
+    root: str
+    pictures: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    def passed_over(self, path: str, mark: str = "") -> None:
+        name = os.path.relpath(path, self.root)
+        if name not in (NAMES_JSON, NAMES_TEXT):  # these two are read, if they are there
+            self.ignored.append(printable(name.replace(os.sep, "/")) + mark)
+
+
+def open_folder(source: str, path: Path) -> Table:
+    """Read a folder: `train/`, `valid/` (or `val/`), `test/` with class folders inside, or class folders at the top.
+
+    A class folder's pictures may lie in folders of their own. Hidden files and non-pictures are listed in `ignored`.
+    Links are followed, each folder once for a class. Classes stand in natural order, or as `classes.txt` has them.
+    """
+    root = os.path.abspath(path)  # noqa: PTH100  links stay as the user wrote them
+    scan = Scan(root)
+    parts = _parts(scan, root)
+    found: list[tuple[str, str, list[str]]] = []  # split, class, pictures
+    for split, folder in parts.items():
+        found += [(split, name, pictures) for name, pictures in _classes(scan, folder).items()]
+        if not any(pictures for part, _, pictures in found if part == split):
+            raise UserError(_nothing(scan, folder, split, path))
+    learns = "train" if "train" in parts else ""
+    for split, name, pictures in found:
+        if split == learns and not pictures:
+            where = os.path.join(parts[split], name)  # noqa: PTH118
+            raise UserError(f"{where}: class folder without pictures; add some, or remove the folder")
+    identities = natural_order(name for split, name, pictures in found if pictures)
+    classes, names = display(path, identities)
+    position = {name: k for k, name in enumerate(classes)}
+    found = [part for part in found if part[2]]
+    table = Table(
+        source,
+        "folder",
+        classes,
+        names,
+        np.repeat([position[name] for _, name, _ in found], [len(pictures) for *_, pictures in found]),
+        np.repeat(np.array([split for split, *_ in found], dtype="<U5"), [len(pictures) for *_, pictures in found]),
+        paths=tuple(picture for *_, pictures in found for picture in pictures),
+        ignored=tuple(sorted(scan.ignored)),
+        root=root,
+    )
+    if len(classes) == 1 and "" in parts:
+        _refuse_wrapper(path, Path(parts[""]), classes[0])
+    return checked(table)
+
+
+def _parts(scan: Scan, root: str) -> dict[str, str]:
+    """Split -> its folder; {"": root} where class folders stand at the top.
+
+    Folders named train, valid, test are parts if there is nothing else, or if `train` has folders inside: a class may
+    be called "train" (as opposed to "bus"), and then holds pictures.
+    """
+    folders, _ = _entries(Scan(root), root)
+    parts: dict[str, str] = {}
+    others = []
+    for entry in folders:
+        split = SPLIT_NAMES.get(entry.name.lower())
+        if split is None:
+            others.append(entry)
+        elif split in parts:
+            raise UserError(f"{parts[split]} and {entry.path}: two folders for {split}; keep one")
+        else:
+            parts[split] = entry.path
+    train = parts.get("train")
+    if not parts or (others and not (train and _entries(Scan(root), train)[0])):
+        return {"": root}
+    for entry in others:
+        scan.passed_over(entry.path, "/")
+    for entry in _entries(scan, root)[1]:
+        scan.passed_over(entry.path)
+    return {split: parts[split] for split in SPLITS if split in parts}
+
+
+def _entries(scan: Scan, folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """Folders and files in `folder`, sorted; what is hidden goes to `ignored`."""
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                hidden = entry.name.startswith(".") or entry.name in LITTER
+                is_folder = _is_folder(entry)
+                if hidden:
+                    scan.passed_over(entry.path, "/" if is_folder else "")
+                else:
+                    (folders if is_folder else files).append(entry)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    return folders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    """By its name, and not a pipe or a device, which reading would wait for; a dangling link is found when decoding."""
+    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122
+        return False
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+    except OSError:
+        return True
+
+
+def _classes(scan: Scan, folder: str) -> dict[str, list[str]]:
+    """Class name -> sorted pictures, for the class folders in `folder`."""
+    folders, files = _entries(scan, folder)
+    for entry in files:
+        scan.passed_over(entry.path)
+    found: dict[str, list[str]] = {}
+    for entry in folders:
+        name = class_name(entry.name)
+        if not name:
+            raise UserError(f"{entry.path!r}: a class folder named by blanks alone; rename it")
+        found.setdefault(name, []).extend(sorted(_pictures(scan, entry.path)))
+    return found
+
+
+def _pictures(scan: Scan, top: str) -> list[str]:
+    """All pictures below `top`. Each folder is entered once, however many links lead there, so loops end."""
+    pictures: list[str] = []
+    entered: set[tuple[int, int]] = set()
+    todo = [top]
+    while todo:
+        folder = todo.pop()
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        if (status.st_dev, status.st_ino) in entered:
+            scan.passed_over(folder, "/")
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders, files = _entries(scan, folder)
+        todo += [entry.path for entry in folders]
+        for entry in files:
+            if _is_picture(entry):
+                pictures.append(entry.path)
+            else:
+                scan.passed_over(entry.path)
+    return pictures
+
+
+def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
+    """The line for a folder, or a part of it, in which no class has a picture."""
+    folders, files = _entries(Scan(scan.root), folder)
+    loose = sum(_is_picture(entry) for entry in files)
+    if loose:
+        example = os.path.join(folder if split else str(path), "rose", files[0].name)  # noqa: PTH118
+        also = (
+            ""
+            if split in ("", "train")
+            else f", or move {split} away (`linnaeus predict` takes pictures without labels)"
+        )
+        return f"{folder}: {loose} pictures, but in no class folder; put each class into a folder, as {example}{also}"
+    kinds = " ".join(sorted(IMAGE_SUFFIXES))
+    what = f"{len(folders)} folders, but no pictures" if folders else "an empty folder" if not files else "no pictures"
+    return f"{folder}: {what} ({kinds}); put the pictures of each class into a folder of their own"
+
+
+def _refuse_wrapper(path: Path, root: Path, only: str) -> None:
+    """One folder that holds several: most likely an unpacked archive, one level too high."""
+    for entry in _entries(Scan(str(root)), str(root))[0]:
+        inside = _entries(Scan(str(root)), entry.path)[0]
+        if class_name(entry.name) == only and len(inside) > 1:
+            raise UserError(
+                f"{path}: only one class folder, {only!r}; its folders {listed([e.name for e in inside])} may be the "
+                f"classes: then point at {path / entry.name}"
+            )

@@ -1,0 +1,121 @@
+"""open_source(): which reader reads this?"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from linnaeus.data import builtin, cifar, csvfile, folder, idx, listing
+from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.names import listed
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.errors import UserError
+
+LISTS = {"train": ("train.txt",), "valid": ("valid.txt", "val.txt"), "test": ("test.txt",)}
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+CSVS = (".csv", ".tsv")
+
+
+def open_source(
+    source: str | Path,
+    *,
+    train: str | None = None,
+    valid: str | None = None,
+    test: str | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Table:
+    """Read what the user points at into a table, without opening a picture.
+
+    `train`, `valid`, `test` name list files (or CSVs) in a folder. What exists on disk goes before a known name; a known
+    name is fetched if need be, with `progress(bytes done, bytes in all)`. Raises UserError.
+    """
+    text = str(source)
+    given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
+    path = Path(text).expanduser()
+    try:
+        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
+        raise UserError(f"{text[:200]!r}: cannot be opened ({getattr(error, 'strerror', error)}); check it") from None
+    if not text.strip():
+        raise UserError("an empty source; give a folder, a list file, a CSV or a known name")
+    if given and not is_folder:
+        raise UserError(f"{text}: not a folder; {listed([*given])} name list files inside a folder")
+    if is_folder:
+        return _open_folder(text, path, given)
+    if is_file:
+        return _open_file(text, path)
+    if exists:
+        raise UserError(f"{text}: neither a file nor a folder; give a folder, a list file or a CSV")
+    if text in builtin.KNOWN:
+        return builtin.open_known(text, progress)
+    raise UserError(_not_found(text))
+
+
+def _not_found(text: str) -> str:
+    if "://" in text:
+        return f"{text}: addresses are not read; fetch it, and give the folder or file"
+    near = difflib.get_close_matches(text.lower(), builtin.KNOWN, 1, 0.7)
+    hint = f"did you mean {near[0]}?" if near else f"check the path (known names: {', '.join(builtin.KNOWN)})"
+    return f"{text}: no such file or folder; {hint}"
+
+
+def _open_folder(source: str, path: Path, given: dict[str, str]) -> Table:
+    """A folder: what is in it decides. List files go before class folders, binaries before both."""
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
+    if given:
+        return _open_lists(source, path, given, names)
+    binaries = cifar.find_cifar(path)
+    if binaries is not None:
+        return cifar.open_cifar(source, binaries)
+    if idx.find_idx(path):
+        return idx.open_idx(source, path)
+    if "train.txt" in names or "test.txt" in names:
+        return _open_lists(source, path, {}, names)
+    return folder.open_folder(source, path)
+
+
+def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str]) -> Table:
+    """List files in a folder: those named, and the usual ones for the splits not named."""
+    files = {}
+    for split in SPLITS:
+        usual = next((name for name in LISTS[split] if name in names), None)
+        name = given.get(split, usual)
+        if name is not None:
+            files[split] = path / name
+            if not files[split].is_file():
+                raise UserError(f"{files[split]}: no such list file; set data.{split} to a file in {path}")
+    kinds = {file.suffix.lower() in CSVS for file in files.values()}
+    if len(kinds) > 1:
+        raise UserError(f"{source}: {listed([file.name for file in files.values()])}: use list files or CSVs, not both")
+    return (csvfile.open_csv if kinds == {True} else listing.open_lists)(source, files)
+
+
+def _open_file(source: str, path: Path) -> Table:
+    """A file: its name decides, else its first bytes."""
+    name = path.name.lower()
+    if name.endswith(CSVS):
+        return csvfile.open_csv(source, {"": path})
+    if name.endswith(ARCHIVES):
+        return cifar.open_cifar(source, path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(
+            f"{source}: one picture is no source; give the folder of class folders, or use `linnaeus predict`"
+        )
+    if name.endswith(".bin"):
+        raise UserError(f"{source}: one file of a set; give the folder it lies in, {path.absolute().parent}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
+    if idx.NAME.fullmatch(path.name) or head[:3] == b"\0\0\x08":
+        return idx.open_idx(source, path)
+    if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(
+            f"{source}: not a text file, nor a format that is read; give a folder, a list file, a CSV, CIFAR or IDX"
+        )
+    return listing.open_lists(source, {"": path})

@@ -1,0 +1,296 @@
+"""The table: which samples a source holds, read without opening a picture; and how it is split."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.data.names import listed, printable
+from linnaeus.errors import UserError
+from linnaeus.files import atomic
+
+SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {  # what the parts are called in the wild
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The samples of a source: n pictures, their labels and splits, and the class names.
+
+    Exactly one of `paths` and `images` is given. A sample keeps its id through `select` and `split_table`.
+    """
+
+    source: str  # what the user pointed at
+    kind: str  # "folder" | "list" | "csv" | "cifar" | "idx" | "digits"
+    classes: tuple[str, ...]  # class names in index order: the identity used for matching (NFC)
+    names: tuple[str, ...]  # display names, same order
+    labels: np.ndarray  # (n,) int64, an index into classes
+    split: np.ndarray  # (n,) "<U5": "train" | "valid" | "test" | "" (not yet split)
+    paths: tuple[str, ...] | None = None  # absolute paths, where pictures are files
+    images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
+    groups: tuple[str, ...] | None = None  # samples of one group stay on one side of a split; "" is no group
+    ignored: tuple[str, ...] = ()  # hidden files and non-pictures that were passed over
+    root: str = ""  # absolute folder that sample ids are relative to
+    origin: np.ndarray | None = None  # (n,) "<U5": the part of the source a sample came from; where images
+    number: np.ndarray | None = None  # (n,) int64: its position in that part; where images
+
+    def __post_init__(self) -> None:
+        assert (self.paths is None) != (self.images is None), "a table holds either paths or images"
+        n = len(self.paths) if self.paths is not None else len(self.images)  # type: ignore[arg-type]
+        assert len(self.labels) == len(self.split) == n and len(self.classes) == len(self.names)
+        assert self.groups is None or len(self.groups) == n
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+        object.__setattr__(self, "split", np.asarray(self.split, dtype="<U5"))
+        if self.images is not None and self.number is None:
+            number = np.empty(n, dtype=np.int64)
+            for part in np.unique(self.split):
+                where = self.where(part)
+                number[where] = np.arange(len(where))
+            object.__setattr__(self, "origin", self.split)
+            object.__setattr__(self, "number", number)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int | None:
+        """1 or 3 where the source holds arrays; None where pictures are files that nobody has opened yet."""
+        if self.images is None:
+            return None
+        return 1 if self.images.ndim == 3 else 3
+
+    def where(self, split: str) -> np.ndarray:
+        """Indices (k,) int64 of the samples of a split; "" for those not yet split."""
+        return np.flatnonzero(self.split == split)
+
+    def select(self, indices: np.ndarray) -> Table:
+        """The table of these samples, in this order; the classes stay."""
+        indices = np.asarray(indices, dtype=np.int64)
+
+        def pick(values):
+            return None if values is None else tuple(values[i] for i in indices)
+
+        def take(values):
+            return None if values is None else values[indices]
+
+        return dataclasses.replace(
+            self,
+            labels=self.labels[indices],
+            split=self.split[indices],
+            paths=pick(self.paths),
+            images=take(self.images),
+            groups=pick(self.groups),
+            origin=take(self.origin),
+            number=take(self.number),
+        )
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """Samples by class, (classes,) int64, for each split that has any, in the order train, valid, test, ""."""
+        return {
+            split: np.bincount(self.labels[self.split == split], minlength=len(self.classes))
+            for split in (*SPLITS, "")
+            if (self.split == split).any()
+        }
+
+    def sample_id(self, i: int) -> str:
+        """A stable name of sample i: its path relative to the source where it lies inside, or "train[17]"."""
+        if self.paths is None:
+            assert self.origin is not None and self.number is not None
+            return f"{self.origin[i] or self.kind}[{self.number[i]}]"
+        path, inside = self.paths[i], self.root + os.sep
+        if self.root and path.startswith(inside):
+            path = path[len(inside) :]
+        return printable(path.replace(os.sep, "/"))
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over classes, sample ids, labels, splits, and file sizes or the pixels.
+
+        It stays when the folder moves, and changes when a picture is added, removed, relabelled or resized.
+        """
+        digest = hashlib.sha256()
+        for name in self.classes:
+            digest.update(name.encode() + b"\0")
+        for i, (label, split) in enumerate(zip(self.labels.tolist(), self.split.tolist(), strict=True)):
+            size = -1 if self.paths is None else file_size(self.paths[i])
+            digest.update(f"{self.sample_id(i)}\0{label}\0{split}\0{size}\n".encode())
+        if self.images is not None:
+            digest.update(f"{self.images.shape}".encode())
+            for i in range(0, len(self.images), 4096):  # in pieces: a selection need not be contiguous
+                digest.update(np.ascontiguousarray(self.images[i : i + 4096]))
+        return digest.hexdigest()
+
+
+def file_size(path: str) -> int:
+    """Bytes, or -1 for a file that is not there."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1
+
+
+def checked(table: Table) -> Table:
+    """`table`, if a classifier can be made of it: pictures, two classes, none that only validation or test has."""
+    source = table.source
+    if not len(table):
+        raise UserError(f"{source}: holds no pictures; point at a folder of class folders, a list file or a CSV")
+    counts = table.counts()
+    learned = sum((counts[split] for split in ("train", "") if split in counts), np.zeros(len(table.classes), np.int64))
+    if not learned.any():  # only validation or test: something to evaluate on
+        return table
+    for split in ("valid", "test"):
+        lost = [table.classes[i] for i in np.flatnonzero(counts.get(split, learned * 0) * (learned == 0))]
+        if lost:
+            what = f"class {listed(lost)} is" if len(lost) == 1 else f"classes {listed(lost)} are"
+            raise UserError(
+                f"{source}: {what} in {split} but not in train; add training pictures, "
+                f"or remove {'it' if len(lost) == 1 else 'them'} from {split}"
+            )
+    if len(table.classes) < 2:
+        raise UserError(
+            f"{source}: all {len(table)} pictures are of one class, {table.classes[0]!r}; "
+            "a classifier needs two or more: give each class a folder, or a label, of its own"
+        )
+    return table
+
+
+def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_test: bool = False) -> Table:
+    """Give every sample a split.
+
+    Samples not yet split are divided at random, stratified by class: shares `valid` and `test` (of the samples divided,
+    in [0, 1)), the rest to train; a part that the source already has gets none of them. A source that is split but has
+    no validation gives the share `valid` of its training samples. With `valid_is_test` the test samples become the
+    validation samples, and no test is kept.
+
+    The choice depends on `seed` and the samples' ids, not on their order. The shares are met exactly (rounded; at least one
+    sample where the share is not 0), each class by its own share rounded up or down, but never its last training sample.
+    Groups are never divided; with groups the shares are met as closely as a greedy choice can.
+    """
+    if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
+        raise UserError(f"valid = {valid} and test = {test}: shares are at least 0 and together less than 1")
+    split = table.split.copy()
+    has = {name: bool((split == name).any()) for name in (*SPLITS, "")}
+    if valid_is_test:
+        if not has["test"] or has["valid"]:
+            why = "has validation samples of its own" if has["valid"] else "has no test samples"
+            raise UserError(f'{table.source}: valid = "test", but the source {why}; remove the setting')
+        split[split == "test"] = "valid"
+        valid = test = 0.0
+    elif has[""]:
+        valid, test = (0.0 if has["valid"] else valid), (0.0 if has["test"] else test)
+    else:
+        valid, test = (0.0 if has["valid"] else valid), 0.0
+    if not (has["train"] or has[""]):
+        raise UserError(f"{table.source}: no training pictures; add a train part, or evaluate on it instead")
+    pool = np.flatnonzero(split == ("" if has[""] else "train"))
+    chosen = _choose(table, pool, {"test": test, "valid": valid}, seed)
+    split[pool] = chosen
+    kept = np.bincount(table.labels[split == "train"], minlength=len(table.classes))
+    seen = np.bincount(table.labels, minlength=len(table.classes))
+    lost = [table.classes[i] for i in np.flatnonzero((kept == 0) & (seen > 0))]
+    if lost:  # only where groups tie unsplit samples to a part that the source itself set aside
+        raise UserError(f"{table.source}: no training pictures of class {listed(lost)}; add some, or change the groups")
+    return dataclasses.replace(table, split=split)
+
+
+def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
+    """Splits (k,) "<U5" for the samples `pool` (k,): "train", a name in `shares`, or where the group already lies."""
+    units, fixed = _units(table, pool)
+    labels = table.labels.tolist()
+    salt = f"{seed}\0".encode()
+
+    def draw(name: str) -> bytes:  # a random rank that depends on the seed and the name alone
+        return hashlib.blake2b(salt + name.encode()).digest()
+
+    trainable = table.split == "train"
+    trainable[pool] = True
+    spare = (np.bincount(table.labels[trainable], minlength=len(table.classes)) - 1).tolist()
+    ranks = [draw(name) for name in table.classes]
+    pooled = np.bincount(table.labels[pool], minlength=len(table.classes))
+    need = {name: _targets(pooled, share, ranks) for name, share in shares.items() if share > 0}
+    position = {int(index): k for k, index in enumerate(pool)}
+    chosen = np.full(len(pool), "train", dtype="<U5")
+    # The largest first: a small one still fits where a large one does not. What is fixed goes before everything.
+    for unit in sorted(units, key=lambda unit: (unit not in fixed, -len(units[unit]), draw(unit))):
+        size: dict[int, int] = {}  # samples of the unit, by class
+        for index in units[unit]:
+            size[labels[index]] = size.get(labels[index], 0) + 1
+        best, gain = fixed.get(unit, "train"), 0
+        if unit not in fixed and all(spare[c] >= k for c, k in size.items()):
+            for name, missing in need.items():  # by how much this unit brings the part nearer to its targets
+                nearer = sum(k * (2 * missing[c] - k) for c, k in size.items())
+                if nearer > gain:
+                    best, gain = name, nearer
+        if best != "train":
+            for c, k in size.items():
+                spare[c] -= k
+                if best in need:
+                    need[best][c] -= k
+            chosen[[position[index] for index in units[unit]]] = best
+    for name in need:
+        if not (chosen == name).any():
+            why = "the groups are too large" if table.groups is not None else "there are too few"
+            raise UserError(
+                f"{table.source}: no pictures can be set aside for {name} and leave every class one to train on "
+                f"({why}); add pictures, or set the share {name} = 0"
+            )
+    return chosen
+
+
+def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """What must stay together: unit -> its samples in the pool; and, for unsplit pools, unit -> its split elsewhere.
+
+    A unit is a group, or else a sample; a picture listed twice is one unit, so that it cannot stand on both sides.
+    """
+
+    def unit(i: int) -> str:
+        group = table.groups[i] if table.groups is not None else ""
+        return f"group {printable(group)}" if group else table.sample_id(i)
+
+    units: dict[str, list[int]] = {}
+    for index in pool.tolist():
+        units.setdefault(unit(index), []).append(index)
+    if (table.split[pool] != "").any():
+        return units, {}  # the source's own parts stand as they are, even where they divide a group
+    elsewhere = np.flatnonzero(table.split != "").tolist()
+    return units, {unit(i): str(table.split[i]) for i in elsewhere}
+
+
+def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
+    """Samples to set aside by class: `share` of the whole, spread by largest remainder, ties by `ranks` of the classes."""
+    exact = counts * share
+    floor = np.floor(exact + 1e-9).astype(np.int64)
+    total = max(1, round(float(exact.sum())))
+    order = sorted(range(len(counts)), key=lambda c: (round(float(floor[c] - exact[c]), 9), ranks[c]))
+    order = [c for c in order if counts[c] > 1]  # a class with one picture has none to spare
+    floor[order[: max(0, total - int(floor.sum()))]] += 1
+    return floor.tolist()
+
+
+def write_split(table: Table, path: str | Path) -> None:
+    """Write the samples as CSV: path, label, split (and group), as the CSV reader reads them back.
+
+    Paths are relative to the CSV where the pictures lie beside or below it, else absolute. A sample of an array source has
+    no path; its id stands there, for the record only.
+    """
+    beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
+    with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", *(["group"] if table.groups is not None else [])])
+        for i in range(len(table)):
+            picture = table.sample_id(i) if table.paths is None else table.paths[i].removeprefix(beside)
+            group = [table.groups[i]] if table.groups is not None else []
+            writer.writerow([picture, table.classes[table.labels[i]], table.split[i], *group])

@@ -1,0 +1,154 @@
+"""Rows of pictures, to be gathered into batches: from a store, or decoded on demand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.data.decode import load_row
+from linnaeus.stores.decoding import Decoding
+
+
+class PixelStore:
+    """Rows of uint8 pictures, flat in one array, memory-mapped or in memory."""
+
+    data: np.ndarray
+    """(bytes,) uint8"""
+    offsets: np.ndarray
+    """(n,) int64: where in `data` a row starts"""
+    shapes: np.ndarray
+    """(n, 2) int32: height and width; 0, 0 where the picture could not be read"""
+    channels: int
+    failed: dict[int, str]
+    """row -> why it could not be read"""
+    uniform: tuple[int, int] | None
+    """height and width, where all rows that could be read agree"""
+    note: str = ""
+    """A line for the user, where there is something to say."""
+
+    def __init__(
+        self,
+        data: np.ndarray,
+        offsets: np.ndarray,
+        shapes: np.ndarray,
+        channels: int,
+        failed: dict[int, str] | None = None,
+        path: Path | None = None,
+    ):
+        self.data, self.offsets, self.shapes, self.channels = data, offsets, shapes, channels
+        self.failed = failed or {}
+        self.path = path
+        self.uniform = _agreed(shapes)
+        # A mapped page that was read once counts as this process's memory; pread() leaves it to the system.
+        self._file = path.open("rb", buffering=0) if path is not None and hasattr(os, "preadv") else None
+
+    @classmethod
+    def from_arrays(cls, images: np.ndarray) -> PixelStore:
+        """(n, H, W[, C]) uint8, at the right size already: no copy where the array is contiguous."""
+        assert images.dtype == np.uint8 and images.ndim in (3, 4), f"{images.shape} {images.dtype}"
+        n, height, width = images.shape[:3]
+        channels = images.shape[3] if images.ndim == 4 else 1
+        offsets = np.arange(n, dtype=np.int64) * (height * width * channels)
+        shapes = np.tile(np.array([[height, width]], np.int32), (n, 1))
+        return cls(np.ascontiguousarray(images).reshape(-1), offsets, shapes, channels)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows of this store."""
+        return int(self.shapes.prod(axis=1, dtype=np.int64).sum()) * self.channels
+
+    def row(self, i: int) -> np.ndarray:
+        """(h, w, C) uint8: a view, 0 x 0 where the picture could not be read."""
+        height, width = self.shapes[i]
+        start = self.offsets[i]
+        return self.data[start : start + int(height) * int(width) * self.channels].reshape(height, width, self.channels)
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, H, W, C) uint8, zero-padded right and below to the largest, and (N, 2) int32 shapes."""
+        indices = np.asarray(indices, dtype=np.int64)
+        shapes = _readable_shapes(self, indices)
+        if self.uniform is not None and self._file is None:
+            row_bytes = self.uniform[0] * self.uniform[1] * self.channels
+            grid = self.data[: len(self.data) // row_bytes * row_bytes].reshape(-1, *self.uniform, self.channels)
+            return grid[self.offsets[indices] // row_bytes], shapes
+        return _pad(map(self.read, indices), shapes, self.channels), shapes
+
+    def read(self, i: int) -> np.ndarray:
+        """(h, w, C) uint8: a copy, without mapping the file's pages into this process where it is a file."""
+        if self._file is None:
+            return self.row(i)
+        out = np.empty((*self.shapes[i], self.channels), np.uint8)
+        got = os.preadv(self._file.fileno(), [memoryview(out).cast("B")], int(self.offsets[i]))
+        assert got == out.nbytes, f"{self.path}: cut short while in use"
+        return out
+
+
+class StreamedRows:
+    """The interface of PixelStore, decoding on demand: for stores that would not fit the disk budget."""
+
+    def __init__(
+        self,
+        table: Pictures,
+        indices: np.ndarray,
+        spec: RowSpec,
+        shapes: np.ndarray,
+        failed: dict[int, str],
+        threads: int,
+        note: str,
+    ):
+        self.shapes, self.channels, self.failed, self.note = shapes, spec.channels, failed, note
+        self.uniform = _agreed(shapes)
+        self._table, self._indices, self._spec = table, indices, spec
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def row(self, i: int) -> np.ndarray:
+        """(h, w, C) uint8. Raises UnreadableError where the picture has changed for the worse since it was checked."""
+        if i in self.failed:
+            return np.zeros((0, 0, self.channels), np.uint8)
+        return load_row(_source(self._table, self._indices[i]), self._spec)
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As PixelStore.gather, in threads."""
+        indices = np.asarray(indices, dtype=np.int64)
+        _readable_shapes(self, indices)
+        rows = list(self._pool.map(self.row, indices))
+        shapes = np.array([row.shape[:2] for row in rows], np.int32).reshape(-1, 2)  # a picture may have changed
+        return _pad(rows, shapes, self.channels), shapes
+
+
+def _agreed(shapes: np.ndarray) -> tuple[int, int] | None:
+    readable = shapes[shapes[:, 0] > 0]
+    if len(readable) and (readable == readable[0]).all():
+        return int(readable[0, 0]), int(readable[0, 1])
+    return None
+
+
+def _readable_shapes(store: PixelStore | StreamedRows, indices: np.ndarray) -> np.ndarray:
+    shapes = store.shapes[indices]
+    if len(bad := indices[shapes[:, 0] == 0]):
+        raise ValueError(f"row {bad[0]} could not be read ({store.failed[int(bad[0])]}) and has no place in a batch")
+    return shapes
+
+
+def _pad(rows: Iterable[np.ndarray], shapes: np.ndarray, channels: int) -> np.ndarray:
+    """(N, H, W, C) uint8, with zeros right of and below rows that are smaller than the largest."""
+    height, width = shapes.max(axis=0) if len(shapes) else (0, 0)
+    batch = np.empty((len(shapes), height, width, channels), np.uint8)
+    for k, row in enumerate(rows):
+        h, w = row.shape[:2]
+        batch[k, :h, :w] = row
+        batch[k, h:] = 0
+        batch[k, :h, w:] = 0
+    return batch
+
+

@@ -1,0 +1,320 @@
+"""What is drawn is legible, true to the numbers, and written whole; looks are for eyes, the rest is for these tests."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from linnaeus.errors import UserError
+from linnaeus.report.confusion import confused_pairs, confusion, shares
+from linnaeus.report.curves import curves
+from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.grid import Shown, _chance, _columns, _square, picture_grid
+from linnaeus.report.sheet import BLUE, GREEN, ORANGE, RED, Sheet, shorten, text_width, wrap
+
+pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph is a warning of matplotlib's
+LONG = "Lepidoptera_nymphalidae cyclamen subspecies (Linnaeus, 1758) with a very long name"
+
+
+@pytest.fixture
+def sheets(monkeypatch: pytest.MonkeyPatch) -> list[Sheet]:
+    """Every sheet that is saved."""
+    kept: list[Sheet] = []
+    save = Sheet.save
+    monkeypatch.setattr(Sheet, "save", lambda sheet, path: (kept.append(sheet), save(sheet, path))[-1])
+    return kept
+
+
+def history(*epochs: int) -> list[dict[str, object]]:
+    """Rows of `history.csv`, with so many epochs in each phase."""
+    n = itertools.count(1)
+    return [
+        {
+            "phase": phase,
+            "epoch": epoch,
+            "lr": 1e-3,
+            "train_loss": 3 / next(n),
+            "train_accuracy": 0.9,
+            "valid_loss": 0.5 + 1 / epoch,
+            "valid_accuracy": 0.8 + 0.001 * epoch,
+            "seconds": 1.5,
+        }
+        for phase, count in enumerate(epochs, 1)
+        for epoch in range(1, count + 1)
+    ]
+
+
+def written(sheet: Sheet) -> list[str]:
+    return [t.get_text() for t in sheet.figure.texts]
+
+
+def near(path: Path, color: str) -> int:
+    """How many pixels have about this color."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return int((np.abs(pixels - 255 * np.array(to_rgb(color))).max(axis=2) < 8).sum())
+
+
+def assert_legible(sheet: Sheet, texts: list[Text] | None = None) -> None:
+    """Every text lies on the sheet, and no two overlap."""
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts or sheet.figure.texts if t.get_text()]
+    for text, box in boxes:
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= sheet.figure.bbox.x1, text
+        assert box.y1 <= sheet.figure.bbox.y1, text
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+        assert apart, f"{one!r} overlaps {other!r}"
+
+
+# Curves
+
+
+@pytest.mark.parametrize("epochs", [(1,), (2, 1), (20, 10), (200,), (1, 1, 1, 40, 1)])
+def test_curves_are_legible_at_any_length(epochs: tuple[int, ...], tmp_path: Path, sheets: list[Sheet]) -> None:
+    rows = history(*epochs)
+    assert curves(rows, tmp_path / "curves.png", best=len(rows) - 1, title=LONG * 3) == ""
+    assert_legible(sheets[0])
+    assert near(tmp_path / "curves.png", BLUE) > 100  # one epoch is a point, and it is seen
+    assert near(tmp_path / "curves.png", ORANGE) > 20
+
+
+def test_curves_mark_phases_and_the_best_epoch(tmp_path: Path, sheets: list[Sheet]) -> None:
+    curves(history(5, 3), tmp_path / "curves.png", best=6)
+    texts = written(sheets[0])
+    assert texts.count("phase 1") == texts.count("phase 2") == 2  # in both panels
+    assert "best epoch 7: 80.20 % in validation" in texts
+    curves(history(5), tmp_path / "curves.png")
+    assert not [t for t in written(sheets[1]) if "phase" in t or "best" in t]
+
+
+def test_curves_take_what_a_csv_file_holds(tmp_path: Path, sheets: list[Sheet]) -> None:
+    rows = [{key: str(value) for key, value in row.items()} for row in history(4, 2)]
+    for row in rows:
+        row["train_accuracy"] = ""  # mixed labels: nothing to count
+    rows[2]["valid_loss"] = "nan"
+    rows[3]["train_loss"] = "inf"
+    curves(rows, tmp_path / "curves.png", best=2)
+    assert written(sheets[0]).count("training") == 1
+    assert written(sheets[0]).count("validation") == 2
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_curves_without_validation_or_without_an_epoch(missing: object, tmp_path: Path, sheets: list[Sheet]) -> None:
+    rows = [row | {"valid_loss": missing, "valid_accuracy": missing} for row in history(3)]
+    curves(rows, tmp_path / "curves.png", best=0)
+    assert "validation" not in written(sheets[0])
+    curves([], tmp_path / "none.png")
+    assert "no epoch was finished" in written(sheets[1])
+
+
+def test_a_loss_that_starts_high_does_not_flatten_the_rest(tmp_path: Path, sheets: list[Sheet]) -> None:
+    rows = history(10)
+    rows[0]["train_loss"] = 400.0
+    curves(rows, tmp_path / "curves.png")
+    assert [axes.get_yscale() for axes in sheets[0].figure.axes] == ["log", "linear"]
+    assert "log scale" in written(sheets[0])
+
+
+# Picture grid
+
+
+def picture(height: int = 60, width: int = 80, *channels: int) -> np.ndarray:
+    return np.full((height, width, *channels), 128, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("n", "name"), [(1, LONG), (2, "$x_1$ \\frac{"), (5, "rose"), (7, LONG.replace(" ", "_")), (64, LONG), (16, "rose")]
+)
+def test_names_never_overlap(n: int, name: str, tmp_path: Path, sheets: list[Sheet]) -> None:
+    shown = [Shown(picture(), name, 0.999, name if i % 2 else "other", "unsure") for i in range(n)]
+    assert picture_grid(shown, tmp_path / "grid.png", title="Test pictures") == ""
+    assert_legible(sheets[0])
+
+
+def test_right_and_wrong_differ_in_color_and_in_mark(tmp_path: Path, sheets: list[Sheet]) -> None:
+    path = tmp_path / "grid.png"
+    verdicts: list[tuple[str | None, str, str]] = [("rose", "✓", GREEN), ("lily", "✗", RED)]
+    for true, mark, color in verdicts:
+        picture_grid([Shown(picture(), "rose", 0.5, true)], path)
+        texts = [t for t in sheets[-1].figure.texts if t.get_text() in ("rose", mark)]
+        assert [t.get_color() for t in texts] == [color, color]
+        assert near(path, color) > 1000
+        assert f"true: {true}" in written(sheets[-1])
+    picture_grid([Shown(picture(), "rose", 0.5)], path)
+    assert not {"✓", "✗"} & set("".join(written(sheets[-1])))
+    assert near(path, GREEN) == near(path, RED) == 0
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (28, 28, 3), (1, 1), (1, 900), (900, 1, 3), (500, 667, 3)])
+def test_any_picture_fits_its_square(shape: tuple[int, ...]) -> None:
+    assert _square(np.zeros(shape, np.uint8), 255).shape == (255, 255, 3)
+
+
+def test_small_pictures_keep_their_pixels() -> None:
+    checks = (np.indices((8, 8)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    large = _square(checks, 256)
+    np.testing.assert_array_equal(large[..., 0], checks.repeat(32, axis=0).repeat(32, axis=1))
+
+
+def test_pictures_are_the_right_way_up(tmp_path: Path) -> None:
+    half = np.zeros((64, 64, 3), np.uint8)
+    half[:32, :, 0] = 255  # red above
+    picture_grid([Shown(half, "red above", 1.0)], tmp_path / "grid.png")
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
+    red = np.argwhere((pixels == (255, 0, 0)).all(axis=2))
+    black = np.argwhere((pixels == 0).all(axis=2))
+    assert red[:, 0].max() < black[:, 0].min()
+    assert len(red) > 10_000
+
+
+def test_more_pictures_than_an_image_holds_are_counted(
+    tmp_path: Path, sheets: list[Sheet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linnaeus.report.grid.MAX_PIXELS", 1000)
+    picture_grid([Shown(picture(), "a", 0.5)] * 30, tmp_path / "grid.png", columns=4)
+    assert "22 more are left out" in written(sheets[0])
+    picture_grid([], tmp_path / "none.png", title="none")
+
+
+def test_columns_fill_their_rows() -> None:
+    assert [_columns(n) for n in (0, 1, 2, 4, 12, 16, 64)] == [1, 1, 2, 2, 4, 4, 8]
+
+
+def test_no_chance_is_rounded_to_certainty() -> None:
+    assert [_chance(p) for p in (1.0, 0.9996, 0.93, 0.004, 0.0, float("nan"))] == [
+        *("100 %", ">99 %", "93 %", "<1 %", "0 %", "–")
+    ]
+
+
+# Confusion
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 20, 21, 102, 300])
+def test_confusion_is_legible_at_any_number_of_classes(classes: int, tmp_path: Path, sheets: list[Sheet]) -> None:
+    generator = np.random.default_rng(classes)
+    matrix = generator.integers(0, 3, (classes, classes)) + 12345 * np.eye(classes, dtype=int)
+    names = [LONG[: 5 + i % 60] for i in range(classes)]
+    assert confusion(matrix, names, tmp_path / "confusion.png", title=LONG * 3) == ""
+    upright = [t for t in sheets[0].figure.texts if t.get_rotation() == 0]
+    assert_legible(sheets[0], upright)
+    everything = [t.get_window_extent() for t in sheets[0].figure.texts]
+    assert min(box.x0 for box in everything) >= 0
+    assert min(box.y0 for box in everything) >= 0
+
+
+def test_confusion_rows_are_true_classes(tmp_path: Path, sheets: list[Sheet]) -> None:
+    matrix = np.array([[30, 10, 0], [0, 5, 0], [0, 0, 0]])
+    confusion(matrix, ["a", "b", "c"], tmp_path / "confusion.png")
+    texts = written(sheets[0])
+    assert "35 of 45 right, 77.8 %" in texts
+    assert [t for t in texts if " of " in t or "no p" in t][1:-1] == ["30 of 40", "5 of 5", "no pictures"]
+    where = {t.get_text(): t.get_position() for t in sheets[0].figure.texts}
+    assert where["10"][1] == where["30"][1]  # in the row of the true class ...
+    assert where["10"][0] == where["5"][0]  # ... and in the column of the predicted one
+    assert texts.count("0") == 0
+
+
+def test_confusion_shares_and_pairs() -> None:
+    matrix = np.array([[8, 2, 0], [2, 2, 0], [0, 5, 0]])
+    np.testing.assert_allclose(shares(matrix), [[0.8, 0.2, 0], [0.5, 0.5, 0], [0, 1, 0]])
+    assert confused_pairs(matrix, 9) == [(2, 1, 5), (1, 0, 2), (0, 1, 2)]  # at equal counts the larger share
+    assert confused_pairs(np.eye(3, dtype=int), 9) == []
+    assert shares(np.zeros((2, 2), int)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_many_classes_list_the_most_confused(tmp_path: Path, sheets: list[Sheet]) -> None:
+    matrix = 50 * np.eye(102, dtype=int)
+    matrix[3, 90] = 7
+    confusion(matrix, [f"class {i}" for i in range(102)], tmp_path / "confusion.png")
+    texts = written(sheets[0])
+    assert "→ class 90" in texts
+    assert "7 of 57" in texts
+
+
+# Sheet
+
+
+def draw_all(folder: Path) -> list[bytes]:
+    folder.mkdir()
+    curves(history(3, 2), folder / "curves.png", best=3, title="−1 évêque")
+    picture_grid([Shown(picture(), "rose", 0.5, "lily")] * 3, folder / "grid.png")
+    confusion(np.eye(4, dtype=int), list("abcd"), folder / "confusion.png")
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+def test_threads_draw_the_same_and_no_setting_changes(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    expected = draw_all(tmp_path / "alone")
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(draw_all, [tmp_path / f"thread{i}" for i in range(4)]))
+    assert all(one == expected for one in drawn)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_and_torch_are_not_imported() -> None:
+    code = "import sys, linnaeus.report.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_a_plot_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new folder" / "месяц 月.png"
+    curves(history(1), path)
+    before = path.read_bytes()
+
+    def full(figure: Figure, file: object, **_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        curves(history(2), path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".svg", ".pdf", ""])
+def test_the_suffix_is_the_format(suffix: str, tmp_path: Path) -> None:
+    picture_grid([Shown(picture(), "rose", 0.5)], tmp_path / f"grid{suffix}")
+    head = (tmp_path / f"grid{suffix}").read_bytes()[:12]
+    assert {".jpg": b"\xff\xd8", ".webp": b"RIFF", ".svg": b"<?xml", ".pdf": b"%PDF", "": b"\x89PNG"}[suffix] in head
+
+
+def test_a_format_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"grid\.docx: .*png"):
+        picture_grid([Shown(picture(), "rose", 0.5)], tmp_path / "grid.docx")
+
+
+def test_missing_glyphs_are_returned_and_raise_no_warning(tmp_path: Path) -> None:
+    unknown = "\U000e0f00\U0010fffd"  # unassigned and private: in no font
+    draws: list[Callable[[str, Path], str]] = [
+        lambda text, path: curves(history(1), path, title=text),
+        lambda text, path: picture_grid([Shown(picture(), "a", 0.5, None, text)], path),
+        lambda text, path: confusion(np.eye(2, dtype=int), ["a", text], path),
+    ]
+    for draw in draws:
+        assert draw(f"rose {unknown}", tmp_path / "plot.png") == unknown
+        draw("月季 バラ 장미 🌹", tmp_path / "plot.png")  # whatever this machine has
+
+
+@pytest.mark.parametrize("text", ["a", LONG, "月季花" * 20, LONG.replace(" ", "")])
+def test_text_is_cut_to_its_room(text: str) -> None:
+    fonts: Fonts = families_for([text])
+    for width in (0.5, 1.0, 3.0):
+        assert text_width(shorten(text, fonts, 9, width), fonts, 9) <= width
+        lines = wrap(text, fonts, 9, width, 3)
+        assert len(lines) <= 3
+        assert all(text_width(line, fonts, 9) <= width for line in lines)
+    assert wrap("giant white arum lily", fonts, 9, 1.0, 2) == ["giant white", "arum lily"]

@@ -1,0 +1,113 @@
+"""Recipes: strict, readable errors, overrides, round trip."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from linnaeus.errors import UserError
+from linnaeus.recipe import Recipe, load_recipe, parse_setting, recipe_names, recipe_text, validate
+
+MINIMAL = {
+    "model": {"name": "mini_resnet"},
+    "data": {"resize": 28, "size": 28},
+    "phase": [{"epochs": 1, "lr": 0.1}],
+}
+
+
+def test_there_are_recipes_and_each_is_whole():
+    """Each parses, comes back equal through TOML, and opens with a title and what was measured."""
+    assert len(recipe_names()) >= 10
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert validate(tomllib.loads(recipe.to_toml()), "again") == recipe
+        header = recipe_text(name)[1].partition("[model]")[0]
+        assert header.startswith("# ")
+        assert "ccuracy" in header, f"{name} does not say what was measured"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, "modle: unknown key (did you mean model"),
+        ({"phase": [{"epochs": 1, "lr": 0.1, "weigth_decay": 1}]}, "phase.1.weigth_decay: unknown key (did you mean"),
+        ({"phase": [{"epochs": 0, "lr": 0.1}]}, "phase.1.epochs = 0"),
+        ({"phase": []}, "phase"),
+        ({"phase": [{"epochs": 1, "lr": -1}]}, "phase.1.lr = -1"),
+        ({"phase": [{"epochs": 1, "lr": 1, "schedule": {"name": "step", "evry": 3}}]}, "phase.1.schedule"),
+        ({"phase": [{"epochs": 1, "lr": 1, "schedule": {"name": "stop"}}]}, "stop"),
+        ({"data": {"resize": 20, "size": 28}}, "resize = 20 is smaller than size = 28"),
+        ({"data": {"resize": 28, "size": 28, "split": {"valid": 0.6, "test": 0.5}}}, "leaves nothing to train on"),
+        ({"phase": [{"epochs": 1, "lr": 1, "augment": {"hflip": 1.5}}]}, "phase.1.augment.hflip = 1.5"),
+        ({"phase": [{"epochs": 1, "lr": 1, "augment": {"scale": [1.2, 0.8]}}]}, "the smaller first"),
+        ({"best": "f1"}, "best = 'f1'"),
+        ({"data": {}}, "data.resize: missing (and 1 more)"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_and_value(change: dict, message: str):
+    with pytest.raises(UserError) as caught:
+        validate({**MINIMAL, **change}, "my.toml")
+    text = str(caught.value)
+    assert text.startswith("my.toml: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_overrides_count_phases_from_one():
+    recipe = load_recipe("flowers102", {"phase.2.lr": 5e-5, "data.size": 192, "model.weights": "none"}, [3, 4])
+    assert (recipe.phase[0].lr, recipe.phase[1].lr) == (1e-2, 5e-5)
+    assert [phase.epochs for phase in recipe.phase] == [3, 4]
+    assert recipe.data.size == 192
+
+
+@pytest.mark.parametrize("key", ["phase.0.lr", "phase.3.lr", "phase.x.lr", "data.size.more"])
+def test_an_override_that_fits_nowhere_is_refused(key: str):
+    with pytest.raises(UserError, match="--set"):
+        load_recipe("flowers102", {key: 1})
+
+
+def test_epochs_must_be_one_number_a_phase():
+    with pytest.raises(UserError, match="1 number"):
+        load_recipe("flowers102", epochs=[3])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("phase.1.lr=1e-3", ("phase.1.lr", 1e-3)),
+        ("data.train=trainda.txt", ("data.train", "trainda.txt")),
+        ("data.size = 288", ("data.size", 288)),
+        ("phase.1.train=['layer4','head']", ("phase.1.train", ["layer4", "head"])),
+        ("data.valid=", ("data.valid", "")),
+    ],
+)
+def test_settings_are_toml_and_bare_words_are_strings(text: str, expected: tuple):
+    assert parse_setting(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "lr", "=3"])
+def test_a_setting_without_key_or_value_is_refused(text: str):
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        parse_setting(text)
+
+
+def test_unknown_and_broken_files(tmp_path: Path):
+    with pytest.raises(UserError, match="did you mean flowers102"):
+        load_recipe("flower102")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[model\n")
+    with pytest.raises(UserError, match=r"broken\.toml: not TOML"):
+        load_recipe(str(broken))
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_recipe(str(binary))
+
+
+def test_a_run_folder_is_a_recipe(tmp_path: Path):
+    (tmp_path / "recipe.toml").write_text(load_recipe("digits").to_toml(), encoding="utf-8")
+    assert load_recipe(str(tmp_path)) == load_recipe("digits")
+    assert isinstance(load_recipe(str(tmp_path / "recipe.toml")), Recipe)
