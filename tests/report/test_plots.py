@@ -33,7 +33,12 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[Sheet]:
     """Every sheet that is saved."""
     kept: list[Sheet] = []
     save = Sheet.save
-    monkeypatch.setattr(Sheet, "save", lambda sheet, path: (kept.append(sheet), save(sheet, path))[-1])
+
+    def keep(sheet: Sheet, path: Path) -> None:
+        kept.append(sheet)
+        save(sheet, path)
+
+    monkeypatch.setattr(Sheet, "save", keep)
     return kept
 
 
@@ -229,7 +234,7 @@ def test_confusion_rows_are_true_classes(tmp_path: Path, sheets: list[Sheet]) ->
 
 def test_confusion_shares_and_pairs() -> None:
     matrix = np.array([[8, 2, 0], [2, 2, 0], [0, 5, 0]])
-    np.testing.assert_allclose(shares(matrix), [[0.8, 0.2, 0], [0.5, 0.5, 0], [0, 1, 0]])
+    np.testing.assert_allclose(shares(matrix), [[0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
     assert confused_pairs(matrix, 9) == [(2, 1, 5), (1, 0, 2), (0, 1, 2)]  # at equal counts the larger share
     assert confused_pairs(np.eye(3, dtype=int), 9) == []
     assert shares(np.zeros((2, 2), int)).tolist() == [[0, 0], [0, 0]]
