@@ -43,7 +43,12 @@ class Decoding:
     progress: Progress | None
 
     def source(self, k: int) -> str | np.ndarray:
-        return source(self.table, self.indices[k])
+        """The file or the array of picture k."""
+        i = self.indices[k]
+        if self.table.paths is not None:
+            return self.table.paths[i]
+        assert self.table.images is not None
+        return self.table.images[i]
 
     def load(self, k: int) -> Row:
         try:
@@ -87,33 +92,27 @@ class Decoding:
             aspect = 1.03 * float(np.mean(aspects)) if aspects else 1.0
         return int(n * size * size * aspect * self.spec.channels) + 64 * n
 
+    def signatures(self, hash_content: bool) -> np.ndarray:
+        """(n,) uint64, by which a picture is known again: from path, size and time, or from the bytes.
 
-def signatures(table: Pictures, indices: np.ndarray, hash_content: bool) -> np.ndarray:
-    """(n,) uint64, by which a picture is known again; 0 where there is nothing to know it by."""
-    signatures = np.zeros(len(indices), np.uint64)
-    for k, i in enumerate(indices):
-        digest = hashlib.blake2b(digest_size=8)
-        if table.paths is None:
-            digest.update(np.ascontiguousarray(source(table, i)))
-        else:
-            path = table.paths[i]
+        0 where there is nothing to know it by.
+        """
+        signatures = np.zeros(len(self.indices), np.uint64)
+        for k in range(len(signatures)):
+            digest = hashlib.blake2b(digest_size=8)
+            source = self.source(k)
             try:
-                if hash_content:
-                    digest.update(Path(path).read_bytes())
+                if isinstance(source, np.ndarray):
+                    digest.update(source.tobytes())
+                elif hash_content:
+                    digest.update(Path(source).read_bytes())
                 else:
-                    found = Path(path).stat()
-                    digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
+                    found = Path(source).stat()
+                    digest.update(f"{source}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
             except (OSError, ValueError):
                 continue
-        signatures[k] = int.from_bytes(digest.digest(), "little") or 1
-    return signatures
-
-
-def source(table: Pictures, i: int) -> str | np.ndarray:
-    if table.paths is not None:
-        return table.paths[i]
-    assert table.images is not None
-    return table.images[i]
+            signatures[k] = int.from_bytes(digest.digest(), "little") or 1
+        return signatures
 
 
 def select(images: np.ndarray, indices: np.ndarray) -> np.ndarray:

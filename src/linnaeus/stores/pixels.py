@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from linnaeus.data.decode import DECODE_VERSION, MAX_ASPECT, RowSpec, UnreadableError, header_size, is_row, load_row
+from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
 from linnaeus.stores.cache import Cache, Entry, OverBudgetError
+from linnaeus.stores.decoding import Decoding, Pictures, Progress, Row, cores, select, with_channels
+from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 from linnaeus.stores.rows import ROWS, Index, RowWriter, map_rows, read_index, write_index
 
-Progress = Callable[[int, int], None]
+__all__ = ["PixelStore", "StreamedRows", "build_pixels"]
 
 
 def build_pixels(
@@ -46,12 +42,12 @@ def build_pixels(
     `progress(done, total)` is called from this thread. Raises UserError where the disk is full.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    if table.images is not None and is_row(*table.images.shape[1:3], spec):
+    if table.images is not None and is_row(table.images.shape[1], table.images.shape[2], spec):
         return PixelStore.from_arrays(with_channels(select(table.images, indices), spec.channels))
     rows = Decoding(table, indices, spec, threads or cores(), progress)
     if cache is None:
         return _in_memory(rows)
-    signatures = signatures(table, indices, hash_content)
+    signatures = rows.signatures(hash_content)
     key = hashlib.sha256(f"{DECODE_VERSION} {astuple(spec)}".encode() + signatures.tobytes()).hexdigest()[:32]
     name = f"pixels-{key}"
     if (store := _find(cache, rows, signatures, name)) is not None:
@@ -73,7 +69,7 @@ class _Known:
     match: np.ndarray
     name: str
 
-    def get(self, k: int) -> np.ndarray | UnreadableError | None:
+    def get(self, k: int) -> Row | None:
         at = int(self.match[k])
         if at < 0:
             return None
@@ -106,23 +102,20 @@ def _find(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> Pi
 
 def _best(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> _Known | None:
     """Of the whole stores of this form, the one called `name`, or the one that has most of the rows."""
-    best, best_match, most = None, None, 0
+    best, most = None, 0
     for entry in sorted(cache.entries(), key=lambda entry: entry.name != name):
         if entry.about.get("form") != _form(rows.spec):
             continue
         try:
-            index = read_index(entry.path)
+            match = _lookup(read_index(entry.path).signatures, signatures)
+            count = len(match) if entry.name == name else int((match >= 0).sum())
+            if count > most and cache.find(entry.name) is not None:
+                best, most = _Known(_open(entry, rows.spec), match, entry.name), count
         except (OSError, ValueError):
             continue  # damaged, or gone since
-        match = _lookup(index.signatures, signatures)
-        count = len(match) if entry.name == name else int((match >= 0).sum())
-        if count > most:
-            best, best_match, most = entry, match, count
-        if most == len(match):
+        if most == len(signatures):
             break
-    if best is None or best_match is None or cache.find(best.name) is None:
-        return None
-    return _Known(_open(best, rows.spec), best_match, best.name)
+    return best
 
 
 def _open(entry: Entry, spec: RowSpec) -> PixelStore:
@@ -141,7 +134,7 @@ def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> P
             allowed = max(rows.estimate(), writer.bytes)
             try:
                 cache.room(name, allowed - writer.bytes, keep)
-                for row in rows.each(writer.done, known):
+                for row in rows.each(writer.done, None if known is None else known.get):
                     writer.append(row)
                     if writer.bytes > allowed:  # the estimate was low
                         cache.room(name, allowed // 8, keep)
@@ -157,22 +150,30 @@ def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> P
 def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, note: str) -> StreamedRows:
     """Decode every picture once to find the unreadable ones; keep that verdict for the next run."""
     with cache.lock(name):
-        entry = cache.find(name)
-        if entry is not None:
-            index = read_index(entry.path)
-        else:
-            shapes, failed, known = np.zeros((len(signatures), 2), np.int32), {}, signatures.copy()
-            for k, row in enumerate(rows.each()):
-                if isinstance(row, UnreadableError):
-                    failed[k] = row.reason
-                else:
-                    shapes[k] = row.shape[:2]
-            index = Index(shapes, known, failed)
+        if cache.find(name) is None:
+            index = _verdict(rows, signatures)
             with suppress(OverBudgetError), cache.building(name) as folder:
-                cache.room(name, 16 * len(signatures))
+                cache.room(name, 64 * len(signatures))
                 write_index(folder, index)
-                cache.commit(name, {"form": _form(rows.spec), "rows": len(signatures)})
-    return StreamedRows(rows.table, rows.indices, rows.spec, index.shapes, index.failed, rows.threads, note)
+                cache.commit(name, {"form": ["verdict", *_form(rows.spec)], "rows": len(signatures)})
+        else:
+            index = read_index(cache.root / name)
+    for k in [k for k in index.failed if index.signatures[k] == 0]:  # is the passing reason over?
+        if not isinstance(row := rows.load(k), UnreadableError):
+            index.shapes[k] = row.shape[:2]
+            del index.failed[k]
+    return StreamedRows(rows, index.shapes, index.failed, note)
+
+
+def _verdict(rows: Decoding, signatures: np.ndarray) -> Index:
+    index = Index(np.zeros((len(signatures), 2), np.int32), signatures.copy(), {})
+    for k, row in enumerate(rows.each()):
+        if isinstance(row, UnreadableError):
+            index.failed[k] = row.reason
+            index.signatures[k] *= not row.passing
+        else:
+            index.shapes[k] = row.shape[:2]
+    return index
 
 
 def _in_memory(rows: Decoding) -> PixelStore:
@@ -201,5 +202,3 @@ def _lookup(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
     order = np.argsort(theirs, kind="stable")
     at = order[np.searchsorted(theirs, ours, sorter=order).clip(max=len(theirs) - 1)]
     return np.where((theirs[at] == ours) & (ours != 0), at, -1)
-
-

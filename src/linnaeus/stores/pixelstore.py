@@ -49,7 +49,7 @@ class PixelStore:
     @classmethod
     def from_arrays(cls, images: np.ndarray) -> PixelStore:
         """(n, H, W[, C]) uint8, at the right size already: no copy where the array is contiguous."""
-        assert images.dtype == np.uint8 and images.ndim in (3, 4), f"{images.shape} {images.dtype}"
+        assert images.dtype == np.uint8, images.dtype
         n, height, width = images.shape[:3]
         channels = images.shape[3] if images.ndim == 4 else 1
         offsets = np.arange(n, dtype=np.int64) * (height * width * channels)
@@ -85,7 +85,7 @@ class PixelStore:
         if self._file is None:
             return self.row(i)
         out = np.empty((*self.shapes[i], self.channels), np.uint8)
-        got = os.preadv(self._file.fileno(), [memoryview(out).cast("B")], int(self.offsets[i]))
+        got = os.preadv(self._file.fileno(), [out.reshape(-1).data], int(self.offsets[i]))
         assert got == out.nbytes, f"{self.path}: cut short while in use"
         return out
 
@@ -93,20 +93,11 @@ class PixelStore:
 class StreamedRows:
     """The interface of PixelStore, decoding on demand: for stores that would not fit the disk budget."""
 
-    def __init__(
-        self,
-        table: Pictures,
-        indices: np.ndarray,
-        spec: RowSpec,
-        shapes: np.ndarray,
-        failed: dict[int, str],
-        threads: int,
-        note: str,
-    ):
-        self.shapes, self.channels, self.failed, self.note = shapes, spec.channels, failed, note
+    def __init__(self, decoding: Decoding, shapes: np.ndarray, failed: dict[int, str], note: str):
+        self.shapes, self.channels, self.failed, self.note = shapes, decoding.spec.channels, failed, note
         self.uniform = _agreed(shapes)
-        self._table, self._indices, self._spec = table, indices, spec
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoding = decoding
+        self._pool = ThreadPoolExecutor(decoding.threads, thread_name_prefix="decode")
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -115,7 +106,7 @@ class StreamedRows:
         """(h, w, C) uint8. Raises UnreadableError where the picture has changed for the worse since it was checked."""
         if i in self.failed:
             return np.zeros((0, 0, self.channels), np.uint8)
-        return load_row(_source(self._table, self._indices[i]), self._spec)
+        return load_row(self._decoding.source(i), self._decoding.spec)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As PixelStore.gather, in threads."""
@@ -150,5 +141,3 @@ def _pad(rows: Iterable[np.ndarray], shapes: np.ndarray, channels: int) -> np.nd
         batch[k, h:] = 0
         batch[k, :h, w:] = 0
     return batch
-
-

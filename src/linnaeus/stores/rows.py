@@ -97,7 +97,7 @@ class RowWriter:
         self.__exit__()
         known = signatures.copy()
         known[list(self.passing)] = 0
-        shapes = np.frombuffer(self._sizes, dtype=np.intc).reshape(-1, 2)
+        shapes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
         write_index(self.folder, Index(shapes, known, self.failed))
         for name in (_JOURNAL, _REASONS):
             (self.folder / name).unlink()
