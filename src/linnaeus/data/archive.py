@@ -8,7 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from linnaeus.data.names import printable
 from linnaeus.errors import UserError
@@ -38,8 +38,10 @@ def members(path: Path, wanted: Callable[[str], bool], limit: int) -> Iterator[t
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if zipped else raw
-            with tarfile.open(fileobj=_Limited(stream, limit), mode="r|") as archive:  # type: ignore[arg-type]
+            stream: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
+            limited: Any = _Limited(stream, limit)
+            with tarfile.open(fileobj=limited, mode="r|") as opened:
+                archive: Any = opened
                 for member in archive:
                     name = member.name.rsplit("/", 1)[-1]
                     file = archive.extractfile(member) if member.isreg() and wanted(name) else None

@@ -68,14 +68,16 @@ def open_cifar(source: str, path: Path) -> Table:
         raise UserError(
             f"{path}: holds no CIFAR binaries (data_batch_1.bin ... or train.bin); is it the binary version?"
         )
-    images, labels, split = [], [], []
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    split: list[str] = []
     for part, pattern in (("train", release.train), ("test", release.test)):
         batches = [name for name in files if re.fullmatch(pattern, name)]
         for name in sorted(batches, key=lambda name: (len(name), name)):
-            pictures, classes = parse(files.pop(name), release, path / name)
+            pictures, numbers = parse(files.pop(name), release, path / name)
             images.append(pictures)
-            labels.append(classes)
-            split += [part] * len(classes)
+            labels.append(numbers)
+            split += [part] * len(numbers)
     classes = _names(files.get(release.names), release, path / release.names)
     root = os.path.abspath(path)  # noqa: PTH100
     return checked(

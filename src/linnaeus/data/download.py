@@ -241,7 +241,7 @@ def _attempt(url: str, part: IO[bytes], wanted: Wanted, validator: str | None, p
 
 
 def _open(url: str, start: int, validator: str | None) -> Any:
-    """The response to a request for the bytes from `start`; None if there are none. Raises _DroppedError, _RefusedError."""
+    """The response to a request for the bytes from `start`; None if there are none. Raises as _attempt does."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise _RefusedError("no http(s) address")
     request = urllib.request.Request(url, headers={"User-Agent": "linnaeus", "Accept-Encoding": "identity"})

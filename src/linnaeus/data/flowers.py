@@ -21,23 +21,23 @@ COUNT = 8189
 ARCHIVE_LIMIT = 1 << 30  # bytes unpacked; the published archive has about 350 million
 PARTS = {"trnid": "train", "valid": "valid", "tstid": "test"}  # 1020, 1020 and 6149 pictures
 NAMES = """
-pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid,
-bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle, yellow iris,
-globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire lily, pincushion flower, fritillary,
-red ginger, grape hyacinth, corn poppy, prince of wales feathers, stemless gentian, artichoke, sweet william, carnation,
+pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid, bird
+of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle, yellow iris, globe-flower,
+purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire lily, pincushion flower, fritillary, red
+ginger, grape hyacinth, corn poppy, prince of wales feathers, stemless gentian, artichoke, sweet william, carnation,
 garden phlox, love in the mist, mexican aster, alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort,
 siam tulip, lenten rose, barbeton daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold,
 buttercup, oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff,
 gaura, geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed susan, silverbush,
-californian poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose,
-thorn apple, morning glory, passion flower, lotus, toad lily, anthurium, frangipani, clematis, hibiscus, columbine,
-desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee balm, ball moss, foxglove,
-bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket flower, trumpet creeper, blackberry lily
+californian poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania, azalea, water lily,
+rose, thorn apple, morning glory, passion flower, lotus, toad lily, anthurium, frangipani, clematis, hibiscus,
+columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee balm, ball moss,
+foxglove, bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket flower, trumpet creeper, blackberry lily
 """
 
 
 def open_flowers(folder: Path) -> Table:
-    """The pictures, unpacked on first use, with the authors' split. Classes are "1" to "102"; names are the flowers'."""
+    """The pictures, unpacked on first use, with the authors' split. Classes are "1" to "102", named by the flowers."""
     labels = _matlab(folder / "imagelabels.mat", "labels", 102)
     if len(labels) != COUNT:
         raise UserError(f"{folder / 'imagelabels.mat'}: {len(labels)} labels instead of {COUNT}; fetch it again")
@@ -77,7 +77,7 @@ def unpack(archive: Path, folder: Path) -> None:
 def _matlab(path: Path, key: str, largest: int) -> np.ndarray:
     """A vector (n,) int64 of a MATLAB file, in 1..largest."""
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat  # type: ignore[import-untyped]
     except ImportError:
         raise UserError(
             f'{path}: reading MATLAB files takes scipy, which is missing; pip install "linnaeus[digits]"'

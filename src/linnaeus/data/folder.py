@@ -98,7 +98,8 @@ def _parts(scan: Scan, root: str) -> dict[str, str]:
 
 def _entries(scan: Scan, folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
     """Folders and files in `folder`, sorted; what is hidden goes to `ignored`."""
-    folders, files = [], []
+    folders: list[os.DirEntry[str]] = []
+    files: list[os.DirEntry[str]] = []
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):

@@ -22,7 +22,7 @@ LIMIT = 1 << 31  # bytes of one array; the largest published file, EMNIST's bycl
 DEFLATE = 1032  # gzip shrinks by no more than this factor (zlib's "Technical Details")
 CHUNK = 1 << 20  # bytes read at a time
 
-# Published names: [set-]{train,t10k,test}-{images,labels}-idx{3,1}-ubyte[.gz]; some tools unpack to "images.idx3-ubyte".
+# Published names: [set-]{train,t10k,test}-{images,labels}-idx{3,1}-ubyte[.gz]; some unpack to "images.idx3-ubyte".
 NAME = re.compile(
     r"(?P<set>.*?)(?P<part>train|t10k|test|valid|val)?-?(?P<what>images|labels)[-.]idx[134][-.]ubyte(\.gz)?",
     re.IGNORECASE,
@@ -60,25 +60,26 @@ def _by_name(path: Path) -> Found | None:
 def open_idx(source: str, path: Path) -> Table:
     """Read a folder of IDX files, or the set that one file belongs to (its training and its test files).
 
-    Pictures (n, H, W) uint8. Class names are the labels' numbers, those that occur, in order; names to display come from
-    `classes.txt` beside the files (line k, from 0, for label k) or from EMNIST's own mapping.
+    Pictures (n, H, W) uint8. Class names are the labels' numbers, those that occur, in order; names to display come
+    from `classes.txt` beside the files (line k, from 0, for label k) or from EMNIST's own mapping.
     """
     folder = path if path.is_dir() else path.parent
     files = find_idx(folder)
     sets = sorted({file.collection for file in files if file.what == "images"})
     if path.is_file():
-        mine = _by_name(path)
-        if mine is None:
-            raise UserError(
-                f"{path}: an IDX file by another name; call it as published, such as train-images-idx3-ubyte"
-            )
-        sets = [mine.collection]
+        pointed = _by_name(path)
+        if pointed is None:
+            raise UserError(f"{path}: an IDX file by another name; call it as published (train-images-idx3-ubyte)")
+        sets = [pointed.collection]
     if not sets:
         raise UserError(f"{folder}: IDX labels without pictures; add train-images-idx3-ubyte(.gz) beside them")
     if len(sets) > 1:
         raise UserError(f"{folder}: holds several sets ({listed(sets)}); point at the images file of one of them")
-    images, labels, split = [], [], []
-    for file in (file for file in files if file.collection == sets[0] and file.what == "images"):
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    split: list[str] = []
+    mine = [file for file in files if file.collection == sets[0] and file.what == "images"]
+    for file in sorted(mine, key=lambda file: ("train", "valid", "test", "").index(file.split)):
         pictures, numbers = _read_pair(file, files)
         if images and pictures.shape[1:] != images[0].shape[1:]:
             raise UserError(
@@ -101,8 +102,8 @@ def _read_pair(file: Found, files: list[Found]) -> tuple[np.ndarray, np.ndarray]
     """Pictures (n, H, W) or (n, H, W, 3) uint8 and labels (n,) of one part."""
     partner = [f for f in files if (f.collection, f.split, f.what) == (file.collection, file.split, "labels")]
     if not partner:
-        labels = file.path.name.replace("images", "labels").replace("idx3", "idx1")
-        raise UserError(f"{file.path}: its labels are missing; put {file.path.with_name(labels)} beside it")
+        name = file.path.name.replace("images", "labels").replace("idx3", "idx1")
+        raise UserError(f"{file.path}: its labels are missing; put {file.path.with_name(name)} beside it")
     images, labels = read_idx(file.path), read_idx(partner[0].path)
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
         raise UserError(
@@ -122,8 +123,8 @@ def _read_pair(file: Found, files: list[Found]) -> tuple[np.ndarray, np.ndarray]
 def read_idx(path: Path) -> np.ndarray:
     """One IDX file of uint8, of any shape, raw or gzipped (format: yann.lecun.com/exdb/mnist).
 
-    Raises UserError, naming the file, if the magic number, the dimensions or the length are wrong. The length is checked
-    before memory is taken for it: against the file's, or the most that a gzip file of its size can hold.
+    Raises UserError, naming the file, if the magic number, the dimensions or the length are wrong. The length is
+    checked before memory is taken for it: against the file's, or the most that a gzip file of its size can hold.
     """
     try:
         stored = path.stat().st_size
@@ -144,10 +145,9 @@ def read_idx(path: Path) -> np.ndarray:
                 data += piece
             if len(data) < size or stream.read(1):
                 found = begin + len(data)
-                raise UserError(
-                    f"{path}: {found if len(data) < size else 'more'} bytes unpacked, but its header says {begin + size}; "
-                    f"it is {_cut(found, begin + size)}"
-                )
+                count = found if len(data) < size else "more"
+                cut = _cut(found, begin + size)
+                raise UserError(f"{path}: {count} bytes unpacked, but its header says {begin + size}; it is {cut}")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({class_name(str(error))}); fetch it again") from None
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
@@ -165,7 +165,7 @@ def _header(path: Path, magic: bytes, read) -> tuple[int, ...]:
     """Magic number (two zero bytes, type, dimensions) and the dimensions, big-endian uint32 each."""
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or not 1 <= magic[3] <= 4:
         raise UserError(
-            f"{path}: starts with {magic.hex(' ') or 'nothing'}, no IDX magic number (00 00 08 01 ... 04); fetch it again"
+            f"{path}: starts with {magic.hex(' ') or 'nothing'}, but IDX with 00 00 08 and 01 to 04; fetch it again"
         )
     if magic[2] != 0x08:
         raise UserError(f"{path}: holds {TYPES[magic[2]]}; only uint8 is read: convert it")
@@ -179,7 +179,7 @@ def _header(path: Path, magic: bytes, read) -> tuple[int, ...]:
 
 
 def _display(folder: Path, beside: Path, collection: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Display names for class numbers: from `classes.txt`, else from EMNIST's `label code [code]` mapping, else the numbers."""
+    """Display names for class numbers: from `classes.txt`, else from EMNIST's mapping, else the numbers themselves."""
     for path in (beside / NAMES_TEXT, folder / NAMES_TEXT):
         if path.is_file():
             names = read_classes(path)

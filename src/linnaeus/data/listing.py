@@ -31,10 +31,10 @@ class Rows:
 def open_lists(source: str, files: dict[str, Path]) -> Table:
     """Read list files; `files` maps a split ("" for none yet) to its file.
 
-    A line is split at its last blank, so paths may hold blanks. Labels are names, or all of them numbers. The name of a
-    number is its line in `classes.txt` beside the list (from 0; or that line `number name`), else the parent folder of its
-    pictures where that is one to one, else the number itself. Classes that no line uses are left out: the model's index is
-    the position among the classes that occur. Class order is that of the numbers, of `classes.txt`, or natural.
+    A line is split at its last blank, so paths may hold blanks. Labels are names, or all of them numbers. The name of
+    a number is its line in `classes.txt` beside the list (from 0; or the line `number name`), else the parent folder of
+    its pictures where that is one to one, else the number itself. Classes that no line uses are left out: the model's
+    index is the position among those that occur. Class order is that of the numbers, of `classes.txt`, or natural.
     """
     parts = [read_list(path, split) for split, path in files.items()]
     folder = parts[0].file.parent
@@ -70,7 +70,7 @@ def clip(text: str, most: int = 120) -> str:
 
 
 def label_of(text: str, path: Path, number: int) -> str:
-    """A label as written -> its class name; refuses bytes that are no UTF-8, which no class folder or model can match."""
+    """A label as written -> its class name. Refuses bytes that are no UTF-8, for they would match no other class."""
     if printable(text) != text:
         raise UserError(f"{path}:{number}: label {clip(text)} is not UTF-8; save the file as UTF-8")
     return class_name(text)
@@ -143,7 +143,7 @@ def _resolve_labels(parts: list[Rows], paths: list[str], names_path: Path) -> tu
 
 
 def _folder_names(keys: list[int], paths: list[str]) -> dict[int, str]:
-    """Number -> the folder its pictures lie in, if each number has one folder and each folder one number; else the number."""
+    """Number -> the folder its pictures lie in, if each has one and none the same; else -> the number itself."""
     folders = (class_name(path.rsplit(os.sep, 2)[-2]) for path in paths)
     pairs = set(zip(keys, folders, strict=True))
     names = dict(pairs)

@@ -20,8 +20,8 @@ NAMES_TEXT = "classes.txt"
 def class_name(text: str) -> str:
     """The identity of a class: Unicode NFC, without blanks around it.
 
-    macOS hands out folder names decomposed and Linux as they were written; both must be the same class. Bytes that are no
-    UTF-8 become visible escapes, so that a name can always be printed, hashed and stored.
+    macOS hands out folder names decomposed and Linux as they were written; both must be the same class. Bytes that are
+    no UTF-8 become visible escapes, so that a name can always be printed, hashed and stored.
     """
     return printable(unicodedata.normalize("NFC", text).strip())
 

@@ -27,8 +27,8 @@ def open_source(
 ) -> Table:
     """Read what the user points at into a table, without opening a picture.
 
-    `train`, `valid`, `test` name list files (or CSVs) in a folder. What exists on disk goes before a known name; a known
-    name is fetched if need be, with `progress(bytes done, bytes in all)`. Raises UserError.
+    `train`, `valid`, `test` name list files (or CSVs) in a folder. What exists on disk goes before a known name; a
+    known name is fetched if need be, with `progress(bytes done, bytes in all)`. Raises UserError.
     """
     text = str(source)
     given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}

@@ -51,7 +51,8 @@ class Table:
     def __post_init__(self) -> None:
         assert (self.paths is None) != (self.images is None), "a table holds either paths or images"
         n = len(self.paths) if self.paths is not None else len(self.images)  # type: ignore[arg-type]
-        assert len(self.labels) == len(self.split) == n and len(self.classes) == len(self.names)
+        assert len(self.labels) == len(self.split) == n
+        assert len(self.classes) == len(self.names)
         assert self.groups is None or len(self.groups) == n
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
         object.__setattr__(self, "split", np.asarray(self.split, dtype="<U5"))
@@ -109,7 +110,8 @@ class Table:
     def sample_id(self, i: int) -> str:
         """A stable name of sample i: its path relative to the source where it lies inside, or "train[17]"."""
         if self.paths is None:
-            assert self.origin is not None and self.number is not None
+            assert self.origin is not None
+            assert self.number is not None
             return f"{self.origin[i] or self.kind}[{self.number[i]}]"
         path, inside = self.paths[i], self.root + os.sep
         if self.root and path.startswith(inside):
@@ -130,14 +132,14 @@ class Table:
         if self.images is not None:
             digest.update(f"{self.images.shape}".encode())
             for i in range(0, len(self.images), 4096):  # in pieces: a selection need not be contiguous
-                digest.update(np.ascontiguousarray(self.images[i : i + 4096]))
+                digest.update(np.ascontiguousarray(self.images[i : i + 4096]).data)
         return digest.hexdigest()
 
 
 def file_size(path: str) -> int:
     """Bytes, or -1 for a file that is not there."""
     try:
-        return os.stat(path).st_size
+        return os.stat(path).st_size  # noqa: PTH116
     except (OSError, ValueError):
         return -1
 
@@ -175,9 +177,9 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
     no validation gives the share `valid` of its training samples. With `valid_is_test` the test samples become the
     validation samples, and no test is kept.
 
-    The choice depends on `seed` and the samples' ids, not on their order. The shares are met exactly (rounded; at least one
-    sample where the share is not 0), each class by its own share rounded up or down, but never its last training sample.
-    Groups are never divided; with groups the shares are met as closely as a greedy choice can.
+    The choice depends on `seed` and the samples' ids, not on their order. The shares are met exactly (rounded; at least
+    one sample where the share is not 0), each class by its own share rounded up or down, but never its last training
+    sample. Groups are never divided; with groups the shares are met as closely as a greedy choice can.
     """
     if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
         raise UserError(f"valid = {valid} and test = {test}: shares are at least 0 and together less than 1")
@@ -270,7 +272,7 @@ def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[s
 
 
 def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
-    """Samples to set aside by class: `share` of the whole, spread by largest remainder, ties by `ranks` of the classes."""
+    """Samples to set aside by class: `share` of the whole, by largest remainder, ties by the classes' `ranks`."""
     exact = counts * share
     floor = np.floor(exact + 1e-9).astype(np.int64)
     total = max(1, round(float(exact.sum())))
@@ -283,8 +285,8 @@ def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
 def write_split(table: Table, path: str | Path) -> None:
     """Write the samples as CSV: path, label, split (and group), as the CSV reader reads them back.
 
-    Paths are relative to the CSV where the pictures lie beside or below it, else absolute. A sample of an array source has
-    no path; its id stands there, for the record only.
+    Paths are relative to the CSV where the pictures lie beside or below it, else absolute. A sample of an array source
+    has no path; its id stands there, for the record only.
     """
     beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
     with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
