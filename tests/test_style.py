@@ -1,0 +1,184 @@
+"""The house rules that no linter knows: size, which way imports point, what is not imported, what is not said."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC = ROOT / "src" / "linnaeus"
+MOST_LINES = 400
+
+# A module may import from its own row and from the rows above it, never from one below.
+LAYERS = (
+    ("errors",),
+    ("files", "console", "device"),
+    ("recipe", "data", "models"),
+    ("preprocess", "modelfile", "stores"),
+    ("evaluate", "calibrate", "predict", "answers", "explain", "head"),
+    ("check", "report"),
+    ("training",),
+    ("export", "sweep"),
+    ("cli", "serve", "sklearn", "__main__"),
+)
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+
+# These compute on batches; everything else in data/ reads, with numpy and pathlib only.
+WITH_TORCH = {"augment", "batches", "color", "geometry", "mixing", "passes", "resample", "trivial"}
+
+FILES = sorted(SRC.rglob("*.py"))
+
+
+def module_of(file: Path) -> tuple[str, ...]:
+    """('data', 'folder') of src/linnaeus/data/folder.py; ('data',) of data/__init__.py; () of the package itself."""
+    parts = file.relative_to(SRC).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports_of(file: Path, source: str | None = None) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, dotted name in parts) of all that a file imports, inside functions as well; relative names made absolute."""
+    package = ("linnaeus", *module_of(file))
+    if file.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(source or file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield node.lineno, tuple(name.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            start = (*base, *(node.module or "").split(".")) if node.module else base
+            for name in node.names:
+                yield node.lineno, (*start, name.name)
+
+
+def against_the_layers(file: Path, source: str | None = None) -> list[str]:
+    here = module_of(file)
+    found = []
+    for line, name in imports_of(file, source):
+        if name[0] != "linnaeus" or len(name) < 2 or name[1].startswith("__version"):
+            continue
+        if name[1] in RANK and RANK[name[1]] > RANK[here[0]]:
+            found.append(f"{file.relative_to(ROOT)}:{line}: {here[0]} imports {name[1]}, which stands further right")
+        elif name[1] not in RANK:  # a public name, by way of the package: its lazy import hides where it comes from
+            found.append(f"{file.relative_to(ROOT)}:{line}: import {'.'.join(name)} from the module that defines it")
+        elif here[0] == "models" and name[1] in ("recipe", "data"):
+            found.append(f"{file.relative_to(ROOT)}:{line}: models import no {name[1]}")
+    return found
+
+
+def imported(file: Path, *names: str) -> list[str]:
+    """Where a file imports one of these top-level modules."""
+    return [f"{file.relative_to(ROOT)}:{line}: {name[0]}" for line, name in imports_of(file) if name[0] in names]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) > 20
+
+
+def test_files_are_short_enough_to_read() -> None:
+    lines = {str(f.relative_to(ROOT)): len(f.read_text(encoding="utf-8").splitlines()) for f in FILES}
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
+
+
+def test_every_module_has_its_place_in_the_layers() -> None:
+    places = {module_of(f)[0] for f in FILES if module_of(f)}
+    assert places - set(RANK) == set(), "give them a row of LAYERS"
+
+
+def test_imports_point_one_way() -> None:
+    found = [line for f in FILES if module_of(f) for line in against_the_layers(f)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("data/folder.py", "from linnaeus.training.loop import fit"),
+        ("data/folder.py", "def f():\n    from .. import cli"),
+        ("data/folder.py", "from ..stores.cache import Cache"),
+        ("data/__init__.py", "from ..stores import cache"),
+        ("models/resnet.py", "import linnaeus.data.table"),
+        ("models/resnet.py", "from linnaeus.recipe import Recipe"),
+        ("predict.py", "from linnaeus import report"),
+        ("predict.py", "from linnaeus import load_recipe"),
+    ],
+)
+def test_imports_that_point_back_are_seen(file: str, source: str) -> None:
+    assert len(against_the_layers(SRC / file, source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["from .table import Table", "from ..errors import UserError", "import linnaeus.recipe"]
+)
+def test_imports_that_point_ahead_are_not(source: str) -> None:
+    assert against_the_layers(SRC / "data" / "folder.py", source) == []
+
+
+def test_readers_do_not_import_torch() -> None:
+    readers = [f for f in FILES if module_of(f)[:1] == ("data",) and f.stem not in WITH_TORCH]
+    assert [line for f in readers for line in imported(f, "torch", *WITH_TORCH)] == []
+    code = "import sys, linnaeus.data.sources, linnaeus.data.decode; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_nothing_unpickles() -> None:
+    banned = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+    assert [line for f in FILES for line in imported(f, *banned)] == []
+    unsafe = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
+                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                safe = given.get("weights_only") == "True" or (
+                    ast.unparse(node.func) != "torch.load" and given.get("allow_pickle", "False") == "False"
+                )
+                if not safe:
+                    unsafe.append(f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert unsafe == []
+
+
+def test_torchvision_is_no_dependency() -> None:
+    assert [line for f in FILES for line in imported(f, "torchvision")] == []
+
+
+# Places that exist on one machine only. Written in pieces, so that this file does not hold them.
+MACHINE = re.compile("|".join((r"(?<![\w.])/wo" + r"rk/", r"/tmp" + r"/w\b")))
+DATA = re.compile("shared" + "/data")
+MAY_NAME_DATA = ("tests", "benchmarks")
+SKIPPED = {"build", "dist", "runs", "site", "__pycache__"}
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """(path from the root, text) of every text file of the project."""
+    for top in sorted(ROOT.iterdir()):
+        if top.name in SKIPPED or (top.name.startswith(".") and top.name not in (".ci", ".github", ".gitignore")):
+            continue
+        for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if file.is_file() and not SKIPPED & set(file.parts[len(ROOT.parts) : -1]):
+                try:
+                    yield file.relative_to(ROOT), file.read_text(encoding="utf-8")
+                except UnicodeDecodeError:
+                    continue  # a picture, or other data
+
+
+def test_no_place_of_one_machine_is_named() -> None:
+    found = []
+    for file, text in texts():
+        for number, line in enumerate(text.splitlines(), 1):
+            if MACHINE.search(line) or (DATA.search(line) and file.parts[0] not in MAY_NAME_DATA):
+                found.append(f"{file}:{number}: {line.strip()[:80]}")
+    assert found == []
+
+
+def test_the_places_are_recognized() -> None:
+    assert MACHINE.search("cd /wo" + "rk/main")
+    assert MACHINE.search("/tmp" + "/w/plots")
+    assert not MACHINE.search("net/work/x ../network/ /tmp/weights")
+    assert DATA.search("../shared" + "/data/mnist")
