@@ -118,7 +118,11 @@ def _write_header(sheet: Sheet, shown: Sequence[Shown], title: str, left_out: in
     for text, color in entries:
         sheet.write(right, y, text, color=color, align="right")
         right -= text_width(text, sheet.fonts, TEXT) + 0.18
-    sheet.write(MARGIN, y, shorten(title, sheet.fonts, TITLE, right - MARGIN), size=TITLE)
+    if text_width(title, sheet.fonts, TITLE) <= right - MARGIN:
+        sheet.write(MARGIN, y, title, size=TITLE)
+        return
+    for i, line in enumerate(wrap(title, sheet.fonts, TEXT + 1, right - MARGIN, 2)):
+        sheet.write(MARGIN, y - 0.08 + 0.19 * i, line, size=TEXT + 1)
 
 
 def _draw_tile(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from linnaeus.errors import UserError
+from linnaeus.files import atomic
 from linnaeus.report.fonts import Fonts
 
 DPI = 150
@@ -92,18 +92,11 @@ class Sheet:
         kind = path.suffix.lower().lstrip(".") or "png"
         if kind not in FORMATS:
             raise UserError(f"{path}: a plot cannot be written as .{kind}; use one of {', '.join(FORMATS)}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.{kind}")
-        try:
-            with temporary.open("xb") as file:
-                keep: dict[str, Any] = {"dpi": DPI, "facecolor": "white", "edgecolor": "none", "bbox_inches": None}
-                if kind == "png":  # the default level 6 takes twice the time for a few percent of the size
-                    keep["pil_kwargs"] = {"compress_level": 4}
-                self.figure.savefig(file, format=kind, **keep)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        keep: dict[str, Any] = {"dpi": DPI, "facecolor": "white", "edgecolor": "none", "bbox_inches": None}
+        if kind == "png":  # the default level 6 takes twice the time for a few percent of the size
+            keep["pil_kwargs"] = {"compress_level": 4}
+        with atomic(path) as temporary:
+            self.figure.savefig(temporary, format=kind, **keep)
 
 
 def text_width(text: str, fonts: Fonts, size: float, bold: bool = False) -> float:
