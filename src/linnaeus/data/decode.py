@@ -12,13 +12,13 @@ import ctypes
 import functools
 import io
 import logging
+import math
 import os
 import re
 import stat
 import threading
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +26,11 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
+from linnaeus.data.fit import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
 from linnaeus.errors import UserError
+
+__all__ = ["DECODE_VERSION", "IMAGE_SUFFIXES", "MAX_ASPECT", "RowSpec", "UnreadableError"]
+__all__ += ["decode", "fit_row", "header_size", "is_row", "load_row"]
 
 DECODE_VERSION = f"1-{PIL.__version__}"
 """Changes whenever the same file may give other pixels; stores are keyed by it."""
@@ -47,22 +51,15 @@ MAX_HEADER_PIXELS = 2 * MAX_PIXELS
 MAX_BYTES = 1 << 30
 """Size of the largest file that is opened, in bytes."""
 
-MAX_ASPECT = 4
-"""With fit = "crop" a row keeps at most the central 4:1 of a picture: this bounds the size of a row."""
-
-FITS = ("crop", "squash", "pad")
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 # Bytes of memory for one pixel beyond what others need: these decoders keep the whole picture in a form of their own.
 _HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "WEBP": 2}
 _HEAVY_MODES = {"F": 2, "I": 2, "LAB": 2}
 _LARGE = 16_000_000  # pixels; pictures above it are decoded one at a time, so that threads together stay near 1 GB
 _one_large = threading.Lock()
+
+# How much larger than a row a JPEG is decoded, at least. With 1.5 rows are within 0.5 of 255 of those from the full
+# picture, on average (84 photographs, 49 dB), with 2 within 0.4 (51 dB); 1.5 halves the time for 1024 x 768.
+_HEADROOM = 1.5
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF 2.32, section 4.6.4 A, tag 274
@@ -91,68 +88,20 @@ class UnreadableError(UserError):
         self.passing = passing
 
 
-@dataclass(frozen=True)
-class RowSpec:
-    """How a picture becomes a row of the pixel store."""
-
-    size: int
-    """Pixels: the short side (crop), or the side of the square (squash, pad)."""
-    fit: str = "crop"
-    interpolation: str = "bilinear"
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"size = {self.size}: a picture needs at least one pixel")
-        if self.fit not in FITS:
-            raise UserError(f"fit = {self.fit!r}: one of {', '.join(FITS)}")
-        if self.interpolation not in RESAMPLING:
-            raise UserError(f"interpolation = {self.interpolation!r}: one of {', '.join(RESAMPLING)}")
-        if self.channels not in (1, 3):
-            raise UserError(f"channels = {self.channels!r}: 1 (gray) or 3 (RGB)")
-
-
 def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None) -> np.ndarray:
     """The pixels of a picture, given as a path or as the bytes of a file: (H, W, channels) uint8, upright.
 
     `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8, as long as its short side stays at least twice this.
     Gray is Rec. 601 luma. Raises UnreadableError where the picture is cut short, damaged, too large or none at all.
     """
-    return _pixels(_load(source, channels, None if at_least is None else 2 * at_least))
-
-
-def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
-    """Resize (H, W[, C]) uint8 to a row: (h, w, C) uint8. A picture of the right size passes untouched.
-
-    crop: the short side becomes `size`, the long side int(size * long / short) as in torchvision's Resize, after
-    cutting to the central 4:1. squash: both sides become `size`. pad: the long side becomes `size`, and black fills the
-    square evenly on both sides. All with antialiasing. Gray and RGB become each other as `spec.channels` says.
-    """
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
-        raise ValueError(f"a picture is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
-    gray = picture.ndim == 2 or picture.shape[2] == 1
-    planes = 1 if gray else 3
-    if picture.shape[2:] not in ((), (1,), (3,)):
-        raise ValueError(f"a picture has 1 or 3 channels, not {picture.shape[2]}")
-    height, width = picture.shape[:2]
-    if planes == spec.channels and is_row(height, width, spec):
-        return picture[:, :, None] if picture.ndim == 2 else picture
-    image = Image.fromarray(np.ascontiguousarray(picture.reshape(height, width) if gray else picture))
-    return _pixels(_fit(_with_channels(image, spec.channels), spec))
-
-
-def is_row(height: int, width: int, spec: RowSpec) -> bool:
-    """Whether a picture of this size is a row already."""
-    if spec.fit == "crop":
-        return min(height, width) == spec.size and max(height, width) <= MAX_ASPECT * spec.size
-    return height == width == spec.size
+    return pixels(_load(source, channels, None if at_least is None else 2 * at_least).image)
 
 
 def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarray:
     """A picture, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError."""
     if isinstance(source, np.ndarray):
         return fit_row(source, spec)
-    return _pixels(_fit(_load(source, spec.channels, 2 * spec.size), spec))
+    return pixels(resize(_load(source, spec.channels, math.ceil(_HEADROOM * spec.size)), spec))
 
 
 def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
@@ -164,27 +113,28 @@ def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
         return None
 
 
-def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Image.Image:
-    """An upright picture of mode RGB or L. A JPEG may come smaller, with its short side at least `short_side`."""
+def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Upright:
+    """A picture, upright, of mode RGB or L. A JPEG may come smaller, with its short side at least `short_side`."""
     name = "picture" if isinstance(source, bytes) else os.fspath(source)
     if warnings.filters[:1] != [_NOT_OURS]:  # others may have reset the filters; catch_warnings is not for threads
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
             _refuse_too_large(image.width * image.height, image, limit=MAX_HEADER_PIXELS)
-            if short_side is not None:
-                image.draft(None, (short_side, short_side))
+            size = image.size
+            box: tuple[float, ...] = (0, 0, *size)
+            if short_side is not None and (drafted := image.draft(None, (short_side, short_side))) is not None:
+                box = drafted[1]
             weight = _HEAVY_FORMATS.get(image.format or "", 1) * _HEAVY_MODES.get(image.mode, 1)
-            pixels = image.width * image.height * weight
-            _refuse_too_large(pixels, image, limit=MAX_PIXELS)
-            turn: AbstractContextManager = _one_large if pixels > _LARGE else nullcontext()
+            cost = image.width * image.height * weight
+            _refuse_too_large(cost, image, limit=MAX_PIXELS)
+            turn: AbstractContextManager = _one_large if cost > _LARGE else nullcontext()
             with turn:
                 image.load()
                 orientation = _orientation(image)
-                upright = _with_channels(_flatten(image), channels)
-                if orientation in _UPRIGHT:
-                    upright = upright.transpose(_UPRIGHT[orientation])
-                return upright
+                if image.format == "TIFF":  # Pillow has turned it while loading
+                    size, box = image.size, (0, 0, *image.size)
+                return _turn(with_channels(_flatten(image), channels), size, box, orientation)
     except UnreadableError:
         raise
     except (UnidentifiedImageError, SyntaxError):
@@ -258,6 +208,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], orientation: int) -> Upright:
+    """Apply an EXIF orientation to the pixels, the size, and the box that starts at 0, 0."""
+    (width, height), (_, _, right, bottom) = size, box
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if orientation >= 5:
+        width, height, right, bottom = height, width, bottom, right
+    left = image.width - right if orientation in (2, 3, 6, 7) else 0
+    top = image.height - bottom if orientation in (3, 4, 7, 8) else 0
+    return Upright(image, (width, height), (left, top, left + right, top + bottom))
+
+
 def _flatten(image: Image.Image) -> Image.Image:
     """Any mode without its transparency and with 8 bits a channel."""
     if image.mode in ("RGB", "L") and "transparency" not in image.info:
@@ -272,15 +234,6 @@ def _flatten(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image.getchannel("A"))
     return white
-
-
-def _with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Mode L or RGB. Pillow's luma is Rec. 601: (19595 R + 38470 G + 7471 B + 32768) / 65536."""
-    if channels == 3:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    if image.mode == "L":
-        return image
-    return (image if image.mode in ("1", "RGB") else image.convert("RGB")).convert("L")
 
 
 def _to_8_bit(image: Image.Image) -> np.ndarray:
@@ -305,40 +258,6 @@ def _to_8_bit(image: Image.Image) -> np.ndarray:
         top = next(top for top in ((1, 255, 65535) if image.mode == "F" else (255, 65535)) if high <= top)
         low, high = 0.0, float(top)
     return np.rint((values - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
-
-
-def _fit(image: Image.Image, spec: RowSpec) -> Image.Image:
-    """Resize a picture of mode L or RGB to a row."""
-    width, height = image.size
-    size, how = spec.size, RESAMPLING[spec.interpolation]
-    if is_row(height, width, spec):
-        return image
-    if spec.fit == "squash":
-        return image.resize((size, size), how)
-    if spec.fit == "crop":
-        kept_width, kept_height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
-        left, top = (width - kept_width) // 2, (height - kept_height) // 2
-        short = min(kept_width, kept_height)
-        goal = (int(size * kept_width / short), int(size * kept_height / short))
-        return image.resize(goal, how, box=(left, top, left + kept_width, top + kept_height))
-    long = max(width, height)
-    inner = image.resize((max(1, round(size * width / long)), max(1, round(size * height / long))), how)
-    square = Image.new(image.mode, (size, size))
-    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
-    return square
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """(H, W, C) uint8 of a picture of mode L or RGB, copied in bands since Pillow makes two copies on the way."""
-    out = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
-    rows = max(1, 4_000_000 // image.width)
-    if rows >= image.height:
-        out[:] = np.asarray(image).reshape(out.shape)
-        return out
-    for top in range(0, image.height, rows):
-        band = out[top : top + rows]
-        band[:] = np.asarray(image.crop((0, top, image.width, top + len(band)))).reshape(band.shape)
-    return out
 
 
 def _what_else(source: str | Path | bytes) -> str:

@@ -1,0 +1,127 @@
+"""From a picture to a row: resized once, with antialiasing, to what a recipe asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from linnaeus.errors import UserError
+
+MAX_ASPECT = 4
+"""With fit = "crop" a row keeps at most the central 4:1 of a picture: this bounds the size of a row."""
+
+FITS = ("crop", "squash", "pad")
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """How a picture becomes a row of the pixel store."""
+
+    size: int
+    """Pixels: the short side (crop), or the side of the square (squash, pad)."""
+    fit: str = "crop"
+    interpolation: str = "bilinear"
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size = {self.size}: a picture needs at least one pixel")
+        if self.fit not in FITS:
+            raise UserError(f"fit = {self.fit!r}: one of {', '.join(FITS)}")
+        if self.interpolation not in RESAMPLING:
+            raise UserError(f"interpolation = {self.interpolation!r}: one of {', '.join(RESAMPLING)}")
+        if self.channels not in (1, 3):
+            raise UserError(f"channels = {self.channels!r}: 1 (gray) or 3 (RGB)")
+
+
+@dataclass(frozen=True)
+class Upright:
+    """A picture of mode RGB or L. Decoded at a fraction of its size it may not fill its last column and row."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    """Width and height at full size, in pixels"""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the picture in `image`"""
+
+
+def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
+    """Resize (H, W[, C]) uint8 to a row: (h, w, C) uint8. A picture of the right size passes untouched.
+
+    crop: the short side becomes `size`, the long side int(size * long / short) as in torchvision's Resize, after
+    cutting to the central 4:1. squash: both sides become `size`. pad: the long side becomes `size`, and black fills the
+    square evenly on both sides. All with antialiasing. Gray and RGB become each other as `spec.channels` says.
+    """
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
+        raise ValueError(f"a picture is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
+    gray = picture.ndim == 2 or picture.shape[2] == 1
+    planes = 1 if gray else 3
+    if picture.shape[2:] not in ((), (1,), (3,)):
+        raise ValueError(f"a picture has 1 or 3 channels, not {picture.shape[2]}")
+    height, width = picture.shape[:2]
+    if planes == spec.channels and is_row(height, width, spec):
+        return picture[:, :, None] if picture.ndim == 2 else picture
+    image = Image.fromarray(np.ascontiguousarray(picture.reshape(height, width) if gray else picture))
+    image = with_channels(image, spec.channels)
+    return pixels(resize(Upright(image, image.size, (0, 0, width, height)), spec))
+
+
+def is_row(height: int, width: int, spec: RowSpec) -> bool:
+    """Whether a picture of this size is a row already."""
+    if spec.fit == "crop":
+        return min(height, width) == spec.size and max(height, width) <= MAX_ASPECT * spec.size
+    return height == width == spec.size
+
+
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Mode L or RGB. Pillow's luma is Rec. 601: (19595 R + 38470 G + 7471 B + 32768) / 65536."""
+    if channels == 3:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "L":
+        return image
+    return (image if image.mode in ("1", "RGB") else image.convert("RGB")).convert("L")
+
+
+def resize(picture: Upright, spec: RowSpec) -> Image.Image:
+    """Resize a picture of mode L or RGB to a row. Its shape follows the full size, whatever was decoded of it."""
+    image, (width, height), box = picture.image, picture.size, picture.box
+    size, how = spec.size, RESAMPLING[spec.interpolation]
+    if is_row(height, width, spec) and image.size == picture.size:
+        return image
+    if spec.fit == "squash":
+        return image.resize((size, size), how, box=box)
+    if spec.fit == "crop":
+        kept_width, kept_height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
+        left, top = (width - kept_width) // 2, (height - kept_height) // 2
+        short = min(kept_width, kept_height)
+        goal = (int(size * kept_width / short), int(size * kept_height / short))
+        x, y = (box[2] - box[0]) / width, (box[3] - box[1]) / height  # 1, or the fraction that was decoded
+        start = (box[0] + x * left, box[1] + y * top)
+        return image.resize(goal, how, box=(*start, start[0] + x * kept_width, start[1] + y * kept_height))
+    long = max(width, height)
+    goal = (max(1, round(size * width / long)), max(1, round(size * height / long)))
+    inner = image.resize(goal, how, box=box)
+    square = Image.new(image.mode, (size, size))
+    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    return square
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) uint8 of a picture of mode L or RGB, copied in bands since Pillow makes two copies on the way."""
+    out = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
+    rows = max(1, 4_000_000 // image.width)
+    if rows >= image.height:
+        out[:] = np.asarray(image).reshape(out.shape)
+        return out
+    for top in range(0, image.height, rows):
+        band = out[top : top + rows]
+        band[:] = np.asarray(image.crop((0, top, image.width, top + len(band)))).reshape(band.shape)
+    return out
