@@ -42,7 +42,7 @@ def module_of(file: Path) -> tuple[str, ...]:
 
 
 def imports_of(file: Path, source: str | None = None) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """(line, dotted name in parts) of all that a file imports, inside functions as well; relative names made absolute."""
+    """(line, dotted name in parts) of all that a file imports, in functions too; relative names made absolute."""
     package = ("linnaeus", *module_of(file))
     if file.name != "__init__.py":
         package = package[:-1]

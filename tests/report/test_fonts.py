@@ -101,6 +101,19 @@ def test_a_font_is_not_chosen_by_its_name_alone(bare_machine: list[str], tmp_pat
     assert (found.families, found.missing) == ([BASE, "Noto Sans CJK SC", "Zzz"], "花")
 
 
+def test_a_family_whose_face_matplotlib_does_not_take_is_passed_over(
+    bare_machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family, characters in (("Aaa", "月季"), ("Bbb", "月"), ("Ccc", "季")):
+        fontManager.addfont(build_font(tmp_path / f"{family}.ttf", family, characters))
+    find = font_manager.findfont
+    monkeypatch.setattr(
+        font_manager, "findfont", lambda p, **how: find(BASE) if p.get_family() == ["Aaa"] else find(p, **how)
+    )
+    found = families_for(["月季"])
+    assert (found.families, found.missing) == ([BASE, "Bbb", "Ccc"], "")
+
+
 @pytest.mark.parametrize(
     ("text", "drawn"),
     [
