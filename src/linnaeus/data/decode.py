@@ -42,18 +42,18 @@ _SUFFIXES = """.jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp 
 .ppm .pgm .pbm .pnm .pfm .tga .heic .heif"""  # HEIC so that it is refused by name and not passed over
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
-MAX_PIXELS = 89_478_485
-"""Pixels of the largest picture that is decoded: with it, one decode stays under 1 GB."""
+MAX_PIXELS = 80_000_000
+"""Pixels of the largest picture that is decoded: with it, one decode stays under 1 GB (12 bytes a pixel at worst)."""
 
-MAX_HEADER_PIXELS = 2 * MAX_PIXELS
-"""Pixels of the largest JPEG that is opened to be decoded at a fraction of its size."""
+MAX_HEADER_PIXELS = 178_956_970
+"""Pixels of the largest JPEG that is opened to be decoded at a fraction of its size. Pillow opens no larger one."""
 
 MAX_BYTES = 1 << 30
 """Size of the largest file that is opened, in bytes."""
 
 # Bytes of memory for one pixel beyond what others need: these decoders keep the whole picture in a form of their own.
 _HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "WEBP": 2}
-_HEAVY_MODES = {"F": 2, "I": 2, "LAB": 2}
+_HEAVY_MODES = {"F": 2, "I": 2, "LAB": 2, "PA": 2, "La": 2, "RGBa": 2}
 _LARGE = 16_000_000  # pixels; pictures above it are decoded one at a time, so that threads together stay near 1 GB
 _one_large = threading.Lock()
 
@@ -72,7 +72,7 @@ _UPRIGHT = {  # EXIF 2.32, section 4.6.4 A, tag 274
     8: Image.Transpose.ROTATE_90,
 }
 
-_NOT_OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an entry of warnings.filters
+_NOT_OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # what filterwarnings() makes of an order to be quiet
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors reach stderr where nobody set up logging
 
 
@@ -116,18 +116,18 @@ def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
 def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Upright:
     """A picture, upright, of mode RGB or L. A JPEG may come smaller, with its short side at least `short_side`."""
     name = "picture" if isinstance(source, bytes) else os.fspath(source)
-    if warnings.filters[:1] != [_NOT_OURS]:  # others may have reset the filters; catch_warnings is not for threads
-        warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
-            _refuse_too_large(image.width * image.height, image, limit=MAX_HEADER_PIXELS)
+            _refuse_too_large(name, image, image.width * image.height, MAX_HEADER_PIXELS)
             size = image.size
+            if image.info.get("progressive"):  # libjpeg then holds the whole picture, at whatever fraction
+                _refuse_too_large(name, image, image.width * image.height, MAX_PIXELS)
             box: tuple[float, ...] = (0, 0, *size)
             if short_side is not None and (drafted := image.draft(None, (short_side, short_side))) is not None:
                 box = drafted[1]
             weight = _HEAVY_FORMATS.get(image.format or "", 1) * _HEAVY_MODES.get(image.mode, 1)
             cost = image.width * image.height * weight
-            _refuse_too_large(cost, image, limit=MAX_PIXELS)
+            _refuse_too_large(name, image, cost, MAX_PIXELS)
             turn: AbstractContextManager = _one_large if cost > _LARGE else nullcontext()
             with turn:
                 image.load()
@@ -174,6 +174,8 @@ def _quiet_libtiff() -> None:
 
 def _open_file(source: str | Path | bytes) -> BinaryIO:
     """The file, opened for reading. Never memory-mapped by Pillow: a file cut meanwhile would end the process."""
+    if warnings.filters[:1] != [_NOT_OURS]:  # others may have reset the filters; catch_warnings is not for threads
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(source, bytes):
         if not source:
             raise UnreadableError("picture", "empty")
@@ -192,10 +194,10 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
         raise UnreadableError(name, getattr(error, "strerror", None) or str(error), passing=True) from None
 
 
-def _refuse_too_large(weighted: int, image: Image.Image, *, limit: int) -> None:
-    if weighted > limit:
-        detail = f"too large: {image.width} x {image.height} pixels in {image.format} need too much memory to decode"
-        raise UnreadableError(getattr(image, "filename", "") or "picture", detail)
+def _refuse_too_large(name: str, image: Image.Image, cost: int, limit: int) -> None:
+    if cost > limit:
+        what = f"{image.width} x {image.height} pixels in {image.format}"
+        raise UnreadableError(name, f"too large: {what} need too much memory to decode")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -222,15 +224,18 @@ def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], ori
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Any mode without its transparency and with 8 bits a channel."""
-    if image.mode in ("RGB", "L") and "transparency" not in image.info:
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:  # nearly all pictures
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return Image.fromarray(_to_8_bit(image))
     if not image.has_transparency_data:
         return image
-    if image.mode in ("La", "PA"):
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    image = image.convert("RGBA")
+    if image.mode in ("LA", "La"):
+        image = image.convert("LA") if image.mode == "La" else image
+        white = Image.new("L", image.size, 255)
+        white.paste(image.getchannel("L"), mask=image.getchannel("A"))
+        return white
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image.getchannel("A"))
     return white
