@@ -177,8 +177,8 @@ def models(
     k * k * c_in / g * c_out weights and does H * W multiply-adds with each. Its output's side is
     floor((side + 2 * padding - k) / stride) + 1.
     """
-    from linnaeus.models.layers import layer_table, render, summary
     from linnaeus.models import create
+    from linnaeus.models.layers import layer_table, render, summary
     from linnaeus.recipe import parse_setting
 
     if name is None:

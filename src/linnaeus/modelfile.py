@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,12 @@ class ModelFile:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def write_model(path: Path, model: Network, about: ModelFile) -> None:
+def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> None:
     """Write weights and description, whole or not at all. Auxiliary heads, which only training needs, stay behind."""
     # Tensors are copied to plain contiguous memory: safetensors takes neither channels-last nor shared storage.
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
         if not name.startswith(AUXILIARY)
     }
     header = {
@@ -134,14 +135,18 @@ def _open(path: Path) -> tuple[dict[str, Any], Any]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cut short, or not a model file ({error}); get a fresh copy") from None
     if text is None:
-        raise UserError(f"{path}: safetensors, but not a model that linnaeus wrote; its weights can be imported instead")
+        raise UserError(
+            f"{path}: safetensors, but not a model that linnaeus wrote; its weights can be imported instead"
+        )
     try:
         header = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: its description is not JSON ({error}); get a fresh copy") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
-        raise UserError(f"{path}: model file format {found!r}, and this version reads format {FORMAT}; upgrade linnaeus")
+        raise UserError(
+            f"{path}: model file format {found!r}, and this version reads format {FORMAT}; upgrade linnaeus"
+        )
     return header, handle
 
 

@@ -192,6 +192,10 @@ class Phase(Strict):
     """Whether weight decay also pulls on biases and BatchNorm, as torch's optimizers do by default."""
     schedule: Schedule = Constant()
     augment: Augment | None = None
+    views: Annotated[int, Field(ge=0)] = 0
+    """Draw this many augmented views of each picture once, and take turns; 0 draws afresh in every epoch.
+
+    Only where the lower stages are frozen: what they make of the views is stored."""
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
     """The alpha of the Beta distribution; 0 is off. With both, each batch takes one of them at random."""
@@ -211,6 +215,8 @@ class Phase(Strict):
     def _agree(self) -> Phase:
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum above 0")
+        if self.views and self.augment is None:
+            raise ValueError(f"views = {self.views} without augment: all of them would be alike")
         return self
 
 

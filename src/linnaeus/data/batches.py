@@ -25,12 +25,30 @@ class Rows(Protocol):
         ...
 
 
+class Resident:
+    """Rows of one shape that lie in the device's memory whole, so that a batch is one look-up there."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = self.tensor[torch.from_numpy(indices)].cpu().numpy()
+        return rows, self.shapes(len(indices))
+
+    def shapes(self, n: int) -> np.ndarray:
+        """(n, 2): height and width of n rows."""
+        return np.tile(np.array(self.tensor.shape[1:3] if self.tensor.ndim == 4 else (0, 0), np.int32), (n, 1))
+
+
 @dataclass
 class Batch:
     indices: np.ndarray
-    """(N,) position of each sample in the rows."""
+    """(N,) number of each sample."""
     pixels: Tensor
-    """(N, H, W, C) uint8 on the device."""
+    """On the device: (N, H, W, C) uint8, or what a store holds in their place."""
     shapes: np.ndarray
     """(N, 2) true height and width."""
     labels: Tensor
@@ -43,6 +61,11 @@ class Batch:
         """Samples start..stop, for an optimizer step in several pieces."""
         s = slice(start, stop)
         return Batch(self.indices[s], self.pixels[s], self.shapes[s], self.labels[s])
+
+    def take(self, where: np.ndarray) -> Batch:
+        """The samples at these positions of the batch."""
+        at = torch.from_numpy(where).to(self.pixels.device)
+        return Batch(self.indices[where], self.pixels[at], self.shapes[where], self.labels[at])
 
 
 def order(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
@@ -84,9 +107,13 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         weights: np.ndarray | None = None,
+        views: int = 1,
         rank: int = 0,
         world: int = 1,
     ):
+        """`views`: the rows hold this many versions of each sample, one after the other; an epoch takes one of them."""
+        assert len(rows) == len(labels) * views, f"{len(rows)} rows for {len(labels)} samples"
+        self.views = views
         self.rows, self.labels, self.batch, self.device = rows, labels, batch, device
         self.shuffle, self.seed, self.weights = shuffle, seed, weights
         self.rank, self.world = rank, world
@@ -104,22 +131,35 @@ class Batches:
         """The batches of one epoch. Leaving early is fine: the thread ends with the iterator."""
         indices = order(self.samples, self.seed, epoch, self.weights) if self.shuffle else np.arange(self.samples)
         pieces = [piece[self.rank :: self.world] for piece in chunks(indices, self.batch)]
-        return self._ahead(pieces)
+        if isinstance(self.rows, Resident):
+            return (self._look_up(piece, epoch) for piece in pieces)
+        return self._ahead(pieces, epoch)
 
-    def _fetch(self, indices: np.ndarray) -> Batch:
+    def _positions(self, indices: np.ndarray, epoch: int) -> np.ndarray:
+        """Rows of the samples in this epoch: another view each time, and not the same one for all."""
+        return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
+
+    def _look_up(self, indices: np.ndarray, epoch: int) -> Batch:
+        assert isinstance(self.rows, Resident)
+        positions = torch.from_numpy(self._positions(indices, epoch)).to(self.device)
+        labels = torch.from_numpy(self.labels[indices]).to(self.device)
+        return Batch(indices, self.rows.tensor[positions], self.rows.shapes(len(indices)), labels)
+
+    def _fetch(self, indices: np.ndarray, epoch: int) -> Batch:
         # Reading a memory-mapped file is fastest, and a page is read once, when the rows are asked for in their order.
-        ascending = np.argsort(indices, kind="stable")
+        positions = self._positions(indices, epoch)
+        ascending = np.argsort(positions, kind="stable")
         back = np.empty_like(ascending)
         back[ascending] = np.arange(len(indices))
-        pixels, shapes = self.rows.gather(indices[ascending])
+        pixels, shapes = self.rows.gather(positions[ascending])
         tensor = torch.from_numpy(pixels[back])
         if self.device.type == "cuda":
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         return Batch(indices, tensor, shapes[back], torch.from_numpy(self.labels[indices]).to(self.device))
 
-    def _ahead(self, pieces: list[np.ndarray]) -> Iterator[Batch]:
+    def _ahead(self, pieces: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         if len(pieces) == 1:
-            yield self._fetch(pieces[0])
+            yield self._fetch(pieces[0], epoch)
             return
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=AHEAD)
         stop = threading.Event()
@@ -136,7 +176,7 @@ class Batches:
                 for piece in pieces:
                     if stop.is_set():
                         return
-                    put(self._fetch(piece))
+                    put(self._fetch(piece, epoch))
                 put(None)
             except BaseException as error:
                 put(error)  # raised where the batch is asked for, not lost in a thread

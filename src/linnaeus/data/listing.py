@@ -102,11 +102,13 @@ def locate(rows: Rows) -> list[str]:
 
 def _find(text: str, folder: str) -> str | None:
     """The first file that a listed path can mean. Lists made on Windows separate folders by backslashes."""
-    for name in (text, text.strip(), text.replace("\\", "/").strip()):
-        for base in (folder, ""):  # joined to an absolute path, `folder` drops out
-            path = os.path.abspath(os.path.join(base, os.path.expanduser(name)))  # noqa: PTH100, PTH111, PTH118
-            if os.path.isfile(path):  # noqa: PTH113  five times as fast as Path for 100,000 lines
-                return path
+    # os.path, not Path: three times as fast for 100,000 lines.
+    for name in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
+        name = os.path.expanduser(name) if name.startswith("~") else name  # noqa: PTH111
+        for base in (folder, os.curdir):  # joined to an absolute path, either drops out
+            path = os.path.join(base, name)  # noqa: PTH118
+            if os.path.isfile(path):  # noqa: PTH113
+                return os.path.abspath(path)  # noqa: PTH100
     return None
 
 

@@ -58,6 +58,8 @@ def draw_passes(spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivi
 def run_passes(x: Tensor, passes: Passes, which: np.ndarray) -> None:
     """Work on `x` (K, C, H, W), the samples `which` (K,) of the batch, in place: posterize, solarize, equalize,
     autocontrast, sharpness."""
+    if not passes.active[which].any():
+        return
     bits, threshold, sharp = passes.bits[which], passes.threshold[which], passes.sharpness[which]
     for mask, change in (
         (bits < 8, lambda part, rows: posterize(part, _column(bits[rows], part))),
@@ -69,6 +71,9 @@ def run_passes(x: Tensor, passes: Passes, which: np.ndarray) -> None:
         rows = np.flatnonzero(mask)
         if len(rows) == len(x):
             x.copy_(change(x, rows))
+        elif len(rows) == 1:
+            part = x[int(rows[0])][None]
+            part.copy_(change(part, rows))
         elif len(rows):
             where = torch.from_numpy(rows).to(x.device)
             x.index_copy_(0, where, change(x.index_select(0, where), rows))
@@ -94,25 +99,24 @@ def solarize(x: Tensor, threshold: Tensor) -> Tensor:
 def autocontrast(x: Tensor) -> Tensor:
     """Stretch each channel to 0..255; a channel of one value stays."""
     x = x.round()
-    low, high = x.aminmax(dim=-1)
-    low, high = low.amin(-1)[..., None, None], high.amax(-1)[..., None, None]
+    # First along columns: that is quick wherever the channels lie.
+    low, high = x.amin(2).amin(2)[..., None, None], x.amax(2).amax(2)[..., None, None]
     flat = low == high
     scale = torch.where(flat, torch.ones_like(low), 255.0 / (high - low))
-    return ((x - torch.where(flat, torch.zeros_like(low), low)) * scale).clamp_(0, 255).floor_()
+    return (x - torch.where(flat, torch.zeros_like(low), low)).mul_(scale).clamp_(0, 255).floor_()
 
 
 def equalize(x: Tensor) -> Tensor:
     """Flatten the histogram of each channel, by Pillow's rule: whole steps, the top bin left out of the mean."""
     k, c, h, w = x.shape
-    levels = x.round().long().view(k * c, h * w)
-    offset = torch.arange(k * c, device=x.device)[:, None] * 256
-    flat = (levels + offset).view(-1)
+    first = torch.arange(k * c, device=x.device, dtype=torch.int32).view(k, c, 1, 1) * 256
+    flat = x.round().to(torch.int32).add_(first).reshape(-1)
     counts = torch.bincount(flat, minlength=k * c * 256).view(k * c, 256)
-    last = counts.gather(1, levels.amax(1, keepdim=True))
-    step = (h * w - last) // 255
+    top = 255 - counts.flip(1).ne(0).to(torch.int32).argmax(1, keepdim=True)  # the highest level that occurs
+    step = (h * w - counts.gather(1, top)) // 255
     table = (counts.cumsum(1) - counts + step // 2) // step.clamp(min=1)
     table = torch.where(step > 0, table.clamp(0, 255), torch.arange(256, device=x.device))
-    return table.view(-1).to(x.dtype)[flat].view(k, c, h, w)
+    return table.view(-1).to(x.dtype).index_select(0, flat).view(k, c, h, w)
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:

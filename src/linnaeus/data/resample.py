@@ -7,32 +7,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnaeus.data.geometry import CUT, RESIZE, WARP, Maps
+from linnaeus.data.geometry import RESIZE, Maps
+
+SMALL = 1 << 16  # bytes of float pixels: up to here a CPU works on many samples at once, above it on one by one
+
+
+def together(pixels: Tensor, size: int) -> bool:
+    """Whether samples are worked on together: small ones for the calls' sake, and on a GPU all; pixels (N, H, W, C)."""
+    return pixels.device.type != "cpu" or 4 * size * size * pixels.shape[-1] <= SMALL
+
+
+def take(x: Tensor, which: np.ndarray) -> Tensor:
+    """The samples `which`, in rising order: a view where they lie side by side, else a copy."""
+    if which[-1] - which[0] + 1 == len(which):
+        return x[int(which[0]) : int(which[-1]) + 1]
+    return x.index_select(0, torch.from_numpy(which).to(x.device))
 
 
 def cut(pixels: Tensor, shapes: np.ndarray, corners: np.ndarray, size: int) -> Tensor:
     """Boxes of whole pixels, black where they reach beyond the row.
 
-    pixels (N, H, W, C) uint8; shapes (N, 2) as (height, width); corners (N, 2) as (left, top) -> (N, size, size, C)
+    pixels (N, H, W, C) uint8; shapes (N, 2) as (height, width); corners (N, 2) as (left, top)
+    -> (N, size, size, C), a view of `pixels` where all boxes are the same
     """
     inside = bool((corners >= 0).all() and (corners + size <= shapes[:, ::-1]).all())
     if inside and (corners == corners[:1]).all():
         left, top = corners[0].tolist()
         return pixels[:, top : top + size, left : left + size]
-    if (shapes == shapes[:1]).all():
-        return _cut_uniform(pixels[:, : shapes[0, 0], : shapes[0, 1]], corners, size)
-    out = pixels.new_zeros(len(pixels), size, size, pixels.shape[-1])
-    low = np.maximum(corners, 0)
-    high = np.minimum(corners + size, shapes[:, ::-1])
-    for i, ((x0, y0), (x1, y1), (left, top)) in enumerate(
-        zip(low.tolist(), high.tolist(), corners.tolist(), strict=True)
-    ):
+    if (shapes == shapes[:1]).all() and together(pixels, size):
+        return _cut_windows(pixels[:, : shapes[0, 0], : shapes[0, 1]], corners, size)
+    out = pixels.new_empty(len(pixels), size, size, pixels.shape[-1])
+    if not inside:
+        out.zero_()
+    low = np.maximum(corners, 0).tolist()
+    high = np.minimum(corners + size, shapes[:, ::-1]).tolist()
+    for i, (left, top) in enumerate(corners.tolist()):
+        (x0, y0), (x1, y1) = low[i], high[i]
         if x1 > x0 and y1 > y0:
             out[i, y0 - top : y1 - top, x0 - left : x1 - left] = pixels[i, y0:y1, x0:x1]
     return out
 
 
-def _cut_uniform(pixels: Tensor, corners: np.ndarray, size: int) -> Tensor:
+def _cut_windows(pixels: Tensor, corners: np.ndarray, size: int) -> Tensor:
     """The same for rows of one shape: one padding of all, one gather of windows."""
     height, width = pixels.shape[1:3]
     before = np.maximum(-corners.min(axis=0), 0)
@@ -44,71 +60,52 @@ def _cut_uniform(pixels: Tensor, corners: np.ndarray, size: int) -> Tensor:
     return windows[torch.arange(len(pixels), device=pixels.device), top, left]
 
 
-def resample_bytes(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
-    """Cut or resize, then flip: for maps that are straight.
+def straight(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
+    """Cut or resize, then flip: for maps of the kinds CUT and RESIZE, one kind a call.
 
-    pixels (N, H, W, C) uint8 -> (N, size, size, C) uint8. Boxes that shrink are antialiased.
+    pixels (N, H, W, C) uint8 -> (N, size, size, C) uint8. A box that shrinks is antialiased.
     """
-    resized = np.flatnonzero(maps.kinds == RESIZE)
-    if len(resized) == 0:
-        out = cut(pixels, shapes, maps.boxes[:, :2], size)
+    if maps.kinds[0] == RESIZE:
+        resized = [_resize(row, box, size) for row, box in zip(pixels, maps.boxes.tolist(), strict=True)]
+        out = resized[0][None] if len(resized) == 1 else torch.stack(resized)
     else:
-        out = pixels.new_empty(len(pixels), size, size, pixels.shape[-1])
-        rest = np.flatnonzero(maps.kinds == CUT)
-        if len(rest):
-            out[rest] = cut(pixels[rest], shapes[rest], maps.boxes[rest, :2], size)
-        for i in resized.tolist():
-            left, top, width, height = maps.boxes[i].tolist()
-            out[i] = _resize(pixels[i, top : top + height, left : left + width], size)
+        out = cut(pixels, shapes, maps.boxes[:, :2], size)
     for axis, flipped in ((2, maps.flips[:, 0]), (1, maps.flips[:, 1])):
-        if flipped.any():
+        if flipped.all():
+            out = out.flip(axis)
+        elif flipped.any():
             where = torch.from_numpy(np.flatnonzero(flipped)).to(out.device)
-            turned = out.index_select(0, where).flip(axis)
-            out = turned if flipped.all() else out.index_copy(0, where, turned)
+            out = out.index_copy(0, where, out.index_select(0, where).flip(axis))
     return out
 
 
-def _resize(box: Tensor, size: int) -> Tensor:
-    """(h, w, C) uint8 -> (size, size, C) uint8, bilinear with antialiasing."""
-    x = box.permute(2, 0, 1)[None]
-    if box.device.type != "cpu":  # only the CPU resizes bytes
+def _resize(row: Tensor, box: list[int], size: int) -> Tensor:
+    """row (H, W, C) uint8, box (left, top, width, height) -> (size, size, C) uint8, antialiased, edges repeated."""
+    left, top, width, height = box
+    x = row[top : top + height, left : left + width].contiguous().permute(2, 0, 1)[None]
+    if row.device.type != "cpu":  # only the CPU resizes bytes
         x = x.float()
     y = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return (y if y.dtype == torch.uint8 else y.round_().clamp_(0, 255).to(torch.uint8))[0].permute(1, 2, 0)
 
 
-def resample(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
-    """Whatever the maps need; pixels (N, H, W, C) uint8 -> (N, C, size, size) float32 in 0..255."""
-    warped = np.flatnonzero(maps.kinds == WARP)
-    if len(warped) == len(pixels):
-        return _warp(pixels, shapes, maps, size)
-    straight = np.flatnonzero(maps.kinds != WARP)
-    out = torch.empty(len(pixels), pixels.shape[-1], size, size, device=pixels.device)
-    chosen = maps.select(straight)
-    out[straight] = resample_bytes(pixels[straight], shapes[straight], chosen, size).permute(0, 3, 1, 2).float()
-    if len(warped):
-        out[warped] = _warp(pixels[warped], shapes[warped], maps.select(warped), size)
-    return out
-
-
-def _warp(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
+def warp(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
     """One bilinear `grid_sample`; what lies outside of a row is black, whatever the batch holds there.
+
+    pixels (N, H, W, C) uint8 -> (N, C, size, size) float32 in 0..255
 
     Rows of one shape go together. On a CPU other rows go one by one, each in its own frame: the rounding of
     coordinates, and so every bit of the result, then does not depend on the shapes of the rows beside it.
     """
-    height, width = pixels.shape[1:3]
     if (shapes == shapes[:1]).all():
         height, width = shapes[0].tolist()
         return _sample(pixels[:, :height, :width].float(), maps, size)
     if pixels.device.type == "cpu":
-        out = torch.empty(len(pixels), pixels.shape[-1], size, size)
-        for i, (h, w) in enumerate(shapes.tolist()):
-            out[i] = _sample(pixels[i : i + 1, :h, :w].float(), maps.select(slice(i, i + 1)), size)[0]
-        return out
+        parts = [slice(i, i + 1) for i in range(len(pixels))]
+        return torch.cat([warp(pixels[part], shapes[part], maps.select(part), size) for part in parts])
     edge = torch.from_numpy(shapes.astype(np.int64)).to(pixels.device)
-    rows = torch.arange(height, device=pixels.device)[None, :, None, None] < edge[:, 0, None, None, None]
-    columns = torch.arange(width, device=pixels.device)[None, None, :, None] < edge[:, 1, None, None, None]
+    rows = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None] < edge[:, 0, None, None, None]
+    columns = torch.arange(pixels.shape[2], device=pixels.device)[None, None, :, None] < edge[:, 1, None, None, None]
     return _sample(pixels.float() * (rows & columns), maps, size)
 
 

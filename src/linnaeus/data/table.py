@@ -215,7 +215,7 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
     salt = f"{seed}\0".encode()
 
     def draw(name: str) -> bytes:  # a random rank that depends on the seed and the name alone
-        return hashlib.blake2b(salt + name.encode()).digest()
+        return hashlib.blake2b(salt + name.encode(), digest_size=16).digest()
 
     trainable = table.split == "train"
     trainable[pool] = True
@@ -223,8 +223,7 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
     ranks = [draw(name) for name in table.classes]
     pooled = np.bincount(table.labels[pool], minlength=len(table.classes))
     need = {name: _targets(pooled, share, ranks) for name, share in shares.items() if share > 0}
-    position = {int(index): k for k, index in enumerate(pool)}
-    chosen = np.full(len(pool), "train", dtype="<U5")
+    chosen: dict[int, str] = {}  # sample -> the part it is set aside for
     # The largest first: a small one still fits where a large one does not. What is fixed goes before everything.
     for unit in sorted(units, key=lambda unit: (unit not in fixed, -len(units[unit]), draw(unit))):
         size: dict[int, int] = {}  # samples of the unit, by class
@@ -241,15 +240,15 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
                 spare[c] -= k
                 if best in need:
                     need[best][c] -= k
-            chosen[[position[index] for index in units[unit]]] = best
+            chosen |= dict.fromkeys(units[unit], best)
     for name in need:
-        if not (chosen == name).any():
+        if name not in chosen.values():
             why = "the groups are too large" if table.groups is not None else "there are too few"
             raise UserError(
                 f"{table.source}: no pictures can be set aside for {name} and leave every class one to train on "
                 f"({why}); add pictures, or set the share {name} = 0"
             )
-    return chosen
+    return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
 
 
 def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:

@@ -64,7 +64,7 @@ class Engine:
 
 def seed_step(seed: int, epoch: int, step: int) -> None:
     """Seed what a network draws by itself (dropout), so that step `step` of `epoch` is the same whenever it is run."""
-    torch.manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
+    torch.manual_seed(((seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63)
 
 
 def hardware() -> dict[str, Any]:

@@ -112,12 +112,15 @@ def fit(
             if average is not None:
                 average.update(net)
             total.add(loss, right, len(batch))
-            total.check(phase, epoch, step, schedule.lr)
+            total.check(epoch, step, schedule.lr)
             watch(Step(epoch + 1, step + 1, len(train.batches), total.samples, total.means))
+        total.check(epoch, step, schedule.lr, now=True)
         evaluated = net if average is None else average.model
         result = figures(
             answers(evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast)  # type: ignore[misc]
         )
+        if not math.isfinite(result.loss):  # the last step went too far, which no training loss has shown yet
+            raise not_finite(result.loss, f"validation after epoch {epoch + 1}", schedule.lr)
         train_loss, train_accuracy = total.means()
         lr = schedule.lr
         seconds = time.perf_counter() - started
@@ -150,26 +153,39 @@ def _step(
     loss_sum = torch.zeros((), device=engine.device)
     right: Tensor | None = torch.zeros((), device=engine.device)
     optimizer.zero_grad(set_to_none=True)
-    for start in range(0, len(batch), micro or len(batch)):
-        part = batch.part(start, start + (micro or len(batch)))
-        x, targets = train.prepare(part, epoch), part.labels
-        if phase.mixup or phase.cutmix:
-            x, targets = mix(
-                x, targets, criterion.classes, part.indices, seed=train.batches.seed, epoch=epoch,
-                mixup=phase.mixup, cutmix=phase.cutmix,
-            )  # fmt: skip
+    mixes = phase.mixup > 0 or phase.cutmix > 0
+    if mixes:  # before the batch is divided: partners and targets must not depend on what fits the memory
+        mixed = mix(
+            train.prepare(batch, epoch), batch.labels, criterion.classes, batch.indices,
+            seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
+        )  # fmt: skip
+    for start, stop in pieces(len(batch), micro or len(batch)):
+        part = batch.part(start, stop)
+        if mixes:
+            x, targets = mixed[0][start:stop], mixed[1][start:stop]
+        else:
+            x, targets = train.prepare(part, epoch), part.labels
         logits, *auxiliary = _heads(wrapped(x))
-        loss = criterion(logits, targets, part.labels)
+        loss = criterion(logits, targets)
         total = loss
         for other in auxiliary:
-            total = total + phase.aux_weight * criterion(other, targets, part.labels)
+            total = total + phase.aux_weight * criterion(other, targets)
         engine.backward(total / len(batch))
         loss_sum += loss.detach()
-        right = right + (logits.argmax(1) == part.labels).sum() if targets.ndim == 1 else None
+        right = right + (logits.argmax(1) == part.labels).sum() if not mixes else None
     if phase.clip:
         engine.clip(wrapped, optimizer, phase.clip)
     optimizer.step()
     return loss_sum, right
+
+
+def pieces(n: int, most: int) -> list[tuple[int, int]]:
+    """(start, stop) of as few and as equal pieces of n samples as `most` a piece allow.
+
+    Equal, so that none is left with the single picture on which BatchNorm cannot be trained.
+    """
+    count = -(-n // most)
+    return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 def _heads(out: Tensor | tuple[Tensor, list[Tensor]]) -> list[Tensor]:
@@ -192,8 +208,8 @@ class Criterion:
             weights = np.where(counts > 0, len(labels) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
             self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
 
-    def __call__(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed. `labels`: (N,) of the pictures."""
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed."""
         losses = F.cross_entropy(logits.float(), targets, label_smoothing=self.smoothing, reduction="none")
         if self.weights is None:
             return losses.sum()
@@ -228,11 +244,16 @@ class Totals:
             self.shown, self.fresh = (float(self.loss) / self.samples, right), True
         return self.shown
 
-    def check(self, phase: Phase, epoch: int, step: int, lr: float) -> None:
-        """Raise JobError if the loss has become NaN or infinite."""
-        if (step + 1) % self.every == 0 and not math.isfinite(self.means()[0]):
+    def check(self, epoch: int, step: int, lr: float, *, now: bool = False) -> None:
+        """Raise JobError if the loss has become NaN or infinite; `now`: even if it is not yet time to look."""
+        if (now or (step + 1) % self.every == 0) and not math.isfinite(self.means()[0]):
             where = f"epoch {epoch + 1}, step {step + 1}" + (f" or the {self.every} before" if self.every > 1 else "")
-            raise JobError(
-                f"the loss is not finite ({float(self.loss):g}) at {where}, with learning rate {lr:g}; "
-                f"try a lower one (--set phase.N.lr={lr / 10:g}) or clip the gradient (--set phase.N.clip=1)"
-            )
+            raise not_finite(float(self.loss), where, lr)
+
+
+def not_finite(loss: float, where: str, lr: float) -> JobError:
+    """The error for a loss that is NaN or infinite."""
+    return JobError(
+        f"the loss is not finite ({loss:g}) at {where}, with learning rate {lr:g}; "
+        f"try a lower one (--set phase.N.lr={lr / 10:g}) or clip the gradient (--set phase.N.clip=1)"
+    )

@@ -21,7 +21,9 @@ def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
     for name in train:
         if name not in stages:
             known = [*stages, "all"]
-            raise UserError(f"phase.train: {name!r} is not a stage{did_you_mean(name, known)}; stages: {', '.join(known)}")
+            raise UserError(
+                f"phase.train: {name!r} is not a stage{did_you_mean(name, known)}; stages: {', '.join(known)}"
+            )
     return tuple(stage for stage in stages if stage in train)
 
 

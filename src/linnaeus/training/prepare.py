@@ -1,4 +1,4 @@
-"""What stands before the first epoch: the recipe resolved, the source split, the network built, the pictures decoded."""
+"""What stands before the first epoch: recipe, split, network, decoded pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from linnaeus.console import Console
 from linnaeus.data.batches import Subset
 from linnaeus.data.decode import RowSpec
+from linnaeus.data.download import fetch
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table, split_table
 from linnaeus.errors import UserError
@@ -21,7 +22,7 @@ from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.stores import default_cache
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.training.choose import choose_recipe
-from linnaeus.training.phases import Samples
+from linnaeus.training.streams import Samples
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), a value a channel, on the scale [0, 1]."""
@@ -81,7 +82,11 @@ def build_network(
         return load_module(name, classes, channels), None
     if recipe.model.weights == "none":
         return create(name, classes, channels, **arguments), None
-    loaded = load_weights(name, recipe.model.weights, classes=classes, channels=channels, arguments=arguments)
+    with console.progress(f"weights {recipe.model.weights}", "bytes") as advance:
+        loaded = load_weights(
+            name, recipe.model.weights, classes=classes, channels=channels, arguments=arguments, fetch=fetch,
+            progress=advance,
+        )  # fmt: skip
     for note in loaded.notes:
         console.say(f"weights   {note}")
     return loaded.model, (tuple(loaded.normalisation["mean"]), tuple(loaded.normalisation["std"]))
@@ -103,7 +108,7 @@ def preprocessing_of(recipe: Recipe, channels: int, weights: Normalisation | Non
 def load_samples(
     table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
 ) -> tuple[dict[str, Samples], list[tuple[str, str]]]:
-    """Decode every picture of every split, once. Returns the samples by split, and (path, reason) of what is unreadable.
+    """Decode every picture of every split, once. Returns the samples by split, and (path, reason) of the unreadable.
 
     Raises UserError with `strict` if anything is unreadable, and where too little is left to train or measure on.
     """
@@ -126,11 +131,14 @@ def load_samples(
         labels = table.labels[indices[good]]
         samples[split] = Samples(rows if len(good) == len(indices) else Subset(rows, good), labels)
         if not len(good):
-            raise UserError(f"{table.source}: none of the {len(indices)} {split} pictures can be read; first: {bad[-1]}")
+            raise UserError(
+                f"{table.source}: none of the {len(indices)} {split} pictures can be read; first: {bad[-1]}"
+            )
     if bad:
+        said = f"unreadable picture(s), such as {bad[0][0]}: {bad[0][1]}"
         if strict:
-            raise UserError(f"{table.source}: {len(bad)} unreadable picture(s), first {bad[0][0]} ({bad[0][1]}); --strict")
-        console.warn(f"{len(bad)} unreadable picture(s) left out, first {bad[0][0]}: {bad[0][1]} (all in bad_images.csv)")
+            raise UserError(f"{table.source}: {len(bad)} {said}; mend or remove them, or go on without --strict")
+        console.warn(f"{len(bad)} {said}; left out, all named in bad_images.csv")
     lost = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))
     if len(lost):
         names = ", ".join(table.names[i] for i in lost)

@@ -11,8 +11,9 @@ from linnaeus.evaluate import Outputs, answers, confusion_matrix
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.training.engine import Engine
-from linnaeus.training.phases import Best, Samples
+from linnaeus.training.phases import Best
 from linnaeus.training.runfolder import RunFolder
+from linnaeus.training.streams import Samples
 
 BATCH = 64
 SHOWN = 24
@@ -42,21 +43,22 @@ def write_pictures(
 
     split = "test" if "test" in outputs else "valid"
     out = outputs[split]
-    title = f"{len(out.labels)} {split} pictures, {(out.predicted == out.labels).mean():.1%} right"
     at = next(i for i, row in enumerate(folder.rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
     missing = curves([vars(row) for row in folder.rows], folder.path / "curves.png", best=at)
     matrix = confusion_matrix(out.labels, out.predicted, len(table.classes))
-    missing += confusion(matrix, table.names, folder.path / "confusion.png", title=title)
+    missing += confusion(matrix, table.names, folder.path / "confusion.png", title=f"{split.capitalize()} pictures")
     chosen = choose_shown(out)
     shown = [_shown(i, table, samples[split], out, preprocessing) for i in chosen]
     wrong, all_wrong = int((out.predicted != out.labels)[chosen].sum()), int((out.predicted != out.labels).sum())
-    subtitle = f"{title}; shown: {wrong} of the {all_wrong} wrong, most confident first, and {len(chosen) - wrong} right"
-    missing += picture_grid(shown, folder.path / "predictions.png", title=subtitle)
-    return "".join(sorted(set(missing)))
+    title = f"{len(out.labels)} {split} pictures, {all_wrong} wrong"
+    if wrong:
+        title += f"; {'these' if wrong == all_wrong else f'the {wrong} most confident of these'} first"
+    missing += picture_grid(shown, folder.path / "predictions.png", title=title)
+    return "".join(dict.fromkeys(missing))
 
 
 def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:
-    """Indices of samples worth a look: up to half of them the most confident mistakes, the rest right, spread by class."""
+    """Indices of samples worth a look: up to half the most confident mistakes, the rest right, spread by class."""
     wrong = np.flatnonzero(out.predicted != out.labels)
     confidence = out.probabilities.max(1)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: most // 2]
@@ -81,7 +83,7 @@ def _shown(i: int, table: Table, samples: Samples, out: Outputs, preprocessing: 
     picture = preprocessing.crop(torch.from_numpy(rows), shapes)[0].numpy()
     predicted, label = int(out.predicted[i]), int(out.labels[i])
     return Shown(
-        picture=picture if picture.shape[-1] == 3 else picture[..., 0],
+        picture=picture,
         predicted=table.names[predicted],
         probability=float(out.probabilities[i, predicted]),
         true=table.names[label],

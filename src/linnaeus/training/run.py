@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from linnaeus.console import Console, duration
+from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import JobError
 from linnaeus.evaluate import Figures, Outputs, figures
 from linnaeus.modelfile import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
+from linnaeus.stores import default_cache
 from linnaeus.training.engine import Engine, hardware
 from linnaeus.training.optim import training_stages
-from linnaeus.training.phases import Best, Phases, Samples
+from linnaeus.training.phases import Best, Phases
 from linnaeus.training.prepare import (
     build_network,
     load_samples,
@@ -31,6 +32,7 @@ from linnaeus.training.prepare import (
 )
 from linnaeus.training.results import answer_pixels, write_pictures
 from linnaeus.training.runfolder import RunFolder
+from linnaeus.training.streams import Samples, Streams
 
 
 @dataclass
@@ -111,17 +113,19 @@ class _Job:
         self.console, self.seconds = console, seconds
 
     def prepare(self, source, recipe, model, weights, epochs, settings, seed, device, out, strict) -> None:
-        """Everything before the first epoch; whatever can be wrong with the input is found here, the cheap things first."""
+        """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
         since = time.perf_counter()
         self.engine = Engine(device)
         self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
         self.engine = Engine(device, self.recipe.precision)
         self.table = open_split(table, self.recipe)
         torch.manual_seed(self.recipe.seed)
-        channels = self.recipe.data.channels
-        channels = channels if channels != "auto" else self.table.channels or 3
+        wanted = self.recipe.data.channels
+        channels = (self.table.channels or 3) if wanted == "auto" else wanted
         module = model if isinstance(model, nn.Module) else None
-        self.network, normalisation = build_network(self.recipe, len(self.table.classes), channels, module, self.console)
+        self.network, normalisation = build_network(
+            self.recipe, len(self.table.classes), channels, module, self.console
+        )
         for phase in self.recipe.phase:
             training_stages(self.network, phase.train)
         self.folder = RunFolder.create(out, self.recipe.name)
@@ -154,10 +158,13 @@ class _Job:
 
     def run(self, tensorboard: bool) -> Run:
         """The phases, then the final figures from the saved file, on pixels."""
+        streams = Streams(
+            self.network, self.preprocessing, self.samples["train"], self.samples["valid"], self.engine, self.console,
+            default_cache(), self.recipe.seed,
+        )  # fmt: skip
         phases = Phases(
-            recipe=self.recipe, model=self.network, preprocessing=self.preprocessing,
-            train=self.samples["train"], valid=self.samples["valid"], classes=len(self.table.classes),
-            engine=self.engine, console=self.console, save=self._save, record=self.folder.add, seconds=self.seconds,
+            self.recipe, self.network, streams, len(self.table.classes), self.engine, self.console, self._save,
+            self.folder.add, self.seconds,
         )  # fmt: skip
         interrupted = False
         with self.folder.tensorboard(tensorboard):
@@ -166,22 +173,24 @@ class _Job:
             except KeyboardInterrupt:
                 interrupted, best = True, phases.best
                 if best.figures is None:
-                    raise JobError(f"{self.folder.path}: stopped before the first epoch was over; nothing to keep") from None
+                    raise JobError(
+                        f"{self.folder.path}: stopped before the first epoch was over; nothing to keep"
+                    ) from None
                 self.console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
             except JobError as error:
                 if phases.best.figures is None:
                     raise
                 where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
                 raise JobError(f"{error}; the best model so far ({where}) is in {self.folder.model}") from None
-        return self._finish(best, phases, interrupted)
+        return self._finish(best, phases, streams, interrupted)
 
-    def _save(self, network: Network, best: Best) -> None:
+    def _save(self, best: Best) -> None:
         """Write the best model so far, with the figures by which it was chosen."""
         assert best.figures is not None
-        write_model(self.folder.model, network, self._about(network, {"valid": best.figures.to_dict()}))
+        write_model(self.folder.model, best.state, self._about({"valid": best.figures.to_dict()}))
 
-    def _about(self, network: Network, metrics: dict[str, Any]) -> ModelFile:
-        arch = dict(network.arch)
+    def _about(self, metrics: dict[str, Any]) -> ModelFile:
+        arch = dict(self.network.arch)
         if arch["arguments"].get("aux"):  # auxiliary heads end with training
             arch["arguments"] = {**arch["arguments"], "aux": False}
         counts = {split: len(samples) for split, samples in self.samples.items()}
@@ -201,7 +210,7 @@ class _Job:
             self._fingerprint = self.table.fingerprint()
         return self._fingerprint
 
-    def _finish(self, best: Best, phases: Phases, interrupted: bool) -> Run:
+    def _finish(self, best: Best, phases: Phases, streams: Streams, interrupted: bool) -> Run:
         since = time.perf_counter()
         # From here on only the file counts: what is reported is what somebody who is given the file will find.
         network, about = read_model(self.folder.model, self.network if self.network.arch["name"] == "custom" else None)
@@ -217,12 +226,16 @@ class _Job:
                 f"and had {best.figures.correct} while training"
             )
         about.metrics = {split: found.to_dict() for split, found in result.items()}
-        write_model(self.folder.model, network, about)
+        write_model(self.folder.model, network.state_dict(), about)
         self.seconds.lap("evaluate", since)
+        from linnaeus.report.plots import advice  # matplotlib is slow to import: only where something is drawn
+
         since = time.perf_counter()
         missing = write_pictures(self.folder, self.table, self.samples, outputs, self.preprocessing, best)
         if missing:
-            self.console.warn(f"no font on this machine has {missing}; install one (e.g. Noto Sans CJK) to see them in plots")
+            self.console.warn(
+                f"no font on this machine has {missing}; install one (e.g. Noto Sans CJK) to see them in plots"
+            )
         self.seconds.lap("pictures", since)
         self.seconds.total()
         self.folder.write_metrics(
@@ -234,6 +247,7 @@ class _Job:
                 "interrupted": interrupted,
                 "bad_images": self.bad,
                 "micro_batch": phases.micro,
+                "executors": streams.executors,
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "hardware": hardware(),
                 "versions": versions(),

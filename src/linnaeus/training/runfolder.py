@@ -68,7 +68,10 @@ class RunFolder:
 
     def write_bad_images(self, bad: list[tuple[str, str]]) -> None:
         """(path, reason) of every picture left out."""
-        with atomic(self.path / "bad_images.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            atomic(self.path / "bad_images.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "reason"])
             writer.writerows(bad)
@@ -113,4 +116,6 @@ class RunFolder:
             self._events = None
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(
+            self.path / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )

@@ -1,0 +1,218 @@
+"""The fastest way to run a frozen part of a network: fused, or through ONNX Runtime.
+
+A frozen part is a constant function, so it may be rewritten: a BatchNorm with fixed statistics is a scale and a shift
+that the convolution before it can do for nothing, and a compiled graph needs no Python between the layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from linnaeus.models.network import Network, pooled
+
+WORTH_TRYING = 120.0
+"""Seconds of eager work above which exporting the part, which takes some ten, is worth a trial."""
+
+AGREES = 1e-3
+"""Largest difference to the plain network, as a share of its largest output."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A way to run the stages below the cut: (N, C, H, W) on the device -> what crosses the cut, without gradients."""
+
+    name: str
+    """`plain`, `fused` or `onnxruntime`: part of the key of what is stored."""
+    run: Callable[[Tensor], Tensor]
+    seconds: float
+    """Measured, a picture."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.run(x)
+
+
+class Front(nn.Module):
+    """The stages below `stop`. Before a head of ours, which begins with a global average, it gives the average only."""
+
+    def __init__(self, network: Network, stop: str):
+        super().__init__()
+        self.network, self.stop = network, stop
+        self.pool = stop == "head" and network.arch["name"] != "custom"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.network.run(x, stop=self.stop)
+        return pooled(x) if self.pool else x
+
+
+def choose_executor(
+    network: Network,
+    stop: str,
+    sample: Tensor,
+    pictures: int,
+    record: Path | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Executor:
+    """The fastest executor for `pictures` pictures like `sample` (N, C, H, W) through the stages below `stop`.
+
+    ONNX Runtime is tried where it is installed, on CPU, and the work is long enough to pay for the export. What was found
+    is kept in the file `record` by machine and network, so that a later run, or one that is resumed, does as the first.
+    """
+    front = Front(copy.deepcopy(network), stop).eval().requires_grad_(False).to(sample.device)
+    front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        expected = front(sample)
+    fused = _checked("fused", fuse(front, sample), sample, expected, autocast) or _timed(
+        "plain", front, sample, autocast
+    )
+    if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
+        return fused
+    key = _machine(network, stop, sample)
+    known = _read(record).get(key)
+    if known == fused.name or (known is None and fused.seconds * pictures < WORTH_TRYING):
+        return fused
+    compiled = _onnx(front, sample, expected)
+    chosen = compiled if compiled is not None and (known or compiled.seconds < 0.9 * fused.seconds) else fused
+    _write(record, key, chosen.name)
+    return chosen
+
+
+def fuse(front: nn.Module, sample: Tensor) -> nn.Module:
+    """A copy of `front` in which every BatchNorm that directly follows a convolution is part of it.
+
+    Which one follows which is seen by running `sample`: the output of the one is the input of the other.
+    """
+    front = copy.deepcopy(front)
+    made_by: dict[int, nn.Module] = {}
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    alive: list[Tensor] = []  # so that no tensor's id is used again
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        alive.append(output)
+        if isinstance(module, nn.Conv2d):
+            made_by[id(output)] = module
+        elif isinstance(made_by.get(id(inputs[0])), nn.Conv2d):
+            pairs.append((made_by[id(inputs[0])], module))  # type: ignore[arg-type]
+
+    handles = [m.register_forward_hook(hook) for m in front.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    with torch.inference_mode():
+        front(sample)
+    for handle in handles:
+        handle.remove()
+    replaced: dict[nn.Module, nn.Module] = {}
+    for convolution, norm in pairs:
+        replaced |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: nn.Identity()}
+    for module in list(front.modules()):
+        for name, child in list(module.named_children()):
+            if child in replaced:
+                setattr(module, name, replaced[child])
+    return front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _onnx(front: nn.Module, sample: Tensor, expected: Tensor) -> Executor | None:
+    """`front` through ONNX Runtime; None where it cannot be exported or gives something else."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, of no use to the user
+            quiet = logging.getLogger("torch.onnx")
+            level, quiet.level = quiet.level, logging.ERROR
+            batch = torch.export.Dim("batch", min=1, max=1 << 16)
+            program = torch.onnx.export(
+                fuse(front, sample), (sample.contiguous(),), dynamo=True, dynamic_shapes=({0: batch},),
+                input_names=["x"], output_names=["y"], verbose=False,
+            )  # fmt: skip
+            quiet.level = level
+            buffer = io.BytesIO()
+            program.save(buffer)  # type: ignore[union-attr, arg-type]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # the exporter raises its own kinds; a network of one's own may hold anything
+        return None
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(x.numpy())})[0])
+
+    return _checked("onnxruntime", run, sample, expected)
+
+
+def _checked(
+    name: str,
+    run: Callable[[Tensor], Tensor],
+    sample: Tensor,
+    expected: Tensor,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Executor | None:
+    """An executor, if it gives what the plain network gives."""
+    with torch.inference_mode():
+        difference = (run(sample) - expected).abs().max()
+    return _timed(name, run, sample, autocast) if difference <= AGREES * expected.abs().max() else None
+
+
+def _timed(
+    name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Executor:
+    """An executor with the median time of three runs."""
+
+    def cast(x: Tensor) -> Tensor:
+        with autocast():
+            return run(x).float()
+
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(3):
+            started = time.perf_counter()
+            cast(sample)
+            if sample.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+    return Executor(name, cast, sorted(seconds)[1] / len(sample))
+
+
+def _machine(network: Network, stop: str, sample: Tensor) -> str:
+    """What the choice depends on, as a key."""
+    what = [
+        platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__,
+        network.arch, stop, list(sample.shape[1:]),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _read(record: Path | None) -> dict[str, str]:
+    if record is not None:
+        with suppress(OSError, ValueError):
+            found = json.loads(record.read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _write(record: Path | None, key: str, name: str) -> None:
+    """Remember the choice. Losing it costs a trial, so a folder that cannot be written is no error."""
+    if record is not None:
+        with suppress(OSError):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            temporary = record.with_name(f"{record.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(_read(record) | {key: name}), encoding="utf-8")
+            temporary.replace(record)

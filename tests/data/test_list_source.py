@@ -1,0 +1,209 @@
+"""List files, CSV and TSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from linnaeus.data.sources import open_source
+from linnaeus.errors import UserError
+
+
+def lay(root: Path, *files: str) -> Path:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def refused(path: Path, *said: str, **lists: str) -> None:
+    with pytest.raises(UserError) as error:
+        open_source(path, **lists)  # type: ignore[arg-type]
+    line = str(error.value)
+    assert "\n" not in line
+    for text in said:
+        assert text in line, line
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return lay(tmp_path, "img/rose/1.jpg", "img/rose/2.jpg", "img/tulip/a b.jpg", "img/tulip/4.jpg")
+
+
+def test_food10(shared_data: Path):
+    table = open_source(shared_data / "food10")
+    assert (table.kind, len(table)) == ("list", 520)
+    assert table.counts()["train"].tolist() == [40] * 10
+    assert table.counts()["test"].tolist() == [12] * 10
+    assert table.classes[0] == "apple_pie"  # the lists hold numbers; the parent folders name them
+    assert table.sample_id(0) == "images/apple_pie/1005649.jpg"
+
+
+def test_split_at_the_last_blank(pictures: Path):
+    (pictures / "train.txt").write_bytes("\ufeffimg/rose/1.jpg 1\r\n\r\nimg/tulip/a b.jpg\t0\r\n".encode())
+    table = open_source(pictures / "train.txt")
+    assert table.classes == ("tulip", "rose")  # in the order of the numbers
+    assert table.labels.tolist() == [1, 0]
+    assert table.sample_id(1) == "img/tulip/a b.jpg"
+    assert set(table.split) == {""}
+
+
+def test_labels_by_name(pictures: Path):
+    (pictures / "train.txt").write_text("img/rose/1.jpg Rosé\nimg/tulip/4.jpg 10\nimg/tulip/4.jpg 郁金香\n")
+    refused(pictures, "train.txt:2: label '10' is a number where the other labels are names", "classes.txt")
+    (pictures / "train.txt").write_text("img/rose/1.jpg Rose\u0301\nimg/tulip/4.jpg 郁金香\nimg/rose/2.jpg Rosé\n")
+    table = open_source(pictures)
+    assert table.classes == ("Rosé", "郁金香")
+    assert table.labels.tolist() == [0, 1, 0]
+    assert set(table.split) == {"train"}
+
+
+def test_one_name_among_numbers_is_the_slip(pictures: Path):
+    (pictures / "train.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\nimg/rose/2.jpg rose\n")
+    refused(pictures, "train.txt:3: label 'rose' is a name where the other labels are numbers")
+
+
+def test_classes_txt_names_the_numbers(pictures: Path):
+    (pictures / "train.txt").write_text("img/rose/1.jpg 2\nimg/tulip/4.jpg 0\n")
+    (pictures / "classes.txt").write_text("Tulpe\nNelke\nRose\n")
+    assert open_source(pictures).classes == ("Tulpe", "Rose")  # what no line uses is left out
+    (pictures / "classes.txt").write_text("2 Rosa canina\n0 Tulipa\n")
+    assert open_source(pictures).classes == ("Tulipa", "Rosa canina")
+    (pictures / "classes.txt").write_text("Tulpe\nNelke\n")
+    refused(pictures, "train.txt:1: label '2', but", "classes.txt has 2 classes, 0 to 1")
+    (pictures / "classes.txt").write_text("Tulpe\n\nRose\n")
+    refused(pictures, "classes.txt:2: an empty line would shift the classes")
+    (pictures / "classes.txt").write_text("Tulpe\nRose\nTulpe\n")
+    refused(pictures, "classes.txt:3: class 'Tulpe' stands on line 1 too")
+
+
+def test_classes_txt_orders_names(pictures: Path):
+    (pictures / "train.txt").write_text("img/rose/1.jpg rose\nimg/tulip/4.jpg 3\n")
+    (pictures / "classes.txt").write_text("rose\n3\nunused\n")
+    assert open_source(pictures).classes == ("rose", "3")
+    (pictures / "classes.txt").write_text("rose\ntulip\n")
+    refused(pictures, "train.txt:2: label '3'", "classes.txt lacks it")
+
+
+def test_numbers_stay_numbers_where_folders_do_not_name_them(pictures: Path):
+    (pictures / "train.txt").write_text("img/rose/1.jpg 10\nimg/rose/2.jpg 9\nimg/tulip/4.jpg 9\n")
+    assert open_source(pictures).classes == ("9", "10")
+
+
+def test_other_list_names(pictures: Path):
+    (pictures / "trainda.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\n")
+    (pictures / "testda.txt").write_text("img/rose/2.jpg 0\n")
+    table = open_source(pictures, train="trainda.txt", test="testda.txt")
+    assert {split: counts.tolist() for split, counts in table.counts().items()} == {"train": [1, 1], "test": [1, 0]}
+    refused(pictures, "nosuch.txt: no such list file", "data.valid", train="trainda.txt", valid="nosuch.txt")
+    refused(pictures / "trainda.txt", "not a folder", "'test'", test="testda.txt")
+
+
+def test_the_usual_names_fill_in(pictures: Path):
+    (pictures / "mine.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\n")
+    for name in ("train.txt", "val.txt", "test.txt"):
+        (pictures / name).write_text("img/rose/2.jpg 0\nimg/tulip/a b.jpg 1\n")
+    assert set(open_source(pictures, train="mine.txt").split) == {"train", "valid", "test"}
+    (pictures / "train.txt").unlink()
+    assert set(open_source(pictures).split) == {"valid", "test"}  # something to evaluate on
+
+
+def test_paths_relative_to_the_working_directory(pictures: Path, monkeypatch: pytest.MonkeyPatch):
+    lists = lay(pictures / "lists", "x") / "all.txt"
+    absolute = pictures / "img/rose/2.jpg"
+    lists.write_text(f"img/rose/1.jpg a\n{absolute} b\nimg\\tulip\\4.jpg b\n../img/tulip/4.jpg a\n")
+    refused(lists, "all.txt:1: 'img/rose/1.jpg' does not exist (nor do 1 more of 4)", "correct the path")
+    monkeypatch.chdir(pictures)
+    table = open_source("lists/all.txt")
+    assert table.paths is not None
+    assert table.paths[:2] == (str(pictures / "img/rose/1.jpg"), str(absolute))
+    assert table.paths[2] == table.paths[3] == str(pictures / "img/tulip/4.jpg")
+    assert table.sample_id(1) == absolute.as_posix()  # outside of the list's folder: absolute
+
+
+def test_one_clear_line_for_each_mistake(pictures: Path):
+    place = pictures / "train.txt"
+    for content, said in (
+        (b"img/rose/1.jpg 0\nimg/tulip/4.jpg\n", "train.txt:2: 'img/tulip/4.jpg' has no label; write `path label`"),
+        (b"img/rose/1.jpg 0\nimg/rose/7.jpg 1\n", "train.txt:2: 'img/rose/7.jpg' does not exist"),
+        (b"", "train.txt: lists no pictures"),
+        (b"\n \n", "train.txt: lists no pictures"),
+        (b"img/rose/1.jpg 0\nimg/rose/2.jpg 0\n", "one class, 'rose'"),
+        (b"img/rose/1.jpg caf\xe9\n", r"train.txt:1: label 'caf\\udce9' is not UTF-8; save the file as UTF-8"),
+        (b"img/rose/1.jpg -1\nimg/tulip/4.jpg 0\n", "train.txt:1: label '-1' is a name"),
+        (b"img 0\nimg/rose 1\n", "train.txt:1: 'img' does not exist"),
+    ):
+        place.write_bytes(content)
+        refused(pictures, said)
+
+
+def test_a_class_that_only_the_test_list_has(pictures: Path):
+    (pictures / "train.txt").write_text("img/rose/1.jpg rose\nimg/tulip/4.jpg tulip\n")
+    (pictures / "test.txt").write_text("img/rose/2.jpg lily\n")
+    refused(pictures, "class 'lily' is in test but not in train")
+
+
+def test_csv(pictures: Path):
+    (pictures / "all.csv").write_text(
+        "\ufeffSplit , PATH,comment,Label,group\r\n"
+        'train, img/rose/1.jpg,"two\nlines",9,p\r\n'
+        'val,"img/tulip/a b.jpg",, 10 ,\r\n'
+        "\r\n,img/tulip/4.jpg,,9,p\r\nTraining,img/rose/2.jpg,,10,\r\n"
+    )
+    table = open_source(pictures / "all.csv")
+    assert (table.kind, table.classes) == ("csv", ("9", "10"))
+    assert table.split.tolist() == ["train", "valid", "", "train"]
+    assert table.labels.tolist() == [0, 1, 0, 1]
+    assert table.groups == ("p", "", "p", "")
+    assert table.sample_id(1) == "img/tulip/a b.jpg"
+    (pictures / "classes.txt").write_text("\n".join(f"class {i}" for i in range(11)))
+    assert open_source(pictures / "all.csv").names == ("class 9", "class 10")
+
+
+def test_tsv_and_semicolons(pictures: Path):
+    rows = [("path", "label"), ("img/rose/1.jpg", "a, b"), ("img/tulip/4.jpg", "c;d")]
+    (pictures / "x.tsv").write_text("\n".join("\t".join(row) for row in rows))
+    assert open_source(pictures / "x.tsv").classes == ("a, b", "c;d")
+    (pictures / "x.csv").write_text("\n".join(";".join(row) for row in rows[:2]) + '\nimg/tulip/4.jpg;"c;d"')
+    assert open_source(pictures / "x.csv").classes == ("a, b", "c;d")
+    (pictures / "x.csv").write_bytes("\n".join(",".join(row) for row in rows[::2]).encode("utf-16"))
+    refused(pictures / "x.csv", "one class, 'c;d'")
+
+
+def test_csv_files_by_split(pictures: Path):
+    (pictures / "a.csv").write_text("path,label\nimg/rose/1.jpg,rose\nimg/tulip/4.jpg,tulip\n")
+    (pictures / "b.csv").write_text("path,label\nimg/rose/2.jpg,rose\n")
+    assert open_source(pictures, train="a.csv", test="b.csv").split.tolist() == ["train", "train", "test"]
+    (pictures / "b.txt").write_text("img/rose/2.jpg rose\n")
+    refused(pictures, "use list files or CSVs, not both", train="a.csv", test="b.txt")
+
+
+def test_one_clear_line_for_each_mistake_in_a_csv(pictures: Path):
+    place = pictures / "x.csv"
+    for content, said in (
+        ("", "x.csv:1: no column 'path', none; the first line must name path, label"),
+        ("image,label\n", "x.csv:1: no column 'path', only 'image', 'label'"),
+        ("path,label\n", "x.csv: lists no pictures"),
+        ("path,label\nimg/rose/1.jpg\n", "x.csv:2: no label; write one"),
+        ("path,label\n,rose\n", "x.csv:2: no path"),
+        ("path,label,split\nimg/rose/1.jpg,a,dev\n", "x.csv:2: split 'dev' is none of train, valid, test"),
+        ("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n", "x.csv:3: 'img/rose/9.jpg' does not exist"),
+        ("path,label\nimg/rose/1.jpg," + "a" * 200_000 + "\n", "x.csv:2: field larger than field limit"),
+    ):
+        place.write_text(content)
+        refused(place, said)
+
+
+@given(raw=st.one_of(st.binary(max_size=300), st.text(st.sampled_from('ab/. \t\r\n",;01é\0'), max_size=80).map(str.encode)))
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.tsv", "x"])
+def test_any_bytes_are_refused_in_one_line(tmp_path: Path, name: str, raw: bytes):
+    lay(tmp_path, "a", "b")
+    (tmp_path / name).write_bytes(raw)
+    try:
+        open_source(tmp_path / name)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017

@@ -1,0 +1,111 @@
+"""Data and recipes so small that a run takes a second: pictures whose class a child could tell.
+
+Class k is a bright square at the k-th of five places, on noise. Everything is drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from PIL import Image
+from torch import nn
+
+from linnaeus.data.batches import Batch, Batches
+from linnaeus.modelfile import ModelFile, write_model
+from linnaeus.models import Network, create
+from linnaeus.preprocess import Preprocessing
+from linnaeus.recipe import Phase
+from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.training.loop import Stream
+
+SIDE = 28
+PLACES = ((2, 2), (16, 16), (2, 16), (16, 2), (9, 9))
+CPU = torch.device("cpu")
+GRAY = Preprocessing(SIDE, SIDE, channels=1, mean=(0.0,), std=(1.0,))
+WIDTHS = (6, 8, 12)
+
+
+def draw(labels: np.ndarray, seed: int = 0, noise: int = 90) -> np.ndarray:
+    """(n,) labels in 0..4 -> (n, 28, 28) uint8."""
+    pictures = np.random.default_rng(seed).integers(0, noise, (len(labels), SIDE, SIDE), dtype=np.uint8)
+    for picture, label in zip(pictures, labels, strict=True):
+        top, left = PLACES[label]
+        picture[top : top + 9, left : left + 9] += 120
+    return pictures
+
+
+def samples(n: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, 28, 28) uint8 and labels (n,) int64, the classes in turn."""
+    labels = np.arange(n) % classes
+    return draw(labels, seed), labels
+
+
+def write_idx(folder: Path, train: int = 120, test: int = 30, classes: int = 3) -> Path:
+    """A folder of four IDX files, as MNIST has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, n, seed in (("train", train, 1), ("t10k", test, 2)):
+        pictures, labels = samples(n, classes, seed)
+        head = struct.pack(">IIII", 0x803, n, SIDE, SIDE)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(head + pictures.tobytes())
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 0x801, n) + labels.astype(np.uint8).tobytes()
+        )
+    return folder
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...] = ("0", "1", "2"), each: int = 8, seed: int = 0) -> Path:
+    """Class folders of `each` gray PNG pictures of 28 pixels: `folder/class/class 0.png` …"""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(draw(np.full(each, label), seed + label)):
+            Image.fromarray(picture).save(folder / name / f"{name} {i}.png")
+    return folder
+
+
+def settings(**data: Any) -> dict[str, Any]:
+    """A recipe's model and data for these pictures: mini_resnet, gray, [0, 1]."""
+    return {
+        "model": {"name": "mini_resnet", "arguments": {"widths": list(WIDTHS)}},
+        "data": {"resize": SIDE, "size": SIDE, "channels": 1, "normalise": "none", **data},
+    }
+
+
+def write_recipe(path: Path, *phases: dict[str, Any], **more: Any) -> Path:
+    """A recipe file: `settings()`, changed by `more`, and the phases; by default one of two epochs."""
+    given = phases or ({},)
+    plain = {"epochs": 2, "batch": 16, "lr": 3e-3}
+    path.write_text(tomli_w.dumps({**settings(), **more, "phase": [{**plain, **p} for p in given]}), encoding="utf-8")
+    return path
+
+
+def mini(classes: int = 3, seed: int = 0, channels: int = 1) -> Network:
+    """A mini_resnet of a few thousand parameters; it has no BatchNorm."""
+    torch.manual_seed(seed)
+    return create("mini_resnet", classes, channels, widths=list(WIDTHS))
+
+
+def stream(pictures: np.ndarray, labels: np.ndarray, batch: int = 16, **more: Any) -> Stream:
+    """A stream of pictures that are only scaled to [0, 1]."""
+    batches = Batches(PixelStore.from_arrays(pictures), labels, batch=batch, device=CPU, **more)
+
+    def prepare(batch: Batch, epoch: int) -> torch.Tensor:
+        return GRAY(batch.pixels, batch.shapes)
+
+    return Stream(batches, prepare)
+
+
+def phase(**more: Any) -> Phase:
+    return Phase.model_validate({"epochs": 1, "batch": 16, "lr": 3e-3, **more})
+
+
+def write_tiny_model(path: Path, model: nn.Module | None = None, classes: tuple[str, ...] = ("0", "1", "2")) -> Path:
+    """A model file of a mini_resnet for these pictures, untrained unless a model is given."""
+    network = model if isinstance(model, Network) else mini(len(classes))
+    names = tuple(f"name of {name}" for name in classes)
+    write_model(path, network, ModelFile(network.arch, classes, names, GRAY))
+    return path

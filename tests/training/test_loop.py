@@ -1,0 +1,300 @@
+"""The training loop: what is minimized, reported, frozen, averaged, and when it stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import CPU, GRAY, mini, phase, samples, stream
+from torch import nn
+
+from linnaeus.data.batches import Batch
+from linnaeus.errors import JobError
+from linnaeus.models import Network, create, wrap
+from linnaeus.recipe import Phase
+from linnaeus.training.engine import Engine, seed_step
+from linnaeus.training.loop import Above, Criterion, Epoch, Step, Stream, Totals, fit
+from linnaeus.training.optim import freeze, training_stages
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("cpu", "32")
+
+
+def train(
+    model: Network, spec: Phase, data: Stream, engine: Engine, valid: Stream | None = None, **more
+) -> list[Epoch]:
+    """The epochs of a phase; validation on the training pictures unless others are given."""
+    freeze(model, training_stages(model, spec.train))
+    classes = model.arch["classes"]
+    return list(fit(Above(model), spec, data, valid or data, engine, classes=classes, **more))
+
+
+def plain_data(n: int = 48, batch: int = 16, **more) -> Stream:
+    return stream(*samples(n), batch=batch, **more)
+
+
+@pytest.mark.parametrize("name", ["mini_resnet", "resnet20"])
+def test_one_batch_can_be_learned_by_heart(name: str, engine: Engine):
+    torch.manual_seed(0)
+    model = mini() if name == "mini_resnet" else create(name, 3, 1)
+    last = train(model, phase(epochs=40, lr=5e-3), plain_data(16), engine)[-1]
+    assert last.train_loss < 0.02
+    assert last.train_accuracy == 1
+    assert last.valid.accuracy == 1
+
+
+@pytest.mark.parametrize("name", ["mini_resnet", "resnet20", "resnet18"])
+def test_the_loss_starts_at_the_logarithm_of_the_number_of_classes(name: str, engine: Engine):
+    torch.manual_seed(0)
+    data = stream(*samples(20, classes=5), batch=20)
+    first = train(create(name, 5, 1), phase(batch=20), data, engine)[0]
+    assert first.train_loss == pytest.approx(math.log(5), rel=0.12)
+
+
+def test_the_training_loss_is_the_mean_over_samples(engine: Engine):
+    """13 samples in batches of 5, 5 and 3: the mean of the batches' means would weigh the last three too much."""
+    pictures, labels = samples(13)
+    model = mini()
+    data = stream(pictures, labels, batch=5)
+    seen: list[float] = []
+    model.register_forward_hook(
+        lambda module, args, out: seen.extend(F.cross_entropy(out, wanted[len(seen) :][: len(out)], reduction="none").tolist())
+        if module.training
+        else None
+    )
+    wanted = torch.from_numpy(labels)
+    epoch = train(model, phase(batch=5, lr=0.05, optimizer="sgd"), data, engine)[0]
+    assert len(seen) == 13
+    assert epoch.train_loss == pytest.approx(float(np.mean(seen)), rel=1e-6)
+    batches = [np.mean(seen[:5]), np.mean(seen[5:10]), np.mean(seen[10:])]
+    assert abs(epoch.train_loss - np.mean(batches)) > 1e-5  # the two differ here, so the test can tell
+
+
+@pytest.mark.parametrize("change", [{}, {"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_pieces_of_a_batch_give_the_step_of_the_whole(change: dict, engine: Engine):
+    """Micro-batches save memory and must change nothing else (where there is no BatchNorm); mixing included."""
+    whole, pieces = mini(), mini()
+    spec = phase(optimizer="sgd", lr=0.1, momentum=0, batch=21, **change)
+    data = stream(*samples(21), batch=21)
+    one = train(whole, spec, data, engine)[0]
+    other = train(pieces, spec, data, engine, micro=4)[0]
+    for (name, a), b in zip(whole.named_parameters(), pieces.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+    assert one.train_accuracy == other.train_accuracy
+
+
+def test_pieces_are_never_a_single_picture(engine: Engine):
+    """17 in pieces of at most 16 are 9 and 8: BatchNorm cannot be trained on one picture of one position."""
+    sizes: list[int] = []
+    model = mini()
+    model.register_forward_hook(lambda module, args, out: sizes.append(len(out)) if module.training else None)
+    train(model, phase(batch=17), stream(*samples(17), batch=17), engine, micro=16)
+    assert sizes == [9, 8]
+
+
+def step_gradients(model: Network, spec: Phase, data: Stream, engine: Engine) -> dict[str, torch.Tensor]:
+    """The gradients of one step: with SGD at rate 1 and no momentum, what the weights lost."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, spec, data, engine)
+    return {name: before[name] - p.detach() for name, p in model.named_parameters()}
+
+
+def test_a_step_follows_the_gradient_of_the_mean_loss(engine: Engine):
+    pictures, labels = samples(12)
+    ours = step_gradients(
+        mini(), phase(optimizer="sgd", lr=1.0, momentum=0, batch=12), stream(pictures, labels, batch=12), engine
+    )
+    model = mini()
+    x = GRAY(torch.from_numpy(pictures[..., None]), np.full((12, 2), 28))
+    F.cross_entropy(model(x), torch.from_numpy(labels)).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_clipping_bounds_the_norm_of_the_gradient(engine: Engine):
+    def norm(clip: float) -> float:
+        spec = phase(optimizer="sgd", lr=1.0, momentum=0, batch=48, clip=clip)
+        gradients = step_gradients(mini(), spec, plain_data(batch=48), engine)
+        return float(torch.cat([g.flatten() for g in gradients.values()]).norm())
+
+    free = norm(0)
+    assert norm(free / 3) == pytest.approx(free / 3, rel=1e-3)
+    assert norm(free * 3) == pytest.approx(free, rel=1e-3)  # a short one is left as it is
+
+
+def test_class_weights_raise_what_is_rare_and_average_one():
+    labels = np.array([0] * 8 + [1] * 2)
+    criterion = Criterion(phase(class_weights="balanced"), labels, 3, CPU)
+    assert criterion.weights is not None
+    assert criterion.weights.tolist() == pytest.approx([10 / 16, 10 / 4, 0])
+    assert float(criterion.weights[torch.from_numpy(labels)].mean()) == pytest.approx(1)
+    logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.from_numpy(labels)
+    weighted = F.cross_entropy(logits, targets, reduction="none") * criterion.weights[targets]
+    assert float(criterion(logits, targets)) == pytest.approx(float(weighted.sum()), rel=1e-6)
+    shares = F.one_hot(targets, 3).float()  # the same targets as shares, as mixing gives them
+    assert float(criterion(logits, shares)) == pytest.approx(float(weighted.sum()), rel=1e-6)
+
+
+def test_label_smoothing_is_that_of_torch():
+    logits, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    ours = Criterion(phase(label_smoothing=0.1), targets.numpy(), 3, CPU)(logits, targets)
+    torch.testing.assert_close(ours, F.cross_entropy(logits, targets, label_smoothing=0.1, reduction="sum"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_weights": "balanced"},
+        {"label_smoothing": 0.1},
+        {"optimizer": "sgd", "nesterov": True, "lr": 0.03},
+        {"optimizer": "adamw", "weight_decay": 0.01, "decay_norms": False},
+        {"ema": 0.9},
+        {"mixup": 0.2, "class_weights": "balanced"},
+        {"cutmix": 1.0},
+        {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_option_trains(change: dict, engine: Engine):
+    """And with mixing no picture has one label, so there is no training accuracy to report."""
+    data = plain_data(shuffle=True)
+    epochs = train(mini(), phase(epochs=15, **change), data, engine)
+    assert epochs[-1].valid.accuracy > 0.9
+    mixes = "mixup" in change or "cutmix" in change
+    assert all((epoch.train_accuracy is None) == mixes for epoch in epochs)
+
+
+def test_a_stop_after_epochs_without_a_better_model(engine: Engine):
+    def better_until(last: int) -> Callable:
+        count = iter(range(1, 100))
+        return lambda figures: next(count) <= last
+
+    for better, patience, expected in ((3, 2, 5), (0, 1, 1), (20, 2, 6), (0, 0, 6)):
+        epochs = train(
+            mini(), phase(epochs=6, early_stop=patience), plain_data(16), engine, better=better_until(better)
+        )
+        assert [epoch.epoch for epoch in epochs] == list(range(1, expected + 1))
+
+
+def test_the_moving_average_is_what_is_evaluated_and_handed_on(engine: Engine):
+    """An average that hardly moves is still near the start when the trained network is far from it."""
+    model = mini()
+    data = plain_data(48, batch=4)
+    epoch = train(model, phase(epochs=1, batch=4, ema=0.5), data, engine)[0]
+    assert epoch.model is not model
+    theirs = epoch.model.state_dict()
+    assert all(not torch.equal(theirs[name], value) for name, value in model.state_dict().items())
+    again = train(epoch.model, phase(epochs=1, lr=1e-30), data, engine)[0]
+    assert again.valid.loss == pytest.approx(epoch.valid.loss, abs=1e-6)
+
+
+def test_balanced_sampling_shows_rare_classes_as_often(engine: Engine):
+    labels = np.array([0] * 90 + [1] * 10)
+    weights = np.where(labels == 0, 1 / 90, 1 / 10) / 2
+    data = stream(samples(100)[0], labels, shuffle=True, weights=weights)
+    shown = np.concatenate([batch.labels.numpy() for epoch in range(10) for batch in data.batches.epoch(epoch)])
+    assert len(shown) == 1000
+    assert (shown == 1).mean() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_loss_that_is_not_finite_stops_the_run(first: bool, engine: Engine):
+    """It says at which step and with what learning rate, be it in a step or in the validation after it."""
+    data = plain_data(16 if first else 48)
+    spec = phase(epochs=3, lr=1e30, optimizer="sgd")
+    with pytest.raises(JobError, match=r"epoch 1\b.*learning rate 1e\+30.*phase\.N\.lr=1e\+29") as caught:
+        train(mini(), spec, data, engine)
+    assert "\n" not in str(caught.value)
+    assert ("validation" if first else "step") in str(caught.value)
+
+
+def test_on_a_gpu_too_an_epoch_with_such_a_loss_is_not_reported():
+    """There the loss is looked at now and then, and in any case at the end of an epoch."""
+    total = Totals(CPU)
+    total.every = 50
+    total.add(torch.tensor(math.nan), torch.tensor(0.0), 4)
+    total.check(0, 0, 0.1)  # not yet
+    with pytest.raises(JobError, match="epoch 1, step 1 or"):
+        total.check(0, 0, 0.1, now=True)
+
+
+@pytest.mark.parametrize("trained", [["head"], ["layer2"], ["layer3", "head"]])
+def test_what_is_frozen_stays_to_the_bit(trained: list[str], engine: Engine):
+    """Weights and BatchNorm's buffers alike; and what trains does change, buffers included."""
+    torch.manual_seed(0)
+    model = create("resnet20", 3, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, phase(epochs=1, train=trained, lr=0.01), plain_data(), engine)
+    for name, tensor in model.state_dict().items():
+        same = torch.equal(tensor, before[name])
+        assert same == (model.stage_of(name) not in trained), name
+
+
+def test_dropout_of_a_frozen_stage_is_off(engine: Engine):
+    modes: list[bool] = []
+
+    class Seen(nn.Dropout):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            modes.append(self.training)
+            return super().forward(x)
+
+    body = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), Seen(0.5))
+    model = wrap(nn.Sequential(body, nn.Linear(8, 3)), 3, 1)
+    train(model, phase(train=["1"]), plain_data(16), engine)
+    assert modes == [False, False]  # in training and in evaluation
+    modes.clear()
+    train(model, phase(train=["0"]), plain_data(16), engine)
+    assert modes == [True, False]
+
+
+def test_auxiliary_heads_train_with_their_weight(engine: Engine):
+    """Without weight they stay as they were; the loss that is reported is that of the main head alone."""
+    pictures, labels = samples(8)
+    data = stream(pictures, labels, batch=8)
+    losses = []
+    for weight in (0.0, 0.3):
+        torch.manual_seed(0)
+        model = create("inception_v1", 3, 1, aux=True)
+        before = model.get_parameter("aux1.fc2.weight").detach().clone()
+        spec = phase(optimizer="sgd", lr=0.01, batch=8, aux_weight=weight)
+        losses.append(train(model, spec, data, engine)[0].train_loss)
+        assert torch.equal(before, model.get_parameter("aux1.fc2.weight")) == (weight == 0)
+    assert losses[0] == losses[1]
+
+
+def test_steps_are_told_to_whoever_watches(engine: Engine):
+    told: list[Step] = []
+    epochs = train(mini(), phase(epochs=2, batch=20), plain_data(48, batch=20), engine, watch=told.append)
+    assert [(step.epoch, step.step, step.steps, step.samples) for step in told] == [
+        (1, 1, 3, 20), (1, 2, 3, 40), (1, 3, 3, 48), (2, 1, 3, 20), (2, 2, 3, 40), (2, 3, 3, 48),
+    ]  # fmt: skip
+    assert told[-1].means() == (epochs[-1].train_loss, epochs[-1].train_accuracy)
+
+
+def test_the_training_pictures_are_prepared_with_the_epoch_of_the_run(engine: Engine):
+    """So that no two phases draw the same augmentation."""
+    seen: set[int] = set()
+    data = plain_data(16)
+
+    def prepare(batch: Batch, epoch: int) -> torch.Tensor:
+        seen.add(epoch)
+        return GRAY(batch.pixels, batch.shapes)
+
+    train(mini(), phase(epochs=2), Stream(data.batches, prepare), engine, valid=data, first_epoch=7)
+    assert seen == {7, 8}
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_any_seed_of_a_recipe_can_seed_a_step(seed: int):
+    seed_step(seed, 999, 99_999)
+    one = torch.rand(3)
+    seed_step(seed, 999, 99_998)
+    assert not torch.equal(one, torch.rand(3))
