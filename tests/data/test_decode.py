@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linnaeus.data import decode as module
 from linnaeus.data.decode import RowSpec, UnreadableError, decode, fit_row, load_row
+from linnaeus.data.fit import RESAMPLING, with_channels
 from linnaeus.errors import UserError
 
 H, W = 60, 80
@@ -52,7 +53,8 @@ LUMA = RGB @ np.array([0.299, 0.587, 0.114])
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "TGA", "PPM", "GIF", "WEBP", "JPEG", "JPEG2000", "AVIF"])
 def test_every_format(kind: str):
     """RGB comes back, exactly where the format keeps it; and as luma."""
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    all_options: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+    options = all_options.get(kind, {})
     tolerance = {"JPEG": 1.5, "AVIF": 4, "GIF": 8}.get(kind, 0)  # GIF has 256 colors
     data = encode(Image.fromarray(RGB), kind, **options)
     assert distance(decode(data), RGB) <= tolerance
@@ -102,7 +104,6 @@ def test_sixteen_bit_gray_is_scaled():
 
 def test_sixteen_bit_color_is_scaled():
     """A 16-bit RGB PNG, written by hand since Pillow cannot."""
-    import zlib
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
@@ -176,7 +177,7 @@ def test_palettes_and_named_transparent_colors():
     assert tuple(decode(named)[5, 5]) == (255, 255, 255)
     assert np.array_equal(decode(named)[6, 6], RGB[6, 6])
     sixteen = encode(Image.fromarray(GRAY.astype(np.uint16) * 257), transparency=int(GRAY[3, 3]) * 257)
-    expected = np.where(GRAY == GRAY[3, 3], 255, GRAY)
+    expected = np.where(GRAY[3, 3] == GRAY, 255, GRAY)
     assert np.array_equal(decode(sixteen, channels=1)[:, :, 0], expected)
     bits = Image.fromarray(GRAY > 100)
     assert np.array_equal(decode(encode(bits), channels=1)[:, :, 0], np.where(GRAY > 100, 255, 0))
@@ -200,10 +201,10 @@ def test_other_color_spaces():
     """YCbCr and LAB; HSV has no file format of its own, so its conversion is tried on the picture."""
     ycc = Image.fromarray(RGB).convert("YCbCr")
     assert distance(decode(encode(ycc, "TIFF")), RGB) < 1.5
-    lab = Image.merge("LAB", [Image.new("L", (W, H), v) for v in (255, 0, 0)])  # L = 100, a = b = 0
+    lab = Image.merge("LAB", [Image.new("L", (W, H), v) for v in (255, 128, 128)])  # L = 100, a = b = 0
     assert decode(encode(lab, "TIFF")).min() > 250
     hsv = Image.fromarray(RGB).convert("HSV")
-    assert distance(np.asarray(module.with_channels(hsv, 3)), RGB) < 3
+    assert distance(np.asarray(with_channels(hsv, 3)), RGB) < 3
 
 
 def test_first_frame_of_an_animation():
@@ -225,12 +226,12 @@ def test_draft_keeps_twice_the_target():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 def test_row_from_a_draft_is_the_row_of_the_whole(fit: str, orientation: int):
-    """Same shape, no shift: 1003 x 805 drafts to 126 x 101, an eighth rounded up."""
+    """Same shape, no shift: 1003 x 805 drafts to 126 x 101, an eighth rounded up; forgetting that costs over 4."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(Image.fromarray(smooth(3, 805, 1003)), "JPEG", quality=95, exif=exif)
     spec = RowSpec(64, fit)
-    assert distance(load_row(data, spec), fit_row(decode(data), spec)) < 0.8
+    assert distance(load_row(data, spec), fit_row(decode(data), spec)) < 1.3
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_crop_is_central():
 
 def test_rows_equal_pillow():
     """The resize is Pillow's, antialiased; for each interpolation."""
-    for name, how in module.RESAMPLING.items():
+    for name, how in RESAMPLING.items():
         expected = np.asarray(Image.fromarray(RGB).resize((40, 30), how))
         assert np.array_equal(fit_row(RGB, RowSpec(30, "crop", name)), expected)
     expected = np.asarray(Image.fromarray(RGB).resize((30, 30), Image.Resampling.BILINEAR))
@@ -365,16 +366,18 @@ def test_quiet_even_in_threads(capfd: pytest.CaptureFixture[str], shared_data: P
     noisy = [*(shared_data / "dirty" / "pillow-tests").glob("crash-*.tif")]
     noisy += [shared_data / "dirty" / "pillow-tests" / "apng" / "syntax_num_frames_zero_default.png"]
 
-    def attempt(path: Path) -> None:
+    def reason(path: Path) -> str:
         try:
             decode(path)
         except UnreadableError as refused:
-            assert "Warning" not in refused.reason
+            return refused.reason
+        return ""
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(attempt, noisy * 5))
+            reasons = set(pool.map(reason, noisy * 5))
+    assert reasons == {"", "cut short or damaged (decoder error -2)"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -409,7 +412,7 @@ print(json.dumps({"outcome": outcome, "slowest": slowest, "peak": peak}))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 def test_everything_dirty(shared_data: Path):
-    """508 odd files under 1 GB of address space: each decodes or is refused; none hangs, crashes or writes to stderr."""
+    """508 odd files in 1 GB of address space: each decodes or is refused; none hangs, crashes or writes to stderr."""
     command = [sys.executable, "-W", "always", "-c", DIRTY, str(shared_data / "dirty")]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
