@@ -102,8 +102,9 @@ def autocontrast(x: Tensor) -> Tensor:
     # First along columns: that is quick wherever the channels lie.
     low, high = x.amin(2).amin(2)[..., None, None], x.amax(2).amax(2)[..., None, None]
     flat = low == high
-    scale = torch.where(flat, torch.ones_like(low), 255.0 / (high - low))
-    return (x - torch.where(flat, torch.zeros_like(low), low)).mul_(scale).clamp_(0, 255).floor_()
+    step = torch.where(flat, torch.ones_like(low), (high - low) * (1.0 / 255.0))
+    # Divided, not multiplied by the inverse: what falls on a whole level must not fall just below it.
+    return (x - torch.where(flat, torch.zeros_like(low), low)).div_(step).clamp_(0, 255).floor_()
 
 
 def equalize(x: Tensor) -> Tensor:
