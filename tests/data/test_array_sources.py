@@ -140,7 +140,11 @@ def test_cifar100_takes_the_fine_label(tmp_path: Path):
 def test_damaged_cifar(tmp_path: Path):
     files = cifar_files()
     for name, raw, said in (
-        ("data_batch_1.bin", files["data_batch_1.bin"][:-5], "data_batch_1.bin: 61455 bytes is not a whole number of 3073-byte"),
+        (
+            "data_batch_1.bin",
+            files["data_batch_1.bin"][:-5],
+            "data_batch_1.bin: 61455 bytes is not a whole number of 3073-byte",
+        ),
         ("test_batch.bin", b"", "test_batch.bin: 0 bytes is not a whole"),
         ("test_batch.bin", b"\x0a" + bytes(3072), "test_batch.bin: record 0 has label 10, but there are 10 classes"),
         ("batches.meta.txt", b"a\nb\n", "batches.meta.txt: 2 names"),
@@ -164,7 +168,11 @@ def test_hostile_names_in_an_archive_go_nowhere(tmp_path: Path):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = tarfile.SYMTYPE, link
             archive.addfile(member)
-        for name, raw in (("../../evil.bin", b"x"), ("/tmp/abs.txt", b"x"), *((f"../../{n}", r) for n, r in files.items())):
+        for name, raw in (
+            ("../../evil.bin", b"x"),
+            ("/tmp/abs.txt", b"x"),
+            *((f"../../{n}", r) for n, r in files.items()),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(raw)
             archive.addfile(member, io.BytesIO(raw))
@@ -263,7 +271,9 @@ def test_any_idx_bytes(tmp_path: Path, raw: bytes, zipped: bool, magic: bool):
 @FUZZ
 def test_any_archive_bytes(tmp_path: Path, raw: bytes, at: int, zipped: bool):
     """Random bytes, and a sound archive with random bytes somewhere in its headers."""
-    sound = bytearray(pack(tmp_path / "sound.tar", {"a/data_batch_1.bin": records(1), "b": b"x" * 600}, "w").read_bytes())
+    sound = bytearray(
+        pack(tmp_path / "sound.tar", {"a/data_batch_1.bin": records(1), "b": b"x" * 600}, "w").read_bytes()
+    )
     sound[at : at + len(raw)] = raw
     for content in (raw, bytes(sound)):
         (tmp_path / "x.tar.gz").write_bytes(gzip.compress(content, 1) if zipped else content)

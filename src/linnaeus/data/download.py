@@ -63,6 +63,17 @@ class _DroppedError(Exception):
     """The connection failed; the same address may go on later. The text says why."""
 
 
+@dataclass
+class _Part:
+    """The bytes so far, and what the server calls the version of the file that they belong to."""
+
+    file: IO[bytes]
+    version: str | None = None
+
+    def size(self) -> int:
+        return self.file.seek(0, os.SEEK_END)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is to arrive."""
@@ -170,31 +181,32 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
             return
 
 
-def _download(url: str, part: IO[bytes], wanted: Wanted, progress: Progress | None) -> None:
-    """Fill `part` from one address and verify it; raises _RefusedError when this address will not do.
+def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | None) -> None:
+    """Fill the `.part` file from one address and verify it; raises _RefusedError when this address will not do.
 
     An attempt that brought bytes is followed by another one for the rest; STALLS in a row that brought none end it.
     """
     if not wanted.sha256 and not wanted.md5:
-        part.truncate(0)  # nothing could tell whether the rest belongs to these bytes
-    begun = part.seek(0, os.SEEK_END)
-    stalls, reason, validator = 0, "", None
+        file.truncate(0)  # nothing could tell whether the rest belongs to these bytes
+    part = _Part(file)
+    begun = part.size()
+    stalls, reason = 0, ""
     while stalls < STALLS:
         if stalls:
             time.sleep(WAIT * 2 ** (stalls - 1))
-        start = part.seek(0, os.SEEK_END)
+        start = part.size()
         try:
-            validator = _attempt(url, part, wanted, validator, progress)
+            _attempt(url, part, wanted, progress)
         except _DroppedError as error:
             reason = str(error)
-            stalls = 0 if part.seek(0, os.SEEK_END) > start else stalls + 1
+            stalls = 0 if part.size() > start else stalls + 1
             continue
-        part.flush()
-        fault = wanted.fault(Path(part.name))
+        file.flush()
+        fault = wanted.fault(Path(file.name))
         if fault is None:
-            os.fsync(part.fileno())
+            os.fsync(file.fileno())
             return
-        part.truncate(0)
+        file.truncate(0)
         if not begun:
             raise _RefusedError(fault)
         begun, reason, stalls = (
@@ -205,18 +217,18 @@ def _download(url: str, part: IO[bytes], wanted: Wanted, progress: Progress | No
     raise _RefusedError(reason)
 
 
-def _attempt(url: str, part: IO[bytes], wanted: Wanted, validator: str | None, progress: Progress | None) -> str | None:
-    """One request for what `part` lacks; returns the server's ETag of the file. Raises _DroppedError, _RefusedError."""
-    start = part.seek(0, os.SEEK_END)
-    response = _open(url, start, validator)
+def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -> None:
+    """One request for what `part` lacks. Raises _DroppedError, _RefusedError."""
+    start = part.size()
+    response = _open(url, start, part.version)
     if response is None:  # the server has no more bytes than we: right or not, the checksum tells
-        return validator
+        return
     with contextlib.closing(response):
         if response.status != 206:
-            part.truncate(0)
+            part.file.truncate(0)
             start = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.truncate(0)
+            part.file.truncate(0)
             raise _DroppedError("answers with another range than asked for")
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isascii() and length.isdigit() else None
@@ -226,29 +238,29 @@ def _attempt(url: str, part: IO[bytes], wanted: Wanted, validator: str | None, p
             raise _RefusedError(f"offers {total} bytes instead of {wanted.size}")
         if total is not None and total - start > shutil.disk_usage(wanted.destination.parent).free:
             raise OSError(errno.ENOSPC, "no space")
+        part.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         done = start
         while piece := _read(response):
-            part.write(piece)
+            part.file.write(piece)
             done += len(piece)
             if wanted.size is not None and done > wanted.size:
-                part.truncate(0)
+                part.file.truncate(0)
                 raise _RefusedError(f"sends more than {wanted.size} bytes")
             if progress is not None:
                 progress(done, total or wanted.size)
         if total is not None and done < total:
             raise _DroppedError(f"the connection ended after {done} of {total} bytes")
-        return response.headers.get("ETag")
 
 
-def _open(url: str, start: int, validator: str | None) -> Any:
+def _open(url: str, start: int, version: str | None) -> Any:
     """The response to a request for the bytes from `start`; None if there are none. Raises as _attempt does."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise _RefusedError("no http(s) address")
     request = urllib.request.Request(url, headers={"User-Agent": "linnaeus", "Accept-Encoding": "identity"})
     if start:
         request.add_header("Range", f"bytes={start}-")
-        if validator and not validator.startswith("W/"):  # from the start again, should the file have changed meanwhile
-            request.add_header("If-Range", validator)
+        if version and not version.startswith("W/"):  # from the start again, should the file have changed meanwhile
+            request.add_header("If-Range", version)
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:

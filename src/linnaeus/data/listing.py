@@ -13,7 +13,7 @@ from linnaeus.data.names import NAMES_TEXT, class_name, natural_order, printable
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
 
-NUMBER = re.compile("[0-9]{1,18}")
+NUMBER = re.compile("-?[0-9]{1,18}")
 
 
 @dataclass

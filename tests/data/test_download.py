@@ -1,0 +1,267 @@
+"""Fetching, against a server on the loopback interface that misbehaves in known ways."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from linnaeus.data import download
+from linnaeus.data.download import FetchError, cache_dir, fetch
+from linnaeus.errors import UserError
+
+BODY = bytes(range(256)) * 4000  # 1,024,000 bytes
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; how each path behaves is in `ways`. `asked` records (path, range asked for)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.ways: dict[str, set[str]] = {}
+        self.asked: list[tuple[str, str | None]] = []
+        self.left = 0  # connections still to be dropped
+        self.tag = '"one"'
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = self.path.lstrip("/")
+        ways, wanted = self.server.ways.get(path, set()), self.headers.get("Range")
+        self.server.asked.append((path, wanted))
+        if "busy" in ways and self.server.left:
+            self.server.left -= 1
+            return self.send_error(503)
+        if path not in self.server.files:
+            return self.send_error(404)
+        body, start = self.server.files[path], 0
+        changed = self.headers.get("If-Range") not in (None, self.server.tag)
+        if wanted and "no ranges" not in ways and not changed:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(body):
+                return self.send_error(416)
+            self.send_response(206)
+            begin = start + ("wrong range" in ways)
+            self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        else:
+            self.send_response(200)
+        piece = body[start:]
+        self.send_header("Content-Type", "text/html" if "login page" in ways else "application/octet-stream")
+        self.send_header("ETag", self.server.tag)
+        if "no length" not in ways:
+            self.send_header("Content-Length", str(len(piece)))
+        self.end_headers()
+        if "drops" in ways and self.server.left:
+            self.server.left -= 1
+            piece = piece[: 300_000 if "stalls" not in ways else 0]
+            if "changes" in ways:
+                self.server.files[path], self.server.tag = body[::-1], '"two"'
+        self.wfile.write(piece)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download, "WAIT", 0.01)
+    monkeypatch.delenv("LINNAEUS_OFFLINE", raising=False)
+    monkeypatch.delenv("LINNAEUS_MIRROR", raising=False)
+    server = Server()
+    server.files["x.bin"] = BODY
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetches_whole_with_progress(server: Server, tmp_path: Path):
+    steps: list[tuple[int, int | None]] = []
+    path = fetch(
+        server.url("x.bin"),
+        tmp_path / "deep" / "x.bin",
+        sha256=SHA,
+        size=len(BODY),
+        progress=lambda *s: steps.append(s),
+    )
+    assert path == tmp_path / "deep" / "x.bin"
+    assert path.read_bytes() == BODY
+    assert steps[-1] == (len(BODY), len(BODY))
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert [file.name for file in path.parent.iterdir()] == ["x.bin"]  # no .part is left
+    assert fetch(server.url("x.bin"), path, sha256=SHA) == path
+    assert len(server.asked) == 1  # what is there is not fetched again
+
+
+@pytest.mark.parametrize("checksum", [SHA, SHA[:8], None])
+def test_goes_on_after_every_dropped_connection(server: Server, tmp_path: Path, checksum: str | None):
+    server.ways["x.bin"], server.left = {"drops"}, 3
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=checksum).read_bytes() == BODY
+    assert [asked for _, asked in server.asked] == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+
+
+def test_a_file_that_changes_meanwhile_is_not_mixed(server: Server, tmp_path: Path):
+    server.ways["x.bin"], server.left = {"drops", "changes"}, 1
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY[::-1]
+
+
+def test_a_later_call_goes_on_too(server: Server, tmp_path: Path):
+    (tmp_path / "x.bin.part").write_bytes(BODY[:500_000])
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
+    assert server.asked == [("x.bin", "bytes=500000-")]
+
+
+@pytest.mark.parametrize("part", [b"stale" * 100, BODY + b"more", b"y" * len(BODY)])
+def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path, part: bytes):
+    (tmp_path / "x.bin.part").write_bytes(part)
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
+    assert not (tmp_path / "x.bin.part").exists()
+
+
+def test_a_part_is_not_trusted_without_a_checksum(server: Server, tmp_path: Path):
+    (tmp_path / "x.bin.part").write_bytes(b"stale" * 100)
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY
+
+
+def test_a_whole_part_is_kept(server: Server, tmp_path: Path):
+    (tmp_path / "x.bin.part").write_bytes(BODY)
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
+    assert server.asked == [("x.bin", f"bytes={len(BODY)}-")]
+
+
+@pytest.mark.parametrize("way", ["no ranges", "wrong range", "no length"])
+def test_servers_without_proper_ranges(server: Server, tmp_path: Path, way: str):
+    server.ways["x.bin"] = {way}
+    if way != "wrong range":
+        (tmp_path / "x.bin.part").write_bytes(BODY[:500_000])
+        assert fetch(server.url("x.bin"), tmp_path / "x.bin", md5=hashlib.md5(BODY).hexdigest()).read_bytes() == BODY
+        return
+    (tmp_path / "x.bin.part").write_bytes(BODY[:500_000])
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
+    assert server.asked[-1] == ("x.bin", None)  # from the start
+
+
+def test_a_wrong_checksum_moves_on_to_the_next_mirror(server: Server, tmp_path: Path):
+    server.files["bad/x.bin"] = BODY[:-1] + b"?"
+    path = fetch(
+        [server.url("bad/x.bin"), server.url("none/x.bin"), server.url("x.bin")], tmp_path / "x.bin", sha256=SHA
+    )
+    assert path.read_bytes() == BODY
+    with pytest.raises(FetchError) as error:
+        fetch([server.url("bad/x.bin"), server.url("none/x.bin")], tmp_path / "y.bin", sha256=SHA)
+    line = str(error.value)
+    assert "127.0.0.1: sha256" in line
+    assert "HTTP 404" in line
+    assert f"fetch {server.url('bad/x.bin')} by other means and put it at {tmp_path / 'y.bin'}" in line
+    assert not list(tmp_path.glob("y*"))  # neither the wrong file nor a part of it
+
+
+def test_what_a_login_page_or_a_wrong_size_gives_is_refused(server: Server, tmp_path: Path):
+    server.ways["x.bin"] = {"login page"}
+    with pytest.raises(FetchError, match="a web page"):
+        fetch(server.url("x.bin"), tmp_path / "x.bin")
+    server.ways["x.bin"] = set()
+    with pytest.raises(FetchError, match="offers 1024000 bytes instead of 5"):
+        fetch(server.url("x.bin"), tmp_path / "x.bin", size=5)
+    server.ways["x.bin"] = {"no length"}
+    with pytest.raises(FetchError, match="sends more than 5 bytes"):
+        fetch(server.url("x.bin"), tmp_path / "x.bin", size=5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_busy_servers_are_asked_again_and_dead_ones_not_for_ever(server: Server, tmp_path: Path):
+    server.ways["x.bin"], server.left = {"busy"}, 2
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY
+    server.ways["x.bin"], server.left = {"drops", "stalls"}, 100
+    with pytest.raises(FetchError, match="the connection ended after 0 of 1024000 bytes"):
+        fetch(server.url("x.bin"), tmp_path / "y.bin")
+    assert server.left == 100 - download.STALLS
+
+
+def test_nobody_listens(server: Server, tmp_path: Path):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(FetchError, match="Connection refused"):
+        fetch(server.url("x.bin"), tmp_path / "x.bin")
+    with pytest.raises(FetchError, match=r"no http\(s\) address"):
+        fetch("file:///etc/passwd", tmp_path / "x.bin")
+
+
+def test_offline(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LINNAEUS_OFFLINE", "1")
+    with pytest.raises(UserError) as error:
+        fetch(server.url("x.bin"), tmp_path / "x.bin")
+    assert (
+        f"LINNAEUS_OFFLINE is set); fetch {server.url('x.bin')} by other means and put it at {tmp_path / 'x.bin'}"
+        in str(error.value)
+    )
+    assert not server.asked
+    (tmp_path / "x.bin").write_bytes(BODY)
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA)  # by hand
+    monkeypatch.setenv("LINNAEUS_OFFLINE", "0")
+    assert fetch(server.url("x.bin"), tmp_path / "y.bin")
+
+
+def test_a_wrong_file_is_left_alone_and_named(server: Server, tmp_path: Path):
+    (tmp_path / "x.bin").write_bytes(b"mine")
+    with pytest.raises(FetchError, match=r"x.bin: 4 bytes instead of 1024000; remove it to fetch it again"):
+        fetch(server.url("x.bin"), tmp_path / "x.bin", size=len(BODY))
+    assert (tmp_path / "x.bin").read_bytes() == b"mine"
+
+
+def test_mirror_is_a_copy_of_the_cache(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    server.files["copy/data/mnist/x y.gz"] = server.files["copy/data/mnist/x%20y.gz"] = BODY
+    monkeypatch.setenv("LINNAEUS_MIRROR", server.url("copy/"))
+    fetch(server.url("x.bin"), cache_dir() / "data/mnist/x y.gz", sha256=SHA)
+    assert server.asked == [("copy/data/mnist/x%20y.gz", None)]
+    fetch(server.url("x.bin"), tmp_path / "elsewhere.bin", sha256=SHA)
+    assert [path for path, _ in server.asked[1:]] == [
+        "copy/elsewhere.bin",
+        "x.bin",
+    ]  # what it lacks comes from the source
+
+
+def test_two_at_once_fetch_once(server: Server, tmp_path: Path):
+    threads = [
+        threading.Thread(target=fetch, args=(server.url("x.bin"), tmp_path / "x.bin"), kwargs={"sha256": SHA})
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "x.bin").read_bytes() == BODY
+    assert len(server.asked) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(FetchError, match="no space left on the disk; free some"):
+        fetch(server.url("x.bin"), tmp_path / "x.bin")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(FetchError, match="cannot be written"):
+        fetch(server.url("x.bin"), tmp_path / "file" / "x.bin")
+
+
+def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("LINNAEUS_CACHE")
+    assert cache_dir().name == "linnaeus"
+    assert cache_dir().is_absolute()
