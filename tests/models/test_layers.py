@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from linnaeus.models import MODELS, create
+from linnaeus.models import MODELS, create, wrap
 from linnaeus.models.layers import KNOWN, layer_table, render, summary, totals
 
 PUBLISHED = [
     ("resnet18", {}, "11.69 M", "1.81 G"),
-    ("resnet34", {}, "21.80 M", "3.66 G"),
+    pytest.param("resnet34", {}, "21.80 M", "3.66 G", marks=pytest.mark.long),
     ("resnet50", {}, "25.56 M", "4.09 G"),
     ("resnet50", {"stride_in": "1x1"}, "25.56 M", "3.86 G"),
-    ("resnet101", {}, "44.55 M", "7.80 G"),
+    pytest.param("resnet101", {}, "44.55 M", "7.80 G", marks=pytest.mark.long),
     ("resnet152", {}, "60.19 M", "11.51 G"),
     ("inception_v1", {"branch5x5": "3x3"}, "6.62 M", "1.50 G"),
     ("inception_v1", {"branch5x5": "5x5"}, "7.01 M", "1.58 G"),
@@ -28,7 +29,10 @@ def test_totals_are_the_published_ones(name: str, arguments: dict, parameters: s
     assert render(layer_table(network, 224)).splitlines()[-1].split() == f"{parameters} {adds}".split()
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("resnet18", "resnet20", "plain20", "mini_resnet")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in MODELS])
 def test_summary_is_right(name: str) -> None:
     classes, channels, size, millions, billions = KNOWN[name]
     with torch.device("meta"):
@@ -40,7 +44,7 @@ def test_summary_is_right(name: str) -> None:
     assert f"{name} " in summary()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20", "plain20", "mini_resnet", "inception_v1"])
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in MODELS])
 def test_counts_agree_with_torch(name: str) -> None:
     """torch counts two operations per multiply-add. Every parameter is in one row."""
     with torch.device("meta"):
@@ -75,6 +79,14 @@ def test_the_network_is_left_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert not any(module._forward_hooks for module in network.modules())
     assert not [row for row in rows if row.name.startswith("aux")]
+
+
+def test_groups_and_biases_are_counted() -> None:
+    network = wrap(nn.Sequential(nn.Conv2d(6, 12, 3, padding=1, groups=3), nn.Flatten(), nn.Linear(12 * 16, 2)), 2, 6)
+    convolution, linear = layer_table(network, 4)
+    assert (convolution.name, convolution.stage) == ("module.0", "0")
+    assert (convolution.parameters, convolution.multiply_adds) == (3 * 3 * 2 * 12 + 12, 3 * 3 * 2 * 12 * 16)
+    assert (linear.parameters, linear.multiply_adds) == (192 * 2 + 2, 192 * 2)
 
 
 def test_table_is_aligned() -> None:

@@ -70,7 +70,7 @@ def test_stages_join_up(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [*SMALL, "resnet50"])
+@pytest.mark.parametrize("name", [*SMALL, pytest.param("resnet50", marks=pytest.mark.long)])
 def test_loss_starts_at_chance(name: str) -> None:
     """In training mode, since a fresh BatchNorm in evaluation mode normalizes nothing yet."""
     torch.manual_seed(0)
@@ -84,8 +84,9 @@ def test_loss_starts_at_chance(name: str) -> None:
 def test_overfits_one_batch(name: str) -> None:
     torch.manual_seed(0)
     network = create(name, classes=4, channels=1, **({"dropout": 0.0} if name == "inception_v1" else {}))
-    x, targets = torch.randn(8, 1, 32, 32), torch.arange(8) % 4
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    size = 16 if name.endswith("20") else 32
+    x, targets = torch.randn(8, 1, size, size), torch.arange(8) % 4
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-3 if name.endswith("20") else 2e-3)
     for _ in range(100):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(network(x), targets)
@@ -178,6 +179,27 @@ def test_mini_resnet_is_as_described() -> None:
     for widths in ([32, 64], [32, 64, 0], "abc"):
         with pytest.raises(UserError, match="three numbers above 0"):
             create("mini_resnet", 10, 1, widths=widths)
+
+
+@torch.no_grad()
+def test_mini_resnet_step_by_step() -> None:
+    """Convolution, pool, ReLU; then around an identity 5x5, ReLU, 3x3; add, ReLU. Written out a second time."""
+    torch.manual_seed(0)
+    network = create("mini_resnet", 10, channels=1)
+    weights = {key: t + 0.05 * torch.randn_like(t) for key, t in network.state_dict().items()}
+    network.load_state_dict(weights)
+    picture = torch.rand(2, 1, 32, 32)
+    maps = picture
+    for block in ("block1", "block2", "block3"):
+
+        def convolve(x: torch.Tensor, name: str, padding: int, block: str = block) -> torch.Tensor:
+            weight, bias = weights[f"{block}.{name}.weight"], weights[f"{block}.{name}.bias"]
+            return nn.functional.conv2d(x, weight, bias, padding=padding)
+
+        maps = nn.functional.max_pool2d(convolve(maps, "conv", 0), 2).relu()
+        maps = (maps + convolve(convolve(maps, "block.conv1", 2).relu(), "block.conv2", 1)).relu()
+    logits = maps.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
+    torch.testing.assert_close(network(picture), logits)
 
 
 def test_auxiliary_heads_train_and_vanish() -> None:
