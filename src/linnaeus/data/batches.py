@@ -85,7 +85,7 @@ def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
     BatchNorm cannot be trained on one picture whose feature map has shrunk to one position.
     """
     pieces = [indices[i : i + batch] for i in range(0, len(indices), batch)]
-    if len(pieces) > 1 and len(pieces[-1]) == 1:
+    if len(pieces) > 1 and len(pieces[-1]) == 1 < batch:
         pieces[-2:] = [np.concatenate(pieces[-2:])]
     return pieces
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Net = TypeVar("Net", bound=nn.Module)
 
-class Average:
+
+class Average(Generic[Net]):
     """A second copy of the network whose trained weights are an average over the recent steps.
 
     The decay warms up as (1 + step) / (10 + step), so that the random start is forgotten within a few steps. BatchNorm
     buffers are copied, not averaged: they are averages already. Frozen parts stay as they are.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Net, decay: float):
+        self.model: Net = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.steps = decay, 0
 
     @torch.no_grad()
@@ -27,5 +30,5 @@ class Average:
         for mine, now in zip(self.model.parameters(), model.parameters(), strict=True):
             if now.requires_grad:
                 mine.lerp_(now, 1 - decay)
-        for mine, now in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(now)
+        for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)

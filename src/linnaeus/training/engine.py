@@ -38,7 +38,7 @@ class Engine:
     def setup(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap network and optimizer for this device and precision. The bare network stays usable for evaluation."""
         net.to(self.device)
-        return self.fabric.setup(net, optimizer)  # type: ignore[return-value]
+        return self.fabric.setup(net, optimizer)
 
     def backward(self, loss: Tensor) -> None:
         self.fabric.backward(loss)

@@ -27,6 +27,8 @@ from linnaeus.training.schedule import Schedule
 class Above(nn.Module):
     """What a phase runs of a network: all of it, or what lies above the cut."""
 
+    model: Network
+
     def __init__(self, model: Network, start: str | None = None):
         super().__init__()
         self.model, self.start = model, start
@@ -172,7 +174,7 @@ def _step(
             total = total + phase.aux_weight * criterion(other, targets)
         engine.backward(total / len(batch))
         loss_sum += loss.detach()
-        right = right + (logits.argmax(1) == part.labels).sum() if not mixes else None
+        right = None if right is None or mixes else right + (logits.argmax(1) == part.labels).sum()
     if phase.clip:
         engine.clip(wrapped, optimizer, phase.clip)
     optimizer.step()

@@ -1,4 +1,4 @@
-"""How many samples fit at once, and how long a step takes: measured on a copy before training, so that nothing drifts."""
+"""How many samples fit at once, and how long a step takes: measured on a copy before training."""
 
 from __future__ import annotations
 
