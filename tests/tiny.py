@@ -107,5 +107,5 @@ def write_tiny_model(path: Path, model: nn.Module | None = None, classes: tuple[
     """A model file of a mini_resnet for these pictures, untrained unless a model is given."""
     network = model if isinstance(model, Network) else mini(len(classes))
     names = tuple(f"name of {name}" for name in classes)
-    write_model(path, network, ModelFile(network.arch, classes, names, GRAY))
+    write_model(path, network.state_dict(), ModelFile(network.arch, classes, names, GRAY))
     return path

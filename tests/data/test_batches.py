@@ -1,0 +1,146 @@
+"""Batches: every sample once, in an order that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+
+import numpy as np
+import pytest
+import torch
+from tiny import CPU, samples
+
+from linnaeus.data.batches import Batch, Batches, Subset, chunks, order
+from linnaeus.stores.pixelstore import PixelStore
+
+
+def make(n: int = 25, batch: int = 8, **more) -> Batches:
+    pictures, labels = samples(n)
+    return Batches(PixelStore.from_arrays(pictures), labels, batch=batch, device=CPU, **more)
+
+
+def shown(batches: Batches, epoch: int = 0) -> list[int]:
+    return [int(i) for batch in batches.epoch(epoch) for i in batch.indices]
+
+
+def test_each_batch_holds_the_pictures_and_labels_it_names():
+    """In the shuffled order, though the store is read in ascending order."""
+    pictures, labels = samples(25)
+    for batch in make(shuffle=True).epoch(3):
+        assert np.array_equal(batch.pixels.numpy()[..., 0], pictures[batch.indices])
+        assert np.array_equal(batch.labels.numpy(), labels[batch.indices])
+        assert batch.pixels.dtype == torch.uint8
+        assert (batch.shapes == 28).all()
+
+
+def test_shapes_follow_their_pictures_where_sizes_differ():
+    sizes = [(4 + i, 9 - i) for i in range(6)]
+    rows = [np.full((h, w, 1), i, np.uint8) for i, (h, w) in enumerate(sizes)]
+    data = np.concatenate([row.reshape(-1) for row in rows])
+    lengths = np.array([row.size for row in rows])
+    store = PixelStore(data, np.cumsum(lengths) - lengths, np.array(sizes, np.int32), 1)
+    for batch in Batches(store, np.arange(6), batch=3, device=CPU, shuffle=True).epoch():
+        for i, picture, shape in zip(batch.indices, batch.pixels, batch.shapes, strict=True):
+            assert tuple(shape) == sizes[i]
+            assert (picture[: shape[0], : shape[1]] == i).all()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_every_sample_is_shown_once(shuffle: bool):
+    for n in (1, 7, 8, 9, 16, 17, 25):
+        batches = make(n, shuffle=shuffle)
+        assert sorted(shown(batches)) == list(range(n))
+        assert len(batches) == len(list(batches.epoch()))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    assert shown(make(), 0) == list(range(25))
+    first = shown(make(shuffle=True, seed=1), 0)
+    assert first == shown(make(shuffle=True, seed=1, batch=5), 0)
+    assert first != shown(make(shuffle=True, seed=1), 1)
+    assert first != shown(make(shuffle=True, seed=2), 0)
+
+
+def test_drawing_with_weights_never_shows_what_weighs_nothing():
+    weights = np.array([0.5, 0.5, 0.0])
+    drawn = order(3000, 0, 0, np.repeat(weights, 1000) / 1000)
+    assert len(drawn) == 3000
+    assert drawn.max() < 2000
+
+
+@pytest.mark.parametrize(("n", "batch", "sizes"), [(17, 8, [8, 9]), (16, 8, [8, 8]), (18, 8, [8, 8, 2]), (1, 8, [1])])
+def test_no_batch_is_a_single_picture_if_that_can_be(n: int, batch: int, sizes: list[int]):
+    assert [len(piece) for piece in chunks(np.arange(n), batch)] == sizes
+
+
+def test_batches_of_one_are_batches_of_one():
+    """Who asks for them gets them, the last as well."""
+    assert [len(piece) for piece in chunks(np.arange(4), 1)] == [1, 1, 1, 1]
+
+
+def test_processes_share_each_batch():
+    """Together they show what one process alone would, batch by batch."""
+    alone = [set(batch.indices) for batch in make(shuffle=True).epoch(2)]
+    ranks = [[set(batch.indices) for batch in make(shuffle=True, rank=rank, world=2).epoch(2)] for rank in (0, 1)]
+    assert [a | b for a, b in zip(*ranks, strict=True)] == alone
+    assert not any(a & b for a, b in zip(*ranks, strict=True))
+
+
+def test_a_part_of_a_batch_is_its_samples():
+    batch = next(make(shuffle=True).epoch())
+    part = batch.part(2, 5)
+    assert len(part) == 3
+    assert np.array_equal(part.indices, batch.indices[2:5])
+    assert torch.equal(part.pixels, batch.pixels[2:5])
+    assert torch.equal(part.labels, batch.labels[2:5])
+
+
+def test_a_subset_is_shown_under_its_own_numbers():
+    pictures, labels = samples(10)
+    good = np.array([0, 2, 3, 7, 9])
+    batches = Batches(Subset(PixelStore.from_arrays(pictures), good), labels[good], batch=2, device=CPU)
+    for batch in batches.epoch():
+        assert np.array_equal(batch.pixels.numpy()[..., 0], pictures[good[batch.indices]])
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "linnaeus-batches"]
+
+
+def test_leaving_early_ends_the_thread():
+    epoch = make(100, batch=2).epoch()
+    next(epoch)
+    assert threads()
+    assert isinstance(epoch, Generator)
+    epoch.close()
+    assert not threads()
+
+
+def test_no_more_than_a_few_batches_are_fetched_ahead():
+    fetched: list[int] = []
+
+    class Counting(PixelStore):
+        def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            fetched.append(len(indices))
+            return super().gather(indices)
+
+    pictures, labels = samples(100)
+    epoch = Batches(Counting.from_arrays(pictures), labels, batch=5, device=CPU).epoch()
+    next(epoch)
+    time.sleep(0.3)
+    assert len(fetched) <= 4
+
+
+def test_an_error_while_fetching_is_raised_where_the_batch_is_asked_for():
+    class Failing(PixelStore):
+        def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if 12 in indices:
+                raise OSError("the disk is gone")
+            return super().gather(indices)
+
+    pictures, labels = samples(20)
+    got: list[Batch] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        got.extend(Batches(Failing.from_arrays(pictures), labels, batch=5, device=CPU).epoch())
+    assert not threads()

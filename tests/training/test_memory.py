@@ -1,0 +1,73 @@
+"""How many samples fit at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CPU
+from torch import Tensor, nn
+
+from linnaeus.models import create, wrap
+from linnaeus.training import memory
+from linnaeus.training.loop import Above
+from linnaeus.training.memory import Probe, free_memory, probe
+from linnaeus.training.optim import freeze
+
+
+@pytest.mark.parametrize(
+    ("batch", "free", "expected"),
+    [(64, 10**9, 64), (64, 64 * 2000, 64), (64, 63 * 2000, 32), (100, 40 * 2000, 34), (64, 0, 1), (1, 0, 1)],
+)
+def test_a_step_is_divided_into_few_equal_pieces(batch: int, free: int, expected: int):
+    """A sample of 1,000 bytes, of which half the free memory may be taken."""
+    assert Probe(bytes=1000, seconds=0.0).micro_batch(batch, free) == expected
+
+
+def test_the_memory_of_a_sample_is_what_is_kept_for_its_backward_pass():
+    """Of this network that can be said by hand: the input of each linear layer, and the softmax of the loss' input."""
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x**2  # keeps x
+
+    model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(100, 5000), Square(), nn.Linear(5000, 10)), 10, 1)
+    cost = probe(Above(model), model.stages, torch.randn(8, 1, 10, 10))
+    assert cost.bytes == pytest.approx(4 * (100 + 5000 + 5000), rel=0.01)
+    assert cost.seconds > 0
+
+
+def test_a_frozen_part_costs_no_memory():
+    model = create("resnet20", 10)
+    x = torch.randn(8, 3, 32, 32)
+    whole = probe(Above(model), model.stages, x)
+    freeze(model, ("head",))
+    assert probe(Above(model), ("head",), x).bytes < whole.bytes / 100
+
+
+def test_the_trial_leaves_no_trace():
+    model = create("resnet20", 10)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    probe(Above(model), model.stages, torch.randn(8, 3, 32, 32))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_auxiliary_heads_do_not_disturb():
+    model = create("inception_v1", 3, 1, aux=True)
+    assert probe(Above(model), model.stages, torch.randn(2, 1, 64, 64)).bytes > 0
+
+
+def test_free_memory_heeds_the_limit_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert 0 < free_memory(CPU) < 1 << 50
+    read = Path.read_text
+
+    def limited(path: Path, *args, **kwargs) -> str:
+        pretended = {"/sys/fs/cgroup/memory.max": "5000000\n", "/sys/fs/cgroup/memory.current": "4000000\n"}
+        return pretended.get(str(path)) or read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", limited)
+    assert free_memory(CPU) == 1_000_000
+    monkeypatch.setattr(memory, "_available", lambda: 10)
+    assert free_memory(CPU) == 10

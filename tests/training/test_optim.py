@@ -1,0 +1,100 @@
+"""Optimizers: what trains, in which group, at which rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import mini, phase
+from torch import nn
+
+from linnaeus.errors import UserError
+from linnaeus.models import create, wrap
+from linnaeus.training.optim import build_optimizer, freeze, parameter_groups, train_mode, training_stages
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (["head"], ("head",)),
+        (["head", "layer3"], ("layer3", "head")),
+        (["all"], ("stem", "layer1", "layer2", "layer3", "head")),
+        (["head", "all"], ("stem", "layer1", "layer2", "layer3", "head")),
+    ],
+)
+def test_stages_come_in_the_order_of_the_network(asked: list[str], found: tuple[str, ...]):
+    assert training_stages(create("resnet20", 3), asked) == found
+
+
+def test_a_stage_that_is_not_there_is_refused_with_what_was_meant():
+    with pytest.raises(UserError, match=r"phase\.train: 'layer33'.*did you mean layer3.*stem, layer1"):
+        training_stages(create("resnet20", 3), ["layer33"])
+
+
+def test_freezing_leaves_gradients_to_the_stages_alone():
+    model = create("resnet20", 3)
+    freeze(model, ("layer3", "head"))
+    train_mode(model, ("layer3", "head"))
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (model.stage_of(name) in ("layer3", "head")), name
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.training == name.startswith("layer3"), name
+
+
+def test_the_stages_of_a_network_of_ones_own():
+    """Those of an nn.Sequential are its children, whatever is inside them."""
+    model = wrap(
+        nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), nn.Flatten(), nn.Linear(4, 3)), 3, 1
+    )
+    freeze(model, ("2",))
+    train_mode(model, ("2",))
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["module.2.weight", "module.2.bias"]
+    assert not model.get_submodule("module.0.1").training
+    assert model.get_submodule("module.2").training
+
+
+def test_each_stage_further_from_the_head_trains_slower():
+    groups = parameter_groups(create("resnet20", 3), phase(lr=0.1, lr_decay=0.5))
+    assert [(g["stage"], round(g["lr"], 6)) for g in groups] == [
+        ("stem", 0.00625), ("layer1", 0.0125), ("layer2", 0.025), ("layer3", 0.05), ("head", 0.1),
+    ]  # fmt: skip
+
+
+def test_norms_and_biases_can_be_spared_of_weight_decay():
+    model = create("resnet20", 3)
+    groups = parameter_groups(model, phase(weight_decay=0.1, decay_norms=False))
+    for group in groups:
+        spared = group["weight_decay"] == 0
+        assert all((p.ndim == 1) == spared for p in group["params"])
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(map(id, model.parameters()))  # each once
+    assert {g["weight_decay"] for g in parameter_groups(model, phase(weight_decay=0.1))} == {0.1}
+
+
+def test_the_last_group_is_that_of_the_head():
+    """Its rate is the one that is reported, with and without weight decay of norms."""
+    for spec in (phase(), phase(decay_norms=False), phase(lr_decay=0.5)):
+        groups = parameter_groups(create("resnet20", 3), spec)
+        assert (groups[-1]["stage"], groups[-1]["lr"]) == ("head", spec.lr)
+
+
+def test_stages_without_parameters_cannot_train():
+    model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), 3, 1)
+    freeze(model, ("0",))
+    with pytest.raises(UserError, match="nothing would train"):
+        parameter_groups(model, phase(train=["0"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "values"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.8, "nesterov": True}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+        ({"optimizer": "adam", "betas": [0.8, 0.9]}, torch.optim.Adam, {"betas": (0.8, 0.9)}),
+        ({"optimizer": "adamw", "weight_decay": 0.3}, torch.optim.AdamW, {"weight_decay": 0.3}),
+    ],
+)
+def test_the_optimizer_is_the_one_of_the_recipe(change: dict, kind: type, values: dict):
+    optimizer = build_optimizer(mini(), phase(**change))
+    assert type(optimizer) is kind
+    for group in optimizer.param_groups:
+        assert {key: group[key] for key in values} == values
