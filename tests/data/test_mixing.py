@@ -28,9 +28,7 @@ def test_beta_quantile_inverts_the_distribution_function(alpha: float) -> None:
     fine = np.linspace(0.01, 0.99, 200_001)
     constant = math.gamma(2 * alpha) / math.gamma(alpha) ** 2
     density = constant * (fine * (1 - fine)) ** (alpha - 1)
-    between = np.interp(
-        x, fine, np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (fine[1] - fine[0])])
-    )
+    below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (fine[1] - fine[0])])
     counted = np.searchsorted(drawn, x) / len(u) - np.searchsorted(drawn, x[0]) / len(u)
     np.testing.assert_allclose(counted, np.interp(x, fine, below), atol=2e-4)
     assert drawn.mean() == pytest.approx(0.5, abs=1e-6)
@@ -47,9 +45,8 @@ def test_mixup_mixes_pictures_and_targets_alike() -> None:
     assert share.std() > 0.2  # drawn for each sample
     torch.testing.assert_close(mixed, share.view(-1, 1, 1, 1) * x + (1 - share.view(-1, 1, 1, 1)) * partner)
     one_hot = torch.nn.functional.one_hot(labels, CLASSES).float()
-    torch.testing.assert_close(
-        targets, share[:, None] * one_hot + (1 - share[:, None]) * one_hot.roll(1, 0), rtol=0, atol=1e-4
-    )
+    expected = share[:, None] * one_hot + (1 - share[:, None]) * one_hot.roll(1, 0)
+    torch.testing.assert_close(targets, expected, rtol=0, atol=1e-4)
 
 
 def test_cutmix_replaces_a_box_and_counts_its_area() -> None:

@@ -69,19 +69,22 @@ class Augmentation:
         maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
         passes = draw_passes(spec, self.seed, epoch, indices, trivial)
         colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)
-        kinds = colors.kinds()
+        kinds, active = colors.kinds(), passes.active
 
         out = torch.empty(len(indices), size, size, channels, device=pixels.device)
         for which in self._pieces(maps.kinds * 10 + kinds, pixels):
             rows, part, target = take(pixels, which), maps.select(which), take(out, which)
+            kind = int(kinds[which][0])
             if part.kinds[0] == WARP:
                 x = warp(rows, shapes[which], part, size)
-                run_passes(x, passes, which)
-                self.finish.planes(x, colors, which, target)
+                if active[which].any():
+                    run_passes(x, passes, which)
+                self.finish.planes(x, colors, which, kind, target)
             else:
                 x = straight(rows, shapes[which], part, size).to(torch.float32, memory_format=torch.contiguous_format)
-                run_passes(x.permute(0, 3, 1, 2), passes, which)
-                self.finish.interleaved(x, colors, which, kinds[which[0]], target)
+                if active[which].any():
+                    run_passes(x.permute(0, 3, 1, 2), passes, which)
+                self.finish.interleaved(x, colors, which, kind, target)
             if target.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
                 out.index_copy_(0, torch.from_numpy(which).to(out.device), target)
         result = out.permute(0, 3, 1, 2)
@@ -89,15 +92,19 @@ class Augmentation:
             erase(result, draw_erasures(spec, size, self.seed, epoch, indices))
         return result
 
-    def _pieces(self, ways: np.ndarray, pixels: Tensor) -> Iterator[np.ndarray]:
+    def _pieces(self, ways: np.ndarray, pixels: Tensor) -> Iterator[slice | np.ndarray]:
         """Cut the batch into pieces that are worked on the same way; ways (N,) -> sample numbers, in rising order.
 
         A piece's float pixels stay in the cache of a CPU; larger pictures go one by one there, without being copied.
         """
+        n = len(ways)
         if not together(pixels, self.size):
-            yield from np.arange(len(ways))[:, None]
+            yield from (slice(i, i + 1) for i in range(n))
             return
         most = (CPU_PIECE if pixels.device.type == "cpu" else DEVICE_PIECE) // (4 * self.size**2 * pixels.shape[-1])
+        if (ways == ways[:1]).all():
+            yield from (slice(i, min(i + most, n)) for i in range(0, n, most))
+            return
         for way in np.unique(ways):
             which = np.flatnonzero(ways == way)
             yield from (which[i : i + most] for i in range(0, len(which), most))

@@ -114,8 +114,16 @@ class Finish:
     def __init__(self, mean: np.ndarray, std: np.ndarray):
         self.mean, self.std = mean, std
         self.black, self.white = (0.0 - mean) / std, (1.0 - mean) / std
+        self._kept: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
 
-    def _map(self, colors: Colors, which: np.ndarray, x: Tensor) -> tuple[np.ndarray, Tensor]:
+    def _lines(self, width: int, device: torch.device) -> tuple[Tensor, ...]:
+        """(width * C,) each, for one line of pixels: 1 / (255 std), black and white as normalized."""
+        if (width, device) not in self._kept:
+            lines = [np.tile(values, width) for values in (1 / (255 * self.std), self.black, self.white)]
+            self._kept[width, device] = tuple(torch.from_numpy(v.astype(np.float32)).to(device) for v in lines)
+        return self._kept[width, device]
+
+    def _map(self, colors: Colors, which: slice | np.ndarray, x: Tensor) -> tuple[np.ndarray, Tensor]:
         """x (K, C, H, W) in 0..255 -> the matrix (K, C, C) and the bias (K, C) that color and normalize."""
         scale = 1 / (255 * self.std[:, None])
         bias = _tensor(self.black, x).expand(len(x), -1)
@@ -124,14 +132,13 @@ class Finish:
             bias = bias + (_tensor(colors.through[which] * scale, x) @ mean[:, :, None])[:, :, 0]
         return colors.direct[which] * scale, bias
 
-    def interleaved(self, x: Tensor, colors: Colors, which: np.ndarray, kind: int, out: Tensor) -> None:
+    def interleaved(self, x: Tensor, colors: Colors, which: slice | np.ndarray, kind: int, out: Tensor) -> None:
         """x (K, size, size, C) in 0..255 -> `out`, both contiguous; samples `which` of the batch, of one kind."""
         k, height, width, channels = x.shape
         lines, target = x.view(k, height, -1), out.view(k, height, -1)
+        scale, black, white = self._lines(width, x.device)
         if kind == NONE:
-            line = np.tile(np.stack([1 / (255 * self.std), self.black]), width)
-            scale, bias = _tensor(line, x)
-            torch.addcmul(bias, lines, scale, out=target)
+            torch.addcmul(black, lines, scale, out=target)
             return
         matrix, bias = self._map(colors, which, x.permute(0, 3, 1, 2))
         if kind == GAIN:
@@ -143,12 +150,15 @@ class Finish:
             blocks = _tensor(np.kron(np.eye(block), matrix.transpose(0, 2, 1)), x)
             shape = (k, -1, block * channels)
             torch.baddbmm(bias.repeat(1, block)[:, None], x.view(shape), blocks, out=out.view(shape))
-        black, white = _tensor(np.tile(np.stack([self.black, self.white]), width), x)
         torch.clamp(target, black, white, out=target)
 
-    def planes(self, x: Tensor, colors: Colors, which: np.ndarray, out: Tensor) -> None:
-        """x (K, C, size, size) in 0..255 -> `out` (K, size, size, C), contiguous."""
+    def planes(self, x: Tensor, colors: Colors, which: slice | np.ndarray, kind: int, out: Tensor) -> None:
+        """x (K, C, size, size) in 0..255 -> `out` (K, size, size, C), contiguous; samples `which`, of one kind."""
         k, channels = x.shape[:2]
+        if kind == NONE:
+            for c, black in enumerate(_tensor(self.black, x)):
+                torch.add(black, x[:, c], alpha=1 / (255 * self.std[c]), out=out[:, :, :, c])
+            return
         matrix, bias = self._map(colors, which, x)
         y = torch.baddbmm(bias[:, :, None], _tensor(matrix, x), x.view(k, channels, -1))
         pixels = out.view(k, -1, channels)

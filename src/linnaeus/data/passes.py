@@ -55,11 +55,9 @@ def draw_passes(spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivi
     return Passes(bits, threshold, equal, auto, sharp)
 
 
-def run_passes(x: Tensor, passes: Passes, which: np.ndarray) -> None:
-    """Work on `x` (K, C, H, W), the samples `which` (K,) of the batch, in place: posterize, solarize, equalize,
+def run_passes(x: Tensor, passes: Passes, which: slice | np.ndarray) -> None:
+    """Work on `x` (K, C, H, W), the K samples `which` of the batch, in place: posterize, solarize, equalize,
     autocontrast, sharpness."""
-    if not passes.active[which].any():
-        return
     bits, threshold, sharp = passes.bits[which], passes.threshold[which], passes.sharpness[which]
     for mask, change in (
         (bits < 8, lambda part, rows: posterize(part, _column(bits[rows], part))),

@@ -17,11 +17,9 @@ def together(pixels: Tensor, size: int) -> bool:
     return pixels.device.type != "cpu" or 4 * size * size * pixels.shape[-1] <= SMALL
 
 
-def take(x: Tensor, which: np.ndarray) -> Tensor:
-    """The samples `which`, in rising order: a view where they lie side by side, else a copy."""
-    if which[-1] - which[0] + 1 == len(which):
-        return x[int(which[0]) : int(which[-1]) + 1]
-    return x.index_select(0, torch.from_numpy(which).to(x.device))
+def take(x: Tensor, which: slice | np.ndarray) -> Tensor:
+    """The samples `which`: a view for a slice, else a copy."""
+    return x[which] if isinstance(which, slice) else x.index_select(0, torch.from_numpy(which).to(x.device))
 
 
 def cut(pixels: Tensor, shapes: np.ndarray, corners: np.ndarray, size: int) -> Tensor:
