@@ -120,6 +120,15 @@ def test_cifar_in_every_form(tmp_path: Path, form: str):
     assert open_source(path).fingerprint() == table.fingerprint()
 
 
+def test_planes_become_channels(tmp_path: Path):
+    planes = RNG.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    raw = b"".join(bytes([label]) + picture.tobytes() for label, picture in enumerate(planes))
+    table = open_source(lay(tmp_path, {"data_batch_1.bin": raw}))
+    assert table.images is not None
+    assert (table.images[1, :, :, 2] == planes[1, 2]).all()
+    assert (table.images[0, 5, 30] == planes[0, :, 5, 30]).all()
+
+
 def test_batches_stand_in_order(tmp_path: Path):
     files = {f"data_batch_{i}.bin": bytes([i % 10]) + bytes([i]) * 3072 for i in (10, 2, 1)}
     table = open_source(lay(tmp_path, files))
@@ -155,6 +164,8 @@ def test_damaged_cifar(tmp_path: Path):
     whole = pack(tmp_path / "c.tar.gz", files).read_bytes()
     (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
     refused(tmp_path / "cut.tar.gz", "cut.tar.gz: not a readable tar archive", "fetch it again")
+    (tmp_path / "cut.tar").write_bytes(pack(tmp_path / "c.tar", files, "w").read_bytes()[:20_000])
+    refused(tmp_path / "cut.tar", "cut.tar: not a readable tar archive", "unexpected end of data")
     refused(pack(tmp_path / "other.tar.gz", {"x/readme": b"hello"}), "holds no CIFAR binaries")
     refused(lay(tmp_path / "one", {"x.bin": b""}) / "x.bin", "one file of a set; give the folder it lies in")
 

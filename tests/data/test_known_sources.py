@@ -184,6 +184,7 @@ def test_flowers102(small_flowers: Path, caplog: pytest.LogCaptureFixture):
     assert len(set(table.names)) == 102
     assert table.sample_id(0) == "jpg/image_00001.jpg"
     assert table.labels[101] == 101
+    assert table.split[[0, 101, 102, 203, 204, 305]].tolist() == ["train", "train", "valid", "valid", "test", "test"]
     assert {path for path in small_flowers.parent.parent.rglob("*") if small_flowers not in path.parents} == before
     (small_flowers / "102flowers.tgz").unlink()
     assert len(open_source("flowers102")) == 306  # unpacked once

@@ -233,7 +233,7 @@ def test_a_written_split_reads_back(names, tmp_path_factory):
         folder = root / "data" / f"c{names.index(name)}{name}"
         folder.mkdir(parents=True)
         for i in range(3):
-            (folder / f"{name[:20]}{i}.png").touch()
+            (folder / f"p{name}{i}.png").touch()
     table = split_table(open_source(root / "data"), valid=0.2, test=0.2, seed=0)
     (root / "runs").mkdir()
     for place in (root / "split.csv", root / "runs" / "split.csv", root / "data" / "split.csv"):
