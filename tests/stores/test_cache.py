@@ -65,13 +65,19 @@ def test_an_interrupted_build_is_kept(cache: Cache):
         assert (folder / "rows.bin").read_bytes() == b"half"
 
 
-@pytest.mark.parametrize("harm", ["cut", "longer", "altered", "no file", "header", "no header", "header of no JSON"])
+@pytest.mark.parametrize(
+    "harm", ["cut", "cut, same time", "longer", "altered", "no file", "header", "no header", "header of no JSON"]
+)
 def test_harm_is_noticed(cache: Cache, harm: str):
     path = build(cache, A)
     rows, header = path / "rows.bin", path / HEADER
     time.sleep(0.01)  # so that the time differs, as it does after any real write
     if harm == "cut":
         rows.write_bytes(rows.read_bytes()[:-1])
+    elif harm == "cut, same time":
+        found = rows.stat()
+        os.truncate(rows, 100)
+        os.utime(rows, ns=(found.st_atime_ns, found.st_mtime_ns))
     elif harm == "longer":
         rows.write_bytes(rows.read_bytes() + b"!")
     elif harm == "altered":

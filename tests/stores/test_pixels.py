@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from linnaeus.data import decode
 from linnaeus.data.decode import RowSpec, UnreadableError, load_row
 from linnaeus.errors import UserError
 from linnaeus.stores import decoding
-from linnaeus.stores.cache import Cache
-from linnaeus.stores.pixels import PixelStore, StreamedRows, build_pixels
-from linnaeus.stores.rows import ROWS, RowWriter
+from linnaeus.stores.cache import Cache, Entry
+from linnaeus.stores.pixels import PixelStore, StreamedRows, _lookup, build_pixels
+from linnaeus.stores.rows import ROWS, RowWriter, read_index
 
 SPEC = RowSpec(16)
 N = 12
@@ -43,7 +44,7 @@ def draw(path: Path, seed: int) -> str:
     """A picture whose size and content depend on the seed."""
     rng = np.random.default_rng(seed)
     picture = rng.integers(0, 255, (20 + seed % 5, 24 + seed % 7, 3), np.uint8)
-    Image.fromarray(picture).save(path)
+    Image.fromarray(picture if seed % 2 else picture.swapaxes(0, 1)).save(path)
     return str(path)
 
 
@@ -117,8 +118,11 @@ def test_rows_are_the_pictures(table: Pictures, cache: Cache, with_cache: bool, 
 
 @pytest.mark.parametrize("with_cache", [True, False])
 @pytest.mark.parametrize("spec", [SPEC, RowSpec(16, "squash")])
-def test_gather_pads_with_zeros(table: Pictures, cache: Cache, with_cache: bool, spec: RowSpec):
+def test_gather_pads_with_zeros(
+    table: Pictures, cache: Cache, with_cache: bool, spec: RowSpec, monkeypatch: pytest.MonkeyPatch
+):
     store = build_pixels(table, np.arange(N), spec, cache=cache if with_cache else None)
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 255, dtype))  # fresh memory is often zero
     for chosen in ([3, 0, 11, 3], [5], []):
         batch, shapes = store.gather(np.array(chosen, dtype=np.int64))
         assert batch.dtype == np.uint8
@@ -203,6 +207,28 @@ def test_passing_failures_are_tried_again(table: Pictures, cache: Cache, decoded
     check(store, table, np.arange(N))
 
 
+def test_pictures_that_could_not_be_read_this_time(table: Pictures, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    """A failing disk, or too little memory, is not held against a picture for ever."""
+
+    def failing(source: str | np.ndarray, spec: RowSpec) -> np.ndarray:
+        if isinstance(source, str) and source.endswith("8 ü.png"):
+            raise UnreadableError(source, "could not be read: Input/output error", passing=True)
+        return load_row(source, spec)
+
+    for where in (cache, Cache(cache.root / "small", 0), Cache(cache.root / "verdict", 4000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "load_row", failing)
+            assert set(build_pixels(table, np.arange(N), SPEC, cache=where).failed) == {4, 8}
+        check(build_pixels(table, np.arange(N), SPEC, cache=where), table, np.arange(N))
+        assert set(build_pixels(table, np.arange(N), SPEC, cache=where).failed) == {4}
+
+
+def test_nothing_is_known_by_no_signature():
+    theirs, ours = np.array([0, 5, 9], np.uint64), np.array([9, 0, 7, 5, 9], np.uint64)
+    assert _lookup(theirs, ours).tolist() == [2, -1, -1, 1, 2]
+    assert _lookup(theirs[:0], ours).tolist() == [-1] * 5
+
+
 def alter(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(500)
@@ -266,7 +292,7 @@ def child(cache: Cache, table: Pictures, pause: float, limit: int = 0) -> subpro
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.mark.parametrize("kills", [1, 3])
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_a_killed_build_goes_on(table: Pictures, cache: Cache, decoded: list[str], tmp_path: Path, kills: int):
     """After kill -9 what was written is not decoded again, and the bytes are those of a build that ran through."""
     for _ in range(kills):
@@ -320,7 +346,17 @@ def test_two_processes_at_once_decode_once(table: Pictures, cache: Cache):
     check(build_pixels(table, np.arange(N), SPEC, cache=cache), table, np.arange(N))
 
 
-def test_two_threads_at_once_decode_once(table: Pictures, cache: Cache, decoded: list[str]):
+def test_two_threads_at_once_build_once(
+    table: Pictures, cache: Cache, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    built: list[str] = []
+    commit = Cache.commit
+
+    def counting(self: Cache, name: str, about: dict[str, Any], crc32: dict[str, int] | None = None) -> Entry:
+        built.append(name)
+        return commit(self, name, about, crc32)
+
+    monkeypatch.setattr(Cache, "commit", counting)
     stores: list[PixelStore | StreamedRows] = []
 
     def work() -> None:
@@ -333,6 +369,7 @@ def test_two_threads_at_once_decode_once(table: Pictures, cache: Cache, decoded:
         worker.join()
     assert len(stores) == 4
     assert len(decoded) == N
+    assert len(built) == 1
 
 
 def test_a_full_disk_is_one_line(table: Pictures, cache: Cache):
@@ -461,10 +498,20 @@ def test_row_writer_recovers_exactly(tmp_path: Path):
         writer.append(UnreadableError("x", "torn", passing=True))
         assert (writer.done, writer.bytes) == (4, 18)
         checksum = writer.crc32
+    for name in ("rows.bin", "journal.bin", "reasons.jsonl"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"half a rec")
     with RowWriter(tmp_path, 1) as writer:
         assert (writer.done, writer.bytes, writer.crc32) == (4, 18, checksum)
         assert writer.failed == {3: "torn"}
         assert writer.passing == {3}
+        writer.append(rows[3])
+        writer.finish(np.arange(1, 6, dtype=np.uint64))
+    assert (tmp_path / "rows.bin").read_bytes() == b"".join(row.tobytes() for row in rows[:4])
+    index = read_index(tmp_path)
+    assert index.failed == {3: "torn"}
+    assert index.signatures.tolist() == [1, 2, 3, 0, 5]
+    assert index.offsets(1).tolist() == [0, 6, 12, 18, 18]
 
 
 @pytest.mark.long
