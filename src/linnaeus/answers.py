@@ -9,28 +9,37 @@ from typing import TextIO
 
 from linnaeus.predict import Prediction
 
-NAME_WIDTH = 28
+NAME_WIDTH = 24
+Write = Callable[[Prediction], None]
 
 
-def writer(form: str, file: TextIO, top: int) -> Callable[[Prediction], None]:
+def writer(form: str, file: TextIO, top: int) -> Write:
     """A function that writes one prediction with its `top` classes to `file`; `form` is table, csv or jsonl."""
-    return {"table": _table, "csv": _csv, "jsonl": _jsonl}[form](file, top)
+    forms: dict[str, Callable[[TextIO, int], Write]] = {
+        "table": _table, "csv": _csv, "jsonl": _jsonl,
+    }  # fmt: skip
+    return forms[form](file, top)
 
 
-def _table(file: TextIO, top: int) -> Callable[[Prediction], None]:
+def _table(file: TextIO, top: int) -> Write:
     def write(prediction: Prediction) -> None:
         if prediction.error is not None:
             return  # said on stderr
-        k = min(top, len(prediction.classes))
-        cells = [f"{name:<{NAME_WIDTH}} {p:>6.1%}" if k > 1 else f"{p:>6.1%}  {name}" for name, p in prediction.top(k)]
-        file.write(f"{prediction.path}\n" + "".join(f"  {c}\n" for c in cells) if k > 1 else f"{cells[0]:40} {prediction.path}\n")
+        ranked = prediction.top(top)
+        if len(ranked) == 1:
+            name, probability = ranked[0]
+            file.write(f"{probability:>6.1%}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
+            return
+        file.write(f"{prediction.path}\n" + "".join(f"{p:>8.1%}  {name}\n" for name, p in ranked))
 
     return write
 
 
-def _csv(file: TextIO, top: int) -> Callable[[Prediction], None]:
+def _csv(file: TextIO, top: int) -> Write:
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["path", "unsure", "error", *(f"{c}_{k + 1}" for k in range(top) for c in ("class", "name", "probability"))])
+    rows.writerow(
+        ["path", "unsure", "error", *(f"{c}_{k + 1}" for k in range(top) for c in ("class", "name", "probability"))]
+    )
 
     def write(prediction: Prediction) -> None:
         said = prediction.to_dict(top)
@@ -40,7 +49,7 @@ def _csv(file: TextIO, top: int) -> Callable[[Prediction], None]:
     return write
 
 
-def _jsonl(file: TextIO, top: int) -> Callable[[Prediction], None]:
+def _jsonl(file: TextIO, top: int) -> Write:
     def write(prediction: Prediction) -> None:
         file.write(json.dumps(prediction.to_dict(top), ensure_ascii=False) + "\n")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -63,7 +64,9 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
     console.say(f"best      {best}, by {run.best.by} on validation")
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png"):
-        console.say(f"{name.partition('.')[0]:9} {run.path / name}" if name[0] != "p" else f"pictures  {run.path / name}")
+        console.say(
+            f"{name.partition('.')[0]:9} {run.path / name}" if name[0] != "p" else f"pictures  {run.path / name}"
+        )
     if run.interrupted:
         raise SystemExit(1)
 
@@ -86,7 +89,7 @@ def predict(
 
     An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read.
     """
-    from linnaeus.answers import writer
+    from linnaeus.answers import Write, writer
     from linnaeus.files import disk_errors
     from linnaeus.modelfile import model_path, read_header
     from linnaeus.models import load_module
@@ -102,9 +105,12 @@ def predict(
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
     shown: list[tuple[Prediction, int | None]] = []
     failed = done = 0
-    with disk_errors(Path(out or "-")), click.open_file(out or "-", "w", encoding="utf-8") as file:
-        write = writer(form, file, top)
-        for prediction in classifier.stream(expand(images, click.get_text_stream("stdin"))):
+    with (
+        disk_errors(Path(out or "-")),
+        cast(AbstractContextManager[TextIO], click.open_file(out or "-", "w", encoding="utf-8")) as file,
+    ):
+        write: Write = writer(form, file, top)
+        for prediction in classifier.stream(expand(images, sys.stdin)):
             write(prediction)
             done += 1
             if prediction.error is not None:
@@ -125,12 +131,13 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
 
     tiles = [
         Shown(
-            picture=p.picture if p.picture.shape[-1] == 3 else p.picture[..., 0],  # type: ignore[union-attr, arg-type]
+            picture=p.picture,
             predicted=p.name,
             probability=p.probability,
             true=None if true is None else p.names[true],
         )
         for p, true in shown
+        if p.picture is not None
     ]
     missing = picture_grid(tiles, Path(path))
     if missing:
@@ -144,7 +151,9 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @verbosity
-def evaluate(model: str, source: str, split: str, json_file: str | None, device: str, quiet: bool, verbose: bool) -> None:
+def evaluate(
+    model: str, source: str, split: str, json_file: str | None, device: str, quiet: bool, verbose: bool
+) -> None:
     """Measure MODEL on a split of SOURCE."""
     import json
 
@@ -163,7 +172,9 @@ def evaluate(model: str, source: str, split: str, json_file: str | None, device:
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--size", default=0, type=click.IntRange(0), help="Pixels of the picture's side.  [default: 224, or what suits]")
+@click.option(
+    "--size", default=0, type=click.IntRange(0), help="Pixels of the picture's side.  [default: 224, or what suits]"
+)
 @click.option("--classes", default=1000, show_default=True, type=click.IntRange(1))
 @click.option("--channels", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An argument of the network: stem=small.")
@@ -208,9 +219,88 @@ def weights() -> None:
     """Published weights: list, download, import."""
 
 
+@weights.command("list")
+def weights_list() -> None:
+    """List the published weights, and which are at hand."""
+    from linnaeus.models.weights import render_list
+
+    click.echo(render_list())
+
+
+@weights.command("pull")
+@click.argument("name")
+@verbosity
+def weights_pull(name: str, quiet: bool, verbose: bool) -> None:
+    """Download weights, verified; an interrupted download goes on where it stopped."""
+    from linnaeus.data.download import fetch
+    from linnaeus.models.weights import pull
+
+    with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
+        path = pull(name, fetch=fetch, progress=advance)
+    click.echo(path)
+
+
+@weights.command("import")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@verbosity
+def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
+    """Take in a weights FILE that you brought, under the NAME of published weights or one of your own."""
+    from linnaeus.models.weights import import_file
+
+    path, notes = import_file(name, file)
+    for note in notes:
+        Console(quiet=quiet, stream=sys.stderr).say(note)
+    click.echo(path)
+
+
 @cli.group()
 def data() -> None:
-    """Known data sets and the caches."""
+    """Known data sets, and the cache of decoded pictures."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the sources that have a name."""
+    from linnaeus.data.builtin import known_sources
+
+    for known in known_sources():
+        size = f"{known.size / 1e6:,.0f} MB" if known.size else ""
+        at_hand = "at hand" if known.present else "to fetch"
+        click.echo(f"{known.name:14} {at_hand:9} {size:>8}  {known.description}")
+
+
+@data.command("pull")
+@click.argument("name")
+@verbosity
+def data_pull(name: str, quiet: bool, verbose: bool) -> None:
+    """Fetch a known source; an interrupted download goes on where it stopped."""
+    from linnaeus.data.builtin import pull
+
+    with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
+        path = pull(name, progress=advance)
+    click.echo(path)
+
+
+@data.command("cache")
+@click.option("--clear", is_flag=True, help="Empty it; what is needed again is computed again.")
+def data_cache(clear: bool) -> None:
+    """Show what is kept of decoded pictures and frozen networks, newest first; or empty it."""
+    from datetime import datetime
+
+    from linnaeus.stores import default_cache
+
+    cache = default_cache()
+    if clear:
+        click.echo(f"{cache.clear() / 1e6:,.0f} MB freed in {cache.root}")
+        return
+    entries = cache.entries()
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        rows = "unfinished" if entry.unfinished else f"{entry.about.get('rows', entry.about.get('n', '?'))} rows"
+        click.echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {rows:>14}  {entry.name}")
+    held = sum(entry.bytes for entry in entries) / 1e9
+    click.echo(f"{held:.2f} of {cache.budget / 1e9:g} GB in {cache.root} (LINNAEUS_CACHE, LINNAEUS_CACHE_GB)")
 
 
 def main() -> None:

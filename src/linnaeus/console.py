@@ -52,7 +52,7 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, unit: str = "pictures") -> Iterator[Advance]:
-        """A bar on a terminal. Elsewhere a plain line now and then where the work takes long, so that logs stay short."""
+        """A bar on a terminal. Elsewhere a plain line now and then, so that logs stay short."""
         if self.quiet:
             yield lambda done, total, note="": None
         elif not self.terminal:
@@ -70,7 +70,9 @@ class Console:
             if now - last >= every and done < (total or done + 1):
                 last = now
                 share = f" of {total} ({done / total:.0%})" if total else ""
-                self.say(f"{what}: {done}{share} {unit}, {done / (now - started):.0f} a second{'  ' + note if note else ''}")
+                self.say(
+                    f"{what}: {done}{share} {unit}, {done / (now - started):.0f} a second{'  ' + note if note else ''}"
+                )
 
         return advance
 

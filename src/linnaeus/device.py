@@ -18,7 +18,9 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
+        raise UserError(
+            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: there is no Apple GPU here; use --device cpu")
     return torch.device(name)

@@ -66,7 +66,7 @@ def answers(
     prepare: Callable[[Batch], Tensor],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Outputs:
-    """Run `net`, in evaluation mode, over `batches`. Raises AssertionError if a sample is counted twice or not at all."""
+    """Run `net`, in evaluation mode, over `batches`. Every sample is counted once, or it is an AssertionError."""
     net.eval()
     labels, logits, seen = [], [], []
     for batch in batches.epoch():

@@ -9,20 +9,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from linnaeus.errors import JobError
+from linnaeus.errors import JobError, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into one line that names the path. Everything else passes through."""
+    """Turn what the system says of writing `path` into one line that names it. Everything else passes through.
+
+    A full disk or a place that is read-only is a JobError; a name where no file can be, a UserError.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise JobError(f"{path}: no space left on the disk; free some, or choose another place") from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in FULL:
+            raise JobError(
+                f"{path}: no space left on the disk ({error.strerror}); free some, or choose another place"
+            ) from None
+        if error.errno in FORBIDDEN:
             raise JobError(f"{path}: may not be written ({error.strerror}); choose another place") from None
+        if error.errno in NO_PLACE and _concerns(error, path):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
         raise
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether an error is about `path`, a folder above it, or a temporary file beside it."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    about = Path(error.filename)
+    return about.parent == path.parent or about in (path, *path.parents)
 
 
 @contextmanager
@@ -33,7 +52,10 @@ def atomic(path: Path) -> Iterator[Path]:
     file or the new one, never a part.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
         # The suffix stays, because writers such as matplotlib choose the format by it.
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)

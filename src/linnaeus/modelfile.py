@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +77,15 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> No
         "versions": versions(),
         "sha256": _digest(tensors),
     }
+    text = json.dumps(header, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"linnaeus": json.dumps(header, ensure_ascii=False, allow_nan=False)})
+        try:
+            save_file(tensors, temporary, metadata={"linnaeus": text})
+        except SafetensorError as error:  # a full disk too comes as one, and only its text tells
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from None
 
 
 def read_model(path: Path, model: Network | None = None) -> tuple[Network, ModelFile]:
@@ -89,18 +98,20 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     about = _parse(path, header)
     if _digest(tensors) != header.get("sha256"):
         raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
-    if model is None:
-        if about.arch["name"] == "custom":
-            raise UserError(
-                f"{path}: its network is your own code ({about.arch['arguments'].get('source')}), which a model file never holds; "
-                "give it with --model FILE.py:FUNCTION, or linnaeus.load(path, model=module)"
-            )
-        model = create(**_arguments(path, about.arch))
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: the weights do not fit the network {about.arch['name']} ({reason})") from None
+    if model is not None:
+        _check_weights(path, about, model, tensors)
+    elif about.arch["name"] == "custom":
+        raise UserError(
+            f"{path}: its network is your own code ({about.arch['arguments'].get('source')}), which a model file never "
+            "holds; give it with --model FILE.py:FUNCTION, or linnaeus.load(path, model=module)"
+        )
+    else:
+        # Without memory at first: what the file claims costs nothing until its weights are seen to be that large.
+        with torch.device("meta"):
+            model = _create(path, about.arch)
+        _check_weights(path, about, model, tensors)
+        model.to_empty(device="cpu")
+    model.load_state_dict(tensors)
     return model.eval().to(memory_format=torch.channels_last), about  # type: ignore[call-overload]
 
 
@@ -116,7 +127,7 @@ def model_path(given: str | Path) -> Path:
 
 def read_header(path: Path) -> ModelFile:
     """What the file says, without reading its weights."""
-    return _parse(path, _open(path)[0])
+    return _parse(path, _read(path, weights=False)[0])
 
 
 def versions() -> dict[str, str]:
@@ -126,41 +137,50 @@ def versions() -> dict[str, str]:
     return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _open(path: Path) -> tuple[dict[str, Any], Any]:
+# What safetensors and torch raise for files that are no model file, or were made to do harm.
+_UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+
+
+def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header, and the tensors where they are wanted."""
     if not path.is_file():
         raise UserError(f"{path}: no such model file; give a run folder or a model.safetensors")
+    tensors: dict[str, Tensor] = {}
     try:
-        handle = safe_open(path, framework="pt")
-        text = (handle.metadata() or {}).get("linnaeus")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cut short, or not a model file ({error}); get a fresh copy") from None
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("linnaeus")
+            if text is not None and weights:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: cut short, or not a model file ({_line(error)}); get a fresh copy") from None
     if text is None:
         raise UserError(
             f"{path}: safetensors, but not a model that linnaeus wrote; its weights can be imported instead"
         )
     try:
         header = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: its description is not JSON ({error}); get a fresh copy") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its description is not JSON ({_line(error)}); get a fresh copy") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise UserError(
-            f"{path}: model file format {found!r}, and this version reads format {FORMAT}; upgrade linnaeus"
+            f"{path}: model file format {_line(repr(found))}, and this version reads format {FORMAT}; upgrade linnaeus"
         )
-    return header, handle
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header, handle = _open(path)
-    with handle as file:
-        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return header, tensors
 
 
 def _parse(path: Path, header: dict[str, Any]) -> ModelFile:
     """The header, checked as far as what follows relies on it: it may come from anybody."""
     try:
+        arch = header["arch"]
         about = ModelFile(
-            arch=dict(header["arch"]),
+            # The names in it come from the file, so nothing but these four is passed on to create().
+            arch={
+                "name": str(arch["name"]),
+                "classes": int(arch["classes"]),
+                "channels": int(arch["channels"]),
+                "arguments": dict(arch.get("arguments") or {}),
+            },
             classes=tuple(map(str, header["classes"])),
             names=tuple(map(str, header["names"])),
             preprocessing=Preprocessing.from_dict(header["preprocessing"]),
@@ -170,26 +190,43 @@ def _parse(path: Path, header: dict[str, Any]) -> ModelFile:
             recipe=dict(header.get("recipe") or {}),
             versions=dict(header.get("versions") or {}),
         )
-        fits = len(about.classes) == len(about.names) == about.arch["classes"]
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: its description lacks something ({reason}); get a fresh copy") from None
-    if not fits:
+    except (*_UNREADABLE, UserError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: its description is not whole ({_line(reason)}); get a fresh copy") from None
+    if not len(about.classes) == len(about.names) == about.arch["classes"]:
         raise UserError(f"{path}: {len(about.classes)} class names for {about.arch['classes']} outputs")
+    if about.preprocessing.channels != about.arch["channels"]:
+        raise UserError(
+            f"{path}: pictures of {about.preprocessing.channels} channel(s) for a network of {about.arch['channels']}"
+        )
     return about
 
 
-def _arguments(path: Path, arch: dict[str, Any]) -> dict[str, Any]:
-    """arch as models.create() takes it; the names in it come from the file, so nothing else is passed on."""
+def _create(path: Path, arch: dict[str, Any]) -> Network:
+    """The network that the file names, by its four entries."""
+    given = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
     try:
-        return {
-            "name": str(arch["name"]),
-            "classes": int(arch["classes"]),
-            "channels": int(arch["channels"]),
-            **dict(arch.get("arguments") or {}),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: does not say which network it holds ({error})") from None
+        return create(**given)
+    except (*_UNREADABLE, UserError) as error:
+        raise UserError(f"{path}: names a network that cannot be made ({_line(error)}); get a fresh copy") from None
+
+
+def _check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[str, Tensor]) -> None:
+    """Raise UserError unless the file has just the tensors of `model`, in name, shape and type."""
+    wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            has, needs = (" ".join(map(str, each[name])) if name in each else "none" for each in (found, wanted))
+            raise UserError(
+                f"{path}: the weights do not fit the network {about.arch['name']}: "
+                f"of {name} the file has {has}, the network {needs}"
+            )
+
+
+def _line(what: object) -> str:
+    """Anything as a short piece of one line."""
+    return " ".join(str(what).split())[:200]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -198,5 +235,6 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -98,7 +98,7 @@ class Classifier:
         self.preprocessing = self.about.preprocessing
 
     @overload
-    def predict(self, images: Image) -> Prediction: ...
+    def predict(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, images: Sequence[Image]) -> list[Prediction]: ...
 
@@ -131,7 +131,8 @@ class Classifier:
                     future.cancel()
 
     def _batch(self, tasks: list[tuple[str, Future[np.ndarray]]]) -> Iterator[Prediction]:
-        pictures, errors = [], []
+        pictures: list[np.ndarray] = []
+        errors: list[str | None] = []
         for _, future in tasks:
             try:
                 pictures.append(future.result())
@@ -140,11 +141,11 @@ class Classifier:
                 errors.append(str(error))
         probabilities = iter(self.probabilities(np.stack(pictures)) if pictures else [])
         seen = iter(pictures)
-        for (path, _), error in zip(tasks, errors, strict=True):
-            if error is None:
+        for (path, _), reason in zip(tasks, errors, strict=True):
+            if reason is None:
                 yield Prediction(path, self.classes, self.names, next(probabilities), picture=next(seen))
             else:
-                yield Prediction(path, self.classes, self.names, None, error=error.removeprefix(f"{path}: "))
+                yield Prediction(path, self.classes, self.names, None, error=reason.removeprefix(f"{path}: "))
 
     @torch.inference_mode()
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
@@ -161,7 +162,9 @@ class Classifier:
         table = open_source(source)
         unknown = [name for name in table.classes if name not in self.classes]
         if unknown:
-            raise UserError(f"{source}: the model knows no class {', '.join(unknown[:8])}; it has {', '.join(self.classes[:8])}")
+            raise UserError(
+                f"{source}: the model knows no class {', '.join(unknown[:8])}; it has {', '.join(self.classes[:8])}"
+            )
         indices = np.arange(len(table)) if split == "all" else table.where(split)
         if not len(indices):
             parts = ", ".join(part or "all" for part in table.counts())
@@ -199,8 +202,8 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
 def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
     """Files, folders (all pictures below, in natural order), globs, and `-` for `lines` -> paths of pictures.
 
-    Raises UserError for a folder without pictures and a glob that fits nothing. A single file that is not there comes out
-    all the same: it is reported as unreadable in its place and does not stop the rest.
+    Raises UserError for a folder without pictures and a glob that fits nothing. A single file that is not there comes
+    out all the same: it is reported as unreadable in its place and does not stop the rest.
     """
     for image in images:
         if image == "-":
@@ -211,9 +214,11 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
                 found = True
                 yield path
             if not found:
-                raise UserError(f"{image}: no pictures in this folder; pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+                raise UserError(
+                    f"{image}: no pictures in this folder; pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+                )
         elif glob.has_magic(image) and not Path(image).exists():
-            matches = sorted(glob.glob(image, recursive=True), key=natural_key)
+            matches = sorted(glob.glob(image, recursive=True), key=natural_key)  # noqa: PTH207 - takes absolute patterns too
             if not matches:
                 raise UserError(f"{image}: no file fits this pattern")
             yield from (match for match in matches if not Path(match).is_dir())
@@ -224,7 +229,9 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
 def _walk(folder: Path) -> Iterator[str]:
     """Pictures below `folder`, folder by folder, in natural order; hidden ones are passed over."""
     with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: natural_key(e.name))
+        visible = sorted(
+            (entry for entry in entries if not entry.name.startswith(".")), key=lambda e: natural_key(e.name)
+        )
     for entry in visible:
         if entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield entry.path

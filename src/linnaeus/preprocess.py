@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from linnaeus.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SIZE = 8192  # pixels of a side, as in recipes
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,16 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        numbers = (self.resize, self.size, self.channels)
+        if not (all(type(n) is int for n in numbers) and 1 <= self.size <= self.resize <= MAX_SIZE):
+            raise UserError(
+                f"preprocessing: size {self.size!r} and resize {self.resize!r} are not pixels, 1 to {MAX_SIZE}"
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise UserError(f"preprocessing: {self.channels} channel(s) but mean {self.mean} and std {self.std}")
-        if min(self.std) <= 0:
-            raise UserError(f"preprocessing: std {self.std} must be above 0")
+        if not (all(map(math.isfinite, (*self.mean, *self.std))) and min(self.std) > 0):
+            raise UserError(f"preprocessing: mean {self.mean} and std {self.std}: finite numbers, std above 0")
+        _ = self.row_spec  # which checks the rest
 
     @property
     def row_spec(self) -> RowSpec:
@@ -69,7 +77,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`. Raises TypeError or UserError where something is missing or does not fit."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**given)
 
 
 def denormalise(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:

@@ -383,6 +383,13 @@ def test_a_full_disk_is_one_line(table: Pictures, cache: Cache):
     check(build_pixels(table, np.arange(N), SPEC, cache=cache), table, np.arange(N))
 
 
+def test_too_little_disk_leaves_nothing(table: Pictures, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Cache, "_free", lambda self: 1000)
+    with pytest.raises(UserError, match="too full"):
+        build_pixels(table, np.arange(N), SPEC, cache=cache)
+    assert cache.entries() == []
+
+
 # Streaming
 
 
@@ -406,6 +413,7 @@ def test_over_budget_streams(table: Pictures, tmp_path: Path, decoded: list[str]
     assert again.failed == store.failed
     assert np.array_equal(again.shapes, store.shapes)
     assert sum(entry.bytes for entry in cache.entries()) <= 5000
+    assert not list(cache.root.glob("*.partial"))
 
 
 def test_no_budget_at_all_streams_too(table: Pictures, tmp_path: Path):

@@ -17,7 +17,7 @@ def optimizer(*lrs: float) -> torch.optim.SGD:
 
 
 def phase(**schedule) -> Phase:
-    return Phase(epochs=EPOCHS, lr=0.1, schedule=schedule)
+    return Phase.model_validate({"epochs": EPOCHS, "lr": 0.1, "schedule": schedule})
 
 
 def rates(schedule: Schedule) -> list[list[float]]:
@@ -36,9 +36,8 @@ def reference(make, per_step: bool) -> list[list[float]]:
     for step in range(EPOCHS * STEPS):
         found.append([group["lr"] for group in theirs.param_groups])
         theirs.step()
-        if per_step or (step + 1) % STEPS == 0:
-            if step + 1 < EPOCHS * STEPS:
-                scheduler.step()
+        if (per_step or (step + 1) % STEPS == 0) and step + 1 < EPOCHS * STEPS:
+            scheduler.step()
     return found
 
 

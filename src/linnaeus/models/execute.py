@@ -74,8 +74,8 @@ def choose_executor(
 ) -> Executor:
     """The fastest executor for `pictures` pictures like `sample` (N, C, H, W) through the stages below `stop`.
 
-    ONNX Runtime is tried where it is installed, on CPU, and the work is long enough to pay for the export. What was found
-    is kept in the file `record` by machine and network, so that a later run, or one that is resumed, does as the first.
+    ONNX Runtime is tried where it is installed, on CPU, and the work is long enough to pay for the export. What was
+    found is kept in the file `record` by machine and network: a later run, or one that is resumed, does as the first.
     """
     front = Front(copy.deepcopy(network), stop).eval().requires_grad_(False).to(sample.device)
     front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ BUDGET_GB = 50.0
 
 
 def default_cache() -> Cache:
-    """The cache of this user: below LINNAEUS_CACHE, or where the system keeps caches; at most LINNAEUS_CACHE_GB (50)."""
+    """This user's cache: below LINNAEUS_CACHE, or where the system keeps caches; at most LINNAEUS_CACHE_GB (50)."""
     text = os.environ.get("LINNAEUS_CACHE_GB", str(BUDGET_GB))
     try:
         budget = float(text)

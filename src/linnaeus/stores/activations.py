@@ -153,7 +153,7 @@ def identity(rows: Rows) -> str:
         digest.update(identity(rows.rows).encode() + rows.positions.tobytes())
     elif isinstance(rows, PixelStore):
         # A store in the cache is named by the content of its pictures; arrays have to be read.
-        digest.update(rows.path.parent.name.encode() if rows.path is not None else np.ascontiguousarray(rows.data))
+        digest.update(rows.path.parent.name.encode() if rows.path is not None else np.ascontiguousarray(rows.data).data)
         digest.update(rows.offsets.tobytes() + rows.shapes.tobytes())
     else:
         assert isinstance(rows, StreamedRows)

@@ -79,16 +79,20 @@ class Cache:
     def building(self, name: str) -> Iterator[Path]:
         """The folder to build `name` in, with what an earlier try left there. Hold the lock.
 
-        A full disk empties the folder and raises UserError; anything else that goes wrong leaves it for the next try.
+        A full disk, or budget, removes the folder; anything else that goes wrong leaves it for the next try.
+        Raises UserError where the disk is full.
         """
         partial = self.root / (_checked(name) + _PARTIAL)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             yield partial
+        except (OverBudgetError, UserError):
+            self.discard(name)
+            raise
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            shutil.rmtree(partial, ignore_errors=True)
+            self.discard(name)
             raise self._disk_is_full() from None
 
     def commit(self, name: str, about: Mapping[str, Any], crc32: Mapping[str, int] | None = None) -> Entry:

@@ -132,16 +132,12 @@ def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> P
     with cache.building(name) as folder:
         with RowWriter(folder, rows.spec.channels) as writer:
             allowed = max(rows.estimate(), writer.bytes)
-            try:
-                cache.room(name, allowed - writer.bytes, keep)
-                for row in rows.each(writer.done, None if known is None else known.get):
-                    writer.append(row)
-                    if writer.bytes > allowed:  # the estimate was low
-                        cache.room(name, allowed // 8, keep)
-                        allowed += allowed // 8
-            except OverBudgetError:
-                cache.discard(name)
-                raise
+            cache.room(name, allowed - writer.bytes, keep)
+            for row in rows.each(writer.done, None if known is None else known.get):
+                writer.append(row)
+                if writer.bytes > allowed:  # the estimate was low
+                    cache.room(name, allowed // 8, keep)
+                    allowed += allowed // 8
             checksums = writer.finish(signatures)
         entry = cache.commit(name, {"form": _form(rows.spec), "rows": len(signatures)}, checksums)
     return _open(entry, rows.spec)
@@ -162,7 +158,7 @@ def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, not
         if not isinstance(row := rows.load(k), UnreadableError):
             index.shapes[k] = row.shape[:2]
             del index.failed[k]
-    return StreamedRows(rows, index.shapes, index.failed, note)
+    return StreamedRows(rows, index.shapes, index.failed, note, name)
 
 
 def _verdict(rows: Decoding, signatures: np.ndarray) -> Index:

@@ -93,9 +93,11 @@ class PixelStore:
 class StreamedRows:
     """The interface of PixelStore, decoding on demand: for stores that would not fit the disk budget."""
 
-    def __init__(self, decoding: Decoding, shapes: np.ndarray, failed: dict[int, str], note: str):
+    def __init__(self, decoding: Decoding, shapes: np.ndarray, failed: dict[int, str], note: str, identity: str):
+        """`identity` names the content of the pictures, as the key of a store does."""
         self.shapes, self.channels, self.failed, self.note = shapes, decoding.spec.channels, failed, note
         self.uniform = _agreed(shapes)
+        self.identity = identity
         self._decoding = decoding
         self._pool = ThreadPoolExecutor(decoding.threads, thread_name_prefix="decode")
 

@@ -150,7 +150,9 @@ class Phases:
             self.save(self.best)
             self.unsaved, self.saved_at = False, time.monotonic()
 
-    def _announce(self, number: int, phase: Phase, stages: tuple[str, ...], net: Above, train: Stream, valid: Stream) -> int:
+    def _announce(
+        self, number: int, phase: Phase, stages: tuple[str, ...], net: Above, train: Stream, valid: Stream
+    ) -> int:
         """Try one step on a copy; say what trains, at what cost. Returns the number of samples to run at once."""
         batch = next(iter(train.batches.epoch())).part(0, PROBED)
         x = train.prepare(batch, 0)

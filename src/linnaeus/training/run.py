@@ -233,9 +233,7 @@ class _Job:
         since = time.perf_counter()
         missing = write_pictures(self.folder, self.table, self.samples, outputs, self.preprocessing, best)
         if missing:
-            self.console.warn(
-                f"no font on this machine has {missing}; install one (e.g. Noto Sans CJK) to see them in plots"
-            )
+            self.console.warn(advice(missing))
         self.seconds.lap("pictures", since)
         self.seconds.total()
         self.folder.write_metrics(
