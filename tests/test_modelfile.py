@@ -22,7 +22,10 @@ from linnaeus.models import create, wrap
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_tiny_model(tmp_path_factory.mktemp("whole") / MODEL).read_bytes()
+    model = mini()
+    for parameter in model.parameters():  # biases start as zeros, alike
+        torch.nn.init.normal_(parameter)
+    return write_tiny_model(tmp_path_factory.mktemp("whole") / MODEL, model).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_reading_draws_no_random_number(tmp_path: Path):
 
 
 def test_auxiliary_heads_stay_behind(tmp_path: Path):
-    model = create("inception_v1", 3, 1, aux=True)
+    model = create("inception_v1", 3, 1, aux=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     arch = {**model.arch, "arguments": {**model.arch["arguments"], "aux": False}}
     write_model(tmp_path / MODEL, model.state_dict(), ModelFile(arch, ("a", "b", "c"), ("a", "b", "c"), GRAY))
     again, _ = read_model(tmp_path / MODEL)
@@ -106,7 +109,7 @@ def test_auxiliary_heads_stay_behind(tmp_path: Path):
 
 def test_the_file_is_plain_safetensors(whole: bytes):
     tensors = safetensors.torch.load(whole)
-    assert torch.equal(tensors["fc.weight"], mini().state_dict()["fc.weight"])
+    assert tensors.keys() == mini().state_dict().keys()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.1, 0.5, 0.999])
@@ -270,7 +273,7 @@ def test_damage_anywhere_is_refused_or_harmless(damage: list[tuple[int, bytes]],
 
 
 @FUZZ
-@given(st.binary(max_size=300))
+@given(raw=st.binary(max_size=300))
 def test_any_bytes_are_refused(raw: bytes, folder: Path):
     path = folder / "any.safetensors"
     path.write_bytes(raw)
