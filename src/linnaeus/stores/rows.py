@@ -1,7 +1,7 @@
 """Rows on disk: appended one by one, with a journal that says which are whole, then an index.
 
-While it grows: `rows.bin`, `journal.bin` (16 bytes a row: height, width, CRC-32 of the row, CRC-32 of these) and
-`reasons.jsonl` for pictures that could not be read. When whole: `rows.bin`, `index.npy` and `failed.json`.
+While it grows: `rows.bin`, `journal.bin` (16 bytes a row: height, width, CRC-32 of all rows so far, CRC-32 of these)
+and `reasons.jsonl` for pictures that could not be read. When whole: `rows.bin`, `index.npy` and `failed.json`.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ class RowWriter:
         else:
             flat = np.ascontiguousarray(row).reshape(-1).data
             height, width = row.shape[:2]
-            checksum = zlib.crc32(flat)
-            self.crc32 = zlib.crc32(flat, self.crc32)
+            checksum = self.crc32 = zlib.crc32(flat, self.crc32)
             self.bytes += len(flat)
             _write(self._rows, flat)
         self._sizes.extend((height, width))
@@ -121,9 +120,9 @@ class RowWriter:
                 self._note(**json.loads(line))
             else:
                 row = self._rows.read(height * width * channels)
-                if zlib.crc32(row) != checksum:
+                if len(row) != height * width * channels or zlib.crc32(row, self.crc32) != checksum:
                     break
-                self.crc32 = zlib.crc32(row, self.crc32)
+                self.crc32 = checksum
                 self.bytes += len(row)
             self._sizes.extend((height, width))
         whole = (
