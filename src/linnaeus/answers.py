@@ -37,13 +37,13 @@ def _table(file: TextIO, top: int) -> Write:
 
 def _csv(file: TextIO, top: int) -> Write:
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(
-        ["path", "unsure", "error", *(f"{c}_{k + 1}" for k in range(top) for c in ("class", "name", "probability"))]
-    )
+    answers = [f"{cell}_{k + 1}" for k in range(top) for cell in ("class", "name", "probability")]
+    rows.writerow(["path", "unsure", "error", *answers])
 
     def write(prediction: Prediction) -> None:
         said = prediction.to_dict(top)
         cells = [cell for each in said["top"] for cell in (each["class"], each["name"], f"{each['probability']:.6f}")]
+        cells += [""] * (len(answers) - len(cells))  # every row has the header's cells, that of an unreadable one too
         rows.writerow([said["path"], int(said["unsure"]), said["error"] or "", *cells])
 
     return write

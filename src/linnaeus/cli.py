@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from linnaeus.predict import Prediction
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+ESCAPED = "backslashreplace"
 GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
 
 
@@ -105,11 +108,8 @@ def predict(
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
     shown: list[tuple[Prediction, int | None]] = []
     failed = done = 0
-    with (
-        disk_errors(Path(out or "-")),
-        cast(AbstractContextManager[TextIO], click.open_file(out or "-", "w", encoding="utf-8")) as file,
-    ):
-        write: Write = writer(form, file, top)
+    with disk_errors(Path(out or "-")), _open_out(out) as file:
+        write: Write = writer(form, file, min(top, len(classifier.classes)))
         for prediction in classifier.stream(expand(images, sys.stdin)):
             write(prediction)
             done += 1
@@ -123,6 +123,12 @@ def predict(
     if failed:
         console.warn(f"{failed} of {done} pictures could not be read")
         raise SystemExit(1)
+
+
+def _open_out(out: str | None) -> AbstractContextManager[TextIO]:
+    """A file to write answers to, or standard output; UTF-8 in any case."""
+    file = click.open_file(out or "-", "w", encoding="utf-8", errors=ESCAPED)
+    return cast(AbstractContextManager[TextIO], file)
 
 
 def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
@@ -305,18 +311,26 @@ def data_cache(clear: bool) -> None:
 
 def main() -> None:
     """Run the command line. Wrong input is one line on stderr and exit status 2; a failed job, 1."""
+    # A name may hold bytes that are no UTF-8, or letters that a terminal cannot show. Neither may end a run: they are
+    # read as they come and written as \udcxx, which JSON reads back.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, ESCAPED), (sys.stderr, ESCAPED)):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
         cli(standalone_mode=False)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.status) from None
     except click.ClickException as error:
-        hint = f" (see linnaeus {' '.join(sys.argv[1:2])} --help)" if isinstance(error, click.UsageError) else ""
-        click.echo(f"error: {error.format_message()}{hint}", err=True)
+        if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2; before, help is shown and status is 0
+            click.echo(error.format_message(), err=True)
+            raise SystemExit(2) from None
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        click.echo(f"error: {error.format_message()}" + (f" (see {where} --help)" if where else ""), err=True)
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         raise SystemExit(1) from None
-    except BrokenPipeError:  # whoever read our output has enough
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read our output has enough; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from linnaeus.data.batches import Batch, Batches
-from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.decode import IMAGE_SUFFIXES, UnreadableError
 from linnaeus.data.names import class_name, natural_key
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError
@@ -104,7 +104,7 @@ class Classifier:
 
     def predict(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
         """Predict one picture or several. One that cannot be read raises UserError alone, and has `error` in a list."""
-        if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.dtype == np.uint8):
+        if isinstance(images, str | Path | bytes | np.ndarray):
             single = next(self.stream([images]))
             single._known()
             return single
@@ -118,11 +118,13 @@ class Classifier:
         threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         with ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
             waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
-            source = iter(images)
+            source = enumerate(images, start=1)
             try:
                 while True:
-                    while len(waiting) < 2 * batch and (image := next(source, None)) is not None:
-                        waiting.append((_label(image, len(waiting)), pool.submit(self.preprocessing.load, image)))
+                    while len(waiting) < 2 * batch and (one := next(source, None)) is not None:
+                        number, image = one
+                        name = os.fspath(image) if isinstance(image, str | Path) else f"picture {number}"
+                        waiting.append((name, pool.submit(self.preprocessing.load, image)))
                     if not waiting:
                         return
                     yield from self._batch([waiting.popleft() for _ in range(min(batch, len(waiting)))])
@@ -137,15 +139,15 @@ class Classifier:
             try:
                 pictures.append(future.result())
                 errors.append(None)
-            except UserError as error:
-                errors.append(str(error))
+            except UnreadableError as error:
+                errors.append(error.reason)
         probabilities = iter(self.probabilities(np.stack(pictures)) if pictures else [])
         seen = iter(pictures)
         for (path, _), reason in zip(tasks, errors, strict=True):
             if reason is None:
                 yield Prediction(path, self.classes, self.names, next(probabilities), picture=next(seen))
             else:
-                yield Prediction(path, self.classes, self.names, None, error=reason.removeprefix(f"{path}: "))
+                yield Prediction(path, self.classes, self.names, None, error=reason)
 
     @torch.inference_mode()
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
@@ -228,18 +230,14 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
 
 def _walk(folder: Path) -> Iterator[str]:
     """Pictures below `folder`, folder by folder, in natural order; hidden ones are passed over."""
-    with os.scandir(folder) as entries:
-        visible = sorted(
-            (entry for entry in entries if not entry.name.startswith(".")), key=lambda e: natural_key(e.name)
-        )
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: natural_key(e.name))
     for entry in visible:
         if entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield entry.path
     for entry in visible:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path))
-
-
-def _label(image: Image, number: int) -> str:
-    """What to call a picture in messages."""
-    return os.fspath(image) if isinstance(image, str | Path) else f"picture {number + 1}"

@@ -26,7 +26,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Strict(BaseModel):
     """A model that refuses unknown keys and never changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Augment(Strict):
@@ -215,6 +215,9 @@ class Phase(Strict):
     def _agree(self) -> Phase:
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum above 0")
+        mixes = self.mixup > 0 or self.cutmix > 0
+        if mixes and isinstance(self.schedule, Plateau) and self.schedule.monitor == "train_accuracy":
+            raise ValueError("the plateau cannot monitor train_accuracy: mixed pictures have no one label")
         if self.views and self.augment is None:
             raise ValueError(f"views = {self.views} without augment: all of them would be alike")
         return self
@@ -249,13 +252,15 @@ def recipe_text(name: str) -> tuple[str, str]:
     if name in recipe_names():
         return f"recipe {name}", packaged.read_text(encoding="utf-8")
     path = Path(name)
-    if path.is_dir() and (path / "recipe.toml").is_file():
-        path = path / "recipe.toml"
-    if path.is_file():
-        try:
+    try:
+        if (path / "recipe.toml").is_file():
+            path = path / "recipe.toml"
+        if path.is_file():
             return str(path), path.read_text(encoding="utf-8-sig")
-        except (UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); is it a recipe?") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); is it a recipe?") from None
+    except OSError as error:
+        raise UserError(f"recipe {name[:80]!r}: cannot be read ({error.strerror}); give a name or a file") from None
     near = did_you_mean(name, recipe_names())
     raise UserError(f"recipe {name!r} is neither a file nor one of the recipes{near}: `linnaeus recipes` lists them")
 
@@ -280,6 +285,8 @@ def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs
         _set(raw, key, value)
     if epochs is not None:
         phases = raw.get("phase") or []
+        if not (isinstance(phases, list) and all(isinstance(phase, dict) for phase in phases)):
+            raise UserError(f"{origin}: phase: expected a list of tables, each under [[phase]]")
         if len(epochs) != len(phases):
             raise UserError(f"--epochs: {len(epochs)} number(s) for {len(phases)} phase(s) of {origin}; give one each")
         for phase, number in zip(phases, epochs, strict=True):
