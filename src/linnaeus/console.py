@@ -79,12 +79,12 @@ class Console:
     @contextmanager
     def _rich(self, what: str, unit: str) -> Iterator[Advance]:
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            MofNCompleteColumn(),
             _speed_column(unit),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", markup=False),
@@ -101,6 +101,7 @@ class Console:
 def _speed_column(unit: str) -> ProgressColumn:
     """A column that says how many a second. Made late, so that rich is imported only on a terminal."""
     from rich.progress import ProgressColumn, Task
+    from rich.table import Column
     from rich.text import Text
 
     class Speed(ProgressColumn):
@@ -108,7 +109,7 @@ def _speed_column(unit: str) -> ProgressColumn:
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{speed:.0f} {unit}/s")
 
-    return Speed()
+    return Speed(table_column=Column(no_wrap=True))
 
 
 def duration(seconds: float) -> str:

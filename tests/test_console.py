@@ -1,0 +1,76 @@
+"""What a command prints, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from linnaeus.console import Console, duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]):
+    for quiet, verbose, expected in ((False, False, "say\n"), (False, True, "say\ndetail\n"), (True, True, "")):
+        stream = io.StringIO()
+        console = Console(quiet=quiet, verbose=verbose, stream=stream)
+        console.say("say")
+        console.detail("detail")
+        console.warn("warn")
+        assert stream.getvalue() == expected
+        assert capsys.readouterr().err == "warning: warn\n"
+
+
+def test_elsewhere_there_are_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    with Console(stream=stream).progress("decoding") as advance:
+        for done in range(1, 101):
+            now += 1.0
+            advance(done, 100)
+    assert stream.getvalue().splitlines() == [
+        "decoding: 30 of 100 (30%) pictures, 1 a second",
+        "decoding: 60 of 100 (60%) pictures, 1 a second",
+        "decoding: 90 of 100 (90%) pictures, 1 a second",
+    ]
+
+
+def test_a_bar_on_a_terminal_with_lines_above_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    console = Console(stream=stream)
+    with console.progress("phase 1 [bold]") as advance:
+        advance(50, 100, "epoch 1/2  loss 0.5 [red]")
+        console.say("a line [with] brackets")
+    text = stream.getvalue()
+    assert "a line [with] brackets" in text
+    assert "phase 1 [bold]" in text  # not taken for markup
+    assert "loss 0.5 [red]" in text
+    assert "50/100" in text
+    assert "\x1b[1m" not in text
+    assert "\x1b[3" not in text  # NO_COLOR
+
+
+def test_quiet_has_no_bar():
+    stream = Terminal()
+    with Console(quiet=True, stream=stream).progress("phase 1") as advance:
+        advance(1, 2, note="x")
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.04, "0.0 s"), (0.84, "0.8 s"), (9.96, "10 s"), (42.3, "42 s"), (119.6, "2 min 00 s"), (185, "3 min 05 s"),
+        (7199.6, "2 h 00 min"), (7800, "2 h 10 min"),
+    ],
+)  # fmt: skip
+def test_a_time_as_a_person_says_it(seconds: float, said: str):
+    assert duration(seconds) == said
