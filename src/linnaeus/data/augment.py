@@ -22,8 +22,9 @@ from torch import Tensor
 from linnaeus.data.color import Finish, color_matrices, draw_factors
 from linnaeus.data.counter import uniforms
 from linnaeus.data.geometry import WARP, center_boxes, draw_maps
+from linnaeus.data.layout import Scratch, take, together
 from linnaeus.data.passes import draw_erasures, draw_passes, erase, run_passes
-from linnaeus.data.resample import cut, straight, take, together, warp
+from linnaeus.data.resample import Warp, cut, straight
 from linnaeus.data.trivial import draw_trivial
 from linnaeus.errors import UserError
 from linnaeus.recipe import Augment
@@ -59,33 +60,36 @@ class Augmentation:
         self.spec = spec
         self.size = size
         self.seed = seed
-        self.finish = Finish(np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64))
+        self.mean = np.asarray(mean, dtype=np.float64)
+        self.std = np.asarray(std, dtype=np.float64)
 
     def __call__(self, pixels: Tensor, shapes: Tensor | np.ndarray, indices: np.ndarray, epoch: int) -> Tensor:
         spec, size, channels = self.spec, self.size, pixels.shape[-1]
-        assert channels == len(self.finish.mean), f"{channels} channels, but mean and std for {len(self.finish.mean)}"
+        assert channels == len(self.mean), f"{channels} channels, but mean and std for {len(self.mean)}"
         shapes, indices = np.asarray(shapes), np.asarray(indices)
         trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial else None
         maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
         passes = draw_passes(spec, self.seed, epoch, indices, trivial)
         colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)
-        kinds, active = colors.kinds(), passes.active
+        active = passes.active
 
         out = torch.empty(len(indices), size, size, channels, device=pixels.device)
-        for which in self._pieces(maps.kinds * 10 + kinds, pixels):
+        scratch = Scratch(pixels.device)
+        finish = Finish(colors, self.mean, self.std, size, pixels.device)
+        warp = Warp(maps, pixels, shapes, size, scratch) if (maps.kinds == WARP).any() else None
+        for which in self._pieces(maps.kinds * 10 + finish.kinds, pixels):
             rows, part, target = take(pixels, which), maps.select(which), take(out, which)
-            kind = int(kinds[which][0])
-            if part.kinds[0] == WARP:
-                x = warp(rows, shapes[which], part, size)
+            if warp is not None and part.kinds[0] == WARP:
+                x = warp(rows, which)
                 if active[which].any():
                     run_passes(x, passes, which)
-                self.finish.planes(x, colors, which, kind, target)
+                finish.planes(x, which, target, scratch)
             else:
-                x = straight(rows, shapes[which], part, size).to(torch.float32, memory_format=torch.contiguous_format)
+                x = scratch.get("straight", *target.shape).copy_(straight(rows, shapes[which], part, size))
                 if active[which].any():
                     run_passes(x.permute(0, 3, 1, 2), passes, which)
-                self.finish.interleaved(x, colors, which, kind, target)
-            if target.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+                finish.interleaved(x, which, target)
+            if isinstance(which, np.ndarray):
                 out.index_copy_(0, torch.from_numpy(which).to(out.device), target)
         result = out.permute(0, 3, 1, 2)
         if spec.erase:

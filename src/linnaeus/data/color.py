@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.data.counter import uniforms
+from linnaeus.data.layout import Scratch, over_pixels, to_device
 from linnaeus.data.trivial import Trivial
 from linnaeus.recipe import Augment
 
@@ -107,64 +108,59 @@ def hue_rotation(turns: np.ndarray) -> np.ndarray:
 class Finish:
     """The last step of a batch: color, clip to black and white, normalize with mean and std, in one linear map.
 
-    The map is laid out along lines of pixels where the channels lie interleaved: to broadcast over an innermost axis
-    of three, or to multiply by a 3x3 matrix there, is about eight times slower.
+    The tables of the N samples are made once and moved to the device once. Where the channels lie interleaved they are
+    laid out along lines or blocks of pixels: to broadcast over an innermost axis of three, or to multiply by a 3x3
+    matrix there, is about eight times slower.
     """
 
-    def __init__(self, mean: np.ndarray, std: np.ndarray):
-        self.mean, self.std = mean, std
+    def __init__(self, colors: Colors, mean: np.ndarray, std: np.ndarray, size: int, device: torch.device):
+        self.kinds = colors.kinds()
+        self.size, self.scale = size, 1 / (255 * std)
         self.black, self.white = (0.0 - mean) / std, (1.0 - mean) / std
-        self._kept: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
+        self.lines = [to_device(np.tile(v, size), device) for v in (self.scale, self.black, self.white)]
+        self.dark = to_device(self.black, device)
+        scaled = colors.direct * self.scale[:, None]
+        self.matrix = to_device(scaled, device)  # (N, C, C)
+        self.through = to_device(colors.through * self.scale[:, None], device)
+        self.needs_mean = (colors.through != 0).any(axis=(1, 2))
+        # Several pixels at once: a block-diagonal matrix wastes arithmetic and is still faster than pixels by 3 x 3.
+        self.block = next(b for b in (8, 4, 2, 1) if size * size % b == 0)
+        self.blocks = (
+            to_device(np.kron(np.eye(self.block), scaled.transpose(0, 2, 1)), device) if MIX in self.kinds else None
+        )
 
-    def _lines(self, width: int, device: torch.device) -> tuple[Tensor, ...]:
-        """(width * C,) each, for one line of pixels: 1 / (255 std), black and white as normalized."""
-        if (width, device) not in self._kept:
-            lines = [np.tile(values, width) for values in (1 / (255 * self.std), self.black, self.white)]
-            self._kept[width, device] = tuple(torch.from_numpy(v.astype(np.float32)).to(device) for v in lines)
-        return self._kept[width, device]
+    def _bias(self, x: Tensor, which: slice | np.ndarray) -> Tensor:
+        """x (K, C, size, size) in 0..255 -> (K, C): where black goes."""
+        if not self.needs_mean[which].any():
+            return self.dark.expand(len(x), -1)
+        return torch.baddbmm(self.dark[:, None], self.through[which], over_pixels(x, torch.mean)[:, :, None])[:, :, 0]
 
-    def _map(self, colors: Colors, which: slice | np.ndarray, x: Tensor) -> tuple[np.ndarray, Tensor]:
-        """x (K, C, H, W) in 0..255 -> the matrix (K, C, C) and the bias (K, C) that color and normalize."""
-        scale = 1 / (255 * self.std[:, None])
-        bias = _tensor(self.black, x).expand(len(x), -1)
-        if colors.through[which].any():
-            mean = x.mean(2).mean(2)  # first along columns: that is quick wherever the channels lie
-            bias = bias + (_tensor(colors.through[which] * scale, x) @ mean[:, :, None])[:, :, 0]
-        return colors.direct[which] * scale, bias
-
-    def interleaved(self, x: Tensor, colors: Colors, which: slice | np.ndarray, kind: int, out: Tensor) -> None:
-        """x (K, size, size, C) in 0..255 -> `out`, both contiguous; samples `which` of the batch, of one kind."""
-        k, height, width, channels = x.shape
-        lines, target = x.view(k, height, -1), out.view(k, height, -1)
-        scale, black, white = self._lines(width, x.device)
+    def interleaved(self, x: Tensor, which: slice | np.ndarray, out: Tensor) -> None:
+        """x (K, size, size, C) in 0..255 -> `out`, both contiguous; the samples `which` of the batch, of one kind."""
+        k, channels, kind = len(x), x.shape[-1], self.kinds[which][0]
+        scale, black, white = self.lines
+        source, target = x.view(k, self.size, -1), out.view(k, self.size, -1)
         if kind == NONE:
-            torch.addcmul(black, lines, scale, out=target)
+            torch.addcmul(black, source, scale, out=target)
             return
-        matrix, bias = self._map(colors, which, x.permute(0, 3, 1, 2))
+        bias = self._bias(x.permute(0, 3, 1, 2), which)
         if kind == GAIN:
-            gain = _tensor(np.tile(matrix[:, None].diagonal(axis1=2, axis2=3), width), x)
-            torch.addcmul(bias.repeat(1, width)[:, None], lines, gain, out=target)
+            gain = self.matrix[which].diagonal(dim1=1, dim2=2).repeat(1, self.size)[:, None]
+            torch.addcmul(bias.repeat(1, self.size)[:, None], source, gain, out=target)
         else:
-            # Several pixels at once: a block-diagonal matrix wastes arithmetic and is still faster than K x 3 by 3 x 3.
-            block = next(b for b in (8, 4, 2, 1) if height * width % b == 0)
-            blocks = _tensor(np.kron(np.eye(block), matrix.transpose(0, 2, 1)), x)
-            shape = (k, -1, block * channels)
-            torch.baddbmm(bias.repeat(1, block)[:, None], x.view(shape), blocks, out=out.view(shape))
+            shape = (k, -1, self.block * channels)
+            torch.baddbmm(bias.repeat(1, self.block)[:, None], x.view(shape), self.blocks[which], out=out.view(shape))
         torch.clamp(target, black, white, out=target)
 
-    def planes(self, x: Tensor, colors: Colors, which: slice | np.ndarray, kind: int, out: Tensor) -> None:
+    def planes(self, x: Tensor, which: slice | np.ndarray, out: Tensor, scratch: Scratch) -> None:
         """x (K, C, size, size) in 0..255 -> `out` (K, size, size, C), contiguous; samples `which`, of one kind."""
         k, channels = x.shape[:2]
-        if kind == NONE:
-            for c, black in enumerate(_tensor(self.black, x)):
-                torch.add(black, x[:, c], alpha=1 / (255 * self.std[c]), out=out[:, :, :, c])
+        if self.kinds[which][0] == NONE:
+            for c in range(channels):
+                torch.add(self.dark[c], x[:, c], alpha=self.scale[c], out=out[:, :, :, c])
             return
-        matrix, bias = self._map(colors, which, x)
-        y = torch.baddbmm(bias[:, :, None], _tensor(matrix, x), x.view(k, channels, -1))
+        y = scratch.get("colored", k, channels, self.size * self.size)
+        torch.baddbmm(self._bias(x, which)[:, :, None], self.matrix[which], x.view(y.shape), out=y)
         pixels = out.view(k, -1, channels)
         for c in range(channels):
             torch.clamp(y[:, c], self.black[c], self.white[c], out=pixels[:, :, c])
-
-
-def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(like.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.data.counter import uniforms
+from linnaeus.data.layout import lines, over_pixels
 from linnaeus.data.trivial import Trivial
 from linnaeus.recipe import Augment
 
@@ -91,31 +92,36 @@ def posterize(x: Tensor, bits: Tensor) -> Tensor:
 def solarize(x: Tensor, threshold: Tensor) -> Tensor:
     """Invert what is at or above `threshold` (K, 1, 1, 1)."""
     x = x.round()
-    return torch.where(x >= threshold, 255.0 - x, x)
+    inverted = (x - (threshold.ceil() - 1.0)).clamp_(0, 1)  # of whole levels this is the comparison, much faster
+    return torch.addcmul(x, inverted, (-2.0 * x).add_(255.0))
 
 
 def autocontrast(x: Tensor) -> Tensor:
     """Stretch each channel to 0..255; a channel of one value stays."""
     x = x.round()
-    # First along columns: that is quick wherever the channels lie.
-    low, high = x.amin(2).amin(2)[..., None, None], x.amax(2).amax(2)[..., None, None]
+    view, lay = lines(x)
+    low, high = over_pixels(x, torch.amin), over_pixels(x, torch.amax)
     flat = low == high
     step = torch.where(flat, torch.ones_like(low), (high - low) * (1.0 / 255.0))
     # Divided, not multiplied by the inverse: what falls on a whole level must not fall just below it.
-    return (x - torch.where(flat, torch.zeros_like(low), low)).div_(step).clamp_(0, 255).floor_()
+    view.sub_(lay(torch.where(flat, torch.zeros_like(low), low))).div_(lay(step)).clamp_(0, 255).floor_()
+    return x
 
 
 def equalize(x: Tensor) -> Tensor:
     """Flatten the histogram of each channel, by Pillow's rule: whole steps, the top bin left out of the mean."""
     k, c, h, w = x.shape
-    first = torch.arange(k * c, device=x.device, dtype=torch.int32).view(k, c, 1, 1) * 256
-    flat = x.round().to(torch.int32).add_(first).reshape(-1)
+    view, lay = lines(x.round().to(torch.int32))
+    first = torch.arange(k * c, device=x.device, dtype=torch.int32).view(k, c) * 256
+    flat = view.add_(lay(first)).reshape(-1)
     counts = torch.bincount(flat, minlength=k * c * 256).view(k * c, 256)
     top = 255 - counts.flip(1).ne(0).to(torch.int32).argmax(1, keepdim=True)  # the highest level that occurs
     step = (h * w - counts.gather(1, top)) // 255
     table = (counts.cumsum(1) - counts + step // 2) // step.clamp(min=1)
     table = torch.where(step > 0, table.clamp(0, 255), torch.arange(256, device=x.device))
-    return table.view(-1).to(x.dtype).index_select(0, flat).view(k, c, h, w)
+    result = torch.empty_like(x)
+    lines(result)[0].copy_(table.view(-1).to(x.dtype).index_select(0, flat).view(view.shape))
+    return result
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:

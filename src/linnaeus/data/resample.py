@@ -8,18 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnaeus.data.geometry import RESIZE, Maps
-
-SMALL = 1 << 16  # bytes of float pixels: up to here a CPU works on many samples at once, above it on one by one
-
-
-def together(pixels: Tensor, size: int) -> bool:
-    """Whether samples are worked on together: small ones for the calls' sake, and on a GPU all; pixels (N, H, W, C)."""
-    return pixels.device.type != "cpu" or 4 * size * size * pixels.shape[-1] <= SMALL
-
-
-def take(x: Tensor, which: slice | np.ndarray) -> Tensor:
-    """The samples `which`: a view for a slice, else a copy."""
-    return x[which] if isinstance(which, slice) else x.index_select(0, torch.from_numpy(which).to(x.device))
+from linnaeus.data.layout import Scratch, to_device, together
 
 
 def cut(pixels: Tensor, shapes: np.ndarray, corners: np.ndarray, size: int) -> Tensor:
@@ -87,41 +76,61 @@ def _resize(row: Tensor, box: list[int], size: int) -> Tensor:
     return (y if y.dtype == torch.uint8 else y.round_().clamp_(0, 255).to(torch.uint8))[0].permute(1, 2, 0)
 
 
-def warp(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
-    """One bilinear `grid_sample`; what lies outside of a row is black, whatever the batch holds there.
+class Warp:
+    """The general resample: one bilinear `grid_sample`. What lies outside of a row is black.
 
-    pixels (N, H, W, C) uint8 -> (N, C, size, size) float32 in 0..255
-
-    Rows of one shape go together. On a CPU other rows go one by one, each in its own frame: the rounding of
-    coordinates, and so every bit of the result, then does not depend on the shapes of the rows beside it.
+    A grid of coordinates is a sum of what changes along x and what changes along y; both are made for the whole batch
+    and moved to the device once.
     """
-    if (shapes == shapes[:1]).all():
-        height, width = shapes[0].tolist()
-        return _sample(pixels[:, :height, :width].float(), maps, size)
-    if pixels.device.type == "cpu":
-        parts = [slice(i, i + 1) for i in range(len(pixels))]
-        return torch.cat([warp(pixels[part], shapes[part], maps.select(part), size) for part in parts])
-    edge = torch.from_numpy(shapes.astype(np.int64)).to(pixels.device)
-    rows = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None] < edge[:, 0, None, None, None]
-    columns = torch.arange(pixels.shape[2], device=pixels.device)[None, None, :, None] < edge[:, 1, None, None, None]
-    return _sample(pixels.float() * (rows & columns), maps, size)
 
+    def __init__(self, maps: Maps, pixels: Tensor, shapes: np.ndarray, size: int, scratch: Scratch):
+        self.size, self.scratch, self.shapes = size, scratch, shapes
+        self.on_cpu = pixels.device.type == "cpu"
+        # The frame that grid_sample measures in, from -1 to 1. A CPU takes each row's own: the rounding of coordinates,
+        # and so every bit of the result, then does not depend on the rows beside it.
+        frames = shapes[:, ::-1] if self.on_cpu else np.broadcast_to((pixels.shape[2], pixels.shape[1]), shapes.shape)
+        scale = 2.0 / frames[:, :, None]
+        u = np.arange(size) + (0.5 - size / 2)
+        self.along = to_device(maps.linear[:, :, :1] * scale * u, pixels.device)  # (N, 2, size)
+        self.across = to_device((maps.linear[:, :, 1:] * u + maps.offset[:, :, None]) * scale - 1, pixels.device)
 
-def _sample(rows: Tensor, maps: Maps, size: int) -> Tensor:
-    """rows (N, h, w, C) float32 -> (N, C, size, size) float32."""
-    n, height, width, channels = rows.shape
-    frame = np.array([2.0 / width, 2.0 / height])  # grid_sample wants [-1, 1] from edge to edge
-    table = np.concatenate([maps.linear * frame[:, None], (maps.offset * frame - 1)[:, :, None]], axis=2)
-    a, b, c = torch.from_numpy(table.astype(np.float32)).to(rows.device).split(1, dim=2)  # (N, 2, 1) each
-    u = torch.arange(size, device=rows.device, dtype=torch.float32) + (0.5 - size / 2)
-    grid = (a * u)[:, :, None, :] + (b * u + c)[:, :, :, None]  # (N, 2, size, size): planes are cheaper than pairs
-    bands = _bands(size) if n == 1 and rows.device.type == "cpu" else 1
-    grid = grid.permute(0, 2, 3, 1).view(n * bands, size // bands, size, 2)
-    x = rows.permute(0, 3, 1, 2).expand(n * bands, -1, -1, -1)
-    y = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    if bands == 1:
-        return y
-    return y.permute(1, 0, 2, 3).reshape(n, channels, size, size)
+    def __call__(self, pixels: Tensor, which: slice | np.ndarray) -> Tensor:
+        """pixels (K, H, W, C) uint8, the samples `which` of the batch -> (K, C, size, size) float32 in 0..255."""
+        shapes, along, across = self.shapes[which], self.along[which], self.across[which]
+        n, height, width, channels = pixels.shape
+        if not self.on_cpu:
+            return self._sample(self._blacken(pixels, shapes), along, across)
+        if (shapes == shapes[:1]).all():
+            height, width = shapes[0].tolist()
+            rows = self.scratch.get("rows", n, height, width, channels).copy_(pixels[:, :height, :width])
+            return self._sample(rows, along, across)
+        out = torch.empty(n, channels, self.size, self.size)
+        for i, (height, width) in enumerate(shapes.tolist()):
+            rows = self.scratch.get("rows", 1, height, width, channels).copy_(pixels[i, :height, :width])
+            out[i] = self._sample(rows, along[i : i + 1], across[i : i + 1])[0]
+        return out
+
+    def _blacken(self, pixels: Tensor, shapes: np.ndarray) -> Tensor:
+        """As float, with black beyond each row whatever the batch holds there."""
+        height, width = to_device(shapes, pixels.device)[:, :, None, None, None].unbind(1)
+        inside = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None] < height
+        inside = inside & (torch.arange(pixels.shape[2], device=pixels.device)[None, None, :, None] < width)
+        return torch.mul(pixels, inside, out=self.scratch.get("rows", *pixels.shape))
+
+    def _sample(self, rows: Tensor, along: Tensor, across: Tensor) -> Tensor:
+        """rows (K, h, w, C) float32; along, across (K, 2, size) -> (K, C, size, size) float32."""
+        n, _, _, channels = rows.shape
+        size = self.size
+        grid = self.scratch.get("grid", n, 2, size, size)  # planes of x and of y are cheaper to make than pairs
+        torch.add(along[:, :, None, :], across[:, :, :, None], out=grid)
+        bands = _bands(size) if n == 1 and self.on_cpu else 1
+        grid = grid.permute(0, 2, 3, 1).view(n * bands, size // bands, size, 2)
+        x = rows.permute(0, 3, 1, 2).expand(n * bands, -1, -1, -1)
+        y = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        if bands == 1:
+            return y
+        whole = self.scratch.get("bands", n, channels, bands, size // bands, size)
+        return whole.copy_(y.permute(1, 0, 2, 3)[None]).view(n, channels, size, size)
 
 
 def _bands(size: int) -> int:
