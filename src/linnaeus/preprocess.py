@@ -54,7 +54,7 @@ class Preprocessing:
 
     def load(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
         """Picture -> (size, size, channels) uint8. Raises UserError where it is no picture."""
-        row = load_row(source, self.row_spec)
+        row = np.require(load_row(source, self.row_spec), requirements="W")  # torch warns of what it may not write
         return self.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
 
     def crop(self, rows: Tensor, shapes: np.ndarray | Tensor) -> Tensor:
