@@ -66,8 +66,7 @@ def test_the_interval_stays_inside_and_holds_the_share():
     for n in range(1, 60):
         for k in range(n + 1):
             low, high = wilson(k, n)
-            assert 0 <= low <= k / n + 1e-12
-            assert k / n - 1e-12 <= high <= 1
+            assert 0 <= low <= k / n <= high <= 1
             assert high - low < 1
     assert wilson(0, 0) == (0.0, 1.0)
 

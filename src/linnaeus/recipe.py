@@ -177,11 +177,13 @@ class Data(Strict):
 class Phase(Strict):
     train: Annotated[list[str], Field(min_length=1)] = ["all"]
     """Stages that train, or `all`."""
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1)] = 1
     batch: Annotated[int, Field(ge=1)] = 64
     """Pictures in one step of the optimizer, over all processes; what fits the memory at once is found by itself."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: Positive
+    lr: Positive | None = None
+    head: Literal["train", "auto"] = "train"
+    """`auto`: solve the head on stored vectors, its penalty by cross-validation; epochs and lr then mean nothing."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate for each stage further from the head."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -218,6 +220,16 @@ class Phase(Strict):
         mixes = self.mixup > 0 or self.cutmix > 0
         if mixes and isinstance(self.schedule, Plateau) and self.schedule.monitor == "train_accuracy":
             raise ValueError("the plateau cannot monitor train_accuracy: mixed pictures have no one label")
+        mixes = self.mixup > 0 or self.cutmix > 0
+        if self.head == "auto":
+            if self.train != ["head"]:
+                raise ValueError('head = "auto" needs train = ["head"]: only a linear head can be solved')
+            if mixes or self.epochs != 1:
+                raise ValueError('head = "auto" takes no mixing, and one epoch: it is solved, not trained')
+        elif self.lr is None or "epochs" not in self.model_fields_set:
+            raise ValueError('epochs and lr are missing, which only head = "auto" does without')
+        if mixes and isinstance(self.schedule, Plateau) and self.schedule.monitor == "train_accuracy":
+            raise ValueError("a plateau cannot watch train_accuracy where pictures are mixed: they have no one label")
         if self.views and self.augment is None:
             raise ValueError(f"views = {self.views} without augment: all of them would be alike")
         return self

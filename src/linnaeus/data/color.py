@@ -53,17 +53,21 @@ def draw_factors(spec: Augment, seed: int, epoch: int, indices: np.ndarray, triv
     TrivialAugment's factor multiplies: two blends with the same gray picture are one blend with the product.
     """
 
+    def between(low: float, high: float, stream: int) -> np.ndarray:
+        if low == high:
+            return np.full(len(indices), low)
+        return low + (high - low) * uniforms(seed, epoch, indices, 1, stream)[:, 0]
+
     def factor(value: float, stream: int, name: str) -> np.ndarray:
-        low = max(0.0, 1.0 - value)
-        drawn = low + (1.0 + value - low) * uniforms(seed, epoch, indices, 1, stream)[:, 0]
+        drawn = between(max(0.0, 1.0 - value), 1.0 + value, stream)
         return drawn if trivial is None else drawn * (1.0 + trivial.pick(name, 0.0))
 
     return Factors(
         brightness=factor(spec.brightness, BRIGHTNESS, "brightness"),
         contrast=factor(spec.contrast, CONTRAST, "contrast"),
         saturation=factor(spec.saturation, SATURATION, "saturation"),
-        hue=(2 * uniforms(seed, epoch, indices, 1, HUE)[:, 0] - 1) * spec.hue,
-        gray=uniforms(seed, epoch, indices, 1, GRAY)[:, 0] < spec.gray,
+        hue=between(-spec.hue, spec.hue, HUE),
+        gray=between(0.0, 1.0, GRAY) < spec.gray,
     )
 
 

@@ -42,6 +42,8 @@ def draw_passes(spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivi
     """Each pass with its own probability. Where TrivialAugment drew one as well, the stronger of the two holds."""
 
     def hit(probability: float, stream: int) -> np.ndarray:
+        if not probability:
+            return np.zeros(len(indices), dtype=bool)
         return uniforms(seed, epoch, indices, 1, stream)[:, 0] < probability
 
     bits = np.where(hit(spec.posterize, POSTERIZE), spec.posterize_bits, 8)

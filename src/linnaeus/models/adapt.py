@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError  # the name of an error, nothing that reads
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Facts]:
 def read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise UserError(
             f"{path}: holds Python objects beside tensors, or is damaged; nothing in it was run. "
             "Where you have its program, save model.state_dict() alone"

@@ -32,6 +32,9 @@ from linnaeus.models.network import Network, pooled
 WORTH_TRYING = 120.0
 """Seconds of eager work above which exporting the part, which takes some ten, is worth a trial."""
 
+FASTER = 0.9
+"""ONNX Runtime is chosen where it takes less than this share of the time."""
+
 AGREES = 1e-3
 """Largest difference to the plain network, as a share of its largest output."""
 
@@ -91,7 +94,7 @@ def choose_executor(
     if known == fused.name or (known is None and fused.seconds * pictures < WORTH_TRYING):
         return fused
     compiled = _onnx(front, sample, expected)
-    chosen = compiled if compiled is not None and (known or compiled.seconds < 0.9 * fused.seconds) else fused
+    chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * fused.seconds) else fused
     _write(record, key, chosen.name)
     return chosen
 

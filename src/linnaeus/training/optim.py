@@ -49,6 +49,7 @@ def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:
 
     The learning rate falls by `lr_decay` with each stage away from the last (Howard and Ruder 2018, section 3.2).
     """
+    assert phase.lr is not None, "a phase that is trained has a learning rate"
     stages = model.stages
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -75,6 +76,6 @@ def build_optimizer(model: Network, phase: Phase) -> torch.optim.Optimizer:
     """The optimizer of a phase over what trains in it."""
     groups = parameter_groups(model, phase)
     if phase.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, nesterov=phase.nesterov)
+        return torch.optim.SGD(groups, momentum=phase.momentum, nesterov=phase.nesterov)
     kind = torch.optim.Adam if phase.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=phase.lr, betas=phase.betas)
+    return kind(groups, betas=phase.betas)

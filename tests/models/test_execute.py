@@ -1,0 +1,114 @@
+"""Executors of a frozen part: the same numbers as the plain network, and the choice is remembered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from linnaeus.models import create, execute, wrap
+from linnaeus.models.execute import Executor, Front, choose_executor, fuse
+
+
+def trained(name: str, **arguments):
+    """A network whose BatchNorms have statistics of their own, as after training."""
+    torch.manual_seed(0)
+    network = create(name, 7, **arguments)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        network.train()(torch.randn(4, 3, 64, 64))
+    return network.eval()
+
+
+@pytest.mark.parametrize(("name", "stop"), [("resnet18", "layer4"), ("resnet50", "head"), ("inception_v1", "head")])
+def test_fused_is_the_same_and_has_no_norms_left(name: str, stop: str):
+    network = trained(name)
+    x = torch.randn(3, 3, 64, 64)
+    front = Front(network, stop).eval()
+    fused = fuse(front, x)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(x), front(x), rtol=1e-3, atol=1e-4)
+    below = network.stages[: network.stages.index(stop)]
+    norms = [m for s in below for part in fused.network.modules_of(s) for m in part.modules()]  # type: ignore[operator, union-attr]
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in norms)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the network itself must stay as it was"
+
+
+def test_before_the_head_vectors_cross_the_cut():
+    """Storing what the head averages anyway would take 49 times the room."""
+    network = trained("resnet18")
+    x = torch.randn(2, 3, 64, 64)
+    executor = choose_executor(network, "head", x, pictures=10)
+    vectors = executor(x)
+    assert vectors.shape == (2, 512)
+    assert not vectors.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(network.run(vectors, start="head"), network(x), rtol=1e-3, atol=1e-4)
+
+
+def test_training_mode_of_the_network_does_not_leak_in():
+    network = trained("resnet18").train()
+    before = network.bn1.running_mean.clone()
+    x = torch.randn(2, 3, 64, 64)
+    executor = choose_executor(network, "layer4", x, pictures=10)
+    expected = network.eval().run(x, stop="layer4")
+    torch.testing.assert_close(executor(x), expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(before, network.bn1.running_mean)
+
+
+def test_onnxruntime_gives_the_same_for_any_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where it is chosen (here by force), recorded, and chosen again without a trial."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(execute, "WORTH_TRYING", 0.0)
+    monkeypatch.setattr(execute, "FASTER", 1e9)
+    network = trained("resnet18")
+    x = torch.randn(2, 3, 64, 64)
+    record = tmp_path / "executors.json"
+    executor = choose_executor(network, "layer3", x, 1000, record)
+    assert executor.name == "onnxruntime"
+    more = torch.randn(5, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(executor(more), network.run(more, stop="layer3"), rtol=1e-3, atol=1e-3)
+    assert list(json.loads(record.read_text()).values()) == ["onnxruntime"]
+    monkeypatch.setattr(execute, "FASTER", 0.0)
+    assert choose_executor(network, "layer3", x, 1, record).name == "onnxruntime", "as recorded, not as measured"
+
+
+def test_a_recorded_choice_is_not_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    network = trained("resnet18")
+    x = torch.randn(2, 3, 64, 64)
+    record = tmp_path / "executors.json"
+    record.write_text(json.dumps({execute._machine(network, "layer3", x): "fused"}))
+    monkeypatch.setattr(execute, "_onnx", lambda *_: pytest.fail("tried again"))
+    assert choose_executor(network, "layer3", x, 10**9, record).name == "fused"
+    record.write_text("{torn")
+    monkeypatch.setattr(execute, "_onnx", lambda *_: None)
+    assert choose_executor(network, "layer3", x, 10**9, record).name == "fused"
+
+
+def test_a_network_that_cannot_be_fused_runs_plainly():
+    """A convolution whose output is used twice, once before its norm, must not be fused."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.convolution(x)
+            return y + self.norm(y)
+
+    torch.manual_seed(0)
+    network = wrap(nn.Sequential(Twice(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), 2)
+    x = torch.randn(2, 3, 16, 16)
+    executor = choose_executor(network, network.stages[1], x, pictures=10)
+    assert isinstance(executor, Executor)
+    assert executor.name == "plain"
+    with torch.inference_mode():
+        torch.testing.assert_close(executor(x), network.eval().run(x, stop=network.stages[1]))

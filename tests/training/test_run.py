@@ -1,0 +1,419 @@
+"""Whole runs: what is in the folder afterwards, that it can be repeated, and how a run ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import mini, samples, settings, write_idx, write_pictures, write_recipe
+from torch import nn
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.errors import JobError, UserError
+from linnaeus.evaluate import Figures
+from linnaeus.modelfile import read_model
+from linnaeus.predict import expand
+from linnaeus.training import run as run_module
+from linnaeus.training.phases import Best
+from linnaeus.training.run import Run
+from linnaeus.training.runfolder import Row, RunFolder
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    """120 training pictures, of which a tenth becomes validation, and 30 of test."""
+    return write_idx(tmp_path / "idx")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without their pictures, which take most of a second."""
+    monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
+
+
+def train(source: Path, recipe: Path | None, out: Path, **more: Any) -> Run:
+    return linnaeus.train(source, str(recipe) if recipe else None, out=out, console=QUIET, device="cpu", **more)
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    with (run / "history.csv").open(encoding="utf-8") as file:
+        return [{k: float(v) if v else float("nan") for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_model(run / "model.safetensors")[0].state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
+    """On class folders with Chinese names, blanks and letters, so that paths, plots and tables meet them too."""
+    names = ("rosa × alba", "玫瑰", "ñandú 3")
+    source = write_pictures(tmp_path / "mit Wörtern 图", names, each=20)
+    data = settings(split={"valid": 0.2, "test": 0.2})
+    recipe = write_recipe(tmp_path / "my recipe.toml", {"epochs": 3, "lr": 0.01}, **data)
+    run = train(source, recipe, tmp_path / "run ö")
+    files = {file.name for file in run.path.iterdir()}
+    assert files >= {
+        "model.safetensors", "recipe.toml", "history.csv", "metrics.json", "bad_images.csv", "split.csv", "curves.png",
+        "predictions.png", "confusion.png",
+    }  # fmt: skip
+    assert not [name for name in files if name.startswith(".")]
+    for name in ("curves.png", "predictions.png", "confusion.png"):
+        assert Image.open(run.path / name).size > (200, 200)
+
+    rows = history(run.path)
+    assert [(row["phase"], row["epoch"]) for row in rows] == [(1, 1), (1, 2), (1, 3)]
+    best = max(rows, key=lambda row: (row["valid_accuracy"], -row["valid_loss"]))
+    assert (run.best.phase, run.best.epoch) == (best["phase"], best["epoch"])
+
+    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["valid"]["accuracy"] == pytest.approx(best["valid_accuracy"], rel=1e-5)
+    assert metrics["valid"]["loss"] == pytest.approx(best["valid_loss"], rel=1e-4)
+    assert metrics["test"]["n"] == metrics["valid"]["n"] == 12
+    assert metrics["epochs"] == 3
+    assert metrics["seconds"]["total"] >= metrics["seconds"]["phase 1"]
+    model = linnaeus.load(run.path)
+    assert model.classes == ("rosa × alba", "ñandú 3", "玫瑰")
+    assert model.about.metrics == {"valid": metrics["valid"], "test": metrics["test"]}
+    assert model.about.data["fingerprint"] == metrics["fingerprint"]
+    check_predictions_add_up(run, model, metrics)
+    again = model.evaluate(run.path / "split.csv", "test")  # the split that was written is a source
+    assert (again.n, again.correct) == (12, metrics["test"]["correct"])
+    assert again.loss == pytest.approx(metrics["test"]["loss"], abs=1e-6)
+
+
+def check_predictions_add_up(run: Run, model: linnaeus.Classifier, metrics: dict[str, Any]) -> None:
+    """Prediction of the very files, through its own way of reading them, counts as many right as metrics.json."""
+    with (run.path / "split.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for split in ("valid", "test"):
+        of_split = [row for row in rows if row["split"] == split]
+        found = model.predict([row["path"] for row in of_split])
+        right = sum(model.classes[p.index] == row["label"] for p, row in zip(found, of_split, strict=True))
+        assert (len(of_split), right) == (metrics[split]["n"], metrics[split]["correct"])
+        likely = [
+            (p.probabilities if p.probabilities is not None else np.zeros(3))[model.classes.index(row["label"])]
+            for p, row in zip(found, of_split, strict=True)
+        ]
+        loss = -np.log(likely).mean()
+        assert loss == pytest.approx(metrics[split]["loss"], abs=1e-5)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_is_repeated_to_the_bit_by_its_recipe(idx: Path, tmp_path: Path):
+    """By the recipe.toml that it left behind; with the random numbers of augmentation and mixing. Another seed differs."""
+    augment = {"rotate": 20, "hflip": 0.5, "erase": 0.3}
+    recipe = write_recipe(
+        tmp_path / "r.toml", {"augment": augment, "mixup": 0.2, "ema": 0.8}, {"train": ["head"], "epochs": 1}
+    )
+    first = train(idx, recipe, tmp_path / "one", seed=3)
+    second = train(idx, first.path / "recipe.toml", tmp_path / "two")
+    other = train(idx, recipe, tmp_path / "three", seed=4)
+    assert (first.path / "recipe.toml").read_bytes() == (second.path / "recipe.toml").read_bytes()
+    assert same(weights(first.path), weights(second.path))
+    assert not same(weights(first.path), weights(other.path))
+
+    def rows(run: Run) -> list[str]:  # without the seconds
+        return [line.rpartition(",")[0] for line in (run.path / "history.csv").read_text().splitlines()]
+
+    assert rows(first) == rows(second)
+    assert rows(first) != rows(other)
+    assert first.figures == second.figures
+
+
+def collected(monkeypatch: pytest.MonkeyPatch, valid: list[tuple[float, float, float]] | None = None) -> list:
+    """The states after each epoch, in order; and figures (accuracy, balanced accuracy, loss) of one's own choice."""
+    from linnaeus.training import loop, phases
+
+    states: list[dict[str, torch.Tensor]] = []
+    real_fit = loop.fit
+
+    def fit(net, *args, **kwargs):
+        for epoch in real_fit(net, *args, **kwargs):
+            if valid is not None:
+                accuracy, balanced, loss = valid[len(states)]
+                epoch.valid = Figures(12, round(12 * accuracy), accuracy, (0, 1), None, balanced, loss)
+            states.append({name: tensor.clone() for name, tensor in epoch.model.state_dict().items()})
+            yield epoch
+
+    monkeypatch.setattr(phases, "fit", fit)
+    return states
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("by", "expected"), [("accuracy", 3), ("balanced_accuracy", 2), ("loss", 4)])
+def test_the_file_holds_the_best_model_not_the_last(
+    by: str, expected: int, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By the measure of the recipe; ties go to the lower loss, then to the earlier epoch."""
+    figures = [(0.5, 0.8, 0.9), (0.75, 0.9, 0.8), (0.75, 0.7, 0.5), (0.5, 0.5, 0.4), (0.75, 0.7, 0.5)]
+    states = collected(monkeypatch, figures)
+    run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 5, "lr": 1e-3}, best=by), tmp_path / "run")
+    assert (run.best.phase, run.best.epoch) == (1, expected)
+    assert same(weights(run.path), states[expected - 1])
+    assert not same(weights(run.path), states[-1])
+
+
+def test_ties():
+    def figures(accuracy: float, loss: float) -> Figures:
+        return Figures(10, round(10 * accuracy), accuracy, (0, 1), None, accuracy, loss)
+
+    best = Best("accuracy")
+    assert best.beaten_by(figures(0.0, 9.0))
+    best.keep(figures(0.5, 1.0), 1, 1, mini(), ("head",))
+    assert best.beaten_by(figures(0.6, 2.0))
+    assert best.beaten_by(figures(0.5, 0.9))
+    assert not best.beaten_by(figures(0.5, 1.0))
+    assert not best.beaten_by(figures(0.4, 0.1))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_each_phase_starts_from_the_best_so_far(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The second phase trains nothing but the head, so the blocks are those of the best epoch of the first."""
+    figures = [(0.5, 0.5, 0.9), (0.9, 0.9, 0.5), (0.5, 0.5, 0.9), (1.0, 1.0, 0.1), (0.0, 0.0, 9.0)]
+    states = collected(monkeypatch, figures)
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3}, {"train": ["head"], "epochs": 2})
+    run = train(idx, recipe, tmp_path / "run")
+    assert (run.best.phase, run.best.epoch) == (2, 1)
+    body = {name for name in states[0] if not name.startswith("fc.")}
+    for name in body:
+        assert torch.equal(states[3][name], states[1][name]), name
+        assert not torch.equal(states[3][name], states[2][name]), name
+    assert not torch.equal(states[3]["fc.weight"], states[1]["fc.weight"])
+    assert same(weights(run.path), states[3])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_auxiliary_heads_train_and_vanish_from_the_file(tmp_path: Path):
+    idx = write_idx(tmp_path / "small", train=20, test=6)
+    more = {"model": {"name": "inception_v1", "arguments": {"aux": True}}}
+    run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}, **more), tmp_path / "run")
+    assert not any("aux" in name for name in weights(run.path))
+    about = linnaeus.load(run.path).about
+    assert about.arch["arguments"]["aux"] is False
+    assert about.recipe["model"]["arguments"]["aux"] is True  # which is what would repeat it
+
+
+def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when epoch `after` has been written down."""
+    add = RunFolder.add
+
+    def stop(folder: RunFolder, row: Row) -> None:
+        add(folder, row)
+        if len(folder.rows) == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "add", stop)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_interrupted_run_keeps_the_best_so_far(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    states = collected(monkeypatch, [(0.9, 0.9, 0.5), (0.5, 0.5, 0.9), (1.0, 1.0, 0.1)])
+    stopping(3, monkeypatch)
+    run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 9}), tmp_path / "run")
+    assert run.interrupted
+    assert (run.best.phase, run.best.epoch) == (1, 1)
+    assert same(weights(run.path), states[0])
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert metrics["interrupted"] is True
+    assert len(history(run.path)) == 3
+
+
+def test_a_run_stopped_before_its_first_epoch_says_so(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopping(1, monkeypatch)
+    with pytest.raises(JobError, match="stopped before the first epoch was over"):
+        train(idx, write_recipe(tmp_path / "r.toml"), tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
+    """A real signal to a real process: exit status 1, no traceback, a model that loads."""
+    idx = write_idx(tmp_path / "idx")
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 100_000})
+    command = [sys.executable, "-m", "linnaeus", "train", str(idx), "--recipe", str(recipe)]
+    command += ["--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        wait_for(lambda: (tmp_path / "run" / "model.safetensors").exists() and len(history(tmp_path / "run")) > 2)
+        process.send_signal(signal.SIGINT)
+        if times == 2:  # once more, while the best model is evaluated and drawn
+            assert process.stdout is not None
+            while "Ctrl-C again" not in process.stdout.readline():
+                pass
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert times == 1 or err.splitlines()[-1] == "stopped"
+    assert linnaeus.load(tmp_path / "run").predict(samples(1)[0][0]).error is None
+    if times == 1:
+        assert "the best model so far is kept" in out
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["interrupted"] is True
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_loss_that_explodes_keeps_the_best_model(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"optimizer": "sgd", "lr": 1e30})
+    with pytest.raises(JobError, match=r"learning rate 1e\+30.*the best model so far \(phase 1, epoch 1\) is in .*run"):
+        train(idx, recipe, tmp_path / "run")
+    assert linnaeus.load(tmp_path / "run").about.metrics["valid"]["n"] == 12
+    with pytest.raises(JobError, match="not finite"):
+        train(idx, recipe, tmp_path / "two", settings={"phase.1.lr": 1e30, "phase.1.optimizer": "sgd"})
+    assert not (tmp_path / "two" / "model.safetensors").exists()
+
+
+def with_bad_pictures(folder: Path) -> Path:
+    write_pictures(folder, each=12)
+    good = (folder / "0" / "0 0.png").read_bytes()
+    (folder / "0" / "cut.png").write_bytes(good[: len(good) // 2])
+    Image.open(folder / "1" / "1 0.png").save(folder / "1" / "x.jpg")
+    (folder / "1" / "cut ü.jpg").write_bytes((folder / "1" / "x.jpg").read_bytes()[:300])
+    (folder / "2" / "words, 玫瑰.jpg").write_text("this is no picture")
+    return folder
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_bad_pictures_are_left_out_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = with_bad_pictures(tmp_path / "pictures")
+    recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
+    run = train(source, recipe, tmp_path / "run")
+    with (run.path / "bad_images.csv").open(encoding="utf-8", newline="") as file:
+        bad = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert bad.keys() == {"0/cut.png", "1/cut ü.jpg", "2/words, 玫瑰.jpg"}
+    assert all(bad.values())
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert metrics["bad_images"] == 3
+    counts = linnaeus.load(run.path).about.data["counts"]
+    assert sum(counts.values()) == 3 * 12 + 1
+    assert metrics["valid"]["n"] == counts["valid"]
+    assert "3 unreadable picture(s)" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"3 unreadable picture\(s\).*--strict"):
+        train(source, recipe, tmp_path / "strict", strict=True)
+
+
+def test_a_class_without_a_readable_picture_is_named(tmp_path: Path):
+    source = write_pictures(tmp_path / "pictures", each=6)
+    for file in (source / "1").iterdir():
+        file.write_text("no picture")
+    with pytest.raises(UserError, match="no readable training picture of 1"):
+        train(source, write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.4})), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_selecting_on_the_test_pictures_is_said(idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(valid="test")), tmp_path / "run")
+    assert set(run.figures) == {"valid"}
+    assert run.figures["valid"].n == 30
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert metrics["selected_on"] == "test"
+    assert "selected on the test pictures" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_normalising_by_the_data(idx: Path, tmp_path: Path):
+    """Mean and standard deviation of the training pixels alone, written into the model file."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(normalise="data"))
+    run = train(idx, recipe, tmp_path / "run")
+    with (run.path / "split.csv").open() as file:
+        split = [row["split"] for row in csv.DictReader(file)]
+    training = samples(120, seed=1)[0][[part == "train" for part in split[:120]]] / 255
+    found = linnaeus.load(run.path).preprocessing
+    assert found.mean == pytest.approx((training.mean(),), abs=1e-4)
+    assert found.std == pytest.approx((training.std(),), abs=1e-4)
+
+
+def build(classes: int, channels: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784 * channels, 16), nn.ReLU(), nn.Linear(16, classes))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_network_of_ones_own(idx: Path, tmp_path: Path):
+    """As a module, and as file.py:function; and predicting with each again, which needs its code."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "lr": 1e-3})
+    code = tmp_path / "my nets" / "net.py"
+    code.parent.mkdir()
+    code.write_text(
+        "from torch import nn\n\ndef build(classes, channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784 * channels, 16), nn.ReLU(), nn.Linear(16, classes))\n"
+    )
+    picture = samples(1)[0][0]
+    for out, given in (("module", build(3, 1)), ("file", f"{code}:build")):
+        run = train(idx, recipe, tmp_path / out, model=given)
+        assert run.valid.accuracy > 0.5
+        with pytest.raises(UserError, match="your own code"):
+            linnaeus.load(run.path)
+        if isinstance(given, nn.Module):  # it holds the best weights now
+            x = torch.from_numpy(picture / 255).float()[None, None]
+            expected = given.eval()(x).softmax(1)[0].detach().numpy()
+            assert linnaeus.load(run.path, model=build(3, 1)).predict(picture).probabilities == pytest.approx(expected)
+    answers = tmp_path / "answers.jsonl"
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    from click.testing import CliRunner
+
+    from linnaeus.cli import cli
+
+    arguments = ["predict", str(tmp_path / "file"), str(tmp_path / "a.png"), "--model", f"{code}:build"]
+    result = CliRunner().invoke(cli, [*arguments, "--format", "jsonl", "--out", str(answers)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(answers.read_text())["error"] is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_wrong_input_is_found_before_anything_is_made(idx: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x").touch()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"model": "resnet5"}, "did you mean"),
+        ({"settings": {"phase.1.train": ["heads"]}}, "'heads' is not a stage"),
+        ({"settings": {"data.sizes": 3}}, "unknown key"),
+        ({"epochs": "3,4"}, "2 number"),
+        ({"epochs": "x"}, "--epochs x"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"out": tmp_path / "there"}, "already exists"),
+        ({"model": str(tmp_path / "no.py") + ":f"}, "there is no such file"),
+        ({"weights": "imagenot"}, "imagenot"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(UserError, match=message):
+            linnaeus.train(idx, str(recipe), **{"out": tmp_path / "new", "console": QUIET, "device": "cpu", **change})
+        assert not (tmp_path / "new").exists(), change
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_training_pictures_may_be_larger_than_those_of_validation(tmp_path: Path):
+    source = write_pictures(tmp_path / "pictures", each=10)
+    data = settings(train_resize=36, split={"valid": 0.2})
+    recipe = write_recipe(tmp_path / "r.toml", {"augment": {"crop_scale": [0.5, 1.0]}}, **data)
+    run = train(source, recipe, tmp_path / "run")
+    assert run.valid.n == 6
+    assert linnaeus.load(run.path).preprocessing.resize == 28
+    assert len(list(expand([str(source)]))) == 30
