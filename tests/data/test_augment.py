@@ -10,6 +10,9 @@ import torch
 from reference import torchvision
 
 from linnaeus.data.augment import Augmentation, center_crop, uniforms
+from linnaeus.data.geometry import draw_maps
+from linnaeus.data.layout import Scratch
+from linnaeus.data.resample import Warp
 from linnaeus.errors import UserError
 from linnaeus.recipe import Augment
 
@@ -165,6 +168,24 @@ def test_the_result_stays_between_black_and_white(name: str) -> None:
     x = mine * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)
     assert x.min() >= -1e-6
     assert x.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["nothing", "flowers", "resized crop", "padded crop"])
+def test_every_tensor_is_made_on_the_device_of_the_pixels(name: str) -> None:
+    """On the meta device, which computes nothing and refuses to mix with the CPU."""
+    batch = rows(RAGGED).to("meta")
+    mine = make(SPECS[name])(batch, np.array(RAGGED), np.arange(6), epoch=0)
+    assert mine.device.type == "meta"
+    assert mine.shape == (6, 3, 32, 32)
+    assert mine.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rows_warped_together_are_those_warped_apart() -> None:
+    """The way of a GPU, which takes all rows in the batch's frame, tried on the CPU, with rubbish in the padding."""
+    shapes, batch = np.array(RAGGED), rows(RAGGED, spare=5, fill=255)
+    maps = draw_maps(Augment(rotate=45, scale=(0.5, 1.5)), shapes, 32, 0, 0, np.arange(6))
+    ways = [Warp(maps, batch, shapes, 32, Scratch(batch.device), apart)(batch, slice(0, 6)) for apart in (True, False)]
+    torch.testing.assert_close(ways[1], ways[0], rtol=0, atol=0.02)
 
 
 def test_outside_of_the_row_is_black_even_where_the_batch_is_white() -> None:

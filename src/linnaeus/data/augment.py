@@ -76,7 +76,11 @@ class Augmentation:
         out = torch.empty(len(indices), size, size, channels, device=pixels.device)
         scratch = Scratch(pixels.device)
         finish = Finish(colors, self.mean, self.std, size, pixels.device)
-        warp = Warp(maps, pixels, shapes, size, scratch) if (maps.kinds == WARP).any() else None
+        warp = (
+            Warp(maps, pixels, shapes, size, scratch, pixels.device.type == "cpu")
+            if (maps.kinds == WARP).any()
+            else None
+        )
         for which in self._pieces(maps.kinds * 10 + finish.kinds, pixels):
             rows, part, target = take(pixels, which), maps.select(which), take(out, which)
             if warp is not None and part.kinds[0] == WARP:

@@ -67,7 +67,7 @@ def draw_factors(spec: Augment, seed: int, epoch: int, indices: np.ndarray, triv
         contrast=factor(spec.contrast, CONTRAST, "contrast"),
         saturation=factor(spec.saturation, SATURATION, "saturation"),
         hue=between(-spec.hue, spec.hue, HUE),
-        gray=between(0.0, 1.0, GRAY) < spec.gray,
+        gray=between(0.0, 1.0 if spec.gray else 0.0, GRAY) < spec.gray,
     )
 
 
@@ -129,9 +129,7 @@ class Finish:
         self.needs_mean = (colors.through != 0).any(axis=(1, 2))
         # Several pixels at once: a block-diagonal matrix wastes arithmetic and is still faster than pixels by 3 x 3.
         self.block = next(b for b in (8, 4, 2, 1) if size * size % b == 0)
-        self.blocks = (
-            to_device(np.kron(np.eye(self.block), scaled.transpose(0, 2, 1)), device) if MIX in self.kinds else None
-        )
+        self.blocks = to_device(np.kron(np.eye(self.block), scaled.transpose(0, 2, 1)), device)
 
     def _bias(self, x: Tensor, which: slice | np.ndarray) -> Tensor:
         """x (K, C, size, size) in 0..255 -> (K, C): where black goes."""

@@ -83,13 +83,13 @@ class Warp:
     and moved to the device once.
     """
 
-    def __init__(self, maps: Maps, pixels: Tensor, shapes: np.ndarray, size: int, scratch: Scratch):
-        self.size, self.scratch, self.shapes = size, scratch, shapes
-        self.on_cpu = pixels.device.type == "cpu"
-        # The frame that grid_sample measures in, from -1 to 1. A CPU takes each row's own: the rounding of coordinates,
-        # and so every bit of the result, then does not depend on the rows beside it.
-        frames = shapes[:, ::-1] if self.on_cpu else np.broadcast_to((pixels.shape[2], pixels.shape[1]), shapes.shape)
-        scale = 2.0 / frames[:, :, None]
+    def __init__(self, maps: Maps, pixels: Tensor, shapes: np.ndarray, size: int, scratch: Scratch, apart: bool):
+        """`apart`: each row is measured in its own frame, as a CPU does it, where rows go one by one unless alike. The
+        rounding of coordinates, and so every bit of the result, then does not depend on the rows beside it. Otherwise
+        all rows go together in the batch's frame."""
+        self.size, self.scratch, self.shapes, self.apart = size, scratch, shapes, apart
+        frames = shapes[:, ::-1] if apart else np.broadcast_to((pixels.shape[2], pixels.shape[1]), shapes.shape)
+        scale = 2.0 / frames[:, :, None]  # grid_sample measures from -1 to 1
         u = np.arange(size) + (0.5 - size / 2)
         self.along = to_device(maps.linear[:, :, :1] * scale * u, pixels.device)  # (N, 2, size)
         self.across = to_device((maps.linear[:, :, 1:] * u + maps.offset[:, :, None]) * scale - 1, pixels.device)
@@ -98,7 +98,7 @@ class Warp:
         """pixels (K, H, W, C) uint8, the samples `which` of the batch -> (K, C, size, size) float32 in 0..255."""
         shapes, along, across = self.shapes[which], self.along[which], self.across[which]
         n, height, width, channels = pixels.shape
-        if not self.on_cpu:
+        if not self.apart:
             return self._sample(self._blacken(pixels, shapes), along, across)
         if (shapes == shapes[:1]).all():
             height, width = shapes[0].tolist()
@@ -123,7 +123,7 @@ class Warp:
         size = self.size
         grid = self.scratch.get("grid", n, 2, size, size)  # planes of x and of y are cheaper to make than pairs
         torch.add(along[:, :, None, :], across[:, :, :, None], out=grid)
-        bands = _bands(size) if n == 1 and self.on_cpu else 1
+        bands = _bands(size) if n == 1 and self.apart else 1
         grid = grid.permute(0, 2, 3, 1).view(n * bands, size // bands, size, 2)
         x = rows.permute(0, 3, 1, 2).expand(n * bands, -1, -1, -1)
         y = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
