@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def check_predictions_add_up(run: Run, model: linnaeus.Classifier, metrics: dict
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_is_repeated_to_the_bit_by_its_recipe(idx: Path, tmp_path: Path):
-    """By the recipe.toml that it left behind; with the random numbers of augmentation and mixing. Another seed differs."""
+    """By the recipe.toml that it left behind; augmentation and mixing included. Another seed differs."""
     augment = {"rotate": 20, "hflip": 0.5, "erase": 0.3}
     recipe = write_recipe(
         tmp_path / "r.toml", {"augment": augment, "mixup": 0.2, "ema": 0.8}, {"train": ["head"], "epochs": 1}
@@ -255,7 +254,11 @@ def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
-        wait_for(lambda: (tmp_path / "run" / "model.safetensors").exists() and len(history(tmp_path / "run")) > 2)
+        end = time.monotonic() + 60
+        while not (tmp_path / "run" / "model.safetensors").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end, "no model within a minute"
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         if times == 2:  # once more, while the best model is evaluated and drawn
             assert process.stdout is not None
@@ -270,13 +273,6 @@ def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
     if times == 1:
         assert "the best model so far is kept" in out
         assert json.loads((tmp_path / "run" / "metrics.json").read_text())["interrupted"] is True
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("undrawn")
