@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import os
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from linnaeus.data.augment import Augmentation, center_crop, uniforms
 from linnaeus.data.geometry import draw_maps
 from linnaeus.data.layout import Scratch
 from linnaeus.data.resample import Warp
+from linnaeus.data.workers import share
 from linnaeus.errors import UserError
 from linnaeus.recipe import Augment
 
@@ -119,7 +123,7 @@ def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        torch.testing.assert_close(augment(batch, shapes, indices, epoch=2), whole, rtol=0, atol=1e-5)
+        assert torch.equal(augment(batch, shapes, indices, epoch=2), whole)
     finally:
         torch.set_num_threads(threads)
 
@@ -180,11 +184,54 @@ def test_every_tensor_is_made_on_the_device_of_the_pixels(name: str) -> None:
     assert mine.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("size", [32, 160])
+def test_threads_change_no_bit_and_leave_torch_as_it_was(size: int) -> None:
+    """One picture a thread where pictures are large; in inference mode as well, which each thread has for itself."""
+    shapes = np.array([(170, 180), (160, 200), (180, 165), (171, 171), (200, 160)])
+    batch, augment = rows([(h, w) for h, w in shapes.tolist()]), make(EVERYTHING, size)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(augment(batch, shapes, np.arange(5), epoch=0))
+            assert torch.get_num_threads() == count
+            with torch.inference_mode():
+                results.append(augment(batch, shapes, np.arange(5), epoch=0))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+
+
+def test_an_error_in_a_thread_reaches_the_caller() -> None:
+    seen: list[int] = []
+
+    def work(part: Sequence[int]) -> None:
+        seen.extend(part)
+        if 3 in part:
+            raise ValueError("three")
+
+    with pytest.raises(ValueError, match="three"):
+        share(range(6), work, 2)
+    assert sorted(seen) == list(range(6))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    share(range(4), lambda part: None, 2)
+    process = multiprocessing.get_context("fork").Process(target=share, args=(range(4), lambda part: None, 2))
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+
+
 def test_rows_warped_together_are_those_warped_apart() -> None:
     """The way of a GPU, which takes all rows in the batch's frame, tried on the CPU, with rubbish in the padding."""
     shapes, batch = np.array(RAGGED), rows(RAGGED, spare=5, fill=255)
     maps = draw_maps(Augment(rotate=45, scale=(0.5, 1.5)), shapes, 32, 0, 0, np.arange(6))
-    ways = [Warp(maps, batch, shapes, 32, Scratch(batch.device), apart)(batch, slice(0, 6)) for apart in (True, False)]
+    scratch = Scratch(batch.device)
+    ways = [Warp(maps, batch, shapes, 32, apart)(batch, slice(0, 6), scratch).clone() for apart in (True, False)]
     torch.testing.assert_close(ways[1], ways[0], rtol=0, atol=0.02)
 
 

@@ -26,6 +26,7 @@ from linnaeus.data.layout import Scratch, take, together
 from linnaeus.data.passes import draw_erasures, draw_passes, erase, run_passes
 from linnaeus.data.resample import Warp, cut, straight
 from linnaeus.data.trivial import draw_trivial
+from linnaeus.data.workers import share
 from linnaeus.errors import UserError
 from linnaeus.recipe import Augment
 
@@ -40,7 +41,7 @@ def center_crop(pixels: Tensor, shapes: Tensor | np.ndarray, size: int) -> Tenso
 
     pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width) -> (N, size, size, C) uint8
     """
-    shapes = np.asarray(shapes)
+    shapes = _on_host(shapes)
     return cut(pixels, shapes, center_boxes(shapes, size), size)
 
 
@@ -66,35 +67,35 @@ class Augmentation:
     def __call__(self, pixels: Tensor, shapes: Tensor | np.ndarray, indices: np.ndarray, epoch: int) -> Tensor:
         spec, size, channels = self.spec, self.size, pixels.shape[-1]
         assert channels == len(self.mean), f"{channels} channels, but mean and std for {len(self.mean)}"
-        shapes, indices = np.asarray(shapes), np.asarray(indices)
+        shapes, indices = _on_host(shapes), np.asarray(indices)
         trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial else None
         maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
         passes = draw_passes(spec, self.seed, epoch, indices, trivial)
         colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)
-        active = passes.active
-
         out = torch.empty(len(indices), size, size, channels, device=pixels.device)
-        scratch = Scratch(pixels.device)
-        finish = Finish(colors, self.mean, self.std, size, pixels.device)
-        warp = (
-            Warp(maps, pixels, shapes, size, scratch, pixels.device.type == "cpu")
-            if (maps.kinds == WARP).any()
-            else None
-        )
-        for which in self._pieces(maps.kinds * 10 + finish.kinds, pixels):
-            rows, part, target = take(pixels, which), maps.select(which), take(out, which)
-            if warp is not None and part.kinds[0] == WARP:
-                x = warp(rows, which)
-                if active[which].any():
-                    run_passes(x, passes, which)
-                finish.planes(x, which, target, scratch)
-            else:
-                x = scratch.get("straight", *target.shape).copy_(straight(rows, shapes[which], part, size))
-                if active[which].any():
-                    run_passes(x.permute(0, 3, 1, 2), passes, which)
-                finish.interleaved(x, which, target)
-            if isinstance(which, np.ndarray):
-                out.index_copy_(0, torch.from_numpy(which).to(out.device), target)
+        on_cpu = pixels.device.type == "cpu"
+        active, finish = passes.active, Finish(colors, self.mean, self.std, size, pixels.device)
+        warp = Warp(maps, pixels, shapes, size, apart=on_cpu) if (maps.kinds == WARP).any() else None
+
+        def work(pieces: Sequence[slice | np.ndarray]) -> None:
+            scratch = Scratch(pixels.device)
+            for which in pieces:
+                rows, part, target = take(pixels, which), maps.select(which), take(out, which)
+                if warp is not None and part.kinds[0] == WARP:
+                    x = warp(rows, which, scratch)
+                    if active[which].any():
+                        run_passes(x, passes, which)
+                    finish.planes(x, which, target, scratch)
+                else:
+                    x = scratch.get("straight", *target.shape).copy_(straight(rows, shapes[which], part, size))
+                    if active[which].any():
+                        run_passes(x.permute(0, 3, 1, 2), passes, which)
+                    finish.interleaved(x, which, target)
+                if isinstance(which, np.ndarray):
+                    out.index_copy_(0, torch.from_numpy(which).to(out.device), target)
+
+        pieces = list(self._pieces(maps.kinds * 10 + finish.kinds, pixels))
+        share(pieces, work, torch.get_num_threads() if on_cpu else 1)
         result = out.permute(0, 3, 1, 2)
         if spec.erase:
             erase(result, draw_erasures(spec, size, self.seed, epoch, indices))
@@ -109,10 +110,16 @@ class Augmentation:
         if not together(pixels, self.size):
             yield from (slice(i, i + 1) for i in range(n))
             return
-        most = (CPU_PIECE if pixels.device.type == "cpu" else DEVICE_PIECE) // (4 * self.size**2 * pixels.shape[-1])
+        most = max(
+            1, (CPU_PIECE if pixels.device.type == "cpu" else DEVICE_PIECE) // (4 * self.size**2 * pixels.shape[-1])
+        )
         if (ways == ways[:1]).all():
             yield from (slice(i, min(i + most, n)) for i in range(0, n, most))
             return
         for way in np.unique(ways):
             which = np.flatnonzero(ways == way)
             yield from (which[i : i + most] for i in range(0, len(which), most))
+
+
+def _on_host(shapes: Tensor | np.ndarray) -> np.ndarray:
+    return shapes.cpu().numpy() if isinstance(shapes, Tensor) else np.asarray(shapes)

@@ -83,56 +83,44 @@ class Warp:
     and moved to the device once.
     """
 
-    def __init__(self, maps: Maps, pixels: Tensor, shapes: np.ndarray, size: int, scratch: Scratch, apart: bool):
+    def __init__(self, maps: Maps, pixels: Tensor, shapes: np.ndarray, size: int, apart: bool):
         """`apart`: each row is measured in its own frame, as a CPU does it, where rows go one by one unless alike. The
         rounding of coordinates, and so every bit of the result, then does not depend on the rows beside it. Otherwise
         all rows go together in the batch's frame."""
-        self.size, self.scratch, self.shapes, self.apart = size, scratch, shapes, apart
+        self.size, self.shapes, self.apart = size, shapes, apart
         frames = shapes[:, ::-1] if apart else np.broadcast_to((pixels.shape[2], pixels.shape[1]), shapes.shape)
         scale = 2.0 / frames[:, :, None]  # grid_sample measures from -1 to 1
         u = np.arange(size) + (0.5 - size / 2)
         self.along = to_device(maps.linear[:, :, :1] * scale * u, pixels.device)  # (N, 2, size)
         self.across = to_device((maps.linear[:, :, 1:] * u + maps.offset[:, :, None]) * scale - 1, pixels.device)
 
-    def __call__(self, pixels: Tensor, which: slice | np.ndarray) -> Tensor:
+    def __call__(self, pixels: Tensor, which: slice | np.ndarray, scratch: Scratch) -> Tensor:
         """pixels (K, H, W, C) uint8, the samples `which` of the batch -> (K, C, size, size) float32 in 0..255."""
         shapes, along, across = self.shapes[which], self.along[which], self.across[which]
         n, height, width, channels = pixels.shape
         if not self.apart:
-            return self._sample(self._blacken(pixels, shapes), along, across)
+            return self._sample(self._blacken(pixels, shapes, scratch), along, across, scratch)
         if (shapes == shapes[:1]).all():
             height, width = shapes[0].tolist()
-            rows = self.scratch.get("rows", n, height, width, channels).copy_(pixels[:, :height, :width])
-            return self._sample(rows, along, across)
+            rows = scratch.get("rows", n, height, width, channels).copy_(pixels[:, :height, :width])
+            return self._sample(rows, along, across, scratch)
         out = torch.empty(n, channels, self.size, self.size)
         for i, (height, width) in enumerate(shapes.tolist()):
-            rows = self.scratch.get("rows", 1, height, width, channels).copy_(pixels[i, :height, :width])
-            out[i] = self._sample(rows, along[i : i + 1], across[i : i + 1])[0]
+            rows = scratch.get("rows", 1, height, width, channels).copy_(pixels[i, :height, :width])
+            out[i] = self._sample(rows, along[i : i + 1], across[i : i + 1], scratch)[0]
         return out
 
-    def _blacken(self, pixels: Tensor, shapes: np.ndarray) -> Tensor:
+    def _blacken(self, pixels: Tensor, shapes: np.ndarray, scratch: Scratch) -> Tensor:
         """As float, with black beyond each row whatever the batch holds there."""
         height, width = to_device(shapes, pixels.device)[:, :, None, None, None].unbind(1)
         inside = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None] < height
         inside = inside & (torch.arange(pixels.shape[2], device=pixels.device)[None, None, :, None] < width)
-        return torch.mul(pixels, inside, out=self.scratch.get("rows", *pixels.shape))
+        return torch.mul(pixels, inside, out=scratch.get("rows", *pixels.shape))
 
-    def _sample(self, rows: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    def _sample(self, rows: Tensor, along: Tensor, across: Tensor, scratch: Scratch) -> Tensor:
         """rows (K, h, w, C) float32; along, across (K, 2, size) -> (K, C, size, size) float32."""
-        n, _, _, channels = rows.shape
-        size = self.size
-        grid = self.scratch.get("grid", n, 2, size, size)  # planes of x and of y are cheaper to make than pairs
+        n = len(rows)
+        grid = scratch.get("grid", n, 2, self.size, self.size)  # planes of x and of y are cheaper to make than pairs
         torch.add(along[:, :, None, :], across[:, :, :, None], out=grid)
-        bands = _bands(size) if n == 1 and self.apart else 1
-        grid = grid.permute(0, 2, 3, 1).view(n * bands, size // bands, size, 2)
-        x = rows.permute(0, 3, 1, 2).expand(n * bands, -1, -1, -1)
-        y = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        if bands == 1:
-            return y
-        whole = self.scratch.get("bands", n, channels, bands, size // bands, size)
-        return whole.copy_(y.permute(1, 0, 2, 3)[None]).view(n, channels, size, size)
-
-
-def _bands(size: int) -> int:
-    """Into how many bands to cut one picture: `grid_sample` shares work between threads by sample only."""
-    return next(k for k in range(min(torch.get_num_threads(), size), 0, -1) if size % k == 0)
+        x = rows.permute(0, 3, 1, 2)
+        return F.grid_sample(x, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
