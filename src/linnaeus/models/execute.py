@@ -50,20 +50,20 @@ class Executor:
     """Measured, a picture."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: what is above the cut saves this for its backward pass
             return self.run(x)
 
 
 class Front(nn.Module):
-    """The stages below `stop`. Before a head of ours, which begins with a global average, it gives the average only."""
+    """The stages from `start` to below `stop`; before a head of ours, which begins with an average, that average."""
 
-    def __init__(self, network: Network, stop: str):
+    def __init__(self, network: Network, stop: str, start: str | None = None):
         super().__init__()
-        self.network, self.stop = network, stop
+        self.network, self.stop, self.start = network, stop, start
         self.pool = stop == "head" and network.arch["name"] != "custom"
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.network.run(x, stop=self.stop)
+        x = self.network.run(x, start=self.start, stop=self.stop)
         return pooled(x) if self.pool else x
 
 
@@ -74,13 +74,14 @@ def choose_executor(
     pictures: int,
     record: Path | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    start: str | None = None,
 ) -> Executor:
-    """The fastest executor for `pictures` pictures like `sample` (N, C, H, W) through the stages below `stop`.
+    """The fastest executor for `pictures` pictures like `sample` (N, C, H, W) from `start` through all below `stop`.
 
     ONNX Runtime is tried where it is installed, on CPU, and the work is long enough to pay for the export. What was
     found is kept in the file `record` by machine and network: a later run, or one that is resumed, does as the first.
     """
-    front = Front(copy.deepcopy(network), stop).eval().requires_grad_(False).to(sample.device)
+    front = Front(copy.deepcopy(network), stop, start).eval().requires_grad_(False).to(sample.device)
     front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.inference_mode():
         expected = front(sample)
@@ -89,7 +90,7 @@ def choose_executor(
     )
     if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         return fused
-    key = _machine(network, stop, sample)
+    key = _machine(network, stop, sample, start)
     known = _read(record).get(key)
     if known == fused.name or (known is None and fused.seconds * pictures < WORTH_TRYING):
         return fused
@@ -194,11 +195,11 @@ def _timed(
     return Executor(name, cast, sorted(seconds)[1] / len(sample))
 
 
-def _machine(network: Network, stop: str, sample: Tensor) -> str:
+def _machine(network: Network, stop: str, sample: Tensor, start: str | None = None) -> str:
     """What the choice depends on, as a key."""
     what = [
         platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__,
-        network.arch, stop, list(sample.shape[1:]),
+        network.arch, start, stop, list(sample.shape[1:]),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -100,7 +100,7 @@ class Phases:
         frozen = {n: b.clone() for n, b in self.model.named_buffers() if self.model.stage_of(n) not in stages}
         self.model.to(self.engine.device)
         self.console.say(f"phase {number}: {', '.join(phase.train)}")
-        cut, train, valid = self.streams.of(phase, stages)
+        cut, train, valid = self.streams.of(number - 1)
         net = Above(self.model, cut)
         if phase.head == "auto":
             self._finish(number, phase, self._solve_head(phase, net, train, valid), stages)

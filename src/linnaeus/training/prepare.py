@@ -22,7 +22,7 @@ from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.stores import default_cache
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.training.choose import choose_recipe
-from linnaeus.training.streams import Samples
+from linnaeus.training.frozen import Samples
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), a value a channel, on the scale [0, 1]."""

@@ -11,9 +11,9 @@ from linnaeus.evaluate import Outputs, answers, confusion_matrix
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.training.engine import Engine
+from linnaeus.training.frozen import Samples
 from linnaeus.training.phases import Best
 from linnaeus.training.runfolder import RunFolder
-from linnaeus.training.streams import Samples
 
 BATCH = 64
 SHOWN = 24

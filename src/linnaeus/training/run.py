@@ -20,6 +20,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.training.engine import Engine, hardware
+from linnaeus.training.frozen import Frozen, Samples
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Best, Phases
 from linnaeus.training.prepare import (
@@ -32,7 +33,7 @@ from linnaeus.training.prepare import (
 )
 from linnaeus.training.results import answer_pixels, write_pictures
 from linnaeus.training.runfolder import RunFolder
-from linnaeus.training.streams import Samples, Streams
+from linnaeus.training.streams import Streams
 
 
 @dataclass
@@ -158,10 +159,9 @@ class _Job:
 
     def run(self, tensorboard: bool) -> Run:
         """The phases, then the final figures from the saved file, on pixels."""
-        streams = Streams(
-            self.network, self.preprocessing, self.samples["train"], self.samples["valid"], self.engine, self.console,
-            default_cache(), self.recipe.seed,
-        )  # fmt: skip
+        frozen = Frozen(self.network, self.preprocessing, self.engine, self.console, default_cache())
+        train, valid = self.samples["train"], self.samples["valid"]
+        streams = Streams(frozen, train, valid, self.recipe.phase, self.recipe.seed)
         phases = Phases(
             self.recipe, self.network, streams, len(self.table.classes), self.engine, self.console, self._save,
             self.folder.add, self.seconds,
@@ -182,7 +182,7 @@ class _Job:
                     raise
                 where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
                 raise JobError(f"{error}; the best model so far ({where}) is in {self.folder.model}") from None
-        return self._finish(best, phases, streams, interrupted)
+        return self._finish(best, phases, frozen, interrupted)
 
     def _save(self, best: Best) -> None:
         """Write the best model so far, with the figures by which it was chosen."""
@@ -210,7 +210,7 @@ class _Job:
             self._fingerprint = self.table.fingerprint()
         return self._fingerprint
 
-    def _finish(self, best: Best, phases: Phases, streams: Streams, interrupted: bool) -> Run:
+    def _finish(self, best: Best, phases: Phases, frozen: Frozen, interrupted: bool) -> Run:
         since = time.perf_counter()
         # From here on only the file counts: what is reported is what somebody who is given the file will find.
         network, about = read_model(self.folder.model, self.network if self.network.arch["name"] == "custom" else None)
@@ -245,7 +245,7 @@ class _Job:
                 "interrupted": interrupted,
                 "bad_images": self.bad,
                 "micro_batch": phases.micro,
-                "executors": streams.executors,
+                "executors": {stages: found.name for (stages, _), found in frozen.executors.items()},
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "hardware": hardware(),
                 "versions": versions(),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,94 +12,80 @@ from torch import Tensor
 
 from linnaeus.console import Console, duration
 from linnaeus.data.augment import Augmentation
-from linnaeus.data.batches import Batch, Batches, Resident, Rows, Subset
-from linnaeus.data.download import cache_dir
-from linnaeus.models import Network
-from linnaeus.models.execute import Executor, choose_executor
+from linnaeus.data.batches import Batch, Batches, Rows, Subset
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
-from linnaeus.stores.activations import ActivationStore, build_activations, identity
-from linnaeus.stores.cache import Cache, OverBudgetError
-from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.stores.cache import OverBudgetError
 from linnaeus.training.engine import Engine
+from linnaeus.training.frozen import TRIED, Frozen, Prepare, Samples, on_device, stored
 from linnaeus.training.loop import Stream
-from linnaeus.training.memory import free_memory
-
-BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
-GPU_BATCH = 256
-PROBED = 8
-RESIDENT = 0.25  # of the free memory that the rows of a phase may take whole
-
-
-@dataclass
-class Samples:
-    """The pictures of one split, decoded, with their labels."""
-
-    rows: Rows
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
+from linnaeus.training.optim import training_stages
 
 
 @dataclass
 class Streams:
     """Builds the streams of each phase over the same samples."""
 
-    model: Network
-    preprocessing: Preprocessing
+    frozen: Frozen
     train: Samples
     valid: Samples
-    engine: Engine
-    console: Console
-    cache: Cache
+    phases: list[Phase]
     seed: int
-    executors: dict[str, str] = field(default_factory=dict)
-    """Stage of the cut -> executor, for the run's record."""
 
-    def of(self, phase: Phase, stages: tuple[str, ...]) -> tuple[str | None, Stream, Stream]:
-        """(the cut, training stream, validation stream) of a phase that trains `stages`.
+    @property
+    def engine(self) -> Engine:
+        return self.frozen.engine
 
-        The cut is the first stage that trains. Below it nothing trains, and nothing is random in evaluation mode, so
-        what crosses it depends on the picture alone. None where the first stage of all trains.
+    @property
+    def console(self) -> Console:
+        return self.frozen.console
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.frozen.preprocessing
+
+    def cut(self, phase: Phase) -> str | None:
+        """The first stage that trains; None where that is the first of all.
+
+        Below it nothing trains, and nothing is random in evaluation mode: what crosses it depends on the picture alone.
         """
-        cut = None if stages[0] == self.model.stages[0] else stages[0]
-        augmentation = self._augmentation(phase.augment or Augment())
+        stages = self.frozen.model.stages
+        first = training_stages(self.frozen.model, phase.train)[0]
+        return None if first == stages[0] else first
+
+    def of(self, number: int) -> tuple[str | None, Stream, Stream]:
+        """(the cut, training stream, validation stream) of phase `number`, from 0."""
+        phase = self.phases[number]
+        cut = self.cut(phase)
         if cut is None:
-            return None, self._pixels(phase, augmentation), self._validation()
-        executor = self._executor(cut, phase)
-        self.executors[cut] = executor.name
-        valid = self._stored(cut, executor, self.valid, self._validation(), "validation", {})
-        train = self._pixels(phase, augmentation)
-        if phase.augment is None:
-            return cut, self._batched(phase, self._stored(cut, executor, self.train, train, "training", {}), 1), valid
-        if phase.views:
-            made = self._views(cut, executor, phase, augmentation)
-            return cut, self._batched(phase, made, phase.views), valid
-        seconds, views = executor.seconds * len(self.train), min(4, phase.epochs)
-        self.console.say(
-            f"  fresh augmentation: the frozen part runs in every epoch, about {duration(seconds * phase.epochs)} in "
-            f"all; views = {views} would run it for {duration(seconds * views)}"
-        )
+            return None, self._pixels(phase), self._validation()
+        valid = self._stored_validation(number, cut)
+        if phase.augment is None or phase.views:
+            return cut, self._stored_training(number, cut), valid
+        return cut, self._fresh(phase, cut), valid
 
-        def prepare(batch: Batch, epoch: int) -> Tensor:
-            return executor(augmentation_of(augmentation, batch, epoch))
-
-        return cut, Stream(train.batches, prepare), valid
-
-    def _augmentation(self, spec: Augment) -> Augmentation:
-        p = self.preprocessing
-        return Augmentation(spec, size=p.size, mean=p.mean, std=p.std, seed=self.seed)
-
-    def _pixels(self, phase: Phase, augmentation: Augmentation) -> Stream:
+    def _pixels(self, phase: Phase) -> Stream:
         """Training pictures, augmented afresh in every epoch."""
         batches = self._order(phase, on_device(self.train.rows, self.engine.device), 1)
-        return Stream(batches, lambda batch, epoch: augmentation_of(augmentation, batch, epoch))
+        return Stream(batches, self._augment(phase))
+
+    def _augment(self, phase: Phase) -> Callable[[Batch, int], Tensor]:
+        """The phase's augmentation, or the central crop where it has none, normalised."""
+        p = self.preprocessing
+        augmentation = Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
+
+        def prepare(batch: Batch, epoch: int) -> Tensor:
+            return augmentation(batch.pixels, batch.shapes, batch.indices, epoch)
+
+        return prepare
+
+    def _plain(self, batch: Batch, epoch: int = 0) -> Tensor:
+        """The preprocessing of evaluation."""
+        return self.preprocessing(batch.pixels, batch.shapes)
 
     def _validation(self) -> Stream:
         rows = on_device(self.valid.rows, self.engine.device)
-        batches = Batches(rows, self.valid.labels, batch=self._batch(), device=self.engine.device)
-        return Stream(batches, lambda batch, epoch: self.preprocessing(batch.pixels, batch.shapes))
+        return Stream(Batches(rows, self.valid.labels, batch=self.frozen.batch, device=self.engine.device), self._plain)
 
     def _order(self, phase: Phase, rows: Rows, views: int) -> Batches:
         """Training batches over `rows`, shuffled, or balanced by class."""
@@ -114,113 +99,79 @@ class Streams:
             weights=weights, views=views, rank=self.engine.rank, world=self.engine.world,
         )  # fmt: skip
 
-    def _batched(self, phase: Phase, stored: Stream, views: int) -> Stream:
-        """Training batches over what is stored, in training order."""
-        return Stream(self._order(phase, stored.batches.rows, views), stored.prepare)
+    def _cuts(self, number: int, cut: str, alike: Callable[[Phase], bool]) -> list[str]:
+        """The cuts below `cut` that later phases of the same kind have, lowest first, and `cut` itself."""
+        stages = self.frozen.model.stages
+        later = {self.cut(phase) for phase in self.phases[number + 1 :] if alike(phase)} - {None}
+        lower = [stage for stage in stages[: stages.index(cut)] if stage in later]
+        return [*lower, cut]
 
-    def _batch(self) -> int:
-        return BATCH if self.engine.device.type == "cpu" else GPU_BATCH
+    def _stored_validation(self, number: int, cut: str) -> Stream:
+        cuts = self._cuts(number, cut, lambda phase: True)
+        rows = self._rows(cuts, self.valid, self._plain, "validation", {})
+        if rows is None:
+            pixels, executor = self._validation(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
+            return Stream(pixels.batches, lambda batch, epoch: executor(self._plain(batch)))
+        batches = Batches(rows, self.valid.labels, batch=256, device=self.engine.device)
+        return Stream(batches, lambda batch, epoch: stored(batch))
 
-    def _executor(self, cut: str, phase: Phase) -> Executor:
-        rows, shapes = self.valid.rows.gather(np.arange(min(PROBED, len(self.valid))))
-        sample = self.preprocessing(torch.from_numpy(rows), shapes).to(self.engine.device)
-        times = 1 if phase.augment is None else phase.views or phase.epochs
-        pictures = len(self.valid) + times * len(self.train)
-        record = cache_dir() / "executors.json"
-        return choose_executor(self.model, cut, sample, pictures, record, self.engine.autocast)
+    def _stored_training(self, number: int, cut: str) -> Stream:
+        """What crosses the cut for each training picture, or for each of its `views` augmented versions."""
+        phase, n = self.phases[number], len(self.train)
+        views = phase.views or 1
+        kind = (phase.augment, phase.views)
+        cuts = self._cuts(number, cut, lambda other: (other.augment, other.views) == kind)
+        augment = self._augment(phase)
 
-    def _views(self, cut: str, executor: Executor, phase: Phase, augmentation: Augmentation) -> Stream:
-        """What crosses the cut for `views` augmented versions of each training picture, one after the other."""
-        assert phase.augment is not None
-        views, n = phase.views, len(self.train)
-        rows = Subset(self.train.rows, np.repeat(np.arange(n), views))
-        batches = Batches(rows, np.repeat(self.train.labels, views), batch=self._batch(), device=self.engine.device)
-
-        def prepare(batch: Batch, epoch: int) -> Tensor:
-            # The augmentation's random numbers come from (sample, epoch), and a view stands for an epoch.
+        def prepare(batch: Batch) -> Tensor:
+            """Rows hold the views of a picture one after the other; a view stands for an epoch of the augmentation."""
             samples, view = batch.indices // views, batch.indices % views
-            out: Tensor | None = None
+            made: list[tuple[np.ndarray, Tensor]] = []
             for v in np.unique(view):
                 where = np.flatnonzero(view == v)
                 part = batch.take(where)
                 part.indices = samples[where]
-                made = augmentation_of(augmentation, part, int(v))
-                if out is None:
-                    out = made.new_empty((len(batch), *made.shape[1:]))
-                out[torch.from_numpy(where).to(made.device)] = made
-            assert out is not None
-            return out
+                made.append((where, augment(part, int(v))))
+            back = np.argsort(np.concatenate([where for where, _ in made]))
+            return torch.cat([x for _, x in made])[torch.from_numpy(back)]
 
-        what = {"augment": phase.augment.model_dump(mode="json"), "views": views, "seed": self.seed}
-        samples = Samples(rows, batches.labels)
-        return self._stored(cut, executor, samples, Stream(batches, prepare), f"{views} views of training", what)
+        variant: dict[str, Any] = {"trained": True}  # training rows may have another size than those of evaluation
+        samples = self.train
+        if phase.augment is not None:
+            variant |= {"augment": phase.augment.model_dump(mode="json"), "views": views, "seed": self.seed}
+            samples = Samples(
+                Subset(self.train.rows, np.repeat(np.arange(n), views)), np.repeat(self.train.labels, views)
+            )
+        rows = self._rows(cuts, samples, prepare, f"training, {views} views" if phase.views else "training", variant)
+        if rows is None:
+            return self._fresh(phase, cut)
+        return Stream(self._order(phase, rows, views), lambda batch, epoch: stored(batch))
 
-    def _stored(
-        self, cut: str, executor: Executor, samples: Samples, pixels: Stream, what: str, more: dict[str, object]
-    ) -> Stream:
-        """What crosses the cut for each of `samples`, from a store; streamed where the store would not fit.
+    def _rows(
+        self, cuts: list[str], samples: Samples, prepare: Prepare, what: str, variant: dict[str, Any]
+    ) -> Rows | None:
+        """The stored rows; where the stores on the way would not fit, those of the last cut alone; None if not even."""
+        for way in (cuts, cuts[-1:])[: len(cuts)]:
+            try:
+                return self.frozen.rows(way, samples, prepare, what, variant)
+            except OverBudgetError as error:
+                reason = error
+        self.console.say(f"  {what}: what the frozen part gives is not stored ({reason}); it runs in every epoch")
+        return None
 
-        `pixels` says how a batch becomes the network's input; its batches may be in training order, ours are not.
-        """
-        batches = Batches(samples.rows, samples.labels, batch=self._batch(), device=self.engine.device)
-        shape = tuple(executor(pixels.prepare(next(iter(batches.epoch())).part(0, 1), 0)).shape[1:])
-        key = self._key(cut, executor, samples.rows, more)
+    def _fresh(self, phase: Phase, cut: str) -> Stream:
+        """Pictures augmented afresh, and the frozen part run on them, in every epoch."""
+        augment = self._augment(phase)
+        executor = self._executor(cut, len(self.train) * phase.epochs)
+        if phase.augment is not None:
+            seconds, views = executor.seconds * len(self.train), min(4, phase.epochs)
+            self.console.say(
+                f"  fresh augmentation: the frozen part runs in every epoch, about {duration(seconds * phase.epochs)} "
+                f"in all; views = {views} would run it for {duration(seconds * views)}"
+            )
+        return Stream(self._pixels(phase).batches, lambda batch, epoch: executor(augment(batch, epoch)))
 
-        def chunks(start: int) -> Iterator[Tensor]:
-            rest = Batches(
-                Subset(samples.rows, np.arange(start, len(samples))), samples.labels[start:], batch=self._batch(),
-                device=self.engine.device,
-            )  # fmt: skip
-            for batch in rest.epoch():
-                batch.indices = batch.indices + start
-                yield executor(pixels.prepare(batch, 0))
-
-        try:
-            with self.console.progress(f"{what}: stages below {cut}") as advance:
-                store = build_activations(chunks, len(samples), shape, key, cache=self.cache, progress=advance)
-        except OverBudgetError as error:
-            self.console.say(f"  {what}: what the frozen part gives is not stored ({error}); it runs in every epoch")
-            return Stream(pixels.batches, lambda batch, epoch: executor(pixels.prepare(batch, epoch)))
-        rows = in_memory(store, self.engine.device)
-        stored = Batches(rows, samples.labels, batch=max(self._batch(), 256), device=self.engine.device)
-        return Stream(stored, lambda batch, epoch: batch.pixels.float())
-
-    def _key(self, cut: str, executor: Executor, rows: Rows, more: dict[str, object]) -> str:
-        """Everything that a stored row depends on."""
-        weights = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            if self.model.stages.index(self.model.stage_of(name)) < self.model.stages.index(cut):
-                weights.update(name.encode())
-                weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        what = {
-            "arch": {k: v for k, v in self.model.arch.items() if k != "classes"},
-            "weights": weights.hexdigest(),
-            "cut": cut,
-            "executor": f"{executor.name} {self.engine.device.type} {self.engine.precision}",
-            "preprocessing": self.preprocessing.to_dict(),
-            "rows": identity(rows),
-            **more,
-        }
-        return json.dumps(what, sort_keys=True)
-
-
-def augmentation_of(augmentation: Augmentation, batch: Batch, epoch: int) -> Tensor:
-    """The augmented, normalised batch."""
-    return augmentation(batch.pixels, batch.shapes, batch.indices, epoch)
-
-
-def in_memory(store: ActivationStore, device: torch.device) -> Rows:
-    """The store's rows whole in the device's memory where there is room, else as they lie on the disk."""
-    if store.nbytes > RESIDENT * free_memory(device):
-        return store
-    return Resident(torch.from_numpy(np.array(store.array)).to(device))
-
-
-def on_device(rows: Rows, device: torch.device) -> Rows:
-    """Rows of one shape whole on a GPU, where there is room: nothing crosses the bus again. On CPU, as they are."""
-    if device.type != "cuda" or not isinstance(rows, PixelStore) or rows.uniform is None or rows.failed:
-        return rows
-    if rows.nbytes > RESIDENT * free_memory(device):
-        return rows
-    pixels, _ = rows.gather(np.arange(len(rows)))
-    return Resident(torch.from_numpy(pixels).to(device))
+    def _executor(self, cut: str, pictures: int):
+        rows, shapes = self.valid.rows.gather(np.arange(min(TRIED, len(self.valid))))
+        sample = self.preprocessing(torch.from_numpy(rows), shapes).to(self.engine.device)
+        return self.frozen.executor(cut, sample, pictures)

@@ -1,0 +1,154 @@
+"""What the frozen part of a network makes of pictures: computed once, by the fastest executor at hand, and stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.console import Console
+from linnaeus.data.batches import Batch, Batches, Resident, Rows, Subset
+from linnaeus.data.download import cache_dir
+from linnaeus.models import Network
+from linnaeus.models.execute import Executor, choose_executor
+from linnaeus.preprocess import Preprocessing
+from linnaeus.stores.activations import ActivationStore, build_activations, identity
+from linnaeus.stores.cache import Cache, OverBudgetError
+from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.training.engine import Engine
+from linnaeus.training.memory import free_memory
+
+BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
+GPU_BATCH = 256
+TRIED = 8  # pictures that an executor is tried with
+RESIDENT = 0.25  # of the free memory that rows may take whole
+
+Prepare = Callable[[Batch], Tensor]
+"""Batch of pixels -> what the network takes."""
+
+
+@dataclass
+class Samples:
+    """The pictures of one split, decoded, with their labels."""
+
+    rows: Rows
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class Frozen:
+    """The frozen parts of one network in one run."""
+
+    model: Network
+    preprocessing: Preprocessing
+    engine: Engine
+    console: Console
+    cache: Cache
+    executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
+    """(stages, checksum of their weights) -> how they are run: what one phase freezes another may have trained."""
+
+    @property
+    def batch(self) -> int:
+        return BATCH if self.engine.device.type == "cpu" else GPU_BATCH
+
+    def executor(self, cut: str, sample: Tensor, pictures: int, start: str | None = None) -> Executor:
+        """How the stages from `start` to below `cut` are run, chosen once in a run; `sample` (N, …) is their input."""
+        name = self._stages(start, cut), self._weights(start, cut)
+        if name not in self.executors:
+            record = cache_dir() / "executors.json"
+            autocast = self.engine.autocast
+            self.executors[name] = choose_executor(self.model, cut, sample[:TRIED], pictures, record, autocast, start)
+        return self.executors[name]
+
+    def rows(self, cuts: Sequence[str], samples: Samples, prepare: Prepare, what: str, variant: dict[str, Any]) -> Rows:
+        """What crosses the last of `cuts` for each of `samples`, a store a cut, each made from the one before.
+
+        A later phase that is cut lower needs the lower store anyway, and from there the rest of the way is short.
+        `variant` says what `prepare` does to the pictures beside preprocessing. Raises OverBudgetError where a store
+        would not fit.
+        """
+        rows, made_by = samples.rows, prepare
+        start: str | None = None
+        key: dict[str, Any] = {
+            "arch": {name: value for name, value in self.model.arch.items() if name != "classes"},
+            "precision": f"{self.engine.device.type} {self.engine.precision}",
+            "preprocessing": self.preprocessing.to_dict(),
+            "rows": identity(samples.rows),
+            **variant,
+        }
+        for cut in cuts:
+            first = next(iter(Batches(rows, samples.labels, batch=TRIED, device=self.engine.device).epoch()))
+            sample = made_by(first)
+            executor = self.executor(cut, sample, len(samples), start)
+            key |= {f"through {cut}": [executor.name, self._weights(start, cut)]}
+            shape = tuple(executor(sample[:1]).shape[1:])
+            with self.console.progress(f"{what}, {self._stages(start, cut)}") as advance:
+                store = build_activations(
+                    self._chunks(rows, samples.labels, made_by, executor), len(samples), shape,
+                    json.dumps(key, sort_keys=True), cache=self.cache, progress=advance,
+                )  # fmt: skip
+            rows, made_by, start = store, stored, cut
+        assert isinstance(rows, ActivationStore)
+        return in_memory(rows, self.engine.device)
+
+    def _chunks(
+        self, rows: Rows, labels: np.ndarray, prepare: Prepare, executor: Executor
+    ) -> Callable[[int], Iterator[Tensor]]:
+        """From row `start` on, batches of what crosses the cut."""
+
+        def chunks(start: int) -> Iterator[Tensor]:
+            rest = Subset(rows, np.arange(start, len(rows)))
+            for batch in Batches(rest, labels[start:], batch=self.batch, device=self.engine.device).epoch():
+                batch.indices = batch.indices + start
+                yield executor(prepare(batch))
+
+        return chunks
+
+    def _stages(self, start: str | None, cut: str) -> str:
+        """`stem to layer3`: the stages from `start` to below `cut`, in words."""
+        stages = self.model.between(start, cut)
+        return stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
+
+    def _weights(self, start: str | None, cut: str) -> str:
+        """SHA-256 of the tensors of the stages from `start` to below `cut`."""
+        digest = hashlib.sha256()
+        stages = self.model.between(start, cut)
+        for name, tensor in self.model.state_dict().items():
+            if self.model.stage_of(name) in stages:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def stored(batch: Batch) -> Tensor:
+    """What a store holds is the input already, but for its precision."""
+    return batch.pixels.float()
+
+
+def in_memory(store: ActivationStore, device: torch.device) -> Rows:
+    """The store's rows whole in the device's memory where there is room, else as they lie on the disk."""
+    if store.nbytes > RESIDENT * free_memory(device):
+        return store
+    return Resident(torch.from_numpy(np.array(store.array)).to(device))
+
+
+def on_device(rows: Rows, device: torch.device) -> Rows:
+    """Rows of one shape whole on a GPU, where there is room: nothing crosses the bus again. On CPU, as they are."""
+    if device.type != "cuda" or not isinstance(rows, PixelStore) or rows.uniform is None or rows.failed:
+        return rows
+    if rows.nbytes > RESIDENT * free_memory(device):
+        return rows
+    pixels, _ = rows.gather(np.arange(len(rows)))
+    return Resident(torch.from_numpy(pixels).to(device))
+
+
+__all__ = ["Frozen", "OverBudgetError", "Samples", "in_memory", "on_device", "stored"]
