@@ -12,6 +12,7 @@ import pytest
 import torch
 from reference import torchvision
 
+from linnaeus.data import workers
 from linnaeus.data.augment import Augmentation, center_crop, uniforms
 from linnaeus.data.geometry import draw_maps
 from linnaeus.data.layout import Scratch
@@ -204,6 +205,19 @@ def test_threads_change_no_bit_and_leave_torch_as_it_was(size: int) -> None:
         assert torch.equal(result, results[0])
 
 
+def test_new_threads_leave_the_number_of_threads_of_every_library_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL keeps one number for the whole process, which a thread that wants to be alone lowers for all."""
+    monkeypatch.setattr(workers, "_pools", {})
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        before = torch.__config__.parallel_info()
+        share(range(4), lambda part: None, 2)
+        assert torch.__config__.parallel_info() == before
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_an_error_in_a_thread_reaches_the_caller() -> None:
     seen: list[int] = []
 
@@ -282,3 +296,4 @@ def test_uniforms_are_of_the_sample_alone() -> None:
     assert np.array_equal(uniforms(7, 5, np.array([999, 3]), 3, stream=2), whole[[999, 3]])
     assert np.array_equal(uniforms(7, 5, np.arange(1000), 1, stream=2), whole[:, :1])
     assert len(np.unique(whole)) == 3000
+    assert uniforms(7, 5, np.array([3]), 2, stream=2).tolist() == [[0.5669997822142765, 0.5226082368629954]]

@@ -327,13 +327,16 @@ def test_color_factors_are_distributed_as_torchvisions(v1: Any, strength: float)
         assert same_distribution(getattr(drawn, name), theirs[:, i]), name
 
 
-def test_erasures_are_distributed_as_torchvisions(v1: Any) -> None:
-    boxes = draw_erasures(Augment(erase=1.0), 64, 0, 0, np.arange(N))
-    boxes = boxes[boxes[:, 2] > 0]
-    assert len(boxes) > 0.99 * N
+@pytest.mark.parametrize("scale", [(0.02, 0.33), (0.3, 1.0)])
+def test_erasures_are_distributed_as_torchvisions(v1: Any, scale: tuple[float, float]) -> None:
+    """The large ones often do not fit and are tried again."""
+    boxes = draw_erasures(Augment(erase=1.0, erase_scale=scale), 64, 0, 0, np.arange(N))
+    assert (boxes[:, 2] > 0).mean() > 0.95
     torch.manual_seed(0)
     canvas = torch.zeros(3, 64, 64)
-    theirs = np.array([v1.RandomErasing.get_params(canvas, (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(N)])
+    theirs = np.array([v1.RandomErasing.get_params(canvas, scale, (0.3, 3.3), [0.0])[:4] for _ in range(N)])
+    theirs = theirs[theirs[:, 2] < 64]  # where nothing fits, they give the whole picture back as its own replacement
+    boxes = boxes[boxes[:, 2] > 0]
     for column, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
         assert same_distribution(boxes[:, column], theirs[:, other])
     assert same_distribution(boxes[:, 2] / boxes[:, 3], theirs[:, 3] / theirs[:, 2])
