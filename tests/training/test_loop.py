@@ -289,17 +289,20 @@ def test_steps_are_told_to_whoever_watches(engine: Engine):
     assert told[-1].means() == (epochs[-1].train_loss, epochs[-1].train_accuracy)
 
 
-def test_the_training_pictures_are_prepared_with_the_epoch_of_the_run(engine: Engine):
-    """So that no two phases draw the same augmentation."""
-    seen: set[int] = set()
-    data = plain_data(16)
+def test_the_epochs_of_a_run_are_counted_through_its_phases(engine: Engine):
+    """So that no two phases show the same order or draw the same augmentation."""
+    seen: list[tuple[int, list[int]]] = []
+    data = plain_data(16, shuffle=True)
 
     def prepare(batch: Batch, epoch: int) -> torch.Tensor:
-        seen.add(epoch)
+        seen.append((epoch, batch.indices.tolist()))
         return GRAY(batch.pixels, batch.shapes)
 
-    train(mini(), phase(epochs=2), Stream(data.batches, prepare), engine, valid=data, first_epoch=7)
-    assert seen == {7, 8}
+    for first in (0, 2):
+        stream = Stream(data.batches, prepare)
+        train(mini(), phase(epochs=2), stream, engine, valid=plain_data(16), first_epoch=first)
+    assert [epoch for epoch, _ in seen] == [0, 1, 2, 3]
+    assert len({tuple(order) for _, order in seen}) == 4
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
