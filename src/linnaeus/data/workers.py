@@ -51,7 +51,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         started = Barrier(threads + 1)
 
         def start() -> None:
-            torch.set_num_threads(1)  # for this thread, and by the way for MKL everywhere
+            torch.set_num_threads(1)  # for this thread, and by the way for every thread that is yet to start
             started.wait()
 
         pool = ThreadPoolExecutor(threads, thread_name_prefix="augment", initializer=start)
