@@ -1,0 +1,157 @@
+"""What a phase trains on: the same as running the whole network, with no work done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from linnaeus.console import Console
+from linnaeus.data.batches import Batches
+from linnaeus.models import Network, create
+from linnaeus.preprocess import Preprocessing
+from linnaeus.recipe import Phase
+from linnaeus.stores import default_cache
+from linnaeus.stores.cache import Cache
+from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.training.engine import Engine
+from linnaeus.training.frozen import Frozen, Samples
+from linnaeus.training.loop import Above, Stream
+from linnaeus.training.streams import Streams
+
+CLASSES, SIZE = 3, 32
+HEAD = {"train": ["head"], "epochs": 2, "lr": 0.1, "batch": 8}
+LAST = {"train": ["layer3", "head"], "epochs": 2, "lr": 0.1, "batch": 8}
+
+
+@pytest.fixture
+def network() -> Network:
+    """A small network whose BatchNorms have seen something, in the training mode that a run leaves it in."""
+    torch.manual_seed(0)
+    network = create("resnet20", CLASSES)
+    network.train()(torch.randn(16, 3, SIZE, SIZE))
+    return network
+
+
+def streams(network: Network, *phases: dict, cache: Cache | None = None) -> Streams:
+    generator = np.random.default_rng(0)
+
+    def samples(n: int) -> Samples:
+        images = generator.integers(0, 256, (n, SIZE + 4, SIZE + 4, 3)).astype(np.uint8)
+        return Samples(PixelStore.from_arrays(images), np.arange(n) % CLASSES)
+
+    preprocessing = Preprocessing(SIZE + 4, SIZE)
+    frozen = Frozen(network, preprocessing, Engine("cpu"), Console(quiet=True), cache or default_cache())
+    return Streams(frozen, samples(21), samples(10), [Phase.model_validate(phase) for phase in phases], seed=0)
+
+
+def logits(network: Network, cut: str | None, stream: Stream, epoch: int = 0) -> dict[int, torch.Tensor]:
+    """What the network says to each sample of a stream."""
+    network.eval()
+    found = {}
+    with torch.no_grad():
+        for batch in stream.batches.epoch(epoch):
+            out = Above(network, cut)(stream.prepare(batch, epoch))
+            found |= dict(zip(batch.indices.tolist(), out, strict=True))
+    return found
+
+
+def whole(network: Network, s: Streams, which: str) -> torch.Tensor:
+    """The plain way: every picture through the whole network."""
+    samples: Samples = getattr(s, which)
+    batch = next(iter(Batches(samples.rows, samples.labels, batch=99, device=torch.device("cpu")).epoch()))
+    with torch.no_grad():
+        return network.eval()(s.preprocessing(batch.pixels, batch.shapes))
+
+
+def count_runs(network: Network, stage: str) -> list[int]:
+    """Pictures that go through a stage of the network or of any copy of it from now on."""
+    seen: list[int] = []
+    getattr(network, stage).register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    return seen
+
+
+@pytest.mark.parametrize(("phase", "cut"), [(HEAD, "head"), (LAST, "layer3"), ({**HEAD, "train": ["all"]}, None)])
+def test_the_cut_is_the_first_stage_that_trains(network: Network, phase: dict, cut: str | None):
+    assert streams(network, phase).of(0)[0] == cut
+
+
+@pytest.mark.parametrize("phase", [HEAD, LAST])
+def test_stored_activations_give_the_logits_of_the_whole_network(network: Network, phase: dict):
+    s = streams(network, phase)
+    cut, train, valid = s.of(0)
+    for which, stream in (("train", train), ("valid", valid)):
+        expected = whole(network, s, which)
+        found = logits(network, cut, stream)
+        assert sorted(found) == list(range(len(expected)))
+        torch.testing.assert_close(torch.stack([found[i] for i in sorted(found)]), expected, rtol=5e-3, atol=5e-3)
+
+
+def test_nothing_below_the_cut_runs_after_the_first_time(network: Network):
+    """Neither in the second epoch nor in the next run."""
+    streams(network, HEAD).of(0)
+    seen = count_runs(network, "layer1")
+    cut, train, valid = streams(network, HEAD).of(0)
+    before = sum(seen)  # a trial of the executor, with a few pictures
+    for epoch in range(3):
+        logits(network, cut, train, epoch)
+        logits(network, cut, valid, epoch)
+    assert sum(seen) == before <= 64
+
+
+def test_a_later_phase_gets_its_store_on_the_way(network: Network):
+    """One pass to layer3 serves the head, which is made from there, and the phase that trains layer3."""
+    s = streams(network, HEAD, LAST)
+    cut, train, _ = s.of(0)
+    expected = whole(network, s, "train")
+    found = logits(network, cut, train)
+    torch.testing.assert_close(torch.stack([found[i] for i in range(21)]), expected, rtol=5e-3, atol=5e-3)
+    assert len(default_cache().entries()) == 4  # layer3's and the head's input, of training and validation
+    s.of(1)
+    assert len(default_cache().entries()) == 4
+
+
+def test_other_weights_below_the_cut_are_another_store(network: Network):
+    s = streams(network, LAST, HEAD, LAST)
+    s.of(0)
+    with torch.no_grad():
+        network.layer3[0].conv1.weight.mul_(2)
+    cut, train, _ = s.of(1)
+    expected = whole(network, s, "train")
+    found = logits(network, cut, train)
+    torch.testing.assert_close(torch.stack([found[i] for i in range(21)]), expected, rtol=5e-3, atol=5e-3)
+
+
+def test_views_are_drawn_once_and_take_turns(network: Network):
+    augment = {"hflip": 0.5, "shift": 0.2}
+    s = streams(network, {**HEAD, "augment": augment, "views": 3})
+    cut, train, _ = s.of(0)
+    epochs = [torch.stack([logits(network, cut, train, e)[i] for i in range(21)]) for e in range(6)]
+    for first in range(3):
+        torch.testing.assert_close(epochs[first], epochs[first + 3])
+        assert not torch.allclose(epochs[first], epochs[(first + 1) % 3])
+    # Each is what fresh augmentation gives for that view as its epoch.
+    fresh = streams(network, {**HEAD, "augment": augment})
+    cut, stream, _ = fresh.of(0)
+    of_view = [torch.stack([logits(network, cut, stream, v)[i] for i in range(21)]) for v in range(3)]
+    for epoch in range(3):
+        chosen = torch.stack([of_view[(i + epoch) % 3][i] for i in range(21)])
+        torch.testing.assert_close(epochs[epoch], chosen, rtol=5e-3, atol=5e-3)
+
+
+def test_fresh_augmentation_stores_nothing_of_training(network: Network):
+    s = streams(network, {**HEAD, "augment": {"hflip": 0.5}})
+    s.of(0)
+    assert [entry.about["n"] for entry in default_cache().entries()] == [10]
+
+
+def test_over_the_budget_it_streams_and_gives_the_same(network: Network, tmp_path: Path):
+    s = streams(network, HEAD, cache=Cache(tmp_path / "small", 64))
+    cut, train, valid = s.of(0)
+    for which, stream in (("train", train), ("valid", valid)):
+        expected = whole(network, s, which)
+        found = logits(network, cut, stream)
+        torch.testing.assert_close(torch.stack([found[i] for i in sorted(found)]), expected, rtol=5e-3, atol=5e-3)
+    assert s.frozen.cache.entries() == []
