@@ -265,7 +265,8 @@ def run(*arguments: str | bytes, **more) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*LINNAEUS, *arguments], capture_output=True, env=environment, check=False, **more)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", pytest.param("ascii", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_paths_on_standard_input_whatever_their_bytes(encoding: str, here: Path):
     """A name that is no UTF-8 is read, found, and told in a form that JSON gives back; on a terminal of ASCII too."""
     odd = b"odd \xff.png"

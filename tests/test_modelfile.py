@@ -251,7 +251,7 @@ def damaged(draw: st.DrawFn) -> list[tuple[int, bytes]]:
     return [(draw(places), draw(st.binary(min_size=1, max_size=12))) for _ in range(draw(st.integers(1, 4)))]
 
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_or_refuse(path: Path, raw: bytes) -> None:
