@@ -254,7 +254,7 @@ def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
     paths = all_of(tmp_path / "data")
     right = [classifier.predict(path).index == classifier.true_class(path) for path in paths]
     assert found.correct == sum(right)
-    with pytest.raises(UserError, match="has no split 'valid', but test"):
+    with pytest.raises(UserError, match="has no split 'valid'; choose from"):
         classifier.evaluate(tmp_path / "data", "valid")
     write_pictures(tmp_path / "data" / "test", ("new",), each=1)
     with pytest.raises(UserError, match="knows no class new; it has 0, 1, 2"):

@@ -30,7 +30,7 @@ LAYERS = (
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
 # These compute on batches; everything else in data/ reads, with numpy and pathlib only.
-WITH_TORCH = {"augment", "batches", "color", "geometry", "mixing", "passes", "resample", "trivial"}
+WITH_TORCH = {"augment", "batches", "color", "geometry", "layout", "mixing", "passes", "resample", "trivial", "workers"}
 
 FILES = sorted(SRC.rglob("*.py"))
 
@@ -74,7 +74,11 @@ def against_the_layers(file: Path, source: str | None = None) -> list[str]:
 
 def imported(file: Path, *names: str) -> list[str]:
     """Where a file imports one of these top-level modules."""
-    return [f"{file.relative_to(ROOT)}:{line}: {name[0]}" for line, name in imports_of(file) if name[0] in names and name[-1] != "UnpicklingError"]
+    return [
+        f"{file.relative_to(ROOT)}:{line}: {name[0]}"
+        for line, name in imports_of(file)
+        if name[0] in names and name[-1] != "UnpicklingError"
+    ]
 
 
 def test_there_is_something_to_check() -> None:

@@ -17,7 +17,7 @@ from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
-    from linnaeus.predict import Prediction
+    from linnaeus.predict import Classifier, Prediction
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 ESCAPED = "backslashreplace"
@@ -94,15 +94,9 @@ def predict(
     """
     from linnaeus.answers import Write, writer
     from linnaeus.files import disk_errors
-    from linnaeus.modelfile import model_path, read_header
-    from linnaeus.models import load_module
-    from linnaeus.predict import expand, load
+    from linnaeus.predict import expand
 
-    module = None
-    if code:
-        arch = read_header(model_path(model)).arch
-        module = load_module(code, int(arch["classes"]), int(arch["channels"]))
-    classifier = load(model, device=device, model=module)
+    classifier = _load(model, device, code)
     if grid and Path(grid).suffix.lower() != ".png":
         raise UserError(f"--grid {grid}: must end in .png")
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
@@ -131,6 +125,19 @@ def _open_out(out: str | None) -> AbstractContextManager[TextIO]:
     return cast(AbstractContextManager[TextIO], file)
 
 
+def _load(model: str, device: str, code: str | None) -> Classifier:
+    """The model, with the user's own network where `code` names it."""
+    from linnaeus.modelfile import model_path, read_header
+    from linnaeus.models import load_module
+    from linnaeus.predict import load
+
+    module = None
+    if code:
+        arch = read_header(model_path(model)).arch
+        module = load_module(code, int(arch["classes"]), int(arch["channels"]))
+    return load(model, device=device, model=module)
+
+
 def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
     """The pictures with predicted and true name."""
     from linnaeus.report.plots import Shown, advice, picture_grid
@@ -153,20 +160,24 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
 @cli.command()
 @click.argument("model")
 @click.argument("source")
-@click.option("--split", default="test", show_default=True, help="train, valid, test, or all.")
+@click.option("--split", help="train, valid, test, or all.  [default: test, else valid, else all]")
+@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @verbosity
 def evaluate(
-    model: str, source: str, split: str, json_file: str | None, device: str, quiet: bool, verbose: bool
-) -> None:
-    """Measure MODEL on a split of SOURCE."""
+    model: str, source: str, split: str | None, code: str | None, json_file: str | None, device: str, quiet: bool,
+    verbose: bool,
+) -> None:  # fmt: skip
+    """Measure MODEL on a split of SOURCE. A source that the model was trained on is split as it was then."""
     import json
 
+    from linnaeus.evaluate import figures
     from linnaeus.files import write_text
-    from linnaeus.predict import load
 
-    found = load(model, device=device).evaluate(source, split)
+    split, outputs = _load(model, device, code).answers(source, split)
+    found = figures(outputs)
+    click.echo(f"split              {split}")
     click.echo(f"accuracy           {found}")
     if found.top5 is not None:
         click.echo(f"top-5              {found.top5:.2%}")

@@ -17,7 +17,8 @@ from torch import nn
 
 from linnaeus.data.batches import Batch, Batches
 from linnaeus.data.decode import IMAGE_SUFFIXES, UnreadableError
-from linnaeus.data.names import class_name, natural_key
+from linnaeus.data.names import class_name, listed, natural_key
+from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, answers, figures, softmax
@@ -155,22 +156,24 @@ class Classifier:
         x = self.preprocessing.normalise(torch.from_numpy(pictures).to(self.device))
         return softmax(self.network(x).float().cpu().numpy())
 
-    def answers(self, source: str | Path, split: str = "test") -> Outputs:
-        """What the model answers to the pictures of `split` of a source, with their labels in the model's classes."""
-        from linnaeus.data.sources import open_source
+    def answers(self, source: str | Path, split: str | None = None) -> tuple[str, Outputs]:
+        """The split, and what the model answers to its pictures, with their labels in the model's classes.
+
+        Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
+        this model was trained on, is split as it was then; "all" would count what it was trained on.
+        """
         from linnaeus.stores import default_cache
         from linnaeus.stores.pixels import build_pixels
 
-        table = open_source(source)
+        table = self._table(source)
         unknown = [name for name in table.classes if name not in self.classes]
         if unknown:
-            raise UserError(
-                f"{source}: the model knows no class {', '.join(unknown[:8])}; it has {', '.join(self.classes[:8])}"
-            )
+            raise UserError(f"{source}: the model does not know {listed(unknown)}; it knows {listed(self.classes)}")
+        parts = [part or "all" for part in table.counts()]
+        split = split or next((part for part in ("test", "valid") if part in parts), "all")
         indices = np.arange(len(table)) if split == "all" else table.where(split)
         if not len(indices):
-            parts = ", ".join(part or "all" for part in table.counts())
-            raise UserError(f"{source}: has no split {split!r}, but {parts}; name one with --split")
+            raise UserError(f"{source}: has no split {split!r}; choose from {', '.join({*parts, 'all'})}")
         rows = build_pixels(table, indices, self.preprocessing.row_spec, cache=default_cache())
         if rows.failed:
             first = min(rows.failed)
@@ -181,11 +184,31 @@ class Classifier:
         def prepare(batch: Batch) -> torch.Tensor:
             return self.preprocessing(batch.pixels, batch.shapes)
 
-        return answers(self.network, batches, prepare)
+        return split, answers(self.network, batches, prepare)
 
-    def evaluate(self, source: str | Path, split: str = "test") -> Figures:
-        """The figures on `split` of a source; "all" takes every picture of it."""
-        return figures(self.answers(source, split))
+    def _table(self, source: str | Path) -> Table:
+        """The source's table, with the list files and the split that this model was trained with, where they fit."""
+        from linnaeus.data.sources import open_source
+        from linnaeus.data.table import split_table
+
+        data = self.about.recipe.get("data", {})
+        lists = {key: data.get(key) for key in ("train", "valid", "test")}
+        on_test = lists["valid"] == "test"
+        table = open_source(source, **(lists | {"valid": None} if on_test else lists) if Path(source).is_dir() else {})
+        share = data.get("split")
+        if share is None or not (table.where("train").size or table.where("").size):
+            return table
+        try:
+            again = split_table(
+                table, valid=share["valid"], test=share["test"], seed=share["seed"], valid_is_test=on_test
+            )
+        except (UserError, KeyError, TypeError):  # another source than that of the training
+            return table
+        return again if again.fingerprint() == self.about.data.get("fingerprint") else table
+
+    def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
+        """The figures on `split` of a source; `answers` says which that is where none is named."""
+        return figures(self.answers(source, split)[1])
 
     def true_class(self, path: str) -> int | None:
         """The class that the picture's folder tells, where the folder is named like one."""

@@ -179,7 +179,11 @@ class Phase(Strict):
     """Stages that train, or `all`."""
     epochs: Annotated[int, Field(ge=1)] = 1
     batch: Annotated[int, Field(ge=1)] = 64
-    """Pictures in one step of the optimizer, over all processes; what fits the memory at once is found by itself."""
+    """Pictures in one step of the optimizer, over all processes."""
+    micro_batch: Annotated[int, Field(ge=0)] = 0
+    """Pictures that go through the network at once, which BatchNorm's statistics depend on; 0: what fits the memory.
+
+    Where that is less than a batch, the run's recipe.toml says how many it was, so that it can be repeated."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     lr: Positive | None = None
     head: Literal["train", "auto"] = "train"

@@ -50,7 +50,7 @@ def streams(network: Network, *phases: dict, cache: Cache | None = None) -> Stre
 def logits(network: Network, cut: str | None, stream: Stream, epoch: int = 0) -> dict[int, torch.Tensor]:
     """What the network says to each sample of a stream."""
     network.eval()
-    found = {}
+    found: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for batch in stream.batches.epoch(epoch):
             out = Above(network, cut)(stream.prepare(batch, epoch))
@@ -117,7 +117,7 @@ def test_other_weights_below_the_cut_are_another_store(network: Network):
     s = streams(network, LAST, HEAD, LAST)
     s.of(0)
     with torch.no_grad():
-        network.layer3[0].conv1.weight.mul_(2)
+        network.get_parameter("layer3.0.conv1.weight").mul_(2)
     cut, train, _ = s.of(1)
     expected = whole(network, s, "train")
     found = logits(network, cut, train)

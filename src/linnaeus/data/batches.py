@@ -47,6 +47,8 @@ class Resident:
 class Batch:
     indices: np.ndarray
     """(N,) number of each sample."""
+    draws: np.ndarray
+    """(N,) what random numbers come from: the sample's number, and another one each time it is drawn in an epoch."""
     pixels: Tensor
     """On the device: (N, H, W, C) uint8, or what a store holds in their place."""
     shapes: np.ndarray
@@ -60,12 +62,12 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """Samples start..stop, for an optimizer step in several pieces."""
         s = slice(start, stop)
-        return Batch(self.indices[s], self.pixels[s], self.shapes[s], self.labels[s])
+        return Batch(self.indices[s], self.draws[s], self.pixels[s], self.shapes[s], self.labels[s])
 
     def take(self, where: np.ndarray) -> Batch:
         """The samples at these positions of the batch."""
         at = torch.from_numpy(where).to(self.pixels.device)
-        return Batch(self.indices[where], self.pixels[at], self.shapes[where], self.labels[at])
+        return Batch(self.indices[where], self.draws[where], self.pixels[at], self.shapes[where], self.labels[at])
 
 
 def order(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
@@ -88,6 +90,17 @@ def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
     if len(pieces) > 1 and len(pieces[-1]) == 1 < batch:
         pieces[-2:] = [np.concatenate(pieces[-2:])]
     return pieces
+
+
+def repeats(indices: np.ndarray) -> np.ndarray:
+    """(n,) how often each number has come before in `indices`: 0 for the first time."""
+    ascending = np.argsort(indices, kind="stable")
+    ordered = indices[ascending]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    found = np.empty_like(indices)
+    found[ascending] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return found
 
 
 class Batches:
@@ -130,7 +143,8 @@ class Batches:
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch. Leaving early is fine: the thread ends with the iterator."""
         indices = order(self.samples, self.seed, epoch, self.weights) if self.shuffle else np.arange(self.samples)
-        pieces = [piece[self.rank :: self.world] for piece in chunks(indices, self.batch)]
+        draws = indices + self.samples * repeats(indices)
+        pieces = [piece[self.rank :: self.world] for piece in chunks(draws, self.batch)]
         if isinstance(self.rows, Resident):
             return (self._look_up(piece, epoch) for piece in pieces)
         return self._ahead(pieces, epoch)
@@ -139,13 +153,15 @@ class Batches:
         """Rows of the samples in this epoch: another view each time, and not the same one for all."""
         return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
 
-    def _look_up(self, indices: np.ndarray, epoch: int) -> Batch:
+    def _look_up(self, draws: np.ndarray, epoch: int) -> Batch:
         assert isinstance(self.rows, Resident)
+        indices = draws % self.samples
         positions = torch.from_numpy(self._positions(indices, epoch)).to(self.device)
         labels = torch.from_numpy(self.labels[indices]).to(self.device)
-        return Batch(indices, self.rows.tensor[positions], self.rows.shapes(len(indices)), labels)
+        return Batch(indices, draws, self.rows.tensor[positions], self.rows.shapes(len(indices)), labels)
 
-    def _fetch(self, indices: np.ndarray, epoch: int) -> Batch:
+    def _fetch(self, draws: np.ndarray, epoch: int) -> Batch:
+        indices = draws % self.samples
         # Reading a memory-mapped file is fastest, and a page is read once, when the rows are asked for in their order.
         positions = self._positions(indices, epoch)
         ascending = np.argsort(positions, kind="stable")
@@ -155,7 +171,8 @@ class Batches:
         tensor = torch.from_numpy(pixels[back])
         if self.device.type == "cuda":
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
-        return Batch(indices, tensor, shapes[back], torch.from_numpy(self.labels[indices]).to(self.device))
+        labels = torch.from_numpy(self.labels[indices]).to(self.device)
+        return Batch(indices, draws, tensor, shapes[back], labels)
 
     def _ahead(self, pieces: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         if len(pieces) == 1:

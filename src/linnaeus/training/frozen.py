@@ -108,7 +108,7 @@ class Frozen:
         def chunks(start: int) -> Iterator[Tensor]:
             rest = Subset(rows, np.arange(start, len(rows)))
             for batch in Batches(rest, labels[start:], batch=self.batch, device=self.engine.device).epoch():
-                batch.indices = batch.indices + start
+                batch.indices, batch.draws = batch.indices + start, batch.draws + start
                 yield executor(prepare(batch))
 
         return chunks

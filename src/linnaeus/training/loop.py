@@ -158,7 +158,7 @@ def _step(
     mixes = phase.mixup > 0 or phase.cutmix > 0
     if mixes:  # before the batch is divided: partners and targets must not depend on what fits the memory
         mixed = mix(
-            train.prepare(batch, epoch), batch.labels, criterion.classes, batch.indices,
+            train.prepare(batch, epoch), batch.labels, criterion.classes, batch.draws,
             seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
         )  # fmt: skip
     for start, stop in pieces(len(batch), micro or len(batch)):

@@ -71,8 +71,10 @@ class Phases:
     console: Console
     save: Callable[[Best], None]
     record: Callable[[Row], None]
+    divided: Callable[[int, int], None]
+    """Told (phase, samples at once) where a batch does not fit the memory."""
     seconds: dict[str, float] = field(default_factory=dict)
-    micro: dict[str, int] = field(default_factory=dict)
+    micro: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.best = Best(self.recipe.best)
@@ -188,8 +190,12 @@ class Phases:
         batch = next(iter(train.batches.epoch())).part(0, PROBED)
         x = train.prepare(batch, 0)
         cost = probe(net, stages, x)
-        micro = self.micro.get(f"phase {number}") or cost.micro_batch(phase.batch, free_memory(self.engine.device))
-        self.micro[f"phase {number}"] = micro
+        micro = min(phase.micro_batch or phase.batch, phase.batch)
+        if not phase.micro_batch:
+            micro = cost.micro_batch(phase.batch, free_memory(self.engine.device))
+        self.micro[number] = micro
+        if micro < phase.batch:
+            self.divided(number, micro)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         pieces = "" if micro >= phase.batch else f" in pieces of {micro}, which fit the memory"
         # Evaluation is a forward pass, about a third of a step's work.

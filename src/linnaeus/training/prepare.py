@@ -43,7 +43,10 @@ def resolve_recipe(
     if isinstance(model, str):
         overrides["model.name"] = model
     elif model is not None:
-        overrides |= {"model.name": "custom", "model.weights": "none"}
+        overrides["model.name"] = "custom"
+    if model is not None and (not isinstance(model, str) or ".py:" in model):
+        overrides |= {"model.arguments": {}}  # those of the recipe's network mean nothing to another
+        overrides.setdefault("model.weights", "none")
     if weights is not None:
         overrides["model.weights"] = weights
     if seed is not None:
@@ -76,6 +79,9 @@ def build_network(
 ) -> tuple[Network, Normalisation | None]:
     """The network with its weights, and the normalisation that these were trained with (None without weights)."""
     name, arguments = recipe.model.name, recipe.model.arguments
+    own = module is not None or ".py:" in name
+    if own and recipe.model.weights != "none":
+        raise UserError(f"weights = {recipe.model.weights!r}: a network of your own loads its weights itself; use none")
     if module is not None:
         return wrap(module, classes, channels), None
     if ".py:" in name:
@@ -106,11 +112,11 @@ def preprocessing_of(recipe: Recipe, channels: int, weights: Normalisation | Non
 
 
 def load_samples(
-    table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
+    table: Table, recipe: Recipe, preprocessing: Preprocessing, console: Console
 ) -> tuple[dict[str, Samples], list[tuple[str, str]]]:
     """Decode every picture of every split, once. Returns the samples by split, and (path, reason) of the unreadable.
 
-    Raises UserError with `strict` if anything is unreadable, and where too little is left to train or measure on.
+    Raises UserError where too little is left to train or measure on.
     """
     samples: dict[str, Samples] = {}
     bad: list[tuple[str, str]] = []
@@ -136,8 +142,6 @@ def load_samples(
             )
     if bad:
         said = f"unreadable picture(s), such as {bad[0][0]}: {bad[0][1]}"
-        if strict:
-            raise UserError(f"{table.source}: {len(bad)} {said}; mend or remove them, or go on without --strict")
         console.warn(f"{len(bad)} {said}; left out, all named in bad_images.csv")
     lost = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))
     if len(lost):

@@ -12,7 +12,7 @@ from torch import nn
 
 from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.errors import JobError
+from linnaeus.errors import JobError, UserError
 from linnaeus.evaluate import Figures, Outputs, figures
 from linnaeus.modelfile import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
@@ -120,6 +120,7 @@ class _Job:
         self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
         self.engine = Engine(device, self.recipe.precision)
         self.table = open_split(table, self.recipe)
+        RunFolder.check(out)
         torch.manual_seed(self.recipe.seed)
         wanted = self.recipe.data.channels
         channels = (self.table.channels or 3) if wanted == "auto" else wanted
@@ -133,8 +134,11 @@ class _Job:
         self.folder.write_recipe(self.recipe)
         self.folder.write_split(self.table)
         self.preprocessing = preprocessing_of(self.recipe, channels, normalisation)
-        self.samples, bad = load_samples(self.table, self.recipe, self.preprocessing, strict, self.console)
+        self.samples, bad = load_samples(self.table, self.recipe, self.preprocessing, self.console)
         self.folder.write_bad_images(bad)
+        if bad and strict:
+            named = f"{bad[0][0]}: {bad[0][1]}; all are in {self.folder.path / 'bad_images.csv'}"
+            raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {named}; go on without --strict")
         if self.recipe.data.normalise == "data":
             self.preprocessing = measure_pixels(self.samples["train"], self.preprocessing)
         self.bad = len(bad)
@@ -164,7 +168,7 @@ class _Job:
         streams = Streams(frozen, train, valid, self.recipe.phase, self.recipe.seed)
         phases = Phases(
             self.recipe, self.network, streams, len(self.table.classes), self.engine, self.console, self._save,
-            self.folder.add, self.seconds,
+            self.folder.add, self._divided, self.seconds,
         )  # fmt: skip
         interrupted = False
         with self.folder.tensorboard(tensorboard):
@@ -183,6 +187,13 @@ class _Job:
                 where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
                 raise JobError(f"{error}; the best model so far ({where}) is in {self.folder.model}") from None
         return self._finish(best, phases, frozen, interrupted)
+
+    def _divided(self, number: int, micro: int) -> None:
+        """Keep in the recipe how a phase's batches were divided: with BatchNorm the result depends on it."""
+        phases = list(self.recipe.phase)
+        phases[number - 1] = phases[number - 1].model_copy(update={"micro_batch": micro})
+        self.recipe = self.recipe.model_copy(update={"phase": phases})
+        self.folder.write_recipe(self.recipe)
 
     def _save(self, best: Best) -> None:
         """Write the best model so far, with the figures by which it was chosen."""
@@ -244,7 +255,7 @@ class _Job:
                 "epochs": len(self.folder.rows),
                 "interrupted": interrupted,
                 "bad_images": self.bad,
-                "micro_batch": phases.micro,
+                "micro_batch": {f"phase {number}": micro for number, micro in phases.micro.items()},
                 "executors": {stages: found.name for (stages, _), found in frozen.executors.items()},
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "hardware": hardware(),

@@ -16,6 +16,9 @@ from linnaeus.files import atomic, disk_errors, write_text
 from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
 
+BEGINNINGS = frozenset({"recipe.toml", "split.csv", "bad_images.csv", "history.csv"})
+"""What a run leaves that ended before its first model: the next one may take its place."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -39,15 +42,24 @@ class RunFolder:
         self.rows: list[Row] = []
         self._events: Any = None
 
+    @staticmethod
+    def check(out: str | Path | None) -> None:
+        """Raise UserError where `out` is taken: by a file, or a folder with more in it than a failed start leaves."""
+        if out is None or not Path(out).exists():
+            return
+        path = Path(out)
+        if not path.is_dir() or any(child.name not in BEGINNINGS for child in path.iterdir()):
+            raise UserError(f"{path}: already exists; choose another --out, or remove it")
+
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:
-        """A new folder: `out`, or runs/<name>-<n>. Raises UserError where `out` exists and is not empty."""
+        """A new folder: `out`, or runs/<name>-<n>. Raises UserError where `out` is taken."""
         if out is not None:
+            cls.check(out)
             path = Path(out)
-            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                raise UserError(f"{path}: already exists; choose another --out, or remove it")
             with disk_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
+                (path / "history.csv").unlink(missing_ok=True)
             return cls(path)
         n = 1
         while True:

@@ -75,7 +75,7 @@ class Streams:
         augmentation = Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
 
         def prepare(batch: Batch, epoch: int) -> Tensor:
-            return augmentation(batch.pixels, batch.shapes, batch.indices, epoch)
+            return augmentation(batch.pixels, batch.shapes, batch.draws, epoch)
 
         return prepare
 
@@ -130,7 +130,7 @@ class Streams:
             for v in np.unique(view):
                 where = np.flatnonzero(view == v)
                 part = batch.take(where)
-                part.indices = samples[where]
+                part.draws = samples[where]
                 made.append((where, augment(part, int(v))))
             back = np.argsort(np.concatenate([where for where, _ in made]))
             return torch.cat([x for _, x in made])[torch.from_numpy(back)]
