@@ -405,7 +405,7 @@ for path in sorted(path for path in Path(sys.argv[1]).rglob("*") if path.is_file
     except UnreadableError as refused:
         outcome[str(path)] = refused.reason
     slowest = max(slowest, time.perf_counter() - started)
-peak = int(next(x for x in Path('/proc/self/status').read_text().splitlines() if x.startswith('VmHWM')).split()[1]) / 1024
+peak = int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
 print(json.dumps({"outcome": outcome, "slowest": slowest, "peak": peak}))
 """
 
