@@ -70,7 +70,7 @@ def test_an_override_that_fits_nowhere_is_refused(key: str):
 
 
 def test_epochs_must_be_one_number_a_phase():
-    with pytest.raises(UserError, match="1 number"):
+    with pytest.raises(UserError, match="--epochs 3: recipe flowers102 has 2 phase"):
         load_recipe("flowers102", epochs=[3])
 
 

@@ -71,6 +71,7 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
             f"{name.partition('.')[0]:9} {run.path / name}" if name[0] != "p" else f"pictures  {run.path / name}"
         )
     if run.interrupted:
+        console.warn("stopped before its end: this is the best model until then")
         raise SystemExit(1)
 
 
@@ -175,9 +176,14 @@ def evaluate(
     from linnaeus.evaluate import figures
     from linnaeus.files import write_text
 
-    split, outputs = _load(model, device, code).answers(source, split)
-    found = figures(outputs)
-    click.echo(f"split              {split}")
+    answered = _load(model, device, code).answers(source, split)
+    split, found = answered.split, figures(answered.outputs)
+    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
+    for path, reason in answered.left_out:
+        console.warn(f"{path}: {reason}; left out")
+    if answered.trained_on:
+        console.warn(f"the model was trained on {answered.trained_on} of these {found.n} pictures: the figures flatter")
+    click.echo(f"split              {split} of {source}")
     click.echo(f"accuracy           {found}")
     if found.top5 is not None:
         click.echo(f"top-5              {found.top5:.2%}")
@@ -262,7 +268,10 @@ def weights_pull(name: str, quiet: bool, verbose: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @verbosity
 def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
-    """Take in a weights FILE that you brought, under the NAME of published weights or one of your own."""
+    """Take in a weights FILE that you brought, under the NAME that `linnaeus weights list` has for them.
+
+    A file that nobody published needs no import: `linnaeus train --weights FILE` takes it as it is.
+    """
     from linnaeus.models.weights import import_file
 
     path, notes = import_file(name, file)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.batches import Batch, Batches, Subset
 from linnaeus.data.decode import IMAGE_SUFFIXES, UnreadableError
 from linnaeus.data.names import class_name, listed, natural_key
 from linnaeus.data.table import Table
@@ -79,6 +79,18 @@ class Prediction:
         if self.probabilities is None:
             raise UserError(f"{self.path}: {self.error}")
         return self.probabilities
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers to a split of a source."""
+
+    split: str
+    outputs: Outputs
+    left_out: list[tuple[str, str]]
+    """(picture, reason) of what could not be read."""
+    trained_on: int
+    """How many of the pictures the model was trained on, where that can be told: the source is that of its training."""
 
 
 class Classifier:
@@ -156,8 +168,8 @@ class Classifier:
         x = self.preprocessing.normalise(torch.from_numpy(pictures).to(self.device))
         return softmax(self.network(x).float().cpu().numpy())
 
-    def answers(self, source: str | Path, split: str | None = None) -> tuple[str, Outputs]:
-        """The split, and what the model answers to its pictures, with their labels in the model's classes.
+    def answers(self, source: str | Path, split: str | None = None) -> Answers:
+        """What the model answers to the pictures of a split of a source, with their labels in the model's classes.
 
         Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
         this model was trained on, is split as it was then; "all" would count what it was trained on.
@@ -165,7 +177,7 @@ class Classifier:
         from linnaeus.stores import default_cache
         from linnaeus.stores.pixels import build_pixels
 
-        table = self._table(source)
+        table, same = self._table(source)
         unknown = [name for name in table.classes if name not in self.classes]
         if unknown:
             raise UserError(f"{source}: the model does not know {listed(unknown)}; it knows {listed(self.classes)}")
@@ -175,19 +187,24 @@ class Classifier:
         if not len(indices):
             raise UserError(f"{source}: has no split {split!r}; choose from {', '.join({*parts, 'all'})}")
         rows = build_pixels(table, indices, self.preprocessing.row_spec, cache=default_cache())
-        if rows.failed:
-            first = min(rows.failed)
-            raise UserError(f"{table.sample_id(int(indices[first]))}: {rows.failed[first]}; remove it, or mend it")
+        good = np.array([row for row in range(len(indices)) if row not in rows.failed], np.int64)
+        left_out = [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
+        if not len(good):
+            raise UserError(
+                f"{source}: none of the {len(indices)} pictures can be read, such as {': '.join(left_out[0])}"
+            )
+        indices = indices[good]
         labels = np.array([self.classes.index(name) for name in table.classes])[table.labels[indices]]
-        batches = Batches(rows, labels, batch=BATCH, device=self.device)
+        batches = Batches(Subset(rows, good), labels, batch=BATCH, device=self.device)
 
         def prepare(batch: Batch) -> torch.Tensor:
             return self.preprocessing(batch.pixels, batch.shapes)
 
-        return split, answers(self.network, batches, prepare)
+        trained_on = int((table.split[indices] == "train").sum()) if same else 0
+        return Answers(split, answers(self.network, batches, prepare), left_out, trained_on)
 
-    def _table(self, source: str | Path) -> Table:
-        """The source's table, with the list files and the split that this model was trained with, where they fit."""
+    def _table(self, source: str | Path) -> tuple[Table, bool]:
+        """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
         from linnaeus.data.sources import open_source
         from linnaeus.data.table import split_table
 
@@ -197,18 +214,19 @@ class Classifier:
         table = open_source(source, **(lists | {"valid": None} if on_test else lists) if Path(source).is_dir() else {})
         share = data.get("split")
         if share is None or not (table.where("train").size or table.where("").size):
-            return table
+            return table, False
         try:
             again = split_table(
                 table, valid=share["valid"], test=share["test"], seed=share["seed"], valid_is_test=on_test
             )
         except (UserError, KeyError, TypeError):  # another source than that of the training
-            return table
-        return again if again.fingerprint() == self.about.data.get("fingerprint") else table
+            return table, False
+        same = again.fingerprint() == self.about.data.get("fingerprint")
+        return (again, True) if same else (table, False)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
         """The figures on `split` of a source; `answers` says which that is where none is named."""
-        return figures(self.answers(source, split)[1])
+        return figures(self.answers(source, split).outputs)
 
     def true_class(self, path: str) -> int | None:
         """The class that the picture's folder tells, where the folder is named like one."""

@@ -304,7 +304,8 @@ def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs
         if not (isinstance(phases, list) and all(isinstance(phase, dict) for phase in phases)):
             raise UserError(f"{origin}: phase: expected a list of tables, each under [[phase]]")
         if len(epochs) != len(phases):
-            raise UserError(f"--epochs: {len(epochs)} number(s) for {len(phases)} phase(s) of {origin}; give one each")
+            given, form = ",".join(map(str, epochs)), ",".join("N" for _ in phases)
+            raise UserError(f"--epochs {given}: {origin} has {len(phases)} phase(s); give a number for each, as {form}")
         for phase, number in zip(phases, epochs, strict=True):
             phase["epochs"] = number
     return validate(raw, origin)
@@ -353,7 +354,8 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _explain(error: ValidationError) -> str:
     """The first of pydantic's findings as one line with the key as the user writes it."""
-    first = error.errors(include_url=False)[0]
+    # A misspelt key comes first: it is the cause where the right one is missing.
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     # A discriminated union puts the chosen name into the location, where the user wrote no such key.
     place = [part for part in first["loc"] if not (isinstance(part, str) and part in _SCHEDULES)]
     key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)

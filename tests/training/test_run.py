@@ -391,7 +391,7 @@ def test_wrong_input_is_found_before_anything_is_made(idx: Path, tmp_path: Path)
         ({"model": "resnet5"}, "did you mean"),
         ({"settings": {"phase.1.train": ["heads"]}}, "'heads' is not a stage"),
         ({"settings": {"data.sizes": 3}}, "unknown key"),
-        ({"epochs": "3,4"}, "2 number"),
+        ({"epochs": "3,4"}, "--epochs 3,4: .* has 1 phase"),
         ({"epochs": "x"}, "--epochs x"),
         ({"device": "tpu"}, "--device tpu"),
         ({"out": tmp_path / "there"}, "already exists"),

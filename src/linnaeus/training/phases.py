@@ -172,7 +172,8 @@ class Phases:
                 self._flush()
         accuracy = "" if epoch.train_accuracy is None else f" accuracy {epoch.train_accuracy:6.2%}"
         self.console.say(
-            f"  epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}  lr {epoch.lr:.2e}"
+            f"  epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}  "
+            f"{'solved' if phase.head == 'auto' else f'lr {epoch.lr:.2e}'}"
             f"  train loss {epoch.train_loss:.4f}{accuracy}"
             f"  valid loss {v.loss:.4f} accuracy {v.accuracy:6.2%}{' *' if best else '  '}  {duration(epoch.seconds)}"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from linnaeus.console import Console
@@ -98,6 +99,22 @@ def build_network(
     return loaded.model, (tuple(loaded.normalisation["mean"]), tuple(loaded.normalisation["std"]))
 
 
+def check_size(network: Network, recipe: Recipe, channels: int) -> None:
+    """Raise UserError where the pictures are too small for one of our networks: tried without memory or work."""
+    size = recipe.data.size
+    if network.arch["name"] == "custom":
+        return
+    arch = network.arch
+    with torch.device("meta"):
+        twin = create(arch["name"], arch["classes"], channels, **arch["arguments"])
+    try:
+        twin.eval()(torch.empty(1, channels, size, size, device="meta"))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        usual = f"{arch['name']}, which is used with {network.usual_size}"
+        raise UserError(f"data.size = {size}: too small for {usual} ({reason})") from None
+
+
 def preprocessing_of(recipe: Recipe, channels: int, weights: Normalisation | None) -> Preprocessing:
     """The preprocessing of evaluation, as the recipe says; `normalise = "data"` is measured later, on the rows."""
     data = recipe.data
@@ -112,11 +129,11 @@ def preprocessing_of(recipe: Recipe, channels: int, weights: Normalisation | Non
 
 
 def load_samples(
-    table: Table, recipe: Recipe, preprocessing: Preprocessing, console: Console
+    table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
 ) -> tuple[dict[str, Samples], list[tuple[str, str]]]:
     """Decode every picture of every split, once. Returns the samples by split, and (path, reason) of the unreadable.
 
-    Raises UserError where too little is left to train or measure on.
+    They are warned of, unless `strict`, where the caller refuses them. Raises UserError where too little is left.
     """
     samples: dict[str, Samples] = {}
     bad: list[tuple[str, str]] = []
@@ -140,7 +157,7 @@ def load_samples(
             raise UserError(
                 f"{table.source}: none of the {len(indices)} {split} pictures can be read; first: {bad[-1]}"
             )
-    if bad:
+    if bad and not strict:
         said = f"unreadable picture(s), such as {bad[0][0]}: {bad[0][1]}"
         console.warn(f"{len(bad)} {said}; left out, all named in bad_images.csv")
     lost = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))

@@ -42,17 +42,17 @@ def write_pictures(
     from linnaeus.report.plots import confusion, curves, picture_grid
 
     split = "test" if "test" in outputs else "valid"
-    out = outputs[split]
+    out, word = outputs[split], {"valid": "validation"}.get(split, split)
     at = next(i for i, row in enumerate(folder.rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
     missing = curves([vars(row) for row in folder.rows], folder.path / "curves.png", best=at)
     matrix = confusion_matrix(out.labels, out.predicted, len(table.classes))
-    missing += confusion(matrix, table.names, folder.path / "confusion.png", title=f"{split.capitalize()} pictures")
+    missing += confusion(matrix, table.names, folder.path / "confusion.png", title=f"{word.capitalize()} pictures")
     chosen = choose_shown(out)
     shown = [_shown(i, table, samples[split], out, preprocessing) for i in chosen]
     wrong, all_wrong = int((out.predicted != out.labels)[chosen].sum()), int((out.predicted != out.labels).sum())
-    title = f"{len(out.labels)} {split} pictures, {all_wrong} wrong"
-    if wrong:
-        title += f"; {'these' if wrong == all_wrong else f'the {wrong} most confident of these'} first"
+    title = f"{len(out.labels)} {word} pictures, {all_wrong} wrong"
+    if wrong < all_wrong:
+        title += f", the {wrong} most confident of them here"
     missing += picture_grid(shown, folder.path / "predictions.png", title=title)
     return "".join(dict.fromkeys(missing))
 

@@ -25,6 +25,7 @@ from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Best, Phases
 from linnaeus.training.prepare import (
     build_network,
+    check_size,
     load_samples,
     measure_pixels,
     open_split,
@@ -80,8 +81,13 @@ def train(
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same.
     """
     job = _Job(console or Console(), RunTimes())
-    job.prepare(source, recipe, model, weights, epochs, settings, seed, device, out, strict)
-    return job.run(tensorboard)
+    try:
+        job.prepare(source, recipe, model, weights, epochs, settings, seed, device, out, strict)
+        return job.run(tensorboard)
+    except BaseException:
+        if hasattr(job, "folder"):
+            job.folder.abandon()
+        raise
 
 
 class RunTimes(dict[str, float]):
@@ -128,17 +134,18 @@ class _Job:
         self.network, normalisation = build_network(
             self.recipe, len(self.table.classes), channels, module, self.console
         )
+        check_size(self.network, self.recipe, channels)
         for phase in self.recipe.phase:
             training_stages(self.network, phase.train)
         self.folder = RunFolder.create(out, self.recipe.name)
         self.folder.write_recipe(self.recipe)
         self.folder.write_split(self.table)
         self.preprocessing = preprocessing_of(self.recipe, channels, normalisation)
-        self.samples, bad = load_samples(self.table, self.recipe, self.preprocessing, self.console)
+        self.samples, bad = load_samples(self.table, self.recipe, self.preprocessing, strict, self.console)
         self.folder.write_bad_images(bad)
         if bad and strict:
-            named = f"{bad[0][0]}: {bad[0][1]}; all are in {self.folder.path / 'bad_images.csv'}"
-            raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {named}; go on without --strict")
+            first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
+            raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {first}; {advice}")
         if self.recipe.data.normalise == "data":
             self.preprocessing = measure_pixels(self.samples["train"], self.preprocessing)
         self.bad = len(bad)
@@ -159,7 +166,8 @@ class _Job:
         total = sum(p.numel() for p in network.parameters())
         p = self.preprocessing
         say(f"network   {network.arch['name']}, {total:,} parameters, weights: {self.recipe.model.weights}")
-        say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {p.channels} channel(s), {p.interpolation}")
+        kind = "gray" if p.channels == 1 else "color"
+        say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
 
     def run(self, tensorboard: bool) -> Run:
         """The phases, then the final figures from the saved file, on pixels."""
@@ -268,5 +276,5 @@ class _Job:
 
 def _class_map(table: Table, most: int = 12) -> str:
     """`0 daisy, 1 rose …`: index and display name, shortened where there are many."""
-    shown = [f"{i} {name}" for i, name in enumerate(table.names[:most])]
-    return ", ".join(shown) + (f", … {len(table.names) - 1} {table.names[-1]}" if len(table.names) > most else "")
+    shown = [name if name == str(i) else f"{i} {name}" for i, name in enumerate(table.names)]
+    return ", ".join(shown) if len(shown) <= most else ", ".join(shown[:most]) + f", … {shown[-1]}"

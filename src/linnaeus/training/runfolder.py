@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
 
 BEGINNINGS = frozenset({"recipe.toml", "split.csv", "bad_images.csv", "history.csv"})
-"""What a run leaves that ended before its first model: the next one may take its place."""
+"""What a run has written before its first model."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,11 @@ class RunFolder:
 
     @staticmethod
     def check(out: str | Path | None) -> None:
-        """Raise UserError where `out` is taken: by a file, or a folder with more in it than a failed start leaves."""
+        """Raise UserError where `out` is taken: by a file, or a folder with something in it."""
         if out is None or not Path(out).exists():
             return
-        path = Path(out)
-        if not path.is_dir() or any(child.name not in BEGINNINGS for child in path.iterdir()):
-            raise UserError(f"{path}: already exists; choose another --out, or remove it")
+        if not Path(out).is_dir() or any(Path(out).iterdir()):
+            raise UserError(f"{out}: already exists; choose another --out, or remove it")
 
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:
@@ -59,7 +58,6 @@ class RunFolder:
             path = Path(out)
             with disk_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
-                (path / "history.csv").unlink(missing_ok=True)
             return cls(path)
         n = 1
         while True:
@@ -70,6 +68,14 @@ class RunFolder:
                 return cls(path)
             except FileExistsError:  # mkdir decides, so that two runs started at once get two folders
                 n += 1
+
+    def abandon(self) -> None:
+        """Leave nothing behind where there is no model yet, so that the next try may have the name."""
+        if not self.model.exists():
+            with suppress(OSError):  # there is an error to show already
+                for name in BEGINNINGS:
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
 
     @property
     def model(self) -> Path:
