@@ -333,9 +333,7 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(here: Path):
     assert result.returncode == 1, result.stderr
     assert result.stderr.count(b"\n") == 1, result.stderr
     assert b"model.safetensors: no space left on the disk" in result.stderr
-    left = [file.name for file in (here / "run").iterdir()]
-    assert "model.safetensors" not in left
-    assert not [name for name in left if name.startswith(".")]
+    assert not (here / "run").exists(), "nothing came of it, so nothing is left behind"
 
 
 def test_ctrl_c_elsewhere_is_one_word(here: Path, say, monkeypatch: pytest.MonkeyPatch):
