@@ -243,7 +243,8 @@ def weights() -> None:
 
 
 @weights.command("list")
-def weights_list() -> None:
+@verbosity
+def weights_list(quiet: bool, verbose: bool) -> None:
     """List the published weights, and which are at hand."""
     from linnaeus.models.weights import render_list
 
@@ -286,7 +287,8 @@ def data() -> None:
 
 
 @data.command("list")
-def data_list() -> None:
+@verbosity
+def data_list(quiet: bool, verbose: bool) -> None:
     """List the sources that have a name."""
     from linnaeus.data.builtin import known_sources
 
@@ -310,7 +312,8 @@ def data_pull(name: str, quiet: bool, verbose: bool) -> None:
 
 @data.command("cache")
 @click.option("--clear", is_flag=True, help="Empty it; what is needed again is computed again.")
-def data_cache(clear: bool) -> None:
+@verbosity
+def data_cache(clear: bool, quiet: bool, verbose: bool) -> None:
     """Show what is kept of decoded pictures and frozen networks, newest first; or empty it."""
     from datetime import datetime
 
