@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.batches import Batch, Batches, Rows
+from linnaeus.preprocess import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,21 @@ def answers(
     assert np.array_equal(np.sort(order), np.arange(batches.samples)), "every sample must be counted exactly once"
     back = np.argsort(order)
     return Outputs(np.concatenate(labels)[back], np.concatenate(logits)[back])
+
+
+def answer_pixels(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    rows: Rows,
+    labels: np.ndarray,
+    *,
+    batch: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Outputs:
+    """What the whole network answers to decoded pictures: the preprocessing of evaluation, then `network`."""
+    batches = Batches(rows, labels, batch=batch, device=device)
+    return answers(network, batches, lambda b: preprocessing(b.pixels, b.shapes), autocast)
 
 
 def figures(outputs: Outputs) -> Figures:

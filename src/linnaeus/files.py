@@ -78,9 +78,10 @@ def write_text(path: Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Force a file, or a folder's names, to the disk."""
-    if path.is_dir() and os.name == "nt":
+    folder = path.is_dir()
+    if folder and os.name == "nt":
         return  # Windows has no handle for a folder; its rename is durable by itself
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows flushes only what may be written
     try:
         os.fsync(handle)
     finally:

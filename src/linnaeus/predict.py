@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from linnaeus.data.batches import Batch, Batches, Subset
+from linnaeus.data.batches import Subset
 from linnaeus.data.decode import IMAGE_SUFFIXES, UnreadableError
 from linnaeus.data.names import class_name, listed, natural_key
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError
-from linnaeus.evaluate import Figures, Outputs, answers, figures, softmax
+from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures, softmax
 from linnaeus.modelfile import model_path, read_model
 from linnaeus.models import Network, wrap
 
@@ -195,13 +195,11 @@ class Classifier:
             )
         indices = indices[good]
         labels = np.array([self.classes.index(name) for name in table.classes])[table.labels[indices]]
-        batches = Batches(Subset(rows, good), labels, batch=BATCH, device=self.device)
-
-        def prepare(batch: Batch) -> torch.Tensor:
-            return self.preprocessing(batch.pixels, batch.shapes)
-
+        outputs = answer_pixels(
+            self.network, self.preprocessing, Subset(rows, good), labels, batch=BATCH, device=self.device
+        )
         trained_on = int((table.split[indices] == "train").sum()) if same else 0
-        return Answers(split, answers(self.network, batches, prepare), left_out, trained_on)
+        return Answers(split, outputs, left_out, trained_on)
 
     def _table(self, source: str | Path) -> tuple[Table, bool]:
         """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from linnaeus.errors import UserError
+from linnaeus.files import FULL, sync
 
 HEADER = "header.json"
 FORMAT = 1
 _PARTIAL = ".partial"
 _LOCKS = ".locks"
 _TRASH = ".trash-"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RESERVE = 64 << 20  # bytes of the disk that a build leaves free, so that logs and checkpoints still fit
 
 
@@ -90,7 +90,7 @@ class Cache:
             self.discard(name)
             raise
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             self.discard(name)
             raise self._disk_is_full() from None
@@ -104,7 +104,7 @@ class Cache:
         files = {}
         for file in sorted(partial.iterdir()):
             if file.name != HEADER:
-                _sync(file)
+                sync(file)
                 known = (crc32 or {}).get(file.name)
                 found = file.stat()
                 checksum = _crc32(file) if known is None else known
@@ -112,10 +112,10 @@ class Cache:
         text = json.dumps({"format": FORMAT, "files": files, "about": dict(about)}, ensure_ascii=False)
         header = partial / HEADER
         header.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
-        _sync(header)
+        sync(header)
         self._remove(path)
         partial.rename(path)
-        _sync(self.root)
+        sync(self.root)
         return Entry(name, path, _size(path), time.time(), dict(about))
 
     def discard(self, name: str) -> None:
@@ -196,7 +196,7 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("ab")
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise self._disk_is_full() from None
             raise UserError(
                 f"{self.root}: the cache cannot be written ({error.strerror}); set LINNAEUS_CACHE to another folder"
@@ -259,17 +259,6 @@ def _size(path: Path) -> int:
         for file in path.iterdir():
             total += file.stat().st_size
     return total
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and sys.platform == "win32":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 if sys.platform == "win32":  # pragma: no cover

@@ -19,7 +19,7 @@ from linnaeus.models import Network
 from linnaeus.models.execute import Executor, choose_executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import ActivationStore, build_activations, identity
-from linnaeus.stores.cache import Cache, OverBudgetError
+from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.training.engine import Engine
 from linnaeus.training.memory import free_memory
@@ -60,9 +60,14 @@ class Frozen:
     def batch(self) -> int:
         return BATCH if self.engine.device.type == "cpu" else GPU_BATCH
 
-    def executor(self, cut: str, sample: Tensor, pictures: int, start: str | None = None) -> Executor:
-        """How the stages from `start` to below `cut` are run, chosen once in a run; `sample` (N, …) is their input."""
-        name = self._stages(start, cut), self._weights(start, cut)
+    def executor(
+        self, cut: str, sample: Tensor, pictures: int, start: str | None = None, weights: str | None = None
+    ) -> Executor:
+        """How the stages from `start` to below `cut` are run, chosen once in a run; `sample` (N, …) is their input.
+
+        `weights` is the checksum of their weights, from who has it already.
+        """
+        name = self._stages(start, cut), weights or self._weights(start, cut)
         if name not in self.executors:
             record = cache_dir() / "executors.json"
             autocast = self.engine.autocast
@@ -88,8 +93,9 @@ class Frozen:
         for cut in cuts:
             first = next(iter(Batches(rows, samples.labels, batch=TRIED, device=self.engine.device).epoch()))
             sample = made_by(first)
-            executor = self.executor(cut, sample, len(samples), start)
-            key |= {f"through {cut}": [executor.name, self._weights(start, cut)]}
+            weights = self._weights(start, cut)
+            executor = self.executor(cut, sample, len(samples), start, weights)
+            key |= {f"through {cut}": [executor.name, weights]}
             shape = tuple(executor(sample[:1]).shape[1:])
             with self.console.progress(f"{what}, {self._stages(start, cut)}") as advance:
                 store = build_activations(
@@ -149,6 +155,3 @@ def on_device(rows: Rows, device: torch.device) -> Rows:
         return rows
     pixels, _ = rows.gather(np.arange(len(rows)))
     return Resident(torch.from_numpy(pixels).to(device))
-
-
-__all__ = ["Frozen", "OverBudgetError", "Samples", "in_memory", "on_device", "stored"]

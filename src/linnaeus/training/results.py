@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
-from linnaeus.data.batches import Batch, Batches
 from linnaeus.data.table import Table
-from linnaeus.evaluate import Outputs, answers, confusion_matrix
-from linnaeus.models import Network
+from linnaeus.evaluate import Outputs, confusion_matrix
 from linnaeus.preprocess import Preprocessing
-from linnaeus.training.engine import Engine
 from linnaeus.training.frozen import Samples
 from linnaeus.training.phases import Best
 from linnaeus.training.runfolder import RunFolder
 
-BATCH = 64
 SHOWN = 24
-
-
-def answer_pixels(network: Network, preprocessing: Preprocessing, samples: Samples, engine: Engine) -> Outputs:
-    """What the whole network answers to the pictures of a split."""
-    network.to(engine.device)
-    batches = Batches(samples.rows, samples.labels, batch=BATCH, device=engine.device)
-
-    def prepare(batch: Batch) -> Tensor:
-        return preprocessing(batch.pixels, batch.shapes)
-
-    return answers(network, batches, prepare, engine.autocast)
 
 
 def write_pictures(

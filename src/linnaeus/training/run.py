@@ -12,8 +12,9 @@ from torch import nn
 
 from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table
+from linnaeus.device import choose_device
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures, Outputs, figures
+from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures
 from linnaeus.modelfile import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
@@ -32,9 +33,11 @@ from linnaeus.training.prepare import (
     preprocessing_of,
     resolve_recipe,
 )
-from linnaeus.training.results import answer_pixels, write_pictures
+from linnaeus.training.results import write_pictures
 from linnaeus.training.runfolder import RunFolder
 from linnaeus.training.streams import Streams
+
+BATCH = 64  # pictures at once in the final evaluation
 
 
 @dataclass
@@ -122,7 +125,7 @@ class _Job:
     def prepare(self, source, recipe, model, weights, epochs, settings, seed, device, out, strict) -> None:
         """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
         since = time.perf_counter()
-        self.engine = Engine(device)
+        choose_device(device)  # a device that is not there is the cheapest thing to find
         self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
         self.engine = Engine(device, self.recipe.precision)
         self.table = open_split(table, self.recipe)
@@ -233,10 +236,15 @@ class _Job:
         since = time.perf_counter()
         # From here on only the file counts: what is reported is what somebody who is given the file will find.
         network, about = read_model(self.folder.model, self.network if self.network.arch["name"] == "custom" else None)
+        network.to(self.engine.device)
         outputs: dict[str, Outputs] = {}
         for split in ("valid", "test"):
             if split in self.samples:
-                outputs[split] = answer_pixels(network, self.preprocessing, self.samples[split], self.engine)
+                rows, labels = self.samples[split].rows, self.samples[split].labels
+                outputs[split] = answer_pixels(
+                    network, self.preprocessing, rows, labels,
+                    batch=BATCH, device=self.engine.device, autocast=self.engine.autocast,
+                )  # fmt: skip
         result = {split: figures(out) for split, out in outputs.items()}
         assert best.figures is not None
         if result["valid"].correct != best.figures.correct:
