@@ -125,6 +125,11 @@ class OneCycle(Strict):
 Schedule = Annotated[Constant | Step | Plateau | Cosine | OneCycle, Field(discriminator="name")]
 
 
+class HeadOf(Strict):
+    stages: Annotated[list[str], Field(min_length=1)]
+    """Stages whose pooled outputs the head sees side by side, such as ["layer3", "layer4"]."""
+
+
 class Model(Strict):
     name: str
     """A network of `linnaeus models`, or `file.py:function` for one of your own."""
@@ -132,6 +137,8 @@ class Model(Strict):
     """`imagenet`, the name of published weights, a file, or `none` for training from scratch."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network, such as `stem = "small"`; `linnaeus models NAME` shows them."""
+    head: HeadOf | None = None
+    """What the head looks at, where it is not the last stage alone: `head = { stages = ["layer3", "layer4"] }`."""
 
 
 class Split(Strict):

@@ -49,6 +49,42 @@ def test_every_tensor_has_a_stage(name: str) -> None:
         network.stage_of("nothing.weight")
 
 
+@pytest.mark.parametrize("name", [*SMALL, "resnet50"])
+def test_a_head_may_look_at_several_stages(name: str) -> None:
+    """What it sees are their pooled outputs, wherever the run is cut; and `arch` makes the same again."""
+    torch.manual_seed(0)
+    lowest, last = create(name, classes=7).stages[-3], create(name, classes=7).stages[-2]
+    network = create(name, classes=7, head_stages=[last, lowest]).eval()
+    vary_statistics(network)
+    x = torch.randn(2, 3, input_size(name), input_size(name))
+    with torch.no_grad():
+        vector = network.run(x, stop="head")
+        below = network.run(x, stop=last)
+        expected = torch.cat([below.mean((2, 3)), network.run(below, start=last, stop="head")[:, below.shape[1] :]], 1)
+        torch.testing.assert_close(vector, expected, rtol=0, atol=0)
+        assert vector.shape == (2, network.head_input)
+        for stage in network.stages:
+            cut = network.run(x, stop=stage)
+            if stage in network.starts:
+                torch.testing.assert_close(network.run(cut, start=stage), network(x), rtol=0, atol=0)
+            else:
+                with pytest.raises(AssertionError, match="would not see"):
+                    network.run(cut, start=stage)
+    arch = json.loads(json.dumps(network.arch))
+    again = create(arch["name"], arch["classes"], arch["channels"], **arch["arguments"])
+    again.load_state_dict(network.state_dict())
+    assert again.head_stages == (lowest, last)
+
+
+def test_a_head_is_refused_what_it_cannot_look_at() -> None:
+    with pytest.raises(UserError, match=r"resnet18: the head cannot look at 'layer5' \(did you mean layer"):
+        create("resnet18", 2, head_stages=["layer5"])
+    with pytest.raises(UserError, match="cannot look at 'head'"):
+        create("resnet18", 2, head_stages=["head"])
+    with pytest.raises(UserError, match="empty: choose from stem"):
+        create("resnet18", 2, head_stages=[])
+
+
 @pytest.mark.parametrize("name", SMALL)
 @torch.no_grad()
 def test_stages_join_up(name: str) -> None:

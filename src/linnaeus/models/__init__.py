@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
+
+import torch
 
 from linnaeus.errors import UserError
 from linnaeus.models.custom import Custom, load_module, wrap
@@ -27,10 +29,13 @@ MODELS: dict[str, Callable[..., Network]] = {
 """Name -> function of (classes, channels, and arguments of its own by name) that makes the network."""
 
 
-def create(name: str, classes: int, channels: int = 3, **arguments: Any) -> Network:
+def create(
+    name: str, classes: int, channels: int = 3, *, head_stages: Sequence[str] | None = None, **arguments: Any
+) -> Network:
     """A new network, by name, with fresh weights: `create("resnet50", 10, stem="small")`.
 
-    `create(**network.arch)`, with the arguments spread, makes the same one again.
+    `create(**network.arch)`, with the arguments spread, makes the same one again. `head_stages` lets the head see the
+    pooled outputs of several stages instead of the last one's.
     Raises UserError for an unknown name, argument or value, with what was probably meant.
     """
     if name == "custom":
@@ -46,7 +51,27 @@ def create(name: str, classes: int, channels: int = 3, **arguments: Any) -> Netw
     for what, number in (("classes", classes), ("channels", channels)):
         if number < 1:
             raise UserError(f"{name}: {what} = {number}: at least 1")
-    return MODELS[name](classes, channels, **arguments)
+    network = MODELS[name](classes, channels, **arguments)
+    if head_stages is not None:
+        chosen = check_stages(network, head_stages)
+        with torch.device("meta"):  # the shapes without the work
+            twin = MODELS[name](classes, channels, **arguments).eval()
+            twin.head_stages = chosen
+            vector = twin.run(torch.empty(1, channels, twin.usual_size, twin.usual_size), stop="head")
+        network.look_at(chosen, vector.shape[1])
+    return network
+
+
+def check_stages(network: Network, head_stages: Sequence[str]) -> tuple[str, ...]:
+    """`head_stages` in the network's order. Raises UserError for what is no stage below the head."""
+    known = network.stages[:-1]
+    for stage in head_stages:
+        if stage not in known:
+            near = did_you_mean(stage, known)
+            raise UserError(f"{network.arch['name']}: the head cannot look at {stage!r}{near}: it has {', '.join(known)}")
+    if not head_stages:
+        raise UserError(f"{network.arch['name']}: head_stages is empty: choose from {', '.join(known)}")
+    return tuple(stage for stage in known if stage in head_stages)
 
 
 def arguments_of(name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # the name of an error, nothing that reads
@@ -27,7 +27,7 @@ NORMALISATIONS = {
     "half": (HALF, HALF),
 }
 
-FREE = ("zero_init", "dropout", "aux")
+FREE = ("zero_init", "dropout", "aux", "head_stages")
 """Arguments of a network that its trained tensors do not depend on."""
 
 AUXILIARY = ("aux1.", "aux2.")
@@ -180,7 +180,7 @@ def fitted(tensors: dict[str, Tensor], network: Network, source: str) -> tuple[d
     """
     own = network.state_dict()
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(AUXILIARY)}
-    notes = fit_head(tensors, own)
+    notes = fit_head(tensors, own, network.head_stages)
     notes += fit_channels(tensors, own, first_convolution(network))
     fresh = {name for name in own if name.startswith(AUXILIARY)}
     if fresh:
@@ -191,15 +191,21 @@ def fitted(tensors: dict[str, Tensor], network: Network, source: str) -> tuple[d
     return tensors, notes
 
 
-def fit_head(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """Put the network's own, new head into `tensors` where theirs has other classes, or is missing."""
+def fit_head(tensors: dict[str, Tensor], own: dict[str, Tensor], widened: Sequence[str]) -> list[str]:
+    """Put the network's own, new head into `tensors` where theirs has other classes or inputs, or is missing.
+
+    `widened` names the stages that the network's head looks at, where it is not the last one alone.
+    """
     weight = tensors.get("fc.weight")
     classes = len(own["fc.weight"])
-    if weight is not None and (weight.ndim != 2 or len(weight) == classes):
-        return [f"head kept: {classes} classes, as the weights have"]
-    if weight is not None and weight.shape[1] != own["fc.weight"].shape[1]:
+    features = own["fc.weight"].shape[1]
+    if weight is not None and (weight.ndim != 2 or (weight.shape[1] != features and not widened)):
         return []  # not the head of this network: refused with the other differences
+    if weight is not None and weight.shape == own["fc.weight"].shape:
+        return [f"head kept: {classes} classes, as the weights have"]
     tensors |= {name: own[name] for name in ("fc.weight", "fc.bias")}
+    if widened:
+        return [f"new head for {classes} classes, on {features} features of {', '.join(widened)}"]
     had = f"the weights have {len(weight)}" if weight is not None else "the weights have none"
     return [f"new head for {classes} classes ({had})"]
 

@@ -146,8 +146,7 @@ class InceptionV1(Network):
     def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Any:
         """As every network's `run`; with auxiliary heads that train, `(logits, [auxiliary logits, …])`."""
         aux: list[Tensor] = []
-        for stage in self.between(start, stop):
-            x = self.inception4(x, aux) if stage == "inception4" else getattr(self, stage)(x)
+        x = self._run(x, start, stop, {"inception4": lambda x: self.inception4(x, aux)})
         return (x, aux) if aux and stop is None else x
 
     def stem(self, x: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
@@ -25,6 +27,9 @@ class Network(nn.Module):
     head_input: int
     """Features that enter the last linear layer: the length of a pooled vector."""
 
+    head_stages: tuple[str, ...] = ()
+    """Stages whose pooled outputs the head sees, one after the other; empty: the output of the last stage alone."""
+
     usual_size: int = 224
     """Pixels of the square pictures that the network was designed for; others work too."""
 
@@ -39,11 +44,43 @@ class Network(nn.Module):
         """Run the stages from `start` (inclusive) to `stop` (exclusive); by default all of them.
 
         `run(run(x, stop=cut), start=cut)` equals `run(x)`. A run that starts at the head takes what the last stage
-        gives, (N, C, H, W), or what is left of it after global average pooling, (N, C).
+        gives, (N, C, H, W), or what is left of it after global average pooling, (N, C). With `head_stages` it takes
+        their pooled outputs side by side, (N, sum of C), and a run that starts higher than right after the first of
+        them is an AssertionError: what lies below is gone.
         """
-        for stage in self.between(start, stop):
-            x = getattr(self, stage)(x)
-        return x
+        return self._run(x, start, stop, {})
+
+    def _run(
+        self, x: Tensor, start: str | None, stop: str | None, instead: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> Tensor:
+        """`run`, with other functions in place of some stages."""
+        stages = self.between(start, stop)
+        assert start in self.starts, f"the head looks at {self.head_stages}, and a run from {start} would not see all"
+        before = None if start in (None, "head") else self.stages[self.stages.index(start) - 1]
+        seen = [pooled(x)] if before in self.head_stages else []
+        for stage in stages:
+            if stage == "head" and seen:
+                x = torch.cat(seen, 1)
+            x = instead.get(stage, getattr(self, stage))(x)
+            if stage in self.head_stages:
+                seen.append(pooled(x))
+        return torch.cat(seen, 1) if seen and stop == "head" else x
+
+    @property
+    def starts(self) -> tuple[str | None, ...]:
+        """Where a run may start: up to right after the lowest stage that the head looks at, and at the head itself."""
+        if not self.head_stages:
+            return (None, *self.stages)
+        return (None, *self.stages[: self.stages.index(self.head_stages[0]) + 2], "head")
+
+    def look_at(self, stages: Sequence[str], features: int) -> None:
+        """Make a new head on the pooled outputs of `stages`, `features` channels together.
+
+        What tells classes apart may lie lower than the last stage, which was shaped by ImageNet's classes.
+        """
+        self.head_stages, self.head_input = tuple(stages), features
+        self.fc = classifier(features, self.arch["classes"])
+        self.arch["arguments"]["head_stages"] = list(stages)
 
     def between(self, start: str | None = None, stop: str | None = None) -> tuple[str, ...]:
         """The names of the stages from `start` (inclusive) to `stop` (exclusive)."""

@@ -18,7 +18,7 @@ from linnaeus.errors import JobError
 from linnaeus.stores.cache import Cache, Entry
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 
-VERSION = 1
+VERSION = 2
 ROWS = "rows.bin"
 JOURNAL = "journal.jsonl"  # a line a chunk: rows so far, checksum of the chunk; a killed build goes on after the last
 CHUNK = 64 << 20  # bytes between two lines of the journal
@@ -27,8 +27,10 @@ CHUNK = 64 << 20  # bytes between two lines of the journal
 class ActivationStore:
     """Rows of what crosses the cut: (n, …) float16, or float32 where float16 would overflow."""
 
-    def __init__(self, array: np.ndarray, path: Path | None = None):
+    def __init__(self, array: np.ndarray, path: Path | None = None, made_by: str = ""):
         self.array, self.path = array, path
+        self.made_by = made_by
+        """The executor that computed the rows, for the record."""
 
     def __len__(self) -> int:
         return len(self.array)
@@ -42,6 +44,12 @@ class ActivationStore:
         return self.array[indices], np.zeros((len(indices), 2), np.int32)
 
 
+def find_activations(n: int, key: str, cache: Cache) -> ActivationStore | None:
+    """The store of n rows of that key, if it is whole."""
+    found = cache.find(_name(n, key))
+    return None if found is None else _open(found)
+
+
 def build_activations(
     chunks: Callable[[int], Iterator[Tensor]],
     n: int,
@@ -49,15 +57,16 @@ def build_activations(
     key: str,
     *,
     cache: Cache,
+    made_by: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> ActivationStore:
     """A store of n rows of `shape`, from `chunks(start)`: batches of rows, in order, from row `start` on.
 
-    `key` says everything that the rows depend on; a store of that key is used as it is, and one that a killed run left
-    unfinished is continued. Raises OverBudgetError where the cache's budget is too small, UserError where the disk is
-    full, and JobError where a row is not finite.
+    `key` says everything that the rows depend on, but for rounding; a store of that key is used as it is, and one that
+    a killed run left unfinished is continued if `made_by`, the executor, is the same. Raises OverBudgetError where the
+    cache's budget is too small, UserError where the disk is full, and JobError where a row is not finite.
     """
-    name = "activations-" + hashlib.sha256(f"{VERSION} {key} {n} {shape}".encode()).hexdigest()[:32]
+    name = _name(n, key)
     with cache.lock(name):
         found = cache.find(name)
         if found is not None:
@@ -66,8 +75,8 @@ def build_activations(
             cache.room(name, n * int(np.prod(shape)) * np.dtype(dtype).itemsize)
             try:
                 with cache.building(name) as folder:
-                    checksum = _Builder(folder, n, shape, np.dtype(dtype)).fill(chunks, progress)
-                about = {"dtype": np.dtype(dtype).name, "shape": list(shape), "n": n}
+                    checksum = _Builder(folder, n, shape, np.dtype(dtype), made_by).fill(chunks, progress)
+                about = {"dtype": np.dtype(dtype).name, "shape": list(shape), "n": n, "made_by": made_by}
                 return _open(cache.commit(name, about, {ROWS: checksum}))
             except _OverflowError:
                 cache.discard(name)
@@ -81,10 +90,10 @@ class _OverflowError(Exception):
 class _Builder:
     """Appends rows to a file, with a journal by which a later build goes on where this one was killed."""
 
-    def __init__(self, folder: Path, n: int, shape: tuple[int, ...], dtype: np.dtype):
+    def __init__(self, folder: Path, n: int, shape: tuple[int, ...], dtype: np.dtype, made_by: str):
         self.folder, self.n, self.dtype = folder, n, dtype
         self.row = int(np.prod(shape)) * dtype.itemsize
-        self.head = json.dumps({"dtype": dtype.name, "shape": list(shape), "n": n})
+        self.head = json.dumps({"dtype": dtype.name, "shape": list(shape), "n": n, "made_by": made_by})
 
     def fill(self, chunks: Callable[[int], Iterator[Tensor]], progress: Callable[[int, int], None] | None) -> int:
         """Write what is missing. Returns the CRC-32 of the whole file."""
@@ -165,4 +174,8 @@ def _open(entry: Entry) -> ActivationStore:
     about = entry.about
     path = entry.path / ROWS
     shape = (about["n"], *about["shape"])
-    return ActivationStore(np.memmap(path, dtype=about["dtype"], mode="r", shape=shape), path)
+    return ActivationStore(np.memmap(path, dtype=about["dtype"], mode="r", shape=shape), path, about["made_by"])
+
+
+def _name(n: int, key: str) -> str:
+    return "activations-" + hashlib.sha256(f"{VERSION} {key} {n}".encode()).hexdigest()[:32]

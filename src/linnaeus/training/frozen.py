@@ -18,7 +18,7 @@ from linnaeus.data.download import cache_dir
 from linnaeus.models import Network
 from linnaeus.models.execute import Executor, choose_executor
 from linnaeus.preprocess import Preprocessing
-from linnaeus.stores.activations import ActivationStore, build_activations, identity
+from linnaeus.stores.activations import ActivationStore, build_activations, find_activations, identity
 from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.training.engine import Engine
@@ -55,6 +55,8 @@ class Frozen:
     cache: Cache
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
     """(stages, checksum of their weights) -> how they are run: what one phase freezes another may have trained."""
+    made_by: dict[str, str] = field(default_factory=dict)
+    """Stages -> the executor that computed what the run used of them, in this run or an earlier one."""
 
     @property
     def batch(self) -> int:
@@ -72,6 +74,7 @@ class Frozen:
             record = cache_dir() / "executors.json"
             autocast = self.engine.autocast
             self.executors[name] = choose_executor(self.model, cut, sample[:TRIED], pictures, record, autocast, start)
+            self.made_by[name[0]] = self.executors[name].name
         return self.executors[name]
 
     def rows(self, cuts: Sequence[str], samples: Samples, prepare: Prepare, what: str, variant: dict[str, Any]) -> Rows:
@@ -83,25 +86,33 @@ class Frozen:
         """
         rows, made_by = samples.rows, prepare
         start: str | None = None
+        arch = {name: value for name, value in self.model.arch.items() if name != "classes"}
+        arch["arguments"] = {name: value for name, value in arch["arguments"].items() if name != "head_stages"}
         key: dict[str, Any] = {
-            "arch": {name: value for name, value in self.model.arch.items() if name != "classes"},
+            "arch": arch,
             "precision": f"{self.engine.device.type} {self.engine.precision}",
             "preprocessing": self.preprocessing.to_dict(),
             "rows": identity(samples.rows),
             **variant,
         }
         for cut in cuts:
-            first = next(iter(Batches(rows, samples.labels, batch=TRIED, device=self.engine.device).epoch()))
-            sample = made_by(first)
             weights = self._weights(start, cut)
-            executor = self.executor(cut, sample, len(samples), start, weights)
-            key |= {f"through {cut}": [executor.name, weights]}
-            shape = tuple(executor(sample[:1]).shape[1:])
-            with self.console.progress(f"{what}, {self._stages(start, cut)}") as advance:
-                store = build_activations(
-                    self._chunks(rows, samples.labels, made_by, executor), len(samples), shape,
-                    json.dumps(key, sort_keys=True), cache=self.cache, progress=advance,
-                )  # fmt: skip
+            key |= {f"through {cut}": weights}
+            if cut == "head" and self.model.head_stages:
+                key["head looks at"] = self.model.head_stages
+            text = json.dumps(key, sort_keys=True)
+            store = find_activations(len(samples), text, self.cache)
+            if store is None:
+                first = next(iter(Batches(rows, samples.labels, batch=TRIED, device=self.engine.device).epoch()))
+                sample = made_by(first)
+                executor = self.executor(cut, sample, len(samples), start, weights)
+                shape = tuple(executor(sample[:1]).shape[1:])
+                with self.console.progress(f"{what}, {self._stages(start, cut)}") as advance:
+                    store = build_activations(
+                        self._chunks(rows, samples.labels, made_by, executor), len(samples), shape, text,
+                        cache=self.cache, made_by=executor.name, progress=advance,
+                    )  # fmt: skip
+            self.made_by[self._stages(start, cut)] = store.made_by
             rows, made_by, start = store, stored, cut
         assert isinstance(rows, ActivationStore)
         return in_memory(rows, self.engine.device)

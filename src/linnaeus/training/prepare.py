@@ -46,7 +46,7 @@ def resolve_recipe(
     elif model is not None:
         overrides["model.name"] = "custom"
     if model is not None and (not isinstance(model, str) or ".py:" in model):
-        overrides |= {"model.arguments": {}}  # those of the recipe's network mean nothing to another
+        overrides |= {"model.arguments": {}, "model.head": None}  # those of the recipe's network mean nothing to another
         overrides.setdefault("model.weights", "none")
     if weights is not None:
         overrides["model.weights"] = weights
@@ -79,10 +79,14 @@ def build_network(
     recipe: Recipe, classes: int, channels: int, module: nn.Module | None, console: Console
 ) -> tuple[Network, Normalisation | None]:
     """The network with its weights, and the normalisation that these were trained with (None without weights)."""
-    name, arguments = recipe.model.name, recipe.model.arguments
+    name, arguments = recipe.model.name, dict(recipe.model.arguments)
     own = module is not None or ".py:" in name
     if own and recipe.model.weights != "none":
         raise UserError(f"weights = {recipe.model.weights!r}: a network of your own loads its weights itself; use none")
+    if recipe.model.head is not None:
+        if own:
+            raise UserError("model.head: what the head of a network of your own looks at is a matter of its code")
+        arguments["head_stages"] = recipe.model.head.stages
     if module is not None:
         return wrap(module, classes, channels), None
     if ".py:" in name:

@@ -272,7 +272,7 @@ class _Job:
                 "interrupted": interrupted,
                 "bad_images": self.bad,
                 "micro_batch": {f"phase {number}": micro for number, micro in phases.micro.items()},
-                "executors": {stages: found.name for (stages, _), found in frozen.executors.items()},
+                "executors": frozen.made_by,
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "hardware": hardware(),
                 "versions": versions(),

@@ -48,10 +48,13 @@ class Streams:
         """The first stage that trains; None where that is the first of all.
 
         Below it nothing trains, and nothing is random in evaluation mode: what crosses it depends on the picture alone.
+        Where the head looks at lower stages too, the cut is low enough for it to see them.
         """
-        stages = self.frozen.model.stages
-        first = training_stages(self.frozen.model, phase.train)[0]
-        return None if first == stages[0] else first
+        model = self.frozen.model
+        first = training_stages(model, phase.train)[0]
+        below = model.stages[: model.stages.index(first) + 1]
+        cut = first if first in model.starts else next(stage for stage in reversed(below) if stage in model.starts)
+        return None if cut == model.stages[0] else cut
 
     def of(self, number: int) -> tuple[str | None, Stream, Stream]:
         """(the cut, training stream, validation stream) of phase `number`, from 0."""
