@@ -57,6 +57,7 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
     phases = Phases(
         plan, loaded.model, streams, len(table.classes), engine, console,
         save=lambda best: None, record=lambda row: None, divided=lambda phase, micro: None,
+        tuned=lambda phase, test: None,
     )  # fmt: skip
     best = phases.run()
     assert best.figures is not None

@@ -192,7 +192,8 @@ class Phase(Strict):
 
     Where that is less than a batch, the run's recipe.toml says how many it was, so that it can be repeated."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: Positive | None = None
+    lr: float | str | None = None
+    """The learning rate, or `auto`: found by a range test before the phase, and written into the run's recipe.toml."""
     head: Literal["train", "auto"] = "train"
     """`auto`: solve the head on stored vectors, its penalty by cross-validation; epochs and lr then mean nothing."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -223,6 +224,13 @@ class Phase(Strict):
     """Stop the phase after this many epochs without a better model; 0 is off."""
     aux_weight: NonNegative = 0.3
     """Weight of the auxiliary heads' loss, where the network has them."""
+
+    @field_validator("lr")
+    @classmethod
+    def _rate(cls, value: float | str | None) -> float | str | None:
+        if value is not None and value != "auto" and not (isinstance(value, float) and value > 0):
+            raise ValueError('a number above 0, or "auto"')
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> Phase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,8 @@ def test_loss_starts_at_chance(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet20", "plain20", "mini_resnet", "resnet18", "inception_v1"])
 def test_overfits_one_batch(name: str) -> None:
     torch.manual_seed(0)
-    network = create(name, classes=4, channels=1, **({"dropout": 0.0} if name == "inception_v1" else {}))
+    arguments: dict[str, Any] = {"dropout": 0.0} if name == "inception_v1" else {}
+    network = create(name, classes=4, channels=1, **arguments)
     size = 16 if name.endswith("20") else 32
     x, targets = torch.randn(8, 1, size, size), torch.arange(8) % 4
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-3 if name.endswith("20") else 2e-3)

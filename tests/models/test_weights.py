@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from linnaeus.errors import JobError, UserError
+from linnaeus.modelfile import ModelFile, write_model
 from linnaeus.models import create, weights
 from linnaeus.models.published import PUBLISHED, Published
 from linnaeus.models.weights import load_weights
+from linnaeus.preprocess import Preprocessing
 
 NAME = "resnet20-test"
 
@@ -426,3 +428,19 @@ def test_the_given_weights(shared_data: Path) -> None:
         assert loaded.model.get_submodule("layer2.0.conv2").stride == (1, 1)
         assert all(p.dtype == torch.float32 for p in loaded.model.parameters())
         assert loaded.normalisation["mean"] == (0.485, 0.456, 0.406)
+
+
+def test_a_head_on_several_stages_is_new_and_says_so(tmp_path: Path) -> None:
+    """Also where the classes are the same; and weights trained with such a head serve a network without."""
+    path = tmp_path / "w.pth"
+    torch.save(trained(), path)
+    loaded = load_weights("resnet20", str(path), classes=1000, arguments={"head_stages": ["layer2", "layer3"]})
+    assert "new head for 1000 classes, on 96 features of layer2, layer3" in loaded.notes
+    assert loaded.model.state_dict()["fc.weight"].shape == (1000, 96)
+    file = tmp_path / "model.safetensors"
+    wide = create("resnet20", 3, head_stages=["layer2", "layer3"])
+    write_model(file, wide.state_dict(), ModelFile(wide.arch, ("a", "b", "c"), ("a", "b", "c"), Preprocessing(32, 32)))
+    again = load_weights("resnet20", str(file), classes=3, arguments={"head_stages": ["layer3", "layer2"]})
+    assert torch.equal(again.model.state_dict()["fc.weight"], wide.state_dict()["fc.weight"])
+    with pytest.raises(UserError, match=r"fc.weight is \(3, 96\) and should be \(3, 64\)"):
+        load_weights("resnet20", str(file), classes=3)

@@ -67,8 +67,8 @@ def check_stages(network: Network, head_stages: Sequence[str]) -> tuple[str, ...
     known = network.stages[:-1]
     for stage in head_stages:
         if stage not in known:
-            near = did_you_mean(stage, known)
-            raise UserError(f"{network.arch['name']}: the head cannot look at {stage!r}{near}: it has {', '.join(known)}")
+            near, choices = did_you_mean(stage, known), ", ".join(known)
+            raise UserError(f"{network.arch['name']}: the head cannot look at {stage!r}{near}: it has {choices}")
     if not head_stages:
         raise UserError(f"{network.arch['name']}: head_stages is empty: choose from {', '.join(known)}")
     return tuple(stage for stage in known if stage in head_stages)

@@ -9,5 +9,6 @@ from linnaeus.report.confusion import confusion
 from linnaeus.report.curves import curves
 from linnaeus.report.fonts import advice
 from linnaeus.report.grid import Shown, picture_grid
+from linnaeus.report.ranges import ranges
 
-__all__ = ["Shown", "advice", "confusion", "curves", "picture_grid"]
+__all__ = ["Shown", "advice", "confusion", "curves", "picture_grid", "ranges"]

@@ -110,7 +110,9 @@ def fit(
         for step, batch in enumerate(train.batches.epoch(first_epoch + epoch)):
             seed_step(seed, first_epoch + epoch, step)
             schedule.before_step(epoch * len(train.batches) + step)
-            loss, right = _step(wrapped, optimizer, batch, train, criterion, engine, phase, first_epoch + epoch, micro)
+            loss, right = optimizer_step(
+                wrapped, optimizer, batch, train, criterion, engine, phase, first_epoch + epoch, micro
+            )
             if average is not None:
                 average.update(net)
             total.add(loss, right, len(batch))
@@ -140,7 +142,7 @@ def fit(
             return
 
 
-def _step(
+def optimizer_step(
     wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,

@@ -49,7 +49,7 @@ def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:
 
     The learning rate falls by `lr_decay` with each stage away from the last (Howard and Ruder 2018, section 3.2).
     """
-    assert phase.lr is not None, "a phase that is trained has a learning rate"
+    assert isinstance(phase.lr, float), "a phase that is trained has a learning rate, found or given"
     stages = model.stages
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

@@ -22,6 +22,7 @@ from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above, Epoch, Step, Stream, fit
 from linnaeus.training.memory import free_memory, probe
 from linnaeus.training.optim import freeze, training_stages
+from linnaeus.training.rangetest import RangeTest, range_test
 from linnaeus.training.runfolder import Row
 from linnaeus.training.streams import Streams
 
@@ -73,6 +74,8 @@ class Phases:
     record: Callable[[Row], None]
     divided: Callable[[int, int], None]
     """Told (phase, samples at once) where a batch does not fit the memory."""
+    tuned: Callable[[int, RangeTest], None]
+    """Told (phase, test) where the learning rate was to be found."""
     seconds: dict[str, float] = field(default_factory=dict)
     micro: dict[int, int] = field(default_factory=dict)
 
@@ -108,6 +111,8 @@ class Phases:
             self._finish(number, phase, self._solve_head(phase, net, train, valid), stages)
             return
         micro = self._announce(number, phase, stages, net, train, valid)
+        if phase.lr == "auto":
+            phase = phase.model_copy(update={"lr": self._find_rate(number, phase, first_epoch, net, train, micro)})
         with self.console.progress(f"phase {number}") as advance:
 
             def watch(step: Step) -> None:
@@ -131,6 +136,20 @@ class Phases:
         for name, buffer in frozen.items():
             now = self.model.get_buffer(name)
             assert torch.equal(buffer.to(now.device), now), f"{name} is frozen and changed in phase {number}"
+
+    def _find_rate(self, number: int, phase: Phase, first_epoch: int, net: Above, train: Stream, micro: int) -> float:
+        """The learning rate by a range test on a copy of the network."""
+        with self.console.progress(f"phase {number}, range test", "steps") as advance:
+            test = range_test(
+                net, phase, train, self.engine,
+                classes=self.classes, seed=self.recipe.seed, epoch=first_epoch, micro=micro, watch=advance,
+            )  # fmt: skip
+        self.tuned(number, test)
+        self.console.say(
+            f"  lr = auto: {test.chosen:g}, a tenth of where the loss was lowest in {len(test.losses)} steps "
+            f"from {test.rates[0]:.0e} to {test.rates[-1]:.0e}"
+        )
+        return test.chosen
 
     def _solve_head(self, phase: Phase, net: Above, train: Stream, valid: Stream) -> Epoch:
         """Put the best linear head on the stored vectors: an epoch of its own, with nothing to repeat."""

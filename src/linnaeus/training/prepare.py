@@ -46,7 +46,10 @@ def resolve_recipe(
     elif model is not None:
         overrides["model.name"] = "custom"
     if model is not None and (not isinstance(model, str) or ".py:" in model):
-        overrides |= {"model.arguments": {}, "model.head": None}  # those of the recipe's network mean nothing to another
+        overrides |= {
+            "model.arguments": {},
+            "model.head": None,
+        }  # those of the recipe's network mean nothing to another
         overrides.setdefault("model.weights", "none")
     if weights is not None:
         overrides["model.weights"] = weights

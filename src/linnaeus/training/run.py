@@ -33,6 +33,7 @@ from linnaeus.training.prepare import (
     preprocessing_of,
     resolve_recipe,
 )
+from linnaeus.training.rangetest import RangeTest
 from linnaeus.training.results import write_pictures
 from linnaeus.training.runfolder import RunFolder
 from linnaeus.training.streams import Streams
@@ -179,7 +180,7 @@ class _Job:
         streams = Streams(frozen, train, valid, self.recipe.phase, self.recipe.seed)
         phases = Phases(
             self.recipe, self.network, streams, len(self.table.classes), self.engine, self.console, self._save,
-            self.folder.add, self._divided, self.seconds,
+            self.folder.add, self._divided, self._tuned, self.seconds,
         )  # fmt: skip
         interrupted = False
         with self.folder.tensorboard(tensorboard):
@@ -201,8 +202,19 @@ class _Job:
 
     def _divided(self, number: int, micro: int) -> None:
         """Keep in the recipe how a phase's batches were divided: with BatchNorm the result depends on it."""
+        self._resolve(number, micro_batch=micro)
+
+    def _tuned(self, number: int, test: RangeTest) -> None:
+        """Keep the learning rate that was found in the recipe, and the plot of how it was found."""
+        from linnaeus.report.plots import ranges
+
+        ranges(test.rates, test.losses, test.smoothed, test.chosen, self.folder.path / f"lr-phase{number}.png")
+        self._resolve(number, lr=test.chosen)
+
+    def _resolve(self, number: int, **found: Any) -> None:
+        """Put what the run found out about a phase into its recipe, so that the recipe repeats it."""
         phases = list(self.recipe.phase)
-        phases[number - 1] = phases[number - 1].model_copy(update={"micro_batch": micro})
+        phases[number - 1] = phases[number - 1].model_copy(update=found)
         self.recipe = self.recipe.model_copy(update={"phase": phases})
         self.folder.write_recipe(self.recipe)
 

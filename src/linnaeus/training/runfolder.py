@@ -73,8 +73,8 @@ class RunFolder:
         """Leave nothing behind where there is no model yet, so that the next try may have the name."""
         if not self.model.exists():
             with suppress(OSError):  # there is an error to show already
-                for name in BEGINNINGS:
-                    (self.path / name).unlink(missing_ok=True)
+                for path in (*map(self.path.joinpath, BEGINNINGS), *self.path.glob("lr-phase*.png")):
+                    path.unlink(missing_ok=True)
                 self.path.rmdir()
 
     @property

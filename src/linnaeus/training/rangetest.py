@@ -1,0 +1,105 @@
+"""lr = "auto": the learning-rate range test.
+
+L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186, section 3.3: train for a
+few steps while the rate grows exponentially, and look where the loss falls and where it breaks away.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from linnaeus.errors import JobError
+from linnaeus.recipe import Phase
+from linnaeus.training.engine import Engine, seed_step
+from linnaeus.training.loop import Above, Criterion, Stream, optimizer_step
+from linnaeus.training.optim import build_optimizer, train_mode, training_stages
+
+LOWEST = {"sgd": 1e-4, "adam": 1e-6, "adamw": 1e-6}
+DECADES = 5
+STEPS = 50
+SMOOTHING = 2.0
+"""Standard deviation, in steps, of the Gaussian that the loss is smoothed with: centered, so that nothing is late."""
+BROKEN_AWAY = 2.0
+"""The test ends where the loss is so many times the lowest yet, plus one nat."""
+BELOW_LOWEST = 10.0
+"""The rate that is taken is the one of the lowest smoothed loss divided by this: there the loss was about to rise."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The rates that were tried, the loss at each step, and the rate that was chosen."""
+
+    rates: np.ndarray
+    """(steps,) ascending, of the last stage that trains."""
+    losses: np.ndarray
+    """(steps,) mean training loss of each batch, in nats, before the step with that rate."""
+    chosen: float
+
+    @property
+    def smoothed(self) -> np.ndarray:
+        return smooth(self.losses)
+
+
+def range_test(
+    net: Above,
+    phase: Phase,
+    train: Stream,
+    engine: Engine,
+    *,
+    classes: int,
+    seed: int,
+    epoch: int,
+    micro: int | None,
+    watch: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> RangeTest:
+    """Train a copy of `net` for up to 50 steps, the rate growing by five decades; `net` itself stays as it is.
+
+    `epoch` counts the epochs of earlier phases. Raises JobError where the loss is not finite from the start.
+    """
+    twin = copy.deepcopy(net)
+    rates = LOWEST[phase.optimizer] * np.logspace(0, DECADES, STEPS)
+    optimizer = build_optimizer(twin.model, phase.model_copy(update={"lr": 1.0}))
+    wrapped, optimizer = engine.setup(twin, optimizer)
+    base = [group["lr"] for group in optimizer.param_groups]  # lr_decay: lower for deeper stages
+    criterion = Criterion(phase, train.batches.labels, classes, engine.device)
+    train_mode(twin.model, training_stages(twin.model, phase.train))
+    losses: list[float] = []
+    while len(losses) < STEPS:
+        for batch in train.batches.epoch(epoch + len(losses) // len(train.batches)):
+            rate = rates[len(losses)]
+            for group, share in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * share
+            seed_step(seed, epoch, len(losses))
+            loss, _ = optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, epoch, micro)
+            losses.append(float(loss) / len(batch))
+            watch(len(losses), STEPS, f"lr {rate:.1e}  loss {losses[-1]:.3f}")
+            if len(losses) == STEPS or not losses[-1] < BROKEN_AWAY * min(losses) + 1:  # a NaN ends it too
+                return choose(rates, losses)
+    raise AssertionError("the loop ends by returning")
+
+
+def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
+    """The rate to train with: a tenth of that at which the smoothed loss is lowest."""
+    finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    if finite == 0:
+        raise JobError('lr = "auto": the loss is not finite before the first step; are the pictures and weights sound?')
+    found, tried = np.array(losses[:finite]), rates[:finite]
+    lowest = int(smooth(found).argmin())
+    return RangeTest(tried, found, float(f"{tried[lowest] / BELOW_LOWEST:.2g}"))
+
+
+def smooth(losses: np.ndarray) -> np.ndarray:
+    """(steps,) -> (steps,): a Gaussian average over neighboring steps, with the ends' weights made to sum to one.
+
+    A loss that has broken away counts as twice the first, so that it does not pull up what came before it.
+    """
+    capped = torch.from_numpy(np.minimum(losses, 2 * losses[0] + 1))
+    distance = torch.arange(len(losses))[:, None] - torch.arange(len(losses))
+    weights = torch.exp(-0.5 * (distance / SMOOTHING) ** 2).double()
+    return ((weights @ capped.double()) / weights.sum(1)).numpy()

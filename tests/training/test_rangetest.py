@@ -1,0 +1,86 @@
+"""lr = "auto": the range test finds a rate that trains, and leaves the network as it was."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import mini, phase, samples, stream, write_idx, write_recipe
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.errors import JobError, UserError
+from linnaeus.recipe import load_recipe
+from linnaeus.training.engine import Engine
+from linnaeus.training.loop import Above, fit
+from linnaeus.training.rangetest import STEPS, choose, range_test, smooth
+
+RATES = np.logspace(-6, -1, STEPS)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_does_not(optimizer: str):
+    model, data, engine = mini(), stream(*samples(48)), Engine("cpu", "32")
+    before = copy.deepcopy(model.state_dict())
+    spec = phase(optimizer=optimizer, lr="auto", epochs=30)
+    test = range_test(Above(model), spec, data, engine, classes=3, seed=0, epoch=0, micro=None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert len(test.rates) == len(test.losses) <= STEPS
+    loss = {}
+    for factor in (0.01, 1):
+        trained = spec.model_copy(update={"lr": test.chosen * factor})
+        *_, last = fit(Above(mini()), trained, data, data, engine, classes=3)
+        loss[factor] = last.train_loss
+    assert loss[1] < 0.5, (test.chosen, loss)
+    assert loss[1] < 0.5 * loss[0.01], (test.chosen, loss)
+
+
+def test_the_same_test_again_gives_the_same_losses():
+    first, again = (
+        range_test(
+            Above(mini()), phase(lr="auto"), stream(*samples(30), shuffle=True), Engine("cpu", "32"),
+            classes=3, seed=4, epoch=2, micro=None,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    assert np.array_equal(first.losses, again.losses)
+
+
+def test_a_tenth_of_the_rate_at_the_lowest_loss():
+    """A loss that falls until 1e-3 and then rises; noise of a tenth does not move it by more than a third."""
+    generator = np.random.default_rng(0)
+    losses = 2 + np.abs(np.log10(RATES) + 3) / 3 + 0.1 * generator.normal(size=STEPS)
+    assert 1e-4 / 1.5 < choose(RATES, list(losses)).chosen < 1e-4 * 1.5
+
+
+def test_what_broke_away_does_not_pull_up_what_came_before():
+    losses = [3.0] * 20 + [1.0] * 10 + [1e9]
+    assert smooth(np.array(losses))[:25] == pytest.approx(smooth(np.array(losses[:-1]))[:25], abs=0.1)
+
+
+def test_a_loss_that_becomes_nan_ends_the_test_and_one_that_starts_so_is_an_error():
+    found = choose(RATES, [2.0, 1.5, 1.0, float("nan")])
+    assert len(found.losses) == 3
+    assert found.chosen == pytest.approx(RATES[2] / 10, rel=0.05)
+    with pytest.raises(JobError, match="not finite before the first step"):
+        choose(RATES, [float("nan")])
+
+
+def test_a_run_finds_its_rate_keeps_the_plot_and_is_repeated_by_its_recipe(tmp_path: Path):
+    source = write_idx(tmp_path / "idx")
+    recipe = write_recipe(tmp_path / "r.toml", {"lr": "auto", "epochs": 1})
+    run = linnaeus.train(source, str(recipe), out=tmp_path / "run", console=Console(quiet=True))
+    assert (run.path / "lr-phase1.png").read_bytes()[:4] == b"\x89PNG"
+    resolved = load_recipe(str(run.path)).phase[0].lr
+    assert isinstance(resolved, float)
+    again = linnaeus.train(source, str(run.path), out=tmp_path / "again", console=Console(quiet=True))
+    assert again.valid == run.valid
+    assert not (again.path / "lr-phase1.png").exists()
+
+
+def test_only_auto_or_a_number(tmp_path: Path):
+    with pytest.raises(UserError, match=r"phase\.1\.lr"):
+        load_recipe(str(write_recipe(tmp_path / "r.toml", {"lr": "fast"})))
