@@ -137,6 +137,8 @@ class Model(Strict):
     """`imagenet`, the name of published weights, a file, or `none` for training from scratch."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network, such as `stem = "small"`; `linnaeus models NAME` shows them."""
+    frozen: Literal["float", "int8"] = "float"
+    """How frozen stages compute what is stored. int8 rounds, and is faster on CPU; the saved model is float."""
     head: HeadOf | None = None
     """What the head looks at, where it is not the last stage alone: `head = { stages = ["layer3", "layer4"] }`."""
 

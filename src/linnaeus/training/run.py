@@ -175,7 +175,8 @@ class _Job:
 
     def run(self, tensorboard: bool) -> Run:
         """The phases, then the final figures from the saved file, on pixels."""
-        frozen = Frozen(self.network, self.preprocessing, self.engine, self.console, default_cache())
+        int8 = self.samples["train"] if self.recipe.model.frozen == "int8" else None
+        frozen = Frozen(self.network, self.preprocessing, self.engine, self.console, default_cache(), int8)
         train, valid = self.samples["train"], self.samples["valid"]
         streams = Streams(frozen, train, valid, self.recipe.phase, self.recipe.seed)
         phases = Phases(
