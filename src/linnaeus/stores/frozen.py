@@ -28,7 +28,8 @@ BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
 CALIBRATED = 64  # pictures that set the ranges of int8
 TRIED = 8  # pictures that an executor is tried with
-RESIDENT = 0.25  # of the free memory that rows may take whole
+RESIDENT = 0.25  # of a GPU's free memory that rows may take whole
+SMALL = 32 << 20  # bytes of rows that lie in memory on CPU: beyond that a run's memory would grow with its pictures
 
 Prepare = Callable[[Batch], Tensor]
 """Batch of pixels -> what the network takes."""
@@ -186,7 +187,7 @@ def stored(batch: Batch) -> Tensor:
 
 def in_memory(store: ActivationStore, device: torch.device) -> Rows:
     """The store's rows whole in the device's memory where there is room, else as they lie on the disk."""
-    if store.nbytes > RESIDENT * free_memory(device):
+    if store.nbytes > (SMALL if device.type == "cpu" else RESIDENT * free_memory(device)):
         return store
     return Resident(torch.from_numpy(np.array(store.array)).to(device))
 
