@@ -65,7 +65,7 @@ def test_help_needs_neither_torch_nor_pydantic():
 import sys
 from click.testing import CliRunner
 from linnaeus.cli import cli
-for command in ([], ["train"], ["predict"], ["evaluate"], ["models"], ["recipes"], ["weights"], ["data"]):
+for command in ([], ["train"], ["predict"], ["evaluate"], ["compare"], ["models"], ["recipes"], ["weights"], ["data"]):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output, result.output
 assert CliRunner().invoke(cli, ["--version"]).output == f"linnaeus, version {sys.modules['linnaeus'].__version__}\\n"
@@ -351,4 +351,4 @@ def test_evaluating(here: Path, say):
     assert said.status == 0, said
     found = json.loads((here / "deep" / "er" / "e.json").read_text())["test"]
     assert found["n"] == 9
-    assert f"({found['correct']} of 9" in said.out
+    assert f"{found['correct']} of 9" in said.out
