@@ -4,10 +4,13 @@ A picture is answered where the probability of its first class reaches a thresho
 coverage, the share of mistakes among them the risk (El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017,
 arXiv:1705.08500).
 
-Two thresholds are found. The *estimated* one answers most among those whose error on the sample is small enough; being
-the best of many on the sample that it is judged by, it flatters. The *promised* one holds beyond the sample, with 95 %
+Two thresholds are found. The *estimated* one answers most among those whose error on the sample is small enough;
+beyond the sample that error is exceeded about as often as not. The *promised* one holds there too, with 95 %
 confidence: a model that is wrong exactly as often as allowed would pass, at whichever coverage, in at most 5 % of
 samples. That needs many pictures: 149 without a mistake for an error of 2 %.
+
+Tried on 1,000 samples of 300 pictures from a known population, for an error of 5 %: 551 estimates were exceeded, and
+11 of 139 promises. With 2,000 pictures: 521 estimates, and 4 of 987 promises.
 
 What a promise rests on: the pictures to come are drawn like the sample; a more confident answer is not more often
 wrong; and the model was fixed before. A sample that chose the best epoch and fitted a temperature bends the last one a
@@ -16,6 +19,7 @@ little, so the figure on pictures that chose nothing, where there are any, is th
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -139,7 +143,8 @@ def choose(curve: Curve, error: float = ERROR, confidence: float = CONFIDENCE) -
     tried = tried[tried >= smallest(error, confidence)]
     promised: np.ndarray = np.array([], np.int64)
     if len(tried):
-        allowed = dict(zip(tried.tolist(), boundary(tried, error, 1 - confidence).tolist(), strict=True))
+        limits = boundary(tuple(tried.tolist()), error, 1 - confidence)
+        allowed = dict(zip(tried.tolist(), limits.tolist(), strict=True))
         # Where probabilities are equal across a rank, more are answered than were to be tried: no rank to judge by.
         most = np.array([allowed.get(k, -1) for k in curve.answered.tolist()])
         promised = np.flatnonzero(curve.wrong <= most)
@@ -158,8 +163,9 @@ def smallest(error: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(math.log(1 - confidence) / math.log1p(-error) - 1e-9)
 
 
-def boundary(tried: np.ndarray, error: float, delta: float) -> np.ndarray:
-    """(k,) int64: the mistakes allowed among the first `tried` pictures (k,), rising numbers; -1 where none passes.
+@functools.lru_cache(maxsize=64)
+def boundary(tried: tuple[int, ...], error: float, delta: float) -> np.ndarray:
+    """(k,) int64: the mistakes allowed among the first `tried` pictures, rising numbers; -1 where none passes.
 
     Each allowance is the largest whose binomial tail is at most alpha, and alpha is as large as it can be while answers
     that are wrong with probability `error`, independently, stay within any allowance with probability `delta` at most.
@@ -168,7 +174,7 @@ def boundary(tried: np.ndarray, error: float, delta: float) -> np.ndarray:
     is computed exactly, by following the number of mistakes from rank to rank.
     """
     low, high = delta / len(tried), delta
-    tails = [np.cumsum(binomial(int(k), error, _most(int(k), error))) for k in tried]
+    tails = [np.cumsum(binomial(k, error, _most(k, error))) for k in tried]
 
     def allowances(alpha: float) -> np.ndarray:
         return np.array([np.searchsorted(tail, alpha, side="right") for tail in tails]) - 1
@@ -179,13 +185,13 @@ def boundary(tried: np.ndarray, error: float, delta: float) -> np.ndarray:
     return allowances(low)
 
 
-def _pass_by_chance(tried: np.ndarray, allowed: np.ndarray, error: float) -> float:
+def _pass_by_chance(tried: tuple[int, ...], allowed: np.ndarray, error: float) -> float:
     """The probability that mistakes made with probability `error` are within what is allowed at one rank or more."""
     states = int(allowed.max(initial=-1)) + 1
     if not states:
         return 0.0
     chances, passed, before = np.eye(1, states)[0], 0.0, 0  # of 0, 1, … mistakes so far; more can never pass again
-    for rank, most in zip(tried.tolist(), allowed.tolist(), strict=True):
+    for rank, most in zip(tried, allowed.tolist(), strict=True):
         step = binomial(rank - before, error, min(states - 1, _most(rank - before, error)))
         chances = np.convolve(chances, step)[:states]
         passed += float(chances[: most + 1].sum())

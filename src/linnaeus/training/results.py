@@ -64,7 +64,7 @@ def prediction_rows(
             label = int(out.labels[i])
             yield (
                 table.sample_id(index), split, table.classes[label], table.classes[predicted[i]],
-                f"{probabilities[i, predicted[i]]:.6g}", f"{probabilities[i, label]:.6g}",
+                f"{probabilities[i, predicted[i]]:.10g}", f"{probabilities[i, label]:.10g}",
             )  # fmt: skip
 
 
