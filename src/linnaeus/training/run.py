@@ -14,7 +14,7 @@ from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.device import choose_device
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures
+from linnaeus.evaluate import Figures, Outputs, answer_pixels
 from linnaeus.modelfile import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
@@ -34,7 +34,7 @@ from linnaeus.training.prepare import (
     resolve_recipe,
 )
 from linnaeus.training.rangetest import RangeTest
-from linnaeus.training.results import write_pictures
+from linnaeus.training.results import Judged, prediction_rows, write_pictures
 from linnaeus.training.runfolder import RunFolder
 from linnaeus.training.streams import Streams
 
@@ -51,6 +51,8 @@ class Run:
     """By split: `valid`, and `test` where the source has one."""
     seconds: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
+    trust: list[str] = field(default_factory=list)
+    """Lines that say how far its probabilities can be trusted, and when it is unsure."""
 
     @property
     def valid(self) -> Figures:
@@ -258,7 +260,8 @@ class _Job:
                     network, self.preprocessing, rows, labels,
                     batch=BATCH, device=self.engine.device, autocast=self.engine.autocast,
                 )  # fmt: skip
-        result = {split: figures(out) for split, out in outputs.items()}
+        judged = Judged(outputs)
+        result = judged.figures
         assert best.figures is not None
         if result["valid"].correct != best.figures.correct:
             self.console.warn(
@@ -266,19 +269,23 @@ class _Job:
                 f"and had {best.figures.correct} while training"
             )
         about.metrics = {split: found.to_dict() for split, found in result.items()}
+        about.calibration = judged.calibration.to_dict()
         write_model(self.folder.model, network.state_dict(), about)
+        self.folder.write_predictions(prediction_rows(self.table, self.samples, judged.calibrated))
         self.seconds.lap("evaluate", since)
         from linnaeus.report.plots import advice  # matplotlib is slow to import: only where something is drawn
 
         since = time.perf_counter()
-        missing = write_pictures(self.folder, self.table, self.samples, outputs, self.preprocessing, best)
+        missing = write_pictures(
+            self.folder, self.table, self.samples, judged.calibrated, self.preprocessing, best, judged.threshold
+        )
         if missing:
             self.console.warn(advice(missing))
         self.seconds.lap("pictures", since)
         self.seconds.total()
         self.folder.write_metrics(
             {
-                **about.metrics,
+                **judged.to_dict(),
                 "selected_on": "test" if self.recipe.data.valid == "test" else "valid",
                 "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
                 "epochs": len(self.folder.rows),
@@ -292,7 +299,7 @@ class _Job:
                 "fingerprint": self.fingerprint,
             }
         )
-        return Run(self.folder.path, best, result, dict(self.seconds), interrupted)
+        return Run(self.folder.path, best, result, dict(self.seconds), interrupted, judged.lines())
 
 
 def _class_map(table: Table, most: int = 12) -> str:
