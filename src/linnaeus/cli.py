@@ -14,7 +14,7 @@ import click
 
 from linnaeus import __version__
 from linnaeus.cli_common import load_model, verbosity
-from linnaeus.cli_evaluate import compare, evaluate
+from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
@@ -64,10 +64,10 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
         console.say(line)
     console.say(f"best      {best}, by {run.best.by} on validation")
     console.say(f"time      {duration(run.seconds['total'])}")
-    for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png"):
-        console.say(
-            f"{name.partition('.')[0]:9} {run.path / name}" if name[0] != "p" else f"pictures  {run.path / name}"
-        )
+    for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png", "report.html"):
+        if (run.path / name).exists():
+            word = "pictures" if name == "predictions.png" else name.partition(".")[0]
+            console.say(f"{word:9} {run.path / name}")
     if run.interrupted:
         console.warn("stopped before its end: this is the best model until then")
         raise SystemExit(1)
@@ -146,6 +146,7 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
 
 cli.add_command(evaluate)
 cli.add_command(compare)
+cli.add_command(report)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""The commands that measure: evaluate, compare. Heavy things are imported inside, so that --help is instant."""
+"""The commands that measure and tell: evaluate, compare, report. Heavy things are imported inside, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -67,3 +67,20 @@ def compare(runs: tuple[str, ...], split: str | None, json_file: str | None, qui
     click.echo(found.render())
     if json_file:
         write_text(Path(json_file), found.to_json())
+
+
+@click.command()
+@click.argument("run")
+@click.option("--source", metavar="SOURCE", help="Where the run's pictures are now, if they were moved.")
+@verbosity
+def report(run: str, source: str | None, quiet: bool, verbose: bool) -> None:
+    """Rebuild the page report.html of RUN, a run folder, from what is in it.
+
+    The page is one file that needs no network. Where the pictures are no longer there it goes without, and says so.
+    """
+    from linnaeus.report.page import write_report
+
+    path, missing = write_report(run, source=source)
+    if missing:
+        Console(quiet=quiet, verbose=verbose, stream=sys.stderr).warn(f"no pictures in the report: {missing}")
+    click.echo(path)

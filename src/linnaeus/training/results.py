@@ -39,6 +39,10 @@ class Judged:
         stored = {name: value for name, value in self.calibration.to_dict().items() if name != "curve"}
         return {split: found.to_dict() for split, found in self.found.items()} | {"calibration": stored}
 
+    def long_dict(self, table: Table) -> dict[str, Any]:
+        """For evaluation.json: everything by split, as `linnaeus evaluate --json` writes it."""
+        return {split: found.long_dict(table.classes, table.names) for split, found in self.found.items()}
+
     def lines(self) -> list[str]:
         """Two lines for whoever started the run."""
         split = "test" if "test" in self.found else "valid"

@@ -272,6 +272,7 @@ class _Job:
         about.calibration = judged.calibration.to_dict()
         write_model(self.folder.model, network.state_dict(), about)
         self.folder.write_predictions(prediction_rows(self.table, self.samples, judged.calibrated))
+        self.folder.write_evaluation(judged.long_dict(self.table))
         self.seconds.lap("evaluate", since)
         from linnaeus.report.plots import advice  # matplotlib is slow to import: only where something is drawn
 
@@ -283,23 +284,48 @@ class _Job:
             self.console.warn(advice(missing))
         self.seconds.lap("pictures", since)
         self.seconds.total()
-        self.folder.write_metrics(
-            {
-                **judged.to_dict(),
-                "selected_on": "test" if self.recipe.data.valid == "test" else "valid",
-                "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
-                "epochs": len(self.folder.rows),
-                "interrupted": interrupted,
-                "bad_images": self.bad,
-                "micro_batch": {f"phase {number}": micro for number, micro in phases.micro.items()},
-                "executors": frozen.made_by,
-                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-                "hardware": hardware(),
-                "versions": versions(),
-                "fingerprint": self.fingerprint,
-            }
-        )
+        metrics = {
+            **judged.to_dict(),
+            "source": {"path": place(self.table.source), "kind": self.table.kind},
+            "selected_on": "test" if self.recipe.data.valid == "test" else "valid",
+            "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
+            "epochs": len(self.folder.rows),
+            "interrupted": interrupted,
+            "bad_images": self.bad,
+            "micro_batch": {f"phase {number}": micro for number, micro in phases.micro.items()},
+            "executors": frozen.made_by,
+            "seconds": _rounded(self.seconds),
+            "hardware": hardware(),
+            "versions": versions(),
+            "fingerprint": self.fingerprint,
+        }
+        self._report(metrics)
         return Run(self.folder.path, best, result, dict(self.seconds), interrupted, judged.lines())
+
+    def _report(self, metrics: dict[str, Any]) -> None:
+        """metrics.json, and the page that is made from it. Whatever happens to the page, the model is there."""
+        from linnaeus.report.page import write_report
+
+        self.folder.write_metrics(metrics)
+        since = time.perf_counter()
+        try:
+            write_report(self.folder.path, self.table)
+        except Exception as error:
+            again = f"linnaeus report {self.folder.path} tries again"
+            self.console.warn(f"report.html was not written ({type(error).__name__}: {error}); {again}")
+        self.seconds.lap("report", since)
+        self.seconds.total()
+        self.folder.write_metrics({**metrics, "seconds": _rounded(self.seconds)})
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def place(source: str) -> str:
+    """Where a source lies, to be found from any folder; a known name stays one."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
 
 
 def _class_map(table: Table, most: int = 12) -> str:

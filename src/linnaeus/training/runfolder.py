@@ -16,6 +16,7 @@ from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, write_text
 from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
+from linnaeus.report.contents import EVALUATION
 
 BEGINNINGS = frozenset({"recipe.toml", "split.csv", "bad_images.csv", "history.csv"})
 """What a run has written before its first model."""
@@ -108,6 +109,10 @@ class RunFolder:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(PREDICTION_COLUMNS)
             writer.writerows(rows)
+
+    def write_evaluation(self, found: dict[str, Any]) -> None:
+        """Every figure by split and class, with the diagrams; the report reads it. In one line, for it is long."""
+        write_text(self.path / EVALUATION, json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n")
 
     def add(self, row: Row) -> None:
         """Append an epoch to history.csv."""

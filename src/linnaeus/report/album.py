@@ -1,0 +1,140 @@
+"""The pictures of a report: found in the source again, decoded as the network sees them, packed into the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from linnaeus.data.builtin import known_sources
+from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.preprocess import Preprocessing
+from linnaeus.report.contents import Contents
+from linnaeus.stores.decoding import Decoding, cores
+
+Heat = Callable[[int], np.ndarray | None]
+"""Index of a picture in the table -> (side, side, 3) uint8, a heat map over what the network saw; None without one."""
+
+SMALL, LARGE = 128, 224  # pixels of a side: a sample, and a picture that is looked at
+QUALITY = 74
+TINY = 96  # below this side a picture is enlarged by the browser, pixel by pixel, and kept without loss
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in the page."""
+
+    data: str
+    """A data: address."""
+    side: int
+    pixelated: bool
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, side: int) -> Shown:
+        """(h, h, C) uint8 -> at most `side` pixels a side."""
+        square = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        small = square.shape[0] < TINY
+        if square.shape[0] > side:
+            square = fit_row(square, RowSpec(side, "squash", "bilinear", square.shape[2]))
+        image = Image.fromarray(np.ascontiguousarray(square[:, :, 0] if square.shape[2] == 1 else square))
+        buffer = io.BytesIO()
+        if small:
+            image.save(buffer, "PNG", optimize=True)
+        else:
+            image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+        kind = "png" if small else "jpeg"
+        return cls(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", image.width, small)
+
+
+@dataclass(eq=False)
+class Album:
+    """The pictures of a run's source, by index in its table. Without a table there are none, and `missing` says why."""
+
+    preprocessing: Preprocessing
+    table: Table | None
+    heat: Heat | None = None
+    missing: str = ""
+    _seen: dict[int, np.ndarray | None] = field(default_factory=dict)
+    _index: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.table is not None:
+            self._index = {self.table.sample_id(i): i for i in range(len(self.table))}
+
+    def find(self, sample: str) -> int | None:
+        """The index of a picture by its id."""
+        return self._index.get(sample)
+
+    def decode(self, indices: Iterable[int]) -> None:
+        """Decode many pictures at once, by threads; `picture` has them afterwards."""
+        wanted = sorted({i for i in indices if i not in self._seen})
+        if self.table is None or not wanted:
+            return
+        rows = Decoding(self.table, np.array(wanted, np.int64), self.preprocessing.row_spec, cores(), None)
+        for i, row in zip(wanted, rows.each(), strict=True):
+            self._seen[i] = None if isinstance(row, UnreadableError) else self._crop(row)
+
+    def picture(self, i: int | None, side: int = SMALL) -> Shown | None:
+        """What the network sees of picture i; None where it cannot be shown."""
+        if i is None:
+            return None
+        self.decode([i])
+        pixels = self._seen.get(i)
+        return None if pixels is None else Shown.of(pixels, side)
+
+    def heat_map(self, i: int | None, side: int = LARGE) -> Shown | None:
+        """The heat map over picture i; None without one."""
+        if i is None or self.heat is None or self.table is None:
+            return None
+        pixels = self.heat(i)
+        return None if pixels is None else Shown.of(pixels, side)
+
+    def _crop(self, row: np.ndarray) -> np.ndarray:
+        row = np.require(row, requirements="W")  # torch warns of what it may not write
+        return self.preprocessing.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
+
+
+def open_album(run: Contents, table: Table | None, source: str | None, heat: Callable[[Table], Heat] | None) -> Album:
+    """The pictures of a run: from `table` where it is at hand, else from where they were, or from `source`.
+
+    `heat` makes the heat maps of a table's pictures. Raises UserError only for a `source` that the caller named.
+    """
+    preprocessing = run.model.preprocessing
+    if table is None:
+        try:
+            table = _reopen(run, source)
+        except UserError as error:
+            if source is not None:
+                raise
+            return Album(preprocessing, None, missing=str(error))
+    return Album(preprocessing, table, None if heat is None else heat(table))
+
+
+def _reopen(run: Contents, given: str | None) -> Table:
+    """The table of a run's source, its pictures in the order of the run's split.csv. Raises UserError."""
+    noted = run.metrics.get("source") or {}
+    source = given or noted.get("path")
+    if not source:
+        raise UserError("the run does not say where its pictures were; give the place with --source")
+    absent = [known for known in known_sources() if known.name == source and not known.present]
+    if absent and not Path(source).exists():  # a report fetches nothing
+        raise UserError(f"{source}: is not at hand; linnaeus data pull {source}")
+    data: dict[str, Any] = run.model.recipe.get("data", {})
+    lists = {key: data.get(key) for key in ("train", "valid", "test")}
+    lists["valid"] = None if lists["valid"] == "test" else lists["valid"]
+    table = open_source(source, **(lists if Path(source).is_dir() else {}))
+    names = {name: i for i, name in enumerate(run.model.classes)}
+    labels = np.array([names.get(name, -1) for name in table.classes], np.int64)[table.labels]
+    if not np.array_equal(labels, run.labels):
+        raise UserError(f"{source}: holds other pictures than when the run was made ({len(labels)}, {len(run.labels)})")
+    return table
