@@ -1,4 +1,4 @@
-"""The commands that measure and tell: evaluate, compare, report. Heavy things are imported inside, so that --help is instant."""
+"""The commands that measure and tell: evaluate, compare, report. Heavy things are imported inside."""
 
 from __future__ import annotations
 

@@ -120,36 +120,35 @@ def interval(value: float, ci: Sequence[float] | None, low: float, high: float, 
 def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
     """How often answers are right that are given with a certainty; before and after the temperature.
 
-    `diagram` is that of `linnaeus evaluate --json`: for "before" and "after", rows of bins that hold pictures.
+    `diagram` is that of `linnaeus evaluate --json`: for "before" and "after", rows of bins that hold pictures. A dot's
+    area grows with its pictures.
     """
-    axes = Axes((0, 1), (0, 1), bottom=HEIGHT + 4)
+    axes = Axes((0, 1), (0, 1), top=26.0, bottom=HEIGHT + 12)
     grid = [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     parts = [axes.frame([], grid, percent, percent)]
     parts.append(line(axes.at(0, 0), axes.at(1, 1), "ideal"))
     after = diagram["after"]
+    most = max((row["n"] for row in after), default=1)
     for row in after:
         low, high = row["accuracy_ci95"]
         parts.append(line(axes.at(row["confidence"], low), axes.at(row["confidence"], high), "whisker"))
-    before = [axes.at(row["confidence"], row["accuracy"]) for row in diagram["before"]]
-    parts += [path(before, "line before"), *(circle(at, 2.6, "dot before") for at in before)]
-    points = [axes.at(row["confidence"], row["accuracy"]) for row in after]
-    parts.append(path(points, "line valid"))
-    for at, row in zip(points, after, strict=True):
-        told = f"said {percent(row['confidence'], 1)}, right {row['correct']} of {row['n']}"
-        parts.append(circle(at, 4, "dot valid", told))
-    most = max((row["n"] for row in after), default=1)
-    floor = axes.bottom + 8 + BELOW
+    for kind in ("before", "after"):
+        for row in diagram[kind]:
+            told = f"{kind}: said {percent(row['confidence'], 1)}, right {row['correct']} of {row['n']}"
+            radius = 2.5 + 4.5 * math.sqrt(row["n"] / most)
+            parts.append(circle(axes.at(row["confidence"], row["accuracy"]), radius, f"dot {kind}", told))
+    floor = axes.bottom + 22 + BELOW
     for row in after:
         x0, x1 = axes.at(row["from"], 0)[0], axes.at(row["to"], 0)[0]
         high = max(1.0, BELOW * row["n"] / most)
         parts.append(rect(x0 + 0.75, floor - high, x1 - x0 - 1.5, high, "bar"))
         if row["n"] == most:
-            parts.append(text(min((x0 + x1) / 2, axes.right), floor - high - 3, f"{most:,}", "tick", "end"))
+            parts.append(text(x1 - 1, floor - high - 5, f"{most:,}", "tick", "end"))
     parts += [text(axes.at(v, 0)[0], floor + 17, percent(v), "tick", "middle") for v in grid]
     parts.append(line((axes.left, floor), (axes.right, floor), "axis"))
     parts.append(text((axes.left + axes.right) / 2, floor + 34, "certainty of the answer", "axis-title", "middle"))
-    parts.append(text(axes.left + 4, axes.top + 12, "share that is right", "axis-title"))
-    parts.append(text(axes.left + 4, axes.bottom + 22, "pictures", "axis-title"))
+    parts.append(text(0, 12, "share that is right", "axis-title"))
+    parts.append(text(axes.left, axes.bottom + 17, "pictures", "axis-title"))
     n = sum(row["n"] for row in after)
     told = "; ".join(f"{percent(r['confidence'])} certain, {percent(r['accuracy'])} right ({r['n']})" for r in after)
     return image(WIDTH, floor + 40, join(parts), title="Reliability diagram", about=f"Of {n} pictures by bin: {told}.")
@@ -164,7 +163,7 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     rows = [row for row in curve if row["answered"]]
     x, y = [row["coverage"] for row in rows], [row["risk"] for row in rows]
     top = max(max(y) * 1.35, allowed * 1.6, 0.02)
-    axes = Axes((0, 1), (0, top))
+    axes = Axes((0, 1), (0, top), top=26.0, bottom=HEIGHT + 12)
     low = axes.points(x, [row["risk_ci95"][0] for row in rows])
     high = axes.points(x, [row["risk_ci95"][1] for row in rows])
     step = ticks(0, top, 5)
@@ -182,9 +181,9 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     parts.append(circle(at, 5, "dot valid", "the threshold that the model applies"))
     anchor, shift = ("end", -9.0) if mark["coverage"] > 0.45 else ("start", 9.0)
     parts.append(text(at[0] + shift, at[1] - 9, f"answers {percent(mark['coverage'])}", "name valid", anchor))
-    parts.append(text(axes.left + 4, axes.top + 8, "share wrong among the answered", "axis-title"))
+    parts.append(text(0, 12, "share wrong among the answered", "axis-title"))
     about = (
         f"Answering everything, {percent(y[-1], 1)} are wrong. With the model's threshold it answers "
         f"{percent(mark['coverage'], 1)}, {mark['wrong']} of {mark['answered']} wrong."
     )
-    return image(WIDTH, HEIGHT, join(parts), title="Risk and coverage", about=about)
+    return image(WIDTH, axes.bottom + 40, join(parts), title="Risk and coverage", about=about)

@@ -1,4 +1,4 @@
-"""The confusion matrix of the page: few classes with counts, many clustered so that what is confused stands together."""
+"""The confusion matrix of the page: few classes with counts, many so that what is confused stands together."""
 
 from __future__ import annotations
 
@@ -153,6 +153,6 @@ def _cells(
                 c=cell,
                 s=strength,
                 number=number,
-            )  # fmt: skip
+            )
         )
     return parts

@@ -64,6 +64,7 @@ def _values(run: Contents, album: Album) -> dict[str, Any]:
     """What the template is filled with."""
     wrong, unsure = sections.mistakes(run, album)
     found = run.metrics[run.split]
+    matrix = draw_matrix(run.confusion, run.names)
     best = run.metrics.get("best") or {}
     at = next((i for i, e in enumerate(run.history) if (e.phase, e.epoch) == (best.get("phase"), best.get("epoch"))), 0)
     return {
@@ -82,8 +83,8 @@ def _values(run: Contents, album: Album) -> dict[str, Any]:
         "findings": sections.findings(run, album),
         "curves": curves(run.history, at) if run.history else [],
         "class_rows": sections.class_table(run),
-        "matrix": draw_matrix(run.confusion, run.names),
-        "pairs": sections.confused(run, album),
+        "matrix": matrix,
+        "pairs": sections.confused(run, album, sections.PAIRS if matrix.clustered else sections.BESIDE),
         "trust": _trust(run),
         "mistakes": wrong,
         "least": unsure,

@@ -17,6 +17,7 @@ from linnaeus.report.svg import percent
 
 SAMPLES, EACH = 320, 6  # pictures of classes on the page, and of one class
 PAIRS, EXAMPLES = 10, 3  # pairs of confused classes, and pictures of each
+BESIDE = 6  # pairs, where they stand beside a small matrix
 JUDGED = 12  # mistakes, and right answers, that are shown
 FINDINGS, FINDING_PICTURES = 6, 60  # findings shown of a kind; pictures of all of them
 BAD = 20  # unreadable pictures that are named
@@ -153,11 +154,11 @@ def class_table(run: Contents) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["support"] == 0, row["f1"]["value"], -row["support"]))
 
 
-def confused(run: Contents, album: Album) -> list[dict[str, Any]]:
+def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, Any]]:
     """The pairs most often confused, with pictures of the mistake and of the class that it was taken for."""
     matrix = run.confusion
     wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS].tolist()
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most].tolist()
     pairs = [divmod(i, len(matrix)) for i in order if wrong.flat[i]]
     rows = []
     for true, predicted in pairs:

@@ -33,7 +33,8 @@ def join(parts: Iterable[Markup]) -> Markup:
 def image(width: float, height: float, body: Markup, *, title: str, about: str, style: str = "chart") -> Markup:
     """A whole picture with its alternative text: `title` names it, `about` says what is to be seen."""
     return draw(
-        '<svg class="{style}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{told}">{body}</svg>',
+        '<svg class="{style}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{told}">'
+        "{body}</svg>",
         style=style, w=float(width), h=float(height), told=f"{title}. {about}" if about else title, body=body,
     )  # fmt: skip
 
@@ -82,7 +83,7 @@ class Axes:
     """Values at the lower and upper edge."""
     left: float = 46.0
     top: float = 14.0
-    right: float = WIDTH - 14.0
+    right: float = WIDTH - 24.0
     bottom: float = HEIGHT - 38.0
 
     def at(self, x: float, y: float) -> Point:
@@ -138,7 +139,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near those wanted, at least `gap` apart, between `low` and `high`: for words beside the ends of lines."""
+    """Positions near those wanted, `gap` apart or more, between `low` and `high`: for words at the ends of lines."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed: list[float] = []
     for i in order:

@@ -121,6 +121,7 @@ class _Job:
     network: Network
     preprocessing: Preprocessing
     samples: dict[str, Samples]
+    place: str
 
     def __init__(self, console: Console, seconds: RunTimes):
         self.console, self.seconds = console, seconds
@@ -132,6 +133,7 @@ class _Job:
         self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
         self.engine = Engine(device, self.recipe.precision)
         self.table = open_split(table, self.recipe)
+        self.place = place(self.table.source)  # before there is a run folder, which may have the name of the source
         RunFolder.check(out)
         torch.manual_seed(self.recipe.seed)
         wanted = self.recipe.data.channels
@@ -286,7 +288,7 @@ class _Job:
         self.seconds.total()
         metrics = {
             **judged.to_dict(),
-            "source": {"path": place(self.table.source), "kind": self.table.kind},
+            "source": {"path": self.place, "kind": self.table.kind},
             "selected_on": "test" if self.recipe.data.valid == "test" else "valid",
             "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
             "epochs": len(self.folder.rows),
