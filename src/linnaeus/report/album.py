@@ -27,7 +27,7 @@ Heat = Callable[[int], np.ndarray | None]
 
 SMALL, LARGE = 128, 224  # pixels of a side: a sample, and a picture that is looked at
 QUALITY = 74
-TINY = 96  # below this side a picture is enlarged by the browser, pixel by pixel, and kept without loss
+TINY = 48  # below this side a picture is enlarged by the browser, pixel by pixel, and kept without loss
 
 
 @dataclass(frozen=True)

@@ -173,13 +173,13 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
         axes.frame([0, 0.2, 0.4, 0.6, 0.8, 1.0], step, percent, lambda v: percent(v, digits), "share answered")
     )
     parts.append(line(axes.at(0, allowed), axes.at(1, allowed), "limit"))
-    parts.append(text(axes.left + 4, axes.at(0, allowed)[1] - 5, f"allowed: {percent(allowed)}", "name limit"))
+    parts.append(text(axes.right + 3, axes.at(1, allowed)[1] + 4, percent(allowed), "tick"))
     parts.append(path(axes.points(x, y), "line valid"))
     applied = [row for row in rows if row["threshold"] >= threshold] or rows[:1]
     mark = applied[-1] if threshold else rows[-1]
     at = axes.at(mark["coverage"], mark["risk"])
     parts.append(circle(at, 5, "dot valid", "the threshold that the model applies"))
-    anchor, shift = ("end", -9.0) if mark["coverage"] > 0.45 else ("start", 9.0)
+    anchor, shift = ("end", -9.0) if mark["coverage"] > 0.3 else ("start", 9.0)
     parts.append(text(at[0] + shift, at[1] - 9, f"answers {percent(mark['coverage'])}", "name valid", anchor))
     parts.append(text(0, 12, "share wrong among the answered", "axis-title"))
     about = (

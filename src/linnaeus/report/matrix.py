@@ -13,7 +13,7 @@ from linnaeus.report.tables import shorten, width
 
 COUNTED_UP_TO = 20  # classes: with more, cells hold no numbers and the classes are put into another order
 DRAWN_UP_TO = 120  # classes: of more, those that are confused most
-GAMMA = 0.55  # strength is share ** GAMMA, so that 2 % of a class taken for another can be seen
+GAMMA, FAINTEST = 0.55, 0.14  # strength rises with share ** GAMMA, so that one picture taken for another is seen
 STRONG = 0.62  # strength from which a number in the cell is written in the ground's color
 NAME = 22  # columns of a name beside the matrix
 LETTER = 6.4  # units of a column at 11.5 units of height
@@ -133,7 +133,7 @@ def _cells(
     parts = []
     for i, j in zip(*(where.tolist() for where in np.nonzero(counts)), strict=True):
         n, of = int(counts[i, j]), int(support[i])
-        strength = (n / of) ** GAMMA
+        strength = FAINTEST + (1 - FAINTEST) * (n / of) ** GAMMA
         told = f"{names[i]} taken for {names[j]}: {n} of {of}" if i != j else f"{names[i]}: {n} of {of} right"
         x, y = left + j * cell, top + i * cell
         number = Markup("")

@@ -248,5 +248,21 @@ def facts(run: Contents) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in named if value not in (None, "")]
 
 
+def phases(run: Contents) -> list[str]:
+    """What each phase of the recipe trained, and how."""
+    found = []
+    for phase in run.model.recipe.get("phase", []):
+        what = "everything" if phase.get("train") == ["all"] else ", ".join(map(str, phase.get("train", [])))
+        if phase.get("head") == "auto":
+            found.append(f"{what}: the best linear head on the frozen network, solved")
+        else:
+            optimizer, lr = phase.get("optimizer"), phase.get("lr")
+            rate = f"{lr:g}" if isinstance(lr, float) else lr
+            found.append(
+                f"{what}: {phase.get('epochs')} epochs in batches of {phase.get('batch')}, {optimizer} at {rate}"
+            )
+    return found
+
+
 def _count(run: Contents, split: str) -> int:
     return int(run.counts[split].sum()) if split in run.counts else 0

@@ -1,0 +1,109 @@
+"""Run folders made from arrays: whatever names and however many classes, in a second, without training."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import Table
+from linnaeus.evaluate import Outputs
+from linnaeus.modelfile import ModelFile, versions, write_model
+from linnaeus.models import create
+from linnaeus.preprocess import Preprocessing
+from linnaeus.training.results import Judged
+from linnaeus.training.runfolder import Row, RunFolder
+
+SIDE = 40
+SEEN = Preprocessing(36, 32, channels=3)
+
+
+def draw(label: int, number: int) -> Image.Image:
+    """A gradient whose color tells the class, 40 x 52 pixels."""
+    rng = np.random.default_rng([label, number])
+    color = np.array([(37 * label) % 256, (91 * label) % 256, (151 * label) % 256])
+    ramp = np.linspace(0.3, 1, SIDE + 12)[None, :, None]
+    return Image.fromarray((ramp * color + rng.integers(0, 30, (SIDE, SIDE + 12, 3))).clip(0, 255).astype(np.uint8))
+
+
+def write_source(folder: Path, names: Sequence[str], each: Sequence[int] = (6, 3, 4)) -> Path:
+    """A CSV, whose labels may be anything, and its pictures: `each` of a class in train, valid and test."""
+    (folder / "pictures").mkdir(parents=True)
+    with (folder / "pictures.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for label, name in enumerate(names):
+            splits = [s for s, n in zip(("train", "valid", "test"), each, strict=True) for _ in range(n)]
+            for number, split in enumerate(splits):
+                path = f"pictures/{label:03d}-{number:03d}.png"
+                draw(label, number).save(folder / path)
+                writer.writerow([path, name, split])
+    return folder / "pictures.csv"
+
+
+def answers(labels: np.ndarray, classes: int, skill: float, seed: int) -> Outputs:
+    """Logits that are right mostly, and otherwise name the next class in steps of seven."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(len(labels), classes)).astype(np.float32)
+    logits[np.arange(len(labels)), labels] += skill
+    logits[np.arange(len(labels)), (labels + 7 * (labels % 3)) % classes] += skill * 0.75
+    return Outputs(labels, logits)
+
+
+def fabricate(source: Path, run: Path, *, skill: float = 4.0, phases: Sequence[int] = (4, 3), **more: Any) -> Table:
+    """A finished run on a source, with answers of a given skill. `more` goes into metrics.json. Returns its table."""
+    table = open_source(source)
+    k = len(table.classes)
+    folder = RunFolder.create(run, "fabricated")
+    outputs = {
+        split: answers(table.labels[table.where(split)], k, skill, seed)
+        for seed, split in enumerate(("valid", "test"))
+        if len(table.where(split))
+    }
+    judged = Judged(outputs)
+    torch.manual_seed(0)
+    network = create("mini_resnet", k, 3, widths=[6, 8, 12])
+    about = ModelFile(network.arch, table.classes, table.names, SEEN)
+    about.calibration = judged.calibration.to_dict()
+    about.recipe = {"name": "fabricated", "model": {"name": "mini_resnet", "weights": "none"}, "data": {}}
+    about.recipe["phase"] = [
+        {"train": ["head"], "epochs": n, "batch": 64, "optimizer": "adam", "lr": 1e-3} for n in phases
+    ]
+    about.data = {"kind": table.kind, "fingerprint": table.fingerprint()}
+    write_model(folder.model, network.state_dict(), about)
+    folder.write_split(table)
+    folder.write_bad_images([])
+    (run / "recipe.toml").write_text('name = "fabricated"\n\n[model]\nname = "mini_resnet"\n', encoding="utf-8")
+    for phase, epochs in enumerate(phases, 1):
+        for epoch in range(1, epochs + 1):
+            loss = 2.0 / (len(folder.rows) + 1)
+            folder.add(Row(phase, epoch, 1e-3, loss, 1 - loss / 4, loss * 1.2, 1 - loss / 3.5, 1.5))
+    folder.write_predictions(
+        (
+            table.sample_id(int(i)), split, table.classes[out.labels[n]], table.classes[out.predicted[n]],
+            f"{out.probabilities[n].max():.10g}", f"{out.probabilities[n, out.labels[n]]:.10g}",
+        )
+        for split, out in judged.calibrated.items()
+        for n, i in enumerate(table.where(split))
+    )  # fmt: skip
+    folder.write_evaluation(judged.long_dict(table))
+    seconds = {"prepare": 4.1, **{f"phase {i}": 20.0 * i for i in range(1, len(phases) + 1)}, "evaluate": 3.0}
+    folder.write_metrics(
+        {
+            **judged.to_dict(),
+            "source": {"path": str(source), "kind": table.kind},
+            "selected_on": "valid",
+            "best": {"by": "accuracy", "phase": len(phases), "epoch": phases[-1]},
+            "seconds": {**seconds, "total": sum(seconds.values()) + 2.5},
+            "versions": versions(),
+            "fingerprint": table.fingerprint(),
+        }
+        | more
+    )
+    return table
