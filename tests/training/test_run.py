@@ -41,8 +41,9 @@ def idx(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without their pictures, which take most of a second."""
+    """Runs without their pictures and page, which take most of a second."""
     monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
+    monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args: None)
 
 
 def train(source: Path, recipe: Path | None, out: Path, **more: Any) -> Run:
@@ -72,7 +73,7 @@ def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
     files = {file.name for file in run.path.iterdir()}
     assert files >= {
         "model.safetensors", "recipe.toml", "history.csv", "metrics.json", "bad_images.csv", "split.csv", "curves.png",
-        "predictions.png", "confusion.png", "predictions.csv",
+        "predictions.png", "confusion.png", "predictions.csv", "evaluation.json", "report.html",
     }  # fmt: skip
     assert not [name for name in files if name.startswith(".")]
     for name in ("curves.png", "predictions.png", "confusion.png"):

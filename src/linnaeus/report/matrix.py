@@ -42,7 +42,7 @@ def draw_matrix(counts: np.ndarray, names: Sequence[str]) -> Matrix:
     if clustered:
         shown = shown[cluster(counts[np.ix_(shown, shown)])]
     part = counts[np.ix_(shown, shown)]
-    drawing, wide = _draw(part, counts.sum(1)[shown], [names[i] for i in shown], numbers=not clustered)
+    drawing, wide = _draw(part, counts.sum(1)[shown], [names[i] for i in shown.tolist()], numbers=not clustered)
     return Matrix(drawing, len(shown), k - len(shown), clustered, wide)
 
 

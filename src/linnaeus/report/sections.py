@@ -147,9 +147,11 @@ def class_table(run: Contents) -> list[dict[str, Any]]:
             digits = 1 if name in ("recall", "precision", "f1") else 3
             said = "–" if value is None else (percent(value, digits) if digits == 1 else f"{value:.3f}")
             between = f"{percent(ci[0])} to {percent(ci[1])}" if ci and digits == 1 else ""
-            row[name] = {"said": said, "value": -1.0 if value is None else round(value, 6), "interval": between}
+            drawing = None
             if name in ("recall", "precision") and value is not None:
-                row[name]["drawing"] = interval(value, ci, 0.0, 1.0, f"{name} of {found['name']}: {said}, {between}")
+                drawing = interval(value, ci, 0.0, 1.0, f"{name} of {found['name']}: {said}, {between}")
+            number = -1.0 if value is None else round(value, 6)
+            row[name] = {"said": said, "value": number, "interval": between, "drawing": drawing}
         rows.append(row)
     return sorted(rows, key=lambda row: (row["support"] == 0, row["f1"]["value"], -row["support"]))
 
@@ -259,9 +261,13 @@ def phases(run: Contents) -> list[str]:
             optimizer, lr = phase.get("optimizer"), phase.get("lr")
             rate = f"{lr:g}" if isinstance(lr, float) else lr
             found.append(
-                f"{what}: {phase.get('epochs')} epochs in batches of {phase.get('batch')}, {optimizer} at {rate}"
+                f"{what}: {_epochs(phase.get('epochs'))} in batches of {phase.get('batch')}, {optimizer} at {rate}"
             )
     return found
+
+
+def _epochs(n: object) -> str:
+    return "1 epoch" if n == 1 else f"{n} epochs"
 
 
 def _count(run: Contents, split: str) -> int:

@@ -1,0 +1,271 @@
+"""The page of a run: what stands in it, what it does without, and that nothing in a name can harm its reader."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from fabricate import fabricate, write_source
+from tiny import settings, write_pictures, write_recipe
+
+import linnaeus
+from linnaeus.cli import cli
+from linnaeus.console import Console
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.report.contents import read_run
+from linnaeus.report.page import write_report
+
+EVIL = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
+NAMES = ("rose", "玫瑰", EVIL)
+IMAGE = re.compile(r'<img src="([^"]*)"')
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of three classes on 39 pictures, one class with a name that is an attack."""
+    source = write_source(tmp_path / "source", NAMES)
+    fabricate(source, tmp_path / "run", skill=0.5)
+    return tmp_path / "run"
+
+
+def page_of(run: Path, **more: Any) -> str:
+    path, _ = write_report(run, **more)
+    return path.read_text(encoding="utf-8")
+
+
+def findings(*some: dict[str, Any]) -> str:
+    plain = {"kind": "leak", "severity": "error", "paths": [], "classes": [], "detail": ""}
+    return json.dumps({"findings": [plain | each for each in some], "notes": ["not all was looked for"]})
+
+
+def test_the_figures_of_the_run_are_on_its_page(run: Path):
+    page, metrics = page_of(run), json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    test = metrics["test"]
+    low, high = test["accuracy_ci95"]
+    assert f'<p class="big">{100 * test["accuracy"]:.1f}\u202f%</p>' in page
+    assert f"95 % interval {100 * low:.1f}\u202f% to {100 * high:.1f}\u202f%" in page
+    assert f"{test['correct']} right, {test['n'] - test['correct']} wrong" in page
+    assert f"{test['loss']:.3f}" in page
+    assert f"{metrics['valid']['brier']:.3f}" in page
+    assert metrics["fingerprint"] in page
+    assert metrics["versions"]["torch"] in page
+    assert "70 s in all" in page
+    assert 'name = "mini_resnet"' in unescape(page)
+    assert re.search(r"玫瑰</b>.*?6</span>.*?3</span>.*?4</span>", page, re.DOTALL), "counts of a class by split"
+
+
+def test_every_section_has_its_pictures_and_they_lie_in_the_page(run: Path):
+    page = page_of(run)
+    images = IMAGE.findall(page)
+    assert len(images) > 3 * 6
+    assert all(address.startswith("data:image/") for address in images)
+    assert page.count("a training picture of rose") >= 6
+    wrong = [a for a in read_run(run).answers["test"] if not a.right]
+    assert wrong, "the run must have mistakes to show"
+    assert all(unescape(page).count(a.sample) for a in wrong)
+
+
+def test_nothing_is_fetched_and_only_its_own_script_may_run(run: Path):
+    page = page_of(run)
+    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//""", page)
+    assert "@import" not in page
+    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+
+
+def test_a_name_is_text_and_never_markup(run: Path):
+    (run / "check.json").write_text(findings({"detail": EVIL, "paths": [EVIL], "kind": EVIL, "severity": EVIL}))
+    (run / "bad_images.csv").write_text("path,reason\n<b>bold</b>/1.jpg,<i>no</i>\n")
+    (run / "recipe.toml").write_text("# </pre><script>alert(2)</script>\n")
+    page = page_of(run)
+    assert "onerror=alert" in page, "the name is there"
+    assert "<img src=x" not in page
+    assert "<script>alert" not in page
+    assert "<b>bold" not in page
+    assert "<i>no" not in page
+    assert page.count("<script>") == page.count("</script>") == 1
+    assert "{{ 7 * 7 }}" in page
+    assert '{{ 7 * 7 }}"' not in page, "a quote in a name ends no attribute"
+
+
+def test_names_that_are_no_utf8_can_be_written(run: Path):
+    (run / "check.json").write_text(findings({"paths": ["caf\udce9.jpg"], "detail": "odd \udce9"}))
+    assert "odd \\udce9" in page_of(run)
+
+
+def test_without_its_source_the_page_says_so_and_keeps_the_rest(run: Path, tmp_path: Path):
+    shutil.rmtree(tmp_path / "source")
+    path, missing = write_report(run)
+    page = path.read_text(encoding="utf-8")
+    assert "no such file" in missing
+    assert missing in unescape(page)
+    assert IMAGE.findall(page) == []
+    assert page.count("<svg") > 10
+    assert "right, " in page
+
+
+def test_a_source_that_was_moved_can_be_named(run: Path, tmp_path: Path):
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    assert IMAGE.findall(page_of(run)) == []
+    assert len(IMAGE.findall(page_of(run, source=str(tmp_path / "elsewhere" / "pictures.csv")))) > 18
+
+
+def test_a_source_with_other_pictures_is_not_shown(run: Path, tmp_path: Path):
+    other = write_source(tmp_path / "other", NAMES, (6, 3, 5))
+    with pytest.raises(UserError, match=r"holds other pictures than when the run was made \(42, 39\)"):
+        write_report(run, source=str(other))
+    write_source(tmp_path / "third", NAMES[::-1]).replace(tmp_path / "source" / "pictures.csv")
+    assert "holds other pictures" in page_of(run)
+
+
+def test_a_picture_that_is_gone_leaves_a_gap(run: Path, tmp_path: Path):
+    wrong = next(a for a in read_run(run).answers["test"] if not a.right)
+    (tmp_path / "source" / wrong.sample).unlink()
+    assert '<span class="none">no picture</span>' in page_of(run)
+
+
+def test_heat_maps_are_asked_of_the_mistakes_alone(run: Path):
+    asked: list[int] = []
+
+    def heat(table: Table) -> Callable[[int], np.ndarray | None]:
+        def draw(i: int) -> np.ndarray | None:
+            asked.append(i)
+            return np.full((64, 64, 3), 200, np.uint8) if len(asked) > 1 else None
+
+        assert table.sample_id(0) == "pictures/000-000.png"
+        return draw
+
+    contents = read_run(run)
+    wrong = sorted((a for a in contents.answers["test"] if not a.right), key=lambda a: -a.probability)[:12]
+    page = page_of(run, heat=heat)
+    assert len(asked) == len(wrong) > 1
+    assert page.count('alt="heat map: where the network sees') == len(wrong) - 1, "the first had none"
+    assert "where the network saw what it said" in page
+    assert "heat map" not in page_of(run)
+
+
+def test_findings_are_shown_by_kind_the_worst_first_with_their_pictures(run: Path):
+    pair = ["pictures/000-000.png", "pictures/000-006.png"]
+    mild = {"kind": "few-to-measure", "severity": "info", "classes": ["rose"]}
+    (run / "check.json").write_text(findings(*[mild] * 8, {"paths": pair, "detail": "one picture in two splits"}))
+    page = page_of(run)
+    part = page[page.index('id="findings"') : page.index('id="training"')]
+    assert part.index("1 × leak") < part.index("8 × few to measure")
+    assert part.count("<img ") == 2
+    assert "one picture in two splits" in part
+    assert "not all was looked for" in part
+    assert "and 2 more" in part
+    assert "no record of a check" not in part
+    (run / "check.json").unlink()
+    assert "no record of a check" in page_of(run)
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"findings": [{"kind": "leak"}]}', '["leak"]'])
+def test_a_broken_check_is_named(run: Path, text: str):
+    (run / "check.json").write_text(text)
+    with pytest.raises(UserError, match=r"check\.json: not what a check writes"):
+        write_report(run)
+
+
+def test_pictures_left_out_are_named(run: Path):
+    rows = "".join(f"bad/{i}.jpg,cut short\n" for i in range(23))
+    (run / "bad_images.csv").write_text("path,reason\n" + rows)
+    page = page_of(run)
+    assert "<b>23</b> pictures could not be read" in page
+    assert "bad/<wbr>19.jpg" in page
+    assert "bad/<wbr>20.jpg" not in page
+    assert "and 3 more" in page
+
+
+def test_without_evaluation_json_the_rest_stands(run: Path):
+    (run / "evaluation.json").unlink()
+    page = page_of(run)
+    assert "this run has no evaluation.json" in page
+    assert page.count("Not recorded for this run.") == 2
+    assert 'class="matrix"' in page
+
+
+def test_a_run_without_test_says_on_what_it_is_measured(tmp_path: Path):
+    source = write_source(tmp_path / "source", NAMES, (6, 4, 0))
+    fabricate(source, tmp_path / "run", interrupted=True)
+    page = page_of(tmp_path / "run")
+    assert "12 validation pictures" in page
+    assert "the pictures that chose the best epoch" in page
+    assert "stopped before its end" in page
+
+
+def test_a_hundred_classes_stay_bounded(tmp_path: Path):
+    names = [f"class {i}" for i in range(102)]
+    fabricate(write_source(tmp_path / "source", names, (4, 2, 2)), tmp_path / "run")
+    page = page_of(tmp_path / "run")
+    assert page.count("a training picture of class") <= 320 + 10 * 3
+    assert page.count('class="class-head"') == 102
+    assert "Classes that are confused stand together" in page
+    assert len(page) < 2_000_000
+    rows = re.findall(r'<th scope="row" data-v="class', page)
+    assert len(rows) == 102
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metrics.json", "[1]"), ("metrics.json", "{"), ("history.csv", "phase,epoch\n1,x\n"), ("predictions.csv", "")],
+)
+def test_what_cannot_be_read_is_named(run: Path, name: str, text: str):
+    (run / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(name)):
+        write_report(run)
+
+
+def test_the_command_rebuilds_the_page_and_refuses_what_is_no_run(run: Path, tmp_path: Path):
+    done = CliRunner().invoke(cli, ["report", str(run)])
+    assert done.exit_code == 0, done.output
+    assert done.output.strip() == str(run / "report.html")
+    first = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    CliRunner().invoke(cli, ["report", str(run)])
+    assert (run / "report.html").read_bytes() == first, "the same folder gives the same page"
+    for wrong in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match="linnaeus train"):
+            CliRunner().invoke(cli, ["report", str(wrong)], catch_exceptions=False, standalone_mode=False)
+
+
+def test_a_training_ends_with_its_page_and_survives_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    source = write_pictures(tmp_path / "photos", each=20)
+    recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1}, **settings(split={"valid": 0.2, "test": 0.2}))
+
+    def train(out: str) -> Path:
+        return linnaeus.train(source, str(recipe), out=tmp_path / out, console=Console(quiet=True), device="cpu").path
+
+    path = train("run")
+    page = (path / "report.html").read_text(encoding="utf-8")
+    assert "12 test pictures" in page
+    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["source"] == {"path": str(source), "kind": "folder"}
+    assert metrics["seconds"]["report"] > 0
+    assert set(json.loads((path / "evaluation.json").read_text(encoding="utf-8"))) == {"valid", "test"}
+    rebuilt = page_of(path)
+    assert IMAGE.findall(rebuilt) == IMAGE.findall(page), "the source, opened again, gives the same pictures"
+
+    def fails(*args: object) -> None:
+        raise ZeroDivisionError("no page today")
+
+    monkeypatch.setattr("linnaeus.report.page.write_report", fails)
+    path = train("again")
+    assert (path / "model.safetensors").exists()
+    assert not (path / "report.html").exists()
+    assert "report.html was not written (ZeroDivisionError: no page today)" in capsys.readouterr().err
