@@ -14,7 +14,7 @@ from linnaeus.report.tables import shorten, width
 COUNTED_UP_TO = 20  # classes: with more, cells hold no numbers and the classes are put into another order
 DRAWN_UP_TO = 120  # classes: of more, those that are confused most
 GAMMA, FAINTEST = 0.55, 0.14  # strength rises with share ** GAMMA, so that one picture taken for another is seen
-STRONG = 0.62  # strength from which a number in the cell is written in the ground's color
+MIDDLE, STRONG = 0.55, 0.82  # from which a number is written in the ground's color: in dark, and in light as well
 NAME = 22  # columns of a name beside the matrix
 LETTER = 6.4  # units of a column at 11.5 units of height
 
@@ -136,11 +136,12 @@ def _cells(
         strength = FAINTEST + (1 - FAINTEST) * (n / of) ** GAMMA
         told = f"{names[i]} taken for {names[j]}: {n} of {of}" if i != j else f"{names[i]}: {n} of {of} right"
         x, y = left + j * cell, top + i * cell
+        on = " on" if strength > STRONG else " mid" if strength > MIDDLE else ""
         number = Markup("")
         if numbers:
             number = draw(
                 '<text x="{x}" y="{y}" text-anchor="middle" class="count{on}">{n}</text>',
-                x=x + cell / 2, y=y + cell / 2 + 4, n=f"{n:,}", on=" on" if strength > STRONG else "",
+                x=x + cell / 2, y=y + cell / 2 + 4, n=f"{n:,}", on=on,
             )  # fmt: skip
         parts.append(
             draw(
