@@ -221,7 +221,13 @@ def test_a_hundred_classes_stay_bounded(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("metrics.json", "[1]"), ("metrics.json", "{"), ("history.csv", "phase,epoch\n1,x\n"), ("predictions.csv", "")],
+    [
+        ("metrics.json", "[1]"),
+        ("metrics.json", '{"valid": {}}'),
+        ("metrics.json", "{"),
+        ("history.csv", "phase,epoch\n1,x\n"),
+        ("predictions.csv", ""),
+    ],
 )
 def test_what_cannot_be_read_is_named(run: Path, name: str, text: str):
     (run / name).write_text(text)

@@ -119,16 +119,20 @@ def read_run(path: Path) -> Contents:
         raise UserError(f"{path}: holds no {MODEL} and metrics.json; give a folder that `linnaeus train` finished")
     model = read_header(path / MODEL)
     position = {name: i for i, name in enumerate(model.classes)}
+    metrics, answers = _json(path / "metrics.json"), _answers(path / "predictions.csv", position)
+    for split in answers:
+        if not isinstance(metrics.get(split), dict):
+            raise UserError(f"{path / 'metrics.json'}: has no figures of {split}, which was predicted; {AGAIN}")
     rows = _table(path / "split.csv")
     findings, notes = _check(path / CHECK)
     evaluation = path / EVALUATION
     return Contents(
         path=path,
         model=model,
-        metrics=_json(path / "metrics.json"),
+        metrics=metrics,
         evaluation=_json(evaluation) if evaluation.is_file() else {},
         history=[_read(path / "history.csv", row, _epoch) for row in _table(path / "history.csv")],
-        answers=_answers(path / "predictions.csv", position),
+        answers=answers,
         labels=np.array([position.get(row.get("label", ""), -1) for row in rows], np.int64),
         splits=np.array([row.get("split", "") for row in rows], "<U5"),
         bad=[(row.get("path", ""), row.get("reason", "")) for row in _table(path / "bad_images.csv")],
