@@ -56,7 +56,15 @@ def answers(labels: np.ndarray, classes: int, skill: float, seed: int) -> Output
     return Outputs(labels, logits)
 
 
-def fabricate(source: Path, run: Path, *, skill: float = 4.0, phases: Sequence[int] = (4, 3), **more: Any) -> Table:
+def fabricate(
+    source: Path,
+    run: Path,
+    *,
+    skill: float = 4.0,
+    phases: Sequence[int] = (4, 3),
+    seen: Preprocessing = SEEN,
+    **more: Any,
+) -> Table:
     """A finished run on a source, with answers of a given skill. `more` goes into metrics.json. Returns its table."""
     table = open_source(source)
     k = len(table.classes)
@@ -69,7 +77,7 @@ def fabricate(source: Path, run: Path, *, skill: float = 4.0, phases: Sequence[i
     judged = Judged(outputs)
     torch.manual_seed(0)
     network = create("mini_resnet", k, 3, widths=[6, 8, 12])
-    about = ModelFile(network.arch, table.classes, table.names, SEEN)
+    about = ModelFile(network.arch, table.classes, table.names, seen)
     about.calibration = judged.calibration.to_dict()
     about.recipe = {"name": "fabricated", "model": {"name": "mini_resnet", "weights": "none"}, "data": {}}
     about.recipe["phase"] = [

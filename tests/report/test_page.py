@@ -23,6 +23,7 @@ from linnaeus.cli import cli
 from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
+from linnaeus.preprocess import Preprocessing
 from linnaeus.report.contents import read_run
 from linnaeus.report.page import write_report
 
@@ -217,6 +218,19 @@ def test_a_hundred_classes_stay_bounded(tmp_path: Path):
     assert len(page) < 2_000_000
     rows = re.findall(r'<th scope="row" data-v="class', page)
     assert len(rows) == 102
+
+
+@pytest.mark.long
+def test_photographs_with_heat_maps_stay_below_five_megabytes(tmp_path: Path, shared_data: Path):
+    def noise(table: Table) -> Callable[[int], np.ndarray]:
+        return lambda i: np.random.default_rng(i).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+
+    source = shared_data / "flowers16"
+    fabricate(source, tmp_path / "run", skill=2.0, seen=Preprocessing(256, 224))
+    path, missing = write_report(tmp_path / "run", heat=noise)
+    assert missing == ""
+    assert path.read_text(encoding="utf-8").count("heat map: where") == 12
+    assert path.stat().st_size < 5_000_000
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     """
     rows = [row for row in curve if row["answered"]]
     x, y = [row["coverage"] for row in rows], [row["risk"] for row in rows]
-    top = max(max(y) * 1.35, allowed * 1.6, 0.02)
+    top = min(1.0, max(max(y) * 1.35, allowed * 1.6, 0.02))
     axes = Axes((0, 1), (0, top), top=26.0, bottom=HEIGHT + 12)
     low = axes.points(x, [row["risk_ci95"][0] for row in rows])
     high = axes.points(x, [row["risk_ci95"][1] for row in rows])

@@ -114,7 +114,7 @@ def _trust(run: Contents) -> dict[str, Any] | None:
         "after": percent(found["after"]["ece"], 1),
         "chance": percent(chance["mean"], 1),
         "often": percent(chance["p95"], 1),
-        "rule": str(rule),
+        "rule": str(rule).replace("never: ", "never, for ", 1),
     }
 
 

@@ -36,7 +36,13 @@ METRICS = {
 }
 UNBOUNDED = ("loss", "brier", "ece")
 """Figures that are better the smaller they are: no place on a scale up to 1."""
-PARTS = {"prepare": "Reading and decoding", "evaluate": "Final evaluation", "pictures": "Plots", "check": "Check"}
+PARTS = {
+    "prepare": "Reading and decoding",
+    "evaluate": "Final evaluation",
+    "pictures": "Plots",
+    "check": "Check",
+    "report": "This page",
+}
 WORDS = {"train": "training", "valid": "validation", "test": "test"}
 
 
@@ -169,7 +175,8 @@ def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, A
         examples = [judged(run, album, a, side=LARGE // 2) for a in own[:EXAMPLES]]
         typical: list[Shown] = []
         if album.table is not None:
-            like = np.flatnonzero((run.labels == predicted) & (run.splits == "train"))[:EXAMPLES].tolist()
+            like = np.flatnonzero((run.labels == predicted) & (run.splits == "train"))
+            like = np.random.default_rng(0).permutation(like)[:EXAMPLES].tolist()
             album.decode(like)
             typical = [picture for i in like if (picture := album.picture(i)) is not None]
         rows.append(
