@@ -132,6 +132,22 @@ def test_a_source_with_other_pictures_is_not_shown(run: Path, tmp_path: Path):
     assert "holds other pictures" in page_of(run)
 
 
+def test_a_known_source_is_found_by_its_name_and_never_fetched(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    write_pictures(tmp_path / "here" / "digits")
+    monkeypatch.chdir(tmp_path / "here")
+    for name, said in (
+        ("digits", r"digits: holds other pictures .* \(1797, 39\)"),
+        ("cifar10", "not at hand; linnaeus"),
+    ):
+        (run / "metrics.json").write_text(json.dumps({**metrics, "source": {"path": name}}))
+        assert re.search(said, write_report(run)[1])
+    (run / "metrics.json").write_text(json.dumps({**metrics, "source": {}}))
+    assert "give the place with --source" in write_report(run)[1]
+
+
 def test_a_picture_that_is_gone_leaves_a_gap(run: Path, tmp_path: Path):
     wrong = next(a for a in read_run(run).answers["test"] if not a.right)
     (tmp_path / "source" / wrong.sample).unlink()

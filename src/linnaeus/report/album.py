@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from linnaeus.data.builtin import known_sources
+from linnaeus.data.builtin import known_sources, open_known
 from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -126,15 +126,21 @@ def _reopen(run: Contents, given: str | None) -> Table:
     source = given or noted.get("path")
     if not source:
         raise UserError("the run does not say where its pictures were; give the place with --source")
-    absent = [known for known in known_sources() if known.name == source and not known.present]
-    if absent and not Path(source).exists():  # a report fetches nothing
-        raise UserError(f"{source}: is not at hand; linnaeus data pull {source}")
-    data: dict[str, Any] = run.model.recipe.get("data", {})
-    lists = {key: data.get(key) for key in ("train", "valid", "test")}
-    lists["valid"] = None if lists["valid"] == "test" else lists["valid"]
-    table = open_source(source, **(lists if Path(source).is_dir() else {}))
+    table = _open(source, run.model.recipe.get("data", {}), known=given is None)
     names = {name: i for i, name in enumerate(run.model.classes)}
     labels = np.array([names.get(name, -1) for name in table.classes], np.int64)[table.labels]
     if not np.array_equal(labels, run.labels):
         raise UserError(f"{source}: holds other pictures than when the run was made ({len(labels)}, {len(run.labels)})")
     return table
+
+
+def _open(source: str, data: dict[str, Any], *, known: bool) -> Table:
+    """The table of a source. `known`: a bare name is that of a known source, whatever lies in this folder."""
+    found = next((each for each in known_sources() if each.name == source), None)
+    if found is not None and (known or not Path(source).exists()):
+        if not found.present:  # a report fetches nothing
+            raise UserError(f"{source}: is not at hand; linnaeus data pull {source}")
+        return open_known(source)
+    lists = {key: data.get(key) for key in ("train", "valid", "test")}
+    lists["valid"] = None if lists["valid"] == "test" else lists["valid"]
+    return open_source(source, **(lists if Path(source).is_dir() else {}))
