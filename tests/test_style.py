@@ -21,7 +21,7 @@ LAYERS = (
     ("files", "console", "device"),
     ("recipe", "data", "models"),
     ("preprocess", "modelfile", "stores"),
-    ("evaluate", "calibrate", "predict", "answers", "explain", "head"),
+    ("evaluate", "calibrate", "predict", "answers", "explain", "head", "embed"),
     ("check", "report"),
     ("training",),
     ("export", "sweep"),

@@ -22,7 +22,7 @@ from linnaeus.data.decode import RowSpec, UnreadableError, load_row
 from linnaeus.errors import UserError
 from linnaeus.stores import decoding
 from linnaeus.stores.cache import Cache, Entry
-from linnaeus.stores.pixels import PixelStore, StreamedRows, lookup, build_pixels
+from linnaeus.stores.pixels import PixelStore, StreamedRows, build_pixels, lookup
 from linnaeus.stores.rows import ROWS, RowWriter, read_index
 
 SPEC = RowSpec(16)

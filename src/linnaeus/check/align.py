@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ALIKE = 0.95
-"""Correlation above which two pictures are the same. On 1,330 photographs of flowers the pairs above it are copies, crops
-and series of one scene, and the first pair that only looks alike is at 0.94."""
+"""Correlation from which on two pictures are the same. Of 1,330 photographs of flowers the pairs above it are copies,
+crops and series of one scene; the first pair that only looks alike is at 0.94."""
 
 PROMISING = 0.75  # correlation of the coarse fit below which a finer one is not tried
 COARSE_STEPS, FINE_STEPS = 6, 6

@@ -1,6 +1,7 @@
 """Pictures that are there twice: the same pixels, a copy that was changed a little, or another shot of the scene.
 
-Hashes (and, where a network is at hand, its vectors) propose pairs; the pixels of the two, laid over each other, decide.
+Hashes propose pairs, and so do the vectors of a network where one is at hand; the pixels of the two, laid over each
+other, decide.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from linnaeus.check.align import ALIKE, STARTS, compare, start_of
 from linnaeus.check.hashing import CROWDED, WINDOWS, near
 from linnaeus.check.look import Looks
 from linnaeus.data.table import SPLITS, Table
+from linnaeus.embed import Vectors
 
 EXACT, COPY, SCENE = 0, 1, 2
 RELATIONS = ("duplicate", "near-duplicate", "same-scene")
@@ -79,8 +81,8 @@ def joined(n: int, pairs: np.ndarray) -> np.ndarray:
     return np.array([root(i) for i in range(n)], dtype=np.int64)
 
 
-def find_duplicates(looks: Looks, vectors: np.ndarray | None = None, of: np.ndarray | None = None) -> Duplicates:
-    """All pairs. `vectors` (k, features), where there are any, are those of the samples `of` (k,)."""
+def find_duplicates(looks: Looks, vectors: Vectors | None = None) -> Duplicates:
+    """All pairs: by pixels alone, or by the vectors of a network too, which find crops that hashes miss."""
     exact = _exact(looks)
     copies = joined(len(looks), exact)
     # Copies of one picture all look alike: what is near the first of them is near the others.
@@ -90,10 +92,12 @@ def find_duplicates(looks: Looks, vectors: np.ndarray | None = None, of: np.ndar
     fit = fit[~flat]
     pairs, bits, score = _by_hash(looks, fit)
     pairs, bits, score = pairs[score >= ALIKE], bits[score >= ALIKE], score[score >= ALIKE]
-    found = {(a, b): (COPY if d <= COPIED else SCENE, s) for (a, b), d, s in zip(pairs.tolist(), bits, score, strict=True)}
-    if vectors is not None and of is not None and len(fit) > 1:
-        known = np.isin(of, fit)
-        pairs, score = _by_vector(looks, vectors[known], of[known])
+    found = {
+        (a, b): (COPY if d <= COPIED else SCENE, s) for (a, b), d, s in zip(pairs.tolist(), bits, score, strict=True)
+    }
+    known = None if vectors is None else np.isin(vectors.indices, fit)
+    if vectors is not None and known is not None and known.sum() > 1:
+        pairs, score = _by_vector(looks, vectors.values[known], vectors.indices[known])
         for (a, b), s in zip(pairs.tolist(), score, strict=True):
             if s >= ALIKE:
                 found.setdefault((a, b), (SCENE, s))
