@@ -16,8 +16,17 @@ COARSE_STEPS, FINE_STEPS = 6, 6
 AT_ONCE = 128  # pairs: their thumbnails stay in the processor's cache
 SHARED = 0.5  # of one frame that lies in the other, at least
 
-STARTS = tuple((scale, 0.0, scale, 0.0, mirror) for mirror in (0, 1) for scale in (1.0, 0.8, 1.25))
-"""Frames to start from where nothing is known: the same, and each inside the other; mirrored or not."""
+PART = 0.75  # of the sides of the larger frame
+STARTS = tuple(
+    (scale, right * abs(1 - scale), scale, down * abs(1 - scale), mirror)
+    for mirror in (0, 1)
+    for scale, corners in ((1.0, (0,)), (PART, (-1, 0, 1)), (1 / PART, (-1, 0, 1)))
+    for right in corners
+    for down in corners
+    if (right == 0) == (down == 0)
+)
+"""Frames to start from where nothing is known: the same; each inside the other, in its middle or in a corner; mirrored
+or not."""
 
 
 def start_of(window: tuple[float, float, float, float], mirrored: bool) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ VERBOSE = 10  # times as many findings of each kind
 def run(
     source: str, console: Console, *, json_file: str | None, gallery: str | None, weights: str | None, device: str
 ) -> int:
-    """Check `source`, write the files asked for, print the findings on standard output. Returns the number of errors."""
+    """Check `source`, write the files asked for, and print the findings. Returns how many of them are errors."""
     if gallery and Path(gallery).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--gallery {gallery}: must end in .html")
     checked = check(source, weights=weights, device=device, console=console)
