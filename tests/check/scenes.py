@@ -14,7 +14,7 @@ def scene(seed: int, width: int = 240, height: int = 200) -> Image.Image:
     """Random shapes at several scales."""
     generator = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
-    for cells, weight in ((3, 1.0), (6, 0.8), (12, 0.5), (30, 0.3)):
+    for cells, weight in ((3, 1.0), (6, 0.8), (12, 0.5), (30, 0.3), (90, 0.3)):
         grid = generator.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
         total += weight * np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
     total = (total - total.min()) / (total.max() - total.min()) * 255

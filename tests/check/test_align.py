@@ -47,9 +47,10 @@ def test_the_frame_is_found():
     image = scene(7)
     for window in ((0.1, 0.1, 0.9, 0.9), (0.25, 0.0, 1.0, 1.0)):
         left, top, right, bottom = window
-        box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
-        part = image.crop(tuple(round(v) for v in box))
-        one, two = (torch.from_numpy(thumb(x).astype(np.float32))[None] for x in (image, part))
+        x = (round(left * image.width), round(right * image.width))
+        y = (round(top * image.height), round(bottom * image.height))
+        part = image.crop((x[0], y[0], x[1], y[1]))
+        one, two = (torch.from_numpy(thumb(t).astype(np.float32))[None] for t in (image, part))
         frames, score = align(one, two, torch.tensor([[1.0, 0.0, 1.0, 0.0]]), 12)
         np.testing.assert_allclose(frames[0].numpy(), start_of(window, False)[:4], atol=0.03)
         assert score[0] > ALIKE

@@ -38,7 +38,7 @@ KINDS = {
 }
 """Kind -> what people call it, in the order in which they are shown."""
 
-EXAMPLE = 60  # characters of an example in the short form
+EXAMPLE = 80  # characters of an example in the short form
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ def short_form(findings: Sequence[Finding], source: str) -> list[str]:
 
 
 def _example(found: Sequence[Finding]) -> str:
-    """` (train/rose/1.jpg …)`: what the first one is about."""
-    first = found[0].paths[:1] or found[0].classes[:1]
-    if not first or len(first[0]) > EXAMPLE:
+    """` (train/rose/1.jpg …)`: what the first one is about; of copies in two splits the later one is named first."""
+    first = found[0]
+    about = " = ".join(first.paths[::-1]) if len(first.paths) == 2 else "".join((first.paths or first.classes)[:1])
+    if not about or len(about) > EXAMPLE:
         return ""
-    return f" ({first[0]}{' …' if len(found) > 1 else ''})"
+    return f" ({about}{' …' if len(found) > 1 else ''})"

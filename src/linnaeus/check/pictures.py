@@ -32,7 +32,7 @@ BLURRED = 4.0  # times less sharp than the median, and as many robust deviations
 LEAST_DEVIATION = 0.3  # of log2 sharpness: where all pictures are alike, a small difference is none
 SIZES = 4.0  # times: a short side this far from the median is far
 ELONGATED = 3.0  # long side over short side; the store of `fit = "crop"` keeps no more than 4
-COMMON = 0.05  # of the pictures: what so many are is how this source is, and said once
+COMMON = 0.2  # of the pictures: what so many are is how this source is, and said once
 
 
 def files(table: Table, looks: Looks) -> list[Finding]:

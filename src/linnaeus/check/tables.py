@@ -98,7 +98,7 @@ def _skeleton(name: str) -> str:
 
 
 def _difference(same: list[str]) -> str:
-    if len({name.casefold() for name in same}) == 1:
+    if len({name.lower() for name in same}) == 1:
         return "case"
     if len({re.sub(r"[\s_\-]+", " ", name) for name in same}) == 1:
         return "blanks, or the signs that stand for them,"
