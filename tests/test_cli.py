@@ -66,7 +66,9 @@ def test_help_needs_neither_torch_nor_pydantic():
 import sys
 from click.testing import CliRunner
 from linnaeus.cli import cli
-for command in ([], ["train"], ["predict"], ["evaluate"], ["compare"], ["models"], ["recipes"], ["weights"], ["data"]):
+for command in (
+    [], ["train"], ["predict"], ["check"], ["evaluate"], ["compare"], ["models"], ["recipes"], ["weights"], ["data"]
+):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output, result.output
 assert CliRunner().invoke(cli, ["--version"]).output == f"linnaeus, version {sys.modules['linnaeus'].__version__}\\n"

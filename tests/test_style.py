@@ -34,6 +34,7 @@ LAYERS = (
         "answers",
         "explain",
         "head",
+        "embed",
     ),
     ("check", "compare", "report"),
     ("training",),

@@ -74,6 +74,24 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
 
 
 @cli.command()
+@click.argument("source")
+@click.option("--json", "json_file", metavar="FILE", help="Write all findings there.")
+@click.option("--gallery", metavar="FILE.html", help="Write a page that shows them side by side.")
+@click.option("--weights", metavar="NAME|none", help="Weights that compare pictures.  [default: ImageNet's, at hand]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@verbosity
+def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Say what is wrong with SOURCE: files, pictures, duplicates, leaks, classes, labels.
+
+    Exit status 0 if there is no error among the findings, 1 if there is one, 2 if SOURCE cannot be read at all.
+    """
+    from linnaeus.check.command import run
+
+    if run(source, Console(quiet=quiet, verbose=verbose, stream=sys.stderr), **options):
+        raise SystemExit(1)
+
+
+@cli.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--top", default=1, show_default=True, type=click.IntRange(1), help="Classes to show.")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.listing import Rows, clip, label_of, locate
-from linnaeus.data.names import NAMES_TEXT, listed, natural_order, read_classes, read_text
-from linnaeus.data.table import SPLIT_NAMES, Table, checked
+from linnaeus.data.names import NAMES_TEXT, listed, natural_order, read_classes, read_text, spelled_apart
+from linnaeus.data.table import SPLIT_NAMES, Table
 from linnaeus.errors import UserError
 
 
@@ -38,18 +38,17 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> T
     groups = None
     if any(part.groups for part in parts):
         groups = tuple(group for part in parts for group in part.groups or [""] * len(part.texts))
-    return checked(
-        Table(
-            source,
-            "csv",
-            classes,
-            names,
-            np.array([position[text] for text in texts], dtype=np.int64),
-            np.array([split for part in parts for split in part.splits], dtype="<U5"),
-            paths=paths,
-            groups=groups,
-            root=str(folder),
-        )
+    return Table(
+        source,
+        "csv",
+        classes,
+        names,
+        np.array([position[text] for text in texts], dtype=np.int64),
+        np.array([split for part in parts for split in part.splits], dtype="<U5"),
+        paths=paths,
+        groups=groups,
+        root=str(folder),
+        spellings=spelled_apart(pair for part in parts for pair in part.written),
     )
 
 
@@ -95,6 +94,7 @@ def _add(rows: Rows, cells: dict[str, str], number: int, split: str, group: str)
     rows.texts.append(path)
     rows.labels.append(label_of(label, rows.file, number))
     rows.splits.append(split or (SPLIT_NAMES[part] if part else ""))
+    rows.written.add((rows.splits[-1], label))
     rows.lines.append(number)
     if rows.groups is not None:
         rows.groups.append(cells.get(group, "").strip())

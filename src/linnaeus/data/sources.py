@@ -9,7 +9,7 @@ from pathlib import Path
 from linnaeus.data import builtin, cifar, csvfile, folder, idx, listing
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.names import listed
-from linnaeus.data.table import SPLITS, Table
+from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
 
 LISTS = {"train": ("train.txt",), "valid": ("valid.txt", "val.txt"), "test": ("test.txt",)}
@@ -25,13 +25,27 @@ def open_source(
     test: str | None = None,
     group: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    lenient: bool = False,
 ) -> Table:
     """Read what the user points at into a table, without opening a picture.
 
     `train`, `valid`, `test` name list files (or CSVs) in a folder, `group` the column of a CSV whose values tell which
-    samples must stay on one side of a split. What exists on disk goes before a known name; a
-    known name is fetched if need be, with `progress(bytes done, bytes in all)`. Raises UserError.
+    samples must stay on one side of a split. What exists on disk goes before a known name; a known name is fetched if
+    need be, with `progress(bytes done, bytes in all)`. Raises UserError; for a table that no classifier can be made of
+    too, unless `lenient`: who checks data wants to see all that is wrong with it.
     """
+    table = _open(source, train, valid, test, group, progress)
+    return table if lenient and len(table) else checked(table)
+
+
+def _open(
+    source: str | Path,
+    train: str | None,
+    valid: str | None,
+    test: str | None,
+    group: str | None,
+    progress: Callable[[int, int | None], None] | None,
+) -> Table:
     text = str(source)
     given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
     path = Path(text).expanduser()
