@@ -89,8 +89,8 @@ def test_flat_and_small_pictures_are_not_near_duplicates(tmp_path: Path):
 
 
 def test_union_find_is_connected_components():
-    from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
     generator = np.random.default_rng(0)
     for n, k in ((1, 0), (10, 4), (200, 120), (200, 400)):
