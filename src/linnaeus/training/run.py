@@ -22,6 +22,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.training.engine import Engine, hardware
+from linnaeus.training.inspect import inspect, without_leaks
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Best, Phases
 from linnaeus.training.prepare import (
@@ -52,7 +53,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     trust: list[str] = field(default_factory=list)
-    """Lines that say how far its probabilities can be trusted, and when it is unsure."""
+    """Lines for a person: figures without leaked pictures, how far probabilities can be trusted, when it is unsure."""
 
     @property
     def valid(self) -> Figures:
@@ -131,7 +132,7 @@ class _Job:
         choose_device(device)  # a device that is not there is the cheapest thing to find
         self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
         self.engine = Engine(device, self.recipe.precision)
-        self.table = open_split(table, self.recipe)
+        self.table = open_split(table, self.recipe, self.console)
         RunFolder.check(out)
         torch.manual_seed(self.recipe.seed)
         wanted = self.recipe.data.channels
@@ -152,6 +153,14 @@ class _Job:
         if bad and strict:
             first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
             raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {first}; {advice}")
+        self.inspection = inspect(table, self.table, self.console)
+        self.folder.write_check(self.inspection)
+        if self.inspection.leaked and strict:
+            counts = " and ".join(f"{len(found)} {split}" for split, found in self.inspection.leaked.items())
+            raise UserError(
+                f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them, set "
+                'data.split.groups to "near-duplicates", or go on without --strict: figures then come with and without'
+            )
         if self.recipe.data.normalise == "data":
             self.preprocessing = measure_pixels(self.samples["train"], self.preprocessing)
         self.bad = len(bad)
@@ -167,6 +176,8 @@ class _Job:
         say(f"device    {self.engine.describe()}")
         say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
         say(f"classes   {len(table.classes)}: {_class_map(table)}")
+        for line in self.inspection.lines:
+            self.console.warn(line)
         if self.recipe.data.valid == "test":
             self.console.warn('valid = "test": the best model is selected on the test pictures, so its figure flatters')
         total = sum(p.numel() for p in network.parameters())
@@ -260,7 +271,7 @@ class _Job:
                     network, self.preprocessing, rows, labels,
                     batch=BATCH, device=self.engine.device, autocast=self.engine.autocast,
                 )  # fmt: skip
-        judged = Judged(outputs)
+        judged = Judged(outputs, without_leaks(self.table, self.samples, outputs, self.inspection.leaked))
         result = judged.figures
         assert best.figures is not None
         if result["valid"].correct != best.figures.correct:
