@@ -56,6 +56,20 @@ def test_binomial_probabilities(n: int, p: float):
     assert binomial(n, p, most) == pytest.approx(stats.binom.pmf(np.arange(most + 1), n, p), rel=1e-6, abs=1e-300)
 
 
+def test_probabilities_far_from_zero():
+    k = np.arange(4_000, 5_001)
+    assert binomial(10_000, 0.5, 5_000, 4_000) == pytest.approx(stats.binom.pmf(k, 10_000, 0.5), rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "error"), [(30_000, 0.4), (10**7, 0.5)])
+def test_very_many_pictures_are_promised_quickly_and_on_the_safe_side(n: int, error: float):
+    tried = tuple(ranks(n).tolist())
+    allowed = boundary(tried, error, 0.05)
+    safe = stats.binom.ppf(0.05 / 100, np.array(tried), error)
+    assert np.abs(allowed - safe).max() <= 1
+    assert (stats.binom.cdf(allowed, np.array(tried), error) <= 0.05 / 100).all()
+
+
 def test_how_many_pictures_a_promise_takes():
     assert smallest(0.02) == 149  # 0.98 ** 149 is the first below 0.05
     assert smallest(0.5) == 5
