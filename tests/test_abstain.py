@@ -151,6 +151,15 @@ def test_equal_probabilities_are_promised_together_or_not_at_all():
     assert rule.promised.threshold == 0.75
 
 
+def test_a_rank_among_equals_is_none_to_judge_by():
+    """855 of 1,000 are equally sure and all right: their number was not fixed before, and 1,000 are too often wrong."""
+    first = np.arange(1_000) < 855
+    rule = choose(risk_curve(np.where(first, 0.9, 0.5), first), 0.02)
+    assert rule.promised is None
+    assert rule.estimated is not None
+    assert rule.estimated.answered == 855
+
+
 def test_a_rule_says_what_it_is():
     few = choose(risk_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
     assert "19 of 20 answered (95.0%), 0 wrong; an estimate, for a promise takes 149 pictures" in str(few)
