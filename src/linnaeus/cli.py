@@ -107,7 +107,8 @@ def predict(
 ) -> None:  # fmt: skip
     """Predict IMAGES with MODEL, a run folder or a model file.
 
-    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read.
+    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read. Where
+    the first class is less likely than the threshold that the model was given on validation, the answer is unsure.
     """
     from linnaeus.answers import Write, writer
     from linnaeus.files import disk_errors

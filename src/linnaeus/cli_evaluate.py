@@ -18,7 +18,7 @@ from linnaeus.console import Console
 @click.option("--tta", is_flag=True, help="Measure mirrored and shifted views too, beside the plain answers.")
 @click.option(
     "--error", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
-    help="Mistakes allowed among the answered.  [default: the model's, 0.02]",
+    help="Mistakes allowed among the answered.  [default: what the model keeps to, 0.02]",
 )  # fmt: skip
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all figures there, those of every class too.")
