@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from tiny import CPU
 from torch import Tensor, nn
 
 from linnaeus.models import create, wrap
-from linnaeus.training import memory
 from linnaeus.training.loop import Above
-from linnaeus.training.memory import Probe, free_memory, probe
+from linnaeus.training.memory import Probe, probe
 from linnaeus.training.optim import freeze
 
 
@@ -57,17 +53,3 @@ def test_the_trial_leaves_no_trace():
 def test_auxiliary_heads_do_not_disturb():
     model = create("inception_v1", 3, 1, aux=True)
     assert probe(Above(model), model.stages, torch.randn(2, 1, 64, 64)).bytes > 0
-
-
-def test_free_memory_heeds_the_limit_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert 0 < free_memory(CPU) < 1 << 50
-    read = Path.read_text
-
-    def limited(path: Path, *args, **kwargs) -> str:
-        pretended = {"/sys/fs/cgroup/memory.max": "5000000\n", "/sys/fs/cgroup/memory.current": "4000000\n"}
-        return pretended.get(str(path)) or read(path, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "read_text", limited)
-    assert free_memory(CPU) == 1_000_000
-    monkeypatch.setattr(memory, "_available", lambda: 10)
-    assert free_memory(CPU) == 10

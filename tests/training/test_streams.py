@@ -15,9 +15,9 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
 from linnaeus.stores import default_cache
 from linnaeus.stores.cache import Cache
+from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.training.engine import Engine
-from linnaeus.training.frozen import Frozen, Samples
 from linnaeus.training.loop import Above, Stream
 from linnaeus.training.streams import Streams
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -63,34 +61,3 @@ def probe(net: Above, stages: tuple[str, ...], x: Tensor) -> Probe:
         seconds = time.perf_counter() - started
         twin.zero_grad(set_to_none=True)
     return Probe(sum(storages.values()) // len(x), seconds / len(x))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on `device`: on CPU by the system's count and the process group's limit."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = _available()
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max": no limit
-            continue
-    return max(0, free)
-
-
-def _available() -> int:
-    """Memory that the system can give without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError, AttributeError):
-        return 4 << 30  # a laptop's worth, where the system does not say

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batches
+from linnaeus.device import free_memory
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, answers, figures
 from linnaeus.head import fit_head
@@ -20,7 +21,7 @@ from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above, Epoch, Step, Stream, fit
-from linnaeus.training.memory import free_memory, probe
+from linnaeus.training.memory import probe
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.rangetest import RangeTest, range_test
 from linnaeus.training.runfolder import Row

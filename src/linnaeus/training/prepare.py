@@ -21,9 +21,9 @@ from linnaeus.models.weights import at_hand, load_weights
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.stores import default_cache
+from linnaeus.stores.frozen import Samples
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.training.choose import choose_recipe
-from linnaeus.training.frozen import Samples
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), a value a channel, on the scale [0, 1]."""

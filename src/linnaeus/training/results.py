@@ -7,7 +7,7 @@ import numpy as np
 from linnaeus.data.table import Table
 from linnaeus.evaluate import Outputs, confusion_matrix
 from linnaeus.preprocess import Preprocessing
-from linnaeus.training.frozen import Samples
+from linnaeus.stores.frozen import Samples
 from linnaeus.training.phases import Best
 from linnaeus.training.runfolder import RunFolder
 

@@ -20,8 +20,8 @@ from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
+from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.training.engine import Engine, hardware
-from linnaeus.training.frozen import Frozen, Samples
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Best, Phases
 from linnaeus.training.prepare import (

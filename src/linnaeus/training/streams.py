@@ -16,8 +16,7 @@ from linnaeus.data.batches import Batch, Batches, Rows, Subset
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.cache import OverBudgetError
-from linnaeus.training.engine import Engine
-from linnaeus.training.frozen import TRIED, Frozen, Prepare, Samples, on_device, stored
+from linnaeus.stores.frozen import TRIED, Frozen, Machine, Prepare, Samples, on_device, stored
 from linnaeus.training.loop import Stream
 from linnaeus.training.optim import training_stages
 
@@ -33,7 +32,7 @@ class Streams:
     seed: int
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Machine:
         return self.frozen.engine
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,14 +16,13 @@ from torch import Tensor
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Batches, Resident, Rows, Subset
 from linnaeus.data.download import cache_dir
+from linnaeus.device import free_memory
 from linnaeus.models import Network
 from linnaeus.models.execute import Executor, choose_executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import ActivationStore, build_activations, find_activations, identity
 from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixelstore import PixelStore
-from linnaeus.training.engine import Engine
-from linnaeus.training.memory import free_memory
 
 BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
@@ -31,6 +31,24 @@ RESIDENT = 0.25  # of the free memory that rows may take whole
 
 Prepare = Callable[[Batch], Tensor]
 """Batch of pixels -> what the network takes."""
+
+
+class Machine(Protocol):
+    """Where the frozen part runs, and how exactly: what a training engine is, and less of it will do."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    def autocast(self) -> AbstractContextManager[Any]: ...
 
 
 @dataclass
@@ -46,11 +64,11 @@ class Samples:
 
 @dataclass
 class Frozen:
-    """The frozen parts of one network in one run."""
+    """The frozen parts of one network on one machine."""
 
     model: Network
     preprocessing: Preprocessing
-    engine: Engine
+    engine: Machine
     console: Console
     cache: Cache
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
