@@ -21,11 +21,11 @@ LAYERS = (
     ("files", "console", "device"),
     ("recipe", "data", "models"),
     ("preprocess", "modelfile", "stores"),
-    ("evaluate", "calibrate", "predict", "answers", "explain", "head"),
+    ("evaluate", "calibrate", "predict", "answers", "explain", "neighbors", "head"),
     ("check", "report"),
     ("training",),
     ("export", "sweep"),
-    ("cli", "serve", "sklearn", "__main__"),
+    ("cli_common", "cli_explain", "cli", "serve", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 

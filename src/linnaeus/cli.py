@@ -13,21 +13,17 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from linnaeus import __version__
+from linnaeus.cli_common import load_model, verbosity
+from linnaeus.cli_explain import explain
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
-    from linnaeus.predict import Classifier, Prediction
+    from linnaeus.predict import Prediction
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 ESCAPED = "backslashreplace"
 GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
-
-
-def verbosity(command):
-    """-q and -v, which every command has."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Say more.")(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")(command)
 
 
 @click.group(context_settings=CONTEXT)
@@ -97,7 +93,7 @@ def predict(
     from linnaeus.files import disk_errors
     from linnaeus.predict import expand
 
-    classifier = _load(model, device, code)
+    classifier = load_model(model, device, code)
     if grid and Path(grid).suffix.lower() != ".png":
         raise UserError(f"--grid {grid}: must end in .png")
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
@@ -124,19 +120,6 @@ def _open_out(out: str | None) -> AbstractContextManager[TextIO]:
     """A file to write answers to, or standard output; UTF-8 in any case."""
     file = click.open_file(out or "-", "w", encoding="utf-8", errors=ESCAPED)
     return cast(AbstractContextManager[TextIO], file)
-
-
-def _load(model: str, device: str, code: str | None) -> Classifier:
-    """The model, with the user's own network where `code` names it."""
-    from linnaeus.modelfile import model_path, read_header
-    from linnaeus.models import load_module
-    from linnaeus.predict import load
-
-    module = None
-    if code:
-        arch = read_header(model_path(model)).arch
-        module = load_module(code, int(arch["classes"]), int(arch["channels"]))
-    return load(model, device=device, model=module)
 
 
 def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
@@ -176,7 +159,7 @@ def evaluate(
     from linnaeus.evaluate import figures
     from linnaeus.files import write_text
 
-    answered = _load(model, device, code).answers(source, split)
+    answered = load_model(model, device, code).answers(source, split)
     split, found = answered.split, figures(answered.outputs)
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
     for path, reason in answered.left_out:
@@ -191,6 +174,9 @@ def evaluate(
     click.echo(f"loss               {found.loss:.4f}")
     if json_file:
         write_text(Path(json_file), json.dumps({split: found.to_dict()}, indent=2) + "\n")
+
+
+cli.add_command(explain)
 
 
 @cli.command()
