@@ -65,7 +65,7 @@ def test_help_needs_neither_torch_nor_pydantic():
 import sys
 from click.testing import CliRunner
 from linnaeus.cli import cli
-for command in ([], ["train"], ["predict"], ["evaluate"], ["models"], ["recipes"], ["weights"], ["data"]):
+for command in ([], ["train"], ["predict"], ["explain"], ["evaluate"], ["models"], ["recipes"], ["weights"], ["data"]):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output, result.output
 assert CliRunner().invoke(cli, ["--version"]).output == f"linnaeus, version {sys.modules['linnaeus'].__version__}\\n"

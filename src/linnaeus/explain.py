@@ -195,9 +195,10 @@ def integrated_gradients(network: Network, x: Tensor, targets: np.ndarray) -> np
     small squares averaged, and the largest 0.5 % of the pixels share the value 1.
     """
     gradients = integrate(network, x, targets).sum(1, keepdim=True)
-    square = 2 * (x.shape[-1] // 64) + 1
-    smooth = F.avg_pool2d(gradients, square, 1, square // 2, count_include_pad=False)
-    return _to_one(smooth[:, 0].relu(), OUTLIERS)
+    square = 2 * (x.shape[-1] // 56) + 1
+    for _ in range(2):  # twice a square is nearly round
+        gradients = F.avg_pool2d(gradients, square, 1, square // 2, count_include_pad=False)
+    return _to_one(gradients[:, 0].relu(), OUTLIERS)
 
 
 def integrate(network: Network, x: Tensor, targets: np.ndarray) -> Tensor:

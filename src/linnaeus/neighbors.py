@@ -127,7 +127,7 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
         such = f"{table.sample_id(int(indices[row]))}: {reason}"
         if not len(good):
             raise UserError(f"{source}: none of the {len(indices)} pictures can be read, such as {such}")
-        console.warn(f"{len(indices) - len(good)} pictures of {source} left out, such as {such}")
+        console.warn(f"{source}: {len(indices) - len(good)} of {len(indices)} pictures left out, such as {such}")
     samples = Samples(Subset(rows, good), table.labels[indices[good]])
     frozen = Frozen(network, preprocessing, OneDevice(classifier.device), console, cache)
 

@@ -31,7 +31,7 @@ from linnaeus.report.sheet import (
 )
 
 SAW = "what the network saw"
-METHODS = {"occlusion": "covering it here hurts most", "integrated-gradients": "integrated gradients"}
+METHODS = {"occlusion": "occlusion: where covering hurts most", "integrated-gradients": "integrated gradients"}
 NOTHING = "nothing speaks for it"
 SCALE = (1.1, 0.1)  # inches: the scale of the heat
 TILE = 1.3  # inches: about as wide as the pictures that look alike
@@ -104,9 +104,9 @@ def _end_of(path: str, fonts: Fonts, width: float) -> str:
     parts = path.split("/")
     for first in range(len(parts)):
         text = "/".join(parts[first:]) if first == 0 else "…/" + "/".join(parts[first:])
-        if text_width(text, fonts, SMALL) <= width:
+        if text_width(text, fonts, SMALL) <= 0.97 * width:  # hinting makes many narrow letters wider than they are
             return text
-    return shorten(parts[-1], fonts, SMALL, width)
+    return shorten(parts[-1], fonts, SMALL, 0.97 * width)
 
 
 def _draw_panels(
@@ -139,7 +139,7 @@ def _draw_scale(sheet: Sheet, explanation: Explanation, y: float, width: float) 
     sheet.picture(round(left * DPI), round(y * DPI), ramp(round(length * DPI), round(height * DPI)))
     sheet.write(left - 0.08, y + 0.085, "nothing", size=SMALL, color=MUTED, align="right")
     room = left - MARGIN - text_width("nothing", sheet.fonts, SMALL) - 0.25
-    text = shorten(f"speaks for {explanation.name}", sheet.fonts, SMALL, room)
+    text = shorten(f"how much each place speaks for {explanation.name}", sheet.fonts, SMALL, room)
     sheet.write(MARGIN, y + 0.085, text, size=SMALL)
 
 
@@ -158,7 +158,7 @@ def _draw_neighbors(
     prediction = explanation.prediction
     same = [n.label == prediction.classes[prediction.index] for n in neighbors]
     what = "training pictures" if trained else "pictures"
-    sheet.write(MARGIN, top - 0.14, f"looks most like these {what}", size=TEXT)
+    sheet.write(MARGIN, top - 0.14, f"most like it among the {what}, by cosine", size=TEXT)
     said = f"{sum(same)} of {len(same)} are of the predicted class"
     sheet.write(sheet.width - MARGIN, top - 0.14, said, size=SMALL, color=MUTED, align="right")
     pixels = round(tile * DPI)
