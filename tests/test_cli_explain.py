@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import here, say  # noqa: F401 - fixtures
+from tiny import write_tiny_model
+
+from linnaeus.models import load_module
 
 
 def test_a_line_and_a_sheet_for_each_picture(here: Path, say):  # noqa: F811
@@ -76,6 +80,51 @@ def test_what_looks_alike_is_listed(here: Path, say):  # noqa: F811
     plain = np.asarray(Image.open(here / "explained" / "1 0-explained.png"))
     say("explain", "m.safetensors", "pics/1/1 0.png")
     assert np.asarray(Image.open(here / "explained" / "1 0-explained.png")).shape[0] < plain.shape[0]
+
+
+NET = """
+from torch import nn
+
+def build(classes, channels):
+    return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.ReLU(inplace=True), nn.AvgPool2d(2),
+                         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)))
+"""
+
+
+def test_a_network_of_ones_own(here: Path, say):  # noqa: F811
+    """The parts of a Sequential are its stages, by their numbers, and what enters the last is compared."""
+    (here / "net.py").write_text(NET)
+    write_tiny_model(here / "own.safetensors", load_module("net.py:build", 3, 1))
+    said = say(
+        "explain",
+        "own.safetensors",
+        "pics/2",
+        "--model",
+        "net.py:build",
+        "--stage",
+        "all",
+        "--like",
+        "pics",
+        "--json",
+        "o",
+    )
+    assert said.status == 0, said
+    told = json.loads((here / "o").read_text(encoding="utf-8"))
+    assert [each["stages"] for each in told] == [["0", "1", "2"]] * 2
+    assert [len(each["like"]) for each in told] == [5, 5]
+    assert say("explain", "own.safetensors", "pics/2").status == 2
+
+
+def test_a_name_that_is_no_utf8(here: Path, say):  # noqa: F811
+    odd = os.fsdecode(b"odd \xff.png")
+    try:
+        shutil.copy(here / "pics" / "0" / "0 0.png", here / odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    said = say("explain", "m.safetensors", odd, "--json", "why.json")
+    assert said.status == 0, said
+    assert (here / "explained" / os.fsdecode(b"odd \xff-explained.png")).is_file()
+    assert json.loads((here / "why.json").read_text(encoding="utf-8"))[0]["path"] == odd
 
 
 @pytest.mark.parametrize("method", ["occlusion", "integrated-gradients"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import linnaeus
 from linnaeus.console import Console
 from linnaeus.errors import UserError
-from linnaeus.models import wrap
+from linnaeus.models import create, wrap
 from linnaeus.neighbors import Gallery, gallery, vectors
 from linnaeus.predict import Classifier, load
 from linnaeus.stores import frozen
@@ -196,6 +196,16 @@ def test_vectors_of_a_network_of_ones_own():
     expected = body(x).mean((2, 3))
     found = vectors(wrap(nn.Sequential(body, head), 2, 1).eval(), x)
     torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True))
+
+
+def test_vectors_are_what_the_head_sees():
+    """Where the head looks at several stages, so do the vectors."""
+    network = create("resnet20", 3, 3, head_stages=["layer2", "layer3"]).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        middle = network.run(x, stop="layer3")
+        expected = torch.cat([middle.mean((2, 3)), network.get_submodule("layer3")(middle).mean((2, 3))], 1)
+    torch.testing.assert_close(vectors(network, x), expected / expected.norm(dim=1, keepdim=True))
 
 
 class OnePiece(nn.Module):

@@ -52,8 +52,9 @@ def explain(
     An image is a file, a folder, a glob, or - for paths on standard input. A line a picture says where its sheet lies.
     A map has a scale of its own: it says where, not how strongly. Exit status 1 if any picture cannot be read.
 
-    Grad-CAM takes as long as two predictions, integrated gradients as 60, and occlusion as 170; these two need captum.
+    Grad-CAM takes as long as two or three predictions, integrated gradients as 60, occlusion as 170; both need captum.
     """
+    from linnaeus.data.names import printable
     from linnaeus.explain import choose_stages, find_class, require_captum
     from linnaeus.files import write_text
     from linnaeus.neighbors import gallery
@@ -87,7 +88,7 @@ def explain(
             else:
                 click.echo(str(sheet))
     if json_file:
-        write_text(Path(json_file), json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+        write_text(Path(json_file), printable(json.dumps(told, indent=2, ensure_ascii=False)) + "\n")
     if sheets.missing:
         console.warn(advice(sheets.missing))
     if failed:

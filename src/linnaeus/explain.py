@@ -271,6 +271,6 @@ def require_captum() -> None:
 
 def _to_one(maps: Tensor, outliers: float = 0.0) -> np.ndarray:
     """(N, H, W), 0 or more -> float32 numpy of the same shape in 0..1; the top is all but a share of `outliers`."""
-    flat = maps.float().flatten(1)
+    flat = maps.float().cpu().flatten(1)
     top = flat.kthvalue(max(1, round((1 - outliers) * flat.shape[1])), dim=1).values
-    return (flat / top.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).clamp(0, 1).view_as(maps).cpu().numpy()
+    return (flat / top.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).clamp(0, 1).view_as(maps).numpy()
