@@ -61,7 +61,8 @@ def evenly(pixels: int, positions: int) -> Line:
 def stretch(maps: Tensor, where: tuple[dict[int, Line], dict[int, Line]], height: int, width: int) -> Tensor:
     """Maps (N, h, w) -> (N, height, width): as they are at the places that `where` gives, smooth between them.
 
-    Outside of the outermost places it is constant. Nothing gets below 0 or above the largest value.
+    Outside of the outermost places it stays for half a step and then fades, for nobody looks there. Nothing gets above
+    the largest value.
     """
     rows, columns = where[0].get(maps.shape[1]), where[1].get(maps.shape[2])
     down = _weights(maps, 1, rows or evenly(height, maps.shape[1]), height)
@@ -70,9 +71,15 @@ def stretch(maps: Tensor, where: tuple[dict[int, Line], dict[int, Line]], height
 
 
 def _weights(maps: Tensor, axis: int, line: Line, pixels: int) -> Tensor:
-    """(pixels, positions): how much each position counts at each pixel; rows sum to 1."""
+    """(pixels, positions): how much each position counts at each pixel; rows sum to 1, less where they fade."""
     positions = torch.arange(maps.shape[axis], device=maps.device, dtype=maps.dtype)
     at = (torch.arange(pixels, device=maps.device, dtype=maps.dtype) - line[0]) / line[1]
-    at = at.clamp(0, maps.shape[axis] - 1)
-    # A raised cosine: sums to 1 as straight lines do, without their creases, which would look like diamonds.
-    return (1 + torch.cos(torch.pi * (at[:, None] - positions).abs().clamp(max=1))) / 2
+    inside = at.clamp(0, maps.shape[axis] - 1)
+    # A raised cosine sums to 1 as straight lines do, without their creases, which would look like diamonds.
+    fade = _raised_cosine((at - inside).abs() - 0.5)
+    return fade[:, None] * _raised_cosine((inside[:, None] - positions).abs())
+
+
+def _raised_cosine(steps: Tensor) -> Tensor:
+    """1 up to 0 steps away, 0 from 1 step on."""
+    return (1 + torch.cos(torch.pi * steps.clamp(0, 1))) / 2
