@@ -18,6 +18,7 @@ from linnaeus.report.sheet import (
     BLUE,
     DPI,
     GREEN,
+    INK,
     MUTED,
     ORANGE,
     RED,
@@ -51,7 +52,7 @@ def draw_explanation(
     Returns the characters that no font on this machine has.
     """
     prediction = explanation.prediction
-    maps = [(name, heat) for name, heat in explanation.maps.items()]
+    maps = list(explanation.maps.items())
     columns = _columns(len(maps) + 1)
     side = {2: 2.9, 3: 2.2}.get(columns, 1.8)
     width = columns * (side + GAP) - GAP
@@ -87,7 +88,7 @@ def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: fl
     """(text, size, color) of each line: the predicted class, what else is to be said of it, the file."""
     prediction = explanation.prediction
     room = width - text_width(">99 %", fonts, TITLE) - 0.15
-    lines = [(line, TITLE, "#1b2530") for line in [shorten(prediction.name, fonts, TITLE, room)]]
+    lines = [(shorten(prediction.name, fonts, TITLE, room), TITLE, INK)]
     if explanation.target != prediction.index:
         text = f"explained: {explanation.name}, {chance(explanation.probability)}"
         lines.append((shorten(text, fonts, TEXT, width), TEXT, BLUE))
