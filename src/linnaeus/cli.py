@@ -14,6 +14,7 @@ import click
 
 from linnaeus import __version__
 from linnaeus.cli_common import load_model, verbosity
+from linnaeus.cli_evaluate import compare, evaluate
 from linnaeus.cli_explain import explain
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
@@ -60,6 +61,8 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
     console.say()
     for split, found in run.figures.items():
         console.say(f"{split:9} {found}")
+    for line in run.trust:
+        console.say(line)
     console.say(f"best      {best}, by {run.best.by} on validation")
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png"):
@@ -68,6 +71,24 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
         )
     if run.interrupted:
         console.warn("stopped before its end: this is the best model until then")
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--json", "json_file", metavar="FILE", help="Write all findings there.")
+@click.option("--gallery", metavar="FILE.html", help="Write a page that shows them side by side.")
+@click.option("--weights", metavar="NAME|none", help="Weights that compare pictures.  [default: ImageNet's, at hand]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@verbosity
+def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Say what is wrong with SOURCE: files, pictures, duplicates, leaks, classes, labels.
+
+    Exit status 0 if there is no error among the findings, 1 if there is one, 2 if SOURCE cannot be read at all.
+    """
+    from linnaeus.check.command import run
+
+    if run(source, Console(quiet=quiet, verbose=verbose, stream=sys.stderr), **options):
         raise SystemExit(1)
 
 
@@ -87,7 +108,8 @@ def predict(
 ) -> None:  # fmt: skip
     """Predict IMAGES with MODEL, a run folder or a model file.
 
-    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read.
+    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read. Where
+    the first class is less likely than the threshold that the model was given on validation, the answer is unsure.
     """
     from linnaeus.answers import Write, writer
     from linnaeus.files import disk_errors
@@ -132,6 +154,7 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
             predicted=p.name,
             probability=p.probability,
             true=None if true is None else p.names[true],
+            note="unsure" if p.unsure else None,
         )
         for p, true in shown
         if p.picture is not None
@@ -141,41 +164,8 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
         console.warn(advice(missing))
 
 
-@cli.command()
-@click.argument("model")
-@click.argument("source")
-@click.option("--split", help="train, valid, test, or all.  [default: test, else valid, else all]")
-@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures there.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@verbosity
-def evaluate(
-    model: str, source: str, split: str | None, code: str | None, json_file: str | None, device: str, quiet: bool,
-    verbose: bool,
-) -> None:  # fmt: skip
-    """Measure MODEL on a split of SOURCE. A source that the model was trained on is split as it was then."""
-    import json
-
-    from linnaeus.evaluate import figures
-    from linnaeus.files import write_text
-
-    answered = load_model(model, device, code).answers(source, split)
-    split, found = answered.split, figures(answered.outputs)
-    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
-    for path, reason in answered.left_out:
-        console.warn(f"{path}: {reason}; left out")
-    if answered.trained_on:
-        console.warn(f"the model was trained on {answered.trained_on} of these {found.n} pictures: the figures flatter")
-    click.echo(f"split              {split} of {source}")
-    click.echo(f"accuracy           {found}")
-    if found.top5 is not None:
-        click.echo(f"top-5              {found.top5:.2%}")
-    click.echo(f"balanced accuracy  {found.balanced_accuracy:.2%}")
-    click.echo(f"loss               {found.loss:.4f}")
-    if json_file:
-        write_text(Path(json_file), json.dumps({split: found.to_dict()}, indent=2) + "\n")
-
-
+cli.add_command(evaluate)
+cli.add_command(compare)
 cli.add_command(explain)
 
 

@@ -109,7 +109,8 @@ class Told:
         """The predicted class as `linnaeus predict` prints it, and where the sheet is; then what looks alike."""
         p, e = self.explanation.prediction, self.explanation
         other = "" if e.target == p.index else f"  for {e.name} ({e.probability:.1%})"
-        lines = [f"{p.probability:>6.1%}  {p.name:<24}  {p.path}{other}  -> {self.sheet}"]
+        name = f"unsure ({p.name})" if p.unsure else p.name
+        lines = [f"{p.probability:>6.1%}  {name:<24}  {p.path}{other}  -> {self.sheet}"]
         return "\n".join([*lines, *(f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.like or [])])
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows, Subset
 from linnaeus.data.table import Table
+from linnaeus.embed import Plain
 from linnaeus.errors import UserError
 from linnaeus.models import Network, pooled
 from linnaeus.predict import Classifier, Prediction
@@ -91,19 +92,6 @@ class Gallery:
         return False
 
 
-@dataclass(frozen=True)
-class OneDevice:
-    """Where vectors are computed: one process, full precision."""
-
-    device: torch.device
-    precision: str = "32-true"
-    rank: int = 0
-    world: int = 1
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-
 def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gallery:
     """The training pictures of `source`, with their vectors, which are computed once and kept in the cache.
 
@@ -129,7 +117,7 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
             raise UserError(f"{source}: none of the {len(indices)} pictures can be read, such as {such}")
         console.warn(f"{source}: {len(indices) - len(good)} of {len(indices)} pictures left out, such as {such}")
     samples = Samples(Subset(rows, good), table.labels[indices[good]])
-    frozen = Frozen(network, preprocessing, OneDevice(classifier.device), console, cache)
+    frozen = Frozen(network, preprocessing, Plain(classifier.device), console, cache)
 
     def prepare(batch: Batch) -> Tensor:
         return preprocessing(batch.pixels, batch.shapes)
@@ -158,7 +146,7 @@ def _parts(n: int, size: int = 4096) -> list[np.ndarray]:
 
 def _training(classifier: Classifier, source: str | Path) -> tuple[Table, np.ndarray, bool]:
     """(table, samples to compare with, whether the model is known to have been trained on them)."""
-    table, same = classifier._table(source)
+    table, same = classifier.table(source)
     if same:
         return table, table.where("train"), True
     beside = classifier.path.parent / SPLIT

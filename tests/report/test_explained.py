@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,15 @@ def test_what_is_drawn_for_awkward_names(tmp_path: Path):
     assert sheet.shape[1] == round((2 * 2.9 + 0.16 + 0.6) * 150)
     assert (sheet[:, -40:] == 255).all()  # nothing reaches into the margin
     assert (sheet[-20:] == 255).all()
+
+
+def test_an_unsure_answer_is_called_so(tmp_path: Path):
+    e = explanation(heats(1))
+    sure = drawn(tmp_path / "a.png", e)
+    unsure = Explanation(dataclasses.replace(e.prediction, threshold=0.8), e.target, e.maps)
+    sheet = drawn(tmp_path / "b.png", unsure)
+    assert sheet.shape[0] > sure.shape[0]
+    assert (sheet == np.array((217, 102, 10))).all(2).sum() > 50 > (sure == np.array((217, 102, 10))).all(2).sum()
 
 
 def test_what_no_font_has_is_told(tmp_path: Path):

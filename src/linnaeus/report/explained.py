@@ -89,6 +89,8 @@ def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: fl
     prediction = explanation.prediction
     room = width - text_width(">99 %", fonts, TITLE) - 0.15
     lines = [(shorten(prediction.name, fonts, TITLE, room), TITLE, INK)]
+    if prediction.unsure:
+        lines.append(("unsure: less likely than the model was calibrated to answer from", TEXT, ORANGE))
     if explanation.target != prediction.index:
         text = f"explained: {explanation.name}, {chance(explanation.probability)}"
         lines.append((shorten(text, fonts, TEXT, width), TEXT, BLUE))
