@@ -52,7 +52,7 @@ def explain(
     An image is a file, a folder, a glob, or - for paths on standard input. A line a picture says where its sheet lies.
     A map has a scale of its own: it says where, not how strongly. Exit status 1 if any picture cannot be read.
 
-    Grad-CAM takes as long as two or three predictions, integrated gradients as 60, occlusion as 170; both need captum.
+    Grad-CAM takes as long as two or three predictions; integrated gradients (as 60) and occlusion (as 170) need captum.
     """
     from linnaeus.data.names import printable
     from linnaeus.explain import choose_stages, find_class, require_captum
