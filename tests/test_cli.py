@@ -67,7 +67,8 @@ import sys
 from click.testing import CliRunner
 from linnaeus.cli import cli
 for command in (
-    [], ["train"], ["predict"], ["check"], ["evaluate"], ["compare"], ["models"], ["recipes"], ["weights"], ["data"]
+    [], ["train"], ["predict"], ["explain"], ["check"], ["evaluate"], ["compare"], ["models"], ["recipes"],
+    ["weights"], ["data"],
 ):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output, result.output

@@ -33,6 +33,7 @@ LAYERS = (
         "assess",
         "answers",
         "explain",
+        "neighbors",
         "head",
         "embed",
     ),
@@ -40,7 +41,7 @@ LAYERS = (
     ("training",),
     ("export", "sweep"),
     ("cli_common",),
-    ("cli_evaluate",),
+    ("cli_evaluate", "cli_explain"),
     ("cli", "serve", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

@@ -15,6 +15,7 @@ import click
 from linnaeus import __version__
 from linnaeus.cli_common import load_model, verbosity
 from linnaeus.cli_evaluate import compare, evaluate
+from linnaeus.cli_explain import explain
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
@@ -165,6 +166,7 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
 
 cli.add_command(evaluate)
 cli.add_command(compare)
+cli.add_command(explain)
 
 
 @cli.command()
