@@ -22,11 +22,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SEARCHED, find_duplicates
 from linnaeus.check.hashing import CROWDED, WINDOWS, near
-from linnaeus.check.look import look
+from linnaeus.check.look import Looks, look
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.embed import embed, usual_weights
+from linnaeus.embed import Vectors, embed, usual_weights
 from linnaeus.stores import default_cache
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"
@@ -55,8 +55,8 @@ KINDS: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {
 }
 
 
-def plant(table: Table, chosen: dict[str, np.ndarray], folder: Path) -> Table:
-    """The table with the copies of each kind behind it, in order."""
+def copies_of(table: Table, chosen: dict[str, np.ndarray], folder: Path) -> Table:
+    """A table of the copies of each kind, in order."""
     assert table.paths is not None
     copies = []
     for kind, samples in chosen.items():
@@ -66,9 +66,17 @@ def plant(table: Table, chosen: dict[str, np.ndarray], folder: Path) -> Table:
             with Image.open(table.paths[i]) as image:
                 change(image.convert("RGB")).save(copies[-1], quality=quality)
     of = np.concatenate(list(chosen.values()))
-    labels, split = np.append(table.labels, table.labels[of]), np.append(table.split, table.split[of])
-    paths = (*table.paths, *copies)
-    return Table(table.source, "list", table.classes, table.names, labels, split, paths=paths, root=table.root)
+    return Table(
+        "copies", "list", table.classes, table.names, table.labels[of], table.split[of], paths=tuple(copies), root=""
+    )
+
+
+def together(one: Vectors | None, two: Vectors | None, n: int) -> Vectors | None:
+    """The vectors of a table of n pictures and of another behind it."""
+    if one is None or two is None:
+        return None
+    indices = np.concatenate([one.indices, two.indices + n])
+    return Vectors(np.concatenate([one.values, two.values]), indices, one.weights)
 
 
 def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
@@ -78,18 +86,23 @@ def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
     console = Console()
     right: dict[str, np.ndarray] = {kind: np.zeros(2, int) for kind in KINDS}
     wrong = 0
+    base = look(table, cache=default_cache())
+    known = embed(table, weights, cache=default_cache(), console=console) if weights else None
     for seed in range(rounds):
         order = np.random.default_rng(seed).permutation(len(table))
         chosen = {kind: order[k * each : (k + 1) * each] for k, kind in enumerate(KINDS)}
         with tempfile.TemporaryDirectory() as name:
-            planted = plant(table, chosen, Path(name))
-            looks = look(planted, cache=None)
-            vectors = embed(planted, weights, cache=default_cache(), console=console) if weights else None
-        found = find_duplicates(looks, vectors)
+            copies = copies_of(table, chosen, Path(name))
+            more = look(copies, cache=None)
+            new = embed(copies, weights, cache=default_cache(), console=console) if weights else None
+        assert not base.failed
+        assert not more.failed
+        looks = Looks(np.concatenate([base.rows, more.rows]), {})
+        found = find_duplicates(looks, together(known, new, len(table)))
         groups = found.groups(EXACT, COPY), found.groups()
         origin = np.concatenate([np.arange(len(table)), *chosen.values()])
-        copies = len(table) + np.arange(each * len(KINDS)).reshape(len(KINDS), each)
-        for kind, numbers in zip(KINDS, copies, strict=True):
+        places = len(table) + np.arange(each * len(KINDS)).reshape(len(KINDS), each)
+        for kind, numbers in zip(KINDS, places, strict=True):
             right[kind] += [int((g[numbers] == g[origin[numbers]]).sum()) for g in groups]
         wrong += int((origin[found.pairs[:, 0]] != origin[found.pairs[:, 1]]).sum())
     for kind, (strict, loose) in right.items():

@@ -70,7 +70,9 @@ def pictures(table: Table, looks: Looks) -> list[Finding]:
     times = 2 ** (center - sharp)
     dark, bright = ~empty & (rows["high"] < DARK), ~empty & (rows["low"] > BRIGHT)
 
-    def say(kind: str, severity: str, which: np.ndarray, rank: np.ndarray, detail: str, *values: np.ndarray):
+    def say(
+        kind: str, severity: str, which: np.ndarray, rank: np.ndarray, detail: str, *values: np.ndarray
+    ) -> list[Finding]:
         chosen = np.flatnonzero(which)
         chosen = chosen[np.argsort(rank[chosen], kind="stable")]
         if len(chosen) > max(2, COMMON * len(readable)):
