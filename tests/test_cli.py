@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -65,7 +66,9 @@ def test_help_needs_neither_torch_nor_pydantic():
 import sys
 from click.testing import CliRunner
 from linnaeus.cli import cli
-for command in ([], ["train"], ["predict"], ["check"], ["evaluate"], ["models"], ["recipes"], ["weights"], ["data"]):
+for command in (
+    [], ["train"], ["predict"], ["check"], ["evaluate"], ["compare"], ["models"], ["recipes"], ["weights"], ["data"]
+):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output, result.output
 assert CliRunner().invoke(cli, ["--version"]).output == f"linnaeus, version {sys.modules['linnaeus'].__version__}\\n"
@@ -88,6 +91,7 @@ def write_list(path: Path, lines: str) -> None:
 def make_wrong_inputs(here: Path) -> None:
     (here / "empty").mkdir()
     write_pictures(here / "one", ("only",), each=3)
+    write_pictures(here / "other", ("0", "x"), each=2)
     write_list(here / "list.txt", "pics/0/0 0.png 0\npics/1/1 0.png\n\npics/2/2 0.png 2\n")
     (here / "lists").mkdir()
     write_list(here / "lists" / "train.txt", "nolabel\n")
@@ -142,6 +146,11 @@ def make_wrong_inputs(here: Path) -> None:
         ("predict m.safetensors pics --format xml", ["xml", "jsonl"]),
         ("evaluate m.safetensors nowhere", ["nowhere"]),
         ("evaluate m.safetensors pics --split valid", ["pics", "'valid'"]),
+        ("evaluate m.safetensors pics --error 0", ["--error", "0"]),
+        ("evaluate m.safetensors pics --error 2", ["--error", "2"]),
+        ("evaluate m.safetensors other", ["other", "does not know 'x'", "it knows '1', '2', not in the source"]),
+        ("compare pics", ["pics", "two runs or more"]),
+        ("compare pics nowhere", ["pics", "no predictions.csv"]),
         ("models resnet51", ["resnet51", "did you mean"]),
         ("recipes digts", ["digts", "did you mean digits"]),
         ("weights pull imagenot", ["imagenot"]),
@@ -345,10 +354,81 @@ def test_ctrl_c_elsewhere_is_one_word(here: Path, say, monkeypatch: pytest.Monke
     assert (said.status, said.err.strip()) == (1, "stopped")
 
 
+def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
+    """Train, evaluate, predict, compare: temperature and threshold are fitted once and mean the same everywhere."""
+    for name, epochs in (("one", 1), ("two", 3)):
+        said = say("train", "idx", "--recipe", "r.toml", "--out", name, "--epochs", epochs)
+        assert said.status == 0, said
+        assert "certainty temperature" in said.out
+        assert "unsure    " in said.out
+    metrics = json.loads((here / "two" / "metrics.json").read_text())
+    stored = linnaeus.load(here / "two")
+    assert stored.calibration is not None
+    assert metrics["calibration"]["temperature"] == stored.temperature
+    assert metrics["calibration"]["abstention"] == stored.calibration.rule.to_dict()
+    assert metrics["valid"]["calibration"]["cross_fitted"] is True
+    assert metrics["test"]["calibration"]["cross_fitted"] is False
+
+    said = say("evaluate", "two", "idx", "--tta", "--json", "e.json")
+    assert said.status == 0, said
+    found = json.loads((here / "e.json").read_text())["test"]
+    assert found["n"] == 30
+    for name in ("accuracy", "loss", "brier", "ece", "macro_f1", "macro_roc_auc"):
+        assert found[name] == pytest.approx(metrics["test"][name], abs=1e-6), name
+    assert np.array(found["confusion"]).sum() == 30
+    assert [row["class"] for row in found["classes"]] == ["0", "1", "2"]
+    assert set(found["tta"]) == {"mirror"}
+    for piece in ("balanced accuracy", "calibration error (ECE)", "the worst first", "promised", "estimated", "mirror"):
+        assert piece in said.out, piece
+    assert "30 pictures" in said.out
+
+    predicted = (here / "two" / "predictions.csv").read_text().splitlines()
+    assert predicted[0] == "sample,split,true,predicted,probability,probability_of_true"
+    assert len(predicted) == 1 + 12 + 30
+    right = [row.split(",") for row in predicted[1:] if ",test," in row]
+    assert sum(row[2] == row[3] for row in right) == metrics["test"]["correct"]
+
+    said = say("compare", "one", "two", "--json", "c.json")
+    assert said.status == 0, said
+    assert "phase.1.epochs" in said.out
+    rows = json.loads((here / "c.json").read_text())["runs"]
+    assert rows[1]["correct"] == metrics["test"]["correct"]
+    assert rows[1]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-4)
+
+
+def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
+    """From the curve of the validation pictures, in the file; the file stays as it is."""
+    assert say("train", "idx", "--recipe", "r.toml", "--out", "run", "-q").status == 0
+    before = (here / "run" / "model.safetensors").read_bytes()
+    said = say("evaluate", "run", "idx", "--error", "0.6", "--json", "e.json")
+    assert said.status == 0, said
+    found = json.loads((here / "e.json").read_text())["test"]["abstention"]
+    assert found["chosen_on"] == "valid"
+    assert found["rule"]["error"] == 0.6
+    assert found["rule"]["n"] == 12
+    assert "for at most 60 % wrong among the answered" in said.out
+    assert (here / "run" / "model.safetensors").read_bytes() == before
+    said = say("evaluate", "run", "idx", "--split", "valid")
+    assert said.err.count("\n") == 1
+    assert "selected and calibrated on these pictures" in said.err
+    assert "each fifth of the pictures by the others" in said.out
+
+
+def test_a_model_without_calibration_is_evaluated_too(here: Path, say):
+    write_pictures(here / "data" / "test", each=8)
+    said = say("evaluate", "m.safetensors", "data", "--json", "e.json")
+    assert said.status == 0, said
+    found = json.loads((here / "e.json").read_text())["test"]
+    assert found["calibration"]["cross_fitted"] is True
+    assert found["abstention"]["chosen_on"] is None
+    assert found["loss"] == pytest.approx(found["calibration"]["before"]["loss"])
+    assert "thresholds chosen on these very pictures" in said.out
+
+
 def test_evaluating(here: Path, say):
     write_pictures(here / "data" / "test", each=3)
     said = say("evaluate", "m.safetensors", "data", "--json", "deep/er/e.json")
     assert said.status == 0, said
     found = json.loads((here / "deep" / "er" / "e.json").read_text())["test"]
     assert found["n"] == 9
-    assert f"({found['correct']} of 9" in said.out
+    assert f"{found['correct']} of 9" in said.out

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tiny import draw, mini, write_pictures, write_tiny_model
 import linnaeus
 from linnaeus.answers import writer
 from linnaeus.errors import UserError
+from linnaeus.modelfile import read_model, write_model
 from linnaeus.predict import BATCH, Classifier, Prediction, expand, load
 
 
@@ -237,6 +240,71 @@ def test_the_table_is_a_line_or_a_paragraph_a_picture(two: list[Prediction]):
     assert [line.split()[0] for line in lines[1:]] == ["70.0%", "20.0%", "10.0%"]
 
 
+TEMPERATURE, THRESHOLD = 0.2, 0.75
+POINT = {"threshold": THRESHOLD, "answered": 90, "wrong": 1}
+CALIBRATION = {
+    "temperature": TEMPERATURE,
+    "split": "valid",
+    "abstention": {"error": 0.02, "n": 100, "estimated": POINT, "promised": None},
+    "curve": [[THRESHOLD, 90, 1], [0.0, 100, 8]],
+}
+
+
+def calibrated_copy(model: Path, path: Path, calibration: dict[str, Any]) -> Path:
+    network, about = read_model(model)
+    write_model(path, network.state_dict(), replace(about, calibration=calibration))
+    return path
+
+
+def test_a_calibration_is_applied(model: Path, classifier: Classifier, pictures: Path, tmp_path: Path):
+    """Probabilities at the temperature, the same answer first, and unsure below the threshold."""
+    sure = load(calibrated_copy(model, tmp_path / "m.safetensors", CALIBRATION), device="cpu")
+    paths = all_of(pictures)
+    plain, found = classifier.predict(paths), sure.predict(paths)
+    assert not any(p.unsure for p in plain)  # a model without a calibration answers everything
+    for one, other in zip(plain, found, strict=True):
+        assert one.probabilities is not None
+        expected = one.probabilities ** (1 / TEMPERATURE)
+        assert other.probabilities == pytest.approx(expected / expected.sum())
+        assert other.index == one.index
+        assert other.unsure == (other.probability < THRESHOLD)
+    unsure = [p.unsure for p in found]
+    assert any(unsure)
+    assert not all(unsure)
+    assert [p.to_dict()["unsure"] for p in found] == unsure
+
+
+def test_unsure_in_every_format(two: list[Prediction]):
+    shy = [replace(two[0], threshold=0.71), replace(two[0], threshold=0.7), replace(two[1], threshold=0.9)]
+    assert [p.unsure for p in shy] == [True, False, False]
+    assert [json.loads(line)["unsure"] for line in written("jsonl", shy, 1).splitlines()] == [True, False, False]
+    assert [row["unsure"] for row in csv.DictReader(io.StringIO(written("csv", shy, 1)))] == ["1", "0", "0"]
+    lines = written("table", shy, 1).splitlines()
+    assert "unsure (玫瑰)" in lines[0]
+    assert "unsure" not in lines[1]
+    assert [line for line in written("table", shy, 2).splitlines() if "ü.jpg" in line] == [
+        "a b/ü.jpg  unsure",
+        "a b/ü.jpg",
+    ]
+
+
+def test_figures_of_a_calibrated_model(model: Path, classifier: Classifier, tmp_path: Path):
+    write_pictures(tmp_path / "data" / "test", each=7)
+    sure = load(calibrated_copy(model, tmp_path / "m.safetensors", CALIBRATION), device="cpu")
+    plain, found = classifier.evaluate(tmp_path / "data"), sure.evaluate(tmp_path / "data")
+    assert found.correct == plain.correct
+    answered = classifier.outputs(classifier.pictures(tmp_path / "data"))
+    assert plain.loss == pytest.approx(answered.losses.mean())
+    assert found.loss == pytest.approx(answered.at(TEMPERATURE).losses.mean())
+    assert found.loss != pytest.approx(plain.loss)
+
+
+def test_a_calibration_that_is_none_names_the_file(model: Path, tmp_path: Path):
+    path = calibrated_copy(model, tmp_path / "odd.safetensors", CALIBRATION | {"temperature": -1})
+    with pytest.raises(UserError, match=r"odd\.safetensors: its calibration .*temperature -1"):
+        load(path, device="cpu")
+
+
 def test_loading_says_what_is_wrong(tmp_path: Path, model: Path):
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         linnaeus.load(tmp_path)
@@ -257,5 +325,5 @@ def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
     with pytest.raises(UserError, match="has no split 'valid'; choose from"):
         classifier.evaluate(tmp_path / "data", "valid")
     write_pictures(tmp_path / "data" / "test", ("new",), each=1)
-    with pytest.raises(UserError, match="does not know 'new'; it knows '0', '1', '2'"):
+    with pytest.raises(UserError, match="does not know 'new'; it knows '1', not in the source; rename"):
         classifier.evaluate(tmp_path / "data", "test")

@@ -28,9 +28,11 @@ def _table(file: TextIO, top: int) -> Write:
         ranked = prediction.top(top)
         if len(ranked) == 1:
             name, probability = ranked[0]
+            name = f"unsure ({name})" if prediction.unsure else name
             file.write(f"{probability:>6.1%}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
             return
-        file.write(f"{prediction.path}\n" + "".join(f"{p:>8.1%}  {name}\n" for name, p in ranked))
+        unsure = "  unsure" if prediction.unsure else ""
+        file.write(f"{prediction.path}{unsure}\n" + "".join(f"{p:>8.1%}  {name}\n" for name, p in ranked))
 
     return write
 

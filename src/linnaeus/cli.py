@@ -13,21 +13,17 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from linnaeus import __version__
+from linnaeus.cli_common import load_model, verbosity
+from linnaeus.cli_evaluate import compare, evaluate
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
-    from linnaeus.predict import Classifier, Prediction
+    from linnaeus.predict import Prediction
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 ESCAPED = "backslashreplace"
 GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
-
-
-def verbosity(command):
-    """-q and -v, which every command has."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Say more.")(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")(command)
 
 
 @click.group(context_settings=CONTEXT)
@@ -64,6 +60,8 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
     console.say()
     for split, found in run.figures.items():
         console.say(f"{split:9} {found}")
+    for line in run.trust:
+        console.say(line)
     console.say(f"best      {best}, by {run.best.by} on validation")
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png"):
@@ -109,13 +107,14 @@ def predict(
 ) -> None:  # fmt: skip
     """Predict IMAGES with MODEL, a run folder or a model file.
 
-    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read.
+    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read. Where
+    the first class is less likely than the threshold that the model was given on validation, the answer is unsure.
     """
     from linnaeus.answers import Write, writer
     from linnaeus.files import disk_errors
     from linnaeus.predict import expand
 
-    classifier = _load(model, device, code)
+    classifier = load_model(model, device, code)
     if grid and Path(grid).suffix.lower() != ".png":
         raise UserError(f"--grid {grid}: must end in .png")
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
@@ -144,19 +143,6 @@ def _open_out(out: str | None) -> AbstractContextManager[TextIO]:
     return cast(AbstractContextManager[TextIO], file)
 
 
-def _load(model: str, device: str, code: str | None) -> Classifier:
-    """The model, with the user's own network where `code` names it."""
-    from linnaeus.modelfile import model_path, read_header
-    from linnaeus.models import load_module
-    from linnaeus.predict import load
-
-    module = None
-    if code:
-        arch = read_header(model_path(model)).arch
-        module = load_module(code, int(arch["classes"]), int(arch["channels"]))
-    return load(model, device=device, model=module)
-
-
 def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
     """The pictures with predicted and true name."""
     from linnaeus.report.plots import Shown, advice, picture_grid
@@ -167,6 +153,7 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
             predicted=p.name,
             probability=p.probability,
             true=None if true is None else p.names[true],
+            note="unsure" if p.unsure else None,
         )
         for p, true in shown
         if p.picture is not None
@@ -176,39 +163,8 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
         console.warn(advice(missing))
 
 
-@cli.command()
-@click.argument("model")
-@click.argument("source")
-@click.option("--split", help="train, valid, test, or all.  [default: test, else valid, else all]")
-@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures there.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@verbosity
-def evaluate(
-    model: str, source: str, split: str | None, code: str | None, json_file: str | None, device: str, quiet: bool,
-    verbose: bool,
-) -> None:  # fmt: skip
-    """Measure MODEL on a split of SOURCE. A source that the model was trained on is split as it was then."""
-    import json
-
-    from linnaeus.evaluate import figures
-    from linnaeus.files import write_text
-
-    answered = _load(model, device, code).answers(source, split)
-    split, found = answered.split, figures(answered.outputs)
-    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
-    for path, reason in answered.left_out:
-        console.warn(f"{path}: {reason}; left out")
-    if answered.trained_on:
-        console.warn(f"the model was trained on {answered.trained_on} of these {found.n} pictures: the figures flatter")
-    click.echo(f"split              {split} of {source}")
-    click.echo(f"accuracy           {found}")
-    if found.top5 is not None:
-        click.echo(f"top-5              {found.top5:.2%}")
-    click.echo(f"balanced accuracy  {found.balanced_accuracy:.2%}")
-    click.echo(f"loss               {found.loss:.4f}")
-    if json_file:
-        write_text(Path(json_file), json.dumps({split: found.to_dict()}, indent=2) + "\n")
+cli.add_command(evaluate)
+cli.add_command(compare)
 
 
 @cli.command()

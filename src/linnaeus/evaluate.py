@@ -23,7 +23,14 @@ class Outputs:
     labels: np.ndarray
     """(n,) int64."""
     logits: np.ndarray
-    """(n, classes) float32."""
+    """(n, classes) float32, or float64 where a temperature divided them."""
+
+    def at(self, temperature: float) -> Outputs:
+        """The same answers with their logits divided by `temperature`.
+
+        In float64, where different float32 values stay different: no temperature changes which class comes first.
+        """
+        return self if temperature == 1 else Outputs(self.labels, self.logits.astype(np.float64) / temperature)
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -32,8 +39,19 @@ class Outputs:
 
     @property
     def predicted(self) -> np.ndarray:
-        """(n,) int64."""
+        """(n,) int64; of equal logits the first."""
         return self.logits.argmax(1)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(n,) float64: the cross-entropy of each sample in nats. Exact, where others clip the probability."""
+        return -log_softmax(self.logits)[np.arange(len(self.labels)), self.labels]
+
+    def in_top(self, k: int) -> np.ndarray:
+        """(n,) bool: whether the right class is among the k most likely; of equal logits the first comes first."""
+        true = self.logits[np.arange(len(self.labels)), self.labels][:, None]
+        earlier = np.arange(self.logits.shape[1]) < self.labels[:, None]
+        return ((self.logits > true) | ((self.logits == true) & earlier)).sum(1) < k
 
 
 @dataclass(frozen=True)
@@ -99,18 +117,16 @@ def answer_pixels(
 
 def figures(outputs: Outputs) -> Figures:
     """The figures of a set of answers; at least one."""
-    labels, logits = outputs.labels, outputs.logits
-    n, k = logits.shape
-    right = logits.argmax(1) == labels
-    loss = -log_softmax(logits)[np.arange(n), labels].mean()
-    top5 = None
-    if k > 5:
-        best = np.argpartition(logits, k - 5, axis=1)[:, k - 5 :]
-        top5 = float((best == labels[:, None]).any(1).mean())
+    labels = outputs.labels
+    n, k = outputs.logits.shape
+    right = outputs.predicted == labels
+    top5 = float(outputs.in_top(5).mean()) if k > 5 else None
     support = np.bincount(labels, minlength=k)
     recall = np.bincount(labels[right], minlength=k)[support > 0] / support[support > 0]
     correct = int(right.sum())
-    return Figures(n, correct, correct / n, wilson(correct, n), top5, float(recall.mean()), float(loss))
+    return Figures(
+        n, correct, correct / n, wilson(correct, n), top5, float(recall.mean()), float(outputs.losses.mean())
+    )
 
 
 def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from linnaeus.data.batches import Subset
+from linnaeus.calibrate import Calibration
+from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.decode import IMAGE_SUFFIXES, UnreadableError
 from linnaeus.data.names import class_name, listed, natural_key
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
-from linnaeus.errors import UserError
-from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures, softmax
+from linnaeus.errors import UserError, did_you_mean
+from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures
 from linnaeus.modelfile import model_path, read_model
 from linnaeus.models import Network, wrap
 
@@ -42,6 +43,8 @@ class Prediction:
     error: str | None = None
     picture: np.ndarray | None = None
     """(size, size, channels) uint8: what the network saw."""
+    threshold: float = 0.0
+    """The probability from which on the model answers; below it, it is unsure."""
 
     @property
     def index(self) -> int:
@@ -55,6 +58,11 @@ class Prediction:
     @property
     def probability(self) -> float:
         return float(self._known().max())
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the most likely class is less likely than what the model was calibrated to answer from."""
+        return self.probabilities is not None and self.probability < self.threshold
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """(display name, probability) of the k most likely classes, the likeliest first."""
@@ -71,7 +79,7 @@ class Prediction:
         return {
             "path": self.path,
             "top": [{"class": self.classes[i], "name": self.names[i], "probability": p} for i, p in top],
-            "unsure": False,
+            "unsure": self.unsure,
             "error": self.error,
         }
 
@@ -82,15 +90,19 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model answers to a split of a source."""
+class Pictures:
+    """The pictures of a split of a source, decoded, with their labels in a model's classes."""
 
     split: str
-    outputs: Outputs
+    rows: Rows
+    labels: np.ndarray
+    """(n,) int64."""
     left_out: list[tuple[str, str]]
     """(picture, reason) of what could not be read."""
     trained_on: int
     """How many of the pictures the model was trained on, where that can be told: the source is that of its training."""
+    calibrated_on: bool
+    """Whether the model's calibration was fitted on any of them, where that can be told."""
 
 
 class Classifier:
@@ -109,6 +121,18 @@ class Classifier:
         self.network.to(self.device)
         self.classes, self.names = self.about.classes, self.about.names
         self.preprocessing = self.about.preprocessing
+        stored = self.about.calibration
+        self.calibration = None if stored is None else Calibration.from_dict(stored, str(path))
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; 1 where the model was never calibrated."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which on the model answers; 0 where it answers everything."""
+        return 0.0 if self.calibration is None else self.calibration.rule.threshold
 
     @overload
     def predict(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -158,18 +182,21 @@ class Classifier:
         seen = iter(pictures)
         for (path, _), reason in zip(tasks, errors, strict=True):
             if reason is None:
-                yield Prediction(path, self.classes, self.names, next(probabilities), picture=next(seen))
+                yield Prediction(
+                    path, self.classes, self.names, next(probabilities), picture=next(seen), threshold=self.threshold
+                )
             else:
                 yield Prediction(path, self.classes, self.names, None, error=reason)
 
     @torch.inference_mode()
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
-        """(N, size, size, channels) uint8, as `preprocessing.load` gives them -> (N, classes) float64."""
+        """(N, size, size, channels) uint8, as `preprocessing.load` gives them -> (N, classes) float64, calibrated."""
         x = self.preprocessing.normalise(torch.from_numpy(pictures).to(self.device))
-        return softmax(self.network(x).float().cpu().numpy())
+        logits = self.network(x).float().cpu().numpy()
+        return Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
 
-    def answers(self, source: str | Path, split: str | None = None) -> Answers:
-        """What the model answers to the pictures of a split of a source, with their labels in the model's classes.
+    def pictures(self, source: str | Path, split: str | None = None) -> Pictures:
+        """The pictures of a split of a source, with their labels in the model's classes.
 
         Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
         this model was trained on, is split as it was then; "all" would count what it was trained on.
@@ -178,9 +205,7 @@ class Classifier:
         from linnaeus.stores.pixels import build_pixels
 
         table, same = self._table(source)
-        unknown = [name for name in table.classes if name not in self.classes]
-        if unknown:
-            raise UserError(f"{source}: the model does not know {listed(unknown)}; it knows {listed(self.classes)}")
+        self._check_classes(source, table.classes)
         parts = [part or "all" for part in table.counts()]
         split = split or next((part for part in ("test", "valid") if part in parts), "all")
         indices = np.arange(len(table)) if split == "all" else table.where(split)
@@ -195,11 +220,28 @@ class Classifier:
             )
         indices = indices[good]
         labels = np.array([self.classes.index(name) for name in table.classes])[table.labels[indices]]
-        outputs = answer_pixels(
-            self.network, self.preprocessing, Subset(rows, good), labels, batch=BATCH, device=self.device
+        seen = table.split[indices] if same else np.array([])
+        fitted = self.calibration is not None and bool((seen == self.calibration.split).any())
+        return Pictures(split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted)
+
+    def outputs(self, pictures: Pictures) -> Outputs:
+        """What the network answers to pictures, uncalibrated."""
+        return answer_pixels(
+            self.network, self.preprocessing, pictures.rows, pictures.labels, batch=BATCH, device=self.device
         )
-        trained_on = int((table.split[indices] == "train").sum()) if same else 0
-        return Answers(split, outputs, left_out, trained_on)
+
+    def _check_classes(self, source: str | Path, classes: tuple[str, ...]) -> None:
+        """Raise UserError unless the model knows every class; some of its own may be missing."""
+        unknown = [name for name in classes if name not in self.classes]
+        if not unknown:
+            return
+        near = did_you_mean(unknown[0], self.classes)
+        unmet = [name for name in self.classes if name not in classes]
+        only = f"; it knows {listed(unmet, 20)}, not in the source" if unmet else ""
+        raise UserError(
+            f"{source}: the model does not know {listed(unknown, 20)}{near}{only}; rename what is the same, "
+            "and leave out the rest"
+        )
 
     def _table(self, source: str | Path) -> tuple[Table, bool]:
         """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
@@ -223,8 +265,8 @@ class Classifier:
         return (again, True) if same else (table, False)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
-        """The figures on `split` of a source; `answers` says which that is where none is named."""
-        return figures(self.answers(source, split).outputs)
+        """The figures on `split` of a source, calibrated; `pictures` says which that is where none is named."""
+        return figures(self.outputs(self.pictures(source, split)).at(self.temperature))
 
     def true_class(self, path: str) -> int | None:
         """The class that the picture's folder tells, where the folder is named like one."""

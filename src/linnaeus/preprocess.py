@@ -57,9 +57,12 @@ class Preprocessing:
         row = np.require(load_row(source, self.row_spec), requirements="W")  # torch warns of what it may not write
         return self.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
 
-    def crop(self, rows: Tensor, shapes: np.ndarray | Tensor) -> Tensor:
-        """Padded rows (N, H, W, C) uint8 with their true shapes (N, 2) -> (N, size, size, C) uint8."""
-        return center_crop(rows, shapes, self.size)
+    def crop(self, rows: Tensor, shapes: np.ndarray | Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
+        """Padded rows (N, H, W, C) uint8 with their true shapes (N, 2) -> (N, size, size, C) uint8: the center.
+
+        `shift` moves the box by pixels to the right and down, for views of test-time augmentation.
+        """
+        return center_crop(rows, shapes, self.size, shift)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(N, H, W, C) uint8 -> (N, C, H, W) float32 in channels-last memory, which is how it already lies."""
@@ -67,9 +70,9 @@ class Preprocessing:
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
         return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2)
 
-    def __call__(self, rows: Tensor, shapes: np.ndarray | Tensor) -> Tensor:
+    def __call__(self, rows: Tensor, shapes: np.ndarray | Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
         """Padded rows (N, H, W, C) uint8 -> the network's input (N, C, size, size) float32."""
-        return self.normalise(self.crop(rows, shapes))
+        return self.normalise(self.crop(rows, shapes, shift))
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

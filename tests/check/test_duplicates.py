@@ -106,8 +106,8 @@ def test_things_in_another_color_are_no_copies_but_gray_pictures_are(tmp_path: P
 
 
 def test_union_find_is_connected_components():
-    from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
     generator = np.random.default_rng(0)
     for n, k in ((1, 0), (10, 4), (200, 120), (200, 400)):

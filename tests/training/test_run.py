@@ -72,7 +72,7 @@ def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
     files = {file.name for file in run.path.iterdir()}
     assert files >= {
         "model.safetensors", "recipe.toml", "history.csv", "metrics.json", "bad_images.csv", "split.csv", "curves.png",
-        "predictions.png", "confusion.png",
+        "predictions.png", "confusion.png", "predictions.csv",
     }  # fmt: skip
     assert not [name for name in files if name.startswith(".")]
     for name in ("curves.png", "predictions.png", "confusion.png"):
@@ -85,13 +85,17 @@ def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
 
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["valid"]["accuracy"] == pytest.approx(best["valid_accuracy"], rel=1e-5)
-    assert metrics["valid"]["loss"] == pytest.approx(best["valid_loss"], rel=1e-4)
+    assert metrics["valid"]["calibration"]["before"]["loss"] == pytest.approx(best["valid_loss"], rel=1e-4)
     assert metrics["test"]["n"] == metrics["valid"]["n"] == 12
     assert metrics["epochs"] == 3
     assert metrics["seconds"]["total"] >= metrics["seconds"]["phase 1"]
     model = linnaeus.load(run.path)
     assert model.classes == ("rosa × alba", "ñandú 3", "玫瑰")
-    assert model.about.metrics == {"valid": metrics["valid"], "test": metrics["test"]}
+    for split in ("valid", "test"):
+        said = model.about.metrics[split]
+        assert said["n"] == 12
+        for name, value in said.items():
+            assert metrics[split][name] == pytest.approx(value), name
     assert model.about.data["fingerprint"] == metrics["fingerprint"]
     check_predictions_add_up(run, model, metrics)
     again = model.evaluate(run.path / "split.csv", "test")  # the split that was written is a source
@@ -368,8 +372,9 @@ def test_a_network_of_ones_own(idx: Path, tmp_path: Path):
             linnaeus.load(run.path)
         if isinstance(given, nn.Module):  # it holds the best weights now
             x = torch.from_numpy(picture / 255).float()[None, None]
-            expected = given.eval()(x).softmax(1)[0].detach().numpy()
-            assert linnaeus.load(run.path, model=build(3, 1)).predict(picture).probabilities == pytest.approx(expected)
+            again = linnaeus.load(run.path, model=build(3, 1))
+            expected = (given.eval()(x) / again.temperature).softmax(1)[0].detach().numpy()
+            assert again.predict(picture).probabilities == pytest.approx(expected, rel=1e-5)
     answers = tmp_path / "answers.jsonl"
     Image.fromarray(picture).save(tmp_path / "a.png")
     from click.testing import CliRunner

@@ -10,6 +10,7 @@ import torch
 
 from linnaeus.console import Console
 from linnaeus.data.batches import Batches
+from linnaeus.errors import UserError
 from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
@@ -118,6 +119,25 @@ def test_a_head_that_looks_at_several_stages_sees_them_through_the_stores(looks_
     assert found_cut == cut
     expected, found = whole(network, s, "train"), logits(network, cut, stream)
     torch.testing.assert_close(torch.stack([found[i] for i in range(21)]), expected, rtol=5e-3, atol=5e-3)
+
+
+def test_int8_is_close_or_refused_and_kept_apart(network: Network, monkeypatch: pytest.MonkeyPatch):
+    """Rows of both kinds, under keys of their own; and a network that loses too much is refused in one line."""
+    pytest.importorskip("onnxruntime")
+    _, plain, _ = streams(network, HEAD).of(0)
+    s = streams(network, HEAD)
+    s.frozen.int8 = s.train
+    with monkeypatch.context() as patch:
+        patch.setattr("linnaeus.models.execute.INT8_AGREES", 1e-6)
+        with pytest.raises(
+            UserError, match=r"frozen = \"int8\": it changes what the network gives by \d+%; leave it out"
+        ):
+            s.of(0)
+    _, rounded, _ = s.of(0)
+    exact, close = (torch.cat([x.prepare(b, 0) for b in x.batches.epoch()]) for x in (plain, rounded))
+    off = (exact - close).norm() / exact.norm()
+    assert 1e-4 < off < 0.2
+    assert s.frozen.made_by == {"stem to layer3": "int8"}
 
 
 def test_the_same_network_with_another_view_of_the_head_shares_what_lies_lower():

@@ -36,13 +36,14 @@ CPU_PIECE = 1 << 20  # bytes of float pixels worked on at a time: they stay in a
 DEVICE_PIECE = 256 << 20
 
 
-def center_crop(pixels: Tensor, shapes: Tensor | np.ndarray, size: int) -> Tensor:
+def center_crop(pixels: Tensor, shapes: Tensor | np.ndarray, size: int, shift: tuple[int, int] = (0, 0)) -> Tensor:
     """The central size x size of each row, black where a row is smaller; rounded as torchvision's center_crop.
 
-    pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width) -> (N, size, size, C) uint8
+    pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width) -> (N, size, size, C) uint8;
+    `shift` moves all boxes to the right and down
     """
     shapes = _on_host(shapes)
-    return cut(pixels, shapes, center_boxes(shapes, size), size)
+    return cut(pixels, shapes, center_boxes(shapes, size) + np.array(shift), size)
 
 
 class Augmentation:

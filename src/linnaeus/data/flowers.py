@@ -77,7 +77,7 @@ def unpack(archive: Path, folder: Path) -> None:
 def _matlab(path: Path, key: str, largest: int) -> np.ndarray:
     """A vector (n,) int64 of a MATLAB file, in 1..largest."""
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ImportError:
         raise UserError(
             f'{path}: reading MATLAB files takes scipy, which is missing; pip install "linnaeus[digits]"'

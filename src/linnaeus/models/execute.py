@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from linnaeus.errors import UserError
 from linnaeus.models.network import Network, pooled
 
 WORTH_TRYING = 120.0
@@ -34,6 +35,8 @@ WORTH_TRYING = 120.0
 
 FASTER = 0.9
 """ONNX Runtime is chosen where it takes less than this share of the time."""
+
+TOGETHER = 8  # pictures at once where int8's ranges are measured
 
 AGREES = 1e-3
 """Largest difference to the plain network, as a share of its largest output."""
@@ -44,7 +47,7 @@ class Executor:
     """A way to run the stages below the cut: (N, C, H, W) on the device -> what crosses the cut, without gradients."""
 
     name: str
-    """`plain`, `fused` or `onnxruntime`: part of the key of what is stored."""
+    """`plain`, `fused`, `onnxruntime` or `int8`."""
     run: Callable[[Tensor], Tensor]
     seconds: float
     """Measured, a picture."""
@@ -100,6 +103,36 @@ def choose_executor(
     return chosen
 
 
+INT8_AGREES = 0.2
+"""Largest root mean square of the difference that int8 may make, as a share of that of the outputs."""
+
+
+def int8_executor(network: Network, stop: str, pictures: Tensor, start: str | None = None) -> Executor:
+    """The stages from `start` to below `stop` in int8 through ONNX Runtime, for those who ask for it.
+
+    `pictures` (N, C, H, W), some dozens like those to come: seven eighths of them set the ranges, the others are the
+    test. Raises UserError where that cannot be done or rounds too much.
+    """
+    asked = 'model.frozen = "int8"'
+    if pictures.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(f'{asked} runs on CPU through ONNX Runtime: pip install "linnaeus[onnx]", or leave it out')
+    from linnaeus.models.quantize import quantize
+
+    front = Front(copy.deepcopy(network), stop, start).eval().requires_grad_(False)
+    shown, kept = pictures[len(pictures) // 8 :], pictures[: max(1, len(pictures) // 8)]
+    try:
+        run = _session(quantize(_graph(front, kept), (part.numpy() for part in shown.split(TOGETHER))))
+    except Exception as error:  # the exporter raises its own kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{asked}: this network cannot be made int8 ({reason}); leave it out") from None
+    with torch.inference_mode():
+        expected = front(kept)
+        off = float((run(kept) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    if not off <= INT8_AGREES:
+        raise UserError(f"{asked}: it changes what the network gives by {off:.0%}; leave it out")
+    return _timed("int8", run, kept, nullcontext)
+
+
 def fuse(front: nn.Module, sample: Tensor) -> nn.Module:
     """A copy of `front` in which every BatchNorm that directly follows a convolution is part of it.
 
@@ -134,32 +167,41 @@ def fuse(front: nn.Module, sample: Tensor) -> nn.Module:
 
 def _onnx(front: nn.Module, sample: Tensor, expected: Tensor) -> Executor | None:
     """`front` through ONNX Runtime; None where it cannot be exported or gives something else."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, of no use to the user
-            quiet = logging.getLogger("torch.onnx")
-            level, quiet.level = quiet.level, logging.ERROR
-            batch = torch.export.Dim("batch", min=1, max=1 << 16)
+        run = _session(_graph(front, sample))
+    except Exception:  # the exporter raises its own kinds; a network of one's own may hold anything
+        return None
+    return _checked("onnxruntime", run, sample, expected)
+
+
+def _graph(front: nn.Module, sample: Tensor) -> bytes:
+    """`front`, fused, as an ONNX graph from `x` (any number of pictures) to `y`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, of no use to the user
+        quiet = logging.getLogger("torch.onnx")
+        level, quiet.level = quiet.level, logging.ERROR
+        batch = torch.export.Dim("batch", min=1, max=1 << 16)
+        try:
             program = torch.onnx.export(
                 fuse(front, sample), (sample.contiguous(),), dynamo=True, dynamic_shapes=({0: batch},),
                 input_names=["x"], output_names=["y"], verbose=False,
             )  # fmt: skip
+        finally:
             quiet.level = level
-            buffer = io.BytesIO()
-            program.save(buffer)  # type: ignore[union-attr, arg-type]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # the exporter raises its own kinds; a network of one's own may hold anything
-        return None
+        buffer = io.BytesIO()
+        program.save(buffer)  # type: ignore[union-attr, arg-type]
+    return buffer.getvalue()
 
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(x.numpy())})[0])
 
-    return _checked("onnxruntime", run, sample, expected)
+def _session(graph: bytes) -> Callable[[Tensor], Tensor]:
+    """An ONNX graph as a function of a tensor on CPU."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(x.numpy())})[0])
 
 
 def _checked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ class ActivationStore:
         self.array, self.path = array, path
         self.made_by = made_by
         """The executor that computed the rows, for the record."""
+        # A mapped page that was read once counts as this process's memory; pread() leaves it to the system.
+        self._file = path.open("rb", buffering=0) if path is not None and hasattr(os, "preadv") else None
 
     def __len__(self) -> int:
         return len(self.array)
@@ -41,7 +44,15 @@ class ActivationStore:
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, …) rows, and shapes for the interface's sake."""
-        return self.array[indices], np.zeros((len(indices), 2), np.int32)
+        shapes = np.zeros((len(indices), 2), np.int32)
+        if self._file is None:
+            return self.array[indices], shapes
+        rows = np.empty((len(indices), *self.array.shape[1:]), self.array.dtype)
+        flat = rows.reshape(len(rows), -1).view(np.uint8)
+        for row, i in zip(flat, indices.tolist(), strict=True):
+            got = os.preadv(self._file.fileno(), [row.data], i * flat.shape[1])
+            assert got == flat.shape[1], f"{self.path}: cut short while in use"
+        return rows, shapes
 
 
 def find_activations(n: int, key: str, cache: Cache) -> ActivationStore | None:

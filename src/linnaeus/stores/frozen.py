@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from linnaeus.console import Console
-from linnaeus.data.batches import Batch, Batches, Resident, Rows, Subset
+from linnaeus.data.batches import Batch, Batches, Resident, Rows, Subset, order
 from linnaeus.data.download import cache_dir
 from linnaeus.device import free_memory
 from linnaeus.models import Network
-from linnaeus.models.execute import Executor, choose_executor
+from linnaeus.models.execute import Executor, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import ActivationStore, build_activations, find_activations, identity
 from linnaeus.stores.cache import Cache
@@ -26,8 +26,10 @@ from linnaeus.stores.pixelstore import PixelStore
 
 BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
+CALIBRATED = 64  # pictures that set the ranges of int8
 TRIED = 8  # pictures that an executor is tried with
-RESIDENT = 0.25  # of the free memory that rows may take whole
+RESIDENT = 0.25  # of a GPU's free memory that rows may take whole
+SMALL = 32 << 20  # bytes of rows that lie in memory on CPU: beyond that a run's memory would grow with its pictures
 
 Prepare = Callable[[Batch], Tensor]
 """Batch of pixels -> what the network takes."""
@@ -71,6 +73,8 @@ class Frozen:
     engine: Machine
     console: Console
     cache: Cache
+    int8: Samples | None = None
+    """The training pictures, some of which set the ranges where frozen stages run in int8; None: float."""
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
     """(stages, checksum of their weights) -> how they are run: what one phase freezes another may have trained."""
     made_by: dict[str, str] = field(default_factory=dict)
@@ -91,7 +95,12 @@ class Frozen:
         if name not in self.executors:
             record = cache_dir() / "executors.json"
             autocast = self.engine.autocast
-            self.executors[name] = choose_executor(self.model, cut, sample[:TRIED], pictures, record, autocast, start)
+            if self.int8 is not None and start is None:  # from a store on it is a short way: not worth rounding
+                self.executors[name] = int8_executor(self.model, cut, self._some_pictures(self.int8))
+            else:
+                self.executors[name] = choose_executor(
+                    self.model, cut, sample[:TRIED], pictures, record, autocast, start
+                )
             self.made_by[name[0]] = self.executors[name].name
         return self.executors[name]
 
@@ -111,6 +120,7 @@ class Frozen:
             "precision": f"{self.engine.device.type} {self.engine.precision}",
             "preprocessing": self.preprocessing.to_dict(),
             "rows": identity(samples.rows),
+            **({"int8": identity(self.int8.rows)} if self.int8 is not None else {}),
             **variant,
         }
         for cut in cuts:
@@ -148,6 +158,12 @@ class Frozen:
 
         return chunks
 
+    def _some_pictures(self, samples: Samples) -> Tensor:
+        """CALIBRATED pictures of all, in a fixed random order, as the network takes them."""
+        chosen = order(len(samples), seed=0, epoch=0)[:CALIBRATED]
+        batches = Batches(Subset(samples.rows, chosen), samples.labels[chosen], batch=BATCH, device=self.engine.device)
+        return torch.cat([self.preprocessing(batch.pixels, batch.shapes) for batch in batches.epoch()])
+
     def _stages(self, start: str | None, cut: str) -> str:
         """`stem to layer3`: the stages from `start` to below `cut`, in words."""
         stages = self.model.between(start, cut)
@@ -171,7 +187,7 @@ def stored(batch: Batch) -> Tensor:
 
 def in_memory(store: ActivationStore, device: torch.device) -> Rows:
     """The store's rows whole in the device's memory where there is room, else as they lie on the disk."""
-    if store.nbytes > RESIDENT * free_memory(device):
+    if store.nbytes > (SMALL if device.type == "cpu" else RESIDENT * free_memory(device)):
         return store
     return Resident(torch.from_numpy(np.array(store.array)).to(device))
 

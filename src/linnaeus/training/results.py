@@ -2,16 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
+from linnaeus.assess import assess
+from linnaeus.calibrate import Calibration
+from linnaeus.data.batches import Subset
 from linnaeus.data.table import Table
-from linnaeus.evaluate import Outputs, confusion_matrix
+from linnaeus.evaluate import Figures, Outputs, confusion_matrix, figures
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.frozen import Samples
 from linnaeus.training.phases import Best
 from linnaeus.training.runfolder import RunFolder
 
 SHOWN = 24
+
+
+class Judged:
+    """The final figures of a run: a calibration fitted on validation, and every split judged with it."""
+
+    def __init__(self, outputs: dict[str, Outputs], without_leaks: dict[str, Figures | None]):
+        """`outputs`: what the saved model's network answers, by split; `valid` is there.
+
+        `without_leaks`: figures on the pictures of which no copy stands in an earlier split, where others have one.
+        """
+        self.without_leaks = without_leaks
+        self.calibration = Calibration.fit(outputs["valid"], "valid")
+        self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
+        self.figures = {split: figures(out) for split, out in self.calibrated.items()}
+        self.found = {split: assess(out, self.calibration, own=split == "valid") for split, out in outputs.items()}
+
+    @property
+    def threshold(self) -> float:
+        return self.calibration.rule.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json: the splits, and the calibration without its curve."""
+        stored = {name: value for name, value in self.calibration.to_dict().items() if name != "curve"}
+        splits = {split: found.to_dict() for split, found in self.found.items()}
+        for split, clean in self.without_leaks.items():
+            splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+        return splits | {"calibration": stored}
+
+    def lines(self) -> list[str]:
+        """A few lines for whoever started the run."""
+        split = "test" if "test" in self.found else "valid"
+        found = self.found[split].calibrated
+        where = {"valid": "validation, by cross-fitting"}.get(split, split)
+        chance = self.found[split].measures.ece_by_chance[0]
+        moved = f"{found.before['ece']:.1%} before, {found.after['ece']:.1%} after, {chance:.1%} by chance alone"
+        clean = [
+            f"{split:9} {figures_ or 'none is left'}, without those of which a copy stands in an earlier split"
+            for split, figures_ in self.without_leaks.items()
+        ]
+        return [
+            *clean,
+            f"certainty temperature {found.temperature:.3g}; calibration error {moved} ({where})",
+            f"unsure    {self.calibration.rule}",
+        ]
+
+
+def prediction_rows(
+    table: Table, samples: dict[str, Samples], calibrated: dict[str, Outputs]
+) -> Iterator[tuple[object, ...]]:
+    """The rows of predictions.csv: `compare.PREDICTION_COLUMNS`."""
+    for split, out in calibrated.items():
+        indices, rows = table.where(split), samples[split].rows
+        kept = indices[rows.positions] if isinstance(rows, Subset) else indices
+        probabilities, predicted = out.probabilities, out.predicted
+        for i, index in enumerate(kept.tolist()):
+            label = int(out.labels[i])
+            yield (
+                table.sample_id(index), split, table.classes[label], table.classes[predicted[i]],
+                f"{probabilities[i, predicted[i]]:.10g}", f"{probabilities[i, label]:.10g}",
+            )  # fmt: skip
 
 
 def write_pictures(
@@ -21,6 +87,7 @@ def write_pictures(
     outputs: dict[str, Outputs],
     preprocessing: Preprocessing,
     best: Best,
+    threshold: float,
 ) -> str:
     """curves.png, predictions.png and confusion.png. Returns the characters that no font on this machine has."""
     from linnaeus.report.plots import confusion, curves, picture_grid
@@ -32,7 +99,7 @@ def write_pictures(
     matrix = confusion_matrix(out.labels, out.predicted, len(table.classes))
     missing += confusion(matrix, table.names, folder.path / "confusion.png", title=f"{word.capitalize()} pictures")
     chosen = choose_shown(out)
-    shown = [_shown(i, table, samples[split], out, preprocessing) for i in chosen]
+    shown = [_shown(i, table, samples[split], out, preprocessing, threshold) for i in chosen]
     wrong, all_wrong = int((out.predicted != out.labels)[chosen].sum()), int((out.predicted != out.labels).sum())
     title = f"{len(out.labels)} {word} pictures, {all_wrong} wrong"
     if wrong < all_wrong:
@@ -57,7 +124,7 @@ def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:
     return np.concatenate([wrong, right]).astype(np.int64)
 
 
-def _shown(i: int, table: Table, samples: Samples, out: Outputs, preprocessing: Preprocessing):
+def _shown(i: int, table: Table, samples: Samples, out: Outputs, preprocessing: Preprocessing, threshold: float):
     """Sample i as a tile of the picture grid: what the network saw, what it said, what is true."""
     import torch
 
@@ -66,9 +133,11 @@ def _shown(i: int, table: Table, samples: Samples, out: Outputs, preprocessing: 
     rows, shapes = samples.rows.gather(np.array([i]))
     picture = preprocessing.crop(torch.from_numpy(rows), shapes)[0].numpy()
     predicted, label = int(out.predicted[i]), int(out.labels[i])
+    probability = float(out.probabilities[i, predicted])
     return Shown(
         picture=picture,
         predicted=table.names[predicted],
-        probability=float(out.probabilities[i, predicted]),
+        probability=probability,
         true=table.names[label],
+        note="unsure" if probability < threshold else None,
     )

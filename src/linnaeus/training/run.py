@@ -14,7 +14,7 @@ from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.device import choose_device
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures
+from linnaeus.evaluate import Figures, Outputs, answer_pixels
 from linnaeus.modelfile import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
@@ -22,6 +22,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.training.engine import Engine, hardware
+from linnaeus.training.inspect import inspect, without_leaks
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Best, Phases
 from linnaeus.training.prepare import (
@@ -34,7 +35,7 @@ from linnaeus.training.prepare import (
     resolve_recipe,
 )
 from linnaeus.training.rangetest import RangeTest
-from linnaeus.training.results import write_pictures
+from linnaeus.training.results import Judged, prediction_rows, write_pictures
 from linnaeus.training.runfolder import RunFolder
 from linnaeus.training.streams import Streams
 
@@ -51,6 +52,8 @@ class Run:
     """By split: `valid`, and `test` where the source has one."""
     seconds: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
+    trust: list[str] = field(default_factory=list)
+    """Lines for a person: figures without leaked pictures, how far probabilities can be trusted, when it is unsure."""
 
     @property
     def valid(self) -> Figures:
@@ -129,7 +132,7 @@ class _Job:
         choose_device(device)  # a device that is not there is the cheapest thing to find
         self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
         self.engine = Engine(device, self.recipe.precision)
-        self.table = open_split(table, self.recipe)
+        self.table = open_split(table, self.recipe, self.console)
         RunFolder.check(out)
         torch.manual_seed(self.recipe.seed)
         wanted = self.recipe.data.channels
@@ -150,6 +153,14 @@ class _Job:
         if bad and strict:
             first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
             raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {first}; {advice}")
+        self.inspection = inspect(table, self.table, self.console)
+        self.folder.write_check(self.inspection)
+        if self.inspection.leaked and strict:
+            counts = " and ".join(f"{len(found)} {split}" for split, found in self.inspection.leaked.items())
+            raise UserError(
+                f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them, set "
+                'data.split.groups to "near-duplicates", or go on without --strict: figures then come with and without'
+            )
         if self.recipe.data.normalise == "data":
             self.preprocessing = measure_pixels(self.samples["train"], self.preprocessing)
         self.bad = len(bad)
@@ -165,6 +176,8 @@ class _Job:
         say(f"device    {self.engine.describe()}")
         say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
         say(f"classes   {len(table.classes)}: {_class_map(table)}")
+        for line in self.inspection.lines:
+            self.console.warn(line)
         if self.recipe.data.valid == "test":
             self.console.warn('valid = "test": the best model is selected on the test pictures, so its figure flatters')
         total = sum(p.numel() for p in network.parameters())
@@ -175,7 +188,8 @@ class _Job:
 
     def run(self, tensorboard: bool) -> Run:
         """The phases, then the final figures from the saved file, on pixels."""
-        frozen = Frozen(self.network, self.preprocessing, self.engine, self.console, default_cache())
+        int8 = self.samples["train"] if self.recipe.model.frozen == "int8" else None
+        frozen = Frozen(self.network, self.preprocessing, self.engine, self.console, default_cache(), int8)
         train, valid = self.samples["train"], self.samples["valid"]
         streams = Streams(frozen, train, valid, self.recipe.phase, self.recipe.seed)
         phases = Phases(
@@ -257,7 +271,8 @@ class _Job:
                     network, self.preprocessing, rows, labels,
                     batch=BATCH, device=self.engine.device, autocast=self.engine.autocast,
                 )  # fmt: skip
-        result = {split: figures(out) for split, out in outputs.items()}
+        judged = Judged(outputs, without_leaks(self.table, self.samples, outputs, self.inspection.leaked))
+        result = judged.figures
         assert best.figures is not None
         if result["valid"].correct != best.figures.correct:
             self.console.warn(
@@ -265,19 +280,23 @@ class _Job:
                 f"and had {best.figures.correct} while training"
             )
         about.metrics = {split: found.to_dict() for split, found in result.items()}
+        about.calibration = judged.calibration.to_dict()
         write_model(self.folder.model, network.state_dict(), about)
+        self.folder.write_predictions(prediction_rows(self.table, self.samples, judged.calibrated))
         self.seconds.lap("evaluate", since)
         from linnaeus.report.plots import advice  # matplotlib is slow to import: only where something is drawn
 
         since = time.perf_counter()
-        missing = write_pictures(self.folder, self.table, self.samples, outputs, self.preprocessing, best)
+        missing = write_pictures(
+            self.folder, self.table, self.samples, judged.calibrated, self.preprocessing, best, judged.threshold
+        )
         if missing:
             self.console.warn(advice(missing))
         self.seconds.lap("pictures", since)
         self.seconds.total()
         self.folder.write_metrics(
             {
-                **about.metrics,
+                **judged.to_dict(),
                 "selected_on": "test" if self.recipe.data.valid == "test" else "valid",
                 "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
                 "epochs": len(self.folder.rows),
@@ -291,7 +310,7 @@ class _Job:
                 "fingerprint": self.fingerprint,
             }
         )
-        return Run(self.folder.path, best, result, dict(self.seconds), interrupted)
+        return Run(self.folder.path, best, result, dict(self.seconds), interrupted, judged.lines())
 
 
 def _class_map(table: Table, most: int = 12) -> str:

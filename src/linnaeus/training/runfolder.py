@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from linnaeus.compare import PREDICTION_COLUMNS, PREDICTIONS
 from linnaeus.data.table import Table, write_split
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, write_text
 from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
+from linnaeus.training.inspect import Inspection
 
-BEGINNINGS = frozenset({"recipe.toml", "split.csv", "bad_images.csv", "history.csv"})
+BEGINNINGS = frozenset({"recipe.toml", "check.json", "split.csv", "bad_images.csv", "history.csv"})
 """What a run has written before its first model."""
 
 
@@ -94,9 +96,24 @@ class RunFolder:
             writer.writerow(["path", "reason"])
             writer.writerows(bad)
 
+    def write_check(self, inspection: Inspection) -> None:
+        """check.json: what is wrong with the data, as `linnaeus check --json` has it."""
+        if inspection.found:
+            write_text(self.path / "check.json", inspection.json)
+
     def write_split(self, table: Table) -> None:
         """Which sample is in which split, in the form that the CSV reader reads."""
         write_split(table, self.path / "split.csv")
+
+    def write_predictions(self, rows: Iterable[Sequence[object]]) -> None:
+        """What the saved model says of every picture of validation and test; `linnaeus compare` reads it."""
+        with (
+            atomic(self.path / PREDICTIONS) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(PREDICTION_COLUMNS)
+            writer.writerows(rows)
 
     def add(self, row: Row) -> None:
         """Append an epoch to history.csv."""

@@ -1,0 +1,106 @@
+"""Whether the stores cost accuracy: the same epochs on stores and by the plain loop of the tutorials.
+
+ResNet-50 from the same weights with the same new head, the same optimizer, batches and epochs, no augmentation; only
+the order of the pictures differs. Validation accuracy is that of the last epoch, on the split that seed 0 gives, for
+both; seconds are those of the whole way, decoding and frozen part included, with cold stores for the first of ours.
+
+    python benchmarks/accuracy.py [--data DIR] [--weights FILE] [--plan "head:5;layer4,head:2;all:1"]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from plain import SHARED, WEIGHTS, epoch, loaders, machine
+
+from linnaeus.console import Console
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import Table, split_table
+from linnaeus.evaluate import wilson
+from linnaeus.models.weights import load_weights
+from linnaeus.recipe import Recipe
+from linnaeus.stores import default_cache
+from linnaeus.stores.frozen import Frozen
+from linnaeus.training.engine import Engine
+from linnaeus.training.optim import build_optimizer, freeze, training_stages
+from linnaeus.training.phases import Phases
+from linnaeus.training.prepare import load_samples, preprocessing_of
+from linnaeus.training.streams import Streams
+
+BATCH = 32
+RATES = {"head": 1e-3}  # for what starts anew; 1e-4 for what is trained already
+
+
+def recipe(train: list[str], epochs: int) -> Recipe:
+    phase = {"train": train, "epochs": epochs, "batch": BATCH, "optimizer": "adamw", "lr": RATES.get(train[0], 1e-4)}
+    return Recipe.model_validate(
+        {"model": {"name": "resnet50"}, "data": {"resize": 256, "size": 224}, "phase": [phase]}
+    )
+
+
+def on_stores(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[int, float]:
+    """(right on validation after the last epoch, seconds)."""
+    console, right = Console(quiet=True), []
+    torch.manual_seed(plan.seed)
+    loaded = load_weights("resnet50", weights, classes=len(table.classes))
+    preprocessing = preprocessing_of(plan, 3, (tuple(loaded.normalisation["mean"]), tuple(loaded.normalisation["std"])))
+    started = time.perf_counter()
+    samples, _ = load_samples(table, plan, preprocessing, False, console)
+    frozen = Frozen(loaded.model, preprocessing, engine, console, default_cache())
+    streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
+    Phases(
+        plan, loaded.model, streams, len(table.classes), engine, console, save=lambda best: None,
+        record=lambda row: right.append(row.valid_accuracy), divided=lambda phase, micro: None,
+        tuned=lambda phase, test: None,
+    ).run()  # fmt: skip
+    return round(right[-1] * len(samples["valid"])), time.perf_counter() - started
+
+
+def by_plain_loop(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[int, float]:
+    """(right on validation after the last epoch, seconds)."""
+    torch.manual_seed(plan.seed)
+    network = load_weights("resnet50", weights, classes=len(table.classes)).model.to(engine.device)
+    phase = plan.phase[0]
+    freeze(network, training_stages(network, phase.train))
+    optimizer = build_optimizer(network, phase)
+    train, valid = loaders(table, 224, BATCH, 0)
+    started, right = time.perf_counter(), 0.0
+    for number in range(phase.epochs):
+        last = number == phase.epochs - 1
+        right = epoch(network, optimizer, train, valid if last else None, engine.device.type)
+    return round(right * len(table.where("valid"))), time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED / "flowers16")
+    parser.add_argument("--weights", default=str(WEIGHTS))
+    parser.add_argument("--plan", default="head:5;layer4,head:2;all:1")
+    arguments = parser.parse_args()
+    engine = Engine()
+    table = split_table(open_source(arguments.data), valid=0.1, test=0.0, seed=0)
+    n = len(table.where("valid"))
+    print(f"{arguments.data.name}: {len(table.where('train'))} pictures, {n} of validation", end="; ")
+    print(machine(engine.device.type), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LINNAEUS_CACHE"] = folder
+        for part in arguments.plan.split(";"):
+            stages, _, epochs = part.partition(":")
+            plan = recipe(stages.split(","), int(epochs))
+            for side, run in (("stores", on_stores), ("plain loop", by_plain_loop)):
+                right, seconds = run(table, arguments.weights, plan, engine)
+                low, high = wilson(right, n)
+                print(
+                    f"  {stages:12} {epochs} epochs  {side:10}  {right / n:.1%} ({right} of {n}, 95 % interval "
+                    f"{low:.1%} to {high:.1%})  {seconds:6.0f} s",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""One epoch of fine-tuning ResNet-50: on stores, against the plain loop of the tutorials.
+
+`layer4, head`: the stores are warm, so an epoch sees what layer3 gives. `all`: the pixel store is warm, and the whole
+network trains. Both sides train the same stages with AdamW on the same pictures, without augmentation, and nothing is
+evaluated. The sides take turns; the plain loop is timed for `--steps` batches and each side gives pictures a second.
+
+    python benchmarks/finetune.py [--data DIR] [--weights FILE] [--workers 0,2] [--steps 4] [--turns 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from plain import SHARED, WEIGHTS, epoch, loaders, machine
+
+from linnaeus.console import Console
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import Table, split_table
+from linnaeus.models import Network
+from linnaeus.models.weights import load_weights
+from linnaeus.recipe import Phase, Recipe
+from linnaeus.stores import default_cache
+from linnaeus.stores.frozen import Frozen, Samples
+from linnaeus.training.engine import Engine
+from linnaeus.training.loop import Above, Criterion, optimizer_step
+from linnaeus.training.optim import build_optimizer, freeze, train_mode, training_stages
+from linnaeus.training.prepare import load_samples, preprocessing_of
+from linnaeus.training.streams import Streams
+
+BATCH, LR = 32, 1e-4
+
+
+def ours(
+    table: Table, network: Network, samples: dict[str, Samples], plan: Recipe, engine: Engine, steps: int
+) -> Callable[[], float]:
+    """A function that trains `steps` batches of the plan's phase and returns pictures a second."""
+    phase: Phase = plan.phase[0]
+    stages = training_stages(network, phase.train)
+    freeze(network, stages)
+    network.to(engine.device)
+    preprocessing = preprocessing_of(plan, 3, None)
+    frozen = Frozen(network, preprocessing, engine, Console(quiet=True), default_cache())
+    cut, train, _ = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed).of(0)
+    net = Above(network, cut)
+    optimizer = build_optimizer(network, phase)
+    wrapped, optimizer = engine.setup(net, optimizer)
+    criterion = Criterion(phase, train.batches.labels, len(table.classes), engine.device)
+
+    def run() -> float:
+        train_mode(network, stages)
+        started, seen = time.perf_counter(), 0
+        for step, batch in enumerate(train.batches.epoch(0)):
+            if step == steps:
+                break
+            optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, 0, None)
+            seen += len(batch)
+        synchronize(engine)
+        return seen / (time.perf_counter() - started)
+
+    return run
+
+
+def plain(
+    table: Table, network: Network, plan: Recipe, engine: Engine, workers: int, steps: int
+) -> Callable[[], float]:
+    """The same, by the plain loop: every picture opened, and the whole network run."""
+    stages = training_stages(network, plan.phase[0].train)
+    freeze(network, stages)
+    network.to(engine.device)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=LR)
+
+    def run() -> float:
+        loader, _ = loaders(table, 224, BATCH, workers)
+        started = time.perf_counter()
+        epoch(network, optimizer, loader, device=engine.device.type, most=steps)
+        synchronize(engine)
+        return min(steps * BATCH, len(table.where("train"))) / (time.perf_counter() - started)
+
+    return run
+
+
+def synchronize(engine: Engine) -> None:
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED / "flowers16")
+    parser.add_argument("--weights", default=str(WEIGHTS))
+    parser.add_argument("--workers", default="0,2", help="of the plain loop")
+    parser.add_argument("--steps", type=int, default=4, help="batches of 32 in a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    engine = Engine()
+    table = split_table(open_source(arguments.data), valid=0.1, test=0.0, seed=0)
+    print(
+        f"{arguments.data.name}: batches of {BATCH}, {arguments.turns} turns; {machine(engine.device.type)}", flush=True
+    )
+
+    def network() -> Network:
+        return load_weights("resnet50", arguments.weights, classes=len(table.classes)).model
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LINNAEUS_CACHE"] = folder
+        for train in (["layer4", "head"], ["all"]):
+            phase = {"train": train, "epochs": 1, "batch": BATCH, "optimizer": "adamw", "lr": LR}
+            plan = Recipe.model_validate(
+                {"model": {"name": "resnet50"}, "data": {"resize": 256, "size": 224}, "phase": [phase]}
+            )
+            samples, _ = load_samples(table, plan, preprocessing_of(plan, 3, None), False, Console(quiet=True))
+            sides = {"stores": ours(table, network(), samples, plan, engine, arguments.steps)}
+            for workers in map(int, filter(None, arguments.workers.split(","))):
+                sides[f"plain loop, num_workers {workers}"] = plain(
+                    table, network(), plan, engine, workers, arguments.steps
+                )
+            rates: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(arguments.turns):
+                for name, run in sides.items():
+                    rates[name].append(run())
+            best = statistics.median(rates["stores"])
+            print(f"{', '.join(train)}:")
+            for name, found in rates.items():
+                rate = statistics.median(found)
+                ratio = "" if name == "stores" else f"   {best / rate:.1f} x"
+                print(f"  {name:26} {rate:7.1f} pictures/s ({min(found):.1f}-{max(found):.1f}){ratio}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Peak memory of a training run with 1,000, 10,000 and 100,000 pictures.
+
+The pictures are hard links to 200 JPEGs of 96 x 72 pixels. Each run is a process of its own with a cold cache: it
+decodes every picture into a pixel store, runs the frozen part of a small ResNet over them, trains the head on what it
+gives for two epochs and then the last stage with the head for one, evaluates, and draws. What is compared is the peak
+of the resident set, as the system counts it, files that are mapped included.
+
+    python benchmarks/memory.py [--pictures 1000,10000,100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+RECIPE = """
+[model]
+name = "resnet20"
+[data]
+resize = 32
+size = 32
+[[phase]]
+train = ["head"]
+epochs = 2
+batch = 128
+lr = 1e-3
+[[phase]]
+train = ["layer3", "head"]
+epochs = 1
+batch = 128
+lr = 1e-3
+"""
+CLASSES, ORIGINALS = 10, 200
+
+
+def write_pictures(folder: Path, n: int) -> Path:
+    """n pictures in class folders, all but ORIGINALS of them hard links."""
+    generator = np.random.default_rng(0)
+    originals = folder / "originals"
+    originals.mkdir(parents=True)
+    for i in range(ORIGINALS):
+        coarse = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize((96, 72), Image.Resampling.BICUBIC).save(originals / f"{i}.jpg", quality=85)
+    source = folder / "pictures"
+    for label in range(CLASSES):
+        (source / str(label)).mkdir(parents=True)
+    for i in range(n):
+        os.link(originals / f"{i % ORIGINALS}.jpg", source / str(i % CLASSES) / f"{i}.jpg")
+    return source
+
+
+def peak(n: int) -> tuple[float, float]:
+    """(MB of the largest resident set, seconds) of a run with n pictures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source, recipe = write_pictures(folder, n), folder / "recipe.toml"
+        recipe.write_text(RECIPE, encoding="utf-8")
+        command = [
+            sys.executable, "-m", "linnaeus", "train", str(source), "--recipe", str(recipe), "--device", "cpu",
+            "--out", str(folder / "run"), "--quiet",
+        ]  # fmt: skip
+        started = time.perf_counter()
+        child = subprocess.Popen(command, env={**os.environ, "LINNAEUS_CACHE": str(folder / "cache")})
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit(f"the run with {n} pictures failed: {os.waitstatus_to_exitcode(status)}")
+        return usage.ru_maxrss / 1024, time.perf_counter() - started  # Linux counts in kB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", default="1000,10000,100000")
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores", flush=True)
+    found = []
+    for n in map(int, arguments.pictures.split(",")):
+        megabytes, seconds = peak(n)
+        found.append(megabytes)
+        print(f"  {n:>9,} pictures   {megabytes:6.0f} MB at most   {seconds:6.0f} s", flush=True)
+    print(f"  largest less smallest: {max(found) - min(found):.0f} MB; ratio {max(found) / min(found):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""All that is said of a model and the pictures of one split: figures, calibration, abstention, views."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.abstain import Point, Rule, aurc, choose, risk_curve
+from linnaeus.calibrate import Calibration, calibration_error, cross_fitted, fit_temperature, reliability
+from linnaeus.console import Console
+from linnaeus.evaluate import Outputs, wilson
+from linnaeus.measure import Measures, measure
+from linnaeus.paired import Paired
+from linnaeus.predict import BATCH, Classifier, Pictures
+from linnaeus.tta import answer_views
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Probabilities before and after a temperature, on pictures that did not choose it."""
+
+    temperature: float
+    stored: bool
+    """Whether the model holds the temperature; else it is what these pictures ask for."""
+    cross_fitted: bool
+    """Whether `after` is by cross-fitting on these pictures; else the temperature was fitted on others."""
+    before: dict[str, float]
+    after: dict[str, float]
+    """loss, brier, ece, ece_equal_mass."""
+    reliability: dict[str, list[dict[str, Any]]]
+    """`before` and `after`: rows of a reliability diagram."""
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """What a model would answer here, and what not."""
+
+    rule: Rule
+    chosen_on: str
+    """The split of the training that chose the thresholds; "" where these very pictures did."""
+    found: dict[str, Point | None]
+    """What the thresholds `estimated` and `promised` do to these pictures."""
+    aurc: float
+    excess_aurc: float
+    curve: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Test-time augmentation beside the plain answers: what the mean of several views gets right."""
+
+    measures: dict[str, float]
+    """accuracy, loss, brier, ece."""
+    paired: Paired
+    """The plain answers first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """Everything of one split. `measures` are of the probabilities that the model gives, its temperature applied."""
+
+    measures: Measures
+    calibrated: Calibrated
+    abstention: Abstention
+    views: dict[str, Views] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary for JSON, without what is long: classes, confusion matrix, diagrams and curves."""
+        found = self.calibrated
+        views = {name: self._views(views) for name, views in self.views.items()}
+        said = self.measures.to_dict() | {
+            "calibration": {
+                "temperature": found.temperature,
+                "stored": found.stored,
+                "cross_fitted": found.cross_fitted,
+                "before": found.before,
+                "after": found.after,
+            },
+            "abstention": self._abstention(),
+        }
+        return said | ({"tta": views} if views else {})
+
+    def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
+        """Everything for JSON."""
+        return self.to_dict() | {
+            "classes": self.measures.class_dicts(classes, names),
+            "confusion": self.measures.confusion.tolist(),
+            "reliability": self.calibrated.reliability,
+            "risk_coverage": self.abstention.curve,
+        }
+
+    def _abstention(self) -> dict[str, Any]:
+        found = self.abstention
+        return {
+            "rule": found.rule.to_dict(),
+            "chosen_on": found.chosen_on or None,
+            "here": {
+                name: None if point is None else point_dict(point, self.measures.n)
+                for name, point in found.found.items()
+            },
+            "aurc": found.aurc,
+            "excess_aurc": found.excess_aurc,
+        }
+
+    def _views(self, views: Views) -> dict[str, Any]:
+        return {**views.measures, "against_plain": views.paired.to_dict()}
+
+
+def assess(
+    outputs: Outputs,
+    calibration: Calibration | None,
+    *,
+    own: bool = False,
+    error: float | None = None,
+    views: dict[str, Outputs] | None = None,
+) -> Assessment:
+    """Judge what a network answered, uncalibrated, to the pictures of a split; with the calibration of its model.
+
+    `own`: the calibration was fitted on these very pictures, so what it improves is measured by cross-fitting.
+    `error`: what the threshold keeps to; by default what the model's does. `views`: calibrated outputs of
+    test-time augmentation, by name.
+    """
+    given = outputs if calibration is None else outputs.at(calibration.temperature)
+    plain = given.predicted == given.labels
+    judged = {
+        name: Views(summary(other), Paired.of(plain, other.predicted == other.labels))
+        for name, other in (views or {}).items()
+    }
+    return Assessment(
+        measure(given), calibrated(outputs, calibration, own), abstention(given, calibration, error), judged
+    )
+
+
+def calibrated(outputs: Outputs, calibration: Calibration | None, own: bool) -> Calibrated:
+    """Before and after. Without a calibration, what a temperature would do; where it is `own`, by cross-fitting."""
+    crossed = calibration is None or own
+    temperature = fit_temperature(outputs) if calibration is None else calibration.temperature
+    after = cross_fitted(outputs) if crossed else outputs.at(temperature)
+    diagrams = {
+        name: reliability(out.probabilities.max(1), out.predicted == out.labels)
+        for name, out in (("before", outputs), ("after", after))
+    }
+    before = {name: value for name, value in summary(outputs).items() if name != "accuracy"}
+    judged = {name: value for name, value in summary(after).items() if name in before}
+    return Calibrated(temperature, calibration is not None, crossed, before, judged, diagrams)
+
+
+def summary(outputs: Outputs) -> dict[str, float]:
+    """The figures that are quick to have, without intervals."""
+    p = outputs.probabilities
+    right, sure = outputs.predicted == outputs.labels, p.max(1)
+    squares = (p**2).sum(1) - 2 * p[np.arange(len(p)), outputs.labels] + 1
+    return {
+        "accuracy": float(right.mean()),
+        "loss": float(outputs.losses.mean()),
+        "brier": float(squares.mean() / (2 if p.shape[1] == 2 else 1)),
+        "ece": calibration_error(sure, right),
+        "ece_equal_mass": calibration_error(sure, right, equal_mass=True),
+    }
+
+
+def abstention(outputs: Outputs, calibration: Calibration | None, error: float | None) -> Abstention:
+    """What the thresholds do to these answers; without a calibration they are chosen on these very answers."""
+    sure, right = outputs.probabilities.max(1), outputs.predicted == outputs.labels
+    here = risk_curve(sure, right)
+    if calibration is None:
+        rule = choose(here) if error is None else choose(here, error)
+    else:
+        rule = calibration.rule if error in (None, calibration.rule.error) else choose(calibration.curve, error)
+
+    def at(point: Point | None) -> Point | None:
+        if point is None:
+            return None
+        answered = sure >= point.threshold
+        return Point(point.threshold, int(answered.sum()), int((answered & ~right).sum()))
+
+    area, excess = aurc(sure, right)
+    rows = zip(here.thresholds.tolist(), here.answered.tolist(), here.wrong.tolist(), strict=True)
+    curve = [point_dict(Point(*row), here.n) for row in rows]
+    found = {"estimated": at(rule.estimated), "promised": at(rule.promised)}
+    return Abstention(rule, "" if calibration is None else calibration.split, found, area, excess, curve)
+
+
+def point_dict(point: Point, n: int) -> dict[str, Any]:
+    """A threshold's doing for JSON: coverage of n pictures, and risk with its interval."""
+    answered, wrong = point.answered, point.wrong
+    return {
+        "threshold": point.threshold,
+        "answered": answered,
+        "wrong": wrong,
+        "coverage": answered / n,
+        "risk": wrong / answered if answered else None,
+        "risk_ci95": list(wilson(wrong, answered)),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `linnaeus evaluate` found."""
+
+    classifier: Classifier
+    source: str
+    pictures: Pictures
+    found: Assessment
+
+    @property
+    def split(self) -> str:
+        return self.pictures.split
+
+    def to_json(self) -> str:
+        """Everything, by split as in a run's metrics.json."""
+        about = {
+            "source": self.source,
+            "left_out": [{"path": path, "reason": reason} for path, reason in self.pictures.left_out],
+            "trained_on": self.pictures.trained_on,
+            "calibrated_on": self.pictures.calibrated_on,
+        }
+        long = self.found.long_dict(self.classifier.classes, self.classifier.names)
+        return json.dumps({self.split: long | about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def evaluate_model(
+    classifier: Classifier,
+    source: str | Path,
+    split: str | None = None,
+    *,
+    error: float | None = None,
+    tta: bool = False,
+    console: Console,
+) -> Evaluation:
+    """Judge a model by the pictures of a split of a source. Warns of what makes figures flatter."""
+    pictures = classifier.pictures(source, split)
+    n = len(pictures.labels)
+    for path, reason in pictures.left_out:
+        console.warn(f"{path}: {reason}; left out")
+    if pictures.trained_on:
+        console.warn(f"the model was trained on {pictures.trained_on} of these {n} pictures: the figures flatter")
+    if pictures.calibrated_on:
+        console.warn("the model was selected and calibrated on these pictures: the figures flatter a little")
+    since = time.perf_counter()
+    outputs = classifier.outputs(pictures)
+    console.detail(f"{n} pictures answered in {time.perf_counter() - since:.1f} s")
+    views = {}
+    if tta:
+        if classifier.preprocessing.resize == classifier.preprocessing.size:
+            console.say("the network sees the whole picture: no crops to try, only the mirrored view")
+        views = answer_views(
+            classifier.network, classifier.preprocessing, pictures.rows, pictures.labels,
+            temperature=classifier.temperature, batch=BATCH, device=classifier.device,
+        )  # fmt: skip
+    found = assess(outputs, classifier.calibration, own=pictures.calibrated_on, error=error, views=views)
+    return Evaluation(classifier, str(source), pictures, found)

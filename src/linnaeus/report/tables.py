@@ -1,0 +1,206 @@
+"""What `linnaeus evaluate` prints: figures as lines and tables of plain text."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from linnaeus.abstain import Point, smallest
+from linnaeus.assess import Abstention, Assessment, Calibrated, Views
+from linnaeus.measure import ClassMeasures, Estimate, Measures
+
+ALL_CLASSES = 20  # so many classes are all shown; of more, the worst
+WORST = 10
+PAIRS = 10
+NAME = 24  # columns of a class name
+PERCENT = ("accuracy", "top5", "balanced_accuracy", "macro_precision", "macro_f1", "ece", "ece_equal_mass")
+LABELS = {
+    "accuracy": "accuracy",
+    "top5": "top-5",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_precision": "macro precision",
+    "macro_f1": "macro F1",
+    "macro_roc_auc": "macro ROC AUC",
+    "macro_average_precision": "macro average precision",
+    "loss": "log loss",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+    "ece_equal_mass": "  in bins of equal mass",
+}
+
+
+def render(found: Assessment, names: Sequence[str]) -> str:
+    """The whole assessment, in the order in which it is read."""
+    blocks = [
+        summary(found.measures),
+        classes(found.measures, names),
+        confused(found.measures, names),
+        calibration(found.calibrated, found.measures),
+        abstention(found.abstention, found.measures.n),
+        views(found),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def summary(m: Measures) -> list[str]:
+    """A line a figure: value, 95 % interval, count."""
+    rows = [["", "", "95 % interval", ""]]
+    counts = {"accuracy": f"{m.correct} of {m.n}"}
+    if m["top5"].value is not None:
+        counts["top5"] = f"{round(m['top5'].value * m.n)} of {m.n}"
+    for name, label in LABELS.items():
+        if m[name].value is not None:
+            rows.append([label, *_figure(m[name], percent=name in PERCENT), counts.get(name, "")])
+    return align(rows, "<>><")
+
+
+def classes(m: Measures, names: Sequence[str]) -> list[str]:
+    """A line a class that occurs; of many, the worst by F1."""
+    occurring = [each for each in m.classes if each.support]
+    ordered = sorted(occurring, key=lambda each: (each.f1.value or 0.0, -each.support))
+    shown = ordered if len(ordered) <= ALL_CLASSES else ordered[:WORST]
+    head = f"classes, the worst first{'' if shown is ordered else f' ({WORST} of {len(ordered)}; all with --json)'}"
+    absent = len(m.classes) - len(occurring)
+    if absent:
+        head += f"; {absent} of the model's do not occur"
+    rows = [["", "n", "found", "recall", "95 % interval", "precision", "95 % interval", "F1", "ROC AUC", "avg. prec."]]
+    return [head, *align(rows + [_class_row(each, names) for each in shown], "<>>>>>>>>>")]
+
+
+def _class_row(each: ClassMeasures, names: Sequence[str]) -> list[str]:
+    return [
+        shorten(names[each.index], NAME),
+        str(each.support),
+        str(each.correct),
+        *_figure(each.recall, percent=True, digits=1),
+        *_figure(each.precision, percent=True, digits=1),
+        _value(each.f1.value, percent=True, digits=1),
+        _value(each.roc_auc.value, percent=False),
+        _value(each.average_precision.value, percent=False),
+    ]
+
+
+def confused(m: Measures, names: Sequence[str]) -> list[str]:
+    """The pairs most often confused."""
+    pairs = m.confused(PAIRS)
+    if not pairs:
+        return ["no picture was taken for another class"]
+    short = [shorten(name, NAME) for name in names]
+    rows = [
+        [short[true], "taken for", short[predicted], f"{count} of {m.classes[true].support}"]
+        for true, predicted, count in pairs
+    ]
+    return ["most often confused", *align(rows, "<<<>")]
+
+
+def calibration(found: Calibrated, m: Measures) -> list[str]:
+    """Probabilities before and after the temperature."""
+    how = "each fifth of the pictures by the others" if found.cross_fitted else "fitted on validation"
+    title = f"calibration by temperature {found.temperature:.3g} ({how})"
+    if not found.stored:
+        title = f"calibration: the model has none; a temperature of {found.temperature:.3g} would do this ({how})"
+    rows = [["", "uncalibrated", "calibrated"]]
+    for name in ("loss", "brier", "ece", "ece_equal_mass"):
+        both = (found.before[name], found.after[name])
+        rows.append([LABELS[name], *(_value(value, percent=name in PERCENT) for value in both)])
+    mean, most = m.ece_by_chance
+    return [
+        title,
+        *align(rows, "<>>"),
+        f"a perfect model would show an ECE of {mean:.2%} on {m.n} pictures, up to {most:.2%} in 95 of 100 draws",
+    ]
+
+
+def abstention(found: Abstention, n: int) -> list[str]:
+    """The thresholds, and what they do here."""
+    rule, share = found.rule, f"{100 * found.rule.error:.3g} %"
+    chose = f"the {rule.n} {found.chosen_on} pictures of the training" if found.chosen_on else "these very pictures"
+    lines = [f"abstention, for at most {share} wrong among the answered; thresholds chosen on {chose}"]
+    for name in ("promised", "estimated"):
+        chosen, here = getattr(rule, name), found.found[name]
+        lines.append(f"  {name:10} " + (_doing(chosen.threshold, here, n) if chosen and here else _none(found, name)))
+    area, excess = found.aurc, found.excess_aurc
+    lines.append(f"  area under the risk-coverage curve {area:.4f}, of which {excess:.4f} by imperfect order")
+    return lines
+
+
+def _doing(threshold: float, here: Point, n: int) -> str:
+    if threshold == 0:
+        return f"everything answered, {here.wrong} of {n} wrong ({here.wrong / n:.1%})"
+    wrong = f", {here.wrong} of them wrong ({here.wrong / here.answered:.1%})" if here.answered else ""
+    return f"unsure below {threshold:.1%}: {here.answered} of {n} answered ({here.answered / n:.1%}){wrong}"
+
+
+def _none(found: Abstention, name: str) -> str:
+    if name == "estimated":
+        return "none: even the surest answers are wrong more often"
+    needed = smallest(found.rule.error)
+    if found.rule.n < needed:
+        return f"none: a promise takes {needed} pictures even without a mistake, and there were {found.rule.n}"
+    return "none: no threshold passes the test of a promise"
+
+
+def views(found: Assessment) -> list[str]:
+    """Test-time augmentation, side by side with the plain answers."""
+    if not found.views:
+        return []
+    m = found.measures
+    head = ["accuracy", "log loss", "Brier", "ECE", "only so right", "only plain", "difference", "95 % interval", "p"]
+    rows = [["", *head]]
+    plain = [f"{m[name].value:.4f}" for name in ("loss", "brier")]
+    rows.append(["plain", f"{m['accuracy'].value:.2%}", *plain, f"{m['ece'].value:.2%}", "", "", "", "", ""])
+    rows += [_view_row(name, each) for name, each in found.views.items()]
+    title = (
+        "test-time augmentation: mean probability of several views, each at the cost of one (p: McNemar's exact test)"
+    )
+    return [title, *align(rows, "<" + 9 * ">")]
+
+
+def _view_row(name: str, each: Views) -> list[str]:
+    low, high = each.paired.difference_ci95
+    f = each.measures
+    return [
+        name, f"{f['accuracy']:.2%}", f"{f['loss']:.4f}", f"{f['brier']:.4f}", f"{f['ece']:.2%}",
+        str(each.paired.only_second), str(each.paired.only_first), f"{each.paired.difference:+.2%}",
+        f"{low:+.1%} to {high:+.1%}", f"{each.paired.p:.3g}",
+    ]  # fmt: skip
+
+
+def _figure(estimate: Estimate, *, percent: bool, digits: int = 2) -> list[str]:
+    """Value and interval."""
+    interval = ""
+    if estimate.ci95 is not None:
+        interval = " to ".join(f"{v:.1%}" if percent else f"{v:.4f}" for v in estimate.ci95)
+    return [_value(estimate.value, percent=percent, digits=digits), interval]
+
+
+def _value(value: float | None, *, percent: bool, digits: int = 2) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}%}" if percent else f"{value:.4f}"
+
+
+def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Cells in columns: `<` left, `>` right, a letter a column. Wide characters count as two."""
+    widths = [max(width(row[c]) for row in rows) for c in range(len(sides))]
+
+    def cells(row: Sequence[str]) -> Iterator[str]:
+        for cell, side, wide in zip(row, sides, widths, strict=True):
+            blank = " " * (wide - width(cell))
+            yield cell + blank if side == "<" else blank + cell
+
+    return [("  " + "  ".join(cells(row))).rstrip() for row in rows]
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
+
+
+def shorten(text: str, most: int) -> str:
+    """`text` in at most so many columns."""
+    if width(text) <= most:
+        return text
+    while width(text) > most - 1:
+        text = text[:-1]
+    return text + "…"

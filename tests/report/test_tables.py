@@ -1,0 +1,90 @@
+"""Figures as text: what stands where, and what is left out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from linnaeus.assess import Assessment, assess
+from linnaeus.calibrate import Calibration
+from linnaeus.evaluate import Outputs
+from linnaeus.report.tables import NAME, align, render, shorten, width
+
+
+def outputs(n: int, classes: int, occurring: int | None = None, seed: int = 0, skill: float = 3.0) -> Outputs:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % (occurring or classes)
+    logits = rng.normal(size=(n, classes))
+    logits[np.arange(n), labels] += skill
+    return Outputs(labels, logits.astype(np.float32))
+
+
+def said(found: Assessment, classes: int) -> str:
+    return render(found, [f"class {i}" for i in range(classes)])
+
+
+def test_every_figure_has_its_interval_and_its_count():
+    out = outputs(300, 8)
+    text = said(assess(out, Calibration.fit(outputs(400, 8, seed=1), "valid")), 8)
+    right = int((out.predicted == out.labels).sum())
+    line = next(line for line in text.splitlines() if line.startswith("  accuracy"))
+    assert f"{right / 300:.2%}" in line
+    assert line.endswith(f"{right} of 300")
+    for name in ("top-5", "macro F1", "macro ROC AUC", "log loss", "Brier score", "calibration error (ECE)"):
+        line = next(line for line in text.splitlines() if line.startswith(f"  {name}"))
+        assert " to " in line, name
+    assert "(fitted on validation)" in text
+    assert "the 400 valid pictures of the training" in text
+    assert "test-time augmentation" not in text
+
+
+def test_few_classes_are_all_shown_the_worst_first():
+    text = said(assess(outputs(60, 4, occurring=3), None), 4)
+    assert "classes, the worst first; 1 of the model's do not occur" in text
+    rows = [line.split() for line in text.splitlines() if line.startswith("  class") and "taken" not in line]
+    assert len(rows) == 3
+    f1 = [float(row[-3].rstrip("%")) for row in rows]
+    assert f1 == sorted(f1)
+
+
+def test_of_many_classes_the_worst_are_shown():
+    text = said(assess(outputs(300, 30), None), 30)
+    assert "(10 of 30; all with --json)" in text
+    assert len([line for line in text.splitlines() if line.startswith("  class") and "taken" not in line]) == 10
+
+
+def test_without_mistakes_there_is_nothing_confused():
+    labels = np.arange(30) % 3
+    text = said(assess(Outputs(labels, 4 * np.eye(3, dtype=np.float32)[labels]), None), 3)
+    assert "no picture was taken for another class" in text
+    assert "calibration: the model has none" in text
+    assert "none: a promise takes 149 pictures even without a mistake, and there were 30" in text
+    assert "estimated  everything answered, 0 of 30 wrong" in text
+    balanced = next(line for line in text.splitlines() if "balanced" in line)
+    assert balanced.split() == ["balanced", "accuracy", "100.00%"]  # no interval: nothing went wrong to resample
+
+
+def test_where_even_the_surest_is_wrong():
+    labels = np.arange(200) % 2
+    text = said(assess(Outputs(labels, 4 * np.eye(2, dtype=np.float32)[1 - labels]), None), 2)
+    assert "promised   none: no threshold passes the test of a promise" in text
+    assert "estimated  none: even the surest answers are wrong more often" in text
+
+
+def test_views_stand_beside_the_plain_answers():
+    out = outputs(200, 4, skill=1.0)
+    better = outputs(200, 4, skill=6.0)
+    found = assess(out, None, views={"mirror": better})
+    text = said(found, 4)
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("  plain", "  mirror"))}
+    assert f"{(out.predicted == out.labels).mean():.2%}" in rows["plain"]
+    assert f"{(better.predicted == better.labels).mean():.2%}" in rows["mirror"]
+    assert found.measures.correct == (out.predicted == out.labels).sum()  # they replace nothing
+
+
+def test_columns_are_aligned_whatever_the_script():
+    rows = [["玫瑰", "1"], ["rose", "22"], ["ñ", "3"]]
+    lines = align(rows, "<>")
+    assert {width(line) for line in lines} == {2 + 4 + 2 + 2}
+    assert shorten("玫瑰" * 20, NAME).endswith("…")
+    assert width(shorten("玫瑰" * 20, NAME)) <= NAME
+    assert shorten("rose", NAME) == "rose"
