@@ -12,7 +12,7 @@ from scenes import bomb, encoded, scene, write_scenes
 
 from linnaeus.check import look as module
 from linnaeus.check.look import LOOK, look, look_at, measure, sharpness
-from linnaeus.data.decode import FORMATS
+from linnaeus.data.decode import FORMATS, UnreadableError
 from linnaeus.data.sources import open_source
 from linnaeus.stores import default_cache
 
@@ -76,6 +76,18 @@ def test_what_may_pass_is_tried_again(tmp_path: Path):
     moved = picture.rename(tmp_path / "elsewhere.jpg")
     assert len(look(table, cache=default_cache()).failed) == 1
     moved.rename(picture)
+    assert not look(table, cache=default_cache()).failed
+
+
+def test_a_lack_of_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    table = open_source(write_scenes(tmp_path))
+
+    def starved(path: str) -> np.ndarray:
+        raise UnreadableError(path, "needs more memory than there is", passing=True)
+
+    with monkeypatch.context() as short:
+        short.setattr(module, "look_at", starved)
+        assert len(look(table, cache=default_cache()).failed) == len(table)
     assert not look(table, cache=default_cache()).failed
 
 
