@@ -1,9 +1,9 @@
 """Which planted copies the check finds, which pairs it finds that nobody planted, and how fast the search is.
 
-Of a share of the pictures a copy is made in each of several ways, and written beside the source as a source of its own:
-the check sees originals and copies together. A copy counts as found if it stands in one group with its original.
+Every picture gets at most one copy, made in one of several ways; the check sees originals and copies together. A copy
+counts as found if it stands in one group with its original. Each round draws again which picture is copied how.
 
-    python benchmarks/duplicates.py [--data DIR] [--each N] [--weights NAME|none] [--search N]
+    python benchmarks/duplicates.py [--data DIR] [--each N] [--rounds N] [--weights NAME|none] [--search N]
 
 `--search N` measures the search alone on N made-up pictures, of which a hundredth have a copy 5 bits away.
 """
@@ -22,11 +22,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SEARCHED, find_duplicates
 from linnaeus.check.hashing import CROWDED, WINDOWS, near
-from linnaeus.check.look import look
+from linnaeus.check.look import Looks, look
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.embed import embed, usual_weights
+from linnaeus.embed import Vectors, embed, usual_weights
 from linnaeus.stores import default_cache
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"
@@ -55,36 +55,65 @@ KINDS: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {
 }
 
 
-def plant(table: Table, chosen: np.ndarray, kind: str, folder: Path) -> Table:
-    """The table with a copy of each chosen picture behind it."""
+def copies_of(table: Table, chosen: dict[str, np.ndarray], folder: Path) -> Table:
+    """A table of the copies of each kind, in order."""
     assert table.paths is not None
-    change, quality = KINDS[kind]
     copies = []
-    for i in chosen.tolist():
-        copies.append(str(folder / f"{kind} {i}.jpg"))
-        with Image.open(table.paths[i]) as image:
-            change(image.convert("RGB")).save(copies[-1], quality=quality)
-    labels, split = np.append(table.labels, table.labels[chosen]), np.append(table.split, table.split[chosen])
+    for kind, samples in chosen.items():
+        change, quality = KINDS[kind]
+        for i in samples.tolist():
+            copies.append(str(folder / f"{kind} {i}.jpg"))
+            with Image.open(table.paths[i]) as image:
+                change(image.convert("RGB")).save(copies[-1], quality=quality)
+    of = np.concatenate(list(chosen.values()))
     return Table(
-        table.source, "list", table.classes, table.names, labels, split, paths=(*table.paths, *copies), root=table.root
+        "copies", "list", table.classes, table.names, table.labels[of], table.split[of], paths=tuple(copies), root=""
     )
 
 
-def measure(data: Path, each: int, weights: str | None) -> None:
+def together(one: Vectors | None, two: Vectors | None, n: int) -> Vectors | None:
+    """The vectors of a table of n pictures and of another behind it."""
+    if one is None or two is None:
+        return None
+    indices = np.concatenate([one.indices, two.indices + n])
+    return Vectors(np.concatenate([one.values, two.values]), indices, one.weights)
+
+
+def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
     table = open_source(data, lenient=True)
-    chosen = np.sort(np.random.default_rng(0).choice(len(table), min(each, len(table)), replace=False))
+    each = min(each, len(table) // len(KINDS))
+    print(f"{data.name}: {len(table)} pictures, {rounds} x {each} copies of each kind; vectors: {weights or 'none'}")
     console = Console()
-    print(f"{data.name}: {len(table)} pictures, {len(chosen)} copies of each kind; vectors: {weights or 'none'}")
-    with tempfile.TemporaryDirectory() as name:
-        for kind in KINDS:
-            planted = plant(table, chosen, kind, Path(name))
-            looks = look(planted, cache=default_cache())
-            vectors = embed(planted, weights, cache=default_cache(), console=console) if weights else None
-            found = find_duplicates(looks, vectors)
-            copies = len(table) + np.arange(len(chosen))
-            near_ones, all_ones = found.groups(EXACT, COPY), found.groups()
-            right = (near_ones[copies] == near_ones[chosen]).sum(), (all_ones[copies] == all_ones[chosen]).sum()
-            print(f"  {kind:24} found {right[0] / len(chosen):6.1%}, with same-scene {right[1] / len(chosen):6.1%}")
+    right: dict[str, np.ndarray] = {kind: np.zeros(2, int) for kind in KINDS}
+    wrong = 0
+    base = look(table, cache=default_cache())
+    known = embed(table, weights, cache=default_cache(), console=console) if weights else None
+    for seed in range(rounds):
+        order = np.random.default_rng(seed).permutation(len(table))
+        chosen = {kind: order[k * each : (k + 1) * each] for k, kind in enumerate(KINDS)}
+        with tempfile.TemporaryDirectory() as name:
+            copies = copies_of(table, chosen, Path(name))
+            more = look(copies, cache=None)
+            new = embed(copies, weights, cache=default_cache(), console=console) if weights else None
+        assert not base.failed
+        assert not more.failed
+        looks = Looks(np.concatenate([base.rows, more.rows]), {})
+        found = find_duplicates(looks, together(known, new, len(table)))
+        groups = found.groups(EXACT, COPY), found.groups()
+        origin = np.concatenate([np.arange(len(table)), *chosen.values()])
+        places = len(table) + np.arange(each * len(KINDS)).reshape(len(KINDS), each)
+        for kind, numbers in zip(KINDS, places, strict=True):
+            right[kind] += [int((g[numbers] == g[origin[numbers]]).sum()) for g in groups]
+        wrong += int((origin[found.pairs[:, 0]] != origin[found.pairs[:, 1]]).sum())
+    for kind, (strict, loose) in right.items():
+        n = rounds * each
+        print(f"  {kind:24} found {strict / n:6.1%}, with same-scene {loose / n:6.1%} of {n}")
+    print(f"  {wrong / rounds:.0f} pairs a round join other pictures than a copy and its original")
+    report(table, weights, console)
+
+
+def report(table: Table, weights: str | None, console: Console) -> None:
+    """What is found where nothing was planted."""
     started = time.perf_counter()
     looks = look(table, cache=None)
     looked = time.perf_counter() - started
@@ -123,7 +152,8 @@ def search(n: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--each", type=int, default=300)
+    parser.add_argument("--each", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--weights", default=None, help="a name, or none; without it what is at hand")
     parser.add_argument("--search", type=int, action="append", default=[])
     arguments = parser.parse_args()
@@ -131,7 +161,7 @@ def main() -> None:
         search(n)
     if not arguments.search:
         weights = None if arguments.weights == "none" else arguments.weights or usual_weights()
-        measure(arguments.data, arguments.each, weights)
+        measure(arguments.data, arguments.each, arguments.rounds, weights)
 
 
 if __name__ == "__main__":

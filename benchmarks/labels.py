@@ -90,11 +90,10 @@ def main() -> None:
         theirs = find_label_issues(labels, head.probabilities, filter_by="confident_learning")
         listed = found.instead != labels
         last = int(np.flatnonzero(wrong[found.ranking]).max()) + 1
+        joint, likely, cleanlab = (f"{w.sum()} ({wrong[w].sum()} flips)" for w in (found.confident, listed, theirs))
         print(
             f"  seed {seed}: ours {recalls['ours'][-1]:.1%} in {seconds:.1f} s, the last flip at place {last}; "
-            "warned of "
-            f"{found.confident.sum()} ({wrong[found.confident].sum()} of {wrong.sum()} flips), listed {listed.sum()} "
-            f"({wrong[listed].sum()}); cleanlab lists {theirs.sum()} ({wrong[theirs].sum()})",
+            f"warned of {joint}, listed {likely}; cleanlab's confident learning lists {cleanlab}",
             flush=True,
         )
     for name, values in recalls.items():

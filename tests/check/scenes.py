@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,3 +50,13 @@ def write_scenes(folder: Path, classes: tuple[str, ...] = ("oak", "pine"), each:
         for i in range(each):
             scene(1000 * seed + 100 * label + i).save(folder / name / f"{i}.jpg", quality=92)
     return folder
+
+
+def bomb(path: Path, side: int = 20_000) -> None:
+    """A PNG whose header claims side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))

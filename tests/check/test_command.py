@@ -108,7 +108,7 @@ def test_errors_are_told_and_end_with_status_1(say, faulty: Path, tmp_path: Path
     assert "train/oak/3.jpg = valid/oak/leak.jpg: 2 pictures are nearly the same, in train and valid" in said.out
     assert "train/oak/4.jpg: cut short or damaged" in said.out
     assert "linnaeus weights pull" in said.out
-    assert "next: in two splits" in said.out
+    assert "next: leaks between splits" in said.out
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert found["pictures"] == 38
     assert found["splits"] == {"train": 25, "valid": 13}
@@ -158,6 +158,17 @@ def test_the_page_is_whole_and_needs_nothing_else(say, faulty: Path, tmp_path: P
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are no UTF-8")
+def test_names_that_are_no_utf8(tmp_path: Path):
+    source = write_scenes(Path(str(tmp_path / "fotos \udcff")), ("oak \udce9", "pine"), each=2)
+    (source / "pine" / "broken \udcff.jpg").write_bytes(b"")
+    checked = check(source)
+    assert [f.paths for f in checked.findings if f.kind == "empty"] == [("pine/broken \\udcff.jpg",)]
+    json.dumps(checked.to_dict(), ensure_ascii=False).encode("utf-8")
+    gallery.write_gallery(checked, tmp_path / "page.html")
+    assert "broken \\udcff.jpg" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
+
+
 def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checked = check(faulty)
     names = [checked.table.sample_id(i) for i in checked.looks.readable.tolist()]
@@ -203,13 +214,16 @@ def test_vectors_are_made_once_and_of_readable_pictures(tmp_path: Path):
     write_scenes(tmp_path, each=3)
     (tmp_path / "oak" / "1.jpg").write_bytes(b"")
     table = open_source(tmp_path)
+    assert embed(table, WEIGHTS, cache=default_cache(), console=Console(quiet=True), compute=False) is None
+    assert check_table(table, weights="stored").weights is None
     first = embed(table, WEIGHTS, cache=default_cache(), console=Console(quiet=True))
     assert first is not None
     assert [table.sample_id(i) for i in range(6) if i not in first.indices] == ["oak/1.jpg"]
     assert first.values.shape == (5, 512)
     entries = {entry.name for entry in default_cache().entries()}
-    second = embed(table, WEIGHTS, cache=default_cache(), console=Console(quiet=True))
+    second = embed(table, WEIGHTS, cache=default_cache(), console=Console(quiet=True), compute=False)
     assert second is not None
+    assert check_table(table, weights="stored").weights == WEIGHTS
     assert (second.values == first.values).all()
     assert {entry.name for entry in default_cache().entries()} == entries
 

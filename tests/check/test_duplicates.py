@@ -88,6 +88,23 @@ def test_flat_and_small_pictures_are_not_near_duplicates(tmp_path: Path):
     assert named(*opened(tmp_path)) == {}
 
 
+def test_things_in_another_color_are_no_copies_but_gray_pictures_are(tmp_path: Path):
+    """The same shape in red and in blue: two classes, perhaps. A gray copy of either is a copy."""
+    write_scenes(tmp_path)
+    shape = scene(70).convert("L")
+    dark = shape.point(lambda v: v // 4)
+    Image.merge("RGB", (shape, dark, dark)).save(tmp_path / "oak" / "red.png")
+    Image.merge("RGB", (dark, dark, shape)).save(tmp_path / "pine" / "blue.png")
+    table, found = opened(tmp_path)
+    assert named(table, found) == {}
+    shape.save(tmp_path / "pine" / "gray.png")
+    table, found = opened(tmp_path)
+    assert named(table, found) == {
+        ("oak/red.png", "pine/gray.png"): COPY,
+        ("pine/blue.png", "pine/gray.png"): COPY,
+    }
+
+
 def test_union_find_is_connected_components():
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components

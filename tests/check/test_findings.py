@@ -34,8 +34,8 @@ def test_the_worst_first_and_a_ranking_stays():
 
 def test_the_short_form_tells_the_story_in_three_lines():
     assert short_form([LEAK, EMPTY, FIRST, SECOND, NOTE], "flowers") == [
-        "2 errors: 1 empty file (train/c.jpg); 1 in two splits (valid/b.jpg = train/a.jpg)",
-        "2 warnings: 2 suspicious label (train/d.jpg …)",
+        "2 errors: empty files 1 (train/c.jpg); leaks between splits 1 (valid/b.jpg = train/a.jpg)",
+        "2 warnings: suspicious labels 2 (train/d.jpg …)",
         "see them side by side: linnaeus check flowers --gallery check.html",
     ]
 

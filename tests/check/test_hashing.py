@@ -35,10 +35,13 @@ def clustered(draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(clustered(), st.integers(0, 9))
-def test_the_search_finds_exactly_what_brute_force_finds(hashes: tuple[np.ndarray, np.ndarray], radius: int):
+@given(clustered(), st.integers(0, 9), st.sampled_from([4, 5, 7]))
+def test_the_search_finds_exactly_what_brute_force_finds(
+    hashes: tuple[np.ndarray, np.ndarray], radius: int, bands: int
+):
+    """Four bands of one width, and others whose widths differ."""
     database, queries = hashes
-    query, entry, distance = near(database, queries, radius)
+    query, entry, distance = near(database, queries, radius, bands=bands)
     found = list(zip(query.tolist(), entry.tolist(), distance.tolist(), strict=True))
     assert len(found) == len(set(found))
     assert set(found) == brute(database, queries, radius)
@@ -48,6 +51,16 @@ def test_pairs_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch):
     database = np.random.default_rng(0).integers(0, 2**64, 300, dtype=np.uint64) & np.uint64(0xFF00FF00FF00FF00)
     monkeypatch.setattr("linnaeus.check.hashing.AT_ONCE", 7)
     assert set(zip(*(x.tolist() for x in near(database, database, 5)), strict=True)) == brute(database, database, 5)
+
+
+def test_three_wide_bands_find_the_same():
+    generator = np.random.default_rng(0)
+    centers = generator.integers(0, 2**64, 10, dtype=np.uint64)
+    flips = np.uint64(1) << generator.integers(0, 64, (4, 100)).astype(np.uint64)
+    database = centers[generator.integers(0, 10, 100)] ^ np.bitwise_or.reduce(flips)
+    found = set(zip(*(x.tolist() for x in near(database, database, 7, bands=3)), strict=True))
+    assert len(found) > 200
+    assert found == brute(database, database, 7)
 
 
 def test_crowded_bands_are_passed_over():

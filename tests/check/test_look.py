@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from scenes import encoded, scene, write_scenes
+from scenes import bomb, encoded, scene, write_scenes
 
 from linnaeus.check import look as module
 from linnaeus.check.look import LOOK, look, look_at, measure, sharpness
-from linnaeus.data.decode import FORMATS
+from linnaeus.data.decode import FORMATS, UnreadableError
 from linnaeus.data.sources import open_source
 from linnaeus.stores import default_cache
-
-
-def bomb(path: Path, side: int = 20_000) -> None:
-    """A PNG whose header claims side x side pixels."""
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + data + chunk(b"IEND", b""))
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -86,6 +76,18 @@ def test_what_may_pass_is_tried_again(tmp_path: Path):
     moved = picture.rename(tmp_path / "elsewhere.jpg")
     assert len(look(table, cache=default_cache()).failed) == 1
     moved.rename(picture)
+    assert not look(table, cache=default_cache()).failed
+
+
+def test_a_lack_of_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    table = open_source(write_scenes(tmp_path))
+
+    def starved(path: str) -> np.ndarray:
+        raise UnreadableError(path, "needs more memory than there is", passing=True)
+
+    with monkeypatch.context() as short:
+        short.setattr(module, "look_at", starved)
+        assert len(look(table, cache=default_cache()).failed) == len(table)
     assert not look(table, cache=default_cache()).failed
 
 

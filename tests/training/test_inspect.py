@@ -41,7 +41,7 @@ def test_figures_come_with_and_without_the_leaked_pictures(
     monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
     told = capsys.readouterr()
-    assert "2 errors: 2 in two splits (valid/0/0 0.png = train/0/0 0.png …)" in told.err
+    assert "2 errors: leaks between splits 2 (valid/0/0 0.png = train/0/0 0.png …)" in told.err
     assert any("without those of which a copy stands in an earlier split" in line for line in run.trust)
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["valid"]["n"] == 12

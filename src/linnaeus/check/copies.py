@@ -8,8 +8,6 @@ from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SCENE, Duplicates,
 from linnaeus.check.findings import Finding
 from linnaeus.data.table import SPLITS, Table
 
-SPLITTING = 'a random split may part them; split.groups = "near-duplicates" keeps them together'
-
 
 def copies(table: Table, duplicates: Duplicates) -> list[Finding]:
     """A finding for each group of copies, and another where their labels differ; then the scenes that are there twice.
@@ -46,9 +44,8 @@ def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
         listed = ", ".join(f"{table.classes[table.labels[i]]}" for i in group)
         found.append(Finding("label-conflict", "error", paths, classes, f"{what}, labelled {listed}: which is right?"))
     if not found:
-        advice = f": {SPLITTING}" if "" in table.split[group] else ""
-        severity = "warning" if advice or relation == EXACT else "info"
-        found.append(Finding(RELATIONS[relation], severity, paths, classes, what + advice))
+        severity = "warning" if relation == EXACT or "" in table.split[group] else "info"
+        found.append(Finding(RELATIONS[relation], severity, paths, classes, what))
     return found
 
 
@@ -59,8 +56,6 @@ def _scene(table: Table, group: np.ndarray) -> Finding:
     splits = set(table.split[group].tolist())
     if len(classes) > 1:
         detail += f", labelled {', '.join(table.classes[table.labels[i]] for i in group)}"
-    if "" in splits:
-        detail += f": {SPLITTING}"
     severity = "warning" if len(splits) > 1 or len(classes) > 1 or "" in splits else "info"
     return Finding("same-scene", severity, paths, classes, detail)
 

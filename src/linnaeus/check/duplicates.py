@@ -31,6 +31,11 @@ is the same scene in another frame."""
 
 SMALLEST = 48  # pixels: below it pictures of one kind look like copies of each other
 FLAT = 12.0  # gray levels between the darkest and the brightest: below it a hash is noise
+TINTED = 0.1
+"""Difference in the share of a color from which on two pictures of one frame are variants of a thing and no copies,
+unless one of them is gray. It says nothing of frames that differ much: zoomed in, a red flower fills the picture."""
+
+GRAY = 0.01  # from a third: the shares of the colors in a gray picture
 NEIGHBORS = 4
 SIMILAR = 0.6
 """Cosine of two vectors, less their mean, below which they are not compared. Of 18 pairs on 1,330 photographs, 0.74 was
@@ -91,25 +96,30 @@ def find_duplicates(looks: Looks, vectors: Vectors | None = None) -> Duplicates:
     flat = looks.rows["high"][fit] - looks.rows["low"][fit] < FLAT
     fit = fit[~flat]
     pairs, bits, score = _by_hash(looks, fit)
-    pairs, bits, score = pairs[score >= ALIKE], bits[score >= ALIKE], score[score >= ALIKE]
-    found = {
-        (a, b): (COPY if d <= COPIED else SCENE, s) for (a, b), d, s in zip(pairs.tolist(), bits, score, strict=True)
-    }
+    found: dict[tuple[int, int], tuple[int, float]] = {}
+    for k in np.flatnonzero((score >= ALIKE) & _same_tint(looks, pairs)).tolist():
+        found[pairs[k, 0], pairs[k, 1]] = (COPY if bits[k] <= COPIED else SCENE, score[k])
     known = None if vectors is None else np.isin(vectors.indices, fit)
     if vectors is not None and known is not None and known.sum() > 1:
         pairs, score = _by_vector(looks, vectors.values[known], vectors.indices[known])
-        for (a, b), s in zip(pairs.tolist(), score, strict=True):
-            if s >= ALIKE:
-                found.setdefault((a, b), (SCENE, s))
+        for k in np.flatnonzero(score >= ALIKE).tolist():
+            found.setdefault((pairs[k, 0], pairs[k, 1]), (SCENE, score[k]))
     near_pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
     relation = [found[a, b][0] for a, b in near_pairs.tolist()]
-    scores = [found[a, b][1] for a, b in near_pairs.tolist()]
+    scores = [float(found[a, b][1]) for a, b in near_pairs.tolist()]
     return Duplicates(
         len(looks),
         np.concatenate([exact, near_pairs]),
         np.array([EXACT] * len(exact) + relation, np.int64),
         np.array([1.0] * len(exact) + scores, np.float32),
     )
+
+
+def _same_tint(looks: Looks, pairs: np.ndarray) -> np.ndarray:
+    """(k,) bool: pairs (k, 2) of one color, or of which one is gray. Registration compares gray levels alone."""
+    one, two = (looks.rows["tint"][pairs[:, side]] for side in (0, 1))
+    gray = (np.abs(one - 1 / 3).max(1) < GRAY) | (np.abs(two - 1 / 3).max(1) < GRAY)
+    return gray | (np.abs(one - two).max(1) < TINTED)
 
 
 def _exact(looks: Looks) -> np.ndarray:

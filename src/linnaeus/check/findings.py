@@ -10,27 +10,27 @@ SEVERITIES = ("error", "warning", "info")
 """error: figures or training would be wrong; warning: look at it; info: worth knowing."""
 
 KINDS = {
-    "truncated": "cut short",
-    "empty": "empty file",
-    "too-large": "too large to decode",
-    "unreadable": "cannot be read",
-    "leak": "in two splits",
-    "label-conflict": "one picture, two classes",
-    "missing-class": "class missing from a split",
-    "one-class": "nothing to tell apart",
-    "confusable-names": "class names alike",
-    "suspicious-label": "suspicious label",
-    "duplicate": "duplicate",
-    "near-duplicate": "near duplicate",
-    "same-scene": "same scene",
-    "few-pictures": "too few to learn",
+    "truncated": "files cut short",
+    "empty": "empty files",
+    "too-large": "pictures too large to decode",
+    "unreadable": "files that cannot be read",
+    "leak": "leaks between splits",
+    "label-conflict": "copies with different labels",
+    "missing-class": "classes missing from a split",
+    "one-class": "one class only",
+    "confusable-names": "confusable class names",
+    "suspicious-label": "suspicious labels",
+    "duplicate": "duplicates",
+    "near-duplicate": "near duplicates",
+    "same-scene": "scenes that are there twice",
+    "few-pictures": "classes too small to learn",
     "few-to-measure": "too few to measure",
     "imbalance": "unequal classes",
-    "wrong-extension": "wrong extension",
-    "one-color": "all one color",
-    "dark": "very dark",
-    "bright": "very bright",
-    "blurred": "blurred",
+    "wrong-extension": "wrong extensions",
+    "one-color": "pictures of one color",
+    "dark": "very dark pictures",
+    "bright": "very bright pictures",
+    "blurred": "blurred pictures",
     "small": "much smaller than the rest",
     "large": "much larger than the rest",
     "elongated": "far from square",
@@ -92,7 +92,7 @@ def short_form(findings: Sequence[Finding], source: str) -> list[str]:
     for severity in ("error", "warning"):
         groups = {kind: found for (s, kind), found in by_kind(findings).items() if s == severity}
         if groups:
-            counts = [f"{len(found)} {KINDS[kind]}{_example(found)}" for kind, found in groups.items()]
+            counts = [f"{KINDS[kind]} {len(found)}{_example(found)}" for kind, found in groups.items()]
             total = sum(map(len, groups.values()))
             lines.append(f"{total} {severity}{'s' if total > 1 else ''}: {'; '.join(counts)}")
     return [*lines, f"see them side by side: linnaeus check {source} --gallery check.html"] if lines else []

@@ -15,6 +15,7 @@ from linnaeus.check.findings import KINDS, Finding, by_kind
 from linnaeus.check.run import Checked
 from linnaeus.check.terminal import NEXT
 from linnaeus.data.decode import UnreadableError, decode
+from linnaeus.data.names import printable
 from linnaeus.files import write_text
 
 SIDE = 176  # pixels of a thumbnail's long side
@@ -65,7 +66,7 @@ def write_gallery(checked: Checked, path: Path) -> None:
     table = checked.table
     splits = ", ".join(f"{n.sum()} {split or 'not split yet'}" for split, n in table.counts().items())
     page = environment.from_string(template).render(
-        source=table.source,
+        source=printable(table.source),
         summary=f"{len(table)} pictures of {len(table.classes)} classes: {splits}.",
         notes=checked.notes,
         sections=_Gallery(checked).sections(),

@@ -42,6 +42,7 @@ LOOK = np.dtype(
         ("high", "<f4"),
         ("range", "<f4"),  # between those percentiles, of the color that has the most of it
         ("sharpness", "<f4"),  # root mean square of the Laplacian in the sharpest parts, in gray levels
+        ("tint", "<f4", (3,)),  # shares of red, green and blue in all its light
         ("gray", "u1", (SIDE, SIDE)),  # the picture squashed to a square
     ]
 )
@@ -147,6 +148,8 @@ def measure(picture: np.ndarray, size: tuple[int, int] | None = None, form: str 
     colors = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
     low, high = _extremes(colors.reshape(SIDE * SIDE, -1))
     row["range"] = (high - low).max()
+    light = colors.reshape(SIDE * SIDE, -1).mean(axis=0) + 1.0
+    row["tint"] = light / light.sum() if len(light) == 3 else 1 / 3
     gray = with_channels(image, 1)
     scale = SHORT / min(gray.size)
     if scale < 1:

@@ -29,6 +29,7 @@ SUFFIXES = {
 ONE_COLOR = 8.0  # gray levels, of 255, between the extremes of a picture that shows nothing
 DARK, BRIGHT = 40.0, 200.0  # the brightest of a dark picture, the darkest of a bright one
 BLURRED = 4.0  # times less sharp than the median, and as many robust deviations below it
+LEAST_SIDE = 64  # pixels: a smaller picture has no detail to lose
 LEAST_DEVIATION = 0.3  # of log2 sharpness: where all pictures are alike, a small difference is none
 SIZES = 4.0  # times: a short side this far from the median is far
 ELONGATED = 3.0  # long side over short side; the store of `fit = "crop"` keeps no more than 4
@@ -59,17 +60,19 @@ def pictures(table: Table, looks: Looks) -> list[Finding]:
         for name in ("range", "low", "high", "sharpness", "height", "width")
     }
     empty = rows["range"] < ONE_COLOR
+    short, long = np.minimum(rows["height"], rows["width"]), np.maximum(rows["height"], rows["width"])
     sharp = np.log2(rows["sharpness"] + 1e-3)
     center = np.median(sharp) if len(sharp) else 0.0
     deviation = max(LEAST_DEVIATION, 1.4826 * float(np.median(np.abs(sharp - center)))) if len(sharp) else 1.0
-    soft = (sharp < center - np.log2(BLURRED)) & (sharp < center - BLURRED * deviation)
-    short, long = np.minimum(rows["height"], rows["width"]), np.maximum(rows["height"], rows["width"])
+    soft = (short >= LEAST_SIDE) & (sharp < center - np.log2(BLURRED)) & (sharp < center - BLURRED * deviation)
     usual = float(np.median(short)) if len(short) else 1.0
     aspect = long / np.maximum(1, short)
     times = 2 ** (center - sharp)
     dark, bright = ~empty & (rows["high"] < DARK), ~empty & (rows["low"] > BRIGHT)
 
-    def say(kind: str, severity: str, which: np.ndarray, rank: np.ndarray, detail: str, *values: np.ndarray):
+    def say(
+        kind: str, severity: str, which: np.ndarray, rank: np.ndarray, detail: str, *values: np.ndarray
+    ) -> list[Finding]:
         chosen = np.flatnonzero(which)
         chosen = chosen[np.argsort(rank[chosen], kind="stable")]
         if len(chosen) > max(2, COMMON * len(readable)):

@@ -18,6 +18,7 @@ from linnaeus.check.memory import remember_labels
 from linnaeus.check.pictures import files, pictures
 from linnaeus.check.tables import tables
 from linnaeus.console import Console
+from linnaeus.data.names import printable
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.embed import Vectors, embed, usual_weights
@@ -48,7 +49,7 @@ class Checked:
     def to_dict(self) -> dict[str, Any]:
         """What `--json` writes."""
         return {
-            "source": self.table.source,
+            "source": printable(self.table.source),
             "pictures": len(self.table),
             "classes": len(self.table.classes),
             "splits": {split or "unsplit": int(n.sum()) for split, n in self.table.counts().items()},
@@ -75,7 +76,8 @@ def check_table(
     """Check every sample of a table.
 
     `weights`: published weights whose vectors are compared; without a name the best at hand; "none" for a check by
-    pixels alone, which takes seconds where the vectors take minutes, and looks for no suspicious labels.
+    pixels alone, which takes seconds where the vectors take minutes, and looks for no suspicious labels; "stored" for
+    vectors if an earlier check has left them, and by pixels alone otherwise.
     """
     console = console or Console(quiet=True)
     cache = default_cache()
@@ -129,14 +131,16 @@ def _vectors(
     if weights == "none":
         notes.append(missing + "--weights none")
         return None
-    name = weights or usual_weights()
+    stored = weights == "stored"
+    name = usual_weights() if weights is None or stored else weights
     if name is None:
         notes.append(f"{missing}that takes ImageNet weights; linnaeus weights pull {TO_PULL}, and check again")
         return None
     if not len(looks.readable):
         notes.append(missing + "no picture can be read")
         return None
-    found = embed(table, name, cache=default_cache(), console=console, device=device)
+    found = embed(table, name, cache=default_cache(), console=console, device=device, compute=not stored)
     if found is None:
-        notes.append(missing + "the vectors do not fit the cache; raise LINNAEUS_CACHE_GB")
+        why = "`linnaeus check` does, which takes minutes" if stored else "no room for vectors; raise LINNAEUS_CACHE_GB"
+        notes.append(missing + why)
     return found

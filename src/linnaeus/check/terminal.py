@@ -21,7 +21,9 @@ NEXT = {
     "missing-class": "give every class pictures in every split",
     "confusable-names": "give each class one name, written in one way",
     "suspicious-label": "look at these pictures, in this order, and correct the labels that are wrong",
-    "same-scene": "keep the pictures of a scene in one split",
+    "duplicate": "remove all but one of them",
+    "near-duplicate": 'a random split may part them: split.groups = "near-duplicates" keeps them together',
+    "same-scene": 'keep the pictures of a scene in one split; split.groups = "near-duplicates" does',
 }
 """Kind -> what to do about it."""
 
