@@ -6,18 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny import write_pictures, write_recipe
 
 import linnaeus
-from linnaeus.check.findings import Finding
-from linnaeus.check.memory import recall_labels, remember_labels
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import split_table
 from linnaeus.errors import UserError
-from linnaeus.stores import default_cache
 from linnaeus.training import run as run_module
 from linnaeus.training.inspect import group_copies, inspect
 
@@ -69,8 +65,8 @@ def test_copies_and_groups_stay_on_one_side(tmp_path: Path):
     for seed in range(5):
         alone = split_table(table, valid=0.3, test=0.2, seed=seed)
         joined = split_table(group_copies(table, QUIET), valid=0.3, test=0.2, seed=seed)
-        assert inspect(table, alone, QUIET).leaked
-        assert not inspect(table, joined, QUIET).leaked
+        assert inspect(alone, QUIET).leaked
+        assert not inspect(joined, QUIET).leaked
         assert len(set(joined.split[table.labels == 1])) > 1
 
 
@@ -97,16 +93,3 @@ def test_arrays_have_no_copies_to_group(tmp_path: Path):
 
     with pytest.raises(UserError, match="this source holds arrays; leave it out"):
         group_copies(open_source(write_idx(tmp_path / "idx")), QUIET)
-
-
-def test_what_a_check_found_out_about_labels_is_told_again(leaky: Path):
-    table = open_source(leaky)
-    assert recall_labels(table, default_cache()) is None
-    doubt = Finding("suspicious-label", "warning", ("train/0/0 3.png",), ("0", "1"), "looks like 1")
-    remember_labels(table, [doubt, Finding("blurred", "info")], default_cache())
-    assert recall_labels(table, default_cache()) == [doubt]
-    assert any("suspicious label" in line for line in inspect(table, table, QUIET).lines)
-    remember_labels(table, [], default_cache())
-    assert recall_labels(table, default_cache()) == []
-    other = table.select(np.arange(len(table) - 1))
-    assert recall_labels(other, default_cache()) is None

@@ -14,7 +14,6 @@ from linnaeus.check.duplicates import SMALLEST, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, in_order
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.check.look import Looks, look
-from linnaeus.check.memory import remember_labels
 from linnaeus.check.pictures import files, pictures
 from linnaeus.check.tables import tables
 from linnaeus.console import Console
@@ -64,10 +63,7 @@ def check(
 ) -> Checked:
     """Check what the user points at; `weights` as for `check_table`. Raises UserError where it holds no samples."""
     table = open_source(source, lenient=True)
-    checked = check_table(table, weights=weights, device=device, console=console)
-    if checked.weights is not None:
-        remember_labels(table, checked.findings, default_cache())
-    return checked
+    return check_table(table, weights=weights, device=device, console=console)
 
 
 def check_table(

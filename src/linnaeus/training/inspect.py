@@ -10,14 +10,12 @@ import numpy as np
 
 from linnaeus.check.duplicates import COPY, EXACT
 from linnaeus.check.findings import short_form
-from linnaeus.check.memory import recall_labels
 from linnaeus.check.run import check_table, leaks, near_duplicates
 from linnaeus.console import Console
 from linnaeus.data.batches import Subset
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, figures
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Samples
 
 NEAR_DUPLICATES = "near-duplicates"
@@ -69,17 +67,13 @@ def _join(numbers: np.ndarray, given: tuple[str, ...]) -> np.ndarray:
         joined = np.array([moved.get(n, n) for n in joined.tolist()], dtype=np.int64)
 
 
-def inspect(source: Table, table: Table, console: Console) -> Inspection:
-    """Check `table`, the split form of `source`, by pixels; labels too where a check has left word of them."""
+def inspect(table: Table, console: Console) -> Inspection:
+    """Check a table that is split: by pixels, and labels too where `linnaeus check` has left the vectors for it."""
     if table.paths is None:
         return Inspection()
-    checked = check_table(table, weights="none", console=console)
-    labels = recall_labels(source, default_cache())
-    findings = checked.findings + (labels or [])
-    found = checked.to_dict() | {"findings": [finding.to_dict() for finding in findings]}
-    if labels is not None:
-        found["notes"] = [note for note in checked.notes if "suspicious labels" not in note]
-    return Inspection(found, short_form(findings, table.source), leaks(table, checked.duplicates))
+    checked = check_table(table, weights="stored", console=console)
+    lines = short_form(checked.findings, table.source)
+    return Inspection(checked.to_dict(), lines, leaks(table, checked.duplicates))
 
 
 def without_leaks(

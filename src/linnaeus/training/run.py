@@ -153,7 +153,7 @@ class _Job:
         if bad and strict:
             first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
             raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {first}; {advice}")
-        self.inspection = inspect(table, self.table, self.console)
+        self.inspection = inspect(self.table, self.console)
         self.folder.write_check(self.inspection)
         if self.inspection.leaked and strict:
             counts = " and ".join(f"{len(found)} {split}" for split, found in self.inspection.leaked.items())
