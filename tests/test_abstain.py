@@ -56,6 +56,20 @@ def test_binomial_probabilities(n: int, p: float):
     assert binomial(n, p, most) == pytest.approx(stats.binom.pmf(np.arange(most + 1), n, p), rel=1e-6, abs=1e-300)
 
 
+def test_probabilities_far_from_zero():
+    k = np.arange(4_000, 5_001)
+    assert binomial(10_000, 0.5, 5_000, 4_000) == pytest.approx(stats.binom.pmf(k, 10_000, 0.5), rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "error"), [(30_000, 0.4), (10**7, 0.5)])
+def test_very_many_pictures_are_promised_quickly_and_on_the_safe_side(n: int, error: float):
+    tried = tuple(ranks(n).tolist())
+    allowed = boundary(tried, error, 0.05)
+    safe = stats.binom.ppf(0.05 / 100, np.array(tried), error)
+    assert np.abs(allowed - safe).max() <= 1
+    assert (stats.binom.cdf(allowed, np.array(tried), error) <= 0.05 / 100).all()
+
+
 def test_how_many_pictures_a_promise_takes():
     assert smallest(0.02) == 149  # 0.98 ** 149 is the first below 0.05
     assert smallest(0.5) == 5
@@ -135,6 +149,15 @@ def test_equal_probabilities_are_promised_together_or_not_at_all():
     assert rule.promised is not None
     assert (rule.promised.answered, rule.promised.wrong) == (340, 0)
     assert rule.promised.threshold == 0.75
+
+
+def test_a_rank_among_equals_is_none_to_judge_by():
+    """855 of 1,000 are equally sure and all right: their number was not fixed before, and 1,000 are too often wrong."""
+    first = np.arange(1_000) < 855
+    rule = choose(risk_curve(np.where(first, 0.9, 0.5), first), 0.02)
+    assert rule.promised is None
+    assert rule.estimated is not None
+    assert rule.estimated.answered == 855
 
 
 def test_a_rule_says_what_it_is():

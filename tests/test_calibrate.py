@@ -174,6 +174,7 @@ WRONG: list[tuple[list[str], Any]] = [
     (["split"], None),
     (["abstention"], []),
     (["abstention", "n"], 0),
+    (["abstention", "n"], 10**12),
     (["abstention", "error"], 1.0),
     (["abstention", "estimated", "threshold"], 1.5),
     (["abstention", "estimated", "wrong"], 9999),

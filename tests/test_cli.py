@@ -66,7 +66,10 @@ def test_help_needs_neither_torch_nor_pydantic():
 import sys
 from click.testing import CliRunner
 from linnaeus.cli import cli
-for command in ([], ["train"], ["predict"], ["evaluate"], ["compare"], ["models"], ["recipes"], ["weights"], ["data"]):
+for command in (
+    [], ["train"], ["predict"], ["explain"], ["check"], ["evaluate"], ["compare"], ["models"], ["recipes"],
+    ["weights"], ["data"],
+):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output, result.output
 assert CliRunner().invoke(cli, ["--version"]).output == f"linnaeus, version {sys.modules['linnaeus'].__version__}\\n"
@@ -419,7 +422,7 @@ def test_a_model_without_calibration_is_evaluated_too(here: Path, say):
     found = json.loads((here / "e.json").read_text())["test"]
     assert found["calibration"]["cross_fitted"] is True
     assert found["abstention"]["chosen_on"] is None
-    assert found["loss"] == found["uncalibrated"]["loss"]
+    assert found["loss"] == pytest.approx(found["calibration"]["before"]["loss"])
     assert "thresholds chosen on these very pictures" in said.out
 
 

@@ -220,3 +220,11 @@ def test_the_pairs_most_often_confused():
     found = measure(Outputs(labels, np.eye(3, dtype=np.float32)[predicted]))
     assert found.confused() == [(0, 1, 3), (1, 2, 1), (2, 0, 1)]
     assert found.confused(1) == [(0, 1, 3)]
+
+
+def test_one_picture_has_figures_too():
+    found = measure(outputs(1, 7))
+    assert found["accuracy"].value in (0, 1)
+    assert found["accuracy"].ci95 is not None
+    assert found["loss"].value is not None
+    assert found["loss"].ci95 is None  # one picture, drawn again and again

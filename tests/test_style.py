@@ -33,13 +33,15 @@ LAYERS = (
         "assess",
         "answers",
         "explain",
+        "neighbors",
         "head",
+        "embed",
     ),
     ("check", "compare", "report"),
     ("training",),
     ("export", "sweep"),
     ("cli_common",),
-    ("cli_evaluate",),
+    ("cli_evaluate", "cli_explain"),
     ("cli", "serve", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

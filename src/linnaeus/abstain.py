@@ -29,6 +29,7 @@ import numpy as np
 ERROR = 0.02
 CONFIDENCE = 0.95
 STEPS = 100  # coverages that are tried, in equal steps
+EXACT = 2e8  # n * n * error up to which a promise is computed exactly: half a second
 
 
 @dataclass(frozen=True)
@@ -171,15 +172,17 @@ def boundary(tried: tuple[int, ...], error: float, delta: float) -> np.ndarray:
     that are wrong with probability `error`, independently, stay within any allowance with probability `delta` at most.
     All ranks may therefore be looked at and the best be taken: a minimum-p test (Westfall and Young 1993), as Learn
     then Test asks for (Angelopoulos et al. 2021, arXiv:2110.01052). Alpha is between delta / k and delta; the chance
-    is computed exactly, by following the number of mistakes from rank to rank.
+    is computed exactly, by following the number of mistakes from rank to rank, or where that takes long alpha is
+    delta / k, which is safe and costs little with so many pictures.
     """
     low, high = delta / len(tried), delta
-    tails = [np.cumsum(binomial(k, error, _most(k, error))) for k in tried]
+    least = [_least(k, error) for k in tried]
+    tails = [np.cumsum(binomial(k, error, math.ceil(k * error), first)) for k, first in zip(tried, least, strict=True)]
 
     def allowances(alpha: float) -> np.ndarray:
-        return np.array([np.searchsorted(tail, alpha, side="right") for tail in tails]) - 1
+        return np.array([np.searchsorted(tail, alpha, side="right") for tail in tails]) - 1 + np.array(least)
 
-    for _ in range(16):
+    for _ in range(16 if tried[-1] ** 2 * error <= EXACT else 0):
         middle = (low + high) / 2
         low, high = (middle, high) if _pass_by_chance(tried, allowances(middle), error) <= delta else (low, middle)
     return allowances(low)
@@ -205,8 +208,14 @@ def _most(n: int, p: float) -> int:
     return min(n, math.ceil(n * p + 12 * math.sqrt(n * p * (1 - p)) + 30))
 
 
-def binomial(n: int, p: float, most: int) -> np.ndarray:
-    """(most + 1,) float64: the probabilities of 0, 1, … `most` successes in n tries; 0 < p < 1."""
-    k = np.arange(most + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log((n - k[:-1]) / k[1:]))]) if most else np.zeros(1)
+def _least(n: int, p: float) -> int:
+    """A number of successes that n tries practically always exceed, where p is not small."""
+    return max(0, math.floor(n * p - 40 * math.sqrt(n * p * (1 - p)) - 30))
+
+
+def binomial(n: int, p: float, most: int, least: int = 0) -> np.ndarray:
+    """(most - least + 1,) float64: the probabilities of `least` … `most` successes in n tries; 0 < p < 1."""
+    k = np.arange(least, most + 1)
+    first = math.lgamma(n + 1) - math.lgamma(least + 1) - math.lgamma(n - least + 1) if least else 0.0
+    logs = first + np.concatenate([[0.0], np.cumsum(np.log((n - k[:-1]) / k[1:]))])
     return np.exp(logs + k * math.log(p) + (n - k) * math.log1p(-p))

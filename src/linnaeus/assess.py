@@ -25,6 +25,8 @@ class Calibrated:
     """Probabilities before and after a temperature, on pictures that did not choose it."""
 
     temperature: float
+    stored: bool
+    """Whether the model holds the temperature; else it is what these pictures ask for."""
     cross_fitted: bool
     """Whether `after` is by cross-fitting on these pictures; else the temperature was fitted on others."""
     before: dict[str, float]
@@ -72,9 +74,9 @@ class Assessment:
         found = self.calibrated
         views = {name: self._views(views) for name, views in self.views.items()}
         said = self.measures.to_dict() | {
-            "uncalibrated": found.before,
             "calibration": {
                 "temperature": found.temperature,
+                "stored": found.stored,
                 "cross_fitted": found.cross_fitted,
                 "before": found.before,
                 "after": found.after,
@@ -109,8 +111,14 @@ class Assessment:
         return {**views.measures, "against_plain": views.paired.to_dict()}
 
 
-def assess(outputs: Outputs, calibration: Calibration | None, *, own: bool = False, error: float | None = None,
-           views: dict[str, Outputs] | None = None) -> Assessment:  # fmt: skip
+def assess(
+    outputs: Outputs,
+    calibration: Calibration | None,
+    *,
+    own: bool = False,
+    error: float | None = None,
+    views: dict[str, Outputs] | None = None,
+) -> Assessment:
     """Judge what a network answered, uncalibrated, to the pictures of a split; with the calibration of its model.
 
     `own`: the calibration was fitted on these very pictures, so what it improves is measured by cross-fitting.
@@ -138,10 +146,8 @@ def calibrated(outputs: Outputs, calibration: Calibration | None, own: bool) -> 
         for name, out in (("before", outputs), ("after", after))
     }
     before = {name: value for name, value in summary(outputs).items() if name != "accuracy"}
-    return Calibrated(
-        temperature, crossed, before, {name: value for name, value in summary(after).items() if name in before},
-        diagrams,
-    )  # fmt: skip
+    judged = {name: value for name, value in summary(after).items() if name in before}
+    return Calibrated(temperature, calibration is not None, crossed, before, judged, diagrams)
 
 
 def summary(outputs: Outputs) -> dict[str, float]:

@@ -22,6 +22,7 @@ COLDEST, HOTTEST = 0.05, 100.0
 PSEUDO = 10.0
 """Pictures that the network is taken to have judged rightly before any was seen: what keeps a fit on few in bounds."""
 FOLDS = 5
+MOST = 10**8  # pictures that a file may claim to have been calibrated on
 
 
 def fit_temperature(outputs: Outputs, pseudo: float = PSEUDO) -> float:
@@ -159,7 +160,7 @@ class Calibration:
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
             raise UserError(f"{origin}: its calibration is not whole ({reason}); get a fresh copy") from None
-        whole = np.isfinite(rows).all() and (rows >= 0).all() and (curve.answered <= n).all() and n >= 1
+        whole = np.isfinite(rows).all() and (rows >= 0).all() and (curve.answered <= n).all() and 1 <= n <= MOST
         if not (whole and 0 < temperature < math.inf and 0 < error < 1):
             raise UserError(f"{origin}: its calibration holds what cannot be, such as temperature {temperature}")
         return cls(temperature, split, curve, Rule(error, n, *points))

@@ -15,6 +15,7 @@ import click
 from linnaeus import __version__
 from linnaeus.cli_common import load_model, verbosity
 from linnaeus.cli_evaluate import compare, evaluate, report
+from linnaeus.cli_explain import explain
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
@@ -74,6 +75,24 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
 
 
 @cli.command()
+@click.argument("source")
+@click.option("--json", "json_file", metavar="FILE", help="Write all findings there.")
+@click.option("--gallery", metavar="FILE.html", help="Write a page that shows them side by side.")
+@click.option("--weights", metavar="NAME|none", help="Weights that compare pictures.  [default: ImageNet's, at hand]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@verbosity
+def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Say what is wrong with SOURCE: files, pictures, duplicates, leaks, classes, labels.
+
+    Exit status 0 if there is no error among the findings, 1 if there is one, 2 if SOURCE cannot be read at all.
+    """
+    from linnaeus.check.command import run
+
+    if run(source, Console(quiet=quiet, verbose=verbose, stream=sys.stderr), **options):
+        raise SystemExit(1)
+
+
+@cli.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--top", default=1, show_default=True, type=click.IntRange(1), help="Classes to show.")
@@ -89,7 +108,8 @@ def predict(
 ) -> None:  # fmt: skip
     """Predict IMAGES with MODEL, a run folder or a model file.
 
-    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read.
+    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read. Where
+    the first class is less likely than the threshold that the model was given on validation, the answer is unsure.
     """
     from linnaeus.answers import Write, writer
     from linnaeus.files import disk_errors
@@ -146,6 +166,7 @@ def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], consol
 
 cli.add_command(evaluate)
 cli.add_command(compare)
+cli.add_command(explain)
 cli.add_command(report)
 
 

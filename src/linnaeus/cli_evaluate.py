@@ -18,7 +18,7 @@ from linnaeus.console import Console
 @click.option("--tta", is_flag=True, help="Measure mirrored and shifted views too, beside the plain answers.")
 @click.option(
     "--error", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
-    help="Mistakes allowed among the answered.  [default: the model's, 0.02]",
+    help="Mistakes allowed among the answered.  [default: what the model keeps to, 0.02]",
 )  # fmt: skip
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all figures there, those of every class too.")
@@ -72,15 +72,27 @@ def compare(runs: tuple[str, ...], split: str | None, json_file: str | None, qui
 @click.command()
 @click.argument("run")
 @click.option("--source", metavar="SOURCE", help="Where the run's pictures are now, if they were moved.")
+@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @verbosity
-def report(run: str, source: str | None, quiet: bool, verbose: bool) -> None:
+def report(run: str, source: str | None, code: str | None, device: str, quiet: bool, verbose: bool) -> None:
     """Rebuild the page report.html of RUN, a run folder, from what is in it.
 
     The page is one file that needs no network. Where the pictures are no longer there it goes without, and says so.
+    Without the code of a network of your own there are no heat maps.
     """
+    from linnaeus.report.contents import read_run
+    from linnaeus.report.maps import heat_maps
     from linnaeus.report.page import write_report
 
-    path, missing = write_report(run, source=source)
+    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
+    found = read_run(Path(run))
+    heat = None
+    if found.model.arch["name"] == "custom" and code is None:
+        console.say("heat maps take the network's code: --model FILE.py:FUNCTION")
+    else:
+        heat = heat_maps(load_model(run, device, code))
+    path, missing = write_report(run, source=source, heat=heat)
     if missing:
-        Console(quiet=quiet, verbose=verbose, stream=sys.stderr).warn(f"no pictures in the report: {missing}")
+        console.warn(f"no pictures in the report: {missing}")
     click.echo(path)

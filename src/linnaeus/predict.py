@@ -204,7 +204,7 @@ class Classifier:
         from linnaeus.stores import default_cache
         from linnaeus.stores.pixels import build_pixels
 
-        table, same = self._table(source)
+        table, same = self.table(source)
         self._check_classes(source, table.classes)
         parts = [part or "all" for part in table.counts()]
         split = split or next((part for part in ("test", "valid") if part in parts), "all")
@@ -243,7 +243,7 @@ class Classifier:
             "and leave out the rest"
         )
 
-    def _table(self, source: str | Path) -> tuple[Table, bool]:
+    def table(self, source: str | Path) -> tuple[Table, bool]:
         """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
         from linnaeus.data.sources import open_source
         from linnaeus.data.table import split_table

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linnaeus.data.decode import RowSpec, UnreadableError, decode, fit_row, load_row
+from linnaeus.data.decode import RowSpec, UnreadableError, decode, fit_row, inspect, load_row
 from linnaeus.data.fit import RESAMPLING, with_channels
 from linnaeus.errors import UserError
 
@@ -328,6 +328,39 @@ def test_what_is_no_picture_is_refused(data: bytes, reason: str):
     with pytest.raises(UnreadableError) as refused:
         decode(data)
     assert refused.value.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty"),
+        (encode(Image.fromarray(RGB), "JPEG")[:900], "truncated"),
+        (encode(Image.fromarray(RGB))[:600], "truncated"),
+        (b"no picture", "unreadable"),
+        (b"P6 100000 100000 255\n" + bytes(1000), "too-large"),
+    ],
+)
+def test_the_kind_of_failure(data: bytes, kind: str):
+    with pytest.raises(UnreadableError) as caught:
+        decode(data)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP"])
+def test_inspecting_gives_pixels_size_and_format(kind: str):
+    data = encode(Image.fromarray(RGB), kind)
+    found = inspect(data, at_least=16)
+    assert (found.size, found.format) == ((H, W), kind)
+    np.testing.assert_array_equal(found.pixels, decode(data, at_least=16))
+
+
+def test_inspecting_a_large_jpeg_decodes_a_fraction_and_tells_the_whole():
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    data = encode(Image.fromarray(smooth(3, 1000, 2000)), "JPEG", exif=turned)
+    found = inspect(data, at_least=100)
+    assert found.size == (2000, 1000)  # upright
+    assert found.pixels.shape == (500, 250, 3)
 
 
 def test_paths_are_named(tmp_path: Path):

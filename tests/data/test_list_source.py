@@ -210,3 +210,17 @@ def test_any_bytes_are_refused_in_one_line(tmp_path: Path, name: str, raw: bytes
         open_source(tmp_path / name)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_groups_by_a_column_of_choice(pictures: Path):
+    (pictures / "all.csv").write_text(
+        "path,label,Patient\nimg/rose/1.jpg,a,p1\nimg/rose/2.jpg,b,p2\nimg/tulip/4.jpg,a,p1\n"
+    )
+    assert open_source(pictures / "all.csv").groups is None
+    assert open_source(pictures / "all.csv", group="patient").groups == ("p1", "p2", "p1")
+    with pytest.raises(
+        UserError, match=r"all\.csv:1: no column 'plant' for split\.groups; the columns are 'path', 'label', 'patient'"
+    ):
+        open_source(pictures / "all.csv", group="plant")
+    with pytest.raises(UserError, match=r"'patient' names a column, and only a CSV has columns"):
+        open_source(pictures / "img", group="patient")

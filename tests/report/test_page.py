@@ -180,7 +180,7 @@ def test_findings_are_shown_by_kind_the_worst_first_with_their_pictures(run: Pat
     (run / "check.json").write_text(findings(*[mild] * 8, {"paths": pair, "detail": "one picture in two splits"}))
     page = page_of(run)
     part = page[page.index('id="findings"') : page.index('id="training"')]
-    assert part.index("1 × leak") < part.index("8 × few to measure")
+    assert part.index("1 × in two splits") < part.index("8 × too few to measure")
     assert part.count("<img ") == 2
     assert "one picture in two splits" in part
     assert "not all was looked for" in part
@@ -222,6 +222,18 @@ def test_a_run_without_test_says_on_what_it_is_measured(tmp_path: Path):
     assert "12 validation pictures" in page
     assert "the pictures that chose the best epoch" in page
     assert "stopped before its end" in page
+
+
+def test_leaks_are_told_before_the_figures(run: Path):
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics["test"]["without_leaks"] = {"n": 9, "correct": 6, "accuracy": 2 / 3, "accuracy_ci95": [0.354, 0.879]}
+    metrics["valid"]["without_leaks"] = None
+    path.write_text(json.dumps(metrics))
+    page = page_of(run)
+    said = "Without them 66.7\u202f% (6 of 9, 95 % interval 35.4\u202f% to 87.9\u202f%) are right."
+    assert page.index(said) < page.index('id="figures"')
+    assert "without them none is left" in page
 
 
 def test_a_hundred_classes_stay_bounded(tmp_path: Path):
@@ -294,10 +306,12 @@ def test_a_training_ends_with_its_page_and_survives_without(
     assert metrics["source"] == {"path": str(source), "kind": "folder"}
     assert metrics["seconds"]["report"] > 0
     assert set(json.loads((path / "evaluation.json").read_text(encoding="utf-8"))) == {"valid", "test"}
-    rebuilt = page_of(path)
+    assert "heat map: where the network sees" in page
+    CliRunner().invoke(cli, ["report", str(path)], catch_exceptions=False)
+    rebuilt = (path / "report.html").read_text(encoding="utf-8")
     assert IMAGE.findall(rebuilt) == IMAGE.findall(page), "the source, opened again, gives the same pictures"
 
-    def fails(*args: object) -> None:
+    def fails(*args: object, **more: object) -> None:
         raise ZeroDivisionError("no page today")
 
     monkeypatch.setattr("linnaeus.report.page.write_report", fails)

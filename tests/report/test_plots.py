@@ -21,7 +21,7 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.report.confusion import confused_pairs, confusion, shares
 from linnaeus.report.curves import curves
 from linnaeus.report.fonts import Fonts, families_for
-from linnaeus.report.grid import Shown, _chance, _columns, _square, picture_grid
+from linnaeus.report.grid import Shown, _columns, chance, fit_square, picture_grid
 from linnaeus.report.sheet import BLUE, GREEN, ORANGE, RED, Sheet, shorten, text_width, wrap
 
 pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph is a warning of matplotlib's
@@ -164,13 +164,13 @@ def test_right_and_wrong_differ_in_color_and_in_mark(tmp_path: Path, sheets: lis
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (28, 28, 3), (1, 1), (1, 900), (900, 1, 3), (500, 667, 3)])
-def test_any_picture_fits_its_square(shape: tuple[int, ...]) -> None:
-    assert _square(np.zeros(shape, np.uint8), 255).shape == (255, 255, 3)
+def test_any_picture_fits_itsfit_square(shape: tuple[int, ...]) -> None:
+    assert fit_square(np.zeros(shape, np.uint8), 255).shape == (255, 255, 3)
 
 
 def test_small_pictures_keep_their_pixels() -> None:
     checks = (np.indices((8, 8)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    large = _square(checks, 256)
+    large = fit_square(checks, 256)
     np.testing.assert_array_equal(large[..., 0], checks.repeat(32, axis=0).repeat(32, axis=1))
 
 
@@ -198,8 +198,8 @@ def test_columns_fill_their_rows() -> None:
     assert [_columns(n) for n in (0, 1, 2, 4, 12, 16, 64)] == [1, 1, 2, 2, 4, 4, 8]
 
 
-def test_no_chance_is_rounded_to_certainty() -> None:
-    assert [_chance(p) for p in (1.0, 0.9996, 0.93, 0.004, 0.0, float("nan"))] == [
+def test_nochance_is_rounded_to_certainty() -> None:
+    assert [chance(p) for p in (1.0, 0.9996, 0.93, 0.004, 0.0, float("nan"))] == [
         *("100 %", ">99 %", "93 %", "<1 %", "0 %", "–")
     ]
 

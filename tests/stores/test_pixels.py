@@ -22,7 +22,7 @@ from linnaeus.data.decode import RowSpec, UnreadableError, load_row
 from linnaeus.errors import UserError
 from linnaeus.stores import decoding
 from linnaeus.stores.cache import Cache, Entry
-from linnaeus.stores.pixels import PixelStore, StreamedRows, _lookup, build_pixels
+from linnaeus.stores.pixels import PixelStore, StreamedRows, build_pixels, lookup
 from linnaeus.stores.rows import ROWS, RowWriter, read_index
 
 SPEC = RowSpec(16)
@@ -225,8 +225,8 @@ def test_pictures_that_could_not_be_read_this_time(table: Pictures, cache: Cache
 
 def test_nothing_is_known_by_no_signature():
     theirs, ours = np.array([0, 5, 9], np.uint64), np.array([9, 0, 7, 5, 9], np.uint64)
-    assert _lookup(theirs, ours).tolist() == [2, -1, -1, 1, 2]
-    assert _lookup(theirs[:0], ours).tolist() == [-1] * 5
+    assert lookup(theirs, ours).tolist() == [2, -1, -1, 1, 2]
+    assert lookup(theirs[:0], ours).tolist() == [-1] * 5
 
 
 def alter(path: Path) -> None:

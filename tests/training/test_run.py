@@ -43,7 +43,7 @@ def idx(tmp_path: Path) -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their pictures and page, which take most of a second."""
     monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
-    monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args: None)
+    monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
 
 
 def train(source: Path, recipe: Path | None, out: Path, **more: Any) -> Run:
@@ -86,7 +86,7 @@ def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
 
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["valid"]["accuracy"] == pytest.approx(best["valid_accuracy"], rel=1e-5)
-    assert metrics["valid"]["uncalibrated"]["loss"] == pytest.approx(best["valid_loss"], rel=1e-4)
+    assert metrics["valid"]["calibration"]["before"]["loss"] == pytest.approx(best["valid_loss"], rel=1e-4)
     assert metrics["test"]["n"] == metrics["valid"]["n"] == 12
     assert metrics["epochs"] == 3
     assert metrics["seconds"]["total"] >= metrics["seconds"]["phase 1"]

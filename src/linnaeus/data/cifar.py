@@ -11,7 +11,7 @@ import numpy as np
 
 from linnaeus.data.archive import members
 from linnaeus.data.names import class_name
-from linnaeus.data.table import Table, checked
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
 PIXELS = 3 * 32 * 32  # bytes: the red, green and blue planes, row by row
@@ -80,17 +80,15 @@ def open_cifar(source: str, path: Path) -> Table:
             split += [part] * len(numbers)
     classes = _names(files.get(release.names), release, path / release.names)
     root = os.path.abspath(path)  # noqa: PTH100
-    return checked(
-        Table(
-            source,
-            "cifar",
-            classes,
-            classes,
-            np.concatenate(labels),
-            np.array(split),
-            images=np.concatenate(images),
-            root=root,
-        )
+    return Table(
+        source,
+        "cifar",
+        classes,
+        classes,
+        np.concatenate(labels),
+        np.array(split),
+        images=np.concatenate(images),
+        root=root,
     )
 
 

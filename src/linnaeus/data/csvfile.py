@@ -1,4 +1,4 @@
-"""CSV and TSV: a header with `path`, `label`, optional `split` and `group`."""
+"""CSV and TSV: a header with `path`, `label`, optional `split` and `group`, or another column of groups."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.listing import Rows, clip, label_of, locate
-from linnaeus.data.names import NAMES_TEXT, listed, natural_order, read_classes, read_text
-from linnaeus.data.table import SPLIT_NAMES, Table, checked
+from linnaeus.data.names import NAMES_TEXT, listed, natural_order, read_classes, read_text, spelled_apart
+from linnaeus.data.table import SPLIT_NAMES, Table
 from linnaeus.errors import UserError
 
 
-def open_csv(source: str, files: dict[str, Path]) -> Table:
+def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> Table:
     """Read CSV or TSV files; `files` maps a split ("" where the column `split` decides) to its file.
 
+    `group` names the column whose values tell which samples belong together, such as patient; without it, it is the
+    column `group`, if there is one.
     A label is a class name, also where it is a number; classes are in natural order. Where all labels are numbers,
     `classes.txt` beside the file gives the names to display: line k, from 0, for label k (or that line `number name`).
     """
-    parts = [read_csv(path, split) for split, path in files.items()]
+    parts = [read_csv(path, split, group) for split, path in files.items()]
     paths = tuple(path for part in parts for path in locate(part))
     texts = [label for part in parts for label in part.labels]
     classes = natural_order(texts)
@@ -36,23 +38,23 @@ def open_csv(source: str, files: dict[str, Path]) -> Table:
     groups = None
     if any(part.groups for part in parts):
         groups = tuple(group for part in parts for group in part.groups or [""] * len(part.texts))
-    return checked(
-        Table(
-            source,
-            "csv",
-            classes,
-            names,
-            np.array([position[text] for text in texts], dtype=np.int64),
-            np.array([split for part in parts for split in part.splits], dtype="<U5"),
-            paths=paths,
-            groups=groups,
-            root=str(folder),
-        )
+    return Table(
+        source,
+        "csv",
+        classes,
+        names,
+        np.array([position[text] for text in texts], dtype=np.int64),
+        np.array([split for part in parts for split in part.splits], dtype="<U5"),
+        paths=paths,
+        groups=groups,
+        root=str(folder),
+        spellings=spelled_apart(pair for part in parts for pair in part.written),
     )
 
 
-def read_csv(path: Path, split: str = "") -> Rows:
+def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
     """Read one CSV or TSV file into rows; the pictures are not looked for yet."""
+    column = (group or "group").strip().lower()
     text = read_text(path)
     head = text.split("\n", 1)[0]
     separators = "\t" if path.suffix.lower() == ".tsv" else ",;\t"  # spreadsheets write ; where the comma is decimal
@@ -66,11 +68,13 @@ def read_csv(path: Path, split: str = "") -> Rows:
                 raise UserError(
                     f"{path}:1: no column {need!r}, {found}; the first line must name path, label [, split]"
                 )
-        if "group" in columns:
+        if column in columns:
             rows.groups = []
+        elif group is not None:
+            raise UserError(f"{path}:1: no column {group!r} for split.groups; the columns are {listed(columns)}")
         for row in reader:
             if any(cell.strip() for cell in row):
-                _add(rows, dict(zip(columns, row, strict=False)), reader.line_num, split)
+                _add(rows, dict(zip(columns, row, strict=False)), reader.line_num, split, column)
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: {error}; correct the line") from None
     if not rows.texts:
@@ -78,7 +82,7 @@ def read_csv(path: Path, split: str = "") -> Rows:
     return rows
 
 
-def _add(rows: Rows, cells: dict[str, str], number: int, split: str) -> None:
+def _add(rows: Rows, cells: dict[str, str], number: int, split: str, group: str) -> None:
     """Append one row, after looking at each of its cells."""
     path, label = cells.get("path", ""), cells.get("label", "")
     for column, cell in (("path", path), ("label", label)):
@@ -90,6 +94,7 @@ def _add(rows: Rows, cells: dict[str, str], number: int, split: str) -> None:
     rows.texts.append(path)
     rows.labels.append(label_of(label, rows.file, number))
     rows.splits.append(split or (SPLIT_NAMES[part] if part else ""))
+    rows.written.add((rows.splits[-1], label))
     rows.lines.append(number)
     if rows.groups is not None:
-        rows.groups.append(cells.get("group", "").strip())
+        rows.groups.append(cells.get(group, "").strip())

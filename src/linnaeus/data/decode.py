@@ -19,6 +19,7 @@ import stat
 import threading
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,8 +30,8 @@ from PIL import Image, UnidentifiedImageError
 from linnaeus.data.fit import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
 from linnaeus.errors import UserError
 
-__all__ = ["DECODE_VERSION", "IMAGE_SUFFIXES", "MAX_ASPECT", "RowSpec", "UnreadableError"]
-__all__ += ["decode", "fit_row", "header_size", "is_row", "load_row"]
+__all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "Inspected", "RowSpec", "UnreadableError"]
+__all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row"]
 
 DECODE_VERSION = f"1-{PIL.__version__}"
 """Changes whenever the same file may give other pixels; stores are keyed by it."""
@@ -80,12 +81,26 @@ class UnreadableError(UserError):
     """A picture that cannot be decoded; `reason` says why, without the name.
 
     `passing`: it may go away without the picture changing, as with a missing file, a permission, or lack of memory.
+    `kind`: "empty", "truncated", "too-large", or "unreadable" for everything else.
     """
 
-    def __init__(self, name: str, reason: str, *, passing: bool = False):
+    def __init__(self, name: str, reason: str, *, passing: bool = False, kind: str = "unreadable"):
         super().__init__(f"{name}: {reason}")
         self.reason = reason
         self.passing = passing
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A picture as `decode` gives it, and what its file says beside."""
+
+    pixels: np.ndarray
+    """(h, w, 3) uint8, upright"""
+    size: tuple[int, int]
+    """Height and width at full size, upright"""
+    format: str
+    """One of FORMATS: what the file holds, whatever its name says"""
 
 
 def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None) -> np.ndarray:
@@ -95,6 +110,13 @@ def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | Non
     Gray is Rec. 601 luma. Raises UnreadableError where the picture is cut short, damaged, too large or none at all.
     """
     return pixels(_load(source, channels, None if at_least is None else 2 * at_least).image)
+
+
+def inspect(source: str | Path | bytes, *, at_least: int) -> Inspected:
+    """As `decode`, with the picture's full size and format. Raises UnreadableError."""
+    upright = _load(source, 3, 2 * at_least)
+    width, height = upright.size
+    return Inspected(pixels(upright.image), (height, width), upright.format)
 
 
 def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarray:
@@ -134,17 +156,22 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> 
                 orientation = _orientation(image)
                 if image.format == "TIFF":  # Pillow has turned it while loading
                     size, box = image.size, (0, 0, *image.size)
-                return _turn(with_channels(_flatten(image), channels), size, box, orientation)
+                upright = _turn(with_channels(_flatten(image), channels), size, box, orientation)
+                return replace(upright, format=image.format or "")
     except UnreadableError:
         raise
     except (UnidentifiedImageError, SyntaxError):
         raise UnreadableError(name, _what_else(source)) from None
     except Image.DecompressionBombError:
-        raise UnreadableError(name, f"too large: its header claims over {MAX_HEADER_PIXELS:,} pixels") from None
+        reason = f"too large: its header claims over {MAX_HEADER_PIXELS:,} pixels"
+        raise UnreadableError(name, reason, kind="too-large") from None
     except MemoryError:
         raise UnreadableError(name, "needs more memory than there is", passing=True) from None
     except Exception as error:  # hostile files reach every kind of error in a decoder, and each of them means the same
-        raise UnreadableError(name, _reason(error), passing=_is_passing(error)) from error
+        cut = (
+            "truncated" if re.search("truncated|cut short|end of file|EOF", str(error), re.IGNORECASE) else "unreadable"
+        )
+        raise UnreadableError(name, _reason(error), passing=_is_passing(error), kind=cut) from error
 
 
 @functools.cache
@@ -178,7 +205,7 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(source, bytes):
         if not source:
-            raise UnreadableError("picture", "empty")
+            raise UnreadableError("picture", "empty", kind="empty")
         return io.BytesIO(source)
     name = os.fspath(source)
     try:
@@ -186,9 +213,10 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
             raise UnreadableError(name, "a folder" if stat.S_ISDIR(found.st_mode) else "not a file")
         if found.st_size == 0:
-            raise UnreadableError(name, "empty file")
+            raise UnreadableError(name, "empty file", kind="empty")
         if found.st_size > MAX_BYTES:
-            raise UnreadableError(name, f"too large: {found.st_size:,} bytes (at most {MAX_BYTES:,})")
+            reason = f"too large: {found.st_size:,} bytes (at most {MAX_BYTES:,})"
+            raise UnreadableError(name, reason, kind="too-large")
         return open(name, "rb", buffering=1 << 16)  # noqa: PTH123 (buffering, and the caller closes it)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UnreadableError(name, getattr(error, "strerror", None) or str(error), passing=True) from None
@@ -197,7 +225,7 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
 def _refuse_too_large(name: str, image: Image.Image, cost: int, limit: int) -> None:
     if cost > limit:
         what = f"{image.width} x {image.height} pixels in {image.format}"
-        raise UnreadableError(name, f"too large: {what} need too much memory to decode")
+        raise UnreadableError(name, f"too large: {what} need too much memory to decode", kind="too-large")
 
 
 def _orientation(image: Image.Image) -> int:

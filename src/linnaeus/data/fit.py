@@ -51,6 +51,8 @@ class Upright:
     """Width and height at full size, in pixels"""
     box: tuple[float, float, float, float]
     """Left, top, right and bottom of the picture in `image`"""
+    format: str = ""
+    """What the file held, as Pillow calls it: "JPEG", "PNG" …; nothing for arrays"""
 
 
 def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:

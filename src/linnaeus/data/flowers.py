@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.data.archive import members
-from linnaeus.data.table import Table, checked
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.files import disk_errors
 
@@ -54,7 +54,7 @@ def open_flowers(folder: Path) -> Table:
     classes = tuple(str(i) for i in range(1, 103))
     names = tuple(name.strip() for name in NAMES.split(","))
     paths = tuple(os.path.join(folder, "jpg", picture) for picture in pictures)  # noqa: PTH118
-    return checked(Table("flowers102", "list", classes, names, labels - 1, split, paths=paths, root=str(folder)))
+    return Table("flowers102", "list", classes, names, labels - 1, split, paths=paths, root=str(folder))
 
 
 def unpack(archive: Path, folder: Path) -> None:

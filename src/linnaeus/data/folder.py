@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.names import NAMES_JSON, NAMES_TEXT, class_name, display, listed, natural_order, printable
-from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table, checked
+from linnaeus.data.names import (
+    NAMES_JSON,
+    NAMES_TEXT,
+    class_name,
+    display,
+    listed,
+    natural_order,
+    printable,
+    spelled_apart,
+)
+from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError
 
 LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that systems leave behind
@@ -23,6 +32,7 @@ class Scan:
     root: str
     pictures: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    written: set[tuple[str, str]] = field(default_factory=set)  # (split, name of a class folder)
 
     def passed_over(self, path: str, mark: str = "") -> None:
         name = os.path.relpath(path, self.root)
@@ -41,7 +51,7 @@ def open_folder(source: str, path: Path) -> Table:
     parts = _parts(scan, root)
     found: list[tuple[str, str, list[str]]] = []  # split, class, pictures
     for split, folder in parts.items():
-        found += [(split, name, pictures) for name, pictures in _classes(scan, folder).items()]
+        found += [(split, name, pictures) for name, pictures in _classes(scan, folder, split).items()]
         if not any(pictures for part, _, pictures in found if part == split):
             raise UserError(_nothing(scan, folder, split, path))
     learns = "train" if "train" in parts else ""
@@ -63,10 +73,11 @@ def open_folder(source: str, path: Path) -> Table:
         paths=tuple(picture for *_, pictures in found for picture in pictures),
         ignored=tuple(sorted(scan.ignored)),
         root=root,
+        spellings=spelled_apart(scan.written),
     )
     if len(classes) == 1 and "" in parts:
         _refuse_wrapper(path, Path(parts[""]), classes[0])
-    return checked(table)
+    return table
 
 
 def _parts(scan: Scan, root: str) -> dict[str, str]:
@@ -131,7 +142,7 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _classes(scan: Scan, folder: str) -> dict[str, list[str]]:
+def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
     """Class name -> sorted pictures, for the class folders in `folder`."""
     folders, files = _entries(scan, folder)
     for entry in files:
@@ -139,6 +150,7 @@ def _classes(scan: Scan, folder: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for entry in folders:
         name = class_name(entry.name)
+        scan.written.add((split, entry.name))
         if not name:
             raise UserError(f"{entry.path!r}: a class folder named by blanks alone; rename it")
         found.setdefault(name, []).extend(sorted(_pictures(scan, entry.path)))

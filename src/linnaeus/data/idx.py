@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.names import NAMES_TEXT, class_name, listed, read_classes, read_text
-from linnaeus.data.table import Table, checked
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
 TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -95,7 +95,7 @@ def open_idx(source: str, path: Path) -> Table:
     names = _display(folder, files[0].path.parent, sets[0], classes)
     pixels = images[0] if len(images) == 1 else np.concatenate(images)
     root = os.path.abspath(folder)  # noqa: PTH100
-    return checked(Table(source, "idx", classes, names, indices.reshape(-1), np.array(split), images=pixels, root=root))
+    return Table(source, "idx", classes, names, indices.reshape(-1), np.array(split), images=pixels, root=root)
 
 
 def _read_pair(file: Found, files: list[Found]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.names import NAMES_TEXT, class_name, natural_order, printable, read_classes, read_text
-from linnaeus.data.table import Table, checked
+from linnaeus.data.names import NAMES_TEXT, class_name, natural_order, printable, read_classes, read_text, spelled_apart
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
 NUMBER = re.compile("-?[0-9]{1,18}")
@@ -26,6 +26,7 @@ class Rows:
     splits: list[str] = field(default_factory=list)  # "train" | "valid" | "test" | ""
     lines: list[int] = field(default_factory=list)  # line numbers, from 1, for messages
     groups: list[str] | None = None
+    written: set[tuple[str, str]] = field(default_factory=set)  # (split, label as written)
 
 
 def open_lists(source: str, files: dict[str, Path]) -> Table:
@@ -42,7 +43,8 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
     labels, classes = _resolve_labels(parts, paths, folder / NAMES_TEXT)
     split = np.array([split for part in parts for split in part.splits], dtype="<U5")
     root = str(folder.absolute())
-    return checked(Table(source, "list", classes, classes, labels, split, paths=tuple(paths), root=root))
+    spellings = spelled_apart(pair for part in parts for pair in part.written)
+    return Table(source, "list", classes, classes, labels, split, paths=tuple(paths), root=root, spellings=spellings)
 
 
 def read_list(path: Path, split: str = "") -> Rows:
@@ -57,6 +59,7 @@ def read_list(path: Path, split: str = "") -> Rows:
             raise UserError(f"{path}:{number}: {clip(line)} has no label; write `path label` on each line")
         rows.texts.append(cut[0])
         rows.labels.append(label_of(cut[1], path, number))
+        rows.written.add((split, cut[1]))
         rows.splits.append(split)
         rows.lines.append(number)
     if not rows.texts:

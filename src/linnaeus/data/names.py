@@ -26,6 +26,15 @@ def class_name(text: str) -> str:
     return printable(unicodedata.normalize("NFC", text).strip())
 
 
+def spelled_apart(written: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """(split, class as written) -> those of classes that are written in more than one way, sorted."""
+    ways: dict[str, set[str]] = {}
+    written = {(split, printable(text)) for split, text in written}
+    for _, text in written:
+        ways.setdefault(class_name(text), set()).add(text)
+    return tuple(sorted((split, text) for split, text in written if len(ways[class_name(text)]) > 1))
+
+
 def printable(text: str) -> str:
     r"""`text` with the bytes of a file name that are no UTF-8 (Python's lone surrogates) written as `\udcxx`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from linnaeus.data import builtin, cifar, csvfile, folder, idx, listing
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.names import listed
-from linnaeus.data.table import SPLITS, Table
+from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
 
 LISTS = {"train": ("train.txt",), "valid": ("valid.txt", "val.txt"), "test": ("test.txt",)}
@@ -23,13 +23,29 @@ def open_source(
     train: str | None = None,
     valid: str | None = None,
     test: str | None = None,
+    group: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    lenient: bool = False,
 ) -> Table:
     """Read what the user points at into a table, without opening a picture.
 
-    `train`, `valid`, `test` name list files (or CSVs) in a folder. What exists on disk goes before a known name; a
-    known name is fetched if need be, with `progress(bytes done, bytes in all)`. Raises UserError.
+    `train`, `valid`, `test` name list files (or CSVs) in a folder, `group` the column of a CSV whose values tell which
+    samples must stay on one side of a split. What exists on disk goes before a known name; a known name is fetched if
+    need be, with `progress(bytes done, bytes in all)`. Raises UserError; for a table that no classifier can be made of
+    too, unless `lenient`: who checks data wants to see all that is wrong with it.
     """
+    table = _open(source, train, valid, test, group, progress)
+    return table if lenient and len(table) else checked(table)
+
+
+def _open(
+    source: str | Path,
+    train: str | None,
+    valid: str | None,
+    test: str | None,
+    group: str | None,
+    progress: Callable[[int, int | None], None] | None,
+) -> Table:
     text = str(source)
     given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
     path = Path(text).expanduser()
@@ -42,14 +58,23 @@ def open_source(
     if given and not is_folder:
         raise UserError(f"{text}: not a folder; {listed([*given])} name list files inside a folder")
     if is_folder:
-        return _open_folder(text, path, given)
+        return _with_groups(_open_folder(text, path, given, group), group)
     if is_file:
-        return _open_file(text, path)
+        return _with_groups(_open_file(text, path, group), group)
     if exists:
         raise UserError(f"{text}: neither a file nor a folder; give a folder, a list file or a CSV")
     if text in builtin.KNOWN:
-        return builtin.open_known(text, progress)
+        return _with_groups(builtin.open_known(text, progress), group)
     raise UserError(_not_found(text))
+
+
+def _with_groups(table: Table, group: str | None) -> Table:
+    if group is not None and table.groups is None:
+        raise UserError(
+            f"{table.source}: split.groups = {group!r} names a column, and only a CSV has columns; "
+            'write one, or use "near-duplicates"'
+        )
+    return table
 
 
 def _not_found(text: str) -> str:
@@ -60,25 +85,25 @@ def _not_found(text: str) -> str:
     return f"{text}: no such file or folder; {hint}"
 
 
-def _open_folder(source: str, path: Path, given: dict[str, str]) -> Table:
+def _open_folder(source: str, path: Path, given: dict[str, str], group: str | None) -> Table:
     """A folder: what is in it decides. List files go before class folders, binaries before both."""
     try:
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     if given:
-        return _open_lists(source, path, given, names)
+        return _open_lists(source, path, given, names, group)
     binaries = cifar.find_cifar(path)
     if binaries is not None:
         return cifar.open_cifar(source, binaries)
     if idx.find_idx(path):
         return idx.open_idx(source, path)
     if "train.txt" in names or "test.txt" in names:
-        return _open_lists(source, path, {}, names)
+        return _open_lists(source, path, {}, names, group)
     return folder.open_folder(source, path)
 
 
-def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str]) -> Table:
+def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str], group: str | None) -> Table:
     """List files in a folder: those named, and the usual ones for the splits not named."""
     files = {}
     for split in SPLITS:
@@ -91,14 +116,14 @@ def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str])
     kinds = {file.suffix.lower() in CSVS for file in files.values()}
     if len(kinds) > 1:
         raise UserError(f"{source}: {listed([file.name for file in files.values()])}: use list files or CSVs, not both")
-    return (csvfile.open_csv if kinds == {True} else listing.open_lists)(source, files)
+    return csvfile.open_csv(source, files, group) if kinds == {True} else listing.open_lists(source, files)
 
 
-def _open_file(source: str, path: Path) -> Table:
+def _open_file(source: str, path: Path, group: str | None) -> Table:
     """A file: its name decides, else its first bytes."""
     name = path.name.lower()
     if name.endswith(CSVS):
-        return csvfile.open_csv(source, {"": path})
+        return csvfile.open_csv(source, {"": path}, group)
     if name.endswith(ARCHIVES):
         return cifar.open_cifar(source, path)
     if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -44,6 +44,7 @@ class Table:
     images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
     groups: tuple[str, ...] | None = None  # samples of one group stay on one side of a split; "" is no group
     ignored: tuple[str, ...] = ()  # hidden files and non-pictures that were passed over
+    spellings: tuple[tuple[str, str], ...] = ()  # (split, name as written) of classes written in more than one way
     root: str = ""  # absolute folder that sample ids are relative to
     origin: np.ndarray | None = None  # (n,) "<U5": the part of the source a sample came from; where images
     number: np.ndarray | None = None  # (n,) int64: its position in that part; where images

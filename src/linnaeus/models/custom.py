@@ -7,7 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from linnaeus.errors import UserError
 from linnaeus.models.network import Network
@@ -32,20 +32,15 @@ class Custom(Network):
     def stages(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.module.named_children()) if self.children_are_stages else ("all",)
 
-    def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
-        for stage in self.between(start, stop):
-            x = self.stage_module(stage)(x)
-        return x
+    def function_of(self, stage: str) -> nn.Module:
+        return self.module.get_submodule(stage) if self.children_are_stages else self.module
 
     def stage_of(self, name: str) -> str:
         """'module.features.0.weight' -> 'features'."""
         return name.split(".")[1] if self.children_are_stages else "all"
 
     def modules_of(self, stage: str) -> list[nn.Module]:
-        return [self.stage_module(stage)]
-
-    def stage_module(self, stage: str) -> nn.Module:
-        return self.module.get_submodule(stage) if self.children_are_stages else self.module
+        return [self.function_of(stage)]
 
 
 def wrap(module: nn.Module, classes: int, channels: int = 3, source: str = "a module") -> Network:

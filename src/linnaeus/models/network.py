@@ -61,10 +61,37 @@ class Network(nn.Module):
         for stage in stages:
             if stage == "head" and seen:
                 x = torch.cat(seen, 1)
-            x = instead.get(stage, getattr(self, stage))(x)
+            x = instead.get(stage, self.function_of(stage))(x)
             if stage in self.head_stages:
                 seen.append(pooled(x))
         return torch.cat(seen, 1) if seen and stop == "head" else x
+
+    def function_of(self, stage: str) -> Callable[[Tensor], Tensor]:
+        """What runs a stage."""
+        return getattr(self, stage)
+
+    def look(self, x: Tensor, stages: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """What `stages` give for pictures (N, C, H, W), and the logits (N, classes), in one graph for gradients.
+
+        The graph begins at the lowest of `stages`: what lies below runs without one, and no gradient, hook or flag of a
+        parameter is touched. Every way from a stage to the logits is in it, the head's own look at that stage too.
+        For a network in evaluation mode.
+        """
+        seen: dict[str, Tensor] = {}
+        wanted = torch.is_grad_enabled()
+
+        def watched(stage: str) -> Callable[[Tensor], Tensor]:
+            def run(x: Tensor) -> Tensor:
+                with torch.set_grad_enabled(wanted and bool(seen)):
+                    x = self.function_of(stage)(x)
+                if stage in stages:
+                    seen[stage] = x = x if x.requires_grad else x.detach().requires_grad_()
+                return x.clone() if stage in stages else x  # what follows may work in place
+
+            return run
+
+        logits = self._run(x, None, None, {stage: watched(stage) for stage in self.stages})
+        return seen, logits
 
     @property
     def starts(self) -> tuple[str | None, ...]:

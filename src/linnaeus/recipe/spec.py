@@ -143,6 +143,8 @@ class Split(Strict):
     valid: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
+    groups: str | None = None
+    """Keep what belongs together on one side: a column of a CSV, such as patient, or `near-duplicates`."""
 
     @model_validator(mode="after")
     def _leaves_training(self) -> Split:

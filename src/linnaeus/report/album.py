@@ -141,6 +141,6 @@ def _open(source: str, data: dict[str, Any], *, known: bool) -> Table:
         if not found.present:  # a report fetches nothing
             raise UserError(f"{source}: is not at hand; linnaeus data pull {source}")
         return open_known(source)
-    lists = {key: data.get(key) for key in ("train", "valid", "test")}
+    lists: dict[str, Any] = {key: data.get(key) for key in ("train", "valid", "test")}
     lists["valid"] = None if lists["valid"] == "test" else lists["valid"]
     return open_source(source, **(lists if Path(source).is_dir() else {}))

@@ -128,7 +128,7 @@ def _write_header(sheet: Sheet, shown: Sequence[Shown], title: str, left_out: in
 def _draw_tile(
     sheet: Sheet, s: Shown, names: tuple[list[str], list[str]], left: float, top: float, side: float
 ) -> None:
-    pixels = _square(s.picture, round(side * DPI))
+    pixels = fit_square(s.picture, round(side * DPI))
     color = np.array(to_rgb(s.color if s.mark else "#b8c0c8"))
     bar = np.broadcast_to((255 * color).round().astype(np.uint8), (round(BAR * DPI), pixels.shape[1], 3))
     sheet.picture(round(left * DPI), round(top * DPI), np.concatenate([pixels, bar]))
@@ -136,7 +136,7 @@ def _draw_tile(
     x = left + _mark_width(s)
     if s.mark:
         sheet.write(left, y, s.mark, color=s.color)
-    sheet.write(left + side, y, _chance(s.probability), color=MUTED, align="right")
+    sheet.write(left + side, y, chance(s.probability), color=MUTED, align="right")
     predicted, true = names
     for line in predicted:
         sheet.write(x, y, line, color=s.color)
@@ -159,7 +159,7 @@ def _draw_tile(
         )
 
 
-def _chance(probability: float) -> str:
+def chance(probability: float) -> str:
     """Whole percents, and never a 0 or a 100 that is not one."""
     if not math.isfinite(probability):
         return "–"
@@ -170,7 +170,7 @@ def _chance(probability: float) -> str:
     return f"{100 * probability:.0f} %"
 
 
-def _square(picture: np.ndarray, side: int) -> np.ndarray:
+def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
     """(H, W[, 1 or 3]) uint8 -> (side, side, 3): as large as fits, centered on a light ground."""
     picture = np.asarray(picture, dtype=np.uint8)
     picture = picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture

@@ -127,8 +127,21 @@ def _notes(run: Contents, album: Album) -> list[str]:
         notes.append("The best model was selected on the test pictures, so its figure flatters.")
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
         notes.append("There is no test split: the figures are of the pictures that chose the best epoch.")
+    for split in run.answers:
+        if "without_leaks" in run.metrics[split]:
+            notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))
     if album.missing:
         notes.append(f"No pictures are shown: {album.missing}")
     if run.split not in run.evaluation:
         notes.append("Figures by class and calibration are missing: this run has no evaluation.json.")
     return notes
+
+
+def _without_leaks(split: str, clean: dict[str, Any] | None) -> str:
+    """What the figures are on the pictures of which no copy stands in an earlier split."""
+    start = f"Some {sections.WORDS[split]} pictures have copies in an earlier split, so their figures flatter"
+    if clean is None:
+        return f"{start}; without them none is left."
+    low, high = (percent(v, 1) for v in clean["accuracy_ci95"])
+    right = f"{percent(clean['accuracy'], 1)} ({clean['correct']:,} of {clean['n']:,}, 95 % interval {low} to {high})"
+    return f"{start}. Without them {right} are right."

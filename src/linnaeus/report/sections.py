@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.check.findings import KINDS, SEVERITIES
 from linnaeus.console import duration
 from linnaeus.data.table import SPLITS
 from linnaeus.report.album import LARGE, Album, Shown
@@ -21,7 +22,6 @@ BESIDE = 6  # pairs, where they stand beside a small matrix
 JUDGED = 12  # mistakes, and right answers, that are shown
 FINDINGS, FINDING_PICTURES = 6, 60  # findings shown of a kind; pictures of all of them
 BAD = 20  # unreadable pictures that are named
-SEVERITIES = ("error", "warning", "info")
 METRICS = {
     "accuracy": "Accuracy",
     "top5": "Top-5 accuracy",
@@ -132,7 +132,7 @@ def findings(run: Contents, album: Album) -> dict[str, Any]:
             what = finding["detail"] or ", ".join(finding["classes"])
             some.append({"pictures": pictures, "paths": finding["paths"][:4], "detail": what})
         n = len(groups[severity, kind])
-        title = kind.replace("-", " ")
+        title = KINDS.get(kind, kind.replace("-", " "))
         shown.append({"severity": severity, "title": title, "n": n, "some": some, "more": n - len(some)})
     return {
         "checked": run.findings is not None,

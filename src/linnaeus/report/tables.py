@@ -95,16 +95,19 @@ def confused(m: Measures, names: Sequence[str]) -> list[str]:
 
 def calibration(found: Calibrated, m: Measures) -> list[str]:
     """Probabilities before and after the temperature."""
-    how = "each fifth of the pictures by the others" if found.cross_fitted else "fitted on other pictures"
+    how = "each fifth of the pictures by the others" if found.cross_fitted else "fitted on validation"
+    title = f"calibration by temperature {found.temperature:.3g} ({how})"
+    if not found.stored:
+        title = f"calibration: the model has none; a temperature of {found.temperature:.3g} would do this ({how})"
     rows = [["", "uncalibrated", "calibrated"]]
     for name in ("loss", "brier", "ece", "ece_equal_mass"):
         both = (found.before[name], found.after[name])
         rows.append([LABELS[name], *(_value(value, percent=name in PERCENT) for value in both)])
     mean, most = m.ece_by_chance
     return [
-        f"calibration by temperature {found.temperature:.3g} ({how})",
+        title,
         *align(rows, "<>>"),
-        f"a perfect model would show an ECE of {mean:.1%} on {m.n} pictures, up to {most:.1%} in 95 of 100 draws",
+        f"a perfect model would show an ECE of {mean:.2%} on {m.n} pictures, up to {most:.2%} in 95 of 100 draws",
     ]
 
 
@@ -147,7 +150,9 @@ def views(found: Assessment) -> list[str]:
     plain = [f"{m[name].value:.4f}" for name in ("loss", "brier")]
     rows.append(["plain", f"{m['accuracy'].value:.2%}", *plain, f"{m['ece'].value:.2%}", "", "", "", "", ""])
     rows += [_view_row(name, each) for name, each in found.views.items()]
-    title = "test-time augmentation: mean probability of several views (p: McNemar's exact test)"
+    title = (
+        "test-time augmentation: mean probability of several views, each at the cost of one (p: McNemar's exact test)"
+    )
     return [title, *align(rows, "<" + 9 * ">")]
 
 

@@ -10,11 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from linnaeus.data.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
+
+T = TypeVar("T")
 
 Row = np.ndarray | UnreadableError
 """(h, w, C) uint8, or why there is none"""
@@ -63,20 +65,7 @@ class Decoding:
             row = None if known is None else known(k)
             return self.load(k) if row is None else row
 
-        total = len(self.indices)
-        ahead = iter(range(start, total))
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        waiting: deque[Future[Row]] = deque()
-        try:
-            # As many are under way as keep the threads busy, and no more, which bounds the memory.
-            waiting.extend(pool.submit(make, k) for k in islice(ahead, 4 * self.threads))
-            for done in range(start + 1, total + 1):
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(make, k) for k in islice(ahead, 1))
-                if self.progress is not None:
-                    self.progress(done, total)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return in_order(make, start, len(self.indices), self.threads, self.progress)
 
     def estimate(self) -> int:
         """Bytes that the rows will take: exact for squares, else from the headers of some of the pictures."""
@@ -113,6 +102,25 @@ class Decoding:
                 continue
             signatures[k] = int.from_bytes(digest.digest(), "little") or 1
         return signatures
+
+
+def in_order(
+    make: Callable[[int], T], start: int, total: int, threads: int, progress: Progress | None = None
+) -> Iterator[T]:
+    """make(start) … make(total - 1), in order, worked out by threads a little ahead of who asks."""
+    ahead = iter(range(start, total))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    waiting: deque[Future[T]] = deque()
+    try:
+        # As many are under way as keep the threads busy, and no more, which bounds the memory.
+        waiting.extend(pool.submit(make, k) for k in islice(ahead, 4 * threads))
+        for done in range(start + 1, total + 1):
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(make, k) for k in islice(ahead, 1))
+            if progress is not None:
+                progress(done, total)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def select(images: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ def _best(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> _K
         if entry.about.get("form") != _form(rows.spec):
             continue
         try:
-            match = _lookup(read_index(entry.path).signatures, signatures)
+            match = lookup(read_index(entry.path).signatures, signatures)
             count = len(match) if entry.name == name else int((match >= 0).sum())
             if count > most and cache.find(entry.name) is not None:
                 best, most = _Known(_open(entry, rows.spec), match, entry.name), count
@@ -191,8 +191,8 @@ def _form(spec: RowSpec) -> list[Any]:
     return ["pixels", DECODE_VERSION, *astuple(spec)]
 
 
-def _lookup(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
-    """(n,) int64: where each of ours is among theirs, or -1."""
+def lookup(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
+    """(n,) int64: where each of our signatures is among theirs, or -1."""
     if not len(theirs):
         return np.full(len(ours), -1, np.int64)
     order = np.argsort(theirs, kind="stable")

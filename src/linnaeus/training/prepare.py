@@ -24,6 +24,7 @@ from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Samples
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.training.choose import choose_recipe
+from linnaeus.training.inspect import NEAR_DUPLICATES, group_copies
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), a value a channel, on the scale [0, 1]."""
@@ -57,7 +58,7 @@ def resolve_recipe(
         overrides["seed"] = seed
     table: Table | None = None
     if recipe is None:
-        table = _open(source, overrides.get("data.train"), overrides.get("data.valid"), overrides.get("data.test"))
+        table = _open(source, *(overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")))
         recipe, why = choose_recipe(table, at_hand())
         console.say(f"recipe    {recipe}: {why}")
     if isinstance(recipe, Recipe):
@@ -66,13 +67,16 @@ def resolve_recipe(
     else:
         resolved = load_recipe(recipe, overrides, _epochs(epochs))
     if table is None:
-        table = _open(source, resolved.data.train, resolved.data.valid, resolved.data.test)
+        data = resolved.data
+        table = _open(source, data.train, data.valid, data.test, data.split.groups)
     return resolved, table
 
 
-def open_split(table: Table, recipe: Recipe) -> Table:
-    """Every sample in its split, by the recipe's shares and seed."""
+def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
+    """Every sample in its split, by the recipe's shares and seed; groups stay together."""
     split = recipe.data.split
+    if split.groups == NEAR_DUPLICATES:
+        table = group_copies(table, console)
     return split_table(
         table, valid=split.valid, test=split.test, seed=split.seed, valid_is_test=recipe.data.valid == "test"
     )
@@ -193,8 +197,9 @@ def measure_pixels(train: Samples, preprocessing: Preprocessing) -> Preprocessin
     )  # fmt: skip
 
 
-def _open(source: str | Path, train: str | None, valid: str | None, test: str | None) -> Table:
-    return open_source(source, train=train, valid=None if valid == "test" else valid, test=test)
+def _open(source: str | Path, train: str | None, valid: str | None, test: str | None, groups: str | None) -> Table:
+    column = None if groups == NEAR_DUPLICATES else groups
+    return open_source(source, train=train, valid=None if valid == "test" else valid, test=test, group=column)
 
 
 def _epochs(epochs: int | str | list[int] | None) -> list[int] | None:

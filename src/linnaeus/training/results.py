@@ -11,7 +11,7 @@ from linnaeus.assess import assess
 from linnaeus.calibrate import Calibration
 from linnaeus.data.batches import Subset
 from linnaeus.data.table import Table
-from linnaeus.evaluate import Outputs, confusion_matrix, figures
+from linnaeus.evaluate import Figures, Outputs, confusion_matrix, figures
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.frozen import Samples
 from linnaeus.training.phases import Best
@@ -23,8 +23,12 @@ SHOWN = 24
 class Judged:
     """The final figures of a run: a calibration fitted on validation, and every split judged with it."""
 
-    def __init__(self, outputs: dict[str, Outputs]):
-        """`outputs`: what the saved model's network answers, by split; `valid` is there."""
+    def __init__(self, outputs: dict[str, Outputs], without_leaks: dict[str, Figures | None]):
+        """`outputs`: what the saved model's network answers, by split; `valid` is there.
+
+        `without_leaks`: figures on the pictures of which no copy stands in an earlier split, where others have one.
+        """
+        self.without_leaks = without_leaks
         self.calibration = Calibration.fit(outputs["valid"], "valid")
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
@@ -37,20 +41,28 @@ class Judged:
     def to_dict(self) -> dict[str, Any]:
         """For metrics.json: the splits, and the calibration without its curve."""
         stored = {name: value for name, value in self.calibration.to_dict().items() if name != "curve"}
-        return {split: found.to_dict() for split, found in self.found.items()} | {"calibration": stored}
+        splits = {split: found.to_dict() for split, found in self.found.items()}
+        for split, clean in self.without_leaks.items():
+            splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+        return splits | {"calibration": stored}
 
     def long_dict(self, table: Table) -> dict[str, Any]:
         """For evaluation.json: everything by split, as `linnaeus evaluate --json` writes it."""
         return {split: found.long_dict(table.classes, table.names) for split, found in self.found.items()}
 
     def lines(self) -> list[str]:
-        """Two lines for whoever started the run."""
+        """A few lines for whoever started the run."""
         split = "test" if "test" in self.found else "valid"
         found = self.found[split].calibrated
         where = {"valid": "validation, by cross-fitting"}.get(split, split)
         chance = self.found[split].measures.ece_by_chance[0]
         moved = f"{found.before['ece']:.1%} before, {found.after['ece']:.1%} after, {chance:.1%} by chance alone"
+        clean = [
+            f"{split:9} {figures_ or 'none is left'}, without those of which a copy stands in an earlier split"
+            for split, figures_ in self.without_leaks.items()
+        ]
         return [
+            *clean,
             f"certainty temperature {found.temperature:.3g}; calibration error {moved} ({where})",
             f"unsure    {self.calibration.rule}",
         ]

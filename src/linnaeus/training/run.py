@@ -22,6 +22,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.training.engine import Engine, hardware
+from linnaeus.training.inspect import inspect, without_leaks
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Best, Phases
 from linnaeus.training.prepare import (
@@ -52,7 +53,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     trust: list[str] = field(default_factory=list)
-    """Lines that say how far its probabilities can be trusted, and when it is unsure."""
+    """Lines for a person: figures without leaked pictures, how far probabilities can be trusted, when it is unsure."""
 
     @property
     def valid(self) -> Figures:
@@ -132,7 +133,7 @@ class _Job:
         choose_device(device)  # a device that is not there is the cheapest thing to find
         self.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, self.console)
         self.engine = Engine(device, self.recipe.precision)
-        self.table = open_split(table, self.recipe)
+        self.table = open_split(table, self.recipe, self.console)
         self.place = place(self.table.source)  # before there is a run folder, which may have the name of the source
         RunFolder.check(out)
         torch.manual_seed(self.recipe.seed)
@@ -154,6 +155,14 @@ class _Job:
         if bad and strict:
             first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
             raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {first}; {advice}")
+        self.inspection = inspect(self.table, self.console)
+        self.folder.write_check(self.inspection)
+        if self.inspection.leaked and strict:
+            counts = " and ".join(f"{len(found)} {split}" for split, found in self.inspection.leaked.items())
+            raise UserError(
+                f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them, set "
+                'data.split.groups to "near-duplicates", or go on without --strict: figures then come with and without'
+            )
         if self.recipe.data.normalise == "data":
             self.preprocessing = measure_pixels(self.samples["train"], self.preprocessing)
         self.bad = len(bad)
@@ -169,6 +178,8 @@ class _Job:
         say(f"device    {self.engine.describe()}")
         say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
         say(f"classes   {len(table.classes)}: {_class_map(table)}")
+        for line in self.inspection.lines:
+            self.console.warn(line)
         if self.recipe.data.valid == "test":
             self.console.warn('valid = "test": the best model is selected on the test pictures, so its figure flatters')
         total = sum(p.numel() for p in network.parameters())
@@ -262,7 +273,7 @@ class _Job:
                     network, self.preprocessing, rows, labels,
                     batch=BATCH, device=self.engine.device, autocast=self.engine.autocast,
                 )  # fmt: skip
-        judged = Judged(outputs)
+        judged = Judged(outputs, without_leaks(self.table, self.samples, outputs, self.inspection.leaked))
         result = judged.figures
         assert best.figures is not None
         if result["valid"].correct != best.figures.correct:
@@ -306,12 +317,16 @@ class _Job:
 
     def _report(self, metrics: dict[str, Any]) -> None:
         """metrics.json, and the page that is made from it. Whatever happens to the page, the model is there."""
+        from linnaeus.predict import load
+        from linnaeus.report.maps import heat_maps
         from linnaeus.report.page import write_report
 
         self.folder.write_metrics(metrics)
         since = time.perf_counter()
         try:
-            write_report(self.folder.path, self.table)
+            own = self.network if self.network.arch["name"] == "custom" else None
+            classifier = load(self.folder.model, device=self.engine.device.type, model=own)
+            write_report(self.folder.path, self.table, heat=heat_maps(classifier))
         except Exception as error:
             again = f"linnaeus report {self.folder.path} tries again"
             self.console.warn(f"report.html was not written ({type(error).__name__}: {error}); {again}")

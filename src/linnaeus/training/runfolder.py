@@ -17,8 +17,9 @@ from linnaeus.files import atomic, disk_errors, write_text
 from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
 from linnaeus.report.contents import EVALUATION
+from linnaeus.training.inspect import Inspection
 
-BEGINNINGS = frozenset({"recipe.toml", "split.csv", "bad_images.csv", "history.csv"})
+BEGINNINGS = frozenset({"recipe.toml", "check.json", "split.csv", "bad_images.csv", "history.csv"})
 """What a run has written before its first model."""
 
 
@@ -95,6 +96,11 @@ class RunFolder:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "reason"])
             writer.writerows(bad)
+
+    def write_check(self, inspection: Inspection) -> None:
+        """check.json: what is wrong with the data, as `linnaeus check --json` has it."""
+        if inspection.found:
+            write_text(self.path / "check.json", inspection.json)
 
     def write_split(self, table: Table) -> None:
         """Which sample is in which split, in the form that the CSV reader reads."""

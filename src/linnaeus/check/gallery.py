@@ -1,0 +1,151 @@
+"""A page of what was found, side by side: one file, no scripts, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from linnaeus.check.findings import KINDS, Finding, by_kind
+from linnaeus.check.run import Checked
+from linnaeus.check.terminal import NEXT
+from linnaeus.data.decode import UnreadableError, decode
+from linnaeus.data.names import printable
+from linnaeus.files import write_text
+
+SIDE = 176  # pixels of a thumbnail's long side
+QUALITY = 72
+CARDS = 100  # findings shown of a kind and severity
+PICTURES = 4  # of a finding
+ALL_PICTURES = 700  # on the page, which keeps it below 5 MB
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail; without data, what to say in its place."""
+
+    caption: str
+    alt: str
+    data: str = ""
+    width: int = 0
+    height: int = 0
+    instead: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    text: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    severity: str
+    anchor: str
+    advice: str
+    count: int
+    cards: list[Card]
+
+    @property
+    def more(self) -> int:
+        return self.count - len(self.cards)
+
+
+def write_gallery(checked: Checked, path: Path) -> None:
+    """Write the page. Raises UserError or JobError where the file cannot be written."""
+    import jinja2
+
+    template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    table = checked.table
+    splits = ", ".join(f"{n.sum()} {split or 'not split yet'}" for split, n in table.counts().items())
+    page = environment.from_string(template).render(
+        source=printable(table.source),
+        summary=f"{len(table)} pictures of {len(table.classes)} classes: {splits}.",
+        notes=checked.notes,
+        sections=_Gallery(checked).sections(),
+    )
+    write_text(path, page)
+
+
+@dataclass
+class _Gallery:
+    """Makes the thumbnails, as many as fit the page."""
+
+    checked: Checked
+    drawn: int = 0
+    examples: dict[str, Picture | None] = field(default_factory=dict)
+
+    def sections(self) -> list[Section]:
+        return [
+            Section(
+                KINDS[kind], severity, f"{severity}-{kind}", NEXT.get(kind, ""), len(found),
+                [self._card(finding) for finding in found[:CARDS]],
+            )
+            for (severity, kind), found in by_kind(self.checked.findings).items()
+        ]  # fmt: skip
+
+    def _card(self, finding: Finding) -> Card:
+        text = finding.detail
+        if finding.kind == "ignored":  # they are no pictures
+            return Card(f"{text}: {', '.join(finding.paths[:20])}{' …' if len(finding.paths) > 20 else ''}", [])
+        if not finding.paths and finding.classes:
+            text = f"{', '.join(finding.classes)}: {text}"
+        pictures = [self._picture(name) for name in finding.paths[:PICTURES]]
+        if len(finding.paths) > PICTURES:
+            text += f" ({len(finding.paths) - PICTURES} more of these pictures are not shown)"
+        if finding.kind == "suspicious-label":
+            example = self._example(finding.classes[1])
+            pictures += [example] if example else []
+        return Card(text, pictures)
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {self.checked.table.sample_id(i): i for i in range(len(self.checked.table))}
+
+    def _picture(self, name: str, caption: str = "") -> Picture:
+        table, i = self.checked.table, self._positions[name]
+        c = int(table.labels[i])
+        label = table.classes[c] if table.classes[c] == table.names[c] else f"{table.classes[c]} {table.names[c]}"
+        caption = caption or f"{name} ({label})"
+        if self.drawn >= ALL_PICTURES:
+            return Picture(caption, f"{name}: not shown", instead="not shown")
+        try:
+            pixels = decode(table.paths[i], at_least=SIDE) if table.paths is not None else table.images[i]  # type: ignore[index]
+        except UnreadableError:
+            return Picture(caption, f"{name}: cannot be read", instead="cannot be read")
+        self.drawn += 1
+        data, width, height = _thumbnail(pixels)
+        return Picture(caption, f"{name}, labelled {label}", data, width, height)
+
+    def _example(self, name: str) -> Picture | None:
+        """A picture of a class about which nothing was found."""
+        if name not in self.examples:
+            table = self.checked.table
+            c = table.classes.index(name)
+            members = [i for i in self.checked.looks.readable.tolist() if table.labels[i] == c]
+            chosen = next((s for i in members if (s := table.sample_id(i)) not in self._suspects), None)
+            shown = f"for comparison: {table.names[c]}"
+            self.examples[name] = None if chosen is None else self._picture(chosen, shown)
+        return self.examples[name]
+
+    @cached_property
+    def _suspects(self) -> set[str]:
+        return {path for finding in self.checked.findings for path in finding.paths}
+
+
+def _thumbnail(pixels: np.ndarray) -> tuple[str, int, int]:
+    """(h, w[, C]) uint8 -> base64 of a JPEG, its width and height. Tiny pictures are enlarged, pixel by pixel."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    long = max(image.size)
+    size = (max(1, round(image.width * SIDE / long)), max(1, round(image.height * SIDE / long)))
+    image = image.resize(size, Image.Resampling.BOX if long * 3 < SIDE else Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode(), *size

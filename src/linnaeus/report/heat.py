@@ -1,0 +1,51 @@
+"""A heat map laid over its picture: pixels, for a sheet or a page."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from linnaeus.report.grid import fit_square
+
+# Inferno gets lighter evenly from end to end, so it is read by any kind of color vision, and in gray. Its lower end is
+# as dark as a shadow: the scale starts above it.
+COLORS, LOWEST = "inferno", 0.25
+DARKEST, LIGHTEST = 0.06, 0.6  # of the gray picture beneath: darker than the upper half of the scale
+DIM = 0.3  # a picture without anything lighter than this is not brightened any further
+COVER = 0.82  # of the picture's gray, where the heat is 1
+RISE = 0.7  # below 1: little heat is seen too
+TEXTURE = 0.2  # of the picture's light and shadow stays in the colors
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray, side: int | None = None) -> np.ndarray:
+    """A heat map over its picture: (H, W, 3) uint8, or (side, side, 3) where a square picture is to be enlarged.
+
+    picture (H, W), (H, W, 1) or (H, W, 3) uint8; heat (H, W) in 0..1. The picture is gray, so that all color is the
+    heat's, and its lights are dimmed, so that more heat is lighter; dark pictures are brightened to be seen at all.
+    """
+    assert picture.shape[:2] == heat.shape, f"a picture of {picture.shape} and a map of {heat.shape}"
+    if side is not None:
+        assert heat.shape[0] == heat.shape[1], "only a square keeps its shape"
+        picture = fit_square(picture, side)
+        enlarged = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+        heat = np.asarray(enlarged)
+    heat = heat.astype(np.float32).clip(0, 1)
+    gray = picture.astype(np.float32) / 255
+    gray = gray @ np.array(LUMA, np.float32) if gray.ndim == 3 and gray.shape[2] == 3 else gray.reshape(heat.shape)
+    return _blend((gray / max(float(np.percentile(gray, 98)), DIM)).clip(0, 1), heat)
+
+
+def ramp(width: int, height: int) -> np.ndarray:
+    """The scale from 0 to 1, as it looks over a place of middling light: (height, width, 3) uint8."""
+    heat = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (height, width))
+    return _blend(np.full_like(heat, 0.4), heat)
+
+
+def _blend(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """(H, W) and (H, W), both in 0..1 -> (H, W, 3) uint8."""
+    beneath = (DARKEST + (LIGHTEST - DARKEST) * gray)[..., None]
+    colors = colormaps[COLORS](LOWEST + (1 - LOWEST) * heat)[..., :3] * (1 - TEXTURE + TEXTURE * gray[..., None])
+    cover = (COVER * heat**RISE)[..., None]
+    return (255 * ((1 - cover) * beneath + cover * colors)).round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,40 @@
+"""Heat maps for the page: where a model sees the class that it named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.predict import Classifier
+from linnaeus.report.album import LARGE, Heat
+
+
+def heat_maps(classifier: Classifier) -> Callable[[Table], Heat]:
+    """For `write_report`: Grad-CAM of the predicted class, over what the network sees of a table's picture i.
+
+    A network without a stage that could be drawn has none.
+    """
+    from linnaeus.explain import choose_stages, explain
+    from linnaeus.report.heat import overlay
+
+    side = classifier.preprocessing.size
+    try:
+        stages = choose_stages(classifier.network, side)
+    except UserError:
+        return lambda table: lambda i: None
+
+    def of(table: Table) -> Heat:
+        def draw(i: int) -> np.ndarray | None:
+            given = table.paths[i] if table.paths is not None else table.images[i]  # type: ignore[index]
+            (prediction,) = classifier.predict([given])
+            if prediction.picture is None:
+                return None
+            (found,) = explain(classifier, [prediction], stages=stages)
+            return overlay(prediction.picture, found.maps[stages[0]], max(side, LARGE))
+
+        return draw
+
+    return of

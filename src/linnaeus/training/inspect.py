@@ -1,0 +1,91 @@
+"""The check of the data that stands before every training, in its short form, and what it means for the figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from linnaeus.check.duplicates import COPY, EXACT
+from linnaeus.check.findings import short_form
+from linnaeus.check.run import check_table, leaks, near_duplicates
+from linnaeus.console import Console
+from linnaeus.data.batches import Subset
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.evaluate import Figures, Outputs, figures
+from linnaeus.stores.frozen import Samples
+
+NEAR_DUPLICATES = "near-duplicates"
+
+
+@dataclass
+class Inspection:
+    """What is wrong with the data of a run."""
+
+    found: dict[str, Any] = field(default_factory=dict)
+    """What `check --json` writes; empty where the source holds no files."""
+    lines: list[str] = field(default_factory=list)
+    """At most three, for who started the run."""
+    leaked: dict[str, np.ndarray] = field(default_factory=dict)
+    """Split -> samples (k,) int64 of the table of which a copy stands in an earlier split."""
+
+    @property
+    def json(self) -> str:
+        return json.dumps(self.found, indent=2, ensure_ascii=False) + "\n"
+
+
+def group_copies(table: Table, console: Console) -> Table:
+    """`table` with copies of one picture as groups, joined to the groups that it has: none is divided by a split."""
+    if table.paths is None:
+        raise UserError(
+            f'{table.source}: split.groups = "{NEAR_DUPLICATES}" looks for copies among files, and this source holds '
+            "arrays; leave it out"
+        )
+    numbers = near_duplicates(table, console=console).groups(EXACT, COPY)
+    given = table.groups or ("",) * len(table)
+    joined = _join(numbers, given)
+    sizes = np.bincount(joined)
+    return replace(
+        table, groups=tuple(f"group {g}" if sizes[g] > 1 or given[i] else "" for i, g in enumerate(joined.tolist()))
+    )
+
+
+def _join(numbers: np.ndarray, given: tuple[str, ...]) -> np.ndarray:
+    """(n,) numbers of the components when samples that share a number or a given name belong together."""
+    joined = numbers.copy()
+    while True:
+        lowest: dict[str, int] = {}
+        for number, name in zip(joined.tolist(), given, strict=True):
+            if name:
+                lowest[name] = min(number, lowest.get(name, number))
+        moved = {n: lowest[name] for n, name in zip(joined.tolist(), given, strict=True) if name and lowest[name] < n}
+        if not moved:
+            return joined
+        joined = np.array([moved.get(n, n) for n in joined.tolist()], dtype=np.int64)
+
+
+def inspect(table: Table, console: Console) -> Inspection:
+    """Check a table that is split: by pixels, and labels too where `linnaeus check` has left the vectors for it."""
+    if table.paths is None:
+        return Inspection()
+    checked = check_table(table, weights="stored", console=console)
+    lines = short_form(checked.findings, table.source)
+    return Inspection(checked.to_dict(), lines, leaks(table, checked.duplicates))
+
+
+def without_leaks(
+    table: Table, samples: dict[str, Samples], outputs: dict[str, Outputs], leaked: dict[str, np.ndarray]
+) -> dict[str, Figures | None]:
+    """Split -> its figures on the pictures of which no copy was trained or selected on; None where none is left."""
+    found: dict[str, Figures | None] = {}
+    for split, out in outputs.items():
+        if split in leaked:
+            indices, rows = table.where(split), samples[split].rows
+            kept = indices[rows.positions] if isinstance(rows, Subset) else indices
+            clean = ~np.isin(kept, leaked[split])
+            if not clean.all():
+                found[split] = figures(Outputs(out.labels[clean], out.logits[clean])) if clean.any() else None
+    return found

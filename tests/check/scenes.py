@@ -1,0 +1,62 @@
+"""Made-up photographs: smooth, colored, each unlike the others; and copies of them, as people make them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def scene(seed: int, width: int = 240, height: int = 200) -> Image.Image:
+    """Random shapes at several scales."""
+    generator = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for cells, weight in ((3, 1.0), (6, 0.8), (12, 0.5), (30, 0.3), (90, 0.3)):
+        grid = generator.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+        total += weight * np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
+    total = (total - total.min()) / (total.max() - total.min()) * 255
+    return Image.fromarray(total.astype(np.uint8))
+
+
+def encoded(image: Image.Image, quality: int = 90) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer)
+
+
+def cropped(image: Image.Image, share: float) -> Image.Image:
+    """Without `share` of the width on the left and on the right, and of the height above and below."""
+    x, y = round(share * image.width), round(share * image.height)
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "half": lambda image: encoded(image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)),
+    "quality 60": lambda image: encoded(image, 60),
+    "mirrored": lambda image: encoded(ImageOps.mirror(image)),
+    "cropped by 5 %": lambda image: encoded(cropped(image, 0.05)),
+}
+
+
+def write_scenes(folder: Path, classes: tuple[str, ...] = ("oak", "pine"), each: int = 6, seed: int = 0) -> Path:
+    """`folder/oak/0.jpg` …, all different."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            scene(1000 * seed + 100 * label + i).save(folder / name / f"{i}.jpg", quality=92)
+    return folder
+
+
+def bomb(path: Path, side: int = 20_000) -> None:
+    """A PNG whose header claims side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))

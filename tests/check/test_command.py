@@ -1,0 +1,237 @@
+"""`linnaeus check` as a user types it: terminal, JSON, page, exit status; with a network and without."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import sys
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from scenes import COPIES, scene, write_scenes
+
+from linnaeus import cli
+from linnaeus.check import gallery
+from linnaeus.check.findings import Finding
+from linnaeus.check.run import check, check_table, leaks, near_duplicates
+from linnaeus.console import Console
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import Table
+from linnaeus.embed import embed, usual_weights
+from linnaeus.models import create
+from linnaeus.models.weights import folder, remember, sha256_of
+from linnaeus.stores import default_cache
+
+WEIGHTS = "resnet18-torchvision-v1"
+
+
+@dataclass
+class Said:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["linnaeus", *map(str, arguments)])
+        capfd.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Said(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    """A source with one fault of each sort, and a class name that is markup."""
+    source = tmp_path / "photos"
+    write_scenes(source / "train", ("oak", "<b>pine"), each=12)
+    write_scenes(source / "valid", ("oak", "<b>pine"), each=6, seed=1)
+    train = source / "train" / "oak"
+    COPIES["mirrored"](Image.open(train / "3.jpg")).save(source / "valid" / "oak" / "leak.jpg")
+    (train / "4.jpg").write_bytes((train / "4.jpg").read_bytes()[:900])
+    scene(70).save(train / "png.jpg", "PNG")
+    (train / "readme.txt").write_text("about these pictures")
+    return source
+
+
+def weights_at_hand() -> None:
+    """Untrained weights under a published name: what they make of pictures is arbitrary, but always the same."""
+    torch.manual_seed(0)
+    folder().mkdir(parents=True, exist_ok=True)
+    path = folder() / f"{WEIGHTS}.safetensors"
+    save_file(create("resnet18", 1000).state_dict(), path)
+    remember(WEIGHTS, path.name, sha256_of(path))
+
+
+class Page(HTMLParser):
+    """Reads a page, insisting that tags close in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_errors_are_told_and_end_with_status_1(say, faulty: Path, tmp_path: Path):
+    said = say("check", faulty, "--json", tmp_path / "found.json", "--gallery", tmp_path / "found.html")
+    assert said.status == 1
+    assert "2 errors" in said.out
+    assert "train/oak/3.jpg = valid/oak/leak.jpg: 2 pictures are nearly the same, in train and valid" in said.out
+    assert "train/oak/4.jpg: cut short or damaged" in said.out
+    assert "linnaeus weights pull" in said.out
+    assert "next: leaks between splits" in said.out
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["pictures"] == 38
+    assert found["splits"] == {"train": 25, "valid": 13}
+    kinds = {finding["kind"] for finding in found["findings"]}
+    assert kinds == {"leak", "truncated", "wrong-extension", "ignored", "few-to-measure"}
+    assert all(set(finding) == {"kind", "severity", "paths", "classes", "detail"} for finding in found["findings"])
+
+
+def test_nothing_wrong_is_status_0(say, tmp_path: Path):
+    said = say("check", write_scenes(tmp_path / "good", each=12))
+    assert said.status == 0
+    assert "nothing found" in said.out
+    assert say("check", tmp_path / "good", "-q").out == ""
+
+
+def test_what_is_no_source_is_status_2(say, tmp_path: Path):
+    said = say("check", tmp_path / "nowhere")
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    write_scenes(tmp_path / "good")
+    said = say("check", tmp_path / "good", "--gallery", tmp_path / "page.png")
+    assert said.status == 2
+    assert "must end in .html" in said.err
+
+
+def test_the_page_is_whole_and_needs_nothing_else(say, faulty: Path, tmp_path: Path):
+    say("check", faulty, "--gallery", tmp_path / "found.html")
+    text = (tmp_path / "found.html").read_text(encoding="utf-8")
+    page = Page(text)
+    tags = [tag for tag, _ in page.tags]
+    assert "script" not in tags
+    assert "link" not in tags
+    assert "http" not in text
+    assert "<b>pine" not in text
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 3  # the leaked pair, and the misnamed one; the other cannot be read
+    for attributes in images:
+        assert attributes["alt"]
+        data = re.fullmatch(r"data:image/jpeg;base64,(.+)", attributes["src"] or "")
+        assert data
+        shown = Image.open(io.BytesIO(base64.b64decode(data[1])))
+        assert shown.size == (int(attributes["width"] or 0), int(attributes["height"] or 0))
+    assert "cannot be read" in page.text
+    assert "train/oak/3.jpg (oak)" in page.text
+    anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert anchors == {f"#{attributes['id']}" for tag, attributes in page.tags if tag == "section"}
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are no UTF-8")
+def test_names_that_are_no_utf8(tmp_path: Path):
+    source = write_scenes(Path(str(tmp_path / "fotos \udcff")), ("oak \udce9", "pine"), each=2)
+    (source / "pine" / "broken \udcff.jpg").write_bytes(b"")
+    checked = check(source)
+    assert [f.paths for f in checked.findings if f.kind == "empty"] == [("pine/broken \\udcff.jpg",)]
+    json.dumps(checked.to_dict(), ensure_ascii=False).encode("utf-8")
+    gallery.write_gallery(checked, tmp_path / "page.html")
+    assert "broken \\udcff.jpg" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
+
+
+def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checked = check(faulty)
+    names = [checked.table.sample_id(i) for i in checked.looks.readable.tolist()]
+    checked.findings[:] = [Finding("small", "info", (name,), ("oak",), "tiny") for name in names]
+    monkeypatch.setattr(gallery, "CARDS", 10)
+    monkeypatch.setattr(gallery, "ALL_PICTURES", 6)
+    gallery.write_gallery(checked, tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert sum(tag == "img" for tag, _ in page.tags) == 6
+    assert page.text.count("not shown") == 4
+    assert f"and {len(names) - 10} more" in page.text
+
+
+def test_thumbnails_of_arrays():
+    """Tiny pictures are enlarged, so that they can be seen."""
+    data, width, height = gallery._thumbnail(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    assert (width, height) == (gallery.SIDE, gallery.SIDE)
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (width, height)
+
+
+def test_small_arrays_are_checked_for_exact_copies_only():
+    images = np.stack([np.asarray(scene(i, 28, 28).convert("L")) for i in (*range(39), 7)])
+    table = Table("t", "idx", ("a", "b"), ("a", "b"), np.arange(40) % 2, np.array([""] * 40), images=images)
+    found = check_table(table)
+    assert any("near duplicates were not looked for" in note for note in found.notes)
+    assert {(f.kind, f.paths) for f in found.findings} == {("duplicate", ("idx[7]", "idx[39]"))}
+
+
+@pytest.mark.long
+def test_with_weights_at_hand_labels_are_judged_too(faulty: Path):
+    weights_at_hand()
+    assert usual_weights() == WEIGHTS
+    found = check(faulty)
+    assert (found.weights, found.notes) == (WEIGHTS, [])
+    assert "leak" in {finding.kind for finding in found.findings}
+    without = check(faulty, weights="none")
+    assert without.weights is None
+    assert "--weights none" in without.notes[0]
+
+
+def test_vectors_are_made_once_and_of_readable_pictures(tmp_path: Path):
+    weights_at_hand()
+    write_scenes(tmp_path, each=3)
+    (tmp_path / "oak" / "1.jpg").write_bytes(b"")
+    table = open_source(tmp_path)
+    assert embed(table, WEIGHTS, cache=default_cache(), console=Console(quiet=True), compute=False) is None
+    assert check_table(table, weights="stored").weights is None
+    first = embed(table, WEIGHTS, cache=default_cache(), console=Console(quiet=True))
+    assert first is not None
+    assert [table.sample_id(i) for i in range(6) if i not in first.indices] == ["oak/1.jpg"]
+    assert first.values.shape == (5, 512)
+    entries = {entry.name for entry in default_cache().entries()}
+    second = embed(table, WEIGHTS, cache=default_cache(), console=Console(quiet=True), compute=False)
+    assert second is not None
+    assert check_table(table, weights="stored").weights == WEIGHTS
+    assert (second.values == first.values).all()
+    assert {entry.name for entry in default_cache().entries()} == entries
+
+
+def test_a_training_finds_leaks_in_three_lines(faulty: Path):
+    table = open_source(faulty)
+    found = near_duplicates(table)
+    assert {split: [table.sample_id(i) for i in samples] for split, samples in leaks(table, found).items()} == {
+        "valid": ["valid/oak/leak.jpg"]
+    }
+    assert (found.pairs == check_table(table).duplicates.pairs).all()

@@ -1,0 +1,101 @@
+"""Difference hashes: what they survive, and that the search finds all that it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ImageOps
+from scenes import COPIES, scene
+
+from linnaeus.check.hashing import WINDOWS, difference_hashes, near
+
+
+def brute(database: np.ndarray, queries: np.ndarray, radius: int) -> set[tuple[int, int, int]]:
+    distance = np.bitwise_count(queries[:, None] ^ database[None])
+    return {(int(q), int(d), int(distance[q, d])) for q, d in zip(*np.nonzero(distance <= radius), strict=True)}
+
+
+@st.composite
+def clustered(draw) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of which many are near each other: random ones would never meet."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    generator = np.random.default_rng(seed)
+    centers = generator.integers(0, 2**64, draw(st.integers(1, 5)), dtype=np.uint64)
+
+    def sample(n: int) -> np.ndarray:
+        values = centers[generator.integers(0, len(centers), n)]
+        for _ in range(draw(st.integers(0, 12))):
+            flips = np.uint64(1) << generator.integers(0, 64, n).astype(np.uint64)
+            values = values ^ np.where(generator.random(n) < 0.6, flips, np.uint64(0))
+        return values
+
+    return sample(draw(st.integers(0, 40))), sample(draw(st.integers(0, 40)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(clustered(), st.integers(0, 9), st.sampled_from([4, 5, 7]))
+def test_the_search_finds_exactly_what_brute_force_finds(
+    hashes: tuple[np.ndarray, np.ndarray], radius: int, bands: int
+):
+    """Four bands of one width, and others whose widths differ."""
+    database, queries = hashes
+    query, entry, distance = near(database, queries, radius, bands=bands)
+    found = list(zip(query.tolist(), entry.tolist(), distance.tolist(), strict=True))
+    assert len(found) == len(set(found))
+    assert set(found) == brute(database, queries, radius)
+
+
+def test_pairs_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch):
+    database = np.random.default_rng(0).integers(0, 2**64, 300, dtype=np.uint64) & np.uint64(0xFF00FF00FF00FF00)
+    monkeypatch.setattr("linnaeus.check.hashing.AT_ONCE", 7)
+    assert set(zip(*(x.tolist() for x in near(database, database, 5)), strict=True)) == brute(database, database, 5)
+
+
+def test_three_wide_bands_find_the_same():
+    generator = np.random.default_rng(0)
+    centers = generator.integers(0, 2**64, 10, dtype=np.uint64)
+    flips = np.uint64(1) << generator.integers(0, 64, (4, 100)).astype(np.uint64)
+    database = centers[generator.integers(0, 10, 100)] ^ np.bitwise_or.reduce(flips)
+    found = set(zip(*(x.tolist() for x in near(database, database, 7, bands=3)), strict=True))
+    assert len(found) > 200
+    assert found == brute(database, database, 7)
+
+
+def test_crowded_bands_are_passed_over():
+    """5,000 hashes that share three bands of four: found by the fourth alone, and not by looking at all pairs."""
+    database = np.arange(5000, dtype=np.uint64)
+    query, entry, distance = near(database, database[:10], 0, crowded=1.0)
+    assert (query == entry).all()
+    assert len(query) == 10
+    assert (distance == 0).all()
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_copy_is_near_a_window_of_its_original(kind: str):
+    close = []
+    for seed in range(20):
+        original = scene(seed)
+        windows, _ = difference_hashes(original.convert("L"))
+        whole, mirror = difference_hashes(COPIES[kind](original).convert("L"))
+        queries = np.array([whole[0], mirror], np.uint64)
+        close.append(np.bitwise_count(windows ^ queries[:, None]).min() <= 5)
+    assert np.mean(close) >= 0.95
+
+
+def test_strangers_are_far_apart():
+    hashes = np.array([difference_hashes(scene(seed).convert("L"))[0][0] for seed in range(60)])
+    distance = np.bitwise_count(hashes[:, None] ^ hashes[None])[np.triu_indices(60, 1)]
+    assert distance.min() > 7
+    assert abs(distance.mean() - 32) < 3
+
+
+def test_the_mirrored_hash_is_that_of_the_mirrored_picture():
+    gray = scene(3).convert("L")
+    assert np.bitwise_count(np.uint64(difference_hashes(gray)[1]) ^ difference_hashes(ImageOps.mirror(gray))[0][0]) <= 1
+
+
+def test_the_first_window_is_the_whole_picture():
+    assert WINDOWS[0] == (0, 0, 1, 1)
+    assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in WINDOWS)

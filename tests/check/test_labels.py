@@ -1,0 +1,114 @@
+"""Suspicious labels: the confident joint of the paper, the ranking, and cleanlab's on the same probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from linnaeus.check.labels import confident_joint, suspect, suspicious_labels
+from linnaeus.data.table import Table
+from linnaeus.embed import Vectors
+
+
+def blobs(n: int, classes: int, seed: int = 0, flipped: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, 20) vectors, (n,) labels of which some are wrong, (n,) bool: which."""
+    generator = np.random.default_rng(seed)
+    true = np.arange(n) % classes
+    vectors = generator.normal(size=(classes, 20))[true] * 2 + generator.normal(size=(n, 20))
+    wrong = np.zeros(n, bool)
+    wrong[generator.choice(n, round(flipped * n), replace=False)] = True
+    labels = np.where(wrong, (true + generator.integers(1, classes, n)) % classes, true)
+    return vectors.astype(np.float32), labels, wrong
+
+
+def table_of(labels: np.ndarray, classes: int) -> Table:
+    names = tuple(str(c) for c in range(classes))
+    paths = tuple(f"/t/{i}.jpg" for i in range(len(labels)))
+    return Table("t", "list", names, names, labels, np.array([""] * len(labels)), paths=paths, root="/t")
+
+
+def test_the_confident_joint_by_hand():
+    """Thresholds are the mean own probabilities: 0.7 for class 0, 0.6 for class 1."""
+    labels = np.array([0, 0, 1, 1, 1])
+    p = np.array([[0.9, 0.1], [0.5, 0.5], [0.75, 0.25], [0.1, 0.9], [0.35, 0.65]])
+    assert confident_joint(labels, p).tolist() == [0, -1, 0, 1, 1]
+
+
+def test_a_class_without_samples_is_never_confident():
+    labels = np.array([0, 0, 1, 1])
+    p = np.array([[0.2, 0.1, 0.7]] * 4)
+    assert set(confident_joint(labels, p).tolist()) <= {-1, 0, 1}
+
+
+def test_flipped_labels_stand_first():
+    vectors, labels, wrong = blobs(300, 5)
+    found = suspicious_labels(table_of(labels, 5), Vectors(vectors, np.arange(300), "made up"))
+    first = [int(finding.paths[0].removesuffix(".jpg")) for finding in found][: int(wrong.sum())]
+    assert wrong[first].mean() > 0.9
+    assert {finding.severity for finding in found} <= {"warning", "info"}
+    i = first[0]
+    assert found[0].classes[0] == str(labels[i])
+    assert f"labelled {labels[i]}" in found[0].detail
+
+
+def test_clean_labels_give_few_findings():
+    vectors, labels, _ = blobs(300, 5, flipped=0.0)
+    found = suspicious_labels(table_of(labels, 5), Vectors(vectors, np.arange(300), "made up"))
+    assert sum(finding.severity == "warning" for finding in found) <= 3
+
+
+def test_unreadable_pictures_and_lonely_classes_are_left_out():
+    """Vectors exist for some samples only; class 7 of ten has one picture, and most have none."""
+    vectors, labels, wrong = blobs(120, 3)
+    labels = labels.copy()
+    lonely = int(np.flatnonzero(~wrong)[5])
+    labels[lonely] = 7
+    some = np.setdiff1d(np.arange(120), [0, 1, 2, 50])
+    found = suspicious_labels(table_of(labels, 10), Vectors(vectors[some], some, "made up"))
+    about = {int(finding.paths[0].removesuffix(".jpg")) for finding in found}
+    assert not about & {0, 1, 2, lonely, 50}
+    assert about & set(np.intersect1d(np.flatnonzero(wrong), some).tolist())
+
+
+def test_one_class_has_no_suspicious_labels():
+    vectors, _, _ = blobs(20, 2)
+    assert suspicious_labels(table_of(np.zeros(20, int), 2), Vectors(vectors, np.arange(20), "made up")) == []
+
+
+def test_the_ranking_is_cleanlabs():
+    rank = pytest.importorskip("cleanlab.rank")
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.full(6, 0.5), 400)
+    labels = generator.integers(0, 6, 400)
+    theirs = rank.get_label_quality_scores(labels, p, method="self_confidence")
+    ours = suspect(labels, p)
+    np.testing.assert_allclose(ours.own, theirs, rtol=1e-6)
+    np.testing.assert_array_equal(np.sort(theirs), theirs[ours.ranking])
+
+
+def test_the_confident_joint_is_cleanlabs():
+    count = pytest.importorskip("cleanlab.count")
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, 4, 500)
+    p = 0.5 * np.eye(4)[labels] + 0.5 * generator.dirichlet(np.ones(4), 500)
+    theirs = count.compute_confident_joint(labels, p, calibrate=False)
+    counted = confident_joint(labels, p)
+    ours = np.zeros((4, 4), int)
+    np.add.at(ours, (labels[counted >= 0], counted[counted >= 0]), 1)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_flips_among_digits_are_in_the_top_of_the_ranking():
+    """Raw pixels are vectors too; for those of a network see benchmarks/labels.py."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    generator = np.random.default_rng(0)
+    n = 600
+    wrong = generator.choice(n, n // 20, replace=False)
+    labels = digits.target[:n].copy()
+    labels[wrong] = (labels[wrong] + generator.integers(1, 10, len(wrong))) % 10
+    vectors = Vectors(digits.data[:n].astype(np.float32), np.arange(n), "pixels")
+    found = suspicious_labels(table_of(labels, 10), vectors)
+    about = [int(finding.paths[0].removesuffix(".jpg")) for finding in found][: round(0.08 * n)]
+    assert np.isin(wrong, about).mean() >= 0.95

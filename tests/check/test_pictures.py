@@ -1,0 +1,106 @@
+"""Single pictures: what is misnamed, empty, or unlike the rest; and nothing where all is well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from scenes import scene, write_scenes
+
+from linnaeus.check.findings import Finding
+from linnaeus.check.look import look
+from linnaeus.check.pictures import SUFFIXES, files, pictures
+from linnaeus.data.decode import FORMATS, IMAGE_SUFFIXES
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import Table
+
+
+def found(folder: Path) -> list[Finding]:
+    table = open_source(folder)
+    looks = look(table, cache=None)
+    return [*files(table, looks), *pictures(table, looks)]
+
+
+def kinds(folder: Path) -> dict[str, str]:
+    """Sample -> kind of the finding about it alone."""
+    return {finding.paths[0]: finding.kind for finding in found(folder) if len(finding.paths) == 1}
+
+
+def test_nothing_is_said_of_good_pictures(tmp_path: Path):
+    assert found(write_scenes(tmp_path, each=20)) == []
+
+
+def test_each_odd_picture_is_told_from_the_others(tmp_path: Path):
+    write_scenes(tmp_path, each=20)
+    oak = tmp_path / "oak"
+    image = scene(50)
+    Image.new("RGB", (240, 200), (90, 120, 40)).save(oak / "flat.png")
+    image.point(lambda v: v // 12).save(oak / "dark.png")
+    image.point(lambda v: 230 + v // 12).save(oak / "bright.png")
+    image.filter(ImageFilter.GaussianBlur(15)).save(oak / "blurred.png")
+    image.resize((48, 40)).save(oak / "small.png")
+    image.resize((1200, 1000)).save(oak / "large.png")
+    image.resize((800, 200)).save(oak / "long.png")
+    image.save(oak / "png.jpg", "PNG")
+    (oak / "empty.jpg").write_bytes(b"")
+    told = kinds(tmp_path)
+    assert told.pop("oak/large.png") in ("large", "blurred")  # enlarged five times, it is both
+    assert told == {
+        "oak/flat.png": "one-color", "oak/dark.png": "dark", "oak/bright.png": "bright", "oak/blurred.png": "blurred",
+        "oak/small.png": "small", "oak/long.png": "elongated", "oak/png.jpg": "wrong-extension",
+        "oak/empty.jpg": "empty",
+    }  # fmt: skip
+
+
+def test_a_wrong_extension_names_the_right_one(tmp_path: Path):
+    write_scenes(tmp_path)
+    scene(5).save(tmp_path / "oak" / "a.jpg", "PNG")
+    (finding,) = found(tmp_path)
+    assert finding.severity == "warning"
+    assert finding.detail == "holds PNG and is called .jpg; rename it to .png"
+
+
+def test_what_all_pictures_are_is_said_once(tmp_path: Path):
+    for k, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            scene(20 * k + i).point(lambda v: v // 12).save(tmp_path / name / f"{i}.png")
+    (finding,) = found(tmp_path)
+    assert (finding.kind, finding.severity, len(finding.paths)) == ("dark", "info", 20)
+
+
+def test_arrays_have_no_extension():
+    images = np.stack([np.asarray(scene(i, 40, 40)) for i in range(4)])
+    table = Table("t", "idx", ("a", "b"), ("a", "b"), np.array([0, 0, 1, 1]), np.array([""] * 4), images=images)
+    assert files(table, look(table, cache=None)) == []
+
+
+def test_every_format_and_every_suffix_has_its_place():
+    assert set(SUFFIXES) == set(FORMATS)
+    assert IMAGE_SUFFIXES - {s for text in SUFFIXES.values() for s in text.split()} == {".heic", ".heif"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "most"), [("flowers16", 2), ("food10", 0)])
+def test_few_false_alarms_on_photographs(name: str, most: int, shared_data: Path):
+    """The one of flowers16 is a photograph without a sharp edge in it."""
+    alarms = found(shared_data / name)
+    assert len(alarms) <= most, alarms
+
+
+@pytest.mark.long
+def test_blur_is_found_among_photographs(shared_data: Path, tmp_path: Path):
+    """Of 20 photographs out of focus, most are told apart from 200 that are not."""
+    names = sorted((shared_data / "flowers16" / "train").glob("*/*.jpg"))[::5][:220]
+    for k, path in enumerate(names):
+        folder = tmp_path / path.parent.name
+        folder.mkdir(exist_ok=True)
+        with Image.open(path) as image:
+            changed = image.filter(ImageFilter.GaussianBlur(0.012 * min(image.size))) if k % 11 == 0 else image
+            changed.save(folder / f"{'blurred' if k % 11 == 0 else 'good'} {k}.jpg", quality=90)
+    told = [finding.paths[0] for finding in found(tmp_path) if finding.kind == "blurred"]
+    right = sum("blurred" in name for name in told)
+    assert right >= 15
+    assert len(told) - right <= 1

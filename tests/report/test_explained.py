@@ -1,0 +1,160 @@
+"""The heat over a picture, and the sheet that shows it: looked at by eye as well, here by its pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from linnaeus.explain import Explanation
+from linnaeus.neighbors import Neighbor
+from linnaeus.predict import Prediction
+from linnaeus.report import explained as sheet_module
+from linnaeus.report.explained import draw_explanation
+from linnaeus.report.fonts import families_for
+from linnaeus.report.heat import overlay, ramp
+from linnaeus.report.sheet import SMALL, text_width
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def picture(side: int = 64, seed: int = 0, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (40, 50, 3)])
+def test_without_heat_a_picture_is_gray_and_stays_what_it_is(shape: tuple[int, ...]):
+    seen = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    out = overlay(seen, np.zeros((40, 50), np.float32))
+    assert out.shape == (40, 50, 3)
+    assert out.dtype == np.uint8
+    assert np.ptp(out.astype(int), axis=2).max() == 0
+    gray = seen @ LUMA if shape[2:] == (3,) else seen.reshape(40, 50)
+    assert np.corrcoef(gray.ravel(), out[..., 0].ravel())[0, 1] > 0.99
+
+
+def test_more_heat_is_lighter_and_more_colorful():
+    """In gray, and so for any kind of color vision, the scale rises from end to end."""
+    scale = ramp(200, 4)
+    assert scale.shape == (4, 200, 3)
+    light = scale[0] @ LUMA
+    assert np.diff(light).min() > -1.0
+    assert light[-1] - light[0] > 100
+    assert np.ptp(scale[0, 0].astype(int)) < 3
+    assert np.ptp(scale[0, 150].astype(int)) > 100
+
+
+def test_the_picture_shows_through_the_heat():
+    seen = np.zeros((32, 32), np.uint8)
+    seen[:, 16:] = 255
+    for heat in (0.2, 0.6, 1.0):
+        out = overlay(seen, np.full((32, 32), heat, np.float32)) @ LUMA
+        assert out[0, 31] - out[0, 0] > 25, heat
+
+
+def test_a_dark_picture_can_be_seen():
+    dark = overlay(picture() // 8, np.zeros((64, 64), np.float32))
+    assert dark.std() > 10
+
+
+def test_heat_is_enlarged_with_its_picture():
+    heat = np.zeros((28, 28), np.float32)
+    heat[:14, :14] = 1
+    out = overlay(picture(28, channels=1), heat, side=280)
+    assert out.shape == (280, 280, 3)
+    hot = np.ptp(out.astype(int), axis=2) > 40
+    assert hot[:120, :120].all()
+    assert not hot[160:, 160:].any()
+
+
+def explanation(maps: dict[str, np.ndarray], path: str = "photos/petunia/1.jpg", target: int = 1) -> Explanation:
+    names = ("Calla ß", "petunia", "a class whose name is so long that no sheet can ever show the whole of it")
+    probabilities = np.array([0.25, 0.7, 0.05])
+    return Explanation(Prediction(path, ("0", "1", "2"), names, probabilities, picture=picture()), target, maps)
+
+
+def heats(n: int) -> dict[str, np.ndarray]:
+    return {f"layer{i}": np.random.default_rng(i).random((64, 64), np.float32) for i in range(n)}
+
+
+def drawn(path: Path, e: Explanation, **more) -> np.ndarray:
+    assert draw_explanation(e, path, **more) == ""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def found_in(pixels: np.ndarray, sheet: np.ndarray) -> bool:
+    """Whether `pixels` are somewhere on the sheet, one to one."""
+    rows, columns = np.nonzero((sheet == pixels[0, 0]).all(2))
+    height, width = pixels.shape[:2]
+    places = zip(rows, columns, strict=True)
+    return any(np.array_equal(sheet[y : y + height, x : x + width], pixels) for y, x in places)
+
+
+def test_the_picture_and_its_heat_are_side_by_side(tmp_path: Path):
+    e = explanation(heats(1))
+    sheet = drawn(tmp_path / "a.png", e)
+    side = round(2.9 * 150)
+    assert e.prediction.picture is not None
+    assert found_in(overlay(e.prediction.picture, e.maps["layer0"], side), sheet)
+    assert found_in(sheet_module.fit_square(e.prediction.picture, side), sheet)
+
+
+@pytest.mark.parametrize(("maps", "columns"), [(2, 3), (3, 4), (5, 3), (7, 4)])
+def test_every_stage_has_a_panel(maps: int, columns: int, tmp_path: Path):
+    e = explanation(heats(maps))
+    sheet = drawn(tmp_path / "a.png", e)
+    side = round({2: 2.9, 3: 2.2, 4: 1.8}[columns] * 150)
+    assert e.prediction.picture is not None
+    assert all(found_in(overlay(e.prediction.picture, heat, side), sheet) for heat in e.maps.values())
+    assert sheet.shape[1] <= 1300
+
+
+def test_neighbors_are_marked_by_class(tmp_path: Path):
+    """Blue bars under those of the predicted class, orange under the others; the sheet grows by their rows."""
+    e = explanation(heats(1))
+    without = drawn(tmp_path / "a.png", e)
+    close = [
+        Neighbor(f"{k}.jpg", str(k % 2), "Calla ß" if k % 2 == 0 else "petunia", 0.9, picture(seed=k)) for k in range(5)
+    ]
+    one_row = drawn(tmp_path / "b.png", e, neighbors=close, true=0)
+    two_rows = drawn(tmp_path / "c.png", e, neighbors=close * 2, true=1)
+    assert without.shape[0] + 150 < one_row.shape[0] < two_rows.shape[0] - 100
+    blue, orange = ((one_row == np.array(color)).all(2).sum() for color in ((10, 110, 189), (217, 102, 10)))
+    assert orange == pytest.approx(1.5 * blue, rel=0.02)  # three and two of the same bars
+
+
+def test_what_is_drawn_for_awkward_names(tmp_path: Path):
+    """A zero map, another class than the predicted one, a name and a path that do not fit, bytes that are no UTF-8."""
+    e = explanation({"layer4": np.zeros((64, 64), np.float32)}, "/a" * 70 + "/b\udcff $x$.jpg", target=2)
+    sheet = drawn(tmp_path / "a.png", e, true=2)
+    assert sheet.shape[1] == round((2 * 2.9 + 0.16 + 0.6) * 150)
+    assert (sheet[:, -40:] == 255).all()  # nothing reaches into the margin
+    assert (sheet[-20:] == 255).all()
+
+
+def test_an_unsure_answer_is_called_so(tmp_path: Path):
+    e = explanation(heats(1))
+    sure = drawn(tmp_path / "a.png", e)
+    unsure = Explanation(dataclasses.replace(e.prediction, threshold=0.8), e.target, e.maps)
+    sheet = drawn(tmp_path / "b.png", unsure)
+    assert sheet.shape[0] > sure.shape[0]
+    assert (sheet == np.array((217, 102, 10))).all(2).sum() > 50 > (sure == np.array((217, 102, 10))).all(2).sum()
+
+
+def test_what_no_font_has_is_told(tmp_path: Path):
+    e = explanation(heats(1))
+    odd = Neighbor("1.jpg", "1", "petunia \U000e1234", 0.5, picture())
+    assert draw_explanation(e, tmp_path / "a.png", neighbors=[odd]) == "\U000e1234"
+
+
+def test_of_a_long_path_the_end_is_kept():
+    fonts = families_for(["…"])
+    path = "/".join(["folder"] * 9) + "/rose 1.jpg"
+    text = sheet_module._end_of(path, fonts, 3.0)
+    assert text.startswith("…/folder")
+    assert text.endswith("folder/rose 1.jpg")
+    assert 2.0 < text_width(text, fonts, SMALL) <= 3.0
+    assert sheet_module._end_of("a/rose.jpg", fonts, 3.0) == "a/rose.jpg"

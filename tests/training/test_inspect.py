@@ -1,0 +1,95 @@
+"""What is wrong with the data is told before training, and figures come with and without what leaked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import write_pictures, write_recipe
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import split_table
+from linnaeus.errors import UserError
+from linnaeus.training import run as run_module
+from linnaeus.training.inspect import group_copies, inspect
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def leaky(tmp_path: Path) -> Path:
+    """Training and validation folders; two of the 12 validation pictures of class 0 are copies of training ones."""
+    source = tmp_path / "pictures"
+    write_pictures(source / "train", each=10)
+    write_pictures(source / "valid", each=4, seed=50)
+    for i in range(2):
+        shutil.copy(source / "train" / "0" / f"0 {i}.png", source / "valid" / "0" / f"0 {i}.png")
+    return source
+
+
+def test_figures_come_with_and_without_the_leaked_pictures(
+    leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
+    run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
+    told = capsys.readouterr()
+    assert "2 errors: leaks between splits 2 (valid/0/0 0.png = train/0/0 0.png …)" in told.err
+    assert any("without those of which a copy stands in an earlier split" in line for line in run.trust)
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert metrics["valid"]["n"] == 12
+    assert metrics["valid"]["without_leaks"]["n"] == 10
+    right = {"0 0.png", "0 1.png"}
+    rows = [row.split(",") for row in (run.path / "predictions.csv").read_text().splitlines()[1:]]
+    clean = [row for row in rows if not (row[0].startswith("valid/0/") and Path(row[0]).name in right)]
+    assert metrics["valid"]["without_leaks"]["correct"] == sum(row[2] == row[3] for row in clean)
+    found = json.loads((run.path / "check.json").read_text())
+    assert sum(finding["kind"] == "leak" for finding in found["findings"]) == 2
+
+
+def test_strict_refuses_leaks(leaky: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"copies of 2 valid picture\(s\) stand in an earlier split"):
+        linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, strict=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_copies_and_groups_stay_on_one_side(tmp_path: Path):
+    """Twelve copies of one picture among sixty, which a random split would divide; and a column's groups joined."""
+    source = write_pictures(tmp_path / "pictures", each=20)
+    for i in range(1, 13):
+        shutil.copy(source / "1" / "1 0.png", source / "1" / f"1 {i}.png")
+    table = open_source(source)
+    for seed in range(5):
+        alone = split_table(table, valid=0.3, test=0.2, seed=seed)
+        joined = split_table(group_copies(table, QUIET), valid=0.3, test=0.2, seed=seed)
+        assert inspect(alone, QUIET).leaked
+        assert not inspect(joined, QUIET).leaked
+        assert len(set(joined.split[table.labels == 1])) > 1
+
+
+def test_copies_join_the_groups_of_a_column(tmp_path: Path):
+    source = write_pictures(tmp_path / "pictures", each=4)
+    shutil.copy(source / "0" / "0 0.png", source / "1" / "1 0.png")
+    names = [
+        ("0/0 0.png", 0, "a"),
+        ("0/0 1.png", 0, "a"),
+        ("1/1 0.png", 1, "b"),
+        ("1/1 1.png", 1, "b"),
+        ("1/1 2.png", 1, ""),
+    ]
+    lines = [f"{path},{label},{plant}" for path, label, plant in names]
+    (source / "all.csv").write_text("\n".join(["path,label,plant", *lines]) + "\n")
+    groups = group_copies(open_source(source / "all.csv", group="plant"), QUIET).groups
+    assert groups is not None
+    assert len(set(groups[:4])) == 1, "plant a and plant b share a picture"
+    assert groups[4] == ""
+
+
+def test_arrays_have_no_copies_to_group(tmp_path: Path):
+    from tiny import write_idx
+
+    with pytest.raises(UserError, match="this source holds arrays; leave it out"):
+        group_copies(open_source(write_idx(tmp_path / "idx")), QUIET)
