@@ -1,9 +1,9 @@
 """Peak memory of a training run with 1,000, 10,000 and 100,000 pictures.
 
 The pictures are JPEGs of 96 x 72 pixels, each another one. Each run is a process of its own with a cold cache: it
-checks the pictures, decodes every one into a pixel store, runs the frozen part of a small ResNet over them, trains the head on what it
-gives for two epochs and then the last stage with the head for one, evaluates, and draws. What is compared is the peak
-of the resident set, as the system counts it, files that are mapped included.
+checks the pictures, decodes every one into a pixel store, runs the frozen part of a small ResNet over them, trains the
+head on what it gives for two epochs and then the last stage with the head for one, evaluates, and draws. What is
+compared is the peak of the resident set, as the system counts it, files that are mapped included.
 
     python benchmarks/memory.py [--pictures 1000,10000,100000]
 """
