@@ -180,7 +180,9 @@ def test_findings_are_shown_by_kind_the_worst_first_with_their_pictures(run: Pat
     (run / "check.json").write_text(findings(*[mild] * 8, {"paths": pair, "detail": "one picture in two splits"}))
     page = page_of(run)
     part = page[page.index('id="findings"') : page.index('id="training"')]
-    assert part.index("1 × in two splits") < part.index("8 × too few to measure")
+    assert part.index('Leaks between splits <span class="muted number">1') < part.index(
+        'Too few to measure <span class="muted number">8'
+    )
     assert part.count("<img ") == 2
     assert "one picture in two splits" in part
     assert "not all was looked for" in part

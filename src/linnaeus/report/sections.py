@@ -133,6 +133,7 @@ def findings(run: Contents, album: Album) -> dict[str, Any]:
             some.append({"pictures": pictures, "paths": finding["paths"][:4], "detail": what})
         n = len(groups[severity, kind])
         title = KINDS.get(kind, kind.replace("-", " "))
+        title = title[:1].upper() + title[1:]
         shown.append({"severity": severity, "title": title, "n": n, "some": some, "more": n - len(some)})
     return {
         "checked": run.findings is not None,
