@@ -176,7 +176,7 @@ def test_heat_maps_are_asked_of_the_mistakes_alone(run: Path):
 
 def test_findings_are_shown_by_kind_the_worst_first_with_their_pictures(run: Path):
     pair = ["pictures/000-000.png", "pictures/000-006.png"]
-    mild = {"kind": "few-to-measure", "severity": "info", "classes": ["rose"]}
+    mild = {"kind": "few-to-measure", "severity": "info", "classes": ["rose"], "detail": "2 in test"}
     (run / "check.json").write_text(findings(*[mild] * 8, {"paths": pair, "detail": "one picture in two splits"}))
     page = page_of(run)
     part = page[page.index('id="findings"') : page.index('id="training"')]
@@ -187,6 +187,7 @@ def test_findings_are_shown_by_kind_the_worst_first_with_their_pictures(run: Pat
     assert "one picture in two splits" in part
     assert "not all was looked for" in part
     assert "and 2 more" in part
+    assert part.count("rose: 2 in test") == 6
     assert "no record of a check" not in part
     (run / "check.json").unlink()
     assert "no record of a check" in page_of(run)

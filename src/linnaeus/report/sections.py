@@ -123,13 +123,15 @@ def findings(run: Contents, album: Album) -> dict[str, Any]:
 
     shown = []
     left = FINDING_PICTURES
+    called = dict(zip(run.model.classes, run.names, strict=True))
     for severity, kind in sorted(groups, key=worst):
         some = []
         for finding in groups[severity, kind][:FINDINGS]:
             found = [(name, album.picture(album.find(name))) for name in finding["paths"][:2] if left > 0]
             pictures = [(name, picture) for name, picture in found if picture is not None]
             left -= len(pictures)
-            what = finding["detail"] or ", ".join(finding["classes"])
+            about = "" if finding["paths"] else ", ".join(called.get(c, c) for c in finding["classes"])
+            what = ": ".join(part for part in (about, finding["detail"]) if part)
             some.append({"pictures": pictures, "paths": finding["paths"][:4], "detail": what})
         n = len(groups[severity, kind])
         title = KINDS.get(kind, kind.replace("-", " "))
