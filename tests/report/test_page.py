@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from fabricate import fabricate, write_source
 from tiny import settings, write_pictures, write_recipe
+from torch import Tensor, nn
 
 import linnaeus
 from linnaeus.cli import cli
@@ -322,3 +323,26 @@ def test_a_training_ends_with_its_page_and_survives_without(
     assert (path / "model.safetensors").exists()
     assert not (path / "report.html").exists()
     assert "report.html was not written (ZeroDivisionError: no page today)" in capsys.readouterr().err
+
+
+class Plain(nn.Module):
+    """A network without stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(28 * 28, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+def test_a_network_of_ones_own_has_its_page_too(tmp_path: Path):
+    source = write_pictures(tmp_path / "photos", each=20)
+    recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1}, **settings(split={"valid": 0.2, "test": 0.2}))
+    out = tmp_path / "run"
+    linnaeus.train(source, str(recipe), out=out, model=Plain(), console=Console(quiet=True), device="cpu")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "heat map" not in page
+    done = CliRunner().invoke(cli, ["report", str(out)], catch_exceptions=False)
+    assert "heat maps take the network's code: --model FILE.py:FUNCTION" in done.output
+    assert IMAGE.findall((out / "report.html").read_text(encoding="utf-8")) == IMAGE.findall(page)
