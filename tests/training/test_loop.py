@@ -248,6 +248,22 @@ def test_what_is_frozen_stays_to_the_bit(trained: list[str], engine: Engine):
         assert same == (model.stage_of(name) not in trained), name
 
 
+def test_frozen_norms_keep_their_statistics_and_train_the_rest(engine: Engine):
+    """No buffer changes, every parameter does, and training starts with the loss that evaluation sees."""
+    torch.manual_seed(0)
+    model = create("resnet20", 3, 1)
+    model.train()(torch.randn(32, 1, 28, 28))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = plain_data(48, batch=48)
+    first = train(model, phase(epochs=1, train=["layer3", "head"], lr=1e-9, batch=48, norms="frozen"), data, engine)[0]
+    assert first.train_loss == pytest.approx(first.valid.loss, rel=1e-4)
+    train(model, phase(epochs=1, train=["layer3", "head"], lr=0.01, norms="frozen"), data, engine)
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, tensor in model.state_dict().items():
+        moves = model.stage_of(name) in ("layer3", "head") and name not in buffers
+        assert torch.equal(tensor, before[name]) != moves, name
+
+
 def test_dropout_of_a_frozen_stage_is_off(engine: Engine):
     modes: list[bool] = []
 

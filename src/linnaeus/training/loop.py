@@ -105,7 +105,7 @@ def fit(
 
     for epoch in range(phase.epochs):
         started = time.perf_counter()
-        train_mode(net.model, stages)
+        train_mode(net.model, stages, phase.norms)
         total = Totals(engine.device)
         for step, batch in enumerate(train.batches.epoch(first_epoch + epoch)):
             seed_step(seed, first_epoch + epoch, step)

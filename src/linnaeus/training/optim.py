@@ -33,15 +33,16 @@ def freeze(model: Network, stages: Sequence[str]) -> None:
         parameter.requires_grad_(model.stage_of(name) in stages)
 
 
-def train_mode(model: Network, stages: Sequence[str]) -> None:
-    """Training mode for `stages`, evaluation mode for the rest.
+def train_mode(model: Network, stages: Sequence[str], norms: str = "train") -> None:
+    """Training mode for `stages`, evaluation mode for the rest, and with `norms` "frozen" for every BatchNorm.
 
     A frozen BatchNorm must not go on collecting statistics: its weights would stand still while its output drifts.
     """
     model.train()
     for name, module in model.named_modules():
         if name and not isinstance(module, nn.Sequential | nn.ModuleList):
-            module.training = model.stage_of(name) in stages
+            still = norms == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = model.stage_of(name) in stages and not still
 
 
 def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:

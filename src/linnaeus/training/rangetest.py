@@ -68,7 +68,7 @@ def range_test(
     wrapped, optimizer = engine.setup(twin, optimizer)
     base = [group["lr"] for group in optimizer.param_groups]  # lr_decay: lower for deeper stages
     criterion = Criterion(phase, train.batches.labels, classes, engine.device)
-    train_mode(twin.model, training_stages(twin.model, phase.train))
+    train_mode(twin.model, training_stages(twin.model, phase.train), phase.norms)
     losses: list[float] = []
     while len(losses) < STEPS:
         for batch in train.batches.epoch(epoch + len(losses) // len(train.batches)):
