@@ -43,7 +43,7 @@ def cli() -> None:
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any key of the recipe: phase.1.lr=1e-3.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
-@click.option("--strict", is_flag=True, help="Refuse unreadable pictures instead of leaving them out.")
+@click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
 @verbosity
 def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
