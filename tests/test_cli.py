@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,33 +17,8 @@ from PIL import Image
 from tiny import draw, mini, samples, write_idx, write_pictures, write_recipe, write_tiny_model
 
 import linnaeus
-from linnaeus import cli
 
 LINNAEUS = [sys.executable, "-m", "linnaeus"]
-
-
-@dataclass
-class Said:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the command in this process: `say("train", "x")` gives exit status, stdout and stderr."""
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["linnaeus", *map(str, arguments)])
-        capfd.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Said(status, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import here, say  # noqa: F401 - fixtures
+from test_cli import here  # noqa: F401 - a fixture
 from tiny import write_tiny_model
 
 from linnaeus.models import load_module

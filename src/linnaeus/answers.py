@@ -46,7 +46,8 @@ def _csv(file: TextIO, top: int) -> Write:
         said = prediction.to_dict(top)
         cells = [cell for each in said["top"] for cell in (each["class"], each["name"], f"{each['probability']:.6f}")]
         cells += [""] * (len(answers) - len(cells))  # every row has the header's cells, that of an unreadable one too
-        rows.writerow([said["path"], int(said["unsure"]), said["error"] or "", *cells])
+        unsure = int(said["unsure"]) if prediction.error is None else ""
+        rows.writerow([said["path"], unsure, said["error"] or "", *cells])
 
     return write
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from linnaeus.abstain import Point, Rule, aurc, choose, risk_curve
 from linnaeus.calibrate import Calibration, calibration_error, cross_fitted, fit_temperature, reliability
 from linnaeus.console import Console
-from linnaeus.evaluate import Outputs, wilson
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.evaluate import Figures, Outputs, figures, wilson
 from linnaeus.measure import Measures, measure
 from linnaeus.paired import Paired
 from linnaeus.predict import BATCH, Classifier, Pictures
@@ -207,6 +209,8 @@ class Evaluation:
     source: str
     pictures: Pictures
     found: Assessment
+    without_leaks: Figures | None = None
+    """On the pictures of which no copy stands in an earlier split, where others have one."""
 
     @property
     def split(self) -> str:
@@ -220,6 +224,8 @@ class Evaluation:
             "trained_on": self.pictures.trained_on,
             "calibrated_on": self.pictures.calibrated_on,
         }
+        if self.without_leaks is not None:
+            about["without_leaks"] = self.without_leaks.to_dict()
         long = self.found.long_dict(self.classifier.classes, self.classifier.names)
         return json.dumps({self.split: long | about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -231,9 +237,13 @@ def evaluate_model(
     *,
     error: float | None = None,
     tta: bool = False,
+    leaks: Callable[[Table], dict[str, np.ndarray]] | None = None,
     console: Console,
 ) -> Evaluation:
-    """Judge a model by the pictures of a split of a source. Warns of what makes figures flatter."""
+    """Judge a model by the pictures of a split of a source. Warns of what makes figures flatter.
+
+    `leaks` finds, by split, the samples of which a copy stands in an earlier split; figures then come without them too.
+    """
     pictures = classifier.pictures(source, split)
     n = len(pictures.labels)
     for path, reason in pictures.left_out:
@@ -254,4 +264,10 @@ def evaluate_model(
             temperature=classifier.temperature, batch=BATCH, device=classifier.device,
         )  # fmt: skip
     found = assess(outputs, classifier.calibration, own=pictures.calibrated_on, error=error, views=views)
-    return Evaluation(classifier, str(source), pictures, found)
+    clean = None
+    if leaks is not None and pictures.split in SPLITS[1:] and pictures.table.paths is not None:
+        kept = ~np.isin(pictures.indices, leaks(pictures.table).get(pictures.split, []))
+        if kept.any() and not kept.all():
+            clean = figures(outputs.at(classifier.temperature).take(kept))
+            console.warn(f"{n - clean.n} of these {n} pictures have a copy in an earlier split; without them: {clean}")
+    return Evaluation(classifier, str(source), pictures, found, clean)

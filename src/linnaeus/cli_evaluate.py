@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from linnaeus.cli_common import load_model, verbosity
 from linnaeus.console import Console
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from linnaeus.data.table import Table
 
 
 @click.command()
@@ -34,12 +40,17 @@ def evaluate(
     fitted on validation; --error looks up other thresholds, for this report only.
     """
     from linnaeus.assess import evaluate_model
+    from linnaeus.check.run import leaks, near_duplicates
     from linnaeus.files import write_text
     from linnaeus.report.tables import render
 
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
     classifier = load_model(model, device, code)
-    done = evaluate_model(classifier, source, split, error=error, tta=tta, console=console)
+
+    def copies(table: Table) -> dict[str, np.ndarray]:
+        return leaks(table, near_duplicates(table, console=console))
+
+    done = evaluate_model(classifier, source, split, error=error, tta=tta, leaks=copies, console=console)
     click.echo(f"{done.split} of {source}: {done.found.measures.n} pictures\n")
     click.echo(render(done.found, classifier.names))
     if json_file:

@@ -159,10 +159,11 @@ class Sheets:
         """Where the sheet of a picture goes: never over that of another, nor over the picture itself."""
         stem = Path(path).stem[:LONGEST]
         number = 1
-        name = f"{stem}-explained.png"
+        word = "explained" if self.method == "gradcam" else self.method
+        name = f"{stem}-{word}.png"
         while name.casefold() in self.taken:
             number += 1
-            name = f"{stem}-{number}-explained.png"
+            name = f"{stem}-{number}-{word}.png"
         self.taken.add(name.casefold())
         return self.folder / name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,10 @@ class Outputs:
     def probabilities(self) -> np.ndarray:
         """(n, classes) float64, rows summing to 1."""
         return softmax(self.logits)
+
+    def take(self, chosen: np.ndarray) -> Outputs:
+        """Those of some samples: indices, or (n,) bool."""
+        return replace(self, labels=self.labels[chosen], logits=self.logits[chosen])
 
     @property
     def predicted(self) -> np.ndarray:

@@ -19,7 +19,7 @@ from linnaeus.calibrate import Calibration
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.decode import IMAGE_SUFFIXES, UnreadableError
 from linnaeus.data.names import class_name, listed, natural_key
-from linnaeus.data.table import Table
+from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures
@@ -103,6 +103,10 @@ class Pictures:
     """How many of the pictures the model was trained on, where that can be told: the source is that of its training."""
     calibrated_on: bool
     """Whether the model's calibration was fitted on any of them, where that can be told."""
+    table: Table
+    """Of the whole source."""
+    indices: np.ndarray
+    """(n,) int64: the sample of the table that each picture is."""
 
 
 class Classifier:
@@ -222,7 +226,9 @@ class Classifier:
         labels = np.array([self.classes.index(name) for name in table.classes])[table.labels[indices]]
         seen = table.split[indices] if same else np.array([])
         fitted = self.calibration is not None and bool((seen == self.calibration.split).any())
-        return Pictures(split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted)
+        return Pictures(
+            split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted, table, indices
+        )
 
     def outputs(self, pictures: Pictures) -> Outputs:
         """What the network answers to pictures, uncalibrated."""
@@ -251,8 +257,18 @@ class Classifier:
         data = self.about.recipe.get("data", {})
         lists = {key: data.get(key) for key in ("train", "valid", "test")}
         on_test = lists["valid"] == "test"
-        table = open_source(source, **(lists | {"valid": None} if on_test else lists) if Path(source).is_dir() else {})
         share = data.get("split")
+        groups = (share or {}).get("groups")
+        named = (lists | {"valid": None} if on_test else lists) if Path(source).is_dir() else {}
+        try:  # the column of groups that the training split by
+            table = open_source(source, **named, group=None if groups == NEAR_DUPLICATES else groups)
+        except UserError:  # another source has no such column
+            table = open_source(source, **named)
+        if groups == NEAR_DUPLICATES and (table.split == "").any() and len(table) >= sum(self._counts):
+            raise UserError(
+                f"{source}: the model was trained on a split that keeps copies together, which is not drawn again "
+                f"here; give the run's own: {self.path.parent / 'split.csv'}"
+            )
         if share is None or not (table.where("train").size or table.where("").size):
             return table, False
         try:
@@ -263,6 +279,11 @@ class Classifier:
             return table, False
         same = again.fingerprint() == self.about.data.get("fingerprint")
         return (again, True) if same else (table, False)
+
+    @property
+    def _counts(self) -> list[int]:
+        """Pictures of each split that the model was trained and judged on."""
+        return [int(n) for n in self.about.data.get("counts", {}).values()]
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
         """The figures on `split` of a source, calibrated; `pictures` says which that is where none is named."""

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import sys
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from scenes import COPIES, scene, write_scenes
 
-from linnaeus import cli
 from linnaeus.check import gallery
 from linnaeus.check.findings import Finding
 from linnaeus.check.run import check, check_table, leaks, near_duplicates
@@ -31,28 +29,6 @@ from linnaeus.models.weights import folder, remember, sha256_of
 from linnaeus.stores import default_cache
 
 WEIGHTS = "resnet18-torchvision-v1"
-
-
-@dataclass
-class Said:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["linnaeus", *map(str, arguments)])
-        capfd.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Said(status, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

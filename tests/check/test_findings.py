@@ -33,10 +33,10 @@ def test_the_worst_first_and_a_ranking_stays():
 
 
 def test_the_short_form_tells_the_story_in_three_lines():
-    assert short_form([LEAK, EMPTY, FIRST, SECOND, NOTE], "flowers") == [
+    assert short_form([LEAK, EMPTY, FIRST, SECOND, NOTE], "see the page") == [
         "2 errors: empty files 1 (train/c.jpg); leaks between splits 1 (valid/b.jpg = train/a.jpg)",
         "2 warnings: suspicious labels 2 (train/d.jpg …)",
-        "see them side by side: linnaeus check flowers --gallery check.html",
+        "see the page",
     ]
 
 

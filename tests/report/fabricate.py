@@ -74,7 +74,7 @@ def fabricate(
         for seed, split in enumerate(("valid", "test"))
         if len(table.where(split))
     }
-    judged = Judged(outputs, {})
+    judged = Judged(outputs)
     torch.manual_seed(0)
     network = create("mini_resnet", k, 3, widths=[6, 8, 12])
     about = ModelFile(network.arch, table.classes, table.names, seen)

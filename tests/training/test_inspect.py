@@ -21,6 +21,12 @@ QUIET = Console(quiet=True)
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without their pictures, which take most of a second."""
+    monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
+
+
+@pytest.fixture
 def leaky(tmp_path: Path) -> Path:
     """Training and validation folders; two of the 12 validation pictures of class 0 are copies of training ones."""
     source = tmp_path / "pictures"
@@ -31,10 +37,10 @@ def leaky(tmp_path: Path) -> Path:
     return source
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_come_with_and_without_the_leaked_pictures(
-    leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
     told = capsys.readouterr()
     assert "2 errors: leaks between splits 2 (valid/0/0 0.png = train/0/0 0.png …)" in told.err
@@ -93,3 +99,36 @@ def test_arrays_have_no_copies_to_group(tmp_path: Path):
 
     with pytest.raises(UserError, match="this source holds arrays; leave it out"):
         group_copies(open_source(write_idx(tmp_path / "idx")), QUIET)
+
+
+def test_groups_where_nothing_is_left_to_divide_are_refused(leaky: Path, tmp_path: Path):
+    recipe = str(write_recipe(tmp_path / "r.toml"))
+    with pytest.raises(UserError, match=r"split\.groups = 'near-duplicates' has nothing to divide"):
+        linnaeus.train(
+            leaky, recipe, out=tmp_path / "run", console=QUIET, settings={"data.split.groups": "near-duplicates"}
+        )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_evaluation_too_tells_what_leaked(leaky: Path, tmp_path: Path, say):
+    run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
+    said = say("evaluate", run.path, leaky, "--json", tmp_path / "f.json")
+    assert said.status == 0
+    assert "2 of these 12 pictures have a copy in an earlier split; without them: " in said.err
+    found = json.loads((tmp_path / "f.json").read_text())["valid"]["without_leaks"]
+    assert found == json.loads((run.path / "metrics.json").read_text())["valid"]["without_leaks"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_split_that_kept_copies_together_is_not_drawn_again_by_guess(tmp_path: Path, say):
+    source = write_pictures(tmp_path / "pictures", each=8)
+    settings = {"data.split.groups": "near-duplicates"}
+    run = linnaeus.train(
+        source, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, settings=settings
+    )
+    refused = say("evaluate", run.path, source)
+    assert refused.status == 2
+    assert f"give the run's own: {run.path / 'split.csv'}" in refused.err
+    said = say("evaluate", run.path, run.path / "split.csv")
+    assert said.status == 0
+    assert f"valid of {run.path / 'split.csv'}: {run.valid.n} pictures" in said.out

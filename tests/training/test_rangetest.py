@@ -50,10 +50,28 @@ def test_the_same_test_again_gives_the_same_losses():
 
 
 def test_a_tenth_of_the_rate_at_the_lowest_loss():
-    """A loss that falls until 1e-3 and then rises; noise of a tenth does not move it by more than a third."""
+    """A loss that falls steeply before 1e-3 and then rises; noise of a twentieth does not move it by half."""
     generator = np.random.default_rng(0)
-    losses = 2 + np.abs(np.log10(RATES) + 3) / 3 + 0.1 * generator.normal(size=STEPS)
-    assert 1e-4 / 1.5 < choose(RATES, list(losses)).chosen < 1e-4 * 1.5
+    decades = np.log10(RATES) + 3
+    losses = np.where(decades < 0, 3 - 2 * np.exp(4 * decades), 1 + 2 * decades) + 0.05 * generator.normal(size=STEPS)
+    found = choose(RATES, list(losses))
+    assert 1e-4 / 1.5 < found.chosen < 1e-4 * 1.5, found
+    assert "a tenth of where the loss was lowest" in found.why
+
+
+def test_a_loss_that_falls_to_the_end_of_the_range_has_no_lowest_point():
+    """As when a few pictures are learned by heart: half of the fall is done at 1e-4, and 1e-2 would be far too much."""
+    losses = 3 / (1 + (RATES / 1e-4) ** 1.5)
+    found = choose(RATES, list(losses))
+    assert 0.5e-4 < found.chosen < 2e-4
+    assert "half of the fall" in found.why
+
+
+def test_what_is_good_already_gets_a_tenth_of_the_last_rate_that_does_no_harm():
+    losses = 0.5 + 50 * np.maximum(0, RATES - 1e-3)
+    found = choose(RATES, list(losses))
+    assert 1e-4 < found.chosen < 4e-4, found
+    assert "did not rise" in found.why
 
 
 def test_what_broke_away_does_not_pull_up_what_came_before():

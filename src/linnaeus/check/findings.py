@@ -83,8 +83,8 @@ def by_kind(findings: Iterable[Finding]) -> dict[tuple[str, str], list[Finding]]
     return found
 
 
-def short_form(findings: Sequence[Finding], source: str) -> list[str]:
-    """At most three lines for who is about to train: the errors, the warnings, and where to see them all.
+def short_form(findings: Sequence[Finding], where: str) -> list[str]:
+    """At most three lines for who is about to train: the errors, the warnings, and `where` to see them all.
 
     Nothing where there is neither error nor warning.
     """
@@ -95,7 +95,7 @@ def short_form(findings: Sequence[Finding], source: str) -> list[str]:
             counts = [f"{KINDS[kind]} {len(found)}{_example(found)}" for kind, found in groups.items()]
             total = sum(map(len, groups.values()))
             lines.append(f"{total} {severity}{'s' if total > 1 else ''}: {'; '.join(counts)}")
-    return [*lines, f"see them side by side: linnaeus check {source} --gallery check.html"] if lines else []
+    return [*lines, where] if lines else []
 
 
 def _example(found: Sequence[Finding]) -> str:

@@ -9,6 +9,7 @@ from linnaeus.check.findings import KINDS, SEVERITIES, Finding, by_kind
 from linnaeus.check.run import Checked
 
 SHOWN = 3  # findings of a kind, of those that a gallery or the JSON shows in full
+ERRORS_SHOWN = 20  # of a kind: each of them has to be dealt with
 WIDTH = 120
 
 NEXT = {
@@ -41,7 +42,7 @@ def render(checked: Checked, shown: int = SHOWN) -> Iterator[str]:
             yield _plural(totals[severity], severity)
         for (s, kind), found in groups.items():
             if s == severity:
-                yield from _kind(kind, found, shown)
+                yield from _kind(kind, found, max(shown, ERRORS_SHOWN) if severity == "error" else shown)
     yield ""
     for note in checked.notes:
         yield from textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ", break_long_words=False)

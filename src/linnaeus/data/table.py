@@ -16,6 +16,7 @@ from linnaeus.errors import UserError
 from linnaeus.files import atomic
 
 SPLITS = ("train", "valid", "test")
+NEAR_DUPLICATES = "near-duplicates"  # as a recipe's split.groups: copies of one picture are a group
 SPLIT_NAMES = {  # what the parts are called in the wild
     "train": "train",
     "training": "train",

@@ -107,7 +107,8 @@ def calibration(found: Calibrated, m: Measures) -> list[str]:
     return [
         title,
         *align(rows, "<>>"),
-        f"a perfect model would show an ECE of {mean:.2%} on {m.n} pictures, up to {most:.2%} in 95 of 100 draws",
+        f"by chance alone a perfect model would show an ECE of {mean:.2%} on {m.n} pictures on average"
+        + (f", up to {most:.2%} in 95 of 100 draws" if most > mean else ""),
     ]
 
 

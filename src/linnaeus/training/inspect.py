@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.check.duplicates import COPY, EXACT
 from linnaeus.check.findings import short_form
 from linnaeus.check.run import check_table, leaks, near_duplicates
 from linnaeus.console import Console
 from linnaeus.data.batches import Subset
-from linnaeus.data.table import Table
+from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, figures
 from linnaeus.stores.frozen import Samples
-
-NEAR_DUPLICATES = "near-duplicates"
 
 
 @dataclass
@@ -44,7 +41,7 @@ def group_copies(table: Table, console: Console) -> Table:
             f'{table.source}: split.groups = "{NEAR_DUPLICATES}" looks for copies among files, and this source holds '
             "arrays; leave it out"
         )
-    numbers = near_duplicates(table, console=console).groups(EXACT, COPY)
+    numbers = near_duplicates(table, console=console).groups()  # scenes too: what is trained on one shows in the other
     given = table.groups or ("",) * len(table)
     joined = _join(numbers, given)
     sizes = np.bincount(joined)
@@ -72,7 +69,7 @@ def inspect(table: Table, console: Console) -> Inspection:
     if table.paths is None:
         return Inspection()
     checked = check_table(table, weights="stored", console=console)
-    lines = short_form(checked.findings, table.source)
+    lines = short_form(checked.findings, "all of them, with pictures, are in the run's report.html")
     return Inspection(checked.to_dict(), lines, leaks(table, checked.duplicates))
 
 
@@ -87,5 +84,5 @@ def without_leaks(
             kept = indices[rows.positions] if isinstance(rows, Subset) else indices
             clean = ~np.isin(kept, leaked[split])
             if not clean.all():
-                found[split] = figures(Outputs(out.labels[clean], out.logits[clean])) if clean.any() else None
+                found[split] = figures(out.take(clean)) if clean.any() else None
     return found

@@ -147,8 +147,8 @@ class Phases:
             )  # fmt: skip
         self.tuned(number, test)
         self.console.say(
-            f"  lr = auto: {test.chosen:g}, a tenth of where the loss was lowest in {len(test.losses)} steps "
-            f"from {test.rates[0]:.0e} to {test.rates[-1]:.0e}"
+            f"  lr = auto: {test.chosen:g}, {test.why}, in {len(test.losses)} steps from {test.rates[0]:.0e} "
+            f"to {test.rates[-1]:.0e}"
         )
         return test.chosen
 

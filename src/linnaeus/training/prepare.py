@@ -14,7 +14,7 @@ from linnaeus.data.batches import Subset
 from linnaeus.data.decode import RowSpec
 from linnaeus.data.download import fetch
 from linnaeus.data.sources import open_source
-from linnaeus.data.table import SPLITS, Table, split_table
+from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table, split_table
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create, load_module, wrap
 from linnaeus.models.weights import at_hand, load_weights
@@ -24,7 +24,7 @@ from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Samples
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.training.choose import choose_recipe
-from linnaeus.training.inspect import NEAR_DUPLICATES, group_copies
+from linnaeus.training.inspect import group_copies
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), a value a channel, on the scale [0, 1]."""
@@ -75,6 +75,11 @@ def resolve_recipe(
 def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
     """Every sample in its split, by the recipe's shares and seed; groups stay together."""
     split = recipe.data.split
+    if split.groups and not (table.split == "").any() and (len(table.where("valid")) or recipe.data.valid == "test"):
+        raise UserError(
+            f"{table.source}: split.groups = {split.groups!r} has nothing to divide, since the source comes with its "
+            "own parts; leave it out, or give the pictures as one folder or CSV without parts"
+        )
     if split.groups == NEAR_DUPLICATES:
         table = group_copies(table, console)
     return split_table(

@@ -27,8 +27,10 @@ SMOOTHING = 2.0
 """Standard deviation, in steps, of the Gaussian that the loss is smoothed with: centered, so that nothing is late."""
 BROKEN_AWAY = 2.0
 """The test ends where the loss is so many times the lowest yet, plus one nat."""
-BELOW_LOWEST = 10.0
-"""The rate that is taken is the one of the lowest smoothed loss divided by this: there the loss was about to rise."""
+BELOW = 10.0
+"""At the rate of the lowest smoothed loss it is about to rise; so many times less is a rate to train with."""
+FELL = 0.1
+"""A loss that falls by less than this share of its start falls by chance: it was low before."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class RangeTest:
     losses: np.ndarray
     """(steps,) mean training loss of each batch, in nats, before the step with that rate."""
     chosen: float
+    why: str
+    """How it was chosen, in words."""
 
     @property
     def smoothed(self) -> np.ndarray:
@@ -85,13 +89,28 @@ def range_test(
 
 
 def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
-    """The rate to train with: a tenth of that at which the smoothed loss is lowest."""
+    """The rate to train with: a tenth of that at which the smoothed loss is lowest, or less.
+
+    A loss that goes on falling to the end of the range, as on a few pictures that are learned by heart, has no lowest
+    point, so the rate at which half of the fall is done is a bound too. Where the loss hardly falls, since what is
+    trained is good already, it is a tenth of the last rate that does no harm.
+    """
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite == 0:
         raise JobError('lr = "auto": the loss is not finite before the first step; are the pictures and weights sound?')
     found, tried = np.array(losses[:finite]), rates[:finite]
-    lowest = int(smooth(found).argmin())
-    return RangeTest(tried, found, float(f"{tried[lowest] / BELOW_LOWEST:.2g}"))
+    smoothed = smooth(found)
+    lowest = int(smoothed.argmin())
+    fall = smoothed[0] - smoothed[lowest]
+    if fall < FELL * smoothed[0]:
+        harmless = np.flatnonzero(smoothed <= smoothed[lowest] + FELL * smoothed[0])[-1]
+        chosen, why = tried[harmless] / BELOW, "a tenth of the last rate at which the loss did not rise"
+    else:
+        half = tried[np.flatnonzero(smoothed <= smoothed[0] - fall / 2)[0]]
+        chosen, why = tried[lowest] / BELOW, "a tenth of where the loss was lowest"
+        if half < chosen:
+            chosen, why = half, "where half of the fall of the loss was done"
+    return RangeTest(tried, found, float(f"{chosen:.2g}"), why)
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:

@@ -23,16 +23,15 @@ SHOWN = 24
 class Judged:
     """The final figures of a run: a calibration fitted on validation, and every split judged with it."""
 
-    def __init__(self, outputs: dict[str, Outputs], without_leaks: dict[str, Figures | None]):
-        """`outputs`: what the saved model's network answers, by split; `valid` is there.
-
-        `without_leaks`: figures on the pictures of which no copy stands in an earlier split, where others have one.
-        """
-        self.without_leaks = without_leaks
+    def __init__(self, outputs: dict[str, Outputs]):
+        """`outputs`: what the saved model's network answers, by split; `valid` is there."""
         self.calibration = Calibration.fit(outputs["valid"], "valid")
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
         self.found = {split: assess(out, self.calibration, own=split == "valid") for split, out in outputs.items()}
+
+        self.without_leaks: dict[str, Figures | None] = {}
+        """By split, on the pictures of which no copy stands in an earlier split, where others have one."""
 
     @property
     def threshold(self) -> float:
@@ -106,8 +105,8 @@ def write_pictures(
     shown = [_shown(i, table, samples[split], out, preprocessing, threshold) for i in chosen]
     wrong, all_wrong = int((out.predicted != out.labels)[chosen].sum()), int((out.predicted != out.labels).sum())
     title = f"{len(out.labels)} {word} pictures, {all_wrong} wrong"
-    if wrong < all_wrong:
-        title += f", the {wrong} most confident of them here"
+    if len(chosen) < len(out.labels):
+        title += f"; here {len(chosen)}" + (f", with the {wrong} most confident mistakes" if wrong < all_wrong else "")
     missing += picture_grid(shown, folder.path / "predictions.png", title=title)
     return "".join(dict.fromkeys(missing))
 

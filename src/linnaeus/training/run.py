@@ -160,8 +160,8 @@ class _Job:
         if self.inspection.leaked and strict:
             counts = " and ".join(f"{len(found)} {split}" for split, found in self.inspection.leaked.items())
             raise UserError(
-                f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them, set "
-                'data.split.groups to "near-duplicates", or go on without --strict: figures then come with and without'
+                f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them (`linnaeus check` "
+                "names them), or go on without --strict: figures then come with and without them"
             )
         if self.recipe.data.normalise == "data":
             self.preprocessing = measure_pixels(self.samples["train"], self.preprocessing)
@@ -224,7 +224,8 @@ class _Job:
         """Keep the learning rate that was found in the recipe, and the plot of how it was found."""
         from linnaeus.report.plots import ranges
 
-        ranges(test.rates, test.losses, test.smoothed, test.chosen, self.folder.path / f"lr-phase{number}.png")
+        path = self.folder.path / f"lr-phase{number}.png"
+        ranges(test.rates, test.losses, test.smoothed, test.chosen, test.why, path)
         self._resolve(number, lr=test.chosen)
 
     def _resolve(self, number: int, **found: Any) -> None:
@@ -273,7 +274,8 @@ class _Job:
                     network, self.preprocessing, rows, labels,
                     batch=BATCH, device=self.engine.device, autocast=self.engine.autocast,
                 )  # fmt: skip
-        judged = Judged(outputs, without_leaks(self.table, self.samples, outputs, self.inspection.leaked))
+        judged = Judged(outputs)
+        judged.without_leaks = without_leaks(self.table, self.samples, judged.calibrated, self.inspection.leaked)
         result = judged.figures
         assert best.figures is not None
         if result["valid"].correct != best.figures.correct:
