@@ -10,7 +10,7 @@ from PIL import Image
 
 import linnaeus
 from linnaeus.console import Console
-from linnaeus.recipe import RECIPES, load_recipe, recipe_names
+from linnaeus.recipe import load_recipe, recipe_names
 
 GRAY = {"digits", "mnist", "mnist-plateau"}
 
@@ -91,11 +91,8 @@ def test_transfer_on_real_data(shared_data: Path, tmp_path: Path):
             for picture in sorted((shared_data / "flowers16" / split / name).iterdir())[:most]:
                 (tmp_path / "data" / split / name / picture.name).symlink_to(picture)
     weights = shared_data / "weights" / "resnet50-v1-imagenet.safetensors"
-    recipe = tmp_path / "head.toml"
-    text = (RECIPES / "photos.toml").read_text(encoding="utf-8")
-    recipe.write_text(text[: text.rindex("[[phase]]")], encoding="utf-8")
     run = linnaeus.train(
-        tmp_path / "data", recipe=str(recipe), weights=str(weights), out=tmp_path / "run", console=Console(quiet=True)
+        tmp_path / "data", recipe="photos", weights=str(weights), out=tmp_path / "run", console=Console(quiet=True)
     )
     assert run.valid.accuracy >= 0.85
     about = linnaeus.load(run.path).about
