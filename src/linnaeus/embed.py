@@ -23,6 +23,7 @@ from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding, cores
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import readable
 
 LIKED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
 """Networks whose vectors are preferred, in this order, where several have weights at hand."""
@@ -105,7 +106,7 @@ def _compute(
     network = load_weights(lookup(weights).model, weights, classes=1).model
     with console.progress("decoding for the network") as advance:
         rows = build_pixels(table, np.arange(len(table)), preprocessing.row_spec, cache=cache, progress=advance)
-    good = np.setdiff1d(np.arange(len(table)), np.fromiter(rows.failed, np.int64, len(rows.failed)))
+    good = readable(rows)
     if not len(good):
         return None
     samples = Samples(rows if len(good) == len(table) else Subset(rows, good), table.labels[good])

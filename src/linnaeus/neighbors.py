@@ -25,6 +25,7 @@ from linnaeus.stores import default_cache
 from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import readable
 
 SPLIT = "split.csv"  # of a run folder
 
@@ -109,7 +110,7 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
     table, indices, trained = _training(classifier, source)
     with console.progress("decoding") as advance:
         rows = build_pixels(table, indices, preprocessing.row_spec, cache=cache, progress=advance)
-    good = np.array([row for row in range(len(indices)) if row not in rows.failed], np.int64)
+    good = readable(rows)
     if len(good) < len(indices):
         row, reason = next(iter(rows.failed.items()))
         such = f"{table.sample_id(int(indices[row]))}: {reason}"

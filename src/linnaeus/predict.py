@@ -207,6 +207,7 @@ class Classifier:
         """
         from linnaeus.stores import default_cache
         from linnaeus.stores.pixels import build_pixels
+        from linnaeus.stores.pixelstore import readable
 
         table, same = self.table(source)
         self._check_classes(source, table.classes)
@@ -216,7 +217,7 @@ class Classifier:
         if not len(indices):
             raise UserError(f"{source}: has no split {split!r}; choose from {', '.join({*parts, 'all'})}")
         rows = build_pixels(table, indices, self.preprocessing.row_spec, cache=default_cache())
-        good = np.array([row for row in range(len(indices)) if row not in rows.failed], np.int64)
+        good = readable(rows)
         left_out = [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
         if not len(good):
             raise UserError(
@@ -260,10 +261,13 @@ class Classifier:
         share = data.get("split")
         groups = (share or {}).get("groups")
         named = (lists | {"valid": None} if on_test else lists) if Path(source).is_dir() else {}
-        try:  # the column of groups that the training split by
-            table = open_source(source, **named, group=None if groups == NEAR_DUPLICATES else groups)
-        except UserError:  # another source has no such column
-            table = open_source(source, **named)
+        column = None if groups == NEAR_DUPLICATES else groups
+        try:
+            table = open_source(source, **named, group=column)
+        except UserError:
+            if column is None:
+                raise
+            table = open_source(source, **named)  # another source has no such column
         if groups == NEAR_DUPLICATES and (table.split == "").any() and len(table) >= sum(self._counts):
             raise UserError(
                 f"{source}: the model was trained on a split that keeps copies together, which is not drawn again "

@@ -107,8 +107,8 @@ INT8_AGREES = 0.2
 """Largest root mean square of the difference that int8 may make, as a share of that of the outputs."""
 
 
-def int8_executor(network: Network, stop: str, pictures: Tensor, start: str | None = None) -> Executor:
-    """The stages from `start` to below `stop` in int8 through ONNX Runtime, for those who ask for it.
+def int8_executor(network: Network, stop: str, pictures: Tensor) -> Executor:
+    """The stages below `stop` in int8 through ONNX Runtime, for those who ask for it.
 
     `pictures` (N, C, H, W), some dozens like those to come: seven eighths of them set the ranges, the others are the
     test. Raises UserError where that cannot be done or rounds too much.
@@ -118,7 +118,7 @@ def int8_executor(network: Network, stop: str, pictures: Tensor, start: str | No
         raise UserError(f'{asked} runs on CPU through ONNX Runtime: pip install "linnaeus[onnx]", or leave it out')
     from linnaeus.models.quantize import quantize
 
-    front = Front(copy.deepcopy(network), stop, start).eval().requires_grad_(False)
+    front = Front(copy.deepcopy(network), stop).eval().requires_grad_(False)
     shown, kept = pictures[len(pictures) // 8 :], pictures[: max(1, len(pictures) // 8)]
     try:
         run = _session(quantize(_graph(front, kept), (part.numpy() for part in shown.split(TOGETHER))))

@@ -63,6 +63,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def kept(self, indices: np.ndarray) -> np.ndarray:
+        """Those of a split's `indices` in its table that these samples are: all that could be read."""
+        return indices[self.rows.positions] if isinstance(self.rows, Subset) else indices
+
 
 @dataclass
 class Frozen:

@@ -119,6 +119,11 @@ class StreamedRows:
         return _pad(rows, shapes, self.channels), shapes
 
 
+def readable(rows: PixelStore | StreamedRows) -> np.ndarray:
+    """(k,) int64: the rows that could be read, ascending."""
+    return np.setdiff1d(np.arange(len(rows)), np.fromiter(rows.failed, np.int64, len(rows.failed)))
+
+
 def _agreed(shapes: np.ndarray) -> tuple[int, int] | None:
     readable = shapes[shapes[:, 0] > 0]
     if len(readable) and (readable == readable[0]).all():

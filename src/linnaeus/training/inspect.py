@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.check.duplicates import joined
 from linnaeus.check.findings import short_form
 from linnaeus.check.run import check_table, leaks, near_duplicates
 from linnaeus.console import Console
-from linnaeus.data.batches import Subset
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, figures
@@ -43,25 +43,13 @@ def group_copies(table: Table, console: Console) -> Table:
         )
     numbers = near_duplicates(table, console=console).groups()  # scenes too: what is trained on one shows in the other
     given = table.groups or ("",) * len(table)
-    joined = _join(numbers, given)
-    sizes = np.bincount(joined)
+    first = {name: i for i, name in reversed([*enumerate(given)])}
+    alike = [(first[name], i) for i, name in enumerate(given) if name]
+    together = joined(len(table), np.array([*enumerate(numbers.tolist()), *alike]))
+    sizes = np.bincount(together)
     return replace(
-        table, groups=tuple(f"group {g}" if sizes[g] > 1 or given[i] else "" for i, g in enumerate(joined.tolist()))
+        table, groups=tuple(f"group {g}" if sizes[g] > 1 or given[i] else "" for i, g in enumerate(together.tolist()))
     )
-
-
-def _join(numbers: np.ndarray, given: tuple[str, ...]) -> np.ndarray:
-    """(n,) numbers of the components when samples that share a number or a given name belong together."""
-    joined = numbers.copy()
-    while True:
-        lowest: dict[str, int] = {}
-        for number, name in zip(joined.tolist(), given, strict=True):
-            if name:
-                lowest[name] = min(number, lowest.get(name, number))
-        moved = {n: lowest[name] for n, name in zip(joined.tolist(), given, strict=True) if name and lowest[name] < n}
-        if not moved:
-            return joined
-        joined = np.array([moved.get(n, n) for n in joined.tolist()], dtype=np.int64)
 
 
 def inspect(table: Table, console: Console) -> Inspection:
@@ -80,9 +68,7 @@ def without_leaks(
     found: dict[str, Figures | None] = {}
     for split, out in outputs.items():
         if split in leaked:
-            indices, rows = table.where(split), samples[split].rows
-            kept = indices[rows.positions] if isinstance(rows, Subset) else indices
-            clean = ~np.isin(kept, leaked[split])
+            clean = ~np.isin(samples[split].kept(table.where(split)), leaked[split])
             if not clean.all():
                 found[split] = figures(out.take(clean)) if clean.any() else None
     return found

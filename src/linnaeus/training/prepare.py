@@ -23,6 +23,7 @@ from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Samples
 from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import readable
 from linnaeus.training.choose import choose_recipe
 from linnaeus.training.inspect import group_copies
 
@@ -47,10 +48,8 @@ def resolve_recipe(
     elif model is not None:
         overrides["model.name"] = "custom"
     if model is not None and (not isinstance(model, str) or ".py:" in model):
-        overrides |= {
-            "model.arguments": {},
-            "model.head": None,
-        }  # those of the recipe's network mean nothing to another
+        # What the recipe's network is given means nothing to another.
+        overrides |= {"model.arguments": {}, "model.head": None}
         overrides.setdefault("model.weights", "none")
     if weights is not None:
         overrides["model.weights"] = weights
@@ -166,7 +165,7 @@ def load_samples(
                 table, indices, training if split == "train" else evaluation, cache=default_cache(), progress=advance
             )
         bad += [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
-        good = np.setdiff1d(np.arange(len(indices)), np.fromiter(rows.failed, dtype=np.int64, count=len(rows.failed)))
+        good = readable(rows)
         labels = table.labels[indices[good]]
         samples[split] = Samples(rows if len(good) == len(indices) else Subset(rows, good), labels)
         if not len(good):

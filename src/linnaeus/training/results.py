@@ -9,7 +9,6 @@ import numpy as np
 
 from linnaeus.assess import assess
 from linnaeus.calibrate import Calibration
-from linnaeus.data.batches import Subset
 from linnaeus.data.table import Table
 from linnaeus.evaluate import Figures, Outputs, confusion_matrix, figures
 from linnaeus.preprocess import Preprocessing
@@ -72,8 +71,7 @@ def prediction_rows(
 ) -> Iterator[tuple[object, ...]]:
     """The rows of predictions.csv: `compare.PREDICTION_COLUMNS`."""
     for split, out in calibrated.items():
-        indices, rows = table.where(split), samples[split].rows
-        kept = indices[rows.positions] if isinstance(rows, Subset) else indices
+        kept = samples[split].kept(table.where(split))
         probabilities, predicted = out.probabilities, out.predicted
         for i, index in enumerate(kept.tolist()):
             label = int(out.labels[i])
