@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from linnaeus.report.charts import curves, interval, reliability, risk_coverage
-from linnaeus.report.contents import Epoch
+from linnaeus.report.contents import Row
 from linnaeus.report.matrix import DRAWN_UP_TO, cluster, draw_matrix
 from linnaeus.report.svg import HEIGHT, WIDTH, Axes, short, spread, ticks, whole_ticks
 
@@ -23,9 +23,9 @@ def parts(drawing: Markup, tag: str, style: str = "") -> list[ET.Element]:
     return [e for e in ET.fromstring(str(drawing)).iter(tag) if style in (e.get("class") or "").split() or not style]
 
 
-def epochs(*phases: int) -> list[Epoch]:
+def epochs(*phases: int) -> list[Row]:
     numbered = [(phase, epoch) for phase, n in enumerate(phases, 1) for epoch in range(1, n + 1)]
-    return [Epoch(p, e, 1e-3, 1 / (i + 1), 0.5 + i / 100, 2 / (i + 1), 0.6 + i / 100, 1.0)
+    return [Row(p, e, 1e-3, 1 / (i + 1), 0.5 + i / 100, 2 / (i + 1), 0.6 + i / 100, 1.0)
             for i, (p, e) in enumerate(numbered)]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_curves_show_every_epoch_each_phase_and_ring_the_best():
 
 
 def test_mixing_has_no_training_accuracy_and_a_loss_may_be_infinite():
-    rows = [Epoch(1, 1, 1e-3, float("inf"), None, 1.0, 0.5, 1.0), Epoch(1, 2, 1e-3, 0.5, None, 0.8, 0.6, 1.0)]
+    rows = [Row(1, 1, 1e-3, float("inf"), None, 1.0, 0.5, 1.0), Row(1, 2, 1e-3, 0.5, None, 0.8, 0.6, 1.0)]
     (_, accuracy), (_, loss) = curves(rows, best=1)
     assert parts(accuracy, "path", "train") == []
     assert len(parts(loss, "circle", "train")) == 1

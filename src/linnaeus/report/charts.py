@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from linnaeus.report.contents import Epoch
+from linnaeus.report.contents import Row
 from linnaeus.report.svg import (
     HEIGHT,
     WIDTH,
@@ -32,7 +32,7 @@ DOTS_UP_TO = 40  # epochs that are drawn as dots too
 BELOW = 50.0  # units of the reliability diagram for its counts
 
 
-def curves(history: Sequence[Epoch], best: int) -> list[tuple[str, Markup]]:
+def curves(history: Sequence[Row], best: int) -> list[tuple[str, Markup]]:
     """(title, chart) of accuracy, loss and learning rate over all epochs, phase beside phase; `best` is ringed."""
     accuracy = _curve(
         history, best, "Accuracy", percent, (0.0, 1.0),
@@ -48,7 +48,7 @@ def curves(history: Sequence[Epoch], best: int) -> list[tuple[str, Markup]]:
 
 
 def _curve(
-    history: Sequence[Epoch],
+    history: Sequence[Row],
     best: int,
     title: str,
     label: Callable[[float], str],
@@ -90,7 +90,7 @@ def _curve(
     return image(WIDTH, HEIGHT, join(parts), title=f"{title} by epoch", about=about)
 
 
-def _phases(history: Sequence[Epoch], axes: Axes) -> Markup:
+def _phases(history: Sequence[Row], axes: Axes) -> Markup:
     """A band behind every second phase, and the phases' numbers above, where there are several."""
     phases = list(dict.fromkeys(e.phase for e in history))
     if len(phases) < 2:

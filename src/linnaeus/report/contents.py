@@ -24,8 +24,8 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """A line of history.csv. Losses in nats, accuracies in 0..1; train_accuracy is None with mixing."""
+class Row:
+    """A line of history.csv: one epoch. Losses in nats, accuracies in 0..1; train_accuracy is None with mixing."""
 
     phase: int
     epoch: int
@@ -62,7 +62,7 @@ class Contents:
     metrics: dict[str, Any]
     evaluation: dict[str, Any]
     """By split, as `linnaeus evaluate --json` writes it; empty where the run has none."""
-    history: list[Epoch]
+    history: list[Row]
     answers: dict[str, list[Answer]]
     """By split."""
     labels: np.ndarray
@@ -175,12 +175,12 @@ def _read(path: Path, row: dict[str, str], make: Callable[[dict[str, str]], Foun
         raise UserError(f"{path}: a line of it is not whole ({said}): {list(row.values())[:8]}; {AGAIN}") from None
 
 
-def _epoch(row: dict[str, str]) -> Epoch:
+def _epoch(row: dict[str, str]) -> Row:
     def number(name: str) -> float:
         return float(row[name])
 
     shown = row["train_accuracy"]
-    return Epoch(
+    return Row(
         int(row["phase"]), int(row["epoch"]), number("lr"), number("train_loss"), float(shown) if shown else None,
         number("valid_loss"), number("valid_accuracy"), number("seconds"),
     )  # fmt: skip

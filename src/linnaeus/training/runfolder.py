@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,11 @@ from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, write_text
 from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
-from linnaeus.report.contents import EVALUATION
+from linnaeus.report.contents import EVALUATION, Row
 from linnaeus.training.inspect import Inspection
 
 BEGINNINGS = frozenset({"recipe.toml", "check.json", "split.csv", "bad_images.csv", "history.csv"})
 """What a run has written before its first model."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of history.csv: one epoch. Losses in nats, accuracies in 0..1; train_accuracy is empty with mixing."""
-
-    phase: int
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float | None
-    valid_loss: float
-    valid_accuracy: float
-    seconds: float
 
 
 class RunFolder:
