@@ -19,8 +19,9 @@ from tiny import draw, mini, write_pictures, write_tiny_model
 import linnaeus
 from linnaeus.answers import writer
 from linnaeus.errors import UserError
+from linnaeus.images import expand
 from linnaeus.modelfile import read_model, write_model
-from linnaeus.predict import BATCH, Classifier, Prediction, expand, load
+from linnaeus.predict import BATCH, Classifier, Prediction, load
 
 
 @pytest.fixture(scope="module")

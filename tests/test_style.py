@@ -33,6 +33,8 @@ LAYERS = (
         "assess",
         "answers",
         "explain",
+        "images",
+        "labelled",
         "neighbors",
         "head",
         "embed",
@@ -41,7 +43,7 @@ LAYERS = (
     ("training",),
     ("export", "sweep"),
     ("cli_common",),
-    ("cli_evaluate", "cli_explain"),
+    ("cli_data", "cli_evaluate", "cli_explain", "cli_predict"),
     ("cli", "serve", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

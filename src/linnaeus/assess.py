@@ -16,9 +16,10 @@ from linnaeus.calibrate import Calibration, calibration_error, cross_fitted, fit
 from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.evaluate import Figures, Outputs, figures, wilson
+from linnaeus.labelled import Pictures
 from linnaeus.measure import Measures, measure
 from linnaeus.paired import Paired
-from linnaeus.predict import BATCH, Classifier, Pictures
+from linnaeus.predict import BATCH, Classifier
 from linnaeus.tta import answer_views
 
 

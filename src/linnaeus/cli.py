@@ -5,26 +5,20 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import Any
 
 import click
 
 from linnaeus import __version__
-from linnaeus.cli_common import load_model, verbosity
+from linnaeus.cli_common import ESCAPED, verbosity
+from linnaeus.cli_data import data, models, recipes, weights
 from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
+from linnaeus.cli_predict import predict
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
-if TYPE_CHECKING:
-    from linnaeus.predict import Prediction
-
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-ESCAPED = "backslashreplace"
-GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
 
 
 @click.group(context_settings=CONTEXT)
@@ -92,221 +86,8 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-@cli.command()
-@click.argument("model")
-@click.argument("images", nargs=-1, required=True)
-@click.option("--top", default=1, show_default=True, type=click.IntRange(1), help="Classes to show.")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl"]), default="table", show_default=True)
-@click.option("--out", metavar="FILE", help="Write the answers there.")
-@click.option("--grid", metavar="FILE.png", help=f"Draw the first {GRID_MOST} pictures with their answers.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
-@verbosity
-def predict(
-    model: str, images: tuple[str, ...], top: int, form: str, out: str | None, grid: str | None, device: str,
-    code: str | None, quiet: bool, verbose: bool,
-) -> None:  # fmt: skip
-    """Predict IMAGES with MODEL, a run folder or a model file.
-
-    An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read. Where
-    the first class is less likely than the threshold that the model was given on validation, the answer is unsure.
-    """
-    from linnaeus.answers import Write, writer
-    from linnaeus.files import disk_errors
-    from linnaeus.predict import expand
-
-    classifier = load_model(model, device, code)
-    if grid and Path(grid).suffix.lower() != ".png":
-        raise UserError(f"--grid {grid}: must end in .png")
-    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
-    shown: list[tuple[Prediction, int | None]] = []
-    failed = done = 0
-    with disk_errors(Path(out or "-")), _open_out(out) as file:
-        write: Write = writer(form, file, min(top, len(classifier.classes)))
-        for prediction in classifier.stream(expand(images, sys.stdin)):
-            write(prediction)
-            done += 1
-            if prediction.error is not None:
-                failed += 1
-                console.warn(f"{prediction.path}: {prediction.error}")
-            elif grid and len(shown) < GRID_MOST:
-                shown.append((prediction, classifier.true_class(prediction.path)))
-    if grid and shown:
-        _draw_grid(grid, shown, console)
-    if failed:
-        console.warn(f"{failed} of {done} pictures could not be read")
-        raise SystemExit(1)
-
-
-def _open_out(out: str | None) -> AbstractContextManager[TextIO]:
-    """A file to write answers to, or standard output; UTF-8 in any case."""
-    file = click.open_file(out or "-", "w", encoding="utf-8", errors=ESCAPED)
-    return cast(AbstractContextManager[TextIO], file)
-
-
-def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
-    """The pictures with predicted and true name."""
-    from linnaeus.report.plots import Shown, advice, picture_grid
-
-    tiles = [
-        Shown(
-            picture=p.picture,
-            predicted=p.name,
-            probability=p.probability,
-            true=None if true is None else p.names[true],
-            note="unsure" if p.unsure else None,
-        )
-        for p, true in shown
-        if p.picture is not None
-    ]
-    missing = picture_grid(tiles, Path(path))
-    if missing:
-        console.warn(advice(missing))
-
-
-cli.add_command(evaluate)
-cli.add_command(compare)
-cli.add_command(explain)
-cli.add_command(report)
-
-
-@cli.command()
-@click.argument("name", required=False)
-@click.option(
-    "--size", default=0, type=click.IntRange(0), help="Pixels of the picture's side.  [default: 224, or what suits]"
-)
-@click.option("--classes", default=1000, show_default=True, type=click.IntRange(1))
-@click.option("--channels", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An argument of the network: stem=small.")
-@verbosity
-def models(
-    name: str | None, size: int, classes: int, channels: int, settings: tuple[str, ...], quiet: bool, verbose: bool
-) -> None:
-    """List the networks; or show one, layer by layer, with shapes, parameters and multiply-adds.
-
-    A convolution from c_in to c_out channels with a k x k kernel, in g groups, giving H x W outputs, has
-    k * k * c_in / g * c_out weights and does H * W multiply-adds with each. Its output's side is
-    floor((side + 2 * padding - k) / stride) + 1.
-    """
-    from linnaeus.models import create
-    from linnaeus.models.layers import layer_table, render, summary
-    from linnaeus.recipe import parse_setting
-
-    if name is None:
-        click.echo(summary())
-        return
-    network = create(name, classes, channels, **dict(map(parse_setting, settings)))
-    click.echo(render(layer_table(network, size or None, channels)))
-
-
-@cli.command()
-@click.argument("name", required=False)
-@verbosity
-def recipes(name: str | None, quiet: bool, verbose: bool) -> None:
-    """List the recipes; or print one, ready to edit."""
-    from linnaeus.recipe import recipe_names, recipe_text
-
-    if name is not None:
-        click.echo(recipe_text(name)[1], nl=False)
-        return
-    for each in recipe_names():
-        first = recipe_text(each)[1].splitlines()[0].lstrip("# ")
-        click.echo(f"{each:16} {first}")
-
-
-@cli.group()
-def weights() -> None:
-    """Published weights: list, download, import."""
-
-
-@weights.command("list")
-@verbosity
-def weights_list(quiet: bool, verbose: bool) -> None:
-    """List the published weights, and which are at hand."""
-    from linnaeus.models.weights import render_list
-
-    click.echo(render_list())
-
-
-@weights.command("pull")
-@click.argument("name")
-@verbosity
-def weights_pull(name: str, quiet: bool, verbose: bool) -> None:
-    """Download weights, verified; an interrupted download goes on where it stopped."""
-    from linnaeus.data.download import fetch
-    from linnaeus.models.weights import pull
-
-    with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
-        path = pull(name, fetch=fetch, progress=advance)
-    click.echo(path)
-
-
-@weights.command("import")
-@click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path))
-@verbosity
-def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
-    """Take in a weights FILE that you brought, under the NAME that `linnaeus weights list` has for them.
-
-    A file that nobody published needs no import: `linnaeus train --weights FILE` takes it as it is.
-    """
-    from linnaeus.models.weights import import_file
-
-    path, notes = import_file(name, file)
-    for note in notes:
-        Console(quiet=quiet, stream=sys.stderr).say(note)
-    click.echo(path)
-
-
-@cli.group()
-def data() -> None:
-    """Known data sets, and the cache of decoded pictures."""
-
-
-@data.command("list")
-@verbosity
-def data_list(quiet: bool, verbose: bool) -> None:
-    """List the sources that have a name."""
-    from linnaeus.data.builtin import known_sources
-
-    for known in known_sources():
-        size = f"{known.size / 1e6:,.0f} MB" if known.size else ""
-        at_hand = "at hand" if known.present else "to fetch"
-        click.echo(f"{known.name:14} {at_hand:9} {size:>8}  {known.description}")
-
-
-@data.command("pull")
-@click.argument("name")
-@verbosity
-def data_pull(name: str, quiet: bool, verbose: bool) -> None:
-    """Fetch a known source; an interrupted download goes on where it stopped."""
-    from linnaeus.data.builtin import pull
-
-    with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
-        path = pull(name, progress=advance)
-    click.echo(path)
-
-
-@data.command("cache")
-@click.option("--clear", is_flag=True, help="Empty it; what is needed again is computed again.")
-@verbosity
-def data_cache(clear: bool, quiet: bool, verbose: bool) -> None:
-    """Show what is kept of decoded pictures and frozen networks, newest first; or empty it."""
-    from datetime import datetime
-
-    from linnaeus.stores import default_cache
-
-    cache = default_cache()
-    if clear:
-        click.echo(f"{cache.clear() / 1e6:,.0f} MB freed in {cache.root}")
-        return
-    entries = cache.entries()
-    for entry in entries:
-        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        rows = "unfinished" if entry.unfinished else f"{entry.about.get('rows', entry.about.get('n', '?'))} rows"
-        click.echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {rows:>14}  {entry.name}")
-    held = sum(entry.bytes for entry in entries) / 1e9
-    click.echo(f"{held:.2f} of {cache.budget / 1e9:g} GB in {cache.root} (LINNAEUS_CACHE, LINNAEUS_CACHE_GB)")
+for command in (evaluate, compare, explain, report, predict, models, recipes, weights, data):
+    cli.add_command(command)
 
 
 def main() -> None:

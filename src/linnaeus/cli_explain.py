@@ -57,8 +57,8 @@ def explain(
     from linnaeus.data.names import printable
     from linnaeus.explain import choose_stages, find_class, require_captum
     from linnaeus.files import write_text
+    from linnaeus.images import expand
     from linnaeus.neighbors import gallery
-    from linnaeus.predict import expand
     from linnaeus.report.fonts import advice
 
     if stage is not None and method != "gradcam":

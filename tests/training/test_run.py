@@ -23,8 +23,8 @@ import linnaeus
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.evaluate import Figures
+from linnaeus.images import expand
 from linnaeus.modelfile import read_model
-from linnaeus.predict import expand
 from linnaeus.training import run as run_module
 from linnaeus.training.phases import Best
 from linnaeus.training.run import Run

@@ -1,0 +1,54 @@
+"""What the user calls IMAGE: a file, a folder, a glob, or `-` for paths on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.names import natural_key
+from linnaeus.errors import UserError
+
+
+def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
+    """Files, folders (all pictures below, in natural order), globs, and `-` for `lines` -> paths of pictures.
+
+    Raises UserError for a folder without pictures and a glob that fits nothing. A single file that is not there comes
+    out all the same: it is reported as unreadable in its place and does not stop the rest.
+    """
+    for image in images:
+        if image == "-":
+            yield from (line.rstrip("\r\n") for line in lines if line.strip())
+        elif Path(image).is_dir():
+            found = False
+            for path in _walk(Path(image)):
+                found = True
+                yield path
+            if not found:
+                raise UserError(
+                    f"{image}: no pictures in this folder; pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+                )
+        elif glob.has_magic(image) and not Path(image).exists():
+            matches = sorted(glob.glob(image, recursive=True), key=natural_key)  # noqa: PTH207 - takes absolute patterns too
+            if not matches:
+                raise UserError(f"{image}: no file fits this pattern")
+            yield from (match for match in matches if not Path(match).is_dir())
+        else:
+            yield image
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Pictures below `folder`, folder by folder, in natural order; hidden ones are passed over."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: natural_key(e.name))
+    for entry in visible:
+        if entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            yield entry.path
+    for entry in visible:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
