@@ -9,8 +9,6 @@ import click
 if TYPE_CHECKING:
     from linnaeus.predict import Classifier
 
-ESCAPED = "backslashreplace"  # how a name that the stream cannot show is written
-
 
 def verbosity(command):
     """-q and -v, which every command has."""
