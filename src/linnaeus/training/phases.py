@@ -21,10 +21,11 @@ from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.report.contents import Row
 from linnaeus.training.engine import Engine
-from linnaeus.training.loop import Above, Epoch, Step, Stream, fit
+from linnaeus.training.loop import Above, Epoch, Step, fit
 from linnaeus.training.memory import probe
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.rangetest import RangeTest, range_test
+from linnaeus.training.step import Stream
 from linnaeus.training.streams import Streams
 
 PROBED = 8  # samples for the trial step: enough to be past the fixed costs, few enough to take no time
