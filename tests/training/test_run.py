@@ -26,8 +26,8 @@ from linnaeus.evaluate import Figures
 from linnaeus.images import expand
 from linnaeus.modelfile import read_model
 from linnaeus.training import finish
+from linnaeus.training.best import Best
 from linnaeus.training.finish import Run
-from linnaeus.training.phases import Best
 from linnaeus.training.runfolder import Row, RunFolder
 
 QUIET = Console(quiet=True)

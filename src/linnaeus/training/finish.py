@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 from linnaeus.evaluate import Figures, Outputs, answer_pixels
 from linnaeus.modelfile import read_model, versions, write_model
+from linnaeus.training.best import Best
 from linnaeus.training.engine import hardware
 from linnaeus.training.inspect import without_leaks
 from linnaeus.training.job import Job
-from linnaeus.training.phases import Best
 from linnaeus.training.results import Judged, prediction_rows, write_pictures
 
 BATCH = 64  # pictures at once in the final evaluation
@@ -31,6 +32,14 @@ class Run:
     trust: list[str] = field(default_factory=list)
     """Lines for a person: figures without leaked pictures, how far probabilities can be trusted, when it is unsure."""
 
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """The run in a folder that is finished, without the best model's weights."""
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        figures = {split: Figures.from_dict(metrics[split]) for split in ("valid", "test") if split in metrics}
+        best = Best(metrics["best"]["by"], figures["valid"], metrics["best"]["phase"], metrics["best"]["epoch"])
+        return cls(path, best, figures, metrics["seconds"], metrics["interrupted"])
+
     @property
     def valid(self) -> Figures:
         return self.figures["valid"]
@@ -40,7 +49,7 @@ class Run:
         return self.figures.get("test")
 
 
-def finish(job: Job, best: Best, micro: dict[int, int], executors: dict[str, str], interrupted: bool) -> Run:
+def finish(job: Job, best: Best, interrupted: bool) -> Run:
     """The final figures, from the saved file and on pixels; then everything that is made of them."""
     since = time.perf_counter()
     # From here on only the file counts: what is reported is what somebody who is given the file will find.
@@ -81,14 +90,14 @@ def finish(job: Job, best: Best, micro: dict[int, int], executors: dict[str, str
     job.seconds.total()
     metrics = {
         **judged.to_dict(),
-        "source": {"path": job.place, "kind": job.table.kind},
+        "source": {"path": job.identity.place, "kind": job.table.kind},
         "selected_on": "test" if job.recipe.data.valid == "test" else "valid",
         "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
         "epochs": len(job.folder.rows),
         "interrupted": interrupted,
         "bad_images": job.bad,
-        "micro_batch": {f"phase {number}": micro for number, micro in micro.items()},
-        "executors": executors,
+        "micro_batch": {f"phase {number}": micro for number, micro in sorted(job.identity.found.micro.items())},
+        "executors": job.identity.found.executors,
         "seconds": _rounded(job.seconds),
         "hardware": hardware(),
         "versions": versions(),

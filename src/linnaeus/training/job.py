@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from functools import cached_property
 from typing import Any
 
 from linnaeus.console import Console
@@ -13,26 +11,15 @@ from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.stores.frozen import Samples
+from linnaeus.training.best import Best
+from linnaeus.training.checkpoint import MANIFEST
 from linnaeus.training.engine import Engine
+from linnaeus.training.identity import Identity
 from linnaeus.training.inspect import Inspection
-from linnaeus.training.phases import Best
 from linnaeus.training.rangetest import RangeTest
 from linnaeus.training.runfolder import RunFolder
-
-
-class RunTimes(dict[str, float]):
-    """Seconds by part of the run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started = time.perf_counter()
-
-    def lap(self, name: str, since: float) -> None:
-        self[name] = self.get(name, 0.0) + time.perf_counter() - since
-
-    def total(self) -> float:
-        self["total"] = time.perf_counter() - self.started
-        return self["total"]
+from linnaeus.training.stop import Stop
+from linnaeus.training.times import RunTimes
 
 
 class Job:
@@ -45,18 +32,19 @@ class Job:
     network: Network
     preprocessing: Preprocessing
     samples: dict[str, Samples]
-    place: str
-    """Where the source lies, to be found from any folder."""
+    identity: Identity
     inspection: Inspection
     bad: int
     """Pictures left out."""
 
-    def __init__(self, console: Console, seconds: RunTimes):
-        self.console, self.seconds = console, seconds
+    def __init__(self, console: Console):
+        self.console, self.seconds, self.stop = console, RunTimes(), Stop()
 
     def divided(self, number: int, micro: int) -> None:
-        """Keep in the recipe how a phase's batches were divided: with BatchNorm the result depends on it."""
-        self.resolve(number, micro_batch=micro)
+        """Keep how a phase's batches were divided: with BatchNorm the result depends on it."""
+        if self.identity.found.micro.get(str(number)) != micro:
+            self.identity.found.micro[str(number)] = micro
+            self.note()
 
     def tuned(self, number: int, test: RangeTest) -> None:
         """Keep the learning rate that was found in the recipe, and the plot of how it was found."""
@@ -64,14 +52,20 @@ class Job:
 
         path = self.folder.path / f"lr-phase{number}.png"
         ranges(test.rates, test.losses, test.smoothed, test.chosen, test.why, path)
-        self.resolve(number, lr=test.chosen)
+        self.identity.found.rates[str(number)] = test.chosen
+        self.note()
 
-    def resolve(self, number: int, **found: Any) -> None:
-        """Put what the run found out about a phase into its recipe, so that the recipe repeats it."""
-        phases = list(self.recipe.phase)
-        phases[number - 1] = phases[number - 1].model_copy(update=found)
-        self.recipe = self.recipe.model_copy(update={"phase": phases})
-        self.folder.write_recipe(self.recipe)
+    def note(self) -> None:
+        """Write down what the run has found out: for resuming it, and in its recipe, so that the recipe repeats it."""
+        self.identity.write(self.folder.checkpoint)
+        self.resolve()
+
+    def resolve(self) -> None:
+        """Put what was found into the recipe."""
+        recipe = self.identity.found.apply(self.recipe)
+        if recipe != self.recipe:
+            self.recipe = recipe
+            self.folder.write_recipe(recipe)
 
     def save(self, best: Best) -> None:
         """Write the best model so far, with the figures by which it was chosen."""
@@ -93,6 +87,12 @@ class Job:
             recipe=self.recipe.model_dump(mode="json"),
         )
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        return self.table.fingerprint()
+        return self.identity.fingerprint
+
+    def to_go_on(self) -> str:
+        """What somebody can do after the run was stopped, in words."""
+        if not hasattr(self, "folder") or not (self.folder.checkpoint / MANIFEST).exists():
+            return "there is no checkpoint yet, so --resume will start from the beginning"
+        return f"--resume goes on where it was: linnaeus train {self.folder.path} --resume"

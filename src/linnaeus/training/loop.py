@@ -16,6 +16,7 @@ from linnaeus.training.ema import Average
 from linnaeus.training.engine import Engine, seed_step
 from linnaeus.training.optim import build_optimizer, train_mode, training_stages
 from linnaeus.training.schedule import Schedule
+from linnaeus.training.snapshot import Snapshot, Standing
 from linnaeus.training.step import Criterion, Stream, Totals, not_finite, optimizer_step
 
 
@@ -42,6 +43,8 @@ class Step:
     samples: int
     means: Callable[[], tuple[float, float | None]]
     """(mean loss, share right or None) of the epoch so far. On a GPU, asking waits for it."""
+    snapshot: Callable[[], Snapshot]
+    """Where the phase stands after this step, to go on from there in another process."""
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Epoch:
     seconds: float
     model: Network
     """What was evaluated: the network, or its moving average. Save it before asking for the next epoch."""
+    snapshot: Callable[[], Snapshot] | None = None
+    """Where the phase stands after this epoch; None where there was nothing to repeat."""
 
 
 def fit(
@@ -73,6 +78,7 @@ def fit(
     first_epoch: int = 0,
     micro: int | None = None,
     better: Callable[[Figures], bool] | None = None,
+    resume: Snapshot | None = None,
     watch: Callable[[Step], None] = lambda step: None,
 ) -> Iterator[Epoch]:
     """Train `net` in place by `phase`, yielding once an epoch.
@@ -80,41 +86,42 @@ def fit(
     The command prints what is yielded, a test collects it; any of them may evaluate or save between. `first_epoch`
     counts the epochs of earlier phases, so that no two epochs of a run draw the same random numbers. `micro` is the
     number of samples that go through the network at once. `better` says whether an epoch is the best yet (early stop).
+    With `resume` it goes on where that was taken, and does as if it had never been stopped, to the bit.
     Raises JobError if the loss is not finite.
     """
     stages = training_stages(net.model, phase.train)
-    optimizer = build_optimizer(net.model, phase)
-    wrapped, optimizer = engine.setup(net, optimizer)
+    bare = build_optimizer(net.model, phase)
+    wrapped, optimizer = engine.setup(net, bare)
     schedule = Schedule(optimizer, phase, len(train.batches))
     average = Average(net, phase.ema) if phase.ema else None
     criterion = Criterion(phase, train.batches.labels, classes, engine.device)
-    since_best = 0
+    now = Standing(net, bare, schedule, average, engine, Totals(engine.device), micro)
+    if resume is not None:
+        now.put_back(resume)
 
-    for epoch in range(phase.epochs):
-        started = time.perf_counter()
+    while now.epoch < phase.epochs and not (phase.early_stop and now.since_best >= phase.early_stop):
+        started = time.perf_counter() - now.seconds
         train_mode(net.model, stages, phase.norms)
-        total = Totals(engine.device)
-        for step, batch in enumerate(train.batches.epoch(first_epoch + epoch)):
-            seed_step(seed, first_epoch + epoch, step)
-            schedule.before_step(epoch * len(train.batches) + step)
-            loss, right = optimizer_step(
-                wrapped, optimizer, batch, train, criterion, engine, phase, first_epoch + epoch, micro
-            )
+        epoch, drawn = now.epoch, first_epoch + now.epoch
+        for batch in train.batches.epoch(drawn, now.step):
+            seed_step(seed, drawn, now.step)
+            schedule.before_step(epoch * len(train.batches) + now.step)
+            loss, right = optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, now.micro)
             if average is not None:
                 average.update(net)
-            total.add(loss, right, len(batch))
-            total.check(epoch, step, schedule.lr)
-            watch(Step(epoch + 1, step + 1, len(train.batches), total.samples, total.means))
-        total.check(epoch, step, schedule.lr, now=True)
+            now.totals.add(loss, right, len(batch))
+            now.totals.check(epoch, now.step, schedule.lr)
+            now.step, now.seconds = now.step + 1, time.perf_counter() - started
+            watch(Step(epoch + 1, now.step, len(train.batches), now.totals.samples, now.totals.means, now.take))
+        now.totals.check(epoch, now.step - 1, schedule.lr, now=True)
         evaluated = net if average is None else average.model
         result = figures(
             answers(evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast)  # type: ignore[misc]
         )
         if not math.isfinite(result.loss):  # the last step went too far, which no training loss has shown yet
             raise not_finite(result.loss, f"validation after epoch {epoch + 1}", schedule.lr)
-        train_loss, train_accuracy = total.means()
-        lr = schedule.lr
-        seconds = time.perf_counter() - started
+        train_loss, train_accuracy = now.totals.means()
+        lr, seconds = schedule.lr, time.perf_counter() - started
         schedule.after_epoch(
             {
                 "train_loss": train_loss,
@@ -123,7 +130,6 @@ def fit(
                 "valid_accuracy": result.accuracy,
             }
         )
-        since_best = 0 if better is None or better(result) else since_best + 1
-        yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model)
-        if phase.early_stop and since_best >= phase.early_stop:
-            return
+        now.since_best = 0 if better is None or better(result) else now.since_best + 1
+        now.next_epoch()
+        yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model, now.take)

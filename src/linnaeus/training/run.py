@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
+from linnaeus.training.checkpoint import Checkpoints, Every
 from linnaeus.training.engine import Engine
 from linnaeus.training.finish import Run, finish
+from linnaeus.training.identity import Identity, identify, known_by
 from linnaeus.training.inspect import inspect
-from linnaeus.training.job import Job, RunTimes
+from linnaeus.training.job import Job
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import (
@@ -31,7 +34,9 @@ from linnaeus.training.prepare import (
     preprocessing_of,
     resolve_recipe,
 )
-from linnaeus.training.runfolder import RunFolder
+from linnaeus.training.request import Request
+from linnaeus.training.runfolder import CHECKPOINT, RunFolder
+from linnaeus.training.stop import StoppedError, Terminated
 from linnaeus.training.streams import Streams
 
 
@@ -48,6 +53,8 @@ def train(
     seed: int | None = None,
     strict: bool = False,
     tensorboard: bool = False,
+    resume: bool = False,
+    checkpoint_every: str = "auto",
     console: Console | None = None,
 ) -> Run:
     """Train a classifier on `source` and leave everything about it in a run folder.
@@ -56,47 +63,87 @@ def train(
     `file.py:function`, or a module of your own; `weights` a name, a file or "none"; `epochs` a number for each phase;
     `settings` dotted keys on the recipe, such as {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable
     pictures instead of leaving them out. Ctrl-C ends the run with the best model so far.
-    Raises UserError for wrong input, and JobError where the input was right and the run failed all the same.
+
+    With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
+    `source` itself where that is a run folder, or else the last of runs/<recipe>-<n>. Where there is none, a new one
+    begins. `checkpoint_every` is "auto" for as often as takes 2 % of the time, or "5min", or "100steps".
+    Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
+    these is StoppedError, after SIGTERM.
     """
-    job = Job(console or Console(), RunTimes())
-    try:
-        _prepare(job, source, recipe, model, weights, epochs, settings, seed, device, out, strict)
-        return _run(job, tensorboard)
-    except BaseException:
-        if hasattr(job, "folder"):
-            job.folder.abandon()
-        raise
+    job = Job(console or Console())
+    place_ = None if out is None else Path(out)
+    request = Request(source, recipe, model, weights, epochs, settings, seed, device, place_, strict, resume)
+    checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))
+    with job.stop.listening():
+        try:
+            return _train(job, request, checkpoints, tensorboard)
+        except BaseException as error:
+            if hasattr(job, "folder"):
+                job.folder.abandon()
+            if isinstance(error, Terminated):
+                raise StoppedError(f"stopped by SIGTERM; {job.to_go_on()}") from None
+            if isinstance(error, torch.OutOfMemoryError):
+                raise JobError(f"out of memory on {job.engine.describe()}; {job.to_go_on()}") from None
+            raise
 
 
-def _prepare(job: Job, source, recipe, model, weights, epochs, settings, seed, device, out, strict) -> None:
-    """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
+def _train(job: Job, request: Request, checkpoints: Checkpoints, tensorboard: bool) -> Run:
+    """From the request to the finished run."""
     since = time.perf_counter()
-    choose_device(device)  # a device that is not there is the cheapest thing to find
-    job.recipe, table = resolve_recipe(source, recipe, model, weights, epochs, settings, seed, job.console)
-    job.engine = Engine(device, job.recipe.precision)
+    choose_device(request.device)  # a device that is not there is the cheapest thing to find
+    request = request.completed()
+    if not request.finished:
+        job.recipe, table = resolve_recipe(
+            request.source, request.recipe, request.model, request.weights, request.epochs, request.settings,
+            request.seed, job.console,
+        )  # fmt: skip
+        if request.resume and request.out is None:
+            request = replace(request, out=RunFolder.latest(job.recipe.name))
+    if request.finished:
+        assert request.out is not None
+        RunFolder(request.out).close()
+        job.console.say(f"run       {request.out} is finished: there is nothing to resume")
+        return Run.read(request.out)
+    _prepare(job, request, table)
+    job.seconds.lap("prepare", since)
+    _introduce(job)
+    return _run(job, checkpoints, tensorboard)
+
+
+def _prepare(job: Job, request: Request, table: Table) -> None:
+    """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
+    source = request.source
+    job.engine = Engine(request.device, job.recipe.precision)
     job.table = open_split(table, job.recipe, job.console)
-    job.place = place(job.table.source)  # before there is a run folder, which may have the name of the source
-    RunFolder.check(out)
+    # The place is found before there is a run folder, which may have the name of the source.
+    job.identity = identify(job.recipe, job.table, job.engine.machine(), place(job.table.source))
+    before = _same_run(job, request)
+    if not request.continues:
+        RunFolder.check(request.out)
     torch.manual_seed(job.recipe.seed)
     wanted = job.recipe.data.channels
     channels = (job.table.channels or 3) if wanted == "auto" else wanted
-    module = model if isinstance(model, nn.Module) else None
+    module = request.model if isinstance(request.model, nn.Module) else None
     job.network, normalisation = build_network(job.recipe, len(job.table.classes), channels, module, job.console)
     check_size(job.network, job.recipe, channels)
     for phase in job.recipe.phase:
         training_stages(job.network, phase.train)
-    job.folder = RunFolder.create(out, job.recipe.name)
+    if request.continues:
+        assert request.out is not None
+        job.folder = RunFolder.resume(request.out)
+    else:
+        job.folder = RunFolder.create(request.out, job.recipe.name)
     job.folder.write_recipe(job.recipe)
     job.folder.write_split(job.table)
     job.preprocessing = preprocessing_of(job.recipe, channels, normalisation)
-    job.samples, bad = load_samples(job.table, job.recipe, job.preprocessing, strict, job.console)
+    job.samples, bad = load_samples(job.table, job.recipe, job.preprocessing, request.strict, job.console)
     job.folder.write_bad_images(bad)
-    if bad and strict:
+    if bad and request.strict:
         first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
         raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {first}; {advice}")
     job.inspection = inspect(job.table, job.console)
     job.folder.write_check(job.inspection)
-    if job.inspection.leaked and strict:
+    if job.inspection.leaked and request.strict:
         counts = " and ".join(f"{len(found)} {split}" for split, found in job.inspection.leaked.items())
         raise UserError(
             f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them (`linnaeus check` "
@@ -105,8 +152,25 @@ def _prepare(job: Job, source, recipe, model, weights, epochs, settings, seed, d
     if job.recipe.data.normalise == "data":
         job.preprocessing = measure_pixels(job.samples["train"], job.preprocessing)
     job.bad = len(bad)
-    job.seconds.lap("prepare", since)
-    _introduce(job)
+    job.identity.pixels = {split: known_by(samples.rows) for split, samples in job.samples.items()}
+    if before is not None:
+        before.refuse(job.folder.path, before.other_pixels(job.identity))
+        job.identity.found = before.found
+    job.identity.write(job.folder.checkpoint)
+
+
+def _same_run(job: Job, request: Request) -> Identity | None:
+    """What the run that is to go on says of itself. Raises UserError where it is another one."""
+    before = Identity.read(request.out / CHECKPOINT) if request.continues and request.out is not None else None
+    if before is not None:
+        assert request.out is not None
+        before.refuse(request.out, before.differences(job.identity))
+        job.identity.recipe = before.recipe
+        job.recipe = before.found.apply(Recipe.model_validate(before.recipe))
+        elsewhere = before.other_machine(job.identity)
+        if elsewhere:
+            job.console.warn(f"resumed on another machine ({'; '.join(elsewhere)}): the last bits may differ")
+    return before
 
 
 def _introduce(job: Job) -> None:
@@ -129,31 +193,46 @@ def _introduce(job: Job) -> None:
     say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
 
 
-def _run(job: Job, tensorboard: bool) -> Run:
+def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
     """The phases, then the final figures from the saved file, on pixels."""
+    checkpoints.path = job.folder.checkpoint
+    last = checkpoints.read(job.recipe.best)
+    job.folder.start([] if last is None else last.rows)
+    if last is not None:
+        job.console.say(f"resumed   {last}")
+        job.seconds.go_on(last.seconds)
+    found = job.identity.found
     int8 = job.samples["train"] if job.recipe.model.frozen == "int8" else None
-    frozen = Frozen(job.network, job.preprocessing, job.engine, job.console, default_cache(), int8)
+    frozen = Frozen(
+        job.network, job.preprocessing, job.engine, job.console, default_cache(), int8,
+        made_by=found.executors, note=job.note,
+    )  # fmt: skip
     train, valid = job.samples["train"], job.samples["valid"]
     streams = Streams(frozen, train, valid, job.recipe.phase, job.recipe.seed)
     phases = Phases(
         job.recipe, job.network, streams, len(job.table.classes), job.engine, job.console, job.save,
-        job.folder.add, job.divided, job.tuned, job.seconds,
+        job.folder.add, job.divided, job.tuned, checkpoints, job.stop, job.folder.rows, found.micro, job.seconds,
     )  # fmt: skip
     interrupted = False
     with job.folder.tensorboard(tensorboard):
         try:
-            best = phases.run()
+            best = phases.run(last)
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             interrupted, best = True, phases.best
             if best.figures is None:
-                raise JobError(f"{job.folder.path}: stopped before the first epoch was over; nothing to keep") from None
+                raise JobError(f"stopped before the first epoch was over; {job.to_go_on()}") from None
             job.console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
         except JobError as error:
             if phases.best.figures is None:
                 raise
             where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
             raise JobError(f"{error}; the best model so far ({where}) is in {job.folder.model}") from None
-    return finish(job, best, phases.micro, frozen.made_by, interrupted)
+    run = finish(job, best, interrupted)
+    if not interrupted:
+        job.folder.close()
+    return run
 
 
 def place(source: str) -> str:

@@ -125,6 +125,12 @@ class Totals:
         self.samples += samples
         self.fresh = False
 
+    def put_back(self, loss: Tensor, right: Tensor | None, samples: int) -> None:
+        """The sums of an epoch that was cut."""
+        self.loss = loss.to(self.loss)
+        self.right = None if right is None or self.right is None else right.to(self.right)
+        self.samples, self.fresh = samples, False
+
     def means(self) -> tuple[float, float | None]:
         """(mean loss, share right or None) so far."""
         if not self.fresh:
