@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,12 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Figures:
+        """What `to_dict` gave, perhaps among others, as JSON gives it back."""
+        values = {field.name: found[field.name] for field in fields(cls)}
+        return cls(**{**values, "accuracy_ci95": tuple(values["accuracy_ci95"])})
 
     def __str__(self) -> str:
         low, high = self.accuracy_ci95

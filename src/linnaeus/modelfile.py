@@ -85,13 +85,26 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> No
     }
     text = json.dumps(header, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"linnaeus": text})
-        except SafetensorError as error:  # a full disk too comes as one, and only its text tells
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from None
+        save_tensors(tensors, temporary, {"linnaeus": text})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors. Raises OSError where the disk does not take them."""
+    # safetensors takes neither channels-last nor shared storage, so such tensors are copied to plain memory.
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    try:
+        save_file(plain, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk too comes as one, and only its text tells
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def read_model(path: Path, model: Network | None = None) -> tuple[Network, ModelFile]:

@@ -78,11 +78,13 @@ def choose_executor(
     record: Path | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     start: str | None = None,
+    wanted: str | None = None,
 ) -> Executor:
     """The fastest executor for `pictures` pictures like `sample` (N, C, H, W) from `start` through all below `stop`.
 
     ONNX Runtime is tried where it is installed, on CPU, and the work is long enough to pay for the export. What was
-    found is kept in the file `record` by machine and network: a later run, or one that is resumed, does as the first.
+    found is kept in the file `record` by machine and network: a later run does as the first. `wanted` is the name of
+    the one to take, without a trial, where a run that is resumed has had one; the other where it is not to be had.
     """
     front = Front(copy.deepcopy(network), stop, start).eval().requires_grad_(False).to(sample.device)
     front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,8 +96,8 @@ def choose_executor(
     if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         return fused
     key = _machine(network, stop, sample, start)
-    known = _read(record).get(key)
-    if known == fused.name or (known is None and fused.seconds * pictures < WORTH_TRYING):
+    known = wanted or _read(record).get(key)
+    if known in ("plain", "fused") or (known is None and fused.seconds * pictures < WORTH_TRYING):
         return fused
     compiled = _onnx(front, sample, expected)
     chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * fused.seconds) else fused
