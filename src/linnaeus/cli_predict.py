@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
-from linnaeus.cli_common import ESCAPED, load_model, verbosity
+from linnaeus.cli_common import ESCAPED, fastest_model, load_model, verbosity
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 
@@ -43,10 +43,10 @@ def predict(
     from linnaeus.files import disk_errors
     from linnaeus.images import expand
 
-    classifier = load_model(model, device, code)
     if grid and Path(grid).suffix.lower() != ".png":
         raise UserError(f"--grid {grid}: must end in .png")
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
+    classifier = load_model(fastest_model(model, device, code, console), device, code)
     shown: list[tuple[Prediction, int | None]] = []
     failed = done = 0
     with disk_errors(Path(out or "-")), _open_out(out) as file:
