@@ -21,8 +21,8 @@ IR = 10  # what ONNX Runtime reads since 1.18
 MOST_BYTES = (1 << 31) - (1 << 20)  # protobuf holds no more than 2 GB, and the file is one message
 
 LUMA = (19595, 38470, 7471)  # of 65536: Rec. 601, as Pillow rounds it
-FILTERS: dict[str, dict[str, Any]] = {
-    "nearest": {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
+FILTERS: dict[str, dict[str, Any] | None] = {
+    "nearest": None,  # picked, not resized
     "bilinear": {"mode": "linear", "antialias": 1, "exclude_outside": 1},
     "bicubic": {"mode": "cubic", "antialias": 1, "exclude_outside": 1, "cubic_coeff_a": -0.5},
 }
@@ -152,9 +152,23 @@ def pad(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
 def resize(g: Nodes, x: str, goal: list[str], p: Preprocessing) -> str:
     """To (height, width) `goal`, antialiased."""
     how = FILTERS[p.interpolation]
+    if how is None:
+        return g("Gather", g("Gather", x, nearest(g, x, 1, goal[0]), axis=1), nearest(g, x, 2, goal[1]), axis=2)
     shape = g("Shape", x)
     sizes = g("Concat", g("Gather", shape, np.array([0], np.int64)), *goal, p.channels, axis=0)
     return g("Resize", x, "", "", sizes, coordinate_transformation_mode="half_pixel", **how)
+
+
+def nearest(g: Nodes, x: str, axis: int, goal: str) -> str:
+    """(goal,) int64: where the middle of each new pixel falls.
+
+    Pillow walks there in steps of float64, and where a middle falls between two pixels, what these steps have rounded
+    decides; so the graph walks too.
+    """
+    side = g("Gather", g("Shape", x), np.array([axis], np.int64))
+    step = g("Div", g("Cast", side, to=11), g("Cast", goal, to=11))
+    steps = g("Concat", g("Mul", step, np.array(0.5)), g("Expand", step, g("Sub", goal, 1)), axis=0)
+    return g("Cast", g("CumSum", steps, np.array(0, np.int64)), to=7)
 
 
 def center(g: Nodes, x: str, p: Preprocessing) -> str:

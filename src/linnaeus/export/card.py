@@ -177,8 +177,8 @@ model.eval()
 ```
 
 Pictures: {steps} ({p.interpolation}, antialiased), scaled to [0, 1], then normalised with mean
-{list(p.mean)} and standard deviation {list(p.std)}, a value a channel. Class names by index are below. `linnaeus predict` does all of it from the
-model file that this was made of."""
+{list(p.mean)} and standard deviation {list(p.std)}, a value a channel. Class names by index are below. `linnaeus
+predict` does all of it from the model file that this was made of."""
 
 
 def _classes(classifier: Classifier) -> str:
