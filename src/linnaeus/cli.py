@@ -14,6 +14,7 @@ from linnaeus.cli_common import verbosity
 from linnaeus.cli_data import data, models, recipes, weights
 from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
+from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
 from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import UserError
@@ -94,7 +95,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, export, models, recipes, weights, data):
     cli.add_command(command)
 
 

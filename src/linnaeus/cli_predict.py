@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
-from linnaeus.cli_common import load_model, verbosity
+from linnaeus.cli_common import fastest_model, load_model, verbosity
 from linnaeus.console import ESCAPED, Console
 from linnaeus.errors import UserError
 
@@ -52,10 +52,10 @@ def predict(
     from linnaeus.answers import Write, check_same, form_of, read_done, writer
     from linnaeus.files import disk_errors
 
-    classifier = load_model(model, device, code)
     if grid and Path(grid).suffix.lower() != ".png":
         raise UserError(f"--grid {grid}: must end in .png")
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
+    classifier = load_model(fastest_model(model, device, code, console), device, code)
     form, top = form_of(out, form), min(top, len(classifier.classes))
     with disk_errors(Path(out or "-")):
         held = read_done(Path(out), form, top) if out else None
