@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.recipe import Recipe
 from linnaeus.training.identity import Identity
@@ -18,7 +19,7 @@ from linnaeus.training.runfolder import CHECKPOINT, RunFolder
 class Request:
     """The arguments of train() that say what is trained, on what, where."""
 
-    source: str | Path
+    source: str | Path | Table
     recipe: str | Recipe | None
     model: str | nn.Module | None
     weights: str | None
@@ -32,7 +33,7 @@ class Request:
 
     def completed(self) -> Request:
         """With --resume: where SOURCE is a run folder, its source; without a recipe, the one of the run."""
-        if not self.resume:
+        if not self.resume or isinstance(self.source, Table):
             return self
         out, source = self.out, self.source
         folder = Path(source)

@@ -41,7 +41,7 @@ from linnaeus.training.streams import Streams
 
 
 def train(
-    source: str | Path,
+    source: str | Path | Table,
     recipe: str | Recipe | None = None,
     *,
     model: str | nn.Module | None = None,
@@ -59,10 +59,11 @@ def train(
 ) -> Run:
     """Train a classifier on `source` and leave everything about it in a run folder.
 
-    `recipe` is a name, a file, or a Recipe; without one it is chosen from the data. `model` is the name of a network,
-    `file.py:function`, or a module of your own; `weights` a name, a file or "none"; `epochs` a number for each phase;
-    `settings` dotted keys on the recipe, such as {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable
-    pictures instead of leaving them out. Ctrl-C ends the run with the best model so far.
+    `source` is what the command takes, or a table of your own. `recipe` is a name, a file, or a Recipe; without one it
+    is chosen from the data. `model` is the name of a network, `file.py:function`, or a module of your own; `weights` a
+    name, a file or "none"; `epochs` a number for each phase; `settings` dotted keys on the recipe, such as
+    {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable pictures instead of leaving them out. Ctrl-C ends
+    the run with the best model so far.
 
     With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
     `source` itself where that is a run folder, or else the last of runs/<recipe>-<n>. Where there is none, a new one
@@ -112,7 +113,7 @@ def _train(job: Job, request: Request, checkpoints: Checkpoints, tensorboard: bo
 
 def _prepare(job: Job, request: Request, table: Table) -> None:
     """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
-    source = request.source
+    source = table.source
     job.engine = Engine(request.device, job.recipe.precision)
     job.table = open_split(table, job.recipe, job.console)
     # The place is found before there is a run folder, which may have the name of the source.
