@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.decode import load_row
+from linnaeus.data.decode import UnreadableError, load_row
 from linnaeus.stores.decoding import Decoding
 
 
@@ -93,8 +93,17 @@ class PixelStore:
 class StreamedRows:
     """The interface of PixelStore, decoding on demand: for stores that would not fit the disk budget."""
 
-    def __init__(self, decoding: Decoding, shapes: np.ndarray, failed: dict[int, str], note: str, identity: str):
-        """`identity` names the content of the pictures, as the key of a store does."""
+    def __init__(
+        self,
+        decoding: Decoding,
+        shapes: np.ndarray,
+        failed: dict[int, str],
+        note: str,
+        identity: str,
+        signatures: np.ndarray | None = None,
+    ):
+        """`identity` names the content of the pictures, as the key of a store does; `signatures` (n,) each of them."""
+        self._signatures = signatures
         self.shapes, self.channels, self.failed, self.note = shapes, decoding.spec.channels, failed, note
         self.uniform = _agreed(shapes)
         self.identity = identity
@@ -105,10 +114,15 @@ class StreamedRows:
         return len(self.shapes)
 
     def row(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8. Raises UnreadableError where the picture has changed for the worse since it was checked."""
+        """(h, w, C) uint8. Raises UnreadableError where the picture is another one than was checked, or none."""
         if i in self.failed:
             return np.zeros((0, 0, self.channels), np.uint8)
-        return load_row(self._decoding.source(i), self._decoding.spec)
+        source = self._decoding.source(i)
+        if isinstance(source, str) and self._signatures is not None:
+            known = (0, self._signatures[i])  # 0: it is gone, which decoding says better
+            if self._decoding.signature(i) not in known:
+                raise UnreadableError(source, "was replaced or changed while it was in use")
+        return load_row(source, self._decoding.spec)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As PixelStore.gather, in threads."""
