@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,13 @@ def half_written(tensors: dict[str, torch.Tensor], path: Path) -> None:
     save_tensors(tensors, path)
     os.truncate(path, path.stat().st_size // 2)
     die()
+
+
+@pytest.mark.long
+def test_fifty_random_kills():
+    """At any instant, not only between steps and writings: `benchmarks/kills.py`, which by itself does 500."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--kills", "50", "--seed", str(os.getpid())]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "50 kills in" in found.stdout

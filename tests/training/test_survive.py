@@ -66,7 +66,7 @@ def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> 
                 os.kill(os.getpid(), number)
             return real(*args)
 
-        loop.optimizer_step = take
+        loop.optimizer_step = take  # type: ignore[assignment]
         sys.argv = ["linnaeus", "train", str(source), "--recipe", str(recipe), "--out", str(out), "--device", "cpu"]
         try:
             cli.main()
