@@ -2,7 +2,8 @@
 
 A run of two phases (augmentation, mixing, a moving average; then a head on stored activations) on 240 made-up pictures,
 with a checkpoint after every second step and a cache of its own, so that its stores are killed while they are written
-too. Pictures and report, which have no part in it, are left out. Each process is a fork of this one, killed by SIGKILL after a random part of the time that a whole run takes.
+too. Pictures and report, which have no part in it, are left out. Each process is a fork of this one, killed by SIGKILL
+after a random part of the time that a whole run takes.
 
     python benchmarks/kills.py [--kills N] [--seed N] [--folder DIR]
 

@@ -16,11 +16,12 @@ from killing import check_same, die, dying, in_child, train, undrawn
 from tiny import write_idx, write_recipe
 from torch import nn
 
+import linnaeus
 from linnaeus import files
 from linnaeus.modelfile import save_tensors
 from linnaeus.stores import activations
 from linnaeus.stores.cache import Cache
-from linnaeus.training import checkpoint, finish, job, loop, run
+from linnaeus.training import checkpoint, finish, job, loop, phases, run
 from linnaeus.training.identity import Identity
 from linnaeus.training.runfolder import RunFolder
 
@@ -45,10 +46,10 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
         [{"augment": AUGMENT, "mixup": 0.2, "cutmix": 1.0, "ema": 0.8, "clip": 1.0}, {"train": ["head"], "epochs": 1}],
         {}, 7,
     ),
-    "momentum and one cycle": ([{"optimizer": "sgd", "schedule": {"name": "onecycle"}}], {"best": "loss"}, 6),
+    "momentum and one cycle": ([{"optimizer": "sgd", "schedule": {"name": "onecycle"}}], {"best": "loss"}, 7),
     "a plateau and an early stop": (
         [{"epochs": 6, "lr": 0.05, "early_stop": 2, "schedule": {"name": "plateau", "patience": 0, "threshold": 0.5}}],
-        {}, 10,
+        {}, 12,
     ),
     "pieces, and classes drawn alike": (
         [{"micro_batch": 5, "sampling": "balanced", "class_weights": "balanced", "optimizer": "adamw"}],
@@ -65,10 +66,10 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_killed_run_ends_as_if_it_had_not_been(name: str, idx: Path, tmp_path: Path):
-    phases, more, step = RECIPES[name]
+def test_a_killed_run_ends_as_if_it_had_not_been(name: str, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given, more, step = RECIPES[name]
     own = own_network if more.pop("own network", False) else lambda: None
-    recipe = write_recipe(tmp_path / "r.toml", *phases, **more)
+    recipe = write_recipe(tmp_path / "r.toml", *given, **more)
     whole = train(idx, recipe, tmp_path / "whole", model=own()).path
 
     def work() -> None:
@@ -77,6 +78,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(name: str, idx: Path, tmp_path:
 
     assert in_child(work) == -signal.SIGKILL
     assert (tmp_path / "cut" / "checkpoint" / "checkpoint.json").exists()
+    monkeypatch.setattr(phases, "range_test", None)  # what was found is not sought again
     check_same(train(idx, recipe, tmp_path / "cut", model=own(), resume=True).path, whole)
 
 
@@ -121,6 +123,24 @@ def test_a_run_may_be_killed_again_and_again(idx: Path, tmp_path: Path):
     assert train(idx, recipe, out, resume=True).best.figures is not None  # which says that it is finished
     os.environ["LINNAEUS_CACHE"] += "-2"  # as if the other had never been
     check_same(out, train(idx, recipe, tmp_path / "whole").path)
+
+
+def test_the_model_file_is_never_ahead_of_the_checkpoint(idx: Path, tmp_path: Path):
+    """Else a run that is resumed and stopped would put an older model over a better one."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 6, "lr": 1e-3}, best="loss")
+    out = tmp_path / "cut"
+    for step, every in ((7, "2steps"), (11, "1000steps")):
+
+        def work(step: int = step, every: str = every) -> None:
+            dying(loop, "optimizer_step", step)
+            train(idx, recipe, out, every=every, resume=True)
+
+        assert in_child(work) == -signal.SIGKILL
+    kept = checkpoint.Checkpoints(out / "checkpoint").read("loss")
+    assert kept is not None
+    assert kept.best.figures is not None
+    assert len((out / "history.csv").read_text().splitlines()) > 1 + len(kept.rows)  # it was further when it died
+    assert linnaeus.load(out).about.metrics["valid"]["loss"] == kept.best.figures.loss
 
 
 WRITING: dict[str, tuple[Any, str, int, bool, str]] = {
