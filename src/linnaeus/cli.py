@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from linnaeus import __version__
-from linnaeus.cli_common import ESCAPED, verbosity
+from linnaeus.cli_common import verbosity
 from linnaeus.cli_data import data, models, recipes, weights
 from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
+from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
-from linnaeus.console import Console, duration
+from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -95,7 +96,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, export, models, recipes, weights, data):
     cli.add_command(command)
 
 

@@ -97,17 +97,26 @@ def answers(
 ) -> Outputs:
     """Run `net`, in evaluation mode, over `batches`. Every sample is counted once, or it is an AssertionError."""
     net.eval()
-    labels, logits, seen = [], [], []
-    for batch in batches.epoch():
+
+    def logits(batch: Batch) -> np.ndarray:
         with autocast():
             out = net(prepare(batch))
-        logits.append(out.float().cpu().numpy())
+        return out.float().cpu().numpy()
+
+    return gather(batches, logits)
+
+
+def gather(batches: Batches, logits: Callable[[Batch], np.ndarray]) -> Outputs:
+    """What `logits` gives for `batches`. Every sample is counted once, or it is an AssertionError."""
+    labels, found, seen = [], [], []
+    for batch in batches.epoch():
+        found.append(logits(batch))
         labels.append(batch.labels.cpu().numpy())
         seen.append(batch.indices)
     order = np.concatenate(seen)
     assert np.array_equal(np.sort(order), np.arange(batches.samples)), "every sample must be counted exactly once"
     back = np.argsort(order)
-    return Outputs(np.concatenate(labels)[back], np.concatenate(logits)[back])
+    return Outputs(np.concatenate(labels)[back], np.concatenate(found)[back])
 
 
 def answer_pixels(

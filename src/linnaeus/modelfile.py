@@ -60,6 +60,8 @@ class ModelFile:
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+    """SHA-256 of the tensors, where this was read from a file."""
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> None:
@@ -70,19 +72,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> No
         for name, tensor in state.items()
         if not name.startswith(AUXILIARY)
     }
-    header = {
-        "format": FORMAT,
-        "arch": about.arch,
-        "classes": list(about.classes),
-        "names": list(about.names),
-        "preprocessing": about.preprocessing.to_dict(),
-        "calibration": about.calibration,
-        "metrics": about.metrics,
-        "data": about.data,
-        "recipe": about.recipe,
-        "versions": versions(),
-        "sha256": _digest(tensors),
-    }
+    header = describe(about) | {"versions": versions(), "sha256": _digest(tensors)}
     text = json.dumps(header, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
         save_tensors(tensors, temporary, {"linnaeus": text})
@@ -107,6 +97,23 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
+def describe(about: ModelFile) -> dict[str, Any]:
+    """What a model file says beside its weights, for JSON; `parse` reads it."""
+    return {
+        "format": FORMAT,
+        "arch": about.arch,
+        "classes": list(about.classes),
+        "names": list(about.names),
+        "preprocessing": about.preprocessing.to_dict(),
+        "calibration": about.calibration,
+        "metrics": about.metrics,
+        "data": about.data,
+        "recipe": about.recipe,
+        "versions": about.versions,
+        "sha256": about.digest,
+    }
+
+
 def read_model(path: Path, model: Network | None = None) -> tuple[Network, ModelFile]:
     """Read a model file: the network in evaluation mode, and what the file says of it.
 
@@ -114,7 +121,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     Raises UserError, naming the file, where it is no model file, cut short, altered, or of an unknown format.
     """
     header, tensors = _read(path)
-    about = _parse(path, header)
+    about = parse(path, header)
     if _digest(tensors) != header.get("sha256"):
         raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
     if model is not None:
@@ -146,7 +153,7 @@ def model_path(given: str | Path) -> Path:
 
 def read_header(path: Path) -> ModelFile:
     """What the file says, without reading its weights."""
-    return _parse(path, _read(path, weights=False)[0])
+    return parse(path, _read(path, weights=False)[0])
 
 
 def versions() -> dict[str, str]:
@@ -180,16 +187,21 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its description is not JSON ({_line(error)}); get a fresh copy") from None
+    check_format(path, header)
+    return header, tensors
+
+
+def check_format(path: Path, header: Any) -> None:
+    """Raise UserError unless a description is of the format that this version reads."""
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise UserError(
             f"{path}: model file format {_line(repr(found))}, and this version reads format {FORMAT}; upgrade linnaeus"
         )
-    return header, tensors
 
 
-def _parse(path: Path, header: dict[str, Any]) -> ModelFile:
-    """The header, checked as far as what follows relies on it: it may come from anybody."""
+def parse(path: Path, header: dict[str, Any]) -> ModelFile:
+    """The description, checked as far as what follows relies on it: it may come from anybody."""
     try:
         arch = header["arch"]
         about = ModelFile(
@@ -208,6 +220,7 @@ def _parse(path: Path, header: dict[str, Any]) -> ModelFile:
             data=dict(header.get("data") or {}),
             recipe=dict(header.get("recipe") or {}),
             versions=dict(header.get("versions") or {}),
+            digest=str(header.get("sha256") or ""),
         )
     except (*_UNREADABLE, UserError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
