@@ -296,8 +296,9 @@ def test_what_a_failed_try_did_to_batchnorm_is_undone():
             self.net, self.micro = nn.ModuleList([net]).train(), micro
 
     told: list[int] = []
-    loop.step_that_fits(Now(norms[0], None), 8, step(norms[0], 2), told.append)  # type: ignore[arg-type]
-    loop.step_that_fits(Now(norms[1], 2), 8, step(norms[1], 2), told.append)  # type: ignore[arg-type]
+    for norm, micro in zip(norms, (None, 2), strict=True):
+        now = Now(norm, micro)
+        loop.step_that_fits(now, loop.Statistics(now.net), 8, step(norm, 2), told.append)  # type: ignore[arg-type]
     assert told == [4, 2]
     for name, value in norms[0].state_dict().items():
         assert torch.equal(value, norms[1].state_dict()[name]), name

@@ -110,6 +110,7 @@ def fit(
     while now.epoch < phase.epochs and not (phase.early_stop and now.since_best >= phase.early_stop):
         started = time.perf_counter() - now.seconds
         train_mode(net.model, stages, phase.norms)
+        statistics = Statistics(net)
         epoch, drawn = now.epoch, first_epoch + now.epoch
         for batch in train.batches.epoch(drawn, now.step):
             schedule.before_step(epoch * len(train.batches) + now.step)
@@ -118,7 +119,7 @@ def fit(
                 seed_step(seed, drawn, now.step)
                 return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
 
-            loss, right = step_that_fits(now, len(batch), take, shrink)
+            loss, right = step_that_fits(now, statistics, len(batch), take, shrink)
             if average is not None:
                 average.update(net)
             now.totals.add(loss, right, len(batch))
@@ -147,13 +148,36 @@ def fit(
         yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model, now.take)
 
 
+class Statistics:
+    """A copy of what BatchNorm has collected, so that a step that failed can be undone."""
+
+    def __init__(self, net: nn.Module):
+        """`net` in training mode: what is frozen collects nothing."""
+        buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
+        kinds = {buffer.dtype: [b for b in buffers if b.dtype == buffer.dtype] for buffer in buffers}
+        self.pairs = [([b.clone() for b in alike], alike) for alike in kinds.values()]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for copies, buffers in self.pairs:  # all of a type at once: one launch on a GPU
+            torch._foreach_copy_(copies, buffers)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for copies, buffers in self.pairs:
+            torch._foreach_copy_(buffers, copies)
+
+
 def step_that_fits(
-    now: Standing, samples: int, take: Callable[[int | None], Taken], shrink: Callable[[int], None]
+    now: Standing,
+    statistics: Statistics,
+    samples: int,
+    take: Callable[[int | None], Taken],
+    shrink: Callable[[int], None],
 ) -> Taken:
     """take(samples at once): one step. Where the memory does not suffice it is tried again with half as many at once,
-    which holds from then on. Statistics of BatchNorm that the failed try has changed are put back."""
-    statistics = [b for module in now.net.modules() if module.training for b in module.buffers(recurse=False)]
-    before = [buffer.clone() for buffer in statistics]
+    which holds from then on."""
+    statistics.keep()
     while True:
         try:
             return take(now.micro)
@@ -163,8 +187,7 @@ def step_that_fits(
         at_once = min(now.micro or samples, samples)
         if at_once == 1:
             raise JobError(f"out of memory with a single picture at once ({reason.splitlines()[0]}); use smaller ones")
-        for buffer, old in zip(statistics, before, strict=True):
-            buffer.copy_(old)
+        statistics.put_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         now.micro = -(-at_once // 2)
