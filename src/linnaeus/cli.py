@@ -73,7 +73,8 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
             word = "pictures" if name == "predictions.png" else name.partition(".")[0]
             console.say(f"{word:9} {run.path / name}")
     if run.interrupted:
-        console.warn("stopped before its end: this is the best model until then")
+        again = f"linnaeus train {run.path} --resume"
+        console.warn(f"stopped before its end: this is the best model until then; to go on: {again}")
         raise SystemExit(1)
 
 

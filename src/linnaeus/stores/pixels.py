@@ -58,7 +58,7 @@ def build_pixels(
             return store if store is not None else _build(cache, rows, signatures, name)
     except OverBudgetError as error:
         note = f"the pictures' store does not fit ({error}): they are decoded anew in every epoch"
-        return _stream(cache, rows, signatures, f"verdict-{key}", note)
+        return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> P
     return _open(entry, rows.spec)
 
 
-def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, note: str) -> StreamedRows:
+def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, note: str, hashed: bool) -> StreamedRows:
     """Decode every picture once to find the unreadable ones; keep that verdict for the next run."""
     with cache.lock(name):
         if cache.find(name) is None:
@@ -158,7 +158,7 @@ def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, not
         if not isinstance(row := rows.load(k), UnreadableError):
             index.shapes[k] = row.shape[:2]
             del index.failed[k]
-    return StreamedRows(rows, index.shapes, index.failed, note, name)
+    return StreamedRows(rows, index.shapes, index.failed, note, name, None if hashed else signatures)
 
 
 def _verdict(rows: Decoding, signatures: np.ndarray) -> Index:

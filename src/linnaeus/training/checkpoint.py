@@ -17,6 +17,8 @@ import hashlib
 import json
 import time
 import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,7 @@ class Checkpoints:
     """Seconds that the last one took."""
     spent: float = 0.0
     """Seconds that all of them took."""
+    count: int = 0
     steps: int = 0
     """Since the last one."""
     written_best: tuple[int, int] | None = None
@@ -111,7 +114,13 @@ class Checkpoints:
 
     def write(self, now: Checkpoint) -> None:
         """Write `now`, whole or not at all. The one before stays until it is."""
-        started = time.monotonic()
+        try:
+            self._write(now)
+        except BaseException:
+            self._remove_all_but(self.files)
+            raise
+
+    def _write(self, now: Checkpoint) -> None:
         before, self.number = self.files, self.number + 1
         files: dict[str, dict[str, int]] = {}
         state = f"state-{self.number:06d}.safetensors"
@@ -141,14 +150,27 @@ class Checkpoints:
             allow_nan=False,
         )
         write_text(self.path / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-        self.files, self.steps = files, 0
+        self.files = files
         self.written_best = None if best.figures is None else (best.phase, best.epoch)
-        for name in before:
-            if name not in files:
-                (self.path / name).unlink(missing_ok=True)
-        self.written_at = time.monotonic()
-        self.cost = self.written_at - started
-        self.spent += self.cost
+        self._remove_all_but(files)
+
+    def _remove_all_but(self, files: Collection[str]) -> None:
+        """Remove the files of checkpoints that are past, or never became whole."""
+        for path in self.path.glob("*.safetensors"):
+            if path.name not in files:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def paid(self) -> Iterator[None]:
+        """What is done meanwhile is the cost of this checkpoint, whether it succeeds or not."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.steps, self.written_at = 0, time.monotonic()
+            self.cost = self.written_at - started
+            self.spent += self.cost
+            self.count += 1
 
     def _tensors(self, name: str, tensors: dict[str, Tensor]) -> dict[str, int]:
         with atomic(self.path / name) as temporary:
@@ -166,9 +188,7 @@ class Checkpoints:
             return None
         found = self._manifest()
         self.number, self.files = found["number"], found["files"]
-        for path in self.path.glob("*.safetensors"):
-            if path.name not in self.files:
-                path.unlink(missing_ok=True)
+        self._remove_all_but(self.files)
         tensors = {name.partition("-")[0]: self._read(name) for name in self.files}
         best = Best(by)
         if found["best"] is not None:

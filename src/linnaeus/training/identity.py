@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from linnaeus.data.batches import Rows
+from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import write_text
 from linnaeus.recipe import Recipe
 from linnaeus.stores.activations import identity
+from linnaeus.stores.pixelstore import PixelStore
 
 RUN = "run.json"
 FORMAT = 1
@@ -129,8 +130,13 @@ def identify(recipe: Recipe, table: Table, machine: dict[str, Any], place: str) 
 
 
 def known_by(rows: Rows) -> list[str]:
-    """What decoded pictures are known by: where they lie and when they were changed, and their pixels."""
-    return [identity(rows)]
+    """What decoded pictures are known by: where they lie and when they were changed; and their pixels, if stored.
+
+    The first says that nothing was touched; the second, that a copy elsewhere is the same.
+    """
+    store = rows.rows if isinstance(rows, Subset) else rows
+    content = [f"{store.checksum()} {len(rows)}"] if isinstance(store, PixelStore) else []
+    return [identity(rows), *content]
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

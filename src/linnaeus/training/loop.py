@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from linnaeus.data.batches import Batch
+from linnaeus.errors import JobError
 from linnaeus.evaluate import Figures, answers, figures
 from linnaeus.models import Network
 from linnaeus.recipe import Phase
@@ -18,6 +21,9 @@ from linnaeus.training.optim import build_optimizer, train_mode, training_stages
 from linnaeus.training.schedule import Schedule
 from linnaeus.training.snapshot import Snapshot, Standing
 from linnaeus.training.step import Criterion, Stream, Totals, not_finite, optimizer_step
+
+Taken = tuple[Tensor, Tensor | None]
+"""(sum of the losses, number right) of a step, on the device."""
 
 
 class Above(nn.Module):
@@ -79,6 +85,7 @@ def fit(
     micro: int | None = None,
     better: Callable[[Figures], bool] | None = None,
     resume: Snapshot | None = None,
+    shrink: Callable[[int], None] = lambda micro: None,
     watch: Callable[[Step], None] = lambda step: None,
 ) -> Iterator[Epoch]:
     """Train `net` in place by `phase`, yielding once an epoch.
@@ -86,8 +93,9 @@ def fit(
     The command prints what is yielded, a test collects it; any of them may evaluate or save between. `first_epoch`
     counts the epochs of earlier phases, so that no two epochs of a run draw the same random numbers. `micro` is the
     number of samples that go through the network at once. `better` says whether an epoch is the best yet (early stop).
+    Where the memory does not suffice on the way, it is halved, and `shrink` told; the effective batch stays.
     With `resume` it goes on where that was taken, and does as if it had never been stopped, to the bit.
-    Raises JobError if the loss is not finite.
+    Raises JobError if the loss is not finite, or not even one sample fits the memory.
     """
     stages = training_stages(net.model, phase.train)
     bare = build_optimizer(net.model, phase)
@@ -102,11 +110,16 @@ def fit(
     while now.epoch < phase.epochs and not (phase.early_stop and now.since_best >= phase.early_stop):
         started = time.perf_counter() - now.seconds
         train_mode(net.model, stages, phase.norms)
+        statistics = Statistics(net)
         epoch, drawn = now.epoch, first_epoch + now.epoch
         for batch in train.batches.epoch(drawn, now.step):
-            seed_step(seed, drawn, now.step)
             schedule.before_step(epoch * len(train.batches) + now.step)
-            loss, right = optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, now.micro)
+
+            def take(micro: int | None, batch: Batch = batch, drawn: int = drawn) -> Taken:
+                seed_step(seed, drawn, now.step)
+                return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
+
+            loss, right = step_that_fits(now, statistics, len(batch), take, shrink)
             if average is not None:
                 average.update(net)
             now.totals.add(loss, right, len(batch))
@@ -133,3 +146,49 @@ def fit(
         now.since_best = 0 if better is None or better(result) else now.since_best + 1
         now.next_epoch()
         yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model, now.take)
+
+
+class Statistics:
+    """A copy of what BatchNorm has collected, so that a step that failed can be undone."""
+
+    def __init__(self, net: nn.Module):
+        """`net` in training mode: what is frozen collects nothing."""
+        buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
+        kinds = {buffer.dtype: [b for b in buffers if b.dtype == buffer.dtype] for buffer in buffers}
+        self.pairs = [([b.clone() for b in alike], alike) for alike in kinds.values()]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for copies, buffers in self.pairs:  # all of a type at once: one launch on a GPU
+            torch._foreach_copy_(copies, buffers)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for copies, buffers in self.pairs:
+            torch._foreach_copy_(buffers, copies)
+
+
+def step_that_fits(
+    now: Standing,
+    statistics: Statistics,
+    samples: int,
+    take: Callable[[int | None], Taken],
+    shrink: Callable[[int], None],
+) -> Taken:
+    """take(samples at once): one step. Where the memory does not suffice it is tried again with half as many at once,
+    which holds from then on."""
+    statistics.keep()
+    while True:
+        try:
+            return take(now.micro)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        # Only here is what the failed try had taken free again: the exception held it.
+        at_once = min(now.micro or samples, samples)
+        if at_once == 1:
+            raise JobError(f"out of memory with a single picture at once ({reason.splitlines()[0]}); use smaller ones")
+        statistics.put_back()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        now.micro = -(-at_once // 2)
+        shrink(now.micro)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batches
 from linnaeus.device import free_memory
-from linnaeus.errors import UserError
+from linnaeus.errors import JobError, UserError
 from linnaeus.evaluate import Outputs, answers, figures
 from linnaeus.head import fit_head
 from linnaeus.models import Network
@@ -56,13 +56,14 @@ class Phases:
     """Told (phase, samples at once) when that is found out."""
     tuned: Callable[[int, RangeTest], None]
     """Told (phase, test) where the learning rate was to be found."""
-    checkpoints: Checkpoints
-    stop: Stop
-    rows: list[Row]
+    checkpoints: Checkpoints | None = None
+    """None writes none."""
+    stop: Stop = field(default_factory=Stop)
+    rows: list[Row] = field(default_factory=list)
     """The lines of the history so far, which `record` adds to."""
-    micro: Mapping[str, int]
+    micro: Mapping[str, int] = field(default_factory=dict)
     """Phase -> samples at once, where that is known from before the run was cut."""
-    seconds: RunTimes
+    seconds: RunTimes = field(default_factory=RunTimes)
 
     def __post_init__(self) -> None:
         self.best = Best(self.recipe.best)
@@ -72,6 +73,7 @@ class Phases:
         """All phases, each from the best weights so far. A KeyboardInterrupt passes through, with the best kept."""
         if resume is not None:
             self.best, self.unsaved = resume.best, resume.best.figures is not None
+            self.written = self.unsaved
         first_epoch = 0
         for number, phase in enumerate(self.recipe.phase, start=1):
             if resume is None or number >= resume.phase:
@@ -94,11 +96,16 @@ class Phases:
         self, number: int, snapshot: Callable[[], Snapshot] | None, steps: int = 0, *, now: bool = False
     ) -> None:
         """Between two steps: write down where the run stands if it is time, and end it if somebody wants that."""
-        if self.checkpoints.due(steps) or now or self.stop.wanted is not None:
+        due = self.checkpoints is not None and self.checkpoints.due(steps)
+        if self.checkpoints is not None and (due or now or self.stop.wanted is not None):
             self._lap(number if snapshot is not None else number - 1)
             fit = None if snapshot is None else snapshot()
-            self.checkpoints.write(Checkpoint(number, fit, self.best, self.rows, dict(self.seconds)))
-            self._flush()
+            try:
+                with self.checkpoints.paid():
+                    self.checkpoints.write(Checkpoint(number, fit, self.best, self.rows, dict(self.seconds)))
+                    self._flush()
+            except JobError as error:  # the run may end well without it
+                self.console.warn(f"{error}; the run goes on, and could only be resumed from an earlier place")
         self.stop.check()
 
     def _lap(self, number: int) -> None:
@@ -135,10 +142,17 @@ class Phases:
                     advance(done, phase.epochs * train.batches.samples, note)
                 self._stand(number, step.snapshot, 1)
 
+            def shrink(micro: int) -> None:
+                self.divided(number, micro)
+                self.console.warn(
+                    f"phase {number}: out of memory; from here on {micro} pictures at once. The batch stays "
+                    f"{phase.batch}, and micro_batch in recipe.toml says so"
+                )
+
             epochs = fit(
                 net, phase, train, valid, self.engine,
                 classes=self.classes, seed=self.recipe.seed, first_epoch=first_epoch, micro=micro,
-                better=self.best.beaten_by, resume=resume, watch=watch,
+                better=self.best.beaten_by, resume=resume, shrink=shrink, watch=watch,
             )  # fmt: skip
             with self.stop.between_steps():
                 for epoch in epochs:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from linnaeus.console import Console
+from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.device import choose_device
 from linnaeus.errors import JobError, UserError
@@ -230,6 +231,9 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
                 raise
             where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
             raise JobError(f"{error}; the best model so far ({where}) is in {job.folder.model}") from None
+        except UnreadableError as error:  # where pictures are decoded anew in every epoch
+            raise JobError(f"{error}; it could be read when the run began. {job.to_go_on()}") from None
+    job.console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
     run = finish(job, best, interrupted)
     if not interrupted:
         job.folder.close()

@@ -67,7 +67,6 @@ class Standing:
             "since_best": self.since_best,
             "seconds": self.seconds,
             "samples": self.totals.samples,
-            "micro": self.micro,
             "rates": [group["lr"] for group in self.optimizer.param_groups],
             "schedule": self.schedule.state_dict(),
             "scaler": self.engine.scaler_state(),

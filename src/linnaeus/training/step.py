@@ -63,7 +63,10 @@ def optimizer_step(
         right = None if right is None or mixes else right + (logits.argmax(1) == part.labels).sum()
     if phase.clip:
         engine.clip(wrapped, optimizer, phase.clip)
-    optimizer.step()
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:  # half of the weights may be new, so nothing can be tried again
+        raise JobError("out of memory in the optimizer's update; take sgd, or train fewer stages") from None
     return loss_sum, right
 
 
