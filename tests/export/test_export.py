@@ -133,9 +133,9 @@ def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, Gat
     for one, other in zip(model.stream(paths), export.stream(paths), strict=True):
         assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
         assert (other.index, other.unsure) == (one.index, one.unsure)
-    one, other = model.evaluate(data, "valid"), export.evaluate(data, "valid")
-    assert (other.n, other.correct) == (one.n, one.correct)
-    assert other.loss == pytest.approx(one.loss, abs=1e-5)
+    here, there = model.evaluate(data, "valid"), export.evaluate(data, "valid")
+    assert (there.n, there.correct) == (here.n, here.correct)
+    assert there.loss == pytest.approx(here.loss, abs=1e-5)
     assert len({model.predict(path).index for path in paths}) > 1, "a network that says one thing shows nothing"
 
 

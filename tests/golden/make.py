@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def trained(network: Network) -> Network:
     return network
 
 
-def write(path: Path, network: Network, preprocessing: Preprocessing, **more: dict) -> None:
+def write(path: Path, network: Network, preprocessing: Preprocessing, **more: Any) -> None:
     classes = tuple(f"class {i}" for i in range(network.arch["classes"]))
     names = ("rose", "玫瑰", 'a "b", c\\d')[: len(classes)]
     about = ModelFile(network.arch, classes, names, preprocessing, **more)
@@ -73,7 +74,7 @@ def main(folder: Path) -> None:
     picture = folder / "picture.png"
     Image.fromarray(small).resize((56, 42), Image.Resampling.BICUBIC).save(picture)
     widths = [6, 8, 12]
-    said = {"metrics": METRICS, "data": DATA, "recipe": {"name": "golden"}}
+    said: dict[str, Any] = {"metrics": METRICS, "data": DATA, "recipe": {"name": "golden"}}
     write(folder / "gray.safetensors", create("mini_resnet", 3, 1, widths=widths), GRAY)
     stages = ["block2", "block3"]
     color = create("mini_resnet", 3, 3, widths=widths, head_stages=stages)
