@@ -45,6 +45,8 @@ def fastest(folder: Path, device: str) -> Choice:
     digest, here = read_header(model).digest, machine()
     passed_over, usable = [], []
     for name, entry in noted.items():
+        if Path(name).name != name:  # not beside the record: nothing that `note` wrote
+            continue
         reason = _unusable(folder / name, entry, digest, here)
         if reason:
             passed_over.append(f"{folder / name}: passed over, {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ SIZES = [
 
 
 @cache
-def graph(p: Preprocessing) -> ort.InferenceSession:
+def graph(p: Preprocessing) -> Any:
     """Only the preprocessing: pictures -> x."""
     nodes = Nodes("preprocess")
     prepare(nodes, p)
@@ -39,7 +40,8 @@ def graph(p: Preprocessing) -> ort.InferenceSession:
 
 def preprocessing(channels: int = 3, **more) -> Preprocessing:
     mean, std = (0.1, 0.5, 0.9)[:channels], (0.2, 0.3, 0.4)[:channels]
-    return Preprocessing(**{"resize": 31, "size": 28, "channels": channels, "mean": mean, "std": std} | more)
+    given: dict[str, Any] = {"resize": 31, "size": 28, "channels": channels, "mean": mean, "std": std}
+    return Preprocessing(**given | more)
 
 
 def levels(p: Preprocessing, picture: np.ndarray) -> np.ndarray:

@@ -40,14 +40,13 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
             f"{classifier.path}: {held / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB; use the model.safetensors"
         )
     x = classifier.preprocessing.normalise(squares)
-    network = network.to("cpu")
     fused = fuse(network, x)
     with torch.inference_mode():
         expected = network(x)
         off = (fused(x) - expected).abs().max()
     chosen: nn.Module = fused if off <= AGREES * expected.abs().max() else network
     try:
-        return onnx_graph(chosen.requires_grad_(False), x)
+        return onnx_graph(chosen, x)
     except Exception as error:  # the exporter raises its own kinds; a network of one's own may hold anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{classifier.path}: its network cannot be written as ONNX ({reason})") from None
