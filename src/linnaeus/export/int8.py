@@ -144,7 +144,7 @@ def batch(squares: torch.Tensor, shown: Material) -> np.ndarray:
 
 
 def in_float(network: bytes, share: float) -> list[str]:
-    """The nodes through the first `share` of the convolutions, at least one, and what follows; the last linear layer."""
+    """The nodes through the first `share` of the convolutions, at least one, and what follows; the last layer."""
     import onnx
 
     nodes = list(onnx.load_model_from_string(network).graph.node)
