@@ -7,12 +7,12 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
-from linnaeus.console import Console
+from linnaeus.console import Advance, Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.predict import Classifier
 from linnaeus.serve.app import Settings, make_app
@@ -63,14 +63,21 @@ def serve(
         console.say("stopping: answering what is in hand")
 
     server = Server(config, lambda: console.say(f"serving   {address}   (Ctrl-C ends)"), stopping)
+    aside = Aside(console)
+    comparing = threading.Thread(target=_compare, args=(service, like, aside), name="linnaeus-gallery")
     if like is not None:
-        threading.Thread(target=_compare, args=(service, like, console), name="linnaeus-gallery", daemon=True).start()
+        comparing.start()
     _more_files(limits.connections)
     # uvicorn raises the signal that ended it once more when all is done: this end is no failure.
     for each in (signal.SIGINT, signal.SIGTERM):
         with suppress(ValueError):  # not in the main thread: then the signals are somebody else's
             signal.signal(each, lambda *_: None)
-    server.run([listening])
+    try:
+        server.run([listening])
+    finally:
+        aside.over.set()
+        if comparing.ident is not None:
+            comparing.join()
     if not server.started:
         raise JobError("the server could not start; the lines above say why")
 
@@ -93,12 +100,35 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _compare(service: Service, source: str, console: Console) -> None:
+class OverError(Exception):
+    """The server has stopped."""
+
+
+class Aside(Console):
+    """For work beside the server: it says nothing of its progress, and ends when `over` is set."""
+
+    def __init__(self, console: Console):
+        super().__init__(quiet=console.quiet, verbose=console.verbose, stream=console.stream)
+        self.over = threading.Event()
+
+    @contextmanager
+    def progress(self, what: str, unit: str = "pictures") -> Iterator[Advance]:
+        def advance(done: int, total: int | None, note: str = "") -> None:
+            if self.over.is_set():
+                raise OverError
+
+        yield advance
+
+
+def _compare(service: Service, source: str | None, console: Console) -> None:
     """Make the gallery beside the server: until it is there, answers come without what looks alike."""
     from linnaeus.neighbors import gallery
 
+    assert source is not None
     try:
         service.gallery = gallery(service.classifier, source, console)
+    except OverError:
+        return
     except (UserError, OSError) as error:
         console.warn(f"no training pictures to compare with: {error}")
         return

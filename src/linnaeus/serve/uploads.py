@@ -18,7 +18,7 @@ from linnaeus.data.names import printable
 from linnaeus.serve.limits import Account, Limits, RefusedError
 
 LONGEST_NAME = 255
-HEADER_BYTES = 8192  # of one part of a multipart body
+HEADERS, HEADER_BYTES = 8, 4096  # of one part of a multipart body: how many, and how long one may be
 BASE64 = 4 / 3  # letters for a byte
 TAKES = (
     "multipart/form-data with files, the bytes of one picture as image/* or application/octet-stream, "
@@ -164,14 +164,16 @@ class _Multipart:
             {
                 "on_part_begin": self._begin,
                 "on_header_begin": self._header,
-                "on_header_field": lambda data, start, end: self._grow(self._name, data[start:end]),
-                "on_header_value": lambda data, start, end: self._grow(self._value, data[start:end]),
+                "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._header_end,
                 "on_headers_finished": self._headers_finished,
                 "on_part_data": self._data,
                 "on_part_end": self._part_end,
                 "on_end": self._end,
             },
+            max_header_count=HEADERS,
+            max_header_size=HEADER_BYTES,
         )
 
     def feed(self, chunk: bytes) -> None:
@@ -191,14 +193,7 @@ class _Multipart:
     def _header(self) -> None:
         self._name, self._value = bytearray(), bytearray()
 
-    def _grow(self, what: bytearray, some: bytes) -> None:
-        what += some
-        if len(what) > HEADER_BYTES:
-            raise RefusedError(422, "a part of the multipart body has too long a header")
-
     def _header_end(self) -> None:
-        if len(self._part.headers) >= 16:
-            raise RefusedError(422, "a part of the multipart body has too many headers")
         self._part.headers[bytes(self._name).lower()] = bytes(self._value)
 
     def _headers_finished(self) -> None:

@@ -29,8 +29,12 @@ export function apply() {
   button.lang = tags[other()];
 }
 
-export const percent = (p) =>
-  new Intl.NumberFormat(tags[language], { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 }).format(p);
+// 0.0 % would say that something is impossible, and 100.0 % that it is certain.
+export function percent(p) {
+  const form = new Intl.NumberFormat(tags[language], { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  if (p > 0 && p < 0.0005) return `< ${form.format(0.001)}`;
+  return p < 1 && p >= 0.9995 ? `> ${form.format(0.999)}` : form.format(p);
+}
 export const count = (n) => new Intl.NumberFormat(tags[language]).format(n);
 export const bytes = (n) =>
   n < 1 << 20 ? `${count(Math.ceil(n / 1024))} KiB` : `${count(Math.round((10 * n) / (1 << 20)) / 10)} MiB`;

@@ -1,0 +1,343 @@
+"""The routes of `linnaeus serve`: what they take, what they answer, what they refuse."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from served import client, files, png, write_model_with_opinions
+from starlette.testclient import TestClient
+
+from linnaeus.calibrate import Calibration
+from linnaeus.predict import Classifier, load
+from linnaeus.serve.gate import is_loopback
+from linnaeus.serve.limits import Limits
+from linnaeus.serve.pages import choose_language, words
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    return load(write_model_with_opinions(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def web(classifier: Classifier) -> Iterator[TestClient]:
+    with client(classifier, Limits(request_bytes=50_000, pictures=4, pixels=1_000_000)) as found:
+        yield found
+
+
+def error(answer: Any) -> str:
+    """The one line that a refusal says."""
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.text.count("\n") == 1
+    assert answer.text.endswith("\n")
+    said = answer.json()
+    assert list(said) == ["error"]
+    return said["error"]
+
+
+def test_every_way_of_sending_gives_what_predict_gives(web: TestClient, classifier: Classifier):
+    pictures = [png(seed, seed % 3) for seed in range(3)]
+    expected = [each.to_dict(2) for each in classifier.predict(pictures)]
+    text = [base64.b64encode(each).decode() for each in pictures]
+
+    multipart = web.post("/predict?top=2", files=files(*pictures)).json()["predictions"]
+    plain = web.post("/predict?top=2", json={"pictures": text}).json()["predictions"]
+    named = [{"name": "a", "data": f"data:image/png;base64,{each}"} for each in text]
+    data = web.post("/predict?top=2", json={"pictures": named}).json()["predictions"]
+    raw = [web.post("/predict?top=2", content=each, headers={"Content-Type": "image/png"}) for each in pictures]
+
+    assert len({json.dumps(each["top"]) for each in expected}) == 3, "a server that mixes pictures up would be seen"
+    for found, path in ((multipart, "{}.png"), (plain, "picture {}"), (data, "a")):
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert a["path"] == path.format(i if path == "{}.png" else i + 1)
+            assert [each["class"] for each in a["top"]] == [each["class"] for each in b["top"]]
+            assert [e["probability"] for e in a["top"]] == pytest.approx([e["probability"] for e in b["top"]], abs=1e-6)
+            assert {**a, "path": "", "top": []} == {**b, "path": "", "top": []}
+    alone = [classifier.predict(each).to_dict(2)["top"] for each in pictures]
+    assert [each.json()["predictions"][0]["top"] for each in raw] == alone, "to the last bit"
+
+
+def test_json_lines_are_those_of_predict(web: TestClient, classifier: Classifier):
+    answer = web.post("/predict", files=files(png(1), names=("picture 1",)), headers={"Accept": "application/x-ndjson"})
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert json.loads(answer.text) == classifier.predict(png(1)).to_dict()
+
+
+def test_one_broken_picture_does_not_stop_the_rest(web: TestClient):
+    answer = web.post("/predict", files=files(png(), b"nothing", png(1)))
+    assert answer.status_code == 200
+    found = answer.json()["predictions"]
+    assert [each["error"] for each in found] == [None, "not a picture, or of a kind that is not read", None]
+    assert [len(each["top"]) for each in found] == [3, 0, 3]
+
+
+def test_where_no_picture_can_be_read_the_status_says_so(web: TestClient):
+    for body in (b"nothing", png()[:60]):
+        answer = web.post("/predict", content=body, headers=OCTETS)
+        assert answer.status_code == 422
+        assert answer.json()["predictions"][0]["error"]
+
+
+def test_hostile_pictures_are_only_unreadable(web: TestClient, shared_data: Path):
+    """Bombs, truncated files and whatever else broke a decoder once: an answer for each, and the server lives on."""
+    folder = shared_data / "dirty"
+    some = [p for p in sorted(folder.rglob("*")) if p.is_file() and 0 < p.stat().st_size < 49_000][::4]
+    assert len(some) > 50
+    statuses = [web.post("/predict", content=p.read_bytes(), headers=OCTETS).status_code for p in some]
+    assert set(statuses) == {200, 422}
+    assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
+
+
+def test_names_are_shown_and_never_opened(web: TestClient, tmp_path: Path):
+    secret = tmp_path / "secret.png"
+    Image.new("L", (28, 28), 255).save(secret)
+    for name in (str(secret), "../../etc/passwd", "日本語.png", "a\u0000b.png"):
+        answer = web.post("/predict?explain=1", json={"pictures": [{"name": name, "data": ""}]})
+        assert answer.status_code == 422
+        assert answer.json()["predictions"][0]["error"] == "empty"
+        assert answer.json()["predictions"][0]["path"] == name
+    long = web.post("/predict", json={"pictures": [{"name": "x" * 5000, "data": base64.b64encode(png()).decode()}]})
+    assert len(long.json()["predictions"][0]["path"]) == 255
+    lone = web.post("/predict", content=rb'{"pictures": [{"name": "\ud800", "data": ""}]}', headers={"Content-Type": "application/json"})
+    assert lone.json()["predictions"][0]["path"] == "\\ud800"
+
+
+def test_explain_adds_a_heat_map(web: TestClient):
+    found = web.post("/predict?explain=1&top=1", files=files(png(), b"broken", png(2, 2))).json()["predictions"]
+    assert "heat_map" not in found[1]
+    for each in (found[0], found[2]):
+        assert each["explained"] == each["top"][0]
+        kind, _, data = each["heat_map"].partition(",")
+        assert kind == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert (image.format, image.size, image.mode) == ("PNG", (28, 28), "RGB")
+    assert found[0]["heat_map"] != found[2]["heat_map"]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [("top=0", "top: "), ("top=-1", "top: "), ("top=x", "top: "), ("top=99999", "top: "), ("explain=maybe", "explain: ")],
+)
+def test_bad_questions_are_named(web: TestClient, query: str, said: str):
+    answer = web.post(f"/predict?{query}", content=png(), headers=OCTETS)
+    assert answer.status_code == 422
+    assert error(answer).startswith(said)
+
+
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
+PART = b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "said"),
+    [
+        (b"abc", {}, 415, "Content-Type says nothing"),
+        (b"abc", {"Content-Type": "text/html"}, 415, "Content-Type says text/html"),
+        (b"abc", {**OCTETS, "Content-Encoding": "gzip"}, 415, "Content-Encoding"),
+        (b"", OCTETS, 422, "no picture"),
+        (b"x" * 50_001, OCTETS, 413, "over 50,000 bytes"),
+        (b"{", {"Content-Type": "application/json"}, 422, "not JSON"),
+        (b"[" * 20_000, {"Content-Type": "application/json"}, 422, "not JSON"),
+        (b"[]", {"Content-Type": "application/json"}, 422, "pictures"),
+        (b'{"pictures": []}', {"Content-Type": "application/json"}, 422, "no picture"),
+        (b'{"pictures": [1]}', {"Content-Type": "application/json"}, 422, "picture 1"),
+        (b'{"pictures": ["", "?"]}', {"Content-Type": "application/json"}, 422, "picture 2 is not base64"),
+        (b'{"pictures": ["", "", "", "", ""]}', {"Content-Type": "application/json"}, 413, "more than 4 pictures"),
+        (PART, {"Content-Type": "multipart/form-data"}, 422, "boundary"),
+        (PART, {"Content-Type": "multipart/form-data; boundary=y"}, 422, "not multipart"),
+        (PART[:-8], MULTIPART, 422, "no end"),
+        (PART.replace(b"; filename=\"a.png\"", b""), MULTIPART, 422, "the field 'p' is no file"),
+        (PART.replace(b"a.png", b""), MULTIPART, 422, "no picture"),
+        (PART.replace(b"a.png", b"a" * 9000), MULTIPART, 422, "not multipart"),
+        (PART.replace(b"--x\r\n", b"--x\r\n" + b"".join(b"X-%d: 1\r\n" % i for i in range(40))), MULTIPART, 422, "not multipart"),
+        (PART.removesuffix(b"--x--\r\n") * 5 + b"--x--\r\n", MULTIPART, 413, "more than 4 pictures"),
+    ],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_in_one_line(
+    web: TestClient, content: bytes, headers: dict[str, str], status: int, said: str
+):
+    answer = web.post("/predict", content=content, headers=headers)
+    assert answer.status_code == status
+    assert said in error(answer)
+    assert web.service.batcher.in_hand == 0  # type: ignore[attr-defined]
+
+
+def test_pixels_are_counted_by_the_header(web: TestClient):
+    blank = io.BytesIO()
+    Image.new("L", (1001, 1000)).save(blank, "PNG")
+    answer = web.post("/predict", content=blank.getvalue(), headers=OCTETS)
+    assert answer.status_code == 422
+    assert "1001 x 1000 pixels, and this server takes 1,000,000" in answer.json()["predictions"][0]["error"]
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(web: TestClient):
+    def chunks() -> Iterator[bytes]:
+        for _ in range(60):
+            yield b"x" * 1000
+
+    answer = web.post("/predict", content=chunks(), headers=OCTETS)
+    assert answer.status_code == 413
+    assert web.service.metrics.held_bytes.collect()[0].samples[0].value == 0  # type: ignore[attr-defined]
+
+
+def test_all_bodies_together_are_bounded(classifier: Classifier):
+    with client(classifier, Limits(held_bytes=100)) as web:
+        answer = web.post("/predict", content=png(), headers=OCTETS)
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert web.post("/predict", content=b"x" * 99, headers=OCTETS).status_code == 422, "nothing is held any more"
+
+
+def test_the_model_says_what_it_is_and_not_where(classifier: Classifier, tmp_path: Path):
+    with client(classifier, report="<p>report") as web:
+        card = web.get("/model").json()
+    assert card["name"] == "tiny"
+    assert card["classes"][1] == {"class": "1", "name": "name of 1"}
+    assert card["preprocessing"]["size"] == 28
+    assert (card["explains"], card["neighbors"], card["report"]) == (True, None, True)
+    assert str(classifier.path.parent) not in json.dumps(card)
+
+
+def test_health_ready_and_metrics(classifier: Classifier):
+    with client(classifier, Limits(queue=4, pictures=4)) as web:
+        assert web.get("/health").json() == {"status": "ok"}
+        assert web.get("/ready").status_code == 200
+        web.post("/predict", files=files(png(), b"broken"))
+        web.get("/nowhere/at/all")
+        text = web.get("/metrics").text
+        assert 'linnaeus_requests_total{route="/predict",status="200"} 1.0' in text
+        assert 'linnaeus_requests_total{route="other",status="404"} 1.0' in text, "addresses are no labels"
+        assert 'linnaeus_pictures_total{result="unreadable"} 1.0' in text
+        assert 'linnaeus_pictures_total{result="answered"} 1.0' in text
+        assert "linnaeus_batch_size_count 1.0" in text
+        with web.service.batcher.room(4):  # type: ignore[attr-defined]
+            assert web.get("/ready").status_code == 503
+            full = web.post("/predict", content=png(), headers=OCTETS)
+            assert full.status_code == 503
+            assert 1 <= int(full.headers["retry-after"]) <= 60
+        assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
+
+
+def test_the_token_is_asked_of_all_that_says_something_of_the_model(classifier: Classifier):
+    with client(classifier, token="geheim", report="<p>report") as web:
+        for method, path in (("POST", "/predict"), ("GET", "/model"), ("GET", "/metrics"), ("GET", "/report"), ("POST", "/login"), ("GET", "/x")):
+            for given in ({}, {"Authorization": "Bearer gehei"}, {"Authorization": "Basic geheim"}, {"Cookie": "linnaeus=geheim"}):
+                answer = web.request(method, path, headers=given)
+                assert answer.status_code == 401, path
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert "token" in error(answer)
+        bearer = {"Authorization": "Bearer geheim"}
+        assert web.get("/model", headers=bearer).status_code == 200
+        assert web.post("/predict", content=png(), headers={**OCTETS, **bearer}).status_code == 200
+        for path in ("/", "/page.js", "/health", "/ready", "/docs", "/openapi.json"):
+            assert web.get(path).status_code == 200, path
+            assert "tiny" not in web.get(path).text, "the name of the model"
+        assert web.post("/login", headers=bearer).status_code == 204
+        assert web.get("/report").status_code == 200, "by the cookie"
+        cookie = web.cookies["linnaeus"]
+        assert "geheim" not in cookie
+        assert "tiny" in web.get("/").text
+
+
+def test_a_server_of_this_machine_answers_to_no_other_name(classifier: Classifier):
+    with client(classifier, hosts=frozenset({"flowers.example"})) as web:
+        for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "flowers.example:80", "FLOWERS.example", "127.9.9.9"):
+            assert web.get("/health", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "localhost.evil.example:80", "", "10.0.0.1"):
+            answer = web.get("/health", headers={"Host": host})
+            assert answer.status_code == 421, host
+            assert "--allow-host" in error(answer)
+
+
+def test_loopback():
+    assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "[::1]", "127.1.2.3")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.com", "")))
+
+
+@pytest.mark.parametrize("path", ["/", "/page.css", "/model", "/nowhere", "/docs", "/report"])
+def test_every_answer_has_the_security_headers(web: TestClient, path: str):
+    headers = web.get(path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "server" not in headers
+
+
+def test_a_failure_of_ours_is_one_line_too(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+    with client(classifier) as web:
+        def broken(pictures: np.ndarray) -> np.ndarray:
+            raise RuntimeError("secret")
+
+        monkeypatch.setattr(web.service.batcher, "_answer", broken)  # type: ignore[attr-defined]
+        answer = web.post("/predict", content=png(), headers=OCTETS)
+        assert answer.status_code == 500
+        assert "secret" not in error(answer)
+        assert "default-src" in answer.headers["content-security-policy"]
+        monkeypatch.undo()
+        assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200, "the next batch goes on"
+
+
+def test_the_report_runs_its_own_script_and_nothing_else(classifier: Classifier):
+    report = "<html><script>let a = 1</script>"
+    with client(classifier, report=report) as web:
+        answer = web.get("/report")
+        assert answer.text == report
+        policy = answer.headers["content-security-policy"]
+        assert "sandbox allow-scripts" in policy
+        assert policy.count("sha256-") == 1
+    with client(classifier) as web:
+        assert web.get("/report").status_code == 404
+
+
+def test_the_page_is_light_and_needs_nothing_from_elsewhere(web: TestClient):
+    page = web.get("/")
+    parts = [page.text] + [web.get(path).text for path in ("/page.css", "/page.js", "/words.js", "/ask.js", "/draw.js", "/table.js", "/icon.svg")]
+    assert sum(len(each.encode()) for each in parts) < 100_000
+    for each in parts:
+        assert "//" not in each.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
+        assert "innerHTML" not in each
+    tag = web.get("/page.js").headers["etag"]
+    assert web.get("/page.js", headers={"If-None-Match": tag}).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [("", "en"), ("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-US,zh;q=0.9", "en"), ("fr, zh-TW;q=0.3", "zh"), ("fr", "en"),
+     ("zh;q=0", "en"), ("en;q=0.5, zh;q=0.7", "zh"), (";;;,zh;q=9", "en"), ("," * 5000 + "zh", "en")],
+)  # fmt: skip
+def test_the_page_speaks_what_the_browser_asks_for(web: TestClient, accepted: str, language: str):
+    assert choose_language(accepted) == language
+    page = web.get("/", headers={"Accept-Language": accepted})
+    assert page.headers["content-language"] == language
+    assert words()[language]["drop"] in page.text.partition("<main>")[2]
+
+
+def test_both_languages_have_the_same_words():
+    english, chinese = words()["en"], words()["zh"]
+    assert list(english) == list(chinese)
+    for key, text in english.items():
+        assert set(_slots(text)) == set(_slots(chinese[key])), key
+
+
+def _slots(text: str) -> list[str]:
+    return [each.partition("}")[0] for each in text.split("{")[1:]]
+
+
+def test_an_unsure_answer_says_so(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Classifier, "threshold", 0.9999)
+    assert isinstance(classifier.calibration, Calibration | None)
+    with client(classifier) as web:
+        assert web.post("/predict", content=png(), headers=OCTETS).json()["predictions"][0]["unsure"] is True
