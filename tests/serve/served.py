@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,14 @@ from PIL import Image
 from starlette.testclient import TestClient
 from tiny import draw, mini, write_tiny_model
 
+from linnaeus.console import Console
 from linnaeus.predict import Classifier, load
 from linnaeus.serve.app import Settings, make_app
 from linnaeus.serve.limits import Limits
+from linnaeus.serve.run import Server, bind
 from linnaeus.serve.service import Service
+
+OCTETS = {"Content-Type": "application/octet-stream"}
 
 
 def write_model_with_opinions(folder: Path) -> Path:
@@ -60,6 +65,30 @@ def client(classifier: Classifier | Path, limits: Limits | None = None, **settin
         yield found
 
 
+class Threaded:
+    """The same server as `linnaeus serve` on a port of its own, in a thread of this process: it is there at once."""
+
+    def __init__(self, classifier: Classifier, limits: Limits | None = None, **settings: Any):
+        said = Console(quiet=True)
+        given = Settings(**{"name": "tiny", **settings})
+        self.server = Server(classifier, given, limits or Limits(), bind("127.0.0.1", 0), said)
+        self.address = self.server.address
+        self.host, self.port = self.server.listening.getsockname()
+        self.thread = threading.Thread(target=self.server.serve_until_stopped)
+
+    def __enter__(self) -> Threaded:
+        self.thread.start()
+        until(lambda: self.server.started)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(90)
+
+    def ask(self, picture: bytes) -> httpx.Response:
+        return httpx.post(f"{self.address}/predict", content=picture, headers=OCTETS, timeout=60)
+
+
 class Process:
     """`linnaeus serve` as a process of its own."""
 
@@ -78,9 +107,8 @@ class Process:
                 return
         raise AssertionError("".join(self.said))
 
-    def ask(self, picture: bytes, **more: Any) -> httpx.Response:
-        headers = {"Content-Type": "application/octet-stream"}
-        return httpx.post(f"{self.address}/predict", content=picture, headers=headers, timeout=60, **more)
+    def ask(self, picture: bytes) -> httpx.Response:
+        return httpx.post(f"{self.address}/predict", content=picture, headers=OCTETS, timeout=60)
 
     def stop(self, how: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
         """The exit status."""

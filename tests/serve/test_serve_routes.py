@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from served import client, files, png, write_model_with_opinions
+from served import OCTETS, client, files, png, write_model_with_opinions
 from starlette.testclient import TestClient
 
 from linnaeus.calibrate import Calibration
@@ -20,8 +20,6 @@ from linnaeus.predict import Classifier, load
 from linnaeus.serve.gate import is_loopback
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import choose_language, words
-
-OCTETS = {"Content-Type": "application/octet-stream"}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +106,11 @@ def test_names_are_shown_and_never_opened(web: TestClient, tmp_path: Path):
         assert answer.json()["predictions"][0]["path"] == name
     long = web.post("/predict", json={"pictures": [{"name": "x" * 5000, "data": base64.b64encode(png()).decode()}]})
     assert len(long.json()["predictions"][0]["path"]) == 255
-    lone = web.post("/predict", content=rb'{"pictures": [{"name": "\ud800", "data": ""}]}', headers={"Content-Type": "application/json"})
+    lone = web.post(
+        "/predict",
+        content=rb'{"pictures": [{"name": "\ud800", "data": ""}]}',
+        headers={"Content-Type": "application/json"},
+    )
     assert lone.json()["predictions"][0]["path"] == "\\ud800"
 
 
@@ -126,7 +128,13 @@ def test_explain_adds_a_heat_map(web: TestClient):
 
 @pytest.mark.parametrize(
     ("query", "said"),
-    [("top=0", "top: "), ("top=-1", "top: "), ("top=x", "top: "), ("top=99999", "top: "), ("explain=maybe", "explain: ")],
+    [
+        ("top=0", "top: "),
+        ("top=-1", "top: "),
+        ("top=x", "top: "),
+        ("top=99999", "top: "),
+        ("explain=maybe", "explain: "),
+    ],
 )
 def test_bad_questions_are_named(web: TestClient, query: str, said: str):
     answer = web.post(f"/predict?{query}", content=png(), headers=OCTETS)
@@ -159,7 +167,7 @@ PART = b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.png"\r\n\r
         (PART.replace(b"; filename=\"a.png\"", b""), MULTIPART, 422, "the field 'p' is no file"),
         (PART.replace(b"a.png", b""), MULTIPART, 422, "no picture"),
         (PART.replace(b"a.png", b"a" * 9000), MULTIPART, 422, "not multipart"),
-        (PART.replace(b"--x\r\n", b"--x\r\n" + b"".join(b"X-%d: 1\r\n" % i for i in range(40))), MULTIPART, 422, "not multipart"),
+        (PART.replace(b"--x\r\n", b"--x\r\n" + b"X: 1\r\n" * 40), MULTIPART, 422, "not multipart"),
         (PART.removesuffix(b"--x--\r\n") * 5 + b"--x--\r\n", MULTIPART, 413, "more than 4 pictures"),
     ],
 )  # fmt: skip
@@ -230,8 +238,20 @@ def test_health_ready_and_metrics(classifier: Classifier):
 
 def test_the_token_is_asked_of_all_that_says_something_of_the_model(classifier: Classifier):
     with client(classifier, token="geheim", report="<p>report") as web:
-        for method, path in (("POST", "/predict"), ("GET", "/model"), ("GET", "/metrics"), ("GET", "/report"), ("POST", "/login"), ("GET", "/x")):
-            for given in ({}, {"Authorization": "Bearer gehei"}, {"Authorization": "Basic geheim"}, {"Cookie": "linnaeus=geheim"}):
+        for method, path in (
+            ("POST", "/predict"),
+            ("GET", "/model"),
+            ("GET", "/metrics"),
+            ("GET", "/report"),
+            ("POST", "/login"),
+            ("GET", "/x"),
+        ):
+            for given in (
+                {},
+                {"Authorization": "Bearer gehei"},
+                {"Authorization": "Basic geheim"},
+                {"Cookie": "linnaeus=geheim"},
+            ):
                 answer = web.request(method, path, headers=given)
                 assert answer.status_code == 401, path
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -278,6 +298,7 @@ def test_every_answer_has_the_security_headers(web: TestClient, path: str):
 
 def test_a_failure_of_ours_is_one_line_too(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
     with client(classifier) as web:
+
         def broken(pictures: np.ndarray) -> np.ndarray:
             raise RuntimeError("secret")
 
@@ -304,7 +325,10 @@ def test_the_report_runs_its_own_script_and_nothing_else(classifier: Classifier)
 
 def test_the_page_is_light_and_needs_nothing_from_elsewhere(web: TestClient):
     page = web.get("/")
-    parts = [page.text] + [web.get(path).text for path in ("/page.css", "/page.js", "/words.js", "/ask.js", "/draw.js", "/table.js", "/icon.svg")]
+    parts = [page.text] + [
+        web.get(path).text
+        for path in ("/page.css", "/page.js", "/words.js", "/ask.js", "/draw.js", "/table.js", "/icon.svg")
+    ]
     assert sum(len(each.encode()) for each in parts) < 100_000
     for each in parts:
         assert "//" not in each.replace("http://www.w3.org/2000/svg", "").replace("// ", "")

@@ -6,16 +6,15 @@ import errno
 import logging
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import uvicorn
 
-from linnaeus.console import Advance, Console
+from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.predict import Classifier
 from linnaeus.serve.app import Settings, make_app
+from linnaeus.serve.aside import comparing
 from linnaeus.serve.connections import patient
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.service import Service
@@ -25,19 +24,41 @@ BACKLOG = 1024
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which says when it takes requests and when it no longer does."""
+    """A classifier behind HTTP, at a socket that is bound already."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None], stopping: Callable[[], None]):
-        super().__init__(config)
-        self._say_started, self._say_stopping = started, stopping
+    def __init__(
+        self, classifier: Classifier, settings: Settings, limits: Limits, listening: socket.socket, console: Console
+    ):
+        self.service = Service(classifier, limits)
+        self.listening, self.console = listening, console
+        super().__init__(
+            uvicorn.Config(
+                make_app(self.service, settings), http=patient(limits), ws="none", lifespan="on",
+                log_level=logging.WARNING, access_log=False, server_header=False, backlog=BACKLOG,
+                timeout_keep_alive=int(limits.header_seconds),
+                timeout_graceful_shutdown=int(limits.body_seconds + GRACE),
+            )
+        )  # fmt: skip
+
+    @property
+    def address(self) -> str:
+        host, port = self.listening.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def serve_until_stopped(self) -> None:
+        """Until SIGINT, SIGTERM or `should_exit`. Raises JobError where it does not come so far."""
+        self.run([self.listening])
+        if not self.started:
+            raise JobError("the server could not start; the lines above say why")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._say_started()
+            self.console.say(f"serving   {self.address}   (Ctrl-C ends)")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._say_stopping()
+        self.service.ready = False
+        self.console.say("stopping: answering what is in hand")
         await super().shutdown(sockets)
 
 
@@ -49,37 +70,13 @@ def serve(
 
     Raises UserError where nothing can listen at host and port, JobError where the server cannot start.
     """
-    service = Service(classifier, limits)
-    listening = bind(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    config = uvicorn.Config(
-        make_app(service, settings), http=patient(limits), ws="none", lifespan="on", log_level=logging.WARNING,
-        access_log=False, server_header=False, backlog=BACKLOG, timeout_keep_alive=int(limits.header_seconds),
-        timeout_graceful_shutdown=int(limits.body_seconds + GRACE),
-    )  # fmt: skip
-
-    def stopping() -> None:
-        service.ready = False
-        console.say("stopping: answering what is in hand")
-
-    server = Server(config, lambda: console.say(f"serving   {address}   (Ctrl-C ends)"), stopping)
-    aside = Aside(console)
-    comparing = threading.Thread(target=_compare, args=(service, like, aside), name="linnaeus-gallery")
-    if like is not None:
-        comparing.start()
+    server = Server(classifier, settings, limits, bind(host, port), console)
     _more_files(limits.connections)
     # uvicorn raises the signal that ended it once more when all is done: this end is no failure.
     for each in (signal.SIGINT, signal.SIGTERM):
-        with suppress(ValueError):  # not in the main thread: then the signals are somebody else's
-            signal.signal(each, lambda *_: None)
-    try:
-        server.run([listening])
-    finally:
-        aside.over.set()
-        if comparing.ident is not None:
-            comparing.join()
-    if not server.started:
-        raise JobError("the server could not start; the lines above say why")
+        signal.signal(each, lambda *_: None)
+    with comparing(server.service, like, console):
+        server.serve_until_stopped()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -98,41 +95,6 @@ def bind(host: str, port: int) -> socket.socket:
             raise UserError(f"--port {port}: is taken on {host}; choose another, or 0 for any that is free") from None
         raise UserError(f"--host {host} --port {port}: cannot be listened at ({error.strerror})") from None
     return listening
-
-
-class OverError(Exception):
-    """The server has stopped."""
-
-
-class Aside(Console):
-    """For work beside the server: it says nothing of its progress, and ends when `over` is set."""
-
-    def __init__(self, console: Console):
-        super().__init__(quiet=console.quiet, verbose=console.verbose, stream=console.stream)
-        self.over = threading.Event()
-
-    @contextmanager
-    def progress(self, what: str, unit: str = "pictures") -> Iterator[Advance]:
-        def advance(done: int, total: int | None, note: str = "") -> None:
-            if self.over.is_set():
-                raise OverError
-
-        yield advance
-
-
-def _compare(service: Service, source: str | None, console: Console) -> None:
-    """Make the gallery beside the server: until it is there, answers come without what looks alike."""
-    from linnaeus.neighbors import gallery
-
-    assert source is not None
-    try:
-        service.gallery = gallery(service.classifier, source, console)
-    except OverError:
-        return
-    except (UserError, OSError) as error:
-        console.warn(f"no training pictures to compare with: {error}")
-        return
-    console.say(f"compares  with {len(service.gallery):,} training pictures")
 
 
 def _more_files(connections: int) -> None:
