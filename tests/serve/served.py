@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import torch
 from PIL import Image
@@ -53,15 +53,21 @@ def files(*pictures: bytes, names: tuple[str, ...] | None = None) -> list[tuple[
     return [("picture", (name, data, "image/png")) for name, data in zip(given, pictures, strict=True)]
 
 
+class Client(TestClient):
+    """A client of a server in this process, and the server's service."""
+
+    service: Service
+
+
 @contextmanager
-def client(classifier: Classifier | Path, limits: Limits | None = None, **settings: Any) -> Iterator[TestClient]:
+def client(classifier: Classifier | Path, limits: Limits | None = None, **settings: Any) -> Iterator[Client]:
     """A client of a server in this process."""
     if isinstance(classifier, Path):
         classifier = load(classifier)
     service = Service(classifier, limits)
     app = make_app(service, Settings(**{"name": "tiny", **settings}))
-    with TestClient(app, raise_server_exceptions=False) as found:
-        found.service = service  # type: ignore[attr-defined]
+    with Client(app, raise_server_exceptions=False) as found:
+        found.service = service
         yield found
 
 
@@ -73,6 +79,8 @@ class Threaded:
         given = Settings(**{"name": "tiny", **settings})
         self.server = Server(classifier, given, limits or Limits(), bind("127.0.0.1", 0), said)
         self.address = self.server.address
+        self.host: str
+        self.port: int
         self.host, self.port = self.server.listening.getsockname()
         self.thread = threading.Thread(target=self.server.serve_until_stopped)
 
@@ -85,8 +93,8 @@ class Threaded:
         self.server.should_exit = True
         self.thread.join(90)
 
-    def ask(self, picture: bytes) -> httpx.Response:
-        return httpx.post(f"{self.address}/predict", content=picture, headers=OCTETS, timeout=60)
+    def ask(self, picture: bytes) -> httpx2.Response:
+        return httpx2.post(f"{self.address}/predict", content=picture, headers=OCTETS, timeout=60)
 
 
 class Process:
@@ -102,13 +110,13 @@ class Process:
             self.said.append(line)
             if found := re.match(r"serving +(http://\S+)", line):
                 self.address = found[1]
-                self.host, _, port = found[1].removeprefix("http://").rpartition(":")
-                self.port = int(port)
+                host, _, port = found[1].removeprefix("http://").rpartition(":")
+                self.host, self.port = host, int(port)
                 return
         raise AssertionError("".join(self.said))
 
-    def ask(self, picture: bytes) -> httpx.Response:
-        return httpx.post(f"{self.address}/predict", content=picture, headers=OCTETS, timeout=60)
+    def ask(self, picture: bytes) -> httpx2.Response:
+        return httpx2.post(f"{self.address}/predict", content=picture, headers=OCTETS, timeout=60)
 
     def stop(self, how: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
         """The exit status."""

@@ -179,7 +179,7 @@ def test_a_full_queue_refuses_and_serves_on(model: Path):
     with client(classifier, Limits(batch=2, queue=4, pictures=4)) as web, ThreadPoolExecutor(4) as clients:
         go.clear()
         waiting = [clients.submit(web.post, "/predict", content=png(i), headers=OCTETS) for i in range(4)]
-        until(lambda: web.service.batcher.in_hand == 4)  # type: ignore[attr-defined]
+        until(lambda: web.service.batcher.in_hand == 4)
         refused = web.post("/predict", files=files(png()))
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert web.get("/health").status_code == 200, "whoever only asks how it goes is answered"
@@ -205,7 +205,7 @@ def test_large_pictures_do_not_hold_up_small_ones(model: Path, monkeypatch: pyte
 
         object.__setattr__(classifier.preprocessing, "load", slow)
         waiting = [clients.submit(web.post, "/predict", content=large, headers=OCTETS) for _ in range(6)]
-        until(lambda: web.service.batcher.coming == 6)  # type: ignore[attr-defined]
+        until(lambda: web.service.batcher.coming == 6)
         assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
         assert not any(each.done() for each in waiting)
         go.set()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from served import Process, Threaded, png, until, write_model_with_opinions
 from tiny import write_tiny_model
@@ -33,7 +33,7 @@ def server(model: Path) -> Iterator[Threaded]:
         yield found
 
 
-def talk(server: Threaded, text: bytes) -> socket.socket:
+def talk(server: Threaded | Process, text: bytes) -> socket.socket:
     """A connection on which `text` has been sent."""
     connection = socket.create_connection((server.host, server.port), timeout=30)
     connection.sendall(text)
@@ -169,7 +169,7 @@ def test_what_is_in_hand_is_answered_before_the_end(tmp_path: Path, how: signal.
         clients = [threading.Thread(target=ask) for _ in range(4)]
         for each in clients:
             each.start()
-        until(lambda: "linnaeus_pictures_in_hand 4.0" in httpx.get(f"{server.address}/metrics").text)
+        until(lambda: "linnaeus_pictures_in_hand 4.0" in httpx2.get(f"{server.address}/metrics").text)
         assert server.stop(how) == 0
         for each in clients:
             each.join()

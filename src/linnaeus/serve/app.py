@@ -93,7 +93,9 @@ def _refusals(app: FastAPI) -> None:
 def _asking(app: FastAPI, service: Service, settings: Settings) -> None:
     held = Held(service.limits.held_bytes)
     service.metrics.held_bytes.set_function(lambda: held.now)
-    unread = {422: {"model": spec.Answers | spec.Refusal, "description": "no picture of the request can be read"}}
+    unread: dict[int | str, dict[str, Any]] = {
+        422: {"model": spec.Answers | spec.Refusal, "description": "no picture of the request can be read"}
+    }
 
     @app.post(
         "/predict",
