@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from linnaeus import __version__
-from linnaeus.cli_common import ESCAPED, verbosity
+from linnaeus.cli_common import verbosity
 from linnaeus.cli_data import data, models, recipes, weights
 from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
+from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
 from linnaeus.cli_serve import serve
-from linnaeus.console import Console, duration
+from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -39,13 +40,21 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
 @click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was cut: the one in --out, or the recipe's last.")
+@click.option(
+    "--checkpoint-every", default="auto", show_default=True, metavar="auto|TIME|STEPS",
+    help="How often to write what --resume needs: 5min, 90s, 100steps; auto takes 2 % of the time.",
+)  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
 @verbosity
 def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Train a classifier on SOURCE.
 
     SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
-    files, or a name that `linnaeus data list` shows.
+    files, or a name that `linnaeus data list` shows; with --resume, a run folder too.
+
+    Exit status 0 if the run came to its end, 1 if it failed or Ctrl-C stopped it, 2 if the input was wrong, 143 if
+    SIGTERM stopped it. After any of them --resume goes on.
     """
     from linnaeus.recipe import parse_setting
     from linnaeus.training.run import train as run_training
@@ -87,7 +96,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, serve, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, export, serve, models, recipes, weights, data):
     cli.add_command(command)
 
 

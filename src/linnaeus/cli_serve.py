@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from linnaeus.cli_common import load_model, verbosity
+from linnaeus.cli_common import fastest_model, load_model, verbosity
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 
@@ -43,6 +43,8 @@ def serve(
     Pictures are sent as multipart/form-data, as the bytes of one picture, or as base64 in JSON; /docs describes it.
     Only this machine can reach the server unless --host says otherwise. Ctrl-C ends it when all in hand is answered.
     """
+    from linnaeus.modelfile import MODEL
+
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         raise UserError("--token: printable ASCII without blanks at its ends; leave it out to ask for none")
     if max_pictures > queue:
@@ -52,6 +54,7 @@ def serve(
         from linnaeus.serve.gate import is_loopback
         from linnaeus.serve.limits import Limits
         from linnaeus.serve.run import serve as run_server
+        from linnaeus.serve.service import Service
     except ImportError as error:
         raise UserError(f'serving needs {error.name}: pip install "linnaeus[serve]"') from None
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
@@ -62,12 +65,16 @@ def serve(
         batch=batch, body_seconds=body_seconds,
         pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
     )  # fmt: skip
-    classifier = load_model(model, device, code)
+    classifier = load_model(fastest_model(model, device, code, console), device, code)
     folder = classifier.path.parent
+    original = None
+    if Path(model).is_dir() and classifier.path.name != MODEL:  # an export of this very model
+        original = load_model(str(folder / MODEL), device, None)
     known = frozenset(name.lower() for name in hosts) if hosts or is_loopback(host) else None
     settings = Settings(_name(Path(model)), token, known, _report(folder))
     console.say(f"model     {classifier.path} on {classifier.device}")
-    run_server(classifier, settings, limits, host, port, console, _source(folder, like))
+    service = Service(classifier, limits, original)
+    run_server(service, settings, host, port, console, _source(folder, like))
 
 
 def _name(model: Path) -> str:

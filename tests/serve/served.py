@@ -77,7 +77,7 @@ class Threaded:
     def __init__(self, classifier: Classifier, limits: Limits | None = None, **settings: Any):
         said = Console(quiet=True)
         given = Settings(**{"name": "tiny", **settings})
-        self.server = Server(classifier, given, limits or Limits(), bind("127.0.0.1", 0), said)
+        self.server = Server(Service(classifier, limits), given, bind("127.0.0.1", 0), said)
         self.address = self.server.address
         self.host: str
         self.port: int

@@ -17,8 +17,9 @@ from linnaeus.errors import JobError
 from linnaeus.models import Network, create, wrap
 from linnaeus.recipe import Phase
 from linnaeus.training.engine import Engine, seed_step
-from linnaeus.training.loop import Above, Criterion, Epoch, Step, Stream, Totals, fit
+from linnaeus.training.loop import Above, Epoch, Step, fit
 from linnaeus.training.optim import freeze, training_stages
+from linnaeus.training.step import Criterion, Stream, Totals
 
 
 @pytest.fixture(scope="module")

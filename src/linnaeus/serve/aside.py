@@ -54,7 +54,7 @@ def _compare(service: Service, source: str, console: Console) -> None:
     from linnaeus.neighbors import gallery
 
     try:
-        service.gallery = gallery(service.classifier, source, console)
+        service.gallery = gallery(service.original, source, console)
     except OverError:
         return
     except (UserError, OSError) as error:

@@ -18,6 +18,7 @@ def card(service: Service, name: str, *, report: bool) -> dict[str, Any]:
     gallery = service.gallery
     return {
         "name": name,
+        "file": c.path.name,
         "network": about.arch["name"],
         "classes": [{"class": each, "name": shown} for each, shown in zip(c.classes, c.names, strict=True)],
         "preprocessing": c.preprocessing.to_dict(),

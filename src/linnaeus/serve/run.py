@@ -12,11 +12,9 @@ import uvicorn
 
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
-from linnaeus.predict import Classifier
 from linnaeus.serve.app import Settings, make_app
 from linnaeus.serve.aside import comparing
 from linnaeus.serve.connections import patient
-from linnaeus.serve.limits import Limits
 from linnaeus.serve.service import Service
 
 GRACE = 30  # seconds beyond those that a body may take, for what is in hand when the server is stopped
@@ -26,10 +24,8 @@ BACKLOG = 1024
 class Server(uvicorn.Server):
     """A classifier behind HTTP, at a socket that is bound already."""
 
-    def __init__(
-        self, classifier: Classifier, settings: Settings, limits: Limits, listening: socket.socket, console: Console
-    ):
-        self.service = Service(classifier, limits)
+    def __init__(self, service: Service, settings: Settings, listening: socket.socket, console: Console):
+        self.service, limits = service, service.limits
         self.listening, self.console = listening, console
         super().__init__(
             uvicorn.Config(
@@ -63,19 +59,18 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    classifier: Classifier, settings: Settings, limits: Limits, host: str, port: int, console: Console,
-    like: str | None = None,
-) -> None:  # fmt: skip
+    service: Service, settings: Settings, host: str, port: int, console: Console, like: str | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; then answer what is in hand, and return. `like` holds pictures to compare with.
 
     Raises UserError where nothing can listen at host and port, JobError where the server cannot start.
     """
-    server = Server(classifier, settings, limits, bind(host, port), console)
-    _more_files(limits.connections)
+    server = Server(service, settings, bind(host, port), console)
+    _more_files(service.limits.connections)
     # uvicorn raises the signal that ended it once more when all is done: this end is no failure.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: None)
-    with comparing(server.service, like, console):
+    with comparing(service, like, console):
         server.serve_until_stopped()
 
 

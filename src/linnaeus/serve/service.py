@@ -18,7 +18,6 @@ from PIL import Image
 from linnaeus.data.decode import UnreadableError, header_size
 from linnaeus.errors import UserError
 from linnaeus.explain import choose_stages, explain
-from linnaeus.models import Network
 from linnaeus.predict import Classifier, Prediction
 from linnaeus.report.heat import overlay
 from linnaeus.serve.batching import Batcher
@@ -51,8 +50,10 @@ class Answer:
 class Service:
     """A classifier that many clients share. Started and stopped with the event loop that it lives in."""
 
-    def __init__(self, classifier: Classifier, limits: Limits | None = None):
+    def __init__(self, classifier: Classifier, limits: Limits | None = None, original: Classifier | None = None):
+        """`original`: the network that heat maps and neighbors look into, where an ONNX file of it answers."""
         self.classifier, self.limits = classifier, limits or Limits()
+        self.original = original or classifier
         self.metrics = Metrics()
         self.batcher = Batcher(
             classifier.probabilities, most=self.limits.batch, window=self.limits.window, queue=self.limits.queue,
@@ -62,7 +63,7 @@ class Service:
         threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self._decoders = ThreadPoolExecutor(threads, "linnaeus-decode")
         self._large = ThreadPoolExecutor(1, "linnaeus-large")
-        self.stages = _stages(classifier)
+        self.stages = _stages(self.original)
         self.gallery: Gallery | None = None
         self.ready = False
 
@@ -149,7 +150,7 @@ class Service:
         predictions = [each.prediction for each in answers]
         told: list[dict[str, Any]] = [{} for _ in answers]
         if self.stages:
-            for each, e in zip(told, explain(self.classifier, predictions, stages=self.stages), strict=True):
+            for each, e in zip(told, explain(self.original, predictions, stages=self.stages), strict=True):
                 assert e.prediction.picture is not None
                 what = {"class": e.prediction.classes[e.target], "name": e.name, "probability": e.probability}
                 shown = overlay(e.prediction.picture, e.maps[self.stages[0]])
@@ -165,11 +166,8 @@ class Service:
 
 def _stages(classifier: Classifier) -> tuple[str, ...]:
     """The stage that heat maps are drawn at; none where the model has no network to look into."""
-    network = getattr(classifier, "network", None)
-    if not isinstance(network, Network):
-        return ()
     try:
-        return choose_stages(network, classifier.preprocessing.size)
+        return choose_stages(classifier.network, classifier.preprocessing.size)
     except UserError:
         return ()
 

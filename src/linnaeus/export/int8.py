@@ -1,0 +1,151 @@
+"""int8 in several ways, from one look at the training pictures: which is best is for the gate to say.
+
+What can be chosen are the ranges that activations are rounded in, how many bits weights keep, and what stays in float.
+All ranges come from one pass of the float network over the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from linnaeus.console import Console
+from linnaeus.errors import UserError
+from linnaeus.export.material import Material
+from linnaeus.models.graph import session
+from linnaeus.models.quantize import Ranges, quantize
+
+SHOWN = 128  # pictures that show the ranges
+KEPT = 4096  # values of a tensor that are kept of each picture; over all, enough for the 99.99th percentile
+TOGETHER = 8
+LEVELS = 255
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to make a network int8."""
+
+    ranges: str
+    """Of activations: `min-max`, `percentile` (99.99 %) or `least-squares`."""
+    wide: bool = False
+    """Weights of 8 bits, not 7."""
+    ends_in_float: bool = False
+    """The first convolution and the last layer, which see pixels and give logits, stay as they are."""
+
+    def __str__(self) -> str:
+        bits = "8-bit weights" if self.wide else "7-bit weights"
+        return f"{self.ranges}, {bits}" + (", first and last in float" if self.ends_in_float else "")
+
+
+SCHEMES = (
+    Scheme("min-max"),
+    Scheme("percentile"),
+    Scheme("least-squares"),
+    Scheme("percentile", ends_in_float=True),
+    Scheme("least-squares", ends_in_float=True),
+    Scheme("min-max", wide=True),
+    Scheme("least-squares", wide=True),
+    Scheme("least-squares", wide=True, ends_in_float=True),
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The values of one tensor over all pictures."""
+
+    low: float
+    high: float
+    some: np.ndarray
+    """A sample of them."""
+
+    def range(self, how: str) -> tuple[float, float]:
+        """Least and largest value to round to. It holds 0, which padding and ReLU need exact."""
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        if how == "percentile":
+            cut = np.quantile(self.some, [1e-4, 1 - 1e-4])
+            return max(low, min(float(cut[0]), 0.0)), min(high, max(float(cut[1]), 0.0))
+        if how == "least-squares":
+            return self._least_squares(low, high)
+        return low, high
+
+    def _least_squares(self, low: float, high: float) -> tuple[float, float]:
+        """The share of the whole range that rounds the values with the least squared error (Banner et al. 2018).
+
+        R. Banner, Y. Nahshan, E. Hoffer and D. Soudry, arXiv:1810.05723, section 2, by search instead of a formula.
+        """
+        if high == low:
+            return low, high
+        best, found = np.inf, 1.0
+        for share in np.linspace(0.3, 1, 29):
+            scale = (high - low) * share / LEVELS
+            zero = round(-low * share / scale)
+            rounded = (np.clip(np.rint(self.some / scale) + zero, 0, LEVELS) - zero) * scale
+            error = float(np.square(rounded - self.some).mean())
+            if error < best:
+                best, found = error, float(share)
+        return low * found, high * found
+
+
+def quantized(network: bytes, shown: Material, console: Console) -> Iterator[tuple[str, bytes]]:
+    """(name, graph) of each scheme, made of a network's graph when it is asked for.
+
+    Raises UserError where the network cannot be made int8 at all.
+    """
+    seen = observe(network, shown, console)
+    ends = first_and_last(network)
+    example = [batch(next(shown.squares(1)), shown)]
+    for scheme in SCHEMES:
+        ranges: Ranges = {name: each.range(scheme.ranges) for name, each in seen.items()}
+        try:
+            graph = quantize(
+                network, example, ranges=ranges, in_float=ends if scheme.ends_in_float else (), wide=scheme.wide
+            )
+        except Exception as error:  # ONNX Runtime raises kinds of its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{shown.path}: its network cannot be made int8 ({reason}); use --to onnx") from None
+        yield str(scheme), graph
+
+
+def observe(network: bytes, shown: Material, console: Console) -> dict[str, Seen]:
+    """What every float tensor of the network is, over the pictures; by name."""
+    import onnx
+
+    model = onnx.load_model_from_string(network)
+    inner = [name for node in model.graph.node for name in node.output]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    run = session(model.SerializeToString())
+    names = [each.name for each in run.get_outputs() if each.type == "tensor(float)"]
+    generator = np.random.default_rng(0)
+    some: dict[str, list[np.ndarray]] = {name: [] for name in ["x", *names]}
+    lows, highs = dict.fromkeys(some, np.inf), dict.fromkeys(some, -np.inf)
+    with console.progress("measuring ranges") as advance:
+        done = 0
+        for squares in shown.squares(TOGETHER):
+            x = batch(squares, shown)
+            for name, values in zip(some, [x, *run.run(names, {"x": x})], strict=True):
+                flat, keep = values.reshape(-1), KEPT * len(squares)
+                lows[name] = min(lows[name], float(flat.min()))
+                highs[name] = max(highs[name], float(flat.max()))
+                some[name].append(flat if flat.size <= keep else flat[generator.integers(0, flat.size, keep)])
+            done += len(squares)
+            advance(done, len(shown))
+    return {name: Seen(lows[name], highs[name], np.concatenate(parts)) for name, parts in some.items()}
+
+
+def batch(squares: torch.Tensor, shown: Material) -> np.ndarray:
+    """What the network's graph takes: (N, C, size, size) float32."""
+    return np.ascontiguousarray(shown.about.preprocessing.normalise(squares).numpy())
+
+
+def first_and_last(network: bytes) -> list[str]:
+    """The nodes of the first convolution and the last linear layer."""
+    import onnx
+
+    nodes = onnx.load_model_from_string(network).graph.node
+    first = [node.name for node in nodes if node.op_type == "Conv"][:1]
+    last = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1:]
+    return first + last
