@@ -74,10 +74,9 @@ def client(classifier: Classifier | Path, limits: Limits | None = None, **settin
 class Threaded:
     """The same server as `linnaeus serve` on a port of its own, in a thread of this process: it is there at once."""
 
-    def __init__(self, classifier: Classifier, limits: Limits | None = None, **settings: Any):
-        said = Console(quiet=True)
+    def __init__(self, classifier: Classifier, limits: Limits | None = None, port: int = 0, **settings: Any):
         given = Settings(**{"name": "tiny", **settings})
-        self.server = Server(Service(classifier, limits), given, bind("127.0.0.1", 0), said)
+        self.server = Server(Service(classifier, limits), given, bind("127.0.0.1", port), Console(quiet=True))
         self.address = self.server.address
         self.host: str
         self.port: int
