@@ -30,7 +30,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(self.service, settings), http=patient(limits), ws="none", lifespan="on",
-                log_level=logging.WARNING, access_log=False, server_header=False, backlog=BACKLOG,
+                log_level=logging.ERROR, access_log=False, server_header=False, backlog=BACKLOG,
                 timeout_keep_alive=int(limits.header_seconds),
                 timeout_graceful_shutdown=int(limits.body_seconds + GRACE),
             )

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from linnaeus.data.names import printable
 from linnaeus.serve.limits import Account, Limits, RefusedError
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else a line for every stranger's broken request
 LONGEST_NAME = 255
 HEADERS, HEADER_BYTES = 8, 4096  # of one part of a multipart body: how many, and how long one may be
 BASE64 = 4 / 3  # letters for a byte
