@@ -2,7 +2,8 @@
 
 Where both share the cores a server can reach 1 / (1/decode + 1/network). Decoding (threads, as many as cores) and the
 network (batches as the server makes them) are measured before and after the load, in turns, and averaged, so that a
-machine that is busy with something else slows both sides. The load is 16 clients that send one picture after another
+machine that is busy with something else slows both sides. The processor's time a picture is compared too: it hardly
+depends on what else runs. The load is 16 clients that send one picture after another
 for a minute, by wrk (`apt-get install wrk`), in C, so that it takes little from what is measured; without wrk by httpx2
 in a process of its own, which takes more. Then once more beside clients that mean no good: garbage, bombs, half
 requests, and 500 connections that say nothing.
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -90,10 +92,11 @@ class Load:
         )
 
 
-def alone(classifier: Classifier, pictures: list[bytes], seconds: float = 5.0) -> tuple[float, float]:
-    """(decoded pictures a second by threads, classified pictures a second in batches), in turns, without a server."""
+def alone(classifier: Classifier, pictures: list[bytes], seconds: float = 5.0) -> np.ndarray:
+    """Without a server, in turns: pictures a second decoded by threads, and classified in batches; then the processor's
+    seconds that a picture takes of each. (4,) float64."""
     batch = np.stack([classifier.preprocessing.load(each) for each in pictures[:BATCH]])
-    n, took = np.zeros(2), np.zeros(2)
+    n, took, cpu = np.zeros(2), np.zeros(2), np.zeros(2)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         works = (
             lambda: len(list(pool.map(classifier.preprocessing.load, pictures))),
@@ -101,12 +104,20 @@ def alone(classifier: Classifier, pictures: list[bytes], seconds: float = 5.0) -
         )
         while took.sum() < 2 * seconds:
             for i, work in enumerate(works):
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 while time.perf_counter() - started < TURN:
                     n[i] += work()
                 took[i] += time.perf_counter() - started
-    decode, network = n / took
-    return float(decode), float(network)
+                cpu[i] += time.process_time() - used
+    return np.concatenate([n / took, cpu / n])
+
+
+def used_by(address: str) -> float:
+    """The processor's seconds that the server has used, as it says itself."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
+        found = re.search(r"^process_cpu_seconds_total (\S+)", answer.read().decode(), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 @contextmanager
@@ -268,18 +279,22 @@ def main() -> None:
         load(address, files, given.clients, 5)
         speeds = [alone(classifier, pictures)]
         for name in ("clients alone", "beside abuse"):
+            before = used_by(address)
             if name == "beside abuse":
                 with abuse(address, bombs) as done:
                     found = load(address, files, given.clients, given.seconds)
                 print(f"abuse     {done}, and {IDLE} idle connections")
             else:
                 found = load(address, files, given.clients, given.seconds)
+            used = (used_by(address) - before) / found.n
             speeds.append(alone(classifier, pictures))
-            decode, network = np.mean(speeds[-2:], axis=0)
+            decode, network, *cpu = np.mean(speeds[-2:], axis=0)
             bound = 1 / (1 / decode + 1 / network)
             print(f"{name}: {found}")
             share = f"{found.speed / bound:.0%}"
-            print(f"    decode {decode:.1f}/s, network {network:.1f}/s, together {bound:.1f}/s: {share}", flush=True)
+            print(f"    decode {decode:.1f}/s, network {network:.1f}/s, together {bound:.1f}/s: {share}")
+            said = f"{1000 * cpu[0]:.1f} ms decode + {1000 * cpu[1]:.1f} ms network alone, {1000 * used:.1f} ms served"
+            print(f"    processor a picture: {said}: {sum(cpu) / used:.0%}", flush=True)
 
 
 if __name__ == "__main__":

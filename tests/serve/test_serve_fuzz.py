@@ -46,7 +46,7 @@ def test_schemathesis_finds_nothing(server: Threaded):
     from hypothesis import HealthCheck, given, settings
 
     schema = schemathesis.openapi.from_url(f"{server.address}/openapi.json")
-    asked = {}
+    asked: dict[str, set[int]] = {}
     for operation in schema.get_all_operations():
         route = operation.ok()
         statuses = asked.setdefault(f"{route.method.upper()} {route.path}", set())
