@@ -60,11 +60,10 @@ class Client(TestClient):
 
 
 @contextmanager
-def client(classifier: Classifier | Path, limits: Limits | None = None, **settings: Any) -> Iterator[Client]:
+def client(given: Service | Classifier | Path, limits: Limits | None = None, **settings: Any) -> Iterator[Client]:
     """A client of a server in this process."""
-    if isinstance(classifier, Path):
-        classifier = load(classifier)
-    service = Service(classifier, limits)
+    classifier = load(given) if isinstance(given, Path) else given
+    service = classifier if isinstance(classifier, Service) else Service(classifier, limits)
     app = make_app(service, Settings(**{"name": "tiny", **settings}))
     with Client(app, raise_server_exceptions=False) as found:
         found.service = service

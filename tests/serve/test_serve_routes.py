@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
-from served import OCTETS, Client, client, files, png, write_model_with_opinions
+from served import OCTETS, Client, client, files, png, until, write_model_with_opinions
+from tiny import write_pictures
 
+from linnaeus import cli_serve
 from linnaeus.calibrate import Calibration
+from linnaeus.console import Console
 from linnaeus.predict import Classifier, load
-from linnaeus.serve.gate import is_loopback
+from linnaeus.serve.aside import Aside, OverError, comparing
 from linnaeus.serve.limits import Limits
-from linnaeus.serve.pages import choose_language, words
+from linnaeus.serve.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -235,132 +237,86 @@ def test_health_ready_and_metrics(classifier: Classifier):
         assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
 
 
-def test_the_token_is_asked_of_all_that_says_something_of_the_model(classifier: Classifier):
-    with client(classifier, token="geheim", report="<p>report") as web:
-        for method, path in (
-            ("POST", "/predict"),
-            ("GET", "/model"),
-            ("GET", "/metrics"),
-            ("GET", "/report"),
-            ("POST", "/login"),
-            ("GET", "/x"),
-        ):
-            for given in (
-                {},
-                {"Authorization": "Bearer gehei"},
-                {"Authorization": "Basic geheim"},
-                {"Cookie": "linnaeus=geheim"},
-            ):
-                answer = web.request(method, path, headers=given)
-                assert answer.status_code == 401, path
-                assert answer.headers["www-authenticate"] == "Bearer"
-                assert "token" in error(answer)
-        bearer = {"Authorization": "Bearer geheim"}
-        assert web.get("/model", headers=bearer).status_code == 200
-        assert web.post("/predict", content=png(), headers={**OCTETS, **bearer}).status_code == 200
-        for path in ("/", "/page.js", "/health", "/ready", "/docs", "/openapi.json"):
-            assert web.get(path).status_code == 200, path
-            assert "tiny" not in web.get(path).text, "the name of the model"
-        assert web.post("/login", headers=bearer).status_code == 204
-        assert web.get("/report").status_code == 200, "by the cookie"
-        cookie = web.cookies["linnaeus"]
-        assert "geheim" not in cookie
-        assert "tiny" in web.get("/").text
-
-
-def test_a_server_of_this_machine_answers_to_no_other_name(classifier: Classifier):
-    with client(classifier, hosts=frozenset({"flowers.example"})) as web:
-        for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "flowers.example:80", "FLOWERS.example", "127.9.9.9"):
-            assert web.get("/health", headers={"Host": host}).status_code == 200, host
-        for host in ("evil.example", "localhost.evil.example:80", "", "10.0.0.1"):
-            answer = web.get("/health", headers={"Host": host})
-            assert answer.status_code == 421, host
-            assert "--allow-host" in error(answer)
-
-
-def test_loopback():
-    assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "[::1]", "127.1.2.3")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.com", "")))
-
-
-@pytest.mark.parametrize("path", ["/", "/page.css", "/model", "/nowhere", "/docs", "/report"])
-def test_every_answer_has_the_security_headers(web: Client, path: str):
-    headers = web.get(path).headers
-    policy = headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "frame-ancestors 'none'" in policy
-    assert "unsafe" not in policy
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
-    assert "server" not in headers
-
-
-def test_a_failure_of_ours_is_one_line_too(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
-    with client(classifier) as web:
-
-        def broken(pictures: np.ndarray) -> np.ndarray:
-            raise RuntimeError("secret")
-
-        monkeypatch.setattr(web.service.batcher, "_answer", broken)
-        answer = web.post("/predict", content=png(), headers=OCTETS)
-        assert answer.status_code == 500
-        assert "secret" not in error(answer)
-        assert "default-src" in answer.headers["content-security-policy"]
-        monkeypatch.undo()
-        assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200, "the next batch goes on"
-
-
-def test_the_report_runs_its_own_script_and_nothing_else(classifier: Classifier):
-    report = "<html><script>let a = 1</script>"
-    with client(classifier, report=report) as web:
-        answer = web.get("/report")
-        assert answer.text == report
-        policy = answer.headers["content-security-policy"]
-        assert "sandbox allow-scripts" in policy
-        assert policy.count("sha256-") == 1
-    with client(classifier) as web:
-        assert web.get("/report").status_code == 404
-
-
-def test_the_page_is_light_and_needs_nothing_from_elsewhere(web: Client):
-    page = web.get("/")
-    parts = [page.text] + [
-        web.get(path).text
-        for path in ("/page.css", "/page.js", "/words.js", "/ask.js", "/draw.js", "/table.js", "/icon.svg")
-    ]
-    assert sum(len(each.encode()) for each in parts) < 100_000
-    for each in parts:
-        assert "//" not in each.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
-        assert "innerHTML" not in each
-    tag = web.get("/page.js").headers["etag"]
-    assert web.get("/page.js", headers={"If-None-Match": tag}).status_code == 304
-
-
-@pytest.mark.parametrize(
-    ("accepted", "language"),
-    [("", "en"), ("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-US,zh;q=0.9", "en"), ("fr, zh-TW;q=0.3", "zh"), ("fr", "en"),
-     ("zh;q=0", "en"), ("en;q=0.5, zh;q=0.7", "zh"), (";;;,zh;q=9", "en"), ("," * 5000 + "zh", "en")],
-)  # fmt: skip
-def test_the_page_speaks_what_the_browser_asks_for(web: Client, accepted: str, language: str):
-    assert choose_language(accepted) == language
-    page = web.get("/", headers={"Accept-Language": accepted})
-    assert page.headers["content-language"] == language
-    assert words()[language]["drop"] in page.text.partition("<main>")[2]
-
-
-def test_both_languages_have_the_same_words():
-    english, chinese = words()["en"], words()["zh"]
-    assert list(english) == list(chinese)
-    for key, text in english.items():
-        assert set(_slots(text)) == set(_slots(chinese[key])), key
-
-
-def _slots(text: str) -> list[str]:
-    return [each.partition("}")[0] for each in text.split("{")[1:]]
-
-
 def test_an_unsure_answer_says_so(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Classifier, "threshold", 0.9999)
     assert isinstance(classifier.calibration, Calibration | None)
     with client(classifier) as web:
         assert web.post("/predict", content=png(), headers=OCTETS).json()["predictions"][0]["unsure"] is True
+
+
+def test_what_looks_alike_comes_with_the_explanation(tmp_path: Path):
+    model = write_model_with_opinions(tmp_path)
+    source = write_pictures(tmp_path / "source", each=4)
+    service = Service(load(model))
+    with comparing(service, str(source), Console(quiet=True)):
+        until(lambda: service.gallery is not None)
+    with client(service) as web:
+        assert web.get("/model").json()["neighbors"] == 12
+        picture = (source / "1" / "1 2.png").read_bytes()
+        inside = str(source / "1" / "1 2.png")  # which a careless server would open, and then leave out as the same
+        body = {"pictures": [{"name": inside, "data": base64.b64encode(picture).decode()}]}
+        like = web.post("/predict?explain=1", json=body).json()["predictions"][0]["like"]
+        assert "like" not in web.post("/predict", json=body).json()["predictions"][0]
+    assert len(like) == 5
+    assert (like[0]["path"], like[0]["class"], like[0]["name"]) == ("1/1 2.png", "1", "name of 1")
+    assert like[0]["similarity"] == pytest.approx(1, abs=1e-5)
+    assert like[0]["picture"].startswith("data:image/jpeg;base64,")
+
+
+def test_a_source_that_is_gone_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    service = Service(load(write_model_with_opinions(tmp_path)))
+    with comparing(service, str(tmp_path / "gone"), Console(quiet=True)):
+        pass
+    assert service.gallery is None
+    assert "no training pictures to compare with" in capfd.readouterr().err
+
+
+def test_comparing_ends_with_the_server(tmp_path: Path):
+    """Whatever is left of minutes of work beside the server: it stops at the next step."""
+    aside = Aside(Console(quiet=True))
+    with aside.progress("decoding") as advance:
+        advance(1, 100)
+        aside.over.set()
+        with pytest.raises(OverError):
+            advance(2, 100)
+
+
+def test_an_export_answers_and_its_original_explains(classifier: Classifier, tmp_path: Path):
+    """As with a run whose int8 file is fastest: the answers are the export's, the maps those of the network."""
+    export = load(classifier.path)
+    export.run = NoNetwork(export.run)  # type: ignore[assignment]
+    with client(Service(export, original=classifier)) as web, client(classifier) as usual:
+        shown, expected = (each.post("/predict?explain=1", files=files(png())).json() for each in (web, usual))
+    assert shown == expected
+    with client(export) as web:
+        assert web.get("/model").json()["explains"] is False
+        assert "heat_map" not in web.post("/predict?explain=1", files=files(png())).json()["predictions"][0]
+
+
+class NoNetwork:
+    """What runs a model, and no network to look into."""
+
+    def __init__(self, run: Any):
+        self._run, self.device = run, run.device
+
+    def __call__(self, pictures: Any) -> Any:
+        return self._run(pictures)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("runs/flowers", "flowers"), ("runs/flowers/model.safetensors", "flowers"), ("a/b.onnx", "b")]
+)
+def test_a_model_is_called_by_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, name: str):
+    (tmp_path / "runs" / "flowers").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli_serve._name(Path(model)) == name
+
+
+def test_the_source_is_the_one_that_the_run_notes(tmp_path: Path):
+    assert cli_serve._source(tmp_path, None) is None
+    (tmp_path / "metrics.json").write_text(json.dumps({"source": {"path": str(tmp_path)}}))
+    assert cli_serve._source(tmp_path, None) == str(tmp_path)
+    assert cli_serve._source(tmp_path, "none") is None
+    assert cli_serve._source(tmp_path, "elsewhere") == "elsewhere"
+    (tmp_path / "metrics.json").write_text(json.dumps({"source": {"path": str(tmp_path / "gone")}}))
+    assert cli_serve._source(tmp_path, None) is None
