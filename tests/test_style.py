@@ -41,9 +41,9 @@ LAYERS = (
     ),
     ("check", "compare", "report"),
     ("training",),
-    ("export", "sweep"),
+    ("export", "sweeps"),
     ("cli_common",),
-    ("cli_data", "cli_evaluate", "cli_explain", "cli_predict"),
+    ("cli_data", "cli_evaluate", "cli_explain", "cli_predict", "cli_sweep"),
     ("cli", "serve", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

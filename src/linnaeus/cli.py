@@ -15,6 +15,7 @@ from linnaeus.cli_data import data, models, recipes, weights
 from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
 from linnaeus.cli_predict import predict
+from linnaeus.cli_sweep import sweep
 from linnaeus.console import Console, duration
 from linnaeus.errors import UserError
 
@@ -86,7 +87,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, sweep, models, recipes, weights, data):
     cli.add_command(command)
 
 

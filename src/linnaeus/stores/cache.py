@@ -7,7 +7,6 @@ own checksum, and the length, time and checksum of every file, so that a cut or 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os

@@ -79,11 +79,14 @@ class Phases:
     """Told (phase, test) where the learning rate was to be found."""
     seconds: dict[str, float] = field(default_factory=dict)
     micro: dict[int, int] = field(default_factory=dict)
+    trial: Callable[[int, Figures], None] | None = None
+    """Told (epochs so far, figures on validation) of every epoch; what it raises ends the run."""
 
     def __post_init__(self) -> None:
         self.best = Best(self.recipe.best)
         self.unsaved = False
         self.saved_at = -math.inf
+        self.epochs = 0
 
     def run(self) -> Best:
         """All phases, each from the best weights so far. A KeyboardInterrupt passes through, with the best kept."""
@@ -197,6 +200,9 @@ class Phases:
             f"  train loss {epoch.train_loss:.4f}{accuracy}"
             f"  valid loss {v.loss:.4f} accuracy {v.accuracy:6.2%}{' *' if best else '  '}  {duration(epoch.seconds)}"
         )
+        self.epochs += 1
+        if self.trial is not None:
+            self.trial(self.epochs, v)
 
     def _flush(self) -> None:
         """Write the best model, unless the file holds it already."""

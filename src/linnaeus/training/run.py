@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def train(
     strict: bool = False,
     tensorboard: bool = False,
     console: Console | None = None,
+    trial: Callable[[int, Figures], None] | None = None,
 ) -> Run:
     """Train a classifier on `source` and leave everything about it in a run folder.
 
@@ -85,9 +87,13 @@ def train(
     `file.py:function`, or a module of your own; `weights` a name, a file or "none"; `epochs` a number for each phase;
     `settings` dotted keys on the recipe, such as {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable
     pictures instead of leaving them out. Ctrl-C ends the run with the best model so far.
+
+    `trial(number, figures)` is told the validation of every epoch, counted over all phases, and ends the run by an
+    exception. A run with it is one of many, of which only figures are wanted: it leaves its recipe and history, and
+    neither a model nor what is made from one, and no test picture is looked at.
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same.
     """
-    job = _Job(console or Console(), RunTimes())
+    job = _Job(console or Console(), RunTimes(), trial)
     try:
         job.prepare(source, recipe, model, weights, epochs, settings, seed, device, out, strict)
         return job.run(tensorboard)
@@ -124,8 +130,8 @@ class _Job:
     samples: dict[str, Samples]
     place: str
 
-    def __init__(self, console: Console, seconds: RunTimes):
-        self.console, self.seconds = console, seconds
+    def __init__(self, console: Console, seconds: RunTimes, trial: Callable[[int, Figures], None] | None = None):
+        self.console, self.seconds, self.trial = console, seconds, trial
 
     def prepare(self, source, recipe, model, weights, epochs, settings, seed, device, out, strict) -> None:
         """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
@@ -196,13 +202,15 @@ class _Job:
         streams = Streams(frozen, train, valid, self.recipe.phase, self.recipe.seed)
         phases = Phases(
             self.recipe, self.network, streams, len(self.table.classes), self.engine, self.console, self._save,
-            self.folder.add, self._divided, self._tuned, self.seconds,
+            self.folder.add, self._divided, self._tuned, self.seconds, trial=self.trial,
         )  # fmt: skip
         interrupted = False
         with self.folder.tensorboard(tensorboard):
             try:
                 best = phases.run()
             except KeyboardInterrupt:
+                if self.trial is not None:
+                    raise
                 interrupted, best = True, phases.best
                 if best.figures is None:
                     raise JobError(
@@ -210,10 +218,13 @@ class _Job:
                     ) from None
                 self.console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
             except JobError as error:
-                if phases.best.figures is None:
+                if phases.best.figures is None or self.trial is not None:
                     raise
                 where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
                 raise JobError(f"{error}; the best model so far ({where}) is in {self.folder.model}") from None
+        if self.trial is not None:
+            assert best.figures is not None
+            return Run(self.folder.path, best, {"valid": best.figures}, dict(self.seconds))
         return self._finish(best, phases, frozen, interrupted)
 
     def _divided(self, number: int, micro: int) -> None:
@@ -238,6 +249,8 @@ class _Job:
     def _save(self, best: Best) -> None:
         """Write the best model so far, with the figures by which it was chosen."""
         assert best.figures is not None
+        if self.trial is not None:
+            return
         write_model(self.folder.model, best.state, self._about({"valid": best.figures.to_dict()}))
 
     def _about(self, metrics: dict[str, Any]) -> ModelFile:
