@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.names import listed, printable
-from linnaeus.errors import UserError
+from linnaeus.data.names import listed
+from linnaeus.errors import UserError, visible
 from linnaeus.files import atomic
 
 SPLITS = ("train", "valid", "test")
@@ -118,7 +118,7 @@ class Table:
         path, inside = self.paths[i], self.root + os.sep
         if self.root and path.startswith(inside):
             path = path[len(inside) :]
-        return printable(path.replace(os.sep, "/"))
+        return visible(path.replace(os.sep, "/"))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over classes, sample ids, labels, splits, and file sizes or the pixels.
@@ -261,7 +261,7 @@ def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[s
 
     def unit(i: int) -> str:
         group = table.groups[i] if table.groups is not None else ""
-        return f"group {printable(group)}" if group else table.sample_id(i)
+        return f"group {visible(group)}" if group else table.sample_id(i)
 
     units: dict[str, list[int]] = {}
     for index in pool.tolist():

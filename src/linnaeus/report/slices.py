@@ -15,7 +15,7 @@ from linnaeus.report.sheet import BLUE, FAINT, INK, MUTED, ORANGE, SMALL, TEXT, 
 
 WIDTH, ROW = 10.4, 2.62  # inches
 HEAD = 1.0
-FIRST = 0.3  # more room for the first row, whose panel has a line below
+FIRST = 0.45  # more room for the first row, whose panel has a line below
 ACROSS = 3
 PANEL_WIDTH, PANEL_HEIGHT = 2.55, 1.85
 STEP = 3.4  # from one panel's left edge to the next's
@@ -162,7 +162,9 @@ def _across(axes: Axes, each: Slice, fonts: Fonts) -> None:
             for text in axes.get_xticklabels():
                 text.set_parse_math(False)
         else:
+            names = dict(enumerate(shorten(t, fonts, SMALL, PANEL_WIDTH / LABELS) for t in each.labels))
             axes.xaxis.set_major_locator(MaxNLocator(LABELS, integer=True))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: names.get(round(v), "")))
     elif each.log:
         axes.set_xscale("log")
         ratio = high / low

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import random
-import tomllib
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.errors import UserError, did_you_mean
-from linnaeus.recipe import Recipe, override
+from linnaeus.recipe import Recipe, override, parse_toml
 
 KEYS = ("low", "high", "log", "step", "choices")
 TRIED = 50  # random draws of the other keys, among which one must agree with each value
@@ -153,11 +152,11 @@ def _read(given: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     path = Path(given)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be read ({error.strerror}); give a TOML file of ranges") from None
-        raise UserError(f"{path}: not TOML: {error}") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); give a TOML file of ranges") from None
+    return parse_toml(str(path), text)
 
 
 def _leaves(origin: str, tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
