@@ -9,6 +9,7 @@ many examples it tried, in how many seconds, and the most memory that its proces
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -25,6 +26,7 @@ ROUND = 300  # examples between two looks at the clock
 def fuzz(kind: str, seconds: float, seed: int) -> None:
     """Try one property in this process until the time is up."""
     sys.path[:0] = [str(TESTS), str(TESTS / "fuzz")]
+    os.environ["LINNAEUS_CACHE"] = tempfile.mkdtemp(prefix="fuzz-cache-")
     from hypothesis import HealthCheck, given, settings
     from hypothesis import seed as seeded
     from properties import PROPERTIES

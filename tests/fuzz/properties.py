@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from tiny import SIDE, write_tiny_model
 
 from linnaeus.data.decode import RowSpec, UnreadableError, decode, header_size, inspect, load_row
+from linnaeus.data.download import cache_dir
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table, split_table, write_split
 from linnaeus.errors import UserError
@@ -193,6 +194,59 @@ def check_archive(data: tuple[bytes, bool], folder: Path) -> None:
     _opened(path, folder)
 
 
+VALUE: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), name,
+        st.sampled_from([10**400, -1, 0, "auto", "head", "all", "cosine", "resnet50", "../x.py:f", 1e308]),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(name, inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+def check_shards(drawn: tuple[bytes, bytes, bool], folder: Path) -> None:
+    """A tar of pictures and labels, by itself, and beside an index of any bytes: refused, or every picture is read."""
+    from linnaeus.data.shards import INDEX, open_shards
+
+    source = folder / "source"
+    source.mkdir()
+    (source / "x.tar").write_bytes(drawn[0])
+    if drawn[2]:
+        (source / INDEX).write_bytes(drawn[1])
+    with watched(folder, cache_dir()):
+        table = open_shards(str(source), source)
+        check_table(table, folder)
+        for i in range(len(table)):
+            with watched(folder, cache_dir()):
+                assert isinstance(table.picture(i), bytes)
+
+
+def _index(drawn: list[tuple[int, str, Any]]) -> bytes:
+    """An index of two pictures in x.tar, with these values at these keys of these lines."""
+    lines: list[dict[str, Any]] = [
+        {"format": 1, "classes": ["a", "b"], "names": ["a", "b"], "shards": [{"file": "x.tar", "bytes": 10240}]},
+        *(
+            {"name": f"{i}", "label": i, "split": "", "shard": 0, "offset": 512, "size": 3, "crc32": 0}
+            for i in range(2)
+        ),
+    ]
+    for line, key, value in drawn:
+        lines[line][key] = value
+    return "\n".join(json.dumps(line) for line in lines).encode("utf-8", "surrogatepass")
+
+
+INDEX_LINES = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from(
+            ["format", "classes", "names", "shards", "name", "label", "split", "shard", "offset", "size", "crc32"]
+        ),
+        VALUE | st.just([{"file": "../x.tar", "bytes": 1}]),
+    ),
+    max_size=3,
+).map(_index)
+
+
 def check_unpack(data: bytes, folder: Path) -> None:
     """An archive that is written to disk: whatever its members are called, nothing leaves the folder."""
     from linnaeus.data.flowers import unpack
@@ -251,14 +305,6 @@ def matlab_seeds() -> tuple[bytes, ...]:
     return tuple(found)
 
 
-VALUE: st.SearchStrategy[Any] = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), name,
-        st.sampled_from([10**400, -1, 0, "auto", "head", "all", "cosine", "resnet50", "../x.py:f", 1e308]),
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(name, inner, max_size=3),
-    max_leaves=4,
-)  # fmt: skip
 KEYS = st.sampled_from(
     [
     "name", "seed", "best", "precision", "model", "model.name", "model.weights", "model.arguments", "model.head",
@@ -381,6 +427,14 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Property]] = {
         check_names,
     ),
     "archive": (st.tuples(archives(CIFAR_FILES, CIFAR_CONTENTS), st.booleans()), check_archive),
+    "shards": (
+        st.tuples(
+            archives(("a.jpg", "a.cls", "a.json", "b.png", "b.cls"), (b"x", b"1", b'{"label": "rose"}')),
+            INDEX_LINES | st.binary(max_size=200),
+            st.booleans(),
+        ),
+        check_shards,
+    ),
     "unpack": (archives(("image_00001.jpg", "image_00002.jpg"), (b"x",)), check_unpack),
     "idx": (
         st.lists(
