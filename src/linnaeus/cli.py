@@ -45,7 +45,7 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
     """Train a classifier on SOURCE.
 
     SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
-    files, or a name that `linnaeus data list` shows.
+    files, a folder or an address of shards, or a name that `linnaeus data list` shows.
     """
     from linnaeus.recipe import parse_setting
     from linnaeus.training.run import train as run_training

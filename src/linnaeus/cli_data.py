@@ -101,7 +101,7 @@ def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
 
 @click.group()
 def data() -> None:
-    """Known data sets, and the cache of decoded pictures."""
+    """Known data sets, shards, and the cache of decoded pictures."""
 
 
 @data.command("list")

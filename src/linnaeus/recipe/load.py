@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, visible
 from linnaeus.recipe.spec import (
     Augment,
     Constant,
@@ -76,7 +76,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list
     """
     origin, text = recipe_text(name)
     raw = parse_toml(origin, text)
-    raw.setdefault("name", Path(name).stem)
+    raw.setdefault("name", visible(Path(name).stem).replace("\\", "_").replace(":", "_") or "recipe")
     return override(raw, origin, overrides or {}, epochs)
 
 
