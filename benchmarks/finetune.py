@@ -29,9 +29,10 @@ from linnaeus.recipe import Phase, Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.training.engine import Engine
-from linnaeus.training.loop import Above, Criterion, optimizer_step
+from linnaeus.training.loop import Above
 from linnaeus.training.optim import build_optimizer, freeze, train_mode, training_stages
 from linnaeus.training.prepare import load_samples, preprocessing_of
+from linnaeus.training.step import Criterion, optimizer_step
 from linnaeus.training.streams import Streams
 
 BATCH, LR = 32, 1e-4

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny import draw, mini, samples, write_idx, write_pictures, write_recipe, write_tiny_model
 
 import linnaeus
+from linnaeus.answers import read_done
 
 LINNAEUS = [sys.executable, "-m", "linnaeus"]
 
@@ -228,6 +229,75 @@ def test_unreadable_pictures_are_told_and_the_status_is_1(here: Path, say):
     assert lines[1].startswith("warning: gone.png: ")
     assert lines[2] == "warning: 2 of 8 pictures could not be read"
     assert said.out == ""
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
+@pytest.mark.parametrize("cut", [3, 40, 200, 10_000])
+def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say, monkeypatch: pytest.MonkeyPatch):
+    """Whatever a kill leaves of the file: its whole lines stay as they are, and only the rest is predicted."""
+    (here / "pics" / "1" / 'a, "b"\nc.png').write_bytes(b"no picture")  # a name that takes two lines of the file
+    assert say("predict", "m.safetensors", "pics", "--out", name).status == 1
+    whole = (here / name).read_bytes()
+    (here / name).write_bytes(whole[:cut])
+    held = read_done(here / name, name[2:], 1)
+    seen: list[str] = []
+    stream = linnaeus.Classifier.stream
+
+    def watched(self, images):
+        for prediction in stream(self, images):
+            seen.append(prediction.path)
+            yield prediction
+
+    monkeypatch.setattr(linnaeus.Classifier, "stream", watched)
+    said = say("predict", "m.safetensors", "pics", "--out", name)
+    assert (here / name).read_bytes() == whole
+    assert said.status == 1  # also where the unreadable one was done before
+    assert said.err.splitlines()[-1] == "warning: 1 of 7 pictures could not be read"
+    # The first and the last readable answer are made again, to see that this is the model that gave them.
+    assert len(seen) == 7 - len(held.paths) + len(held.some)
+    assert len(held.paths) == {3: 0, 10_000: 7}.get(cut, len(held.paths))
+
+
+def test_answers_of_another_model_are_not_mixed(here: Path, say):
+    assert say("predict", "m.safetensors", "pics", "--out", "o.csv").status == 0
+    text = (here / "o.csv").read_text()
+    cells = text.splitlines()[1].split(",")
+    (here / "o.csv").write_text(text.replace(cells[5], "0.010000" if float(cells[5]) > 0.5 else "0.990000", 1))
+    before = (here / "o.csv").read_bytes()
+    said = say("predict", "m.safetensors", "pics", "--out", "o.csv")
+    assert said.status == 2
+    assert "holds answers of another model" in said.err
+    assert len(said.err.splitlines()) == 1
+    assert (here / "o.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("my,own,table\n1,2,3\n", "other columns"),
+        ("path", "pictures"),
+        ("notes of mine", "no answers"),
+        ("path,unsure,error,class_1,name_1,probability_1\na.png,0\n", "a line of 2 cells"),
+        ("path,unsure,error,class_1,name_1,probability_1\na.png,0,,1,1,much\n", "'much'"),
+        ("path,unsure,error,class_1,name_1,probability_1,class_2,name_2,probability_2\n", "--top 2"),
+    ],
+)
+def test_a_file_that_holds_something_else_stays(text: str, told: str, here: Path, say):
+    (here / "o.csv").write_text(text)
+    said = say("predict", "m.safetensors", "pics", "--out", "o.csv")
+    if text == "path":  # the beginning of the header: a process was killed right then
+        assert said.status == 0
+        return
+    assert said.status == 2
+    assert told in said.err
+    assert (here / "o.csv").read_text() == text
+
+
+def test_a_file_of_lines_with_another_number_of_classes_stays(here: Path, say):
+    assert say("predict", "m.safetensors", "pics", "--out", "o.jsonl").status == 0
+    assert "--top 1" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl", "--top", "3").err
+    (here / "o.jsonl").write_text('{"path": 3}\n')
+    assert "no answer" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl").err
 
 
 def test_the_grid_is_drawn(here: Path, say):

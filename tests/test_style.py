@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("files", "console", "device"),
     ("recipe", "data", "models"),
-    ("preprocess", "modelfile", "stores"),
+    ("preprocess", "modelfile", "onnxfile", "stores"),
     (
         "evaluate",
         "abstain",
@@ -30,6 +30,8 @@ LAYERS = (
         "paired",
         "tta",
         "predict",
+        "runners",
+        "fastest",
         "assess",
         "answers",
         "explain",
@@ -43,7 +45,7 @@ LAYERS = (
     ("training",),
     ("export", "sweeps"),
     ("cli_common",),
-    ("cli_data", "cli_evaluate", "cli_explain", "cli_predict", "cli_sweep"),
+    ("cli_data", "cli_evaluate", "cli_explain", "cli_export", "cli_predict", "cli_sweep"),
     ("cli", "serve", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

@@ -9,7 +9,9 @@ from tiny import CPU, GRAY, samples
 from torch import Tensor, nn
 
 from linnaeus.evaluate import answer_pixels
+from linnaeus.models import wrap
 from linnaeus.preprocess import Preprocessing
+from linnaeus.runners import TorchRunner
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.tta import answer_views, averaged, view_sets
 
@@ -35,9 +37,8 @@ def test_crops_are_tried_only_where_there_is_more_to_see():
 def answered(preprocessing: Preprocessing, temperature: float = 1.0):
     pictures, labels = samples(7)
     store = PixelStore.from_arrays(pictures)
-    found = answer_views(
-        Corner(), preprocessing, store, labels, temperature=temperature, batch=3, device=CPU
-    )  # fmt: skip
+    run = TorchRunner(wrap(Corner(), 3, 1), preprocessing, CPU)
+    found = answer_views(run, preprocessing, store, labels, temperature=temperature, batch=3, device=CPU)
     return pictures, labels, found
 
 

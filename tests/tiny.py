@@ -21,7 +21,7 @@ from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
 from linnaeus.stores.pixelstore import PixelStore
-from linnaeus.training.loop import Stream
+from linnaeus.training.step import Stream
 
 SIDE = 28
 PLACES = ((2, 2), (16, 16), (2, 16), (16, 2), (9, 9))

@@ -261,7 +261,7 @@ def evaluate_model(
         if classifier.preprocessing.resize == classifier.preprocessing.size:
             console.say("the network sees the whole picture: no crops to try, only the mirrored view")
         views = answer_views(
-            classifier.network, classifier.preprocessing, pictures.rows, pictures.labels,
+            classifier.run, classifier.preprocessing, pictures.rows, pictures.labels,
             temperature=classifier.temperature, batch=BATCH, device=classifier.device,
         )  # fmt: skip
     found = assess(outputs, classifier.calibration, own=pictures.calibrated_on, error=error, views=views)

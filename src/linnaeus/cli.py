@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from linnaeus import __version__
-from linnaeus.cli_common import ESCAPED, verbosity
+from linnaeus.cli_common import verbosity
 from linnaeus.cli_data import data, models, recipes, weights
 from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
+from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
 from linnaeus.cli_sweep import sweep
-from linnaeus.console import Console, duration
+from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -39,13 +40,21 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
 @click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was cut: the one in --out, or the recipe's last.")
+@click.option(
+    "--checkpoint-every", default="auto", show_default=True, metavar="auto|TIME|STEPS",
+    help="How often to write what --resume needs: 5min, 90s, 100steps; auto takes 2 % of the time.",
+)  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
 @verbosity
 def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Train a classifier on SOURCE.
 
     SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
-    files, a folder or an address of shards, or a name that `linnaeus data list` shows.
+    files, a folder or an address of shards, or a name that `linnaeus data list` shows; with --resume, a run folder too.
+
+    Exit status 0 if the run came to its end, 1 if it failed or Ctrl-C stopped it, 2 if the input was wrong, 143 if
+    SIGTERM stopped it. After any of them --resume goes on.
     """
     from linnaeus.recipe import parse_setting
     from linnaeus.training.run import train as run_training
@@ -65,7 +74,8 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
             word = "pictures" if name == "predictions.png" else name.partition(".")[0]
             console.say(f"{word:9} {run.path / name}")
     if run.interrupted:
-        console.warn("stopped before its end: this is the best model until then")
+        again = f"linnaeus train {run.path} --resume"
+        console.warn(f"stopped before its end: this is the best model until then; to go on: {again}")
         raise SystemExit(1)
 
 
@@ -87,7 +97,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, sweep, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, sweep, export, models, recipes, weights, data):
     cli.add_command(command)
 
 

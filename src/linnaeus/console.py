@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+ESCAPED = "backslashreplace"
+"""How a name that is no UTF-8, or that a stream cannot show, is written."""
+
 Advance = Callable[..., None]
 """advance(done, total, note=""): where a piece of work stands."""
 

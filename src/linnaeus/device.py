@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +30,17 @@ def choose_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: there is no Apple GPU here; use --device cpu")
     return torch.device(name)
+
+
+def machine() -> dict[str, Any]:
+    """What a speed measured on this CPU holds for: another machine, or other versions, may find another order."""
+    found = {"machine": platform.machine(), "processor": platform.processor(), "cores": os.cpu_count()}
+    for package in ("torch", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def free_memory(device: torch.device) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,12 @@ class Figures:
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Figures:
+        """What `to_dict` gave, perhaps among others, as JSON gives it back."""
+        values = {field.name: found[field.name] for field in fields(cls)}
+        return cls(**{**values, "accuracy_ci95": tuple(values["accuracy_ci95"])})
+
     def __str__(self) -> str:
         low, high = self.accuracy_ci95
         return f"{self.accuracy:.2%} ({self.correct} of {self.n}, 95 % interval {low:.1%} to {high:.1%})"
@@ -91,17 +97,26 @@ def answers(
 ) -> Outputs:
     """Run `net`, in evaluation mode, over `batches`. Every sample is counted once, or it is an AssertionError."""
     net.eval()
-    labels, logits, seen = [], [], []
-    for batch in batches.epoch():
+
+    def logits(batch: Batch) -> np.ndarray:
         with autocast():
             out = net(prepare(batch))
-        logits.append(out.float().cpu().numpy())
+        return out.float().cpu().numpy()
+
+    return gather(batches, logits)
+
+
+def gather(batches: Batches, logits: Callable[[Batch], np.ndarray]) -> Outputs:
+    """What `logits` gives for `batches`. Every sample is counted once, or it is an AssertionError."""
+    labels, found, seen = [], [], []
+    for batch in batches.epoch():
+        found.append(logits(batch))
         labels.append(batch.labels.cpu().numpy())
         seen.append(batch.indices)
     order = np.concatenate(seen)
     assert np.array_equal(np.sort(order), np.arange(batches.samples)), "every sample must be counted exactly once"
     back = np.argsort(order)
-    return Outputs(np.concatenate(labels)[back], np.concatenate(logits)[back])
+    return Outputs(np.concatenate(labels)[back], np.concatenate(found)[back])
 
 
 def answer_pixels(

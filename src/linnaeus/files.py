@@ -73,6 +73,11 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files that writers killed in `atomic` left in `folder`; nobody else may be writing there."""
+    return [path for path in folder.glob(".*-????????*") if path.is_file()] if folder.is_dir() else []
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic(path) as temporary:

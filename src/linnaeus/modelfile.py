@@ -60,6 +60,8 @@ class ModelFile:
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+    """SHA-256 of the tensors, where this was read from a file."""
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> None:
@@ -70,7 +72,34 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> No
         for name, tensor in state.items()
         if not name.startswith(AUXILIARY)
     }
-    header = {
+    header = describe(about) | {"versions": versions(), "sha256": _digest(tensors)}
+    text = json.dumps(header, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as temporary:
+        save_tensors(tensors, temporary, {"linnaeus": text})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors. Raises OSError where the disk does not take them."""
+    # safetensors takes neither channels-last nor shared storage, so such tensors are copied to plain memory.
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    try:
+        save_file(plain, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk too comes as one, and only its text tells
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def describe(about: ModelFile) -> dict[str, Any]:
+    """What a model file says beside its weights, for JSON; `parse` reads it."""
+    return {
         "format": FORMAT,
         "arch": about.arch,
         "classes": list(about.classes),
@@ -80,18 +109,9 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> No
         "metrics": about.metrics,
         "data": about.data,
         "recipe": about.recipe,
-        "versions": versions(),
-        "sha256": _digest(tensors),
+        "versions": about.versions,
+        "sha256": about.digest,
     }
-    text = json.dumps(header, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"linnaeus": text})
-        except SafetensorError as error:  # a full disk too comes as one, and only its text tells
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from None
 
 
 def read_model(path: Path, model: Network | None = None) -> tuple[Network, ModelFile]:
@@ -101,7 +121,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     Raises UserError, naming the file, where it is no model file, cut short, altered, or of an unknown format.
     """
     header, tensors = _read(path)
-    about = _parse(path, header)
+    about = parse(path, header)
     if _digest(tensors) != header.get("sha256"):
         raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
     if model is not None:
@@ -133,7 +153,7 @@ def model_path(given: str | Path) -> Path:
 
 def read_header(path: Path) -> ModelFile:
     """What the file says, without reading its weights."""
-    return _parse(path, _read(path, weights=False)[0])
+    return parse(path, _read(path, weights=False)[0])
 
 
 def versions() -> dict[str, str]:
@@ -167,16 +187,21 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its description is not JSON ({_line(error)}); get a fresh copy") from None
+    check_format(path, header)
+    return header, tensors
+
+
+def check_format(path: Path, header: Any) -> None:
+    """Raise UserError unless a description is of the format that this version reads."""
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise UserError(
             f"{path}: model file format {_line(repr(found))}, and this version reads format {FORMAT}; upgrade linnaeus"
         )
-    return header, tensors
 
 
-def _parse(path: Path, header: dict[str, Any]) -> ModelFile:
-    """The header, checked as far as what follows relies on it: it may come from anybody."""
+def parse(path: Path, header: dict[str, Any]) -> ModelFile:
+    """The description, checked as far as what follows relies on it: it may come from anybody."""
     try:
         arch = header["arch"]
         about = ModelFile(
@@ -195,6 +220,7 @@ def _parse(path: Path, header: dict[str, Any]) -> ModelFile:
             data=dict(header.get("data") or {}),
             recipe=dict(header.get("recipe") or {}),
             versions=dict(header.get("versions") or {}),
+            digest=str(header.get("sha256") or ""),
         )
     except (*_UNREADABLE, UserError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -15,15 +15,18 @@ import torch
 from torch import nn
 
 from linnaeus.calibrate import Calibration
+from linnaeus.data.batches import Batches
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.names import class_name
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError
-from linnaeus.evaluate import Figures, Outputs, answer_pixels, figures
+from linnaeus.evaluate import Figures, Outputs, figures, gather
 from linnaeus.labelled import Pictures, labelled_pictures, labelled_table
-from linnaeus.modelfile import model_path, read_model
+from linnaeus.modelfile import ModelFile, model_path, read_header, read_model
 from linnaeus.models import Network, wrap
+from linnaeus.onnxfile import read_onnx
+from linnaeus.runners import OnnxRunner, Runner, TorchRunner
 
 BATCH = 32
 Image = str | Path | bytes | np.ndarray
@@ -89,23 +92,25 @@ class Prediction:
 
 
 class Classifier:
-    """A trained network with its classes and its preprocessing; made by `load`."""
+    """A trained network, in whatever runs it, with its classes and its preprocessing; made by `load`."""
 
-    def __init__(self, path: Path, device: str = "auto", model: nn.Module | None = None):
-        self.path = path
-        own: Network | None = None
-        if model is not None:
-            from linnaeus.modelfile import read_header
-
-            arch = read_header(path).arch
-            own = wrap(model, int(arch["classes"]), int(arch["channels"]))
-        self.network, self.about = read_model(path, own)
-        self.device = choose_device(device)
-        self.network.to(self.device)
-        self.classes, self.names = self.about.classes, self.about.names
-        self.preprocessing = self.about.preprocessing
-        stored = self.about.calibration
+    def __init__(self, path: Path, about: ModelFile, run: Runner):
+        self.path, self.about, self.run = path, about, run
+        self.device = run.device
+        self.classes, self.names = about.classes, about.names
+        self.preprocessing = about.preprocessing
+        stored = about.calibration
         self.calibration = None if stored is None else Calibration.from_dict(stored, str(path))
+
+    @property
+    def network(self) -> Network:
+        """The torch network, for those who look inside. Raises UserError where an ONNX file runs, which has none."""
+        if isinstance(self.run, TorchRunner):
+            return self.run.network
+        raise UserError(
+            f"{self.path}: an ONNX file gives answers alone; explaining and comparing pictures need the network: "
+            "give the run folder or its model.safetensors"
+        )
 
     @property
     def temperature(self) -> float:
@@ -171,11 +176,9 @@ class Classifier:
             else:
                 yield Prediction(path, self.classes, self.names, None, error=reason)
 
-    @torch.inference_mode()
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
         """(N, size, size, channels) uint8, as `preprocessing.load` gives them -> (N, classes) float64, calibrated."""
-        x = self.preprocessing.normalise(torch.from_numpy(pictures).to(self.device))
-        logits = self.network(x).float().cpu().numpy()
+        logits = self.run(torch.from_numpy(pictures))
         return Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
 
     def pictures(self, source: str | Path, split: str | None = None) -> Pictures:
@@ -192,9 +195,8 @@ class Classifier:
 
     def outputs(self, pictures: Pictures) -> Outputs:
         """What the network answers to pictures, uncalibrated."""
-        return answer_pixels(
-            self.network, self.preprocessing, pictures.rows, pictures.labels, batch=BATCH, device=self.device
-        )
+        batches = Batches(pictures.rows, pictures.labels, batch=BATCH, device=self.device)
+        return gather(batches, lambda batch: self.run(self.preprocessing.crop(batch.pixels, batch.shapes)))
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
         """The figures on `split` of a source, calibrated; `pictures` says which that is where none is named."""
@@ -207,8 +209,23 @@ class Classifier:
 
 
 def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = None) -> Classifier:
-    """Load a run folder or a model file. `model` is for a network of your own, whose code no model file holds.
+    """Load a run folder or a model file: a model.safetensors, or an ONNX file that `linnaeus export` wrote.
 
+    `model` is for a network of your own, whose code no model file holds.
     Raises UserError, naming the file, where it is no model file, cut short, altered, or of an unknown format.
     """
-    return Classifier(model_path(path), device, model)
+    path = model_path(path)
+    if path.suffix.lower() == ".onnx":
+        if device not in ("auto", "cpu"):
+            raise UserError(f"--device {device}: {path} runs on CPU; give the run folder or its model.safetensors")
+        if model is not None:
+            raise UserError(f"{path}: an ONNX file holds its network; leave out the model's code")
+        session, about, export = read_onnx(path)
+        return Classifier(path, about, OnnxRunner(session, about.preprocessing, str(export["kind"])))
+    chosen = choose_device(device)
+    own: Network | None = None
+    if model is not None:
+        arch = read_header(path).arch
+        own = wrap(model, int(arch["classes"]), int(arch["channels"]))
+    network, about = read_model(path, own)
+    return Classifier(path, about, TorchRunner(network, about.preprocessing, chosen))

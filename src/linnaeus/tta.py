@@ -9,15 +9,13 @@ it has a tenth of the vote.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linnaeus.data.batches import Batch, Batches, Rows
-from linnaeus.evaluate import Outputs, answers
+from linnaeus.evaluate import Outputs, gather
 from linnaeus.preprocess import Preprocessing
 
 View = tuple[int, int, bool]
@@ -37,7 +35,7 @@ def view_sets(preprocessing: Preprocessing) -> dict[str, list[View]]:
 
 
 def answer_views(
-    network: nn.Module,
+    run: Callable[[Tensor], np.ndarray],
     preprocessing: Preprocessing,
     rows: Rows,
     labels: np.ndarray,
@@ -45,19 +43,21 @@ def answer_views(
     temperature: float,
     batch: int,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Outputs]:
-    """What the network answers by each set of views, calibrated. Every view is computed once."""
+    """What a network answers by each set of views, calibrated. Every view is computed once.
+
+    `run`: what the network sees, (N, size, size, C) uint8 on `device` -> (N, classes) logits.
+    """
     batches = Batches(rows, labels, batch=batch, device=device)
 
     def of(view: View) -> np.ndarray:
         x, y, mirrored = view
 
-        def prepare(batch: Batch) -> Tensor:
-            seen = preprocessing(batch.pixels, batch.shapes, (x, y))
-            return seen.flip(-1) if mirrored else seen
+        def logits(batch: Batch) -> np.ndarray:
+            seen = preprocessing.crop(batch.pixels, batch.shapes, (x, y))
+            return run(seen.flip(2) if mirrored else seen)
 
-        return answers(network, batches, prepare, autocast).at(temperature).probabilities
+        return gather(batches, logits).at(temperature).probabilities
 
     sets = view_sets(preprocessing)
     found = {view: of(view) for view in dict.fromkeys(view for views in sets.values() for view in views)}

@@ -124,10 +124,10 @@ def run_study(folder: Path, seed: int, stops: tuple[int, ...], killed: int = -1)
 
 def test_a_study_that_was_stopped_draws_what_an_undisturbed_one_draws(tmp_path: Path):
     """Beyond the ten random draws, where the sampler looks at what it has seen."""
-    whole = run_study(tmp_path / "whole", 0, (14,))
-    assert len({drawn["phase.1.lr"] for drawn in whole}) == 14
-    assert run_study(tmp_path / "parts", 0, (3, 12, 14)) == whole
-    assert run_study(tmp_path / "killed", 0, (14, 14), killed=5) == whole
+    whole = run_study(tmp_path / "whole", 0, (12,))
+    assert len({drawn["phase.1.lr"] for drawn in whole}) == 12
+    assert run_study(tmp_path / "parts", 0, (3, 12)) == whole
+    assert run_study(tmp_path / "killed", 0, (12, 12), killed=5) == whole
     assert run_study(tmp_path / "other", 1, (1,)) != whole[:1]
 
 
@@ -168,7 +168,7 @@ def test_a_sweep_of_failures_ends(source: Path, recipe: str, tmp_path: Path):
 
 def test_hopeless_trials_are_pruned(source: Path, tmp_path: Path):
     """From the sixth on, a trial that does not learn ends before its last epoch."""
-    recipe = str(write_recipe(tmp_path / "tiny.toml", {"epochs": 4, "batch": 8}))
+    recipe = str(write_recipe(tmp_path / "tiny.toml", {"epochs": 3, "batch": 8}))
     space = {"phase.1.lr": {"choices": [0.01, 0.008, 0.012, 0.009, 0.011, 1e-7, 2e-7, 3e-7]}}
     settings = {"best": "loss"}
     done = sweeps.sweep(
@@ -179,7 +179,7 @@ def test_hopeless_trials_are_pruned(source: Path, tmp_path: Path):
     hopeless = [t for t in done.trials if t.number >= 5 and float(t.drawn["phase.1.lr"]) < 1e-3]
     assert hopeless
     assert set(map(id, hopeless)) <= set(map(id, pruned))
-    assert all(t.number >= 5 and 2 <= t.epochs < 4 for t in pruned)
+    assert all(t.number >= 5 and t.epochs < 3 for t in pruned)
     assert done.best.value == min(t.value for t in done.trials if t.state == "complete" and t.value is not None)
 
 

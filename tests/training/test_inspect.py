@@ -14,7 +14,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import split_table
 from linnaeus.errors import UserError
-from linnaeus.training import run as run_module
+from linnaeus.training import finish
 from linnaeus.training.inspect import group_copies, inspect
 
 QUIET = Console(quiet=True)
@@ -23,7 +23,7 @@ QUIET = Console(quiet=True)
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their pictures, which take most of a second."""
-    monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
+    monkeypatch.setattr(finish, "write_pictures", lambda *args: "")
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +19,9 @@ from linnaeus.errors import JobError
 from linnaeus.models import Network, create, wrap
 from linnaeus.recipe import Phase
 from linnaeus.training.engine import Engine, seed_step
-from linnaeus.training.loop import Above, Criterion, Epoch, Step, Stream, Totals, fit
+from linnaeus.training.loop import Above, Epoch, Step, fit
 from linnaeus.training.optim import freeze, training_stages
+from linnaeus.training.step import Criterion, Stream, Totals
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,19 @@ def test_one_batch_can_be_learned_by_heart(name: str, epochs: int, lr: float, en
     assert last.train_accuracy == 1
     if name == "mini_resnet":  # 10 steps are too few for the running statistics of BatchNorm
         assert last.valid.loss < 0.01
+
+
+def test_epochs_without_a_better_model_are_counted_across_a_cut(engine: Engine):
+    """With patience for 3, a phase that is cut after 2 has one to go; and one that was over stays so."""
+    spec = phase(epochs=9, early_stop=3)
+    cut: list[Any] = []
+    for epoch in fit(Above(mini()), spec, plain_data(), plain_data(), engine, classes=3, better=lambda found: False):
+        assert epoch.snapshot is not None
+        cut.append(copy.deepcopy(epoch.snapshot()))
+    assert len(cut) == 3
+    for over in (1, 2, 3):
+        left = train(mini(), spec, plain_data(), engine, better=lambda found: False, resume=cut[over - 1])
+        assert [epoch.epoch for epoch in left] == list(range(over + 1, 4))
 
 
 @pytest.mark.parametrize("name", ["mini_resnet", "resnet20", "resnet18"])

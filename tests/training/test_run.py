@@ -25,9 +25,9 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.evaluate import Figures
 from linnaeus.images import expand
 from linnaeus.modelfile import read_model
-from linnaeus.training import run as run_module
-from linnaeus.training.phases import Best
-from linnaeus.training.run import Run
+from linnaeus.training import finish
+from linnaeus.training.best import Best
+from linnaeus.training.finish import Run
 from linnaeus.training.runfolder import Row, RunFolder
 
 QUIET = Console(quiet=True)
@@ -42,7 +42,7 @@ def idx(tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their pictures and page, which take most of a second."""
-    monkeypatch.setattr(run_module, "write_pictures", lambda *args: "")
+    monkeypatch.setattr(finish, "write_pictures", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
 
 

@@ -19,7 +19,8 @@ from linnaeus.stores.cache import Cache
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.training.engine import Engine
-from linnaeus.training.loop import Above, Stream
+from linnaeus.training.loop import Above
+from linnaeus.training.step import Stream
 from linnaeus.training.streams import Streams
 
 CLASSES, SIZE = 3, 32

@@ -140,11 +140,11 @@ class Batches:
         """Batches in an epoch."""
         return len(chunks(np.arange(self.samples), self.batch))
 
-    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch. Leaving early is fine: the thread ends with the iterator."""
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from number `start` on. Leaving early is fine: the thread ends with it."""
         indices = order(self.samples, self.seed, epoch, self.weights) if self.shuffle else np.arange(self.samples)
         draws = indices + self.samples * repeats(indices)
-        pieces = [piece[self.rank :: self.world] for piece in chunks(draws, self.batch)]
+        pieces = [piece[self.rank :: self.world] for piece in chunks(draws, self.batch)[start:]]
         if isinstance(self.rows, Resident):
             return (self._look_up(piece, epoch) for piece in pieces)
         return self._ahead(pieces, epoch)
@@ -175,8 +175,8 @@ class Batches:
         return Batch(indices, draws, tensor, shapes[back], labels)
 
     def _ahead(self, pieces: list[np.ndarray], epoch: int) -> Iterator[Batch]:
-        if len(pieces) == 1:
-            yield self._fetch(pieces[0], epoch)
+        if len(pieces) < 2:
+            yield from (self._fetch(piece, epoch) for piece in pieces)
             return
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=AHEAD)
         stop = threading.Event()

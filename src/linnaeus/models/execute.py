@@ -9,13 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-import io
 import json
-import logging
 import os
 import platform
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -25,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linnaeus.errors import UserError
+from linnaeus.models.graph import fuse, onnx_graph, session
 from linnaeus.models.network import Network, pooled
 
 WORTH_TRYING = 120.0
@@ -78,11 +75,13 @@ def choose_executor(
     record: Path | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     start: str | None = None,
+    wanted: str | None = None,
 ) -> Executor:
     """The fastest executor for `pictures` pictures like `sample` (N, C, H, W) from `start` through all below `stop`.
 
     ONNX Runtime is tried where it is installed, on CPU, and the work is long enough to pay for the export. What was
-    found is kept in the file `record` by machine and network: a later run, or one that is resumed, does as the first.
+    found is kept in the file `record` by machine and network: a later run does as the first. `wanted` is the name of
+    the one to take, without a trial, where a run that is resumed has had one; the other where it is not to be had.
     """
     front = Front(copy.deepcopy(network), stop, start).eval().requires_grad_(False).to(sample.device)
     front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,8 +93,8 @@ def choose_executor(
     if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         return fused
     key = _machine(network, stop, sample, start)
-    known = _read(record).get(key)
-    if known == fused.name or (known is None and fused.seconds * pictures < WORTH_TRYING):
+    known = wanted or _read(record).get(key)
+    if known in ("plain", "fused") or (known is None and fused.seconds * pictures < WORTH_TRYING):
         return fused
     compiled = _onnx(front, sample, expected)
     chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * fused.seconds) else fused
@@ -121,7 +120,7 @@ def int8_executor(network: Network, stop: str, pictures: Tensor) -> Executor:
     front = Front(copy.deepcopy(network), stop).eval().requires_grad_(False)
     shown, kept = pictures[len(pictures) // 8 :], pictures[: max(1, len(pictures) // 8)]
     try:
-        run = _session(quantize(_graph(front, kept), (part.numpy() for part in shown.split(TOGETHER))))
+        run = _run(quantize(onnx_graph(fuse(front, kept), kept), (part.numpy() for part in shown.split(TOGETHER))))
     except Exception as error:  # the exporter raises its own kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{asked}: this network cannot be made int8 ({reason}); leave it out") from None
@@ -133,75 +132,19 @@ def int8_executor(network: Network, stop: str, pictures: Tensor) -> Executor:
     return _timed("int8", run, kept, nullcontext)
 
 
-def fuse(front: nn.Module, sample: Tensor) -> nn.Module:
-    """A copy of `front` in which every BatchNorm that directly follows a convolution is part of it.
-
-    Which one follows which is seen by running `sample`: the output of the one is the input of the other.
-    """
-    front = copy.deepcopy(front)
-    made_by: dict[int, nn.Module] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-    alive: list[Tensor] = []  # so that no tensor's id is used again
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        alive.append(output)
-        if isinstance(module, nn.Conv2d):
-            made_by[id(output)] = module
-        elif isinstance(made_by.get(id(inputs[0])), nn.Conv2d):
-            pairs.append((made_by[id(inputs[0])], module))  # type: ignore[arg-type]
-
-    handles = [m.register_forward_hook(hook) for m in front.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    with torch.inference_mode():
-        front(sample)
-    for handle in handles:
-        handle.remove()
-    replaced: dict[nn.Module, nn.Module] = {}
-    for convolution, norm in pairs:
-        replaced |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: nn.Identity()}
-    for module in list(front.modules()):
-        for name, child in list(module.named_children()):
-            if child in replaced:
-                setattr(module, name, replaced[child])
-    return front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def _onnx(front: nn.Module, sample: Tensor, expected: Tensor) -> Executor | None:
     """`front` through ONNX Runtime; None where it cannot be exported or gives something else."""
     try:
-        run = _session(_graph(front, sample))
+        run = _run(onnx_graph(fuse(front, sample), sample))
     except Exception:  # the exporter raises its own kinds; a network of one's own may hold anything
         return None
     return _checked("onnxruntime", run, sample, expected)
 
 
-def _graph(front: nn.Module, sample: Tensor) -> bytes:
-    """`front`, fused, as an ONNX graph from `x` (any number of pictures) to `y`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of no use to the user
-        quiet = logging.getLogger("torch.onnx")
-        level, quiet.level = quiet.level, logging.ERROR
-        batch = torch.export.Dim("batch", min=1, max=1 << 16)
-        try:
-            program = torch.onnx.export(
-                fuse(front, sample), (sample.contiguous(),), dynamo=True, dynamic_shapes=({0: batch},),
-                input_names=["x"], output_names=["y"], verbose=False,
-            )  # fmt: skip
-        finally:
-            quiet.level = level
-        buffer = io.BytesIO()
-        program.save(buffer)  # type: ignore[union-attr, arg-type]
-    return buffer.getvalue()
-
-
-def _session(graph: bytes) -> Callable[[Tensor], Tensor]:
+def _run(graph: bytes) -> Callable[[Tensor], Tensor]:
     """An ONNX graph as a function of a tensor on CPU."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(x.numpy())})[0])
+    made = session(graph)
+    return lambda x: torch.from_numpy(made.run(None, {"x": np.ascontiguousarray(x.numpy())})[0])
 
 
 def _checked(

@@ -232,6 +232,12 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     return header if header.get("format") == FORMAT else None
 
 
+def known_checksum(file: Path) -> int | None:
+    """The CRC-32 of a file of an entry, as its header has it; None where there is no such header."""
+    header = _read_header(file.parent)
+    return None if header is None or file.name not in header["files"] else int(header["files"][file.name]["crc32"])
+
+
 def _is_whole(file: Path, expected: dict[str, int]) -> bool:
     """Length and time are compared at every use; the contents only where the time differs, as after a copy."""
     try:

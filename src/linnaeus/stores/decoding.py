@@ -88,27 +88,27 @@ class Decoding:
 
         0 where there is nothing to know it by.
         """
-        signatures = np.zeros(len(self.indices), np.uint64)
-        for k in range(len(signatures)):
-            digest = hashlib.blake2b(digest_size=8)
-            if self.table.members is not None:  # known by what the index says, without reading it
-                digest.update(self.table.members.key(int(self.indices[k])))
-                signatures[k] = int.from_bytes(digest.digest(), "little") or 1
-                continue
-            source = self.source(k)
-            assert not isinstance(source, bytes)
-            try:
-                if isinstance(source, np.ndarray):
-                    digest.update(source.tobytes())
-                elif hash_content:
-                    digest.update(Path(source).read_bytes())
-                else:
-                    found = Path(source).stat()
-                    digest.update(f"{source}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
-            except (OSError, ValueError):
-                continue
-            signatures[k] = int.from_bytes(digest.digest(), "little") or 1
-        return signatures
+        return np.array([self.signature(k, hash_content) for k in range(len(self.indices))], np.uint64)
+
+    def signature(self, k: int, hash_content: bool = False) -> int:
+        """As `signatures`, of picture k."""
+        digest = hashlib.blake2b(digest_size=8)
+        if self.table.members is not None:  # known by what the index says, without reading it
+            digest.update(self.table.members.key(int(self.indices[k])))
+            return int.from_bytes(digest.digest(), "little") or 1
+        source = self.source(k)
+        assert not isinstance(source, bytes)
+        try:
+            if isinstance(source, np.ndarray):
+                digest.update(source.tobytes())
+            elif hash_content:
+                digest.update(Path(source).read_bytes())
+            else:
+                found = Path(source).stat()
+                digest.update(f"{source}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
+        except (OSError, ValueError):
+            return 0
+        return int.from_bytes(digest.digest(), "little") or 1
 
 
 def in_order(

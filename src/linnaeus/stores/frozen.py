@@ -82,7 +82,11 @@ class Frozen:
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
     """(stages, checksum of their weights) -> how they are run: what one phase freezes another may have trained."""
     made_by: dict[str, str] = field(default_factory=dict)
-    """Stages -> the executor that computed what the run used of them, in this run or an earlier one."""
+    """Stages -> the executor that computed what the run used of them, in this run or an earlier one.
+
+    Stages that are run again are run by the same."""
+    note: Callable[[], None] = lambda: None
+    """Told when there is something new in `made_by`."""
 
     @property
     def batch(self) -> int:
@@ -103,9 +107,9 @@ class Frozen:
                 self.executors[name] = int8_executor(self.model, cut, self._some_pictures(self.int8))
             else:
                 self.executors[name] = choose_executor(
-                    self.model, cut, sample[:TRIED], pictures, record, autocast, start
+                    self.model, cut, sample[:TRIED], pictures, record, autocast, start, self.made_by.get(name[0])
                 )
-            self.made_by[name[0]] = self.executors[name].name
+            self._made(name[0], self.executors[name].name)
         return self.executors[name]
 
     def rows(self, cuts: Sequence[str], samples: Samples, prepare: Prepare, what: str, variant: dict[str, Any]) -> Rows:
@@ -144,10 +148,15 @@ class Frozen:
                         self._chunks(rows, samples.labels, made_by, executor), len(samples), shape, text,
                         cache=self.cache, made_by=executor.name, progress=advance,
                     )  # fmt: skip
-            self.made_by[self._stages(start, cut)] = store.made_by
+            self._made(self._stages(start, cut), store.made_by)
             rows, made_by, start = store, stored, cut
         assert isinstance(rows, ActivationStore)
         return in_memory(rows, self.engine.device)
+
+    def _made(self, stages: str, executor: str) -> None:
+        if self.made_by.get(stages) != executor:
+            self.made_by[stages] = executor
+            self.note()
 
     def _chunks(
         self, rows: Rows, labels: np.ndarray, prepare: Prepare, executor: Executor

@@ -55,14 +55,14 @@ def build_pixels(
         return store
     if table.members is not None:
         note = "the pictures are read from shards: they are decoded anew in every epoch"
-        return _stream(cache, rows, signatures, f"verdict-{key}", note)
+        return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
     try:
         with cache.lock(name):
             store = _find(cache, rows, signatures, name)  # another process may have built it meanwhile
             return store if store is not None else _build(cache, rows, signatures, name)
     except OverBudgetError as error:
         note = f"the pictures' store does not fit ({error}): they are decoded anew in every epoch"
-        return _stream(cache, rows, signatures, f"verdict-{key}", note)
+        return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> P
     return _open(entry, rows.spec)
 
 
-def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, note: str) -> StreamedRows:
+def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, note: str, hashed: bool) -> StreamedRows:
     """Decode every picture once to find the unreadable ones; keep that verdict for the next run."""
     with cache.lock(name):
         if cache.find(name) is None:
@@ -162,7 +162,7 @@ def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, not
         if not isinstance(row := rows.load(k), UnreadableError):
             index.shapes[k] = row.shape[:2]
             del index.failed[k]
-    return StreamedRows(rows, index.shapes, index.failed, note, name)
+    return StreamedRows(rows, index.shapes, index.failed, note, name, None if hashed else signatures)
 
 
 def _verdict(rows: Decoding, signatures: np.ndarray) -> Index:

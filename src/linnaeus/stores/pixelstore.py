@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.decode import load_row
+from linnaeus.data.decode import UnreadableError, load_row
+from linnaeus.stores.cache import known_checksum
 from linnaeus.stores.decoding import Decoding
 
 
@@ -64,6 +67,17 @@ class PixelStore:
         """Bytes of the rows of this store."""
         return int(self.shapes.prod(axis=1, dtype=np.int64).sum()) * self.channels
 
+    def checksum(self) -> str:
+        """By the content of all rows, in order, wherever they lie: the same pictures have the same."""
+        sizes = self.shapes.prod(axis=1, dtype=np.int64) * self.channels
+        whole = np.array_equal(self.offsets, np.cumsum(sizes) - sizes) and int(sizes.sum()) == len(self.data)
+        found = known_checksum(self.path) if whole and self.path is not None else None
+        if found is None:
+            found = 0
+            for i in range(len(self)):
+                found = zlib.crc32(np.ascontiguousarray(self.read(i)).data, found)
+        return f"{found:08x} {hashlib.sha256(self.shapes.astype('<i4').tobytes()).hexdigest()[:24]}"
+
     def row(self, i: int) -> np.ndarray:
         """(h, w, C) uint8: a view, 0 x 0 where the picture could not be read."""
         height, width = self.shapes[i]
@@ -93,8 +107,17 @@ class PixelStore:
 class StreamedRows:
     """The interface of PixelStore, decoding on demand: for stores that would not fit the disk budget."""
 
-    def __init__(self, decoding: Decoding, shapes: np.ndarray, failed: dict[int, str], note: str, identity: str):
-        """`identity` names the content of the pictures, as the key of a store does."""
+    def __init__(
+        self,
+        decoding: Decoding,
+        shapes: np.ndarray,
+        failed: dict[int, str],
+        note: str,
+        identity: str,
+        signatures: np.ndarray | None = None,
+    ):
+        """`identity` names the content of the pictures, as the key of a store does; `signatures` (n,) each of them."""
+        self._signatures = signatures
         self.shapes, self.channels, self.failed, self.note = shapes, decoding.spec.channels, failed, note
         self.uniform = _agreed(shapes)
         self.identity = identity
@@ -105,10 +128,15 @@ class StreamedRows:
         return len(self.shapes)
 
     def row(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8. Raises UnreadableError where the picture has changed for the worse since it was checked."""
+        """(h, w, C) uint8. Raises UnreadableError where the picture is another one than was checked, or none."""
         if i in self.failed:
             return np.zeros((0, 0, self.channels), np.uint8)
-        return load_row(self._decoding.source(i), self._decoding.spec)
+        source = self._decoding.source(i)
+        if isinstance(source, str) and self._signatures is not None:
+            known = (0, self._signatures[i])  # 0: it is gone, which decoding says better
+            if self._decoding.signature(i) not in known:
+                raise UnreadableError(source, "was replaced or changed while it was in use")
+        return load_row(source, self._decoding.spec)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As PixelStore.gather, in threads."""

@@ -19,6 +19,7 @@ from linnaeus.sweeps.space import Space, combinations, load_space, settings_of
 from linnaeus.sweeps.study import Drawn, Study, Trial, differences
 from linnaeus.training.prepare import resolve_recipe
 from linnaeus.training.run import place, train
+from linnaeus.training.stop import StoppedError
 
 ABOUT = "sweep.json"
 FORMAT = 1
@@ -158,6 +159,11 @@ class _Job:
         while (drawn := self.study.draw(wanted)) is not None:
             try:
                 done = self.study.finish(drawn, "", None) if drawn.same_as is not None else self.trial(drawn)
+            except StoppedError as error:
+                drawn.close()
+                raise StoppedError(
+                    f"stopped by SIGTERM; the same command with --out {self.folder.path} goes on"
+                ) from error
             except KeyboardInterrupt:
                 drawn.close()  # free, and said to be running: the next process runs it again
                 self.quiet.parent.say(f"stopped in trial {drawn.number}, which the next start begins again")
@@ -189,6 +195,8 @@ class _Job:
             recipe = override(raw, self.base.name, settings, None)
             last = sum(phase.epochs for phase in recipe.phase)
             run = train(self.source, recipe, out=folder, device=self.device, console=self.quiet, trial=each)
+        except StoppedError:
+            raise
         except _PrunedError:
             return self.study.finish(drawn, "pruned", figures=best[0].to_dict())
         except Exception as error:  # whatever a setting leads to, the others go on

@@ -47,9 +47,25 @@ class Engine:
         """Scale the gradient so that its norm is at most `norm`."""
         self.fabric.clip_gradients(net, optimizer, max_norm=norm, error_if_nonfinite=False)
 
+    def scaler_state(self) -> dict[str, Any]:
+        """What mixed precision of 16 bits remembers of how gradients are scaled; empty in any other precision."""
+        return self.fabric._precision.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        self.fabric._precision.load_state_dict(state)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass, for a network that is not wrapped."""
         return self.fabric.autocast()
+
+    def machine(self) -> dict[str, Any]:
+        """What the last bits of a result depend on, beside the recipe."""
+        return {
+            "device": self.device.type,
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
     def describe(self) -> str:
         """Device, precision and threads, in words."""

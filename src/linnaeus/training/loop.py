@@ -7,13 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnaeus.data.batches import Batch, Batches
-from linnaeus.data.mixing import mix
+from linnaeus.data.batches import Batch
 from linnaeus.errors import JobError
 from linnaeus.evaluate import Figures, answers, figures
 from linnaeus.models import Network
@@ -22,6 +19,11 @@ from linnaeus.training.ema import Average
 from linnaeus.training.engine import Engine, seed_step
 from linnaeus.training.optim import build_optimizer, train_mode, training_stages
 from linnaeus.training.schedule import Schedule
+from linnaeus.training.snapshot import Snapshot, Standing
+from linnaeus.training.step import Criterion, Stream, Totals, not_finite, optimizer_step
+
+Taken = tuple[Tensor, Tensor | None]
+"""(sum of the losses, number right) of a step, on the device."""
 
 
 class Above(nn.Module):
@@ -38,14 +40,6 @@ class Above(nn.Module):
 
 
 @dataclass
-class Stream:
-    """Batches, and how each becomes what the network takes: `prepare(batch, epoch)`."""
-
-    batches: Batches
-    prepare: Callable[[Batch, int], Tensor]
-
-
-@dataclass
 class Step:
     """One step of the optimizer, told to whoever watches."""
 
@@ -55,6 +49,8 @@ class Step:
     samples: int
     means: Callable[[], tuple[float, float | None]]
     """(mean loss, share right or None) of the epoch so far. On a GPU, asking waits for it."""
+    snapshot: Callable[[], Snapshot]
+    """Where the phase stands after this step, to go on from there in another process."""
 
 
 @dataclass
@@ -72,6 +68,8 @@ class Epoch:
     seconds: float
     model: Network
     """What was evaluated: the network, or its moving average. Save it before asking for the next epoch."""
+    snapshot: Callable[[], Snapshot] | None = None
+    """Where the phase stands after this epoch; None where there was nothing to repeat."""
 
 
 def fit(
@@ -86,6 +84,8 @@ def fit(
     first_epoch: int = 0,
     micro: int | None = None,
     better: Callable[[Figures], bool] | None = None,
+    resume: Snapshot | None = None,
+    shrink: Callable[[int], None] = lambda micro: None,
     watch: Callable[[Step], None] = lambda step: None,
 ) -> Iterator[Epoch]:
     """Train `net` in place by `phase`, yielding once an epoch.
@@ -93,41 +93,48 @@ def fit(
     The command prints what is yielded, a test collects it; any of them may evaluate or save between. `first_epoch`
     counts the epochs of earlier phases, so that no two epochs of a run draw the same random numbers. `micro` is the
     number of samples that go through the network at once. `better` says whether an epoch is the best yet (early stop).
-    Raises JobError if the loss is not finite.
+    Where the memory does not suffice on the way, it is halved, and `shrink` told; the effective batch stays.
+    With `resume` it goes on where that was taken, and does as if it had never been stopped, to the bit.
+    Raises JobError if the loss is not finite, or not even one sample fits the memory.
     """
     stages = training_stages(net.model, phase.train)
-    optimizer = build_optimizer(net.model, phase)
-    wrapped, optimizer = engine.setup(net, optimizer)
+    bare = build_optimizer(net.model, phase)
+    wrapped, optimizer = engine.setup(net, bare)
     schedule = Schedule(optimizer, phase, len(train.batches))
     average = Average(net, phase.ema) if phase.ema else None
     criterion = Criterion(phase, train.batches.labels, classes, engine.device)
-    since_best = 0
+    now = Standing(net, bare, schedule, average, engine, Totals(engine.device), micro)
+    if resume is not None:
+        now.put_back(resume)
 
-    for epoch in range(phase.epochs):
-        started = time.perf_counter()
+    while now.epoch < phase.epochs and not (phase.early_stop and now.since_best >= phase.early_stop):
+        started = time.perf_counter() - now.seconds
         train_mode(net.model, stages, phase.norms)
-        total = Totals(engine.device)
-        for step, batch in enumerate(train.batches.epoch(first_epoch + epoch)):
-            seed_step(seed, first_epoch + epoch, step)
-            schedule.before_step(epoch * len(train.batches) + step)
-            loss, right = optimizer_step(
-                wrapped, optimizer, batch, train, criterion, engine, phase, first_epoch + epoch, micro
-            )
+        statistics = Statistics(net)
+        epoch, drawn = now.epoch, first_epoch + now.epoch
+        for batch in train.batches.epoch(drawn, now.step):
+            schedule.before_step(epoch * len(train.batches) + now.step)
+
+            def take(micro: int | None, batch: Batch = batch, drawn: int = drawn) -> Taken:
+                seed_step(seed, drawn, now.step)
+                return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
+
+            loss, right = step_that_fits(now, statistics, len(batch), take, shrink)
             if average is not None:
                 average.update(net)
-            total.add(loss, right, len(batch))
-            total.check(epoch, step, schedule.lr)
-            watch(Step(epoch + 1, step + 1, len(train.batches), total.samples, total.means))
-        total.check(epoch, step, schedule.lr, now=True)
+            now.totals.add(loss, right, len(batch))
+            now.totals.check(epoch, now.step, schedule.lr)
+            now.step, now.seconds = now.step + 1, time.perf_counter() - started
+            watch(Step(epoch + 1, now.step, len(train.batches), now.totals.samples, now.totals.means, now.take))
+        now.totals.check(epoch, now.step - 1, schedule.lr, now=True)
         evaluated = net if average is None else average.model
         result = figures(
             answers(evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast)  # type: ignore[misc]
         )
         if not math.isfinite(result.loss):  # the last step went too far, which no training loss has shown yet
             raise not_finite(result.loss, f"validation after epoch {epoch + 1}", schedule.lr)
-        train_loss, train_accuracy = total.means()
-        lr = schedule.lr
-        seconds = time.perf_counter() - started
+        train_loss, train_accuracy = now.totals.means()
+        lr, seconds = schedule.lr, time.perf_counter() - started
         schedule.after_epoch(
             {
                 "train_loss": train_loss,
@@ -136,128 +143,52 @@ def fit(
                 "valid_accuracy": result.accuracy,
             }
         )
-        since_best = 0 if better is None or better(result) else since_best + 1
-        yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model)
-        if phase.early_stop and since_best >= phase.early_stop:
-            return
+        now.since_best = 0 if better is None or better(result) else now.since_best + 1
+        now.next_epoch()
+        yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model, now.take)
 
 
-def optimizer_step(
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    train: Stream,
-    criterion: Criterion,
-    engine: Engine,
-    phase: Phase,
-    epoch: int,
-    micro: int | None,
-) -> tuple[Tensor, Tensor | None]:
-    """One step of the optimizer: (sum of the losses, number right), on the device."""
-    loss_sum = torch.zeros((), device=engine.device)
-    right: Tensor | None = torch.zeros((), device=engine.device)
-    optimizer.zero_grad(set_to_none=True)
-    mixes = phase.mixup > 0 or phase.cutmix > 0
-    if mixes:  # before the batch is divided: partners and targets must not depend on what fits the memory
-        mixed = mix(
-            train.prepare(batch, epoch), batch.labels, criterion.classes, batch.draws,
-            seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
-        )  # fmt: skip
-    for start, stop in pieces(len(batch), micro or len(batch)):
-        part = batch.part(start, stop)
-        if mixes:
-            x, targets = mixed[0][start:stop], mixed[1][start:stop]
-        else:
-            x, targets = train.prepare(part, epoch), part.labels
-        logits, *auxiliary = _heads(wrapped(x))
-        loss = criterion(logits, targets)
-        total = loss
-        for other in auxiliary:
-            total = total + phase.aux_weight * criterion(other, targets)
-        engine.backward(total / len(batch))
-        loss_sum += loss.detach()
-        right = None if right is None or mixes else right + (logits.argmax(1) == part.labels).sum()
-    if phase.clip:
-        engine.clip(wrapped, optimizer, phase.clip)
-    optimizer.step()
-    return loss_sum, right
+class Statistics:
+    """A copy of what BatchNorm has collected, so that a step that failed can be undone."""
+
+    def __init__(self, net: nn.Module):
+        """`net` in training mode: what is frozen collects nothing."""
+        buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
+        kinds = {buffer.dtype: [b for b in buffers if b.dtype == buffer.dtype] for buffer in buffers}
+        self.pairs = [([b.clone() for b in alike], alike) for alike in kinds.values()]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for copies, buffers in self.pairs:  # all of a type at once: one launch on a GPU
+            torch._foreach_copy_(copies, buffers)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for copies, buffers in self.pairs:
+            torch._foreach_copy_(buffers, copies)
 
 
-def pieces(n: int, most: int) -> list[tuple[int, int]]:
-    """(start, stop) of as few and as equal pieces of n samples as `most` a piece allow.
-
-    Equal, so that none is left with the single picture on which BatchNorm cannot be trained.
-    """
-    count = -(-n // most)
-    return [(n * i // count, n * (i + 1) // count) for i in range(count)]
-
-
-def _heads(out: Tensor | tuple[Tensor, list[Tensor]]) -> list[Tensor]:
-    """The logits, then those of the auxiliary heads where there are any."""
-    return [out] if isinstance(out, Tensor) else [out[0], *out[1]]
-
-
-class Criterion:
-    """Cross-entropy on logits, summed over the batch, with label smoothing and class weights.
-
-    The weights are inversely proportional to a class's count and average 1 over the training samples, so that they
-    leave the scale of the loss, and with it the learning rate, alone.
-    """
-
-    def __init__(self, phase: Phase, labels: np.ndarray, classes: int, device: torch.device):
-        self.smoothing, self.classes = phase.label_smoothing, classes
-        self.weights: Tensor | None = None
-        if phase.class_weights == "balanced":
-            counts = np.bincount(labels, minlength=classes)
-            weights = np.where(counts > 0, len(labels) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
-            self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
-
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed."""
-        losses = F.cross_entropy(logits.float(), targets, label_smoothing=self.smoothing, reduction="none")
-        if self.weights is None:
-            return losses.sum()
-        weights = self.weights[targets] if targets.ndim == 1 else targets @ self.weights
-        return (losses * weights).sum()
-
-
-class Totals:
-    """Loss and right answers of an epoch, summed on the device and divided by the number of samples."""
-
-    # Asking a GPU for a number makes it wait; asking now and then is soon enough to stop a run that went wrong.
-    CHECK_EVERY = 50
-
-    def __init__(self, device: torch.device):
-        self.loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-        self.right: Tensor | None = torch.zeros((), dtype=torch.int64, device=device)
-        self.samples = 0
-        self.every = 1 if device.type == "cpu" else self.CHECK_EVERY
-        self.shown: tuple[float, float | None] = (math.nan, None)
-        self.fresh = False
-
-    def add(self, loss: Tensor, right: Tensor | None, samples: int) -> None:
-        self.loss = self.loss + loss.to(self.loss)
-        self.right = None if right is None or self.right is None else self.right + right.long()
-        self.samples += samples
-        self.fresh = False
-
-    def means(self) -> tuple[float, float | None]:
-        """(mean loss, share right or None) so far."""
-        if not self.fresh:
-            right = None if self.right is None else float(self.right) / self.samples
-            self.shown, self.fresh = (float(self.loss) / self.samples, right), True
-        return self.shown
-
-    def check(self, epoch: int, step: int, lr: float, *, now: bool = False) -> None:
-        """Raise JobError if the loss has become NaN or infinite; `now`: even if it is not yet time to look."""
-        if (now or (step + 1) % self.every == 0) and not math.isfinite(self.means()[0]):
-            where = f"epoch {epoch + 1}, step {step + 1}" + (f" or the {self.every} before" if self.every > 1 else "")
-            raise not_finite(float(self.loss), where, lr)
-
-
-def not_finite(loss: float, where: str, lr: float) -> JobError:
-    """The error for a loss that is NaN or infinite."""
-    return JobError(
-        f"the loss is not finite ({loss:g}) at {where}, with learning rate {lr:g}; "
-        f"try a lower one (--set phase.N.lr={lr / 10:g}) or clip the gradient (--set phase.N.clip=1)"
-    )
+def step_that_fits(
+    now: Standing,
+    statistics: Statistics,
+    samples: int,
+    take: Callable[[int | None], Taken],
+    shrink: Callable[[int], None],
+) -> Taken:
+    """take(samples at once): one step. Where the memory does not suffice it is tried again with half as many at once,
+    which holds from then on."""
+    statistics.keep()
+    while True:
+        try:
+            return take(now.micro)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        # Only here is what the failed try had taken free again: the exception held it.
+        at_once = min(now.micro or samples, samples)
+        if at_once == 1:
+            raise JobError(f"out of memory with a single picture at once ({reason.splitlines()[0]}); use smaller ones")
+        statistics.put_back()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        now.micro = -(-at_once // 2)
+        shrink(now.micro)

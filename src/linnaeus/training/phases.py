@@ -2,67 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batches
 from linnaeus.device import free_memory
-from linnaeus.errors import UserError
+from linnaeus.errors import JobError, UserError
 from linnaeus.evaluate import Figures, Outputs, answers, figures
 from linnaeus.head import fit_head
 from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.report.contents import Row
+from linnaeus.training.best import Best
+from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.engine import Engine
-from linnaeus.training.loop import Above, Epoch, Step, Stream, fit
+from linnaeus.training.loop import Above, Epoch, Step, fit
 from linnaeus.training.memory import probe
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.rangetest import RangeTest, range_test
+from linnaeus.training.snapshot import Snapshot, network_state
+from linnaeus.training.step import Stream
+from linnaeus.training.stop import Stop
 from linnaeus.training.streams import Streams
+from linnaeus.training.times import RunTimes
 
 PROBED = 8  # samples for the trial step: enough to be past the fixed costs, few enough to take no time
-SAVE_EVERY = 20.0  # seconds between two writings of the best model inside a phase
-
-
-@dataclass
-class Best:
-    """The best model so far, over all phases."""
-
-    by: str
-    figures: Figures | None = None
-    phase: int = 0
-    epoch: int = 0
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-    def beaten_by(self, figures: Figures) -> bool:
-        """Better by the recipe's measure; ties go to the lower loss, then to the earlier epoch."""
-        return self.figures is None or self._key(figures) > self._key(self.figures)
-
-    def _key(self, figures: Figures) -> tuple[float, float]:
-        value = -figures.loss if self.by == "loss" else getattr(figures, self.by)
-        return value, -figures.loss
-
-    def keep(self, figures: Figures, phase: int, epoch: int, model: Network, trained: tuple[str, ...]) -> None:
-        """Remember `model`. Only the stages that train have to be copied again."""
-        self.figures, self.phase, self.epoch = figures, phase, epoch
-        for name, tensor in model.state_dict().items():
-            if name not in self.state or model.stage_of(name) in trained:
-                self.state[name] = tensor.detach().clone()
 
 
 @dataclass
 class Phases:
     """Runs the phases of `recipe` on `model`.
 
-    `save(best)` writes the best model to the disk: at the end of each phase, and before that as soon as a better one is
-    found and the last writing is a while ago. An epoch of a head takes milliseconds, and a model file much longer.
+    `save(best)` writes the best model to the disk: the first, then with every checkpoint, and at the end of each phase.
+    An epoch of a head takes milliseconds, and a model file much longer. But for the first, the checkpoint that has the
+    same model comes before it, so that a run that is resumed never finds a better model than it knows of.
     """
 
     recipe: Recipe
@@ -74,36 +53,70 @@ class Phases:
     save: Callable[[Best], None]
     record: Callable[[Row], None]
     divided: Callable[[int, int], None]
-    """Told (phase, samples at once) where a batch does not fit the memory."""
+    """Told (phase, samples at once) when that is found out."""
     tuned: Callable[[int, RangeTest], None]
     """Told (phase, test) where the learning rate was to be found."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    micro: dict[int, int] = field(default_factory=dict)
+    checkpoints: Checkpoints | None = None
+    """None writes none."""
+    stop: Stop = field(default_factory=Stop)
+    rows: list[Row] = field(default_factory=list)
+    """The lines of the history so far, which `record` adds to."""
+    micro: Mapping[str, int] = field(default_factory=dict)
+    """Phase -> samples at once, where that is known from before the run was cut."""
+    seconds: RunTimes = field(default_factory=RunTimes)
     trial: Callable[[int, Figures], None] | None = None
     """Told (epochs so far, figures on validation) of every epoch; what it raises ends the run."""
 
     def __post_init__(self) -> None:
         self.best = Best(self.recipe.best)
-        self.unsaved = False
-        self.saved_at = -math.inf
-        self.epochs = 0
+        self.unsaved = self.written = False
 
-    def run(self) -> Best:
+    def run(self, resume: Checkpoint | None = None) -> Best:
         """All phases, each from the best weights so far. A KeyboardInterrupt passes through, with the best kept."""
+        if resume is not None:
+            self.best, self.unsaved = resume.best, resume.best.figures is not None
+            self.written = self.unsaved
         first_epoch = 0
         for number, phase in enumerate(self.recipe.phase, start=1):
-            if self.best.state:
-                self.model.load_state_dict(self.best.state)
-            started = time.perf_counter()
-            try:
-                self._phase(number, phase, first_epoch)
-            finally:
-                self._flush()
-                self.seconds[f"phase {number}"] = time.perf_counter() - started
+            if resume is None or number >= resume.phase:
+                within = resume.fit if resume is not None and number == resume.phase else None
+                state = self.best.state if within is None else network_state(within)
+                if state:
+                    self.model.load_state_dict(state)
+                self.since = time.perf_counter()
+                try:
+                    self._phase(number, phase, first_epoch, within)
+                    if self.unsaved:
+                        self._stand(number + 1, None, now=True)
+                finally:
+                    self._flush()
+                    self._lap(number)
             first_epoch += phase.epochs
         return self.best
 
-    def _phase(self, number: int, phase: Phase, first_epoch: int) -> None:
+    def _stand(
+        self, number: int, snapshot: Callable[[], Snapshot] | None, steps: int = 0, *, now: bool = False
+    ) -> None:
+        """Between two steps: write down where the run stands if it is time, and end it if somebody wants that."""
+        due = self.checkpoints is not None and self.checkpoints.due(steps)
+        if self.checkpoints is not None and (due or now or self.stop.wanted is not None):
+            self._lap(number if snapshot is not None else number - 1)
+            fit = None if snapshot is None else snapshot()
+            try:
+                with self.checkpoints.paid():
+                    self.checkpoints.write(Checkpoint(number, fit, self.best, self.rows, dict(self.seconds)))
+                    self._flush()
+            except JobError as error:  # the run may end well without it
+                self.console.warn(f"{error}; the run goes on, and could only be resumed from an earlier place")
+        self.stop.check()
+
+    def _lap(self, number: int) -> None:
+        """Bring the seconds up to date."""
+        self.seconds.lap(f"phase {number}", self.since)
+        self.seconds.total()
+        self.since = time.perf_counter()
+
+    def _phase(self, number: int, phase: Phase, first_epoch: int, resume: Snapshot | None) -> None:
         stages = training_stages(self.model, phase.train)
         freeze(self.model, stages)
         frozen = {n: b.clone() for n, b in self.model.named_buffers() if self.model.stage_of(n) not in stages}
@@ -129,14 +142,24 @@ class Phases:
                     note += f"  accuracy {accuracy:.1%}" if accuracy is not None else ""
                     done = (step.epoch - 1) * train.batches.samples + step.samples
                     advance(done, phase.epochs * train.batches.samples, note)
+                self._stand(number, step.snapshot, 1)
+
+            def shrink(micro: int) -> None:
+                self.divided(number, micro)
+                self.console.warn(
+                    f"phase {number}: out of memory; from here on {micro} pictures at once. The batch stays "
+                    f"{phase.batch}, and micro_batch in recipe.toml says so"
+                )
 
             epochs = fit(
                 net, phase, train, valid, self.engine,
                 classes=self.classes, seed=self.recipe.seed, first_epoch=first_epoch, micro=micro,
-                better=self.best.beaten_by, watch=watch,
+                better=self.best.beaten_by, resume=resume, shrink=shrink, watch=watch,
             )  # fmt: skip
-            for epoch in epochs:
-                self._finish(number, phase, epoch, stages)
+            with self.stop.between_steps():
+                for epoch in epochs:
+                    self._finish(number, phase, epoch, stages)
+                    self._stand(number, epoch.snapshot)
         for name, buffer in frozen.items():
             now = self.model.get_buffer(name)
             assert torch.equal(buffer.to(now.device), now), f"{name} is frozen and changed in phase {number}"
@@ -190,8 +213,8 @@ class Phases:
         best = self.best.beaten_by(v)
         if best:
             self.best.keep(v, number, epoch.epoch, epoch.model, stages)
-            self.unsaved = True
-            if time.monotonic() - self.saved_at > SAVE_EVERY:
+            first, self.unsaved = not self.written, True
+            if first:
                 self._flush()
         accuracy = "" if epoch.train_accuracy is None else f" accuracy {epoch.train_accuracy:6.2%}"
         self.console.say(
@@ -200,15 +223,14 @@ class Phases:
             f"  train loss {epoch.train_loss:.4f}{accuracy}"
             f"  valid loss {v.loss:.4f} accuracy {v.accuracy:6.2%}{' *' if best else '  '}  {duration(epoch.seconds)}"
         )
-        self.epochs += 1
         if self.trial is not None:
-            self.trial(self.epochs, v)
+            self.trial(len(self.rows), v)
 
     def _flush(self) -> None:
         """Write the best model, unless the file holds it already."""
         if self.unsaved:
             self.save(self.best)
-            self.unsaved, self.saved_at = False, time.monotonic()
+            self.unsaved, self.written = False, True
 
     def _announce(
         self, number: int, phase: Phase, stages: tuple[str, ...], net: Above, train: Stream, valid: Stream
@@ -217,12 +239,10 @@ class Phases:
         batch = next(iter(train.batches.epoch())).part(0, PROBED)
         x = train.prepare(batch, 0)
         cost = probe(net, stages, x)
-        micro = min(phase.micro_batch or phase.batch, phase.batch)
-        if not phase.micro_batch:
+        micro = min(phase.micro_batch or self.micro.get(str(number), phase.batch), phase.batch)
+        if not phase.micro_batch and str(number) not in self.micro:
             micro = cost.micro_batch(phase.batch, free_memory(self.engine.device))
-        self.micro[number] = micro
-        if micro < phase.batch:
-            self.divided(number, micro)
+        self.divided(number, micro)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         pieces = "" if micro >= phase.batch else f" in pieces of {micro}, which fit the memory"
         # Evaluation is a forward pass, about a third of a step's work.

@@ -32,7 +32,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def resolve_recipe(
-    source: str | Path,
+    source: str | Path | Table,
     recipe: str | Recipe | None,
     model: str | nn.Module | None,
     weights: str | None,
@@ -203,7 +203,11 @@ def measure_pixels(train: Samples, preprocessing: Preprocessing) -> Preprocessin
     )  # fmt: skip
 
 
-def _open(source: str | Path, train: str | None, valid: str | None, test: str | None, groups: str | None) -> Table:
+def _open(
+    source: str | Path | Table, train: str | None, valid: str | None, test: str | None, groups: str | None
+) -> Table:
+    if isinstance(source, Table):
+        return source
     column = None if groups == NEAR_DUPLICATES else groups
     return open_source(source, train=train, valid=None if valid == "test" else valid, test=test, group=column)
 

@@ -17,8 +17,9 @@ import torch
 from linnaeus.errors import JobError
 from linnaeus.recipe import Phase
 from linnaeus.training.engine import Engine, seed_step
-from linnaeus.training.loop import Above, Criterion, Stream, optimizer_step
+from linnaeus.training.loop import Above
 from linnaeus.training.optim import build_optimizer, train_mode, training_stages
+from linnaeus.training.step import Criterion, Stream, optimizer_step
 
 LOWEST = {"sgd": 1e-4, "adam": 1e-6, "adamw": 1e-6}
 DECADES = 5

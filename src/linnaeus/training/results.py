@@ -13,7 +13,7 @@ from linnaeus.data.table import Table
 from linnaeus.evaluate import Figures, Outputs, confusion_matrix, figures
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.frozen import Samples
-from linnaeus.training.phases import Best
+from linnaeus.training.best import Best
 from linnaeus.training.runfolder import RunFolder
 
 SHOWN = 24

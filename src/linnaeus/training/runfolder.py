@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from linnaeus.compare import PREDICTION_COLUMNS, PREDICTIONS
 from linnaeus.data.table import Table, write_split
 from linnaeus.errors import UserError
-from linnaeus.files import atomic, disk_errors, write_text
+from linnaeus.files import atomic, disk_errors, leftovers, sync, write_text
 from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
 from linnaeus.report.contents import EVALUATION, Row
+from linnaeus.training.checkpoint import MANIFEST
 from linnaeus.training.inspect import Inspection
 
 BEGINNINGS = frozenset({"recipe.toml", "check.json", "split.csv", "bad_images.csv", "history.csv"})
 """What a run has written before its first model."""
+CHECKPOINT = "checkpoint"
+_DONE = ".checkpoint-finished"  # what is left of the checkpoint of a run that is over, for an instant
 
 
 class RunFolder:
@@ -29,6 +34,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[Row] = []
+        self.resumed = False
         self._events: Any = None
 
     @staticmethod
@@ -58,10 +64,57 @@ class RunFolder:
             except FileExistsError:  # mkdir decides, so that two runs started at once get two folders
                 n += 1
 
+    @classmethod
+    def latest(cls, name: str) -> Path | None:
+        """The last of runs/<name>-<n>, or None."""
+        numbers = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{glob.escape(name)}-*")]
+        found = [int(number) for number in numbers if number.isdigit() and (Path("runs") / f"{name}-{number}").is_dir()]
+        return Path("runs") / f"{name}-{max(found)}" if found else None
+
+    @classmethod
+    def resume(cls, path: Path) -> RunFolder:
+        """The folder of a run that was cut, rid of what killed writers left. Raises UserError where it is no run's."""
+        folder = cls(path)
+        names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+        ours = {file.name for file in (*leftovers(path), *path.glob("lr-phase*.png"))} | {
+            *BEGINNINGS,
+            MODEL,
+            CHECKPOINT,
+        }
+        if not folder.checkpoint.is_dir() and names - ours:
+            raise UserError(f"{path}: already exists and is no run that was cut; choose another --out")
+        for file in leftovers(path):
+            file.unlink(missing_ok=True)
+        folder.resumed = True
+        return folder
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT
+
+    def finished(self) -> bool:
+        """Whether the run came to its end: metrics.json says so, and there is nothing left to go on with."""
+        try:
+            metrics = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return metrics.get("interrupted") is False and not self.checkpoint.exists()
+
+    def close(self) -> None:
+        """The run is over: remove its checkpoint, in one instant."""
+        done = self.path / _DONE
+        shutil.rmtree(done, ignore_errors=True)
+        if self.checkpoint.exists():
+            with disk_errors(self.checkpoint):
+                self.checkpoint.rename(done)
+                sync(self.path)
+            shutil.rmtree(done, ignore_errors=True)
+
     def abandon(self) -> None:
-        """Leave nothing behind where there is no model yet, so that the next try may have the name."""
-        if not self.model.exists():
+        """Leave nothing behind where there is nothing to go on with, so that the next try may have the name."""
+        if not self.model.exists() and not self.resumed and not (self.checkpoint / MANIFEST).exists():
             with suppress(OSError):  # there is an error to show already
+                shutil.rmtree(self.checkpoint, ignore_errors=True)
                 for path in (*map(self.path.joinpath, BEGINNINGS), *self.path.glob("lr-phase*.png")):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
@@ -106,17 +159,23 @@ class RunFolder:
         """Every figure by split and class, with the diagrams; the report reads it. In one line, for it is long."""
         write_text(self.path / EVALUATION, json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n")
 
+    def start(self, rows: list[Row]) -> None:
+        """Begin history.csv anew, with the epochs that a checkpoint knows of; later ones are run again."""
+        self.rows[:] = rows
+        path = self.path / "history.csv"
+        if rows:
+            with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                _write_rows(file, rows, header=True)
+        else:
+            with disk_errors(path):
+                path.unlink(missing_ok=True)
+
     def add(self, row: Row) -> None:
         """Append an epoch to history.csv."""
         self.rows.append(row)
         path = self.path / "history.csv"
         with disk_errors(path), path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(asdict(row)), lineterminator="\n")
-            if file.tell() == 0:
-                writer.writeheader()
-            values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
-            writer.writerow({**values, "seconds": f"{row.seconds:.3f}"})
-
+            _write_rows(file, [row], header=file.tell() == 0)
         if self._events is not None:
             step = len(self.rows)
             for name in ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy"):
@@ -134,7 +193,9 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError('--tensorboard: not installed; pip install "linnaeus[tensorboard]"') from None
-        self._events = SummaryWriter(str(self.path / "tensorboard"))
+        self._events = SummaryWriter(
+            str(self.path / "tensorboard"), purge_step=len(self.rows) + 1 if self.resumed else None
+        )
         try:
             yield
         finally:
@@ -145,3 +206,13 @@ class RunFolder:
         write_text(
             self.path / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
+
+
+def _write_rows(file: TextIO, rows: list[Row], *, header: bool) -> None:
+    """Lines of history.csv; floats with six digits, seconds to the millisecond."""
+    writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    for row in rows:
+        values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
+        writer.writerow({**values, "seconds": f"{row.seconds:.3f}"})

@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from linnaeus.recipe import Constant, Cosine, OneCycle, Phase, Plateau, Step
 
+REMEMBERED = ("num_bad_epochs", "cooldown_counter", "last_epoch")
+
 
 def factor(spec: Constant | Step | Cosine | OneCycle, step: int, per_epoch: int, epochs: int) -> float:
     """What the learning rate is multiplied with at `step` (from 0) of a phase of `epochs` * `per_epoch` steps."""
@@ -72,8 +74,11 @@ class Schedule:
             self.plateau.step(figures[self.spec.monitor])
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.plateau is None else self.plateau.state_dict()
+        """What the plateau remembers, fit for JSON: its best is infinite before the first epoch."""
+        if self.plateau is None:
+            return {}
+        return {name: getattr(self.plateau, name) for name in REMEMBERED} | {"best": repr(float(self.plateau.best))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.plateau is not None:
-            self.plateau.load_state_dict(state)
+            self.plateau.load_state_dict({**state, "best": float(state["best"])})

@@ -17,8 +17,8 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import TRIED, Frozen, Machine, Prepare, Samples, on_device, stored
-from linnaeus.training.loop import Stream
 from linnaeus.training.optim import training_stages
+from linnaeus.training.step import Stream
 
 
 @dataclass

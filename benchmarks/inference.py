@@ -1,0 +1,137 @@
+"""ResNet-18 and ResNet-50 on CPU: eager, fused, torch.compile, ONNX and int8, with accuracy beside speed.
+
+    python benchmarks/inference.py [--run RUN] [--data SOURCE] [--batch 1,32] [--turns 5]
+
+`--run` is a run folder of either network; its model.onnx and model-int8.onnx, which `linnaeus export` wrote, are
+measured as they are, and accuracy is that on the validation pictures of `--data`. A network without a run has fresh
+weights and is only timed. All ways take turns in one process, on the same uint8 squares, so that other programs on the
+machine slow all alike; shown are medians over the turns, and the median of the ratios to eager within each turn. Eager
+is the network as anybody would write it, in torch's usual memory layout, without gradients.
+
+`torch.compile` is left out, by name, where it cannot compile, as without a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from plain import SHARED, machine
+from torch import Tensor
+
+from linnaeus.evaluate import Outputs, figures
+from linnaeus.export.assemble import assemble
+from linnaeus.models import Network, create
+from linnaeus.models.graph import fuse, onnx_graph, session
+from linnaeus.models.quantize import quantize
+from linnaeus.paired import Paired
+from linnaeus.predict import load
+from linnaeus.preprocess import Preprocessing
+from linnaeus.runners import OnnxRunner
+
+Way = Callable[[Tensor], np.ndarray]
+"""(N, size, size, 3) uint8 -> logits."""
+
+
+def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, Way]:
+    """Every way to answer, by name; those that do not work here are said and left out."""
+    example = torch.randint(0, 256, (2, p.size, p.size, p.channels), dtype=torch.uint8)
+    x = p.normalise(example)
+    fused = fuse(network, x)
+    network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    found = {"eager": of_module(network, p, contiguous=True), "channels-last fused": of_module(fused, p)}
+    compiled = of_module(torch.compile(fused), p)  # type: ignore[arg-type]
+    try:
+        compiled(example)
+        found["torch.compile"] = compiled
+    except Exception as error:  # its many kinds
+        print(f"torch.compile: left out, {(str(error).strip().splitlines() or ['?'])[0][:100]}")
+    graph = None
+    for name, file in (("onnx", "model.onnx"), ("onnx int8", "model-int8.onnx")):
+        if folder is not None and (folder / file).is_file():
+            found[name] = load(folder / file).run
+        elif folder is not None:
+            print(f"{name}: left out, {folder / file} is not there")
+        else:
+            graph = graph or onnx_graph(fused, x)
+            made = graph if name == "onnx" else quantize(graph, [x.numpy()])
+            whole = assemble(made, p, network.arch["classes"], 1.0)
+            found[name] = OnnxRunner(session(whole.SerializeToString()), p, name)
+    return found
+
+
+def of_module(module: torch.nn.Module, p: Preprocessing, contiguous: bool = False) -> Way:
+    @torch.inference_mode()
+    def run(pictures: Tensor) -> np.ndarray:
+        x = p.normalise(pictures)
+        return module(x.contiguous() if contiguous else x).numpy()
+
+    return run
+
+
+def in_turns(found: dict[str, Way], pictures: Tensor, turns: int) -> dict[str, list[float]]:
+    """Seconds of each way, turn by turn; one more turn before warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for turn in range(turns + 1):
+        for name, run in found.items():
+            since = time.perf_counter()
+            run(pictures)
+            if turn:
+                seconds[name].append(time.perf_counter() - since)
+    return seconds
+
+
+def accuracy(found: dict[str, Way], p: Preprocessing, run: Path, data: str) -> dict[str, str]:
+    """What each way gets right of the validation pictures, and the exact test against eager."""
+    pictures = load(run, device="cpu").pictures(data, "valid")
+    right: dict[str, np.ndarray] = {}
+    said = {}
+    for name, way in found.items():
+        logits = []
+        for start in range(0, len(pictures.labels), 32):
+            rows, shapes = pictures.rows.gather(np.arange(start, min(start + 32, len(pictures.labels))))
+            logits.append(way(p.crop(torch.from_numpy(rows), shapes)))
+        out = Outputs(pictures.labels, np.concatenate(logits))
+        right[name] = out.predicted == out.labels
+        said[name] = f"{figures(out).accuracy:.2%} of {len(out.labels)}"
+        if name != "eager":
+            said[name] += f", p = {Paired.of(right['eager'], right[name]).p:.2g}"
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, action="append", default=[])
+    parser.add_argument("--data", default=str(SHARED / "flowers16"))
+    parser.add_argument("--models", default="resnet18,resnet50")
+    parser.add_argument("--batch", default="1,32")
+    parser.add_argument("--turns", type=int, default=5)
+    given = parser.parse_args()
+    print(machine("cpu"))
+    runs = {load(run, device="cpu").about.arch["name"]: run for run in given.run}
+    for name in given.models.split(","):
+        folder = runs.get(name)
+        if folder is not None:
+            model = load(folder, device="cpu")
+            network, p = model.network, model.preprocessing
+        else:
+            network, p = create(name, 16).eval(), Preprocessing(256, 224)
+        print(f"\n{name} at {p.size} pixels, {folder or 'fresh weights'}")
+        found = ways(network, p, folder)
+        said = accuracy(found, p, folder, given.data) if folder is not None else {}
+        for size in map(int, given.batch.split(",")):
+            pictures = torch.randint(0, 256, (size, p.size, p.size, p.channels), dtype=torch.uint8)
+            seconds = in_turns(found, pictures, given.turns)
+            for way, each in seconds.items():
+                ratio = statistics.median(e / s for e, s in zip(seconds["eager"], each, strict=True))
+                ms = 1000 * statistics.median(each) / size
+                print(f"  batch {size:3}  {way:20} {ms:8.1f} ms a picture  {ratio:5.2f}x eager  {said.get(way, '')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Writing ONNX files: the graph of the network, what goes around it, and the file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from linnaeus.errors import JobError, UserError
+from linnaeus.export.assemble import MOST_BYTES, assemble
+from linnaeus.files import atomic
+from linnaeus.models.execute import AGREES
+from linnaeus.models.graph import fuse, onnx_graph, session
+from linnaeus.onnxfile import NEEDS, checksum, metadata, seal
+from linnaeus.predict import Classifier
+from linnaeus.runners import OnnxRunner
+
+
+def require(kind: str) -> None:
+    """Raise UserError where a package that writes ONNX is missing."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--to {kind}: needs {', '.join(missing)}, not installed here: {NEEDS}")
+
+
+def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
+    """The network alone, fused, as an ONNX graph from `x` (N, C, size, size) float32 to logits `y`.
+
+    `squares` (2 or more, size, size, C) uint8 are pictures like those to come. Raises UserError where the network is
+    too large for an ONNX file, or cannot be exported.
+    """
+    network = classifier.network
+    held = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    if held > MOST_BYTES:
+        raise UserError(
+            f"{classifier.path}: {held / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB; use the model.safetensors"
+        )
+    x = classifier.preprocessing.normalise(squares)
+    fused = fuse(network, x)
+    with torch.inference_mode():
+        expected = network(x)
+        off = (fused(x) - expected).abs().max()
+    chosen: nn.Module = fused if off <= AGREES * expected.abs().max() else network
+    try:
+        return onnx_graph(chosen, x)
+    except Exception as error:  # the exporter raises its own kinds; a network of one's own may hold anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{classifier.path}: its network cannot be written as ONNX ({reason})") from None
+
+
+def open_runner(network: bytes, classifier: Classifier, kind: str) -> OnnxRunner:
+    """The graph of a network with all that goes around it, ready to run."""
+    try:
+        return OnnxRunner(session(wrapped(network, classifier).SerializeToString()), classifier.preprocessing, kind)
+    except Exception as error:  # ONNX Runtime raises kinds of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise JobError(f"{classifier.path}: ONNX Runtime does not run its graph ({reason})") from None
+
+
+def wrapped(network: bytes, classifier: Classifier) -> Any:
+    """The graph of the network between preprocessing and calibration."""
+    return assemble(network, classifier.preprocessing, len(classifier.classes), classifier.temperature)
+
+
+def write(path: Path, graph: Any, classifier: Classifier, said: dict[str, Any]) -> str:
+    """Write the file with its description, whole or not at all. Returns its checksum."""
+    del graph.metadata_props[:]
+    for key, value in metadata(classifier.about, classifier.threshold, said).items():
+        graph.metadata_props.add(key=key, value=value)
+    if graph.ByteSize() > MOST_BYTES:
+        raise UserError(
+            f"{path}: {graph.ByteSize() / 1e9:.1f} GB, and an ONNX file holds 2 GB; use the model.safetensors"
+        )
+    raw = seal(graph.SerializeToString())
+    with atomic(path) as temporary:
+        temporary.write_bytes(raw)
+    return checksum(path, raw)
+
+
+def two(squares: torch.Tensor) -> torch.Tensor:
+    """At least two pictures, since the exporter takes a batch of one for a constant."""
+    return squares[:2] if len(squares) > 1 else torch.from_numpy(np.repeat(squares.numpy(), 2, 0))

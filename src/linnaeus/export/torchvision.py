@@ -1,0 +1,64 @@
+"""A plain state dict for torchvision's networks, where they are the same network; torchvision itself is not needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from linnaeus.errors import UserError
+from linnaeus.export.card import CARD, card
+from linnaeus.files import atomic, write_text
+from linnaeus.models import Network
+from linnaeus.models.resnet import RESNETS, Bottleneck
+from linnaeus.predict import Classifier
+
+NAME = "torchvision.pth"
+OTHERWISE = "--to onnx takes any network"
+
+
+def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple[Path, Path]:
+    """Write the weights under torchvision's names, and a model card beside them. Returns both files.
+
+    The file is what `torch.save` makes of a dict of tensors: `torch.load(file, weights_only=True)` reads it, and the
+    network that the card names loads it strictly. Raises UserError where torchvision has no such network.
+    """
+    network = classifier.network
+    call = torchvision_call(network, str(classifier.path))
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    path = out or classifier.path.with_name(NAME)
+    with atomic(path) as temporary:
+        torch.save(tensors, temporary)
+    beside = path.with_name(CARD)
+    write_text(beside, card(classifier, path.name, call))
+    return path, beside
+
+
+def torchvision_call(network: Network, path: str) -> str:
+    """The Python that makes the same network with torchvision. Raises UserError, with the reason, where none does."""
+    arch = network.arch
+    name, arguments = arch["name"], arch["arguments"]
+    if name not in RESNETS and name != "inception_v1":
+        what = "a network of your own" if name == "custom" else name
+        raise UserError(f"{path}: torchvision has no {what}; {OTHERWISE}")
+    if network.head_stages:
+        stages = " and ".join(network.head_stages)
+        raise UserError(f"{path}: its head looks at {stages}, and torchvision's {name} only at the last; {OTHERWISE}")
+    if arch["channels"] != 3:
+        raise UserError(f"{path}: takes {arch['channels']} channel(s), and torchvision's {name} takes 3; {OTHERWISE}")
+    if name == "inception_v1":
+        if arguments["branch5x5"] != "3x3":
+            raise UserError(
+                f"{path}: has the paper's 5x5 branch, where torchvision's googlenet has 3x3, so its weights do not "
+                f"fit; train with --set model.arguments.branch5x5=3x3, or {OTHERWISE}"
+            )
+        return f"googlenet(num_classes={arch['classes']}, aux_logits=False, init_weights=False)"
+    if arguments["stem"] != "imagenet":
+        raise UserError(f"{path}: has the small stem for small pictures, which torchvision has not; {OTHERWISE}")
+    if RESNETS[name][0] is Bottleneck and arguments["stride_in"] != "3x3":
+        raise UserError(
+            f"{path}: strides in the first 1x1 convolution of a block, as its weights were trained, and torchvision's "
+            f"{name} in the 3x3: it would load every tensor and compute something else, some 10 points worse; "
+            f"{OTHERWISE}, or train from weights whose stride lies in the 3x3: `linnaeus weights list`"
+        )
+    return f"{name}(num_classes={arch['classes']})"

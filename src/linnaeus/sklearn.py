@@ -1,0 +1,188 @@
+"""A scikit-learn estimator around `train` and `load`, so that its cross-validation and grid search work on pictures.
+
+    from sklearn.model_selection import GridSearchCV
+    from linnaeus.sklearn import ImageClassifier
+
+    search = GridSearchCV(ImageClassifier("photos"), {"settings": [{"data.size": 224}, {"data.size": 288}]}, cv=5)
+    search.fit(paths, labels)
+
+Decoded pictures and what a frozen network makes of them are stored and shared, so a second fit on the same files starts
+where the first one's stores end.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from linnaeus.console import Console
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from linnaeus.predict import Classifier, Prediction
+    from linnaeus.recipe import Recipe
+
+Pictures = Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
+"""Paths of n files; or n pictures (H, W) or (H, W, 3) uint8 of one size, as a list or as one array."""
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):
+    """An image classifier with scikit-learn's interface.
+
+    Parameters are those of `linnaeus.train`. `out` is a folder to keep the run in, which must not exist yet; without it
+    nothing is kept but the model. A part of what is given to `fit` is set aside as validation, as the recipe says
+    (`settings={"data.split.valid": 0.2}`): it chooses the best epoch and calibrates the probabilities.
+
+    After `fit`: `classes_` (classes,) in the order of the columns of `predict_proba`, `metrics_` with the figures on
+    that validation part, and `model_file_`, the bytes of a model file that `linnaeus.load` reads.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Recipe | None = None,
+        *,
+        model: str | nn.Module | None = None,
+        weights: str | None = None,
+        epochs: int | str | list[int] | None = None,
+        settings: dict[str, Any] | None = None,
+        device: str = "auto",
+        seed: int | None = None,
+        out: str | Path | None = None,
+        verbose: bool = False,
+    ):
+        self.recipe = recipe
+        self.model = model
+        self.weights = weights
+        self.epochs = epochs
+        self.settings = settings
+        self.device = device
+        self.seed = seed
+        self.out = out
+        self.verbose = verbose
+
+    def fit(
+        self, X: Pictures, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None
+    ) -> ImageClassifier:
+        """Train on pictures with their labels (n,). Pictures of one of `groups` (n,) stay together in the split.
+
+        Raises UserError where pictures and labels do not fit together, or nothing can be trained on them.
+        """
+        from linnaeus.training.run import train
+
+        table, self.classes_ = _table(X, y, groups)
+        own = None if self.model is None or isinstance(self.model, str) else copy.deepcopy(self.model)
+        with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
+            run = train(
+                table,
+                self.recipe,
+                model=self.model if own is None else own,
+                weights=self.weights,
+                epochs=self.epochs,
+                out=self.out or Path(folder) / "run",
+                settings=self.settings,
+                device=self.device,
+                seed=self.seed,
+                console=Console(quiet=not self.verbose),
+            )
+            self.metrics_ = run.figures["valid"].to_dict()
+            self.model_file_ = (run.path / "model.safetensors").read_bytes()
+        self._classifier: Classifier | None = None
+        return self
+
+    def predict_proba(self, X: Pictures) -> np.ndarray:
+        """(n, classes) float64: calibrated, rows sum to 1. Raises UserError where one is unreadable."""
+        check_is_fitted(self)
+        answers = list(self._loaded().stream(_images(X)))
+        return np.stack([_known(answer) for answer in answers]) if answers else np.zeros((0, len(self.classes_)))
+
+    def predict(self, X: Pictures) -> np.ndarray:
+        """(n,) the likeliest of `classes_`."""
+        check_is_fitted(self)
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+    def _loaded(self) -> Classifier:
+        from linnaeus.predict import load
+
+        if self._classifier is None:
+            with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
+                file = Path(folder) / "model.safetensors"
+                file.write_bytes(self.model_file_)
+                own = None if self.model is None or isinstance(self.model, str) else copy.deepcopy(self.model)
+                self._classifier = load(file, device=self.device, model=own)
+        return self._classifier
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds the model file's bytes; the network is built from them again where it is needed."""
+        state = super().__getstate__()
+        return state | {"_classifier": None} if "_classifier" in state else state
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_file_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.non_deterministic = False
+        return tags
+
+
+def _table(
+    X: Pictures, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None
+) -> tuple[Table, np.ndarray]:
+    """The pictures as a table, unsplit, and the labels' values in class order."""
+    labels = np.asarray(y)
+    images = _images(X)
+    for what, values in (("labels", labels), ("groups", groups)):
+        if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
+            raise UserError(f"fit: {len(images)} pictures, but {what} of shape {np.shape(values)}; give one for each")
+    values, index = np.unique(labels, return_inverse=True)
+    names = tuple(str(value) for value in values)
+    if len(set(names)) < len(names):
+        raise UserError(f"fit: labels that read the same, {names}; give each class a name of its own")
+    table = Table(
+        source="the pictures given to fit",
+        kind="arrays" if isinstance(images, np.ndarray) else "paths",
+        classes=names,
+        names=names,
+        labels=index,
+        split=np.full(len(images), "", "<U5"),
+        paths=None if isinstance(images, np.ndarray) else tuple(str(Path(path).absolute()) for path in images),
+        images=images if isinstance(images, np.ndarray) else None,
+        groups=None if groups is None else tuple(str(group) for group in groups),
+    )
+    return table, values
+
+
+def _images(X: Pictures) -> np.ndarray | list[str | Path]:
+    """Pictures as one array (n, H, W[, 3]) uint8, or paths."""
+    if isinstance(X, np.ndarray) and X.ndim > 1:
+        images = X
+    else:
+        given = list(X)
+        if all(isinstance(one, str | Path) for one in given):
+            return given
+        if len({np.shape(one) for one in given}) > 1:
+            raise UserError("pictures of several sizes: give their paths, or arrays of one size")
+        images = np.stack([np.asarray(one) for one in given])
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise UserError(
+            f"pictures of shape {images.shape} and type {images.dtype}: give paths, or uint8 (n, H, W) or (n, H, W, 3)"
+        )
+    return images
+
+
+def _known(answer: Prediction) -> np.ndarray:
+    if answer.probabilities is None:
+        raise UserError(f"{answer.path}: {answer.error}; leave it out")
+    return answer.probabilities

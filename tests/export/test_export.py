@@ -1,0 +1,365 @@
+"""Exporting: what is written answers like its original, and what does not is not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_torchvision import CALIBRATION
+from tiny import GRAY, draw, mini, write_pictures
+
+from linnaeus.console import Console
+from linnaeus.errors import JobError, UserError
+from linnaeus.export import files, gate, int8
+from linnaeus.export import run as run_module
+from linnaeus.export.run import Gate, export_onnx
+from linnaeus.images import expand
+from linnaeus.modelfile import ModelFile, read_header, read_model, write_model
+from linnaeus.models import Network, create, wrap
+from linnaeus.onnxfile import INPUT, LOGITS, PROBABILITIES
+from linnaeus.predict import Classifier, load
+from linnaeus.preprocess import Preprocessing
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+CLASSES = ("0", "1", "2")
+QUIET = Console(quiet=True)
+
+
+def write_run(folder: Path, network: Network, preprocessing: Preprocessing = GRAY, **more: Any) -> Path:
+    """A run folder around a network, calibrated."""
+    given: dict[str, Any] = {"calibration": CALIBRATION, "data": {"kind": "folder"}, "recipe": {"name": "t"}} | more
+    about = ModelFile(network.arch, CLASSES, tuple(f"name {c}" for c in CLASSES), preprocessing, **given)
+    write_model(folder / "model.safetensors", network.state_dict(), about)
+    return folder
+
+
+def told_apart(network: Network) -> Network:
+    """A network whose answers differ from picture to picture."""
+    torch.manual_seed(1)
+    torch.nn.init.normal_(network.get_parameter("fc.weight"), std=0.3)
+    return network
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_pictures(folder / "train", each=8)
+    write_pictures(folder / "valid", each=5, seed=9)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), told_apart(mini()))
+
+
+GRAPHS: dict[str, bytes] = {}
+
+
+@pytest.fixture(autouse=True)
+def _graphs_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter takes seconds; the graph of the same weights is the same."""
+    if request.node.get_closest_marker("long") is None:
+        monkeypatch.setattr(run_module, "network_graph", graph_once)
+
+
+def graph_once(classifier: Classifier, squares: torch.Tensor) -> bytes:
+    if classifier.about.digest not in GRAPHS:
+        GRAPHS[classifier.about.digest] = files.network_graph(classifier, squares)
+    return GRAPHS[classifier.about.digest]
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, data: Path) -> tuple[Path, Gate]:
+    path, found = export_onnx(load(run, device="cpu"), "onnx", data=str(data), agree=0.99, console=QUIET)
+    assert path is not None
+    return path, found
+
+
+def photographs(folder: Path, n: int = 6) -> Path:
+    """Class folders of color JPEGs of odd sizes: very wide, very tall, smaller than what a network sees, one pixel."""
+    sizes = [(300, 40), (40, 300), (20, 17), (64, 48), (1, 30), (300, 1), (120, 90), (48, 48)]
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i, (width, height) in enumerate(sizes[:n]):
+            small = generator.integers(0, 200, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
+            small[..., label] //= 3
+            Image.fromarray(small).resize((width, height)).save(folder / name / f"{i}.jpg", quality=95)
+    return folder
+
+
+def plain(path: Path, picture: np.ndarray) -> np.ndarray:
+    """What another program does with the file."""
+    return ort.InferenceSession(str(path)).run([PROBABILITIES], {INPUT: picture[None]})[0][0]
+
+
+def test_the_file_lies_beside_the_model_and_says_what_it_is(exported: tuple[Path, Gate], run: Path):
+    path, found = exported
+    assert path == run / "model.onnx"
+    session = ort.InferenceSession(str(path))
+    assert [(i.name, i.type, i.shape[3]) for i in session.get_inputs()] == [("pictures", "tensor(uint8)", "channels")]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [
+        (PROBABILITIES, ["pictures", 3]), (LOGITS, ["pictures", 3]),
+    ]  # fmt: skip
+    said = session.get_modelmeta().custom_metadata_map
+    about = read_header(run / "model.safetensors")
+    assert json.loads(said["format"]) == 1
+    assert json.loads(said["classes"]) == list(CLASSES)
+    assert json.loads(said["preprocessing"]) == about.preprocessing.to_dict()
+    assert json.loads(said["threshold"]) == 0.75
+    assert json.loads(said["calibration"]) == CALIBRATION
+    assert said["model_sha256"] == about.digest
+    noted = json.loads(said["export"])
+    assert noted["tried"] == found.to_dict()["tried"]
+    assert noted["tried"][0]["same_pixels"]["n"] == 15
+    assert noted["versions"]["linnaeus"]
+    assert {o.domain: o.version for o in onnx.load(path).opset_import}[""] == 18
+
+
+def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, Gate], run: Path, data: Path):
+    model, export = load(run, device="cpu"), load(exported[0])
+    assert (export.run.kind, export.classes, export.names) == ("onnx", model.classes, model.names)
+    assert (export.preprocessing, export.threshold) == (model.preprocessing, model.threshold)
+    paths = list(expand([str(data)]))
+    for one, other in zip(model.stream(paths), export.stream(paths), strict=True):
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+        assert (other.index, other.unsure) == (one.index, one.unsure)
+    here, there = model.evaluate(data, "valid"), export.evaluate(data, "valid")
+    assert (there.n, there.correct) == (here.n, here.correct)
+    assert there.loss == pytest.approx(here.loss, abs=1e-5)
+    assert len({model.predict(path).index for path in paths}) > 1, "a network that says one thing shows nothing"
+
+
+def test_plain_onnx_runtime_gives_the_same_answer_from_raw_pixels(exported: tuple[Path, Gate], run: Path, data: Path):
+    """Whatever it is given: a gray picture, the same in color, several at once."""
+    model = load(run, device="cpu")
+    for path in list(expand([str(data / "valid")]))[::4]:
+        pixels = np.asarray(Image.open(path))
+        expected = model.predict(path).probabilities
+        assert plain(exported[0], pixels[:, :, None]) == pytest.approx(expected, abs=1e-5)
+        assert plain(exported[0], np.stack([pixels] * 3, -1)) == pytest.approx(expected, abs=1e-5)
+    batch = draw(np.arange(3))[..., None]
+    answers = ort.InferenceSession(str(exported[0])).run([PROBABILITIES], {INPUT: batch})[0]
+    assert answers.sum(1) == pytest.approx(1)
+    assert answers[1] == pytest.approx(plain(exported[0], batch[1]), abs=1e-6)
+
+
+CASES = [
+    ("mini_resnet", {"widths": [6, 8, 12], "head_stages": ["block2", "block3"]}, 3, "crop"),
+    *(
+        pytest.param(*case, marks=pytest.mark.long)
+        for case in (
+            ("mini_resnet", {"widths": [6, 8, 12]}, 1, "crop"),
+            ("mini_resnet", {"widths": [6, 8, 12]}, 3, "squash"),
+            ("resnet20", {}, 3, "pad"),
+            ("inception_v1", {}, 3, "crop"),
+            ("resnet18", {"stem": "small"}, 1, "pad"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "channels", "fit"), CASES)
+def test_networks_fits_and_channels_on_odd_photographs(
+    name: str, arguments: dict, channels: int, fit: str, tmp_path: Path
+):
+    torch.manual_seed(0)
+    network = create(name, 3, channels, **arguments)
+    with torch.no_grad():
+        network.train()(torch.randn(8, channels, 32, 32))
+    p = Preprocessing(37, 32, fit, channels=channels, mean=(0.4,) * channels, std=(0.3,) * channels)
+    run = write_run(tmp_path / "run", told_apart(network.eval()), p)
+    photos = photographs(tmp_path / "photos")
+    path, found = export_onnx(load(run, device="cpu"), "onnx", data=str(photos), agree=0.99, console=QUIET)
+    assert path is not None, found.tried[0].refused
+    model = load(run, device="cpu")
+    for photo in expand([str(photos)]):
+        pixels = np.asarray(Image.open(photo))
+        assert plain(path, pixels) == pytest.approx(model.predict(photo).probabilities, abs=1e-2)
+        assert plain(path, pixels) == pytest.approx(model.predict(pixels).probabilities, abs=1e-2)
+
+
+@pytest.mark.long
+def test_a_network_of_ones_own_is_exported_too(tmp_path: Path, data: Path):
+    torch.manual_seed(0)
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
+    write_run(tmp_path, wrap(own, 3, 1))
+    path, _ = export_onnx(load(tmp_path, device="cpu", model=own), "onnx", data=str(data), agree=0.99, console=QUIET)
+    assert path is not None
+    picture = draw(np.array([2]))[0]
+    expected = load(tmp_path, device="cpu", model=own).predict(picture).probabilities
+    assert load(path).predict(picture).probabilities == pytest.approx(expected, abs=1e-5)
+
+
+def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(int8, "SCHEMES", (int8.SCHEMES[0], int8.SCHEMES[-1]))
+    out = tmp_path / "small.onnx"
+    path, found = export_onnx(load(run), "onnx-int8", data=str(data), out=out, agree=0.9, console=QUIET)
+    assert path == out
+    assert [each.scheme for each in found.tried] == [str(scheme) for scheme in int8.SCHEMES]
+    assert found.material.pictures.split == "valid"
+    assert load(path).run.kind == "onnx-int8"
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert "QuantizeLinear" in kinds
+    best = min(found.tried, key=lambda each: each.prepared.rank)
+    assert found.passed is not None
+    assert found.passed.scheme == best.scheme
+    types = {i.data_type for i in onnx.load(path).graph.initializer if len(i.dims) == 4}
+    assert types <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT}
+    wide = found.passed.scheme == str(int8.SCHEMES[1])
+    assert (onnx.TensorProto.UINT8 if wide else onnx.TensorProto.INT8) in types
+
+
+def test_what_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Path, monkeypatch, say):
+    """int8 that rounds to nonsense: nothing is written, the table says why, status 1; the old file stays."""
+    monkeypatch.setattr(int8, "SCHEMES", int8.SCHEMES[:1])
+    monkeypatch.setattr(int8.Seen, "range", lambda self, how: (0.0, 1e-3))
+    out = tmp_path / "m.onnx"
+    out.write_bytes(b"old")
+    said = say("export", run, "--to", "onnx-int8", "--data", data, "--out", out, "--json", tmp_path / "gate.json")
+    assert said.status == 1
+    assert "min-max, 7-bit weights: agrees on" in said.out
+    assert "99.0% is asked for" in said.out
+    assert "no file was written" in said.err
+    assert out.read_bytes() == b"old"
+    written = json.loads((tmp_path / "gate.json").read_text())
+    assert written["chosen"] is None
+    assert "agrees on" in written["tried"][0]["refused"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["gate.json", "m.onnx"]
+
+
+def test_a_float_graph_that_computes_something_else_is_not_written(run: Path, data: Path, tmp_path: Path, monkeypatch):
+    """A wrong mean by one level, a wrong temperature: each is found."""
+    classifier = load(run, device="cpu")
+    right = files.wrapped
+
+    def shifted(network: bytes, given: Classifier) -> Any:
+        model = right(network, given)
+        for constant in model.graph.initializer:
+            if constant.name.startswith("preprocess") and constant.data_type == onnx.TensorProto.FLOAT:
+                constant.raw_data = (np.frombuffer(constant.raw_data, np.float32) + np.float32(0.01)).tobytes()
+        return model
+
+    monkeypatch.setattr(files, "wrapped", shifted)
+    path, found = export_onnx(classifier, "onnx", data=str(data), out=tmp_path / "m.onnx", agree=0.99, console=QUIET)
+    assert path is None
+    assert "on the same pixels" in str(found.tried[0].refused)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_raw_pixels_have_a_check_of_their_own(tmp_path: Path, monkeypatch):
+    """A graph that resizes without antialiasing sees prepared pixels rightly, and photographs not."""
+    from linnaeus.export import assemble
+
+    p = Preprocessing(37, 32, "crop", channels=3, mean=(0.4,) * 3, std=(0.05,) * 3)
+    torch.manual_seed(0)
+    run = write_run(tmp_path / "run", told_apart(create("mini_resnet", 3, 3, widths=[6, 8, 12])), p)
+    for name in CLASSES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        noise = np.random.default_rng(int(name)).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / name / "noise.png")
+    monkeypatch.setitem(assemble.FILTERS, "bilinear", {"mode": "linear"})
+    photos = str(tmp_path / "photos")
+    path, found = export_onnx(load(run, device="cpu"), "onnx", data=photos, agree=0.99, console=QUIET)
+    assert path is None
+    assert "from raw pixels" in str(found.tried[0].refused)
+    assert found.tried[0].prepared.largest < gate.SAME_PIXELS
+
+
+def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_path: Path, say):
+    out = tmp_path / "m.onnx"
+    said = say("export", run, "--to", "onnx", "--data", data, "--out", out)
+    assert said.status == 0
+    lines = said.out.splitlines()
+    assert lines[-1] == str(out)
+    assert "15/15" in lines[1]
+    assert "written" in lines[1]
+    assert f"15 pictures, valid of {data}" in said.out
+    assert (
+        say("predict", out, data / "valid" / "0").out
+        == say("predict", run / "model.safetensors", data / "valid" / "0").out
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--to", "onnx"], r"it does not say where pictures are, .* give --data SOURCE"),
+        (["--to", "onnx", "--agree", "0.5"], "--agree 0.5: float must agree on all pictures"),
+        (["--to", "onnx", "--data", "gone"], "gone"),
+        (["--to", "tflite"], "tflite"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], reason: str, run: Path, say):
+    import re
+
+    said = say("export", run, *arguments)
+    assert (said.status, said.out) == (2, "")
+    assert re.search(reason, said.err)
+    assert len(said.err.strip().splitlines()) == 1
+
+
+def test_packages_that_are_not_there_are_named(run: Path, monkeypatch):
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else True)
+    with pytest.raises(UserError, match=r"--to onnx: needs onnxscript, .* pip install"):
+        files.require("onnx")
+
+
+def test_too_large_for_one_file_is_said_before_the_work(run: Path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"model\.safetensors: .* GB of weights, and an ONNX file holds 2 GB"):
+        files.network_graph(load(run, device="cpu"), torch.zeros(2, 28, 28, 1, dtype=torch.uint8))
+
+
+def test_a_full_disk_leaves_the_old_file(run: Path, data: Path, tmp_path: Path, monkeypatch):
+    out = tmp_path / "m.onnx"
+    out.write_bytes(b"old")
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(JobError, match=r"m\.onnx: no space left"):
+        export_onnx(load(run, device="cpu"), "onnx", data=str(data), out=out, agree=0.99, console=QUIET)
+    assert out.read_bytes() == b"old"
+
+
+def test_the_pictures_of_a_run_are_found_again(tmp_path: Path, data: Path):
+    """By what metrics.json notes; where that is gone, by the paths of split.csv."""
+    from linnaeus.export.material import run_source
+
+    run = write_run(tmp_path, mini())
+    (run / "metrics.json").write_text(json.dumps({"source": {"path": str(data)}}))
+    assert run_source(run / "model.safetensors") == str(data)
+    (run / "metrics.json").write_text(json.dumps({"source": {"path": str(tmp_path / "gone")}}))
+    with pytest.raises(UserError, match=r"no longer in .*gone"):
+        run_source(run / "model.safetensors")
+    (run / "split.csv").write_text("path,label,split\n")
+    assert run_source(run / "model.safetensors") == str(run / "split.csv")
+
+
+def test_what_int8_sees_is_not_what_it_is_judged_on(tmp_path: Path, data: Path):
+    from linnaeus.export.material import collect, with_shown
+
+    run = write_run(tmp_path / "run", mini()) / "model.safetensors"
+    about = read_model(run)[1]
+    shown, compared = with_shown(collect(about, run, str(data), None), 128)
+    assert (shown.pictures.split, compared.pictures.split, len(shown), len(compared)) == ("train", "valid", 24, 15)
+    one = write_pictures(tmp_path / "one", each=4)  # no parts of its own
+    shown, compared = with_shown(collect(about, run, str(one), None), 128)
+    assert shown.pictures is compared.pictures
+    assert sorted([*shown.chosen, *compared.chosen]) == list(range(12))
+
+
+def test_the_network_stays_as_it_was(exported: tuple[Path, Gate], run: Path):
+    """It was fused, exported and compared, and may go on to be trained."""
+    network = exported[1].original.run.network  # type: ignore[attr-defined]
+    before = read_model(run / "model.safetensors")[0].state_dict()
+    assert network.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in network.parameters())

@@ -1,0 +1,169 @@
+"""The estimator does what scikit-learn's tools ask of one, and answers as the model file does."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_score
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
+from tiny import mini, samples, settings, write_pictures
+
+import linnaeus
+from linnaeus.errors import UserError
+from linnaeus.recipe import Recipe
+from linnaeus.sklearn import ImageClassifier
+
+
+def recipe(epochs: int = 4, **more: Any) -> Recipe:
+    phase = {"epochs": epochs, "batch": 16, "lr": 1e-2}
+    return Recipe.model_validate({"name": "tiny", **settings(), "phase": [phase], **more})
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """(90, 28, 28) uint8 and their labels, words."""
+    images, labels = samples(90)
+    return images, np.array(["rose", "daisy", "lily"])[labels]
+
+
+@pytest.fixture(scope="module")
+def fitted(pictures: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
+    return ImageClassifier(recipe(6), out=tmp_path_factory.mktemp("sklearn") / "run").fit(*pictures)
+
+
+def test_learns_and_answers_in_the_labels_values(fitted: ImageClassifier):
+    images, labels = samples(60, seed=7)
+    words = np.array(["rose", "daisy", "lily"])[labels]
+    assert fitted.classes_.tolist() == ["daisy", "lily", "rose"]
+    probabilities = fitted.predict_proba(images)
+    assert probabilities.shape == (60, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert fitted.score(images, words) > 0.9
+    assert fitted.metrics_["n"] == 9
+    assert (fitted.predict(images) == fitted.classes_[probabilities.argmax(1)]).all()
+
+
+def test_is_the_model_file_of_the_run(fitted: ImageClassifier):
+    images, _ = samples(8, seed=3)
+    model = linnaeus.load(fitted.out)  # type: ignore[arg-type]
+    assert model.classes == ("daisy", "lily", "rose")
+    np.testing.assert_array_equal(
+        fitted.predict_proba(images), np.array([answer.probabilities for answer in model.predict(list(images))])
+    )
+
+
+def test_paths_and_numbers_as_labels(tmp_path: Path):
+    write_pictures(tmp_path, each=30)
+    paths = sorted(tmp_path.rglob("*.png"))
+    labels = [int(path.parent.name) * 10 for path in paths]
+    found = ImageClassifier(recipe(6)).fit(paths, labels)
+    assert found.classes_.tolist() == [0, 10, 20]
+    assert found.score([str(path) for path in paths], labels) > 0.9
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"no\.png"):
+        found.predict([tmp_path / "no.png"])
+
+
+def test_a_list_of_pictures_and_none_at_all(fitted: ImageClassifier):
+    images, _ = samples(4)
+    np.testing.assert_array_equal(fitted.predict_proba(list(images)), fitted.predict_proba(images))
+    assert fitted.predict_proba([]).shape == (0, 3)
+
+
+def test_a_network_of_ones_own_is_left_as_it_was(pictures: tuple[np.ndarray, np.ndarray]):
+    network = mini()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = ImageClassifier(recipe(2), model=network).fit(*pictures)
+    assert all((before[name] == value).all() for name, value in network.state_dict().items())
+    assert found.predict(pictures[0][:5]).shape == (5,)
+    again = ImageClassifier(recipe(2), model=network).fit(*pictures)
+    np.testing.assert_array_equal(again.predict_proba(pictures[0]), found.predict_proba(pictures[0]))
+
+
+def test_groups_stay_together(pictures: tuple[np.ndarray, np.ndarray], tmp_path: Path):
+    """All pictures of a group are on one side of the split, as split.csv tells."""
+    groups = np.arange(90) // 6
+    ImageClassifier(recipe(1), out=tmp_path / "run").fit(*pictures, groups=groups)
+    lines = (tmp_path / "run" / "split.csv").read_text().splitlines()[1:]
+    sides: dict[int, set[str]] = {}
+    for i, line in enumerate(lines):
+        split = next(word for word in ("train", "valid") if f",{word}" in line)
+        sides.setdefault(int(groups[i]), set()).add(split)
+    assert all(len(side) == 1 for side in sides.values())
+    assert {split for side in sides.values() for split in side} == {"train", "valid"}
+
+
+def test_cross_validation_and_grid_search(pictures: tuple[np.ndarray, np.ndarray]):
+    estimator = ImageClassifier(recipe(6))
+    scores = cross_val_score(estimator, *pictures, cv=3, error_score="raise")
+    assert scores.shape == (3,)
+    assert scores.mean() > 0.8
+    search = GridSearchCV(estimator, {"epochs": [1, 6]}, cv=2, error_score="raise").fit(*pictures)
+    assert search.best_params_ == {"epochs": 6}
+    assert search.best_estimator_.score(*pictures) > 0.8
+    folds = StratifiedGroupKFold(2).split(*pictures, groups=np.arange(90) // 6)
+    assert len(cross_val_score(estimator, *pictures, cv=folds, error_score="raise")) == 2
+
+
+def test_in_a_pipeline(pictures: tuple[np.ndarray, np.ndarray]):
+    images, labels = pictures
+    pipeline = Pipeline([("invert", FunctionTransformer(lambda x: 255 - x)), ("classify", ImageClassifier(recipe(6)))])
+    assert pipeline.fit(images, labels).score(images, labels) > 0.8
+    assert pipeline.set_params(classify__epochs=1).get_params()["classify__epochs"] == 1
+
+
+def test_clone_and_pickle(fitted: ImageClassifier, pictures: tuple[np.ndarray, np.ndarray]):
+    fresh = clone(fitted)
+    assert fresh.get_params()["out"] == fitted.out
+    with pytest.raises(NotFittedError):
+        fresh.predict(pictures[0])
+    fitted.predict(pictures[0][:1])
+    text = pickle.dumps(fitted)
+    assert b"mini_resnet" in text  # the header of the model file, not the network's modules
+    assert b"torch.nn" not in text
+    np.testing.assert_array_equal(pickle.loads(text).predict(pictures[0]), fitted.predict(pictures[0]))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_do_not_raise_errors_in_init_or_set_param",
+        "check_estimator_cloneable",
+        "check_estimator_repr",
+        "check_estimator_tags_renamed",
+        "check_get_params_invariance",
+        "check_mixin_order",
+        "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible",
+        "check_set_params",
+        "check_valid_tag_types",
+    ],
+)
+def test_scikit_learns_own_checks(check: str):
+    """Those that do not fit it: it takes pictures, not numbers in columns."""
+    getattr(estimator_checks, check)("ImageClassifier", ImageClassifier())
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "told"),
+    [
+        (np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1], "float32"),
+        (np.zeros((4, 64), np.uint8), [0, 1, 0, 1], r"\(4, 64\)"),
+        (np.zeros((4, 8, 8), np.uint8), [0, 1], r"4 pictures, but labels of shape \(2,\)"),
+        ([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)], [0, 1], "several sizes"),
+        (np.zeros((2, 8, 8), np.uint8), np.array([1, "1"], object), "read the same"),
+        (["gone/a.png", "gone/b.png"], [0, 1], "gone"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(pictures: Any, labels: Any, told: str):
+    with pytest.raises(UserError, match=told) as caught:
+        ImageClassifier(recipe(1)).fit(pictures, labels)
+    assert "\n" not in str(caught.value)

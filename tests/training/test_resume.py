@@ -1,0 +1,194 @@
+"""A run that is killed at any instant and resumed ends as one that was not: weights, history, metrics, to the bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killing import check_same, die, dying, in_child, train, undrawn
+from tiny import write_idx, write_recipe
+from torch import nn
+
+import linnaeus
+from linnaeus import files
+from linnaeus.modelfile import save_tensors
+from linnaeus.stores import activations
+from linnaeus.stores.cache import Cache
+from linnaeus.training import checkpoint, finish, job, loop, phases, run
+from linnaeus.training.identity import Identity
+from linnaeus.training.runfolder import RunFolder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch)
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    """63 training pictures, of 70: 4 steps of 16 an epoch."""
+    return write_idx(tmp_path / "idx", train=70, test=12)
+
+
+AUGMENT = {"rotate": 20, "hflip": 0.5, "erase": 0.3}
+RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
+    # name: phases, the rest of the recipe, a step to die at
+    "everything at once": (
+        [{"augment": AUGMENT, "mixup": 0.2, "cutmix": 1.0, "ema": 0.8, "clip": 1.0}, {"train": ["head"], "epochs": 1}],
+        {}, 7,
+    ),
+    "momentum and one cycle": ([{"optimizer": "sgd", "schedule": {"name": "onecycle"}}], {"best": "loss"}, 7),
+    "a plateau and an early stop": (
+        [{"epochs": 6, "lr": 0.05, "early_stop": 2, "schedule": {"name": "plateau", "patience": 0, "threshold": 0.5}}],
+        {}, 12,
+    ),
+    "pieces, and classes drawn alike": (
+        [{"micro_batch": 5, "sampling": "balanced", "class_weights": "balanced", "optimizer": "adamw"}],
+        {"own network": True}, 5,
+    ),
+    "a head that is solved, then trained on what is stored": (
+        [{"train": ["head"], "head": "auto", "epochs": 1},
+         {"train": ["block3", "head"], "views": 2, "augment": AUGMENT}],
+        {}, 7,
+    ),
+    "fresh pictures through a frozen part": ([{"train": ["head"], "augment": AUGMENT, "epochs": 3}], {}, 11),
+    "a rate that was found": ([{"lr": "auto", "schedule": {"name": "cosine", "warmup": 0.5}}], {}, 7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_killed_run_ends_as_if_it_had_not_been(name: str, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given, more, step = RECIPES[name]
+    own = own_network if more.pop("own network", False) else lambda: None
+    recipe = write_recipe(tmp_path / "r.toml", *given, **more)
+    whole = train(idx, recipe, tmp_path / "whole", model=own()).path
+
+    def work() -> None:
+        dying(loop, "optimizer_step", step)
+        train(idx, recipe, tmp_path / "cut", model=own())
+
+    assert in_child(work) == -signal.SIGKILL
+    assert (tmp_path / "cut" / "checkpoint" / "checkpoint.json").exists()
+    monkeypatch.setattr(phases, "range_test", None)  # what was found is not sought again
+    check_same(train(idx, recipe, tmp_path / "cut", model=own(), resume=True).path, whole)
+
+
+def own_network() -> nn.Module:
+    """With BatchNorm, whose statistics depend on the pieces; dropout, which draws; and weights shared."""
+    torch.manual_seed(5)
+    twice = nn.Conv2d(8, 8, 3, padding=1)
+    body = [nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), twice, nn.ReLU(), twice, nn.Dropout(0.3)]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
+    # what is going on: (module, function, number of the call, whether after it)
+    "pictures are read": (run, "load_samples", 1, False),
+    "it begins": (Identity, "write", 1, True),
+    "the first epoch": (loop, "optimizer_step", 3, False),
+    "the first validation": (loop, "answers", 1, False),
+    "the first model is written": (job, "write_model", 1, False),
+    "an epoch was written down": (RunFolder, "add", 2, True),
+    "what the frozen part gives is stored": (activations._Builder, "_write", 1, True),
+    "the store is about to be whole": (Cache, "commit", 1, False),
+    "the second phase": (loop, "optimizer_step", 2, True),
+    "the last epoch is over": (RunFolder, "add", 1, True),
+    "the final evaluation": (finish, "answer_pixels", 1, False),
+    "figures are written": (RunFolder, "write_metrics", 1, True),
+    "the end": (RunFolder, "close", 1, False),
+    "the checkpoint is removed": (shutil, "rmtree", 2, False),
+}
+
+
+def test_a_run_may_be_killed_again_and_again(idx: Path, tmp_path: Path):
+    """One run that dies at each of these moments in turn, and goes on from there."""
+    recipe = write_recipe(tmp_path / "r.toml", {}, {"train": ["head"], "epochs": 1}, best="loss")
+    out = tmp_path / "cut"
+    for name, moment in MOMENTS.items():
+
+        def work(moment: tuple[Any, str, int, bool] = moment) -> None:
+            dying(*moment)
+            train(idx, recipe, out, every="3steps", resume=True)
+
+        assert in_child(work) == -signal.SIGKILL, name
+    assert train(idx, recipe, out, resume=True).best.figures is not None  # which says that it is finished
+    os.environ["LINNAEUS_CACHE"] += "-2"  # as if the other had never been
+    check_same(out, train(idx, recipe, tmp_path / "whole").path)
+
+
+def test_the_model_file_is_never_ahead_of_the_checkpoint(idx: Path, tmp_path: Path):
+    """Else a run that is resumed and stopped would put an older model over a better one."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 6, "lr": 1e-3}, best="loss")
+    out = tmp_path / "cut"
+    for step, every in ((7, "2steps"), (11, "1000steps")):
+
+        def work(step: int = step, every: str = every) -> None:
+            dying(loop, "optimizer_step", step)
+            train(idx, recipe, out, every=every, resume=True)
+
+        assert in_child(work) == -signal.SIGKILL
+    kept = checkpoint.Checkpoints(out / "checkpoint").read("loss")
+    assert kept is not None
+    assert kept.best.figures is not None
+    assert len((out / "history.csv").read_text().splitlines()) > 1 + len(kept.rows)  # it was further when it died
+    assert linnaeus.load(out).about.metrics["valid"]["loss"] == kept.best.figures.loss
+
+
+WRITING: dict[str, tuple[Any, str, int, bool, str]] = {
+    # where the writer is: (module, function, number of the call, whether after it, of which file)
+    "before a file is synced": (files, "sync", 2, False, ".state-"),
+    "after it is": (files, "sync", 2, True, ".state-"),
+    "before the state is renamed": (Path, "replace", 2, False, ".state-"),
+    "after the state is": (Path, "replace", 2, True, ".state-"),
+    "before the best model is synced": (files, "sync", 1, False, ".best-"),
+    "before the best model is renamed": (Path, "replace", 1, False, ".best-"),
+    "after the best model is": (Path, "replace", 1, True, ".best-"),
+    "before the list of files is synced": (files, "sync", 1, False, ".checkpoint-"),
+    "before it is the new one": (Path, "replace", 1, False, ".checkpoint-"),
+    "when it is, and nothing else": (Path, "replace", 1, True, ".checkpoint-"),
+    "before the old files are removed": (Path, "unlink", 1, False, "state-"),
+    "after one of them is": (Path, "unlink", 1, True, "state-"),
+}
+
+
+def test_a_checkpoint_is_whole_wherever_its_writer_dies(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 12, "lr": 1e-3}, best="loss")
+    out = tmp_path / "cut"
+    for name, point in {"half of a file is there": None, **WRITING}.items():
+
+        def work(point: tuple[Any, str, int, bool, str] | None = point) -> None:
+            if point is None:
+                monkeypatch.setattr(checkpoint, "save_tensors", half_written)
+            else:
+                dying(*point)
+            train(idx, recipe, out, every="1steps", resume=True)
+
+        assert in_child(work) == -signal.SIGKILL, name
+    whole = train(idx, recipe, tmp_path / "whole", every="100steps").path
+    check_same(train(idx, recipe, out, every="100steps", resume=True).path, whole)
+
+
+def half_written(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """As much of a file as was on the disk when the power went."""
+    save_tensors(tensors, path)
+    os.truncate(path, path.stat().st_size // 2)
+    die()
+
+
+@pytest.mark.long
+def test_fifty_random_kills():
+    """At any instant, not only between steps and writings: `benchmarks/kills.py`, which by itself does 500."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--kills", "50", "--seed", str(os.getpid())]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "50 kills in" in found.stdout

@@ -1,0 +1,407 @@
+"""What a run does when somebody stops it, when the machine fails it, and when it is not the same run any more."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from killing import check_same, dying, in_child, train, undrawn
+from PIL import Image
+from tiny import draw, settings, write_idx, write_pictures, write_recipe
+from torch import nn
+
+import linnaeus
+from linnaeus import cli
+from linnaeus.errors import JobError, UserError
+from linnaeus.stores.cache import Cache
+from linnaeus.training import loop
+from linnaeus.training.checkpoint import Checkpoints, Every
+from linnaeus.training.runfolder import RunFolder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch)
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    """63 training pictures, of 70: 4 steps of 16 an epoch."""
+    return write_idx(tmp_path / "idx", train=70, test=12)
+
+
+def kill_at(step: int, source: Path, recipe: Path, out: Path | None, **more: Any) -> None:
+    """A run that is killed at a step, counted from 1."""
+
+    def work() -> None:
+        dying(loop, "optimizer_step", step)
+        train(source, recipe, out, **more)
+
+    assert in_child(work) == -signal.SIGKILL
+
+
+def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> int:
+    """The command, which gets a signal in the middle of a step; its exit status."""
+
+    def work() -> None:
+        real, calls = loop.optimizer_step, 0
+
+        def take(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                os.kill(os.getpid(), number)
+            return real(*args)
+
+        loop.optimizer_step = take  # type: ignore[assignment]
+        sys.argv = ["linnaeus", "train", str(source), "--recipe", str(recipe), "--out", str(out), "--device", "cpu"]
+        try:
+            cli.main()
+        except SystemExit as end:
+            sys.stderr.flush()
+            os._exit(int(end.code or 0))
+
+    return in_child(work)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
+    number: int, status: int, idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """No checkpoint is due in so short a run: the signal alone makes it write one."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3}, best="loss")
+    out = tmp_path / "cut"
+    assert signalled(number, 6, idx, recipe, out) == status
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err
+    assert f"linnaeus train {out} --resume" in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    model = linnaeus.load(out)  # the best so far
+    assert (out / "metrics.json").exists() == (number == signal.SIGINT)
+    assert model.about.metrics["valid"]["n"] == 7
+    state = json.loads((out / "checkpoint" / "checkpoint.json").read_text().partition("\n")[2])
+    assert (state["fit"]["epoch"], state["fit"]["step"]) == (1, 2)
+    check_same(train(idx, recipe, out, resume=True).path, train(idx, recipe, tmp_path / "whole").path)
+
+
+def test_sigterm_before_the_first_step_leaves_no_folder(idx: Path, tmp_path: Path):
+    """There is nothing to go on with, and the next try may have the name."""
+    recipe = write_recipe(tmp_path / "r.toml")
+
+    def work() -> None:
+        real = RunFolder.write_bad_images
+        RunFolder.write_bad_images = lambda *args: os.kill(os.getpid(), signal.SIGTERM) or real(*args)  # type: ignore
+        with pytest.raises(JobError, match="stopped by SIGTERM; there is no checkpoint yet") as caught:
+            train(idx, recipe, tmp_path / "cut")
+        assert caught.value.status == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    assert in_child(work) == 0
+    assert not (tmp_path / "cut").exists()
+
+
+def test_a_finished_run_says_so(idx: Path, tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe(tmp_path / "mine.toml")
+    done = train(idx, recipe, None)
+    before = {file: file.stat().st_mtime_ns for file in done.path.iterdir()}
+    for arguments in ([idx, "--recipe", recipe], [done.path], [idx, "--recipe", recipe, "--out", done.path]):
+        said = say("train", *arguments, "--resume")
+        assert said.status == 0, said.err
+        assert "runs/mine-1 is finished: there is nothing to resume" in said.out
+        assert str(done.valid) in said.out
+    assert {file: file.stat().st_mtime_ns for file in done.path.iterdir()} == before
+
+
+def test_resume_begins_where_there_is_nothing_and_finds_the_last_run(
+    idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same command, whatever has happened: what a batch system starts again and again."""
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe(tmp_path / "mine.toml", best="loss")
+    train(idx, recipe, None)
+    kill_at(6, idx, recipe, None)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mine-1", "mine-2"]
+    assert train(idx, recipe, None, resume=True).path == Path("runs/mine-2")
+    check_same(Path("runs/mine-2"), Path("runs/mine-1"))
+    (tmp_path / "runs").rename(tmp_path / "old")
+    assert train(idx, recipe, None, resume=True).path == Path("runs/mine-1")
+
+
+def test_a_run_folder_is_enough_to_go_on(idx: Path, tmp_path: Path):
+    """It knows its source, its recipe and what was changed of it."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 5})
+    whole = train(idx, recipe, tmp_path / "whole", epochs=2, seed=7, settings={"phase.1.lr": 1e-3})
+    kill_at(6, idx, recipe, tmp_path / "cut", epochs=2, seed=7, settings={"phase.1.lr": 1e-3})
+    recipe.unlink()
+    check_same(train(tmp_path / "cut", None, None, resume=True).path, whole.path)
+
+
+def test_another_recipe_other_data_and_other_classes_are_refused(tmp_path: Path):
+    source = write_pictures(tmp_path / "pictures", each=16)
+    recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
+    out = tmp_path / "cut"
+    kill_at(4, source, recipe, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+    def refused(*expected: str, **more: Any) -> None:
+        with pytest.raises(UserError, match="cannot be resumed, it is another run now: ") as caught:
+            train(source, recipe, out, resume=True, **more)
+        assert "\n" not in str(caught.value)
+        assert [part for part in expected if part not in str(caught.value)] == [], caught.value
+        assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+    refused("phase.1.lr: 0.003 → 0.01", "seed: 0 → 3", settings={"phase.1.lr": 0.01}, seed=3)
+    refused("phase.2: none → ", settings={"phase": [{"epochs": 2, "batch": 16, "lr": 3e-3}, {"epochs": 1, "lr": 1.0}]})
+    (source / "0" / "0 3.png").rename(tmp_path / "kept.png")
+    refused("pictures in valid: 10 → 9", "data: ")
+    (tmp_path / "kept.png").rename(source / "0" / "0 3.png")
+    write_pictures(source, ("3",), each=4)
+    refused("number of classes: 3 → 4", "none gone, 3 new")
+    shutil.rmtree(source / "3")
+    again = train(source, out / "recipe.toml", out, resume=True)  # its own recipe is the same recipe
+    assert again.valid.n == 10
+
+
+def test_a_picture_replaced_by_one_of_as_many_bytes_is_refused_and_a_moved_folder_is_not(tmp_path: Path):
+    source = tmp_path / "pictures"
+    for label in range(3):
+        (source / str(label)).mkdir(parents=True)
+        for i, picture in enumerate(draw(np.full(8, label), label)):
+            Image.fromarray(picture).save(source / str(label) / f"{i}.bmp")
+    recipe = write_recipe(tmp_path / "r.toml", {"batch": 4}, **settings(split={"valid": 0.25}))
+    kill_at(6, source, recipe, tmp_path / "cut")
+    moved = tmp_path / "elsewhere"
+    source.rename(moved)
+    one, other = moved / "0" / "1.bmp", moved / "0" / "2.bmp"
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    with pytest.raises(UserError, match="their pixels are others"):
+        train(moved, recipe, tmp_path / "cut", resume=True)
+    one.write_bytes(content[0])
+    os.utime(other)  # copied anew
+    assert train(moved, recipe, tmp_path / "cut", resume=True).valid.n == 6
+
+
+def test_a_picture_that_goes_in_the_middle_of_a_run_does_not_matter_where_it_is_stored(tmp_path: Path):
+    source = write_pictures(tmp_path / "pictures", each=16)
+    recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
+    whole = train(source, recipe, tmp_path / "whole")
+    real = loop.optimizer_step
+
+    def gone(*args: Any) -> Any:
+        shutil.rmtree(source, ignore_errors=True)
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", gone)
+        run = train(source, recipe, tmp_path / "run")
+    assert not source.exists()
+    assert run.figures == whole.figures
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("gone", "0 3.png: .*No such file"), ("other", "0 3.png: was replaced")]
+)
+def test_where_pictures_are_decoded_anew_their_change_is_one_line(
+    change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = write_pictures(tmp_path / "pictures", each=16)
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 4}, **settings(split={"valid": 0.2}))
+    monkeypatch.setattr("linnaeus.training.prepare.default_cache", lambda: Cache(tmp_path / "small", 4000))
+    real, picture = RunFolder.add, source / "0" / "0 3.png"
+
+    def changed(folder: RunFolder, row: Any) -> None:
+        real(folder, row)
+        if len(folder.rows) == 1:
+            picture.unlink() if change == "gone" else shutil.copy(source / "1" / "1 0.png", picture)
+
+    monkeypatch.setattr(RunFolder, "add", changed)
+    with pytest.raises(JobError, match=f"{message}.*it could be read when the run began") as caught:
+        train(source, recipe, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert linnaeus.load(tmp_path / "run").about.metrics["valid"]["n"] == 10
+
+
+def test_out_of_memory_halves_what_is_run_at_once(
+    idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The batch stays, so without BatchNorm the result does but for rounding; what was found is in the recipe."""
+    recipe = write_recipe(tmp_path / "r.toml", {"optimizer": "sgd"})
+    whole = train(idx, recipe, tmp_path / "whole")
+    limit_memory(monkeypatch, 5)
+    run = train(idx, recipe, tmp_path / "run")
+    assert "from here on 4 pictures at once. The batch stays 16" in capsys.readouterr().err
+    assert "micro_batch = 4" in (run.path / "recipe.toml").read_text()
+    assert json.loads((run.path / "metrics.json").read_text())["micro_batch"] == {"phase 1": 4}
+    assert run.valid.loss == pytest.approx(whole.valid.loss, rel=1e-4)
+    limit_memory(monkeypatch, 0)
+    with pytest.raises(JobError, match="out of memory with a single picture at once"):
+        train(idx, recipe, tmp_path / "none")
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let a forward pass in training take so many pictures and no more."""
+    real = loop.Above.forward
+
+    def forward(self: loop.Above, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) > most and torch.is_grad_enabled() and not hasattr(self, "probed"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of that.")
+        return real(self, x)
+
+    monkeypatch.setattr("linnaeus.training.phases.probe", lambda *args: Cheap())
+    monkeypatch.setattr(loop.Above, "forward", forward)
+
+
+class Cheap:
+    """A probe that found plenty of memory."""
+
+    seconds = 0.0
+
+    def micro_batch(self, batch: int, free: int) -> int:
+        return batch
+
+
+def test_what_a_failed_try_did_to_batchnorm_is_undone():
+    """The statistics after a step that needed three tries are those of the pieces that fit, each seen once."""
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(3) for _ in range(2)]
+    x = torch.randn(8, 3)
+
+    def step(norm: nn.Module, most: int) -> Callable[[int | None], Any]:
+        def take(micro: int | None) -> Any:
+            for part in x.split(micro or len(x)):
+                norm(part)
+                if len(part) > most:
+                    raise torch.OutOfMemoryError("full")
+            return torch.zeros(()), None
+
+        return take
+
+    class Now:
+        def __init__(self, net: nn.Module, micro: int | None):
+            self.net, self.micro = nn.ModuleList([net]).train(), micro
+
+    told: list[int] = []
+    for norm, micro in zip(norms, (None, 2), strict=True):
+        now = Now(norm, micro)
+        loop.step_that_fits(now, loop.Statistics(now.net), 8, step(norm, 2), told.append)  # type: ignore[arg-type]
+    assert told == [4, 2]
+    for name, value in norms[0].state_dict().items():
+        assert torch.equal(value, norms[1].state_dict()[name]), name
+
+
+def test_a_disk_too_full_for_a_checkpoint_does_not_end_the_run(
+    idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """By a limit on the size of a file that the model, but not the checkpoint, keeps to."""
+    recipe = write_recipe(tmp_path / "r.toml")
+    whole = train(idx, recipe, tmp_path / "whole")
+    limit = (whole.path / "model.safetensors").stat().st_size + 20_000
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        train(idx, recipe, tmp_path / "run", every="1steps")
+
+    assert in_child(work) == 0
+    assert "no space left on the disk (File too large)" in capfd.readouterr().err
+    check_same(tmp_path / "run", whole.path)
+
+
+def test_a_disk_too_full_for_the_model_is_one_line_and_the_run_can_go_on(idx: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml", best="loss")
+    kill_at(6, idx, recipe, tmp_path / "run")
+    kept = (tmp_path / "run" / "model.safetensors").read_bytes()
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        with pytest.raises(JobError, match=r"model\.safetensors: no space left on the disk"):
+            train(idx, recipe, tmp_path / "run", resume=True)
+
+    assert in_child(work) == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
+    check_same(train(idx, recipe, tmp_path / "run", resume=True).path, train(idx, recipe, tmp_path / "whole").path)
+
+
+def test_a_folder_that_becomes_read_only_is_one_line_and_keeps_the_model(
+    idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3}, best="loss")
+    real = RunFolder.add
+
+    def read_only(*args: Any, **more: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def add(folder: RunFolder, row: Any) -> None:
+        real(folder, row)
+        if len(folder.rows) == 2:
+            monkeypatch.setattr("tempfile.mkstemp", read_only)
+
+    monkeypatch.setattr(RunFolder, "add", add)
+    with pytest.raises(JobError, match="may not be written"):
+        train(idx, recipe, tmp_path / "run")
+    monkeypatch.undo()
+    undrawn(monkeypatch)
+    assert linnaeus.load(tmp_path / "run").about.metrics["valid"]["n"] == 7
+    assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
+
+
+def test_a_damaged_checkpoint_is_told_and_nothing_is_guessed(idx: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml")
+    kill_at(7, idx, recipe, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoint"
+    for file in [*folder.glob("*.safetensors"), folder / "checkpoint.json", folder / "run.json"]:
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-20] + b"x" + whole[-19:])
+        with pytest.raises(JobError, match=f"{file.name}: damaged.*to start from the beginning") as caught:
+            train(idx, recipe, tmp_path / "run", resume=True)
+        assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+    assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
+
+
+def test_a_folder_that_is_no_run_is_left_alone(idx: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(UserError, match="mine: already exists and is no run that was cut"):
+        train(idx, write_recipe(tmp_path / "r.toml"), tmp_path / "mine", resume=True)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_how_often():
+    assert Every.parse("auto") == Every()
+    assert Every.parse("5min") == Every(seconds=300)
+    assert Every.parse("90s") == Every(seconds=90)
+    assert Every.parse("100steps") == Every.parse("100 steps") == Every(steps=100)
+    for wrong in ("5", "0s", "often", "min", "-3s"):
+        with pytest.raises(UserError, match="--checkpoint-every"):
+            Every.parse(wrong)
+
+
+def test_checkpoints_take_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A writing of 3 seconds is followed by 150 seconds without; one of no time at all by 10."""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    found = Checkpoints(tmp_path)
+    for cost, wait in ((3.0, 150.0), (0.0, 10.0)):
+        with found.paid():
+            now += cost
+        now += wait - 0.1
+        assert not found.due(1)
+        now += 0.2
+        assert found.due(1)
+    counted = Checkpoints(tmp_path, Every(steps=3))
+    assert [counted.due(1) for _ in range(3)] == [False, False, True]
