@@ -17,6 +17,7 @@ from linnaeus.cli_explain import explain
 from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
 from linnaeus.cli_serve import serve
+from linnaeus.cli_sweep import sweep
 from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import UserError
 
@@ -51,7 +52,7 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
     """Train a classifier on SOURCE.
 
     SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
-    files, or a name that `linnaeus data list` shows; with --resume, a run folder too.
+    files, a folder or an address of shards, or a name that `linnaeus data list` shows; with --resume, a run folder too.
 
     Exit status 0 if the run came to its end, 1 if it failed or Ctrl-C stopped it, 2 if the input was wrong, 143 if
     SIGTERM stopped it. After any of them --resume goes on.
@@ -97,7 +98,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, export, serve, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, export, serve, models, recipes, weights, data, sweep):
     cli.add_command(command)
 
 

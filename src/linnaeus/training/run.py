@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.device import choose_device
 from linnaeus.errors import JobError, UserError
+from linnaeus.evaluate import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
@@ -58,6 +60,7 @@ def train(
     checkpoint_every: str = "auto",
     draw: bool = True,
     console: Console | None = None,
+    trial: Callable[[int, Figures], None] | None = None,
 ) -> Run:
     """Train a classifier on `source` and leave everything about it in a run folder.
 
@@ -71,6 +74,10 @@ def train(
     `source` itself where that is a run folder, or else the last of runs/<recipe>-<n>. Where there is none, a new one
     begins. `checkpoint_every` is "auto" for as often as takes 2 % of the time, or "5min", or "100steps".
     Without `draw` there are no curves, pictures and report, which take longer than a very small network.
+
+    `trial(number, figures)` is told the validation of every epoch, counted over all phases, and ends the run by an
+    exception. A run with it is one of many, of which only figures are wanted: it leaves its recipe and history, and
+    neither a model nor a checkpoint nor what is made from one, and no test picture is looked at.
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
     these is StoppedError, after SIGTERM.
     """
@@ -80,7 +87,7 @@ def train(
     checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))
     with job.stop.listening():
         try:
-            return _train(job, request, checkpoints, tensorboard)
+            return _train(job, request, checkpoints, tensorboard, trial)
         except BaseException as error:
             if hasattr(job, "folder"):
                 job.folder.abandon()
@@ -91,7 +98,13 @@ def train(
             raise
 
 
-def _train(job: Job, request: Request, checkpoints: Checkpoints, tensorboard: bool) -> Run:
+def _train(
+    job: Job,
+    request: Request,
+    checkpoints: Checkpoints,
+    tensorboard: bool,
+    trial: Callable[[int, Figures], None] | None,
+) -> Run:
     """From the request to the finished run."""
     since = time.perf_counter()
     choose_device(request.device)  # a device that is not there is the cheapest thing to find
@@ -111,7 +124,7 @@ def _train(job: Job, request: Request, checkpoints: Checkpoints, tensorboard: bo
     _prepare(job, request, table)
     job.seconds.lap("prepare", since)
     _introduce(job)
-    return _run(job, checkpoints, tensorboard)
+    return _run(job, checkpoints, tensorboard, trial)
 
 
 def _prepare(job: Job, request: Request, table: Table) -> None:
@@ -197,7 +210,7 @@ def _introduce(job: Job) -> None:
     say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
 
 
-def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
+def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[[int, Figures], None] | None) -> Run:
     """The phases, then the final figures from the saved file, on pixels."""
     checkpoints.path = job.folder.checkpoint
     last = checkpoints.read(job.recipe.best)
@@ -214,8 +227,9 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
     train, valid = job.samples["train"], job.samples["valid"]
     streams = Streams(frozen, train, valid, job.recipe.phase, job.recipe.seed)
     phases = Phases(
-        job.recipe, job.network, streams, len(job.table.classes), job.engine, job.console, job.save,
-        job.folder.add, job.divided, job.tuned, checkpoints, job.stop, job.folder.rows, found.micro, job.seconds,
+        job.recipe, job.network, streams, len(job.table.classes), job.engine, job.console,
+        job.save if trial is None else lambda best: None, job.folder.add, job.divided, job.tuned,
+        checkpoints if trial is None else None, job.stop, job.folder.rows, found.micro, job.seconds, trial,
     )  # fmt: skip
     interrupted = False
     with job.folder.tensorboard(tensorboard):
@@ -224,17 +238,22 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
         except Terminated:
             raise
         except KeyboardInterrupt:
+            if trial is not None:
+                raise
             interrupted, best = True, phases.best
             if best.figures is None:
                 raise JobError(f"stopped before the first epoch was over; {job.to_go_on()}") from None
             job.console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
         except JobError as error:
-            if phases.best.figures is None:
+            if phases.best.figures is None or trial is not None:
                 raise
             where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
             raise JobError(f"{error}; the best model so far ({where}) is in {job.folder.model}") from None
         except UnreadableError as error:  # where pictures are decoded anew in every epoch
             raise JobError(f"{error}; it could be read when the run began. {job.to_go_on()}") from None
+    if trial is not None:
+        assert best.figures is not None
+        return Run(job.folder.path, best, {"valid": best.figures}, dict(job.seconds))
     job.console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
     run = finish(job, best, interrupted)
     if not interrupted:
