@@ -41,7 +41,11 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
 @click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was cut: the one in --out, or the recipe's last.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a run that was cut: in --out, or the last of SOURCE and recipe.",
+)
 @click.option(
     "--checkpoint-every", default="auto", show_default=True, metavar="auto|TIME|STEPS",
     help="How often to write what --resume needs: 5min, 90s, 100steps; auto takes 2 % of the time.",

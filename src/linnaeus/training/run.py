@@ -37,7 +37,7 @@ from linnaeus.training.prepare import (
     preprocessing_of,
     resolve_recipe,
 )
-from linnaeus.training.request import Request
+from linnaeus.training.request import Request, latest
 from linnaeus.training.runfolder import CHECKPOINT, RunFolder
 from linnaeus.training.stop import StoppedError, Terminated
 from linnaeus.training.streams import Streams
@@ -71,8 +71,8 @@ def train(
     the run with the best model so far.
 
     With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
-    `source` itself where that is a run folder, or else the last of runs/<recipe>-<n>. Where there is none, a new one
-    begins. `checkpoint_every` is "auto" for as often as takes 2 % of the time, or "5min", or "100steps".
+    `source` itself where that is a run folder, or else the last of runs/<recipe>-<n> on that source. Where there
+    is none, a new one begins. `checkpoint_every`: "auto", as often as takes 2 % of the time; or "5min", or "100steps".
     Without `draw` there are no curves, pictures and report, which take longer than a very small network.
 
     `trial(number, figures)` is told the validation of every epoch, counted over all phases, and ends the run by an
@@ -115,7 +115,7 @@ def _train(
             request.seed, job.console,
         )  # fmt: skip
         if request.resume and request.out is None:
-            request = replace(request, out=RunFolder.latest(job.recipe.name))
+            request = replace(request, out=latest(job.recipe.name, place(table.source)))
     if request.finished:
         assert request.out is not None
         RunFolder(request.out).close()
