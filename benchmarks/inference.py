@@ -7,7 +7,7 @@ measured as they are, and accuracy is that on the validation pictures of `--data
 weights and is only timed. All ways take turns in one process, on the same uint8 squares, so that other programs on the
 machine slow all alike; shown are medians over the turns, and the median of the ratios to eager within each turn, by the
 clock and by the processor's time. With OMP_NUM_THREADS=1 the latter holds on a busy machine too; with more threads it
-counts those that wait. Eager is the network as anybody would write it, in torch's usual memory layout, without gradients.
+counts those that wait. Eager is the network as anybody would write it, in the usual memory layout, without gradients.
 
 `torch.compile` is left out, by name, where it cannot compile, as without a C++ compiler.
 """
