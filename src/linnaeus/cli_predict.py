@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from linnaeus.predict import Prediction
 
 GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
-FLUSH = 1.0  # seconds of answers that a killed process may lose
 
 
 @click.command()
@@ -109,19 +107,15 @@ def _open_out(out: str | None, held: Done | None) -> Iterator[TextIO]:
 
 @contextmanager
 def _progress(console: Console, images: tuple[str, ...], before: int) -> Iterator[Callable[[int, TextIO], None]]:
-    """Says how far the work is, of which `before` was done earlier, and puts the answers on the disk every second."""
+    """Says how far the work is, of which `before` was done earlier, and hands each answer to the system."""
     from linnaeus.images import expand
 
     total = None if "-" in images else sum(1 for _ in expand(images))
-    flushed = time.monotonic()
     with console.progress("predicting") as advance:
 
         def tell(done: int, file: TextIO) -> None:
-            nonlocal flushed
+            file.flush()  # what is predicted is kept, whatever happens next
             advance(before + done, total)
-            if time.monotonic() - flushed > FLUSH:
-                file.flush()
-                flushed = time.monotonic()
 
         yield tell
 

@@ -359,16 +359,17 @@ def test_a_full_disk_leaves_the_old_file(run: Path, data: Path, tmp_path: Path, 
 
 
 def test_the_pictures_of_a_run_are_found_again(tmp_path: Path, data: Path):
-    """By what metrics.json notes; where that is gone, by the paths of split.csv."""
+    """By what metrics.json notes; where it notes nothing, by the paths of split.csv."""
     from linnaeus.export.material import run_source
 
     run = write_run(tmp_path, mini())
     (run / "metrics.json").write_text(json.dumps({"source": {"path": str(data)}}))
     assert run_source(run / "model.safetensors") == str(data)
     (run / "metrics.json").write_text(json.dumps({"source": {"path": str(tmp_path / "gone")}}))
+    (run / "split.csv").write_text("path,label,split\n")
     with pytest.raises(UserError, match=r"no longer in .*gone"):
         run_source(run / "model.safetensors")
-    (run / "split.csv").write_text("path,label,split\n")
+    (run / "metrics.json").write_text("{}")
     assert run_source(run / "model.safetensors") == str(run / "split.csv")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from linnaeus.console import Console
 from linnaeus.evaluate import Outputs
 from linnaeus.export.material import Material
 from linnaeus.paired import Paired
@@ -26,6 +27,7 @@ AGREEMENT = 0.99
 """Least share of pictures to which int8 gives the same class."""
 
 SIGNIFICANT = 0.05
+FEW = 50  # pictures; that none of them differs leaves room for 6 % that would (the rule of three)
 RAW_MOST = 256  # pictures that are decoded at full size and answered one by one
 TURNS = 5
 LONG_ENOUGH = 30.0  # seconds of one size after which no further turn is taken
@@ -111,27 +113,31 @@ class Drafted:
 class Original:
     """The model as it is, and what it answers: each picture once."""
 
-    def __init__(self, run: Runner, temperature: float, material: Material):
-        self.run, self.temperature, self.material = run, temperature, material
+    def __init__(self, run: Runner, temperature: float, material: Material, console: Console):
+        self.run, self.temperature, self.material, self.console = run, temperature, material, console
         self._prepared: Outputs | None = None
         self._raw: Outputs | None = None
         self.raw_chosen = np.unique(np.linspace(0, len(material) - 1, min(len(material), RAW_MOST)).astype(np.int64))
         self.drafted: Drafted | None = None
 
-    def answers(self, run: Callable[[torch.Tensor], np.ndarray]) -> Outputs:
+    def answers(self, run: Callable[[torch.Tensor], np.ndarray], whose: str) -> Outputs:
         """What `run` answers to the prepared pictures, calibrated as the original."""
-        logits = np.concatenate([run(square) for square in self.material.squares()])
-        return Outputs(self.material.labels, logits).at(self.temperature)
+        logits: list[np.ndarray] = []
+        with self.console.progress(f"answers of the {whose}") as advance:
+            for square in self.material.squares():
+                logits.append(run(square))
+                advance(sum(map(len, logits)), len(self.material))
+        return Outputs(self.material.labels, np.concatenate(logits)).at(self.temperature)
 
     @property
     def prepared(self) -> Outputs:
         if self._prepared is None:
-            self._prepared = self.answers(self.run)
+            self._prepared = self.answers(self.run, "original")
         return self._prepared
 
     def compare(self, run: Runner) -> Comparison:
         """An export on the same pixels."""
-        return Comparison.of(self.prepared, self.answers(run))
+        return Comparison.of(self.prepared, self.answers(run, "export"))
 
     def compare_raw(self, run: OnnxRunner) -> Comparison:
         """An export on pictures decoded at full size by another program, resized in its graph."""
@@ -139,14 +145,16 @@ class Original:
         logits, original, known = [], [], self.prepared.logits * self.temperature
         moved = []
         squares = (square[None] for batch in chosen.squares() for square in batch)
-        for i, drafted in enumerate(squares):
-            raw = chosen.raw(i)
-            logits.append(run.raw(raw))
-            if self._raw is None:
-                square = chosen.square_of(raw)
-                same = torch.equal(square, drafted)
-                original.append(known[self.raw_chosen[i]] if same else self.run(square)[0])
-                moved.append(not same)
+        with self.console.progress("answers from raw pixels") as advance:
+            for i, drafted in enumerate(squares):
+                raw = chosen.raw(i)
+                logits.append(run.raw(raw))
+                if self._raw is None:
+                    square = chosen.square_of(raw)
+                    same = torch.equal(square, drafted)
+                    original.append(known[self.raw_chosen[i]] if same else self.run(square)[0])
+                    moved.append(not same)
+                advance(i + 1, len(chosen))
         if self._raw is None:
             self._raw = Outputs(chosen.labels, np.stack(original)).at(self.temperature)
             self._note_drafted(np.array(moved))

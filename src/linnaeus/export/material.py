@@ -100,7 +100,7 @@ def run_source(path: Path) -> str:
     split = path.parent / "split.csv"
     if noted and (Path(noted).exists() or not Path(noted).is_absolute()):
         return noted
-    if split.is_file():
+    if not noted and split.is_file():
         return str(split)
     where = f"the pictures of its training are no longer in {noted}" if noted else "it does not say where pictures are"
     raise UserError(

@@ -15,7 +15,7 @@ from linnaeus.console import Console
 from linnaeus.device import machine
 from linnaeus.export import int8
 from linnaeus.export.files import network_graph, open_runner, require, two, wrapped, write
-from linnaeus.export.gate import Comparison, Original, why_not_float, why_not_int8
+from linnaeus.export.gate import FEW, Comparison, Original, why_not_float, why_not_int8
 from linnaeus.export.int8 import SHOWN, quantized
 from linnaeus.export.material import Material, collect, with_shown
 from linnaeus.fastest import note
@@ -80,11 +80,16 @@ class Gate:
 
     def warnings(self) -> list[str]:
         """What passed and should be known all the same."""
+        said = []
+        if self.passed is not None and len(self.material) < FEW:
+            said.append(
+                f"compared on {len(self.material)} pictures, which shows little; give --data with {FEW} or more"
+            )
         speed = {} if self.passed is None else self.passed.speed or {}
         slow = [f"{ratio:.2f} times at {size}" for size, ratio in speed.items() if ratio < 1]
-        if not slow:
-            return []
-        return [f"slower than the original on this machine: {', '.join(slow)} at once; others may differ"]
+        if slow:
+            said.append(f"slower than the original on this machine: {', '.join(slow)} at once; others may differ")
+        return said
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -110,7 +115,7 @@ def export_onnx(
     shown = None
     if kind == "onnx-int8":
         shown, material = with_shown(material, SHOWN)
-    original = Original(classifier.run, classifier.temperature, material)
+    original = Original(classifier.run, classifier.temperature, material, console)
     console.say(f"comparing on {len(material)} pictures, {material.pictures.split} of {material.source}")
     network = network_graph(classifier, two(next(material.squares())))
     if shown is None:
