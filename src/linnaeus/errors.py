@@ -21,6 +21,12 @@ class JobError(UserError):
     status = 1
 
 
+class LostError(JobError):
+    """Another of the processes that train together is gone; which, and why, it said itself or whoever started it."""
+
+    status = 70
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean resnet50?)` where something known is close to `word`, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=3)

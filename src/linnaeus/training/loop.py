@@ -116,21 +116,22 @@ def fit(
             schedule.before_step(epoch * len(train.batches) + now.step)
 
             def take(micro: int | None, batch: Batch = batch, drawn: int = drawn) -> Taken:
-                seed_step(seed, drawn, now.step)
+                seed_step(seed, drawn, now.step, engine.rank)
                 return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
 
-            loss, right = step_that_fits(now, statistics, len(batch), take, shrink)
+            loss, right = step_that_fits(now, statistics, batch, take, shrink, engine.world)
             if average is not None:
                 average.update(net)
-            now.totals.add(loss, right, len(batch))
+            now.totals.add(loss, right, batch.total)
             now.totals.check(epoch, now.step, schedule.lr)
             now.step, now.seconds = now.step + 1, time.perf_counter() - started
             watch(Step(epoch + 1, now.step, len(train.batches), now.totals.samples, now.totals.means, now.take))
         now.totals.check(epoch, now.step - 1, schedule.lr, now=True)
         evaluated = net if average is None else average.model
-        result = figures(
-            answers(evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast)  # type: ignore[misc]
+        found = answers(
+            evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast, engine.collect  # type: ignore[misc]
         )
+        result = engine.decide(lambda f=found: figures(f))  # type: ignore[misc]
         if not math.isfinite(result.loss):  # the last step went too far, which no training loss has shown yet
             raise not_finite(result.loss, f"validation after epoch {epoch + 1}", schedule.lr)
         train_loss, train_accuracy = now.totals.means()
@@ -171,9 +172,10 @@ class Statistics:
 def step_that_fits(
     now: Standing,
     statistics: Statistics,
-    samples: int,
+    batch: Batch,
     take: Callable[[int | None], Taken],
     shrink: Callable[[int], None],
+    world: int = 1,
 ) -> Taken:
     """take(samples at once): one step. Where the memory does not suffice it is tried again with half as many at once,
     which holds from then on."""
@@ -184,7 +186,12 @@ def step_that_fits(
         except torch.OutOfMemoryError as error:
             reason = str(error)
         # Only here is what the failed try had taken free again: the exception held it.
-        at_once = min(now.micro or samples, samples)
+        at_once = min(now.micro or len(batch), len(batch))
+        if world > 1:  # the others are in the middle of adding up gradients, and would wait for ours
+            raise JobError(
+                f"out of memory with {at_once} pictures at once ({reason.splitlines()[0]}); give another --out and "
+                f"--set phase.N.micro_batch={max(1, at_once // 2)}: the batch stays"
+            )
         if at_once == 1:
             raise JobError(f"out of memory with a single picture at once ({reason.splitlines()[0]}); use smaller ones")
         statistics.put_back()
