@@ -60,9 +60,15 @@ def epoch(
     valid: DataLoader | None = None,
     device: str = "cpu",
     most: int | None = None,
+    still: list[nn.Module] | None = None,
 ) -> float:
-    """One epoch of the plain loop, `most` batches of it at most; the share right on `valid`, where that is given."""
+    """One epoch of the plain loop, `most` batches of it at most; the share right on `valid`, where that is given.
+
+    As in most tutorials the whole network is put into training mode, frozen parts too; those in `still` are not.
+    """
     network.train()
+    for module in still or []:
+        module.eval()
     for step, (x, y) in enumerate(train):
         if step == most:
             break

@@ -45,9 +45,10 @@ LAYERS = (
     ("check", "compare", "report"),
     ("training",),
     ("export", "sweep"),
+    ("serve",),
     ("cli_common",),
-    ("cli_data", "cli_evaluate", "cli_explain", "cli_export", "cli_predict"),
-    ("cli", "serve", "sklearn", "__main__"),
+    ("cli_data", "cli_evaluate", "cli_explain", "cli_export", "cli_predict", "cli_serve"),
+    ("cli", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 

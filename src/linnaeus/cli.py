@@ -16,6 +16,7 @@ from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
 from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
+from linnaeus.cli_serve import serve
 from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import UserError
 
@@ -96,7 +97,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, export, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, export, serve, models, recipes, weights, data):
     cli.add_command(command)
 
 

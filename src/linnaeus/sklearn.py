@@ -92,6 +92,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
                 settings=self.settings,
                 device=self.device,
                 seed=self.seed,
+                draw=self.out is not None,
                 console=Console(quiet=not self.verbose),
             )
             self.metrics_ = run.figures["valid"].to_dict()
@@ -146,10 +147,13 @@ def _table(
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
             raise UserError(f"fit: {len(images)} pictures, but {what} of shape {np.shape(values)}; give one for each")
-    values, index = np.unique(labels, return_inverse=True)
+    try:
+        values, index = np.unique(labels, return_inverse=True)
+    except TypeError:
+        raise UserError(
+            "fit: labels of several kinds, which have no order; make them all numbers or all words"
+        ) from None
     names = tuple(str(value) for value in values)
-    if len(set(names)) < len(names):
-        raise UserError(f"fit: labels that read the same, {names}; give each class a name of its own")
     table = Table(
         source="the pictures given to fit",
         kind="arrays" if isinstance(images, np.ndarray) else "paths",

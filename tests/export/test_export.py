@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.export import files, gate, int8
 from linnaeus.export import run as run_module
 from linnaeus.export.run import Gate, export_onnx
+from linnaeus.fastest import EXPORTS, fastest
 from linnaeus.images import expand
 from linnaeus.modelfile import ModelFile, read_header, read_model, write_model
 from linnaeus.models import Network, create, wrap
-from linnaeus.onnxfile import INPUT, LOGITS, PROBABILITIES
+from linnaeus.onnxfile import INPUT, LOGITS, PROBABILITIES, file_digest
 from linnaeus.predict import Classifier, load
 from linnaeus.preprocess import Preprocessing
 
@@ -234,6 +237,7 @@ def test_what_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Pat
     written = json.loads((tmp_path / "gate.json").read_text())
     assert written["chosen"] is None
     assert "agrees on" in written["tried"][0]["refused"]
+    assert [each["scheme"] for each in written["tried"]] == [str(int8.SCHEMES[0]), str(int8.LAST_RESORT)]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["gate.json", "m.onnx"]
 
 
@@ -290,6 +294,33 @@ def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_pa
     )
 
 
+def test_predict_knows_of_an_export_that_lies_beside_its_model(exported: tuple[Path, Gate], run: Path, tmp_path: Path):
+    """Its gate, its ratio and its checksum are noted in the run folder; an export elsewhere is nobody's."""
+    noted = json.loads((run / EXPORTS).read_text())
+    assert list(noted) == ["model.onnx"]
+    assert noted["model.onnx"]["sha256"] == file_digest(exported[0])
+    assert noted["model.onnx"]["model_sha256"] == read_header(run / "model.safetensors").digest
+    assert set(noted["model.onnx"]["speed"]) == {"1", "15"}
+    assert fastest(run, "cpu").passed_over == []
+
+
+def test_the_page_about_it_runs(tmp_path: Path, capsys, monkeypatch):
+    """The ten lines of docs/onnx.md, on a golden file, say what `linnaeus predict` says."""
+    root = Path(__file__).resolve().parents[2]
+    golden = root / "tests" / "golden" / "format1"
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "photos" / "rose").mkdir(parents=True)
+    shutil.copy(golden / "color.onnx", tmp_path / "runs" / "first" / "model.onnx")
+    Image.open(golden / "picture.png").save(tmp_path / "photos" / "rose" / "1.jpg", quality=95)
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "onnx.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/onnx.md", "exec"), {})
+    name, probability = capsys.readouterr().out.split()[-2:]
+    expected = load(golden / "color.onnx").predict("photos/rose/1.jpg")
+    assert expected.name.endswith(name)
+    assert float(probability) == pytest.approx(expected.probability, abs=1e-2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -300,8 +331,6 @@ def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_pa
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], reason: str, run: Path, say):
-    import re
-
     said = say("export", run, *arguments)
     assert (said.status, said.out) == (2, "")
     assert re.search(reason, said.err)

@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
         console=Console(),
     )  # fmt: skip
     assert written is not None
-    for file in (*pictures.rglob("*.png"), folder / "exports.json"):
+    for file in pictures.rglob("*.png"):
         file.unlink()
     for below in (*pictures.iterdir(), pictures):
         below.rmdir()

@@ -13,12 +13,13 @@ import torch
 
 from linnaeus.console import Console
 from linnaeus.device import machine
+from linnaeus.export import int8
 from linnaeus.export.files import network_graph, open_runner, require, two, wrapped, write
 from linnaeus.export.gate import Comparison, Original, why_not_float, why_not_int8
 from linnaeus.export.int8 import SHOWN, quantized
 from linnaeus.export.material import Material, collect, with_shown
 from linnaeus.fastest import note
-from linnaeus.modelfile import versions
+from linnaeus.modelfile import MODEL, versions
 from linnaeus.onnxfile import KINDS
 from linnaeus.predict import Classifier
 
@@ -121,7 +122,8 @@ def export_onnx(
     path = out or classifier.path.with_name(KINDS[kind])
     said = gate.to_dict() | {"made": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
     checksum = write(path, wrapped(chosen, classifier), classifier, said)
-    note(path, kind, checksum, classifier.about.digest, gate.passed.speed or {})
+    if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:
+        note(path, kind, checksum, classifier.about.digest, gate.passed.speed or {})
     return path, gate
 
 
@@ -136,7 +138,7 @@ def _float(classifier: Classifier, original: Original, network: bytes) -> tuple[
 def _int8(
     classifier: Classifier, original: Original, schemes: Iterator[tuple[str, bytes]], agree: float, console: Console
 ) -> tuple[Gate, bytes]:
-    """All schemes on the same pixels; then the best of them that agrees from raw pixels too."""
+    """All schemes on the same pixels, the last resort if none passes; then the best that agrees from raw pixels too."""
     tried: list[Tried] = []
     kept: dict[int, bytes] = {}
     for scheme, graph in schemes:
@@ -145,6 +147,8 @@ def _int8(
         console.detail(f"{scheme}: {prepared.agreement:.1%} of {prepared.n} pictures get the same class")
         if tried[-1].refused is None:
             kept[len(tried) - 1] = graph
+        if kept and len(tried) == len(int8.SCHEMES):
+            break
     chosen = None
     for i in sorted(kept, key=lambda i: tried[i].prepared.rank):
         run = open_runner(kept[i], classifier, "onnx-int8")

@@ -78,15 +78,8 @@ def finish(job: Job, best: Best, interrupted: bool) -> Run:
     job.folder.write_predictions(prediction_rows(job.table, job.samples, judged.calibrated))
     job.folder.write_evaluation(judged.long_dict(job.table))
     job.seconds.lap("evaluate", since)
-    from linnaeus.report.plots import advice  # matplotlib is slow to import: only where something is drawn
-
-    since = time.perf_counter()
-    missing = write_pictures(
-        job.folder, job.table, job.samples, judged.calibrated, job.preprocessing, best, judged.threshold
-    )
-    if missing:
-        job.console.warn(advice(missing))
-    job.seconds.lap("pictures", since)
+    if job.draw:
+        _draw(job, best, judged)
     job.seconds.total()
     metrics = {
         **judged.to_dict(),
@@ -103,17 +96,31 @@ def finish(job: Job, best: Best, interrupted: bool) -> Run:
         "versions": versions(),
         "fingerprint": job.fingerprint,
     }
-    _report(job, metrics)
+    job.folder.write_metrics(metrics)
+    if job.draw:
+        _report(job, metrics)
     return Run(job.folder.path, best, result, dict(job.seconds), interrupted, judged.lines())
 
 
+def _draw(job: Job, best: Best, judged: Judged) -> None:
+    """Curves, the grid of pictures, the confusion matrix."""
+    from linnaeus.report.plots import advice  # matplotlib is slow to import: only where something is drawn
+
+    since = time.perf_counter()
+    missing = write_pictures(
+        job.folder, job.table, job.samples, judged.calibrated, job.preprocessing, best, judged.threshold
+    )
+    if missing:
+        job.console.warn(advice(missing))
+    job.seconds.lap("pictures", since)
+
+
 def _report(job: Job, metrics: dict[str, Any]) -> None:
-    """metrics.json, and the page that is made from it. Whatever happens to the page, the model is there."""
+    """The page that is made from metrics.json. Whatever happens to the page, the model is there."""
     from linnaeus.predict import load
     from linnaeus.report.maps import heat_maps
     from linnaeus.report.page import write_report
 
-    job.folder.write_metrics(metrics)
     since = time.perf_counter()
     try:
         own = job.network if job.network.arch["name"] == "custom" else None

@@ -40,8 +40,10 @@ class Job:
     bad: int
     """Pictures left out."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, draw: bool = True):
         self.console, self.seconds, self.stop = console, RunTimes(), Stop()
+        self.draw = draw
+        """Whether curves, pictures and the report are made at the end."""
 
     def divided(self, number: int, micro: int) -> None:
         """Keep how a phase's batches were divided: with BatchNorm the result depends on it."""

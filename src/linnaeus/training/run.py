@@ -56,6 +56,7 @@ def train(
     tensorboard: bool = False,
     resume: bool = False,
     checkpoint_every: str = "auto",
+    draw: bool = True,
     console: Console | None = None,
 ) -> Run:
     """Train a classifier on `source` and leave everything about it in a run folder.
@@ -69,10 +70,11 @@ def train(
     With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
     `source` itself where that is a run folder, or else the last of runs/<recipe>-<n>. Where there is none, a new one
     begins. `checkpoint_every` is "auto" for as often as takes 2 % of the time, or "5min", or "100steps".
+    Without `draw` there are no curves, pictures and report, which take longer than a very small network.
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
     these is StoppedError, after SIGTERM.
     """
-    job = Job(console or Console())
+    job = Job(console or Console(), draw)
     place_ = None if out is None else Path(out)
     request = Request(source, recipe, model, weights, epochs, settings, seed, device, place_, strict, resume)
     checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))

@@ -1,0 +1,186 @@
+"""From the pictures of a request to its answers: decode in threads, classify in batches, explain where asked."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from linnaeus.data.decode import UnreadableError, header_size
+from linnaeus.errors import UserError
+from linnaeus.explain import choose_stages, explain
+from linnaeus.predict import Classifier, Prediction
+from linnaeus.report.heat import overlay
+from linnaeus.serve.batching import Batcher
+from linnaeus.serve.limits import Limits
+from linnaeus.serve.metrics import Metrics
+from linnaeus.serve.uploads import Upload
+
+if TYPE_CHECKING:
+    from linnaeus.neighbors import Gallery, Neighbor
+
+LARGE = 25_000_000  # pixels, by the header; pictures above it are decoded in a lane of their own
+NEIGHBORS = 5
+THUMB = 112  # pixels a side of a neighbor
+EXPLAINED_AT_ONCE = 2  # pictures, between which others get their turn in the network
+
+
+@dataclass(eq=False)
+class Answer:
+    """A prediction, and why, where that was asked."""
+
+    prediction: Prediction
+    top: int
+    why: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON line of `linnaeus predict`, and beside it the heat map and what looks alike."""
+        return self.prediction.to_dict(self.top) | (self.why or {})
+
+
+class Service:
+    """A classifier that many clients share. Started and stopped with the event loop that it lives in."""
+
+    def __init__(self, classifier: Classifier, limits: Limits | None = None, original: Classifier | None = None):
+        """`original`: the network that heat maps and neighbors look into, where an ONNX file of it answers."""
+        self.classifier, self.limits = classifier, limits or Limits()
+        self.original = original or classifier
+        self.metrics = Metrics()
+        self.batcher = Batcher(
+            classifier.probabilities, most=self.limits.batch, window=self.limits.window, queue=self.limits.queue,
+            observe=self.metrics.batch,
+        )  # fmt: skip
+        self.metrics.in_hand.set_function(lambda: self.batcher.in_hand)
+        threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self._decoders = ThreadPoolExecutor(threads, "linnaeus-decode")
+        self._large = ThreadPoolExecutor(1, "linnaeus-large")
+        self.stages = _stages(self.original)
+        self.gallery: Gallery | None = None
+        self.ready = False
+
+    async def start(self) -> None:
+        """Start the batches, and warm the network up: the first pictures are slower than all others."""
+        self.batcher.start()
+        p = self.classifier.preprocessing
+        blank = np.zeros((self.limits.batch, p.size, p.size, p.channels), np.uint8)
+        for n in {1, self.limits.batch}:
+            await self.batcher.in_network(lambda n=n: self.classifier.probabilities(blank[:n]))  # type: ignore[misc]
+        self.ready = True
+
+    async def stop(self) -> None:
+        self.ready = False
+        await self.batcher.stop()
+        for pool in (self._decoders, self._large):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def explains(self) -> bool:
+        """Whether there are heat maps."""
+        return bool(self.stages)
+
+    async def predict(self, uploads: Sequence[Upload], top: int, why: bool) -> list[Answer]:
+        """Answers in the order of the pictures. One that cannot be read has `error` and does not stop the rest.
+
+        Raises RefusedError where the queue is full.
+        """
+        with self.batcher.room(len(uploads)):
+            predictions = await asyncio.gather(*map(self._one, uploads))
+            answers = [Answer(prediction, top) for prediction in predictions]
+            if why:
+                await self._explain([each for each in answers if each.prediction.error is None])
+        for each in predictions:
+            result = "unreadable" if each.error is not None else "unsure" if each.unsure else "answered"
+            self.metrics.pictures.labels(result).inc()
+        return answers
+
+    async def _one(self, upload: Upload) -> Prediction:
+        c = self.classifier
+        try:
+            with self.batcher.on_the_way():
+                picture = await self._decode(upload.data)
+        except UnreadableError as error:
+            return Prediction(upload.name, c.classes, c.names, None, error=error.reason)
+        except UserError as error:
+            return Prediction(upload.name, c.classes, c.names, None, error=str(error))
+        found = await self.batcher.submit(picture)
+        return Prediction(upload.name, c.classes, c.names, found, picture=picture, threshold=c.threshold)
+
+    async def _decode(self, data: bytes) -> np.ndarray:
+        """Very large pictures take turns in a thread of their own: however many come, others pass them by."""
+        loop = asyncio.get_running_loop()
+        picture = await loop.run_in_executor(self._decoders, self._load, data, True)
+        if picture is None:
+            picture = await loop.run_in_executor(self._large, self._load, data, False)
+        assert picture is not None
+        return picture
+
+    def _load(self, data: bytes, look: bool) -> np.ndarray | None:
+        """The picture as the network sees it, or None where `look` finds it to be a large one."""
+        if look:
+            height, width = header_size(data) or (0, 0)
+            most = self.limits.pixels
+            if most is not None and height * width > most:
+                reason = f"too large: {width} x {height} pixels, and this server takes {most:,}"
+                raise UnreadableError("picture", reason, kind="too-large")
+            if height * width > LARGE:
+                return None
+        started = perf_counter()
+        picture = self.classifier.preprocessing.load(data)
+        self.metrics.decode_seconds.observe(perf_counter() - started)
+        return picture
+
+    async def _explain(self, answers: list[Answer]) -> None:
+        """Add the heat map, and what looks alike where there is a gallery."""
+        for start in range(0, len(answers), EXPLAINED_AT_ONCE):
+            some = answers[start : start + EXPLAINED_AT_ONCE]
+            found = await self.batcher.in_network(lambda some=some: self._why(some))  # type: ignore[misc]
+            for answer, why in zip(some, found, strict=True):
+                answer.why = why
+
+    def _why(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        predictions = [each.prediction for each in answers]
+        told: list[dict[str, Any]] = [{} for _ in answers]
+        if self.stages:
+            for each, e in zip(told, explain(self.original, predictions, stages=self.stages), strict=True):
+                assert e.prediction.picture is not None
+                what = {"class": e.prediction.classes[e.target], "name": e.name, "probability": e.probability}
+                shown = overlay(e.prediction.picture, e.maps[self.stages[0]])
+                each |= {"explained": what, "stage": self.stages[0], "heat_map": data_uri(shown, "PNG")}
+        gallery = self.gallery
+        if gallery is not None:
+            for each, p in zip(told, predictions, strict=True):
+                # Without the name that the client gave: the gallery would look for a file of that name.
+                unnamed = Prediction("", p.classes, p.names, p.probabilities, picture=p.picture)
+                each["like"] = [_neighbor(n) for n in gallery.nearest(unnamed, NEIGHBORS)]
+        return told
+
+
+def _stages(classifier: Classifier) -> tuple[str, ...]:
+    """The stage that heat maps are drawn at; none where the model has no network to look into."""
+    try:
+        return choose_stages(classifier.network, classifier.preprocessing.size)
+    except UserError:
+        return ()
+
+
+def _neighbor(neighbor: Neighbor) -> dict[str, Any]:
+    return neighbor.to_dict() | {"picture": data_uri(neighbor.picture, "JPEG", THUMB)}
+
+
+def data_uri(pixels: np.ndarray, kind: str, most: int | None = None) -> str:
+    """(H, W) or (H, W, C) uint8 -> a data: address of it as PNG or JPEG, at most `most` pixels a side."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    if most is not None and max(image.size) > most:
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
