@@ -120,7 +120,7 @@ def gather(
     logits: Callable[[Batch], np.ndarray],
     collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
 ) -> Outputs:
-    """What `logits` gives for `batches`, as `answers` does it. Every sample is counted once, or it is an AssertionError."""
+    """What `logits` gives for `batches`; as `answers`, every sample is counted once."""
     own: Answered = []
     for batch in batches.epoch():
         if len(batch) > batch.lead:  # else it is there in place of nothing

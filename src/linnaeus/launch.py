@@ -53,9 +53,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             said.append(output)
             env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "linnaeus", *arguments]
-            children.append(
-                subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
-            )
+            children.append(subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True))
         failed = _wait(children)
     finally:
         _signal(children, signal.SIGKILL)

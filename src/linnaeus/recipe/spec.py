@@ -204,7 +204,8 @@ class Phase(Strict):
     """Statistics of BatchNorm where it trains: of what goes through the network at once in each process, or, `synced`,
     in all of them, or, `frozen`, those it came with.
 
-    Synced costs time, and pays where a process has only few pictures. With few pictures the old ones are the better estimate, and the network then starts the phase as it left the last.
+    Synced costs time, and pays where a process has few pictures at once.
+    With few pictures the old ones are the better estimate, and the network then starts the phase as it left the last.
     """
     decay_norms: bool = True
     """Whether weight decay also pulls on biases and BatchNorm, as torch's optimizers do by default."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -239,7 +241,10 @@ def _fabric(kind: str, precision: str, here: Processes) -> Fabric:
         raise UserError(f"{here.local_world} processes on this machine and {count} GPUs: as many processes as GPUs")
     environment = SLURMEnvironment(auto_requeue=False) if here.slurm else TorchElasticEnvironment()
     # Buffers are averaged after every step instead of being overwritten before the next.
-    strategy = DDPStrategy(timeout=TIMEOUT, broadcast_buffers=False)
+    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its new name and old
+    strategy = DDPStrategy(timeout=TIMEOUT, **{name: False})  # type: ignore[arg-type]
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # nothing a user can do about
     fabric = Fabric(
         accelerator=kind, devices=here.local_world, num_nodes=here.nodes, strategy=strategy,
         precision=precision, plugins=[environment],  # type: ignore[arg-type]

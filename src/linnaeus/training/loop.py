@@ -119,7 +119,7 @@ def fit(
                 seed_step(seed, drawn, now.step, engine.rank)
                 return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
 
-            loss, right = step_that_fits(now, statistics, batch, take, shrink, engine.world)
+            loss, right = step_that_fits(now, statistics, len(batch) - batch.lead, take, shrink, engine.world)
             if average is not None:
                 average.update(net)
             now.totals.add(loss, right, batch.total)
@@ -128,10 +128,7 @@ def fit(
             watch(Step(epoch + 1, now.step, len(train.batches), now.totals.samples, now.totals.means, now.take))
         now.totals.check(epoch, now.step - 1, schedule.lr, now=True)
         evaluated = net if average is None else average.model
-        found = answers(
-            evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast, engine.collect  # type: ignore[misc]
-        )
-        result = engine.decide(lambda f=found: figures(f))  # type: ignore[misc]
+        result = validated(evaluated, valid, engine, epoch)
         if not math.isfinite(result.loss):  # the last step went too far, which no training loss has shown yet
             raise not_finite(result.loss, f"validation after epoch {epoch + 1}", schedule.lr)
         train_loss, train_accuracy = now.totals.means()
@@ -147,6 +144,12 @@ def fit(
         now.since_best = 0 if better is None or better(result) else now.since_best + 1
         now.next_epoch()
         yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model, now.take)
+
+
+def validated(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
+    """The figures of `net` on the validation pictures, the same in all processes."""
+    found = answers(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine.autocast, engine.collect)
+    return engine.decide(lambda: figures(found))
 
 
 class Statistics:
@@ -172,7 +175,7 @@ class Statistics:
 def step_that_fits(
     now: Standing,
     statistics: Statistics,
-    batch: Batch,
+    samples: int,
     take: Callable[[int | None], Taken],
     shrink: Callable[[int], None],
     world: int = 1,
@@ -186,7 +189,7 @@ def step_that_fits(
         except torch.OutOfMemoryError as error:
             reason = str(error)
         # Only here is what the failed try had taken free again: the exception held it.
-        at_once = min(now.micro or len(batch), len(batch))
+        at_once = min(now.micro or samples, samples)
         if world > 1:  # the others are in the middle of adding up gradients, and would wait for ours
             raise JobError(
                 f"out of memory with {at_once} pictures at once ({reason.splitlines()[0]}); give another --out and "

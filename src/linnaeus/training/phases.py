@@ -15,7 +15,7 @@ from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batches
 from linnaeus.device import free_memory
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures, Outputs, answers, figures
+from linnaeus.evaluate import Figures, Outputs, figures
 from linnaeus.head import Head, fit_head
 from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
@@ -23,7 +23,7 @@ from linnaeus.report.contents import Row
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.engine import Engine
-from linnaeus.training.loop import Above, Epoch, Step, fit
+from linnaeus.training.loop import Above, Epoch, Step, fit, validated
 from linnaeus.training.memory import probe
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.rangetest import RangeTest, range_test
@@ -217,10 +217,7 @@ class Phases:
         with torch.no_grad():
             linear[0].weight.copy_(head.weight)
             linear[0].bias.copy_(head.bias)
-        found = answers(
-            net, valid.batches, lambda batch: valid.prepare(batch, 0), self.engine.autocast, self.engine.collect
-        )
-        result = self.engine.decide(lambda: figures(found))
+        result = validated(net, valid, self.engine)
         seconds = time.perf_counter() - started
         return Epoch(1, 0.0, learned.loss, learned.accuracy, result, seconds, net.model)
 

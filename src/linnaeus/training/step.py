@@ -43,8 +43,8 @@ def optimizer_step(
     mixes = phase.mixup > 0 or phase.cutmix > 0
     if mixes:  # before the batch is divided: partners and targets must not depend on what fits the memory
         mixed = mix(
-            train.prepare(batch, epoch), batch.labels, criterion.classes, batch.draws, batch.first,
-            seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
+            train.prepare(batch, epoch), batch.labels, criterion.classes, batch.draws,
+            first=batch.first, seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
         )  # fmt: skip
     synced = phase.norms == "synced"
     everybody = synced or len(own_parts(batch.total, engine.world)[-1]) > 0
@@ -133,7 +133,8 @@ class Criterion:
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        losses = F.cross_entropy(logits, targets.to(logits) if targets.is_floating_point() else targets, label_smoothing=self.smoothing, reduction="none")
+        targets = targets.to(logits) if targets.is_floating_point() else targets
+        losses = F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="none")
         if self.weights is None:
             return losses.sum()
         weights = self.weights[targets] if targets.ndim == 1 else targets @ self.weights.to(targets)

@@ -20,7 +20,7 @@ def synced_norms(model: nn.Module) -> Iterator[None]:
 
     On a GPU by torch's SyncBatchNorm, which refuses tensors on CPU; there by `SyncNorm`.
     """
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    replaced: list[tuple[nn.Module, str, nn.modules.batchnorm._BatchNorm]] = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SyncNorm):
