@@ -101,8 +101,8 @@ def test_how_much_is_mixed_does_not_depend_on_the_batch() -> None:
 
 def test_a_batch_of_one_stays_as_it_is() -> None:
     x, labels, indices = batch(1)
-    ways: dict[str, Any]
-    for ways in ({"mixup": 0.2}, {"cutmix": 1.0}):
+    each: tuple[dict[str, Any], ...] = ({"mixup": 0.2}, {"cutmix": 1.0})
+    for ways in each:
         mixed, targets = mix(x, labels, CLASSES, indices, **ways, seed=0, epoch=0)
         assert torch.equal(mixed, x)
         assert targets.tolist() == [[1, 0, 0, 0, 0]]

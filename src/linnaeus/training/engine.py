@@ -61,6 +61,10 @@ class Engine:
         return self.rank == 0
 
     @property
+    def machines(self) -> int:
+        return self.processes.nodes
+
+    @property
     def neighbors(self) -> int:
         """Processes that share this machine, this one included."""
         return self.processes.local_world
@@ -141,6 +145,14 @@ class Engine:
         found: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(found, mine, group=self._words)
         return found
+
+    def gather(self, mine: T) -> list[T]:
+        """What every process has, in their order, in the first; nothing in the others."""
+        if self.world == 1:
+            return [mine]
+        found: list[Any] | None = [None] * self.world if self.first else None
+        torch.distributed.gather_object(mine, found, 0, group=self._words)
+        return found or []
 
     def any_of(self, number: int | None) -> int | None:
         """The largest of the processes' numbers above 0; None where no process has one."""
