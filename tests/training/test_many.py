@@ -147,12 +147,14 @@ def rows(run: Path) -> list[list[float]]:
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_two_processes_leave_one_run_folder_as_one_does(idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_two_processes_leave_one_run_folder_as_one_does(
+    idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     """A range test, a solved head and stored activations on the way; only the first one says anything."""
     recipe = write_recipe(tmp_path / "r.toml", *PHASES)
     one, two = tmp_path / "one", tmp_path / "two"
     train(idx, recipe, one)
-    os.environ["LINNAEUS_CACHE"] = str(tmp_path / "cache of two")
+    monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path / "cache of two"))
 
     def work(rank: int) -> float:
         return linnaeus.train(idx, str(recipe), out=two, device="cpu").valid.accuracy

@@ -86,7 +86,7 @@ class Phases:
                 self.since = time.perf_counter()
                 try:
                     self._phase(number, phase, first_epoch, within)
-                    if self.unsaved:
+                    if self.engine.decide(lambda: self.unsaved):
                         self._stand(number + 1, None, now=True)
                 finally:
                     self._flush()
