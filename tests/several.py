@@ -16,7 +16,7 @@ LIMIT = 60.0
 """Seconds within which processes must have ended, whatever happens to one of them."""
 
 
-def several(world: int, work: Callable[[int], Any]) -> list[Any]:
+def several(world: int, work: Callable[[int], Any], limit: float = LIMIT) -> list[Any]:
     """What `work(rank)` returns, as JSON holds it, in each of `world` processes; minus a signal's number, or the exit
     status where that is not 0, for one that did not come to its end."""
     with socket.socket() as free:
@@ -30,7 +30,7 @@ def several(world: int, work: Callable[[int], Any]) -> list[Any]:
                 _work(work, rank, world, port, Path(folder) / str(rank))
             children[pid] = rank
         found: list[Any] = [None] * world
-        until = time.monotonic() + LIMIT
+        until = time.monotonic() + limit
         while children and time.monotonic() < until:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -41,7 +41,7 @@ def several(world: int, work: Callable[[int], Any]) -> list[Any]:
         for pid in children:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
-        assert not children, f"process(es) {sorted(children.values())} did not end within {LIMIT:.0f} s"
+        assert not children, f"process(es) {sorted(children.values())} did not end within {limit:.0f} s"
     return found
 
 

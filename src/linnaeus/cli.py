@@ -18,7 +18,7 @@ from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
 from linnaeus.cli_serve import serve
 from linnaeus.console import ESCAPED, Console, duration
-from linnaeus.errors import UserError
+from linnaeus.errors import LostError, UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -123,6 +123,8 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except UserError as error:
+        if error.told:
+            raise SystemExit(LostError.status) from None
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.status) from None
     except click.ClickException as error:

@@ -13,6 +13,8 @@ class UserError(Exception):
     """
 
     status = 2
+    told = False
+    """Whether the first of several processes tells the same, so that the others need not."""
 
 
 class JobError(UserError):

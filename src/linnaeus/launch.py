@@ -71,16 +71,19 @@ def threads_each(count: int) -> int:
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all; which one failed first, or None. When one has, the others are brought to an end."""
-    failed: int | None = None
+    """Wait for all; which one failed by itself, or None. When one has, the others are brought to an end."""
+    failed: list[int] = []  # in the order in which they were seen, as long as nobody was asked to end
     since, asked = 0.0, False
-    while any(child.poll() is None for child in children):
-        bad = [i for i, child in enumerate(children) if child.returncode not in (None, 0)]
-        if bad and failed is None:
-            failed, since = bad[0], time.monotonic()
-        if failed is not None:
-            if children[failed].returncode == LostError.status:  # it only noticed that another was gone
-                failed = next((i for i in bad if children[i].returncode != LostError.status), failed)
+    while True:
+        running = [child for child in children if child.poll() is None]
+        if not asked:
+            failed += [i for i, child in enumerate(children) if child.returncode and i not in failed]
+        if not running:
+            # One that only noticed that another was gone, or repeats what another said, has nothing to tell.
+            own = [i for i in failed if children[i].returncode != LostError.status]
+            return (own or failed or [None])[0]
+        if failed:
+            since = since or time.monotonic()
             waited = time.monotonic() - since
             if waited > 2 * GRACE:
                 _signal(children, signal.SIGKILL)
@@ -88,11 +91,6 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int | None:
                 asked = True
                 _signal(children, signal.SIGTERM)
         time.sleep(POLL)
-    bad = [i for i, child in enumerate(children) if child.returncode]
-    culprits = [i for i in bad if children[i].returncode != LostError.status]
-    if failed is None or (children[failed].returncode == LostError.status and culprits):
-        failed = culprits[0] if culprits else bad[0] if bad else None
-    return failed
 
 
 def _signal(children: list[subprocess.Popen[bytes]], number: int) -> None:
@@ -111,7 +109,7 @@ def _explain(rank: int, children: list[subprocess.Popen[bytes]], said: IO[bytes]
             "the last checkpoint",
             file=sys.stderr,
         )
-    if said is not None:
+    if said is not None and children[0].returncode != code:  # else the first one has said the same
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()[-SHOWN:]
         for line in lines:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from killing import QUIET, check_same, dying, story, train, undrawn
+from killing import check_same, dying, story, train, undrawn
 from several import several
-from tiny import CPU, mini, phase, samples, settings, stream, write_idx, write_recipe
+from tiny import mini, phase, samples, stream, write_idx, write_recipe
 from torch import nn
 
 import linnaeus
-from linnaeus.data.batches import Batch, Batches, part_of
+from linnaeus.data.batches import part_of
 from linnaeus.errors import UserError
 from linnaeus.evaluate import answers
+from linnaeus.launch import launch
 from linnaeus.models import Network, wrap
 from linnaeus.processes import Processes, processes
-from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.training import loop
 from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above, fit
@@ -102,7 +107,7 @@ def test_a_batch_is_divided_without_a_single_one():
     for n in range(1, 40):
         for world in (1, 2, 3, 5, 8):
             parts = [list(range(n))[part_of(n, rank, world)] for rank in range(world)]
-            assert sum(parts, []) == list(range(n))
+            assert [i for part in parts for i in part] == list(range(n))
             assert parts[0]
             assert n == 1 or 1 not in map(len, parts)
 
@@ -151,7 +156,7 @@ def test_two_processes_leave_one_run_folder_as_one_does(
     idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """A range test, a solved head and stored activations on the way; only the first one says anything."""
-    recipe = write_recipe(tmp_path / "r.toml", *PHASES)
+    recipe = write_recipe(tmp_path / "r.toml", *PHASES, precision="32")
     one, two = tmp_path / "one", tmp_path / "two"
     train(idx, recipe, one)
     monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path / "cache of two"))
@@ -187,6 +192,111 @@ def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(
 
     assert several(2, lambda rank: work(rank, "cut", True)) == [70, -signal.SIGKILL]
     assert "another process of this run has ended; --resume goes on" in capfd.readouterr().err
+    shutil.copytree(tmp_path / "cut", tmp_path / "alone")
     assert several(2, lambda rank: work(rank, "cut", False)) == [str(tmp_path / "cut")] * 2
     assert several(2, lambda rank: work(rank, "whole", False)) == [str(tmp_path / "whole")] * 2
     check_same(tmp_path / "cut", tmp_path / "whole")
+    capfd.readouterr()
+    train(idx, recipe, tmp_path / "alone", resume=True)
+    assert "resumed on another machine (processes: 2 → none): the last bits may differ" in capfd.readouterr().err
+    assert np.allclose(rows(tmp_path / "alone"), rows(tmp_path / "whole"), atol=1e-3)
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3})
+    out = tmp_path / "cut"
+
+    def work(rank: int) -> None:
+        real, calls = loop.optimizer_step, 0
+
+        def take(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if rank == 1 and calls == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args)
+
+        loop.optimizer_step = take  # type: ignore[assignment]
+        train(idx, recipe, out, every="1000steps")
+
+    assert several(2, work) == [143, 143]
+    state = json.loads((out / "checkpoint" / "checkpoint.json").read_text().partition("\n")[2])
+    assert (state["fit"]["epoch"], state["fit"]["step"]) == (1, 2)
+
+
+def test_wrong_input_is_told_once(idx: Path, tmp_path: Path):
+    """All end with the error, and only the first one's is for people. An error of another one is named."""
+    recipe = write_recipe(tmp_path / "r.toml", {"train": ["nothing"]})
+
+    def work(rank: int) -> list[Any]:
+        with pytest.raises(UserError, match="'nothing' is not a stage") as caught:
+            train(idx, recipe, tmp_path / "run")
+        engine = Engine("cpu", "32")
+
+        def part() -> None:
+            with engine.together():
+                if rank == 1:
+                    raise UserError("no room")
+
+        with pytest.raises(UserError) as other:
+            part()
+        return [caught.value.told, str(other.value), other.value.told]
+
+    assert several(2, work) == [[False, "process 1: no room", False], [True, "no room", True]]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_environment_says_who_is_who():
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert processes({}) == Processes()
+    assert processes(torchrun) == Processes(5, 8, 1, 4)
+    assert processes(torchrun).nodes == 2
+    slurm = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+    assert processes(slurm) == Processes()  # a batch job that does not start its steps by srun
+    assert processes({**slurm, "SLURM_STEP_NUM_TASKS": "4"}) == Processes(3, 4, 1, 2, slurm=True)
+    with pytest.raises(UserError, match="--ntasks-per-node"):
+        processes({"SLURM_STEP_NUM_TASKS": "4"})
+    with pytest.raises(UserError, match="as many"):
+        processes({**torchrun, "WORLD_SIZE": "7"})
+
+
+def test_devices_from_python_are_refused_with_what_to_do(idx: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="torchrun --nproc-per-node 2"):
+        linnaeus.train(idx, device="cpu", devices=2, out=tmp_path / "run")
+
+
+def test_the_launcher_gives_the_status_of_its_processes(capfd: pytest.CaptureFixture[str]):
+    assert launch(2, ["--version"]) == 0
+    assert capfd.readouterr().out.count("linnaeus, version") == 1
+    assert launch(2, ["train"]) == 2
+    assert capfd.readouterr().err.count("Missing argument 'SOURCE'") == 1
+
+
+@pytest.mark.long
+def test_a_killed_process_of_the_command_ends_it(idx: Path, tmp_path: Path):
+    """Two processes by --devices 2, the second killed while they train: over within a minute, and it can go on."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 400})
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "linnaeus", "train", str(idx), "--recipe", str(recipe), "--out", str(out),
+        "--device", "cpu", "--devices", "2", "--checkpoint-every", "2steps", "--resume",
+    ]  # fmt: skip
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not (out / "checkpoint" / "checkpoint.json").exists():
+        assert running.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    started = time.monotonic()
+    _, said = running.communicate(timeout=60)
+    assert time.monotonic() - started < 60
+    assert running.returncode == 1
+    assert "another process of this run has ended; --resume goes on" in said
+    assert "process 1 of 2 was ended by SIGKILL" in said
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while "resumed   in phase 1" not in (line := again.stdout.readline() if again.stdout else ""):
+        assert line
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert again.returncode == 143

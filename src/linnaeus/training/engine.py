@@ -135,6 +135,7 @@ class Engine:
         torch.distributed.broadcast_object_list(told, 0, group=self._words)
         found, failed = told[0]
         if failed is not None:
+            failed.told = not self.first
             raise failed
         return found  # type: ignore[return-value]
 
@@ -189,6 +190,7 @@ class Engine:
             if self.world > 1 and first:
                 failed = type(failed)(f"process {first}: {failed}")
         if failed is not None:
+            failed.told = not self.first
             raise failed
 
     def scaler_state(self) -> dict[str, Any]:
