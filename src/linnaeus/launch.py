@@ -81,7 +81,7 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int | None:
         if not running:
             # One that only noticed that another was gone, or repeats what another said, has nothing to tell.
             own = [i for i in failed if children[i].returncode != LostError.status]
-            return (own or failed or [None])[0]
+            return next(iter(own or failed), None)
         if failed:
             since = since or time.monotonic()
             waited = time.monotonic() - since

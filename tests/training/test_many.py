@@ -102,6 +102,21 @@ def test_two_processes_have_the_losses_of_one():
         assert np.allclose(theirs, curve(case), rtol=0, atol=1e-7), case
 
 
+def test_batchnorm_of_its_own_ends_with_the_same_statistics_everywhere():
+    """Each process sees its own pictures, and what is saved and evaluated is one network."""
+
+    def work(rank: int) -> list[Any]:
+        model = normed()
+        data = stream(*samples(35), shuffle=True, rank=rank, world=2)
+        for _ in fit(Above(model), phase(), data, data, Engine("cpu", "32"), classes=3):
+            pass
+        return [tensor.tolist() for tensor in model.state_dict().values()]
+
+    one, other = several(2, work)
+    assert one == other
+    assert np.isfinite(np.concatenate([np.ravel(value) for value in one])).all()
+
+
 def test_a_batch_is_divided_without_a_single_one():
     """Every sample has one owner; nobody has one alone, on which BatchNorm cannot be trained, unless it is all."""
     for n in range(1, 40):
@@ -179,8 +194,9 @@ def test_two_processes_leave_one_run_folder_as_one_does(
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(
-    idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
+    world: int, idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     """kill -9 of the second; the next start resumes to the bits of the run that was not cut."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "ema": 0.8, "mixup": 0.3}, {"train": ["head"]})
@@ -190,15 +206,15 @@ def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(
             dying(loop, "optimizer_step", 7)
         return str(train(idx, recipe, tmp_path / out, resume=True).path)
 
-    assert several(2, lambda rank: work(rank, "cut", True)) == [70, -signal.SIGKILL]
+    assert several(world, lambda rank: work(rank, "cut", True)) == [70, -signal.SIGKILL, 70][:world]
     assert "another process of this run has ended; --resume goes on" in capfd.readouterr().err
     shutil.copytree(tmp_path / "cut", tmp_path / "alone")
-    assert several(2, lambda rank: work(rank, "cut", False)) == [str(tmp_path / "cut")] * 2
-    assert several(2, lambda rank: work(rank, "whole", False)) == [str(tmp_path / "whole")] * 2
+    assert several(world, lambda rank: work(rank, "cut", False)) == [str(tmp_path / "cut")] * world
+    assert several(world, lambda rank: work(rank, "whole", False)) == [str(tmp_path / "whole")] * world
     check_same(tmp_path / "cut", tmp_path / "whole")
     capfd.readouterr()
     train(idx, recipe, tmp_path / "alone", resume=True)
-    assert "resumed on another machine (processes: 2 → none): the last bits may differ" in capfd.readouterr().err
+    assert f"resumed on another machine (processes: {world} → none): the last bits may differ" in capfd.readouterr().err
     assert np.allclose(rows(tmp_path / "alone"), rows(tmp_path / "whole"), atol=1e-3)
 
 

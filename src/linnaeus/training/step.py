@@ -48,6 +48,7 @@ def optimizer_step(
         )  # fmt: skip
     synced = phase.norms == "synced"
     everybody = synced or len(own_parts(batch.total, engine.world)[-1]) > 0
+    overlaps = engine.overlaps and everybody
     parts = local_pieces(batch, engine, micro, synced)
     for i, (start, stop) in enumerate(parts):
         part = batch.part(start, stop)
@@ -57,7 +58,7 @@ def optimizer_step(
             x, targets = train.prepare(batch.part(0, 1), epoch)[:0], part.labels
         else:
             x, targets = train.prepare(part, epoch), part.labels
-        with engine.alone(wrapped, not everybody or i < len(parts) - 1):
+        with engine.alone(wrapped, not overlaps or i < len(parts) - 1):
             logits, *auxiliary = _heads(wrapped(x))
             loss = criterion(logits, targets)
             total = loss
@@ -68,7 +69,7 @@ def optimizer_step(
         sums[0] += loss.detach()
         if not mixes:
             sums[1] += (logits.argmax(1) == part.labels).sum()
-    if not everybody:
+    if not overlaps and engine.world > 1:
         engine.average_gradients(wrapped)
     engine.sum(sums)
     if phase.clip:
