@@ -42,6 +42,10 @@ class Files:
 
     paths: tuple[str, ...]
     images: np.ndarray | None = None
+    members: None = None
+
+    def picture(self, i: int) -> str:
+        return self.paths[i]
 
 
 class Plain(Dataset):

@@ -14,7 +14,11 @@ from PIL import Image
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-NOT_RUN = ("make ",)  # they make an environment; the set-up itself is tried on a clean checkout
+NOT_RUN = (
+    "make ",  # they make an environment; the set-up itself is tried on a clean checkout
+    "linnaeus serve ",  # waits for clients; tests/serve starts it
+    "curl ",
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -39,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             top, left = generator.integers(20, 80, 2)
             picture[top : top + 60, left : left + 60] = np.array(color) + generator.integers(-20, 20, (60, 60, 3))
             Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / "photos" / name / f"{i}.jpg")
+    (folder / "space.toml").write_text('"phase.1.lr" = { low = 1e-4, high = 1e-2, log = true }\n')
     return folder
 
 

@@ -44,10 +44,10 @@ LAYERS = (
     ),
     ("check", "compare", "report"),
     ("training",),
-    ("export", "sweep"),
+    ("export", "sweeps"),
     ("serve",),
     ("cli_common",),
-    ("cli_data", "cli_evaluate", "cli_explain", "cli_export", "cli_predict", "cli_serve"),
+    ("cli_data", "cli_evaluate", "cli_explain", "cli_export", "cli_predict", "cli_serve", "cli_sweep"),
     ("cli", "sklearn", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

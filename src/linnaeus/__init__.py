@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from linnaeus.preprocess import denormalise as denormalise
     from linnaeus.recipe import Recipe as Recipe
     from linnaeus.recipe import load_recipe as load_recipe
+    from linnaeus.sweeps.run import Sweep as Sweep
+    from linnaeus.sweeps.run import sweep as sweep
     from linnaeus.training.run import Run as Run
     from linnaeus.training.run import train as train
 
@@ -31,11 +33,13 @@ _HOMES = {
     "Preprocessing": "linnaeus.preprocess",
     "Recipe": "linnaeus.recipe",
     "Run": "linnaeus.training.run",
+    "Sweep": "linnaeus.sweeps.run",
     "UserError": "linnaeus.errors",
     "create": "linnaeus.models",
     "denormalise": "linnaeus.preprocess",
     "load": "linnaeus.predict",
     "load_recipe": "linnaeus.recipe",
+    "sweep": "linnaeus.sweeps.run",
     "train": "linnaeus.training.run",
 }
 

@@ -17,6 +17,7 @@ from linnaeus.cli_explain import explain
 from linnaeus.cli_export import export
 from linnaeus.cli_predict import predict
 from linnaeus.cli_serve import serve
+from linnaeus.cli_sweep import sweep
 from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import LostError, UserError
 
@@ -41,7 +42,11 @@ def cli() -> None:
 @click.option("--devices", type=click.IntRange(1), metavar="N", help="Train in N processes: on N GPUs, or on CPU.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
 @click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was cut: the one in --out, or the recipe's last.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a run that was cut: in --out, or the last of SOURCE and recipe.",
+)
 @click.option(
     "--checkpoint-every", default="auto", show_default=True, metavar="auto|TIME|STEPS",
     help="How often to write what --resume needs: 5min, 90s, 100steps; auto takes 2 % of the time.",
@@ -54,7 +59,7 @@ def train(
     """Train a classifier on SOURCE.
 
     SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
-    files, or a name that `linnaeus data list` shows; with --resume, a run folder too.
+    files, a folder or an address of shards, or a name that `linnaeus data list` shows; with --resume, a run folder too.
 
     Exit status 0 if the run came to its end, 1 if it failed or Ctrl-C stopped it, 2 if the input was wrong, 143 if
     SIGTERM stopped it. After any of them --resume goes on.
@@ -109,7 +114,7 @@ def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, export, serve, models, recipes, weights, data):
+for command in (evaluate, compare, explain, report, predict, export, serve, models, recipes, weights, data, sweep):
     cli.add_command(command)
 
 

@@ -101,7 +101,7 @@ def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
 
 @click.group()
 def data() -> None:
-    """Known data sets, and the cache of decoded pictures."""
+    """Known data sets, shards, and the cache of decoded pictures."""
 
 
 @data.command("list")
@@ -126,6 +126,33 @@ def data_pull(name: str, quiet: bool, verbose: bool) -> None:
     with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, progress=advance)
     click.echo(path)
+
+
+@data.command("shard")
+@click.argument("source")
+@click.option("--out", metavar="DIR", required=True, help="A new folder for the shards and their index.")
+@click.option("--size", default=256, show_default=True, type=click.IntRange(1), metavar="MB", help="Of a shard, about.")
+@click.option(
+    "--resize", type=click.IntRange(1), metavar="PIXELS", help="Bring larger pictures' short side down to it."
+)
+@verbosity
+def data_shard(source: str, out: str, size: int, resize: int | None, quiet: bool, verbose: bool) -> None:
+    """Write SOURCE as tar shards, as WebDataset has them, with an index.
+
+    `linnaeus train DIR`, or the address of DIR on a web server, reads them picture by picture, however large they are
+    together: nothing is unpacked, and no store of pixels is kept.
+    """
+    from linnaeus.data.shardwriter import write_shards
+    from linnaeus.data.sources import open_source
+
+    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
+    table = open_source(source)
+    with console.progress("writing") as advance:
+        done = write_shards(table, out, size=size, resize=resize, progress=advance)
+    if done.left_out:
+        first = ": ".join(done.left_out[0])
+        console.warn(f"{len(done.left_out)} picture(s) could not be read and are left out, such as {first}")
+    click.echo(f"{done.pictures} pictures in {done.shards} shards, {done.bytes / 1e6:,.1f} MB, in {out}")
 
 
 @data.command("cache")

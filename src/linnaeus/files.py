@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from linnaeus.errors import JobError, UserError
 
@@ -98,3 +101,31 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+if sys.platform == "win32":  # pragma: no cover
+    import msvcrt
+
+    def acquire(file: BinaryIO, *, wait: bool) -> bool:
+        while True:
+            try:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError:
+                if not wait:
+                    return False
+                time.sleep(0.2)
+else:
+    import fcntl
+
+    def acquire(file: BinaryIO, *, wait: bool) -> bool:
+        """Lock a file until it is closed. Some network file systems know no locks; then rely on the rename alone."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+        return True

@@ -144,3 +144,13 @@ def test_an_error_while_fetching_is_raised_where_the_batch_is_asked_for():
     with pytest.raises(OSError, match="the disk is gone"):
         got.extend(Batches(Failing.from_arrays(pictures), labels, batch=5, device=CPU).epoch())
     assert not threads()
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_an_epoch_goes_on_where_it_was_left(start: int):
+    """After the last batch there is none left, which is where a run that was cut before validation goes on."""
+    pictures = np.arange(70, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    batches = Batches(PixelStore.from_arrays(pictures), np.arange(70), batch=16, device=CPU, shuffle=True, seed=3)
+    whole = [batch.draws.tolist() for batch in batches.epoch(2)]
+    assert len(whole) == 5
+    assert [batch.draws.tolist() for batch in batches.epoch(2, start)] == whole[start:]

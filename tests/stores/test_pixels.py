@@ -35,6 +35,13 @@ class Pictures:
 
     paths: tuple[str, ...] | None = None
     images: np.ndarray | None = None
+    members: None = None
+
+    def picture(self, i: int) -> str | np.ndarray:
+        if self.paths is not None:
+            return self.paths[i]
+        assert self.images is not None
+        return self.images[i]
 
     def __len__(self) -> int:
         return len(self.paths or ())
@@ -276,7 +283,8 @@ def slowly(source, spec):
 
 decoding.load_row = slowly
 class table:
-    images = None
+    images = members = None
+    picture = paths.__getitem__
 table.paths = paths
 try:
     build_pixels(table, np.arange(len(paths)), RowSpec(16), cache=Cache(Path(root), 1 << 30), threads=1)

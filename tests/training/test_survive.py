@@ -137,6 +137,9 @@ def test_resume_begins_where_there_is_nothing_and_finds_the_last_run(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mine-1", "mine-2"]
     assert train(idx, recipe, None, resume=True).path == Path("runs/mine-2")
     check_same(Path("runs/mine-2"), Path("runs/mine-1"))
+    other = write_idx(tmp_path / "other", train=70, test=12)
+    assert train(other, recipe, None, resume=True).path == Path("runs/mine-3")  # what others have finished is not ours
+    assert train(idx, recipe, None, resume=True).path == Path("runs/mine-2")
     (tmp_path / "runs").rename(tmp_path / "old")
     assert train(idx, recipe, None, resume=True).path == Path("runs/mine-1")
 

@@ -117,7 +117,8 @@ class _Gallery:
         if self.drawn >= ALL_PICTURES:
             return Picture(caption, f"{name}: not shown", instead="not shown")
         try:
-            pixels = decode(table.paths[i], at_least=SIDE) if table.paths is not None else table.images[i]  # type: ignore[index]
+            given = table.picture(i)
+            pixels = given if isinstance(given, np.ndarray) else decode(given, at_least=SIDE)
         except UnreadableError:
             return Picture(caption, f"{name}: cannot be read", instead="cannot be read")
         self.drawn += 1

@@ -125,7 +125,7 @@ def _look(decoding: Decoding, signatures: np.ndarray, known: Looks | None) -> Lo
     return Looks(rows, failed)
 
 
-def look_at(path: str) -> np.ndarray:
+def look_at(path: str | bytes) -> np.ndarray:
     """A row of LOOK from a file. Raises UnreadableError.
 
     A large JPEG is decoded at a fraction at which its short side has 512 pixels or more; for the digest that makes no

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from linnaeus.data.names import printable
 from linnaeus.errors import UserError
 
 
@@ -49,4 +48,4 @@ def members(path: Path, wanted: Callable[[str], bool], limit: int) -> Iterator[t
                         yield name, file.read()  # raises where the archive ends early
                     archive.members = []  # it would keep a record of every member that has passed
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: not a readable tar archive ({printable(str(error))}); fetch it again") from None
+        raise UserError(f"{path}: not a readable tar archive ({error}); fetch it again") from None

@@ -16,11 +16,10 @@ from linnaeus.data.names import (
     display,
     listed,
     natural_order,
-    printable,
     spelled_apart,
 )
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, visible
 
 LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that systems leave behind
 
@@ -37,7 +36,7 @@ class Scan:
     def passed_over(self, path: str, mark: str = "") -> None:
         name = os.path.relpath(path, self.root)
         if name not in (NAMES_JSON, NAMES_TEXT):  # these two are read, if they are there
-            self.ignored.append(printable(name.replace(os.sep, "/")) + mark)
+            self.ignored.append(visible(name.replace(os.sep, "/")) + mark)
 
 
 def open_folder(source: str, path: Path) -> Table:

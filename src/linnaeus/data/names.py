@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, visible
 
 DIGITS = re.compile(r"([0-9]+)")
 TEXT_LIMIT = 256 * 1024 * 1024  # bytes; a list of ten million pictures is about this long
@@ -21,15 +21,16 @@ def class_name(text: str) -> str:
     """The identity of a class: Unicode NFC, without blanks around it.
 
     macOS hands out folder names decomposed and Linux as they were written; both must be the same class. Bytes that are
-    no UTF-8 become visible escapes, so that a name can always be printed, hashed and stored.
+    no UTF-8, and characters that a terminal would obey, become visible escapes, so that a name can always be printed,
+    hashed and stored.
     """
-    return printable(unicodedata.normalize("NFC", text).strip())
+    return visible(unicodedata.normalize("NFC", text).strip())
 
 
 def spelled_apart(written: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """(split, class as written) -> those of classes that are written in more than one way, sorted."""
     ways: dict[str, set[str]] = {}
-    written = {(split, printable(text)) for split, text in written}
+    written = {(split, visible(text)) for split, text in written}
     for _, text in written:
         ways.setdefault(class_name(text), set()).add(text)
     return tuple(sorted((split, text) for split, text in written if len(ways[class_name(text)]) > 1))
@@ -143,6 +144,8 @@ def read_names(path: Path) -> dict[str, str]:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); correct or remove the file") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply; write an object from class to name") from None
+    except ValueError:  # a number of thousands of digits
+        raise UserError(f"{path}: holds a number that is too long; write an object from class to name") from None
     if not isinstance(found, dict):
         raise UserError(f'{path}: holds no object; write {{"class": "name", ...}}')
     for key, name in found.items():

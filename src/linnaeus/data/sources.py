@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from linnaeus.data import builtin, cifar, csvfile, folder, idx, listing
+from linnaeus.data import builtin, cifar, csvfile, folder, idx, listing, shards
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.names import listed
+from linnaeus.data.remote import is_address
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
 
@@ -49,6 +50,10 @@ def _open(
     text = str(source)
     given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
     path = Path(text).expanduser()
+    if (is_address(text) or shards.BRACES.search(text)) and not path.exists():
+        if given:
+            raise UserError(f"{text}: shards; {listed([*given])} name list files inside a folder")
+        return _with_groups(shards.open_shards(text, text), group)
     try:
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
@@ -79,7 +84,9 @@ def _with_groups(table: Table, group: str | None) -> Table:
 
 def _not_found(text: str) -> str:
     if "://" in text:
-        return f"{text}: addresses are not read; fetch it, and give the folder or file"
+        return (
+            f"{text}: of addresses only http:// and https:// are read, and only shards; fetch it, and give the folder"
+        )
     near = difflib.get_close_matches(text.lower(), builtin.KNOWN, 1, 0.7)
     hint = f"did you mean {near[0]}?" if near else f"check the path (known names: {', '.join(builtin.KNOWN)})"
     return f"{text}: no such file or folder; {hint}"
@@ -93,6 +100,8 @@ def _open_folder(source: str, path: Path, given: dict[str, str], group: str | No
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     if given:
         return _open_lists(source, path, given, names, group)
+    if shards.find_shards(path, names):
+        return shards.open_shards(source, path)
     binaries = cifar.find_cifar(path)
     if binaries is not None:
         return cifar.open_cifar(source, binaries)
@@ -124,6 +133,8 @@ def _open_file(source: str, path: Path, group: str | None) -> Table:
     name = path.name.lower()
     if name.endswith(CSVS):
         return csvfile.open_csv(source, {"": path}, group)
+    if name.endswith(".tar") and shards.is_shard(path):
+        return shards.open_shards(source, path)
     if name.endswith(ARCHIVES):
         return cifar.open_cifar(source, path)
     if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -8,11 +8,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from linnaeus.data.names import listed, printable
-from linnaeus.errors import UserError
+from linnaeus.data.names import listed
+from linnaeus.errors import UserError, visible
 from linnaeus.files import atomic
 
 SPLITS = ("train", "valid", "test")
@@ -28,21 +29,46 @@ SPLIT_NAMES = {  # what the parts are called in the wild
 }
 
 
+class Members(Protocol):
+    """Pictures that lie inside larger files, and are read one by one."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What picture i is called, of all in the source alone."""
+        ...
+
+    def size(self, i: int) -> int:
+        """Its bytes, known without reading it."""
+        ...
+
+    def key(self, i: int) -> bytes:
+        """What it is known again by: changes when the picture may have."""
+        ...
+
+    def read(self, i: int) -> bytes:
+        """Its file. Raises JobError where the source is gone, and UnreadableError where this one is damaged."""
+        ...
+
+    def take(self, indices: np.ndarray) -> Members: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """The samples of a source: n pictures, their labels and splits, and the class names.
 
-    Exactly one of `paths` and `images` is given. A sample keeps its id through `select` and `split_table`.
+    Exactly one of `paths`, `images` and `members` is given. A sample keeps its id through `select` and `split_table`.
     """
 
     source: str  # what the user pointed at
-    kind: str  # "folder" | "list" | "csv" | "cifar" | "idx" | "digits"
+    kind: str  # "folder" | "list" | "csv" | "cifar" | "idx" | "digits" | "shards"
     classes: tuple[str, ...]  # class names in index order: the identity used for matching (NFC)
     names: tuple[str, ...]  # display names, same order
     labels: np.ndarray  # (n,) int64, an index into classes
     split: np.ndarray  # (n,) "<U5": "train" | "valid" | "test" | "" (not yet split)
     paths: tuple[str, ...] | None = None  # absolute paths, where pictures are files
     images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
+    members: Members | None = None  # where they lie inside larger files, which no store copies
     groups: tuple[str, ...] | None = None  # samples of one group stay on one side of a split; "" is no group
     ignored: tuple[str, ...] = ()  # hidden files and non-pictures that were passed over
     spellings: tuple[tuple[str, str], ...] = ()  # (split, name as written) of classes written in more than one way
@@ -51,8 +77,9 @@ class Table:
     number: np.ndarray | None = None  # (n,) int64: its position in that part; where images
 
     def __post_init__(self) -> None:
-        assert (self.paths is None) != (self.images is None), "a table holds either paths or images"
-        n = len(self.paths) if self.paths is not None else len(self.images)  # type: ignore[arg-type]
+        given = [pictures for pictures in (self.paths, self.images, self.members) if pictures is not None]
+        assert len(given) == 1, "a table holds paths, or images, or members"
+        n = len(given[0])
         assert len(self.labels) == len(self.split) == n
         assert len(self.classes) == len(self.names)
         assert self.groups is None or len(self.groups) == n
@@ -96,6 +123,7 @@ class Table:
             split=self.split[indices],
             paths=pick(self.paths),
             images=take(self.images),
+            members=None if self.members is None else self.members.take(indices),
             groups=pick(self.groups),
             origin=take(self.origin),
             number=take(self.number),
@@ -109,8 +137,19 @@ class Table:
             if (self.split == split).any()
         }
 
+    def picture(self, i: int) -> str | bytes | np.ndarray:
+        """Sample i as the decoder takes it: a path, the bytes of a file, or an array."""
+        if self.paths is not None:
+            return self.paths[i]
+        if self.members is not None:
+            return self.members.read(i)
+        assert self.images is not None
+        return self.images[i]
+
     def sample_id(self, i: int) -> str:
         """A stable name of sample i: its path relative to the source where it lies inside, or "train[17]"."""
+        if self.members is not None:
+            return visible(self.members.name(i))
         if self.paths is None:
             assert self.origin is not None
             assert self.number is not None
@@ -118,7 +157,7 @@ class Table:
         path, inside = self.paths[i], self.root + os.sep
         if self.root and path.startswith(inside):
             path = path[len(inside) :]
-        return printable(path.replace(os.sep, "/"))
+        return visible(path.replace(os.sep, "/"))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over classes, sample ids, labels, splits, and file sizes or the pixels.
@@ -129,7 +168,8 @@ class Table:
         for name in self.classes:
             digest.update(name.encode() + b"\0")
         for i, (label, split) in enumerate(zip(self.labels.tolist(), self.split.tolist(), strict=True)):
-            size = -1 if self.paths is None else file_size(self.paths[i])
+            size = file_size(self.paths[i]) if self.paths is not None else -1
+            size = size if self.members is None else self.members.size(i)
             digest.update(f"{self.sample_id(i)}\0{label}\0{split}\0{size}\n".encode())
         if self.images is not None:
             digest.update(f"{self.images.shape}".encode())
@@ -261,7 +301,7 @@ def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[s
 
     def unit(i: int) -> str:
         group = table.groups[i] if table.groups is not None else ""
-        return f"group {printable(group)}" if group else table.sample_id(i)
+        return f"group {visible(group)}" if group else table.sample_id(i)
 
     units: dict[str, list[int]] = {}
     for index in pool.tolist():

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, visible
 from linnaeus.recipe.spec import (
     Augment,
     Constant,
@@ -25,6 +25,8 @@ from linnaeus.recipe.spec import (
 )
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+LONGEST = 256 * 1024  # characters; ours have two thousand
+MOST_PARTS = 1000
 
 
 def recipe_names() -> list[str]:
@@ -42,6 +44,8 @@ def recipe_text(name: str) -> tuple[str, str]:
         if (path / "recipe.toml").is_file():
             path = path / "recipe.toml"
         if path.is_file():
+            if path.stat().st_size > 4 * LONGEST:
+                raise UserError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe; is it one?")
             return str(path), path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); is it a recipe?") from None
@@ -51,17 +55,28 @@ def recipe_text(name: str) -> tuple[str, str]:
     raise UserError(f"recipe {name!r} is neither a file nor one of the recipes{near}: `linnaeus recipes` lists them")
 
 
+def parse_toml(origin: str, text: str) -> dict[str, Any]:
+    """What a TOML text holds. Raises UserError naming its origin."""
+    # Python's reader takes the square of a key's parts: a file of 40 kB would take seconds, one of a megabyte an hour.
+    parts = max((piece.count(".") for line in text.split("\n") for piece in line.split("=")), default=0)
+    if len(text) > LONGEST or parts > MOST_PARTS:
+        what = f"{len(text):,} characters" if len(text) > LONGEST else f"a key of {parts:,} parts"
+        raise UserError(f"{origin}: not a recipe, nor a part of one: {what}")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{origin}: not TOML: {reason}") from None
+
+
 def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list[int] | None = None) -> Recipe:
     """Read a recipe by name or file, with dotted overrides (`phase.1.lr`) and a number of epochs for each phase.
 
     Raises UserError naming the origin, the key and the value.
     """
     origin, text = recipe_text(name)
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{origin}: not TOML: {error}") from None
-    raw.setdefault("name", Path(name).stem)
+    raw = parse_toml(origin, text)
+    raw.setdefault("name", visible(Path(name).stem).replace("\\", "_").replace(":", "_") or "recipe")
     return override(raw, origin, overrides or {}, epochs)
 
 
@@ -96,8 +111,8 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"--set {setting!r}: expected KEY=VALUE, as in data.size=288 or phase.1.lr=1e-3")
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return key, parse_toml("--set", f"value = {value}")["value"]
+    except UserError:
         return key, value.strip()
 
 

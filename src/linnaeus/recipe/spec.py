@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from linnaeus.errors import visible
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -259,7 +261,8 @@ class Phase(Strict):
 class Recipe(Strict):
     """What is trained, on what, how. `Recipe.model_validate` of a dict, or `load_recipe` of a name or file."""
 
-    name: str = "recipe"
+    name: Annotated[str, Field(min_length=1, max_length=200)] = "recipe"
+    """What run folders are called by."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     best: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
@@ -268,6 +271,14 @@ class Recipe(Strict):
     model: Model
     data: Data
     phase: Annotated[list[Phase], Field(min_length=1)]
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        # It becomes part of a path: a recipe from elsewhere must not choose where that leads.
+        if value in (".", "..") or set(value) & set("/\\:") or visible(value) != value:
+            raise ValueError("a name for folders, without separators and control characters")
+        return value
 
     def to_toml(self) -> str:
         """The recipe with its defaults, as `recipe.toml` holds it: reading it gives an equal recipe."""

@@ -28,8 +28,7 @@ def heat_maps(classifier: Classifier) -> Callable[[Table], Heat]:
 
     def of(table: Table) -> Heat:
         def draw(i: int) -> np.ndarray | None:
-            given = table.paths[i] if table.paths is not None else table.images[i]  # type: ignore[index]
-            (prediction,) = classifier.predict([given])
+            (prediction,) = classifier.predict([table.picture(i)])
             if prediction.picture is None:
                 return None
             (found,) = explain(classifier, [prediction], stages=stages)

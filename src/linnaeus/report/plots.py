@@ -10,5 +10,6 @@ from linnaeus.report.curves import curves
 from linnaeus.report.fonts import advice
 from linnaeus.report.grid import Shown, picture_grid
 from linnaeus.report.ranges import ranges
+from linnaeus.report.slices import sweep_plot
 
-__all__ = ["Shown", "advice", "confusion", "curves", "picture_grid", "ranges"]
+__all__ = ["Shown", "advice", "confusion", "curves", "picture_grid", "ranges", "sweep_plot"]

@@ -7,13 +7,11 @@ own checksum, and the length, time and checksum of every file, so that a cut or 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from linnaeus.errors import UserError
-from linnaeus.files import FULL, sync
+from linnaeus.files import FULL, acquire, sync
 
 HEADER = "header.json"
 FORMAT = 1
@@ -72,7 +70,7 @@ class Cache:
     def lock(self, name: str) -> Iterator[None]:
         """Keep other threads and processes out of `name`, waiting until they are done. Released when a process dies."""
         with self._lock_file(name) as file:
-            _acquire(file, wait=True)
+            acquire(file, wait=True)
             yield
 
     @contextmanager
@@ -173,7 +171,7 @@ class Cache:
         """Remove an entry, unless somebody is building it. A process that has it open keeps its data (POSIX)."""
         try:
             with self._lock_file(entry.name) as file:
-                if not _acquire(file, wait=False):
+                if not acquire(file, wait=False):
                     return False
                 self._remove(entry.path)
                 return not entry.path.exists()
@@ -265,31 +263,3 @@ def _size(path: Path) -> int:
         for file in path.iterdir():
             total += file.stat().st_size
     return total
-
-
-if sys.platform == "win32":  # pragma: no cover
-    import msvcrt
-
-    def _acquire(file: BinaryIO, *, wait: bool) -> bool:
-        while True:
-            try:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                return True
-            except OSError:
-                if not wait:
-                    return False
-                time.sleep(0.2)
-else:
-    import fcntl
-
-    def _acquire(file: BinaryIO, *, wait: bool) -> bool:
-        """Lock a file until it is closed. Some network file systems know no locks; then rely on the rename alone."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
-                raise
-        return True

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from linnaeus.data.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
+from linnaeus.data.table import Members
 
 T = TypeVar("T")
 
@@ -25,13 +26,18 @@ Progress = Callable[[int, int], None]
 
 
 class Pictures(Protocol):
-    """What of a table is needed here: pictures as files or as an array."""
+    """What of a table is needed here: pictures as files, as an array, or inside larger files."""
 
     @property
     def paths(self) -> Sequence[str] | None: ...
 
     @property
     def images(self) -> np.ndarray | None: ...
+
+    @property
+    def members(self) -> Members | None: ...
+
+    def picture(self, i: int) -> str | bytes | np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,9 @@ class Decoding:
     threads: int
     progress: Progress | None
 
-    def source(self, k: int) -> str | np.ndarray:
-        """The file or the array of picture k."""
-        i = self.indices[k]
-        if self.table.paths is not None:
-            return self.table.paths[i]
-        assert self.table.images is not None
-        return self.table.images[i]
+    def source(self, k: int) -> str | bytes | np.ndarray:
+        """The path, the bytes or the array of picture k."""
+        return self.table.picture(int(self.indices[k]))
 
     def load(self, k: int) -> Row:
         try:
@@ -91,7 +93,11 @@ class Decoding:
     def signature(self, k: int, hash_content: bool = False) -> int:
         """As `signatures`, of picture k."""
         digest = hashlib.blake2b(digest_size=8)
+        if self.table.members is not None:  # known by what the index says, without reading it
+            digest.update(self.table.members.key(int(self.indices[k])))
+            return int.from_bytes(digest.digest(), "little") or 1
         source = self.source(k)
+        assert not isinstance(source, bytes)
         try:
             if isinstance(source, np.ndarray):
                 digest.update(source.tobytes())

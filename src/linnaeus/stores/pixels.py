@@ -38,7 +38,8 @@ def build_pixels(
 
     Pictures are known again by path, size and time, or, with `hash_content`, by their bytes. Arrays that are rows
     already are used as they are. Without a cache the rows stay in memory. Where the cache's budget is too small the
-    result streams, after one pass that finds the unreadable pictures, and its `note` says so.
+    result streams, after one pass that finds the unreadable pictures, and its `note` says so; so it does where the
+    pictures lie in shards, which may be larger than any disk.
     `progress(done, total)` is called from this thread. Raises UserError where the disk is full.
     """
     indices = np.asarray(indices, dtype=np.int64)
@@ -50,8 +51,11 @@ def build_pixels(
     signatures = rows.signatures(hash_content)
     key = hashlib.sha256(f"{DECODE_VERSION} {astuple(spec)}".encode() + signatures.tobytes()).hexdigest()[:32]
     name = f"pixels-{key}"
-    if (store := _find(cache, rows, signatures, name)) is not None:
+    if table.members is None and (store := _find(cache, rows, signatures, name)) is not None:
         return store
+    if table.members is not None:
+        note = "the pictures are read from shards: they are decoded anew in every epoch"
+        return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
     try:
         with cache.lock(name):
             store = _find(cache, rows, signatures, name)  # another process may have built it meanwhile

@@ -66,6 +66,8 @@ class Phases:
     micro: Mapping[str, int] = field(default_factory=dict)
     """Phase -> samples at once, where that is known from before the run was cut."""
     seconds: RunTimes = field(default_factory=RunTimes)
+    trial: Callable[[int, Figures], None] | None = None
+    """Told (epochs so far, figures on validation) of every epoch; what it raises ends the run."""
 
     def __post_init__(self) -> None:
         self.best = Best(self.recipe.best)
@@ -242,6 +244,8 @@ class Phases:
             f"  train loss {epoch.train_loss:.4f}{accuracy}"
             f"  valid loss {v.loss:.4f} accuracy {v.accuracy:6.2%}{' *' if best else '  '}  {duration(epoch.seconds)}"
         )
+        if self.trial is not None:
+            self.trial(len(self.rows), v)
 
     def _flush(self) -> None:
         """Write the best model, unless the file holds it already."""

@@ -23,7 +23,7 @@ from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Samples
 from linnaeus.stores.pixels import build_pixels
-from linnaeus.stores.pixelstore import readable
+from linnaeus.stores.pixelstore import StreamedRows, readable
 from linnaeus.training.choose import choose_recipe
 from linnaeus.training.inspect import group_copies
 
@@ -164,6 +164,8 @@ def load_samples(
             rows = build_pixels(
                 table, indices, training if split == "train" else evaluation, cache=default_cache(), progress=advance
             )
+        if isinstance(rows, StreamedRows):
+            console.say(f"{split:9} {rows.note}")
         bad += [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
         good = readable(rows)
         labels = table.labels[indices[good]]

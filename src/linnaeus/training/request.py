@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,24 @@ class Request:
     def finished(self) -> bool:
         """Whether what is to go on has come to its end."""
         return self.continues and self.out is not None and RunFolder(self.out).finished()
+
+
+def latest(name: str, place: str) -> Path | None:
+    """The last of runs/<name>-<n> on the source that lies at `place`, or None."""
+    numbers = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{glob.escape(name)}-*")]
+    for number in sorted((int(number) for number in numbers if number.isdigit()), reverse=True):
+        path = Path("runs") / f"{name}-{number}"
+        if _place(path) == place:
+            return path
+    return None
+
+
+def _place(run: Path) -> str | None:
+    """Where the source of a run lies; None where the folder does not tell."""
+    cut = Identity.read(run / CHECKPOINT)
+    if cut is not None:
+        return cut.place
+    try:
+        return json.loads((run / "metrics.json").read_text(encoding="utf-8"))["source"]["path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

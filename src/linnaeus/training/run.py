@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from linnaeus.console import Console
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, LostError, UserError
+from linnaeus.evaluate import Figures
 from linnaeus.processes import processes
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
@@ -35,7 +37,7 @@ from linnaeus.training.prepare import (
     preprocessing_of,
     resolve_recipe,
 )
-from linnaeus.training.request import Request
+from linnaeus.training.request import Request, latest
 from linnaeus.training.runfolder import CHECKPOINT, RunFolder
 from linnaeus.training.stop import StoppedError, Terminated
 from linnaeus.training.streams import Streams
@@ -59,6 +61,7 @@ def train(
     draw: bool = True,
     devices: int | None = None,
     console: Console | None = None,
+    trial: Callable[[int, Figures], None] | None = None,
 ) -> Run:
     """Train a classifier on `source` and leave everything about it in a run folder.
 
@@ -69,12 +72,16 @@ def train(
     the run with the best model so far.
 
     With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
-    `source` itself where that is a run folder, or else the last of runs/<recipe>-<n>. Where there is none, a new one
-    begins. `checkpoint_every` is "auto" for as often as takes 2 % of the time, or "5min", or "100steps".
+    `source` itself where that is a run folder, or else the last of runs/<recipe>-<n> on that source. Where there
+    is none, a new one begins. `checkpoint_every`: "auto", as often as takes 2 % of the time; or "5min", or "100steps".
     Without `draw` there are no curves, pictures and report, which take longer than a very small network.
 
     Several processes train one network where torchrun or srun starts this in each of them; the first one writes and
     prints. `devices` is how many there are on this machine: from Python it can only be checked.
+
+    `trial(number, figures)` is told the validation of every epoch, counted over all phases, and ends the run by an
+    exception. A run with it is one of many, of which only figures are wanted: it leaves its recipe and history, and
+    neither a model nor a checkpoint nor what is made from one, and no test picture is looked at.
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
     these is StoppedError, after SIGTERM, and another LostError, where another process is gone.
     """
@@ -84,13 +91,15 @@ def train(
             f"devices = {devices}, and this is one process of {here.local_world} on this machine; start it with "
             f"torchrun --nproc-per-node {devices}, or as linnaeus train --devices {devices}"
         )
+    if trial is not None and here.world > 1:
+        raise UserError("a sweep runs each of its trials in one process; start several sweeps on one study instead")
     job = Job((console or Console()) if here.first else Console(silent=True), draw)
     place_ = None if out is None else Path(out)
     request = Request(source, recipe, model, weights, epochs, settings, seed, device, place_, strict, resume)
     checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))
     with job.stop.listening():
         try:
-            return _train(job, request, checkpoints, tensorboard)
+            return _train(job, request, checkpoints, tensorboard, trial)
         except BaseException as error:
             if hasattr(job, "folder") and here.first:
                 job.folder.abandon()
@@ -103,7 +112,13 @@ def train(
             raise
 
 
-def _train(job: Job, request: Request, checkpoints: Checkpoints, tensorboard: bool) -> Run:
+def _train(
+    job: Job,
+    request: Request,
+    checkpoints: Checkpoints,
+    tensorboard: bool,
+    trial: Callable[[int, Figures], None] | None,
+) -> Run:
     """From the request to the finished run."""
     since = time.perf_counter()
     job.engine = Engine(request.device)  # a device that is not there is the cheapest thing to find
@@ -117,7 +132,7 @@ def _train(job: Job, request: Request, checkpoints: Checkpoints, tensorboard: bo
             )
         )  # fmt: skip
         if request.resume and request.out is None:
-            request = replace(request, out=job.engine.decide(lambda: RunFolder.latest(job.recipe.name)))
+            request = replace(request, out=job.engine.decide(lambda: latest(job.recipe.name, place(table.source))))
             finished = job.engine.decide(lambda: request.finished)
     if finished:
         job.console.say(f"run       {request.out} is finished: there is nothing to resume")
@@ -125,7 +140,7 @@ def _train(job: Job, request: Request, checkpoints: Checkpoints, tensorboard: bo
     _prepare(job, request, table)
     job.seconds.lap("prepare", since)
     _introduce(job)
-    return _run(job, checkpoints, tensorboard)
+    return _run(job, checkpoints, tensorboard, trial)
 
 
 def _completed(engine: Engine, request: Request) -> Request:
@@ -273,7 +288,7 @@ def _introduce(job: Job) -> None:
     say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
 
 
-def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
+def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[[int, Figures], None] | None) -> Run:
     """The phases, then the final figures from the saved file, on pixels."""
     checkpoints.path = job.folder.checkpoint
     first = job.engine.first
@@ -292,9 +307,10 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
     train, valid = job.samples["train"], job.samples["valid"]
     streams = Streams(frozen, train, valid, job.recipe.phase, job.recipe.seed)
     phases = Phases(
-        job.recipe, job.network, streams, len(job.table.classes), job.engine, job.console, job.save,
-        job.folder.add if first else lambda row: None, job.divided, job.tuned, checkpoints if first else None,
-        job.stop, job.folder.rows, found.micro, job.seconds,
+        job.recipe, job.network, streams, len(job.table.classes), job.engine, job.console,
+        job.save if trial is None else lambda best: None, job.folder.add if first else lambda row: None, job.divided,
+        job.tuned, checkpoints if first and trial is None else None, job.stop, job.folder.rows, found.micro,
+        job.seconds, trial,
     )  # fmt: skip
     interrupted = False
     with job.folder.tensorboard(tensorboard and first):
@@ -303,17 +319,22 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool) -> Run:
         except Terminated:
             raise
         except KeyboardInterrupt:
+            if trial is not None:
+                raise
             interrupted, best = True, phases.best
             if best.figures is None:
                 raise JobError(f"stopped before the first epoch was over; {job.to_go_on()}") from None
             job.console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
         except JobError as error:
-            if phases.best.figures is None:
+            if phases.best.figures is None or trial is not None:
                 raise
             where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
             raise JobError(f"{error}; the best model so far ({where}) is in {job.folder.model}") from None
         except UnreadableError as error:  # where pictures are decoded anew in every epoch
             raise JobError(f"{error}; it could be read when the run began. {job.to_go_on()}") from None
+    if trial is not None:
+        assert best.figures is not None
+        return Run(job.folder.path, best, {"valid": best.figures}, dict(job.seconds))
     job.console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
     run = finish(job, best, interrupted)
     if not interrupted and first:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,13 +62,6 @@ class RunFolder:
                 return cls(path)
             except FileExistsError:  # mkdir decides, so that two runs started at once get two folders
                 n += 1
-
-    @classmethod
-    def latest(cls, name: str) -> Path | None:
-        """The last of runs/<name>-<n>, or None."""
-        numbers = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{glob.escape(name)}-*")]
-        found = [int(number) for number in numbers if number.isdigit() and (Path("runs") / f"{name}-{number}").is_dir()]
-        return Path("runs") / f"{name}-{max(found)}" if found else None
 
     @classmethod
     def resume(cls, path: Path) -> RunFolder:

@@ -1,0 +1,170 @@
+"""Writing shards: tar files that WebDataset reads, and the index by which we do."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from linnaeus.data.decode import IMAGE_SUFFIXES, MAX_BYTES, RowSpec, UnreadableError, header_size, load_row
+from linnaeus.data.shards import FORMAT, INDEX
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.errors import UserError
+from linnaeus.files import disk_errors, write_text
+
+JPEG_QUALITY = 95
+SEED = 0
+
+
+@dataclass
+class Written:
+    """What was written: shards, pictures, bytes; and (name, reason) of pictures that could not be."""
+
+    shards: int = 0
+    pictures: int = 0
+    bytes: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_shards(
+    table: Table,
+    out: str | Path,
+    *,
+    size: int = 256,
+    resize: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Write the pictures of `table` as shards of about `size` megabytes in the new folder `out`, with their index.
+
+    The bytes of files stay as they are, unless `resize` brings the short side of larger pictures down to so many pixels
+    (JPEG, quality 95); arrays become PNG. Each split has shards of its own, in a random order that depends on the table
+    alone, so that others may read them from front to back. The folder appears whole or not at all.
+    Raises UserError where `out` is there already.
+    """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: already exists; choose another --out, or remove it")
+    with disk_errors(out):
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+        try:
+            written = _Writer(table, temporary, size * 1_000_000, resize).write(progress)
+            temporary.chmod(0o755)
+            if out.exists():
+                out.rmdir()
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+class _Writer:
+    def __init__(self, table: Table, folder: Path, limit: int, resize: int | None):
+        self.table, self.folder, self.limit, self.resize = table, folder, limit, resize
+        self.shards: list[dict[str, Any]] = []
+        self.lines: list[str] = []
+        self.done = Written()
+
+    def write(self, progress: Callable[[int, int], None] | None) -> Written:
+        for split in (*SPLITS, ""):
+            indices = self.table.where(split)
+            if len(indices):
+                self._split(split, np.random.default_rng(SEED).permutation(indices), progress)
+        head = {"format": FORMAT, "classes": self.table.classes, "names": self.table.names, "shards": self.shards}
+        texts = [json.dumps(head, ensure_ascii=False), *self.lines]
+        write_text(self.folder / INDEX, "\n".join(texts) + "\n")
+        self.done.shards = len(self.shards)
+        return self.done
+
+    def _split(self, split: str, indices: np.ndarray, progress: Callable[[int, int], None] | None) -> None:
+        number = 0
+        pending: Iterator[tuple[int, str, bytes]] = self._pictures(indices, progress)
+        following = next(pending, None)
+        while following is not None:
+            path = self.folder / f"{split or 'all'}-{number:05d}.tar"
+            with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                while following is not None:
+                    self._add(tar, file, split, *following)
+                    following = next(pending, None)
+                    if file.tell() >= self.limit:
+                        break
+            self.shards.append({"file": path.name, "bytes": path.stat().st_size})
+            self.done.bytes += path.stat().st_size
+            number += 1
+
+    def _add(self, tar: tarfile.TarFile, file: Any, split: str, i: int, suffix: str, data: bytes) -> None:
+        """One sample: the picture, its class as WebDataset's examples have it, and what it was called."""
+        label = int(self.table.labels[i])
+        stem = f"{self.done.pictures:09d}"
+        about = {"label": self.table.classes[label], "name": self.table.sample_id(i), "split": split}
+        rest = ((".cls", str(label).encode()), (".json", json.dumps(about, ensure_ascii=False).encode()))
+        for end, content in ((suffix, data), *rest):
+            info = tarfile.TarInfo(stem + end)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+            if end == suffix:
+                offset = file.tell() - (-(-len(content) // 512) * 512)
+        line = {"name": about["name"], "label": label, "split": split, "shard": len(self.shards)}
+        line |= {"offset": offset, "size": len(data), "crc32": zlib.crc32(data)}
+        self.lines.append(json.dumps(line, ensure_ascii=False))
+        self.done.pictures += 1
+
+    def _pictures(
+        self, indices: np.ndarray, progress: Callable[[int, int], None] | None
+    ) -> Iterator[tuple[int, str, bytes]]:
+        """(sample, suffix, bytes of the file) of each picture that can be had."""
+        for i in indices.tolist():
+            try:
+                yield i, *self._file(i)
+            except UnreadableError as error:
+                self.done.left_out.append((self.table.sample_id(i), error.reason))
+            if progress is not None:
+                progress(self.done.pictures + len(self.done.left_out), len(self.table))
+
+    def _file(self, i: int) -> tuple[str, bytes]:
+        given = self.table.picture(i)
+        if isinstance(given, np.ndarray):
+            return ".png", _encoded(given, "PNG")
+        if isinstance(given, str):
+            suffix = os.path.splitext(given)[1].lower()  # noqa: PTH122
+            data = _read(given)
+        else:
+            suffix, data = PurePosixPath(self.table.sample_id(i)).suffix.lower(), given
+        suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"
+        if self.resize is not None:
+            found = header_size(data)
+            if found is None or min(found) > self.resize:
+                row = load_row(data, RowSpec(self.resize, "crop", "bilinear", 3))
+                return ".jpg", _encoded(row, "JPEG", quality=JPEG_QUALITY)
+        return suffix, data
+
+
+def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(
+        stream, kind, **options
+    )
+    return stream.getvalue()
+
+
+def _read(path: str) -> bytes:
+    try:
+        file = Path(path)
+        if not file.is_file():
+            raise UnreadableError(path, "not a file", passing=True)
+        if file.stat().st_size > MAX_BYTES:
+            raise UnreadableError(path, f"too large: over {MAX_BYTES:,} bytes", kind="too-large")
+        return file.read_bytes()
+    except OSError as error:
+        raise UnreadableError(path, error.strerror or str(error), passing=True) from None

@@ -1,0 +1,294 @@
+"""A sweep: drawn, pruned, resumed, shared by processes, and its best recipe repeated."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_idx, write_pictures, write_recipe
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.errors import JobError, UserError
+from linnaeus.sweeps import run as sweeps
+from linnaeus.sweeps.space import Choices, Interval, Space
+from linnaeus.sweeps.study import Study, differences
+
+QUIET = Console(quiet=True)
+LR = {"phase.1.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+HEAD: dict[str, Any] = {"train": ["head"], "epochs": 3}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_idx(tmp_path / "source", train=30, test=6)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return str(write_recipe(tmp_path / "tiny.toml", HEAD))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_end_to_end(source: Path, recipe: str, tmp_path: Path, say, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("space.toml").write_text(
+        '"phase.1.lr" = { low = 1e-5, high = 1e-1, log = true }\n"phase.1.optimizer" = { choices = ["sgd", "adam"] }\n'
+    )
+    said = say("sweep", source, "--recipe", recipe, "--space", "space.toml", "--trials", 6, "--device", "cpu")
+    assert said.status == 0, said.err
+    folder = tmp_path / "runs" / "tiny-sweep-1"
+    assert "so the figure flatters" in said.out
+    assert f"recipe    {Path('runs/tiny-sweep-1/best.toml')}" in said.out
+    table = rows(folder)
+    assert [row["trial"] for row in table] == [str(i) for i in range(6)]
+    complete = [row for row in table if row["state"] == "complete"]
+    best = max(complete, key=lambda row: (float(row["accuracy"]), -float(row["loss"])))
+    head = (folder / "best.toml").read_text(encoding="utf-8")
+    assert f"Validation accuracy {float(best['accuracy']):.2%} ({best['correct']} of {best['n']} right" in head
+    assert "selected among 6 trials" in head
+    assert Image.open(folder / "sweep.png").size[0] > 1000
+    assert not list((folder / "trials").glob(".*")), "the folders of trials are thrown away"
+
+    run = linnaeus.train(source, str(folder / "best.toml"), out="again", device="cpu", console=QUIET)
+    assert run.best.figures is not None
+    assert f"{run.best.figures.loss}" == best["loss"], "the best recipe repeats the best trial, to the bit"
+    assert run.best.epoch == int(best["epoch"])
+
+
+def test_the_second_trial_decodes_and_computes_nothing(tmp_path: Path, monkeypatch):
+    from linnaeus.stores import decoding, frozen
+
+    source = write_pictures(tmp_path / "photos", each=12)
+    counts = {"decoded": 0, "computed": 0}
+    after: list[dict[str, int]] = []
+    load_row, build = decoding.load_row, frozen.build_activations
+
+    def decoded(*given):
+        counts["decoded"] += 1
+        return load_row(*given)
+
+    def computed(*given, **more):
+        counts["computed"] += 1
+        return build(*given, **more)
+
+    monkeypatch.setattr(decoding, "load_row", decoded)
+    monkeypatch.setattr(frozen, "build_activations", computed)
+    finish = sweeps.Study.finish
+
+    def finished(*given, **more):
+        after.append(dict(counts))
+        return finish(*given, **more)
+
+    monkeypatch.setattr(sweeps.Study, "finish", finished)
+    recipe = str(write_recipe(tmp_path / "tiny.toml", HEAD))
+    sweeps.sweep(source, recipe, LR, trials=3, out=tmp_path / "out", device="cpu", console=QUIET)
+    assert after[0] == {"decoded": 36, "computed": 2}
+    assert after == [after[0]] * 3
+
+
+def test_the_same_command_goes_on(source: Path, recipe: str, tmp_path: Path):
+    whole = sweeps.sweep(source, recipe, LR, trials=4, out=tmp_path / "whole", device="cpu", console=QUIET)
+    for trials in (2, 4):
+        parts = sweeps.sweep(source, recipe, LR, trials=trials, out=tmp_path / "parts", device="cpu", console=QUIET)
+        assert len(parts.trials) == trials
+    assert [t.figures for t in parts.trials] == [t.figures for t in whole.trials]
+
+
+def run_study(folder: Path, seed: int, stops: tuple[int, ...], killed: int = -1) -> list[dict[str, Any]]:
+    """What a study draws that is opened anew after each of `stops`, and loses the trial `killed`, in order."""
+    folder.mkdir()
+    space: Space = {"phase.1.lr": Interval(1e-4, 1e-1, log=True), "phase.1.optimizer": Choices(("sgd", "adam"))}
+    for wanted in stops:
+        study = Study(folder, space, minimize=False, seed=seed, warmup=1)
+        while (drawn := study.draw(wanted)) is not None:
+            if drawn.number == killed:
+                drawn.close()
+                break
+            study.finish(drawn, "complete", -abs(drawn.drawn["phase.1.lr"] - 0.02))
+    return [t.drawn for t in study.trials()]
+
+
+def test_a_study_that_was_stopped_draws_what_an_undisturbed_one_draws(tmp_path: Path):
+    """Beyond the ten random draws, where the sampler looks at what it has seen."""
+    whole = run_study(tmp_path / "whole", 0, (12,))
+    assert len({drawn["phase.1.lr"] for drawn in whole}) == 12
+    assert run_study(tmp_path / "parts", 0, (3, 12)) == whole
+    assert run_study(tmp_path / "killed", 0, (12, 12), killed=5) == whole
+    assert run_study(tmp_path / "other", 1, (1,)) != whole[:1]
+
+
+def test_what_was_begun_with_something_else_is_refused(source: Path, recipe: str, tmp_path: Path):
+    out = tmp_path / "out"
+    sweeps.sweep(source, recipe, LR, trials=1, out=out, device="cpu", console=QUIET)
+    changed = {"phase.1.lr": {"low": 1e-4, "high": 0.5, "log": True}}
+    with pytest.raises(UserError, match=r"space\.phase\.1\.lr\.high was 0\.1, is 0\.5"):
+        sweeps.sweep(source, recipe, changed, trials=2, out=out, device="cpu", console=QUIET)
+    with pytest.raises(UserError, match=r"recipe\.phase\.1\.batch was 16, is 8"):
+        sweeps.sweep(source, recipe, LR, settings={"phase.1.batch": 8}, out=out, device="cpu", console=QUIET)
+    other = write_idx(tmp_path / "other", train=30, test=12)
+    with pytest.raises(UserError, match=r"source\.fingerprint was .*, is "):
+        sweeps.sweep(other, recipe, LR, trials=2, out=out, device="cpu", console=QUIET)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds 'notes\.txt' and no sweep"):
+        sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "full", device="cpu", console=QUIET)
+
+
+def test_a_trial_that_fails_is_put_down_and_the_sweep_goes_on(source: Path, recipe: str, tmp_path: Path):
+    space = {"phase.1.train": {"choices": [["head"], ["tail"], ["block3", "head"]]}, "seed": {"low": 0, "high": 1}}
+    done = sweeps.sweep(source, recipe, space, trials=9, out=tmp_path / "out", device="cpu", console=QUIET)
+    assert len(done.trials) == 6, "all combinations, each once"
+    assert len({tuple(t.drawn.values()) for t in done.trials}) == 6
+    failed = [t for t in done.trials if t.state == "failed"]
+    assert {t.drawn["phase.1.train"] for t in failed} == {'["tail"]'}
+    assert len(failed) == 2
+    assert "tail" in failed[0].reason
+    assert [row["reason"] for row in rows(tmp_path / "out") if row["reason"]] == [t.reason for t in failed]
+
+
+def test_a_sweep_of_failures_ends(source: Path, recipe: str, tmp_path: Path):
+    settings = {"phase.1.train": ["tail"]}
+    with pytest.raises(JobError, match=r"5 trials in a row failed, the last so: .*tail"):
+        sweeps.sweep(source, recipe, LR, settings=settings, out=tmp_path / "out", device="cpu", console=QUIET)
+
+
+def test_hopeless_trials_are_pruned(source: Path, tmp_path: Path):
+    """From the sixth on, a trial that does not learn ends before its last epoch."""
+    recipe = str(write_recipe(tmp_path / "tiny.toml", {"epochs": 3, "batch": 8}))
+    space = {"phase.1.lr": {"choices": [0.01, 0.008, 0.012, 0.009, 0.011, 1e-7, 2e-7, 3e-7]}}
+    settings = {"best": "loss"}
+    done = sweeps.sweep(
+        source, recipe, space, trials=8, settings=settings, out=tmp_path / "out", device="cpu", console=QUIET
+    )
+    assert len(done.trials) == 8
+    pruned = [t for t in done.trials if t.state == "pruned"]
+    hopeless = [t for t in done.trials if t.number >= 5 and float(t.drawn["phase.1.lr"]) < 1e-3]
+    assert hopeless
+    assert set(map(id, hopeless)) <= set(map(id, pruned))
+    assert all(t.number >= 5 and t.epochs < 3 for t in pruned)
+    assert done.best.value == min(t.value for t in done.trials if t.state == "complete" and t.value is not None)
+
+
+def test_what_was_drawn_before_is_not_run_again(source: Path, recipe: str, tmp_path: Path, monkeypatch):
+    ran = []
+    train = sweeps.train
+
+    def counted(*given, **more):
+        ran.append(1)
+        return train(*given, **more)
+
+    monkeypatch.setattr(sweeps, "train", counted)
+    monkeypatch.setattr("linnaeus.sweeps.study.combinations", lambda space: None)  # draw, as from a large space
+    space = {"phase.1.lr": {"choices": [0.01, 0.02]}}
+    monkeypatch.setattr(sweeps, "combinations", lambda space: None)
+    done = sweeps.sweep(source, recipe, space, trials=5, out=tmp_path / "out", device="cpu", console=QUIET)
+    assert len(done.trials) == 5
+    assert len(ran) == 2
+    assert [t.same_as is None for t in done.trials].count(True) == 2
+    first = {t.drawn["phase.1.lr"]: t.figures for t in reversed(done.trials)}
+    assert all(t.figures == first[t.drawn["phase.1.lr"]] for t in done.trials)
+
+
+def test_what_one_process_holds_another_leaves_alone_and_takes_over_when_it_is_gone(tmp_path: Path):
+    space: Space = {"phase.1.lr": Interval(1e-4, 1e-1, log=True)}
+    one, two = (Study(tmp_path, space, minimize=False, seed=0, warmup=1) for _ in range(2))
+    first, second = one.draw(2), two.draw(2)
+    assert first is not None
+    assert second is not None
+    assert (first.number, second.number) == (0, 1)
+    assert first.drawn != second.drawn
+    assert two.draw(2) is None, "both are being run"
+    first.close()  # as when its process is killed
+    third = two.draw(2)
+    assert third is not None
+    assert third.number == 2
+    assert third.drawn == first.drawn
+    two.finish(third, "complete", 0.5)
+    two.finish(second, "failed", reason="why")
+    assert one.draw(2) is None
+    assert [(t.number, t.state, t.reason) for t in one.trials()] == [(1, "failed", "why"), (2, "complete", "")]
+
+
+@pytest.mark.long
+def test_two_processes_share_a_study_and_one_that_is_killed_loses_nothing(tmp_path: Path):
+    """Two real processes; one is killed in the middle of a trial, which another runs again."""
+    source = write_idx(tmp_path / "source", train=200, test=12)
+    recipe = write_recipe(tmp_path / "tiny.toml", {"epochs": 8, "batch": 8})
+    space = tmp_path / "space.toml"
+    space.write_text('"phase.1.lr" = { low = 1e-4, high = 1e-1, log = true }\n')
+    command = [
+        sys.executable, "-m", "linnaeus", "sweep", str(source), "--recipe", str(recipe), "--space", str(space),
+        "--out", str(tmp_path / "out"), "--device", "cpu", "--trials",
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([*command, "4"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    second = subprocess.Popen([*command, "4"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    trials = tmp_path / "out" / "trials"
+    end = time.monotonic() + 60
+    while time.monotonic() < end and len(list(trials.glob(".*/history.csv"))) < 2:
+        time.sleep(0.05)
+    assert len(list(trials.glob(".*/history.csv"))) == 2, "two trials at once"
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, out + err
+    again = subprocess.run([*command, "4"], env=env, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    table = rows(tmp_path / "out")
+    assert len(table) == 4
+    assert len({row["trial"] for row in table}) == 4, "numbers are unique"
+    assert len({row["phase.1.lr"] for row in table}) == 4, "no two processes draw the same"
+    assert {row["state"] for row in table} <= {"complete", "pruned"}
+
+
+def test_a_study_that_is_damaged_is_one_line(source: Path, recipe: str, tmp_path: Path):
+    sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
+    (tmp_path / "out" / "study.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(JobError, match=r"study\.sqlite: cannot be used \(.*not a database"):
+        sweeps.sweep(source, recipe, LR, trials=2, out=tmp_path / "out", device="cpu", console=QUIET)
+
+
+def test_without_optuna_it_is_one_line(source: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r'pip install "linnaeus\[sweep\]"'):
+        sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
+
+
+def test_differences_are_named():
+    then = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": {"e": None, "f": 1}}
+    now = {"a": 1, "b": [{"c": 1}, {"c": 3}], "d": {"e": None, "g": "x"}}
+    assert differences(then, now) == ["b.2.c was 2, is 3", "d.f was 1, is nothing", 'd.g was nothing, is "x"']
+
+
+def test_the_plot_takes_whatever_a_sweep_gives(tmp_path: Path):
+    from linnaeus.report.plots import sweep_plot
+    from linnaeus.report.slices import Slice, SweepPicture
+
+    one = SweepPicture("one $x$", "says", "loss", [0], [0.5], [False], 0, {}, [Slice("k", [1.0], (0, 2))])
+    sweep_plot(one, tmp_path / "one.png")
+    generator = np.random.default_rng(0)
+    n = 40
+    slices = [
+        Slice("data.size", generator.integers(0, 9, n).tolist(), (0, 8), labels=[f"choice {i}" for i in range(9)]),
+        Slice("phase.1.lr", (10.0 ** generator.uniform(-5, -1, n)).tolist(), (1e-5, 1e-1), log=True),
+    ]
+    many = SweepPicture(
+        "many", "", "accuracy", list(range(n)), generator.uniform(0, 1, n).tolist(), [i % 3 == 1 for i in range(n)], 0,
+        {"phase.1.lr": 0.9, "data.size": 0.1}, slices,
+    )  # fmt: skip
+    sweep_plot(many, tmp_path / "many.png")
+    assert Image.open(tmp_path / "many.png").size == Image.open(tmp_path / "one.png").size
