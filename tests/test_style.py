@@ -18,7 +18,8 @@ MOST_LINES = 400
 # A module may import from its own row and from the rows above it, never from one below.
 LAYERS = (
     ("errors",),
-    ("files", "console", "device"),
+    ("processes",),
+    ("files", "console", "device", "launch"),
     ("recipe", "data", "models"),
     ("preprocess", "modelfile", "onnxfile", "stores"),
     (

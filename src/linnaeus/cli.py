@@ -19,7 +19,7 @@ from linnaeus.cli_predict import predict
 from linnaeus.cli_serve import serve
 from linnaeus.cli_sweep import sweep
 from linnaeus.console import ESCAPED, Console, duration
-from linnaeus.errors import UserError
+from linnaeus.errors import LostError, UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -39,6 +39,7 @@ def cli() -> None:
 @click.option("--out", metavar="DIR", help="The run folder.  [default: runs/<recipe>-<n>]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any key of the recipe: phase.1.lr=1e-3.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--devices", type=click.IntRange(1), metavar="N", help="Train in N processes: on N GPUs, or on CPU.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
 @click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
 @click.option(
@@ -52,7 +53,9 @@ def cli() -> None:
 )  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
 @verbosity
-def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+def train(
+    source: str, settings: tuple[str, ...], devices: int | None, quiet: bool, verbose: bool, **options: Any
+) -> None:
     """Train a classifier on SOURCE.
 
     SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
@@ -60,12 +63,21 @@ def train(source: str, settings: tuple[str, ...], quiet: bool, verbose: bool, **
 
     Exit status 0 if the run came to its end, 1 if it failed or Ctrl-C stopped it, 2 if the input was wrong, 143 if
     SIGTERM stopped it. After any of them --resume goes on.
+
+    Several machines: torchrun --nproc-per-node N -m linnaeus train ..., or srun linnaeus train ...
     """
+    from linnaeus.launch import launch
+    from linnaeus.processes import end_with_parent, processes
+
+    here = processes()
+    if devices is not None and devices > 1 and here.world == 1:
+        raise SystemExit(launch(devices, sys.argv[1:]))
+    end_with_parent()
     from linnaeus.recipe import parse_setting
     from linnaeus.training.run import train as run_training
 
-    console = Console(quiet=quiet, verbose=verbose)
-    run = run_training(source, settings=dict(map(parse_setting, settings)), console=console, **options)
+    console = Console(quiet=quiet, verbose=verbose, silent=not here.first)
+    run = run_training(source, settings=dict(map(parse_setting, settings)), console=console, devices=devices, **options)
     best = f"phase {run.best.phase}, epoch {run.best.epoch}"
     console.say()
     for split, found in run.figures.items():
@@ -116,6 +128,8 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except UserError as error:
+        if error.told:
+            raise SystemExit(LostError.status) from None
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.status) from None
     except click.ClickException as error:

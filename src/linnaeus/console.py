@@ -21,17 +21,20 @@ Advance = Callable[..., None]
 class Console:
     """Lines on `stream` for whoever started the command. Results go to stdout by the command itself, not through here.
 
-    quiet: warnings only. verbose: details too. A library call that wants silence passes quiet=True.
+    quiet: warnings only. verbose: details too. A library call that wants silence passes quiet=True. silent: not even
+    warnings, as of all processes but the first where several do one job.
     """
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False, stream: TextIO | None = None):
-        self.quiet, self.verbose = quiet, verbose
+    def __init__(
+        self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: TextIO | None = None
+    ):
+        self.quiet, self.verbose, self.silent = quiet or silent, verbose, silent
         self.stream = stream if stream is not None else sys.stdout
         self._bar: Progress | None = None
 
     @property
     def terminal(self) -> bool:
-        return self.stream.isatty()
+        return not self.silent and self.stream.isatty()
 
     def say(self, line: str = "") -> None:
         """A line of the story."""
@@ -45,7 +48,8 @@ class Console:
 
     def warn(self, line: str) -> None:
         """A line that matters even to those who asked for quiet."""
-        self._print(f"warning: {line}", sys.stderr)
+        if not self.silent:
+            self._print(f"warning: {line}", sys.stderr)
 
     def _print(self, line: str, stream: TextIO) -> None:
         if self._bar is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import readable
 
+T = TypeVar("T")
 LIKED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
 """Networks whose vectors are preferred, in this order, where several have weights at hand."""
 
@@ -54,8 +56,21 @@ class Plain:
     rank: int = 0
     world: int = 1
 
+    machines: int = 1
+
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()
+
+    def decide(self, what: Callable[[], T]) -> T:
+        return what()
+
+    def gather(self, mine: T) -> list[T]:
+        return [mine]
+
+    collect = gather
+
+    def once_a_machine(self, what: Callable[[], T]) -> T:
+        return what()
 
 
 def usual_weights() -> str | None:

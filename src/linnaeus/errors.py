@@ -28,6 +28,8 @@ class UserError(Exception):
     """
 
     status = 2
+    told = False
+    """Whether the first of several processes tells the same, so that the others need not."""
 
     def __init__(self, message: str = ""):
         super().__init__(visible(message))
@@ -37,6 +39,12 @@ class JobError(UserError):
     """The input was right and the job failed all the same: a loss that is NaN, a disk that is full."""
 
     status = 1
+
+
+class LostError(JobError):
+    """Another of the processes that train together is gone; which, and why, it said itself or whoever started it."""
+
+    status = 70
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -88,14 +88,23 @@ class Figures:
         return f"{self.accuracy:.2%} ({self.correct} of {self.n}, 95 % interval {low:.1%} to {high:.1%})"
 
 
+Answered = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""For some batches: (N,) number, (N,) label and (N, classes) logits of each sample."""
+
+
 @torch.inference_mode()
 def answers(
     net: nn.Module,
     batches: Batches,
     prepare: Callable[[Batch], Tensor],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
 ) -> Outputs:
-    """Run `net`, in evaluation mode, over `batches`. Every sample is counted once, or it is an AssertionError."""
+    """Run `net`, in evaluation mode, over `batches`. Every sample is counted once, or it is an AssertionError.
+
+    Where `batches` are a process's part, `collect` gives what every process has answered to its own. `net` is not
+    wrapped: nobody waits for a process that has nothing to answer.
+    """
     net.eval()
 
     def logits(batch: Batch) -> np.ndarray:
@@ -103,16 +112,20 @@ def answers(
             out = net(prepare(batch))
         return out.float().cpu().numpy()
 
-    return gather(batches, logits)
+    return gather(batches, logits, collect)
 
 
-def gather(batches: Batches, logits: Callable[[Batch], np.ndarray]) -> Outputs:
-    """What `logits` gives for `batches`. Every sample is counted once, or it is an AssertionError."""
-    labels, found, seen = [], [], []
+def gather(
+    batches: Batches,
+    logits: Callable[[Batch], np.ndarray],
+    collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
+) -> Outputs:
+    """What `logits` gives for `batches`; as `answers`, every sample is counted once."""
+    own: Answered = []
     for batch in batches.epoch():
-        found.append(logits(batch))
-        labels.append(batch.labels.cpu().numpy())
-        seen.append(batch.indices)
+        if len(batch) > batch.lead:  # else it is there in place of nothing
+            own.append((batch.indices, batch.labels.cpu().numpy(), logits(batch)))
+    seen, labels, found = zip(*[answer for part in collect(own) for answer in part], strict=True)
     order = np.concatenate(seen)
     assert np.array_equal(np.sort(order), np.arange(batches.samples)), "every sample must be counted exactly once"
     back = np.argsort(order)
@@ -128,10 +141,16 @@ def answer_pixels(
     batch: int,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    rank: int = 0,
+    world: int = 1,
+    collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
 ) -> Outputs:
-    """What the whole network answers to decoded pictures: the preprocessing of evaluation, then `network`."""
-    batches = Batches(rows, labels, batch=batch, device=device)
-    return answers(network, batches, lambda b: preprocessing(b.pixels, b.shapes), autocast)
+    """What the whole network answers to decoded pictures: the preprocessing of evaluation, then `network`.
+
+    With `world` processes each answers its part, of which `collect` makes the whole on all of them.
+    """
+    batches = Batches(rows, labels, batch=batch * world, device=device, rank=rank, world=world)
+    return answers(network, batches, lambda b: preprocessing(b.pixels, b.shapes), autocast, collect)
 
 
 def figures(outputs: Outputs) -> Figures:

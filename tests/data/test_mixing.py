@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_cutmix_replaces_a_box_and_counts_its_area() -> None:
 
 
 @pytest.mark.parametrize("ways", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}, {}])
-def test_targets_sum_to_one_and_memory_stays_channels_last(ways: dict[str, float]) -> None:
+def test_targets_sum_to_one_and_memory_stays_channels_last(ways: dict[str, Any]) -> None:
     x, labels, indices = batch()
     before = x.clone()
     mixed, targets = mix(x, labels, CLASSES, indices, **ways, seed=0, epoch=0)
@@ -100,7 +101,8 @@ def test_how_much_is_mixed_does_not_depend_on_the_batch() -> None:
 
 def test_a_batch_of_one_stays_as_it_is() -> None:
     x, labels, indices = batch(1)
-    for ways in ({"mixup": 0.2}, {"cutmix": 1.0}):
+    each: tuple[dict[str, Any], ...] = ({"mixup": 0.2}, {"cutmix": 1.0})
+    for ways in each:
         mixed, targets = mix(x, labels, CLASSES, indices, **ways, seed=0, epoch=0)
         assert torch.equal(mixed, x)
         assert targets.tolist() == [[1, 0, 0, 0, 0]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ class Source:
         self.rows = scale * torch.randn(N, *SHAPE, generator=torch.Generator().manual_seed(0))
         self.dies_at, self.made = dies_at, 0
 
-    def __call__(self, start: int) -> Iterator[torch.Tensor]:
+    def __call__(self, start: int) -> Generator[torch.Tensor, None, None]:
         for at in range(start, N, 8):
             if self.dies_at is not None and at >= self.dies_at:
                 raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,16 @@ class Batch:
     """(N, 2) true height and width."""
     labels: Tensor
     """(N,) int64 on the device."""
+    total: int = 0
+    """Samples of the whole batch, over all processes; 0: these are all."""
+    first: int = -1
+    """Draw of the first sample of the whole batch; -1: it is the first here."""
+    lead: int = 0
+    """Samples at the beginning that are another process's: the first one's partner in mixing, or a stand-in where this
+    process has none of its own."""
+
+    def __post_init__(self) -> None:
+        self.total = self.total or len(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -92,6 +102,15 @@ def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
     return pieces
 
 
+def part_of(n: int, rank: int, world: int) -> slice:
+    """Which of n samples in a row are process `rank`'s of `world`: as many for each as can be.
+
+    Nobody gets a single one, on which BatchNorm cannot be trained; rather, some get none.
+    """
+    busy = max(1, min(world, n // 2))
+    return slice(n * rank // busy, n * (rank + 1) // busy) if rank < busy else slice(n, n)
+
+
 def repeats(indices: np.ndarray) -> np.ndarray:
     """(n,) how often each number has come before in `indices`: 0 for the first time."""
     ascending = np.argsort(indices, kind="stable")
@@ -103,11 +122,20 @@ def repeats(indices: np.ndarray) -> np.ndarray:
     return found
 
 
+class Part(NamedTuple):
+    """A process's part of a batch, before it is fetched; the rest as in Batch."""
+
+    draws: np.ndarray
+    total: int
+    first: int
+    lead: int
+
+
 class Batches:
     """Batches of uint8 rows with their labels, on `device`.
 
-    Every process builds the same order and takes every `world`-th sample of each batch, so that `batch` is the
-    effective batch size whatever the number of processes.
+    Every process builds the same order and takes its part of each batch, so that `batch` is the effective batch size
+    whatever the number of processes. Of a batch that is too short for all, some have a stand-in (`Batch.lead`).
     """
 
     def __init__(
@@ -123,13 +151,17 @@ class Batches:
         views: int = 1,
         rank: int = 0,
         world: int = 1,
+        partners: bool = False,
     ):
-        """`views`: the rows hold this many versions of each sample, one after the other; an epoch takes one of them."""
+        """`views`: the rows hold this many versions of each sample, one after the other; an epoch takes one of them.
+
+        `partners`: with several processes, each part begins with the sample that stands before it in the whole batch.
+        """
         assert len(rows) == len(labels) * views, f"{len(rows)} rows for {len(labels)} samples"
         self.views = views
         self.rows, self.labels, self.batch, self.device = rows, labels, batch, device
         self.shuffle, self.seed, self.weights = shuffle, seed, weights
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.partners = rank, world, partners
 
     @property
     def samples(self) -> int:
@@ -144,23 +176,33 @@ class Batches:
         """The batches of one epoch, from number `start` on. Leaving early is fine: the thread ends with it."""
         indices = order(self.samples, self.seed, epoch, self.weights) if self.shuffle else np.arange(self.samples)
         draws = indices + self.samples * repeats(indices)
-        pieces = [piece[self.rank :: self.world] for piece in chunks(draws, self.batch)[start:]]
+        parts = [self._part(piece) for piece in chunks(draws, self.batch)[start:]]
         if isinstance(self.rows, Resident):
-            return (self._look_up(piece, epoch) for piece in pieces)
-        return self._ahead(pieces, epoch)
+            return (self._look_up(part, epoch) for part in parts)
+        return self._ahead(parts, epoch)
+
+    def _part(self, piece: np.ndarray) -> Part:
+        """What this process has to do with a batch."""
+        own = part_of(len(piece), self.rank, self.world)
+        empty = own.start == own.stop
+        lead = int(self.world > 1 and (self.partners or empty))
+        before = piece[[own.start - 1]] if lead else piece[:0]  # of the first it is the last
+        return Part(np.concatenate([before, piece[own]]), len(piece), int(piece[0]), lead)
 
     def _positions(self, indices: np.ndarray, epoch: int) -> np.ndarray:
         """Rows of the samples in this epoch: another view each time, and not the same one for all."""
         return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
 
-    def _look_up(self, draws: np.ndarray, epoch: int) -> Batch:
+    def _look_up(self, part: Part, epoch: int) -> Batch:
         assert isinstance(self.rows, Resident)
+        draws, *rest = part
         indices = draws % self.samples
         positions = torch.from_numpy(self._positions(indices, epoch)).to(self.device)
         labels = torch.from_numpy(self.labels[indices]).to(self.device)
-        return Batch(indices, draws, self.rows.tensor[positions], self.rows.shapes(len(indices)), labels)
+        return Batch(indices, draws, self.rows.tensor[positions], self.rows.shapes(len(indices)), labels, *rest)
 
-    def _fetch(self, draws: np.ndarray, epoch: int) -> Batch:
+    def _fetch(self, part: Part, epoch: int) -> Batch:
+        draws, *rest = part
         indices = draws % self.samples
         # Reading a memory-mapped file is fastest, and a page is read once, when the rows are asked for in their order.
         positions = self._positions(indices, epoch)
@@ -172,11 +214,11 @@ class Batches:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         labels = torch.from_numpy(self.labels[indices]).to(self.device)
-        return Batch(indices, draws, tensor, shapes[back], labels)
+        return Batch(indices, draws, tensor, shapes[back], labels, *rest)
 
-    def _ahead(self, pieces: list[np.ndarray], epoch: int) -> Iterator[Batch]:
-        if len(pieces) < 2:
-            yield from (self._fetch(piece, epoch) for piece in pieces)
+    def _ahead(self, parts: list[Part], epoch: int) -> Iterator[Batch]:
+        if len(parts) < 2:
+            yield from (self._fetch(part, epoch) for part in parts)
             return
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=AHEAD)
         stop = threading.Event()
@@ -190,10 +232,10 @@ class Batches:
 
         def work() -> None:
             try:
-                for piece in pieces:
+                for part in parts:
                     if stop.is_set():
                         return
-                    put(self._fetch(piece, epoch))
+                    put(self._fetch(part, epoch))
                 put(None)
             except BaseException as error:
                 put(error)  # raised where the batch is asked for, not lost in a thread

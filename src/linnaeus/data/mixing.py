@@ -25,6 +25,7 @@ def mix(
     classes: int,
     indices: np.ndarray,
     *,
+    first: int = -1,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     seed: int,
@@ -32,11 +33,14 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """mixup or CutMix with the given alpha; where both are above 0, each batch takes one of them with equal chance.
 
+    That is drawn by the batch's first sample: `first`, where this is a part of one, else the first here.
+
     x (N, C, H, W) float, labels (N,) int64, indices (N,) of the samples -> x mixed, targets (N, classes) that sum to 1
     """
     if mixup and cutmix:
-        first = uniforms(seed, epoch, indices[:1], 1, CHOICE)[0, 0] < 0.5
-        mixup, cutmix = (mixup, 0.0) if first else (0.0, cutmix)
+        chooses = indices[:1] if first < 0 else np.array([first], indices.dtype)
+        heads = uniforms(seed, epoch, chooses, 1, CHOICE)[0, 0] < 0.5
+        mixup, cutmix = (mixup, 0.0) if heads else (0.0, cutmix)
     if mixup:
         return mixup_batch(x, labels, classes, indices, alpha=mixup, seed=seed, epoch=epoch)
     if cutmix:

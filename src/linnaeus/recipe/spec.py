@@ -202,9 +202,11 @@ class Phase(Strict):
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
-    norms: Literal["train", "frozen"] = "train"
-    """Statistics of BatchNorm where it trains: of each batch, or, `frozen`, those it came with.
+    norms: Literal["train", "synced", "frozen"] = "train"
+    """Statistics of BatchNorm where it trains: of what goes through the network at once in each process, or, `synced`,
+    in all of them, or, `frozen`, those it came with.
 
+    Synced costs time, and pays where a process has few pictures at once.
     With few pictures the old ones are the better estimate, and the network then starts the phase as it left the last.
     """
     decay_norms: bool = True

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,10 @@ VERSION = 2
 ROWS = "rows.bin"
 JOURNAL = "journal.jsonl"  # a line a chunk: rows so far, checksum of the chunk; a killed build goes on after the last
 CHUNK = 64 << 20  # bytes between two lines of the journal
+
+
+Chunks = Callable[[int], Generator[Tensor, None, None]]
+"""chunks(start): batches of rows, in order, from row `start` on."""
 
 
 class ActivationStore:
@@ -62,7 +67,7 @@ def find_activations(n: int, key: str, cache: Cache) -> ActivationStore | None:
 
 
 def build_activations(
-    chunks: Callable[[int], Iterator[Tensor]],
+    chunks: Chunks,
     n: int,
     shape: tuple[int, ...],
     key: str,
@@ -106,19 +111,21 @@ class _Builder:
         self.row = int(np.prod(shape)) * dtype.itemsize
         self.head = json.dumps({"dtype": dtype.name, "shape": list(shape), "n": n, "made_by": made_by})
 
-    def fill(self, chunks: Callable[[int], Iterator[Tensor]], progress: Callable[[int, int], None] | None) -> int:
+    def fill(self, chunks: Chunks, progress: Callable[[int, int], None] | None) -> int:
         """Write what is missing. Returns the CRC-32 of the whole file."""
         done, total = self._resume()
         with (self.folder / ROWS).open("ab") as file, (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
             if journal.tell() == 0:
                 journal.write(self.head + "\n")
             pending = bytearray()
-            for rows in chunks(done) if done < self.n else ():
-                pending += self._encode(rows)
-                if len(pending) >= CHUNK:
-                    total, done = self._write(file, journal, pending, total, done)
-                if progress is not None:
-                    progress(done + len(pending) // self.row, self.n)
+            if done < self.n:
+                with closing(chunks(done)) as given:
+                    for rows in given:
+                        pending += self._encode(rows)
+                        if len(pending) >= CHUNK:
+                            total, done = self._write(file, journal, pending, total, done)
+                        if progress is not None:
+                            progress(done + len(pending) // self.row, self.n)
             total, done = self._write(file, journal, pending, total, done)
         assert done == self.n, f"{done} rows where {self.n} were expected"
         (self.folder / JOURNAL).unlink()

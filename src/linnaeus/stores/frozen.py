@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.console import Console
+from linnaeus.console import Advance, Console
 from linnaeus.data.batches import Batch, Batches, Resident, Rows, Subset, order
 from linnaeus.data.download import cache_dir
 from linnaeus.device import free_memory
 from linnaeus.models import Network
 from linnaeus.models.execute import Executor, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
-from linnaeus.stores.activations import ActivationStore, build_activations, find_activations, identity
+from linnaeus.stores.activations import ActivationStore, Chunks, build_activations, find_activations, identity
 from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.stores.together import build_together
 
 BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
@@ -31,6 +33,7 @@ TRIED = 8  # pictures that an executor is tried with
 RESIDENT = 0.25  # of a GPU's free memory that rows may take whole
 SMALL = 32 << 20  # bytes of rows that lie in memory on CPU: beyond that a run's memory would grow with its pictures
 
+T = TypeVar("T")
 Prepare = Callable[[Batch], Tensor]
 """Batch of pixels -> what the network takes."""
 
@@ -50,7 +53,26 @@ class Machine(Protocol):
     @property
     def world(self) -> int: ...
 
+    @property
+    def machines(self) -> int: ...
+
     def autocast(self) -> AbstractContextManager[Any]: ...
+
+    def decide(self, what: Callable[[], T]) -> T:
+        """What the first process finds, on all of them."""
+        ...
+
+    def gather(self, mine: T) -> list[T]:
+        """What every process has, in the first; nothing in the others."""
+        ...
+
+    def collect(self, mine: T) -> list[T]:
+        """What every process has, on all of them."""
+        ...
+
+    def once_a_machine(self, what: Callable[[], T]) -> T:
+        """`what`, in one process of every machine first, and then in the others."""
+        ...
 
 
 @dataclass
@@ -106,9 +128,14 @@ class Frozen:
             if self.int8 is not None and start is None:  # from a store on it is a short way: not worth rounding
                 self.executors[name] = int8_executor(self.model, cut, self._some_pictures(self.int8))
             else:
-                self.executors[name] = choose_executor(
-                    self.model, cut, sample[:TRIED], pictures, record, autocast, start, self.made_by.get(name[0])
-                )
+
+                def choose(wanted: str | None) -> Executor:
+                    return choose_executor(self.model, cut, sample[:TRIED], pictures, record, autocast, start, wanted)
+
+                # What is fastest is measured, so that two processes might find two answers: one of them decides.
+                mine = choose(self.made_by.get(name[0])) if self.engine.rank == 0 else None
+                chosen = self.engine.decide(lambda: "" if mine is None else mine.name)
+                self.executors[name] = choose(chosen) if mine is None else mine
             self._made(name[0], self.executors[name].name)
         return self.executors[name]
 
@@ -138,16 +165,25 @@ class Frozen:
                 key["head looks at"] = self.model.head_stages
             text = json.dumps(key, sort_keys=True)
             store = find_activations(len(samples), text, self.cache)
-            if store is None:
+            if not all(self.engine.collect(store is not None)):
                 first = next(iter(Batches(rows, samples.labels, batch=TRIED, device=self.engine.device).epoch()))
                 sample = made_by(first)
                 executor = self.executor(cut, sample, len(samples), start, weights)
                 shape = tuple(executor(sample[:1]).shape[1:])
                 with self.console.progress(f"{what}, {self._stages(start, cut)}") as advance:
-                    store = build_activations(
-                        self._chunks(rows, samples.labels, made_by, executor), len(samples), shape, text,
-                        cache=self.cache, made_by=executor.name, progress=advance,
-                    )  # fmt: skip
+
+                    def build(
+                        chunks: Chunks, shape: tuple[int, ...] = shape, text: str = text, executor: Executor = executor,
+                        advance: Advance = advance,
+                    ) -> ActivationStore:  # fmt: skip
+                        return build_activations(
+                            chunks, len(samples), shape, text,
+                            cache=self.cache, made_by=executor.name, progress=advance,
+                        )  # fmt: skip
+
+                    build_together(self.engine, partial(self._chunks, rows, samples.labels, made_by, executor), build)
+                store = find_activations(len(samples), text, self.cache)
+            assert store is not None, "it was built, and somebody has thrown it away since"
             self._made(self._stages(start, cut), store.made_by)
             rows, made_by, start = store, stored, cut
         assert isinstance(rows, ActivationStore)
@@ -159,17 +195,14 @@ class Frozen:
             self.note()
 
     def _chunks(
-        self, rows: Rows, labels: np.ndarray, prepare: Prepare, executor: Executor
-    ) -> Callable[[int], Iterator[Tensor]]:
-        """From row `start` on, batches of what crosses the cut."""
-
-        def chunks(start: int) -> Iterator[Tensor]:
-            rest = Subset(rows, np.arange(start, len(rows)))
-            for batch in Batches(rest, labels[start:], batch=self.batch, device=self.engine.device).epoch():
-                batch.indices, batch.draws = batch.indices + start, batch.draws + start
-                yield executor(prepare(batch))
-
-        return chunks
+        self, rows: Rows, labels: np.ndarray, prepare: Prepare, executor: Executor, start: int, rank: int, world: int
+    ) -> Generator[Tensor, None, None]:
+        """From row `start` on, process `rank`'s part of batches of what crosses the cut."""
+        rest, batch = Subset(rows, np.arange(start, len(rows))), self.batch * world
+        batches = Batches(rest, labels[start:], batch=batch, device=self.engine.device, rank=rank, world=world)
+        for part in batches.epoch():
+            part.indices, part.draws = part.indices + start, part.draws + start
+            yield executor(prepare(part))[part.lead :]
 
     def _some_pictures(self, samples: Samples) -> Tensor:
         """CALIBRATED pictures of all, in a fixed random order, as the network takes them."""

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 import os
 import platform
-from contextlib import AbstractContextManager
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError
+from linnaeus.processes import Processes, processes
+
+TIMEOUT = timedelta(hours=2)
+"""How long one process waits for another: as long as the first may take to build a store. That one is dead is found by
+who started them, and by gloo, at once."""
+
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -20,9 +36,13 @@ class Engine:
 
     def __init__(self, device: str = "auto", precision: str = "auto"):
         kind = choose_device(device).type
+        self.processes = processes()
         self.precision = _precision(kind, precision)
-        self.fabric = Fabric(accelerator=kind, devices=1, precision=self.precision)  # type: ignore[arg-type]
+        self.fabric = _fabric(kind, self.precision, self.processes)
         self.device = self.fabric.device
+        self._words: Any = None
+        if self.world > 1:
+            self._words = _group_for_words(kind)
         if kind == "cuda":
             torch.backends.cudnn.benchmark = True  # one size of picture all along: the search pays for itself
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -35,10 +55,39 @@ class Engine:
     def world(self) -> int:
         return self.fabric.world_size
 
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that decides, writes and prints."""
+        return self.rank == 0
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether gradients are added up while the backward pass goes on, by the wrapped network.
+
+        DDP orders them anew after its first step, and from three processes on gloo adds in an order that follows: a
+        run that is resumed would have other last bits. On CPU exactness is worth more than what overlaps there.
+        """
+        return self.device.type != "cpu" or self.world < 3
+
+    @property
+    def machines(self) -> int:
+        return self.processes.nodes
+
+    @property
+    def neighbors(self) -> int:
+        """Processes that share this machine, this one included."""
+        return self.processes.local_world
+
     def setup(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap network and optimizer for this device and precision. The bare network stays usable for evaluation."""
         net.to(self.device)
         return self.fabric.setup(net, optimizer)
+
+    def alone(self, wrapped: nn.Module, enabled: bool = True) -> AbstractContextManager[Any]:
+        """Backward passes that keep their gradients to themselves: of all pieces of a batch but the last."""
+        if self.world == 1:
+            return nullcontext()
+        return self.fabric.no_backward_sync(wrapped, enabled=enabled)  # type: ignore[arg-type]
 
     def backward(self, loss: Tensor) -> None:
         self.fabric.backward(loss)
@@ -46,6 +95,112 @@ class Engine:
     def clip(self, net: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
         """Scale the gradient so that its norm is at most `norm`."""
         self.fabric.clip_gradients(net, optimizer, max_norm=norm, error_if_nonfinite=False)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    @torch.no_grad()
+    def average_gradients(self, net: nn.Module) -> None:
+        """What the wrapped network does by itself in a backward pass, for a batch of which not everybody had a part."""
+        trained = [p for p in net.parameters() if p.requires_grad]
+        for p in trained:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = self.sum(torch.cat([p.grad.reshape(-1) for p in trained if p.grad is not None])) / self.world
+        for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = part.view_as(p).clone()
+
+    @torch.no_grad()
+    def average_buffers(self, net: nn.Module) -> None:
+        """One value everywhere for what each process collected of its own samples: the statistics of BatchNorm."""
+        buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
+        if self.world == 1 or not buffers:
+            return
+        for kind in dict.fromkeys(b.dtype for b in buffers):
+            alike = [b for b in buffers if b.dtype == kind]
+            flat = torch.cat([b.reshape(-1) for b in alike])
+            if kind.is_floating_point:
+                flat = self.sum(flat) / self.world
+            else:  # a counter: who had no part in a batch is one behind
+                torch.distributed.all_reduce(flat, torch.distributed.ReduceOp.MAX)
+            for buffer, part in zip(alike, flat.split([b.numel() for b in alike]), strict=True):
+                buffer.copy_(part.view_as(buffer))
+
+    def decide(self, what: Callable[[], T]) -> T:
+        """What the first process finds, on all of them. Where it raises a UserError, all do."""
+        if self.world == 1:
+            return what()
+        found: T | None = None
+        failed: UserError | None = None
+        if self.first:
+            try:
+                found = what()
+            except UserError as error:
+                failed = error
+        told = [(found, failed)]
+        torch.distributed.broadcast_object_list(told, 0, group=self._words)
+        found, failed = told[0]
+        if failed is not None:
+            failed.told = not self.first
+            raise failed
+        return found  # type: ignore[return-value]
+
+    def collect(self, mine: T) -> list[T]:
+        """What every process has, in their order, on all of them."""
+        if self.world == 1:
+            return [mine]
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, mine, group=self._words)
+        return found
+
+    def gather(self, mine: T) -> list[T]:
+        """What every process has, in their order, in the first; nothing in the others."""
+        if self.world == 1:
+            return [mine]
+        found: list[Any] | None = [None] * self.world if self.first else None
+        torch.distributed.gather_object(mine, found, 0, group=self._words)
+        return found or []
+
+    def any_of(self, number: int | None) -> int | None:
+        """The largest of the processes' numbers above 0; None where no process has one."""
+        if self.world == 1:
+            return number
+        most = torch.tensor(number or 0)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._words)
+        return int(most) or None
+
+    def once_a_machine(self, what: Callable[[], T]) -> T:
+        """`what`, first in one process of every machine, which fetches or builds; then in the others, which find it."""
+        if self.world == 1:
+            return what()
+        found: list[T] = []
+        for turn in (True, False):
+            with self.together():
+                if (self.processes.local_rank == 0) == turn:
+                    found.append(what())
+        return found[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Where one of the processes raises a UserError in this block, all raise it at its end."""
+        failed: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            failed = error
+        errors = self.collect(failed)
+        first = next((i for i, error in enumerate(errors) if error is not None), None)
+        if failed is None and first is not None:
+            failed = errors[first]
+            assert failed is not None
+            if self.world > 1 and first:
+                failed = type(failed)(f"process {first}: {failed}")
+        if failed is not None:
+            failed.told = not self.first
+            raise failed
 
     def scaler_state(self) -> dict[str, Any]:
         """What mixed precision of 16 bits remembers of how gradients are scaled; empty in any other precision."""
@@ -65,6 +220,7 @@ class Engine:
             "precision": self.precision,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **({"processes": self.world} if self.world > 1 else {}),
         }
 
     def describe(self) -> str:
@@ -75,12 +231,55 @@ class Engine:
             name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
         else:
             name = self.device.type
-        return f"{name}, {self.precision}"
+        many = f", {self.world} processes" if self.world > 1 else ""
+        machines = f" on {self.processes.nodes} machines" if self.processes.nodes > 1 else ""
+        return f"{name}, {self.precision}{many}{machines}"
 
 
-def seed_step(seed: int, epoch: int, step: int) -> None:
-    """Seed what a network draws by itself (dropout), so that step `step` of `epoch` is the same whenever it is run."""
-    torch.manual_seed(((seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63)
+def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:
+    """Seed what a network draws by itself (dropout), so that step `step` of `epoch` is the same whenever it is run.
+
+    With the rank: several processes would otherwise drop the same of their different samples.
+    """
+    torch.manual_seed((((rank * 1_000_003 + seed) * 1_000_003 + epoch) * 1_000_003 + step) % 2**63)
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone, in the words of gloo or NCCL."""
+    words = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "tcpstore")
+    kinds = (torch.distributed.DistError,) if torch.distributed.is_available() else ()
+    return isinstance(error, kinds) or any(word in str(error).lower() for word in words)
+
+
+def _fabric(kind: str, precision: str, here: Processes) -> Fabric:
+    """Fabric for this process, in its group where there are several."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    if here.world == 1:
+        plugins = [LightningEnvironment()]  # SLURM's variables are there in a batch job of one process too
+        return Fabric(accelerator=kind, devices=1, precision=precision, plugins=plugins)  # type: ignore[arg-type]
+    if kind == "mps":
+        raise UserError("--devices: an Apple GPU is one device; use --device cpu for several processes")
+    if kind == "cuda" and torch.cuda.device_count() < here.local_world:
+        count = torch.cuda.device_count()
+        raise UserError(f"{here.local_world} processes on this machine and {count} GPUs: as many processes as GPUs")
+    environment = SLURMEnvironment(auto_requeue=False) if here.slurm else TorchElasticEnvironment()
+    # Buffers are averaged after every step instead of being overwritten before the next.
+    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its new name and old
+    strategy = DDPStrategy(timeout=TIMEOUT, **{name: False})  # type: ignore[arg-type]
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # nothing a user can do about
+    fabric = Fabric(
+        accelerator=kind, devices=here.local_world, num_nodes=here.nodes, strategy=strategy,
+        precision=precision, plugins=[environment],  # type: ignore[arg-type]
+    )  # fmt: skip
+    fabric.launch()
+    return fabric
+
+
+@functools.cache
+def _group_for_words(kind: str) -> Any:
+    """A group for objects rather than numbers: through gloo, so that a GPU need not wait for them."""
+    return None if kind == "cpu" else torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def hardware() -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.evaluate import Figures, Outputs, answer_pixels
-from linnaeus.modelfile import read_model, versions, write_model
+from linnaeus.modelfile import ModelFile, read_model, versions, write_model
+from linnaeus.models import Network
 from linnaeus.training.best import Best
 from linnaeus.training.engine import hardware
 from linnaeus.training.inspect import without_leaks
@@ -52,18 +53,19 @@ class Run:
 def finish(job: Job, best: Best, interrupted: bool) -> Run:
     """The final figures, from the saved file and on pixels; then everything that is made of them."""
     since = time.perf_counter()
-    # From here on only the file counts: what is reported is what somebody who is given the file will find.
-    network, about = read_model(job.folder.model, job.network if job.network.arch["name"] == "custom" else None)
-    network.to(job.engine.device)
+    engine = job.engine
+    network, about = _saved(job, best)
     outputs: dict[str, Outputs] = {}
     for split in ("valid", "test"):
         if split in job.samples:
             rows, labels = job.samples[split].rows, job.samples[split].labels
             outputs[split] = answer_pixels(
-                network, job.preprocessing, rows, labels,
-                batch=BATCH, device=job.engine.device, autocast=job.engine.autocast,
+                network, job.preprocessing, rows, labels, batch=BATCH, device=engine.device, autocast=engine.autocast,
+                rank=engine.rank, world=engine.world, collect=engine.collect,
             )  # fmt: skip
     judged = Judged(outputs)
+    if not engine.first:
+        return Run(job.folder.path, best, judged.figures, dict(job.seconds), interrupted, judged.lines())
     judged.without_leaks = without_leaks(job.table, job.samples, judged.calibrated, job.inspection.leaked)
     result = judged.figures
     assert best.figures is not None
@@ -100,6 +102,21 @@ def finish(job: Job, best: Best, interrupted: bool) -> Run:
     if job.draw:
         _report(job, metrics)
     return Run(job.folder.path, best, result, dict(job.seconds), interrupted, judged.lines())
+
+
+def _saved(job: Job, best: Best) -> tuple[Network, ModelFile]:
+    """The network that was saved, and what its file says of it.
+
+    From here on only the file counts: what is reported is what somebody who is given the file will find.
+    """
+    if job.engine.first:
+        network, about = read_model(job.folder.model, job.network if job.network.arch["name"] == "custom" else None)
+    else:
+        network, about = job.network, job.about({})
+    state = job.engine.decide(network.state_dict)
+    if not job.engine.first:  # auxiliary heads, which the file does not have, answer nothing
+        network.load_state_dict(state, strict=False)
+    return network.to(job.engine.device), about
 
 
 def _draw(job: Job, best: Best, judged: Judged) -> None:

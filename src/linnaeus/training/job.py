@@ -23,7 +23,10 @@ from linnaeus.training.times import RunTimes
 
 
 class Job:
-    """A run from its first check to its last file; `training.run` fills it step by step."""
+    """A run from its first check to its last file; `training.run` fills it step by step.
+
+    Where several processes train together each has one, and only the first one's writes.
+    """
 
     recipe: Recipe
     table: Table
@@ -53,13 +56,15 @@ class Job:
         from linnaeus.report.plots import ranges
 
         path = self.folder.path / f"lr-phase{number}.png"
-        ranges(test.rates, test.losses, test.smoothed, test.chosen, test.why, path)
+        if self.engine.first:
+            ranges(test.rates, test.losses, test.smoothed, test.chosen, test.why, path)
         self.identity.found.rates[str(number)] = test.chosen
         self.note()
 
     def note(self) -> None:
         """Write down what the run has found out: for resuming it, and in its recipe, so that the recipe repeats it."""
-        self.identity.write(self.folder.checkpoint)
+        if self.engine.first:
+            self.identity.write(self.folder.checkpoint)
         self.resolve()
 
     def resolve(self) -> None:
@@ -67,11 +72,14 @@ class Job:
         recipe = self.identity.found.apply(self.recipe)
         if recipe != self.recipe:
             self.recipe = recipe
-            self.folder.write_recipe(recipe)
+            if self.engine.first:
+                self.folder.write_recipe(recipe)
 
     def save(self, best: Best) -> None:
         """Write the best model so far, with the figures by which it was chosen."""
         assert best.figures is not None
+        if not self.engine.first:
+            return
         write_model(self.folder.model, best.state, self.about({"valid": best.figures.to_dict()}))
 
     def about(self, metrics: dict[str, Any]) -> ModelFile:

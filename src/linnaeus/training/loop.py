@@ -116,21 +116,19 @@ def fit(
             schedule.before_step(epoch * len(train.batches) + now.step)
 
             def take(micro: int | None, batch: Batch = batch, drawn: int = drawn) -> Taken:
-                seed_step(seed, drawn, now.step)
+                seed_step(seed, drawn, now.step, engine.rank)
                 return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
 
-            loss, right = step_that_fits(now, statistics, len(batch), take, shrink)
+            loss, right = step_that_fits(now, statistics, len(batch) - batch.lead, take, shrink, engine.world)
             if average is not None:
                 average.update(net)
-            now.totals.add(loss, right, len(batch))
+            now.totals.add(loss, right, batch.total)
             now.totals.check(epoch, now.step, schedule.lr)
             now.step, now.seconds = now.step + 1, time.perf_counter() - started
             watch(Step(epoch + 1, now.step, len(train.batches), now.totals.samples, now.totals.means, now.take))
         now.totals.check(epoch, now.step - 1, schedule.lr, now=True)
         evaluated = net if average is None else average.model
-        result = figures(
-            answers(evaluated, valid.batches, lambda b, e=epoch: valid.prepare(b, e), engine.autocast)  # type: ignore[misc]
-        )
+        result = validated(evaluated, valid, engine, epoch)
         if not math.isfinite(result.loss):  # the last step went too far, which no training loss has shown yet
             raise not_finite(result.loss, f"validation after epoch {epoch + 1}", schedule.lr)
         train_loss, train_accuracy = now.totals.means()
@@ -146,6 +144,12 @@ def fit(
         now.since_best = 0 if better is None or better(result) else now.since_best + 1
         now.next_epoch()
         yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model, now.take)
+
+
+def validated(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
+    """The figures of `net` on the validation pictures, the same in all processes."""
+    found = answers(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine.autocast, engine.collect)
+    return engine.decide(lambda: figures(found))
 
 
 class Statistics:
@@ -174,6 +178,7 @@ def step_that_fits(
     samples: int,
     take: Callable[[int | None], Taken],
     shrink: Callable[[int], None],
+    world: int = 1,
 ) -> Taken:
     """take(samples at once): one step. Where the memory does not suffice it is tried again with half as many at once,
     which holds from then on."""
@@ -185,6 +190,11 @@ def step_that_fits(
             reason = str(error)
         # Only here is what the failed try had taken free again: the exception held it.
         at_once = min(now.micro or samples, samples)
+        if world > 1:  # the others are in the middle of adding up gradients, and would wait for ours
+            raise JobError(
+                f"out of memory with {at_once} pictures at once ({reason.splitlines()[0]}); give another --out and "
+                f"--set phase.N.micro_batch={max(1, at_once // 2)}: the batch stays"
+            )
         if at_once == 1:
             raise JobError(f"out of memory with a single picture at once ({reason.splitlines()[0]}); use smaller ones")
         statistics.put_back()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,15 +15,15 @@ from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batches
 from linnaeus.device import free_memory
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures, Outputs, answers, figures
-from linnaeus.head import fit_head
+from linnaeus.evaluate import Figures, Outputs, figures
+from linnaeus.head import Head, fit_head
 from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.report.contents import Row
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.engine import Engine
-from linnaeus.training.loop import Above, Epoch, Step, fit
+from linnaeus.training.loop import Above, Epoch, Step, fit, validated
 from linnaeus.training.memory import probe
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.rangetest import RangeTest, range_test
@@ -30,6 +31,7 @@ from linnaeus.training.snapshot import Snapshot, network_state
 from linnaeus.training.step import Stream
 from linnaeus.training.stop import Stop
 from linnaeus.training.streams import Streams
+from linnaeus.training.syncnorm import synced_norms
 from linnaeus.training.times import RunTimes
 
 PROBED = 8  # samples for the trial step: enough to be past the fixed costs, few enough to take no time
@@ -86,7 +88,7 @@ class Phases:
                 self.since = time.perf_counter()
                 try:
                     self._phase(number, phase, first_epoch, within)
-                    if self.unsaved:
+                    if self.engine.decide(lambda: self.unsaved):
                         self._stand(number + 1, None, now=True)
                 finally:
                     self._flush()
@@ -99,6 +101,7 @@ class Phases:
     ) -> None:
         """Between two steps: write down where the run stands if it is time, and end it if somebody wants that."""
         due = self.checkpoints is not None and self.checkpoints.due(steps)
+        self.stop.wanted = self.engine.any_of(self.stop.wanted)  # so that all end after the same step
         if self.checkpoints is not None and (due or now or self.stop.wanted is not None):
             self._lap(number if snapshot is not None else number - 1)
             fit = None if snapshot is None else snapshot()
@@ -128,8 +131,23 @@ class Phases:
             self._finish(number, phase, self._solve_head(phase, net, train, valid), stages)
             return
         micro = self._announce(number, phase, stages, net, train, valid)
-        if phase.lr == "auto":
-            phase = phase.model_copy(update={"lr": self._find_rate(number, phase, first_epoch, net, train, micro)})
+        with synced_norms(self.model) if self._synced(phase) else nullcontext():
+            if phase.lr == "auto":
+                phase = phase.model_copy(update={"lr": self._find_rate(number, phase, first_epoch, net, train, micro)})
+            self._train(number, phase, first_epoch, resume, stages, net, train, valid, micro)
+        for name, buffer in frozen.items():
+            now = self.model.get_buffer(name)
+            assert torch.equal(buffer.to(now.device), now), f"{name} is frozen and changed in phase {number}"
+
+    def _synced(self, phase: Phase) -> bool:
+        """Whether BatchNorm sees the samples of all processes."""
+        return phase.norms == "synced" and self.engine.world > 1
+
+    def _train(
+        self, number: int, phase: Phase, first_epoch: int, resume: Snapshot | None, stages: tuple[str, ...], net: Above,
+        train: Stream, valid: Stream, micro: int,
+    ) -> None:  # fmt: skip
+        """The epochs of a phase, each written down and shown."""
         with self.console.progress(f"phase {number}") as advance:
 
             def watch(step: Step) -> None:
@@ -160,17 +178,15 @@ class Phases:
                 for epoch in epochs:
                     self._finish(number, phase, epoch, stages)
                     self._stand(number, epoch.snapshot)
-        for name, buffer in frozen.items():
-            now = self.model.get_buffer(name)
-            assert torch.equal(buffer.to(now.device), now), f"{name} is frozen and changed in phase {number}"
 
     def _find_rate(self, number: int, phase: Phase, first_epoch: int, net: Above, train: Stream, micro: int) -> float:
         """The learning rate by a range test on a copy of the network."""
         with self.console.progress(f"phase {number}, range test", "steps") as advance:
-            test = range_test(
+            found = range_test(
                 net, phase, train, self.engine,
                 classes=self.classes, seed=self.recipe.seed, epoch=first_epoch, micro=micro, watch=advance,
             )  # fmt: skip
+        test = self.engine.decide(lambda: found)
         self.tuned(number, test)
         self.console.say(
             f"  lr = auto: {test.chosen:g}, {test.why}, in {len(test.losses)} steps from {test.rates[0]:.0e} "
@@ -184,21 +200,26 @@ class Phases:
         linear = [m for part in net.model.modules_of("head") for m in part.modules() if isinstance(m, nn.Linear)]
         if len(linear) != 1:
             raise UserError(f'head = "auto": the head of {net.model.arch["name"]} is not one linear layer; train it')
-        rows, views = train.batches.rows, train.batches.views
-        batches = Batches(rows, train.batches.labels, batch=512, views=views, device=self.engine.device)
-        vectors = torch.cat([train.prepare(b, view) for view in range(views) for b in batches.epoch(view)])
-        labels = np.tile(batches.labels, views)
-        head = fit_head(vectors, labels, self.classes, views=views, seed=self.recipe.seed)
+
+        def solve() -> tuple[Head, Figures]:
+            rows, views = train.batches.rows, train.batches.views
+            batches = Batches(rows, train.batches.labels, batch=512, views=views, device=self.engine.device)
+            vectors = torch.cat([train.prepare(b, view) for view in range(views) for b in batches.epoch(view)])
+            labels = np.tile(batches.labels, views)
+            head = fit_head(vectors, labels, self.classes, views=views, seed=self.recipe.seed)
+            learned = figures(Outputs(labels, (vectors @ head.weight.T + head.bias).cpu().numpy()))
+            right = (head.probabilities.argmax(1) == labels).mean()
+            self.console.say(
+                f"  a linear head on {len(labels)} vectors of {vectors.shape[1]}: penalty {head.penalty:g} of "
+                f"{len(head.losses)} tried, {right:.2%} right by cross-validation over the training pictures"
+            )
+            return replace(head, weight=head.weight.cpu(), bias=head.bias.cpu()), learned
+
+        head, learned = self.engine.decide(solve)
         with torch.no_grad():
             linear[0].weight.copy_(head.weight)
             linear[0].bias.copy_(head.bias)
-        learned = figures(Outputs(labels, (vectors @ head.weight.T + head.bias).cpu().numpy()))
-        result = figures(answers(net, valid.batches, lambda batch: valid.prepare(batch, 0), self.engine.autocast))
-        right = (head.probabilities.argmax(1) == labels).mean()
-        self.console.say(
-            f"  a linear head on {len(labels)} vectors of {vectors.shape[1]}: penalty {head.penalty:g} of "
-            f"{len(head.losses)} tried, {right:.2%} right by cross-validation over the training pictures"
-        )
+        result = validated(net, valid, self.engine)
         seconds = time.perf_counter() - started
         return Epoch(1, 0.0, learned.loss, learned.accuracy, result, seconds, net.model)
 
@@ -238,15 +259,23 @@ class Phases:
         """Try one step on a copy; say what trains, at what cost. Returns the number of samples to run at once."""
         batch = next(iter(train.batches.epoch())).part(0, PROBED)
         x = train.prepare(batch, 0)
-        cost = probe(net, stages, x)
-        micro = min(phase.micro_batch or self.micro.get(str(number), phase.batch), phase.batch)
-        if not phase.micro_batch and str(number) not in self.micro:
-            micro = cost.micro_batch(phase.batch, free_memory(self.engine.device))
-        self.divided(number, micro)
+        world = self.engine.world
+        share, together = -(-phase.batch // world), world if self._synced(phase) else 1
+        cost = self.engine.decide(lambda: probe(net, stages, x))
+        known = phase.micro_batch or self.micro.get(str(number), 0)
+        if known:
+            micro = min(-(-known // together), share)
+        else:
+            free = free_memory(self.engine.device)
+            if self.engine.device.type == "cpu":
+                free //= self.engine.neighbors
+            micro = cost.micro_batch(share, min(self.engine.collect(free)))
+        self.divided(number, min(micro * together, phase.batch))
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        pieces = "" if micro >= phase.batch else f" in pieces of {micro}, which fit the memory"
+        pieces = f", {share} for each process" if world > 1 else ""
+        pieces += "" if micro >= share else f" in pieces of {micro}, which fit the memory"
         # Evaluation is a forward pass, about a third of a step's work.
-        seconds = phase.epochs * cost.seconds * (train.batches.samples + valid.batches.samples / 3)
+        seconds = phase.epochs * cost.seconds * (train.batches.samples + valid.batches.samples / 3) / world
         shape = (min(phase.batch, train.batches.samples), *x.shape[1:])
         self.console.say(
             f"  {trained:,} parameters train, {phase.epochs} epochs of {len(train.batches)} steps; batch {shape} "

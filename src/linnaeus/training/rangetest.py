@@ -80,9 +80,9 @@ def range_test(
             rate = rates[len(losses)]
             for group, share in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * share
-            seed_step(seed, epoch, len(losses))
+            seed_step(seed, epoch, len(losses), engine.rank)
             loss, _ = optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, epoch, micro)
-            losses.append(float(loss) / len(batch))
+            losses.append(float(loss) / batch.total)
             watch(len(losses), STEPS, f"lr {rate:.1e}  loss {losses[-1]:.3f}")
             if len(losses) == STEPS or not losses[-1] < BROKEN_AWAY * min(losses) + 1:  # a NaN ends it too
                 return choose(rates, losses)

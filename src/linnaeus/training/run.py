@@ -14,17 +14,17 @@ from torch import nn
 from linnaeus.console import Console
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.device import choose_device
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.evaluate import Figures
+from linnaeus.processes import processes
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
 from linnaeus.training.checkpoint import Checkpoints, Every
-from linnaeus.training.engine import Engine
+from linnaeus.training.engine import Engine, lost
 from linnaeus.training.finish import Run, finish
 from linnaeus.training.identity import Identity, identify, known_by
-from linnaeus.training.inspect import inspect
+from linnaeus.training.inspect import Inspection, inspect
 from linnaeus.training.job import Job
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Phases
@@ -59,6 +59,7 @@ def train(
     resume: bool = False,
     checkpoint_every: str = "auto",
     draw: bool = True,
+    devices: int | None = None,
     console: Console | None = None,
     trial: Callable[[int, Figures], None] | None = None,
 ) -> Run:
@@ -75,13 +76,24 @@ def train(
     is none, a new one begins. `checkpoint_every`: "auto", as often as takes 2 % of the time; or "5min", or "100steps".
     Without `draw` there are no curves, pictures and report, which take longer than a very small network.
 
+    Several processes train one network where torchrun or srun starts this in each of them; the first one writes and
+    prints. `devices` is how many there are on this machine: from Python it can only be checked.
+
     `trial(number, figures)` is told the validation of every epoch, counted over all phases, and ends the run by an
     exception. A run with it is one of many, of which only figures are wanted: it leaves its recipe and history, and
     neither a model nor a checkpoint nor what is made from one, and no test picture is looked at.
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
-    these is StoppedError, after SIGTERM.
+    these is StoppedError, after SIGTERM, and another LostError, where another process is gone.
     """
-    job = Job(console or Console(), draw)
+    here = processes()
+    if devices is not None and devices != here.local_world:
+        raise UserError(
+            f"devices = {devices}, and this is one process of {here.local_world} on this machine; start it with "
+            f"torchrun --nproc-per-node {devices}, or as linnaeus train --devices {devices}"
+        )
+    if trial is not None and here.world > 1:
+        raise UserError("a sweep runs each of its trials in one process; start several sweeps on one study instead")
+    job = Job((console or Console()) if here.first else Console(silent=True), draw)
     place_ = None if out is None else Path(out)
     request = Request(source, recipe, model, weights, epochs, settings, seed, device, place_, strict, resume)
     checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))
@@ -89,12 +101,14 @@ def train(
         try:
             return _train(job, request, checkpoints, tensorboard, trial)
         except BaseException as error:
-            if hasattr(job, "folder"):
+            if hasattr(job, "folder") and here.first:
                 job.folder.abandon()
             if isinstance(error, Terminated):
                 raise StoppedError(f"stopped by SIGTERM; {job.to_go_on()}") from None
             if isinstance(error, torch.OutOfMemoryError):
                 raise JobError(f"out of memory on {job.engine.describe()}; {job.to_go_on()}") from None
+            if isinstance(error, RuntimeError) and here.world > 1 and lost(error):
+                raise LostError(f"another process of this run has ended; {job.to_go_on()}") from error
             raise
 
 
@@ -107,53 +121,119 @@ def _train(
 ) -> Run:
     """From the request to the finished run."""
     since = time.perf_counter()
-    choose_device(request.device)  # a device that is not there is the cheapest thing to find
-    request = request.completed()
-    if not request.finished:
-        job.recipe, table = resolve_recipe(
-            request.source, request.recipe, request.model, request.weights, request.epochs, request.settings,
-            request.seed, job.console,
+    job.engine = Engine(request.device)  # a device that is not there is the cheapest thing to find
+    request = _completed(job.engine, request)
+    finished = job.engine.decide(lambda: request.finished)
+    if not finished:
+        job.recipe, table = job.engine.once_a_machine(
+            lambda: resolve_recipe(
+                request.source, request.recipe, request.model, request.weights, request.epochs, request.settings,
+                request.seed, job.console,
+            )
         )  # fmt: skip
         if request.resume and request.out is None:
-            request = replace(request, out=latest(job.recipe.name, place(table.source)))
-    if request.finished:
-        assert request.out is not None
-        RunFolder(request.out).close()
+            request = replace(request, out=job.engine.decide(lambda: latest(job.recipe.name, place(table.source))))
+            finished = job.engine.decide(lambda: request.finished)
+    if finished:
         job.console.say(f"run       {request.out} is finished: there is nothing to resume")
-        return Run.read(request.out)
+        return job.engine.decide(lambda: _finished(request))
     _prepare(job, request, table)
     job.seconds.lap("prepare", since)
     _introduce(job)
     return _run(job, checkpoints, tensorboard, trial)
 
 
+def _completed(engine: Engine, request: Request) -> Request:
+    """The request, completed from the run that is to go on; by the first process, who sees its folder for sure."""
+
+    def complete() -> tuple[str | Path, Path | None, str | Recipe | None]:
+        found = request.completed()
+        assert not isinstance(found.source, Table)
+        return found.source, found.out, found.recipe
+
+    if isinstance(request.source, Table):
+        return request
+    source, out, recipe = engine.decide(complete)
+    return replace(request, source=source, out=out, recipe=recipe)
+
+
+def _finished(request: Request) -> Run:
+    """The run that was to go on, and is over."""
+    assert request.out is not None
+    RunFolder(request.out).close()
+    return Run.read(request.out)
+
+
 def _prepare(job: Job, request: Request, table: Table) -> None:
     """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
-    source = table.source
-    job.engine = Engine(request.device, job.recipe.precision)
-    job.table = open_split(table, job.recipe, job.console)
-    # The place is found before there is a run folder, which may have the name of the source.
-    job.identity = identify(job.recipe, job.table, job.engine.machine(), place(job.table.source))
-    before = _same_run(job, request)
-    if not request.continues:
-        RunFolder.check(request.out)
+    if job.recipe.precision != "auto":
+        job.engine = Engine(request.device, job.recipe.precision)
+    engine = job.engine
+    with engine.together():
+        job.table = open_split(table, job.recipe, job.console)
+        # The place is found before there is a run folder, which may have the name of the source.
+        job.identity = identify(job.recipe, job.table, engine.machine(), place(job.table.source))
+    if len(set(engine.collect(job.fingerprint))) > 1:
+        raise UserError(f"{table.source}: is not the same on all machines")
+    continues = engine.decide(lambda: request.continues)
+    before = engine.decide(lambda: _same_run(job, request) if continues else None)
+    if before is not None:
+        job.identity.recipe = before.recipe
+        job.identity.found = before.found
+        job.recipe = before.found.apply(Recipe.model_validate(before.recipe))
+    if not continues:
+        engine.decide(lambda: RunFolder.check(request.out))
     torch.manual_seed(job.recipe.seed)
+    channels = _build(job, request)
+    job.folder = RunFolder(engine.decide(lambda: _open_folder(job, request, continues).path))
+    job.folder.resumed = continues
+    job.samples, bad = engine.once_a_machine(
+        lambda: load_samples(job.table, job.recipe, job.preprocessing, request.strict, job.console)
+    )
+    job.bad = len(bad)
+    with engine.together():
+        if engine.first:
+            _inspect(job, request, bad)
+        else:
+            job.inspection = Inspection()
+    if job.recipe.data.normalise == "data":
+        job.preprocessing = engine.decide(lambda: measure_pixels(job.samples["train"], job.preprocessing))
+    assert job.preprocessing.channels == channels
+    engine.decide(lambda: _identify_pixels(job, before))
+
+
+def _build(job: Job, request: Request) -> int:
+    """The network, and the preprocessing as far as it is known before a picture is read. Returns the channels."""
     wanted = job.recipe.data.channels
     channels = (job.table.channels or 3) if wanted == "auto" else wanted
     module = request.model if isinstance(request.model, nn.Module) else None
-    job.network, normalisation = build_network(job.recipe, len(job.table.classes), channels, module, job.console)
-    check_size(job.network, job.recipe, channels)
-    for phase in job.recipe.phase:
-        training_stages(job.network, phase.train)
-    if request.continues:
-        assert request.out is not None
-        job.folder = RunFolder.resume(request.out)
-    else:
-        job.folder = RunFolder.create(request.out, job.recipe.name)
-    job.folder.write_recipe(job.recipe)
-    job.folder.write_split(job.table)
+    job.network, normalisation = job.engine.once_a_machine(
+        lambda: build_network(job.recipe, len(job.table.classes), channels, module, job.console)
+    )
+    with job.engine.together():
+        check_size(job.network, job.recipe, channels)
+        for phase in job.recipe.phase:
+            training_stages(job.network, phase.train)
     job.preprocessing = preprocessing_of(job.recipe, channels, normalisation)
-    job.samples, bad = load_samples(job.table, job.recipe, job.preprocessing, request.strict, job.console)
+    return channels
+
+
+def _open_folder(job: Job, request: Request, continues: bool) -> RunFolder:
+    """The run folder, with what is known before a picture is read."""
+    if continues:
+        assert request.out is not None
+        folder = RunFolder.resume(request.out)
+    else:
+        folder = RunFolder.create(request.out, job.recipe.name)
+    job.folder = folder  # from here on there is something to abandon
+    folder.write_recipe(job.recipe)
+    folder.write_split(job.table)
+    return folder
+
+
+def _inspect(job: Job, request: Request, bad: list[tuple[str, str]]) -> None:
+    """Write down what is wrong with the pictures. Raises UserError where --strict refuses that."""
+    source = job.table.source
     job.folder.write_bad_images(bad)
     if bad and request.strict:
         first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
@@ -166,24 +246,22 @@ def _prepare(job: Job, request: Request, table: Table) -> None:
             f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them (`linnaeus check` "
             "names them), or go on without --strict: figures then come with and without them"
         )
-    if job.recipe.data.normalise == "data":
-        job.preprocessing = measure_pixels(job.samples["train"], job.preprocessing)
-    job.bad = len(bad)
+
+
+def _identify_pixels(job: Job, before: Identity | None) -> None:
+    """Write down what the decoded pictures are known by; refuse others than the run had `before`."""
     job.identity.pixels = {split: known_by(samples.rows) for split, samples in job.samples.items()}
     if before is not None:
         before.refuse(job.folder.path, before.other_pixels(job.identity))
-        job.identity.found = before.found
     job.identity.write(job.folder.checkpoint)
 
 
 def _same_run(job: Job, request: Request) -> Identity | None:
     """What the run that is to go on says of itself. Raises UserError where it is another one."""
-    before = Identity.read(request.out / CHECKPOINT) if request.continues and request.out is not None else None
+    assert request.out is not None
+    before = Identity.read(request.out / CHECKPOINT)
     if before is not None:
-        assert request.out is not None
         before.refuse(request.out, before.differences(job.identity))
-        job.identity.recipe = before.recipe
-        job.recipe = before.found.apply(Recipe.model_validate(before.recipe))
         elsewhere = before.other_machine(job.identity)
         if elsewhere:
             job.console.warn(f"resumed on another machine ({'; '.join(elsewhere)}): the last bits may differ")
@@ -213,8 +291,10 @@ def _introduce(job: Job) -> None:
 def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[[int, Figures], None] | None) -> Run:
     """The phases, then the final figures from the saved file, on pixels."""
     checkpoints.path = job.folder.checkpoint
-    last = checkpoints.read(job.recipe.best)
-    job.folder.start([] if last is None else last.rows)
+    first = job.engine.first
+    last = job.engine.decide(lambda: checkpoints.read(job.recipe.best))
+    rows = [] if last is None else last.rows
+    job.engine.decide(lambda: job.folder.start(rows))
     if last is not None:
         job.console.say(f"resumed   {last}")
         job.seconds.go_on(last.seconds)
@@ -228,11 +308,12 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[
     streams = Streams(frozen, train, valid, job.recipe.phase, job.recipe.seed)
     phases = Phases(
         job.recipe, job.network, streams, len(job.table.classes), job.engine, job.console,
-        job.save if trial is None else lambda best: None, job.folder.add, job.divided, job.tuned,
-        checkpoints if trial is None else None, job.stop, job.folder.rows, found.micro, job.seconds, trial,
+        job.save if trial is None else lambda best: None, job.folder.add if first else lambda row: None, job.divided,
+        job.tuned, checkpoints if first and trial is None else None, job.stop, job.folder.rows, found.micro,
+        job.seconds, trial,
     )  # fmt: skip
     interrupted = False
-    with job.folder.tensorboard(tensorboard):
+    with job.folder.tensorboard(tensorboard and first):
         try:
             best = phases.run(last)
         except Terminated:
@@ -256,7 +337,7 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[
         return Run(job.folder.path, best, {"valid": best.figures}, dict(job.seconds))
     job.console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
     run = finish(job, best, interrupted)
-    if not interrupted:
+    if not interrupted and first:
         job.folder.close()
     return run
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.batches import Batch, Batches, part_of
 from linnaeus.data.mixing import mix
 from linnaeus.errors import JobError
 from linnaeus.recipe import Phase
@@ -37,37 +37,69 @@ def optimizer_step(
     epoch: int,
     micro: int | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """One step of the optimizer: (sum of the losses, number right), on the device."""
-    loss_sum = torch.zeros((), device=engine.device)
-    right: Tensor | None = torch.zeros((), device=engine.device)
+    """One step of the optimizer: (sum of the losses, number right) over all processes, on the device."""
+    sums = torch.zeros(2, device=engine.device, dtype=torch.float32 if engine.device.type == "mps" else torch.float64)
     optimizer.zero_grad(set_to_none=True)
     mixes = phase.mixup > 0 or phase.cutmix > 0
     if mixes:  # before the batch is divided: partners and targets must not depend on what fits the memory
         mixed = mix(
             train.prepare(batch, epoch), batch.labels, criterion.classes, batch.draws,
-            seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
+            first=batch.first, seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
         )  # fmt: skip
-    for start, stop in pieces(len(batch), micro or len(batch)):
+    synced = phase.norms == "synced"
+    everybody = synced or len(own_parts(batch.total, engine.world)[-1]) > 0
+    overlaps = engine.overlaps and everybody
+    parts = local_pieces(batch, engine, micro, synced)
+    for i, (start, stop) in enumerate(parts):
         part = batch.part(start, stop)
         if mixes:
             x, targets = mixed[0][start:stop], mixed[1][start:stop]
+        elif start == stop:  # a part of nothing, in the shape of something
+            x, targets = train.prepare(batch.part(0, 1), epoch)[:0], part.labels
         else:
             x, targets = train.prepare(part, epoch), part.labels
-        logits, *auxiliary = _heads(wrapped(x))
-        loss = criterion(logits, targets)
-        total = loss
-        for other in auxiliary:
-            total = total + phase.aux_weight * criterion(other, targets)
-        engine.backward(total / len(batch))
-        loss_sum += loss.detach()
-        right = None if right is None or mixes else right + (logits.argmax(1) == part.labels).sum()
+        with engine.alone(wrapped, not overlaps or i < len(parts) - 1):
+            logits, *auxiliary = _heads(wrapped(x))
+            loss = criterion(logits, targets)
+            total = loss
+            for other in auxiliary:
+                total = total + phase.aux_weight * criterion(other, targets)
+            # Gradients are averaged over the processes, and what is wanted is their sum over the whole batch's count.
+            engine.backward(total * engine.world / batch.total)
+        sums[0] += loss.detach()
+        if not mixes:
+            sums[1] += (logits.argmax(1) == part.labels).sum()
+    if not overlaps and engine.world > 1:
+        engine.average_gradients(wrapped)
+    engine.sum(sums)
     if phase.clip:
         engine.clip(wrapped, optimizer, phase.clip)
     try:
         optimizer.step()
     except torch.OutOfMemoryError:  # half of the weights may be new, so nothing can be tried again
         raise JobError("out of memory in the optimizer's update; take sgd, or train fewer stages") from None
-    return loss_sum, right
+    engine.average_buffers(wrapped)
+    return sums[0], None if mixes else sums[1]
+
+
+def local_pieces(batch: Batch, engine: Engine, micro: int | None, synced: bool) -> list[tuple[int, int]]:
+    """(start, stop) in this process's part of a batch, of what goes through the network at once.
+
+    Where the processes talk to each other in the forward pass, they have equally many, be it pieces of nothing.
+    """
+    own = len(batch) - batch.lead
+    if not synced or engine.world == 1:
+        found = pieces(own, micro or own) if own else []
+    else:
+        largest = max(len(part) for part in own_parts(batch.total, engine.world))
+        count = -(-largest // (micro or largest))
+        found = [(own * i // count, own * (i + 1) // count) for i in range(count)]
+    return [(batch.lead + start, batch.lead + stop) for start, stop in found]
+
+
+def own_parts(n: int, world: int) -> list[range]:
+    """The samples of a batch of n that each process has."""
+    return [range(n)[part_of(n, rank, world)] for rank in range(world)]
 
 
 def pieces(n: int, most: int) -> list[tuple[int, int]]:
@@ -101,10 +133,12 @@ class Criterion:
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed."""
-        losses = F.cross_entropy(logits.float(), targets, label_smoothing=self.smoothing, reduction="none")
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        targets = targets.to(logits) if targets.is_floating_point() else targets
+        losses = F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="none")
         if self.weights is None:
             return losses.sum()
-        weights = self.weights[targets] if targets.ndim == 1 else targets @ self.weights
+        weights = self.weights[targets] if targets.ndim == 1 else targets @ self.weights.to(targets)
         return (losses * weights).sum()
 
 

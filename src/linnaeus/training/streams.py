@@ -87,7 +87,13 @@ class Streams:
 
     def _validation(self) -> Stream:
         rows = on_device(self.valid.rows, self.engine.device)
-        return Stream(Batches(rows, self.valid.labels, batch=self.frozen.batch, device=self.engine.device), self._plain)
+        return Stream(self._in_order(rows, self.frozen.batch), self._plain)
+
+    def _in_order(self, rows: Rows, batch: int) -> Batches:
+        """Validation batches over `rows`, of `batch` samples for each process."""
+        rank, world = self.engine.rank, self.engine.world
+        device = self.engine.device
+        return Batches(rows, self.valid.labels, batch=batch * world, device=device, rank=rank, world=world)
 
     def _order(self, phase: Phase, rows: Rows, views: int) -> Batches:
         """Training batches over `rows`, shuffled, or balanced by class."""
@@ -99,6 +105,7 @@ class Streams:
         return Batches(
             rows, self.train.labels, batch=phase.batch, device=self.engine.device, shuffle=True, seed=self.seed,
             weights=weights, views=views, rank=self.engine.rank, world=self.engine.world,
+            partners=phase.mixup > 0 or phase.cutmix > 0,
         )  # fmt: skip
 
     def _cuts(self, number: int, cut: str, alike: Callable[[Phase], bool]) -> list[str]:
@@ -114,8 +121,7 @@ class Streams:
         if rows is None:
             pixels, executor = self._validation(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
             return Stream(pixels.batches, lambda batch, epoch: executor(self._plain(batch)))
-        batches = Batches(rows, self.valid.labels, batch=256, device=self.engine.device)
-        return Stream(batches, lambda batch, epoch: stored(batch))
+        return Stream(self._in_order(rows, 256), lambda batch, epoch: stored(batch))
 
     def _stored_training(self, number: int, cut: str) -> Stream:
         """What crosses the cut for each training picture, or for each of its `views` augmented versions."""

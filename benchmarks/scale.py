@@ -1,0 +1,181 @@
+"""What training costs as pictures, classes, resolution and processes grow: one table, in about five minutes.
+
+Made-up pictures (PNG, a bright square on noise); one epoch of a small residual network for each line, from scratch and
+without pictures and report. One and two processes take turns, three times each, on the same two cores.
+
+    python benchmarks/scale.py [--quick] [--json FILE] [--folder DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from several import several
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.training.engine import Engine, hardware
+
+TURNS = 3
+NETWORK = {"name": "mini_resnet", "arguments": {"widths": [16, 32, 64]}}
+LIMIT = 600.0
+
+
+def make(folder: Path, pictures: int, classes: int, side: int) -> Path:
+    """`pictures` PNG in `classes` folders."""
+    generator = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"{label:04}").mkdir(parents=True, exist_ok=True)
+    for i in range(pictures):
+        picture = generator.integers(0, 120, (side, side, 3), dtype=np.uint8)
+        at = (i % classes) % (side // 2)
+        picture[at : at + side // 4, at : at + side // 4] += 100
+        Image.fromarray(picture).save(folder / f"{i % classes:04}" / f"{i:06}.png", compress_level=1)
+    return folder
+
+
+def recipe(side: int, batch: int = 128, network: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "name": "scale",
+        "model": network or NETWORK,
+        "data": {"resize": side, "size": side, "normalise": "none", "split": {"valid": 0.1}},
+        "phase": [{"epochs": 1, "batch": batch, "lr": 1e-3}],
+    }
+
+
+def one(source: Path, raw: dict[str, Any], out: Path) -> dict[str, float]:
+    """Seconds by part of a run in this process, and its history's seconds of the epoch."""
+    from linnaeus.recipe import Recipe
+
+    run = linnaeus.train(
+        source, Recipe.model_validate(raw), out=out, device="cpu", draw=False, console=Console(silent=True)
+    )
+    return dict(run.seconds)
+
+
+def in_processes(world: int, threads: int, work: Callable[[int], Any]) -> Any:
+    """What `work` gives in the first of `world` processes of so many threads."""
+
+    def child(rank: int) -> Any:
+        torch.set_num_threads(threads)
+        return work(rank)
+
+    found = several(world, child, LIMIT)
+    assert not any(isinstance(each, int) for each in found), f"a process failed: {found}"
+    return found[0]
+
+
+def growth(folder: Path, name: str, sizes: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """A line for each (pictures, classes, side), in one process of one thread, with a cache of its own."""
+    lines = []
+    for pictures, classes, side in sizes:
+        here = folder / f"{name}-{pictures}-{classes}-{side}"
+        source = make(here / "pictures", pictures, classes, side)
+        os.environ["LINNAEUS_CACHE"] = str(here / "cache")
+        seconds = in_processes(1, 1, lambda rank, s=source, h=here, d=side: one(s, recipe(d), h / "run"))  # type: ignore[misc]
+        again = in_processes(1, 1, lambda rank, s=source, h=here, d=side: one(s, recipe(d), h / "again"))  # type: ignore[misc]
+        line = {
+            "pictures": pictures, "classes": classes, "side": side,
+            "prepare": seconds["prepare"], "prepare_again": again["prepare"],
+            "epoch": min(seconds["phase 1"], again["phase 1"]), "evaluate": min(seconds["evaluate"], again["evaluate"]),
+        }  # fmt: skip
+        lines.append(line)
+        speed = pictures / line["epoch"]
+        print(
+            f"{name:10} {pictures:>7} pictures {classes:>5} classes {side:>4} px  first look {line['prepare']:6.1f} s, "
+            f"again {line['prepare_again']:5.1f} s  epoch {line['epoch']:6.1f} s ({speed:5.0f} a second)  "
+            f"evaluation {line['evaluate']:5.1f} s",
+            flush=True,
+        )
+    return lines
+
+
+def processes(folder: Path, pictures: int) -> dict[str, Any]:
+    """One process of one and of two threads, and two of one each: seconds of an epoch, in turns."""
+    source = make(folder / "many" / "pictures", pictures, 10, 32)
+    os.environ["LINNAEUS_CACHE"] = str(folder / "many" / "cache")
+    ways = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    losses: dict[str, str] = {}
+    for turn in range(TURNS):
+        for number, (way, (world, threads)) in enumerate(ways.items()):
+            out = folder / "many" / f"run-{turn}-{number}"
+            found = in_processes(world, threads, lambda rank, o=out: one(source, recipe(32), o))  # type: ignore[misc]
+            seconds[way].append(found["phase 1"])
+            losses[way] = (out / "history.csv").read_text().splitlines()[1].split(",")[3]
+    for way, taken in seconds.items():
+        print(
+            f"{way:28} epoch {statistics.median(taken):6.2f} s ({min(taken):.2f} to {max(taken):.2f}, n = {len(taken)})"
+            f"  training loss {losses[way]}",
+            flush=True,
+        )
+    return {"pictures": pictures, "seconds": seconds, "losses": losses}
+
+
+def all_reduce(sizes: list[int]) -> list[dict[str, float]]:
+    """Bytes -> seconds of adding up so many between two processes on this machine."""
+
+    def work(rank: int) -> list[dict[str, float]]:
+        engine = Engine("cpu", "32")
+        found = []
+        for size in sizes:
+            tensor = torch.zeros(size // 4)
+            taken = []
+            for _ in range(7):
+                engine.collect(None)  # all begin at once
+                started = time.perf_counter()
+                engine.sum(tensor)
+                taken.append(time.perf_counter() - started)
+            found.append({"bytes": float(size), "seconds": statistics.median(taken)})
+        return found
+
+    found = in_processes(2, 1, work)
+    for line in found:
+        rate = line["bytes"] / line["seconds"] / 1e9
+        print(
+            f"all-reduce of {line['bytes'] / 1e6:8.3f} MB  {1000 * line['seconds']:8.2f} ms  {rate:5.2f} GB/s",
+            flush=True,
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the pictures, to see that it runs")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    few = 20 if options.quick else 1
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        found: dict[str, Any] = {"hardware": hardware(), "torch": torch.__version__}
+        print(json.dumps(found), flush=True)
+        found["pictures"] = growth(folder, "pictures", [(1000 // few, 10, 32), (10_000 // few, 10, 32)])
+        found["classes"] = growth(folder, "classes", [(3000 // few, c // few or 2, 32) for c in (10, 100, 1000)])
+        found["resolution"] = growth(folder, "resolution", [(400 // few, 10, side) for side in (32, 64, 128)])
+        found["processes"] = processes(folder, 3000 // few)
+        found["all_reduce"] = all_reduce([4_000, 400_000, 4_000_000, 45_000_000, 102_000_000])
+    found["total"] = time.perf_counter() - started
+    print(f"{found['total']:.0f} s in all")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""One store, built by several processes: each computes its part of every batch, and one of them writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from linnaeus.errors import UserError
+from linnaeus.stores.activations import ActivationStore, Chunks
+from linnaeus.stores.cache import OverBudgetError
+
+T = TypeVar("T")
+
+
+class Group(Protocol):
+    """Processes that do the same; a training engine is one."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    @property
+    def machines(self) -> int: ...
+
+    def decide(self, what: Callable[[], T]) -> T: ...
+
+    def gather(self, mine: T) -> list[T]: ...
+
+    def collect(self, mine: T) -> list[T]: ...
+
+    def once_a_machine(self, what: Callable[[], T]) -> T: ...
+
+
+Part = Callable[[int, int, int], Generator[Tensor, None, None]]
+"""part(start, rank, world): from row `start` on, what process `rank` of `world` has to compute of each batch."""
+
+
+def build_together(group: Group, part: Part, build: Callable[[Chunks], ActivationStore]) -> None:
+    """Run `build` where the store is written, with chunks to which all processes contribute.
+
+    On several machines, which have a cache each, one process of each builds alone.
+    Raises in all processes what `build` raises in one: UserError or OverBudgetError.
+    """
+    if group.world == 1:
+        build(lambda start: part(start, 0, 1))
+        return
+    failed: OverBudgetError | None = None
+    if group.machines > 1:
+
+        def alone() -> OverBudgetError | None:
+            try:
+                build(lambda start: part(start, 0, 1))
+            except OverBudgetError as error:
+                return error
+            return None
+
+        failed = next((error for error in group.collect(group.once_a_machine(alone)) if error is not None), None)
+    elif group.rank == 0:
+        failed = _lead(group, part, build)
+    else:
+        failed = _follow(group, part)
+    if failed is not None:
+        raise failed
+
+
+def _lead(group: Group, part: Part, build: Callable[[Chunks], ActivationStore]) -> OverBudgetError | None:
+    """Build, and tell the others what to compute: where to start, as often as `build` starts; then whether to go on."""
+
+    def chunks(start: int) -> Generator[Tensor, None, None]:
+        group.decide(lambda: start)
+        try:
+            for mine in part(start, 0, group.world):
+                group.decide(lambda: True)
+                yield torch.cat(group.gather(mine.cpu()))
+        finally:
+            group.decide(lambda: False)
+
+    over: OverBudgetError | None = None
+    wrong: UserError | None = None
+    try:
+        build(chunks)
+    except OverBudgetError as error:
+        over = error
+    except UserError as error:
+        wrong = error
+    group.decide(lambda: None)
+    return group.decide(lambda: _raised(wrong, over))
+
+
+def _follow(group: Group, part: Part) -> OverBudgetError | None:
+    """Compute what the first process asks for."""
+    nothing: Callable[[], None] = lambda: None
+    while (start := group.decide(nothing)) is not None:
+        mine = part(start, group.rank, group.world)
+        while group.decide(nothing):
+            group.gather(next(mine).cpu())
+        mine.close()
+    return group.decide(nothing)
+
+
+def _raised(wrong: UserError | None, over: OverBudgetError | None) -> OverBudgetError | None:
+    if wrong is not None:
+        raise wrong
+    return over

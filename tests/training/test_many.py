@@ -1,0 +1,318 @@
+"""Several processes that train one network do what one does: the same losses, every sample once, one run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from killing import check_same, dying, story, train, undrawn
+from several import several
+from tiny import mini, phase, samples, stream, write_idx, write_recipe
+from torch import nn
+
+import linnaeus
+from linnaeus.data.batches import part_of
+from linnaeus.errors import UserError
+from linnaeus.evaluate import answers
+from linnaeus.launch import launch
+from linnaeus.models import Network, wrap
+from linnaeus.processes import Processes, processes
+from linnaeus.training import loop
+from linnaeus.training.engine import Engine
+from linnaeus.training.loop import Above, fit
+from linnaeus.training.optim import freeze, training_stages
+from linnaeus.training.step import Stream
+from linnaeus.training.syncnorm import SyncNorm, synced_norms
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    # samples (in batches of 16), the phase
+    "an odd number, a short last batch": (45, {}),
+    "a last batch of which one process has none": (35, {"optimizer": "sgd", "lr": 0.05}),
+    "mixup and cutmix": (45, {"mixup": 0.2, "cutmix": 1.0}),
+    "class weights and smoothing": (45, {"class_weights": "balanced", "label_smoothing": 0.1}),
+    "a moving average, clipped": (45, {"ema": 0.8, "clip": 0.5}),
+    "accumulation": (45, {"micro_batch": 3, "optimizer": "sgd", "lr": 0.05}),
+    "accumulation, and one has none": (35, {"micro_batch": 2, "mixup": 0.4}),
+    "synchronized": (45, {"norms": "synced", "lr": 1e-2}),
+    "synchronized, in pieces, and one has none": (35, {"norms": "synced", "lr": 1e-2, "micro_batch": 16}),
+}
+
+
+def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
+    """(training loss, validation loss, right on validation) of two epochs in float64."""
+    n, change = CASES[case]
+    spec = phase(epochs=2, **change)
+    pictures, labels = samples(n)
+    labels = np.where(np.arange(n) < 9, 0, labels)  # unequal classes
+    partners = spec.mixup > 0 or spec.cutmix > 0
+    train = doubled(stream(pictures, labels, shuffle=True, rank=rank, world=world, partners=partners))
+    valid = doubled(stream(*samples(11, seed=3), rank=rank, world=world))
+    torch.manual_seed(0)
+    model = normed() if "synchronized" in case else mini()
+    freeze(model, training_stages(model, spec.train))
+    micro = -(-spec.micro_batch // (world if spec.norms == "synced" else 1)) or None
+    engine = Engine("cpu", "64-true")
+    found: list[list[float]] = []
+
+    def run() -> None:
+        for epoch in fit(Above(model), spec, train, valid, engine, classes=3, micro=micro):
+            found.append([epoch.train_loss, epoch.valid.loss, epoch.valid.correct])
+
+    if spec.norms == "synced" and world > 1:
+        with synced_norms(model):
+            run()
+        assert not any(isinstance(module, SyncNorm) for module in model.modules())
+    else:
+        run()
+    return found
+
+
+def normed() -> Network:
+    """Two BatchNorms, before and after the pictures' positions are averaged."""
+    return wrap(
+        nn.Sequential(
+            nn.Conv2d(1, 6, 5, stride=3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+            nn.BatchNorm1d(24, momentum=None), nn.Linear(24, 3),
+        ),
+        3, 1,
+    )  # fmt: skip
+
+
+def doubled(data: Stream) -> Stream:
+    return Stream(data.batches, lambda batch, epoch: data.prepare(batch, epoch).double())
+
+
+def test_two_processes_have_the_losses_of_one():
+    """In float64, on networks without BatchNorm or with a synchronized one: within 1e-5, and by far."""
+    found = several(2, lambda rank: {case: curve(case, rank, 2) for case in CASES})
+    assert found[0] == found[1], "they disagree"
+    for case, theirs in found[0].items():
+        assert np.allclose(theirs, curve(case), rtol=0, atol=1e-7), case
+
+
+def test_batchnorm_of_its_own_ends_with_the_same_statistics_everywhere():
+    """Each process sees its own pictures, and what is saved and evaluated is one network."""
+
+    def work(rank: int) -> list[Any]:
+        model = normed()
+        data = stream(*samples(35), shuffle=True, rank=rank, world=2)
+        for _ in fit(Above(model), phase(), data, data, Engine("cpu", "32"), classes=3):
+            pass
+        return [tensor.tolist() for tensor in model.state_dict().values()]
+
+    one, other = several(2, work)
+    assert one == other
+    assert np.isfinite(np.concatenate([np.ravel(value) for value in one])).all()
+
+
+def test_a_batch_is_divided_without_a_single_one():
+    """Every sample has one owner; nobody has one alone, on which BatchNorm cannot be trained, unless it is all."""
+    for n in range(1, 40):
+        for world in (1, 2, 3, 5, 8):
+            parts = [list(range(n))[part_of(n, rank, world)] for rank in range(world)]
+            assert [i for part in parts for i in part] == list(range(n))
+            assert parts[0]
+            assert n == 1 or 1 not in map(len, parts)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_evaluation_counts_every_sample_once(n: int):
+    """With fewer samples than processes too."""
+
+    def work(rank: int) -> list[list[float]]:
+        engine = Engine("cpu", "32")
+        data = stream(*samples(n), batch=4, rank=rank, world=3)
+        out = answers(mini(), data.batches, lambda b: data.prepare(b, 0), engine.autocast, engine.collect)
+        return [out.labels.tolist(), out.logits.argmax(1).tolist()]
+
+    alone = stream(*samples(n))
+    expected = answers(mini(), alone.batches, lambda b: alone.prepare(b, 0))
+    assert several(3, work) == [[expected.labels.tolist(), expected.predicted.tolist()]] * 3
+
+
+PHASES: list[dict[str, Any]] = [
+    {"epochs": 2, "lr": "auto", "mixup": 0.2, "ema": 0.8, "augment": {"rotate": 20, "hflip": 0.5}},
+    {"train": ["head"], "head": "auto", "epochs": 1},
+    {"train": ["block3", "head"], "epochs": 2, "views": 2, "augment": {"hflip": 0.5}},
+]
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    """63 training pictures, of 70: 4 steps of 16 an epoch."""
+    return write_idx(tmp_path / "idx", train=70, test=13)
+
+
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch)
+
+
+def rows(run: Path) -> list[list[float]]:
+    """history.csv in numbers, without the seconds."""
+    lines = [line.split(",")[:-1] for line in (run / "history.csv").read_text().splitlines()[1:]]
+    return [[float(cell or 0) for cell in line] for line in lines]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_two_processes_leave_one_run_folder_as_one_does(
+    idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A range test, a solved head and stored activations on the way; only the first one says anything."""
+    recipe = write_recipe(tmp_path / "r.toml", *PHASES, precision="32")
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(idx, recipe, one)
+    monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path / "cache of two"))
+
+    def work(rank: int) -> float:
+        return linnaeus.train(idx, str(recipe), out=two, device="cpu").valid.accuracy
+
+    found = several(2, work)
+    assert found[0] == found[1]
+    assert np.allclose(rows(one), rows(two), atol=1e-3)
+    (weights, _, metrics), (expected, _, others) = story(two), story(one)
+    assert weights.keys() == expected.keys()
+    assert metrics["valid"]["n"] == others["valid"]["n"] == 7
+    assert metrics["test"]["correct"] == others["test"]["correct"]
+    assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
+    assert len((two / "predictions.csv").read_text().splitlines()) == 1 + 7 + 13
+    said = capfd.readouterr()
+    assert said.out.count("epoch 1/2") == 2  # one for each phase that is trained
+    assert said.err == ""
+
+
+@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
+    world: int, idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """kill -9 of the second; the next start resumes to the bits of the run that was not cut."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "ema": 0.8, "mixup": 0.3}, {"train": ["head"]})
+
+    def work(rank: int, out: str, dies: bool) -> str:
+        if dies and rank == 1:
+            dying(loop, "optimizer_step", 7)
+        return str(train(idx, recipe, tmp_path / out, resume=True).path)
+
+    assert several(world, lambda rank: work(rank, "cut", True)) == [70, -signal.SIGKILL, 70][:world]
+    assert "another process of this run has ended; --resume goes on" in capfd.readouterr().err
+    shutil.copytree(tmp_path / "cut", tmp_path / "alone")
+    assert several(world, lambda rank: work(rank, "cut", False)) == [str(tmp_path / "cut")] * world
+    assert several(world, lambda rank: work(rank, "whole", False)) == [str(tmp_path / "whole")] * world
+    check_same(tmp_path / "cut", tmp_path / "whole")
+    capfd.readouterr()
+    train(idx, recipe, tmp_path / "alone", resume=True)
+    assert f"resumed on another machine (processes: {world} → none): the last bits may differ" in capfd.readouterr().err
+    assert np.allclose(rows(tmp_path / "alone"), rows(tmp_path / "whole"), atol=1e-3)
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3})
+    out = tmp_path / "cut"
+
+    def work(rank: int) -> None:
+        real, calls = loop.optimizer_step, 0
+
+        def take(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if rank == 1 and calls == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args)
+
+        loop.optimizer_step = take  # type: ignore[assignment]
+        train(idx, recipe, out, every="1000steps")
+
+    assert several(2, work) == [143, 143]
+    state = json.loads((out / "checkpoint" / "checkpoint.json").read_text().partition("\n")[2])
+    assert (state["fit"]["epoch"], state["fit"]["step"]) == (1, 2)
+
+
+def test_wrong_input_is_told_once(idx: Path, tmp_path: Path):
+    """All end with the error, and only the first one's is for people. An error of another one is named."""
+    recipe = write_recipe(tmp_path / "r.toml", {"train": ["nothing"]})
+
+    def work(rank: int) -> list[Any]:
+        with pytest.raises(UserError, match="'nothing' is not a stage") as caught:
+            train(idx, recipe, tmp_path / "run")
+        engine = Engine("cpu", "32")
+
+        def part() -> None:
+            with engine.together():
+                if rank == 1:
+                    raise UserError("no room")
+
+        with pytest.raises(UserError) as other:
+            part()
+        return [caught.value.told, str(other.value), other.value.told]
+
+    assert several(2, work) == [[False, "process 1: no room", False], [True, "no room", True]]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_environment_says_who_is_who():
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert processes({}) == Processes()
+    assert processes(torchrun) == Processes(5, 8, 1, 4)
+    assert processes(torchrun).nodes == 2
+    slurm = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+    assert processes(slurm) == Processes()  # a batch job that does not start its steps by srun
+    assert processes({**slurm, "SLURM_STEP_NUM_TASKS": "4"}) == Processes(3, 4, 1, 2, slurm=True)
+    with pytest.raises(UserError, match="--ntasks-per-node"):
+        processes({"SLURM_STEP_NUM_TASKS": "4"})
+    with pytest.raises(UserError, match="as many"):
+        processes({**torchrun, "WORLD_SIZE": "7"})
+
+
+def test_devices_from_python_are_refused_with_what_to_do(idx: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="torchrun --nproc-per-node 2"):
+        linnaeus.train(idx, device="cpu", devices=2, out=tmp_path / "run")
+
+
+def test_the_launcher_gives_the_status_of_its_processes(capfd: pytest.CaptureFixture[str]):
+    assert launch(2, ["--version"]) == 0
+    assert capfd.readouterr().out.count("linnaeus, version") == 1
+    assert launch(2, ["train"]) == 2
+    assert capfd.readouterr().err.count("Missing argument 'SOURCE'") == 1
+
+
+@pytest.mark.long
+def test_a_killed_process_of_the_command_ends_it(idx: Path, tmp_path: Path):
+    """Two processes by --devices 2, the second killed while they train: over within a minute, and it can go on."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 400})
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "linnaeus", "train", str(idx), "--recipe", str(recipe), "--out", str(out),
+        "--device", "cpu", "--devices", "2", "--checkpoint-every", "2steps", "--resume",
+    ]  # fmt: skip
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not (out / "checkpoint" / "checkpoint.json").exists():
+        assert running.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    started = time.monotonic()
+    _, said = running.communicate(timeout=60)
+    assert time.monotonic() - started < 60
+    assert running.returncode == 1
+    assert "another process of this run has ended; --resume goes on" in said
+    assert "process 1 of 2 was ended by SIGKILL" in said
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while "resumed   in phase 1" not in (line := again.stdout.readline() if again.stdout else ""):
+        assert line
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert again.returncode == 143
