@@ -67,11 +67,6 @@ class Comparison:
     def agreement(self) -> float:
         return 1 - self.differing / self.n
 
-    @property
-    def rank(self) -> tuple[int, float]:
-        """The smaller, the better: first by how many answers change, then by how much."""
-        return self.differing, self.mean
-
     def to_dict(self) -> dict[str, Any]:
         said = asdict(self) | {"agreement": self.agreement}
         return said | {"paired": self.paired.to_dict()}

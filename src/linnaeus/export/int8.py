@@ -46,7 +46,7 @@ class Scheme:
         return f"{self.ranges}, {8 if self.wide else 7}-bit weights{kept}"
 
 
-SCHEMES = (
+SCHEMES = (  # the fastest arithmetic first
     Scheme("min-max"),
     Scheme("percentile"),
     Scheme("least-squares"),
