@@ -92,12 +92,17 @@ def test_console_prints_what_the_page_shows(block: Block, say) -> None:
         assert same(said.out + said.err, printed), f"{block}: {command} prints\n{said.out}{said.err}"
 
 
-@pytest.mark.parametrize("block", having("pycon"), ids=str)
-def test_sessions_print_what_the_page_shows(block: Block) -> None:
-    test = doctest.DocTestParser().get_doctest(block.text + "\n", {}, str(block), block.page, block.line)
-    assert test.examples
+@pytest.mark.parametrize("page", [p for p in PAGES if "pycon" in {b.language for b in blocks(p)}], ids=name)
+def test_sessions_print_what_the_page_shows(page: Path) -> None:
+    """All sessions of a page are one: what is defined in the first is there in the last."""
+    names: dict[str, object] = {}
     told: list[str] = []
-    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=told.append)
+    for block in blocks(page):
+        if block.language == "pycon" and "not run" not in block.marks:
+            test = doctest.DocTestParser().get_doctest(block.text + "\n", names, str(block), block.page, block.line)
+            assert test.examples, block
+            doctest.DocTestRunner().run(test, out=told.append, clear_globs=False)
+            names = test.globs
     assert told == [], "".join(told)
 
 
