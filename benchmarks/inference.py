@@ -5,8 +5,9 @@
 `--run` is a run folder of either network; its model.onnx and model-int8.onnx, which `linnaeus export` wrote, are
 measured as they are, and accuracy is that on the validation pictures of `--data`. A network without a run has fresh
 weights and is only timed. All ways take turns in one process, on the same uint8 squares, so that other programs on the
-machine slow all alike; shown are medians over the turns, and the median of the ratios to eager within each turn. Eager
-is the network as anybody would write it, in torch's usual memory layout, without gradients.
+machine slow all alike; shown are medians over the turns, and the median of the ratios to eager within each turn, by the
+clock and by the processor's time. With OMP_NUM_THREADS=1 the latter holds on a busy machine too; with more threads it
+counts those that wait. Eager is the network as anybody would write it, in the usual memory layout, without gradients.
 
 `torch.compile` is left out, by name, where it cannot compile, as without a C++ compiler.
 """
@@ -74,15 +75,15 @@ def of_module(module: torch.nn.Module, p: Preprocessing, contiguous: bool = Fals
     return run
 
 
-def in_turns(found: dict[str, Way], pictures: Tensor, turns: int) -> dict[str, list[float]]:
-    """Seconds of each way, turn by turn; one more turn before warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in found}
+def in_turns(found: dict[str, Way], pictures: Tensor, turns: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each way, turn by turn: by the clock, and of the processor. One more turn before warms up."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
     for turn in range(turns + 1):
         for name, run in found.items():
-            since = time.perf_counter()
+            since, spent = time.perf_counter(), time.process_time()
             run(pictures)
             if turn:
-                seconds[name].append(time.perf_counter() - since)
+                seconds[name].append((time.perf_counter() - since, time.process_time() - spent))
     return seconds
 
 
@@ -128,9 +129,13 @@ def main() -> None:
             pictures = torch.randint(0, 256, (size, p.size, p.size, p.channels), dtype=torch.uint8)
             seconds = in_turns(found, pictures, given.turns)
             for way, each in seconds.items():
-                ratio = statistics.median(e / s for e, s in zip(seconds["eager"], each, strict=True))
-                ms = 1000 * statistics.median(each) / size
-                print(f"  batch {size:3}  {way:20} {ms:8.1f} ms a picture  {ratio:5.2f}x eager  {said.get(way, '')}")
+                pairs = list(zip(seconds["eager"], each, strict=True))
+                clock, processor = (statistics.median(e[i] / s[i] for e, s in pairs) for i in (0, 1))
+                ms = 1000 * statistics.median(wall for wall, _ in each) / size
+                print(
+                    f"  batch {size:3}  {way:20} {ms:8.1f} ms a picture  {clock:5.2f}x eager, "
+                    f"{processor:5.2f}x by processor  {said.get(way, '')}"
+                )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,12 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE
 )
 _COMMENT = re.compile(r"<!-- *(not run|needs|from|file|before): *(.*?) *-->", re.DOTALL)
-NOT_OURS = ("make ",)  # they make an environment; the set-up itself is tried on a clean checkout
+NOT_RUN = (
+    "make ",  # they make an environment; the set-up itself is tried on a clean checkout
+    "linnaeus serve ",  # waits for clients; docs/howto/deploy.md starts one, asks it and ends it
+    "curl ",
+)
+"""Lines of the README that are shown and not run."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Block:
     @property
     def script(self) -> str:
         """The shell commands that run."""
-        return "\n".join(line for line in self.text.splitlines() if not line.startswith(NOT_OURS))
+        left_out = NOT_RUN if self.page == "README.md" else ()
+        return "\n".join(line for line in self.text.splitlines() if not line.startswith(left_out))
 
 
 def pages() -> list[Path]:

@@ -42,6 +42,7 @@ def folder(tmp_path: Path) -> Path:
             top, left = generator.integers(20, 80, 2)
             picture[top : top + 60, left : left + 60] = np.array(color) + generator.integers(-20, 20, (60, 60, 3))
             Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(tmp_path / "photos" / kind / f"{i}.jpg")
+    (tmp_path / "space.toml").write_text('"phase.1.lr" = { low = 1e-4, high = 1e-2, log = true }\n')
     return tmp_path
 
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import write_idx, write_pictures, write_recipe
 
 from linnaeus.data import remote
+from linnaeus.data.batches import Batches
 from linnaeus.data.decode import RowSpec, UnreadableError
 from linnaeus.data.shards import INDEX
 from linnaeus.data.shardwriter import write_shards
@@ -386,3 +388,21 @@ def test_training_evaluating_and_checking_shards(tmp_path: Path, say, monkeypatc
     assert said.status in (0, 1), said.err
     assert json.loads(Path("check.json").read_text())
     assert (tmp_path / "run-disk" / "report.html").exists()
+
+
+def test_ranks_share_the_shards_and_a_place_in_the_order_is_found_again(shards: Path):
+    """Two ranks see every picture once between them; an epoch from batch 2 on is the rest of the same epoch."""
+    table = open_source(shards)
+    rows = build_pixels(table, np.arange(12), RowSpec(8), cache=default_cache())
+
+    def seen(rank: int = 0, world: int = 1, start: int = 0) -> list[list[int]]:
+        batches = Batches(
+            rows, table.labels, batch=4, device=torch.device("cpu"), shuffle=True, seed=3, rank=rank, world=world
+        )
+        return [batch.indices.tolist() for batch in batches.epoch(1, start)]
+
+    whole = seen()
+    assert sorted(i for batch in whole for i in batch) == list(range(12))
+    halves = [seen(rank, 2) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in whole]
+    assert seen(start=2) == whole[2:]

@@ -43,7 +43,8 @@ def run(work: Callable[[Batcher], Awaitable[None]], network: Network, **options:
         batcher = Batcher(network, **given)  # type: ignore[arg-type]
         batcher.start()
         try:
-            await work(batcher)
+            async with asyncio.timeout(30):
+                await work(batcher)
         finally:
             await batcher.stop()
 

@@ -255,6 +255,19 @@ def test_two_processes_share_a_study_and_one_that_is_killed_loses_nothing(tmp_pa
     assert {row["state"] for row in table} <= {"complete", "pruned"}
 
 
+def test_a_study_that_is_damaged_is_one_line(source: Path, recipe: str, tmp_path: Path):
+    sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
+    (tmp_path / "out" / "study.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(JobError, match=r"study\.sqlite: cannot be used \(.*not a database"):
+        sweeps.sweep(source, recipe, LR, trials=2, out=tmp_path / "out", device="cpu", console=QUIET)
+
+
+def test_without_optuna_it_is_one_line(source: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r'pip install "linnaeus\[sweep\]"'):
+        sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
+
+
 def test_differences_are_named():
     then = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": {"e": None, "f": 1}}
     now = {"a": 1, "b": [{"c": 1}, {"c": 3}], "d": {"e": None, "g": "x"}}

@@ -47,12 +47,10 @@ class Material:
 
     def raw(self, i: int) -> np.ndarray:
         """Picture i as another program reads it, at its full size: (H, W, C) uint8."""
-        table, sample = self.pictures.table, int(self.pictures.indices[self.chosen[i]])
-        if table.images is not None:
-            picture = table.images[sample]
+        picture = self.pictures.table.picture(int(self.pictures.indices[self.chosen[i]]))
+        if isinstance(picture, np.ndarray):
             return picture if picture.ndim == 3 else picture[:, :, None]
-        assert table.paths is not None
-        return decode(table.paths[sample])
+        return decode(picture)
 
     def square_of(self, raw: np.ndarray) -> torch.Tensor:
         """What the network sees of a picture of full size, resized by Pillow: (1, size, size, C) uint8."""

@@ -16,7 +16,7 @@ from linnaeus.files import acquire, disk_errors, write_text
 from linnaeus.recipe import Recipe, override
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, told
 from linnaeus.sweeps.space import Space, combinations, load_space, settings_of
-from linnaeus.sweeps.study import Drawn, Study, Trial, differences
+from linnaeus.sweeps.study import Drawn, Study, Trial, differences, study_errors
 from linnaeus.training.prepare import resolve_recipe
 from linnaeus.training.run import place, train
 from linnaeus.training.stop import StoppedError
@@ -82,11 +82,12 @@ def sweep(
     begin(folder.path, about, place(str(source)))
     minimize = base.best == "loss"
     warmup = 1 + sum(phase.epochs for phase in base.phase) // 4
-    study = Study(folder.path, varied, minimize=minimize, seed=base.seed, warmup=warmup)
-    introduce(console, folder.path, base, varied, study, trials)
-    job = _Job(source, base, varied, study, folder, device, _Quiet(console))
-    interrupted = job.run(min(trials, combinations(varied) or trials))
-    return conclude(job, interrupted)
+    with study_errors(folder.path):
+        study = Study(folder.path, varied, minimize=minimize, seed=base.seed, warmup=warmup)
+        introduce(console, folder.path, base, varied, study, trials)
+        job = _Job(source, base, varied, study, folder, device, _Quiet(console))
+        interrupted = job.run(min(trials, combinations(varied) or trials))
+        return conclude(job, interrupted)
 
 
 def begin(folder: Path, about: dict[str, Any], where: str) -> None:

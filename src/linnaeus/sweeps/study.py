@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from linnaeus.errors import UserError
+from linnaeus.errors import JobError, UserError
 from linnaeus.files import acquire, disk_errors
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
 
@@ -86,6 +86,8 @@ class Study:
         with disk_errors(folder), self.locked():
             (folder / LOCKS).mkdir(exist_ok=True)
             path = (folder / STUDY).absolute()
+            if "?" in str(path):
+                raise UserError(f"{folder}: SQLite's addresses end at a '?'; choose another --out")
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENT}}
             )
@@ -245,6 +247,19 @@ def _optuna() -> Any:
         raise UserError('sweeps need Optuna, which is not installed; pip install "linnaeus[sweep]"') from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+@contextmanager
+def study_errors(folder: Path) -> Iterator[None]:
+    """Turn what the database says into one line."""
+    optuna = _optuna()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())[:200]
+        raise JobError(f"{folder / STUDY}: cannot be used ({reason}); is the disk full, or the file damaged?") from None
 
 
 @contextmanager
