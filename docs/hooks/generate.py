@@ -305,5 +305,6 @@ def plain(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text for a cell of a table. A bar ends a cell everywhere but in code."""
+    pieces = " ".join(text.split()).split("`")
+    return "`".join(each.replace("|", "&#124;") if i % 2 == 0 else each for i, each in enumerate(pieces))
