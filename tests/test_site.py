@@ -140,5 +140,6 @@ def test_every_file_format_is_described() -> None:
     for heading in generate.FORMATS:
         section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         assert len(section.split()) > 15, heading
+    assert "```text\nmodel.safetensors   the best model so far\n" in page, "a table is shown as it is written"
     empty = re.findall(r"^\| `\w+` \|\s*\|$", page + generate.python_page() + generate.recipe_page(), re.MULTILINE)
     assert empty == []
