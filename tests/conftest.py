@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,11 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has a cache folder of its own, so none depends on what ran before."""
-    monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every test has a cache folder of its own, so none depends on what ran before, nor on what it undoes itself."""
+    with pytest.MonkeyPatch.context() as always:
+        always.setenv("LINNAEUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass

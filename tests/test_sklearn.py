@@ -101,6 +101,7 @@ def test_groups_stay_together(pictures: tuple[np.ndarray, np.ndarray], tmp_path:
     assert {split for side in sides.values() for split in side} == {"train", "valid"}
 
 
+@pytest.mark.long
 def test_cross_validation_and_grid_search(pictures: tuple[np.ndarray, np.ndarray]):
     estimator = ImageClassifier(recipe(6))
     folds = StratifiedGroupKFold(2).split(*pictures, groups=np.arange(90) // 6)

@@ -88,8 +88,8 @@ def test_unknown_names():
         open_source("fashion_mnist")
     with pytest.raises(UserError, match="known names: digits, mnist"):
         open_source("imagenet")
-    with pytest.raises(UserError, match="addresses are not read"):
-        open_source("https://example.org/mnist.tgz")
+    with pytest.raises(UserError, match="of addresses only http:// and https:// are read"):
+        open_source("ftp://example.org/mnist.tgz")
     with pytest.raises(UserError, match="choose one of digits"):
         pull("imagenet")
 

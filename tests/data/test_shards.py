@@ -38,9 +38,9 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("linnaeus.data.shardwriter._Writer._split", partial_limit(4000))
-    write_shards(open_source(photos), tmp_path / "shards")
-    monkeypatch.undo()
+    with monkeypatch.context() as only_here:  # undo() would take the cache of the tests away too
+        only_here.setattr("linnaeus.data.shardwriter._Writer._split", partial_limit(4000))
+        write_shards(open_source(photos), tmp_path / "shards")
     return tmp_path / "shards"
 
 

@@ -260,6 +260,7 @@ def draw_all(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
+@pytest.mark.long
 def test_threads_draw_the_same_and_no_setting_changes(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     expected = draw_all(tmp_path / "alone")

@@ -100,6 +100,7 @@ def test_the_second_trial_decodes_and_computes_nothing(tmp_path: Path, monkeypat
     assert after == [after[0]] * 3
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on(source: Path, recipe: str, tmp_path: Path):
     whole = sweeps.sweep(source, recipe, LR, trials=4, out=tmp_path / "whole", device="cpu", console=QUIET)
     for trials in (2, 4):
@@ -122,6 +123,7 @@ def run_study(folder: Path, seed: int, stops: tuple[int, ...], killed: int = -1)
     return [t.drawn for t in study.trials()]
 
 
+@pytest.mark.long
 def test_a_study_that_was_stopped_draws_what_an_undisturbed_one_draws(tmp_path: Path):
     """Beyond the ten random draws, where the sampler looks at what it has seen."""
     whole = run_study(tmp_path / "whole", 0, (12,))
@@ -166,6 +168,7 @@ def test_a_sweep_of_failures_ends(source: Path, recipe: str, tmp_path: Path):
         sweeps.sweep(source, recipe, LR, settings=settings, out=tmp_path / "out", device="cpu", console=QUIET)
 
 
+@pytest.mark.long
 def test_hopeless_trials_are_pruned(source: Path, tmp_path: Path):
     """From the sixth on, a trial that does not learn ends before its last epoch."""
     recipe = str(write_recipe(tmp_path / "tiny.toml", {"epochs": 3, "batch": 8}))

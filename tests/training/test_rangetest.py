@@ -21,6 +21,7 @@ from linnaeus.training.rangetest import STEPS, choose, range_test, smooth
 RATES = np.logspace(-6, -1, STEPS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_does_not(optimizer: str):
     model, data, engine = mini(), stream(*samples(48)), Engine("cpu", "32")

@@ -109,6 +109,7 @@ MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
 }
 
 
+@pytest.mark.long
 def test_a_run_may_be_killed_again_and_again(idx: Path, tmp_path: Path):
     """One run that dies at each of these moments in turn, and goes on from there."""
     recipe = write_recipe(tmp_path / "r.toml", {}, {"train": ["head"], "epochs": 1}, best="loss")

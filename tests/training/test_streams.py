@@ -122,6 +122,7 @@ def test_a_head_that_looks_at_several_stages_sees_them_through_the_stores(looks_
     torch.testing.assert_close(torch.stack([found[i] for i in range(21)]), expected, rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.long
 def test_int8_is_close_or_refused_and_kept_apart(network: Network, monkeypatch: pytest.MonkeyPatch):
     """Rows of both kinds, under keys of their own; and a network that loses too much is refused in one line."""
     pytest.importorskip("onnxruntime")
