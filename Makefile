@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several test processes share the cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/linnaeus train digits --recipe digits
@@ -22,6 +22,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # torch comes first and pinned: left to a dependency's range it would be several GB of CUDA.
 # torchvision is a reference for the tests and no dependency; beside a CPU torch only --no-deps installs it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -34,4 +37,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,12 @@
 """How `linnaeus predict` writes its answers: a table to read, CSV, or JSON lines. One picture at a time.
 
+A JSON line, and the columns of CSV with --top K:
+
+    {"path": "rose/1.jpg", "top": [{"class": "1", "name": "rose", "probability": 0.93}], "unsure": false, "error": null}
+    path, unsure, error, class_1, name_1, probability_1, …, class_K, name_K, probability_K
+
+Where a picture cannot be read, `error` says why and `top` is empty.
+
 A CSV or JSON lines file that is there already is gone on with: what it holds is not predicted again, and half a line at
 its end, which a killed process leaves, is cut off.
 """

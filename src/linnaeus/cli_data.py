@@ -16,8 +16,8 @@ from linnaeus.console import Console
 @click.option(
     "--size", default=0, type=click.IntRange(0), help="Pixels of the picture's side.  [default: 224, or what suits]"
 )
-@click.option("--classes", default=1000, show_default=True, type=click.IntRange(1))
-@click.option("--channels", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--classes", default=1000, show_default=True, type=click.IntRange(1), help="Outputs of the head.")
+@click.option("--channels", default=3, show_default=True, type=click.IntRange(1), help="1 gray, 3 color.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An argument of the network: stem=small.")
 @verbosity
 def models(

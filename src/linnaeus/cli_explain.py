@@ -34,7 +34,7 @@ AT_ONCE = 8  # pictures between two looks at what is done
     "--out", metavar="DIR", default="explained", show_default=True, help="A sheet for each picture goes there."
 )
 @click.option("--class", "wanted", metavar="NAME", help="Explain this class instead of the predicted one.")
-@click.option("--method", type=click.Choice(METHODS), default="gradcam", show_default=True)
+@click.option("--method", type=click.Choice(METHODS), default="gradcam", show_default=True, help="How a map is made.")
 @click.option("--stage", metavar="NAME|all", help="Where Grad-CAM looks.  [default: the last that tells places apart]")
 @click.option("--like", metavar="SOURCE", help="Show the training pictures that look most alike; SOURCE holds them.")
 @click.option("--top", type=click.IntRange(1), help=f"How many of them.  [default: {NEIGHBORS}]")

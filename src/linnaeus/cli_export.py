@@ -14,7 +14,9 @@ from linnaeus.errors import UserError
 
 @click.command()
 @click.argument("model")
-@click.option("--to", "kind", required=True, type=click.Choice(["onnx", "onnx-int8", "torchvision"]))
+@click.option(
+    "--to", "kind", required=True, type=click.Choice(["onnx", "onnx-int8", "torchvision"]), help="What to write."
+)
 @click.option("--data", metavar="SOURCE", help="Real pictures to compare on.  [default: those of the run]")
 @click.option("--split", metavar="NAME", help="Which of them.  [default: valid, else test, else all]")
 @click.option("--out", metavar="FILE", help="[default: model.onnx, model-int8.onnx or torchvision.pth, beside MODEL]")

@@ -38,11 +38,15 @@ class Prediction:
     """What a model says of one picture."""
 
     path: str
+    """As it was given; `picture N` for what has no path."""
     classes: tuple[str, ...]
+    """Class names in index order."""
     names: tuple[str, ...]
+    """How to show them."""
     probabilities: np.ndarray | None
     """(classes,) float64, summing to 1; None where the picture cannot be read."""
     error: str | None = None
+    """Why the picture cannot be read."""
     picture: np.ndarray | None = None
     """(size, size, channels) uint8: what the network saw."""
     threshold: float = 0.0
@@ -55,10 +59,12 @@ class Prediction:
 
     @property
     def name(self) -> str:
+        """The most likely class, as it is shown."""
         return self.names[self.index]
 
     @property
     def probability(self) -> float:
+        """Of the most likely class, calibrated."""
         return float(self._known().max())
 
     @property

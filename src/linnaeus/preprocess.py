@@ -29,12 +29,19 @@ class Preprocessing:
     """
 
     resize: int
+    """Pixels of the short side after decoding (`crop`), or of the square's side (`squash`, `pad`)."""
     size: int
+    """Pixels of the square that the network sees."""
     fit: str = "crop"
+    """`crop`, `squash` or `pad`."""
     interpolation: str = "bilinear"
+    """`nearest`, `bilinear`, `bicubic` or `lanczos`."""
     channels: int = 3
+    """1 gray, 3 color."""
     mean: tuple[float, ...] = IMAGENET_MEAN
+    """What is taken away from each channel."""
     std: tuple[float, ...] = IMAGENET_STD
+    """What each channel is then divided by."""
 
     def __post_init__(self) -> None:
         numbers = (self.resize, self.size, self.channels)
@@ -50,6 +57,7 @@ class Preprocessing:
 
     @property
     def row_spec(self) -> RowSpec:
+        """The part that decoding does: what a row of the pixel store is."""
         return RowSpec(self.resize, self.fit, self.interpolation, self.channels)
 
     def load(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
@@ -75,6 +83,7 @@ class Preprocessing:
         return self.normalise(self.crop(rows, shapes, shift))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, as the model file holds it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod

@@ -71,6 +71,15 @@ def test_rows_say_what_the_paper_says() -> None:
     assert rows["fc"].multiply_adds == 2048 * 1000
 
 
+def test_a_stage_gives_what_its_last_module_gives() -> None:
+    """An Inception module ends in four branches side by side: the last of them alone is not what it gives."""
+    with torch.device("meta"):
+        rows = layer_table(create("inception_v1", 1000), 224)
+    given = {row.stage: row.stage_output for row in rows}
+    assert list(given.values()) == [(192, 28, 28), (480, 14, 14), (832, 7, 7), (1024, 7, 7), (1000,)]
+    assert "\ninception5                                 1024 x 7 x 7 " in render(rows)
+
+
 def test_the_network_is_left_alone() -> None:
     network = create("inception_v1", 4, aux=True).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}

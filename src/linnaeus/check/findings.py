@@ -1,4 +1,7 @@
-"""A finding: one thing that is wrong, how bad it is, and which pictures and classes it is about."""
+"""A finding: one thing that is wrong, how bad it is, and which pictures and classes it is about.
+
+`linnaeus check --json` writes one object, whose `findings` are a list of these, the worst first.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +49,15 @@ class Finding:
     """One thing found. In JSON: `{"kind", "severity", "paths", "classes", "detail"}`."""
 
     kind: str
-    """One of KINDS"""
+    """What it is: `leak`, `label-conflict`, `suspicious-label`, `duplicate`, `unreadable` and so on: one of KINDS."""
     severity: str
-    """One of SEVERITIES"""
+    """`error`: figures or training would be wrong; `warning`: look at it; `info`: worth knowing."""
     paths: tuple[str, ...] = ()
-    """Sample ids, as `Table.sample_id` gives them; the first is what to look at first"""
+    """Pictures by their names in the source; the first is what to look at first."""
     classes: tuple[str, ...] = ()
+    """The classes that it is about."""
     detail: str = ""
-    """One line for a person"""
+    """One line for a person."""
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS, self.kind

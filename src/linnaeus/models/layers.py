@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class Layer:
     stride: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    stage_output: tuple[int, ...] = ()  # what its stage gives in the end, which may be several layers side by side
 
 
 def layer_table(network: Network, size: int | None = None, channels: int | None = None) -> list[Layer]:
@@ -80,10 +81,11 @@ def layer_table(network: Network, size: int | None = None, channels: int | None 
     size = size or network.usual_size
     channels = channels or network.arch["channels"]
     with torch.no_grad():
-        shapes_only(torch.empty(1, channels, size, size, device="meta"))
+        given, logits = shapes_only.look(torch.empty(1, channels, size, size, device="meta"), network.stages[:-1])
     for hook in hooks:
         hook.remove()
-    return rows
+    shapes = {stage: tuple(x.shape[1:]) for stage, x in (*given.items(), (network.stages[-1], logits))}
+    return [replace(row, stage_output=shapes[row.stage]) for row in rows]
 
 
 def to_meta(tensor: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def render(rows: Sequence[Layer]) -> str:
     for stage in dict.fromkeys(row.stage for row in rows):
         members = [row for row in rows if row.stage == stage]
         parameters, adds = totals(members)
-        cells.append((stage, "", times(members[-1].output), "", "", f"{parameters:,}", f"{adds:,}"))
+        cells.append((stage, "", times(members[-1].stage_output), "", "", f"{parameters:,}", f"{adds:,}"))
         for row in members:
             numbers = (f"{row.parameters:,}", f"{row.multiply_adds:,}" if row.multiply_adds else "")
             cells.append((f"  {row.name}", row.kind, times(row.output), times(row.kernel), times(row.stride), *numbers))

@@ -34,7 +34,9 @@ class Augment(Strict):
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Angle in degrees, uniform in ±rotate (RandomRotation)."""
     hflip: Probability = 0.0
+    """Share of pictures that are mirrored, left for right (RandomHorizontalFlip)."""
     vflip: Probability = 0.0
+    """Share of pictures that are turned upside down as a mirror does (RandomVerticalFlip)."""
     shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Translation, uniform in ±shift of the picture's size, on each axis (RandomAffine)."""
     scale: Range | None = None
@@ -46,25 +48,39 @@ class Augment(Strict):
     pad_crop: Annotated[int, Field(ge=0)] = 0
     """Random crop after padding this many pixels on each side with black (the CIFAR augmentation)."""
     brightness: NonNegative = 0.0
+    """Factor on all channels, uniform in [max(0, 1 - v), 1 + v] (ColorJitter)."""
     contrast: NonNegative = 0.0
+    """Factor on the distance to the picture's mean gray, drawn as that of brightness."""
     saturation: NonNegative = 0.0
-    """Brightness, contrast, saturation: factor uniform in [max(0, 1 - v), 1 + v] (ColorJitter)."""
+    """Factor on the distance to the pixel's own gray, drawn as that of brightness."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Turn of the color wheel, uniform in ±hue of a full turn, made as a rotation about the gray axis."""
     gray: Probability = 0.0
+    """Share of pictures that lose their color (RandomGrayscale)."""
     trivial: bool = False
     """TrivialAugment (Müller and Hutter 2021): one random operation of random strength a picture."""
     posterize: Probability = 0.0
+    """Share of pictures whose levels are cut to `posterize_bits` bits."""
     posterize_bits: Annotated[int, Field(ge=1, le=8)] = 4
+    """Bits that are kept of eight."""
     solarize: Probability = 0.0
+    """Share of pictures whose levels from `solarize_threshold` on are inverted."""
     solarize_threshold: Annotated[int, Field(ge=0, le=255)] = 128
+    """The level from which on `solarize` inverts."""
     equalize: Probability = 0.0
+    """Share of pictures whose histogram is made flat, each channel by itself."""
     autocontrast: Probability = 0.0
+    """Share of pictures whose levels are stretched to the whole range, each channel by itself."""
     sharpness: Probability = 0.0
+    """Share of pictures that are sharpened, or smoothed, by `sharpness_factor`."""
     sharpness_factor: NonNegative = 2.0
+    """0 smooths, 1 changes nothing, 2 sharpens."""
     erase: Probability = 0.0
+    """Share of pictures that lose a rectangle (Zhong et al. 2017, RandomErasing)."""
     erase_scale: Range = (0.02, 0.33)
+    """Share of the picture's area that the rectangle has, uniform."""
     erase_ratio: Range = (0.3, 3.3)
+    """Aspect ratio of the rectangle, log-uniform."""
 
     @field_validator("scale", "crop_scale", "crop_ratio", "erase_scale", "erase_ratio")
     @classmethod
@@ -75,58 +91,83 @@ class Augment(Strict):
 
 
 class Constant(Strict):
+    """The learning rate stays as it is."""
+
     name: Literal["constant"] = "constant"
+    """Which schedule this is."""
 
 
 class Step(Strict):
     """Multiply the learning rate by `factor` after every `every` epochs."""
 
     name: Literal["step"]
+    """Which schedule this is."""
     every: Annotated[int, Field(ge=1)]
+    """Epochs between two steps."""
     factor: Positive = 0.1
+    """What the learning rate is multiplied by."""
 
 
 class Plateau(Strict):
     """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` epochs."""
 
     name: Literal["plateau"]
+    """Which schedule this is."""
     monitor: Literal["train_loss", "train_accuracy", "valid_loss", "valid_accuracy"] = "valid_loss"
+    """What should improve."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """What the learning rate is multiplied by."""
     patience: Annotated[int, Field(ge=0)] = 10
+    """Epochs without improvement that are borne."""
     threshold: NonNegative = 1e-4
+    """The smallest change that counts as improvement."""
     threshold_mode: Literal["rel", "abs"] = "rel"
+    """Whether `threshold` is a share of the best value or a difference to it."""
     cooldown: Annotated[int, Field(ge=0)] = 0
+    """Epochs after a step in which none is counted as without improvement."""
     minimum: NonNegative = 0.0
+    """The lowest learning rate."""
     eps: NonNegative = 1e-8
+    """A step that would change the learning rate by less is not taken."""
 
 
 class Cosine(Strict):
     """Linear warm-up, then half a cosine down to `minimum` times the learning rate (Loshchilov and Hutter 2016)."""
 
     name: Literal["cosine"]
+    """Which schedule this is."""
     warmup: NonNegative = 0.0
     """Epochs of warm-up; fractions are fine."""
     minimum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Where the cosine ends, as a share of the learning rate."""
 
 
 class OneCycle(Strict):
     """Up from lr/start_div to lr in the first `rise` of the steps, then down to lr/end_div (Smith and Topin 2017)."""
 
     name: Literal["onecycle"]
+    """Which schedule this is."""
     rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the steps in which the learning rate rises."""
     start_div: Annotated[float, Field(ge=1)] = 25.0
+    """The first learning rate is lr divided by this."""
     end_div: Annotated[float, Field(ge=1)] = 1e4
+    """The last learning rate is lr divided by this."""
 
 
 Schedule = Annotated[Constant | Step | Plateau | Cosine | OneCycle, Field(discriminator="name")]
 
 
 class HeadOf(Strict):
+    """What the head looks at."""
+
     stages: Annotated[list[str], Field(min_length=1)]
     """Stages whose pooled outputs the head sees side by side, such as ["layer3", "layer4"]."""
 
 
 class Model(Strict):
+    """The network, and what it starts from."""
+
     name: str
     """A network of `linnaeus models`, or `file.py:function` for one of your own."""
     weights: str = "none"
@@ -143,8 +184,11 @@ class Split(Strict):
     """How an unsplit source is divided, by class and at random."""
 
     valid: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the pictures that become validation."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the pictures that become test."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of the draw; it is apart from the run's seed, so that runs can share a split."""
     groups: str | None = None
     """Keep what belongs together on one side: a column of a CSV, such as patient, or `near-duplicates`."""
 
@@ -156,6 +200,8 @@ class Split(Strict):
 
 
 class Data(Strict):
+    """Which pictures, and what the network sees of them."""
+
     resize: Annotated[int, Field(ge=1, le=8192)]
     """Pixels of the short side after decoding (`crop`), or of the square's side (`squash`, `pad`)."""
     size: Annotated[int, Field(ge=1, le=8192)]
@@ -163,15 +209,21 @@ class Data(Strict):
     train_resize: Annotated[int, Field(ge=1, le=8192)] | None = None
     """`resize` for training pictures where it differs, so that augmentation has something to crop from."""
     fit: Literal["crop", "squash", "pad"] = "crop"
+    """How a picture becomes square: its middle, the whole of it distorted, or the whole of it with a border."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    """Of the resizing, antialiased."""
     normalise: Literal["weights", "imagenet", "data", "none"] = "weights"
     """Mean and standard deviation: of the weights, of ImageNet, of the training pixels, or none: [0, 1]."""
     channels: Literal["auto", 1, 3] = "auto"
+    """1 gray, 3 color; auto: as the pictures are."""
     train: str | None = None
+    """Name of the list file of training, such as `trainda.txt`, where it is not the usual one."""
     valid: str | None = None
-    """Names of list files; `valid = "test"` selects the best model on the test split, as some publications do."""
+    """The list file of validation; `test`: select the best model on the test split, as some publications do."""
     test: str | None = None
+    """The list file of test."""
     split: Split = Split()
+    """How a source without splits of its own is divided."""
 
     @model_validator(mode="after")
     def _fits(self) -> Data:
@@ -182,9 +234,12 @@ class Data(Strict):
 
 
 class Phase(Strict):
+    """One stretch of training: which stages train, for how long, how fast. It starts from the best weights so far."""
+
     train: Annotated[list[str], Field(min_length=1)] = ["all"]
     """Stages that train, or `all`."""
     epochs: Annotated[int, Field(ge=1)] = 1
+    """Times that every training picture is seen."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Pictures in one step of the optimizer, over all processes."""
     micro_batch: Annotated[int, Field(ge=0)] = 0
@@ -192,6 +247,7 @@ class Phase(Strict):
 
     Where that is less than a batch, the run's recipe.toml says how many it was, so that it can be repeated."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """Stochastic gradient descent with momentum, Adam, or Adam with decoupled weight decay."""
     lr: float | str | None = None
     """The learning rate, or `auto`: found by a range test before the phase, and written into the run's recipe.toml."""
     head: Literal["train", "auto"] = "train"
@@ -199,9 +255,13 @@ class Phase(Strict):
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate for each stage further from the head."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd`."""
     nesterov: bool = False
+    """Nesterov's form of the momentum of `sgd`."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two moving averages of `adam` and `adamw`."""
     weight_decay: NonNegative = 0.0
+    """Pull of the weights towards zero, as torch's optimizers have it."""
     norms: Literal["train", "synced", "frozen"] = "train"
     """Statistics of BatchNorm where it trains: of what goes through the network at once in each process, or, `synced`,
     in all of them, or, `frozen`, those it came with.
@@ -212,17 +272,23 @@ class Phase(Strict):
     decay_norms: bool = True
     """Whether weight decay also pulls on biases and BatchNorm, as torch's optimizers do by default."""
     schedule: Schedule = Constant()
+    """How the learning rate moves: a table with `name`, see below."""
     augment: Augment | None = None
+    """Random changes to training pictures, see below; without it there are none."""
     views: Annotated[int, Field(ge=0)] = 0
     """Draw this many augmented views of each picture once, and take turns; 0 draws afresh in every epoch.
 
     Only where the lower stages are frozen: what they make of the views is stored."""
     mixup: NonNegative = 0.0
+    """Blend pairs of pictures and their labels: alpha of the Beta distribution of the share; 0 is off."""
     cutmix: NonNegative = 0.0
-    """The alpha of the Beta distribution; 0 is off. With both, each batch takes one of them at random."""
+    """Paste a rectangle of one picture into another: alpha as for mixup. With both, each batch takes one at random."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the label that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: the loss of a picture weighs inversely to the size of its class."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """`balanced`: draw pictures so that every class comes equally often, rare ones again and again."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the exponential moving average of the weights, a step; 0 is off."""
     clip: NonNegative = 0.0
@@ -264,13 +330,19 @@ class Recipe(Strict):
     name: Annotated[str, Field(min_length=1, max_length=200)] = "recipe"
     """What run folders are called by."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of everything random, but the split."""
     best: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
+    """By which figure on validation the best epoch is kept; ties go to the lower loss."""
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
+    """Of the computation; auto: mixed on a GPU, 32 bits elsewhere."""
     log_every: Annotated[int, Field(ge=0)] = 0
     """Print the loss every so many steps; 0 is off."""
     model: Model
+    """The network, see below."""
     data: Data
+    """The pictures, see below."""
     phase: Annotated[list[Phase], Field(min_length=1)]
+    """The phases of training in their order, see below."""
 
     @field_validator("name")
     @classmethod

@@ -31,13 +31,17 @@ class Sweep:
     """A sweep: where it is, its trials, and the best of them."""
 
     path: Path
+    """The sweep's folder."""
     trials: list[Trial]
+    """All of them, those of earlier and other processes too."""
     best: Trial
+    """The best by the recipe's own measure, on validation."""
     recipe: Path
     """best.toml: the best trial's recipe, which `train` takes."""
     importances: dict[str, float] = field(default_factory=dict)
     """Dotted key -> its share of what made trials good, together 1; empty where too few are complete to tell."""
     interrupted: bool = False
+    """Whether it was stopped before its end."""
 
 
 def sweep(

@@ -1,8 +1,10 @@
 """The space of a sweep: which keys of a recipe vary, and over what; read from strict TOML.
 
-"phase.1.lr" = { low = 1e-4, high = 1e-1, log = true }      numbers between two, on a logarithmic scale
-"phase.1.epochs" = { low = 5, high = 30, step = 5 }         whole numbers, where both ends are
-"phase.1.optimizer" = { choices = ["sgd", "adamw"] }        any values that TOML has, tables too
+    "phase.1.lr" = { low = 1e-4, high = 1e-1, log = true }      numbers between two, on a logarithmic scale
+    "phase.1.epochs" = { low = 5, high = 30, step = 5 }         whole numbers, where both ends are
+    "phase.1.optimizer" = { choices = ["sgd", "adamw"] }        any values that TOML has, tables too
+
+Any other entry is refused.
 """
 
 from __future__ import annotations

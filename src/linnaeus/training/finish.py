@@ -25,11 +25,15 @@ class Run:
     """A finished run: where it is, and how good its best model is."""
 
     path: Path
+    """The run folder."""
     best: Best
+    """The best epoch: by which figure, its phase and number."""
     figures: dict[str, Figures]
     """By split: `valid`, and `test` where the source has one."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """By what they were spent on, and `total`."""
     interrupted: bool = False
+    """Whether it was stopped before its end."""
     trust: list[str] = field(default_factory=list)
     """Lines for a person: figures without leaked pictures, how far probabilities can be trusted, when it is unsure."""
 
@@ -43,10 +47,12 @@ class Run:
 
     @property
     def valid(self) -> Figures:
+        """The figures on validation, which chose the best epoch."""
         return self.figures["valid"]
 
     @property
     def test(self) -> Figures | None:
+        """The figures on test; None where the source has none."""
         return self.figures.get("test")
 
 

@@ -1,4 +1,22 @@
-"""What is said of a finished run: its figures from the saved file, and pictures to look at."""
+"""What is said of a finished run: its figures from the saved file, and pictures to look at.
+
+`metrics.json` is one object:
+
+    valid, test     figures of a split: n, correct, accuracy, accuracy_ci95, loss, top5 and more, from the saved model
+    calibration     the temperature, and from which probability on the model answers
+    source          path and kind of what was trained on
+    selected_on     the split that chose the best epoch
+    best            by which figure, and its phase and epoch
+    epochs          rows of history.csv
+    interrupted     whether the run was stopped before its end
+    bad_images      pictures left out
+    micro_batch     pictures that went through the network at once, by phase
+    executors       what ran the frozen part
+    seconds         by what they were spent on, and in total
+    hardware, versions, fingerprint     of the machine, the programs, the data
+
+`evaluation.json` has for each split what `linnaeus evaluate --json` writes.
+"""
 
 from __future__ import annotations
 

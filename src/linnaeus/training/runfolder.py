@@ -1,4 +1,23 @@
-"""What a run leaves behind: a folder with a model, its figures, and the story of how it came to be."""
+"""What a run leaves behind: a folder with a model, its figures, and the story of how it came to be.
+
+    model.safetensors   the best model so far
+    recipe.toml         the recipe as resolved, defaults included: `train --recipe` on it repeats the run
+    history.csv         a row an epoch
+    metrics.json        the figures of the saved model, with counts and intervals, and what the run ran on
+    evaluation.json     the same with all classes, the confusion matrix and the diagrams
+    predictions.csv     a row a picture of validation and test; `linnaeus compare` reads it
+    check.json          what is wrong with the data, as `linnaeus check --json` writes it
+    split.csv           path, label and split of every picture, as the CSV reader reads them
+    bad_images.csv      path and reason of every picture left out
+    curves.png, predictions.png, confusion.png
+    report.html         all of it on one page that needs no network
+    checkpoint/         what --resume needs; gone when the run has come to its end
+    lr-phaseN.png       the range test of phase N, where its lr is "auto"
+    tensorboard/        events, with --tensorboard
+    model.onnx, model-int8.onnx, exports.json     what `linnaeus export` wrote, and how fast each is here
+
+What was not asked for, or does not apply, is not there.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,205 @@
+"""Every block of README.md and of docs/ runs, in order, in a folder like its reader's; what it prints is compared."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from conftest import SHARED
+from docblocks import COMPARED, ROOT, RUN, SHOWN_ONLY, Block, blocks, commands, console, excerpt_of, name, pages, same
+from PIL import Image
+
+from linnaeus.cli import cli
+from linnaeus.recipe import Recipe
+
+PAGES = pages()
+ALL = [block for page in PAGES for block in blocks(page)]
+WEIGHTS = SHARED / "weights" / "resnet50-v1-imagenet.safetensors"
+LIMIT = 600  # seconds of one block
+
+
+def having(*languages: str) -> list[Block]:
+    return [block for block in ALL if block.language in languages]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A reader's folder: photos/rose and photos/tulip, red and yellow on green."""
+    generator = np.random.default_rng(0)
+    for kind, color in (("rose", (200, 30, 60)), ("tulip", (230, 200, 40))):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(12):
+            picture = generator.integers(0, 80, (160, 200, 3)) + np.array([0, 60, 0])
+            top, left = generator.integers(20, 80, 2)
+            picture[top : top + 60, left : left + 60] = np.array(color) + generator.integers(-20, 20, (60, 60, 3))
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(tmp_path / "photos" / kind / f"{i}.jpg")
+    (tmp_path / "space.toml").write_text('"phase.1.lr" = { low = 1e-4, high = 1e-2, log = true }\n')
+    return tmp_path
+
+
+def run(folder: Path, command: list[str], cache: Path, where: object) -> None:
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "LINNAEUS_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, f"{where}\n{command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+def test_there_are_blocks_to_run() -> None:
+    assert len(having("sh")) >= 12
+    assert len(having("python")) >= 3
+    assert len(having("console")) >= 3
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    known = {*RUN, *COMPARED, *SHOWN_ONLY, "toml"}
+    for block in ALL:
+        assert block.language, f"{block}: a fence without a language"
+        if block.language not in known:
+            assert {"not run", "from"} & set(block.marks), f"{block}: {block.language} is not run: say why"
+        assert block.marks.get("not run", "a reason"), f"{block}: not run, and no reason"
+
+
+@pytest.mark.parametrize("block", [b for b in having("sh", "console") if any(commands(b))], ids=str)
+def test_commands_exist_with_their_options(block: Block) -> None:
+    for words in commands(block):
+        group: click.Command = cli
+        context = click.Context(cli, info_name="linnaeus")
+        while isinstance(group, click.Group) and words[0] in group.commands:
+            group = group.commands[words[0]]
+            context = click.Context(group, parent=context, info_name=words[0])
+            words = words[1:]
+        if words not in (["--help"], ["--version"]):
+            group.parse_args(context, list(words))  # raises click.UsageError
+
+
+@pytest.mark.parametrize("block", [b for b in having("console") if "not run" not in b.marks], ids=str)
+def test_console_prints_what_the_page_shows(block: Block, say) -> None:
+    for command, printed in console(block):
+        words = shlex.split(command)
+        assert words[0] == "linnaeus", f"{block}: {command}: only our own commands are compared"
+        said = say(*words[1:])
+        assert same(said.out + said.err, printed), f"{block}: {command} prints\n{said.out}{said.err}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "pycon" in {b.language for b in blocks(p)}], ids=name)
+def test_sessions_print_what_the_page_shows(page: Path) -> None:
+    """All sessions of a page are one: what is defined in the first is there in the last."""
+    names: dict[str, object] = {}
+    told: list[str] = []
+    for block in blocks(page):
+        if block.language == "pycon" and "not run" not in block.marks:
+            test = doctest.DocTestParser().get_doctest(block.text + "\n", names, str(block), block.page, block.line)
+            assert test.examples, block
+            doctest.DocTestRunner().run(test, out=told.append, clear_globs=False)
+            names = test.globs
+    assert told == [], "".join(told)
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if "from" in b.marks], ids=str)
+def test_excerpts_stand_in_their_files(block: Block) -> None:
+    assert excerpt_of(block, (ROOT / block.marks["from"]).read_text(encoding="utf-8")), f"{block}: not in its file"
+
+
+@pytest.mark.parametrize("block", having("toml", "json"), ids=str)
+def test_toml_and_json_can_be_read(block: Block) -> None:
+    if block.language == "json":
+        json.loads(block.text)
+        return
+    values = tomllib.loads(block.text)
+    if {"model", "data", "phase"} <= set(values):
+        Recipe.model_validate(values)
+
+
+@pytest.mark.parametrize("block", [b for b in having("python") if "from" not in b.marks], ids=str)
+def test_python_compiles(block: Block) -> None:
+    compile(block.text, str(block), "exec")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", [p for p in PAGES if {b.language for b in blocks(p)} & set(RUN)], ids=name)
+def test_page_runs(page: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    for block in blocks(page):
+        if "file" in block.marks:
+            (folder / block.marks["file"]).write_text(block.text + "\n", encoding="utf-8")
+        elif block.language not in RUN or {"not run", "from"} & set(block.marks):
+            continue
+        elif "needs" in block.marks:
+            assert block.marks["needs"] == "weights", block
+            if not WEIGHTS.is_file():
+                continue
+            take = f"linnaeus weights import {WEIGHTS.stem} {shlex.quote(str(WEIGHTS))}"
+            run(folder, ["bash", "-ec", f"{take}\n{block.script}"], cache, block)
+        elif block.language == "python":
+            run(folder, [sys.executable, "-c", block.text], cache, block)
+        else:
+            run(folder, ["bash", "-ec", block.script], cache, block)
+    if page.name == "README.md":
+        assert (folder / "grid.png").stat().st_size > 1000
+        assert len((folder / "predictions.csv").read_text().splitlines()) == 25
+
+
+PAGE = """Text.
+
+<!-- not run: needs a network -->
+
+```sh
+linnaeus data pull mnist
+```
+
+<!-- before: linnaeus train photos -->
+```console
+$ linnaeus models
+model
+…
+last
+```
+"""
+
+
+def test_blocks_are_found_with_their_marks() -> None:
+    first, before, last = blocks(PAGES[0], PAGE)
+    assert (first.language, first.line, first.marks) == ("sh", 5, {"not run": "needs a network"})
+    assert list(commands(first)) == [["data", "pull", "mnist"]]
+    assert (before.language, before.text) == ("sh", "linnaeus train photos")
+    assert list(console(last)) == [("linnaeus models", "model\n…\nlast")]
+    with pytest.raises(AssertionError, match="belongs to no block"):
+        blocks(PAGES[0], "<!-- not run: x -->\nwords\n```sh\nlinnaeus\n```\n")
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "alike"),
+    [
+        ("a  \nb\n", "a\nb", True),
+        ("a\nb\nc\nd", "a\n…\nd", True),
+        ("a\nd", "a\n…\nd", True),
+        ("a\nb\nc", "…\nc", True),
+        ("a\nb\nc", "a\n…", True),
+        ("a\nb\nc", "a\nc", False),
+        ("a\nb\nc", "a\n…\nx", False),
+        ("ab\nc", "b\nc", False),
+        ("a\nbc", "…\nc", False),
+    ],
+)
+def test_output_is_compared_by_lines(found: str, wanted: str, alike: bool) -> None:
+    assert same(found, wanted) is alike
+
+
+def test_commands_are_taken_out_of_the_shell() -> None:
+    text = (
+        "LINNAEUS_OFFLINE=1 linnaeus check photos > a.txt  # why\nlinnaeus serve x &\nls | linnaeus predict m -\ncd x"
+    )
+    block = Block("page", 1, "sh", text)
+    assert list(commands(block)) == [["check", "photos"], ["serve", "x"], ["predict", "m", "-"]]
