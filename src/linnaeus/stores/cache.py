@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from linnaeus.errors import UserError
-from linnaeus.files import FULL, acquire, sync
+from linnaeus.files import FULL, acquire, crc32_of, sync
 
 HEADER = "header.json"
 FORMAT = 1
@@ -105,7 +104,7 @@ class Cache:
                 sync(file)
                 known = (crc32 or {}).get(file.name)
                 found = file.stat()
-                checksum = _crc32(file) if known is None else known
+                checksum = crc32_of(file) if known is None else known
                 files[file.name] = {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "crc32": checksum}
         text = json.dumps({"format": FORMAT, "files": files, "about": dict(about)}, ensure_ascii=False)
         header = partial / HEADER
@@ -244,17 +243,9 @@ def _is_whole(file: Path, expected: dict[str, int]) -> bool:
         found = file.stat()
         if found.st_size != expected["bytes"]:
             return False
-        return found.st_mtime_ns == expected["mtime_ns"] or _crc32(file) == expected["crc32"]
+        return found.st_mtime_ns == expected["mtime_ns"] or crc32_of(file) == expected["crc32"]
     except OSError:
         return False
-
-
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def _size(path: Path) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import ActivationStore, Chunks, build_activations, find_activations, identity
 from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixelstore import PixelStore
-from linnaeus.stores.together import build_together
+from linnaeus.stores.together import Group, build_together
 
 BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
@@ -33,12 +33,11 @@ TRIED = 8  # pictures that an executor is tried with
 RESIDENT = 0.25  # of a GPU's free memory that rows may take whole
 SMALL = 32 << 20  # bytes of rows that lie in memory on CPU: beyond that a run's memory would grow with its pictures
 
-T = TypeVar("T")
 Prepare = Callable[[Batch], Tensor]
 """Batch of pixels -> what the network takes."""
 
 
-class Machine(Protocol):
+class Machine(Group, Protocol):
     """Where the frozen part runs, and how exactly: what a training engine is, and less of it will do."""
 
     @property
@@ -47,32 +46,7 @@ class Machine(Protocol):
     @property
     def precision(self) -> str: ...
 
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world(self) -> int: ...
-
-    @property
-    def machines(self) -> int: ...
-
     def autocast(self) -> AbstractContextManager[Any]: ...
-
-    def decide(self, what: Callable[[], T]) -> T:
-        """What the first process finds, on all of them."""
-        ...
-
-    def gather(self, mine: T) -> list[T]:
-        """What every process has, in the first; nothing in the others."""
-        ...
-
-    def collect(self, mine: T) -> list[T]:
-        """What every process has, on all of them."""
-        ...
-
-    def once_a_machine(self, what: Callable[[], T]) -> T:
-        """`what`, in one process of every machine first, and then in the others."""
-        ...
 
 
 @dataclass

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.evaluate import Figures
-from linnaeus.files import atomic, leftovers, write_text
+from linnaeus.files import atomic, crc32_of, leftovers, write_text
 from linnaeus.modelfile import save_tensors
 from linnaeus.report.contents import Row
 from linnaeus.training.best import Best
@@ -175,7 +174,7 @@ class Checkpoints:
     def _tensors(self, name: str, tensors: dict[str, Tensor]) -> dict[str, int]:
         with atomic(self.path / name) as temporary:
             save_tensors(tensors, temporary)
-            return {"bytes": temporary.stat().st_size, "crc32": _crc32(temporary)}
+            return {"bytes": temporary.stat().st_size, "crc32": crc32_of(temporary)}
 
     def read(self, by: str) -> Checkpoint | None:
         """The last checkpoint, or None where there is none yet. `by`: the recipe's measure of the best model.
@@ -214,7 +213,7 @@ class Checkpoints:
     def _read(self, name: str) -> dict[str, Tensor]:
         path, expected = self.path / name, self.files[name]
         try:
-            if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
+            if path.stat().st_size != expected["bytes"] or crc32_of(path) != expected["crc32"]:
                 raise self._damaged(path, "it does not match its checksum")
             return load_file(path)
         except (OSError, SafetensorError) as error:
@@ -222,11 +221,3 @@ class Checkpoints:
 
     def _damaged(self, path: Path, why: str) -> UserError:
         return JobError(f"{path}: damaged since it was written ({why}); remove {self.path} to start from the beginning")
-
-
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
