@@ -47,7 +47,7 @@ def predict(
 
     A file of CSV or JSON lines that is there already is gone on with: pictures that it holds are not predicted again.
     """
-    from linnaeus.answers import Write, check_same, form_of, read_done, writer
+    from linnaeus.answers import Done, Write, check_same, form_of, read_done, writer
     from linnaeus.files import disk_errors
 
     if grid and Path(grid).suffix.lower() != ".png":
@@ -56,16 +56,15 @@ def predict(
     classifier = load_model(fastest_model(model, device, code, console), device, code)
     form, top = form_of(out, form), min(top, len(classifier.classes))
     with disk_errors(Path(out or "-")):
-        held = read_done(Path(out), form, top) if out else None
-    if out and held is not None and held.paths:
+        held = read_done(Path(out), form, top) if out else Done()
+    if out and held.paths:
         check_same(Path(out), held, classifier)
         console.say(f"{out}: goes on after {len(held.paths)} pictures")
     shown: list[tuple[Prediction, int | None]] = []
     failed = done = 0
-    before = 0 if held is None else len(held.paths)
-    progress = _progress(console, images, before) if out else nullcontext(lambda done, file: None)
+    progress = _progress(console, images, len(held.paths)) if out else nullcontext(lambda done, file: None)
     with disk_errors(Path(out or "-")), progress as advance, _open_out(out, held) as file:
-        write: Write = writer(form, file, top, begin=held is None or not held.length)
+        write: Write = writer(form, file, top, begin=not held.length)
         for prediction in classifier.stream(_left(images, held)):
             write(prediction)
             done += 1
@@ -77,25 +76,23 @@ def predict(
                 shown.append((prediction, classifier.true_class(prediction.path)))
     if grid and shown:
         _draw_grid(grid, shown, console)
-    if held is not None:
-        failed, done = failed + held.errors, done + before
+    failed += held.errors
     if failed:
-        console.warn(f"{failed} of {done} pictures could not be read")
+        console.warn(f"{failed} of {done + len(held.paths)} pictures could not be read")
         raise SystemExit(1)
 
 
-def _left(images: Iterable[str], held: Done | None) -> Iterator[str]:
+def _left(images: Iterable[str], held: Done) -> Iterator[str]:
     """The pictures that the file of answers does not hold yet."""
     from linnaeus.images import expand
 
-    return (path for path in expand(images, sys.stdin) if held is None or path not in held)
+    return (path for path in expand(images, sys.stdin) if path not in held)
 
 
 @contextmanager
-def _open_out(out: str | None, held: Done | None) -> Iterator[TextIO]:
+def _open_out(out: str | None, held: Done) -> Iterator[TextIO]:
     """A file to write answers to, after those that it holds, or standard output; UTF-8 in any case."""
-    if held is not None and held.length:
-        assert out is not None
+    if out and held.length:
         with Path(out).open("r+", encoding="utf-8", errors=ESCAPED, newline="\n") as file:
             file.truncate(held.length)
             file.seek(held.length)

@@ -79,6 +79,19 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*-????????*") if path.is_file()] if folder.is_dir() else []
 
 
+def numbered(stem: Path) -> Path:
+    """A new folder `stem`-1, or the first number that is free."""
+    n = 1
+    while True:
+        path = stem.with_name(f"{stem.name}-{n}")
+        try:
+            with disk_errors(path):
+                path.mkdir(parents=True)
+            return path
+        except FileExistsError:  # mkdir decides, so that two programs started at once get two folders
+            n += 1
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic(path) as temporary:

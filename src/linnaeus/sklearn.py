@@ -80,7 +80,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         from linnaeus.training.run import train
 
         table, self.classes_ = _table(X, y, groups)
-        own = None if self.model is None or isinstance(self.model, str) else copy.deepcopy(self.model)
+        own = self._own_network()
         with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
             run = train(
                 table,
@@ -111,6 +111,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(1)]
 
+    def _own_network(self) -> nn.Module | None:
+        """A copy of `model` where that is a network: training and loading write into what they are given."""
+        return None if self.model is None or isinstance(self.model, str) else copy.deepcopy(self.model)
+
     def _loaded(self) -> Classifier:
         from linnaeus.predict import load
 
@@ -118,8 +122,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
                 file = Path(folder) / "model.safetensors"
                 file.write_bytes(self.model_file_)
-                own = None if self.model is None or isinstance(self.model, str) else copy.deepcopy(self.model)
-                self._classifier = load(file, device=self.device, model=own)
+                self._classifier = load(file, device=self.device, model=self._own_network())
         return self._classifier
 
     def __getstate__(self) -> dict[str, Any]:

@@ -138,3 +138,13 @@ def until(true: Any, seconds: float = 20.0) -> None:
     while not true():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.01)
+
+
+def error(answer: Any) -> str:
+    """The one line that a refusal says."""
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.text.count("\n") == 1
+    assert answer.text.endswith("\n")
+    said = answer.json()
+    assert list(said) == ["error"]
+    return said["error"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from served import OCTETS, Client, client, png, write_model_with_opinions
+from served import OCTETS, Client, client, error, png, write_model_with_opinions
 
 from linnaeus.predict import Classifier, load
 from linnaeus.serve.gate import is_loopback
@@ -24,16 +23,6 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 def web(classifier: Classifier) -> Iterator[Client]:
     with client(classifier, Limits(request_bytes=50_000, pictures=4, pixels=1_000_000)) as found:
         yield found
-
-
-def error(answer: Any) -> str:
-    """The one line that a refusal says."""
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.text.count("\n") == 1
-    assert answer.text.endswith("\n")
-    said = answer.json()
-    assert list(said) == ["error"]
-    return said["error"]
 
 
 def test_the_token_is_asked_of_all_that_says_something_of_the_model(classifier: Classifier):

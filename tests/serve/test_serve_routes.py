@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from served import OCTETS, Client, client, files, png, until, write_model_with_opinions
+from served import OCTETS, Client, client, error, files, png, until, write_model_with_opinions
 from tiny import write_pictures
 
 from linnaeus import cli_serve
@@ -32,16 +32,6 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 def web(classifier: Classifier) -> Iterator[Client]:
     with client(classifier, Limits(request_bytes=50_000, pictures=4, pixels=1_000_000)) as found:
         yield found
-
-
-def error(answer: Any) -> str:
-    """The one line that a refusal says."""
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.text.count("\n") == 1
-    assert answer.text.endswith("\n")
-    said = answer.json()
-    assert list(said) == ["error"]
-    return said["error"]
 
 
 def test_every_way_of_sending_gives_what_predict_gives(web: Client, classifier: Classifier):

@@ -13,7 +13,7 @@ from linnaeus import __version__
 from linnaeus.console import duration
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures
-from linnaeus.files import atomic, disk_errors, write_text
+from linnaeus.files import atomic, disk_errors, numbered, write_text
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial
@@ -48,15 +48,7 @@ class SweepFolder:
             if theirs and "sweep.json" not in theirs:
                 raise UserError(f"{path}: holds {theirs[0]!r} and no sweep; choose another --out, or remove it")
             return cls(path)
-        n = 1
-        while True:
-            path = Path("runs") / f"{name}-sweep-{n}"
-            try:
-                with disk_errors(path):
-                    path.mkdir(parents=True)
-                return cls(path)
-            except FileExistsError:
-                n += 1
+        return cls(numbered(Path("runs") / f"{name}-sweep"))
 
     @property
     def plot(self) -> Path:

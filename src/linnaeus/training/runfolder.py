@@ -33,7 +33,7 @@ from typing import Any, TextIO
 from linnaeus.compare import PREDICTION_COLUMNS, PREDICTIONS
 from linnaeus.data.table import Table, write_split
 from linnaeus.errors import UserError
-from linnaeus.files import atomic, disk_errors, leftovers, sync, write_text
+from linnaeus.files import atomic, disk_errors, leftovers, numbered, sync, write_text
 from linnaeus.modelfile import MODEL
 from linnaeus.recipe import Recipe
 from linnaeus.report.contents import EVALUATION, Row
@@ -72,15 +72,7 @@ class RunFolder:
             with disk_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
             return cls(path)
-        n = 1
-        while True:
-            path = Path("runs") / f"{name}-{n}"
-            try:
-                with disk_errors(path):
-                    path.mkdir(parents=True)
-                return cls(path)
-            except FileExistsError:  # mkdir decides, so that two runs started at once get two folders
-                n += 1
+        return cls(numbered(Path("runs") / name))
 
     @classmethod
     def resume(cls, path: Path) -> RunFolder:
