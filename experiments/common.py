@@ -25,25 +25,32 @@ RESULTS = ROOT / "docs" / "results"
 def trained(source: str | Path | Table, recipe: dict[str, Any], folder: Path) -> Path:
     """The run folder of a recipe: trained now, gone on with where it was cut, or left alone where it has ended.
 
-    Nothing is drawn. The seconds that the whole run took, over all starts, stand in `seconds.json`.
+    Nothing is drawn. What the whole run took, over all starts, stands in FOLDER.seconds.json: on the clock, and of the
+    processor, which other work on the machine does not change.
     """
-    clock = folder.with_suffix(".seconds.json")
-    spent = json.loads(clock.read_text()) if clock.exists() else 0.0
     if not (folder / "metrics.json").exists():
-        print(f"{folder.name}", flush=True)
-        since = time.perf_counter()
+        print(folder.name, flush=True)
+        spent = {"wall": 0.0, "cpu": 0.0} | seconds(folder)
+        wall, cpu = time.perf_counter(), time.process_time()
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             linnaeus.train(
-                source, Recipe.model_validate(recipe), out=folder, resume=True, draw=False, console=Console(quiet=True)
+                source, Recipe.model_validate(recipe), out=folder, resume=True, draw=False, console=Console(silent=True)
             )
         finally:
-            clock.write_text(json.dumps(round(spent + time.perf_counter() - since, 1)))
+            spent["wall"] += time.perf_counter() - wall
+            spent["cpu"] += time.process_time() - cpu
+            _clock(folder).write_text(json.dumps({kind: round(took, 1) for kind, took in spent.items()}))
     return folder
 
 
-def seconds(folder: Path) -> float:
-    return float(json.loads(folder.with_suffix(".seconds.json").read_text()))
+def _clock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.seconds.json")
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """{"wall": seconds, "cpu": seconds of all threads}, empty where the run never began."""
+    return json.loads(_clock(folder).read_text()) if _clock(folder).exists() else {}
 
 
 def history(folder: Path) -> dict[str, list[float]]:

@@ -190,7 +190,7 @@ def main() -> None:
     for name, run in runs.items():
         past = history(run)
         errors = {kind: 100 - 100 * past[f"{kind}_accuracy"][-1] for kind in ("train", "valid")}
-        rows[name] = {"train": errors["train"], "test": errors["valid"], "seconds": seconds(run)}
+        rows[name] = {"train": errors["train"], "test": errors["valid"], "seconds": seconds(run)["wall"]}
     draw_curves(runs, RESULTS / "degradation.png")
     draw_gradients(found, RESULTS / "gradients.png")
     write(

@@ -47,7 +47,8 @@ def accuracies(runs: list[Path]) -> dict[str, Any]:
         "mean": round(mean(tests), 3),
         "deviation": round(stdev(tests), 3) if len(tests) > 1 else None,
         "n": metrics(runs[0])["test"]["n"],
-        "seconds": [seconds(run) for run in runs],
+        "wall": [seconds(run)["wall"] for run in runs],
+        "cpu": [seconds(run)["cpu"] for run in runs],
     }
 
 
@@ -96,7 +97,17 @@ def main() -> None:
     draw({"step": args.work / f"mnist-{of}", "plateau": args.work / f"mnist-plateau-{of}"}, RESULTS / "digits.png")
     write("digits", found)
     for name, row in found.items():
-        print(name, row["mean"], "±", row["deviation"], row["test"], "seconds", row["seconds"])
+        print(
+            name,
+            row["mean"],
+            "±",
+            row["deviation"],
+            row["test"],
+            "seconds",
+            row["wall"],
+            "of the processor",
+            row["cpu"],
+        )
 
 
 if __name__ == "__main__":

@@ -233,8 +233,8 @@ class DigitResNet(Network):
         block3   (N, 96, 3, 3)     3x3 convolution
         head     (N, classes)      global average pooling, linear
 
-    Against `mini_resnet`: BatchNorm, so that a learning rate of 0.1 is borne; two fifths of the multiply-adds, since the
-    only 5x5 is where it is cheap, on one channel; and a last map of nine positions, averaged, rather than of one.
+    Against `mini_resnet`: BatchNorm, so that a learning rate of 0.1 is borne; two fifths of the multiply-adds, as the
+    only 5x5 is where it is cheap, on one channel; and a last map of nine positions, averaged, rather than one.
     """
 
     parts: ClassVar = {"block1": ("block1",), "block2": ("block2",), "block3": ("block3",), "head": ("fc",)}
