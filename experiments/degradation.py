@@ -1,11 +1,11 @@
 """Degradation: plain and residual networks of 20 to 56 layers on CIFAR-10, and the gradients that explain them.
 
 He et al. 2015, section 4.2 and figure 6, made small enough for two cores: pictures of 16 pixels, batches of 32, and a
-thirteenth of the steps; and so an answer to "which of these is easier to train", not to "how good can each become".
+twentieth of the steps; and so an answer to "which of these is easier to train", not to "how good can each become".
 The eight networks have the same stem, widths and head; a plain network has the parameters of its residual one, whose
 shortcuts (option A) have none.
 
-    python experiments/degradation.py [--data DIR] [--work DIR] [--epochs 16] [--size 16] [--nets plain20,resnet20]
+    python experiments/degradation.py [--data DIR] [--work DIR] [--epochs 10] [--size 16] [--nets plain20,resnet20]
 
 Runs that lie in --work already are not trained again, so that several of these may share the work; the pictures are
 drawn once all runs are there.
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED / "cifar10-12k")
     parser.add_argument("--work", type=Path, default=Path("runs/degradation"))
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=16, help="pixels of a side; 32 is the paper's")
     parser.add_argument("--nets", default=",".join(f"{kind}{depth}" for kind in KINDS for depth in DEPTHS))
     parser.add_argument("--steps", default="0,100", help="steps of training at which gradients are looked at")
