@@ -111,7 +111,7 @@ def batches(data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     where = torch.from_numpy(table.where("train"))
     draw = torch.Generator().manual_seed(seed)
     while True:
-        rows = where[torch.randperm(len(where), generator=draw)[:128]]
+        rows = where[torch.randperm(len(where), generator=draw)[:64]]
         x = torch.from_numpy(table.images[rows.numpy()]).permute(0, 3, 1, 2).float() / 255
         yield (x - 0.47) / 0.25, torch.from_numpy(table.labels[rows.numpy()])
 
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=16, help="pixels of a side; 32 is the paper's")
     parser.add_argument("--nets", default=",".join(f"{kind}{depth}" for kind in KINDS for depth in DEPTHS))
-    parser.add_argument("--steps", default="0,100", help="steps of training at which gradients are looked at")
+    parser.add_argument("--steps", default="0,30", help="steps of training at which gradients are looked at")
     args = parser.parse_args()
     for net in args.nets.split(","):
         trained(args.data, recipe(net, args.epochs, args.size), args.work / net)
