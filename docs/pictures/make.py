@@ -1,7 +1,8 @@
 """Draw the pictures of README.md and of the pages: `python docs/pictures/make.py WORK [--flowers RUN]`.
 
-Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), beside what `make test` installs. What
-is trained, planted and asked lies in WORK afterwards. One thread, so that the digits run gives the same bits again.
+Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), beside what `make test` installs.
+What is trained, planted and asked lies in WORK afterwards. One thread, so that the digits run gives the
+same bits again.
 
 RUN is a run of the recipe `flowers` on Oxford flowers; without it `explained.jpg`, and the heat map in the strip, stay
 as they are.
