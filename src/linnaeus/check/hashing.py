@@ -29,7 +29,7 @@ WINDOWS = (
 BITS = 64
 MANY = 1 << 20  # entries from which on three wide bands cost less than four narrow ones
 WORKING = 96  # pixels a side of what the windows are cut from
-AT_ONCE = 1 << 22  # pairs compared at once: 100 MB
+AT_ONCE = 1 << 17  # pairs compared at once: some MB, which the cache of the processor holds
 CROWDED = 20  # times the average: a part of a hash that so many share says nothing
 
 
