@@ -19,7 +19,7 @@ MOST_LINES = 400
 LAYERS = (
     ("errors",),
     ("processes",),
-    ("files", "console", "device", "launch"),
+    ("files", "console", "device", "launch", "peers"),
     ("recipe", "data", "models"),
     ("preprocess", "modelfile", "onnxfile", "stores"),
     (

@@ -16,12 +16,13 @@ from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.evaluate import Figures
+from linnaeus.peers import lost
 from linnaeus.processes import processes
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
 from linnaeus.training.checkpoint import Checkpoints, Every
-from linnaeus.training.engine import Engine, lost
+from linnaeus.training.engine import Engine
 from linnaeus.training.finish import Run, finish
 from linnaeus.training.identity import Identity, identify, known_by
 from linnaeus.training.inspect import Inspection, inspect
