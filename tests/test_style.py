@@ -31,6 +31,7 @@ LAYERS = (
         "paired",
         "tta",
         "predict",
+        "divide",
         "runners",
         "fastest",
         "assess",

@@ -122,6 +122,10 @@ class Peers:
             raise failed
 
 
+ALONE = Peers(Processes())
+"""One process, with nobody to agree with."""
+
+
 def lost(error: RuntimeError) -> bool:
     """Whether an error says that another process is gone, in the words of gloo or NCCL."""
     words = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "tcpstore")

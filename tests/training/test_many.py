@@ -283,9 +283,9 @@ def test_devices_from_python_are_refused_with_what_to_do(idx: Path, tmp_path: Pa
 
 
 def test_the_launcher_gives_the_status_of_its_processes(capfd: pytest.CaptureFixture[str]):
-    assert launch(2, ["--version"]) == 0
+    assert launch(2, ["--version"], "") == 0
     assert capfd.readouterr().out.count("linnaeus, version") == 1
-    assert launch(2, ["train"]) == 2
+    assert launch(2, ["train"], "") == 2
     assert capfd.readouterr().err.count("Missing argument 'SOURCE'") == 1
 
 

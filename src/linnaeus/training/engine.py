@@ -145,12 +145,8 @@ def _fabric(kind: str, precision: str, here: Processes) -> Fabric:
     if here.world == 1:
         plugins = [LightningEnvironment()]  # SLURM's variables are there in a batch job of one process too
         return Fabric(accelerator=kind, devices=1, precision=precision, plugins=plugins)  # type: ignore[arg-type]
-    if kind == "mps":
-        raise UserError("--devices: an Apple GPU is one device; use --device cpu for several processes")
-    if kind == "cuda" and torch.cuda.device_count() < here.local_world:
-        count = torch.cuda.device_count()
-        raise UserError(f"{here.local_world} processes on this machine and {count} GPUs: as many processes as GPUs")
-    environment = SLURMEnvironment(auto_requeue=False) if here.slurm else TorchElasticEnvironment()
+    _check_devices(kind, here)
+    environment = _environment(here)
     # Buffers are averaged after every step instead of being overwritten before the next.
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its new name and old
@@ -162,6 +158,38 @@ def _fabric(kind: str, precision: str, here: Processes) -> Fabric:
     )  # fmt: skip
     fabric.launch()
     return fabric
+
+
+def meet(device: str) -> Peers:
+    """This process and those that run its command with it, where each runs a network of its own on `device`.
+
+    Answers are told, and gradients are not added up: no network is wrapped, and precision stays as with one process.
+    """
+    here, kind = processes(), choose_device(device).type
+    if here.world == 1:
+        return Peers(here)
+    _check_devices(kind, here)
+    if not torch.distributed.is_initialized():
+        environment = _environment(here)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        torch.distributed.init_process_group("gloo", rank=here.rank, world_size=here.world, timeout=TIMEOUT)
+    if kind == "cuda":
+        torch.cuda.set_device(here.local_rank)
+    return Peers(here)
+
+
+def _check_devices(kind: str, here: Processes) -> None:
+    """Raise UserError unless every process of this machine can have a device of its own."""
+    if kind == "mps":
+        raise UserError("--devices: an Apple GPU is one device; use --device cpu for several processes")
+    if kind == "cuda" and torch.cuda.device_count() < here.local_world:
+        count = torch.cuda.device_count()
+        raise UserError(f"{here.local_world} processes on this machine and {count} GPUs: as many processes as GPUs")
+
+
+def _environment(here: Processes) -> SLURMEnvironment | TorchElasticEnvironment:
+    """Where the processes meet, as who started them says it."""
+    return SLURMEnvironment(auto_requeue=False) if here.slurm else TorchElasticEnvironment()
 
 
 @functools.cache
