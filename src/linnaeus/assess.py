@@ -13,7 +13,7 @@ import numpy as np
 
 from linnaeus.abstain import Point, Rule, aurc, choose, risk_curve
 from linnaeus.calibrate import Calibration, calibration_error, cross_fitted, fit_temperature, reliability
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, figures, wilson
@@ -261,7 +261,7 @@ def evaluate_model(
         console.warn("the model was selected and calibrated on these pictures: the figures flatter a little")
     since = time.perf_counter()
     outputs = classifier.outputs(pictures, group)
-    console.detail(f"{n} pictures answered in {time.perf_counter() - since:.1f} s")
+    console.detail(f"{counted(n, 'picture')} answered in {time.perf_counter() - since:.1f} s")
     views = {}
     if tta:
         if classifier.preprocessing.resize == classifier.preprocessing.size:

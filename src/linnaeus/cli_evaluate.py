@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.cli_common import load_model, one_of, peers, several, verbosity
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ def evaluate(
         )
     if done is None:  # the first process tells
         return
-    click.echo(f"{done.split} of {source}: {done.found.measures.n} pictures\n")
+    click.echo(f"{done.split} of {source}: {counted(done.found.measures.n, 'picture')}\n")
     click.echo(render(done.found, classifier.names))
     if json_file:
         write_text(Path(json_file), done.to_json())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 import click
 
 from linnaeus.cli_common import fastest_model, load_model, one_of, peers, several, verbosity
-from linnaeus.console import ESCAPED, Console
+from linnaeus.console import ESCAPED, Console, counted
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def predict(
     if grid and job.shown:
         _draw_grid(grid, job.shown, console)
     if failed:
-        console.warn(f"{failed} of {read} pictures could not be read")
+        console.warn(f"{failed} of {counted(read, 'picture')} could not be read")
         raise SystemExit(1)
 
 
@@ -130,7 +130,7 @@ class _Job:
         held = read_done(Path(self.out), self.form, self.top) if self.out else Done()
         if self.out and held.paths:
             check_same(Path(self.out), held, self.classifier)
-            self.console.say(f"{self.out}: goes on after {len(held.paths)} pictures")
+            self.console.say(f"{self.out}: goes on after {counted(len(held.paths), 'picture')}")
         return held
 
 
