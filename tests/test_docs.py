@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -149,6 +150,36 @@ def test_page_runs(page: Path, folder: Path, tmp_path_factory: pytest.TempPathFa
     if page.name == "README.md":
         assert (folder / "grid.png").stat().st_size > 1000
         assert len((folder / "predictions.csv").read_text().splitlines()) == 25
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def test_the_chinese_readme_has_the_same_blocks_links_and_pictures() -> None:
+    """The commands of README.md are run; those of its translation are therefore the same, and in the same order."""
+    english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    said = [[(b.language, b.text, b.marks) for b in blocks(page)] for page in (english, chinese)]
+    assert said[0] == said[1]
+    links = [set(LINK.findall(page.read_text(encoding="utf-8"))) for page in (english, chinese)]
+    assert {"README.zh-CN.md", "#pictures"} <= links[0]
+    assert links[0] - {"README.zh-CN.md", "#pictures"} == links[1] - {"README.md", "#图片来源"}
+
+
+def test_marks_of_the_comparison_are_the_same_in_both_languages() -> None:
+    marks = [
+        [re.findall(r"\(✓\)|✓|·", line) for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+        for page in (ROOT / "README.md", ROOT / "README.zh-CN.md")
+    ]
+    assert marks[0] == marks[1]
+    assert sum(map(len, marks[0])) > 100
+
+
+def test_pictures_are_small_and_shown() -> None:
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = [f for f in (ROOT / "docs" / "pictures").iterdir() if f.suffix in (".png", ".jpg")]
+    assert len(pictures) >= 6
+    assert [f.name for f in pictures if f.stat().st_size >= 200_000 or f"docs/pictures/{f.name}" not in shown] == []
+    assert sum(f.stat().st_size for f in pictures) < 1_000_000
 
 
 PAGE = """Text.

@@ -74,7 +74,13 @@ def test_every_link_leads_somewhere(site: Path) -> None:
 
 def test_links_of_the_source_are_whole() -> None:
     """What is read without being built too: files exist, and addresses are addresses."""
-    for page in [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]:
+    for page in [
+        *pages(),
+        ROOT / "README.zh-CN.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "SECURITY.md",
+    ]:
         text = FENCE.sub("", page.read_text(encoding="utf-8"))
         for target in LINK.findall(text):
             path = target.partition("#")[0]

@@ -19,7 +19,7 @@ MOST_LINES = 400
 LAYERS = (
     ("errors",),
     ("processes",),
-    ("files", "console", "device", "launch", "peers"),
+    ("files", "console", "device", "launch", "heap", "peers"),
     ("recipe", "data", "models"),
     ("preprocess", "modelfile", "onnxfile", "stores"),
     (
@@ -179,7 +179,7 @@ def test_torchvision_is_no_dependency() -> None:
 # Places that exist on one machine only. Written in pieces, so that this file does not hold them.
 MACHINE = re.compile("|".join((r"(?<![\w.])/wo" + r"rk/", r"/tmp" + r"/w\b")))
 DATA = re.compile("shared" + "/data")
-MAY_NAME_DATA = ("tests", "benchmarks")
+MAY_NAME_DATA = ("tests", "benchmarks", "experiments")
 SKIPPED = {"build", "dist", "runs", "site", "__pycache__"}
 
 

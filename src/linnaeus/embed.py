@@ -16,6 +16,7 @@ from linnaeus.data.batches import Batch, Subset
 from linnaeus.data.decode import DECODE_VERSION
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
+from linnaeus.heap import steady_heap
 from linnaeus.models.published import PUBLISHED, Published
 from linnaeus.models.weights import at_hand, load_weights, lookup
 from linnaeus.peers import Peers
@@ -118,7 +119,8 @@ def _compute(
         return preprocessing(batch.pixels, batch.shapes)
 
     try:
-        stored = frozen.rows(["head"], samples, prepare, "vectors", {})
+        with steady_heap():
+            stored = frozen.rows(["head"], samples, prepare, "vectors", {})
     except OverBudgetError:
         return None
     values, _ = stored.gather(np.arange(len(good)))

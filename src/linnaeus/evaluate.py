@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches, Rows
+from linnaeus.heap import steady_heap
 from linnaeus.preprocess import Preprocessing
 
 
@@ -122,9 +123,10 @@ def gather(
 ) -> Outputs:
     """What `logits` gives for `batches`; as `answers`, every sample is counted once."""
     own: Answered = []
-    for batch in batches.epoch():
-        if len(batch) > batch.lead:  # else it is there in place of nothing
-            own.append((batch.indices, batch.labels.cpu().numpy(), logits(batch)))
+    with steady_heap():
+        for batch in batches.epoch():
+            if len(batch) > batch.lead:  # else it is there in place of nothing
+                own.append((batch.indices, batch.labels.cpu().numpy(), logits(batch)))
     seen, labels, found = zip(*[answer for part in collect(own) for answer in part], strict=True)
     order = np.concatenate(seen)
     assert np.array_equal(np.sort(order), np.arange(batches.samples)), "every sample must be counted exactly once"

@@ -22,6 +22,7 @@ from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, figures, gather
+from linnaeus.heap import steady_heap
 from linnaeus.labelled import Pictures, labelled_pictures, labelled_table
 from linnaeus.launch import threads_each
 from linnaeus.modelfile import ModelFile, model_path, read_header, read_model
@@ -150,7 +151,7 @@ class Classifier:
         Threads decode the next pictures while the network works on these.
         """
         threads = threads_each(processes().local_world)
-        with ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
+        with steady_heap(), ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
             waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
             source = enumerate(images, start=1)
             try:

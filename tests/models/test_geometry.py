@@ -14,6 +14,7 @@ CASES = [
     ("resnet18", 128, {"stem": (0, 4), "layer2": (0, 8), "layer4": (0, 32)}),
     ("resnet20", 32, {"stem": (0, 1), "layer2": (0, 2), "layer3": (0, 4)}),
     ("mini_resnet", 44, {"block1": (2.5, 2), "block2": (5.5, 4), "block3": (11.5, 8)}),
+    ("digit_resnet", 44, {"block1": (2.5, 2), "block2": (5.5, 4)}),
     ("inception_v1", 128, {"stem": (6, 8), "inception3": (14, 16), "inception4": (22, 32)}),
 ]
 

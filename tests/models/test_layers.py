@@ -29,7 +29,7 @@ def test_totals_are_the_published_ones(name: str, arguments: dict, parameters: s
     assert render(layer_table(network, 224)).splitlines()[-1].split() == f"{parameters} {adds}".split()
 
 
-QUICK = ("resnet18", "resnet20", "plain20", "mini_resnet")
+QUICK = ("resnet18", "resnet20", "plain20", "mini_resnet", "digit_resnet")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in MODELS])

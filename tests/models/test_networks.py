@@ -14,7 +14,7 @@ from linnaeus.errors import UserError
 from linnaeus.models import MODELS, Network, create
 from linnaeus.models.resnet import BasicBlock, Bottleneck
 
-SMALL = ["resnet20", "resnet110", "plain20", "plain56", "mini_resnet", "resnet18", "inception_v1"]
+SMALL = ["resnet20", "resnet110", "plain20", "plain56", "mini_resnet", "digit_resnet", "resnet18", "inception_v1"]
 
 
 def input_size(name: str) -> int:
@@ -117,7 +117,7 @@ def test_loss_starts_at_chance(name: str) -> None:
     assert abs(loss - math.log(10)) < 0.2
 
 
-@pytest.mark.parametrize("name", ["resnet20", "plain20", "mini_resnet", "resnet18", "inception_v1"])
+@pytest.mark.parametrize("name", ["resnet20", "plain20", "mini_resnet", "digit_resnet", "resnet18", "inception_v1"])
 def test_overfits_one_batch(name: str) -> None:
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"dropout": 0.0} if name == "inception_v1" else {}
@@ -220,6 +220,46 @@ def test_mini_resnet_is_as_described() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("size", "last"), [(20, 1), (28, 3), (31, 3), (32, 4)])
+def test_digit_resnet_takes_any_size_from_20(size: int, last: int) -> None:
+    network = create("digit_resnet", 10, channels=1).eval()
+    assert network.run(torch.rand(1, 1, size, size), stop="head").shape == (1, 96, last, last)
+    assert create("digit_resnet", 10, 1, widths=[8, 16, 24]).head_input == 24
+    with pytest.raises(UserError, match=r"digit_resnet: widths = .* is not three numbers above 0"):
+        create("digit_resnet", 10, 1, widths=[8, 16])
+
+
+@torch.no_grad()
+def test_digit_resnet_step_by_step() -> None:
+    """Convolution, pool, BatchNorm, ReLU; then two 3x3 around an identity. Written out a second time."""
+    torch.manual_seed(0)
+    network = create("digit_resnet", 10, channels=1).eval()
+    vary_statistics(network)
+    weights, maps = network.state_dict(), torch.rand(2, 1, 28, 28)
+    picture = maps
+
+    def normalized(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, scale, shift = (
+            weights[f"{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    for block in ("block1", "block2", "block3"):
+        maps = nn.functional.conv2d(maps, weights[f"{block}.conv.weight"])
+        if block == "block3":
+            maps = normalized(maps, f"{block}.bn").relu()
+            break
+        maps = normalized(nn.functional.max_pool2d(maps, 2), f"{block}.bn").relu()
+        inner = normalized(
+            nn.functional.conv2d(maps, weights[f"{block}.block.conv1.weight"], padding=1), f"{block}.block.bn1"
+        )
+        inner = nn.functional.conv2d(inner.relu(), weights[f"{block}.block.conv2.weight"], padding=1)
+        maps = (maps + normalized(inner, f"{block}.block.bn2")).relu()
+    logits = maps.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
+    torch.testing.assert_close(network(picture), logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_mini_resnet_step_by_step() -> None:
     """Convolution, pool, ReLU; then around an identity 5x5, ReLU, 3x3; add, ReLU. Written out a second time."""
     torch.manual_seed(0)
@@ -279,7 +319,7 @@ def test_misuse_is_named(call, message: str) -> None:
 
 
 def test_gradients_reach_every_parameter() -> None:
-    for name in ("resnet20", "mini_resnet", "inception_v1"):
+    for name in ("resnet20", "mini_resnet", "digit_resnet", "inception_v1"):
         network: Network = create(name, 3)
         network(torch.randn(2, 3, 64, 64)).sum().backward()
         assert all(p.grad is not None for p in network.parameters())

@@ -15,7 +15,7 @@ from linnaeus.models.custom import Custom, load_module, wrap
 from linnaeus.models.inception import InceptionV1
 from linnaeus.models.network import Network, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
-from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, MiniResNet, cifar_resnet, plain_net
+from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net
 
 __all__ = ["MODELS", "Custom", "Network", "create", "load_module", "pooled", "wrap"]
 
@@ -24,6 +24,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     **{name: partial(cifar_resnet, name) for name in CIFAR_RESNETS},
     **{name: partial(plain_net, name) for name in PLAIN_NETS},
     "mini_resnet": MiniResNet,
+    "digit_resnet": DigitResNet,
     "inception_v1": InceptionV1,
 }
 """Name -> function of (classes, channels, and arguments of its own by name) that makes the network."""

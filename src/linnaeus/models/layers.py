@@ -40,6 +40,7 @@ KNOWN: dict[str, tuple[int, int, int, float, float]] = {
     "plain44": (10, 3, 32, 0.659, 0.097),
     "plain56": (10, 3, 32, 0.853, 0.125),
     "mini_resnet": (10, 1, 28, 0.323, 0.009),
+    "digit_resnet": (10, 1, 28, 0.106, 0.004),
 }
 """Classes, channels and size -> millions of parameters, billions of multiply-adds: the totals of `layer_table`, kept
 because listing all networks should not take the five seconds of counting them."""

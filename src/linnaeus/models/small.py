@@ -1,12 +1,12 @@
-"""Networks for small pictures: the CIFAR ResNets, their plain counterparts, and a small residual network for digits.
+"""Networks for small pictures: the CIFAR ResNets, their plain counterparts, and two small residual ones for digits.
 
-He et al. 2015, arXiv:1512.03385, section 4.2 (CIFAR), for all but the last.
+He et al. 2015, arXiv:1512.03385, section 4.2 (CIFAR), for all but the last two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,6 +133,13 @@ def plain_net(name: str, classes: int, channels: int = 3) -> CifarNet:
     return network
 
 
+def arch_of(name: str, classes: int, channels: int, widths: Sequence[int]) -> dict[str, Any]:
+    """What makes a network of three widths again. Raises UserError where they are not three."""
+    if len(widths) != 3 or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise UserError(f"{name}: widths = {widths!r} is not three numbers above 0, such as [32, 64, 128]")
+    return {"name": name, "classes": classes, "channels": channels, "arguments": {"widths": list(widths)}}
+
+
 class MiniBlock(nn.Module):
     """5x5 to 30 channels, 3x3 back, around an identity shortcut; no BatchNorm, so the convolutions have biases.
 
@@ -185,14 +192,61 @@ class MiniResNet(Network):
 
     def __init__(self, classes: int, channels: int = 3, *, widths: Sequence[int] = (32, 64, 128)):
         super().__init__()
-        if len(widths) != 3 or not all(isinstance(width, int) and width > 0 for width in widths):
-            raise UserError(f"mini_resnet: widths = {widths!r} is not three numbers above 0, such as [32, 64, 128]")
-        arguments = {"widths": list(widths)}
-        self.arch = {"name": "mini_resnet", "classes": classes, "channels": channels, "arguments": arguments}
+        self.arch = arch_of("mini_resnet", classes, channels, widths)
         self.head_input = widths[2]
         self.block1 = MiniStage(channels, widths[0], kernel=5)
         self.block2 = MiniStage(widths[0], widths[1], kernel=3)
         self.block3 = MiniStage(widths[1], widths[2], kernel=3)
+        initialize(self)
+        self.fc = classifier(widths[2], classes)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.fc(pooled(x))
+
+
+class DigitStage(nn.Module):
+    """An unpadded convolution, BatchNorm and ReLU, with 2x2 max-pooling and a basic block where it is not the last.
+
+    (N, c_in, H, W) -> (N, c_out, (H - kernel + 1) // 2, (W - kernel + 1) // 2), or H - kernel + 1 for the last
+
+    Pooling comes before BatchNorm, whose scale may be negative: not the same as after it, and a quarter of the work.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, last: bool = False):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, bias=False)
+        self.pool = nn.Identity() if last else nn.MaxPool2d(2)
+        self.bn = nn.BatchNorm2d(c_out)
+        self.block = nn.Identity() if last else BasicBlock(c_out, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(F.relu(self.bn(self.pool(self.conv(x)))))
+
+
+class DigitResNet(Network):
+    """A residual network for 28x28 gray digits that trains in minutes on two cores: 0.1 million parameters.
+
+    (N, channels, H, W) -> (N, classes) logits; H and W at least 20. At 28, with the default widths:
+
+        block1   (N, 24, 12, 12)   5x5 convolution, basic block
+        block2   (N, 48, 5, 5)     3x3 convolution, basic block
+        block3   (N, 96, 3, 3)     3x3 convolution
+        head     (N, classes)      global average pooling, linear
+
+    Against `mini_resnet`: BatchNorm, so that a learning rate of 0.1 is borne; two fifths of the multiply-adds, as the
+    only 5x5 is where it is cheap, on one channel; and a last map of nine positions, averaged, rather than one.
+    """
+
+    parts: ClassVar = {"block1": ("block1",), "block2": ("block2",), "block3": ("block3",), "head": ("fc",)}
+    usual_size = 28
+
+    def __init__(self, classes: int, channels: int = 3, *, widths: Sequence[int] = (24, 48, 96)):
+        super().__init__()
+        self.arch = arch_of("digit_resnet", classes, channels, widths)
+        self.head_input = widths[2]
+        self.block1 = DigitStage(channels, widths[0], kernel=5)
+        self.block2 = DigitStage(widths[0], widths[1], kernel=3)
+        self.block3 = DigitStage(widths[1], widths[2], kernel=3, last=True)
         initialize(self)
         self.fc = classifier(widths[2], classes)
 

@@ -16,6 +16,7 @@ from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.evaluate import Figures
+from linnaeus.heap import steady_heap
 from linnaeus.peers import lost
 from linnaeus.processes import processes
 from linnaeus.recipe import Recipe
@@ -99,7 +100,7 @@ def train(
     place_ = None if out is None else Path(out)
     request = Request(source, recipe, model, weights, epochs, settings, seed, device, place_, strict, resume)
     checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))
-    with job.stop.listening():
+    with job.stop.listening(), steady_heap():
         try:
             return _train(job, request, checkpoints, tensorboard, trial)
         except BaseException as error:

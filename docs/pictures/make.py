@@ -1,0 +1,295 @@
+"""Draw the pictures of README.md and of the pages: `python docs/pictures/make.py WORK [--flowers RUN]`.
+
+Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), beside what `make test` installs.
+What is trained, planted and asked lies in WORK afterwards. One thread, so that the digits run gives the
+same bits again.
+
+RUN is a run of the recipe `flowers` on Oxford flowers; without it `explained.jpg`, and the heat map in the strip, stay
+as they are.
+
+The photographs: flower.jpg (vultilion) and china.jpg (danielbuechele), CC BY 2.0, from scikit-learn; chelsea (Stefan
+van der Walt) and coffee (Rachel Michetti), CC0, from scikit-image. The digits are scikit-learn's (Alpaydin 1998).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+HERE = Path(__file__).resolve().parent
+MOST_BYTES = 200_000
+SCALE = 1.6  # pixels of a screenshot for one of the page
+INK, GRAY, PAPER, TEAL = "#1d2733", "#5b6775", "#ffffff", "#00695c"
+
+
+def linnaeus(work: Path, *words: str) -> str:
+    """Run the command line in `work`; what it printed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LINNAEUS_CACHE": str(work / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "linnaeus", *words], cwd=work, env=environment, capture_output=True, text=True
+    )
+    if done.returncode not in (0, 1):
+        sys.exit(done.stdout + done.stderr)
+    return done.stdout
+
+
+def save(picture: Image.Image, name: str, colors: int = 128) -> None:
+    """Into this folder, small: PNG with a palette, or JPEG."""
+    path = HERE / name
+    if path.suffix == ".png":
+        flat = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+        flat.save(path, optimize=True)
+    else:
+        picture.convert("RGB").save(path, quality=82, optimize=True)
+    size = path.stat().st_size
+    print(f"{name}: {picture.width}x{picture.height}, {size // 1000} kB")
+    assert size < MOST_BYTES, f"{name} is too large: {size}"
+
+
+def fit(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+
+
+def photographs() -> dict[str, Image.Image]:
+    """The free photographs that packages carry."""
+    from sklearn.datasets import load_sample_image
+
+    found = find_spec("skimage")
+    if found is None or not found.submodule_search_locations:
+        sys.exit("needs the photographs of scikit-image: pip install scikit-image")
+    folder = Path(next(iter(found.submodule_search_locations))) / "data"
+    return {
+        "flower": Image.fromarray(load_sample_image("flower.jpg")),
+        "temple": Image.fromarray(load_sample_image("china.jpg")),
+        "cat": Image.open(folder / "chelsea.png").convert("RGB"),
+        "cup": Image.open(folder / "coffee.png").convert("RGB"),
+    }
+
+
+def plant(folder: Path) -> None:
+    """Four classes in train/ and valid/, and faults: copies, labels that contradict, a file cut short."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, picture in photographs().items():
+        for split in ("train", "valid"):
+            (folder / split / name).mkdir(parents=True)
+        side = picture.height * 2 // 3
+        cut = picture.crop((0, 0, side, side))
+        picture.save(folder / "train" / name / f"{name}-1.jpg", quality=90)
+        cut.save(folder / "train" / name / f"{name}-2.jpg", quality=90)
+        picture.crop((picture.width - side, picture.height - side, *picture.size)).save(
+            folder / "valid" / name / f"{name}-3.jpg", quality=90
+        )
+    whole = photographs()
+    small = whole["cat"].resize((whole["cat"].width // 2, whole["cat"].height // 2), Image.Resampling.LANCZOS)
+    small.save(folder / "valid" / "cat" / "from-the-phone.jpg", quality=60)
+    ImageOps.mirror(whole["flower"]).save(folder / "train" / "flower" / "mirrored.jpg", quality=85)
+    whole["cup"].save(folder / "train" / "temple" / "IMG_0042.jpg", quality=80)
+    data = (folder / "train" / "cup" / "cup-1.jpg").read_bytes()
+    (folder / "train" / "cup" / "cut-short.jpg").write_bytes(data[: len(data) // 3])
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as started:
+        running = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+def open_page(running: Any, address: str, width: int = 900) -> Any:
+    context = running.new_context(
+        viewport={"width": width, "height": 1400}, device_scale_factor=SCALE, color_scheme="light", locale="en"
+    )
+    page = context.new_page()
+    page.goto(address)
+    return page
+
+
+def whole(page: Any) -> Image.Image:
+    return Image.open(io.BytesIO(page.screenshot(full_page=True, timeout=180_000))).convert("RGB")
+
+
+def top_of(page: Any, selector: str) -> int:
+    """Where an element begins, in pixels of the screenshot."""
+    return int(page.locator(selector).first.bounding_box()["y"] * SCALE)
+
+
+@contextmanager
+def served(work: Path, run: str, port: int = 8765) -> Iterator[str]:
+    """`linnaeus serve`, for as long as the block lasts."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LINNAEUS_CACHE": str(work / "cache")}
+    command = [sys.executable, "-m", "linnaeus", "serve", run, "--port", str(port)]
+    server = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urlopen(f"{address}/ready").close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def write_digits(folder: Path) -> list[Path]:
+    """Two validation pictures of the digits run as files; the network is sure of the second one only."""
+    from sklearn.datasets import load_digits
+
+    folder.mkdir(exist_ok=True)
+    files = []
+    for name, index in (("doubtful", 1553), ("clear", 64)):
+        path = folder / f"{name}.png"
+        Image.fromarray((load_digits().images[index] * 255 / 16).astype(np.uint8)).save(path)
+        files.append(path)
+    return files
+
+
+def draw_check(running: Any, work: Path) -> None:
+    """What was found in the planted folder: the table, and beside it the two worst pairs."""
+    page = open_page(running, (work / "check.html").as_uri(), 440)
+    shown = whole(page)
+    starts = [int(each.bounding_box()["y"] * SCALE) for each in page.locator("h2").all()]
+    table = shown.crop((0, 0, shown.width, starts[0] - 20))
+    pairs = shown.crop((0, starts[1] - 10, shown.width, starts[3] - 30))
+    sheet = Image.new("RGB", (table.width + pairs.width, max(table.height, pairs.height)), PAPER)
+    sheet.paste(table, (0, 0))
+    sheet.paste(pairs, (table.width, 20))
+    save(fit(sheet, 1100), "check.jpg")
+
+
+def draw_page(running: Any, work: Path) -> Image.Image:
+    """The served page with an answer that is unsure, its heat map, and a sure one. Returns the two answers."""
+    with served(work, "runs/digits-1") as address:
+        page = open_page(running, address)
+        page.locator("#model").wait_for()
+        page.locator("#language").evaluate("each => each.remove()")  # the font for its word may be missing here
+        page.set_input_files("#files", [str(path) for path in write_digits(work / "asked")])
+        page.locator(".answer.answered, .answer.unsure").nth(1).wait_for()
+        page.get_by_role("button", name="Heat map").first.click()
+        page.get_by_text("not how strongly").wait_for()
+        page.wait_for_timeout(1000)
+        shown = whole(page)
+        first, second = (page.locator(".answer").nth(i).bounding_box() for i in (0, 1))
+    bottom = int((second["y"] + second["height"]) * SCALE)
+    save(shown.crop((0, int(first["y"] * SCALE) - 110, shown.width, bottom - 130)), "page.png")
+    return shown.crop((0, int(first["y"] * SCALE), shown.width - 90, bottom - 130))
+
+
+def draw_report(running: Any, work: Path) -> Image.Image:
+    """The report from its top to the first figures. Returns its heading."""
+    page = open_page(running, (work / "runs" / "digits-1" / "report.html").as_uri())
+    shown = whole(page)
+    save(shown.crop((0, 30, shown.width, top_of(page, "#figures table") + 350)), "report.png")
+    return shown.crop((0, 90, shown.width - 60, 345))
+
+
+def font(size: int, family: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{family}.ttf", size)
+
+
+def card(sheet: Image.Image, picture: Image.Image, left: int, top: int, caption: str) -> int:
+    """Paste a picture in a frame with words below; returns where the next one may begin."""
+    draw = ImageDraw.Draw(sheet)
+    sheet.paste(picture, (left, top))
+    draw.rectangle((left - 1, top - 1, left + picture.width, top + picture.height), outline="#c9d1da", width=2)
+    draw.text((left, top + picture.height + 10), caption, GRAY, font(20))
+    return top + picture.height + 56
+
+
+def terminal(work: Path, width: int) -> Image.Image:
+    """The command, and the last lines that it printed."""
+    told = (work / "train.txt").read_text().splitlines()
+    lines = ["$ linnaeus train digits --recipe digits", ""]
+    for word in ("test ", "unsure ", "model ", "report "):
+        line = next(each for each in told if each.startswith(word))
+        lines += textwrap.wrap(line, 47, subsequent_indent=" " * 10, drop_whitespace=True)
+    told_in = Image.new("RGB", (width, 28 * len(lines) + 32), "#f3f5f7")
+    draw = ImageDraw.Draw(told_in)
+    for i, line in enumerate(lines):
+        draw.text((18, 16 + 28 * i), line, TEAL if i == 0 else INK, font(20, "DejaVuSansMono"))
+    return told_in
+
+
+def draw_strip(work: Path, heading: Image.Image, answer: Image.Image) -> None:
+    """The picture at the top of README.md: folders, one command, what comes out."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    sheet = Image.new("RGB", (1720, 1180), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    heads = ((40, "1  Pictures in folders"), (430, "2  One command"), (1090, "3  What comes out"))
+    for left, words in heads:
+        draw.text((left, 28), words, INK, font(30, "DejaVuSans-Bold"))
+    for kind in range(10):
+        top = 96 + 104 * kind
+        draw.text((40, top + 20), f"{kind}/", TEAL, font(24, "DejaVuSansMono"))
+        for i, index in enumerate(np.flatnonzero(digits.target == kind)[:4]):
+            small = Image.fromarray((digits.images[index] * 255 / 16).astype(np.uint8))
+            sheet.paste(small.resize((64, 64), Image.Resampling.BICUBIC), (92 + 70 * i, top))
+    for left in (386, 1046):
+        draw.polygon([(left, 560), (left + 24, 576), (left, 592)], fill=TEAL)
+    took = next(each for each in (work / "train.txt").read_text().splitlines() if each.startswith("time "))
+    top = card(sheet, terminal(work, 590), 430, 96, f"{took.removeprefix('time').strip()} on one core")
+    top = card(sheet, fit(heading, 590), 430, top, "report.html: every figure with its interval")
+    card(sheet, fit(answer, 590), 430, top, "linnaeus serve: a page, “unsure” where it is unsure")
+    run = work / "runs" / "digits-1"
+    grid = Image.open(run / "predictions.png").convert("RGB")
+    grid = fit(grid.crop((30, 95, grid.width * 66 // 100, grid.height * 28 // 100)), 590)
+    top = card(sheet, grid, 1090, 96, "mistakes first: 5 of 359, 4 of them “unsure”")
+    curves = Image.open(run / "curves.png").convert("RGB")
+    curves = fit(curves.crop((curves.width * 52 // 100, 20, curves.width, curves.height)), 590)
+    top = card(sheet, curves, 1090, top, "learning curves")
+    heat = Image.open(HERE / "explained.jpg").crop((504, 148, 939, 563))
+    card(sheet, fit(heat, 260), 1090, top, "where a network looks (a run on flowers)")
+    save(sheet, "overview.png", 160)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--flowers", type=Path, help="a run of the recipe flowers")
+    arguments = parser.parse_args()
+    work: Path = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    run = work / "runs" / "digits-1"
+    if not (run / "report.html").is_file():
+        (work / "train.txt").write_text(linnaeus(work, "train", "digits", "--recipe", "digits"))
+    plant(work / "photos")
+    print(linnaeus(work, "check", "photos", "--gallery", "check.html"))
+    if arguments.flowers:
+        photographs()["flower"].save(work / "flower.jpg", quality=95)
+        linnaeus(work, "explain", str(arguments.flowers.resolve()), "flower.jpg", "--out", "explained")
+        save(Image.open(work / "explained" / "flower-explained.png"), "explained.jpg")
+    save(fit(Image.open(run / "curves.png"), 1400), "curves.png", 64)
+    grid = Image.open(run / "predictions.png")
+    save(grid.crop((0, 0, grid.width, grid.height * 26 // 50)), "predictions.png", 64)
+    with browser() as running:
+        draw_check(running, work)
+        draw_strip(work, draw_report(running, work), draw_page(running, work))
+
+
+if __name__ == "__main__":
+    main()

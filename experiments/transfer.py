@@ -1,0 +1,167 @@
+"""Transfer: how much of a network to train, against how many pictures a class there are.
+
+ResNet-50 from ImageNet on pictures of 112 pixels: a new head alone, solved; the head and then layer4 with it; the head
+and then everything; stage after stage (gradual unfreezing). Beside them ResNet-18 from scratch. On 1, 2, 5, 10 and all
+pictures a class, drawn anew for each seed. What is counted is right answers on pictures that stand in none of these
+parts, after the last epoch: no epoch is selected, but that a phase starts from the best weights of the last one.
+
+    python experiments/transfer.py [--data DIR,DIR] [--weights FILE] [--work DIR] [--seeds 0,1,2]
+
+Whole networks are trained with the first seed only: that is where the time goes. Runs that lie in --work already are
+not trained again. Seconds are of the processor: with warm stores, as a second run has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from common import RESULTS, SHARED, history, metrics, seconds, trained, write
+
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import Table
+from linnaeus.evaluate import wilson
+
+SIZE = 112
+COUNTS = (1, 2, 5, 10, 0)
+"""Training pictures a class; 0 is all."""
+EPOCHS = {1: 12, 2: 12, 5: 8, 10: 6, 0: 2}
+"""Of the fine-tuning, in sum over its phases: fewer pictures are seen more often."""
+SOLVED = {"train": ["head"], "head": "auto"}
+METHODS = ("scratch", "head", "layer4", "all", "gradual")
+LABELS = {
+    "scratch": "ResNet-18 from scratch", "head": "head alone", "layer4": "head, then layer4", "all": "head, then all",
+    "gradual": "stage after stage",
+}  # fmt: skip
+COLORS = dict(zip(METHODS, ("#888888", "#3a6ea5", "#2a9d8f", "#b5342c", "#c9a227"), strict=True))
+CHEAP = ("head", "layer4")
+"""What is trained with every seed."""
+
+
+def tuned(stages: list[str], epochs: int, lr: float) -> dict[str, Any]:
+    """A phase of fine-tuning: small steps, smaller still further down, and BatchNorm as it came."""
+    return {
+        "train": stages, "epochs": max(1, epochs), "batch": 16, "optimizer": "adamw", "lr": lr, "lr_decay": 0.5,
+        "weight_decay": 1e-2, "norms": "frozen", "schedule": {"name": "cosine", "warmup": 0.2},
+        "augment": {"hflip": 0.5},
+    }  # fmt: skip
+
+
+def phases(method: str, count: int) -> list[dict[str, Any]]:
+    epochs = EPOCHS[count]
+    if method == "scratch":
+        onecycle = {"batch": 16, "optimizer": "adamw", "lr": 1e-3, "schedule": {"name": "onecycle"}}
+        return [{"epochs": 8 if count == 0 else 25, **onecycle, "weight_decay": 1e-2, "augment": {"hflip": 0.5}}]
+    if method == "head":
+        return [SOLVED]
+    if method == "layer4":
+        return [SOLVED, tuned(["layer4", "head"], epochs, 2e-4)]
+    if method == "all":
+        return [SOLVED, tuned(["all"], epochs, 2e-4)]
+    third = epochs // 3
+    steps = (["layer4", "head"], ["layer3", "layer4", "head"], ["all"])
+    return [SOLVED, *(tuned(stages, third, 2e-4 / 2**i) for i, stages in enumerate(steps))]
+
+
+def recipe(method: str, count: int, seed: int, weights: str) -> dict[str, Any]:
+    scratch = method == "scratch"
+    model = {"name": "resnet18" if scratch else "resnet50", "weights": "none" if scratch else weights}
+    data = {"resize": SIZE, "size": SIZE, "normalise": "imagenet" if scratch else "weights", "valid": "test"}
+    return {"name": method, "seed": seed, "model": model, "data": data, "phase": phases(method, count)}
+
+
+def few(data: Path, count: int, seed: int) -> Table:
+    """The source with `count` training pictures of each class; what it keeps for measuring becomes test, whole."""
+    table = open_source(data)
+    measured = "valid" if len(table.where("valid")) else "test"
+    draw, kept = np.random.default_rng(seed), []
+    for label in range(len(table.classes)):
+        where = np.array([i for i in table.where("train") if table.labels[i] == label])
+        kept.append(where if count == 0 else draw.choice(where, min(count, len(where)), replace=False))
+    rows = np.sort(np.concatenate([*kept, table.where(measured)]))
+    split = np.where(np.isin(rows, table.where(measured)), "test", "train").astype("<U5")
+    return replace(table.select(rows), split=split, source=f"{data}, {count} a class, {seed}")
+
+
+def outcome(runs: list[Path]) -> dict[str, Any]:
+    """Mean accuracy over the seeds after the last epoch, the interval of the first, and seconds of the processor."""
+    n = metrics(runs[0])["valid"]["n"]
+    shares = [history(run)["valid_accuracy"][-1] for run in runs]
+    low, high = wilson(round(shares[0] * n), n)
+    return {
+        "accuracy": round(100 * mean(shares), 2), "each": [round(100 * s, 2) for s in shares], "n": n,
+        "interval": [round(100 * low, 1), round(100 * high, 1)],
+        "seconds": round(mean(seconds(run)["cpu"] for run in runs), 1),
+    }  # fmt: skip
+
+
+def draw(found: dict[str, dict[str, dict[str, Any]]], name: Path) -> None:
+    """For each source, accuracy against pictures a class, and against seconds with all pictures."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6 * len(found)), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, (source, cells) in zip(figure.subplots(len(found), 2, squeeze=False), found.items(), strict=True):
+        for method in METHODS:
+            rows = [cells[f"{method}-{count}"] for count in COUNTS]
+            places, values = range(len(COUNTS)), [r["accuracy"] for r in rows]
+            row[0].plot(places, values, "o-", ms=4, color=COLORS[method], label=LABELS[method])
+            row[1].plot([r["seconds"] for r in rows], values, "-", lw=0.7, color=COLORS[method], alpha=0.5)
+            for r, size in zip(rows, (10, 20, 35, 60, 110), strict=True):
+                row[1].scatter(r["seconds"], r["accuracy"], s=size, color=COLORS[method])
+        row[0].set_xticks(range(len(COUNTS)), [str(count or "all") for count in COUNTS])
+        row[0].set_xlabel("training pictures a class")
+        row[0].set_ylabel(f"{source}: right, %")
+        row[0].legend(frameon=False, fontsize=8)
+        row[1].set_xscale("log")
+        row[1].set_xlabel("processor seconds of the run   (larger dots: more pictures)")
+        for axis in row:
+            axis.grid(alpha=0.3)
+    figure.savefig(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=f"{SHARED / 'flowers16'},{SHARED / 'food10'}")
+    parser.add_argument("--weights", default=str(SHARED / "weights" / "resnet50-v1-imagenet.safetensors"))
+    parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help="what to train now; all are needed for the picture"
+    )
+    args = parser.parse_args()
+    seeds, sources = [int(s) for s in args.seeds.split(",")], [Path(d) for d in args.data.split(",")]
+
+    def place(source: Path, method: str, count: int, seed: int) -> Path:
+        return args.work / source.name / f"{method}-{count}-{seed}"
+
+    for method in args.methods.split(","):
+        for source in sources:
+            for count in COUNTS:
+                for seed in seeds if method in CHEAP else seeds[:1]:
+                    made = recipe(method, count, seed, args.weights)
+                    trained(few(source, count, seed), made, place(source, method, count, seed))
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for source in sources:
+        cells = found.setdefault(source.name, {})
+        for method in METHODS:
+            for count in COUNTS:
+                runs = [place(source, method, count, s) for s in (seeds if method in CHEAP else seeds[:1])]
+                if any(not (run / "metrics.json").exists() for run in runs):
+                    return
+                cells[f"{method}-{count}"] = outcome(runs)
+    draw(found, RESULTS / "transfer.png")
+    write("transfer", found)
+    for source_name, cells in found.items():
+        print(f"\n{source_name}\n| | {' | '.join(str(count or 'all') for count in COUNTS)} |\n|---|" + "---|" * 5)
+        for method in METHODS:
+            print(f"| {LABELS[method]} | {' | '.join(str(cells[f'{method}-{c}']['accuracy']) for c in COUNTS)} |")
+
+
+if __name__ == "__main__":
+    main()
