@@ -20,6 +20,7 @@ from linnaeus.calibrate import (
     COLDEST,
     HOTTEST,
     Calibration,
+    at_a_bound,
     bins_of,
     calibration_error,
     cross_fitted,
@@ -85,6 +86,11 @@ def test_what_cannot_be_fitted_stays_as_it_is():
     assert fit_temperature(Outputs(np.array([0, 1]), np.zeros((2, 2), np.float32))) == 1.0
     broken = Outputs(np.array([1, 1, 1]), np.array([[1e6, 0], [0, 1e6], [1e6, 0]], np.float32))
     assert fit_temperature(broken) == pytest.approx(HOTTEST, rel=1e-5)
+    assert at_a_bound(fit_temperature(broken)).startswith(
+        "calibration failed, at the bound of 100: answers are no better"
+    )
+    assert at_a_bound(COLDEST).startswith("calibration failed, at the bound of 0.05: logits are too small")
+    assert [at_a_bound(temperature) for temperature in (0.06, 1.0, 99.0)] == [""] * 3
 
 
 @settings(max_examples=80, deadline=None)

@@ -258,6 +258,11 @@ def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say,
     assert len(held.paths) == {3: 0, 10_000: 7}.get(cut, len(held.paths))
 
 
+def test_one_picture_is_one_picture(here: Path, say):
+    assert "1 of 1 picture could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+    assert "o.csv: goes on after 1 picture\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+
+
 def test_answers_of_another_model_are_not_mixed(here: Path, say):
     assert say("predict", "m.safetensors", "pics", "--out", "o.csv").status == 0
     text = (here / "o.csv").read_text()

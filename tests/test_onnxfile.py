@@ -54,6 +54,10 @@ def test_what_was_written_comes_out(whole: bytes, tmp_path: Path):
     assert about == ABOUT
     assert export == {"kind": "onnx"}
     assert onnx.load(path).metadata_props[-1].value == file_digest(path) == checksum(path, whole)
+    (tmp_path / "long").write_bytes(whole + bytes(2 << 20))  # it stands far from the end
+    assert file_digest(tmp_path / "long") == checksum(path, whole)
+    (tmp_path / "none").write_bytes(bytes(2 << 20))
+    assert file_digest(tmp_path / "none") is file_digest(tmp_path / "gone") is None
     classifier = load(path)
     assert classifier.predict(np.full((28, 28), 200, np.uint8)).top(1)[0] == ("A", pytest.approx(1))
     entries = {each.key: each.value for each in onnx.load(path).metadata_props}

@@ -19,7 +19,7 @@ MOST_LINES = 400
 LAYERS = (
     ("errors",),
     ("processes",),
-    ("files", "console", "device", "launch", "heap"),
+    ("files", "console", "device", "launch", "heap", "peers"),
     ("recipe", "data", "models"),
     ("preprocess", "modelfile", "onnxfile", "stores"),
     (
@@ -31,6 +31,7 @@ LAYERS = (
         "paired",
         "tta",
         "predict",
+        "divide",
         "runners",
         "fastest",
         "assess",

@@ -31,11 +31,6 @@ SAME = 0.02
 Write = Callable[[Prediction], None]
 
 
-def form_of(out: str | None, form: str | None) -> str:
-    """The format that was asked for; else what the name of the file says; else a table."""
-    return form or {".csv": "csv", ".jsonl": "jsonl"}.get(Path(out or "").suffix.lower(), "table")
-
-
 def writer(form: str, file: TextIO, top: int, begin: bool = True) -> Write:
     """A function that writes one prediction with its `top` classes to `file`; `form` is table, csv or jsonl.
 

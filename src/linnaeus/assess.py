@@ -13,12 +13,14 @@ import numpy as np
 
 from linnaeus.abstain import Point, Rule, aurc, choose, risk_curve
 from linnaeus.calibrate import Calibration, calibration_error, cross_fitted, fit_temperature, reliability
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.table import SPLITS, Table
+from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, figures, wilson
 from linnaeus.labelled import Pictures
 from linnaeus.measure import Measures, measure
 from linnaeus.paired import Paired
+from linnaeus.peers import ALONE, Peers
 from linnaeus.predict import BATCH, Classifier
 from linnaeus.tta import answer_views
 
@@ -240,12 +242,16 @@ def evaluate_model(
     tta: bool = False,
     leaks: Callable[[Table], dict[str, np.ndarray]] | None = None,
     console: Console,
-) -> Evaluation:
+    group: Peers = ALONE,
+) -> Evaluation | None:
     """Judge a model by the pictures of a split of a source. Warns of what makes figures flatter.
 
     `leaks` finds, by split, the samples of which a copy stands in an earlier split; figures then come without them too.
+    The processes of `group` answer a part of the pictures each; the first one judges, and the others get nothing.
     """
-    pictures = classifier.pictures(source, split)
+    pictures = group.once_a_machine(lambda: classifier.pictures(source, split))
+    if len(set(group.collect((pictures.table.fingerprint(), pictures.indices.tobytes())))) > 1:
+        raise UserError(f"{source}: is not the same on all machines")
     n = len(pictures.labels)
     for path, reason in pictures.left_out:
         console.warn(f"{path}: {reason}; left out")
@@ -254,16 +260,18 @@ def evaluate_model(
     if pictures.calibrated_on:
         console.warn("the model was selected and calibrated on these pictures: the figures flatter a little")
     since = time.perf_counter()
-    outputs = classifier.outputs(pictures)
-    console.detail(f"{n} pictures answered in {time.perf_counter() - since:.1f} s")
+    outputs = classifier.outputs(pictures, group)
+    console.detail(f"{counted(n, 'picture')} answered in {time.perf_counter() - since:.1f} s")
     views = {}
     if tta:
         if classifier.preprocessing.resize == classifier.preprocessing.size:
             console.say("the network sees the whole picture: no crops to try, only the mirrored view")
         views = answer_views(
             classifier.run, classifier.preprocessing, pictures.rows, pictures.labels,
-            temperature=classifier.temperature, batch=BATCH, device=classifier.device,
+            temperature=classifier.temperature, batch=BATCH, device=classifier.device, group=group,
         )  # fmt: skip
+    if not group.first:
+        return None
     found = assess(outputs, classifier.calibration, own=pictures.calibrated_on, error=error, views=views)
     clean = None
     if leaks is not None and pictures.split in SPLITS[1:] and pictures.table.paths is not None:

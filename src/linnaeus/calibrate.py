@@ -25,6 +25,14 @@ FOLDS = 5
 MOST = 10**8  # pictures that a file may claim to have been calibrated on
 
 
+def at_a_bound(temperature: float) -> str:
+    """What a temperature at the end of what is looked at means, in words; nothing for any other."""
+    if COLDEST * 1.001 < temperature < HOTTEST / 1.001:
+        return ""
+    why = "answers are no better than chance, or sure of the wrong ones" if temperature > 1 else "logits are too small"
+    return f"calibration failed, at the bound of {temperature:.3g}: {why}; probabilities mean nothing"
+
+
 def fit_temperature(outputs: Outputs, pseudo: float = PSEUDO) -> float:
     """The temperature at which the log loss is smallest, drawn a little towards 1.
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from linnaeus import __version__
-from linnaeus.cli_common import verbosity
+from linnaeus.cli_common import one_of, several, verbosity
 from linnaeus.cli_data import data, models, recipes, weights
 from linnaeus.cli_evaluate import compare, evaluate, report
 from linnaeus.cli_explain import explain
@@ -39,7 +39,7 @@ def cli() -> None:
 @click.option("--out", metavar="DIR", help="The run folder.  [default: runs/<recipe>-<n>]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any key of the recipe: phase.1.lr=1e-3.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--devices", type=click.IntRange(1), metavar="N", help="Train in N processes: on N GPUs, or on CPU.")
+@several
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
 @click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
 @click.option(
@@ -66,13 +66,7 @@ def train(
 
     Several machines: torchrun --nproc-per-node N -m linnaeus train ..., or srun linnaeus train ...
     """
-    from linnaeus.launch import launch
-    from linnaeus.processes import end_with_parent, processes
-
-    here = processes()
-    if devices is not None and devices > 1 and here.world == 1:
-        raise SystemExit(launch(devices, sys.argv[1:]))
-    end_with_parent()
+    here = one_of(devices, "--resume goes on from the last checkpoint")
     from linnaeus.recipe import parse_setting
     from linnaeus.training.run import train as run_training
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from linnaeus.console import Console
-from linnaeus.errors import UserError
+from linnaeus.errors import LostError, UserError
+from linnaeus.processes import Processes, end_with_parent, processes
 
 if TYPE_CHECKING:
+    from linnaeus.peers import Peers
     from linnaeus.predict import Classifier
 
 
@@ -18,6 +23,49 @@ def verbosity(command):
     """-q and -v, which every command has."""
     command = click.option("-v", "--verbose", is_flag=True, help="Say more.")(command)
     return click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")(command)
+
+
+def several(command):
+    """--devices, of commands that several processes can share."""
+    return click.option(
+        "--devices", type=click.IntRange(1), metavar="N", help="Work in N processes: on N GPUs, or on CPU."
+    )(command)
+
+
+def one_of(devices: int | None, advice: str) -> Processes:
+    """Which process of its command this is. With --devices N the N processes run here instead, and the command ends.
+
+    `advice`: what to do where the system ended one of them.
+    """
+    from linnaeus.launch import launch
+
+    here = processes()
+    if devices is not None and devices > 1 and here.world == 1:
+        raise SystemExit(launch(devices, sys.argv[1:], advice))
+    end_with_parent()
+    return here
+
+
+@contextmanager
+def peers(here: Processes, devices: int | None, device: str, advice: str) -> Iterator[Peers]:
+    """This process among those of a command that trains nothing. Raises LostError where one of them is gone."""
+    from linnaeus.peers import Peers, lost
+
+    if devices is not None and devices != here.local_world:
+        raise UserError(
+            f"--devices {devices}: this is one process of {here.local_world} on this machine already; leave it out"
+        )
+    try:
+        if here.world == 1:
+            yield Peers(here)
+        else:
+            from linnaeus.training.engine import meet
+
+            yield meet(device)
+    except RuntimeError as error:
+        if here.world > 1 and lost(error):
+            raise LostError(f"another process of this command has ended; {advice}") from error
+        raise
 
 
 def fastest_model(model: str, device: str, code: str | None, console: Console) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from linnaeus.cli_common import verbosity
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 
 
 @click.command()
@@ -152,7 +152,9 @@ def data_shard(source: str, out: str, size: int, resize: int | None, quiet: bool
     if done.left_out:
         first = ": ".join(done.left_out[0])
         console.warn(f"{len(done.left_out)} picture(s) could not be read and are left out, such as {first}")
-    click.echo(f"{done.pictures} pictures in {done.shards} shards, {done.bytes / 1e6:,.1f} MB, in {out}")
+    click.echo(
+        f"{counted(done.pictures, 'picture')} in {counted(done.shards, 'shard')}, {done.bytes / 1e6:,.1f} MB, in {out}"
+    )
 
 
 @data.command("cache")

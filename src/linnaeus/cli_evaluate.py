@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linnaeus.cli_common import load_model, verbosity
-from linnaeus.console import Console
+from linnaeus.cli_common import load_model, one_of, peers, several, verbosity
+from linnaeus.console import Console, counted
 
 if TYPE_CHECKING:
     import numpy as np
 
     from linnaeus.data.table import Table
+
+AGAIN = "start it again"
 
 
 @click.command()
@@ -29,29 +31,39 @@ if TYPE_CHECKING:
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all figures there, those of every class too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@several
 @verbosity
 def evaluate(
     model: str, source: str, split: str | None, tta: bool, error: float | None, code: str | None,
-    json_file: str | None, device: str, quiet: bool, verbose: bool,
+    json_file: str | None, device: str, devices: int | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Measure MODEL on a split of SOURCE. A source that the model was trained on is split as it was then.
 
     MODEL stays as it is. Its temperature and the thresholds below which it is unsure were stored by `linnaeus train`,
     fitted on validation; --error looks up other thresholds, for this report only.
+
+    Several machines: torchrun --nproc-per-node N -m linnaeus evaluate ..., or srun linnaeus evaluate ...
     """
+    here = one_of(devices, AGAIN)
     from linnaeus.assess import evaluate_model
     from linnaeus.check.run import leaks, near_duplicates
     from linnaeus.files import write_text
     from linnaeus.report.tables import render
 
-    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
-    classifier = load_model(model, device, code)
+    console = Console(quiet=quiet, verbose=verbose, silent=not here.first, stream=sys.stderr)
 
     def copies(table: Table) -> dict[str, np.ndarray]:
         return leaks(table, near_duplicates(table, console=console))
 
-    done = evaluate_model(classifier, source, split, error=error, tta=tta, leaks=copies, console=console)
-    click.echo(f"{done.split} of {source}: {done.found.measures.n} pictures\n")
+    with peers(here, devices, device, AGAIN) as group:
+        with group.together():
+            classifier = load_model(model, device, code)
+        done = evaluate_model(
+            classifier, source, split, error=error, tta=tta, leaks=copies, console=console, group=group
+        )
+    if done is None:  # the first process tells
+        return
+    click.echo(f"{done.split} of {source}: {counted(done.found.measures.n, 'picture')}\n")
     click.echo(render(done.found, classifier.names))
     if json_file:
         write_text(Path(json_file), done.to_json())

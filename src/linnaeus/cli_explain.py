@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from linnaeus.cli_common import load_model, verbosity
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def explain(
     if sheets.missing:
         console.warn(advice(sheets.missing))
     if failed:
-        console.warn(f"{failed} of {len(told)} pictures could not be read")
+        console.warn(f"{failed} of {counted(len(told), 'picture')} could not be read")
         raise SystemExit(1)
 
 

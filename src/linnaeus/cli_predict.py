@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
-from linnaeus.cli_common import fastest_model, load_model, verbosity
-from linnaeus.console import ESCAPED, Console
+from linnaeus.cli_common import fastest_model, load_model, one_of, peers, several, verbosity
+from linnaeus.console import ESCAPED, Console, counted
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
     from linnaeus.answers import Done
-    from linnaeus.predict import Prediction
+    from linnaeus.peers import Peers
+    from linnaeus.predict import Classifier, Prediction
 
 GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
 
@@ -34,11 +36,12 @@ GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
 @click.option("--out", metavar="FILE", help="Write the answers there; CSV and JSON lines go on where they stopped.")
 @click.option("--grid", metavar="FILE.png", help=f"Draw the first {GRID_MOST} pictures with their answers.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@several
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
 @verbosity
 def predict(
     model: str, images: tuple[str, ...], top: int, form: str | None, out: str | None, grid: str | None, device: str,
-    code: str | None, quiet: bool, verbose: bool,
+    devices: int | None, code: str | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Predict IMAGES with MODEL, a run folder or a model file.
 
@@ -46,40 +49,89 @@ def predict(
     the first class is less likely than the threshold that the model was given on validation, the answer is unsure.
 
     A file of CSV or JSON lines that is there already is gone on with: pictures that it holds are not predicted again.
-    """
-    from linnaeus.answers import Done, Write, check_same, form_of, read_done, writer
-    from linnaeus.files import disk_errors
 
-    if grid and Path(grid).suffix.lower() != ".png":
-        raise UserError(f"--grid {grid}: must end in .png")
-    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
-    classifier = load_model(fastest_model(model, device, code, console), device, code)
-    form, top = form_of(out, form), min(top, len(classifier.classes))
-    with disk_errors(Path(out or "-")):
-        held = read_done(Path(out), form, top) if out else Done()
-    if out and held.paths:
-        check_same(Path(out), held, classifier)
-        console.say(f"{out}: goes on after {len(held.paths)} pictures")
-    shown: list[tuple[Prediction, int | None]] = []
-    failed = done = 0
-    progress = _progress(console, images, len(held.paths)) if out else nullcontext(lambda done, file: None)
-    with disk_errors(Path(out or "-")), progress as advance, _open_out(out, held) as file:
-        write: Write = writer(form, file, top, begin=not held.length)
-        for prediction in classifier.stream(_left(images, held)):
-            write(prediction)
-            done += 1
-            advance(done, file)
-            if prediction.error is not None:
-                failed += 1
-                console.warn(f"{prediction.path}: {prediction.error}")
-            elif grid and len(shown) < GRID_MOST:
-                shown.append((prediction, classifier.true_class(prediction.path)))
-    if grid and shown:
-        _draw_grid(grid, shown, console)
-    failed += held.errors
+    Several machines: torchrun --nproc-per-node N -m linnaeus predict ..., or srun linnaeus predict ...; the first
+    process reads standard input and writes, and the pictures must be reachable under the same path from all.
+    """
+    form = form or {".csv": "csv", ".jsonl": "jsonl"}.get(Path(out or "").suffix.lower(), "table")
+    goes_on = out is not None and form != "table"
+    advice = f"the same command goes on after what {out} holds" if goes_on else "start it again"
+    here = one_of(devices, advice)
+    console = Console(quiet=quiet, verbose=verbose, silent=not here.first, stream=sys.stderr)
+    with peers(here, devices, device, advice) as group:
+        with group.together():
+            if grid and Path(grid).suffix.lower() != ".png":
+                raise UserError(f"--grid {grid}: must end in .png")
+        fastest = group.decide(lambda: fastest_model(model, device, code, console))
+        with group.together():
+            classifier = load_model(fastest, device, code)
+        job = _Job(classifier, group, images, form, min(top, len(classifier.classes)), out, grid, console)
+        read, failed = job.run()
+    if grid and job.shown:
+        _draw_grid(grid, job.shown, console)
     if failed:
-        console.warn(f"{failed} of {done + len(held.paths)} pictures could not be read")
+        console.warn(f"{failed} of {counted(read, 'picture')} could not be read")
         raise SystemExit(1)
+
+
+@dataclass
+class _Job:
+    """Pictures to predict, and where the answers go."""
+
+    classifier: Classifier
+    group: Peers
+    images: tuple[str, ...]
+    form: str
+    top: int
+    out: str | None
+    grid: str | None
+    console: Console
+    shown: list[tuple[Prediction, int | None]] = field(default_factory=list)
+    """For the grid, with their true classes."""
+
+    def run(self) -> tuple[int, int]:
+        """How many pictures there are, those answered earlier included, and how many cannot be read; by the first
+        process, which writes."""
+        from linnaeus.answers import Done, Write, writer
+        from linnaeus.divide import predictions
+        from linnaeus.files import disk_errors
+
+        held, file, done, failed = Done(), sys.stdout, 0, 0
+        write: Write = lambda prediction: None
+        advance: Callable[[int, TextIO], None] = lambda done, file: None
+        place = Path(self.out or "-")
+        with disk_errors(place), ExitStack() as opened:
+            with self.group.together(), disk_errors(place):  # what is wrong is found before anybody predicts
+                if self.group.first:
+                    held = self._held()
+                    if self.out:
+                        advance = opened.enter_context(_progress(self.console, self.images, len(held.paths)))
+                    file = opened.enter_context(_open_out(self.out, held))
+                    write = writer(self.form, file, self.top, begin=not held.length)
+            answers = predictions(self.classifier, self.group, _left(self.images, held), self._shows_more)
+            for prediction in opened.enter_context(closing(answers)):
+                write(prediction)
+                done += 1
+                advance(done, file)
+                if prediction.error is not None:
+                    failed += 1
+                    self.console.warn(f"{prediction.path}: {prediction.error}")
+                elif self._shows_more():
+                    self.shown.append((prediction, self.classifier.true_class(prediction.path)))
+        return done + len(held.paths), failed + held.errors
+
+    def _shows_more(self) -> bool:
+        return self.grid is not None and len(self.shown) < GRID_MOST
+
+    def _held(self) -> Done:
+        """What the file of answers holds already. Raises UserError where they are not this model's."""
+        from linnaeus.answers import Done, check_same, read_done
+
+        held = read_done(Path(self.out), self.form, self.top) if self.out else Done()
+        if self.out and held.paths:
+            check_same(Path(self.out), held, self.classifier)
+            self.console.say(f"{self.out}: goes on after {counted(len(held.paths), 'picture')}")
+        return held
 
 
 def _left(images: Iterable[str], held: Done) -> Iterator[str]:

@@ -119,6 +119,11 @@ def _speed_column(unit: str) -> ProgressColumn:
     return Speed(table_column=Column(no_wrap=True))
 
 
+def counted(n: int, what: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 9.95:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +19,15 @@ from linnaeus.device import choose_device
 from linnaeus.heap import steady_heap
 from linnaeus.models.published import PUBLISHED, Published
 from linnaeus.models.weights import at_hand, load_weights, lookup
+from linnaeus.peers import Peers
 from linnaeus.preprocess import Preprocessing
+from linnaeus.processes import Processes
 from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding, cores
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import readable
 
-T = TypeVar("T")
 LIKED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
 """Networks whose vectors are preferred, in this order, where several have weights at hand."""
 
@@ -48,30 +48,17 @@ class Vectors:
     """The published name of what made them"""
 
 
-@dataclass(frozen=True)
-class Plain:
-    """One device at full precision, with no training engine around it."""
+class Plain(Peers):
+    """One process and one device at full precision, with no training engine around it."""
 
-    device: torch.device
-    precision: str = "32-true"
-    rank: int = 0
-    world: int = 1
+    precision = "32-true"
 
-    machines: int = 1
+    def __init__(self, device: torch.device):
+        super().__init__(Processes())
+        self.device = device
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()
-
-    def decide(self, what: Callable[[], T]) -> T:
-        return what()
-
-    def gather(self, mine: T) -> list[T]:
-        return [mine]
-
-    collect = gather
-
-    def once_a_machine(self, what: Callable[[], T]) -> T:
-        return what()
 
 
 def usual_weights() -> str | None:

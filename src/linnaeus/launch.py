@@ -25,10 +25,11 @@ POLL = 0.1
 SHOWN = 30  # last lines of what a process that failed had to say
 
 
-def launch(count: int, arguments: Sequence[str]) -> int:
+def launch(count: int, arguments: Sequence[str], advice: str) -> int:
     """Run `linnaeus ARGUMENTS` in `count` processes. Returns the exit status: that of the first which failed.
 
-    The first process has this one's streams. What others write is shown if they are the ones that fail.
+    The first process has this one's streams. What others write is shown if they are the ones that fail. `advice`: what
+    to do where the system ended one.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -53,7 +54,11 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             said.append(output)
             env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "linnaeus", *arguments]
-            children.append(subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True))
+            given = subprocess.DEVNULL if rank else None
+            child = subprocess.Popen(
+                command, env=env, stdin=given, stdout=output, stderr=output, start_new_session=True
+            )
+            children.append(child)
         failed = _wait(children)
     finally:
         _signal(children, signal.SIGKILL)
@@ -61,7 +66,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0 if failed is None else _explain(failed, children, said[failed], bool(asked))
+    return 0 if failed is None else _explain(failed, children, said[failed], None if asked else advice)
 
 
 def threads_each(count: int) -> int:
@@ -99,16 +104,13 @@ def _signal(children: list[subprocess.Popen[bytes]], number: int) -> None:
             child.send_signal(number)
 
 
-def _explain(rank: int, children: list[subprocess.Popen[bytes]], said: IO[bytes] | None, asked: bool) -> int:
-    """Say which process failed and what it had to say; the exit status."""
+def _explain(rank: int, children: list[subprocess.Popen[bytes]], said: IO[bytes] | None, advice: str | None) -> int:
+    """Say which process failed and what it had to say; the exit status. No `advice`: it was asked to end."""
     code, many = children[rank].returncode, len(children)
-    if code < 0 and not asked:
+    if code < 0 and advice is not None:
         why = "the system may have been out of memory; " if code == -signal.SIGKILL else ""
-        print(
-            f"error: process {rank} of {many} was ended by {signal.Signals(-code).name}; {why}--resume goes on from "
-            "the last checkpoint",
-            file=sys.stderr,
-        )
+        name = signal.Signals(-code).name
+        print(f"error: process {rank} of {many} was ended by {name}; {why}{advice}", file=sys.stderr)
     if said is not None and children[0].returncode != code:  # else the first one has said the same
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()[-SHOWN:]

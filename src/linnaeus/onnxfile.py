@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,20 @@ def checksum(path: Path, raw: bytes) -> str:
 
 
 def file_digest(path: Path) -> str | None:
-    """The checksum that a file bears, not verified; None where it bears none."""
+    """The checksum that a file bears, not verified; None where it bears none.
+
+    It stands in the metadata, at the end: as a rule the last MB is read, and not the weights.
+    """
     try:
-        found = [*SEAL.finditer(path.read_bytes())]
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for tail in (1 << 20, size):
+                file.seek(max(0, size - tail))
+                if found := [*SEAL.finditer(file.read())]:
+                    return found[-1][1].decode()
     except OSError:
         return None
-    return found[-1][1].decode() if found else None
+    return None
 
 
 def has_runtime() -> bool:

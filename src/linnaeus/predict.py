@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from linnaeus.calibrate import Calibration
-from linnaeus.data.batches import Batches
+from linnaeus.data.batches import Batch, Batches
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.names import class_name
 from linnaeus.data.table import Table
@@ -24,9 +24,12 @@ from linnaeus.errors import UserError
 from linnaeus.evaluate import Figures, Outputs, figures, gather
 from linnaeus.heap import steady_heap
 from linnaeus.labelled import Pictures, labelled_pictures, labelled_table
+from linnaeus.launch import threads_each
 from linnaeus.modelfile import ModelFile, model_path, read_header, read_model
 from linnaeus.models import Network, wrap
 from linnaeus.onnxfile import read_onnx
+from linnaeus.peers import ALONE, Peers
+from linnaeus.processes import processes
 from linnaeus.runners import OnnxRunner, Runner, TorchRunner
 
 BATCH = 32
@@ -147,7 +150,7 @@ class Classifier:
 
         Threads decode the next pictures while the network works on these.
         """
-        threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        threads = threads_each(processes().local_world)
         with steady_heap(), ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
             waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
             source = enumerate(images, start=1)
@@ -200,10 +203,17 @@ class Classifier:
         """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
         return labelled_table(self.about, self.path, source)
 
-    def outputs(self, pictures: Pictures) -> Outputs:
-        """What the network answers to pictures, uncalibrated."""
-        batches = Batches(pictures.rows, pictures.labels, batch=BATCH, device=self.device)
-        return gather(batches, lambda batch: self.run(self.preprocessing.crop(batch.pixels, batch.shapes)))
+    def outputs(self, pictures: Pictures, group: Peers = ALONE) -> Outputs:
+        """What the network answers to pictures, uncalibrated: on all processes of `group`, which answer a part each."""
+        batches = Batches(
+            pictures.rows, pictures.labels, batch=BATCH * group.world, device=self.device, rank=group.rank,
+            world=group.world,
+        )  # fmt: skip
+
+        def logits(batch: Batch) -> np.ndarray:
+            return self.run(self.preprocessing.crop(batch.pixels, batch.shapes))
+
+        return gather(batches, logits, group.collect)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
         """The figures on `split` of a source, calibrated; `pictures` says which that is where none is named."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from linnaeus.data.batches import Batch, Batches, Rows
 from linnaeus.evaluate import Outputs, gather
+from linnaeus.peers import ALONE, Peers
 from linnaeus.preprocess import Preprocessing
 
 View = tuple[int, int, bool]
@@ -43,12 +44,13 @@ def answer_views(
     temperature: float,
     batch: int,
     device: torch.device,
+    group: Peers = ALONE,
 ) -> dict[str, Outputs]:
-    """What a network answers by each set of views, calibrated. Every view is computed once.
+    """What a network answers by each set of views, calibrated. Every view is computed once, divided over `group`.
 
     `run`: what the network sees, (N, size, size, C) uint8 on `device` -> (N, classes) logits.
     """
-    batches = Batches(rows, labels, batch=batch, device=device)
+    batches = Batches(rows, labels, batch=batch * group.world, device=device, rank=group.rank, world=group.world)
 
     def of(view: View) -> np.ndarray:
         x, y, mirrored = view
@@ -57,7 +59,7 @@ def answer_views(
             seen = preprocessing.crop(batch.pixels, batch.shapes, (x, y))
             return run(seen.flip(2) if mirrored else seen)
 
-        return gather(batches, logits).at(temperature).probabilities
+        return gather(batches, logits, group.collect).at(temperature).probabilities
 
     sets = view_sets(preprocessing)
     found = {view: of(view) for view in dict.fromkeys(view for views in sets.values() for view in views)}

@@ -8,6 +8,7 @@ from linnaeus.assess import Assessment, assess
 from linnaeus.calibrate import Calibration
 from linnaeus.evaluate import Outputs
 from linnaeus.report.tables import NAME, align, render, shorten, width
+from linnaeus.training.results import Judged
 
 
 def outputs(n: int, classes: int, occurring: int | None = None, seed: int = 0, skill: float = 3.0) -> Outputs:
@@ -35,6 +36,16 @@ def test_every_figure_has_its_interval_and_its_count():
     assert "(fitted on validation)" in text
     assert "the 400 valid pictures of the training" in text
     assert "test-time augmentation" not in text
+
+
+def test_a_calibration_that_failed_is_said():
+    """By the command that evaluates, and at the end of the training that fitted it."""
+    wrong = outputs(400, 8, skill=-3.0)
+    failed = "calibration failed, at the bound of 100: answers are no better than chance"
+    assert failed in said(assess(wrong, Calibration.fit(wrong, "valid")), 8)
+    assert [failed in line for line in Judged({"valid": wrong}).lines()] == [False, True, False]
+    assert "failed" not in said(assess(outputs(300, 8), None), 8)
+    assert not any("failed" in line for line in Judged({"valid": outputs(300, 8)}).lines())
 
 
 def test_few_classes_are_all_shown_the_worst_first():

@@ -241,6 +241,32 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_pat
     assert (state["fit"]["epoch"], state["fit"]["step"]) == (1, 2)
 
 
+@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_signal_that_comes_while_they_agree_is_not_lost(world: int, idx: Path, tmp_path: Path):
+    """Right after a process has told the others that it wants nothing: all end one step later."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3})
+    out = tmp_path / "cut"
+
+    def work(rank: int) -> None:
+        real, calls = Engine.any_of, 0
+
+        def ask(self: Engine, number: int | None) -> int | None:
+            nonlocal calls
+            told = real(self, number)
+            calls += 1
+            if rank == world - 1 and calls == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return told
+
+        Engine.any_of = ask  # type: ignore
+        train(idx, recipe, out, every="1000steps")
+
+    assert several(world, work) == [143] * world
+    state = json.loads((out / "checkpoint" / "checkpoint.json").read_text().partition("\n")[2])
+    assert (state["fit"]["epoch"], state["fit"]["step"]) == (0, 3)
+
+
 def test_wrong_input_is_told_once(idx: Path, tmp_path: Path):
     """All end with the error, and only the first one's is for people. An error of another one is named."""
     recipe = write_recipe(tmp_path / "r.toml", {"train": ["nothing"]})
@@ -283,9 +309,9 @@ def test_devices_from_python_are_refused_with_what_to_do(idx: Path, tmp_path: Pa
 
 
 def test_the_launcher_gives_the_status_of_its_processes(capfd: pytest.CaptureFixture[str]):
-    assert launch(2, ["--version"]) == 0
+    assert launch(2, ["--version"], "") == 0
     assert capfd.readouterr().out.count("linnaeus, version") == 1
-    assert launch(2, ["train"]) == 2
+    assert launch(2, ["train"], "") == 2
     assert capfd.readouterr().err.count("Missing argument 'SOURCE'") == 1
 
 

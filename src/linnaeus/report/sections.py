@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.check.findings import KINDS, SEVERITIES
-from linnaeus.console import duration
+from linnaeus.console import counted, duration
 from linnaeus.data.table import SPLITS
 from linnaeus.report.album import LARGE, Album, Shown
 from linnaeus.report.charts import interval
@@ -277,7 +277,7 @@ def phases(run: Contents) -> list[str]:
 
 
 def _epochs(n: object) -> str:
-    return "1 epoch" if n == 1 else f"{n} epochs"
+    return counted(int(str(n)), "epoch")
 
 
 def _count(run: Contents, split: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from linnaeus.abstain import Point, smallest
 from linnaeus.assess import Abstention, Assessment, Calibrated, Views
+from linnaeus.calibrate import at_a_bound
 from linnaeus.measure import ClassMeasures, Estimate, Measures
 
 ALL_CLASSES = 20  # so many classes are all shown; of more, the worst
@@ -104,8 +105,10 @@ def calibration(found: Calibrated, m: Measures) -> list[str]:
         both = (found.before[name], found.after[name])
         rows.append([LABELS[name], *(_value(value, percent=name in PERCENT) for value in both)])
     mean, most = m.ece_by_chance
+    failed = at_a_bound(found.temperature)
     return [
         title,
+        *([failed] if failed else []),
         *align(rows, "<>>"),
         f"by chance alone a perfect model would show an ECE of {mean:.2%} on {m.n} pictures on average"
         + (f", up to {most:.2%} in 95 of 100 draws" if most > mean else ""),

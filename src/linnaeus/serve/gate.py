@@ -104,7 +104,7 @@ class Gate:
             if self.hosts is not None and not self._known(headers.get("host", "")):
                 await refuse(answer, 421, "unknown host; name it with --allow-host")
             elif path not in OPEN and not self.keys.opened_by(headers):
-                await refuse(answer, 401, "needs the token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+                await refuse(answer, 401, _unopened(headers), {"WWW-Authenticate": "Bearer"})
             else:
                 await self.app(scope, receive, answer)
         finally:
@@ -115,6 +115,15 @@ class Gate:
     def _known(self, host: str) -> bool:
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         return self.hosts is not None and (name.lower() in self.hosts or is_loopback(name))
+
+
+def _unopened(headers: Headers) -> str:
+    """Why a request is refused: it shows nothing, or something else than the token."""
+    if "authorization" not in headers and not _cookie(headers):
+        return "needs the token: Authorization: Bearer …"
+    if headers.get("authorization", "bearer").partition(" ")[0].lower() != "bearer":
+        return "needs the token as Authorization: Bearer …, not in another scheme"
+    return "a wrong token, or one of a server that ran before; the server prints its own when it starts"
 
 
 async def refuse(send: Send, status: int, why: str, headers: dict[str, str] | None = None) -> None:

@@ -8,10 +8,8 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -21,44 +19,23 @@ from torch import Tensor, nn
 
 from linnaeus.device import choose_device
 from linnaeus.errors import UserError
+from linnaeus.peers import TIMEOUT, Peers
 from linnaeus.processes import Processes, processes
 
-TIMEOUT = timedelta(hours=2)
-"""How long one process waits for another: as long as the first may take to build a store. That one is dead is found by
-who started them, and by gloo, at once."""
 
-
-T = TypeVar("T")
-
-
-class Engine:
+class Engine(Peers):
     """A device, a precision and a process group, behind the few verbs that the loop needs."""
 
     def __init__(self, device: str = "auto", precision: str = "auto"):
         kind = choose_device(device).type
-        self.processes = processes()
+        here = processes()
         self.precision = _precision(kind, precision)
-        self.fabric = _fabric(kind, self.precision, self.processes)
+        self.fabric = _fabric(kind, self.precision, here)
         self.device = self.fabric.device
-        self._words: Any = None
-        if self.world > 1:
-            self._words = _group_for_words(kind)
+        super().__init__(here, _group_for_words(kind) if here.world > 1 else None)
         if kind == "cuda":
             torch.backends.cudnn.benchmark = True  # one size of picture all along: the search pays for itself
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-
-    @property
-    def rank(self) -> int:
-        return self.fabric.global_rank
-
-    @property
-    def world(self) -> int:
-        return self.fabric.world_size
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that decides, writes and prints."""
-        return self.rank == 0
 
     @property
     def overlaps(self) -> bool:
@@ -68,15 +45,6 @@ class Engine:
         run that is resumed would have other last bits. On CPU exactness is worth more than what overlaps there.
         """
         return self.device.type != "cpu" or self.world < 3
-
-    @property
-    def machines(self) -> int:
-        return self.processes.nodes
-
-    @property
-    def neighbors(self) -> int:
-        """Processes that share this machine, this one included."""
-        return self.processes.local_world
 
     def setup(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap network and optimizer for this device and precision. The bare network stays usable for evaluation."""
@@ -129,79 +97,6 @@ class Engine:
             for buffer, part in zip(alike, flat.split([b.numel() for b in alike]), strict=True):
                 buffer.copy_(part.view_as(buffer))
 
-    def decide(self, what: Callable[[], T]) -> T:
-        """What the first process finds, on all of them. Where it raises a UserError, all do."""
-        if self.world == 1:
-            return what()
-        found: T | None = None
-        failed: UserError | None = None
-        if self.first:
-            try:
-                found = what()
-            except UserError as error:
-                failed = error
-        told = [(found, failed)]
-        torch.distributed.broadcast_object_list(told, 0, group=self._words)
-        found, failed = told[0]
-        if failed is not None:
-            failed.told = not self.first
-            raise failed
-        return found  # type: ignore[return-value]
-
-    def collect(self, mine: T) -> list[T]:
-        """What every process has, in their order, on all of them."""
-        if self.world == 1:
-            return [mine]
-        found: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(found, mine, group=self._words)
-        return found
-
-    def gather(self, mine: T) -> list[T]:
-        """What every process has, in their order, in the first; nothing in the others."""
-        if self.world == 1:
-            return [mine]
-        found: list[Any] | None = [None] * self.world if self.first else None
-        torch.distributed.gather_object(mine, found, 0, group=self._words)
-        return found or []
-
-    def any_of(self, number: int | None) -> int | None:
-        """The largest of the processes' numbers above 0; None where no process has one."""
-        if self.world == 1:
-            return number
-        most = torch.tensor(number or 0)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._words)
-        return int(most) or None
-
-    def once_a_machine(self, what: Callable[[], T]) -> T:
-        """`what`, first in one process of every machine, which fetches or builds; then in the others, which find it."""
-        if self.world == 1:
-            return what()
-        found: list[T] = []
-        for turn in (True, False):
-            with self.together():
-                if (self.processes.local_rank == 0) == turn:
-                    found.append(what())
-        return found[0]
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Where one of the processes raises a UserError in this block, all raise it at its end."""
-        failed: UserError | None = None
-        try:
-            yield
-        except UserError as error:
-            failed = error
-        errors = self.collect(failed)
-        first = next((i for i, error in enumerate(errors) if error is not None), None)
-        if failed is None and first is not None:
-            failed = errors[first]
-            assert failed is not None
-            if self.world > 1 and first:
-                failed = type(failed)(f"process {first}: {failed}")
-        if failed is not None:
-            failed.told = not self.first
-            raise failed
-
     def scaler_state(self) -> dict[str, Any]:
         """What mixed precision of 16 bits remembers of how gradients are scaled; empty in any other precision."""
         return self.fabric._precision.state_dict()
@@ -244,25 +139,14 @@ def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:
     torch.manual_seed((((rank * 1_000_003 + seed) * 1_000_003 + epoch) * 1_000_003 + step) % 2**63)
 
 
-def lost(error: RuntimeError) -> bool:
-    """Whether an error says that another process is gone, in the words of gloo or NCCL."""
-    words = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "tcpstore")
-    kinds = (torch.distributed.DistError,) if torch.distributed.is_available() else ()
-    return isinstance(error, kinds) or any(word in str(error).lower() for word in words)
-
-
 def _fabric(kind: str, precision: str, here: Processes) -> Fabric:
     """Fabric for this process, in its group where there are several."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if here.world == 1:
         plugins = [LightningEnvironment()]  # SLURM's variables are there in a batch job of one process too
         return Fabric(accelerator=kind, devices=1, precision=precision, plugins=plugins)  # type: ignore[arg-type]
-    if kind == "mps":
-        raise UserError("--devices: an Apple GPU is one device; use --device cpu for several processes")
-    if kind == "cuda" and torch.cuda.device_count() < here.local_world:
-        count = torch.cuda.device_count()
-        raise UserError(f"{here.local_world} processes on this machine and {count} GPUs: as many processes as GPUs")
-    environment = SLURMEnvironment(auto_requeue=False) if here.slurm else TorchElasticEnvironment()
+    _check_devices(kind, here)
+    environment = _environment(here)
     # Buffers are averaged after every step instead of being overwritten before the next.
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its new name and old
@@ -274,6 +158,38 @@ def _fabric(kind: str, precision: str, here: Processes) -> Fabric:
     )  # fmt: skip
     fabric.launch()
     return fabric
+
+
+def meet(device: str) -> Peers:
+    """This process and those that run its command with it, where each runs a network of its own on `device`.
+
+    Answers are told, and gradients are not added up: no network is wrapped, and precision stays as with one process.
+    """
+    here, kind = processes(), choose_device(device).type
+    if here.world == 1:
+        return Peers(here)
+    _check_devices(kind, here)
+    if not torch.distributed.is_initialized():
+        environment = _environment(here)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        torch.distributed.init_process_group("gloo", rank=here.rank, world_size=here.world, timeout=TIMEOUT)
+    if kind == "cuda":
+        torch.cuda.set_device(here.local_rank)
+    return Peers(here)
+
+
+def _check_devices(kind: str, here: Processes) -> None:
+    """Raise UserError unless every process of this machine can have a device of its own."""
+    if kind == "mps":
+        raise UserError("--devices: an Apple GPU is one device; use --device cpu for several processes")
+    if kind == "cuda" and torch.cuda.device_count() < here.local_world:
+        count = torch.cuda.device_count()
+        raise UserError(f"{here.local_world} processes on this machine and {count} GPUs: as many processes as GPUs")
+
+
+def _environment(here: Processes) -> SLURMEnvironment | TorchElasticEnvironment:
+    """Where the processes meet, as who started them says it."""
+    return SLURMEnvironment(auto_requeue=False) if here.slurm else TorchElasticEnvironment()
 
 
 @functools.cache

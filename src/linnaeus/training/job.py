@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from linnaeus.console import Console
@@ -16,6 +17,7 @@ from linnaeus.training.checkpoint import MANIFEST
 from linnaeus.training.engine import Engine
 from linnaeus.training.identity import Identity
 from linnaeus.training.inspect import Inspection
+from linnaeus.training.lock import Lock
 from linnaeus.training.rangetest import RangeTest
 from linnaeus.training.runfolder import RunFolder
 from linnaeus.training.stop import Stop
@@ -39,11 +41,22 @@ class Job:
     inspection: Inspection
     bad: int
     """Pictures left out."""
+    lock: Lock | None = None
+    """On the run folder; the first process's."""
 
     def __init__(self, console: Console, draw: bool = True):
         self.console, self.seconds, self.stop = console, RunTimes(), Stop()
         self.draw = draw
         """Whether curves, pictures and the report are made at the end."""
+
+    def hold(self, folder: Path) -> None:
+        """Keep other processes out of the run folder. Raises UserError where one is in it."""
+        self.lock = Lock(folder)
+
+    def release(self) -> None:
+        """Let them in again."""
+        if self.lock is not None:
+            self.lock.release()
 
     def divided(self, number: int, micro: int) -> None:
         """Keep how a phase's batches were divided: with BatchNorm the result depends on it."""

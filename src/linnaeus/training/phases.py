@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from linnaeus.console import Console, duration
+from linnaeus.console import Console, counted, duration
 from linnaeus.data.batches import Batches
 from linnaeus.device import free_memory
 from linnaeus.errors import JobError, UserError
@@ -101,8 +101,9 @@ class Phases:
     ) -> None:
         """Between two steps: write down where the run stands if it is time, and end it if somebody wants that."""
         due = self.checkpoints is not None and self.checkpoints.due(steps)
-        self.stop.wanted = self.engine.any_of(self.stop.wanted)  # so that all end after the same step
-        if self.checkpoints is not None and (due or now or self.stop.wanted is not None):
+        # So that all end after the same step. A signal that comes from here on waits for the next time.
+        wanted = self.engine.any_of(self.stop.wanted)
+        if self.checkpoints is not None and (due or now or wanted is not None):
             self._lap(number if snapshot is not None else number - 1)
             fit = None if snapshot is None else snapshot()
             try:
@@ -111,7 +112,7 @@ class Phases:
                     self._flush()
             except JobError as error:  # the run may end well without it
                 self.console.warn(f"{error}; the run goes on, and could only be resumed from an earlier place")
-        self.stop.check()
+        self.stop.end(wanted)
 
     def _lap(self, number: int) -> None:
         """Bring the seconds up to date."""
@@ -178,6 +179,7 @@ class Phases:
                 for epoch in epochs:
                     self._finish(number, phase, epoch, stages)
                     self._stand(number, epoch.snapshot)
+            self.stop.end(self.engine.any_of(self.stop.wanted))
 
     def _find_rate(self, number: int, phase: Phase, first_epoch: int, net: Above, train: Stream, micro: int) -> float:
         """The learning rate by a range test on a copy of the network."""
@@ -277,8 +279,9 @@ class Phases:
         # Evaluation is a forward pass, about a third of a step's work.
         seconds = phase.epochs * cost.seconds * (train.batches.samples + valid.batches.samples / 3) / world
         shape = (min(phase.batch, train.batches.samples), *x.shape[1:])
+        work = f"{counted(phase.epochs, 'epoch')} of {counted(len(train.batches), 'step')}"
         self.console.say(
-            f"  {trained:,} parameters train, {phase.epochs} epochs of {len(train.batches)} steps; batch {shape} "
-            f"{str(x.dtype).removeprefix('torch.')}{pieces}; about {duration(seconds)}"
+            f"  {trained:,} parameters train, {work}; batch {shape} {str(x.dtype).removeprefix('torch.')}{pieces}; "
+            f"about {duration(seconds)}"
         )
         return micro

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.assess import assess
-from linnaeus.calibrate import Calibration
+from linnaeus.calibrate import Calibration, at_a_bound
 from linnaeus.data.table import Table
 from linnaeus.evaluate import Figures, Outputs, confusion_matrix, figures
 from linnaeus.preprocess import Preprocessing
@@ -80,6 +80,7 @@ class Judged:
         return [
             *clean,
             f"certainty temperature {found.temperature:.3g}; calibration error {moved} ({where})",
+            *([f"certainty {failed}"] if (failed := at_a_bound(found.temperature)) else []),
             f"unsure    {self.calibration.rule}",
         ]
 

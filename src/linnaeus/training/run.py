@@ -17,12 +17,13 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.evaluate import Figures
 from linnaeus.heap import steady_heap
+from linnaeus.peers import lost
 from linnaeus.processes import processes
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
 from linnaeus.training.checkpoint import Checkpoints, Every
-from linnaeus.training.engine import Engine, lost
+from linnaeus.training.engine import Engine
 from linnaeus.training.finish import Run, finish
 from linnaeus.training.identity import Identity, identify, known_by
 from linnaeus.training.inspect import Inspection, inspect
@@ -74,7 +75,8 @@ def train(
 
     With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
     `source` itself where that is a run folder, or else the last of runs/<recipe>-<n> on that source. Where there
-    is none, a new one begins. `checkpoint_every`: "auto", as often as takes 2 % of the time; or "5min", or "100steps".
+    is none, a new one begins. One process at a time works in a run folder. `checkpoint_every`: "auto", as often as
+    takes 2 % of the time; or "5min", or "100steps".
     Without `draw` there are no curves, pictures and report, which take longer than a very small network.
 
     Several processes train one network where torchrun or srun starts this in each of them; the first one writes and
@@ -111,6 +113,8 @@ def train(
             if isinstance(error, RuntimeError) and here.world > 1 and lost(error):
                 raise LostError(f"another process of this run has ended; {job.to_go_on()}") from error
             raise
+        finally:
+            job.release()
 
 
 def _train(
@@ -177,6 +181,8 @@ def _prepare(job: Job, request: Request, table: Table) -> None:
     if len(set(engine.collect(job.fingerprint))) > 1:
         raise UserError(f"{table.source}: is not the same on all machines")
     continues = engine.decide(lambda: request.continues)
+    if continues:
+        engine.decide(lambda: _hold(job, request))
     before = engine.decide(lambda: _same_run(job, request) if continues else None)
     if before is not None:
         job.identity.recipe = before.recipe
@@ -219,6 +225,14 @@ def _build(job: Job, request: Request) -> int:
     return channels
 
 
+def _hold(job: Job, request: Request) -> None:
+    """Keep others out of the folder of the run that is to go on. Raises UserError where one has just finished it."""
+    assert request.out is not None
+    job.hold(request.out)
+    if request.finished:
+        raise UserError(f"{request.out}: another process has finished this run since; there is nothing left to resume")
+
+
 def _open_folder(job: Job, request: Request, continues: bool) -> RunFolder:
     """The run folder, with what is known before a picture is read."""
     if continues:
@@ -226,6 +240,7 @@ def _open_folder(job: Job, request: Request, continues: bool) -> RunFolder:
         folder = RunFolder.resume(request.out)
     else:
         folder = RunFolder.create(request.out, job.recipe.name)
+        job.hold(folder.path)
     job.folder = folder  # from here on there is something to abandon
     folder.write_recipe(job.recipe)
     folder.write_split(job.table)

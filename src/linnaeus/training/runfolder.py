@@ -12,6 +12,7 @@
     curves.png, predictions.png, confusion.png
     report.html         all of it on one page that needs no network
     checkpoint/         what --resume needs; gone when the run has come to its end
+    .lock               held by the process that trains; a killed one leaves the file, and holds nothing
     lr-phaseN.png       the range test of phase N, where its lr is "auto"
     tensorboard/        events, with --tensorboard
     model.onnx, model-int8.onnx, exports.json     what `linnaeus export` wrote, and how fast each is here
@@ -39,6 +40,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.report.contents import EVALUATION, Row
 from linnaeus.training.checkpoint import MANIFEST
 from linnaeus.training.inspect import Inspection
+from linnaeus.training.lock import LOCK
 
 BEGINNINGS = frozenset({"recipe.toml", "check.json", "split.csv", "bad_images.csv", "history.csv"})
 """What a run has written before its first model."""
@@ -60,7 +62,7 @@ class RunFolder:
         """Raise UserError where `out` is taken: by a file, or a folder with something in it."""
         if out is None or not Path(out).exists():
             return
-        if not Path(out).is_dir() or any(Path(out).iterdir()):
+        if not Path(out).is_dir() or any(file.name != LOCK for file in Path(out).iterdir()):
             raise UserError(f"{out}: already exists; choose another --out, or remove it")
 
     @classmethod
@@ -83,6 +85,7 @@ class RunFolder:
             *BEGINNINGS,
             MODEL,
             CHECKPOINT,
+            LOCK,
         }
         if not folder.checkpoint.is_dir() and names - ours:
             raise UserError(f"{path}: already exists and is no run that was cut; choose another --out")
@@ -118,7 +121,7 @@ class RunFolder:
         if not self.model.exists() and not self.resumed and not (self.checkpoint / MANIFEST).exists():
             with suppress(OSError):  # there is an error to show already
                 shutil.rmtree(self.checkpoint, ignore_errors=True)
-                for path in (*map(self.path.joinpath, BEGINNINGS), *self.path.glob("lr-phase*.png")):
+                for path in (*map(self.path.joinpath, {*BEGINNINGS, LOCK}), *self.path.glob("lr-phase*.png")):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
 

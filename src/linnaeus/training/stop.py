@@ -47,17 +47,17 @@ class Stop:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Meanwhile the first signal leaves a wish, which `check` carries out; a second one ends the run at once."""
+        """Meanwhile the first signal leaves a wish, `wanted`; a second one ends the run at once."""
         self.patient = True
         try:
             yield
         finally:
             self.patient = False
 
-    def check(self) -> None:
-        """End the run if that is wanted."""
-        if self.wanted is not None:
-            number, self.wanted = self.wanted, None
+    def end(self, number: int | None) -> None:
+        """End the run by a signal, if there is one: the wish of this process, or of another one."""
+        if number is not None:
+            self.wanted = None
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
