@@ -1,4 +1,4 @@
-"""Draw the pictures of README.md and of the pages: `python docs/pictures/make.py WORK [--flowers RUN]`.
+"""Draw the pictures of README.md and of the pages: `python docs/pictures/draw.py WORK [--flowers RUN]`.
 
 Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), beside what `make test` installs.
 What is trained, planted and asked lies in WORK afterwards. One thread, so that the digits run gives the
