@@ -166,4 +166,8 @@ def test_a_rule_says_what_it_is():
     many = choose(risk_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
     assert "promised with 95% confidence" in str(many)
     every = choose(risk_curve(np.linspace(0.5, 1, 400), np.arange(400) > 0), 0.02)
-    assert str(every) == "never: 1 of 400 wrong, and at most 2 % are allowed"
+    assert str(every) == "never: 1 of 400 wrong, and at most 2 % are allowed; promised with 95% confidence"
+    perfect = choose(risk_curve(np.linspace(0.5, 1, 15), np.ones(15, dtype=bool)), 0.02)
+    assert str(perfect).startswith(
+        "never: 0 of 15 wrong, and at most 2 % are allowed; an estimate, for a promise takes 149"
+    )

@@ -84,9 +84,10 @@ class Rule:
         if point is None:
             return f"never: no threshold keeps mistakes to {share} of the answered"
         if point.threshold == 0:
-            return f"never: {point.wrong} of {self.n} wrong, and at most {share} are allowed"
-        said = f"below {point.threshold:.1%}, for at most {share} wrong among the answered: "
-        said += f"{point.answered} of {self.n} answered ({point.answered / self.n:.1%}), {point.wrong} wrong; "
+            said = f"never: {point.wrong} of {self.n} wrong, and at most {share} are allowed; "
+        else:
+            said = f"below {point.threshold:.1%}, for at most {share} wrong among the answered: "
+            said += f"{point.answered} of {self.n} answered ({point.answered / self.n:.1%}), {point.wrong} wrong; "
         if self.promised is not None:
             return f"{said}promised with {CONFIDENCE:.0%} confidence"
         needed = smallest(self.error)

@@ -187,15 +187,22 @@ def test_one_clear_line_for_each_mistake_in_a_csv(pictures: Path):
     for content, said in (
         ("", "x.csv:1: no column 'path', none; the first line must name path, label"),
         ("image,label\n", "x.csv:1: no column 'path', only 'image', 'label'"),
+        ("file,label\n", "the first line must name path, label [, split]: rename the columns that hold them"),
         ("path,label\n", "x.csv: lists no pictures"),
         ("path,label\nimg/rose/1.jpg\n", "x.csv:2: no label; write one"),
         ("path,label\n,rose\n", "x.csv:2: no path"),
         ("path,label,split\nimg/rose/1.jpg,a,dev\n", "x.csv:2: split 'dev' is none of train, valid, test"),
-        ("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n", "x.csv:3: 'img/rose/9.jpg' does not exist"),
+        ("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n", "x.csv:3: 'img/rose/9.jpg' does not exist, neither in"),
         ("path,label\nimg/rose/1.jpg," + "a" * 200_000 + "\n", "x.csv:2: field larger than field limit"),
     ):
         place.write_text(content)
         refused(place, said)
+
+
+def test_a_folder_where_a_picture_was_sought_is_named_once(pictures: Path, monkeypatch: pytest.MonkeyPatch):
+    (pictures / "x.csv").write_text("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n")
+    monkeypatch.chdir(pictures)
+    refused(pictures / "x.csv", f"x.csv:3: 'img/rose/9.jpg' does not exist in {pictures}; correct the path")
 
 
 @given(

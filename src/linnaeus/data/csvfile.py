@@ -66,7 +66,8 @@ def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
             if need not in columns:
                 found = f"only {listed(columns)}" if any(columns) else "none"
                 raise UserError(
-                    f"{path}:1: no column {need!r}, {found}; the first line must name path, label [, split]"
+                    f"{path}:1: no column {need!r}, {found}; the first line must name path, label [, split]: "
+                    "rename the columns that hold them"
                 )
         if column in columns:
             rows.groups = []

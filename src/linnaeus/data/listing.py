@@ -96,9 +96,11 @@ def locate(rows: Rows) -> list[str]:
     if missing:
         first = missing[0]
         others = f" (nor do {len(missing) - 1} more of {len(rows.texts)})" if len(missing) > 1 else ""
+        here = str(Path.cwd())
+        where = f" in {folder}" if folder == here else f", neither in {folder} nor in {here}"
         raise UserError(
-            f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}, neither in {folder} "
-            f"nor in {Path.cwd()}; correct the path or remove the line"
+            f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}{where}; "
+            "correct the path or remove the line"
         )
     return found
 
