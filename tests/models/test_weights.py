@@ -400,7 +400,7 @@ def test_hub_gives_safetensors(
 @pytest.mark.parametrize(
     ("model", "choice", "message"),
     [
-        ("resnet50", "imagenett", "unknown weights 'imagenett'"),
+        ("resnet50", "imagenett", "unknown weights 'imagenett'.* `linnaeus weights import NAME FILE` takes a file in"),
         ("resnet50", "resnet50-torchvision-v3", "did you mean resnet50-torchvision-v"),
         ("resnet50", "missing.pth", "missing.pth: there is no such file"),
         ("resnet18", "resnet50-v1-imagenet", "for resnet50, not for resnet18"),

@@ -23,8 +23,8 @@ NEXT = {
     "confusable-names": "give each class one name, written in one way",
     "suspicious-label": "look at these pictures, in this order, and correct the labels that are wrong",
     "duplicate": "remove all but one of them",
-    "near-duplicate": 'a random split may part them: split.groups = "near-duplicates" keeps them together',
-    "same-scene": 'keep the pictures of a scene in one split; split.groups = "near-duplicates" does',
+    "near-duplicate": "a random split may part them; `train --set data.split.groups=near-duplicates` does not",
+    "same-scene": "keep a scene in one split; `train --set data.split.groups=near-duplicates` does",
 }
 """Kind -> what to do about it."""
 

@@ -72,7 +72,7 @@ def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
         if column in columns:
             rows.groups = []
         elif group is not None:
-            raise UserError(f"{path}:1: no column {group!r} for split.groups; the columns are {listed(columns)}")
+            raise UserError(f"{path}:1: no column {group!r} for data.split.groups; the columns are {listed(columns)}")
         for row in reader:
             if any(cell.strip() for cell in row):
                 _add(rows, dict(zip(columns, row, strict=False)), reader.line_num, split, column)

@@ -71,7 +71,10 @@ def lookup(name: str) -> Published:
     """The table's entry of that name."""
     if name not in PUBLISHED:
         hint = did_you_mean(name, PUBLISHED)
-        raise UserError(f"unknown weights {name!r}{hint}: `linnaeus weights list` shows the names; a file works too")
+        raise UserError(
+            f"unknown weights {name!r}{hint}: `linnaeus weights list` shows the names, "
+            "and `linnaeus weights import NAME FILE` takes a file in under one of them"
+        )
     return PUBLISHED[name]
 
 
