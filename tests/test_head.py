@@ -32,6 +32,26 @@ def test_it_is_the_solution_that_scikit_learn_finds(n: int, features: int):
     np.testing.assert_allclose(ours, theirs.predict_proba(z), atol=2e-3)
 
 
+def test_weights_count_as_copies_would():
+    """scikit-learn's class_weight, and the penalty chosen by the loss so weighted."""
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels = blobs(600, 12, 3, 3.0)
+    kept = np.flatnonzero((labels != 1) | (np.arange(600) % 8 == 0))
+    x, labels = x[kept], labels[kept]
+    weights = torch.tensor([1.0, 6.0, 1.0])
+    plain, head = fit_head(x, labels, 3), fit_head(x, labels, 3, weights=weights)
+    z = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
+    total = weights.numpy()[labels].sum()
+    theirs = LogisticRegression(C=1 / (head.penalty * total), class_weight={1: 6.0}, tol=1e-8, max_iter=5000)
+    ours = torch.softmax(x @ head.weight.T + head.bias, 1).numpy()
+    np.testing.assert_allclose(ours, theirs.fit(z, labels).predict_proba(z), atol=2e-3)
+    held = weights.double().numpy()[labels] * -np.log(head.probabilities[np.arange(len(labels)), labels])
+    assert head.losses[head.penalty] == pytest.approx(held.sum() / total, rel=1e-5)
+    recalls = [(h.probabilities.argmax(1) == labels)[labels == 1].mean() for h in (plain, head)]
+    assert recalls[1] > recalls[0]
+
+
 def test_the_penalty_is_the_best_on_what_was_held_out():
     """With much noise a strong penalty wins, with little a weak one; the reported loss is that of the probabilities."""
     chosen = []

@@ -111,3 +111,15 @@ def test_a_run_folder_is_a_recipe(tmp_path: Path):
     (tmp_path / "recipe.toml").write_text(load_recipe("digits").to_toml(), encoding="utf-8")
     assert load_recipe(str(tmp_path)) == load_recipe("digits")
     assert isinstance(load_recipe(str(tmp_path / "recipe.toml")), Recipe)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [("sampling", "balanced", "class_weights"), ("label_smoothing", 0.1, "no use"), ("ema", 0.9, "no use"),
+     ("clip", 1.0, "no use"), ("early_stop", 3, "no use")],
+)  # fmt: skip
+def test_a_solved_head_refuses_what_it_would_ignore(key: str, value: object, told: str) -> None:
+    made = {"model": {"name": "resnet18"}, "data": {"resize": 32, "size": 32}}
+    Recipe.model_validate(made | {"phase": [{"train": ["head"], "head": "auto", "class_weights": "balanced"}]})
+    with pytest.raises(ValueError, match=told):
+        Recipe.model_validate(made | {"phase": [{"train": ["head"], "head": "auto", key: value}]})

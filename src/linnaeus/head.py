@@ -32,16 +32,18 @@ class Head:
     """(classes,)"""
     penalty: float
     losses: dict[float, float]
-    """Penalty -> mean cross-entropy on the held-out folds, in nats."""
+    """Penalty -> mean cross-entropy on the held-out folds, in nats, weighted as the samples are."""
     probabilities: np.ndarray
     """(n, classes) of each vector by the head of the fold that did not see it, at the chosen penalty."""
 
 
 def fit_head(
-    vectors: Tensor, labels: np.ndarray, classes: int, *, views: int = 1, folds: int = 5, seed: int = 0
-) -> Head:
+    vectors: Tensor, labels: np.ndarray, classes: int, *, weights: Tensor | None = None, views: int = 1,
+    folds: int = 5, seed: int = 0,
+) -> Head:  # fmt: skip
     """Fit a head to `vectors` (n, features) with `labels` (n,), the penalty chosen by stratified cross-validation.
 
+    `weights` (classes,) are what a sample of each class counts in the loss, by which the penalty is chosen too.
     With `views`, the n vectors are that many rounds through the same samples, and a sample's views share a fold. A
     class with a single sample is never held out. Raises JobError where the vectors are not finite.
     """
@@ -57,9 +59,12 @@ def fit_head(
     y = torch.from_numpy(labels).to(x.device)
     samples = len(labels) // views
     fold = torch.from_numpy(np.tile(stratified_folds(labels[:samples], folds, seed), views)).to(x.device)
+    counts = torch.ones(len(x), device=x.device) if weights is None else weights.to(x)[y]
     # All folds are solved at once: one matrix product serves them all.
-    trains = torch.stack([fold != k for k in range(folds)], 1).float()  # (n, folds)
+    trains = torch.stack([fold != k for k in range(folds)], 1) * counts[:, None]  # (n, folds)
     trains = trains / trains.sum(0)
+    measured = torch.where(fold >= 0, counts, torch.zeros_like(counts)).double()
+    measured = measured / measured.sum()
     held_out = fold.clamp(min=0)
     solution = torch.zeros(folds * classes, x.shape[1] + 1, device=x.device)
     losses: dict[float, float] = {}
@@ -69,14 +74,14 @@ def fit_head(
         logits = _logits(x, solution).view(len(x), folds, classes)
         own = logits[torch.arange(len(x), device=x.device), held_out]
         log_p = F.log_softmax(own.double(), 1)
-        losses[penalty] = float(-log_p[torch.arange(len(x)), y][fold >= 0].mean())
+        losses[penalty] = float(-(log_p[torch.arange(len(x)), y] * measured).sum())
         if best is None or losses[penalty] < best[0]:
             best = (losses[penalty], penalty, log_p.exp())
         elif losses[penalty] > 1.5 * best[0]:
             break  # weaker penalties only overfit more
     assert best is not None
     _, penalty, probabilities = best
-    everything = torch.full((len(x), 1), 1 / len(x), device=x.device)
+    everything = (counts / counts.sum())[:, None]
     final = _solve(x, y, everything, penalty, torch.zeros(classes, x.shape[1] + 1, device=x.device), FINAL_STEPS)
     weight = (final[:, :-1] if rotation is None else final[:, :-1] @ rotation.T) / std
     return Head(weight, final[:, -1] - weight @ mean, penalty, losses, probabilities.cpu().numpy())

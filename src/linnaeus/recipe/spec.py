@@ -315,6 +315,11 @@ class Phase(Strict):
                 raise ValueError('head = "auto" needs train = ["head"]: only a linear head can be solved')
             if mixes or self.epochs != 1:
                 raise ValueError('head = "auto" takes no mixing, and one epoch: it is solved, not trained')
+            if self.sampling == "balanced":
+                raise ValueError('head = "auto" sees every picture once; use class_weights = "balanced", not sampling')
+            for key in ("label_smoothing", "ema", "clip", "early_stop"):
+                if getattr(self, key):
+                    raise ValueError(f'head = "auto" has no use for {key}: it is solved, not trained')
         elif self.lr is None or "epochs" not in self.model_fields_set:
             raise ValueError('epochs and lr are missing, which only head = "auto" does without')
         if mixes and isinstance(self.schedule, Plateau) and self.schedule.monitor == "train_accuracy":

@@ -28,7 +28,7 @@ from linnaeus.training.memory import probe
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.rangetest import RangeTest, range_test
 from linnaeus.training.snapshot import Snapshot, network_state
-from linnaeus.training.step import Stream
+from linnaeus.training.step import Stream, balanced
 from linnaeus.training.stop import Stop
 from linnaeus.training.streams import Streams
 from linnaeus.training.syncnorm import synced_norms
@@ -208,7 +208,8 @@ class Phases:
             batches = Batches(rows, train.batches.labels, batch=512, views=views, device=self.engine.device)
             vectors = torch.cat([train.prepare(b, view) for view in range(views) for b in batches.epoch(view)])
             labels = np.tile(batches.labels, views)
-            head = fit_head(vectors, labels, self.classes, views=views, seed=self.recipe.seed)
+            weights = balanced(labels, self.classes) if phase.class_weights == "balanced" else None
+            head = fit_head(vectors, labels, self.classes, weights=weights, views=views, seed=self.recipe.seed)
             learned = figures(Outputs(labels, (vectors @ head.weight.T + head.bias).cpu().numpy()))
             right = (head.probabilities.argmax(1) == labels).mean()
             self.console.say(

@@ -116,6 +116,13 @@ def _heads(out: Tensor | tuple[Tensor, list[Tensor]]) -> list[Tensor]:
     return [out] if isinstance(out, Tensor) else [out[0], *out[1]]
 
 
+def balanced(labels: np.ndarray, classes: int) -> Tensor:
+    """(classes,) float32: inversely proportional to a class's count, 1 on average over the samples."""
+    counts = np.bincount(labels, minlength=classes)
+    weights = np.where(counts > 0, len(labels) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
 class Criterion:
     """Cross-entropy on logits, summed over the batch, with label smoothing and class weights.
 
@@ -127,9 +134,7 @@ class Criterion:
         self.smoothing, self.classes = phase.label_smoothing, classes
         self.weights: Tensor | None = None
         if phase.class_weights == "balanced":
-            counts = np.bincount(labels, minlength=classes)
-            weights = np.where(counts > 0, len(labels) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
-            self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
+            self.weights = balanced(labels, classes).to(device)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed."""
