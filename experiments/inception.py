@@ -6,7 +6,7 @@ scratch on pictures of 64 pixels, with and without auxiliary heads, with the sam
 
     python experiments/inception.py [--data DIR] [--work DIR] [--epochs 8] [--seeds 0,1] [--size 64]
 
-Runs that lie in --work already are not trained again.
+Runs that lie in --work already are not trained again. `--seeds ""` trains nothing and counts only.
 """
 
 from __future__ import annotations
@@ -141,12 +141,12 @@ def main() -> None:
     print(f"| all | {total['with']:,} | {total['without']:,} | {total['without'] / total['with']:.1f} |")
     print("channels where the pool is passed on:", passed_on(), flush=True)
     runs: dict[bool, list[Path]] = {True: [], False: []}
-    for seed in (int(s) for s in args.seeds.split(",")):
+    for seed in (int(s) for s in args.seeds.split(",") if s):
         for aux in runs:
             folder = args.work / f"{'aux' if aux else 'plain'}-{seed}"
             runs[aux].append(trained(args.data, recipe(aux, args.epochs, args.size, seed), folder))
     outcome = {}
-    for aux, folders in runs.items():
+    for aux, folders in runs.items() if args.seeds else ():
         n = metrics(folders[0])["valid"]["n"]
         last = [history(folder)["valid_accuracy"][-1] for folder in folders]
         low, high = wilson(round(last[0] * n), n)
@@ -156,7 +156,8 @@ def main() -> None:
             "loss": [history(folder)["valid_loss"][-1] for folder in folders],
             "cpu": round(mean(seconds(folder)["cpu"] for folder in folders)),
         }  # fmt: skip
-    draw(runs, RESULTS / "inception.png")
+    if outcome:
+        draw(runs, RESULTS / "inception.png")
     write("inception", {"modules": modules, "passed_on": passed_on(), "heads": outcome, "epochs": args.epochs})
     print(outcome)
 

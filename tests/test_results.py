@@ -1,0 +1,124 @@
+"""The pages of docs/results say what the figures beside them say, and the scripts that make both start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGES = sorted(page.stem for page in RESULTS.glob("*.md") if page.stem != "index")
+
+SCRIPTS = sorted(file.stem for file in (ROOT / "experiments").glob("*.py") if file.stem != "common")
+
+
+def page(name: str) -> str:
+    return (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def figures(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def cells(name: str) -> Iterator[tuple[str, list[str]]]:
+    """(first cell, the other cells) of each row of the page's tables."""
+    for line in page(name).splitlines():
+        if line.startswith("| ") and not line.startswith("| |"):
+            first, *rest = [cell.strip().strip("*") for cell in line.strip("| ").split("|")]
+            yield first, rest
+
+
+def there(name: str) -> pytest.MarkDecorator:
+    """Not every experiment has been run to its end and written down."""
+    return pytest.mark.skipif(name not in PAGES, reason=f"docs/results/{name}.md is not written yet")
+
+
+@there("degradation")
+def test_degradation() -> None:
+    rows = dict(cells("degradation"))
+    for name, row in figures("degradation")["networks"].items():
+        assert rows[name][:2] == [f"{row['train']:.1f}", f"{row['test']:.1f}"], name
+
+
+@there("transfer")
+def test_transfer() -> None:
+    found = figures("transfer")
+    labels = {"scratch": "ResNet-18 from scratch", "head": "head alone", "layer4": "head, then layer4"}
+    labels |= {"all": "head, then all", "gradual": "stage after stage"}
+    rows = list(cells("transfer"))
+    for source in ("flowers16", "food10"):
+        for method, label in labels.items():
+            expected = [f"{found[source][f'{method}-{count}']['accuracy']:.1f}" for count in (1, 2, 5, 10, 0)]
+            assert (label, expected) in rows, (source, label)
+
+
+@there("digits")
+def test_digits() -> None:
+    for name, row in figures("digits").items():
+        if name != "machine":
+            shown = dict(cells("digits"))[name]
+            assert shown[0] == f"{row['mean']:.2f}", name
+            assert shown[1] == ("" if row["deviation"] is None else f"{row['deviation']:.2f}"), name
+            assert shown[2] == str(len(row["test"])), name
+
+
+@there("inception")
+def test_inception() -> None:
+    found, rows = figures("inception"), dict(cells("inception"))
+    for name, row in found["modules"].items():
+        assert rows[name][:2] == [f"{row['with']:,}", f"{row['without']:,}"], name
+    for kind, row in found["heads"].items():
+        assert rows[f"{kind} auxiliary heads"][0] == ", ".join(f"{a:.1f}" for a in row["accuracy"])
+
+
+@there("clock")
+def test_clock() -> None:
+    rows = dict(cells("clock"))
+    for name, row in figures("clock")["rates"].items():
+        assert rows[name][0] == f"{row['median']:,.0f}", name
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_names_its_command_and_its_pictures(name: str) -> None:
+    text = page(name)
+    assert f"python experiments/{name}.py" in text
+    assert figures(name)["machine"] in text
+    for picture in RESULTS.glob(f"{name}*.png"):
+        assert f"]({picture.name})" in text
+    assert f"]({name}.md)" in page("index")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_says_what_it_does(name: str) -> None:
+    command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert f"python experiments/{name}.py" in told
+    assert "--work" in told
+
+
+@pytest.mark.long
+def test_networks_side_by_side(tmp_path: Path) -> None:
+    """The degradation script from made-up pictures to its runs: two networks, one epoch, no drawing."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        rows = generator.integers(0, 256, (20, 3073), dtype=np.uint8)
+        rows[:, 0] = generator.permutation(20) % 10
+        (folder / name).write_bytes(rows.tobytes())
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    command = [sys.executable, str(ROOT / "experiments" / "degradation.py"), "--data", str(tmp_path)]
+    command += ["--work", str(tmp_path / "runs"), "--epochs", "1", "--nets", "plain20,resnet20"]
+    for _ in range(2):  # the second time both are there already
+        told = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert told.stdout == ""
+    for name in ("plain20", "resnet20"):
+        assert (tmp_path / "runs" / name / "model.safetensors").is_file()
+        assert json.loads((tmp_path / "runs" / f"{name}.seconds.json").read_text())["cpu"] > 0
