@@ -97,7 +97,7 @@ def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
             new = embed(copies, weights, cache=default_cache(), console=console) if weights else None
         assert not base.failed
         assert not more.failed
-        looks = Looks(np.concatenate([base.rows, more.rows]), {})
+        looks = Looks(np.concatenate([base.whole(), more.whole()]), {})
         found = find_duplicates(looks, together(known, new, len(table)))
         groups = found.groups(EXACT, COPY), found.groups()
         origin = np.concatenate([np.arange(len(table)), *chosen.values()])

@@ -56,6 +56,21 @@ def test_a_second_look_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert second.failed == first.failed != {}
 
 
+def test_thumbnails_stay_on_the_disk(tmp_path: Path):
+    """They are most of a look. What is in memory has none, and they can be read when the cache has been emptied."""
+    (write_scenes(tmp_path) / "oak" / "2.jpg").write_bytes(b"broken")
+    table = open_source(tmp_path)
+    everything, kept = look(table, cache=None), look(table, cache=default_cache())
+    default_cache().clear()
+    assert everything.stored is None
+    assert kept.rows.nbytes < everything.rows.nbytes / 5
+    assert (kept.rows == everything.rows[list(kept.rows.dtype.names or ())]).all()
+    chosen = np.array([3, 0, 3, len(table) - 1])
+    np.testing.assert_array_equal(kept.thumbnails(chosen), everything.thumbnails(chosen))
+    assert kept.thumbnails(chosen).any()
+    assert (kept.whole() == everything.whole()).all()
+
+
 def test_only_what_has_changed_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_scenes(tmp_path)
     first = look(open_source(tmp_path), cache=default_cache())

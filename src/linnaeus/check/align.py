@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,17 +37,17 @@ def start_of(window: tuple[float, float, float, float], mirrored: bool) -> tuple
     return (right - left, left + right - 1, bottom - top, top + bottom - 1, float(mirrored))
 
 
-def compare(pictures: np.ndarray, pairs: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def compare(thumbnails: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """How much the pictures of each pair agree where both show the same, (k,) float32 in -1..1.
 
-    pictures (n, side, side) uint8; pairs (k, 2), starts (k, s, 5): frames of the second picture in the first, to start
-    from, as (x scale, x shift, y scale, y shift) on -1..1, and 1 where it is mirrored. First every start is tried on
-    thumbnails of half the size; the best is improved at full size if it is promising.
+    thumbnails: samples (k,) -> (k, side, side) uint8; pairs (k, 2); starts (k, s, 5): frames of the second picture in
+    the first, to start from, as (x scale, x shift, y scale, y shift) on -1..1, and 1 where it is mirrored. First every
+    start is tried on thumbnails of half the size; the best is improved at full size if it is promising.
     """
     scores = np.zeros(len(pairs), np.float32)
     for first in range(0, len(pairs), AT_ONCE):
         rows = slice(first, first + AT_ONCE)
-        one, two = (torch.from_numpy(pictures[pairs[rows, side]]).float() for side in (0, 1))
+        one, two = (torch.from_numpy(thumbnails(pairs[rows, side])).float() for side in (0, 1))
         scores[rows] = _compare(one, two, torch.from_numpy(starts[rows]).float()).numpy()
     return scores
 

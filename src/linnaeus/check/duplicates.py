@@ -147,7 +147,7 @@ def _by_hash(looks: Looks, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     _, first = np.unique(pairs, axis=0, return_index=True)  # of each pair the nearest
     starts = [[start_of(WINDOWS[w], bool(m))] for w, m in zip(window[first], mirrored[first], strict=True)]
     directed = samples[np.stack([owner[first], whole[first]], 1)]
-    score = compare(looks.rows["gray"], directed, np.array(starts, np.float32).reshape(-1, 1, 5))
+    score = compare(looks.thumbnails, directed, np.array(starts, np.float32).reshape(-1, 1, 5))
     return np.sort(directed, axis=1), bits[first], score
 
 
@@ -169,7 +169,7 @@ def _by_vector(looks: Looks, vectors: np.ndarray, samples: np.ndarray) -> tuple[
         pairs.append(torch.stack([row + first, which[row, column]], 1).sort(1).values)
     unique = samples[torch.unique(torch.cat(pairs), dim=0).numpy()]
     starts = np.tile(np.array(STARTS, np.float32), (len(unique), 1, 1))
-    return unique, compare(looks.rows["gray"], unique, starts)
+    return unique, compare(looks.thumbnails, unique, starts)
 
 
 def members(groups: np.ndarray, of: Iterable[int]) -> list[np.ndarray]:

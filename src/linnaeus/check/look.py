@@ -46,6 +46,8 @@ LOOK = np.dtype(
         ("gray", "u1", (SIDE, SIDE)),  # the picture squashed to a square
     ]
 )
+LIGHT = np.dtype([(name, LOOK[name]) for name in LOOK.names or () if name != "gray"])
+"""A look without its thumbnail, which is most of it."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,54 @@ class Failure:
     reason: str
 
 
+class Stored:
+    """Looks in a file: mapped for a moment each time, since a page that was read counts as memory until it is unmapped.
+
+    The file stays open, so that it may be removed from the cache meanwhile.
+    """
+
+    def __init__(self, path: Path):
+        """Raises OSError or ValueError where it does not hold looks."""
+        mapped = np.load(path, mmap_mode="r")
+        if mapped.dtype != LOOK or mapped.ndim != 1:
+            raise ValueError(f"{path}: {mapped.dtype}")
+        self.length, self.offset = len(mapped), getattr(mapped, "offset", 0)
+        self.file = path.open("rb")
+
+    def whole(self) -> np.ndarray:
+        """(n,) of LOOK, memory-mapped."""
+        if not self.length:
+            return np.zeros(0, LOOK)
+        return np.memmap(self.file, LOOK, "r", self.offset, (self.length,))
+
+    def light(self) -> np.ndarray:
+        """(n,) of LIGHT, in memory."""
+        rows = np.empty(self.length, LIGHT)
+        for first in range(0, self.length, 4096):
+            rows[first : first + 4096] = self.whole()[first : first + 4096][list(LIGHT.names or ())]
+        return rows
+
+
 @dataclass(frozen=True)
 class Looks:
     """What was seen of the n pictures of a table."""
 
     rows: np.ndarray
-    """(n,) of LOOK, perhaps memory-mapped"""
+    """(n,) of LOOK, or of LIGHT where the thumbnails are left on the disk"""
     failed: Mapping[int, Failure]
+    stored: Stored | None = None
+    """Where the thumbnails are left"""
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def whole(self) -> np.ndarray:
+        """(n,) of LOOK, perhaps memory-mapped."""
+        return self.rows if self.stored is None else self.stored.whole()
+
+    def thumbnails(self, chosen: np.ndarray) -> np.ndarray:
+        """(k, SIDE, SIDE) uint8 of k samples."""
+        return self.whole()["gray"][chosen]
 
     @property
     def readable(self) -> np.ndarray:
@@ -96,6 +136,8 @@ def look(table: Table, *, cache: Cache | None, progress: Progress | None = None)
                 failed = {i: [failure.kind, failure.reason] for i, failure in looks.failed.items()}
                 (folder / FAILED).write_text(json.dumps(failed), encoding="utf-8")
                 cache.commit(name, {"form": ["looks", VERSION, DECODE_VERSION], "rows": len(table)})
+            kept = cache.find(name)
+            return looks if kept is None else _read(kept.path) or looks
         except OverBudgetError:
             pass  # what was seen is in memory, and will be looked at anew next time
     return looks
@@ -105,10 +147,11 @@ def _look(decoding: Decoding, signatures: np.ndarray, known: Looks | None) -> Lo
     rows = np.zeros(len(signatures), LOOK)
     failed: dict[int, Failure] = {}
     at = lookup(known.rows["signature"], signatures) if known is not None else np.full(len(signatures), -1)
+    before = known.whole() if known is not None else None
 
     def see(k: int) -> np.ndarray | Failure | UnreadableError:
-        if known is not None and at[k] >= 0:
-            return known.failed.get(int(at[k]), known.rows[at[k]])
+        if known is not None and before is not None and at[k] >= 0:
+            return known.failed.get(int(at[k]), before[at[k]])
         source = decoding.source(k)
         try:
             return measure(source) if isinstance(source, np.ndarray) else look_at(source)
@@ -196,10 +239,8 @@ def _best_known(cache: Cache, signatures: np.ndarray) -> Looks | None:
 
 def _read(folder: Path) -> Looks | None:
     try:
-        rows = np.load(folder / LOOKS, mmap_mode="r")
+        stored = Stored(folder / LOOKS)
         failed = json.loads((folder / FAILED).read_text(encoding="utf-8"))
+        return Looks(stored.light(), {int(i): Failure(*found) for i, found in failed.items()}, stored)
     except (OSError, ValueError):
         return None  # gone since, or damaged
-    if rows.dtype != LOOK:
-        return None
-    return Looks(rows, {int(i): Failure(*found) for i, found in failed.items()})
