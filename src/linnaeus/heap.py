@@ -2,9 +2,9 @@
 
 glibc gives every block above 32 MB back to the system when it is freed, and takes it anew, page by page, when it is
 wanted: for a network's maps, in every batch. On CPU that is a third of the time of ResNet-50, training and answering
-(`docs/LOG.md` has the figures). It costs memory, in training a quarter: blocks of many sizes leave holes, and of aligned
-ones, which torch's are, glibc's small caches keep up to seven from growing together again. Where there is no glibc nothing
-happens here.
+(`docs/LOG.md` has the figures). It costs memory, in training a quarter: blocks of many sizes leave holes, and of
+aligned ones, which torch's are, glibc's small caches keep up to seven from growing together again. Where there is no
+glibc nothing happens here.
 """
 
 from __future__ import annotations
