@@ -305,20 +305,23 @@ def test_predict_knows_of_an_export_that_lies_beside_its_model(exported: tuple[P
 
 
 def test_the_page_about_it_runs(tmp_path: Path, capsys, monkeypatch):
-    """The ten lines of docs/onnx.md, on a golden file, say what `linnaeus predict` says."""
+    """The lines of docs/onnx.md, on a golden file, say what `linnaeus predict` says, and write what Node cannot read."""
     root = Path(__file__).resolve().parents[2]
     golden = root / "tests" / "golden" / "format1"
     (tmp_path / "runs" / "first").mkdir(parents=True)
     (tmp_path / "photos" / "rose").mkdir(parents=True)
     shutil.copy(golden / "color.onnx", tmp_path / "runs" / "first" / "model.onnx")
     Image.open(golden / "picture.png").save(tmp_path / "photos" / "rose" / "1.jpg", quality=95)
-    (code,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "onnx.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "onnx.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/onnx.md", "exec"), {})
+    for code in blocks:
+        exec(compile(code, "docs/onnx.md", "exec"), {})
     name, probability = capsys.readouterr().out.split()[-2:]
     expected = load(golden / "color.onnx").predict("photos/rose/1.jpg")
     assert expected.name.endswith(name)
     assert float(probability) == pytest.approx(expected.probability, abs=1e-2)
+    assert tuple(json.loads(Path("names.json").read_text())) == expected.names
+    assert json.loads(Path("threshold.json").read_text()) == pytest.approx(expected.threshold)
 
 
 @pytest.mark.parametrize(
