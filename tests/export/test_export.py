@@ -305,7 +305,7 @@ def test_predict_knows_of_an_export_that_lies_beside_its_model(exported: tuple[P
 
 
 def test_the_page_about_it_runs(tmp_path: Path, capsys, monkeypatch):
-    """The lines of docs/onnx.md, on a golden file, say what `linnaeus predict` says, and write what Node cannot read."""
+    """The lines of docs/onnx.md, on a golden file, say what `linnaeus predict` says and write what Node cannot read."""
     root = Path(__file__).resolve().parents[2]
     golden = root / "tests" / "golden" / "format1"
     (tmp_path / "runs" / "first").mkdir(parents=True)
