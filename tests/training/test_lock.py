@@ -133,3 +133,15 @@ def test_who_holds_it_is_said_even_where_the_file_does_not_tell(tmp_path: Path):
     held.release()
     assert in_child(lambda: Lock(tmp_path)) == 0
     Lock(tmp_path).release()
+
+
+def test_what_a_process_left_that_was_killed_after_its_run_is_removed(idx: Path, tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "run"
+    train(idx, recipe, out)
+    (out / LOCK).write_text("process 1")
+    held = Lock(out)
+    train(idx, recipe, out, resume=True)  # which says that it is finished
+    assert (out / LOCK).exists()
+    held.file.close()
+    train(idx, recipe, out, resume=True)
+    assert not (out / LOCK).exists()

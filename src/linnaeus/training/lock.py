@@ -58,3 +58,10 @@ class Lock:
         with suppress(OSError):
             said = self.path.read_text(encoding="utf-8", errors="replace").strip()
         return said or "another process"
+
+
+def clear(folder: Path) -> None:
+    """Remove the file that a process left which was killed after its run had ended. Who holds it keeps it."""
+    if (folder / LOCK).exists():
+        with suppress(UserError):
+            Lock(folder).release()

@@ -28,6 +28,7 @@ from linnaeus.training.finish import Run, finish
 from linnaeus.training.identity import Identity, identify, known_by
 from linnaeus.training.inspect import Inspection, inspect
 from linnaeus.training.job import Job
+from linnaeus.training.lock import clear
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import (
@@ -165,6 +166,7 @@ def _completed(engine: Engine, request: Request) -> Request:
 def _finished(request: Request) -> Run:
     """The run that was to go on, and is over."""
     assert request.out is not None
+    clear(request.out)
     RunFolder(request.out).close()
     return Run.read(request.out)
 
