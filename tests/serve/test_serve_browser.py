@@ -291,7 +291,9 @@ def test_it_can_be_read_by_ear_and_used_by_keyboard(open_page: Open):
     assert page.evaluate("document.activeElement.textContent") == EN["skip"]
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
+    page.locator("#choose:focus").wait_for()
     with page.expect_file_chooser() as chooser:
+        page.wait_for_timeout(300)  # until the browser knows that somebody waits for it
         page.keyboard.press("Enter")
     chooser.value.set_files([{"name": "a.png", "mimeType": "image/png", "buffer": png()}])
     answered(page, 1)
