@@ -7,10 +7,15 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import linnaeus
 from linnaeus.console import Console
@@ -77,3 +82,15 @@ def write(name: str, figures: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine(), **figures}, indent=1, sort_keys=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+@contextmanager
+def panels(file: Path, width: float, height: float, rows: int = 1, **more: Any) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A picture of `rows` by two empty plots, (rows, 2), in inches; it is written when they have been filled."""
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 2, squeeze=False, **more)
+    yield figure, axes
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.savefig(file)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, SHARED, history, seconds, trained, write
+from common import RESULTS, SHARED, history, panels, seconds, trained, write
 from torch import Tensor, nn
 
 from linnaeus.data.sources import open_source
@@ -46,25 +46,20 @@ def recipe(name: str, epochs: int, size: int) -> dict[str, Any]:
 
 def draw_curves(runs: dict[str, Path], name: Path) -> None:
     """Error against epochs as figure 6: dashed is training, solid is test; plain to the left, residual to the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axis, kind in zip(axes, KINDS, strict=True):
-        for depth in DEPTHS:
-            past = history(runs[f"{kind}{depth}"])
-            epochs = range(1, len(past["train_accuracy"]) + 1)
-            axis.plot(epochs, [100 - 100 * a for a in past["train_accuracy"]], "--", lw=1, color=COLORS[depth])
-            label = f"{kind}-{depth}"
-            axis.plot(epochs, [100 - 100 * a for a in past["valid_accuracy"]], lw=2, color=COLORS[depth], label=label)
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-        axis.set_title("without shortcuts" if kind == "plain" else "with shortcuts")
-    axes[0].set_ylabel("error, %   (solid: test, dashed: training)")
-    figure.savefig(name)
+    with panels(name, 9, 4, sharex=True, sharey=True) as (_, axes):
+        for axis, kind in zip(axes[0], KINDS, strict=True):
+            for depth in DEPTHS:
+                past = history(runs[f"{kind}{depth}"])
+                epochs = range(1, len(past["train_accuracy"]) + 1)
+                axis.plot(epochs, [100 - 100 * a for a in past["train_accuracy"]], "--", lw=1, color=COLORS[depth])
+                label = f"{kind}-{depth}"
+                axis.plot(
+                    epochs, [100 - 100 * a for a in past["valid_accuracy"]], lw=2, color=COLORS[depth], label=label
+                )
+            axis.set_xlabel("epoch")
+            axis.legend(frameon=False)
+            axis.set_title("without shortcuts" if kind == "plain" else "with shortcuts")
+        axes[0, 0].set_ylabel("error, %   (solid: test, dashed: training)")
 
 
 def without_batchnorm(network: nn.Module) -> None:
@@ -142,25 +137,18 @@ def gradients(data: Path, steps: tuple[int, ...], seed: int = 0) -> dict[str, di
 
 def draw_gradients(found: dict[str, dict[str, list[float]]], name: Path) -> None:
     """Norm of the gradient against depth, on a log scale: to the left before training, to the right after it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     steps = sorted({int(s) for norms in found.values() for s in norms})
-    figure = Figure(figsize=(9, 4.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     styles = ("#b5342c:", "#b5342c-", "#b5342c--", "#3a6ea5-", "#c9a227-", "#2a9d8f-")
-    for axis, step in zip(axes, (steps[0], steps[-1]), strict=True):
-        for (case, norms), style in zip(found.items(), styles, strict=True):
-            if str(step) in norms:
-                values = [max(v, 1e-12) for v in norms[str(step)]]
-                axis.semilogy(range(1, len(values) + 1), values, style[7:], color=style[:7], label=case)
-        axis.set_xlabel("convolution, first to last")
-        axis.set_title("before training" if step == 0 else f"after {step} steps")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("norm of the gradient")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(name)
+    with panels(name, 9, 4.4, sharex=True, sharey=True) as (figure, axes):
+        for axis, step in zip(axes[0], (steps[0], steps[-1]), strict=True):
+            for (case, norms), style in zip(found.items(), styles, strict=True):
+                if str(step) in norms:
+                    values = [max(v, 1e-12) for v in norms[str(step)]]
+                    axis.semilogy(range(1, len(values) + 1), values, style[7:], color=style[:7], label=case)
+            axis.set_xlabel("convolution, first to last")
+            axis.set_title("before training" if step == 0 else f"after {step} steps")
+        axes[0, 0].set_ylabel("norm of the gradient")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

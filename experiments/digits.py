@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from common import RESULTS, SHARED, history, metrics, seconds, trained, write
+from common import RESULTS, SHARED, history, metrics, panels, seconds, trained, write
 
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -54,26 +54,19 @@ def accuracies(runs: list[Path]) -> dict[str, Any]:
 
 def draw(runs: dict[str, Path], name: Path) -> None:
     """Learning rate and validation loss of the two schedules, epoch by epoch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharex=True)
-    for (label, run), color in zip(runs.items(), ("#3a6ea5", "#c9a227"), strict=True):
-        past = history(run)
-        epochs = range(1, len(past["lr"]) + 1)
-        left.step(epochs, past["lr"], where="mid", color=color, label=label)
-        right.semilogy(epochs, past["train_loss"], "--", color=color, lw=1)
-        right.semilogy(epochs, past["valid_loss"], color=color, label=label)
-    left.set_yscale("log", base=2)
-    left.set_ylabel("learning rate")
-    right.set_ylabel("loss   (solid: validation, dashed: training)")
-    for axis in (left, right):
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    figure.savefig(name)
+    with panels(name, 8, 3.4, sharex=True) as (_, ((left, right),)):
+        for (label, run), color in zip(runs.items(), ("#3a6ea5", "#c9a227"), strict=True):
+            past = history(run)
+            epochs = range(1, len(past["lr"]) + 1)
+            left.step(epochs, past["lr"], where="mid", color=color, label=label)
+            right.semilogy(epochs, past["train_loss"], "--", color=color, lw=1)
+            right.semilogy(epochs, past["valid_loss"], color=color, label=label)
+        left.set_yscale("log", base=2)
+        left.set_ylabel("learning rate")
+        right.set_ylabel("loss   (solid: validation, dashed: training)")
+        for axis in (left, right):
+            axis.set_xlabel("epoch")
+            axis.legend(frameon=False)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import RESULTS, SHARED, history, metrics, seconds, trained, write
+from common import RESULTS, SHARED, history, metrics, panels, seconds, trained, write
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,26 +103,19 @@ def recipe(aux: bool, epochs: int, size: int, seed: int) -> dict[str, Any]:
 
 def draw(runs: dict[bool, list[Path]], name: Path) -> None:
     """Loss and accuracy on validation, epoch by epoch, a line a seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for aux, folders in runs.items():
-        for i, folder in enumerate(folders):
-            past = history(folder)
-            epochs = range(1, len(past["valid_loss"]) + 1)
-            label = None if i else f"{'with' if aux else 'without'} auxiliary heads"
-            left.plot(epochs, past["valid_loss"], color=COLORS[aux], label=label)
-            right.plot(epochs, [100 * a for a in past["valid_accuracy"]], color=COLORS[aux], label=label)
-    left.set_ylabel("validation loss")
-    right.set_ylabel("right on validation, %")
-    for axis in (left, right):
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    figure.savefig(name)
+    with panels(name, 8, 3.2) as (_, ((left, right),)):
+        for aux, folders in runs.items():
+            for i, folder in enumerate(folders):
+                past = history(folder)
+                epochs = range(1, len(past["valid_loss"]) + 1)
+                label = None if i else f"{'with' if aux else 'without'} auxiliary heads"
+                left.plot(epochs, past["valid_loss"], color=COLORS[aux], label=label)
+                right.plot(epochs, [100 * a for a in past["valid_accuracy"]], color=COLORS[aux], label=label)
+        left.set_ylabel("validation loss")
+        right.set_ylabel("right on validation, %")
+        for axis in (left, right):
+            axis.set_xlabel("epoch")
+            axis.legend(frameon=False)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from common import RESULTS, SHARED, history, metrics, seconds, trained, write
+from common import RESULTS, SHARED, history, metrics, panels, seconds, trained, write
 
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -100,29 +100,22 @@ def outcome(runs: list[Path]) -> dict[str, Any]:
 
 
 def draw(found: dict[str, dict[str, dict[str, Any]]], name: Path) -> None:
-    """For each source, accuracy against pictures a class, and against seconds with all pictures."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6 * len(found)), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for row, (source, cells) in zip(figure.subplots(len(found), 2, squeeze=False), found.items(), strict=True):
-        for method in METHODS:
-            rows = [cells[f"{method}-{count}"] for count in COUNTS]
-            places, values = range(len(COUNTS)), [r["accuracy"] for r in rows]
-            row[0].plot(places, values, "o-", ms=4, color=COLORS[method], label=LABELS[method])
-            row[1].plot([r["seconds"] for r in rows], values, "-", lw=0.7, color=COLORS[method], alpha=0.5)
-            for r, size in zip(rows, (10, 20, 35, 60, 110), strict=True):
-                row[1].scatter(r["seconds"], r["accuracy"], s=size, color=COLORS[method])
-        row[0].set_xticks(range(len(COUNTS)), [str(count or "all") for count in COUNTS])
-        row[0].set_xlabel("training pictures a class")
-        row[0].set_ylabel(f"{source}: right, %")
-        row[0].legend(frameon=False, fontsize=8)
-        row[1].set_xscale("log")
-        row[1].set_xlabel("processor seconds of the run   (larger dots: more pictures)")
-        for axis in row:
-            axis.grid(alpha=0.3)
-    figure.savefig(name)
+    """For each source, accuracy against pictures a class, and against the seconds that it took."""
+    with panels(name, 9, 3.6 * len(found), len(found)) as (_, axes):
+        for row, (source, cells) in zip(axes, found.items(), strict=True):
+            for method in METHODS:
+                rows = [cells[f"{method}-{count}"] for count in COUNTS]
+                places, values = range(len(COUNTS)), [r["accuracy"] for r in rows]
+                row[0].plot(places, values, "o-", ms=4, color=COLORS[method], label=LABELS[method])
+                row[1].plot([r["seconds"] for r in rows], values, "-", lw=0.7, color=COLORS[method], alpha=0.5)
+                for r, size in zip(rows, (10, 20, 35, 60, 110), strict=True):
+                    row[1].scatter(r["seconds"], r["accuracy"], s=size, color=COLORS[method])
+            row[0].set_xticks(range(len(COUNTS)), [str(count or "all") for count in COUNTS])
+            row[0].set_xlabel("training pictures a class")
+            row[0].set_ylabel(f"{source}: right, %")
+            row[0].legend(frameon=False, fontsize=8)
+            row[1].set_xscale("log")
+            row[1].set_xlabel("processor seconds of the run   (larger dots: more pictures)")
 
 
 def main() -> None:
