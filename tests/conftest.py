@@ -60,6 +60,22 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     return run
 
 
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    """63 training pictures, of 70: 4 steps of 16 an epoch."""
+    from tiny import write_idx
+
+    return write_idx(tmp_path / "idx", train=70, test=12)
+
+
+@pytest.fixture
+def undrawn_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without their pictures and page."""
+    from killing import undrawn  # imports torch, which must not come before the number of threads above
+
+    undrawn(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright; tests that need it are skipped, by name, without them."""

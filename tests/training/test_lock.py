@@ -9,25 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
-from killing import check_same, in_child, train, undrawn
-from tiny import write_idx, write_recipe
+from killing import check_same, in_child, train
+from tiny import write_recipe
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.training import lock, loop
 from linnaeus.training.lock import LOCK, Lock
 from linnaeus.training.runfolder import RunFolder
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    undrawn(monkeypatch)
-
-
-@pytest.fixture
-def idx(tmp_path: Path) -> Path:
-    return write_idx(tmp_path / "idx", train=70, test=12)
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),
+    pytest.mark.usefixtures("undrawn_runs"),
+]
 
 
 def halted(module: object, name: str, nth: int, source: Path, recipe: Path, out: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import check_same, dying, story, train, undrawn
+from killing import check_same, dying, story, train
 from several import several
 from tiny import mini, phase, samples, stream, write_idx, write_recipe
 from torch import nn
@@ -155,18 +155,13 @@ def idx(tmp_path: Path) -> Path:
     return write_idx(tmp_path / "idx", train=70, test=13)
 
 
-@pytest.fixture
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    undrawn(monkeypatch)
-
-
 def rows(run: Path) -> list[list[float]]:
     """history.csv in numbers, without the seconds."""
     lines = [line.split(",")[:-1] for line in (run / "history.csv").read_text().splitlines()[1:]]
     return [[float(cell or 0) for cell in line] for line in lines]
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_two_processes_leave_one_run_folder_as_one_does(
     idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -193,7 +188,7 @@ def test_two_processes_leave_one_run_folder_as_one_does(
     assert said.err == ""
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
     world: int, idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -218,7 +213,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
     assert np.allclose(rows(tmp_path / "alone"), rows(tmp_path / "whole"), atol=1e-3)
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3})
     out = tmp_path / "cut"
@@ -241,7 +236,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_pat
     assert (state["fit"]["epoch"], state["fit"]["step"]) == (1, 2)
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_signal_that_comes_while_they_agree_is_not_lost(world: int, idx: Path, tmp_path: Path):
     """Right after a process has told the others that it wants nothing: all end one step later."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from killing import check_same, die, dying, in_child, train, undrawn
-from tiny import write_idx, write_recipe
+from killing import check_same, die, dying, in_child, train
+from tiny import write_recipe
 from torch import nn
 
 import linnaeus
@@ -25,18 +25,10 @@ from linnaeus.training import checkpoint, finish, job, loop, phases, run
 from linnaeus.training.identity import Identity
 from linnaeus.training.runfolder import RunFolder
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    undrawn(monkeypatch)
-
-
-@pytest.fixture
-def idx(tmp_path: Path) -> Path:
-    """63 training pictures, of 70: 4 steps of 16 an epoch."""
-    return write_idx(tmp_path / "idx", train=70, test=12)
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),
+    pytest.mark.usefixtures("undrawn_runs"),
+]
 
 
 AUGMENT = {"rotate": 20, "hflip": 0.5, "erase": 0.3}

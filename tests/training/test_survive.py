@@ -30,18 +30,10 @@ from linnaeus.training.checkpoint import Checkpoints, Every
 from linnaeus.training.lock import LOCK
 from linnaeus.training.runfolder import RunFolder
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    undrawn(monkeypatch)
-
-
-@pytest.fixture
-def idx(tmp_path: Path) -> Path:
-    """63 training pictures, of 70: 4 steps of 16 an epoch."""
-    return write_idx(tmp_path / "idx", train=70, test=12)
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),
+    pytest.mark.usefixtures("undrawn_runs"),
+]
 
 
 def kill_at(step: int, source: Path, recipe: Path, out: Path | None, **more: Any) -> None:

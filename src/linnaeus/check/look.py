@@ -147,10 +147,10 @@ def _look(decoding: Decoding, signatures: np.ndarray, known: Looks | None) -> Lo
     rows = np.zeros(len(signatures), LOOK)
     failed: dict[int, Failure] = {}
     at = lookup(known.rows["signature"], signatures) if known is not None else np.full(len(signatures), -1)
-    before = known.whole() if known is not None else None
+    before = rows if known is None else known.whole()
 
     def see(k: int) -> np.ndarray | Failure | UnreadableError:
-        if known is not None and before is not None and at[k] >= 0:
+        if known is not None and at[k] >= 0:
             return known.failed.get(int(at[k]), before[at[k]])
         source = decoding.source(k)
         try:
