@@ -25,9 +25,9 @@ from plain import SHARED, WEIGHTS, epoch, loaders, machine
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table, split_table
-from linnaeus.evaluate import wilson
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
+from linnaeus.shares import wilson
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
 from linnaeus.training.engine import Engine

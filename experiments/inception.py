@@ -21,9 +21,9 @@ from common import RESULTS, SHARED, history, metrics, panels, seconds, trained, 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from linnaeus.evaluate import wilson
 from linnaeus.models import create
 from linnaeus.models.layers import layer_table
+from linnaeus.shares import wilson
 
 TABLE_1 = {  # channels in, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, side
     "3a": (192, 64, 96, 128, 16, 32, 32, 28),

@@ -24,7 +24,7 @@ from common import RESULTS, SHARED, history, metrics, panels, seconds, trained, 
 
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.evaluate import wilson
+from linnaeus.shares import wilson
 
 SIZE = 112
 COUNTS = (1, 2, 5, 10, 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from linnaeus.abstain import _pass_by_chance, aurc, binomial, boundary, choose, ranks, risk_curve, smallest
+from linnaeus.abstain import Point, _pass_by_chance, aurc, binomial, boundary, choose, ranks, risk_curve, smallest
 
 
 def test_the_curve_by_hand():
@@ -137,7 +137,7 @@ def test_where_no_threshold_helps():
     assert rule.estimated is rule.promised is rule.applied is None
     assert rule.threshold == 0
     assert rule.to_dict()["threshold"] is None
-    assert str(rule) == "never: no threshold keeps mistakes to 2 % of the answered"
+    assert str(rule) == "never: more than 2 % of even the surest answers are wrong, so that no threshold helps"
 
 
 def test_equal_probabilities_are_promised_together_or_not_at_all():
@@ -158,6 +158,16 @@ def test_a_rank_among_equals_is_none_to_judge_by():
     assert rule.promised is None
     assert rule.estimated is not None
     assert rule.estimated.answered == 855
+
+
+def test_pictures_in_groups_are_promised_nothing():
+    """A patient's mistakes come together: 300 pictures may be of three patients."""
+    sure, right = np.linspace(0.5, 1, 300), np.full(300, True)
+    assert choose(risk_curve(sure, right), 0.02).promised is not None
+    rule = choose(risk_curve(sure, right, grouped=True), 0.02)
+    assert (rule.grouped, rule.promised) == (True, None)
+    assert rule.estimated == Point(0.0, 300, 0)
+    assert "an estimate, for pictures in groups are promised nothing" in str(rule)
 
 
 def test_a_rule_says_what_it_is():

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 
+from linnaeus.abstain import choose
 from linnaeus.bootstrap import Sample
 from linnaeus.calibrate import (
     BINS,
@@ -127,6 +128,17 @@ def test_cross_fitting_keeps_each_picture_out_of_its_own_temperature():
     assert cross_fitted(Outputs(out.labels[:1], out.logits[:1])).logits.shape == (1, 5)
 
 
+def test_cross_fitting_keeps_a_group_out_of_its_own_temperature():
+    out = drawn(60, 2.0)
+    groups = np.arange(60) // 6
+    crossed = cross_fitted(Outputs(out.labels, out.logits, groups))
+    for group in range(10):
+        labels = np.where(groups == group, (out.labels + 1) % 5, out.labels)
+        again = cross_fitted(Outputs(labels, out.logits, groups))
+        assert np.array_equal(again.logits[groups == group], crossed.logits[groups == group])
+    assert crossed.groups is groups
+
+
 def test_calibration_error_by_hand():
     confidence = np.array([0.30, 0.32, 0.97, 0.99, 1.0])
     right = np.array([True, False, True, True, False])
@@ -171,6 +183,18 @@ def test_a_calibration_is_plain_json_and_back():
     assert (again.temperature, again.split, again.rule) == (found.temperature, "valid", found.rule)
     assert np.array_equal(again.curve.thresholds, found.curve.thresholds)
     assert np.array_equal(again.curve.wrong, found.curve.wrong)
+
+
+def test_a_calibration_remembers_that_its_pictures_came_in_groups():
+    """Another error is looked up from the curve: it must not be promised then either."""
+    out = drawn(400, 1.8)
+    found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid")
+    again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())), "m")
+    assert again.rule.grouped
+    assert choose(again.curve, 0.9).promised is None
+    older = found.to_dict()
+    del older["abstention"]["grouped"]  # files of before
+    assert choose(Calibration.from_dict(older, "m").curve, 0.9).promised is not None
 
 
 WRONG: list[tuple[list[str], Any]] = [

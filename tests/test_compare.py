@@ -13,8 +13,8 @@ import tomli_w
 
 from linnaeus.compare import PREDICTION_COLUMNS, PREDICTIONS, compare_runs, differing
 from linnaeus.errors import UserError
-from linnaeus.evaluate import wilson
 from linnaeus.paired import Paired, holm
+from linnaeus.shares import wilson
 
 
 def write_run(

@@ -10,7 +10,8 @@ from tiny import CPU, GRAY, mini, samples
 from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches
-from linnaeus.evaluate import Outputs, answers, confusion_matrix, figures, log_softmax, softmax, wilson
+from linnaeus.evaluate import Outputs, answers, confusion_matrix, figures, log_softmax, softmax
+from linnaeus.shares import wilson
 from linnaeus.stores.pixelstore import PixelStore
 
 

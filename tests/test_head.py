@@ -98,6 +98,34 @@ def test_folds_are_stratified_and_a_lone_sample_is_never_held_out():
     assert not np.array_equal(folds, stratified_folds(labels, 5, seed=4))
 
 
+def test_a_group_shares_a_fold():
+    """Otherwise a patient's other pictures would tell the label, and noise would look learnable."""
+    generator = np.random.default_rng(2)
+    patients = np.repeat(np.arange(60), 4)
+    labels = np.repeat(generator.integers(0, 2, 60), 4)
+    x = torch.from_numpy(
+        np.repeat(generator.normal(size=(60, 200)), 4, axis=0) + 0.01 * generator.normal(size=(240, 200))
+    )
+    honest = (fit_head(x, labels, 2, groups=patients).probabilities.argmax(1) == labels).mean()
+    leaking = (fit_head(x, labels, 2).probabilities.argmax(1) == labels).mean()
+    assert honest < 0.7 < 0.95 < leaking
+
+
+def test_folds_of_groups_are_stratified():
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), generator.integers(1, 8, 40))
+    labels = np.where(groups % 4 == 0, 1, 0)
+    folds = stratified_folds(labels, 5, seed=3, groups=groups)
+    assert all(len(np.unique(folds[groups == g])) == 1 for g in range(40))
+    for label in (0, 1):
+        held = np.bincount(folds[labels == label], minlength=5)
+        assert held.min() > 0.6 * held.mean()
+        assert held.max() < 1.5 * held.mean()
+    assert not np.array_equal(folds, stratified_folds(labels, 5, seed=4, groups=groups))
+    labels[groups == 7] = 2
+    assert (stratified_folds(labels, 5, seed=3, groups=groups) == -1).sum() == (groups == 7).sum()
+
+
 def test_problems_solved_together_are_solved_as_alone():
     x, labels = blobs(80, 6, 3, 1.0)
     y = torch.from_numpy(labels)

@@ -23,6 +23,7 @@ LAYERS = (
     ("recipe", "data", "models"),
     ("preprocess", "modelfile", "onnxfile", "stores"),
     (
+        "shares",
         "evaluate",
         "abstain",
         "calibrate",

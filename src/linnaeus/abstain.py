@@ -14,7 +14,8 @@ Tried on 1,000 samples of 300 pictures from a known population, for an error of 
 
 What a promise rests on: the pictures to come are drawn like the sample; a more confident answer is not more often
 wrong; and the model was fixed before. A sample that chose the best epoch and fitted a temperature bends the last one a
-little, so the figure on pictures that chose nothing, where there are any, is the one to quote.
+little, so the figure on pictures that chose nothing, where there are any, is the one to quote. Pictures in groups are
+promised nothing: their mistakes come together, and who counts pictures counts one patient many times.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Curve:
     """(k,) int64."""
     wrong: np.ndarray
     """(k,) int64."""
+    grouped: bool = False
+    """Whether pictures come in groups, where mistakes come together; counting them then promises nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Rule:
     """Pictures that it was chosen on."""
     estimated: Point | None
     promised: Point | None
+    grouped: bool = False
+    """Whether the pictures came in groups, for which nothing is promised."""
 
     @property
     def applied(self) -> Point | None:
@@ -82,7 +87,7 @@ class Rule:
     def __str__(self) -> str:
         point, share = self.applied, f"{100 * self.error:.3g} %"
         if point is None:
-            return f"never: no threshold keeps mistakes to {share} of the answered"
+            return f"never: more than {share} of even the surest answers are wrong, so that no threshold helps"
         if point.threshold == 0:
             said = f"never: {point.wrong} of {self.n} wrong, and at most {share} are allowed; "
         else:
@@ -90,9 +95,16 @@ class Rule:
             said += f"{point.answered} of {self.n} answered ({point.answered / self.n:.1%}), {point.wrong} wrong; "
         if self.promised is not None:
             return f"{said}promised with {CONFIDENCE:.0%} confidence"
+        return f"{said}an estimate, for {self.unpromised}"
+
+    @property
+    def unpromised(self) -> str:
+        """Why nothing is promised."""
+        if self.grouped:
+            return "pictures in groups are promised nothing: their mistakes come together"
         needed = smallest(self.error)
         few = f"a promise takes {needed} pictures even without a mistake"
-        return f"{said}an estimate, for {few if self.n < needed else 'no threshold passes the test of a promise'}"
+        return few if self.n < needed else "no threshold passes the test of a promise"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -100,6 +112,7 @@ class Rule:
             "confidence": CONFIDENCE,
             "n": self.n,
             "smallest_n": smallest(self.error),
+            "grouped": self.grouped,
             "estimated": None if self.estimated is None else asdict(self.estimated),
             "promised": None if self.promised is None else asdict(self.promised),
             "threshold": None if self.applied is None else self.threshold,
@@ -111,7 +124,7 @@ def ranks(n: int, steps: int = STEPS) -> np.ndarray:
     return np.unique(np.ceil(n * np.arange(1, steps + 1) / steps - 1e-9).astype(np.int64))
 
 
-def risk_curve(confidence: np.ndarray, right: np.ndarray) -> Curve:
+def risk_curve(confidence: np.ndarray, right: np.ndarray, grouped: bool = False) -> Curve:
     """The curve of pictures with these probabilities of the first class (n,), and whether it is the right one (n,)."""
     order = np.argsort(-confidence, kind="stable")
     confidence, mistakes = confidence[order], np.cumsum(~right[order])
@@ -120,7 +133,8 @@ def risk_curve(confidence: np.ndarray, right: np.ndarray) -> Curve:
     last = np.unique(np.searchsorted(-confidence, -confidence[ranks(n) - 1], side="right"))
     # Halfway to the next: the same picture, computed in another batch, must not fall on the other side.
     below = np.append(confidence, -confidence[-1])[last]
-    return Curve(n, (confidence[last - 1] + below) / 2, last.astype(np.int64), mistakes[last - 1].astype(np.int64))
+    thresholds, answered = (confidence[last - 1] + below) / 2, last.astype(np.int64)
+    return Curve(n, thresholds, answered, mistakes[last - 1].astype(np.int64), grouped)
 
 
 def aurc(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float]:
@@ -142,7 +156,7 @@ def choose(curve: Curve, error: float = ERROR, confidence: float = CONFIDENCE) -
     """The thresholds that keep the share of mistakes among the answered to `error`, with the most answers."""
     small = np.flatnonzero(curve.wrong <= error * curve.answered + 1e-9)
     tried = ranks(curve.n)
-    tried = tried[tried >= smallest(error, confidence)]
+    tried = tried[(tried >= smallest(error, confidence)) & (not curve.grouped)]
     promised: np.ndarray = np.array([], np.int64)
     if len(tried):
         limits = boundary(tuple(tried.tolist()), error, 1 - confidence)
@@ -157,7 +171,7 @@ def choose(curve: Curve, error: float = ERROR, confidence: float = CONFIDENCE) -
         row = rows[-1]
         return Point(float(curve.thresholds[row]), int(curve.answered[row]), int(curve.wrong[row]))
 
-    return Rule(error, curve.n, point(small), point(promised))
+    return Rule(error, curve.n, point(small), point(promised), curve.grouped)
 
 
 def smallest(error: float, confidence: float = CONFIDENCE) -> int:

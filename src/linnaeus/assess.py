@@ -16,12 +16,13 @@ from linnaeus.calibrate import Calibration, calibration_error, cross_fitted, fit
 from linnaeus.console import Console, counted
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
-from linnaeus.evaluate import Figures, Outputs, figures, wilson
+from linnaeus.evaluate import Figures, Outputs, figures
 from linnaeus.labelled import Pictures
 from linnaeus.measure import Measures, measure
 from linnaeus.paired import Paired
 from linnaeus.peers import ALONE, Peers
 from linnaeus.predict import BATCH, Classifier
+from linnaeus.shares import interval
 from linnaeus.tta import answer_views
 
 
@@ -42,13 +43,32 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class Doing(Point):
+    """What a threshold does to some pictures."""
+
+    risk_ci95: tuple[float, float]
+    """The interval of the share wrong among the answered, in 0..1."""
+
+    def to_dict(self, n: int) -> dict[str, Any]:
+        """For JSON: coverage of n pictures, and risk with its interval."""
+        return {
+            "threshold": self.threshold,
+            "answered": self.answered,
+            "wrong": self.wrong,
+            "coverage": self.answered / n,
+            "risk": self.wrong / self.answered if self.answered else None,
+            "risk_ci95": list(self.risk_ci95),
+        }
+
+
+@dataclass(frozen=True)
 class Abstention:
     """What a model would answer here, and what not."""
 
     rule: Rule
     chosen_on: str
     """The split of the training that chose the thresholds; "" where these very pictures did."""
-    found: dict[str, Point | None]
+    found: dict[str, Doing | None]
     """What the thresholds `estimated` and `promised` do to these pictures."""
     aurc: float
     excess_aurc: float
@@ -105,8 +125,7 @@ class Assessment:
             "rule": found.rule.to_dict(),
             "chosen_on": found.chosen_on or None,
             "here": {
-                name: None if point is None else point_dict(point, self.measures.n)
-                for name, point in found.found.items()
+                name: None if doing is None else doing.to_dict(self.measures.n) for name, doing in found.found.items()
             },
             "aurc": found.aurc,
             "excess_aurc": found.excess_aurc,
@@ -147,7 +166,7 @@ def calibrated(outputs: Outputs, calibration: Calibration | None, own: bool) -> 
     temperature = fit_temperature(outputs) if calibration is None else calibration.temperature
     after = cross_fitted(outputs) if crossed else outputs.at(temperature)
     diagrams = {
-        name: reliability(out.probabilities.max(1), out.predicted == out.labels)
+        name: reliability(out.probabilities.max(1), out.predicted == out.labels, out.groups)
         for name, out in (("before", outputs), ("after", after))
     }
     before = {name: value for name, value in summary(outputs).items() if name != "accuracy"}
@@ -172,36 +191,24 @@ def summary(outputs: Outputs) -> dict[str, float]:
 def abstention(outputs: Outputs, calibration: Calibration | None, error: float | None) -> Abstention:
     """What the thresholds do to these answers; without a calibration they are chosen on these very answers."""
     sure, right = outputs.probabilities.max(1), outputs.predicted == outputs.labels
-    here = risk_curve(sure, right)
+    groups = outputs.groups
+    here = risk_curve(sure, right, groups is not None)
     if calibration is None:
         rule = choose(here) if error is None else choose(here, error)
     else:
         rule = calibration.rule if error in (None, calibration.rule.error) else choose(calibration.curve, error)
 
-    def at(point: Point | None) -> Point | None:
-        if point is None:
-            return None
-        answered = sure >= point.threshold
-        return Point(point.threshold, int(answered.sum()), int((answered & ~right).sum()))
+    def at(threshold: float) -> Doing:
+        answered = sure >= threshold
+        wrong = ~right[answered]
+        within = interval(wrong, None if groups is None else groups[answered])
+        return Doing(threshold, int(answered.sum()), int(wrong.sum()), within)
 
     area, excess = aurc(sure, right)
-    rows = zip(here.thresholds.tolist(), here.answered.tolist(), here.wrong.tolist(), strict=True)
-    curve = [point_dict(Point(*row), here.n) for row in rows]
-    found = {"estimated": at(rule.estimated), "promised": at(rule.promised)}
+    curve = [at(threshold).to_dict(here.n) for threshold in here.thresholds.tolist()]
+    points = {"estimated": rule.estimated, "promised": rule.promised}
+    found = {name: None if point is None else at(point.threshold) for name, point in points.items()}
     return Abstention(rule, "" if calibration is None else calibration.split, found, area, excess, curve)
-
-
-def point_dict(point: Point, n: int) -> dict[str, Any]:
-    """A threshold's doing for JSON: coverage of n pictures, and risk with its interval."""
-    answered, wrong = point.answered, point.wrong
-    return {
-        "threshold": point.threshold,
-        "answered": answered,
-        "wrong": wrong,
-        "coverage": answered / n,
-        "risk": wrong / answered if answered else None,
-        "risk_ci95": list(wilson(wrong, answered)),
-    }
 
 
 @dataclass(frozen=True, eq=False)

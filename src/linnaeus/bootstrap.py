@@ -1,7 +1,8 @@
 """How far figures would move if other pictures had been drawn: the bootstrap, for what has no interval of its own.
 
 A resample draws as many pictures as there are, with replacement (Efron 1979); a figure is computed on each, and the
-2.5th and 97.5th percentile are its interval. Figures are sums over pictures or over segments of ordered pictures, so
+2.5th and 97.5th percentile are its interval. Pictures that come in groups are drawn by groups, all of one together
+(Davison and Hinkley 1997, section 3.8). Figures are sums over pictures or over segments of ordered pictures, so
 all resamples of a chunk are summed at once, and no picture is touched twice.
 """
 
@@ -45,10 +46,11 @@ def intervals(outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> In
     ranking = min(resamples, RANKING_WORK // (n * classes))
     ranking = ranking if ranking >= FEWEST else 0
     found: dict[str, list[np.ndarray]] = {}
-    for weights in draw(n, resamples, np.random.default_rng([seed, 0])):
+    group = None if outputs.groups is None else np.unique(outputs.groups[sample.order], return_inverse=True)[1]
+    for weights in draw(n, resamples, np.random.default_rng([seed, 0]), group):
         for name, values in sample.figures(weights).items():
             found.setdefault(name, []).append(values)
-    for weights in draw(n, ranking, np.random.default_rng([seed, 1])):
+    for weights in draw(n, ranking, np.random.default_rng([seed, 1]), group):
         for name, values in sample.ranking(weights).items():
             found.setdefault(name, []).append(values)
     joined = {name: np.concatenate(values, axis=-1) for name, values in found.items()}
@@ -60,13 +62,18 @@ def intervals(outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> In
     return Intervals(resamples, ranking, whole, by_class, sample.ece_by_chance(resamples, seed))
 
 
-def draw(n: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each picture is drawn in each resample: (n, m) float32, columns summing to n, m's to `resamples`."""
+def draw(n: int, resamples: int, rng: np.random.Generator, group: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """How often each picture is drawn in each resample: (n, m) float32, columns summing to n, m's to `resamples`.
+
+    With `group`, (n,) int64 from 0 on, as many groups are drawn as there are, and columns sum to about n.
+    """
     at_once = max(1, CHUNK // n)
+    units = n if group is None else int(group.max()) + 1
     for start in range(0, resamples, at_once):
         m = min(at_once, resamples - start)
-        drawn = rng.integers(0, n, (n, m)) * m + np.arange(m)
-        yield np.bincount(drawn.ravel(), minlength=n * m).reshape(n, m).astype(np.float32)
+        drawn = rng.integers(0, units, (units, m)) * m + np.arange(m)
+        times = np.bincount(drawn.ravel(), minlength=units * m).reshape(units, m).astype(np.float32)
+        yield times if group is None else times[group]
 
 
 def percentiles(values: np.ndarray) -> Interval:
@@ -97,7 +104,7 @@ class Sample:
 
     def __init__(self, outputs: Outputs):
         self.n, self.classes = outputs.logits.shape
-        order = np.argsort(outputs.labels, kind="stable")
+        self.order = order = np.argsort(outputs.labels, kind="stable")
         self.labels = outputs.labels[order]
         self.probabilities = outputs.probabilities[order]
         predicted = outputs.predicted[order]

@@ -7,14 +7,15 @@ arXiv:1706.04599, section 4.2). It changes no answer, only how sure the model is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from linnaeus.abstain import ERROR, Curve, Point, Rule, choose, risk_curve
 from linnaeus.errors import UserError
-from linnaeus.evaluate import Outputs, wilson
+from linnaeus.evaluate import Outputs
+from linnaeus.shares import interval
 
 BINS = 15
 COLDEST, HOTTEST = 0.05, 100.0
@@ -73,15 +74,20 @@ def fit_temperature(outputs: Outputs, pseudo: float = PSEUDO) -> float:
 
 
 def cross_fitted(outputs: Outputs, folds: int = FOLDS, seed: int = 0) -> Outputs:
-    """Each picture at a temperature fitted on the others: of `folds` parts, drawn at random, on all but its own."""
+    """Each picture at a temperature fitted on others: of `folds` parts, drawn at random, on all but its own.
+
+    A group lies in one part, whole.
+    """
     n = len(outputs.labels)
-    fold = np.random.default_rng(seed).permutation(n) % min(folds, n)
+    groups = np.arange(n) if outputs.groups is None else np.unique(outputs.groups, return_inverse=True)[1]
+    units = int(groups.max()) + 1
+    fold = (np.random.default_rng(seed).permutation(units) % min(folds, units))[groups]
     scaled = outputs.logits.astype(np.float64)
-    for part in range(min(folds, n)):
+    for part in range(min(folds, units)):
         own = fold == part
         if not own.all():
-            scaled[own] /= fit_temperature(Outputs(outputs.labels[~own], outputs.logits[~own]))
-    return Outputs(outputs.labels, scaled)
+            scaled[own] /= fit_temperature(outputs.take(~own))
+    return replace(outputs, logits=scaled)
 
 
 def bins_of(confidence: np.ndarray, bins: int = BINS, *, equal_mass: bool = False) -> np.ndarray:
@@ -107,7 +113,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, *, equal_mass: 
     return float(np.abs(gaps).sum() / len(right))
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+def reliability(confidence: np.ndarray, right: np.ndarray, groups: np.ndarray | None = None) -> list[dict[str, Any]]:
     """A row for each of the 15 bins of equal width that holds pictures: what a reliability diagram shows."""
     bins = bins_of(confidence)
     rows = []
@@ -122,7 +128,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any
                 "correct": correct,
                 "confidence": float(confidence[inside].mean()),
                 "accuracy": correct / n,
-                "accuracy_ci95": list(wilson(correct, n)),
+                "accuracy_ci95": list(interval(right[inside], None if groups is None else groups[inside])),
             }
         )
     return rows
@@ -143,7 +149,7 @@ class Calibration:
         """Temperature and threshold from what the network answers to the pictures of a split."""
         temperature = fit_temperature(outputs)
         scaled = outputs.at(temperature)
-        curve = risk_curve(scaled.probabilities.max(1), scaled.predicted == scaled.labels)
+        curve = risk_curve(scaled.probabilities.max(1), scaled.predicted == scaled.labels, scaled.groups is not None)
         return cls(temperature, split, curve, choose(curve, error))
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,8 +168,9 @@ class Calibration:
             temperature, abstention = float(values["temperature"]), values["abstention"]
             rows = np.array(values["curve"], np.float64).reshape(-1, 3)
             n, error = int(abstention["n"]), float(abstention["error"])
-            curve = Curve(n, rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64))
-            points = [_point(abstention[name], n) for name in ("estimated", "promised")]
+            grouped = bool(abstention.get("grouped", False))
+            curve = Curve(n, rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64), grouped)
+            estimated, promised = (_point(abstention[name], n) for name in ("estimated", "promised"))
             split = str(values["split"])
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
@@ -171,7 +178,7 @@ class Calibration:
         whole = np.isfinite(rows).all() and (rows >= 0).all() and (curve.answered <= n).all() and 1 <= n <= MOST
         if not (whole and 0 < temperature < math.inf and 0 < error < 1):
             raise UserError(f"{origin}: its calibration holds what cannot be, such as temperature {temperature}")
-        return cls(temperature, split, curve, Rule(error, n, *points))
+        return cls(temperature, split, curve, Rule(error, n, estimated, promised, grouped))
 
 
 def _point(values: Any, n: int) -> Point | None:

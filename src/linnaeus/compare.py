@@ -17,9 +17,9 @@ from linnaeus.calibrate import calibration_error
 from linnaeus.console import duration
 from linnaeus.data.names import listed
 from linnaeus.errors import UserError
-from linnaeus.evaluate import wilson
 from linnaeus.paired import Paired, holm
 from linnaeus.report.tables import align, shorten
+from linnaeus.shares import wilson
 
 PREDICTIONS = "predictions.csv"
 PREDICTION_COLUMNS = ("sample", "split", "true", "predicted", "probability", "probability_of_true")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from linnaeus.data.batches import Batch, Batches, Rows
 from linnaeus.heap import steady_heap
 from linnaeus.preprocess import Preprocessing
+from linnaeus.shares import interval
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,15 @@ class Outputs:
     """(n,) int64."""
     logits: np.ndarray
     """(n, classes) float32, or float64 where a temperature divided them."""
+    groups: np.ndarray | None = None
+    """(n,) int64: which pictures belong together, of one patient perhaps; None where each stands alone."""
 
     def at(self, temperature: float) -> Outputs:
         """The same answers with their logits divided by `temperature`.
 
         In float64, where different float32 values stay different: no temperature changes which class comes first.
         """
-        return self if temperature == 1 else Outputs(self.labels, self.logits.astype(np.float64) / temperature)
+        return self if temperature == 1 else replace(self, logits=self.logits.astype(np.float64) / temperature)
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -40,7 +42,8 @@ class Outputs:
 
     def take(self, chosen: np.ndarray) -> Outputs:
         """Those of some samples: indices, or (n,) bool."""
-        return replace(self, labels=self.labels[chosen], logits=self.logits[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        return replace(self, labels=self.labels[chosen], logits=self.logits[chosen], groups=groups)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -67,26 +70,32 @@ class Figures:
     correct: int
     accuracy: float
     accuracy_ci95: tuple[float, float]
-    """Wilson's interval."""
+    """Wilson's interval; with groups, of as many pictures as these are worth (`shares.interval`)."""
     top5: float | None
     """Share with the right class among the five most likely; None with five classes or fewer."""
     balanced_accuracy: float
     """Mean recall over the classes that occur."""
     loss: float
     """Mean cross-entropy in nats."""
+    groups: int | None = None
+    """How many groups the pictures come in; None where each stands alone."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        found = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.groups is None:
+            del found["groups"]
+        return found
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Figures:
         """What `to_dict` gave, perhaps among others, as JSON gives it back."""
-        values = {field.name: found[field.name] for field in fields(cls)}
+        values = {field.name: found[field.name] for field in fields(cls) if field.name in found}
         return cls(**{**values, "accuracy_ci95": tuple(values["accuracy_ci95"])})
 
     def __str__(self) -> str:
         low, high = self.accuracy_ci95
-        return f"{self.accuracy:.2%} ({self.correct} of {self.n}, 95 % interval {low:.1%} to {high:.1%})"
+        of = f"{self.n}" if self.groups is None else f"{self.n} in {self.groups} groups"
+        return f"{self.accuracy:.2%} ({self.correct} of {of}, 95 % interval {low:.1%} to {high:.1%})"
 
 
 Answered = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -164,20 +173,9 @@ def figures(outputs: Outputs) -> Figures:
     support = np.bincount(labels, minlength=k)
     recall = np.bincount(labels[right], minlength=k)[support > 0] / support[support > 0]
     correct = int(right.sum())
-    return Figures(
-        n, correct, correct / n, wilson(correct, n), top5, float(recall.mean()), float(outputs.losses.mean())
-    )
-
-
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927), 95 % by default. Right at 0, at n, and for small n."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the bounds are exact, whatever rounding says.
-    return center - half if successes > 0 else 0.0, center + half if successes < n else 1.0
+    groups = None if outputs.groups is None else len(np.unique(outputs.groups))
+    within = interval(right, outputs.groups)
+    return Figures(n, correct, correct / n, within, top5, float(recall.mean()), float(outputs.losses.mean()), groups)
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

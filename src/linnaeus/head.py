@@ -39,13 +39,14 @@ class Head:
 
 def fit_head(
     vectors: Tensor, labels: np.ndarray, classes: int, *, weights: Tensor | None = None, views: int = 1,
-    folds: int = 5, seed: int = 0,
+    folds: int = 5, seed: int = 0, groups: np.ndarray | None = None,
 ) -> Head:  # fmt: skip
     """Fit a head to `vectors` (n, features) with `labels` (n,), the penalty chosen by stratified cross-validation.
 
     `weights` (classes,) are what a sample of each class counts in the loss, by which the penalty is chosen too.
-    With `views`, the n vectors are that many rounds through the same samples, and a sample's views share a fold. A
-    class with a single sample is never held out. Raises JobError where the vectors are not finite.
+    With `views`, the n vectors are that many rounds through the same samples, and a sample's views share a fold, as
+    do the samples of a group where `groups` (samples,) int64 says which belong together. A class with a single sample,
+    or in a single group, is never held out. Raises JobError where the vectors are not finite.
     """
     x = vectors.float()
     mean, std = x.mean(0), x.std(0, correction=0)
@@ -58,7 +59,7 @@ def fit_head(
     x = x if rotation is None else x @ rotation
     y = torch.from_numpy(labels).to(x.device)
     samples = len(labels) // views
-    fold = torch.from_numpy(np.tile(stratified_folds(labels[:samples], folds, seed), views)).to(x.device)
+    fold = torch.from_numpy(np.tile(stratified_folds(labels[:samples], folds, seed, groups), views)).to(x.device)
     counts = torch.ones(len(x), device=x.device) if weights is None else weights.to(x)[y]
     # All folds are solved at once: one matrix product serves them all.
     trains = torch.stack([fold != k for k in range(folds)], 1) * counts[:, None]  # (n, folds)
@@ -87,9 +88,14 @@ def fit_head(
     return Head(weight, final[:, -1] - weight @ mean, penalty, losses, probabilities.cpu().numpy())
 
 
-def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(n,) int64: the fold that holds each sample out, classes spread evenly; -1 for the only sample of a class."""
+def stratified_folds(labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """(n,) int64: the fold that holds each sample out, classes spread evenly; -1 for the only sample of a class.
+
+    With `groups` (n,) int64 a group shares a fold, and it is -1 for a group that has all of a class.
+    """
     generator = np.random.default_rng([seed, 0xF01D])
+    if groups is not None:
+        return _group_folds(labels, folds, generator, groups)
     found = np.full(len(labels), -1, np.int64)
     start = 0  # classes begin in turn at each fold, so that small classes do not all fill the first
     for label in np.unique(labels):
@@ -98,6 +104,25 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
             found[members] = (start + np.arange(len(members))) % folds
             start += len(members)
     return found
+
+
+def _group_folds(labels: np.ndarray, folds: int, generator: np.random.Generator, groups: np.ndarray) -> np.ndarray:
+    """The largest group first, each into the fold that has least of its classes yet; of equal folds, the smallest."""
+    _, group = np.unique(groups, return_inverse=True)
+    counts = np.zeros((int(group.max()) + 1, int(labels.max()) + 1), np.int64)  # (groups, classes)
+    np.add.at(counts, (group, labels), 1)
+    totals = counts.sum(0)
+    found = np.full(len(counts), -1, np.int64)
+    filled = np.zeros((folds, len(totals)), np.int64)
+    order = generator.permutation(len(counts))
+    for g in order[np.argsort(-counts[order].sum(1), kind="stable")].tolist():
+        own = counts[g]
+        if ((own == totals) & (own > 0)).any():
+            continue
+        crowded = filled @ (own / np.maximum(totals, 1))
+        found[g] = min(range(folds), key=lambda k: (crowded[k], filled[k].sum()))
+        filled[found[g]] += own
+    return found[group]
 
 
 def _logits(x: Tensor, solution: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ Brier score             mean of the squared distance between probabilities and t
 ROC AUC, AP             each class against the rest; None where a class does not occur (or nothing else does)
 ECE                     expected calibration error, see `calibrate.calibration_error`
 
-A proportion of counts has Wilson's interval, everything else a bootstrap's. numpy computes them: the bootstrap needs
-each figure for a thousand weightings of the pictures at once, which no library offers, and with all weights 1 the same
-code gives the figure itself.
+A proportion of counts has Wilson's interval, everything else a bootstrap's; both are wider where pictures come in
+groups. numpy computes them: the bootstrap needs each figure for a thousand weightings of the pictures at once, which no
+library offers, and with all weights 1 the same code gives the figure itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from linnaeus.bootstrap import Interval, Sample, intervals
-from linnaeus.evaluate import Outputs, confusion_matrix, wilson
+from linnaeus.evaluate import Outputs, confusion_matrix
+from linnaeus.shares import interval
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Estimate:
     ci95: Interval = None
 
     @classmethod
-    def share(cls, part: int, whole: int) -> Estimate:
-        return cls(part / whole, wilson(part, whole)) if whole else cls(None)
+    def share(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
+        """The share of hits, (n,) bool, in pictures of these groups, (n,) int64."""
+        return cls(float(hits.mean()), interval(hits, groups)) if len(hits) else cls(None)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Measures:
     """Mean and 95th percentile of the calibration error of a perfect model with as many pictures."""
     resamples: int
     ranking_resamples: int
+    groups: int | None = None
+    """How many groups the pictures come in; None where each stands alone."""
 
     def __getitem__(self, name: str) -> Estimate:
         return self.whole[name]
@@ -81,6 +85,7 @@ class Measures:
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON: `name` and `name_ci95` for each figure, with the counts."""
         found: dict[str, Any] = {"n": self.n, "correct": self.correct}
+        found |= {} if self.groups is None else {"groups": self.groups}
         for name, estimate in self.whole.items():
             found |= _entries(name, estimate)
         return found | {
@@ -119,11 +124,10 @@ def measure(outputs: Outputs, seed: int = 0) -> Measures:
 
     matrix = confusion_matrix(outputs.labels, outputs.predicted, k)
     support, predicted, correct = matrix.sum(1).tolist(), matrix.sum(0).tolist(), np.diag(matrix).tolist()
-    right = sum(correct)
-    top5 = int(outputs.in_top(5).sum())
+    hits, groups, first = outputs.predicted == outputs.labels, outputs.groups, outputs.predicted
     whole = {
-        "accuracy": Estimate.share(right, n),
-        "top5": Estimate.share(top5, n) if k > 5 else Estimate(None),
+        "accuracy": Estimate.share(hits, groups),
+        "top5": Estimate.share(outputs.in_top(5), groups) if k > 5 else Estimate(None),
         "balanced_accuracy": figure("balanced_accuracy"),
         "macro_precision": figure("macro_precision"),
         "macro_recall": figure("balanced_accuracy"),
@@ -136,19 +140,23 @@ def measure(outputs: Outputs, seed: int = 0) -> Measures:
         "ece_equal_mass": figure("ece_equal_mass"),
     }
 
+    def among(chosen: np.ndarray) -> Estimate:
+        return Estimate.share(hits[chosen], None if groups is None else groups[chosen])
+
     def of_class(c: int) -> ClassMeasures:
         def found(name: str) -> Estimate:
             return _estimate(once[name][c, 0], spread.by_class[name][c] if name in spread.by_class else None)
 
         return ClassMeasures(
             c, support[c], predicted[c], correct[c],
-            precision=Estimate.share(correct[c], predicted[c]), recall=Estimate.share(correct[c], support[c]),
+            precision=among(first == c), recall=among(outputs.labels == c),
             f1=found("f1"), roc_auc=found("roc_auc"), average_precision=found("average_precision"),
         )  # fmt: skip
 
     return Measures(
-        n, right, whole, tuple(map(of_class, range(k))), matrix,
+        n, sum(correct), whole, tuple(map(of_class, range(k))), matrix,
         spread.ece_by_chance, spread.resamples, spread.ranking_resamples,
+        None if groups is None else len(np.unique(groups)),
     )  # fmt: skip
 
 

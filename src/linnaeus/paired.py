@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.evaluate import wilson
+from linnaeus.shares import wilson
 
 
 @dataclass(frozen=True)

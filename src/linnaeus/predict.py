@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -213,7 +213,8 @@ class Classifier:
         def logits(batch: Batch) -> np.ndarray:
             return self.run(self.preprocessing.crop(batch.pixels, batch.shapes))
 
-        return gather(batches, logits, group.collect)
+        groups = pictures.table.group_numbers(pictures.indices)
+        return replace(gather(batches, logits, group.collect), groups=groups)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
         """The figures on `split` of a source, calibrated; `pictures` says which that is where none is named."""

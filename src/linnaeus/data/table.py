@@ -129,6 +129,14 @@ class Table:
             number=take(self.number),
         )
 
+    def group_numbers(self, indices: np.ndarray) -> np.ndarray | None:
+        """(k,) int64, equal for samples of one group; None where there are no groups of two or more among them."""
+        if self.groups is None:
+            return None
+        first: dict[str, int] = {}
+        numbers = [first.setdefault(self.groups[i], i) if self.groups[i] else i for i in indices.tolist()]
+        return np.array(numbers, np.int64) if len(set(numbers)) < len(numbers) else None
+
     def counts(self) -> dict[str, np.ndarray]:
         """Samples by class, (classes,) int64, for each split that has any, in the order train, valid, test, ""."""
         return {

@@ -9,8 +9,8 @@ import json
 from typing import Any
 
 from linnaeus import __version__
-from linnaeus.evaluate import wilson
 from linnaeus.predict import Classifier
+from linnaeus.shares import wilson
 
 CARD = "MODEL_CARD.md"
 LISTED = 200  # classes that are named one by one
@@ -101,15 +101,17 @@ def _figures(metrics: dict[str, Any]) -> str:
         low, high = found.get("accuracy_ci95") or wilson(found["correct"], found["n"])
         more = [f"{name.replace('_', ' ')} {found[key]:.2%}" for key, name in MORE if found.get(key) is not None]
         loss = [] if found.get("loss") is None else [f"loss {found['loss']:.3f}"]
+        groups = f" in {found['groups']} groups" if "groups" in found else ""
         rows.append(
-            f"| {split} | {found['n']} | {found['accuracy']:.2%} ({found['correct']}) | {low:.1%} to {high:.1%} | "
-            f"{', '.join(more + loss)} |"
+            f"| {split} | {found['n']}{groups} | {found['accuracy']:.2%} ({found['correct']}) | "
+            f"{low:.1%} to {high:.1%} | {', '.join(more + loss)} |"
         )
     if not rows:
         return "Not measured."
     head = ["| split | pictures | accuracy (right) | 95 % interval | more |", "|---|---|---|---|---|"]
     note = (
-        "The best epoch was chosen on `valid`, so its figures flatter a little; intervals are Wilson's. They hold for "
+        "The best epoch was chosen on `valid`, so its figures flatter a little; intervals are Wilson's, of "
+        "as many pictures as their groups are worth where they come in groups. They hold for "
         "pictures like those measured, and say nothing of others."
     )
     return "\n".join([*head, *rows, "", note])

@@ -46,7 +46,8 @@ def render(found: Assessment, names: Sequence[str]) -> str:
 def summary(m: Measures) -> list[str]:
     """A line a figure: value, 95 % interval, count."""
     rows = [["", "", "95 % interval", ""]]
-    counts = {"accuracy": f"{m.correct} of {m.n}"}
+    groups = "" if m.groups is None else f", in {m.groups} groups"
+    counts = {"accuracy": f"{m.correct} of {m.n}{groups}"}
     if m["top5"].value is not None:
         counts["top5"] = f"{round(m['top5'].value * m.n)} of {m.n}"
     for name, label in LABELS.items():
@@ -138,10 +139,8 @@ def _doing(threshold: float, here: Point, n: int) -> str:
 def _none(found: Abstention, name: str) -> str:
     if name == "estimated":
         return "none: even the surest answers are wrong more often"
-    needed = smallest(found.rule.error)
-    if found.rule.n < needed:
-        return f"none: a promise takes {needed} pictures even without a mistake, and there were {found.rule.n}"
-    return "none: no threshold passes the test of a promise"
+    few = f", and there were {found.rule.n}" if found.rule.n < smallest(found.rule.error) else ""
+    return f"none: {found.rule.unpromised}{few}"
 
 
 def views(found: Assessment) -> list[str]:

@@ -55,6 +55,8 @@ class Samples:
 
     rows: Rows
     labels: np.ndarray
+    groups: np.ndarray | None = None
+    """(n,) int64: which pictures belong together; None where each stands alone."""
 
     def __len__(self) -> int:
         return len(self.labels)

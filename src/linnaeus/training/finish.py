@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,12 @@ def finish(job: Job, best: Best, interrupted: bool) -> Run:
     outputs: dict[str, Outputs] = {}
     for split in ("valid", "test"):
         if split in job.samples:
-            rows, labels = job.samples[split].rows, job.samples[split].labels
-            outputs[split] = answer_pixels(
-                network, job.preprocessing, rows, labels, batch=BATCH, device=engine.device, autocast=engine.autocast,
-                rank=engine.rank, world=engine.world, collect=engine.collect,
+            samples = job.samples[split]
+            found = answer_pixels(
+                network, job.preprocessing, samples.rows, samples.labels, batch=BATCH, device=engine.device,
+                autocast=engine.autocast, rank=engine.rank, world=engine.world, collect=engine.collect,
             )  # fmt: skip
+            outputs[split] = replace(found, groups=samples.groups)
     judged = Judged(outputs)
     if not engine.first:
         return Run(job.folder.path, best, judged.figures, dict(job.seconds), interrupted, judged.lines())

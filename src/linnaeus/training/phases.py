@@ -209,7 +209,10 @@ class Phases:
             vectors = torch.cat([train.prepare(b, view) for view in range(views) for b in batches.epoch(view)])
             labels = np.tile(batches.labels, views)
             weights = balanced(labels, self.classes) if phase.class_weights == "balanced" else None
-            head = fit_head(vectors, labels, self.classes, weights=weights, views=views, seed=self.recipe.seed)
+            head = fit_head(
+                vectors, labels, self.classes, weights=weights, views=views, seed=self.recipe.seed,
+                groups=self.streams.train.groups,
+            )  # fmt: skip
             learned = figures(Outputs(labels, (vectors @ head.weight.T + head.bias).cpu().numpy()))
             right = (head.probabilities.argmax(1) == labels).mean()
             self.console.say(

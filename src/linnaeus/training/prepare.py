@@ -168,8 +168,10 @@ def load_samples(
             console.say(f"{split:9} {rows.note}")
         bad += [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
         good = readable(rows)
-        labels = table.labels[indices[good]]
-        samples[split] = Samples(rows if len(good) == len(indices) else Subset(rows, good), labels)
+        kept = indices[good]
+        samples[split] = Samples(
+            rows if len(good) == len(indices) else Subset(rows, good), table.labels[kept], table.group_numbers(kept)
+        )
         if not len(good):
             raise UserError(
                 f"{table.source}: none of the {len(indices)} {split} pictures can be read; first: {bad[-1]}"

@@ -289,7 +289,7 @@ def _same_run(job: Job, request: Request) -> Identity | None:
 def _introduce(job: Job) -> None:
     """Say what will be trained on what, where."""
     say, table, network = job.console.say, job.table, job.network
-    counts = ", ".join(f"{split} {len(job.samples[split])}" for split in SPLITS if split in job.samples)
+    counts = ", ".join(_count(job, split) for split in SPLITS if split in job.samples)
     left_out = f"; {job.bad} unreadable, left out (bad_images.csv)" if job.bad else ""
     say(f"run       {job.folder.path}")
     say(f"device    {job.engine.describe()}")
@@ -304,6 +304,12 @@ def _introduce(job: Job) -> None:
     say(f"network   {network.arch['name']}, {total:,} parameters, weights: {job.recipe.model.weights}")
     kind = "gray" if p.channels == 1 else "color"
     say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
+
+
+def _count(job: Job, split: str) -> str:
+    """How many pictures a split has, and in how many groups."""
+    groups = job.samples[split].groups
+    return f"{split} {len(job.samples[split])}" + ("" if groups is None else f" in {len(set(groups.tolist()))} groups")
 
 
 def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[[int, Figures], None] | None) -> Run:

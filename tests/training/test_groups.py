@@ -1,0 +1,58 @@
+"""Pictures that come in groups, of patients perhaps: divided as groups, and counted as such in every interval."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import write_pictures, write_recipe
+
+from linnaeus.shares import wilson
+
+pytestmark = pytest.mark.usefixtures("undrawn_runs")
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> Path:
+    """A CSV of 3 classes of 16 pictures, 4 of each patient."""
+    write_pictures(tmp_path / "pictures", each=16)
+    with (tmp_path / "patients.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "patient"])
+        for label in "012":
+            for i in range(16):
+                writer.writerow([f"pictures/{label}/{label} {i}.png", label, f"{label}-{i // 4}"])
+    return tmp_path / "patients.csv"
+
+
+def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"train": ["head"], "head": "auto", "epochs": 1})
+    run = tmp_path / "run"
+    said = say("train", patients, "--recipe", recipe, "--out", run, "--set", "data.split.groups=patient",
+               "--set", "data.split.valid=0.25", "--device", "cpu")  # fmt: skip
+    assert said.status == 0, said.err
+    assert "train 36 in 9 groups, valid 12 in 3 groups" in said.out
+    assert " of 12 in 3 groups, 95 % interval " in said.out
+    found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    valid = found["valid"]
+    assert (valid["n"], valid["groups"]) == (12, 3)
+    low, high = wilson(valid["correct"], 12)
+    assert np.ptp(valid["accuracy_ci95"]) > 1.5 * (high - low)
+    assert found["calibration"]["abstention"]["grouped"] is True
+    judged = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")
+    assert f"{valid['correct']} of 12, in 3 groups" in judged.out
+    again = json.loads((tmp_path / "e.json").read_text())["valid"]
+    assert again["accuracy_ci95"] == valid["accuracy_ci95"]
+    assert again["balanced_accuracy_ci95"] == valid["balanced_accuracy_ci95"]
+
+
+def test_without_groups_nothing_is_said_of_them(say, patients: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    said = say("train", patients, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
+    assert said.status == 0, said.err
+    assert " groups" not in said.err + said.out
+    assert "groups" not in json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]
