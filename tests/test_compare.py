@@ -14,19 +14,21 @@ import tomli_w
 from linnaeus.compare import PREDICTION_COLUMNS, PREDICTIONS, compare_runs, differing
 from linnaeus.errors import UserError
 from linnaeus.paired import Paired, holm
-from linnaeus.shares import wilson
+from linnaeus.shares import interval, wilson
 
 
 def write_run(
-    folder: Path, right: np.ndarray, *, first: int = 0, split: str = "test", label: str = "a", **recipe: Any
-) -> Path:
-    """A run folder with answers to samples first, first + 1 …, 0.8 sure of each."""
+    folder: Path, right: np.ndarray, *, first: int = 0, split: str = "test", label: str = "a", each: int = 0,
+    **recipe: Any,
+) -> Path:  # fmt: skip
+    """A run folder with answers to samples first, first + 1 …, 0.8 sure of each, `each` of them in a group."""
     folder.mkdir()
     with (folder / PREDICTIONS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(PREDICTION_COLUMNS)
         for i, hit in enumerate(right.tolist(), first):
-            writer.writerow([f"pic {i}.png", split, label, label if hit else "b", 0.8, 0.8 if hit else 0.2])
+            writer.writerow([f"pic {i}.png", split, label, label if hit else "b", 0.8, 0.8 if hit else 0.2,
+                             i // each if each else ""])  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps({"seconds": {"total": 12.5}}))
     (folder / "recipe.toml").write_text(tomli_w.dumps({"seed": 0, "phase": [{"lr": 0.1}], **recipe}))
     return folder
@@ -99,6 +101,29 @@ def test_the_split_is_test_where_every_run_has_it(tmp_path: Path):
     assert compare_runs([both, other]).split == "test"
     with pytest.raises(UserError, match="b: has no test pictures; compare on --split valid"):
         compare_runs([both, valid], "test")
+
+
+def test_patients_are_compared_not_pictures(tmp_path: Path):
+    """The same answers: ten pictures only one run got right, all of two patients."""
+    one, other = np.full(100, True), np.full(100, True)
+    other[20:30] = False
+    found = compare_runs([write_run(tmp_path / name, r, each=5) for name, r in (("a", one), ("b", other))])
+    assert found.pairs[0, 1].p == 0.5
+    assert "p: McNemar's exact test, a group a toss)" in found.render()
+    assert found.rows[1].accuracy_ci95 == interval(other, np.arange(100) // 5)
+    blind = compare_runs([write_run(tmp_path / name, r) for name, r in (("c", one), ("d", other))])
+    assert blind.pairs[0, 1].p < 0.01
+    assert "a group a toss" not in blind.render()
+    mixed = compare_runs([tmp_path / "d", tmp_path / "a"])  # one of before groups were written
+    assert mixed.pairs[0, 1].p == 0.5
+
+
+def test_a_run_of_before_there_were_groups(tmp_path: Path):
+    runs = [write_run(tmp_path / name, hits(60, 0.9, i)) for i, name in enumerate("ab")]
+    for run in runs:
+        lines = (run / PREDICTIONS).read_text().splitlines()
+        (run / PREDICTIONS).write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    assert compare_runs(runs).rows[0].n == 60
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path):

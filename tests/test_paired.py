@@ -49,7 +49,7 @@ def test_the_interval_covers_the_truth():
     """Correlated answers, 200 pictures: about 95 % of intervals hold the true difference."""
     rng = np.random.default_rng(0)
     cells = rng.multinomial(200, [0.8, 0.04, 0.08, 0.08], 1_000)
-    inside = [low <= 0.04 <= high for low, high in (Paired(200, *map(int, c[:3])).difference_ci95 for c in cells)]
+    inside = [low <= 0.04 <= high for low, high in (Paired(200, *c[:3].tolist()).difference_ci95 for c in cells)]
     assert 0.93 < np.mean(inside) < 0.985
 
 
@@ -58,6 +58,51 @@ def test_pairs_are_counted_from_answers():
     second = np.array([True, False, True, False, True])
     assert Paired.of(first, second) == Paired(5, 2, 1, 1)
     assert Paired.of(first, first | second).difference == pytest.approx(0.2)  # the second is better: above 0
+
+
+def patients(rng: np.random.Generator, effect: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two classifiers on 40 patients of 1 to 10 pictures: in a quarter of the patients, one of them is mostly wrong."""
+    sizes = rng.integers(1, 11, 40)
+    groups = np.repeat(np.arange(40), sizes)
+    loser = rng.choice(3, 40, p=[0.75, 0.125 + effect, 0.125 - effect])[groups]
+    fails = rng.random(len(groups)) < 0.9
+    return ~((loser == 1) & fails), ~((loser == 2) & fails), groups
+
+
+def test_a_patient_is_tossed_once():
+    """Two that are equally good: pictures counted one by one tell them apart in a third of the samples."""
+    rng = np.random.default_rng(0)
+    alarms, blind, inside = 0, 0, 0
+    for _ in range(400):
+        first, second, groups = patients(rng, 0.0)
+        pair = Paired.of(first, second, groups)
+        alarms += pair.p < 0.05
+        blind += Paired.of(first, second).p < 0.05
+        inside += pair.difference_ci95[0] <= 0 <= pair.difference_ci95[1]
+    assert alarms <= 0.07 * 400
+    assert blind > 0.3 * 400
+    assert inside >= 0.92 * 400
+
+
+def test_a_difference_between_patients_is_seen():
+    pair = Paired.of(*patients(np.random.default_rng(1), 0.125))
+    assert pair.tossed is not None
+    assert pair.tossed[0] == 0
+    assert pair.p == 2 / 2 ** pair.tossed[1] < 0.05
+    assert pair.difference_ci95[0] > 0
+    assert pair.to_dict()["groups"] == {"first": 0, "second": pair.tossed[1]}
+
+
+def test_one_patient_tells_nothing():
+    pair = Paired.of(np.arange(30) < 10, np.arange(30) < 25, np.zeros(30, np.int64))
+    assert (pair.p, pair.difference_ci95) == (1.0, (-1.0, 1.0))
+
+
+def test_pictures_in_groups_of_one_are_pictures():
+    first, second = np.random.default_rng(2).random((2, 90)) < 0.8
+    assert Paired.of(first, second, np.arange(90)).p == Paired.of(first, second).p
+    alone = Paired.of(first, second, np.arange(90)).difference_ci95
+    assert alone == pytest.approx(Paired.of(first, second).difference_ci95)
 
 
 def test_holm():

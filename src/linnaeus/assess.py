@@ -152,7 +152,7 @@ def assess(
     given = outputs if calibration is None else outputs.at(calibration.temperature)
     plain = given.predicted == given.labels
     judged = {
-        name: Views(summary(other), Paired.of(plain, other.predicted == other.labels))
+        name: Views(summary(other), Paired.of(plain, other.predicted == other.labels, outputs.groups))
         for name, other in (views or {}).items()
     }
     return Assessment(

@@ -19,11 +19,12 @@ from linnaeus.data.names import listed
 from linnaeus.errors import UserError
 from linnaeus.paired import Paired, holm
 from linnaeus.report.tables import align, shorten
-from linnaeus.shares import wilson
+from linnaeus.shares import interval
 
 PREDICTIONS = "predictions.csv"
-PREDICTION_COLUMNS = ("sample", "split", "true", "predicted", "probability", "probability_of_true")
-"""A row a picture of validation and test: its name in the source, classes, and calibrated probabilities."""
+PREDICTION_COLUMNS = ("sample", "split", "true", "predicted", "probability", "probability_of_true", "group")
+"""A row a picture of validation and test: its name in the source, classes, calibrated probabilities, and a number that
+pictures of one group share; "" where none come in groups."""
 
 ENOUGH = 50  # shared pictures where not all are: with fewer a comparison says too little
 VALUE = 28  # columns of a recipe's value
@@ -37,6 +38,8 @@ class Told:
     path: str
     answers: dict[str, tuple[str, str, float, float]]
     """Sample -> true class, predicted class, probability of that, probability of the true one."""
+    groups: dict[str, str]
+    """Sample -> group, of samples that have one."""
     seconds: float | None
     recipe: dict[str, Any]
 
@@ -67,12 +70,18 @@ class Comparison:
     """Keys in which the recipes differ, with each run's value."""
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def grouped(self) -> bool:
+        """Whether the pictures come in groups."""
+        return any(pair.tossed is not None for pair in self.pairs.values())
+
     def render(self) -> str:
         """Three tables: the runs, the pairs, the recipes."""
         names = _short([row.run for row in self.rows])
         head = [["", "accuracy", "95 % interval", "right", "log loss", "ECE", "seconds"]]
         lines = [f"{self.split}, {self.rows[0].n} pictures in common", *align(head + self._runs(names), "<>>>>>>"), ""]
-        lines.append("differences (p: McNemar's exact test" + (", corrected by Holm)" if len(self.pairs) > 1 else ")"))
+        test = "McNemar's exact test" + (", a group a toss" if self.grouped else "")
+        lines.append(f"differences (p: {test}" + (", corrected by Holm)" if len(self.pairs) > 1 else ")"))
         lines += align(self._pairs(names), "<>><<")
         if self.recipes:
             keys = [[key, *(shorten(value, VALUE) for value in values)] for key, values in self.recipes.items()]
@@ -129,8 +138,9 @@ def compare_runs(runs: Sequence[str | Path], split: str | None = None) -> Compar
     shared, warnings = _shared(told, split)
     answers = [[each.answers[sample] for sample in shared] for each in told]
     right = [np.array([true == predicted for true, predicted, *_ in each]) for each in answers]
-    rows = [_row(each, of, hits) for each, of, hits in zip(told, answers, right, strict=True)]
-    pairs = {(i, j): Paired.of(right[i], right[j]) for i, j in combinations(range(len(told)), 2)}
+    groups = _groups(told, shared)
+    rows = [_row(each, of, hits, groups) for each, of, hits in zip(told, answers, right, strict=True)]
+    pairs = {(i, j): Paired.of(right[i], right[j], groups) for i, j in combinations(range(len(told)), 2)}
     corrected = holm([pair.p for pair in pairs.values()])
     return Comparison(split, rows, pairs, corrected, differing([each.recipe for each in told]), warnings)
 
@@ -145,13 +155,13 @@ def _read_predictions(run: Path) -> list[dict[str, str]]:
         raise UserError(f"{run}: {what}; give folders that `linnaeus train` finished") from None
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
-    if not rows or set(rows[0]) != set(PREDICTION_COLUMNS):
+    if not rows or set(rows[0]) | {"group"} != set(PREDICTION_COLUMNS):
         raise UserError(f"{path}: has not the columns {', '.join(PREDICTION_COLUMNS)}; train the run again")
     return rows
 
 
 def _told(run: Path, rows: list[dict[str, str]], split: str) -> Told:
-    answers = {}
+    answers, groups = {}, {}
     for number, row in enumerate(rows, 2):
         if row["split"] == split:
             try:
@@ -159,6 +169,8 @@ def _told(run: Path, rows: list[dict[str, str]], split: str) -> Told:
             except (TypeError, ValueError):
                 raise UserError(f"{run / PREDICTIONS}:{number}: not a prediction: {list(row.values())}") from None
             answers[row["sample"]] = (row["true"], row["predicted"], *probabilities)
+            if row.get("group"):  # which runs of before do not have
+                groups[row["sample"]] = row["group"]
     if not answers:
         raise UserError(f"{run}: has no {split} pictures; compare on --split {'valid' if split == 'test' else 'test'}")
     seconds = recipe = None
@@ -167,7 +179,7 @@ def _told(run: Path, rows: list[dict[str, str]], split: str) -> Told:
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}: metrics.json or recipe.toml cannot be read ({error}); train the run again") from None
-    return Told(str(run), answers, float(seconds), recipe)
+    return Told(str(run), answers, groups, float(seconds), recipe)
 
 
 def _shared(told: list[Told], split: str) -> tuple[list[str], list[str]]:
@@ -193,12 +205,21 @@ def _shared(told: list[Told], split: str) -> tuple[list[str], list[str]]:
     return shared, [f"the runs have other {split} pictures ({counts}): compared on the {len(shared)} that all share"]
 
 
-def _row(told: Told, answers: list[tuple[str, str, float, float]], right: np.ndarray) -> Row:
+def _groups(told: list[Told], shared: list[str]) -> np.ndarray | None:
+    """(n,) int64: the groups that the first run with any tells of; None where no run does."""
+    named = next((each.groups for each in told if each.groups), None)
+    if named is None:
+        return None
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(named.get(sample, f"alone: {sample}"), len(numbers)) for sample in shared])
+
+
+def _row(told: Told, answers: list[tuple[str, str, float, float]], right: np.ndarray, groups: np.ndarray | None) -> Row:
     n, correct = len(right), int(right.sum())
     of_true = np.array([p for *_, p in answers])
     loss = float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean())
     sure = np.array([p for _, _, p, _ in answers])
-    return Row(told.path, n, correct, wilson(correct, n), loss, calibration_error(sure, right), told.seconds)
+    return Row(told.path, n, correct, interval(right, groups), loss, calibration_error(sure, right), told.seconds)
 
 
 def differing(recipes: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.shares import wilson
+from linnaeus.shares import NORMAL, design, wilson
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,22 @@ class Paired:
     both: int
     only_first: int
     only_second: int
+    tossed: tuple[int, int] | None = None
+    """Of pictures in groups: in how many groups the first, and the second, got more right."""
+    effect: float = 1.0
+    """By how much groups widen the variance of the difference (`shares.design`)."""
+    z: float = NORMAL
 
     @classmethod
-    def of(cls, first: np.ndarray, second: np.ndarray) -> Paired:
-        """From whether each was right, (n,) bool, picture by picture."""
+    def of(cls, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> Paired:
+        """From whether each was right, (n,) bool, picture by picture; `groups` (n,) int64: which belong together."""
         assert len(first) == len(second)
-        return cls(len(first), int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum()))
+        counts = len(first), int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum())
+        if groups is None:
+            return cls(*counts)
+        ahead = second.astype(np.int64) - first.astype(np.int64)
+        lead = np.bincount(np.unique(groups, return_inverse=True)[1], weights=ahead)
+        return cls(*counts, (int((lead < 0).sum()), int((lead > 0).sum())), *design(ahead, groups))
 
     @property
     def difference(self) -> float:
@@ -36,9 +46,11 @@ class Paired:
     def p(self) -> float:
         """McNemar's exact p-value, two-sided (McNemar 1947): how likely a coin is to fall at least so unevenly.
 
-        It is tossed for each picture that only one of the two got right; 1 where there are none.
+        It is tossed for each picture that only one of the two got right; of pictures in groups, for each group of which
+        one got more right, so that no patient is counted twice. 1 where there are none.
         """
-        fewer, tossed = min(self.only_first, self.only_second), self.only_first + self.only_second
+        for_first, for_second = self.tossed or (self.only_first, self.only_second)
+        fewer, tossed = min(for_first, for_second), for_first + for_second
         ways, total = 1, 0
         for k in range(fewer + 1):  # whole numbers: exact however many
             total += ways
@@ -50,17 +62,19 @@ class Paired:
         """The 95 % interval of `difference`, from the two Wilson intervals (Newcombe 1998b, method 10).
 
         R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired
-        data, Statistics in Medicine 17, 2635-2650.
+        data, Statistics in Medicine 17, 2635-2650. With groups, of as many pictures as these are worth.
         """
-        a, b, c = self.both, self.only_second, self.only_first
-        d = self.n - a - b - c
-        second, first = (a + b) / self.n, (a + c) / self.n
-        low2, high2 = wilson(a + b, self.n)
-        low1, high1 = wilson(a + c, self.n)
+        if math.isinf(self.effect):
+            return -1.0, 1.0
+        n, a, b, c = (count / self.effect for count in (self.n, self.both, self.only_second, self.only_first))
+        d = max(0.0, n - a - b - c)
+        second, first = (a + b) / n, (a + c) / n
+        low2, high2 = wilson(a + b, n, self.z)
+        low1, high1 = wilson(a + c, n, self.z)
         product = (a + b) * (c + d) * (a + c) * (b + d)
         cross: float = a * d - b * c
         if cross > 0:  # a continuity correction, towards independence
-            cross = max(cross - self.n / 2, 0)
+            cross = max(cross - n / 2, 0)
         phi = cross / math.sqrt(product) if product else 0.0
 
         def reach(x: float, y: float) -> float:
@@ -77,6 +91,7 @@ class Paired:
             "difference": self.difference,
             "difference_ci95": list(self.difference_ci95),
             "p": self.p,
+            **({} if self.tossed is None else {"groups": {"first": self.tossed[0], "second": self.tossed[1]}}),
         }
 
 

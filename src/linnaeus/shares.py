@@ -31,36 +31,40 @@ def wilson(successes: float, n: float, z: float = NORMAL) -> tuple[float, float]
 def interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
     """The 95 % interval of the share of `hits` (n,) bool; `groups` (n,) int64 says which pictures belong together.
 
-    Wilson's, of as many pictures as the groups are worth: n divided by the design effect (Kish 1965), which is how much
-    larger the variance of the share is than that of n pictures alone. It is estimated from the groups, as the ratio
-    estimator has it (Rao and Scott 1992), and drawn towards its worst, groups that are alike throughout, as by one more
-    group that says so: a handful of mistakes tells little of how mistakes come, and none at all tells nothing. The
-    quantile is Student's, of one degree of freedom less than there are groups (Korn and Graubard 1998).
+    Wilson's, of as many pictures as the groups are worth.
     """
-    n, k = len(hits), int(hits.sum())
+    effect, z = design(hits, groups)
+    return wilson(int(hits.sum()) / effect, len(hits) / effect, z)
+
+
+def design(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    """(design effect, quantile of 95 %) for the mean of `values` (n,) in `groups` (n,) int64; None: each stands alone.
+
+    The design effect (Kish 1965) is how much larger the variance of the mean is than that of n pictures alone, 1 or
+    more; infinite with one group, which does not say how others would differ. It is estimated from the groups, as the
+    ratio estimator has it (Rao and Scott 1992), and drawn towards its worst, groups that are alike throughout, as by
+    one more group that says so: a handful of mistakes tells little of how mistakes come, and none at all tells nothing.
+    The quantile is Student's, of one degree of freedom less than there are groups (Korn and Graubard 1998).
+    """
+    n = len(values)
     if groups is None or not n:
-        return wilson(k, n)
-    _, group = np.unique(groups, return_inverse=True)
+        return 1.0, NORMAL
+    group = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(group).astype(np.float64)
-    if len(sizes) == n:
-        return wilson(k, n)
-    if len(sizes) == 1:  # one group: nothing says how others would differ
-        return 0.0, 1.0
-    found = np.bincount(group, weights=hits)
+    g = len(sizes)
+    if g == n:
+        return 1.0, NORMAL
+    if g == 1:
+        return math.inf, NORMAL
+    kind = np.unique(values, return_inverse=True)[1]
+    rare = kind != np.bincount(kind).argmax()
+    telling = len(np.unique(group[rare]))  # groups in which anything but the usual happened
+    found, alone = 1.0, float(values.var()) / n
+    if alone > 0:
+        apart = np.bincount(group, weights=values - values.mean())
+        found = max(1.0, float(g / (g - 1) * (apart**2).sum() / n**2 / alone))
     worst = float((sizes**2).sum() / n)
-    rarer = found if 2 * k <= n else sizes - found
-    telling = int((rarer > 0).sum())  # groups that have any of the rarer outcome
-    effect = (telling * _effect(found, sizes) + worst) / (telling + 1)
-    return wilson(k / effect, n / effect, student(len(sizes) - 1))
-
-
-def _effect(found: np.ndarray, sizes: np.ndarray) -> float:
-    """The design effect of `found` (g,) hits in groups of `sizes` (g,), 1 or more."""
-    g, n, p = len(sizes), sizes.sum(), found.sum() / sizes.sum()
-    alone = p * (1 - p) / n
-    if alone == 0:
-        return 1.0
-    return max(1.0, float(g / (g - 1) * ((found - p * sizes) ** 2).sum() / n**2 / alone))
+    return (telling * found + worst) / (telling + 1), student(g - 1)
 
 
 @functools.lru_cache(maxsize=4096)

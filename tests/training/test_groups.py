@@ -43,6 +43,8 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
     low, high = wilson(valid["correct"], 12)
     assert np.ptp(valid["accuracy_ci95"]) > 1.5 * (high - low)
     assert found["calibration"]["abstention"]["grouped"] is True
+    with (run / "predictions.csv").open(newline="") as file:
+        assert len({row["group"] for row in csv.DictReader(file)}) == 3
     judged = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")
     assert f"{valid['correct']} of 12, in 3 groups" in judged.out
     again = json.loads((tmp_path / "e.json").read_text())["valid"]

@@ -91,12 +91,13 @@ def prediction_rows(
     """The rows of predictions.csv: `compare.PREDICTION_COLUMNS`."""
     for split, out in calibrated.items():
         kept = samples[split].kept(table.where(split))
-        probabilities, predicted = out.probabilities, out.predicted
+        probabilities, predicted, groups = out.probabilities, out.predicted, out.groups
         for i, index in enumerate(kept.tolist()):
             label = int(out.labels[i])
             yield (
                 table.sample_id(index), split, table.classes[label], table.classes[predicted[i]],
                 f"{probabilities[i, predicted[i]]:.10g}", f"{probabilities[i, label]:.10g}",
+                "" if groups is None else groups[i],
             )  # fmt: skip
 
 
