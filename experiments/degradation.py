@@ -96,7 +96,7 @@ def gradient_norms(network: nn.Module, x: Tensor, labels: Tensor) -> list[float]
     network.zero_grad()
     F.cross_entropy(network(x), labels).backward()
     weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
-    return [float(w.grad.norm()) if w.grad is not None else 0.0 for w in weights]
+    return [float(f"{w.grad.norm():.4g}") if w.grad is not None else 0.0 for w in weights]
 
 
 def batches(data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -153,7 +153,7 @@ def draw_gradients(found: dict[str, dict[str, list[float]]], name: Path) -> None
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The figures as the page shows them."""
-    lines = ["| network | training error, % | test error, % | seconds |", "|---|---|---|---|"]
+    lines = ["| network | training error, % | test error, % | seconds of a core |", "|---|---|---|---|"]
     for name, row in rows.items():
         lines.append(f"| {name} | {row['train']:.1f} | {row['test']:.1f} | {row['seconds']:,.0f} |")
     return "\n".join(lines)
@@ -178,7 +178,7 @@ def main() -> None:
     for name, run in runs.items():
         past = history(run)
         errors = {kind: 100 - 100 * past[f"{kind}_accuracy"][-1] for kind in ("train", "valid")}
-        rows[name] = {"train": errors["train"], "test": errors["valid"], "seconds": seconds(run)["wall"]}
+        rows[name] = {"train": errors["train"], "test": errors["valid"], "seconds": seconds(run)["cpu"]}
     draw_curves(runs, RESULTS / "degradation.png")
     draw_gradients(found, RESULTS / "gradients.png")
     write(
