@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,6 +193,9 @@ def test_one_clear_line_for_each_mistake_in_a_csv(pictures: Path):
         ("path,label\n", "x.csv: lists no pictures"),
         ("path,label\nimg/rose/1.jpg\n", "x.csv:2: no label; write one"),
         ("path,label\n,rose\n", "x.csv:2: no path"),
+        ("path,label\na,\nb,rose\n,rose\nc,\n", "x.csv:4: no path; write one, or remove the line"),
+        ("path,label\na,\nb,rose\nc, \nd\n", "x.csv:2: no label, nor in 2 more (4, 5); write one"),
+        ("path,label\n" + "a,\n" * 9, "x.csv:2: no label, nor in 8 more (3, 4, 5, 6, 7 …)"),
         ("path,label,split\nimg/rose/1.jpg,a,dev\n", "x.csv:2: split 'dev' is none of train, valid, test"),
         ("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n", "x.csv:3: 'img/rose/9.jpg' does not exist, neither in"),
         ("path,label\nimg/rose/1.jpg," + "a" * 200_000 + "\n", "x.csv:2: field larger than field limit"),
@@ -217,6 +222,30 @@ def test_any_bytes_are_refused_in_one_line(tmp_path: Path, name: str, raw: bytes
         open_source(tmp_path / name)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("column", ["patient", "Patient_ID", "lesion id", "subjects", "Scene", "camera"])
+def test_a_column_that_may_name_groups_is_offered(pictures: Path, column: str):
+    rows = ["img/rose/1.jpg,a,p", "img/rose/2.jpg,b,p", "img/tulip/4.jpg,b,q"]
+    (pictures / "x.csv").write_text("\n".join([f"path,label,{column}", *rows]))
+    table = open_source(pictures / "x.csv")
+    assert table.offered == (column.lower(),)
+    assert f"data.split.groups={column.lower()}" in table.offer
+    assert open_source(pictures / "x.csv", group=column).offer == ""  # taken
+    divided = dataclasses.replace(table, split=np.array(["train", "train", "test"]))
+    assert divided.offer == ""  # too late
+
+
+@pytest.mark.parametrize("column", ["age", "sex", "comment", "patients_age", "group"])
+def test_other_columns_are_not_offered(pictures: Path, column: str):
+    rows = ["img/rose/1.jpg,a,p", "img/rose/2.jpg,b,p", "img/tulip/4.jpg,b,q"]
+    (pictures / "x.csv").write_text("\n".join([f"path,label,{column}", *rows]))
+    assert open_source(pictures / "x.csv").offer == ""
+
+
+def test_a_column_in_which_nothing_repeats_is_not_offered(pictures: Path):
+    (pictures / "x.csv").write_text("path,label,case\nimg/rose/1.jpg,a,1\nimg/rose/2.jpg,b,2\n")
+    assert open_source(pictures / "x.csv").offer == ""
 
 
 def test_groups_by_a_column_of_choice(pictures: Path):

@@ -56,5 +56,6 @@ def test_without_groups_nothing_is_said_of_them(say, patients: Path, tmp_path: P
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
     said = say("train", patients, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert said.status == 0, said.err
-    assert " groups" not in said.err + said.out
+    assert "in 9 groups" not in said.err + said.out
+    assert "the column 'patient' repeats: if pictures belong together by it, data.split.groups=p" in said.out
     assert "groups" not in json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]

@@ -82,7 +82,7 @@ def check_table(
     with console.progress("looking") as advance:
         looks = look(table, cache=cache, progress=advance)
     seconds["looking"] = time.perf_counter() - started
-    notes: list[str] = []
+    notes = [table.offer] if table.offer else []
     started = time.perf_counter()
     vectors = _vectors(table, looks, weights, device, console, notes)
     seconds["vectors"] = time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,12 @@ from linnaeus.data.listing import Rows, clip, label_of, locate
 from linnaeus.data.names import NAMES_TEXT, listed, natural_order, read_classes, read_text, spelled_apart
 from linnaeus.data.table import SPLIT_NAMES, Table
 from linnaeus.errors import UserError
+
+BELONGS = re.compile(
+    "(patient|subject|person|individual|case|lesion|animal|specimen|plant|tree|camera|scene|location|site|series|burst"
+    "|session|video|clip|sequence|slide)s?([ _-]?(id|nr|no|number|name))?"
+)
+"""Columns that say, by their names, which pictures belong together."""
 
 
 def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> Table:
@@ -47,6 +54,7 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> T
         np.array([split for part in parts for split in part.splits], dtype="<U5"),
         paths=paths,
         groups=groups,
+        offered=tuple(dict.fromkeys(name for part in parts for name in part.offered)),
         root=str(folder),
         spellings=spelled_apart(pair for part in parts for pair in part.written),
     )
@@ -73,22 +81,35 @@ def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
             rows.groups = []
         elif group is not None:
             raise UserError(f"{path}:1: no column {group!r} for data.split.groups; the columns are {listed(columns)}")
+        likely: dict[str, set[str]] = {name: set() for name in columns if BELONGS.fullmatch(name)}
+        blank: dict[str, list[int]] = {"path": [], "label": []}
         for row in reader:
             if any(cell.strip() for cell in row):
-                _add(rows, dict(zip(columns, row, strict=False)), reader.line_num, split, column)
+                cells = dict(zip(columns, row, strict=False))
+                missing = [need for need in blank if not cells.get(need, "").strip()]
+                for need in missing:
+                    blank[need].append(reader.line_num)
+                if not missing:
+                    _add(rows, cells, reader.line_num, split, column)
+                    for name, values in likely.items():
+                        values.add(cells.get(name, "").strip())
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: {error}; correct the line") from None
+    for need, numbers in blank.items():
+        if numbers:
+            others = ", ".join(map(str, numbers[1:6])) + (" …" if numbers[6:] else "")
+            more = f", nor in {len(numbers) - 1} more ({others})" if numbers[1:] else ""
+            raise UserError(f"{path}:{numbers[0]}: no {need}{more}; write one, or remove the line")
+    if rows.groups is None:
+        rows.offered = tuple(name for name, values in likely.items() if 1 < len(values) < len(rows.texts))
     if not rows.texts:
         raise UserError(f"{path}: lists no pictures; write a line for each below the header")
     return rows
 
 
 def _add(rows: Rows, cells: dict[str, str], number: int, split: str, group: str) -> None:
-    """Append one row, after looking at each of its cells."""
-    path, label = cells.get("path", ""), cells.get("label", "")
-    for column, cell in (("path", path), ("label", label)):
-        if not cell.strip():
-            raise UserError(f"{rows.file}:{number}: no {column}; write one, or remove the line")
+    """Append one row that has a path and a label, after looking at each of its cells."""
+    path, label = cells["path"], cells["label"]
     part = cells.get("split", "").strip().lower()
     if part and part not in SPLIT_NAMES:
         raise UserError(f"{rows.file}:{number}: split {clip(part)} is none of train, valid, test; correct it")

@@ -27,6 +27,7 @@ class Rows:
     lines: list[int] = field(default_factory=list)  # line numbers, from 1, for messages
     groups: list[str] | None = None
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, label as written)
+    offered: tuple[str, ...] = ()  # columns that may say which pictures belong together
 
 
 def open_lists(source: str, files: dict[str, Path]) -> Table:

@@ -70,6 +70,7 @@ class Table:
     images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
     members: Members | None = None  # where they lie inside larger files, which no store copies
     groups: tuple[str, ...] | None = None  # samples of one group stay on one side of a split; "" is no group
+    offered: tuple[str, ...] = ()  # columns of a CSV that may say so, where none was named
     ignored: tuple[str, ...] = ()  # hidden files and non-pictures that were passed over
     spellings: tuple[tuple[str, str], ...] = ()  # (split, name as written) of classes written in more than one way
     root: str = ""  # absolute folder that sample ids are relative to
@@ -136,6 +137,18 @@ class Table:
         first: dict[str, int] = {}
         numbers = [first.setdefault(self.groups[i], i) if self.groups[i] else i for i in indices.tolist()]
         return np.array(numbers, np.int64) if len(set(numbers)) < len(numbers) else None
+
+    @property
+    def offer(self) -> str:
+        """What is to be said of columns that may name groups; "" where there are none, or groups are named already."""
+        if not self.offered or self.groups is not None or not (self.split == "").any():
+            return ""
+        first, *more = self.offered
+        which = f"columns {listed(self.offered)} repeat" if more else f"column {first!r} repeats"
+        return (
+            f"the {which}: if pictures belong together by it, data.split.groups={first} keeps them on one side of the "
+            "split, and counts them as what they are"
+        )
 
     def counts(self) -> dict[str, np.ndarray]:
         """Samples by class, (classes,) int64, for each split that has any, in the order train, valid, test, ""."""

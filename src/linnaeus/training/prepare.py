@@ -81,6 +81,8 @@ def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
         )
     if split.groups == NEAR_DUPLICATES:
         table = group_copies(table, console)
+    elif table.offer:
+        console.say(f"groups    {table.offer}")
     return split_table(
         table, valid=split.valid, test=split.test, seed=split.seed, valid_is_test=recipe.data.valid == "test"
     )
