@@ -65,6 +65,7 @@ def serve(
         batch=batch, body_seconds=body_seconds,
         pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
     )  # fmt: skip
+    console.say(f"loading   {model}")
     classifier = load_model(fastest_model(model, device, code, console), device, code)
     folder = classifier.path.parent
     original = None

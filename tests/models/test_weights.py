@@ -307,7 +307,11 @@ def test_import_refuses_what_is_something_else(published: tuple[Published, Path]
     refused("SHA-256 begins with .* cut short or altered", altered)
     other = tmp_path / "other.safetensors"
     save_file(trained("resnet32"), other)
-    refused("unknown: layer1.3.bn1.bias", other)
+    refused("unknown: layer1.3.bn1.bias.*; they fit resnet32$", other)
+    save_file({"a": torch.zeros(2)}, other)
+    refused(r"has no fc\.weight", other)
+    save_file({"a": torch.zeros(2), "fc.weight": torch.zeros(1000, 64)}, other)
+    refused(r"missing: .*; unknown: a$", other)
     save_file(trained(classes=5), other)
     refused("1000 classes", other)
     save_file(trained(), other, metadata={"arch": "resnet32"})
@@ -316,6 +320,12 @@ def test_import_refuses_what_is_something_else(published: tuple[Published, Path]
     refused("says mean", other)
     with pytest.raises(UserError, match=r"unknown weights 'resnet20-tset' \(did you mean"):
         weights.import_file("resnet20-tset", path)
+
+
+def test_published_bytes_under_another_name(published: tuple[Published, Path]) -> None:
+    with pytest.raises(UserError, match=rf"holds {NAME}, to the byte; linnaeus weights import {NAME} "):
+        weights.import_file("resnet18-torchvision-v1", published[1])
+    assert not weights.folder().exists() or not list(weights.folder().iterdir())
 
 
 def test_a_wrong_hash_is_deleted_and_named(published: tuple[Published, Path]) -> None:

@@ -76,7 +76,7 @@ def _open(
 def _with_groups(table: Table, group: str | None) -> Table:
     if group is not None and table.groups is None:
         raise UserError(
-            f"{table.source}: split.groups = {group!r} names a column, and only a CSV has columns; "
+            f"{table.source}: data.split.groups = {group!r} names a column, and only a CSV has columns; "
             'write one, or use "near-duplicates"'
         )
     return table

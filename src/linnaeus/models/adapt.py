@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
-from linnaeus.models import arguments_of
+from linnaeus.models import MODELS, arguments_of, create
 from linnaeus.models.network import Network
 from linnaeus.models.published import HALF, IMAGENET_MEAN, IMAGENET_STD, Published
 
@@ -239,4 +239,25 @@ def refuse_differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor],
         if names
     ]
     if problems:
-        raise UserError(f"{source}: these weights do not fit the network: {'; '.join(problems)}")
+        other = fitting(tensors)
+        hint = f"; they fit {other}" if other else ""
+        raise UserError(f"{source}: these weights do not fit the network: {'; '.join(problems)}{hint}")
+
+
+def fitting(tensors: Mapping[str, Tensor]) -> str:
+    """The first model whose tensors have these names and shapes, whatever its head; "" where none has."""
+
+    def shapes(found: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        skipped = ("fc.", *AUXILIARY)
+        return {
+            name: tensor.shape
+            for name, tensor in found.items()
+            if not name.startswith(skipped) and not name.endswith(".num_batches_tracked")
+        }
+
+    own = shapes(tensors)
+    for model in MODELS:
+        with torch.device("meta"):  # the shapes without the work
+            if shapes(create(model, classes=2).state_dict()) == own:
+                return model
+    return ""

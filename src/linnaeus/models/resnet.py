@@ -65,10 +65,11 @@ class Bottleneck(nn.Module):
     The costly 3x3 sees a quarter of the channels, so a block of three layers costs what a basic block of two does:
     that is what makes 152 layers affordable.
 
-    `stride_in` says which convolution of a downsampling block takes the stride. The paper has it in the first "1x1",
-    which throws three quarters of the positions away unseen; torchvision has it in the "3x3", which looks at all of
-    them. The tensors have the same shapes either way, so weights trained for the one load into the other without an
-    error and lose 10 points of accuracy: the choice belongs to the weights.
+    `stride_in` says which convolution of a downsampling block takes the stride. The paper does not (table 1 names the
+    block alone); its authors' own models have it in the first "1x1", which throws three quarters of the positions away
+    unseen, and torchvision in the "3x3", which looks at all of them. The tensors have the same shapes either way, so
+    weights trained for the one load into the other without an error and lose 10 points of accuracy: the choice belongs
+    to the weights.
     """
 
     expansion = 4

@@ -162,6 +162,9 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
                 f"{path}: its SHA-256 begins with {digest[:8]}, that of {name} with {published.sha256[:8]}: "
                 "cut short or altered; fetch it again"
             )
+        other = next((each.name for each in PUBLISHED.values() if each.sha256 and digest.startswith(each.sha256)), None)
+        if other is not None:
+            raise UserError(f"{path}: holds {other}, to the byte; linnaeus weights import {other} {path}")
         check_content(published, path)
         target = folder() / f"{name}{'.safetensors' if path.suffix == '.safetensors' else '.pth'}"
         notes.append(f"not the published bytes (SHA-256 {digest[:8]}…), but every tensor fits: taken on your word")

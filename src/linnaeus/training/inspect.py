@@ -38,8 +38,8 @@ def group_copies(table: Table, console: Console) -> Table:
     """`table` with copies of one picture as groups, joined to the groups that it has: none is divided by a split."""
     if table.paths is None:
         raise UserError(
-            f'{table.source}: split.groups = "{NEAR_DUPLICATES}" looks for copies among files, and this source holds '
-            "arrays; leave it out"
+            f'{table.source}: data.split.groups = "{NEAR_DUPLICATES}" looks for copies among files, and this source '
+            "holds arrays; leave it out"
         )
     numbers = near_duplicates(table, console=console).groups()  # scenes too: what is trained on one shows in the other
     given = table.groups or ("",) * len(table)

@@ -76,8 +76,8 @@ def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
     split = recipe.data.split
     if split.groups and not (table.split == "").any() and (len(table.where("valid")) or recipe.data.valid == "test"):
         raise UserError(
-            f"{table.source}: split.groups = {split.groups!r} has nothing to divide, since the source comes with its "
-            "own parts; leave it out, or give the pictures as one folder or CSV without parts"
+            f"{table.source}: data.split.groups = {split.groups!r} has nothing to divide, since the source comes with "
+            "its own parts; leave it out, or give the pictures as one folder or CSV without parts"
         )
     if split.groups == NEAR_DUPLICATES:
         table = group_copies(table, console)
