@@ -16,12 +16,18 @@ from linnaeus.console import Console, counted
 @click.option(
     "--size", default=0, type=click.IntRange(0), help="Pixels of the picture's side.  [default: 224, or what suits]"
 )
-@click.option("--classes", default=1000, show_default=True, type=click.IntRange(1), help="Outputs of the head.")
-@click.option("--channels", default=3, show_default=True, type=click.IntRange(1), help="1 gray, 3 color.")
+@click.option("--classes", type=click.IntRange(1), help="Outputs of the head.  [default: as the list has it]")
+@click.option("--channels", type=click.IntRange(1), help="1 gray, 3 color.  [default: as the list has it]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An argument of the network: stem=small.")
 @verbosity
 def models(
-    name: str | None, size: int, classes: int, channels: int, settings: tuple[str, ...], quiet: bool, verbose: bool
+    name: str | None,
+    size: int,
+    classes: int | None,
+    channels: int | None,
+    settings: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """List the networks; or show one, layer by layer, with shapes, parameters and multiply-adds.
 
@@ -30,14 +36,19 @@ def models(
     floor((side + 2 * padding - k) / stride) + 1.
     """
     from linnaeus.models import create
-    from linnaeus.models.layers import layer_table, render, summary
+    from linnaeus.models.layers import KNOWN, layer_table, render, summary, totals
     from linnaeus.recipe import parse_setting
 
     if name is None:
         click.echo(summary())
         return
-    network = create(name, classes, channels, **dict(map(parse_setting, settings)))
-    click.echo(render(layer_table(network, size or None, channels)))
+    usual = KNOWN.get(name, (1000, 3))  # an unknown name is told by create()
+    network = create(name, classes or usual[0], channels or usual[1], **dict(map(parse_setting, settings)))
+    table = layer_table(network, size or None)
+    click.echo(render(table))
+    apart = sum(p.numel() for p in network.parameters()) - totals(table)[0]
+    if apart:
+        click.echo(f"and {apart:,} parameters of auxiliary heads, which train and do not answer")
 
 
 @click.command()
