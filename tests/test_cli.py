@@ -315,6 +315,13 @@ def test_the_grid_is_drawn(here: Path, say):
 def test_models_and_recipes_are_listed(say):
     assert "resnet50" in say("models").out
     assert "25,557,032" in say("models", "resnet50").out.replace(" ", "")
+    assert say("models", "resnet20").out.splitlines()[-2].split() == [
+        "total",
+        "269,722",
+        "40,551,040",
+    ]  # for 10 classes
+    assert "auxiliary" not in say("models", "inception_v1").out
+    assert "and 6,379,984 parameters of auxiliary heads" in say("models", "inception_v1", "--set", "aux=true").out
     assert "digits" in say("recipes").out
     assert say("recipes", "digits").out == linnaeus.recipe.recipe_text("digits")[1]
 
