@@ -21,14 +21,9 @@ from linnaeus.console import Console, counted
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An argument of the network: stem=small.")
 @verbosity
 def models(
-    name: str | None,
-    size: int,
-    classes: int | None,
-    channels: int | None,
-    settings: tuple[str, ...],
-    quiet: bool,
+    name: str | None, size: int, classes: int | None, channels: int | None, settings: tuple[str, ...], quiet: bool,
     verbose: bool,
-) -> None:
+) -> None:  # fmt: skip
     """List the networks; or show one, layer by layer, with shapes, parameters and multiply-adds.
 
     A convolution from c_in to c_out channels with a k x k kernel, in g groups, giving H x W outputs, has
