@@ -228,6 +228,15 @@ def test_a_run_without_test_says_on_what_it_is_measured(tmp_path: Path):
     assert "stopped before its end" in page
 
 
+def test_groups_are_told_beside_the_pictures(run: Path):
+    assert " groups " not in page_of(run)
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics["test"]["groups"] = 5
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    assert "test pictures</b> of 5 groups in " in page_of(run)
+
+
 def test_leaks_are_told_before_the_figures(run: Path):
     path = run / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
