@@ -89,8 +89,8 @@ class Figures:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Figures:
         """What `to_dict` gave, perhaps among others, as JSON gives it back."""
-        values = {field.name: found[field.name] for field in fields(cls) if field.name in found}
-        return cls(**{**values, "accuracy_ci95": tuple(values["accuracy_ci95"])})
+        values = {field.name: found[field.name] for field in fields(cls) if field.name != "groups"}
+        return cls(**{**values, "accuracy_ci95": tuple(values["accuracy_ci95"]), "groups": found.get("groups")})
 
     def __str__(self) -> str:
         low, high = self.accuracy_ci95

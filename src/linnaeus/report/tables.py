@@ -139,8 +139,9 @@ def _doing(threshold: float, here: Point, n: int) -> str:
 def _none(found: Abstention, name: str) -> str:
     if name == "estimated":
         return "none: even the surest answers are wrong more often"
-    few = f", and there were {found.rule.n}" if found.rule.n < smallest(found.rule.error) else ""
-    return f"none: {found.rule.unpromised}{few}"
+    rule = found.rule
+    few = f", and there were {rule.n}" if rule.n < smallest(rule.error) and not rule.grouped else ""
+    return f"none: {rule.unpromised}{few}"
 
 
 def views(found: Assessment) -> list[str]:

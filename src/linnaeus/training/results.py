@@ -2,7 +2,8 @@
 
 `metrics.json` is one object:
 
-    valid, test     figures of a split: n, correct, accuracy, accuracy_ci95, loss, top5 and more, from the saved model
+    valid, test     figures of a split: n, correct, accuracy, accuracy_ci95, loss, top5 and more, from the saved model;
+                    groups, where the pictures come in some
     calibration     the temperature, and from which probability on the model answers
     source          path and kind of what was trained on
     selected_on     the split that chose the best epoch
