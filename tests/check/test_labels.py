@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,25 @@ def test_flipped_labels_stand_first():
     i = first[0]
     assert found[0].classes[0] == str(labels[i])
     assert f"labelled {labels[i]}" in found[0].detail
+
+
+def test_a_patient_does_not_vouch_for_himself():
+    """All five pictures of three patients bear a wrong label, and look more like each other than like their class."""
+    generator = np.random.default_rng(0)
+    patients = np.repeat(np.arange(40), 5)
+    true = patients % 2
+    vectors = 1.5 * generator.normal(size=(2, 60))[true] + 2 * generator.normal(size=(40, 60))[patients]
+    vectors = (vectors + 0.1 * generator.normal(size=(200, 60))).astype(np.float32)
+    wrong = np.isin(patients, [4, 15, 22])
+    table = table_of(np.where(wrong, 1 - true, true), 2)
+
+    def found(table: Table) -> set[int]:
+        every = suspicious_labels(table, Vectors(vectors, np.arange(200), "made up"))
+        return {int(finding.paths[0].removesuffix(".jpg")) for finding in every}
+
+    grouped = replace(table, groups=tuple(map(str, patients)))
+    assert not found(table) & set(np.flatnonzero(wrong).tolist())
+    assert set(np.flatnonzero(wrong).tolist()) <= found(grouped)
 
 
 def test_clean_labels_give_few_findings():

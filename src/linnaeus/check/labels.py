@@ -1,6 +1,7 @@
 """Labels that are probably wrong: confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068).
 
-A head is fitted by cross-validation, so that each picture is judged by a head that has not seen it. A class's threshold
+A head is fitted by cross-validation, so that each picture is judged by a head that has not seen it, nor any of its
+group, whose label is wrong with it: a patient's pictures would vouch for each other. A class's threshold
 is the mean probability of that class over the pictures that bear its label; a picture that passes the threshold of
 another class, and of no more probable one, counts as that other class with confidence (section 3.1, equations 1 and 2).
 """
@@ -64,7 +65,7 @@ def suspicious_labels(table: Table, vectors: Vectors) -> list[Finding]:
     """Pictures that look like another class than their label says, the most suspicious first.
 
     A warning where confident learning counts the label as wrong; information where the other class is only more
-    probable. Classes with a single picture are left out.
+    probable. Classes with a single picture are left out, and those of a single group are never suspicious.
     """
     labels = table.labels[vectors.indices]
     counts = np.bincount(labels, minlength=len(table.classes))
@@ -73,7 +74,8 @@ def suspicious_labels(table: Table, vectors: Vectors) -> list[Finding]:
     if len(present) < 2:
         return []
     compact = np.searchsorted(present, labels[judged])
-    head = fit_head(torch.from_numpy(vectors.values[judged]), compact, len(present))
+    groups = table.group_numbers(vectors.indices[judged])
+    head = fit_head(torch.from_numpy(vectors.values[judged]), compact, len(present), groups=groups)
     found = suspect(compact, head.probabilities)
     findings = []
     for k in found.ranking.tolist():
