@@ -95,6 +95,7 @@ def train(
 @click.option("--json", "json_file", metavar="FILE", help="Write all findings there.")
 @click.option("--gallery", metavar="FILE.html", help="Write a page that shows them side by side.")
 @click.option("--weights", metavar="NAME|none", help="Weights that compare pictures.  [default: ImageNet's, at hand]")
+@click.option("--groups", metavar="COLUMN", help="Of a CSV: which pictures belong together.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @verbosity
 def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:

@@ -9,6 +9,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from scenes import COPIES, scene, write_scenes
 
 from linnaeus.check import gallery
 from linnaeus.check.findings import Finding
-from linnaeus.check.run import check, check_table, leaks, near_duplicates
+from linnaeus.check.run import Checked, check, check_table, leaks, near_duplicates
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -98,6 +99,26 @@ def test_nothing_wrong_is_status_0(say, tmp_path: Path):
     assert said.status == 0
     assert "nothing found" in said.out
     assert say("check", tmp_path / "good", "-q").out == ""
+
+
+def test_groups_are_a_column(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_scenes(tmp_path, ("oak", "pine"), each=6)
+    rows = [f"{label}/{i}.jpg,{label},{label}{i // 2}" for label in ("oak", "pine") for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,tree", *rows]))
+    seen: list[Table] = []
+
+    def checked(table: Table, **more: Any) -> Checked:
+        seen.append(table)
+        return check_table(table, **{**more, "weights": "none"})
+
+    monkeypatch.setattr("linnaeus.check.run.check_table", checked)
+    said = say("check", tmp_path / "t.csv", "--groups", "tree")
+    assert said.status == 0, said.err
+    assert seen[0].groups == tuple(row.rpartition(",")[2] for row in rows)
+    said = say("check", tmp_path / "t.csv")
+    assert "the column 'tree' repeats" in said.out
+    said = say("check", tmp_path / "t.csv", "--groups", "shrub")
+    assert (said.status, "no column 'shrub'" in said.err) == (2, True)
 
 
 def test_what_is_no_source_is_status_2(say, tmp_path: Path):

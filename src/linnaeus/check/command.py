@@ -17,12 +17,13 @@ VERBOSE = 10  # times as many findings of each kind
 
 
 def run(
-    source: str, console: Console, *, json_file: str | None, gallery: str | None, weights: str | None, device: str
-) -> int:
+    source: str, console: Console, *, json_file: str | None, gallery: str | None, weights: str | None,
+    groups: str | None, device: str,
+) -> int:  # fmt: skip
     """Check `source`, write the files asked for, and print the findings. Returns how many of them are errors."""
     if gallery and Path(gallery).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--gallery {gallery}: must end in .html")
-    checked = check(source, weights=weights, device=device, console=console)
+    checked = check(source, weights=weights, groups=groups, device=device, console=console)
     if json_file:
         write_text(Path(json_file), json.dumps(checked.to_dict(), indent=2, ensure_ascii=False) + "\n")
     if gallery:

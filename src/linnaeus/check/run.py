@@ -59,10 +59,14 @@ class Checked:
 
 
 def check(
-    source: str | Path, *, weights: str | None = None, device: str = "auto", console: Console | None = None
-) -> Checked:
-    """Check what the user points at; `weights` as for `check_table`. Raises UserError where it holds no samples."""
-    table = open_source(source, lenient=True)
+    source: str | Path, *, weights: str | None = None, groups: str | None = None, device: str = "auto",
+    console: Console | None = None,
+) -> Checked:  # fmt: skip
+    """Check what the user points at; `weights` as for `check_table`. Raises UserError where it holds no samples.
+
+    `groups` names the column of a CSV whose values tell which samples belong together.
+    """
+    table = open_source(source, group=groups, lenient=True)
     return check_table(table, weights=weights, device=device, console=console)
 
 
