@@ -38,6 +38,7 @@ LABELS = {
     "gradual": "stage after stage",
 }  # fmt: skip
 COLORS = dict(zip(METHODS, ("#888888", "#3a6ea5", "#2a9d8f", "#b5342c", "#c9a227"), strict=True))
+TICKS = (10, 20, 50, 100, 200, 500)
 CHEAP = ("head", "layer4")
 """What is trained with every seed."""
 
@@ -115,6 +116,8 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], name: Path) -> None:
             row[0].set_ylabel(f"{source}: right, %")
             row[0].legend(frameon=False, fontsize=8)
             row[1].set_xscale("log")
+            row[1].set_xticks(TICKS, [str(tick) for tick in TICKS], minor=False)
+            row[1].minorticks_off()
             row[1].set_xlabel("processor seconds of the run   (larger dots: more pictures)")
 
 
