@@ -65,8 +65,9 @@ def serve(
         batch=batch, body_seconds=body_seconds,
         pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
     )  # fmt: skip
-    console.say(f"loading   {model}")
-    classifier = load_model(fastest_model(model, device, code, console), device, code)
+    chosen = fastest_model(model, device, code, console)
+    console.say(f"loading   {chosen}")
+    classifier = load_model(chosen, device, code)
     folder = classifier.path.parent
     original = None
     if Path(model).is_dir() and classifier.path.name != MODEL:  # an export of this very model
