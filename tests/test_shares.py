@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from linnaeus.bootstrap import draw
+from linnaeus.bootstrap import draw, percentiles
 from linnaeus.evaluate import Outputs, figures
 from linnaeus.measure import Measures, measure
 from linnaeus.shares import interval, student, wilson
@@ -92,6 +92,16 @@ def answers(copies: int) -> Outputs:
     logits[np.arange(80), labels] += 1.5
     groups = np.repeat(np.arange(80), copies) if copies > 1 else None
     return Outputs(np.repeat(labels, copies), np.repeat(logits, copies, axis=0).astype(np.float32), groups)
+
+
+def test_few_groups_are_given_wider_intervals():
+    values = np.random.default_rng(0).normal(size=1_000)
+    plain, many, few = percentiles(values), percentiles(values, 2_000), percentiles(values, 6)
+    assert plain is not None
+    assert many == pytest.approx(plain, abs=0.02)
+    assert few is not None
+    assert np.ptp(few) > 1.3 * np.ptp(plain)
+    assert percentiles(values, 2) == (values.min(), values.max())
 
 
 def widths(found: Measures) -> dict[str, float]:
