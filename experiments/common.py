@@ -21,6 +21,7 @@ import linnaeus
 from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.recipe import Recipe
+from linnaeus.shares import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -63,6 +64,13 @@ def history(folder: Path) -> dict[str, list[float]]:
     with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows if row[name] != ""] for name in rows[0] if name != "parts"}
+
+
+def last_epoch(runs: list[Path]) -> tuple[list[float], int, list[float]]:
+    """(% right on validation after the last epoch of each run, of how many, 95 % interval of the first run's in %)."""
+    shares = [history(run)["valid_accuracy"][-1] for run in runs]
+    n = metrics(runs[0])["valid"]["n"]
+    return [100 * share for share in shares], n, [round(100 * end, 1) for end in wilson(round(shares[0] * n), n)]
 
 
 def metrics(folder: Path) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import RESULTS, SHARED, history, metrics, panels, seconds, trained, write
+from common import RESULTS, SHARED, history, last_epoch, panels, seconds, trained, write
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from linnaeus.models import create
 from linnaeus.models.layers import layer_table
-from linnaeus.shares import wilson
 
 TABLE_1 = {  # channels in, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, side
     "3a": (192, 64, 96, 128, 16, 32, 32, 28),
@@ -140,12 +139,9 @@ def main() -> None:
             runs[aux].append(trained(args.data, recipe(aux, args.epochs, args.size, seed), folder))
     outcome = {}
     for aux, folders in runs.items() if args.seeds else ():
-        n = metrics(folders[0])["valid"]["n"]
-        last = [history(folder)["valid_accuracy"][-1] for folder in folders]
-        low, high = wilson(round(last[0] * n), n)
+        each, n, interval = last_epoch(folders)
         outcome["with" if aux else "without"] = {
-            "accuracy": [round(100 * a, 1) for a in last], "n": n,
-            "interval": [round(100 * low, 1), round(100 * high, 1)],
+            "accuracy": [round(a, 1) for a in each], "n": n, "interval": interval,
             "loss": [history(folder)["valid_loss"][-1] for folder in folders],
             "cpu": round(mean(seconds(folder)["cpu"] for folder in folders)),
         }  # fmt: skip

@@ -20,11 +20,10 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from common import RESULTS, SHARED, history, metrics, panels, seconds, trained, write
+from common import RESULTS, SHARED, last_epoch, panels, seconds, trained, write
 
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.shares import wilson
 
 SIZE = 112
 COUNTS = (1, 2, 5, 10, 0)
@@ -90,12 +89,9 @@ def few(data: Path, count: int, seed: int) -> Table:
 
 def outcome(runs: list[Path]) -> dict[str, Any]:
     """Mean accuracy over the seeds after the last epoch, the interval of the first, and seconds of the processor."""
-    n = metrics(runs[0])["valid"]["n"]
-    shares = [history(run)["valid_accuracy"][-1] for run in runs]
-    low, high = wilson(round(shares[0] * n), n)
+    each, n, interval = last_epoch(runs)
     return {
-        "accuracy": round(100 * mean(shares), 2), "each": [round(100 * s, 2) for s in shares], "n": n,
-        "interval": [round(100 * low, 1), round(100 * high, 1)],
+        "accuracy": round(mean(each), 2), "each": [round(a, 2) for a in each], "n": n, "interval": interval,
         "seconds": round(mean(seconds(run)["cpu"] for run in runs), 1),
     }  # fmt: skip
 

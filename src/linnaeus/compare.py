@@ -16,6 +16,7 @@ import numpy as np
 from linnaeus.calibrate import calibration_error
 from linnaeus.console import duration
 from linnaeus.data.names import listed
+from linnaeus.data.table import group_numbers
 from linnaeus.errors import UserError
 from linnaeus.paired import Paired, holm
 from linnaeus.report.tables import align, shorten
@@ -206,12 +207,9 @@ def _shared(told: list[Told], split: str) -> tuple[list[str], list[str]]:
 
 
 def _groups(told: list[Told], shared: list[str]) -> np.ndarray | None:
-    """(n,) int64: the groups that the first run with any tells of; None where no run does."""
-    named = next((each.groups for each in told if each.groups), None)
-    if named is None:
-        return None
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(named.get(sample, f"alone: {sample}"), len(numbers)) for sample in shared])
+    """(n,) int64: the groups that the first run with any tells of; None where none of the pictures share one."""
+    named: dict[str, str] = next((each.groups for each in told if each.groups), {})
+    return group_numbers([named.get(sample, "") for sample in shared])
 
 
 def _row(told: Told, answers: list[tuple[str, str, float, float]], right: np.ndarray, groups: np.ndarray | None) -> Row:

@@ -46,6 +46,11 @@ class Outputs:
         return replace(self, labels=self.labels[chosen], logits=self.logits[chosen], groups=groups)
 
     @property
+    def group_count(self) -> int | None:
+        """How many groups there are, each picture without one among them; None where there are none."""
+        return None if self.groups is None else len(np.unique(self.groups))
+
+    @property
     def predicted(self) -> np.ndarray:
         """(n,) int64; of equal logits the first."""
         return self.logits.argmax(1)
@@ -173,9 +178,8 @@ def figures(outputs: Outputs) -> Figures:
     support = np.bincount(labels, minlength=k)
     recall = np.bincount(labels[right], minlength=k)[support > 0] / support[support > 0]
     correct = int(right.sum())
-    groups = None if outputs.groups is None else len(np.unique(outputs.groups))
-    within = interval(right, outputs.groups)
-    return Figures(n, correct, correct / n, within, top5, float(recall.mean()), float(outputs.losses.mean()), groups)
+    within, loss = interval(right, outputs.groups), float(outputs.losses.mean())
+    return Figures(n, correct, correct / n, within, top5, float(recall.mean()), loss, outputs.group_count)
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

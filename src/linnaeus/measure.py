@@ -156,7 +156,7 @@ def measure(outputs: Outputs, seed: int = 0) -> Measures:
     return Measures(
         n, sum(correct), whole, tuple(map(of_class, range(k))), matrix,
         spread.ece_by_chance, spread.resamples, spread.ranking_resamples,
-        None if groups is None else len(np.unique(groups)),
+        outputs.group_count,
     )  # fmt: skip
 
 

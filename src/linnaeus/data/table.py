@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -132,11 +133,8 @@ class Table:
 
     def group_numbers(self, indices: np.ndarray) -> np.ndarray | None:
         """(k,) int64, equal for samples of one group; None where there are no groups of two or more among them."""
-        if self.groups is None:
-            return None
-        first: dict[str, int] = {}
-        numbers = [first.setdefault(self.groups[i], i) if self.groups[i] else i for i in indices.tolist()]
-        return np.array(numbers, np.int64) if len(set(numbers)) < len(numbers) else None
+        numbers = None if self.groups is None else group_numbers([self.groups[i] for i in indices.tolist()])
+        return None if numbers is None else indices[numbers]
 
     @property
     def offer(self) -> str:
@@ -197,6 +195,13 @@ class Table:
             for i in range(0, len(self.images), 4096):  # in pieces: a selection need not be contiguous
                 digest.update(np.ascontiguousarray(self.images[i : i + 4096]).data)
         return digest.hexdigest()
+
+
+def group_numbers(names: Sequence[str]) -> np.ndarray | None:
+    """(n,) int64: of each sample the first of its group, itself where its group is ""; None where none is shared."""
+    first: dict[str, int] = {}
+    numbers = [first.setdefault(name, i) if name else i for i, name in enumerate(names)]
+    return np.array(numbers, np.int64) if len(set(numbers)) < len(numbers) else None
 
 
 def file_size(path: str) -> int:

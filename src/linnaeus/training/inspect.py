@@ -43,8 +43,8 @@ def group_copies(table: Table, console: Console) -> Table:
         )
     numbers = near_duplicates(table, console=console).groups()  # scenes too: what is trained on one shows in the other
     given = table.groups or ("",) * len(table)
-    first = {name: i for i, name in reversed([*enumerate(given)])}
-    alike = [(first[name], i) for i, name in enumerate(given) if name]
+    own = table.group_numbers(np.arange(len(table)))
+    alike = [] if own is None else [*enumerate(own.tolist())]
     together = joined(len(table), np.array([*enumerate(numbers.tolist()), *alike]))
     sizes = np.bincount(together)
     return replace(
