@@ -25,12 +25,12 @@ from plain import SHARED, WEIGHTS, epoch, loaders, machine
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table, split_table
+from linnaeus.distributed.engine import Engine
+from linnaeus.metrics.intervals import wilson
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
-from linnaeus.shares import wilson
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
-from linnaeus.training.engine import Engine
 from linnaeus.training.optim import build_optimizer, freeze, training_stages
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import load_samples, preprocessing_of

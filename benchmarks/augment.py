@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from linnaeus.data.augment import Augmentation
+from linnaeus.augment.pipeline import Augmentation
 from linnaeus.recipe import Augment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -26,8 +26,8 @@ from linnaeus.check.look import Looks, look
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.embed import Vectors, embed, usual_weights
 from linnaeus.stores import default_cache
+from linnaeus.stores.embeddings import Vectors, embed, usual_weights
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"
 QUALITY = 92  # of a copy's JPEG, where nothing else is said

@@ -24,13 +24,13 @@ from plain import SHARED, WEIGHTS, epoch, loaders, machine
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table, split_table
-from linnaeus.heap import steady_heap
+from linnaeus.distributed.engine import Engine
+from linnaeus.malloc import steady_heap
 from linnaeus.models import Network
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen, Samples
-from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above
 from linnaeus.training.optim import build_optimizer, freeze, train_mode, training_stages
 from linnaeus.training.prepare import load_samples, preprocessing_of

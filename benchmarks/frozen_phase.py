@@ -24,11 +24,11 @@ from plain import SHARED, WEIGHTS, epoch, loaders, machine, some
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table, split_table
+from linnaeus.distributed.engine import Engine
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import TRIED, Frozen
-from linnaeus.training.engine import Engine
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import load_samples, preprocessing_of
 from linnaeus.training.streams import Streams

@@ -25,15 +25,16 @@ import torch
 from plain import SHARED, machine
 from torch import Tensor
 
-from linnaeus.evaluate import Outputs, figures
 from linnaeus.export.assemble import assemble
+from linnaeus.inference.classifier import load
+from linnaeus.inference.runners import OnnxRunner
+from linnaeus.metrics.figures import figures
+from linnaeus.metrics.mcnemar import Paired
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network, create
 from linnaeus.models.graph import fuse, onnx_graph, session
 from linnaeus.models.quantize import quantize
-from linnaeus.paired import Paired
-from linnaeus.predict import load
 from linnaeus.preprocess import Preprocessing
-from linnaeus.runners import OnnxRunner
 
 Way = Callable[[Tensor], np.ndarray]
 """(N, size, size, 3) uint8 -> logits."""

@@ -20,9 +20,9 @@ import torch
 from linnaeus.check.labels import suspect
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
-from linnaeus.embed import embed, usual_weights
-from linnaeus.head import fit_head
+from linnaeus.models.linear_probe import fit_head
 from linnaeus.stores import default_cache
+from linnaeus.stores.embeddings import embed, usual_weights
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"
 

@@ -23,8 +23,8 @@ import torch
 from plain import SHARED, machine
 
 import linnaeus
-from linnaeus.images import expand
-from linnaeus.predict import BATCH
+from linnaeus.inference.classifier import BATCH
+from linnaeus.inference.inputs import expand
 
 
 def decode(classifier: linnaeus.Classifier, paths: list[str]) -> float:

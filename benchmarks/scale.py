@@ -33,7 +33,7 @@ from several import several
 
 import linnaeus
 from linnaeus.console import Console
-from linnaeus.training.engine import Engine, hardware
+from linnaeus.distributed.engine import Engine, hardware
 
 TURNS = 3
 NETWORK = {"name": "mini_resnet", "arguments": {"widths": [16, 32, 64]}}

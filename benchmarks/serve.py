@@ -36,9 +36,9 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.cli_common import fastest_model, load_model
+from linnaeus.cli.options import fastest_model, load_model
 from linnaeus.console import Console
-from linnaeus.predict import Classifier
+from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table, split_table
-from linnaeus.heap import steady_heap
+from linnaeus.distributed.engine import Engine
+from linnaeus.malloc import steady_heap
 from linnaeus.models import create
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
-from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above
 from linnaeus.training.optim import build_optimizer, train_mode
 from linnaeus.training.prepare import load_samples, preprocessing_of

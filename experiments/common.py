@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 import linnaeus
 from linnaeus.console import Console
 from linnaeus.data.table import Table
+from linnaeus.metrics.intervals import wilson
 from linnaeus.recipe import Recipe
-from linnaeus.shares import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

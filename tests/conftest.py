@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from linnaeus import cli
+from linnaeus.cli import main as cli
 
 # Several test processes share the cores: one thread each, set before torch or numpy start their pools.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -19,7 +19,7 @@ from conftest import SHARED
 from docblocks import COMPARED, ROOT, RUN, SHOWN_ONLY, Block, blocks, commands, console, excerpt_of, name, pages, same
 from PIL import Image
 
-from linnaeus.cli import cli
+from linnaeus.cli.main import cli
 from linnaeus.recipe import Recipe
 
 PAGES = pages()

@@ -16,7 +16,7 @@ import pytest
 from docblocks import ROOT, name, pages
 
 import linnaeus
-from linnaeus.cli import cli
+from linnaeus.cli.main import cli
 from linnaeus.recipe import spec
 
 sys.path.insert(0, str(ROOT / "docs" / "hooks"))

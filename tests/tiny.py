@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from linnaeus.data.batches import Batch, Batches
-from linnaeus.modelfile import ModelFile, write_model
+from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase

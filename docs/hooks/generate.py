@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import linnaeus
-from linnaeus.cli import cli
+from linnaeus.cli.main import cli
 from linnaeus.recipe import spec
 
 NOTE = "<!-- made by docs/hooks/generate.py -->\n\n"

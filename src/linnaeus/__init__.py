@@ -8,13 +8,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from linnaeus._version import __version__
+
 if TYPE_CHECKING:
     from linnaeus.errors import JobError as JobError
     from linnaeus.errors import UserError as UserError
+    from linnaeus.inference.classifier import Classifier as Classifier
+    from linnaeus.inference.classifier import Prediction as Prediction
+    from linnaeus.inference.classifier import load as load
     from linnaeus.models import create as create
-    from linnaeus.predict import Classifier as Classifier
-    from linnaeus.predict import Prediction as Prediction
-    from linnaeus.predict import load as load
     from linnaeus.preprocess import Preprocessing as Preprocessing
     from linnaeus.preprocess import denormalise as denormalise
     from linnaeus.recipe import Recipe as Recipe
@@ -24,12 +26,11 @@ if TYPE_CHECKING:
     from linnaeus.training.run import Run as Run
     from linnaeus.training.run import train as train
 
-__version__ = "0.1.0"
 
 _HOMES = {
-    "Classifier": "linnaeus.predict",
+    "Classifier": "linnaeus.inference.classifier",
     "JobError": "linnaeus.errors",
-    "Prediction": "linnaeus.predict",
+    "Prediction": "linnaeus.inference.classifier",
     "Preprocessing": "linnaeus.preprocess",
     "Recipe": "linnaeus.recipe",
     "Run": "linnaeus.training.run",
@@ -37,7 +38,7 @@ _HOMES = {
     "UserError": "linnaeus.errors",
     "create": "linnaeus.models",
     "denormalise": "linnaeus.preprocess",
-    "load": "linnaeus.predict",
+    "load": "linnaeus.inference.classifier",
     "load_recipe": "linnaeus.recipe",
     "sweep": "linnaeus.sweeps.run",
     "train": "linnaeus.training.run",

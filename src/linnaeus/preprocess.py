@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.data.augment import center_crop
+from linnaeus.augment.pipeline import center_crop
 from linnaeus.data.decode import RowSpec, load_row
 from linnaeus.errors import UserError
 

@@ -29,7 +29,7 @@ from linnaeus.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from linnaeus.predict import Classifier, Prediction
+    from linnaeus.inference.classifier import Classifier, Prediction
     from linnaeus.recipe import Recipe
 
 Pictures = Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
@@ -116,7 +116,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return None if self.model is None or isinstance(self.model, str) else copy.deepcopy(self.model)
 
     def _loaded(self) -> Classifier:
-        from linnaeus.predict import load
+        from linnaeus.inference.classifier import load
 
         if self._classifier is None:
             with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:

@@ -24,10 +24,10 @@ from linnaeus.check.run import Checked, check, check_table, leaks, near_duplicat
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.embed import embed, usual_weights
 from linnaeus.models import create
 from linnaeus.models.weights import folder, remember, sha256_of
 from linnaeus.stores import default_cache
+from linnaeus.stores.embeddings import embed, usual_weights
 
 WEIGHTS = "resnet18-torchvision-v1"
 

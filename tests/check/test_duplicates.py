@@ -15,7 +15,7 @@ from linnaeus.check.duplicates import COPY, EXACT, SCENE, Duplicates, find_dupli
 from linnaeus.check.look import look
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.embed import Vectors
+from linnaeus.stores.embeddings import Vectors
 
 
 def opened(folder: Path) -> tuple[Table, Duplicates]:

@@ -9,7 +9,7 @@ import pytest
 
 from linnaeus.check.labels import confident_joint, suspect, suspicious_labels
 from linnaeus.data.table import Table
-from linnaeus.embed import Vectors
+from linnaeus.stores.embeddings import Vectors
 
 
 def blobs(n: int, classes: int, seed: int = 0, flipped: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,12 +20,12 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.export import files, gate, int8
 from linnaeus.export import run as run_module
 from linnaeus.export.run import Gate, export_onnx
-from linnaeus.fastest import EXPORTS, fastest
-from linnaeus.images import expand
-from linnaeus.modelfile import ModelFile, read_header, read_model, write_model
+from linnaeus.inference.classifier import Classifier, load
+from linnaeus.inference.inputs import expand
+from linnaeus.modelfile.exports import EXPORTS, fastest
+from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES, file_digest
+from linnaeus.modelfile.safetensors import ModelFile, read_header, read_model, write_model
 from linnaeus.models import Network, create, wrap
-from linnaeus.onnxfile import INPUT, LOGITS, PROBABILITIES, file_digest
-from linnaeus.predict import Classifier, load
 from linnaeus.preprocess import Preprocessing
 
 onnx = pytest.importorskip("onnx")

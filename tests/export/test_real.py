@@ -15,11 +15,11 @@ from PIL import Image
 from linnaeus.console import Console
 from linnaeus.export import int8
 from linnaeus.export.run import export_onnx
-from linnaeus.images import expand
-from linnaeus.modelfile import ModelFile, write_model
+from linnaeus.inference.classifier import load
+from linnaeus.inference.inputs import expand
+from linnaeus.modelfile.onnx import INPUT, PROBABILITIES
+from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models.weights import load_weights
-from linnaeus.onnxfile import INPUT, PROBABILITIES
-from linnaeus.predict import load
 from linnaeus.preprocess import Preprocessing
 
 ort = pytest.importorskip("onnxruntime")

@@ -14,9 +14,9 @@ from tiny import write_tiny_model
 
 from linnaeus.errors import UserError
 from linnaeus.export.torchvision import export_torchvision, torchvision_call
-from linnaeus.modelfile import ModelFile, write_model
+from linnaeus.inference.classifier import load
+from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import create, wrap
-from linnaeus.predict import load
 from linnaeus.preprocess import Preprocessing
 
 CLASSES = ("daisy", "rose *red*", "tulip")

@@ -396,8 +396,8 @@ MODEL_KEYS = st.sampled_from(
 
 def check_model(data: bytes, folder: Path) -> None:
     """A model file of any bytes is refused, or predicts."""
-    from linnaeus.modelfile import read_header
-    from linnaeus.predict import load
+    from linnaeus.inference.classifier import load
+    from linnaeus.modelfile.safetensors import read_header
 
     path = folder / "model.safetensors"
     path.write_bytes(data)

@@ -19,9 +19,9 @@ from torch import nn
 
 from linnaeus.console import Console
 from linnaeus.export.run import export_onnx
-from linnaeus.modelfile import ModelFile, write_model
+from linnaeus.inference.classifier import load
+from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import Network, create, wrap
-from linnaeus.predict import load
 from linnaeus.preprocess import Preprocessing
 
 CALIBRATION = {

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.modelfile import ModelFile, write_model
+from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import create, weights
 from linnaeus.models.published import PUBLISHED, Published
 from linnaeus.models.weights import load_weights

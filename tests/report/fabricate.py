@@ -13,12 +13,12 @@ from PIL import Image
 
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.evaluate import Outputs
-from linnaeus.modelfile import ModelFile, versions, write_model
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.modelfile.safetensors import ModelFile, versions, write_model
 from linnaeus.models import create
 from linnaeus.preprocess import Preprocessing
+from linnaeus.runs.folder import Row, RunFolder
 from linnaeus.training.results import Judged
-from linnaeus.training.runfolder import Row, RunFolder
 
 SIDE = 40
 SEEN = Preprocessing(36, 32, channels=3)

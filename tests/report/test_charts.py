@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from linnaeus.report.charts import curves, interval, reliability, risk_coverage
-from linnaeus.report.contents import Row
 from linnaeus.report.matrix import DRAWN_UP_TO, cluster, draw_matrix
 from linnaeus.report.svg import HEIGHT, WIDTH, Axes, short, spread, ticks, whole_ticks
+from linnaeus.runs.history import Row
 
 
 def parts(drawing: Markup, tag: str, style: str = "") -> list[ET.Element]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linnaeus.explain import Explanation
-from linnaeus.neighbors import Neighbor
-from linnaeus.predict import Prediction
+from linnaeus.explain.neighbors import Neighbor
+from linnaeus.explain.saliency import Explanation
+from linnaeus.inference.classifier import Prediction
 from linnaeus.report import explained as sheet_module
 from linnaeus.report.explained import draw_explanation
 from linnaeus.report.fonts import families_for

@@ -20,13 +20,13 @@ from tiny import settings, write_pictures, write_recipe
 from torch import Tensor, nn
 
 import linnaeus
-from linnaeus.cli import cli
+from linnaeus.cli.main import cli
 from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
-from linnaeus.report.contents import read_run
 from linnaeus.report.page import write_report
+from linnaeus.runs.reader import read_run
 
 EVIL = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
 NAMES = ("rose", "玫瑰", EVIL)

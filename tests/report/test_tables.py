@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from linnaeus.assess import Assessment, assess
-from linnaeus.calibrate import Calibration
-from linnaeus.evaluate import Outputs
-from linnaeus.report.tables import NAME, align, render, shorten, width
+from linnaeus.metrics.assessment import Assessment, assess
+from linnaeus.metrics.calibration import Calibration
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.report.tables import NAME, render
+from linnaeus.text import align, shorten, width
 from linnaeus.training.results import Judged
 
 

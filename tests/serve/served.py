@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from tiny import draw, mini, write_tiny_model
 
 from linnaeus.console import Console
-from linnaeus.predict import Classifier, load
+from linnaeus.inference.classifier import Classifier, load
 from linnaeus.serve.app import Settings, make_app
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.run import Server, bind

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from served import OCTETS, client, files, png, until, write_model_with_opinions
 
-from linnaeus.predict import load
+from linnaeus.inference.classifier import load
 from linnaeus.serve.batching import Batcher
 from linnaeus.serve.limits import Limits, RefusedError
 

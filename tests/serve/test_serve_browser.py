@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from served import Threaded, png, write_model_with_opinions
 
-from linnaeus.predict import Classifier, load
+from linnaeus.inference.classifier import Classifier, load
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import words
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from served import Threaded, png, write_model_with_opinions
 
-from linnaeus.predict import load
+from linnaeus.inference.classifier import load
 from linnaeus.serve.limits import Limits
 
 pytestmark = pytest.mark.long

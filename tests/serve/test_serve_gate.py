@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from served import OCTETS, Client, client, error, png, write_model_with_opinions
 
-from linnaeus.predict import Classifier, load
+from linnaeus.inference.classifier import Classifier, load
 from linnaeus.serve.gate import is_loopback
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import choose_language, words

@@ -16,8 +16,8 @@ import pytest
 from served import Process, Threaded, png, until, write_model_with_opinions
 from tiny import write_tiny_model
 
+from linnaeus.inference.classifier import load
 from linnaeus.models import load_module, wrap
-from linnaeus.predict import load
 from linnaeus.serve.connections import make_room
 from linnaeus.serve.limits import Limits
 

@@ -14,10 +14,10 @@ from PIL import Image
 from served import OCTETS, Client, client, error, files, png, until, write_model_with_opinions
 from tiny import write_pictures
 
-from linnaeus import cli_serve
-from linnaeus.calibrate import Calibration
+from linnaeus.cli import serve as cli_serve
 from linnaeus.console import Console
-from linnaeus.predict import Classifier, load
+from linnaeus.inference.classifier import Classifier, load
+from linnaeus.metrics.calibration import Calibration
 from linnaeus.serve.aside import Aside, OverError, comparing
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.service import Service

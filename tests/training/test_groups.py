@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import write_pictures, write_recipe
 
-from linnaeus.shares import wilson
+from linnaeus.metrics.intervals import wilson
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
 

@@ -15,10 +15,10 @@ from tiny import CPU, GRAY, mini, phase, samples, stream
 from torch import nn
 
 from linnaeus.data.batches import Batch
+from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
 from linnaeus.models import Network, create, wrap
 from linnaeus.recipe import Phase
-from linnaeus.training.engine import Engine, seed_step
 from linnaeus.training.loop import Above, Epoch, Step, fit
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.step import Criterion, Stream, Totals

@@ -18,7 +18,7 @@ import pytest
 from killing import train
 from tiny import write_idx, write_pictures, write_recipe, write_tiny_model
 
-from linnaeus.training.lock import LOCK
+from linnaeus.runs.lock import LOCK
 
 pytestmark = pytest.mark.long
 

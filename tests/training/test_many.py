@@ -22,17 +22,17 @@ from torch import nn
 
 import linnaeus
 from linnaeus.data.batches import part_of
+from linnaeus.distributed.engine import Engine
+from linnaeus.distributed.environment import Processes, processes
+from linnaeus.distributed.launch import launch
+from linnaeus.distributed.sync_batchnorm import SyncNorm, synced_norms
 from linnaeus.errors import UserError
-from linnaeus.evaluate import answers
-from linnaeus.launch import launch
+from linnaeus.inference.forward import answers
 from linnaeus.models import Network, wrap
-from linnaeus.processes import Processes, processes
 from linnaeus.training import loop
-from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above, fit
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.step import Stream
-from linnaeus.training.syncnorm import SyncNorm, synced_norms
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 

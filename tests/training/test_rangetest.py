@@ -12,9 +12,9 @@ from tiny import mini, phase, samples, stream, write_idx, write_recipe
 
 import linnaeus
 from linnaeus.console import Console
+from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.recipe import load_recipe
-from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above, fit
 from linnaeus.training.rangetest import STEPS, choose, range_test, smooth
 

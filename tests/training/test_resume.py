@@ -18,12 +18,12 @@ from torch import nn
 
 import linnaeus
 from linnaeus import files
-from linnaeus.modelfile import save_tensors
+from linnaeus.modelfile.safetensors import save_tensors
+from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
 from linnaeus.stores.cache import Cache
 from linnaeus.training import checkpoint, finish, job, loop, phases, run
 from linnaeus.training.identity import Identity
-from linnaeus.training.runfolder import RunFolder
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),

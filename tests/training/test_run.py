@@ -22,13 +22,13 @@ from torch import nn
 import linnaeus
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures
-from linnaeus.images import expand
-from linnaeus.modelfile import read_model
+from linnaeus.inference.inputs import expand
+from linnaeus.metrics.figures import Figures
+from linnaeus.modelfile.safetensors import read_model
+from linnaeus.runs.folder import Row, RunFolder
 from linnaeus.training import finish
 from linnaeus.training.best import Best
 from linnaeus.training.finish import Run
-from linnaeus.training.runfolder import Row, RunFolder
 
 QUIET = Console(quiet=True)
 
@@ -380,7 +380,7 @@ def test_a_network_of_ones_own(idx: Path, tmp_path: Path):
     Image.fromarray(picture).save(tmp_path / "a.png")
     from click.testing import CliRunner
 
-    from linnaeus.cli import cli
+    from linnaeus.cli.main import cli
 
     arguments = ["predict", str(tmp_path / "file"), str(tmp_path / "a.png"), "--model", f"{code}:build"]
     result = CliRunner().invoke(cli, [*arguments, "--format", "jsonl", "--out", str(answers)])

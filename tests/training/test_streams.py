@@ -10,6 +10,7 @@ import torch
 
 from linnaeus.console import Console
 from linnaeus.data.batches import Batches
+from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
@@ -18,7 +19,6 @@ from linnaeus.stores import default_cache
 from linnaeus.stores.cache import Cache
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixelstore import PixelStore
-from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above
 from linnaeus.training.step import Stream
 from linnaeus.training.streams import Streams

@@ -22,13 +22,13 @@ from tiny import draw, settings, write_idx, write_pictures, write_recipe
 from torch import nn
 
 import linnaeus
-from linnaeus import cli
+from linnaeus.cli import main as cli
 from linnaeus.errors import JobError, UserError
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.lock import LOCK
 from linnaeus.stores.cache import Cache
 from linnaeus.training import loop
 from linnaeus.training.checkpoint import Checkpoints, Every
-from linnaeus.training.lock import LOCK
-from linnaeus.training.runfolder import RunFolder
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),

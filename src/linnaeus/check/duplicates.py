@@ -16,7 +16,7 @@ from linnaeus.check.align import ALIKE, STARTS, compare, start_of
 from linnaeus.check.hashing import CROWDED, WINDOWS, near
 from linnaeus.check.look import Looks
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.embed import Vectors
+from linnaeus.stores.embeddings import Vectors
 
 EXACT, COPY, SCENE = 0, 1, 2
 RELATIONS = ("duplicate", "near-duplicate", "same-scene")

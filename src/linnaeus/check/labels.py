@@ -15,8 +15,8 @@ import torch
 
 from linnaeus.check.findings import Finding
 from linnaeus.data.table import Table
-from linnaeus.embed import Vectors
-from linnaeus.head import fit_head
+from linnaeus.models.linear_probe import fit_head
+from linnaeus.stores.embeddings import Vectors
 
 LEAST = 2  # pictures of a class, so that one can be held out
 

@@ -20,8 +20,8 @@ from linnaeus.console import Console
 from linnaeus.data.names import printable
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.embed import Vectors, embed, usual_weights
 from linnaeus.stores import default_cache
+from linnaeus.stores.embeddings import Vectors, embed, usual_weights
 
 TO_PULL = "resnet50-torchvision-v2"
 

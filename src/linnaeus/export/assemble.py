@@ -13,8 +13,8 @@ import numpy as np
 
 from linnaeus.data.fit import MAX_ASPECT
 from linnaeus.errors import UserError
+from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES
 from linnaeus.models.graph import OPSET
-from linnaeus.onnxfile import INPUT, LOGITS, PROBABILITIES
 from linnaeus.preprocess import Preprocessing
 
 IR = 10  # what ONNX Runtime reads since 1.18

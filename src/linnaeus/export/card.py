@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from linnaeus import __version__
-from linnaeus.predict import Classifier
-from linnaeus.shares import wilson
+from linnaeus._version import __version__
+from linnaeus.inference.classifier import Classifier
+from linnaeus.metrics.intervals import wilson
 
 CARD = "MODEL_CARD.md"
 LISTED = 200  # classes that are named one by one

@@ -13,11 +13,11 @@ from torch import nn
 from linnaeus.errors import JobError, UserError
 from linnaeus.export.assemble import MOST_BYTES, assemble
 from linnaeus.files import atomic
+from linnaeus.inference.classifier import Classifier
+from linnaeus.inference.runners import OnnxRunner
+from linnaeus.modelfile.onnx import NEEDS, checksum, metadata, seal
 from linnaeus.models.execute import AGREES
 from linnaeus.models.graph import fuse, onnx_graph, session
-from linnaeus.onnxfile import NEEDS, checksum, metadata, seal
-from linnaeus.predict import Classifier
-from linnaeus.runners import OnnxRunner
 
 
 def require(kind: str) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from linnaeus.console import Console
-from linnaeus.evaluate import Outputs
 from linnaeus.export.material import Material
-from linnaeus.heap import steady_heap
-from linnaeus.paired import Paired
-from linnaeus.runners import OnnxRunner, Runner
+from linnaeus.inference.runners import OnnxRunner, Runner
+from linnaeus.malloc import steady_heap
+from linnaeus.metrics.mcnemar import Paired
+from linnaeus.metrics.outputs import Outputs
 
 SAME_PIXELS = 1e-4
 """Largest difference of a probability on the same pixels, for a float export."""

@@ -13,8 +13,8 @@ import torch
 
 from linnaeus.data.decode import decode, fit_row
 from linnaeus.errors import UserError
-from linnaeus.labelled import Pictures, labelled_pictures
-from linnaeus.modelfile import ModelFile
+from linnaeus.inference.source import Pictures, labelled_pictures
+from linnaeus.modelfile.safetensors import ModelFile
 
 MOST = 1000  # pictures of a comparison: an agreement of 99 % has then an interval of about a percent
 BATCH = 32
@@ -111,7 +111,7 @@ def run_source(path: Path) -> str:
 
 def _usual(about: ModelFile, path: Path, source: str) -> str:
     """The split to compare on where none is named."""
-    from linnaeus.labelled import labelled_table
+    from linnaeus.inference.source import labelled_table
 
     parts = labelled_table(about, path, source)[0].counts()
     return next((part for part in ("valid", "test") if part in parts), "all")

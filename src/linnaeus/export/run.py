@@ -18,10 +18,10 @@ from linnaeus.export.files import network_graph, open_runner, require, two, wrap
 from linnaeus.export.gate import FEW, Comparison, Original, why_not_float, why_not_int8
 from linnaeus.export.int8 import SHOWN, quantized
 from linnaeus.export.material import Material, collect, with_shown
-from linnaeus.fastest import note
-from linnaeus.modelfile import MODEL, versions
-from linnaeus.onnxfile import KINDS
-from linnaeus.predict import Classifier
+from linnaeus.inference.classifier import Classifier
+from linnaeus.modelfile.exports import note
+from linnaeus.modelfile.onnx import KINDS
+from linnaeus.modelfile.safetensors import MODEL, versions
 
 
 @dataclass(frozen=True)

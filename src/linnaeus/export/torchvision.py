@@ -9,9 +9,9 @@ import torch
 from linnaeus.errors import UserError
 from linnaeus.export.card import CARD, card
 from linnaeus.files import atomic, write_text
+from linnaeus.inference.classifier import Classifier
 from linnaeus.models import Network
 from linnaeus.models.resnet import RESNETS, Bottleneck
-from linnaeus.predict import Classifier
 
 NAME = "torchvision.pth"
 OTHERWISE = "--to onnx takes any network"

@@ -19,7 +19,7 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
-from linnaeus.report.contents import Contents
+from linnaeus.runs.reader import Contents
 from linnaeus.stores.decoding import Decoding, cores
 
 Heat = Callable[[int], np.ndarray | None]

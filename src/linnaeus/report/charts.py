@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from linnaeus.report.contents import Row
 from linnaeus.report.svg import (
     HEIGHT,
     WIDTH,
@@ -26,6 +25,7 @@ from linnaeus.report.svg import (
     ticks,
     whole_ticks,
 )
+from linnaeus.runs.history import Row
 
 ROOM = 44.0  # at the right of curves, for their names
 DOTS_UP_TO = 40  # epochs that are drawn as dots too

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from linnaeus.explain import Explanation
-from linnaeus.neighbors import Neighbor
+from linnaeus.explain.neighbors import Neighbor
+from linnaeus.explain.saliency import Explanation
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.grid import BAR, GAP, LINE, MARGIN, chance, fit_square
 from linnaeus.report.heat import overlay, ramp

@@ -8,7 +8,7 @@ import numpy as np
 
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
-from linnaeus.predict import Classifier
+from linnaeus.inference.classifier import Classifier
 from linnaeus.report.album import LARGE, Heat
 
 
@@ -17,7 +17,7 @@ def heat_maps(classifier: Classifier) -> Callable[[Table], Heat]:
 
     A network without a stage that could be drawn has none.
     """
-    from linnaeus.explain import choose_stages, explain
+    from linnaeus.explain.saliency import choose_stages, explain
     from linnaeus.report.heat import overlay
 
     side = classifier.preprocessing.size

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from linnaeus.report.svg import draw, image, join, line, text
-from linnaeus.report.tables import shorten, width
+from linnaeus.text import shorten, width
 
 COUNTED_UP_TO = 20  # classes: with more, cells hold no numbers and the classes are put into another order
 DRAWN_UP_TO = 120  # classes: of more, those that are confused most

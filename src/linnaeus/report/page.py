@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from linnaeus.calibrate import Calibration
 from linnaeus.data.names import printable
 from linnaeus.data.table import Table
 from linnaeus.files import write_text
+from linnaeus.metrics.calibration import Calibration
 from linnaeus.report import sections
 from linnaeus.report.album import Album, Heat, open_album
 from linnaeus.report.charts import curves, reliability, risk_coverage
-from linnaeus.report.contents import Contents, read_run
 from linnaeus.report.matrix import draw_matrix
 from linnaeus.report.svg import percent
+from linnaeus.runs.reader import Contents, read_run
 
 REPORT = "report.html"
 HERE = Path(__file__).parent

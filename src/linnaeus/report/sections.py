@@ -13,8 +13,8 @@ from linnaeus.console import counted, duration
 from linnaeus.data.table import SPLITS
 from linnaeus.report.album import LARGE, Album, Shown
 from linnaeus.report.charts import interval
-from linnaeus.report.contents import Answer, Contents
 from linnaeus.report.svg import percent
+from linnaeus.runs.reader import Answer, Contents
 
 SAMPLES, EACH = 320, 6  # pictures of classes on the page, and of one class
 PAIRS, EXAMPLES = 10, 3  # pairs of confused classes, and pictures of each

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from linnaeus.abstain import Point, smallest
-from linnaeus.assess import Abstention, Assessment, Calibrated, Views
-from linnaeus.calibrate import at_a_bound
-from linnaeus.measure import ClassMeasures, Estimate, Measures
+from linnaeus.metrics.assessment import Abstention, Assessment, Calibrated, Views
+from linnaeus.metrics.calibration import at_a_bound
+from linnaeus.metrics.classification import ClassMeasures, Estimate, Measures
+from linnaeus.metrics.selective import Point, smallest
+from linnaeus.text import align, shorten
 
 ALL_CLASSES = 20  # so many classes are all shown; of more, the worst
 WORST = 10
@@ -182,29 +182,3 @@ def _value(value: float | None, *, percent: bool, digits: int = 2) -> str:
     if value is None:
         return "-"
     return f"{value:.{digits}%}" if percent else f"{value:.4f}"
-
-
-def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Cells in columns: `<` left, `>` right, a letter a column. Wide characters count as two."""
-    widths = [max(width(row[c]) for row in rows) for c in range(len(sides))]
-
-    def cells(row: Sequence[str]) -> Iterator[str]:
-        for cell, side, wide in zip(row, sides, widths, strict=True):
-            blank = " " * (wide - width(cell))
-            yield cell + blank if side == "<" else blank + cell
-
-    return [("  " + "  ".join(cells(row))).rstrip() for row in rows]
-
-
-def width(text: str) -> int:
-    """Columns of a terminal that a text takes."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
-
-
-def shorten(text: str, most: int) -> str:
-    """`text` in at most so many columns."""
-    if width(text) <= most:
-        return text
-    while width(text) > most - 1:
-        text = text[:-1]
-    return text + "…"

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from linnaeus import __version__
+from linnaeus._version import __version__
 from linnaeus.data.names import printable
 from linnaeus.serve import pages, spec
 from linnaeus.serve.card import card

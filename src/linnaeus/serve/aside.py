@@ -51,7 +51,7 @@ def comparing(service: Service, source: str | None, console: Console) -> Iterato
 
 
 def _compare(service: Service, source: str, console: Console) -> None:
-    from linnaeus.neighbors import gallery
+    from linnaeus.explain.neighbors import gallery
 
     try:
         service.gallery = gallery(service.original, source, console)

@@ -17,8 +17,8 @@ from PIL import Image
 
 from linnaeus.data.decode import UnreadableError, header_size
 from linnaeus.errors import UserError
-from linnaeus.explain import choose_stages, explain
-from linnaeus.predict import Classifier, Prediction
+from linnaeus.explain.saliency import choose_stages, explain
+from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.report.heat import overlay
 from linnaeus.serve.batching import Batcher
 from linnaeus.serve.limits import Limits
@@ -26,7 +26,7 @@ from linnaeus.serve.metrics import Metrics
 from linnaeus.serve.uploads import Upload
 
 if TYPE_CHECKING:
-    from linnaeus.neighbors import Gallery, Neighbor
+    from linnaeus.explain.neighbors import Gallery, Neighbor
 
 LARGE = 25_000_000  # pixels, by the header; pictures above it are decoded in a lane of their own
 NEIGHBORS = 5

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linnaeus import __version__
+from linnaeus._version import __version__
 from linnaeus.console import duration
 from linnaeus.errors import UserError
-from linnaeus.evaluate import Figures
 from linnaeus.files import atomic, disk_errors, numbered, write_text
+from linnaeus.metrics.figures import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial

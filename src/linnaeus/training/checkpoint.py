@@ -27,10 +27,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures
 from linnaeus.files import atomic, crc32_of, leftovers, write_text
-from linnaeus.modelfile import save_tensors
-from linnaeus.report.contents import Row
+from linnaeus.metrics.figures import Figures
+from linnaeus.modelfile.safetensors import save_tensors
+from linnaeus.runs.history import Row
 from linnaeus.training.best import Best
 from linnaeus.training.snapshot import Snapshot
 

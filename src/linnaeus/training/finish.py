@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from linnaeus.evaluate import Figures, Outputs, answer_pixels
-from linnaeus.modelfile import ModelFile, read_model, versions, write_model
+from linnaeus.distributed.engine import hardware
+from linnaeus.inference.forward import answer_pixels
+from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.training.best import Best
-from linnaeus.training.engine import hardware
 from linnaeus.training.inspect import without_leaks
 from linnaeus.training.job import Job
 from linnaeus.training.results import Judged, prediction_rows, write_pictures
@@ -141,7 +143,7 @@ def _draw(job: Job, best: Best, judged: Judged) -> None:
 
 def _report(job: Job, metrics: dict[str, Any]) -> None:
     """The page that is made from metrics.json. Whatever happens to the page, the model is there."""
-    from linnaeus.predict import load
+    from linnaeus.inference.classifier import load
     from linnaeus.report.maps import heat_maps
     from linnaeus.report.page import write_report
 

@@ -7,19 +7,19 @@ from typing import Any
 
 from linnaeus.console import Console
 from linnaeus.data.table import Table
-from linnaeus.modelfile import ModelFile, write_model
+from linnaeus.distributed.engine import Engine
+from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.lock import Lock
 from linnaeus.stores.frozen import Samples
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import MANIFEST
-from linnaeus.training.engine import Engine
 from linnaeus.training.identity import Identity
 from linnaeus.training.inspect import Inspection
-from linnaeus.training.lock import Lock
 from linnaeus.training.rangetest import RangeTest
-from linnaeus.training.runfolder import RunFolder
 from linnaeus.training.stop import Stop
 from linnaeus.training.times import RunTimes
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch
+from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
-from linnaeus.evaluate import Figures, answers, figures
+from linnaeus.inference.forward import answers
+from linnaeus.metrics.figures import Figures, figures
 from linnaeus.models import Network
 from linnaeus.recipe import Phase
 from linnaeus.training.ema import Average
-from linnaeus.training.engine import Engine, seed_step
 from linnaeus.training.optim import build_optimizer, train_mode, training_stages
 from linnaeus.training.schedule import Schedule
 from linnaeus.training.snapshot import Snapshot, Standing

@@ -14,15 +14,17 @@ from torch import nn
 from linnaeus.console import Console, counted, duration
 from linnaeus.data.batches import Batches
 from linnaeus.device import free_memory
+from linnaeus.distributed.engine import Engine
+from linnaeus.distributed.sync_batchnorm import synced_norms
 from linnaeus.errors import JobError, UserError
-from linnaeus.evaluate import Figures, Outputs, figures
-from linnaeus.head import Head, fit_head
+from linnaeus.metrics.figures import Figures, figures
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
+from linnaeus.models.linear_probe import Head, fit_head
 from linnaeus.recipe import Phase, Recipe
-from linnaeus.report.contents import Row
+from linnaeus.runs.history import Row
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
-from linnaeus.training.engine import Engine
 from linnaeus.training.loop import Above, Epoch, Step, fit, validated
 from linnaeus.training.memory import probe
 from linnaeus.training.optim import freeze, training_stages
@@ -31,7 +33,6 @@ from linnaeus.training.snapshot import Snapshot, network_state
 from linnaeus.training.step import Stream, balanced
 from linnaeus.training.stop import Stop
 from linnaeus.training.streams import Streams
-from linnaeus.training.syncnorm import synced_norms
 from linnaeus.training.times import RunTimes
 
 PROBED = 8  # samples for the trial step: enough to be past the fixed costs, few enough to take no time

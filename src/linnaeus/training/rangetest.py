@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
 from linnaeus.recipe import Phase
-from linnaeus.training.engine import Engine, seed_step
 from linnaeus.training.loop import Above
 from linnaeus.training.optim import build_optimizer, train_mode, training_stages
 from linnaeus.training.step import Criterion, Stream, optimizer_step

@@ -13,8 +13,8 @@ from torch import nn
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.recipe import Recipe
+from linnaeus.runs.folder import CHECKPOINT, RunFolder
 from linnaeus.training.identity import Identity
-from linnaeus.training.runfolder import CHECKPOINT, RunFolder
 
 
 @dataclass(frozen=True)

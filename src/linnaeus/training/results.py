@@ -26,14 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.assess import assess
-from linnaeus.calibrate import Calibration, at_a_bound
 from linnaeus.data.table import Table
-from linnaeus.evaluate import Figures, Outputs, confusion_matrix, figures
+from linnaeus.metrics.assessment import assess
+from linnaeus.metrics.calibration import Calibration, at_a_bound
+from linnaeus.metrics.figures import Figures, figures
+from linnaeus.metrics.outputs import Outputs, confusion_matrix
 from linnaeus.preprocess import Preprocessing
+from linnaeus.runs.folder import RunFolder
 from linnaeus.stores.frozen import Samples
 from linnaeus.training.best import Best
-from linnaeus.training.runfolder import RunFolder
 
 SHOWN = 24
 

@@ -14,21 +14,22 @@ from torch import nn
 from linnaeus.console import Console
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
+from linnaeus.distributed.engine import Engine
+from linnaeus.distributed.environment import processes
+from linnaeus.distributed.group import lost
 from linnaeus.errors import JobError, LostError, UserError
-from linnaeus.evaluate import Figures
-from linnaeus.heap import steady_heap
-from linnaeus.peers import lost
-from linnaeus.processes import processes
+from linnaeus.malloc import steady_heap
+from linnaeus.metrics.figures import Figures
 from linnaeus.recipe import Recipe
+from linnaeus.runs.folder import CHECKPOINT, RunFolder
+from linnaeus.runs.lock import clear
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen
 from linnaeus.training.checkpoint import Checkpoints, Every
-from linnaeus.training.engine import Engine
 from linnaeus.training.finish import Run, finish
 from linnaeus.training.identity import Identity, identify, known_by
 from linnaeus.training.inspect import Inspection, inspect
 from linnaeus.training.job import Job
-from linnaeus.training.lock import clear
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import (
@@ -41,7 +42,6 @@ from linnaeus.training.prepare import (
     resolve_recipe,
 )
 from linnaeus.training.request import Request, latest
-from linnaeus.training.runfolder import CHECKPOINT, RunFolder
 from linnaeus.training.stop import StoppedError, Terminated
 from linnaeus.training.streams import Streams
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.distributed.engine import Engine
 from linnaeus.training.ema import Average
-from linnaeus.training.engine import Engine
 from linnaeus.training.schedule import Schedule
 from linnaeus.training.step import Totals
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linnaeus.augment.mixup import mix
 from linnaeus.data.batches import Batch, Batches, part_of
-from linnaeus.data.mixing import mix
+from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError
 from linnaeus.recipe import Phase
-from linnaeus.training.engine import Engine
 
 
 @dataclass

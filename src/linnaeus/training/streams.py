@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.augment.pipeline import Augmentation
 from linnaeus.console import Console, duration
-from linnaeus.data.augment import Augmentation
 from linnaeus.data.batches import Batch, Batches, Rows, Subset
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase

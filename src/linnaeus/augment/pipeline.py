@@ -1,0 +1,126 @@
+"""Augmentation of whole batches on the device: uint8 rows in, normalized float batches out.
+
+One affine map a sample holds all geometry and one resample carries it out; one matrix a sample holds all color and the
+normalization. What is no matrix is a pass of its own (`passes.py`). The order is fixed:
+
+    crop, rotate, scale and shift, flips (TrivialAugment's geometry)      -> one resample
+    posterize, solarize, equalize, autocontrast, sharpness                -> a pass each, over the samples that drew it
+    brightness, contrast, saturation, hue, gray, clip, normalize          -> one matrix
+    erase                                                                 -> boxes of zeros
+
+Every random number is a hash of (seed, epoch, sample index, purpose): see `counter.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.augment.color import Finish, color_matrices, draw_factors
+from linnaeus.augment.filters import draw_erasures, draw_passes, erase, run_passes
+from linnaeus.augment.geometry import WARP, center_boxes, draw_maps
+from linnaeus.augment.layout import Scratch, take, together
+from linnaeus.augment.random import uniforms
+from linnaeus.augment.resample import Warp, cut, straight
+from linnaeus.augment.threads import share
+from linnaeus.augment.trivial_augment import draw_trivial
+from linnaeus.errors import UserError
+from linnaeus.recipe import Augment
+
+__all__ = ["Augmentation", "center_crop", "uniforms"]
+
+CPU_PIECE = 1 << 20  # bytes of float pixels worked on at a time: they stay in a core's cache
+DEVICE_PIECE = 256 << 20
+
+
+def center_crop(pixels: Tensor, shapes: Tensor | np.ndarray, size: int, shift: tuple[int, int] = (0, 0)) -> Tensor:
+    """The central size x size of each row, black where a row is smaller; rounded as torchvision's center_crop.
+
+    pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width) -> (N, size, size, C) uint8;
+    `shift` moves all boxes to the right and down
+    """
+    shapes = _on_host(shapes)
+    return cut(pixels, shapes, center_boxes(shapes, size) + np.array(shift), size)
+
+
+class Augmentation:
+    """Random changes to the pictures of a batch, and their normalization.
+
+    pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width); indices (N,) of the samples
+    -> (N, C, size, size) float32 in channels-last memory, on the device of `pixels`
+
+    What a sample gets depends on (seed, epoch, its index) and its own pixels, never on the batch around it.
+    """
+
+    def __init__(self, spec: Augment, *, size: int, mean: Sequence[float], std: Sequence[float], seed: int):
+        if spec.crop_scale is not None and spec.pad_crop:
+            raise UserError("augment: crop_scale and pad_crop both choose the crop; keep one of them")
+        assert len(mean) == len(std)
+        self.spec = spec
+        self.size = size
+        self.seed = seed
+        self.mean = np.asarray(mean, dtype=np.float64)
+        self.std = np.asarray(std, dtype=np.float64)
+
+    def __call__(self, pixels: Tensor, shapes: Tensor | np.ndarray, indices: np.ndarray, epoch: int) -> Tensor:
+        spec, size, channels = self.spec, self.size, pixels.shape[-1]
+        assert channels == len(self.mean), f"{channels} channels, but mean and std for {len(self.mean)}"
+        shapes, indices = _on_host(shapes), np.asarray(indices)
+        trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial else None
+        maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
+        passes = draw_passes(spec, self.seed, epoch, indices, trivial)
+        colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)
+        out = torch.empty(len(indices), size, size, channels, device=pixels.device)
+        on_cpu = pixels.device.type == "cpu"
+        active, finish = passes.active, Finish(colors, self.mean, self.std, size, pixels.device)
+        warp = Warp(maps, pixels, shapes, size, apart=on_cpu) if (maps.kinds == WARP).any() else None
+
+        def work(pieces: Sequence[slice | np.ndarray]) -> None:
+            scratch = Scratch(pixels.device)
+            for which in pieces:
+                rows, part, target = take(pixels, which), maps.select(which), take(out, which)
+                if warp is not None and part.kinds[0] == WARP:
+                    x = warp(rows, which, scratch)
+                    if active[which].any():
+                        run_passes(x, passes, which)
+                    finish.planes(x, which, target, scratch)
+                else:
+                    x = scratch.get("straight", *target.shape).copy_(straight(rows, shapes[which], part, size))
+                    if active[which].any():
+                        run_passes(x.permute(0, 3, 1, 2), passes, which)
+                    finish.interleaved(x, which, target)
+                if isinstance(which, np.ndarray):
+                    out.index_copy_(0, torch.from_numpy(which).to(out.device), target)
+
+        pieces = list(self._pieces(maps.kinds * 10 + finish.kinds, pixels))
+        share(pieces, work, torch.get_num_threads() if on_cpu else 1)
+        result = out.permute(0, 3, 1, 2)
+        if spec.erase:
+            erase(result, draw_erasures(spec, size, self.seed, epoch, indices))
+        return result
+
+    def _pieces(self, ways: np.ndarray, pixels: Tensor) -> Iterator[slice | np.ndarray]:
+        """Cut the batch into pieces that are worked on the same way; ways (N,) -> sample numbers, in rising order.
+
+        A piece's float pixels stay in the cache of a CPU; larger pictures go one by one there, without being copied.
+        """
+        n = len(ways)
+        if not together(pixels, self.size):
+            yield from (slice(i, i + 1) for i in range(n))
+            return
+        most = max(
+            1, (CPU_PIECE if pixels.device.type == "cpu" else DEVICE_PIECE) // (4 * self.size**2 * pixels.shape[-1])
+        )
+        if (ways == ways[:1]).all():
+            yield from (slice(i, min(i + most, n)) for i in range(0, n, most))
+            return
+        for way in np.unique(ways):
+            which = np.flatnonzero(ways == way)
+            yield from (which[i : i + most] for i in range(0, len(which), most))
+
+
+def _on_host(shapes: Tensor | np.ndarray) -> np.ndarray:
+    return shapes.cpu().numpy() if isinstance(shapes, Tensor) else np.asarray(shapes)

@@ -1,0 +1,1 @@
+"""Several processes: environment, process group, launcher, engine."""

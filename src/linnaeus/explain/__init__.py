@@ -1,0 +1,1 @@
+"""Explanations: saliency maps and nearest training images."""

@@ -1,0 +1,172 @@
+"""It looks like these: the training pictures that a network sees as most alike to a picture."""
+
+from __future__ import annotations
+
+import csv
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linnaeus.console import Console
+from linnaeus.data.batches import Batch, Rows, Subset
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.inference.classifier import Classifier, Prediction
+from linnaeus.models import Network, pooled
+from linnaeus.stores import default_cache
+from linnaeus.stores.cache import OverBudgetError
+from linnaeus.stores.embeddings import Plain
+from linnaeus.stores.frozen import Frozen, Samples
+from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import readable
+
+SPLIT = "split.csv"  # of a run folder
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbor:
+    """A picture that looks alike to a network."""
+
+    path: str
+    """As its source names it: relative to the source, or train[17]."""
+    label: str
+    """Its class."""
+    name: str
+    """Its class, as it is shown."""
+    similarity: float
+    """Cosine of the angle between the two vectors below the head: 1 is the same direction."""
+    picture: np.ndarray
+    """(size, size, channels) uint8, as the network sees it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"path": self.path, "class": self.label, "name": self.name, "similarity": self.similarity}
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Pictures to compare with, and their vectors below a network's head."""
+
+    table: Table
+    indices: np.ndarray
+    """(n,) the samples of the table."""
+    rows: Rows
+    """Their pixels."""
+    vectors: Tensor
+    """(n, features) float32 on the CPU, of length 1."""
+    classifier: Classifier
+    trained: bool
+    """Whether they are known to be what the model was trained on."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def nearest(self, prediction: Prediction, k: int) -> list[Neighbor]:
+        """The k pictures most alike to one that was predicted, the nearest first; never the very same file."""
+        assert prediction.picture is not None
+        pixels = torch.from_numpy(prediction.picture)[None].to(self.classifier.device)
+        vector = vectors(self.classifier.network, self.classifier.preprocessing.normalise(pixels))[0].cpu()
+        similarity, found = torch.topk(self.vectors @ vector, min(k + 1, len(self)))
+        pairs = zip(found.tolist(), similarity.tolist(), strict=True)
+        return [self._neighbor(at, s) for at, s in pairs if not self._is(prediction.path, at)][:k]
+
+    def _neighbor(self, at: int, similarity: float) -> Neighbor:
+        sample = int(self.indices[at])
+        label, name = (each[self.table.labels[sample]] for each in (self.table.classes, self.table.names))
+        if label in self.classifier.classes:
+            name = self.classifier.names[self.classifier.classes.index(label)]
+        pixels, shapes = self.rows.gather(np.array([at]))
+        picture = self.classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
+        return Neighbor(self.table.sample_id(sample), label, name, min(similarity, 1.0), picture)
+
+    def _is(self, path: str, at: int) -> bool:
+        """Whether picture `at` is the file at `path`."""
+        if self.table.paths is not None:
+            with suppress(OSError, ValueError):  # gone since
+                return os.path.samefile(path, self.table.paths[self.indices[at]])  # noqa: PTH121 - texts, not Paths
+        return False
+
+
+def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gallery:
+    """The training pictures of `source`, with their vectors, which are computed once and kept in the cache.
+
+    Where the source is the one that the model was trained on they are those it was trained on: as its model file says,
+    or the split.csv beside it where the source has changed since. Else they are the source's own training part, or all
+    of it. Unreadable pictures are left out, with a warning. Raises UserError where nothing is left, where the network
+    has nothing below a head, and where the cache is too small.
+    """
+    network, preprocessing, cache = classifier.network, classifier.preprocessing, default_cache()
+    if len(network.stages) < 2:
+        raise UserError(
+            f"{network.arch['name']}: a network of one piece has no vectors below its head; give it as an "
+            "nn.Sequential that ends with the head"
+        )
+    table, indices, trained = _training(classifier, source)
+    with console.progress("decoding") as advance:
+        rows = build_pixels(table, indices, preprocessing.row_spec, cache=cache, progress=advance)
+    good = readable(rows)
+    if len(good) < len(indices):
+        row, reason = next(iter(rows.failed.items()))
+        such = f"{table.sample_id(int(indices[row]))}: {reason}"
+        if not len(good):
+            raise UserError(f"{source}: none of the {len(indices)} pictures can be read, such as {such}")
+        console.warn(f"{source}: {len(indices) - len(good)} of {len(indices)} pictures left out, such as {such}")
+    samples = Samples(Subset(rows, good), table.labels[indices[good]])
+    frozen = Frozen(network, preprocessing, Plain(classifier.device), console, cache)
+
+    def prepare(batch: Batch) -> Tensor:
+        return preprocessing(batch.pixels, batch.shapes)
+
+    try:
+        stored = frozen.rows([network.stages[-1]], samples, prepare, "vectors", {})
+    except OverBudgetError as error:
+        raise UserError(f"{source}: its vectors do not fit ({error}); raise LINNAEUS_CACHE_GB") from None
+    values = torch.cat([_unit(torch.from_numpy(stored.gather(part)[0])) for part in _parts(len(good))])
+    return Gallery(table, indices[good], samples.rows, values, classifier, trained)
+
+
+def vectors(network: Network, x: Tensor) -> Tensor:
+    """What the network's head sees of pictures (N, C, H, W), pooled, as directions: (N, features) of length 1."""
+    with torch.inference_mode():
+        return _unit(network.run(x, stop=network.stages[-1]))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(pooled(x.float()).flatten(1), dim=1)
+
+
+def _parts(n: int, size: int = 4096) -> list[np.ndarray]:
+    return np.split(np.arange(n), range(size, n, size))
+
+
+def _training(classifier: Classifier, source: str | Path) -> tuple[Table, np.ndarray, bool]:
+    """(table, samples to compare with, whether the model is known to have been trained on them)."""
+    table, same = classifier.table(source)
+    if same:
+        return table, table.where("train"), True
+    beside = classifier.path.parent / SPLIT
+    if beside.is_file():
+        known = _trained_on(beside)
+        names = [table.sample_id(i) for i in range(len(table))] if table.paths is None else table.paths
+        found = np.array([i for i, name in enumerate(names) if name in known], np.int64)
+        if len(found):
+            return table, found, True
+    indices = table.where("train")
+    indices = indices if len(indices) else np.arange(len(table))
+    if not len(indices):
+        raise UserError(f"{source}: holds no pictures to compare with; give the source of the training")
+    return table, indices, False
+
+
+def _trained_on(split: Path) -> set[str]:
+    """The training pictures that a run's split.csv names, as absolute paths, or as the ids of an array source."""
+    with split.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        named = [row["path"] for row in csv.DictReader(file) if row.get("split") == "train" and row.get("path")]
+    folder = os.path.abspath(split.parent)  # noqa: PTH100 - as the table's own paths are made
+    return {*named, *(os.path.join(folder, name) for name in named)}  # noqa: PTH118

@@ -1,0 +1,276 @@
+"""Why this class? Heat maps over a picture: Grad-CAM at any stage; through captum occlusion and integrated gradients.
+
+A map says where the picture speaks *for* a class, on a scale of its own from 0 to 1 = the strongest place. It does not
+say how strong that is, and two pictures' maps cannot be compared by their colors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linnaeus.data.names import class_name, listed
+from linnaeus.errors import UserError, did_you_mean
+from linnaeus.inference.classifier import Classifier, Prediction
+from linnaeus.models import Network
+from linnaeus.models.geometry import centers, stretch
+
+TELLING = 4  # positions a side from which on a map tells places apart
+AT_ONCE = 8  # pictures explained together
+BATCH = 32  # changed pictures through the network at once
+STEPS = 32  # of the integral
+WINDOWS = 7  # patches a side of the picture, which are moved by half of their size
+OUTLIERS = 0.005  # share of the pixels that may be over the top of a map of single pixels
+
+Maps = dict[str, np.ndarray]
+"""Stage, or method -> (N, H, W) float32 in 0..1, of the size that the network saw."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in a picture a model sees a class."""
+
+    prediction: Prediction
+    target: int
+    """The class that is explained: the predicted one, or another."""
+    maps: dict[str, np.ndarray]
+    """Stage, or method -> (size, size) float32 in 0..1. All 0 where nothing speaks for the class."""
+
+    @property
+    def name(self) -> str:
+        return self.prediction.names[self.target]
+
+    @property
+    def probability(self) -> float:
+        """What the model gives the explained class."""
+        assert self.prediction.probabilities is not None
+        return float(self.prediction.probabilities[self.target])
+
+
+def explain(
+    classifier: Classifier,
+    predictions: Sequence[Prediction],
+    *,
+    target: int | None = None,
+    method: str = "gradcam",
+    stages: Sequence[str] = (),
+) -> list[Explanation]:
+    """Explain what `classifier` predicted for pictures that it could read, or where it sees the class `target`.
+
+    `stages` are those of `choose_stages`, for Grad-CAM only. Raises UserError where captum is needed and not there.
+    """
+    network = classifier.network
+    if method == "gradcam" and not stages:
+        stages = choose_stages(network, classifier.preprocessing.size)
+    explained = []
+    for start in range(0, len(predictions), AT_ONCE):
+        some = predictions[start : start + AT_ONCE]
+        pictures = [p.picture for p in some if p.picture is not None]
+        assert len(pictures) == len(some), "a picture that cannot be read has nothing to explain"
+        x = classifier.preprocessing.normalise(torch.from_numpy(np.stack(pictures)).to(classifier.device))
+        targets = np.array([p.index if target is None else target for p in some])
+        if method == "gradcam":
+            maps = grad_cam(network, x, targets, stages)
+        else:
+            maps = {method: CAPTUM[method](network, x, targets)}
+        for i, p in enumerate(some):
+            explained.append(Explanation(p, int(targets[i]), {name: values[i] for name, values in maps.items()}))
+    return explained
+
+
+def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[str]) -> Maps:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, section 3, eq. 1 and 2) at `stages` of a network.
+
+    x (N, C, H, W), normalized, on the network's device; targets (N,) classes -> a map for each stage. A channel counts
+    by the mean slope of the class's logit along it; what the sum of channels has above zero is the map. It is stretched
+    over the picture with every position at the pixel that it looks at (`models.geometry`), where the usual even stretch
+    would put the map of a ResNet's last stage 16 of 224 pixels too far to the lower right.
+
+    The network, in evaluation mode, stays as it is: nothing is hooked, and no parameter gets a gradient.
+    """
+    assert not network.training, "a map is of the network as it predicts: put it into evaluation mode"
+    with torch.inference_mode(False), torch.enable_grad():
+        found, logits = network.look(x.clone(), stages)
+        score = logits[torch.arange(len(x)), torch.from_numpy(targets)].sum()  # pictures do not touch each other
+        slopes = torch.autograd.grad(score, [found[stage] for stage in stages])
+    height, width = x.shape[2:]
+    where = centers(network, height, width)
+    maps = {}
+    for stage, slope in zip(stages, slopes, strict=True):
+        weighted = (slope.mean((2, 3), keepdim=True) * found[stage].detach()).sum(1).relu()
+        maps[stage] = _to_one(stretch(weighted.float(), where, height, width))
+    return maps
+
+
+def choose_stages(network: Network, size: int, stage: str | None = None) -> tuple[str, ...]:
+    """The stages to draw for pictures of `size` pixels: `stage`, every one that has a map ("all"), or the usual one.
+
+    The usual one is the last whose map is at least 4 x 4: higher up a network knows more of what, and less of where.
+    Raises UserError where there is no such stage, naming those there are.
+    """
+    sizes = map_sizes(network, size)
+    if not sizes:
+        raise UserError(
+            f"{network.arch['name']}: no stage gives a map that Grad-CAM could draw; use --method occlusion, or give "
+            "the network as an nn.Sequential, whose parts are its stages"
+        )
+    if stage == "all":
+        return tuple(sizes)
+    if stage is None:
+        telling = [name for name, (height, width) in sizes.items() if min(height, width) >= TELLING]
+        return (telling[-1] if telling else next(iter(sizes)),)
+    if stage not in network.stages:
+        raise UserError(
+            f"--stage {stage}: no such stage{did_you_mean(stage, sizes)}; choose from {listed([*sizes], 20)}"
+        )
+    if stage not in sizes:
+        raise UserError(f"--stage {stage}: gives no map at {size} pixels; choose from {listed([*sizes], 20)}")
+    return (stage,)
+
+
+def map_sizes(network: Network, size: int) -> dict[str, tuple[int, int]]:
+    """Stage -> height and width of its map for pictures of `size` pixels, where that is more than one position."""
+    with torch.no_grad():
+        at = next(network.parameters()).device
+        found, _ = network.look(torch.zeros(1, network.arch["channels"], size, size, device=at), network.stages)
+    maps = {stage: y.shape[2:] for stage, y in found.items() if y.dim() == 4}
+    return {stage: (height, width) for stage, (height, width) in maps.items() if height * width > 1}
+
+
+def find_class(classifier: Classifier, name: str) -> int:
+    """The index of a class, by its name or by the name it is shown with. Raises UserError where there is none."""
+    wanted = class_name(name)
+    if wanted in classifier.classes:
+        return classifier.classes.index(wanted)
+    shown = [i for i, each in enumerate(classifier.names) if each == wanted]
+    if len(shown) == 1:
+        return shown[0]
+    if shown:
+        same = listed([classifier.classes[i] for i in shown])
+        raise UserError(f"--class {name}: {len(shown)} classes are shown so; give one of {same}")
+    known = {*classifier.classes, *classifier.names}
+    raise UserError(
+        f"--class {name}: the model does not know it{did_you_mean(wanted, known)}; it knows {listed(classifier.names)}"
+    )
+
+
+def occlusion(network: Network, x: Tensor, targets: np.ndarray) -> np.ndarray:
+    """How much less likely the class gets when a patch of the picture is covered (Zeiler and Fergus 2014,
+    arXiv:1311.2901, section 4.2).
+
+    x (N, C, H, W), targets (N,) -> (N, H, W) float32 in 0..1. The patch is a seventh of the picture's side, has the
+    mean color, and moves by half of its size: some 170 answers a picture. Likelihood is taken as its logarithm, in
+    which a drop from 0.999 can be seen too. Where covering helps the class the map is 0.
+    """
+    window = max(1, round(x.shape[-1] / WINDOWS))
+    shape, strides = (x.shape[1], window, window), (x.shape[1], max(1, window // 2), max(1, window // 2))
+
+    def score(x: Tensor) -> Tensor:
+        return F.log_softmax(network(x), 1)
+
+    require_captum()
+    from captum.attr import Occlusion
+
+    drops = Occlusion(score).attribute(
+        x,
+        shape,
+        strides=strides,
+        baselines=0,
+        target=torch.from_numpy(targets).to(x.device),
+        perturbations_per_eval=max(1, BATCH // len(x)),
+    )
+    return _to_one(drops.mean(1).relu())
+
+
+def integrated_gradients(network: Network, x: Tensor, targets: np.ndarray) -> np.ndarray:
+    """Integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) of the class's logit, from the mean color.
+
+    x (N, C, H, W), targets (N,) -> (N, H, W) float32 in 0..1. Single pixels are noise to the eye: channels are added,
+    small squares averaged, and the largest 0.5 % of the pixels share the value 1.
+    """
+    gradients = integrate(network, x, targets).sum(1, keepdim=True)
+    square = 2 * (x.shape[-1] // 56) + 1
+    for _ in range(2):  # twice a square is nearly round
+        gradients = F.avg_pool2d(gradients, square, 1, square // 2, count_include_pad=False)
+    return _to_one(gradients[:, 0].relu(), OUTLIERS)
+
+
+def integrate(network: Network, x: Tensor, targets: np.ndarray) -> Tensor:
+    """The integrated gradients themselves, as x: they add up to what the logit gained over that of the mean color."""
+    require_captum()
+    from captum.attr import IntegratedGradients
+
+    with torch.inference_mode(False):
+        return (
+            IntegratedGradients(network)
+            .attribute(
+                x.clone(),
+                baselines=0,
+                target=torch.from_numpy(targets).to(x.device),
+                n_steps=STEPS,
+                internal_batch_size=max(BATCH, len(x)),
+            )
+            .detach()
+        )
+
+
+CAPTUM: dict[str, Callable[[Network, Tensor, np.ndarray], np.ndarray]] = {
+    "occlusion": occlusion,
+    "integrated-gradients": integrated_gradients,
+}
+METHODS = ("gradcam", *CAPTUM)
+
+
+def sanity(network: Network, maps_of: Callable[[Network], np.ndarray], seed: int = 0) -> dict[str, float]:
+    """Whether maps show the network and not just the picture: how alike they stay while its weights are randomized.
+
+    From the head down, stage after stage loses what it learned (Adebayo et al. 2018, arXiv:1810.03292, section 3.1) and
+    `maps_of(network)` (N, H, W) is drawn anew. Returns, by the stage down to which all is random, the mean rank
+    correlation with the maps of the network itself: near 0 is good, near 1 means that the maps are of no use. Weights
+    are shuffled within each tensor and not drawn anew, which keeps their scale, so that deep networks do not overflow.
+    """
+    before, twin = maps_of(network), copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for stage in reversed(network.stages):
+        with torch.no_grad():
+            for name, weights in twin.named_parameters():
+                if twin.stage_of(name) == stage:
+                    order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
+                    weights.copy_(weights.flatten()[order].view_as(weights))
+        found[stage] = float(np.mean([rank_correlation(a, b) for a, b in zip(before, maps_of(twin), strict=True)]))
+    return found
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's correlation of two arrays of one shape, -1..1, equal values sharing a rank; 0 if one is constant."""
+    ranks = []
+    for values in (a, b):
+        _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+        rank = (counts.cumsum() - (counts - 1) / 2)[which.ravel()]
+        ranks.append(rank - rank.mean())
+    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float(ranks[0] @ ranks[1] / scale) if scale else 0.0
+
+
+def require_captum() -> None:
+    """Raise UserError where captum, which all but Grad-CAM need, is not installed."""
+    try:
+        import captum.attr  # noqa: F401
+    except ImportError:
+        raise UserError(
+            'occlusion and integrated gradients need captum: pip install "linnaeus[explain]", or use --method gradcam'
+        ) from None
+
+
+def _to_one(maps: Tensor, outliers: float = 0.0) -> np.ndarray:
+    """(N, H, W), 0 or more -> float32 numpy of the same shape in 0..1; the top is all but a share of `outliers`."""
+    flat = maps.float().cpu().flatten(1)
+    top = flat.kthvalue(max(1, round((1 - outliers) * flat.shape[1])), dim=1).values
+    return (flat / top.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).clamp(0, 1).view_as(maps).numpy()

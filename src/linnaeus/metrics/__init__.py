@@ -1,0 +1,1 @@
+"""Metrics, confidence intervals, calibration and selective prediction. NumPy and SciPy only."""

@@ -1,0 +1,121 @@
+"""model.onnx: the whole classifier as one graph, described like the model file that it was made of.
+
+Input `pictures` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
+calibrated, and `logits`, as the network gives them. Opset 18. Its metadata, each entry a text, holds
+
+    format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
+                    as JSON, as `modelfile` has them
+    threshold       the probability below which the model is unsure
+    model_sha256    of the weights in the model file that it was made of
+    export          as JSON: what it is (onnx or onnx-int8), when it was compared with the model file on real pictures
+                    the figures of that, versions, the machine
+    sha256          of the file's own bytes, with zeros in place of these 64 digits
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from linnaeus.errors import UserError
+from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
+
+KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
+"""What there is, and its name beside the model file."""
+
+INPUT, PROBABILITIES, LOGITS = "pictures", "probabilities", "logits"
+UNSEALED = "0" * 64
+SEAL = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # an entry of the metadata, as protobuf writes it
+OURS = ("format", "arch", "classes", "names", "preprocessing", "calibration", "metrics", "data", "recipe", "versions")
+NEEDS = 'pip install "linnaeus[onnx]"'
+
+
+def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:
+    """The entries of the metadata, not sealed yet."""
+    said = describe(about)
+    entries = {key: json.dumps(said[key], ensure_ascii=False, allow_nan=False) for key in OURS}
+    return entries | {
+        "threshold": json.dumps(threshold),
+        "model_sha256": about.digest,
+        "export": json.dumps(export, ensure_ascii=False, allow_nan=False),
+        "sha256": UNSEALED,
+    }
+
+
+def seal(raw: bytes) -> bytes:
+    """The bytes of a file with the checksum in its place."""
+    (found,) = SEAL.finditer(raw)
+    assert found[1] == UNSEALED.encode()
+    return raw[: found.start(1)] + hashlib.sha256(raw).hexdigest().encode() + raw[found.end(1) :]
+
+
+def checksum(path: Path, raw: bytes) -> str:
+    """The file's checksum. Raises UserError unless the bytes are those that were written."""
+    found = [*SEAL.finditer(raw)]
+    if not found:
+        raise UserError(
+            f"{path}: cut short, or not an ONNX file that linnaeus wrote; get a fresh copy, or export again"
+        )
+    at = found[-1]
+    digest = hashlib.sha256(raw[: at.start(1)])
+    digest.update(UNSEALED.encode())
+    digest.update(memoryview(raw)[at.end(1) :])
+    if digest.hexdigest() != at[1].decode():
+        raise UserError(f"{path}: does not match its checksum, so it was cut short or altered; get a fresh copy")
+    return at[1].decode()
+
+
+def file_digest(path: Path) -> str | None:
+    """The checksum that a file bears, not verified; None where it bears none.
+
+    It stands in the metadata, at the end: as a rule the last MB is read, and not the weights.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for tail in (1 << 20, size):
+                file.seek(max(0, size - tail))
+                if found := [*SEAL.finditer(file.read())]:
+                    return found[-1][1].decode()
+    except OSError:
+        return None
+    return None
+
+
+def has_runtime() -> bool:
+    """Whether ONNX Runtime is installed."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
+    """An ONNX Runtime session, what the file says of the model, and of its export.
+
+    Raises UserError, naming the file, where it is no such file, cut short, altered, of an unknown format, or where ONNX
+    Runtime is not installed. Nothing reads the file before its checksum has been seen to hold.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a run folder, a model.safetensors, or a model.onnx")
+    if not has_runtime():
+        raise UserError(f"{path}: needs ONNX Runtime, which is not installed: {NEEDS}")
+    from linnaeus.models.graph import session
+
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    checksum(path, raw)
+    try:
+        opened = session(raw)
+        entries = opened.get_modelmeta().custom_metadata_map
+        header = {key: json.loads(entries[key]) for key in OURS}
+        export = dict(json.loads(entries["export"]))
+    except Exception as error:  # ONNX Runtime raises kinds of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: cannot be opened ({reason}); export it again") from None
+    check_format(path, header)
+    return opened, parse(path, header | {"sha256": entries.get("model_sha256", "")}), export

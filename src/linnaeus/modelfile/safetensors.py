@@ -1,0 +1,273 @@
+"""model.safetensors: all that is needed to predict, in one file that holds no code.
+
+The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON text; format 1 holds
+
+    format          1
+    arch            {"name", "classes", "channels", "arguments"}: what models.create() takes
+    classes, names  class names in index order, and how to show them
+    preprocessing   resize, size, fit, interpolation, channels, mean, std
+    calibration     null, or what was fitted on validation:
+                        temperature   what logits are divided by; it changes no answer
+                        split         on which it was fitted
+                        abstention    error and confidence that are kept to, n, smallest_n (pictures that a promise
+                                      takes), grouped (whether they came in groups), estimated and promised (each
+                                      threshold, answered, wrong; or null), and threshold: below this probability the
+                                      model is unsure; null where none helps
+                        curve         rows of threshold, answered, wrong, from which another error's is chosen
+    metrics         figures with their counts, by split
+    data            source, kind, counts by split, fingerprint
+    recipe          the recipe as resolved
+    versions        of linnaeus, torch, python
+    sha256          of the tensors: names, types, shapes and bytes in name order
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from linnaeus.errors import UserError
+from linnaeus.files import atomic
+from linnaeus.models import Network, create
+from linnaeus.preprocess import Preprocessing
+
+FORMAT = 1
+MODEL = "model.safetensors"  # its name in a run folder
+AUXILIARY = ("aux1.", "aux2.")
+
+
+@dataclass
+class ModelFile:
+    """What a model file says, beside its weights."""
+
+    arch: dict[str, Any]
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    preprocessing: Preprocessing
+    calibration: dict[str, Any] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+    """SHA-256 of the tensors, where this was read from a file."""
+
+
+def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> None:
+    """Write weights and description, whole or not at all. Auxiliary heads, which only training needs, stay behind."""
+    # Tensors are copied to plain contiguous memory: safetensors takes neither channels-last nor shared storage.
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in state.items()
+        if not name.startswith(AUXILIARY)
+    }
+    header = describe(about) | {"versions": versions(), "sha256": _digest(tensors)}
+    text = json.dumps(header, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as temporary:
+        save_tensors(tensors, temporary, {"linnaeus": text})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors. Raises OSError where the disk does not take them."""
+    # safetensors takes neither channels-last nor shared storage, so such tensors are copied to plain memory.
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    try:
+        save_file(plain, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk too comes as one, and only its text tells
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def describe(about: ModelFile) -> dict[str, Any]:
+    """What a model file says beside its weights, for JSON; `parse` reads it."""
+    return {
+        "format": FORMAT,
+        "arch": about.arch,
+        "classes": list(about.classes),
+        "names": list(about.names),
+        "preprocessing": about.preprocessing.to_dict(),
+        "calibration": about.calibration,
+        "metrics": about.metrics,
+        "data": about.data,
+        "recipe": about.recipe,
+        "versions": about.versions,
+        "sha256": about.digest,
+    }
+
+
+def read_model(path: Path, model: Network | None = None) -> tuple[Network, ModelFile]:
+    """Read a model file: the network in evaluation mode, and what the file says of it.
+
+    `model` is needed only where the file was trained from a network of the user's own, whose code it does not hold.
+    Raises UserError, naming the file, where it is no model file, cut short, altered, or of an unknown format.
+    """
+    header, tensors = _read(path)
+    about = parse(path, header)
+    if _digest(tensors) != header.get("sha256"):
+        raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
+    if model is not None:
+        _check_weights(path, about, model, tensors)
+    elif about.arch["name"] == "custom":
+        raise UserError(
+            f"{path}: its network is your own code ({about.arch['arguments'].get('source')}), which a model file never "
+            "holds; give it with --model FILE.py:FUNCTION, or linnaeus.load(path, model=module)"
+        )
+    else:
+        # Without memory at first: what the file claims costs nothing until its weights are seen to be that large.
+        with torch.device("meta"):
+            model = _create(path, about.arch)
+        _check_weights(path, about, model, tensors)
+        model.to_empty(device="cpu")
+    model.load_state_dict(tensors)
+    return model.eval().to(memory_format=torch.channels_last), about  # type: ignore[call-overload]
+
+
+def model_path(given: str | Path) -> Path:
+    """MODEL of the command line: a run folder, or a model file."""
+    path = Path(given)
+    if path.is_dir():
+        if not (path / MODEL).is_file():
+            raise UserError(f"{path}: holds no {MODEL}; give a run folder, or train one with `linnaeus train`")
+        return path / MODEL
+    return path
+
+
+def read_header(path: Path) -> ModelFile:
+    """What the file says, without reading its weights."""
+    return parse(path, _read(path, weights=False)[0])
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    from linnaeus._version import __version__
+
+    return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+# What safetensors and torch raise for files that are no model file, or were made to do harm.
+_UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+
+
+def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header, and the tensors where they are wanted."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such model file; give a run folder or a model.safetensors")
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("linnaeus")
+            if text is not None and weights:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: cut short, or not a model file ({_line(error)}); get a fresh copy") from None
+    if text is None:
+        raise UserError(
+            f"{path}: safetensors, but not a model that linnaeus wrote; its weights can be imported instead"
+        )
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its description is not JSON ({_line(error)}); get a fresh copy") from None
+    check_format(path, header)
+    return header, tensors
+
+
+def check_format(path: Path, header: Any) -> None:
+    """Raise UserError unless a description is of the format that this version reads."""
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise UserError(
+            f"{path}: model file format {_line(repr(found))}, and this version reads format {FORMAT}; upgrade linnaeus"
+        )
+
+
+def parse(path: Path, header: dict[str, Any]) -> ModelFile:
+    """The description, checked as far as what follows relies on it: it may come from anybody."""
+    try:
+        arch = header["arch"]
+        about = ModelFile(
+            # The names in it come from the file, so nothing but these four is passed on to create().
+            arch={
+                "name": str(arch["name"]),
+                "classes": int(arch["classes"]),
+                "channels": int(arch["channels"]),
+                "arguments": dict(arch.get("arguments") or {}),
+            },
+            classes=tuple(map(str, header["classes"])),
+            names=tuple(map(str, header["names"])),
+            preprocessing=Preprocessing.from_dict(header["preprocessing"]),
+            calibration=header.get("calibration"),
+            metrics=dict(header.get("metrics") or {}),
+            data=dict(header.get("data") or {}),
+            recipe=dict(header.get("recipe") or {}),
+            versions=dict(header.get("versions") or {}),
+            digest=str(header.get("sha256") or ""),
+        )
+    except (*_UNREADABLE, UserError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: its description is not whole ({_line(reason)}); get a fresh copy") from None
+    if not len(about.classes) == len(about.names) == about.arch["classes"]:
+        raise UserError(f"{path}: {len(about.classes)} class names for {about.arch['classes']} outputs")
+    if about.preprocessing.channels != about.arch["channels"]:
+        raise UserError(
+            f"{path}: pictures of {about.preprocessing.channels} channel(s) for a network of {about.arch['channels']}"
+        )
+    return about
+
+
+def _create(path: Path, arch: dict[str, Any]) -> Network:
+    """The network that the file names, by its four entries."""
+    given = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
+    try:
+        return create(**given)
+    except (*_UNREADABLE, UserError) as error:
+        raise UserError(f"{path}: names a network that cannot be made ({_line(error)}); get a fresh copy") from None
+
+
+def _check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[str, Tensor]) -> None:
+    """Raise UserError unless the file has just the tensors of `model`, in name, shape and type."""
+    wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            has, needs = (" ".join(map(str, each[name])) if name in each else "none" for each in (found, wanted))
+            raise UserError(
+                f"{path}: the weights do not fit the network {about.arch['name']}: "
+                f"of {name} the file has {has}, the network {needs}"
+            )
+
+
+def _line(what: object) -> str:
+    """Anything as a short piece of one line."""
+    return " ".join(str(what).split())[:200]
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in name order: the same for the same weights wherever written."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

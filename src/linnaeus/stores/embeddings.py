@@ -1,0 +1,127 @@
+"""Pictures as vectors: what published weights at hand make of them below the head, computed once and stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from linnaeus.console import Console
+from linnaeus.data.batches import Batch, Subset
+from linnaeus.data.decode import DECODE_VERSION
+from linnaeus.data.table import Table
+from linnaeus.device import choose_device
+from linnaeus.distributed.environment import Processes
+from linnaeus.distributed.group import Peers
+from linnaeus.malloc import steady_heap
+from linnaeus.models.published import PUBLISHED, Published
+from linnaeus.models.weights import at_hand, load_weights, lookup
+from linnaeus.preprocess import Preprocessing
+from linnaeus.stores.cache import Cache, OverBudgetError
+from linnaeus.stores.decoding import Decoding, cores
+from linnaeus.stores.frozen import Frozen, Samples
+from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import readable
+
+LIKED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
+"""Networks whose vectors are preferred, in this order, where several have weights at hand."""
+
+VERSION = 1
+VALUES, INDICES = "values.npy", "indices.npy"
+SMALLEST = 64  # pixels: below it the last stage of a network with stride 32 has nothing left to average over
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Pooled vectors of the readable pictures of a table."""
+
+    values: np.ndarray
+    """(k, features) float32"""
+    indices: np.ndarray
+    """(k,) int64: the sample of the table that each vector is of, ascending"""
+    weights: str
+    """The published name of what made them"""
+
+
+class Plain(Peers):
+    """One process and one device at full precision, with no training engine around it."""
+
+    precision = "32-true"
+
+    def __init__(self, device: torch.device):
+        super().__init__(Processes())
+        self.device = device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+def usual_weights() -> str | None:
+    """The published weights at hand that make the most useful vectors; None where none are at hand."""
+    found = {PUBLISHED[name].model: name for name in reversed(at_hand())}
+    return next((found[model] for model in LIKED if model in found), next(iter(found.values()), None))
+
+
+def embed(
+    table: Table, weights: str, *, cache: Cache, console: Console, device: str = "auto", compute: bool = True
+) -> Vectors | None:
+    """Vectors of all pictures of `table` by published weights at hand; None where the cache's budget is too small.
+
+    Decoded pictures and vectors are kept in the cache, so that a second call reads them; without `compute` there is
+    None instead of a first. Pictures that cannot be read have no vector. Small pictures, where the source holds arrays,
+    go through the network near their own size. Raises UserError where the weights are not at hand.
+    """
+    preprocessing = _preprocessing(table, lookup(weights))
+    signatures = Decoding(table, np.arange(len(table)), preprocessing.row_spec, cores(), None).signatures(False)
+    about = json.dumps([VERSION, DECODE_VERSION, weights, preprocessing.to_dict()])
+    name = f"vectors-{hashlib.sha256(about.encode() + signatures.tobytes()).hexdigest()[:32]}"
+    with cache.lock(name):
+        if (found := cache.find(name)) is not None:
+            values = np.load(found.path / VALUES).astype(np.float32)
+            return Vectors(values, np.load(found.path / INDICES), weights)
+        vectors = _compute(table, weights, preprocessing, cache, console, choose_device(device)) if compute else None
+        if vectors is not None:
+            with suppress(OverBudgetError), cache.building(name) as folder:
+                half = vectors.values.astype(np.float16)  # as activations are stored, unless they overflow
+                exact = np.array_equal(half, vectors.values)
+                cache.room(name, (half if exact else vectors.values).nbytes)
+                np.save(folder / VALUES, half if exact else vectors.values)
+                np.save(folder / INDICES, vectors.indices)
+                cache.commit(name, {"n": len(vectors.indices)})
+        return vectors
+
+
+def _preprocessing(table: Table, published: Published) -> Preprocessing:
+    resize, size = published.resize, published.size
+    if table.images is not None:
+        resize = size = min(size, max(SMALLEST, *table.images.shape[1:3]))
+    return Preprocessing(resize, size, "crop", published.interpolation, 3, published.mean, published.std)
+
+
+def _compute(
+    table: Table, weights: str, preprocessing: Preprocessing, cache: Cache, console: Console, device: torch.device
+) -> Vectors | None:
+    network = load_weights(lookup(weights).model, weights, classes=1).model
+    with console.progress("decoding for the network") as advance:
+        rows = build_pixels(table, np.arange(len(table)), preprocessing.row_spec, cache=cache, progress=advance)
+    good = readable(rows)
+    if not len(good):
+        return None
+    samples = Samples(rows if len(good) == len(table) else Subset(rows, good), table.labels[good])
+    frozen = Frozen(network.to(device).eval(), preprocessing, Plain(device), console, cache)
+
+    def prepare(batch: Batch) -> torch.Tensor:
+        return preprocessing(batch.pixels, batch.shapes)
+
+    try:
+        with steady_heap():
+            stored = frozen.rows(["head"], samples, prepare, "vectors", {})
+    except OverBudgetError:
+        return None
+    values, _ = stored.gather(np.arange(len(good)))
+    return Vectors(np.asarray(values, dtype=np.float32), good, weights)

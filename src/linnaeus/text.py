@@ -1,0 +1,32 @@
+"""Plain-text tables and text widths."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+
+def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Cells in columns: `<` left, `>` right, a letter a column. Wide characters count as two."""
+    widths = [max(width(row[c]) for row in rows) for c in range(len(sides))]
+
+    def cells(row: Sequence[str]) -> Iterator[str]:
+        for cell, side, wide in zip(row, sides, widths, strict=True):
+            blank = " " * (wide - width(cell))
+            yield cell + blank if side == "<" else blank + cell
+
+    return [("  " + "  ".join(cells(row))).rstrip() for row in rows]
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
+
+
+def shorten(text: str, most: int) -> str:
+    """`text` in at most so many columns."""
+    if width(text) <= most:
+        return text
+    while width(text) > most - 1:
+        text = text[:-1]
+    return text + "…"

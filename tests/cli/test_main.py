@@ -1,0 +1,491 @@
+"""The command line: what is printed where, with which exit status, and how fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import draw, mini, samples, write_idx, write_pictures, write_recipe, write_tiny_model
+
+import linnaeus
+from linnaeus.inference.writers import read_done
+
+LINNAEUS = [sys.executable, "-m", "linnaeus"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: data `idx`, a recipe `r.toml`, a model `m.safetensors` and pictures `pics`."""
+    write_idx(tmp_path / "idx")
+    write_recipe(tmp_path / "r.toml")
+    network = mini()
+    torch.nn.init.normal_(network.get_parameter("fc.weight"))
+    write_tiny_model(tmp_path / "m.safetensors", network)
+    write_pictures(tmp_path / "pics", each=2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_needs_neither_torch_nor_pydantic():
+    """--help is instant because nothing heavy is imported for it, in any command."""
+    code = """
+import sys
+from click.testing import CliRunner
+from linnaeus.cli import cli
+for command in (
+    [], ["train"], ["predict"], ["explain"], ["check"], ["evaluate"], ["compare"], ["models"], ["recipes"],
+    ["weights"], ["data"],
+):
+    result = CliRunner().invoke(cli, [*command, "--help"])
+    assert result.exit_code == 0 and "Usage:" in result.output, result.output
+assert CliRunner().invoke(cli, ["--version"]).output == f"linnaeus, version {sys.modules['linnaeus'].__version__}\\n"
+heavy = {"torch", "pydantic", "numpy", "PIL", "matplotlib", "rich", "lightning_fabric"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_module_and_the_entry_point_are_the_same():
+    result = subprocess.run([*LINNAEUS, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == linnaeus.__version__
+
+
+def write_list(path: Path, lines: str) -> None:
+    path.write_text(lines, encoding="utf-8")
+
+
+def make_wrong_inputs(here: Path) -> None:
+    (here / "empty").mkdir()
+    write_pictures(here / "one", ("only",), each=3)
+    write_pictures(here / "other", ("0", "x"), each=2)
+    write_list(here / "list.txt", "pics/0/0 0.png 0\npics/1/1 0.png\n\npics/2/2 0.png 2\n")
+    (here / "lists").mkdir()
+    write_list(here / "lists" / "train.txt", "nolabel\n")
+    write_idx(here / "cut")
+    images = here / "cut" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:5000])
+    write_list(here / "bad.toml", (here / "r.toml").read_text().replace("epochs", "epoch"))
+    write_list(here / "words.txt", "this is no model")
+    (here / "there").mkdir()
+    (here / "there" / "x").touch()
+    write_list(here / "net.py", "import nosuchmodule\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("train nowhere", ["nowhere", "no such file or folder"]),
+        ("train empty", ["empty: an empty folder"]),
+        ("train one", ["one", "'only'", "two or more"]),
+        ("train list.txt --recipe r.toml", ["list.txt:2: 'pics/1/1' does not exist"]),
+        ("train lists --recipe r.toml", ["train.txt:1", "nolabel"]),
+        ("train cut --recipe r.toml", ["train-images-idx3-ubyte", "5000 bytes", "cut short"]),
+        ("train idx --recipe bad.toml", ["bad.toml", "phase.1.epoch", "unknown key", "did you mean epochs"]),
+        ("train idx --recipe r.toml --set data.sze=3", ["data.sze", "unknown key", "size"]),
+        ("train idx --recipe digts", ["digts", "did you mean digits"]),
+        ("train idx --recipe r.toml --model resnet5O", ["resnet5O", "did you mean", "resnet50"]),
+        ("train idx --recipe r.toml --out there", ["there", "already exists"]),
+        ("train idx --recipe r.toml --set lr", ["lr", "KEY=VALUE"]),
+        ("train idx --recipe r.toml --set phase.3.lr=1", ["phase.3.lr", "phases 1 to 1"]),
+        ("train idx --recipe r.toml --set phase.1.lr=fast", ["phase.1.lr", "'fast'"]),
+        ("train idx --recipe r.toml --set phase.1.lr=inf", ["phase.1.lr", "inf"]),
+        ("train idx --recipe r.toml --set phase.1.train=[]", ["phase.1.train"]),
+        ("train idx --recipe r.toml --set phase.1.train=['heads']", ["'heads'", "did you mean head"]),
+        ("train idx --recipe r.toml --epochs two", ["--epochs two", "5,2"]),
+        ("train idx --recipe r.toml --epochs 5,2", ["--epochs 5,2", "1 phase(s)"]),
+        ("train idx --recipe r.toml --epochs 0", ["--epochs 0"]),
+        ("train idx --recipe r.toml --device gpu", ["--device gpu", "cuda"]),
+        ("train idx --recipe r.toml --seed -1", ["--seed", "-1"]),
+        ("train idx --recipe r.toml --model net.py:build", ["net.py", "nosuchmodule"]),
+        ("train idx --recipe r.toml --model gone.py:build", ["gone.py"]),
+        ("train", ["SOURCE", "linnaeus train --help"]),
+        ("trian idx", ["trian"]),
+        ("predict nowhere pics", ["nowhere", "no such model file"]),
+        ("predict pics pics", ["pics", "holds no model.safetensors"]),
+        ("predict words.txt pics", ["words.txt", "not a model file"]),
+        ("predict m.safetensors empty", ["empty", "no pictures"]),
+        ("predict m.safetensors *.gif", ["*.gif", "no file fits"]),
+        ("predict m.safetensors pics --grid a.gif", ["a.gif", ".png"]),
+        ("predict m.safetensors pics --out gone/a.csv", ["gone/a.csv", "cannot be written"]),
+        ("predict m.safetensors pics --grid words.txt/a.png", ["words.txt/a.png", "cannot be written"]),
+        ("predict m.safetensors pics --top 0", ["--top"]),
+        ("predict m.safetensors pics --format xml", ["xml", "jsonl"]),
+        ("evaluate m.safetensors nowhere", ["nowhere"]),
+        ("evaluate m.safetensors pics --split valid", ["pics", "'valid'"]),
+        ("evaluate m.safetensors pics --error 0", ["--error", "0"]),
+        ("evaluate m.safetensors pics --error 2", ["--error", "2"]),
+        ("evaluate m.safetensors other", ["other", "does not know 'x'", "it knows '1', '2', not in the source"]),
+        ("compare pics", ["pics", "two runs or more"]),
+        ("compare pics nowhere", ["pics", "no predictions.csv"]),
+        ("models resnet51", ["resnet51", "did you mean"]),
+        ("recipes digts", ["digts", "did you mean digits"]),
+        ("weights pull imagenot", ["imagenot"]),
+        ("data pull mnits", ["mnits"]),
+    ],
+)
+def test_wrong_input_is_one_line_that_names_it(arguments: str, named: list[str], here: Path, say):
+    make_wrong_inputs(here)
+    said = say(*arguments.split(" "))
+    assert said.status == 2, said
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("error: ")
+    for piece in named:
+        assert piece in lines[0]
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there(device: str, here: Path, say, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    said = say("train", "idx", "--recipe", "r.toml", "--device", device)
+    assert said.status == 2
+    assert said.err.startswith(f"error: --device {device}: ")
+    assert "use --device cpu" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_recipe_as_text_is_no_file_name(here: Path, say):
+    said = say("train", "idx", "--recipe", (here / "r.toml").read_text())
+    assert said.status == 2
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_single_table_in_place_of_phases(here: Path, say):
+    text = '[model]\nname = "mini_resnet"\n[data]\nresize = 28\nsize = 28\n[phase]\nepochs = 2\nlr = 0.1\n'
+    (here / "single.toml").write_text(text)
+    for more in ([], ["--epochs", "3"], ["--epochs", "1,2,3"]):
+        said = say("train", "idx", "--recipe", "single.toml", *more)
+        assert said.status == 2, said
+        assert "phase" in said.err
+        assert len(said.err.splitlines()) == 1
+
+
+def test_training_and_what_it_prints(here: Path, say):
+    """Plain lines where there is no terminal: what stands before the first epoch, a line an epoch, the figures."""
+    said = say("train", "idx", "--recipe", "r.toml", "--out", "run 一", "--set", "log_every=4", "--epochs", "2")
+    assert said.status == 0, said
+    assert said.err == ""
+    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    for piece in (
+        "run run 一", "source idx (idx): train 108, valid 12, test 30", "classes 3: 0, 1, 2",
+        "network mini_resnet", "pictures crop to 28", "parameters train, 2 epochs of 7 steps",
+        "batch (16, 1, 28, 28) float32",
+        "epoch 1 step 4 of 7 loss", "epoch 1/2 lr", "epoch 2/2 lr", "valid ", "test ", "best phase 1, epoch",
+        "run 一/curves.png", "run 一/predictions.png", "run 一/confusion.png",
+    ):  # fmt: skip
+        assert any(piece in line for line in lines), (piece, said.out)
+    metrics = json.loads((here / "run 一" / "metrics.json").read_text())
+    for split in ("valid", "test"):
+        share = metrics[split]["accuracy"]
+        line = next(line for line in lines if line.startswith(split))
+        assert f"{share:.2%} ({metrics[split]['correct']} of {metrics[split]['n']}" in line
+    assert "\x1b" not in said.out
+
+
+def test_quiet_says_nothing(here: Path, say):
+    said = say("train", "idx", "--recipe", "r.toml", "--out", "run", "-q", "--epochs", "1")
+    assert (said.status, said.out, said.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
+def test_predictions_on_standard_output(form: str, here: Path, say):
+    said = say("predict", "m.safetensors", "pics", "--format", form, "--top", "9")
+    assert said.status == 0, said
+    assert said.err == ""
+    if form == "jsonl":
+        told = [json.loads(line) for line in said.out.splitlines()]
+        assert [each["path"] for each in told] == [f"pics/{c}/{c} {i}.png" for c in range(3) for i in range(2)]
+        assert all(len(each["top"]) == 3 for each in told)
+    elif form == "csv":
+        widths = {line.count(",") for line in said.out.splitlines()}
+        assert widths == {2 + 3 * 3}
+        assert len(said.out.splitlines()) == 7
+    else:
+        assert said.out.count("%") == 18
+
+
+def test_unreadable_pictures_are_told_and_the_status_is_1(here: Path, say):
+    (here / "pics" / "1" / "1 0.png").write_bytes(b"no picture")
+    said = say(
+        "predict", "m.safetensors", "pics", "gone.png", "pics/0/0 0.png", "--format", "jsonl", "--out", "o.jsonl"
+    )
+    assert said.status == 1
+    told = [json.loads(line) for line in (here / "o.jsonl").read_text().splitlines()]
+    assert [each["error"] is None for each in told] == [True, True, False, True, True, True, False, True]
+    lines = said.err.splitlines()
+    assert lines[0].startswith("warning: pics/1/1 0.png: ")
+    assert lines[1].startswith("warning: gone.png: ")
+    assert lines[2] == "warning: 2 of 8 pictures could not be read"
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
+@pytest.mark.parametrize("cut", [3, 40, 200, 10_000])
+def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say, monkeypatch: pytest.MonkeyPatch):
+    """Whatever a kill leaves of the file: its whole lines stay as they are, and only the rest is predicted."""
+    (here / "pics" / "1" / 'a, "b"\nc.png').write_bytes(b"no picture")  # a name that takes two lines of the file
+    assert say("predict", "m.safetensors", "pics", "--out", name).status == 1
+    whole = (here / name).read_bytes()
+    (here / name).write_bytes(whole[:cut])
+    held = read_done(here / name, name[2:], 1)
+    seen: list[str] = []
+    stream = linnaeus.Classifier.stream
+
+    def watched(self, images):
+        for prediction in stream(self, images):
+            seen.append(prediction.path)
+            yield prediction
+
+    monkeypatch.setattr(linnaeus.Classifier, "stream", watched)
+    said = say("predict", "m.safetensors", "pics", "--out", name)
+    assert (here / name).read_bytes() == whole
+    assert said.status == 1  # also where the unreadable one was done before
+    assert said.err.splitlines()[-1] == "warning: 1 of 7 pictures could not be read"
+    # The first and the last readable answer are made again, to see that this is the model that gave them.
+    assert len(seen) == 7 - len(held.paths) + len(held.some)
+    assert len(held.paths) == {3: 0, 10_000: 7}.get(cut, len(held.paths))
+
+
+def test_one_picture_is_one_picture(here: Path, say):
+    assert "1 of 1 picture could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+    assert "o.csv: goes on after 1 picture\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+
+
+def test_answers_of_another_model_are_not_mixed(here: Path, say):
+    assert say("predict", "m.safetensors", "pics", "--out", "o.csv").status == 0
+    text = (here / "o.csv").read_text()
+    cells = text.splitlines()[1].split(",")
+    (here / "o.csv").write_text(text.replace(cells[5], "0.010000" if float(cells[5]) > 0.5 else "0.990000", 1))
+    before = (here / "o.csv").read_bytes()
+    said = say("predict", "m.safetensors", "pics", "--out", "o.csv")
+    assert said.status == 2
+    assert "holds answers of another model" in said.err
+    assert len(said.err.splitlines()) == 1
+    assert (here / "o.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("my,own,table\n1,2,3\n", "other columns"),
+        ("path", "pictures"),
+        ("notes of mine", "no answers"),
+        ("path,unsure,error,class_1,name_1,probability_1\na.png,0\n", "a line of 2 cells"),
+        ("path,unsure,error,class_1,name_1,probability_1\na.png,0,,1,1,much\n", "'much'"),
+        ("path,unsure,error,class_1,name_1,probability_1,class_2,name_2,probability_2\n", "--top 2"),
+    ],
+)
+def test_a_file_that_holds_something_else_stays(text: str, told: str, here: Path, say):
+    (here / "o.csv").write_text(text)
+    said = say("predict", "m.safetensors", "pics", "--out", "o.csv")
+    if text == "path":  # the beginning of the header: a process was killed right then
+        assert said.status == 0
+        return
+    assert said.status == 2
+    assert told in said.err
+    assert (here / "o.csv").read_text() == text
+
+
+def test_a_file_of_lines_with_another_number_of_classes_stays(here: Path, say):
+    assert say("predict", "m.safetensors", "pics", "--out", "o.jsonl").status == 0
+    assert "--top 1" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl", "--top", "3").err
+    (here / "o.jsonl").write_text('{"path": 3}\n')
+    assert "no answer" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl").err
+
+
+def test_the_grid_is_drawn(here: Path, say):
+    said = say("predict", "m.safetensors", "pics", "--grid", "grid 图.png")
+    assert said.status == 0, said
+    width, height = Image.open(here / "grid 图.png").size
+    assert min(width, height) > 200
+
+
+def test_models_and_recipes_are_listed(say):
+    assert "resnet50" in say("models").out
+    assert "25,557,032" in say("models", "resnet50").out.replace(" ", "")
+    assert say("models", "resnet20").out.splitlines()[-2].split() == [
+        "total",
+        "269,722",
+        "40,551,040",
+    ]  # for 10 classes
+    assert "auxiliary" not in say("models", "inception_v1").out
+    assert "and 6,379,984 parameters of auxiliary heads" in say("models", "inception_v1", "--set", "aux=true").out
+    assert "digits" in say("recipes").out
+    assert say("recipes", "digits").out == linnaeus.recipe.recipe_text("digits")[1]
+
+
+def run(*arguments: str | bytes, **more) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more.pop("environment", {})}
+    return subprocess.run([*LINNAEUS, *arguments], capture_output=True, env=environment, check=False, **more)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_paths_on_standard_input_whatever_their_bytes(encoding: str, here: Path):
+    """A name that is no UTF-8 is read, found, and told in a form that JSON gives back; on a terminal of ASCII too."""
+    odd = b"odd \xff.png"
+    Image.fromarray(draw(samples(1)[1])[0]).save(here / "x.png")
+    try:
+        os.rename(here / "x.png", os.fsencode(here) + b"/" + odd)  # noqa: PTH104 - bytes
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    given = odd + "\npics/0/0 0.png\r\n\nno\u0142e.png\n".encode()
+    arguments = ("predict", "m.safetensors", "-", "--format", "jsonl")
+    result = run(*arguments, input=given, environment={"PYTHONIOENCODING": encoding})
+    assert b"Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 1
+    told = [json.loads(line) for line in result.stdout.decode().splitlines()]
+    assert [each["error"] is None for each in told] == [True, True, False]
+    if encoding == "utf-8":
+        assert [os.fsencode(each["path"]) for each in told] == [odd, b"pics/0/0 0.png", "no\u0142e.png".encode()]
+
+
+@pytest.mark.long
+def test_whoever_has_read_enough_may_go(here: Path):
+    """`linnaeus predict … | head -1` ends without a word."""
+    paths = "pics/0/0 0.png\n" * 3000
+    (here / "paths.txt").write_text(paths)
+    command = f"{sys.executable} -m linnaeus predict m.safetensors - < paths.txt | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB, where one can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_one_line_and_status_1(here: Path, small_disk: Path, say):
+    said = say("train", "idx", "--recipe", "r.toml", "--out", small_disk / "run", "-q")
+    assert said.status == 1, said
+    assert len(said.err.splitlines()) == 1, said.err
+    assert "no space left on the disk" in said.err
+    assert str(small_disk) in said.err
+    said = say("predict", "m.safetensors", *["pics"] * 300, "--format", "jsonl", "--out", small_disk / "o.jsonl")
+    assert said.status == 1, said
+    assert said.err.count("\n") == 1
+    assert "o.jsonl: no space left" in said.err
+
+
+@pytest.mark.long
+def test_a_limit_on_the_size_of_files_is_a_full_disk(here: Path):
+    """The same without the right to mount: what the system refuses to write ends the job in one line."""
+    result = run(
+        "train", "idx", "--recipe", "r.toml", "--out", "run", "-q",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count(b"\n") == 1, result.stderr
+    assert b"model.safetensors: no space left on the disk" in result.stderr
+    assert not (here / "run").exists(), "nothing came of it, so nothing is left behind"
+
+
+def test_ctrl_c_elsewhere_is_one_word(here: Path, say, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("linnaeus.inference.classifier.load", interrupt)
+    said = say("predict", "m.safetensors", "pics")
+    assert (said.status, said.err.strip()) == (1, "stopped")
+
+
+def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
+    """Train, evaluate, predict, compare: temperature and threshold are fitted once and mean the same everywhere."""
+    for name, epochs in (("one", 1), ("two", 3)):
+        said = say("train", "idx", "--recipe", "r.toml", "--out", name, "--epochs", epochs)
+        assert said.status == 0, said
+        assert "certainty temperature" in said.out
+        assert "unsure    " in said.out
+    metrics = json.loads((here / "two" / "metrics.json").read_text())
+    stored = linnaeus.load(here / "two")
+    assert stored.calibration is not None
+    assert metrics["calibration"]["temperature"] == stored.temperature
+    assert metrics["calibration"]["abstention"] == stored.calibration.rule.to_dict()
+    assert metrics["valid"]["calibration"]["cross_fitted"] is True
+    assert metrics["test"]["calibration"]["cross_fitted"] is False
+
+    said = say("evaluate", "two", "idx", "--tta", "--json", "e.json")
+    assert said.status == 0, said
+    found = json.loads((here / "e.json").read_text())["test"]
+    assert found["n"] == 30
+    for name in ("accuracy", "loss", "brier", "ece", "macro_f1", "macro_roc_auc"):
+        assert found[name] == pytest.approx(metrics["test"][name], abs=1e-6), name
+    assert np.array(found["confusion"]).sum() == 30
+    assert [row["class"] for row in found["classes"]] == ["0", "1", "2"]
+    assert set(found["tta"]) == {"mirror"}
+    for piece in ("balanced accuracy", "calibration error (ECE)", "the worst first", "promised", "estimated", "mirror"):
+        assert piece in said.out, piece
+    assert "30 pictures" in said.out
+
+    predicted = (here / "two" / "predictions.csv").read_text().splitlines()
+    assert predicted[0] == "sample,split,true,predicted,probability,probability_of_true,group"
+    assert len(predicted) == 1 + 12 + 30
+    right = [row.split(",") for row in predicted[1:] if ",test," in row]
+    assert sum(row[2] == row[3] for row in right) == metrics["test"]["correct"]
+
+    said = say("compare", "one", "two", "--json", "c.json")
+    assert said.status == 0, said
+    assert "phase.1.epochs" in said.out
+    rows = json.loads((here / "c.json").read_text())["runs"]
+    assert rows[1]["correct"] == metrics["test"]["correct"]
+    assert rows[1]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-4)
+
+
+def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
+    """From the curve of the validation pictures, in the file; the file stays as it is."""
+    assert say("train", "idx", "--recipe", "r.toml", "--out", "run", "-q").status == 0
+    before = (here / "run" / "model.safetensors").read_bytes()
+    said = say("evaluate", "run", "idx", "--error", "0.6", "--json", "e.json")
+    assert said.status == 0, said
+    found = json.loads((here / "e.json").read_text())["test"]["abstention"]
+    assert found["chosen_on"] == "valid"
+    assert found["rule"]["error"] == 0.6
+    assert found["rule"]["n"] == 12
+    assert "for at most 60 % wrong among the answered" in said.out
+    assert (here / "run" / "model.safetensors").read_bytes() == before
+    said = say("evaluate", "run", "idx", "--split", "valid")
+    assert said.err.count("\n") == 1
+    assert "selected and calibrated on these pictures" in said.err
+    assert "each fifth of the pictures by the others" in said.out
+
+
+def test_a_model_without_calibration_is_evaluated_too(here: Path, say):
+    write_pictures(here / "data" / "test", each=8)
+    said = say("evaluate", "m.safetensors", "data", "--json", "e.json")
+    assert said.status == 0, said
+    found = json.loads((here / "e.json").read_text())["test"]
+    assert found["calibration"]["cross_fitted"] is True
+    assert found["abstention"]["chosen_on"] is None
+    assert found["loss"] == pytest.approx(found["calibration"]["before"]["loss"])
+    assert "thresholds chosen on these very pictures" in said.out
+
+
+def test_evaluating(here: Path, say):
+    write_pictures(here / "data" / "test", each=3)
+    said = say("evaluate", "m.safetensors", "data", "--json", "deep/er/e.json")
+    assert said.status == 0, said
+    found = json.loads((here / "deep" / "er" / "e.json").read_text())["test"]
+    assert found["n"] == 9
+    assert f"{found['correct']} of 9" in said.out

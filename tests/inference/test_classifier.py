@@ -1,0 +1,330 @@
+"""Predicting: which pictures, in which order, with what answers; and what happens to the unreadable."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import draw, mini, write_pictures, write_tiny_model
+
+import linnaeus
+from linnaeus.errors import UserError
+from linnaeus.inference.classifier import BATCH, Classifier, Prediction, load
+from linnaeus.inference.inputs import expand
+from linnaeus.inference.writers import writer
+from linnaeus.modelfile.safetensors import read_model, write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    network = mini()
+    torch.nn.init.normal_(network.get_parameter("fc.weight"))  # so that answers differ from picture to picture
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "model.safetensors", network)
+
+
+@pytest.fixture(scope="module")
+def classifier(model: Path) -> Classifier:
+    return load(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), each=BATCH)
+
+
+def all_of(folder: Path) -> list[str]:
+    return list(expand([str(folder)]))
+
+
+def test_answers_are_those_of_the_network(classifier: Classifier, pictures: Path):
+    """One by one, on pixels read here: batches, threads and order change nothing."""
+    paths = all_of(pictures)
+    assert len(paths) == 3 * BATCH
+    found = list(classifier.stream(paths))
+    assert [p.path for p in found] == paths
+    for prediction in found[:: BATCH // 2]:
+        pixels = np.asarray(Image.open(prediction.path))
+        with torch.no_grad():
+            x = torch.from_numpy(pixels / 255).float()[None, None]
+            expected = classifier.network(x).softmax(1)[0].numpy()
+        assert prediction.probabilities == pytest.approx(expected, abs=1e-6)
+        assert prediction.index == expected.argmax()
+        assert prediction.picture is not None
+        assert np.array_equal(prediction.picture[..., 0], pixels)
+    assert len({p.probabilities.tobytes() for p in found if p.probabilities is not None}) > BATCH
+
+
+def test_the_kinds_of_picture(classifier: Classifier, pictures: Path):
+    path = all_of(pictures)[0]
+    one = classifier.predict(path)
+    pixels = np.asarray(Image.open(path))
+    for same in (Path(path), Path(path).read_bytes(), pixels, np.stack([pixels] * 3, axis=-1)):
+        assert classifier.predict(same).probabilities == pytest.approx(one.probabilities, abs=1e-5)
+    several = classifier.predict([path, path])
+    assert [p.index for p in several] == [one.index] * 2
+
+
+def test_top_are_the_likeliest_in_order(classifier: Classifier, pictures: Path):
+    one = classifier.predict(all_of(pictures)[0])
+    top = one.top(2)
+    assert [name for name, _ in top] == [classifier.names[i] for i, _ in one.ranked(2)]
+    assert top[0] == (one.name, one.probability)
+    assert top[0][1] >= top[1][1]
+    assert sum(p for _, p in one.top(99)) == pytest.approx(1)
+    assert len(one.top(99)) == 3
+
+
+def test_an_unreadable_picture_stops_nobody(classifier: Classifier, pictures: Path, tmp_path: Path):
+    paths = all_of(pictures)[: BATCH + 5]
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(paths[0]).read_bytes()[:200])
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    bad = {3: str(cut), BATCH: str(text), BATCH + 2: str(tmp_path / "gone.png"), BATCH + 3: str(tmp_path)}
+    for at, path in bad.items():
+        paths.insert(at, path)
+    found = classifier.predict(paths)
+    assert [p.path for p in found] == paths
+    assert {i: p.path for i, p in enumerate(found) if p.error is not None} == bad
+    for at, reason in ((3, "truncated"), (BATCH, "not a picture"), (BATCH + 2, "No such file"), (BATCH + 3, "folder")):
+        assert reason.lower() in str(found[at].error).lower()
+        assert "\n" not in str(found[at].error)
+        assert paths[at] not in str(found[at].error)  # the path is told once, by whoever prints both
+        assert found[at].to_dict()["top"] == []
+    with pytest.raises(UserError, match=r"cut\.png: "):
+        _ = found[3].name
+    with pytest.raises(UserError, match=r"cut\.png: "):
+        classifier.predict(cut)
+
+
+def test_pictures_without_a_path_are_numbered_through(classifier: Classifier):
+    raw = [np.asarray(picture) for picture in draw(np.zeros(3 * BATCH, int))]
+    raw[2 * BATCH + 1] = np.asarray(raw[0])
+    found = classifier.predict([*raw, b"", b"no picture"])
+    assert [p.path for p in found] == [f"picture {i + 1}" for i in range(3 * BATCH + 2)]
+    assert found[-2].error == "empty"
+    assert "picture" not in str(found[-2].error)
+
+
+def test_only_a_few_pictures_are_in_memory_at_a_time(classifier: Classifier):
+    """What is asked for ahead of the answers is bounded, however many there are."""
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield np.zeros((28, 28), np.uint8)
+
+    stream = classifier.stream(endless())
+    for done in range(1, 5 * BATCH):
+        next(stream)
+        assert asked - done <= 2 * BATCH
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("linnaeus-decode")]
+
+
+@pytest.mark.long
+def test_ten_thousand_pictures_in_constant_memory(model: Path, tmp_path: Path):
+    """The growth between the 2,000th and the 10,000th is less than 8,000 of them would take (60 MB as float)."""
+    import subprocess
+    import sys
+
+    paths: list[str] = []
+    for picture in draw(np.arange(100) % 3):
+        paths.append(str(tmp_path / f"{len(paths)}.png"))
+        Image.fromarray(picture).save(paths[-1])
+    code = f"""
+import sys
+from linnaeus.predict import load
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096
+stream = load({str(model)!r}, device="cpu").stream(sys.argv[1:][i % 100] for i in range(10_000))
+for i, prediction in enumerate(stream, 1):
+    assert prediction.error is None
+    if i == 2_000: before = resident()
+print(resident() - before, i)
+"""
+    result = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    grown, count = map(int, result.stdout.split())
+    assert count == 10_000
+    assert grown < 10e6
+
+
+def test_a_folder_is_walked_in_natural_order(tmp_path: Path):
+    for name in ("b/10.png", "b/2.png", "b/nested/x.JPEG", "a.jpg", ".hidden.png", ".git/y.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path)])]
+    assert found == ["a.jpg", "b/2.png", "b/10.png", "b/nested/x.JPEG"]
+
+
+def test_globs_lists_and_files_in_the_order_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("10.png", "9.png", "[1].png", "sub/3.png", "zwei Wörter 一.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    lines = ["zwei Wörter 一.png\n", "\n", " 9.png\r\n"]
+    assert list(expand(["10.png", "-"], lines)) == ["10.png", "zwei Wörter 一.png", " 9.png"]
+    assert list(expand(["*.png"])) == ["9.png", "10.png", "[1].png", "zwei Wörter 一.png"]
+    assert list(expand(["**/3.png"])) == ["sub/3.png"]
+    assert list(expand(["[1].png"])) == ["[1].png"]  # a file that looks like a pattern
+    assert list(expand(["gone.png"])) == ["gone.png"]  # reported in its place
+    with pytest.raises(UserError, match=r"\*\.gif: no file fits"):
+        list(expand(["*.gif"]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no pictures in this folder"):
+        list(expand(["empty"]))
+
+
+def test_the_true_class_is_that_of_the_folder(classifier: Classifier, tmp_path: Path):
+    assert classifier.true_class("pictures/2/a.png") == 2
+    assert classifier.true_class("pictures/x/a.png") is None
+    assert classifier.true_class(str(tmp_path / "1" / "a.png")) == 1
+
+
+def written(form: str, predictions: list[Prediction], top: int) -> str:
+    file = io.StringIO()
+    write = writer(form, file, top)
+    for prediction in predictions:
+        write(prediction)
+    return file.getvalue()
+
+
+@pytest.fixture
+def two() -> list[Prediction]:
+    """One that was read and one that was not, with names that want care in CSV and JSON."""
+    names = ('Rose, "rot"', "玫瑰", "c")
+    good = Prediction("a b/ü.jpg", ("0", "1", "2"), names, np.array([0.2, 0.7, 0.1]))
+    return [good, Prediction("x,y.jpg", ("0", "1", "2"), names, None, error="cut short, sadly")]
+
+
+def test_json_lines_have_the_keys_of_the_contract(two: list[Prediction]):
+    good, bad = map(json.loads, written("jsonl", two, 2).splitlines())
+    assert list(good) == ["path", "top", "unsure", "error"]
+    assert good["path"] == "a b/ü.jpg"
+    assert good["error"] is None
+    assert good["unsure"] is False
+    assert good["top"] == [
+        {"class": "1", "name": "玫瑰", "probability": 0.7},
+        {"class": "0", "name": 'Rose, "rot"', "probability": 0.2},
+    ]
+    assert bad == {"path": "x,y.jpg", "top": [], "unsure": False, "error": "cut short, sadly"}
+
+
+def test_csv_has_the_same_columns_in_every_row(two: list[Prediction]):
+    rows = list(csv.reader(io.StringIO(written("csv", two, 2))))
+    assert rows[0] == [
+        "path",
+        "unsure",
+        "error",
+        *(f"{c}_{k}" for k in (1, 2) for c in ("class", "name", "probability")),
+    ]
+    assert rows[1] == ["a b/ü.jpg", "0", "", "1", "玫瑰", "0.700000", "0", 'Rose, "rot"', "0.200000"]
+    assert rows[2] == ["x,y.jpg", "", "cut short, sadly", *[""] * 6]
+
+
+def test_the_table_is_a_line_or_a_paragraph_a_picture(two: list[Prediction]):
+    lines = written("table", two, 1).splitlines()
+    assert len(lines) == 1  # the unreadable one is told on stderr
+    assert lines[0].split() == ["70.0%", "玫瑰", "a", "b/ü.jpg"]
+    lines = written("table", two, 3).splitlines()
+    assert lines[0] == "a b/ü.jpg"
+    assert [line.split()[0] for line in lines[1:]] == ["70.0%", "20.0%", "10.0%"]
+
+
+TEMPERATURE, THRESHOLD = 0.2, 0.75
+POINT = {"threshold": THRESHOLD, "answered": 90, "wrong": 1}
+CALIBRATION = {
+    "temperature": TEMPERATURE,
+    "split": "valid",
+    "abstention": {"error": 0.02, "n": 100, "estimated": POINT, "promised": None},
+    "curve": [[THRESHOLD, 90, 1], [0.0, 100, 8]],
+}
+
+
+def calibrated_copy(model: Path, path: Path, calibration: dict[str, Any]) -> Path:
+    network, about = read_model(model)
+    write_model(path, network.state_dict(), replace(about, calibration=calibration))
+    return path
+
+
+def test_a_calibration_is_applied(model: Path, classifier: Classifier, pictures: Path, tmp_path: Path):
+    """Probabilities at the temperature, the same answer first, and unsure below the threshold."""
+    sure = load(calibrated_copy(model, tmp_path / "m.safetensors", CALIBRATION), device="cpu")
+    paths = all_of(pictures)
+    plain, found = classifier.predict(paths), sure.predict(paths)
+    assert not any(p.unsure for p in plain)  # a model without a calibration answers everything
+    for one, other in zip(plain, found, strict=True):
+        assert one.probabilities is not None
+        expected = one.probabilities ** (1 / TEMPERATURE)
+        assert other.probabilities == pytest.approx(expected / expected.sum())
+        assert other.index == one.index
+        assert other.unsure == (other.probability < THRESHOLD)
+    unsure = [p.unsure for p in found]
+    assert any(unsure)
+    assert not all(unsure)
+    assert [p.to_dict()["unsure"] for p in found] == unsure
+
+
+def test_unsure_in_every_format(two: list[Prediction]):
+    shy = [replace(two[0], threshold=0.71), replace(two[0], threshold=0.7), replace(two[1], threshold=0.9)]
+    assert [p.unsure for p in shy] == [True, False, False]
+    assert [json.loads(line)["unsure"] for line in written("jsonl", shy, 1).splitlines()] == [True, False, False]
+    assert [row["unsure"] for row in csv.DictReader(io.StringIO(written("csv", shy, 1)))] == ["1", "0", ""]
+    lines = written("table", shy, 1).splitlines()
+    assert "unsure (玫瑰)" in lines[0]
+    assert "unsure" not in lines[1]
+    assert [line for line in written("table", shy, 2).splitlines() if "ü.jpg" in line] == [
+        "a b/ü.jpg  unsure",
+        "a b/ü.jpg",
+    ]
+
+
+def test_figures_of_a_calibrated_model(model: Path, classifier: Classifier, tmp_path: Path):
+    write_pictures(tmp_path / "data" / "test", each=7)
+    sure = load(calibrated_copy(model, tmp_path / "m.safetensors", CALIBRATION), device="cpu")
+    plain, found = classifier.evaluate(tmp_path / "data"), sure.evaluate(tmp_path / "data")
+    assert found.correct == plain.correct
+    answered = classifier.outputs(classifier.pictures(tmp_path / "data"))
+    assert plain.loss == pytest.approx(answered.losses.mean())
+    assert found.loss == pytest.approx(answered.at(TEMPERATURE).losses.mean())
+    assert found.loss != pytest.approx(plain.loss)
+
+
+def test_a_calibration_that_is_none_names_the_file(model: Path, tmp_path: Path):
+    path = calibrated_copy(model, tmp_path / "odd.safetensors", CALIBRATION | {"temperature": -1})
+    with pytest.raises(UserError, match=r"odd\.safetensors: its calibration .*temperature -1"):
+        load(path, device="cpu")
+
+
+def test_loading_says_what_is_wrong(tmp_path: Path, model: Path):
+    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
+        linnaeus.load(tmp_path)
+    with pytest.raises(UserError, match="no such model file"):
+        linnaeus.load(tmp_path / "gone")
+    with pytest.raises(UserError, match="--device tpu"):
+        linnaeus.load(model, device="tpu")
+
+
+def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
+    """Classes are matched by name, so a source may lack some; one that is new to the model is refused."""
+    write_pictures(tmp_path / "data" / "test", ("2", "0"), each=5)
+    found = classifier.evaluate(tmp_path / "data", "test")
+    assert found.n == 10
+    paths = all_of(tmp_path / "data")
+    right = [classifier.predict(path).index == classifier.true_class(path) for path in paths]
+    assert found.correct == sum(right)
+    with pytest.raises(UserError, match="has no split 'valid'; choose from"):
+        classifier.evaluate(tmp_path / "data", "valid")
+    write_pictures(tmp_path / "data" / "test", ("new",), each=1)
+    with pytest.raises(UserError, match="does not know 'new'; it knows '1', not in the source; rename"):
+        classifier.evaluate(tmp_path / "data", "test")

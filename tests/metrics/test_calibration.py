@@ -1,0 +1,233 @@
+"""Temperature, calibration error, and what a model file keeps of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.optimize import minimize_scalar
+from sklearn.calibration import calibration_curve
+
+from linnaeus.errors import UserError
+from linnaeus.metrics.bootstrap import Sample
+from linnaeus.metrics.calibration import (
+    BINS,
+    COLDEST,
+    HOTTEST,
+    Calibration,
+    at_a_bound,
+    bins_of,
+    calibration_error,
+    cross_fitted,
+    fit_temperature,
+    reliability,
+)
+from linnaeus.metrics.outputs import Outputs, softmax
+from linnaeus.metrics.selective import choose
+
+
+def drawn(n: int, temperature: float, seed: int = 0, classes: int = 5) -> Outputs:
+    """Logits, and labels that follow the probabilities of the logits divided by `temperature`."""
+    rng = np.random.default_rng(seed)
+    logits = 3 * rng.normal(size=(n, classes))
+    labels = (softmax(logits / temperature).cumsum(1) < rng.random((n, 1))).sum(1)
+    return Outputs(labels, logits.astype(np.float32))
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_a_planted_temperature_is_found(temperature: float):
+    out = drawn(20_000, temperature)
+    assert fit_temperature(out) == pytest.approx(temperature, rel=0.03)
+    after = out.at(temperature)
+    confidence = after.probabilities.max(1)
+    error = calibration_error(confidence, after.predicted == after.labels)
+    mean, most = Sample(after).ece_by_chance(200, 0)
+    assert 0.3 * mean < error < 1.5 * most
+
+
+@pytest.mark.parametrize("n", [1, 7, 60, 500])
+def test_it_is_where_the_loss_is_smallest(n: int):
+    """Against a general minimizer, on few pictures too; without the pseudo-pictures and with them."""
+    out = drawn(n, 2.0, seed=n)
+    plain = out.probabilities
+
+    def loss(log_t: float, pseudo: float) -> float:
+        scaled = out.at(np.exp(log_t))
+        crossed = -(plain * np.log(np.maximum(scaled.probabilities, 1e-300))).sum(1).mean()
+        return float(scaled.losses.sum() + pseudo * crossed)
+
+    for pseudo in (0.0, 10.0):
+        limits = (np.log(COLDEST), np.log(HOTTEST))
+        best = minimize_scalar(loss, bounds=limits, args=(pseudo,), method="bounded", options={"xatol": 1e-7})
+        assert loss(np.log(fit_temperature(out, pseudo)), pseudo) == pytest.approx(best.fun, rel=1e-7, abs=1e-7)
+
+
+def test_a_small_sample_without_mistakes_asks_for_no_certainty():
+    """Twenty right answers that were 78 % sure: doubt shrinks, and not to nothing as without the pseudo-pictures."""
+    labels = np.arange(20) % 3
+    out = Outputs(labels, 2 * np.eye(3, dtype=np.float32)[labels])
+    assert fit_temperature(out, pseudo=0) < 1.01 * COLDEST
+    temperature = fit_temperature(out)
+    assert 0.4 < temperature < 0.8
+    doubt = 1 - out.at(temperature).probabilities.max()
+    assert 0.3 < doubt / (1 - out.probabilities.max()) < 0.4
+    wrong = Outputs((labels + 1) % 3, out.logits)
+    assert 1 < fit_temperature(wrong) < HOTTEST
+
+
+def test_what_cannot_be_fitted_stays_as_it_is():
+    certain = Outputs(np.array([0, 1, 1]), np.array([[1e4, 0], [0, 1e4], [0, 3e38]], np.float32))
+    assert fit_temperature(certain) == 1.0
+    assert fit_temperature(Outputs(np.array([0, 1]), np.zeros((2, 2), np.float32))) == 1.0
+    broken = Outputs(np.array([1, 1, 1]), np.array([[1e6, 0], [0, 1e6], [1e6, 0]], np.float32))
+    assert fit_temperature(broken) == pytest.approx(HOTTEST, rel=1e-5)
+    assert at_a_bound(fit_temperature(broken)).startswith(
+        "calibration failed, at the bound of 100: answers are no better"
+    )
+    assert at_a_bound(COLDEST).startswith("calibration failed, at the bound of 0.05: logits are too small")
+    assert [at_a_bound(temperature) for temperature in (0.06, 1.0, 99.0)] == [""] * 3
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    hnp.arrays(np.float32, (8, 4), elements=st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)),
+    st.floats(COLDEST, HOTTEST),
+)
+def test_no_temperature_changes_what_comes_first(logits: np.ndarray, temperature: float):
+    out = Outputs(np.zeros(8, np.int64), logits)
+    scaled = out.at(temperature)
+    assert np.array_equal(scaled.predicted, out.predicted)
+    assert np.array_equal(scaled.probabilities.argmax(1), out.predicted)
+
+
+def test_neighbors_in_float32_stay_apart():
+    """Dividing float32 would make these two equal, and the first of them the answer."""
+    pairs = np.float32(1.75) + np.float32(2**-23) * np.arange(8, dtype=np.float32)
+    out = Outputs(np.ones(7, np.int64), np.stack([pairs[:-1], pairs[1:]], axis=1))
+    assert ((out.logits / np.float32(1.5)).argmax(1) == 0).any()
+    assert (out.at(1.5).predicted == 1).all()
+    assert (out.at(1.5).probabilities.argmax(1) == 1).all()
+
+
+def test_cross_fitting_keeps_each_picture_out_of_its_own_temperature():
+    out = drawn(60, 2.0)
+    crossed = cross_fitted(out)
+    for i in range(0, 60, 11):
+        labels = out.labels.copy()
+        labels[i] = (labels[i] + 1) % 5
+        again = cross_fitted(Outputs(labels, out.logits))
+        assert np.array_equal(again.logits[i], crossed.logits[i])
+        assert not np.array_equal(again.logits, crossed.logits)  # others' temperature it did change
+    assert np.array_equal(crossed.predicted, out.predicted)
+    assert cross_fitted(Outputs(out.labels[:1], out.logits[:1])).logits.shape == (1, 5)
+
+
+def test_cross_fitting_keeps_a_group_out_of_its_own_temperature():
+    out = drawn(60, 2.0)
+    groups = np.arange(60) // 6
+    crossed = cross_fitted(Outputs(out.labels, out.logits, groups))
+    for group in range(10):
+        labels = np.where(groups == group, (out.labels + 1) % 5, out.labels)
+        again = cross_fitted(Outputs(labels, out.logits, groups))
+        assert np.array_equal(again.logits[groups == group], crossed.logits[groups == group])
+    assert crossed.groups is groups
+
+
+def test_calibration_error_by_hand():
+    confidence = np.array([0.30, 0.32, 0.97, 0.99, 1.0])
+    right = np.array([True, False, True, True, False])
+    # (4/15, 5/15]: mean 0.31, half right; (14/15, 1]: mean 0.98667, two thirds right.
+    expected = 2 / 5 * abs(0.5 - 0.31) + 3 / 5 * abs(2 / 3 - 2.96 / 3)
+    assert calibration_error(confidence, right) == pytest.approx(expected)
+
+
+def test_bins_are_closed_above():
+    edges = np.arange(1, BINS + 1) / BINS
+    assert bins_of(edges).tolist() == list(range(BINS))
+    assert bins_of(edges[:-1] + 1e-9).tolist() == list(range(1, BINS))
+    assert bins_of(np.array([0.0])).tolist() == [0]
+
+
+@pytest.mark.parametrize("n", [1, 14, 15, 100, 101])
+def test_bins_of_equal_mass(n: int):
+    confidence = np.random.default_rng(0).random(n)
+    bins = bins_of(confidence, equal_mass=True)
+    counts = np.bincount(bins, minlength=BINS)
+    assert counts.max() - counts.min() <= 1
+    assert (np.diff(bins[np.argsort(confidence)]) >= 0).all()
+
+
+def test_the_reliability_diagram_is_that_of_scikit_learn():
+    out = drawn(2_000, 1.7)
+    confidence, right = out.probabilities.max(1), out.predicted == out.labels
+    rows = reliability(confidence, right)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
+    assert [row["accuracy"] for row in rows] == pytest.approx(accuracy.tolist())
+    assert [row["confidence"] for row in rows] == pytest.approx(mean.tolist())
+    assert sum(row["n"] for row in rows) == 2_000
+    assert all(row["from"] < row["confidence"] <= row["to"] for row in rows)
+    gaps = sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / 2_000
+    assert calibration_error(confidence, right) == pytest.approx(gaps)
+
+
+def test_a_calibration_is_plain_json_and_back():
+    found = Calibration.fit(drawn(400, 1.8), "valid")
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    again = Calibration.from_dict(json.loads(text), "m")
+    assert (again.temperature, again.split, again.rule) == (found.temperature, "valid", found.rule)
+    assert np.array_equal(again.curve.thresholds, found.curve.thresholds)
+    assert np.array_equal(again.curve.wrong, found.curve.wrong)
+
+
+def test_a_calibration_remembers_that_its_pictures_came_in_groups():
+    """Another error is looked up from the curve: it must not be promised then either."""
+    out = drawn(400, 1.8)
+    found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid")
+    again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())), "m")
+    assert again.rule.grouped
+    assert choose(again.curve, 0.9).promised is None
+    older = found.to_dict()
+    del older["abstention"]["grouped"]  # files of before
+    assert choose(Calibration.from_dict(older, "m").curve, 0.9).promised is not None
+
+
+WRONG: list[tuple[list[str], Any]] = [
+    (["temperature"], 0),
+    (["temperature"], "hot"),
+    (["temperature"], float("nan")),
+    (["split"], None),
+    (["abstention"], []),
+    (["abstention", "n"], 0),
+    (["abstention", "n"], 10**12),
+    (["abstention", "error"], 1.0),
+    (["abstention", "estimated", "threshold"], 1.5),
+    (["abstention", "estimated", "wrong"], 9999),
+    (["abstention", "estimated"], {}),
+    (["curve"], [[1, 2]]),
+    (["curve"], [[0.5, 1e9, 0]]),
+    (["curve"], "x"),
+]
+
+
+@pytest.mark.parametrize(("at", "value"), WRONG, ids=lambda v: str(v))
+def test_a_calibration_from_anybody_is_checked(at: list[str], value: Any):
+    """A model file may come from a stranger: whatever it claims, it is one line that names the file."""
+    whole = Calibration.fit(drawn(400, 1.8), "valid").to_dict()
+    changed = copy.deepcopy(whole)
+    inner = changed
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    if at == ["split"]:
+        del inner["split"]
+    with pytest.raises(UserError, match=r"^m\.safetensors: its calibration ") as caught:
+        Calibration.from_dict(changed, "m.safetensors")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError):
+        Calibration.from_dict([1], "m.safetensors")

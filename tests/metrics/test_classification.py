@@ -1,0 +1,230 @@
+"""Every figure against scikit-learn's, with ties and absent classes; and what the intervals are worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from linnaeus.metrics import bootstrap
+from linnaeus.metrics.bootstrap import Sample, draw, intervals, percentiles, ranking
+from linnaeus.metrics.classification import CLASS_FIGURES, measure
+from linnaeus.metrics.outputs import Outputs
+
+TIGHT = 1e-9
+
+
+def outputs(n: int, classes: int, seed: int = 0, *, ties: bool = False, absent: int = 0, skill: float = 1.5) -> Outputs:
+    """Answers with skill; `ties`: logits of few values; `absent`: that many classes, the last, do not occur."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes - absent, n, p=rng.dirichlet(np.full(classes - absent, 5.0)))
+    logits = rng.normal(size=(n, classes))
+    logits[np.arange(n), labels] += skill
+    return Outputs(labels, (np.round(logits) if ties else logits).astype(np.float32))
+
+
+CASES = [
+    pytest.param({"n": 150, "classes": 2}, id="two"),
+    pytest.param({"n": 150, "classes": 2, "ties": True}, id="two with ties"),
+    pytest.param({"n": 300, "classes": 7}, id="seven"),
+    pytest.param({"n": 300, "classes": 7, "ties": True}, id="seven with ties"),
+    pytest.param({"n": 300, "classes": 9, "absent": 3}, id="absent"),
+    pytest.param({"n": 300, "classes": 9, "absent": 3, "ties": True}, id="absent with ties"),
+    pytest.param({"n": 20, "classes": 12, "ties": True}, id="more classes than most have pictures"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_figures_are_those_of_scikit_learn(case: dict[str, Any]):
+    out = outputs(**case)
+    found, k = measure(out), out.logits.shape[1]
+    y, p, said, every = out.labels, out.probabilities, out.predicted, np.arange(k)
+    there = np.unique(y)
+    assert found["accuracy"].value == pytest.approx(metrics.accuracy_score(y, said), abs=TIGHT)
+    recalls = metrics.recall_score(y, said, labels=there, average="macro")
+    assert found["balanced_accuracy"].value == pytest.approx(recalls, abs=TIGHT)
+    macro = metrics.precision_recall_fscore_support(y, said, labels=there, average="macro", zero_division=0)
+    for name, expected in zip(("macro_precision", "macro_recall", "macro_f1"), macro, strict=False):
+        assert found[name].value == pytest.approx(expected, abs=TIGHT)
+    assert found["loss"].value == pytest.approx(metrics.log_loss(y, p, labels=every), abs=TIGHT)
+    binary = {"labels": every} if k > 2 else {}
+    scores = p if k > 2 else p[:, 1]
+    assert found["brier"].value == pytest.approx(metrics.brier_score_loss(y, scores, **binary), abs=TIGHT)
+    if k > 5:  # scikit-learn breaks ties for the later class, predictions for the earlier: its mirror image
+        expected = metrics.top_k_accuracy_score(k - 1 - y, out.logits[:, ::-1], k=5, labels=every)
+        assert found["top5"].value == pytest.approx(expected, abs=TIGHT)
+    else:
+        assert found["top5"].value is None
+    assert np.array_equal(found.confusion, metrics.confusion_matrix(y, said, labels=every))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_figures_of_a_class_are_those_of_scikit_learn(case: dict[str, Any]):
+    out = outputs(**case)
+    found, k = measure(out), out.logits.shape[1]
+    y, p, said = out.labels, out.probabilities, out.predicted
+    every = metrics.precision_recall_fscore_support(y, said, labels=np.arange(k), zero_division=np.nan)
+    areas, averages = [], []
+    for c, each in enumerate(found.classes):
+        for name, values in zip(("precision", "recall", "f1"), every, strict=False):
+            expected = None if np.isnan(values[c]) else pytest.approx(values[c], abs=TIGHT)
+            assert getattr(each, name).value == expected, (name, c)
+        assert (each.support, each.predicted) == ((y == c).sum(), (said == c).sum())
+        if (y == c).any():
+            areas.append(metrics.roc_auc_score(y == c, p[:, c]))
+            averages.append(metrics.average_precision_score(y == c, p[:, c]))
+            assert each.roc_auc.value == pytest.approx(areas[-1], abs=TIGHT)
+            assert each.average_precision.value == pytest.approx(averages[-1], abs=TIGHT)
+        else:
+            assert each.roc_auc.value is each.average_precision.value is each.recall.value is None
+    assert found["macro_roc_auc"].value == pytest.approx(np.mean(areas), abs=TIGHT)
+    assert found["macro_average_precision"].value == pytest.approx(np.mean(averages), abs=TIGHT)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_what_a_resample_gives_is_what_scikit_learn_gives_with_weights(ties: bool):
+    """The bootstrap is these figures on weighted pictures, so they are checked with weights too, 0 among them."""
+    out = outputs(120, 6, ties=ties, absent=1)
+    sample = Sample(out)
+    order = np.argsort(out.labels, kind="stable")  # the order in which a Sample takes its weights
+    y, p, said = out.labels[order], out.probabilities[order], out.predicted[order]
+    weights = next(draw(120, 3, np.random.default_rng(1)))
+    found = sample.figures(weights) | sample.ranking(weights)
+    for m, w in enumerate(weights.T):
+        there = np.unique(y[w > 0])
+        macro = metrics.precision_recall_fscore_support(
+            y, said, labels=there, average="macro", zero_division=0, sample_weight=w
+        )
+        areas = [metrics.roc_auc_score(y == c, p[:, c], sample_weight=w) for c in there]
+        averages = [metrics.average_precision_score(y == c, p[:, c], sample_weight=w) for c in there]
+        expected = {
+            "macro_precision": macro[0],
+            "balanced_accuracy": macro[1],
+            "macro_f1": macro[2],
+            "loss": metrics.log_loss(y, p, labels=np.arange(6), sample_weight=w),
+            "brier": metrics.brier_score_loss(y, p, labels=np.arange(6), sample_weight=w),
+            "macro_roc_auc": np.mean(areas),
+            "macro_average_precision": np.mean(averages),
+        }
+        for name, value in expected.items():
+            assert found[name][m] == pytest.approx(value, abs=1e-6), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=2, max_size=30))
+def test_areas_with_any_ties_and_weights(rows: list[tuple[int, bool, int]]):
+    scores, positive, weights = (np.array(column) for column in zip(*rows, strict=True))
+    if not positive.any():
+        return
+    area, average = ranking(scores.astype(float), positive, weights[:, None].astype(np.float32))
+    there, absent = weights[positive].sum(), weights[~positive].sum()
+    if there:
+        expected = metrics.average_precision_score(positive, scores, sample_weight=weights)
+        assert average[0] == pytest.approx(expected, abs=1e-6)
+    if there and absent:
+        assert area[0] == pytest.approx(metrics.roc_auc_score(positive, scores, sample_weight=weights), abs=1e-6)
+
+
+def test_a_resample_draws_as_many_pictures_as_there_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bootstrap, "CHUNK", 500)  # so that there are several chunks, the last a smaller one
+    weights = list(draw(70, 24, np.random.default_rng(0)))
+    assert [w.shape for w in weights] == [(70, 7)] * 3 + [(70, 3)]
+    every = np.concatenate(weights, axis=1)
+    assert (every.sum(0) == 70).all()
+    assert every.var() == pytest.approx(1 - 1 / 70, abs=0.1)  # multinomial, not a permutation
+
+
+def test_intervals_are_repeatable_and_hold_the_figure():
+    out = outputs(250, 5)
+    one, again, other = intervals(out, seed=0), intervals(out, seed=0), intervals(out, seed=1)
+    assert one == again
+    assert one != other
+    found = measure(out)
+    for name, estimate in found.whole.items():
+        if estimate.value is not None:
+            assert estimate.ci95 is not None
+            assert estimate.ci95[0] < estimate.value < estimate.ci95[1], name
+
+
+def test_intervals_cover_the_truth():
+    """Of 150 samples of 150 pictures, about 95 % of the intervals hold the figure of the whole population."""
+    population = outputs(40_000, 4, seed=7)
+    truth = Sample(population).figures(np.ones((40_000, 1), np.float32))
+    rng = np.random.default_rng(0)
+    names = ("loss", "brier", "balanced_accuracy", "macro_f1", "ece")
+    hits = dict.fromkeys(names, 0)
+    for _ in range(150):
+        some = rng.choice(40_000, 150, replace=False)
+        found = intervals(Outputs(population.labels[some], population.logits[some]), resamples=300)
+        for name in names:
+            interval = found.whole[name]
+            assert interval is not None
+            hits[name] += interval[0] <= truth[name][0] <= interval[1]
+    assert all(hit >= 132 for hit in hits.values()), hits  # 142 expected, standard deviation 2.7
+
+
+def test_where_nothing_went_wrong_the_bootstrap_has_nothing_to_say():
+    """It knows no mistakes to draw; an interval from 100 % to 100 % would be a lie. Wilson's is honest."""
+    out = Outputs(np.arange(60) % 3, np.eye(3, dtype=np.float32)[np.arange(60) % 3] * 5)
+    found = measure(out)
+    assert found["balanced_accuracy"].value == 1
+    assert found["balanced_accuracy"].ci95 is None
+    assert found["accuracy"].ci95 == pytest.approx((0.9398, 1.0), abs=1e-4)
+    assert percentiles(np.array([np.nan] * 200)) is None
+
+
+def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    out = outputs(200, 5)
+    monkeypatch.setattr(bootstrap, "RANKING_WORK", 200 * 5 * 150)
+    some = intervals(out)
+    assert (some.resamples, some.ranking_resamples) == (1000, 150)
+    assert some.whole["macro_roc_auc"] is not None
+    monkeypatch.setattr(bootstrap, "RANKING_WORK", 200 * 5 * 99)
+    found = measure(out)
+    assert found.ranking_resamples == 0
+    assert found["macro_roc_auc"].value is not None
+    assert found["macro_roc_auc"].ci95 is None
+    assert found["loss"].ci95 is not None
+
+
+@pytest.mark.long
+def test_ten_thousand_pictures_of_a_hundred_classes_take_seconds():
+    out = outputs(10_000, 100)
+    since = time.perf_counter()
+    assert measure(out).ranking_resamples == 200
+    assert time.perf_counter() - since < 15  # 2.4 s on an idle core
+
+
+def test_json_has_names_counts_and_no_nan():
+    out = outputs(40, 9, absent=4)
+    names = tuple(f"name {i}" for i in range(9))
+    found = measure(out)
+    text = json.dumps({**found.to_dict(), "classes": found.class_dicts(tuple("abcdefghi"), names)}, allow_nan=False)
+    said = json.loads(text)
+    assert said["n"] == 40
+    assert said["accuracy"] == found.correct / 40
+    assert [row["class"] for row in said["classes"]] == list("abcdefghi")
+    assert said["classes"][8]["recall"] is None
+    assert {f"{name}_ci95" for name in CLASS_FIGURES} <= said["classes"][0].keys()
+
+
+def test_the_pairs_most_often_confused():
+    labels = np.array([0] * 5 + [1] * 4 + [2] * 3)
+    predicted = np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0])
+    found = measure(Outputs(labels, np.eye(3, dtype=np.float32)[predicted]))
+    assert found.confused() == [(0, 1, 3), (1, 2, 1), (2, 0, 1)]
+    assert found.confused(1) == [(0, 1, 3)]
+
+
+def test_one_picture_has_figures_too():
+    found = measure(outputs(1, 7))
+    assert found["accuracy"].value in (0, 1)
+    assert found["accuracy"].ci95 is not None
+    assert found["loss"].value is not None
+    assert found["loss"].ci95 is None  # one picture, drawn again and again
