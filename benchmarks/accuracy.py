@@ -1,7 +1,7 @@
 """Whether the stores cost accuracy: the same epochs on stores and by the plain loop of the tutorials.
 
 ResNet-50 from the same weights with the same new head, the same optimizer, batches and epochs, no augmentation; only
-the order of the pictures differs. The plain loop is run twice: as in tutorials, where the BatchNorms of the frozen part
+the order of the images differs. The plain loop is run twice: as in tutorials, where the BatchNorms of the frozen part
 are in training mode and drift, and with the frozen part in evaluation mode, which is what stores assume. Validation
 accuracy is that of the last epoch, on the split that seed 0 gives, for all; seconds are those of the whole way,
 decoding and frozen part included, with cold stores for the first of ours.
@@ -101,7 +101,7 @@ def main() -> None:
     engine = Engine()
     table = split_table(open_source(arguments.data), valid=0.1, test=0.0, seed=0)
     n = len(table.where("valid"))
-    print(f"{arguments.data.name}: {len(table.where('train'))} pictures, {n} of validation", end="; ")
+    print(f"{arguments.data.name}: {len(table.where('train'))} images, {n} of validation", end="; ")
     print(machine(engine.device.type), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LINNAEUS_CACHE"] = folder

@@ -2,8 +2,8 @@
 
     python benchmarks/augment.py [--data FOLDER] [--threads N] [--rounds N] [--count N]
 
-Both start from decoded uint8 pictures in memory and end with a normalized float32 batch. torchvision gets bilinear
-interpolation, as ours has, and each sample in the form it is faster with: a PIL picture or a uint8 tensor, with N
+Both start from decoded uint8 images in memory and end with a normalized float32 batch. torchvision gets bilinear
+interpolation, as ours has, and each sample in the form it is faster with: a PIL image or a uint8 tensor, with N
 threads inside each operation or N that share the samples. All four are timed; the ratio is to the fastest of them.
 """
 
@@ -65,17 +65,17 @@ def recipes(v2: Any) -> dict[str, tuple[int, Augment, list[Any]]]:
     }
 
 
-def pictures(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
-    """`count` RGB pictures (h, w, 3) uint8: short side 256 for size 224, 32x32 for CIFAR."""
+def images(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
+    """`count` RGB images (h, w, 3) uint8: short side 256 for size 224, 32x32 for CIFAR."""
     paths = sorted(folder.rglob("*.jpg"))[:: max(1, len(list(folder.rglob("*.jpg"))) // count)] if folder else []
     found = []
     for path in paths[:count]:
         with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+            image = opened.convert("RGB")
         side = 256 if size == 224 else 32
-        scale = side / min(picture.size)
-        shape = (round(picture.width * scale), round(picture.height * scale)) if size == 224 else (32, 32)
-        found.append(np.asarray(picture.resize(shape, Image.Resampling.BILINEAR)))
+        scale = side / min(image.size)
+        shape = (round(image.width * scale), round(image.height * scale)) if size == 224 else (32, 32)
+        found.append(np.asarray(image.resize(shape, Image.Resampling.BILINEAR)))
     random = np.random.default_rng(0)
     shapes = [(256, 341), (341, 256), (256, 256)] if size == 224 else [(32, 32)]
     while len(found) < count:
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder of JPEGs; random pixels without it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--count", type=int, default=64, help="pictures of 224 in a batch; 4 times as many of 32")
+    parser.add_argument("--count", type=int, default=64, help="images of 224 in a batch; 4 times as many of 32")
     args = parser.parse_args()
     torchvision()
     import torchvision.transforms.v2 as v2
@@ -148,7 +148,7 @@ def main() -> None:
     )
     for name, (size, ours, theirs) in recipes(v2).items():
         count = args.count if size == 224 else 4 * args.count
-        compare(name, size, ours, theirs, pictures(args.data, size, count), args, v2)
+        compare(name, size, ours, theirs, images(args.data, size, count), args, v2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Pictures a second to 256-pixel uint8 rows: the pixel store against the plain loop of the tutorials.
+"""Images a second to 256-pixel uint8 rows: the pixel store against the plain loop of the tutorials.
 
 The plain loop is a torch DataLoader whose data set opens a file with Pillow, converts it to RGB and resizes it as
-torchvision's Resize(256) does on a PIL picture. It only hands the tensors on; the store also writes them to the disk,
+torchvision's Resize(256) does on a PIL image. It only hands the tensors on; the store also writes them to the disk,
 waits until they are there, and reads them from files that the system has in memory, as the loop does.
 
     python benchmarks/decode.py [--data DIR] [--quick]
@@ -44,7 +44,7 @@ class Files:
     images: np.ndarray | None = None
     members: None = None
 
-    def picture(self, i: int) -> str:
+    def image(self, i: int) -> str:
         return self.paths[i]
 
 
@@ -77,7 +77,7 @@ def fill_store(paths: tuple[str, ...]) -> None:
 
 
 def mosaics(paths: tuple[str, ...], folder: Path, n: int) -> tuple[str, ...]:
-    """n pictures of 1024 x 768, each of four quarters cut from pictures at their own resolution."""
+    """n images of 1024 x 768, each of four quarters cut from images at their own resolution."""
     large = []
     for path in paths:
         with Image.open(path) as image:
@@ -116,7 +116,7 @@ def in_turns(sides: dict[str, Callable[[], None]], repeats: int) -> dict[str, li
 
 def compare(title: str, paths: tuple[str, ...], repeats: int) -> None:
     kilobytes = statistics.mean(Path(path).stat().st_size for path in paths) / 1e3
-    print(f"\n{title}: {len(paths)} pictures, {kilobytes:.0f} kB on average, {repeats} turns")
+    print(f"\n{title}: {len(paths)} images, {kilobytes:.0f} kB on average, {repeats} turns")
     sides = {
         "pixel store": lambda: fill_store(paths),
         "plain loop, num_workers 0": lambda: plain_loop(paths, 0),
@@ -133,13 +133,13 @@ def compare(title: str, paths: tuple[str, ...], repeats: int) -> None:
     some = paths[:: max(1, len(paths) // 40)]
     plain, spec = Plain(some), RowSpec(SIZE)
     apart = [np.abs(load_row(some[i], spec).astype(float) - plain[i].numpy()).mean() for i in range(len(some))]
-    print(f"  the rows differ by {statistics.mean(apart):.2f} of 255 on average ({len(some)} pictures)")
+    print(f"  the rows differ by {statistics.mean(apart):.2f} of 255 on average ({len(some)} images)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--quick", action="store_true", help="fewer pictures and turns")
+    parser.add_argument("--quick", action="store_true", help="fewer images and turns")
     arguments = parser.parse_args()
     paths = tuple(str(path) for path in sorted(arguments.data.rglob("*.jpg")))
     if not paths:

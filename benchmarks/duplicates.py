@@ -1,11 +1,11 @@
 """Which planted copies the check finds, which pairs it finds that nobody planted, and how fast the search is.
 
-Every picture gets at most one copy, made in one of several ways; the check sees originals and copies together. A copy
-counts as found if it stands in one group with its original. Each round draws again which picture is copied how.
+Every image gets at most one copy, made in one of several ways; the check sees originals and copies together. A copy
+counts as found if it stands in one group with its original. Each round draws again which image is copied how.
 
     python benchmarks/duplicates.py [--data DIR] [--each N] [--rounds N] [--weights NAME|none] [--search N]
 
-`--search N` measures the search alone on N made-up pictures, of which a hundredth have a copy 5 bits away.
+`--search N` measures the search alone on N made-up images, of which a hundredth have a copy 5 bits away.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def copies_of(table: Table, chosen: dict[str, np.ndarray], folder: Path) -> Tabl
 
 
 def together(one: Vectors | None, two: Vectors | None, n: int) -> Vectors | None:
-    """The vectors of a table of n pictures and of another behind it."""
+    """The vectors of a table of n images and of another behind it."""
     if one is None or two is None:
         return None
     indices = np.concatenate([one.indices, two.indices + n])
@@ -82,7 +82,7 @@ def together(one: Vectors | None, two: Vectors | None, n: int) -> Vectors | None
 def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
     table = open_source(data, lenient=True)
     each = min(each, len(table) // len(KINDS))
-    print(f"{data.name}: {len(table)} pictures, {rounds} x {each} copies of each kind; vectors: {weights or 'none'}")
+    print(f"{data.name}: {len(table)} images, {rounds} x {each} copies of each kind; vectors: {weights or 'none'}")
     console = Console()
     right: dict[str, np.ndarray] = {kind: np.zeros(2, int) for kind in KINDS}
     wrong = 0
@@ -108,7 +108,7 @@ def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
     for kind, (strict, loose) in right.items():
         n = rounds * each
         print(f"  {kind:24} found {strict / n:6.1%}, with same-scene {loose / n:6.1%} of {n}")
-    print(f"  {wrong / rounds:.0f} pairs a round join other pictures than a copy and its original")
+    print(f"  {wrong / rounds:.0f} pairs a round join other images than a copy and its original")
     report(table, weights, console)
 
 
@@ -121,16 +121,14 @@ def report(table: Table, weights: str | None, console: Console) -> None:
     started = time.perf_counter()
     found = find_duplicates(looks, vectors)
     spent = time.perf_counter() - started
-    print(
-        f"  looking {looked:.1f} s ({len(table) / looked:.0f} pictures a second), {looks.rows.itemsize} bytes a picture"
-    )
+    print(f"  looking {looked:.1f} s ({len(table) / looked:.0f} images a second), {looks.rows.itemsize} bytes an image")
     print(f"  pairs that nobody planted: {len(found.pairs)}, in {spent:.2f} s")
     for (a, b), relation, score in zip(found.pairs.tolist(), found.relation.tolist(), found.score, strict=True):
         print(f"    {RELATIONS[relation]:15} {score:.4f}  {table.sample_id(a)}  {table.sample_id(b)}")
 
 
 def search(n: int) -> None:
-    """As the check searches: all windows of every picture, asked for by every picture and its mirror image."""
+    """As the check searches: all windows of every image, asked for by every image and its mirror image."""
     generator = np.random.default_rng(0)
     windows = generator.integers(0, 2**64, (n, len(WINDOWS)), dtype=np.uint64)
     copies = generator.choice(n, (n // 100, 2), replace=False)
@@ -146,7 +144,7 @@ def search(n: int) -> None:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     found = set(zip((entry // len(WINDOWS)).tolist(), (query % n).tolist(), strict=True))
     right = sum((a, b) in found for a, b in copies.tolist())
-    print(f"search among {n:,} pictures: {seconds:.1f} s, {grown:.0f} MB, {right} of {len(copies)} copies found")
+    print(f"search among {n:,} images: {seconds:.1f} s, {grown:.0f} MB, {right} of {len(copies)} copies found")
 
 
 def main() -> None:

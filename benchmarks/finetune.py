@@ -1,8 +1,8 @@
 """One epoch of fine-tuning ResNet-50: on stores, against the plain loop of the tutorials.
 
 `layer4, head`: the stores are warm, so an epoch sees what layer3 gives. `all`: the pixel store is warm, and the whole
-network trains. Both sides train the same stages with AdamW on the same pictures, without augmentation, and nothing is
-evaluated. The sides take turns; the plain loop is timed for `--steps` batches and each side gives pictures a second.
+network trains. Both sides train the same stages with AdamW on the same images, without augmentation, and nothing is
+evaluated. The sides take turns; the plain loop is timed for `--steps` batches and each side gives images a second.
 
     python benchmarks/finetune.py [--data DIR] [--weights FILE] [--workers 0,2] [--steps 4] [--turns 3]
                                    [--train "layer4,head;all"]
@@ -43,7 +43,7 @@ BATCH, LR = 32, 1e-4
 def ours(
     table: Table, network: Network, samples: dict[str, Samples], plan: Recipe, engine: Engine, steps: int
 ) -> Callable[[], float]:
-    """A function that trains `steps` batches of the plan's phase and returns pictures a second."""
+    """A function that trains `steps` batches of the plan's phase and returns images a second."""
     phase: Phase = plan.phase[0]
     stages = training_stages(network, phase.train)
     freeze(network, stages)
@@ -77,7 +77,7 @@ def ours(
 def plain(
     table: Table, network: Network, plan: Recipe, engine: Engine, workers: int, steps: int
 ) -> Callable[[], float]:
-    """The same, by the plain loop: every picture opened, and the whole network run."""
+    """The same, by the plain loop: every image opened, and the whole network run."""
     stages = training_stages(network, plan.phase[0].train)
     freeze(network, stages)
     network.to(engine.device)

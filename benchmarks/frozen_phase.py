@@ -1,13 +1,13 @@
 """Twenty epochs of a new head on a frozen ResNet-50: stores against the plain loop of the tutorials.
 
-Both sides see the same pictures without augmentation, train the same new head with Adam, and evaluate after every
+Both sides see the same images without augmentation, train the same new head with Adam, and evaluate after every
 epoch. Timed is the way from the table of files to the trained head: decoding, the frozen network, the epochs. Not
 timed are imports, the trial that chooses an executor (though the export to ONNX is, where that was chosen), and
 reports. The plain loop is timed for one epoch and multiplied.
 
     python benchmarks/frozen_phase.py [--data DIR] [--weights FILE] [--epochs 20] [--workers 0,2] [--share N]
 
-`--share 8` takes every eighth picture: minutes instead of a quarter of an hour, but a fixed cost then weighs more.
+`--share 8` takes every eighth image: minutes instead of a quarter of an hour, but a fixed cost then weighs more.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def choose_first(table: Table, weights: str, plan: Recipe, engine: Engine) -> No
     """The trial of executors, which a machine remembers."""
     model = load_weights("resnet50", weights, classes=len(table.classes)).model.to(engine.device)
     frozen = Frozen(model, preprocessing_of(plan, 3, None), engine, Console(quiet=True), default_cache())
-    pictures = torch.randn(TRIED, 3, 224, 224, device=engine.device)
-    frozen.executor("head", pictures, len(table.where("train")))
+    images = torch.randn(TRIED, 3, 224, 224, device=engine.device)
+    frozen.executor("head", images, len(table.where("train")))
 
 
 def plain_epoch(table: Table, weights: str, workers: int, device: str) -> tuple[float, float]:

@@ -3,7 +3,7 @@
     python benchmarks/inference.py [--run RUN] [--data SOURCE] [--batch 1,32] [--turns 5]
 
 `--run` is a run folder of either network; its model.onnx and model-int8.onnx, which `linnaeus export` wrote, are
-measured as they are, and accuracy is that on the validation pictures of `--data`. A network without a run has fresh
+measured as they are, and accuracy is that on the validation images of `--data`. A network without a run has fresh
 weights and is only timed. All ways take turns in one process, on the same uint8 squares, so that other programs on the
 machine slow all alike; shown are medians over the turns, and the median of the ratios to eager within each turn, by the
 clock and by the processor's time. With OMP_NUM_THREADS=1 the latter holds on a busy machine too; with more threads it
@@ -69,36 +69,36 @@ def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, W
 
 def of_module(module: torch.nn.Module, p: Preprocessing, contiguous: bool = False) -> Way:
     @torch.inference_mode()
-    def run(pictures: Tensor) -> np.ndarray:
-        x = p.normalise(pictures)
+    def run(images: Tensor) -> np.ndarray:
+        x = p.normalise(images)
         return module(x.contiguous() if contiguous else x).numpy()
 
     return run
 
 
-def in_turns(found: dict[str, Way], pictures: Tensor, turns: int) -> dict[str, list[tuple[float, float]]]:
+def in_turns(found: dict[str, Way], images: Tensor, turns: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds of each way, turn by turn: by the clock, and of the processor. One more turn before warms up."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
     for turn in range(turns + 1):
         for name, run in found.items():
             since, spent = time.perf_counter(), time.process_time()
-            run(pictures)
+            run(images)
             if turn:
                 seconds[name].append((time.perf_counter() - since, time.process_time() - spent))
     return seconds
 
 
 def accuracy(found: dict[str, Way], p: Preprocessing, run: Path, data: str) -> dict[str, str]:
-    """What each way gets right of the validation pictures, and the exact test against eager."""
-    pictures = load(run, device="cpu").pictures(data, "valid")
+    """What each way gets right of the validation images, and the exact test against eager."""
+    images = load(run, device="cpu").images(data, "valid")
     right: dict[str, np.ndarray] = {}
     said = {}
     for name, way in found.items():
         logits = []
-        for start in range(0, len(pictures.labels), 32):
-            rows, shapes = pictures.rows.gather(np.arange(start, min(start + 32, len(pictures.labels))))
+        for start in range(0, len(images.labels), 32):
+            rows, shapes = images.rows.gather(np.arange(start, min(start + 32, len(images.labels))))
             logits.append(way(p.crop(torch.from_numpy(rows), shapes)))
-        out = Outputs(pictures.labels, np.concatenate(logits))
+        out = Outputs(images.labels, np.concatenate(logits))
         right[name] = out.predicted == out.labels
         said[name] = f"{figures(out).accuracy:.2%} of {len(out.labels)}"
         if name != "eager":
@@ -127,14 +127,14 @@ def main() -> None:
         found = ways(network, p, folder)
         said = accuracy(found, p, folder, given.data) if folder is not None else {}
         for size in map(int, given.batch.split(",")):
-            pictures = torch.randint(0, 256, (size, p.size, p.size, p.channels), dtype=torch.uint8)
-            seconds = in_turns(found, pictures, given.turns)
+            images = torch.randint(0, 256, (size, p.size, p.size, p.channels), dtype=torch.uint8)
+            seconds = in_turns(found, images, given.turns)
             for way, each in seconds.items():
                 pairs = list(zip(seconds["eager"], each, strict=True))
                 clock, processor = (statistics.median(e[i] / s[i] for e, s in pairs) for i in (0, 1))
                 ms = 1000 * statistics.median(wall for wall, _ in each) / size
                 print(
-                    f"  batch {size:3}  {way:20} {ms:8.1f} ms a picture  {clock:5.2f}x eager, "
+                    f"  batch {size:3}  {way:20} {ms:8.1f} ms an image  {clock:5.2f}x eager, "
                     f"{processor:5.2f}x by processor  {said.get(way, '')}"
                 )
 

@@ -1,8 +1,8 @@
 """Runs killed at random instants and resumed until they end: does each end with the bits of the run that was not?
 
-A run of two phases (augmentation, mixing, a moving average; then a head on stored activations) on 240 made-up pictures,
+A run of two phases (augmentation, mixing, a moving average; then a head on stored activations) on 240 made-up images,
 with a checkpoint after every second step and a cache of its own, so that its stores are killed while they are written
-too. Pictures and report, which have no part in it, are left out. Each process is a fork of this one, killed by SIGKILL
+too. Images and report, which have no part in it, are left out. Each process is a fork of this one, killed by SIGKILL
 after a random part of the time that a whole run takes.
 
     python benchmarks/kills.py [--kills N] [--seed N] [--folder DIR]
@@ -50,16 +50,16 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_pictures(folder: Path) -> None:
+def make_images(folder: Path) -> None:
     """Noise with a bright square, in a corner by class."""
     generator = np.random.default_rng(0)
     for label in range(CLASSES):
         (folder / str(label)).mkdir(parents=True)
         for i in range(EACH):
-            picture = generator.integers(0, 140, (SIDE, SIDE), dtype=np.uint8)
+            image = generator.integers(0, 140, (SIDE, SIDE), dtype=np.uint8)
             top, left = (label // 2) * 12, (label % 2) * 12
-            picture[top : top + 10, left : left + 10] += 90
-            Image.fromarray(picture).save(folder / str(label) / f"{i}.png")
+            image[top : top + 10, left : left + 10] += 90
+            Image.fromarray(image).save(folder / str(label) / f"{i}.png")
 
 
 def started(folder: Path, out: str, cache: str) -> int:
@@ -71,7 +71,7 @@ def started(folder: Path, out: str, cache: str) -> int:
             os.environ["LINNAEUS_CACHE"] = str(folder / cache)
             with open(os.devnull, "w") as nowhere:  # noqa: PTH123
                 sys.stderr = nowhere
-                finish.write_pictures, page.write_report = (lambda *_: ""), lambda *_, **__: Path()  # type: ignore
+                finish.write_images, page.write_report = (lambda *_: ""), lambda *_, **__: Path()  # type: ignore
                 train(
                     folder / "pictures", str(folder / "recipe.toml"), out=folder / out, resume=True,
                     checkpoint_every="2steps", device="cpu", console=Console(quiet=True),
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder without it")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kills-"))
-    make_pictures(folder / "pictures")
+    make_images(folder / "pictures")
     (folder / "recipe.toml").write_text(tomli_w.dumps(RECIPE))
     began = time.perf_counter()
     assert ended(started(folder, "whole", "cache")) == 0, "the run that is not killed must end well"

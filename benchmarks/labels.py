@@ -1,6 +1,6 @@
 """How many wrong labels the check ranks first, beside cleanlab on the same probabilities, and on its own.
 
-A share of the labels is flipped to another class at random, with several seeds. The pictures' vectors come from
+A share of the labels is flipped to another class at random, with several seeds. The images' vectors come from
 published weights at hand and are made once. "ours": the check's ranking. "cleanlab, same": cleanlab's scores of our
 cross-validated probabilities. "cleanlab, own": cleanlab with scikit-learn's cross-validated logistic regression, as its
 tutorial has it, on the same vectors standardised.
@@ -66,9 +66,7 @@ def main() -> None:
     assert vectors is not None
     x, true, classes = vectors.values, table.labels[vectors.indices], len(table.classes)
     top = round(arguments.top * len(x))
-    print(
-        f"{arguments.data.name}: {len(x)} pictures, {arguments.flipped:.0%} flipped, in the first {top} of the ranking"
-    )
+    print(f"{arguments.data.name}: {len(x)} images, {arguments.flipped:.0%} flipped, in the first {top} of the ranking")
     recalls: dict[str, list[float]] = {}
 
     def note(name: str, ranking: np.ndarray, wrong: np.ndarray) -> None:

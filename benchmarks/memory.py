@@ -1,11 +1,11 @@
-"""Peak memory of a training run with 1,000, 10,000 and 100,000 pictures.
+"""Peak memory of a training run with 1,000, 10,000 and 100,000 images.
 
-The pictures are JPEGs of 96 x 72 pixels, each another one. Each run is a process of its own with a cold cache: it
-checks the pictures, decodes every one into a pixel store, runs the frozen part of a small ResNet over them, trains the
+The images are JPEGs of 96 x 72 pixels, each another one. Each run is a process of its own with a cold cache: it
+checks the images, decodes every one into a pixel store, runs the frozen part of a small ResNet over them, trains the
 head on what it gives for two epochs and then the last stage with the head for one, evaluates, and draws. What is
 compared is the peak of the resident set, as the system counts it, files that are mapped included.
 
-    python benchmarks/memory.py [--pictures 1000,10000,100000]
+    python benchmarks/memory.py [--images 1000,10000,100000]
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ lr = 1e-3
 CLASSES = 10
 
 
-def write_pictures(folder: Path, n: int) -> Path:
-    """n pictures of colored patches in class folders."""
+def write_images(folder: Path, n: int) -> Path:
+    """n images of colored patches in class folders."""
     generator = np.random.default_rng(0)
     source = folder / "pictures"
     for label in range(CLASSES):
         (source / str(label)).mkdir(parents=True)
     for i in range(n):
         coarse = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        picture = coarse.resize((96, 72), Image.Resampling.BICUBIC)
-        picture.save(source / str(i % CLASSES) / f"{i}.jpg", quality=85)
+        image = coarse.resize((96, 72), Image.Resampling.BICUBIC)
+        image.save(source / str(i % CLASSES) / f"{i}.jpg", quality=85)
     return source
 
 
 def peak(n: int) -> tuple[float, float]:
-    """(MB of the largest resident set, seconds) of a run with n pictures."""
+    """(MB of the largest resident set, seconds) of a run with n images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source, recipe = write_pictures(folder, n), folder / "recipe.toml"
+        source, recipe = write_images(folder, n), folder / "recipe.toml"
         recipe.write_text(RECIPE, encoding="utf-8")
         command = [
             sys.executable, "-m", "linnaeus", "train", str(source), "--recipe", str(recipe), "--device", "cpu",
@@ -69,20 +69,20 @@ def peak(n: int) -> tuple[float, float]:
         child = subprocess.Popen(command, env={**os.environ, "LINNAEUS_CACHE": str(folder / "cache")})
         _, status, usage = os.wait4(child.pid, 0)
         if status:
-            raise SystemExit(f"the run with {n} pictures failed: {os.waitstatus_to_exitcode(status)}")
+            raise SystemExit(f"the run with {n} images failed: {os.waitstatus_to_exitcode(status)}")
         return usage.ru_maxrss / 1024, time.perf_counter() - started  # Linux counts in kB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", default="1000,10000,100000")
+    parser.add_argument("--images", default="1000,10000,100000")
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores", flush=True)
     found = []
-    for n in map(int, arguments.pictures.split(",")):
+    for n in map(int, arguments.images.split(",")):
         megabytes, seconds = peak(n)
         found.append(megabytes)
-        print(f"  {n:>9,} pictures   {megabytes:6.0f} MB at most   {seconds:6.0f} s", flush=True)
+        print(f"  {n:>9,} images   {megabytes:6.0f} MB at most   {seconds:6.0f} s", flush=True)
     print(f"  largest less smallest: {max(found) - min(found):.0f} MB; ratio {max(found) / min(found):.2f}")
 
 

@@ -1,4 +1,4 @@
-"""The other side of the benchmarks: the loop of the tutorials, which opens every picture again in every epoch."""
+"""The other side of the benchmarks: the loop of the tutorials, which opens every image again in every epoch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "resnet50-v1-imagenet.safetensors"
 
 
-class Pictures(Dataset):
-    """Open, resize, crop, normalise: torchvision v2 transforms on one PIL picture at a time."""
+class Images(Dataset):
+    """Open, resize, crop, normalise: torchvision v2 transforms on one PIL image at a time."""
 
     def __init__(self, table: Table, split: str, size: int):
         torchvision()
@@ -87,9 +87,9 @@ def epoch(
 
 
 def loaders(table: Table, size: int, batch: int, workers: int) -> tuple[DataLoader, DataLoader]:
-    """A shuffled loader of the training pictures and one of the validation pictures."""
+    """A shuffled loader of the training images and one of the validation images."""
     pin = torch.cuda.is_available()
-    train, valid = Pictures(table, "train", size), Pictures(table, "valid", size)
+    train, valid = Images(table, "train", size), Images(table, "valid", size)
     return (
         DataLoader(train, batch_size=batch, shuffle=True, num_workers=workers, pin_memory=pin),
         DataLoader(valid, batch_size=batch, num_workers=workers, pin_memory=pin),
@@ -97,7 +97,7 @@ def loaders(table: Table, size: int, batch: int, workers: int) -> tuple[DataLoad
 
 
 def some(table: Table, share: int) -> Table:
-    """Every `share`-th picture of each split."""
+    """Every `share`-th image of each split."""
     chosen = [table.where(split)[::share] for split in ("train", "valid", "test")]
     return table.select(np.concatenate(chosen))
 

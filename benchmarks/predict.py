@@ -1,10 +1,10 @@
-"""Pictures a second of `predict` over a folder: decoding and network at once, against what each takes alone.
+"""Images a second of `predict` over a folder: decoding and network at once, against what each takes alone.
 
 Where both share the cores, the most that can be had is 1 / (1/decode + 1/network): 100 % means that nothing is lost by
 doing the two at once. On a GPU the slower of the two sets the pace. The three are measured in turns, on the same
-pictures; medians. Peak memory is that of the process, for two lengths of the list.
+images; medians. Peak memory is that of the process, for two lengths of the list.
 
-    python benchmarks/predict.py RUN [--data DIR] [--pictures 256] [--turns 5]
+    python benchmarks/predict.py RUN [--data DIR] [--images 256] [--turns 5]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from linnaeus.inference.inputs import expand
 
 
 def decode(classifier: linnaeus.Classifier, paths: list[str]) -> float:
-    """Pictures a second that all cores decode."""
+    """Images a second that all cores decode."""
     started = time.perf_counter()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(classifier.preprocessing.load, paths):
@@ -36,17 +36,17 @@ def decode(classifier: linnaeus.Classifier, paths: list[str]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def network(classifier: linnaeus.Classifier, pictures: np.ndarray, n: int) -> float:
-    """Pictures a second through the network alone, already decoded."""
+def network(classifier: linnaeus.Classifier, images: np.ndarray, n: int) -> float:
+    """Images a second through the network alone, already decoded."""
     started, done = time.perf_counter(), 0
     while done < n:
-        classifier.probabilities(pictures)
-        done += len(pictures)
+        classifier.probabilities(images)
+        done += len(images)
     return done / (time.perf_counter() - started)
 
 
 def both(classifier: linnaeus.Classifier, paths: list[str]) -> float:
-    """Pictures a second that `predict` makes of files."""
+    """Images a second that `predict` makes of files."""
     started = time.perf_counter()
     n = sum(1 for _ in classifier.stream(paths))
     return n / (time.perf_counter() - started)
@@ -56,21 +56,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run folder or a model file")
     parser.add_argument("--data", type=Path, default=SHARED / "flowers16")
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     classifier = linnaeus.load(arguments.run)
     found = list(expand([str(arguments.data)]))
-    paths = list(itertools.islice(itertools.cycle(found), arguments.pictures))
-    pictures = np.stack([classifier.preprocessing.load(path) for path in paths[:BATCH]])
-    classifier.probabilities(pictures)
+    paths = list(itertools.islice(itertools.cycle(found), arguments.images))
+    images = np.stack([classifier.preprocessing.load(path) for path in paths[:BATCH]])
+    classifier.probabilities(images)
     rates: dict[str, list[float]] = {"decode": [], "network": [], "both": []}
     for _ in range(arguments.turns):
         rates["decode"].append(decode(classifier, paths))
-        rates["network"].append(network(classifier, pictures, len(paths)))
+        rates["network"].append(network(classifier, images, len(paths)))
         rates["both"].append(both(classifier, paths))
     print(
-        f"{Path(arguments.run).name}, {len(paths)} pictures of {arguments.data.name}, {arguments.turns} turns; ", end=""
+        f"{Path(arguments.run).name}, {len(paths)} images of {arguments.data.name}, {arguments.turns} turns; ", end=""
     )
     print(machine(classifier.device.type))
     for name, values in rates.items():
@@ -85,7 +85,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     more = sum(1 for _ in classifier.stream(itertools.islice(itertools.cycle(found), 4 * len(paths))))
     later = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"  peak memory {peak:.0f} MB; after {more} pictures more {later:.0f} MB; {torch.get_num_threads()} threads")
+    print(f"  peak memory {peak:.0f} MB; after {more} images more {later:.0f} MB; {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

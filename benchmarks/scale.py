@@ -1,10 +1,10 @@
-"""What training costs as pictures, classes, resolution and processes grow: one table, in about five minutes.
+"""What training costs as images, classes, resolution and processes grow: one table, in about five minutes.
 
-Made-up pictures (PNG, a bright square on noise); one epoch of a small residual network for each line, from scratch and
-without pictures and report. One and two processes take turns, three times each, on the same two cores.
+Made-up images (PNG, a bright square on noise); one epoch of a small residual network for each line, from scratch and
+without images and report. One and two processes take turns, three times each, on the same two cores.
 
     python benchmarks/scale.py [--quick] [--json FILE] [--folder DIR]
-    python benchmarks/scale.py --large --json FILE          1,000, 10,000 and 100,000 pictures instead: half an hour
+    python benchmarks/scale.py --large --json FILE          1,000, 10,000 and 100,000 images instead: half an hour
     python benchmarks/scale.py --plot FILE.png --json FILE  draws what FILE holds, and measures nothing
 
 Each adds what it measures to the JSON file. The plot has the model of a cluster that docs/scaling.md states, too.
@@ -40,16 +40,16 @@ NETWORK = {"name": "mini_resnet", "arguments": {"widths": [16, 32, 64]}}
 LIMIT = 3600.0
 
 
-def make(folder: Path, pictures: int, classes: int, side: int) -> Path:
-    """`pictures` PNG in `classes` folders."""
+def make(folder: Path, images: int, classes: int, side: int) -> Path:
+    """`images` PNG in `classes` folders."""
     generator = np.random.default_rng(0)
     for label in range(classes):
         (folder / f"{label:04}").mkdir(parents=True, exist_ok=True)
-    for i in range(pictures):
-        picture = generator.integers(0, 120, (side, side, 3), dtype=np.uint8)
+    for i in range(images):
+        image = generator.integers(0, 120, (side, side, 3), dtype=np.uint8)
         at = (i % classes) % (side // 2)
-        picture[at : at + side // 4, at : at + side // 4] += 100
-        Image.fromarray(picture).save(folder / f"{i % classes:04}" / f"{i:06}.png", compress_level=1)
+        image[at : at + side // 4, at : at + side // 4] += 100
+        Image.fromarray(image).save(folder / f"{i % classes:04}" / f"{i:06}.png", compress_level=1)
     return folder
 
 
@@ -85,24 +85,24 @@ def in_processes(world: int, threads: int, work: Callable[[int], Any]) -> Any:
 
 
 def growth(folder: Path, name: str, sizes: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
-    """A line for each (pictures, classes, side), in one process of one thread, with a cache of its own."""
+    """A line for each (images, classes, side), in one process of one thread, with a cache of its own."""
     lines = []
-    for pictures, classes, side in sizes:
-        here = folder / f"{name}-{pictures}-{classes}-{side}"
-        source = make(here / "pictures", pictures, classes, side)
+    for images, classes, side in sizes:
+        here = folder / f"{name}-{images}-{classes}-{side}"
+        source = make(here / "pictures", images, classes, side)
         os.environ["LINNAEUS_CACHE"] = str(here / "cache")
         seconds = in_processes(1, 1, lambda rank, s=source, h=here, d=side: one(s, recipe(d), h / "run"))  # type: ignore[misc]
         again = in_processes(1, 1, lambda rank, s=source, h=here, d=side: one(s, recipe(d), h / "again"))  # type: ignore[misc]
         line = {
-            "pictures": pictures, "classes": classes, "side": side,
+            "pictures": images, "classes": classes, "side": side,
             "prepare": seconds["prepare"], "prepare_again": again["prepare"],
             "epoch": min(seconds["phase 1"], again["phase 1"]), "evaluate": min(seconds["evaluate"], again["evaluate"]),
             "load": os.getloadavg()[0],
         }  # fmt: skip
         lines.append(line)
-        speed = pictures / line["epoch"]
+        speed = images / line["epoch"]
         print(
-            f"{name:10} {pictures:>7} pictures {classes:>5} classes {side:>4} px  first look {line['prepare']:6.1f} s, "
+            f"{name:10} {images:>7} images {classes:>5} classes {side:>4} px  first look {line['prepare']:6.1f} s, "
             f"again {line['prepare_again']:5.1f} s  epoch {line['epoch']:6.1f} s ({speed:5.0f} a second)  "
             f"evaluation {line['evaluate']:5.1f} s",
             flush=True,
@@ -110,9 +110,9 @@ def growth(folder: Path, name: str, sizes: list[tuple[int, int, int]]) -> list[d
     return lines
 
 
-def processes(folder: Path, pictures: int) -> dict[str, Any]:
+def processes(folder: Path, images: int) -> dict[str, Any]:
     """One process of one and of two threads, and two of one each: seconds of an epoch, in turns."""
-    source = make(folder / "many" / "pictures", pictures, 10, 32)
+    source = make(folder / "many" / "pictures", images, 10, 32)
     os.environ["LINNAEUS_CACHE"] = str(folder / "many" / "cache")
     ways = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -129,7 +129,7 @@ def processes(folder: Path, pictures: int) -> dict[str, Any]:
             f"  training loss {losses[way]}",
             flush=True,
         )
-    return {"pictures": pictures, "seconds": seconds, "losses": losses}
+    return {"pictures": images, "seconds": seconds, "losses": losses}
 
 
 def all_reduce(sizes: list[int]) -> list[dict[str, float]]:
@@ -170,7 +170,7 @@ def efficiency(
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Seconds against pictures as measured, and the model of efficiency against processes."""
+    """Seconds against images as measured, and the model of efficiency against processes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -206,8 +206,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a twentieth of the pictures, to see that it runs")
-    parser.add_argument("--large", action="store_true", help="1,000 to 100,000 pictures, and nothing else")
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the images, to see that it runs")
+    parser.add_argument("--large", action="store_true", help="1,000 to 100,000 images, and nothing else")
     parser.add_argument("--json", type=Path, help="add what is measured to this file")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw what the file of --json holds")
     parser.add_argument("--folder", type=Path)
@@ -229,7 +229,7 @@ def main() -> None:
 
 
 def measure(found: dict[str, Any], folder: Path, few: int, large: bool) -> None:
-    """Put into `found` what there is to measure, on one of `few` pictures."""
+    """Put into `found` what there is to measure, on one of `few` images."""
     sizes = [(n // few, 10, 32) for n in (1000, 10_000, 100_000)]
     found["pictures"] = growth(folder, "pictures", sizes if large else sizes[:2])
     if large:

@@ -1,9 +1,9 @@
-"""`linnaeus serve` under load: pictures a second against what decoding and the network give without a server.
+"""`linnaeus serve` under load: images a second against what decoding and the network give without a server.
 
 Where both share the cores a server can reach 1 / (1/decode + 1/network). Decoding (threads, as many as cores) and the
 network (batches as the server makes them) are measured before and after the load, in turns, and averaged, so that a
-machine that is busy with something else slows both sides. The processor's time a picture is compared too: it hardly
-depends on what else runs. The load is 16 clients that send one picture after another
+machine that is busy with something else slows both sides. The processor's time an image is compared too: it hardly
+depends on what else runs. The load is 16 clients that send one image after another
 for a minute, by wrk (`apt-get install wrk`), in C, so that it takes little from what is measured; without wrk by httpx2
 in a process of its own, which takes more. Then once more beside clients that mean no good: garbage, bombs, half
 requests, and 500 connections that say nothing.
@@ -42,14 +42,14 @@ from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-PICTURES = 64  # that the clients send, in turns
+IMAGES = 64  # that the clients send, in turns
 IDLE = 500
 BATCH = Limits().batch
 TURN = 1.0  # seconds of decoding, then of the network
 
 WRK = """
 local bodies = {}
-for line in io.lines(os.getenv("PICTURES")) do
+for line in io.lines(os.getenv("IMAGES")) do
   local file = io.open(line, "rb")
   bodies[#bodies + 1] = file:read("*a")
   file:close()
@@ -92,14 +92,14 @@ class Load:
         )
 
 
-def alone(classifier: Classifier, pictures: list[bytes], seconds: float = 5.0) -> np.ndarray:
-    """Without a server, in turns: pictures a second decoded by threads, and classified in batches; then the processor's
-    seconds that a picture takes of each. (4,) float64."""
-    batch = np.stack([classifier.preprocessing.load(each) for each in pictures[:BATCH]])
+def alone(classifier: Classifier, images: list[bytes], seconds: float = 5.0) -> np.ndarray:
+    """Without a server, in turns: images a second decoded by threads, and classified in batches; then the processor's
+    seconds that an image takes of each. (4,) float64."""
+    batch = np.stack([classifier.preprocessing.load(each) for each in images[:BATCH]])
     n, took, cpu = np.zeros(2), np.zeros(2), np.zeros(2)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         works = (
-            lambda: len(list(pool.map(classifier.preprocessing.load, pictures))),
+            lambda: len(list(pool.map(classifier.preprocessing.load, images))),
             lambda: len(classifier.probabilities(batch)),
         )
         while took.sum() < 2 * seconds:
@@ -142,7 +142,7 @@ def served(run: str) -> Iterator[str]:
 
 def wrk(address: str, files: list[Path], clients: int, seconds: float) -> Load:
     with tempfile.TemporaryDirectory() as folder:
-        script, listed = Path(folder, "load.lua"), Path(folder, "pictures.txt")
+        script, listed = Path(folder, "load.lua"), Path(folder, "images.txt")
         script.write_text(WRK)
         listed.write_text("\n".join(map(str, files)) + "\n")
         command = [
@@ -157,7 +157,7 @@ def wrk(address: str, files: list[Path], clients: int, seconds: float) -> Load:
             f"http://{address}",
         ]
         out = subprocess.run(
-            command, env={**os.environ, "PICTURES": str(listed)}, capture_output=True, text=True, check=True
+            command, env={**os.environ, "IMAGES": str(listed)}, capture_output=True, text=True, check=True
         )
         return Load(**json.loads(out.stdout.partition("RESULT ")[2]))
 
@@ -266,18 +266,18 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     given = parser.parse_args()
     files = sorted(given.data.rglob("*.jpg"))
-    files = files[:: max(1, len(files) // PICTURES)][:PICTURES]
+    files = files[:: max(1, len(files) // IMAGES)][:IMAGES]
     bombs = [p.read_bytes() for p in sorted(given.bombs.rglob("*")) if p.is_file() and p.stat().st_size < 5_000_000]
-    pictures = [each.read_bytes() for each in files]
+    images = [each.read_bytes() for each in files]
     console = Console(quiet=True)
     classifier = load_model(fastest_model(given.run, "cpu", None, console), "cpu", None)
     load = wrk if shutil.which("wrk") else by_httpx
     print(f"{classifier.path}, {given.clients} clients, {given.seconds:.0f} s by {load.__name__}")
-    size = sum(map(len, pictures)) / len(files) / 1000
+    size = sum(map(len, images)) / len(files) / 1000
     print(f"{len(files)} JPEGs of {size:.0f} kB; the machine's own load is {os.getloadavg()[0]:.1f}", flush=True)
     with served(given.run) as address:
         load(address, files, given.clients, 5)
-        speeds = [alone(classifier, pictures)]
+        speeds = [alone(classifier, images)]
         for name in ("clients alone", "beside abuse"):
             before = used_by(address)
             if name == "beside abuse":
@@ -287,14 +287,14 @@ def main() -> None:
             else:
                 found = load(address, files, given.clients, given.seconds)
             used = (used_by(address) - before) / found.n
-            speeds.append(alone(classifier, pictures))
+            speeds.append(alone(classifier, images))
             decode, network, *cpu = np.mean(speeds[-2:], axis=0)
             bound = 1 / (1 / decode + 1 / network)
             print(f"{name}: {found}")
             share = f"{found.speed / bound:.0%}"
             print(f"    decode {decode:.1f}/s, network {network:.1f}/s, together {bound:.1f}/s: {share}")
             said = f"{1000 * cpu[0]:.1f} ms decode + {1000 * cpu[1]:.1f} ms network alone, {1000 * used:.1f} ms served"
-            print(f"    processor a picture: {said}: {sum(cpu) / used:.0%}", flush=True)
+            print(f"    processor an image: {said}: {sum(cpu) / used:.0%}", flush=True)
 
 
 if __name__ == "__main__":

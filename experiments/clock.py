@@ -1,10 +1,10 @@
-"""CIFAR-10 against the clock: pictures a second of Linnaeus and of the loop of the tutorials, and seconds to 94 %.
+"""CIFAR-10 against the clock: images a second of Linnaeus and of the loop of the tutorials, and seconds to 94 %.
 
-ResNet-20 or another network on 32x32 pictures, cropped and mirrored at random, batches of 128, Nesterov's SGD. Ours:
-the pictures on the device, augmentation there in one pass a batch. The plain loop: `DataLoader` over PIL pictures and
-torchvision v2 transforms, a picture at a time. The sides take turns in one process, `--steps` batches each.
+ResNet-20 or another network on 32x32 images, cropped and mirrored at random, batches of 128, Nesterov's SGD. Ours:
+the images on the device, augmentation there in one pass a batch. The plain loop: `DataLoader` over PIL images and
+torchvision v2 transforms, an image at a time. The sides take turns in one process, `--steps` batches each.
 
-With --target, the recipe `small` is then trained until its accuracy on the test pictures gets there, or to its end.
+With --target, the recipe `small` is then trained until its accuracy on the test images gets there, or to its end.
 
     python experiments/clock.py [--data DIR] [--net resnet20] [--steps 20] [--turns 3] [--target 0.94]
 """
@@ -54,8 +54,8 @@ def plan(net: str) -> Recipe:
     return Recipe.model_validate(found)
 
 
-class Pictures(Dataset):
-    """The loop of the tutorials: one PIL picture at a time through torchvision's transforms."""
+class Images(Dataset):
+    """The loop of the tutorials: one PIL image at a time through torchvision's transforms."""
 
     def __init__(self, table: Table):
         torchvision()
@@ -89,7 +89,7 @@ def synchronize(engine: Engine) -> None:
 
 
 def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[], float]:
-    """A function that trains `steps` batches and returns pictures a second."""
+    """A function that trains `steps` batches and returns images a second."""
     torch.manual_seed(0)
     phase, network = recipe.phase[0], create(recipe.model.name, len(table.classes)).to(engine.device)
     preprocessing = preprocessing_of(recipe, 3, (MEAN, STD))
@@ -122,7 +122,7 @@ def plain(table: Table, recipe: Recipe, engine: Engine, steps: int, workers: int
     torch.manual_seed(0)
     phase, network = recipe.phase[0], create(recipe.model.name, len(table.classes)).to(engine.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    pictures = Pictures(table)
+    pictures = Images(table)
 
     def run() -> float:
         loader = DataLoader(pictures, batch_size=phase.batch, shuffle=True, num_workers=workers)

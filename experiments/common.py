@@ -1,4 +1,4 @@
-"""What the experiments share: where runs lie, what is read from one, how a picture and its figures are written."""
+"""What the experiments share: where runs lie, what is read from one, how an image and its figures are written."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def write(name: str, figures: dict[str, Any]) -> None:
 
 @contextmanager
 def panels(file: Path, width: float, height: float, rows: int = 1, **more: Any) -> Iterator[tuple[Figure, np.ndarray]]:
-    """A picture of `rows` by two empty plots, (rows, 2), in inches; it is written when they have been filled."""
+    """An image of `rows` by two empty plots, (rows, 2), in inches; it is written when they have been filled."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 2, squeeze=False, **more)

@@ -1,13 +1,13 @@
 """Degradation: plain and residual networks of 20 to 56 layers on CIFAR-10, and the gradients that explain them.
 
-He et al. 2015, section 4.2 and figure 6, made small enough for two cores: pictures of 16 pixels, batches of 32, and a
+He et al. 2015, section 4.2 and figure 6, made small enough for two cores: images of 16 pixels, batches of 32, and a
 twentieth of the steps; and so an answer to "which of these is easier to train", not to "how good can each become".
 The eight networks have the same stem, widths and head; a plain network has the parameters of its residual one, whose
 shortcuts (option A) have none.
 
     python experiments/degradation.py [--data DIR] [--work DIR] [--epochs 10] [--size 16] [--nets plain20,resnet20]
 
-Runs that lie in --work already are not trained again, so that several of these may share the work; the pictures are
+Runs that lie in --work already are not trained again, so that several of these may share the work; the images are
 drawn once all runs are there.
 """
 
@@ -100,7 +100,7 @@ def gradient_norms(network: nn.Module, x: Tensor, labels: Tensor) -> list[float]
 
 
 def batches(data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of training pictures without end, normalized, not augmented."""
+    """Batches of training images without end, normalized, not augmented."""
     table = open_source(data)
     assert table.images is not None
     where = torch.from_numpy(table.where("train"))

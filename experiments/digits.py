@@ -1,7 +1,7 @@
 """Handwritten digits: the published network and one that needs five minutes; the learning rate by steps or by plateau.
 
 The recipes `mnist-fast` (five seeds), and `mnist` and `mnist-plateau`, which differ in the schedule alone, on a tenth
-of the training pictures (three seeds), and once on all of them with --whole.
+of the training images (three seeds), and once on all of them with --whole.
 
     python experiments/digits.py [--data DIR] [--work DIR] [--seeds 0,1,2,3,4] [--whole]
 
@@ -24,7 +24,7 @@ from linnaeus.data.table import Table
 from linnaeus.recipe import load_recipe
 
 SHARE = 10
-"""One picture in so many is left for training in the comparison of schedules."""
+"""One image in so many is left for training in the comparison of schedules."""
 
 
 def recipe(name: str, seed: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def recipe(name: str, seed: int) -> dict[str, Any]:
 
 
 def tenth(data: Path, seed: int) -> Table:
-    """The source with a tenth of its training pictures, drawn by the seed; all test pictures stay."""
+    """The source with a tenth of its training images, drawn by the seed; all test images stay."""
     table = open_source(data)
     where = table.where("train")
     kept = np.random.default_rng(seed).choice(where, len(where) // SHARE, replace=False)
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED / "mnist")
     parser.add_argument("--work", type=Path, default=Path("runs/digits"))
     parser.add_argument("--seeds", default="0,1,2,3,4", help="of mnist-fast")
-    parser.add_argument("--whole", action="store_true", help="both schedules on all pictures, too: half an hour")
+    parser.add_argument("--whole", action="store_true", help="both schedules on all images, too: half an hour")
     args = parser.parse_args()
     found: dict[str, Any] = {}
     seeds = [int(s) for s in args.seeds.split(",")]

@@ -2,7 +2,7 @@
 
 The multiply-adds of each module of table 1 (Szegedy et al. 2014, arXiv:1409.4842) by hand, by the counter of
 `linnaeus models`, and without the reductions (figure 2a), there also by torch's own counter. Then the network from
-scratch on pictures of 64 pixels, with and without auxiliary heads, with the same seeds.
+scratch on images of 64 pixels, with and without auxiliary heads, with the same seeds.
 
     python experiments/inception.py [--data DIR] [--work DIR] [--epochs 8] [--seeds 0,1] [--size 64]
 

@@ -1,8 +1,8 @@
-"""Transfer: how much of a network to train, against how many pictures a class there are.
+"""Transfer: how much of a network to train, against how many images a class there are.
 
-ResNet-50 from ImageNet on pictures of 112 pixels: a new head alone, solved; the head and then layer4 with it; the head
+ResNet-50 from ImageNet on images of 112 pixels: a new head alone, solved; the head and then layer4 with it; the head
 and then everything; stage after stage (gradual unfreezing). Beside them ResNet-18 from scratch. On 1, 2, 5, 10 and all
-pictures a class, drawn anew for each seed. What is counted is right answers on pictures that stand in none of these
+images a class, drawn anew for each seed. What is counted is right answers on images that stand in none of these
 parts, after the last epoch: no epoch is selected, but that a phase starts from the best weights of the last one.
 
     python experiments/transfer.py [--data DIR,DIR] [--weights FILE] [--work DIR] [--seeds 0,1,2]
@@ -27,9 +27,9 @@ from linnaeus.data.table import Table
 
 SIZE = 112
 COUNTS = (1, 2, 5, 10, 0)
-"""Training pictures a class; 0 is all."""
+"""Training images a class; 0 is all."""
 EPOCHS = {1: 12, 2: 12, 5: 8, 10: 6, 0: 2}
-"""Of the fine-tuning, in sum over its phases: fewer pictures are seen more often."""
+"""Of the fine-tuning, in sum over its phases: fewer images are seen more often."""
 SOLVED = {"train": ["head"], "head": "auto"}
 METHODS = ("scratch", "head", "layer4", "all", "gradual")
 LABELS = {
@@ -75,7 +75,7 @@ def recipe(method: str, count: int, seed: int, weights: str) -> dict[str, Any]:
 
 
 def few(data: Path, count: int, seed: int) -> Table:
-    """The source with `count` training pictures of each class; what it keeps for measuring becomes test, whole."""
+    """The source with `count` training images of each class; what it keeps for measuring becomes test, whole."""
     table = open_source(data)
     measured = "valid" if len(table.where("valid")) else "test"
     draw, kept = np.random.default_rng(seed), []
@@ -97,7 +97,7 @@ def outcome(runs: list[Path]) -> dict[str, Any]:
 
 
 def draw(found: dict[str, dict[str, dict[str, Any]]], name: Path) -> None:
-    """For each source, accuracy against pictures a class, and against the seconds that it took."""
+    """For each source, accuracy against images a class, and against the seconds that it took."""
     with panels(name, 9, 3.6 * len(found), len(found)) as (_, axes):
         for row, (source, cells) in zip(axes, found.items(), strict=True):
             for method in METHODS:
@@ -108,13 +108,13 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], name: Path) -> None:
                 for r, size in zip(rows, (10, 20, 35, 60, 110), strict=True):
                     row[1].scatter(r["seconds"], r["accuracy"], s=size, color=COLORS[method])
             row[0].set_xticks(range(len(COUNTS)), [str(count or "all") for count in COUNTS])
-            row[0].set_xlabel("training pictures a class")
+            row[0].set_xlabel("training images a class")
             row[0].set_ylabel(f"{source}: right, %")
             row[0].legend(frameon=False, fontsize=8)
             row[1].set_xscale("log")
             row[1].set_xticks(TICKS, [str(tick) for tick in TICKS], minor=False)
             row[1].minorticks_off()
-            row[1].set_xlabel("processor seconds of the run   (larger dots: more pictures)")
+            row[1].set_xlabel("processor seconds of the run   (larger dots: more images)")
 
 
 def main() -> None:
@@ -123,9 +123,7 @@ def main() -> None:
     parser.add_argument("--weights", default=str(SHARED / "weights" / "resnet50-v1-imagenet.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument(
-        "--methods", default=",".join(METHODS), help="what to train now; all are needed for the picture"
-    )
+    parser.add_argument("--methods", default=",".join(METHODS), help="what to train now; all are needed for the image")
     args = parser.parse_args()
     seeds, sources = [int(s) for s in args.seeds.split(",")], [Path(d) for d in args.data.split(",")]
 

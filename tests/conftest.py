@@ -22,9 +22,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures beside the checkout; tests that need it are skipped, by name, without it."""
+    """The folder of real images beside the checkout; tests that need it are skipped, by name, without it."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs the real pictures in {SHARED}")
+        pytest.skip(f"needs the real images in {SHARED}")
     return SHARED
 
 
@@ -62,7 +62,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """63 training pictures, of 70: 4 steps of 16 an epoch."""
+    """63 training images, of 70: 4 steps of 16 an epoch."""
     from tiny import write_idx
 
     return write_idx(tmp_path / "idx", train=70, test=12)
@@ -70,7 +70,7 @@ def idx(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without their pictures and page."""
+    """Runs without their images and page."""
     from killing import undrawn  # imports torch, which must not come before the number of threads above
 
     undrawn(monkeypatch)

@@ -25,8 +25,8 @@ QUIET = Console(quiet=True)
 
 
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs leave out their pictures and page, which take most of a second."""
-    monkeypatch.setattr(finish, "write_pictures", lambda *args: "")
+    """Let runs leave out their images and page, which take most of a second."""
+    monkeypatch.setattr(finish, "write_images", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
     monkeypatch.setattr("linnaeus.report.plots.ranges", lambda *args: "")
 

@@ -39,10 +39,10 @@ def folder(tmp_path: Path) -> Path:
     for kind, color in (("rose", (200, 30, 60)), ("tulip", (230, 200, 40))):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         for i in range(12):
-            picture = generator.integers(0, 80, (160, 200, 3)) + np.array([0, 60, 0])
+            image = generator.integers(0, 80, (160, 200, 3)) + np.array([0, 60, 0])
             top, left = generator.integers(20, 80, 2)
-            picture[top : top + 60, left : left + 60] = np.array(color) + generator.integers(-20, 20, (60, 60, 3))
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(tmp_path / "photos" / kind / f"{i}.jpg")
+            image[top : top + 60, left : left + 60] = np.array(color) + generator.integers(-20, 20, (60, 60, 3))
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / "photos" / kind / f"{i}.jpg")
     (tmp_path / "space.toml").write_text('"phase.1.lr" = { low = 1e-4, high = 1e-2, log = true }\n')
     return tmp_path
 
@@ -155,14 +155,14 @@ def test_page_runs(page: Path, folder: Path, tmp_path_factory: pytest.TempPathFa
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def test_the_chinese_readme_has_the_same_blocks_links_and_pictures() -> None:
+def test_the_chinese_readme_has_the_same_blocks_links_and_images() -> None:
     """The commands of README.md are run; those of its translation are therefore the same, and in the same order."""
     english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
     said = [[(b.language, b.text, b.marks) for b in blocks(page)] for page in (english, chinese)]
     assert said[0] == said[1]
     links = [set(LINK.findall(page.read_text(encoding="utf-8"))) for page in (english, chinese)]
-    assert {"README.zh-CN.md", "#pictures"} <= links[0]
-    assert links[0] - {"README.zh-CN.md", "#pictures"} == links[1] - {"README.md", "#图片来源"}
+    assert {"README.zh-CN.md", "#images"} <= links[0]
+    assert links[0] - {"README.zh-CN.md", "#images"} == links[1] - {"README.md", "#图片来源"}
 
 
 def test_marks_of_the_comparison_are_the_same_in_both_languages() -> None:
@@ -174,12 +174,12 @@ def test_marks_of_the_comparison_are_the_same_in_both_languages() -> None:
     assert sum(map(len, marks[0])) > 100
 
 
-def test_pictures_are_small_and_shown() -> None:
+def test_images_are_small_and_shown() -> None:
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    pictures = [f for f in (ROOT / "docs" / "pictures").iterdir() if f.suffix in (".png", ".jpg")]
-    assert len(pictures) >= 6
-    assert [f.name for f in pictures if f.stat().st_size >= 200_000 or f"docs/pictures/{f.name}" not in shown] == []
-    assert sum(f.stat().st_size for f in pictures) < 1_000_000
+    images = [f for f in (ROOT / "docs" / "pictures").iterdir() if f.suffix in (".png", ".jpg")]
+    assert len(images) >= 6
+    assert [f.name for f in images if f.stat().st_size >= 200_000 or f"docs/pictures/{f.name}" not in shown] == []
+    assert sum(f.stat().st_size for f in images) < 1_000_000
 
 
 PAGE = """Text.

@@ -16,20 +16,20 @@ from linnaeus.errors import UserError
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, denormalise
 
 
-def picture(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
+def image(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_file_its_bytes_and_its_pixels_are_the_same_picture(fit: str, channels: int, tmp_path: Path):
+def test_a_file_its_bytes_and_its_pixels_are_the_same_image(fit: str, channels: int, tmp_path: Path):
     mean, std = (0.5,) * channels, (0.25,) * channels
     preprocessing = Preprocessing(40, 32, fit, "bilinear", channels, mean, std)
     path = tmp_path / "a.png"
-    Image.fromarray(picture()).save(path)
+    Image.fromarray(image()).save(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as torch's, where an array cannot be written
-        found = [preprocessing.load(source) for source in (path, str(path), path.read_bytes(), picture())]
+        found = [preprocessing.load(source) for source in (path, str(path), path.read_bytes(), image())]
     for each in found:
         assert each.shape == (32, 32, channels)
         assert each.dtype == np.uint8
@@ -41,18 +41,18 @@ def test_loading_is_the_crop_of_the_stores_row():
     preprocessing = Preprocessing(40, 32)
     from linnaeus.data.decode import load_row
 
-    rows = [load_row(picture(*size), preprocessing.row_spec) for size in ((60, 90), (90, 60), (40, 41))]
+    rows = [load_row(image(*size), preprocessing.row_spec) for size in ((60, 90), (90, 60), (40, 41))]
     shapes = np.array([row.shape[:2] for row in rows])
     padded = np.zeros((3, *shapes.max(0), 3), np.uint8)
     for i, row in enumerate(rows):
         padded[i, : row.shape[0], : row.shape[1]] = row
     cropped = preprocessing.crop(torch.from_numpy(padded), shapes).numpy()
     for i, size in enumerate(((60, 90), (90, 60), (40, 41))):
-        assert np.array_equal(cropped[i], preprocessing.load(picture(*size)))
+        assert np.array_equal(cropped[i], preprocessing.load(image(*size)))
 
 
 def test_the_input_is_normalised_by_channel_and_lies_channels_last():
-    pixels = torch.from_numpy(picture(32, 32))[None]
+    pixels = torch.from_numpy(image(32, 32))[None]
     x = Preprocessing(32, 32)(pixels, np.array([[32, 32]]))
     expected = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
         IMAGENET_STD
@@ -63,8 +63,8 @@ def test_the_input_is_normalised_by_channel_and_lies_channels_last():
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_denormalise_gives_the_picture_back(batched: bool):
-    pixels = torch.from_numpy(picture(32, 32))[None]
+def test_denormalise_gives_the_image_back(batched: bool):
+    pixels = torch.from_numpy(image(32, 32))[None]
     x = Preprocessing(32, 32)(pixels, np.array([[32, 32]]))
     back = linnaeus.denormalise(x if batched else x[0])
     assert np.array_equal(back, pixels.numpy() if batched else pixels[0].numpy())
@@ -73,7 +73,7 @@ def test_denormalise_gives_the_picture_back(batched: bool):
     assert np.array_equal(one, pixels[..., :1].numpy())
 
 
-def test_denormalise_clips_what_is_no_color_and_refuses_what_is_no_picture():
+def test_denormalise_clips_what_is_no_color_and_refuses_what_is_no_image():
     assert denormalise(torch.full((3, 2, 2), 99.0)).max() == 255
     assert denormalise(torch.full((3, 2, 2), -99.0)).max() == 0
     with pytest.raises(UserError, match=r"shape \(1, 2, 2\) is not"):

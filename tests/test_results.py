@@ -86,12 +86,12 @@ def test_clock() -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_names_its_command_and_its_pictures(name: str) -> None:
+def test_page_names_its_command_and_its_images(name: str) -> None:
     text = page(name)
     assert f"python experiments/{name}.py" in text
     assert figures(name)["machine"] in text
-    for picture in RESULTS.glob(f"{name}*.png"):
-        assert f"]({picture.name})" in text
+    for image in RESULTS.glob(f"{name}*.png"):
+        assert f"]({image.name})" in text
     assert f"]({name}.md)" in page("index")
 
 
@@ -105,7 +105,7 @@ def test_script_says_what_it_does(name: str) -> None:
 
 @pytest.mark.long
 def test_networks_side_by_side(tmp_path: Path) -> None:
-    """The degradation script from made-up pictures to its runs: two networks, one epoch, no drawing."""
+    """The degradation script from made-up images to its runs: two networks, one epoch, no drawing."""
     generator = np.random.default_rng(0)
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()

@@ -44,7 +44,7 @@ def built(site: Path) -> Iterator[tuple[Path, str]]:
 
 
 def test_nothing_is_fetched_from_another_host(site: Path) -> None:
-    """Scripts, styles, pictures, frames and fonts are the site's own; only links may lead elsewhere."""
+    """Scripts, styles, images, frames and fonts are the site's own; only links may lead elsewhere."""
     fetched = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\"\s>]+)")
     outside = {(page.name, address) for page, text in built(site) for address in fetched.findall(text)}
     assert outside == set()

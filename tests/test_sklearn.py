@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_va
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
-from tiny import mini, samples, settings, write_pictures
+from tiny import mini, samples, settings, write_images
 
 import linnaeus
 from linnaeus.errors import UserError
@@ -61,18 +61,18 @@ def test_is_the_model_file_of_the_run(fitted: ImageClassifier):
 
 
 def test_paths_and_numbers_as_labels(tmp_path: Path):
-    write_pictures(tmp_path, each=30)
+    write_images(tmp_path, each=30)
     paths = sorted(tmp_path.rglob("*.png"))
     labels = [int(path.parent.name) * 10 for path in paths]
     found = ImageClassifier(recipe(6)).fit(paths, labels)
     assert found.classes_.tolist() == [0, 10, 20]
     assert found.score([str(path) for path in paths], labels) > 0.9
-    (tmp_path / "no.png").write_bytes(b"no picture")
+    (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"no\.png"):
         found.predict([tmp_path / "no.png"])
 
 
-def test_a_list_of_pictures_and_none_at_all(fitted: ImageClassifier):
+def test_a_list_of_images_and_none_at_all(fitted: ImageClassifier):
     images, _ = samples(4)
     np.testing.assert_array_equal(fitted.predict_proba(list(images)), fitted.predict_proba(images))
     assert fitted.predict_proba([]).shape == (0, 3)
@@ -89,7 +89,7 @@ def test_a_network_of_ones_own_is_left_as_it_was(pictures: tuple[np.ndarray, np.
 
 
 def test_groups_stay_together(pictures: tuple[np.ndarray, np.ndarray], tmp_path: Path):
-    """All pictures of a group are on one side of the split, as split.csv tells."""
+    """All images of a group are on one side of the split, as split.csv tells."""
     groups = np.arange(90) // 6
     ImageClassifier(recipe(1), out=tmp_path / "run").fit(*pictures, groups=groups)
     lines = (tmp_path / "run" / "split.csv").read_text().splitlines()[1:]
@@ -146,7 +146,7 @@ def test_clone_and_pickle(fitted: ImageClassifier, pictures: tuple[np.ndarray, n
     ],
 )
 def test_scikit_learns_own_checks(check: str):
-    """Those that do not fit it: it takes pictures, not numbers in columns."""
+    """Those that do not fit it: it takes images, not numbers in columns."""
     getattr(estimator_checks, check)("ImageClassifier", ImageClassifier())
 
 
@@ -155,7 +155,7 @@ def test_scikit_learns_own_checks(check: str):
     [
         (np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1], "float32"),
         (np.zeros((4, 64), np.uint8), [0, 1, 0, 1], r"\(4, 64\)"),
-        (np.zeros((4, 8, 8), np.uint8), [0, 1], r"4 pictures, but labels of shape \(2,\)"),
+        (np.zeros((4, 8, 8), np.uint8), [0, 1], r"4 images, but labels of shape \(2,\)"),
         ([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)], [0, 1], "several sizes"),
         (np.zeros((2, 8, 8), np.uint8), np.array([1, "1"], object), "several kinds"),
         ([f"gone/{i}.png" for i in range(20)], [0, 1] * 10, "gone"),

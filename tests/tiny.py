@@ -1,4 +1,4 @@
-"""Data and recipes so small that a run takes a second: pictures whose class a child could tell.
+"""Data and recipes so small that a run takes a second: images whose class a child could tell.
 
 Class k is a bright square at the k-th of five places, on noise. Everything is drawn from the seed.
 """
@@ -32,15 +32,15 @@ WIDTHS = (6, 8, 12)
 
 def draw(labels: np.ndarray, seed: int = 0, noise: int = 90) -> np.ndarray:
     """(n,) labels in 0..4 -> (n, 28, 28) uint8."""
-    pictures = np.random.default_rng(seed).integers(0, noise, (len(labels), SIDE, SIDE), dtype=np.uint8)
-    for picture, label in zip(pictures, labels, strict=True):
+    images = np.random.default_rng(seed).integers(0, noise, (len(labels), SIDE, SIDE), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
         top, left = PLACES[label]
-        picture[top : top + 9, left : left + 9] += 120
-    return pictures
+        image[top : top + 9, left : left + 9] += 120
+    return images
 
 
 def samples(n: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, 28, 28) uint8 and labels (n,) int64, the classes in turn."""
+    """Images (n, 28, 28) uint8 and labels (n,) int64, the classes in turn."""
     labels = np.arange(n) % classes
     return draw(labels, seed), labels
 
@@ -49,26 +49,26 @@ def write_idx(folder: Path, train: int = 120, test: int = 30, classes: int = 3) 
     """A folder of four IDX files, as MNIST has them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, n, seed in (("train", train, 1), ("t10k", test, 2)):
-        pictures, labels = samples(n, classes, seed)
+        images, labels = samples(n, classes, seed)
         head = struct.pack(">IIII", 0x803, n, SIDE, SIDE)
-        (folder / f"{name}-images-idx3-ubyte").write_bytes(head + pictures.tobytes())
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(head + images.tobytes())
         (folder / f"{name}-labels-idx1-ubyte").write_bytes(
             struct.pack(">II", 0x801, n) + labels.astype(np.uint8).tobytes()
         )
     return folder
 
 
-def write_pictures(folder: Path, classes: tuple[str, ...] = ("0", "1", "2"), each: int = 8, seed: int = 0) -> Path:
-    """Class folders of `each` gray PNG pictures of 28 pixels: `folder/class/class 0.png` …"""
+def write_images(folder: Path, classes: tuple[str, ...] = ("0", "1", "2"), each: int = 8, seed: int = 0) -> Path:
+    """Class folders of `each` gray PNG images of 28 pixels: `folder/class/class 0.png` …"""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(draw(np.full(each, label), seed + label)):
-            Image.fromarray(picture).save(folder / name / f"{name} {i}.png")
+        for i, image in enumerate(draw(np.full(each, label), seed + label)):
+            Image.fromarray(image).save(folder / name / f"{name} {i}.png")
     return folder
 
 
 def settings(**data: Any) -> dict[str, Any]:
-    """A recipe's model and data for these pictures: mini_resnet, gray, [0, 1]."""
+    """A recipe's model and data for these images: mini_resnet, gray, [0, 1]."""
     return {
         "model": {"name": "mini_resnet", "arguments": {"widths": list(WIDTHS)}},
         "data": {"resize": SIDE, "size": SIDE, "channels": 1, "normalise": "none", **data},
@@ -89,9 +89,9 @@ def mini(classes: int = 3, seed: int = 0, channels: int = 1) -> Network:
     return create("mini_resnet", classes, channels, widths=list(WIDTHS))
 
 
-def stream(pictures: np.ndarray, labels: np.ndarray, batch: int = 16, **more: Any) -> Stream:
-    """A stream of pictures that are only scaled to [0, 1]."""
-    batches = Batches(PixelStore.from_arrays(pictures), labels, batch=batch, device=CPU, **more)
+def stream(images: np.ndarray, labels: np.ndarray, batch: int = 16, **more: Any) -> Stream:
+    """A stream of images that are only scaled to [0, 1]."""
+    batches = Batches(PixelStore.from_arrays(images), labels, batch=batch, device=CPU, **more)
 
     def prepare(batch: Batch, epoch: int) -> torch.Tensor:
         return GRAY(batch.pixels, batch.shapes)
@@ -104,7 +104,7 @@ def phase(**more: Any) -> Phase:
 
 
 def write_tiny_model(path: Path, model: nn.Module | None = None, classes: tuple[str, ...] = ("0", "1", "2")) -> Path:
-    """A model file of a mini_resnet for these pictures, untrained unless a model is given."""
+    """A model file of a mini_resnet for these images, untrained unless a model is given."""
     network = model if isinstance(model, Network) else mini(len(classes))
     names = tuple(f"name of {name}" for name in classes)
     write_model(path, network.state_dict(), ModelFile(network.arch, classes, names, GRAY))

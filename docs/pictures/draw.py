@@ -1,4 +1,4 @@
-"""Draw the pictures of README.md and of the pages: `python docs/pictures/draw.py WORK [--flowers RUN]`.
+"""Draw the images of README.md and of the pages: `python docs/pictures/draw.py WORK [--flowers RUN]`.
 
 Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), beside what `make test` installs.
 What is trained, planted and asked lies in WORK afterwards. One thread, so that the digits run gives the
@@ -48,21 +48,21 @@ def linnaeus(work: Path, *words: str) -> str:
     return done.stdout
 
 
-def save(picture: Image.Image, name: str, colors: int = 128) -> None:
+def save(image: Image.Image, name: str, colors: int = 128) -> None:
     """Into this folder, small: PNG with a palette, or JPEG."""
     path = HERE / name
     if path.suffix == ".png":
-        flat = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+        flat = image.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
         flat.save(path, optimize=True)
     else:
-        picture.convert("RGB").save(path, quality=82, optimize=True)
+        image.convert("RGB").save(path, quality=82, optimize=True)
     size = path.stat().st_size
-    print(f"{name}: {picture.width}x{picture.height}, {size // 1000} kB")
+    print(f"{name}: {image.width}x{image.height}, {size // 1000} kB")
     assert size < MOST_BYTES, f"{name} is too large: {size}"
 
 
-def fit(picture: Image.Image, width: int) -> Image.Image:
-    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+def fit(image: Image.Image, width: int) -> Image.Image:
+    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
 
 
 def photographs() -> dict[str, Image.Image]:
@@ -84,14 +84,14 @@ def photographs() -> dict[str, Image.Image]:
 def plant(folder: Path) -> None:
     """Four classes in train/ and valid/, and faults: copies, labels that contradict, a file cut short."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name, picture in photographs().items():
+    for name, image in photographs().items():
         for split in ("train", "valid"):
             (folder / split / name).mkdir(parents=True)
-        side = picture.height * 2 // 3
-        cut = picture.crop((0, 0, side, side))
-        picture.save(folder / "train" / name / f"{name}-1.jpg", quality=90)
+        side = image.height * 2 // 3
+        cut = image.crop((0, 0, side, side))
+        image.save(folder / "train" / name / f"{name}-1.jpg", quality=90)
         cut.save(folder / "train" / name / f"{name}-2.jpg", quality=90)
-        picture.crop((picture.width - side, picture.height - side, *picture.size)).save(
+        image.crop((image.width - side, image.height - side, *image.size)).save(
             folder / "valid" / name / f"{name}-3.jpg", quality=90
         )
     whole = photographs()
@@ -153,7 +153,7 @@ def served(work: Path, run: str, port: int = 8765) -> Iterator[str]:
 
 
 def write_digits(folder: Path) -> list[Path]:
-    """Two validation pictures of the digits run as files; the network is sure of the second one only."""
+    """Two validation images of the digits run as files; the network is sure of the second one only."""
     from sklearn.datasets import load_digits
 
     folder.mkdir(exist_ok=True)
@@ -210,13 +210,13 @@ def font(size: int, family: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{family}.ttf", size)
 
 
-def card(sheet: Image.Image, picture: Image.Image, left: int, top: int, caption: str) -> int:
-    """Paste a picture in a frame with words below; returns where the next one may begin."""
+def card(sheet: Image.Image, image: Image.Image, left: int, top: int, caption: str) -> int:
+    """Paste an image in a frame with words below; returns where the next one may begin."""
     draw = ImageDraw.Draw(sheet)
-    sheet.paste(picture, (left, top))
-    draw.rectangle((left - 1, top - 1, left + picture.width, top + picture.height), outline="#c9d1da", width=2)
-    draw.text((left, top + picture.height + 10), caption, GRAY, font(20))
-    return top + picture.height + 56
+    sheet.paste(image, (left, top))
+    draw.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline="#c9d1da", width=2)
+    draw.text((left, top + image.height + 10), caption, GRAY, font(20))
+    return top + image.height + 56
 
 
 def terminal(work: Path, width: int) -> Image.Image:
@@ -234,13 +234,13 @@ def terminal(work: Path, width: int) -> Image.Image:
 
 
 def draw_strip(work: Path, heading: Image.Image, answer: Image.Image) -> None:
-    """The picture at the top of README.md: folders, one command, what comes out."""
+    """The image at the top of README.md: folders, one command, what comes out."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     sheet = Image.new("RGB", (1720, 1180), PAPER)
     draw = ImageDraw.Draw(sheet)
-    heads = ((40, "1  Pictures in folders"), (430, "2  One command"), (1090, "3  What comes out"))
+    heads = ((40, "1  Images in folders"), (430, "2  One command"), (1090, "3  What comes out"))
     for left, words in heads:
         draw.text((left, 28), words, INK, font(30, "DejaVuSans-Bold"))
     for kind in range(10):

@@ -1,4 +1,4 @@
-"""Linnaeus: from a folder of pictures to a classifier you can read, trust and ship.
+"""Linnaeus: from a folder of images to a classifier you can read, trust and ship.
 
 The public names are imported when they are first used, so that `import linnaeus` costs next to nothing.
 """

@@ -58,7 +58,7 @@ class Console:
             print(line, file=stream, flush=True)
 
     @contextmanager
-    def progress(self, what: str, unit: str = "pictures") -> Iterator[Advance]:
+    def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
         """A bar on a terminal. Elsewhere a plain line now and then, so that logs stay short."""
         if self.quiet:
             yield lambda done, total, note="": None
@@ -120,7 +120,7 @@ def _speed_column(unit: str) -> ProgressColumn:
 
 
 def counted(n: int, what: str) -> str:
-    """`1 picture`, `2 pictures`."""
+    """`1 image`, `2 images`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 

@@ -1,4 +1,4 @@
-"""The one definition of how a picture becomes the network's input: training, evaluation, export and server share it."""
+"""The one definition of how an image becomes the network's input: training, evaluation, export and server share it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Preprocessing:
         return RowSpec(self.resize, self.fit, self.interpolation, self.channels)
 
     def load(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
-        """Picture -> (size, size, channels) uint8. Raises UserError where it is no picture."""
+        """Image -> (size, size, channels) uint8. Raises UserError where it is no image."""
         row = np.require(load_row(source, self.row_spec), requirements="W")  # torch warns of what it may not write
         return self.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
 
@@ -96,7 +96,7 @@ class Preprocessing:
 
 
 def denormalise(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:
-    """The picture back from a normalised tensor: (C, H, W) or (N, C, H, W) -> (…, H, W, C) uint8, clipped to 0..255."""
+    """The image back from a normalised tensor: (C, H, W) or (N, C, H, W) -> (…, H, W, C) uint8, clipped to 0..255."""
     if x.ndim not in (3, 4) or x.shape[-3] != len(mean):
         raise UserError(f"denormalise: shape {tuple(x.shape)} is not (…, {len(mean)}, H, W)")
     m = torch.tensor(mean, device=x.device).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""A scikit-learn estimator around `train` and `load`, so that its cross-validation and grid search work on pictures.
+"""A scikit-learn estimator around `train` and `load`, so that its cross-validation and grid search work on images.
 
     from sklearn.model_selection import GridSearchCV
     from linnaeus.sklearn import ImageClassifier
@@ -6,7 +6,7 @@
     search = GridSearchCV(ImageClassifier("photos"), {"settings": [{"data.size": 224}, {"data.size": 288}]}, cv=5)
     search.fit(paths, labels)
 
-Decoded pictures and what a frozen network makes of them are stored and shared, so a second fit on the same files starts
+Decoded images and what a frozen network makes of them are stored and shared, so a second fit on the same files starts
 where the first one's stores end.
 """
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier, Prediction
     from linnaeus.recipe import Recipe
 
-Pictures = Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
-"""Paths of n files; or n pictures (H, W) or (H, W, 3) uint8 of one size, as a list or as one array."""
+Images = Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
+"""Paths of n files; or n images (H, W) or (H, W, 3) uint8 of one size, as a list or as one array."""
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):
@@ -71,11 +71,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(
-        self, X: Pictures, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None
+        self, X: Images, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None
     ) -> ImageClassifier:
-        """Train on pictures with their labels (n,). Pictures of one of `groups` (n,) stay together in the split.
+        """Train on images with their labels (n,). Images of one of `groups` (n,) stay together in the split.
 
-        Raises UserError where pictures and labels do not fit together, or nothing can be trained on them.
+        Raises UserError where images and labels do not fit together, or nothing can be trained on them.
         """
         from linnaeus.training.run import train
 
@@ -100,13 +100,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self._classifier: Classifier | None = None
         return self
 
-    def predict_proba(self, X: Pictures) -> np.ndarray:
+    def predict_proba(self, X: Images) -> np.ndarray:
         """(n, classes) float64: calibrated, rows sum to 1. Raises UserError where one is unreadable."""
         check_is_fitted(self)
         answers = list(self._loaded().stream(_images(X)))
         return np.stack([_known(answer) for answer in answers]) if answers else np.zeros((0, len(self.classes_)))
 
-    def predict(self, X: Pictures) -> np.ndarray:
+    def predict(self, X: Images) -> np.ndarray:
         """(n,) the likeliest of `classes_`."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(1)]
@@ -142,14 +142,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _table(
-    X: Pictures, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None
+    X: Images, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None
 ) -> tuple[Table, np.ndarray]:
-    """The pictures as a table, unsplit, and the labels' values in class order."""
+    """The images as a table, unsplit, and the labels' values in class order."""
     labels = np.asarray(y)
     images = _images(X)
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
-            raise UserError(f"fit: {len(images)} pictures, but {what} of shape {np.shape(values)}; give one for each")
+            raise UserError(f"fit: {len(images)} images, but {what} of shape {np.shape(values)}; give one for each")
     try:
         values, index = np.unique(labels, return_inverse=True)
     except TypeError:
@@ -158,7 +158,7 @@ def _table(
         ) from None
     names = tuple(str(value) for value in values)
     table = Table(
-        source="the pictures given to fit",
+        source="the images given to fit",
         kind="arrays" if isinstance(images, np.ndarray) else "paths",
         classes=names,
         names=names,
@@ -171,8 +171,8 @@ def _table(
     return table, values
 
 
-def _images(X: Pictures) -> np.ndarray | list[str | Path]:
-    """Pictures as one array (n, H, W[, 3]) uint8, or paths."""
+def _images(X: Images) -> np.ndarray | list[str | Path]:
+    """Images as one array (n, H, W[, 3]) uint8, or paths."""
     if isinstance(X, np.ndarray) and X.ndim > 1:
         images = X
     else:
@@ -180,11 +180,11 @@ def _images(X: Pictures) -> np.ndarray | list[str | Path]:
         if all(isinstance(one, str | Path) for one in given):
             return given
         if len({np.shape(one) for one in given}) > 1:
-            raise UserError("pictures of several sizes: give their paths, or arrays of one size")
+            raise UserError("images of several sizes: give their paths, or arrays of one size")
         images = np.stack([np.asarray(one) for one in given])
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise UserError(
-            f"pictures of shape {images.shape} and type {images.dtype}: give paths, or uint8 (n, H, W) or (n, H, W, 3)"
+            f"images of shape {images.shape} and type {images.dtype}: give paths, or uint8 (n, H, W) or (n, H, W, 3)"
         )
     return images
 

@@ -36,8 +36,8 @@ def v2() -> Any:
     return importlib.import_module("torchvision.transforms.v2")
 
 
-def picture(height: int = SIZE, width: int = SIZE, channels: int = 3, seed: int = 0) -> torch.Tensor:
-    """A smooth picture with edges, (h, w, C) uint8: what photographs are like, and noise is not."""
+def image(height: int = SIZE, width: int = SIZE, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    """A smooth image with edges, (h, w, C) uint8: what photographs are like, and noise is not."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x * random.uniform(0.05, 0.4) + y * random.uniform(0.05, 0.4) + c) for c in range(channels)]
@@ -59,15 +59,15 @@ def chw(rows: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("index", range(6))
 def test_rotation(v2: Any, index: int) -> None:
-    mine = ours(Augment(rotate=180), picture(), index=index)
+    mine = ours(Augment(rotate=180), image(), index=index)
     degrees = (2 * uniforms(0, 0, np.array([index]), 1, ROTATE)[0, 0] - 1) * 180
-    theirs = v2.functional.rotate(chw(picture()).float(), degrees, interpolation=v2.InterpolationMode.BILINEAR)
+    theirs = v2.functional.rotate(chw(image()).float(), degrees, interpolation=v2.InterpolationMode.BILINEAR)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("size", [48, 47])
 def test_flips_are_exact(v2: Any, size: int) -> None:
-    row = picture(53, 61)
+    row = image(53, 61)
     cropped = v2.functional.center_crop(chw(row), [size, size])
     assert torch.equal(ours(Augment(hflip=1.0), row, size).round(), cropped.flip(2).float())
     assert torch.equal(ours(Augment(vflip=1.0), row, size).round(), cropped.flip(1).float())
@@ -78,20 +78,20 @@ def test_flips_are_exact(v2: Any, size: int) -> None:
 def test_shift_scale_and_rotation_together(v2: Any, index: int) -> None:
     """RandomAffine turns the other way round for the same angle; its translation comes after turning and zooming."""
     spec = Augment(rotate=30, shift=0.2, scale=(0.7, 1.3))
-    mine = ours(spec, picture(), index=index)
+    mine = ours(spec, image(), index=index)
     at = np.array([index])
     degrees = (2 * uniforms(0, 0, at, 1, ROTATE)[0, 0] - 1) * 30
     u = uniforms(0, 0, at, 3, AFFINE)[0]
     shift = [round((2 * value - 1) * 0.2 * SIZE) for value in u[:2].tolist()]
     theirs = v2.functional.affine(
-        chw(picture()).float(), -degrees, shift, 0.7 + 0.6 * u[2], [0.0, 0.0], v2.InterpolationMode.BILINEAR
+        chw(image()).float(), -degrees, shift, 0.7 + 0.6 * u[2], [0.0, 0.0], v2.InterpolationMode.BILINEAR
     )
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("index", range(6))
 def test_resized_crop(v2: Any, index: int) -> None:
-    row = picture(70, 90)
+    row = image(70, 90)
     mine = ours(Augment(crop_scale=(0.08, 1.0)), row, index=index)
     maps = draw_maps(Augment(crop_scale=(0.08, 1.0)), np.array([(70, 90)]), SIZE, 0, 0, np.array([index]))
     left, top, width, height = maps.boxes[0].tolist()
@@ -101,7 +101,7 @@ def test_resized_crop(v2: Any, index: int) -> None:
 
 @pytest.mark.parametrize("index", range(6))
 def test_padded_crop(v2: Any, index: int) -> None:
-    row = picture(32, 32)
+    row = image(32, 32)
     mine = ours(Augment(pad_crop=4), row, 32, index)
     left, top = np.floor(uniforms(0, 0, np.array([index]), 2, PAD)[0] * 9).astype(int).tolist()
     theirs = v2.functional.crop(v2.functional.pad(chw(row), [4]), top, left, 32, 32)
@@ -114,20 +114,20 @@ def test_color_factors(v2: Any, name: str, index: int) -> None:
     spec = Augment.model_validate({name: 0.6})
     factor = float(getattr(draw_factors(spec, 0, 0, np.array([index])), name)[0])
     change = getattr(v2.functional, f"adjust_{name}")
-    theirs = change(chw(picture()).float() / 255, factor) * 255
-    torch.testing.assert_close(ours(spec, picture(), index=index), theirs, rtol=0, atol=0.05)
+    theirs = change(chw(image()).float() / 255, factor) * 255
+    torch.testing.assert_close(ours(spec, image(), index=index), theirs, rtol=0, atol=0.05)
 
 
 def test_gray(v2: Any) -> None:
-    theirs = v2.functional.rgb_to_grayscale(chw(picture()).float(), num_output_channels=3)
-    torch.testing.assert_close(ours(Augment(gray=1.0), picture()), theirs, rtol=0, atol=0.05)
+    theirs = v2.functional.rgb_to_grayscale(chw(image()).float(), num_output_channels=3)
+    torch.testing.assert_close(ours(Augment(gray=1.0), image()), theirs, rtol=0, atol=0.05)
 
 
 def test_jitter_and_gray_with_and_without_a_warp() -> None:
     """The two ways to apply the color matrix, on interleaved pixels and on planes, agree."""
     spec: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2, "gray": 0.3}
-    plain = torch.stack([ours(Augment.model_validate(spec), picture(), index=i) for i in range(8)])
-    warped = torch.stack([ours(Augment.model_validate(spec | {"rotate": 1e-5}), picture(), index=i) for i in range(8)])
+    plain = torch.stack([ours(Augment.model_validate(spec), image(), index=i) for i in range(8)])
+    warped = torch.stack([ours(Augment.model_validate(spec | {"rotate": 1e-5}), image(), index=i) for i in range(8)])
     torch.testing.assert_close(warped, plain, rtol=0, atol=0.1)
 
 
@@ -137,10 +137,10 @@ def test_jitter_in_torchvisions_order_differs_little(v2: Any) -> None:
     differences = []
     for index in range(20):
         drawn = draw_factors(spec, 0, 0, np.array([index]))
-        theirs = chw(picture(seed=index)).float() / 255
+        theirs = chw(image(seed=index)).float() / 255
         for name in ("brightness", "contrast", "saturation"):
             theirs = getattr(v2.functional, f"adjust_{name}")(theirs, float(getattr(drawn, name)[0]))
-        differences.append((ours(spec, picture(seed=index), index=index) - theirs * 255).abs().mean().item())
+        differences.append((ours(spec, image(seed=index), index=index) - theirs * 255).abs().mean().item())
     assert max(differences) < 1.5
     assert np.mean(differences) < 0.5
 
@@ -157,7 +157,7 @@ def test_hue_turns_about_the_gray_axis(v2: Any) -> None:
 
 
 def test_hue_keeps_gray_pixels() -> None:
-    row = picture()[:, :, :1].expand(-1, -1, 3).contiguous()
+    row = image()[:, :, :1].expand(-1, -1, 3).contiguous()
     for index in range(4):
         torch.testing.assert_close(ours(Augment(hue=0.5), row, index=index), chw(row).float(), rtol=0, atol=1e-3)
 
@@ -177,7 +177,7 @@ def test_hue_keeps_gray_pixels() -> None:
 def test_passes(v2: Any, spec: dict[str, Any], name: str, arguments: list[float], channels: int) -> None:
     """torchvision's sharpness is taken on floats: on bytes it rounds the smoothed copy and cuts the result."""
     for seed in range(4):
-        row = picture(channels=channels, seed=seed)
+        row = image(channels=channels, seed=seed)
         change = getattr(v2.functional, name)
         theirs = change(chw(row) / 255, *arguments) * 255 if "sharp" in name else change(chw(row), *arguments).float()
         torch.testing.assert_close(ours(Augment.model_validate(spec), row), theirs, rtol=0, atol=0.02)
@@ -200,7 +200,7 @@ def test_passes_on_odd_histograms(v2: Any, name: str) -> None:
 
 
 def test_passes_reach_only_the_samples_that_drew_them() -> None:
-    rows = torch.stack([picture(seed=i) for i in range(40)])
+    rows = torch.stack([image(seed=i) for i in range(40)])
     spec = Augment(solarize=0.3, equalize=0.3)
     augmentation = Augmentation(spec, size=SIZE, mean=[0.0] * 3, std=[1.0] * 3, seed=0)
     drawn = passes.draw_passes(spec, 0, 0, np.arange(40))
@@ -227,7 +227,7 @@ def test_trivial_augment_operations(v2: Any, monkeypatch: pytest.MonkeyPatch, na
         expected = (expected + 1e-4).floor() if "translate" in name else expected
         np.testing.assert_allclose(STRENGTHS[name], expected.numpy(), rtol=1e-6)
     in_bytes = name in ("posterize", "solarize", "autocontrast", "equalize")
-    row = chw(picture()) if in_bytes else chw(picture()) / 255
+    row = chw(image()) if in_bytes else chw(image()) / 255
     for sign in (1, -1) if signed else (1,):
         strength = sign * STRENGTHS[name][bin_] if name in STRENGTHS else 0.0
         drawn = Trivial(np.array([OPERATIONS.index(name)]), np.array([strength]))
@@ -235,7 +235,7 @@ def test_trivial_augment_operations(v2: Any, monkeypatch: pytest.MonkeyPatch, na
         reference = theirs._apply_image_or_video_transform(
             row, theirs_name, sign * float(values[bin_]), interpolation=v2.InterpolationMode.BILINEAR, fill={}
         )
-        mine = ours(Augment(trivial=True), picture())
+        mine = ours(Augment(trivial=True), image())
         torch.testing.assert_close(mine, reference * (1.0 if in_bytes else 255.0), rtol=0, atol=0.1)
 
 
@@ -336,7 +336,7 @@ def test_erasures_are_distributed_as_torchvisions(v1: Any, scale: tuple[float, f
     torch.manual_seed(0)
     canvas = torch.zeros(3, 64, 64)
     theirs = np.array([v1.RandomErasing.get_params(canvas, scale, (0.3, 3.3), [0.0])[:4] for _ in range(N)])
-    theirs = theirs[theirs[:, 2] < 64]  # where nothing fits, they give the whole picture back as its own replacement
+    theirs = theirs[theirs[:, 2] < 64]  # where nothing fits, they give the whole image back as its own replacement
     boxes = boxes[boxes[:, 2] > 0]
     for column, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
         assert same_distribution(boxes[:, column], theirs[:, other])
@@ -350,11 +350,11 @@ def test_erasing_sets_the_mean_color_in_the_box_and_nothing_else() -> None:
     out = augmentation(rows, np.full((40, 2), 32), np.arange(40), 0)
     boxes = draw_erasures(spec, 32, 0, 0, np.arange(40))
     assert 8 < (boxes[:, 2] > 0).sum() < 32
-    for picture_, (left, top, width, height) in zip(out, boxes.tolist(), strict=True):
+    for image_, (left, top, width, height) in zip(out, boxes.tolist(), strict=True):
         erased = torch.zeros(32, 32, dtype=torch.bool)
         erased[top : top + height, left : left + width] = True
-        assert (picture_[:, erased] == 0).all()
-        torch.testing.assert_close(picture_[:, ~erased], torch.full_like(picture_[:, ~erased], 2.0))
+        assert (image_[:, erased] == 0).all()
+        torch.testing.assert_close(image_[:, ~erased], torch.full_like(image_[:, ~erased], 2.0))
 
 
 @pytest.mark.parametrize("name", ["hflip", "vflip", "gray", "posterize", "solarize", "autocontrast", "erase"])

@@ -1,4 +1,4 @@
-"""mixup and CutMix: what they do to pictures, targets and their order."""
+"""mixup and CutMix: what they do to images, targets and their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = 5
 
 
 def batch(n: int = 64, size: int = 16) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Pictures of one value each, their sample number, so that a mixture can be read off; labels; indices."""
+    """Images of one value each, their sample number, so that a mixture can be read off; labels; indices."""
     x = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, size, size)
     return x.contiguous(memory_format=torch.channels_last), torch.arange(n) % CLASSES, np.arange(100, 100 + n)
 
@@ -36,7 +36,7 @@ def test_beta_quantile_inverts_the_distribution_function(alpha: float) -> None:
     assert drawn.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=1e-3)
 
 
-def test_mixup_mixes_pictures_and_targets_alike() -> None:
+def test_mixup_mixes_images_and_targets_alike() -> None:
     x, labels, indices = batch()
     mixed, targets = mixup_batch(x, labels, CLASSES, indices, alpha=1.0, seed=0, epoch=0)
     partner = x.roll(1, 0)

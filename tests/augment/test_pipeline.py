@@ -188,7 +188,7 @@ def test_every_tensor_is_made_on_the_device_of_the_pixels(name: str) -> None:
 
 @pytest.mark.parametrize("size", [32, 160])
 def test_threads_change_no_bit_and_leave_torch_as_it_was(size: int) -> None:
-    """One picture a thread where pictures are large; in inference mode as well, which each thread has for itself."""
+    """One image a thread where images are large; in inference mode as well, which each thread has for itself."""
     shapes = np.array([(170, 180), (160, 200), (180, 165), (171, 171), (200, 160)])
     batch, augment = rows([(h, w) for h, w in shapes.tolist()]), make(EVERYTHING, size)
     threads = torch.get_num_threads()
@@ -260,7 +260,7 @@ def test_outside_of_the_row_is_black_even_where_the_batch_is_white() -> None:
     assert seen.mean() == pytest.approx(16 * 16 / 32**2, rel=0.01)  # turning keeps the area
 
 
-def test_corners_show_the_picture_where_the_row_has_more() -> None:
+def test_corners_show_the_image_where_the_row_has_more() -> None:
     """The rotation turns the row, not its center crop: no black corners while the row is large enough."""
     batch = torch.full((8, 48, 48, 3), 255, dtype=torch.uint8)
     mine = Augmentation(Augment(rotate=45), size=32, mean=[0.0] * 3, std=[1.0] * 3, seed=0)

@@ -43,7 +43,7 @@ def test_strangers_do_not():
 
 
 def test_the_frame_is_found():
-    """The middle 80 % of a picture lies in it at scale 0.8; a quarter cut off on the left moves it to the right."""
+    """The middle 80 % of an image lies in it at scale 0.8; a quarter cut off on the left moves it to the right."""
     image = scene(7)
     for window in ((0.1, 0.1, 0.9, 0.9), (0.25, 0.0, 1.0, 1.0)):
         left, top, right, bottom = window
@@ -61,7 +61,7 @@ def test_little_overlap_is_no_agreement():
     assert align(flat, flat, torch.tensor([[0.5, 0.6, 2.0, 0.6]]), 0)[1][0] == -1
 
 
-def test_pictures_of_one_level_agree_with_nothing():
+def test_images_of_one_level_agree_with_nothing():
     gray = np.full((2, 32, 32), 128, np.uint8)
     assert compare(gray.__getitem__, np.array([[0, 1]]), np.array(STARTS, np.float32)[None])[0] < ALIKE
 

@@ -42,12 +42,12 @@ def faulty(tmp_path: Path) -> Path:
     COPIES["mirrored"](Image.open(train / "3.jpg")).save(source / "valid" / "oak" / "leak.jpg")
     (train / "4.jpg").write_bytes((train / "4.jpg").read_bytes()[:900])
     scene(70).save(train / "png.jpg", "PNG")
-    (train / "readme.txt").write_text("about these pictures")
+    (train / "readme.txt").write_text("about these images")
     return source
 
 
 def weights_at_hand() -> None:
-    """Untrained weights under a published name: what they make of pictures is arbitrary, but always the same."""
+    """Untrained weights under a published name: what they make of images is arbitrary, but always the same."""
     torch.manual_seed(0)
     folder().mkdir(parents=True, exist_ok=True)
     path = folder() / f"{WEIGHTS}.safetensors"
@@ -82,7 +82,7 @@ def test_errors_are_told_and_end_with_status_1(say, faulty: Path, tmp_path: Path
     said = say("check", faulty, "--json", tmp_path / "found.json", "--gallery", tmp_path / "found.html")
     assert said.status == 1
     assert "2 errors" in said.out
-    assert "train/oak/3.jpg = valid/oak/leak.jpg: 2 pictures are nearly the same, in train and valid" in said.out
+    assert "train/oak/3.jpg = valid/oak/leak.jpg: 2 images are nearly the same, in train and valid" in said.out
     assert "train/oak/4.jpg: cut short or damaged" in said.out
     assert "linnaeus weights pull" in said.out
     assert "next: leaks between splits" in said.out
@@ -171,7 +171,7 @@ def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.M
     names = [checked.table.sample_id(i) for i in checked.looks.readable.tolist()]
     checked.findings[:] = [Finding("small", "info", (name,), ("oak",), "tiny") for name in names]
     monkeypatch.setattr(gallery, "CARDS", 10)
-    monkeypatch.setattr(gallery, "ALL_PICTURES", 6)
+    monkeypatch.setattr(gallery, "ALL_IMAGES", 6)
     gallery.write_gallery(checked, tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert sum(tag == "img" for tag, _ in page.tags) == 6
@@ -180,7 +180,7 @@ def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_thumbnails_of_arrays():
-    """Tiny pictures are enlarged, so that they can be seen."""
+    """Tiny images are enlarged, so that they can be seen."""
     data, width, height = gallery._thumbnail(np.arange(64, dtype=np.uint8).reshape(8, 8))
     assert (width, height) == (gallery.SIDE, gallery.SIDE)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (width, height)
@@ -206,7 +206,7 @@ def test_with_weights_at_hand_labels_are_judged_too(faulty: Path):
     assert "--weights none" in without.notes[0]
 
 
-def test_vectors_are_made_once_and_of_readable_pictures(tmp_path: Path):
+def test_vectors_are_made_once_and_of_readable_images(tmp_path: Path):
     weights_at_hand()
     write_scenes(tmp_path, each=3)
     (tmp_path / "oak" / "1.jpg").write_bytes(b"")

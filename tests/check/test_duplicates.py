@@ -61,7 +61,7 @@ def test_a_copy_of_one_of_several_exact_copies_joins_them(tmp_path: Path):
 
 
 def test_a_network_finds_the_crops_that_hashes_miss(tmp_path: Path):
-    """A third of the picture is gone: as vectors say, the two are neighbors, and their pixels agree."""
+    """A third of the image is gone: as vectors say, the two are neighbors, and their pixels agree."""
     write_scenes(tmp_path)
     box = (0, 0, 170, 150)
     Image.open(tmp_path / "oak" / "1.jpg").crop(box).save(tmp_path / "pine" / "part.png")
@@ -77,7 +77,7 @@ def test_a_network_finds_the_crops_that_hashes_miss(tmp_path: Path):
     assert named(table, found) == {("oak/1.jpg", "pine/part.png"): SCENE}
 
 
-def test_flat_and_small_pictures_are_not_near_duplicates(tmp_path: Path):
+def test_flat_and_small_images_are_not_near_duplicates(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     generator = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_flat_and_small_pictures_are_not_near_duplicates(tmp_path: Path):
     assert named(*opened(tmp_path)) == {}
 
 
-def test_things_in_another_color_are_no_copies_but_gray_pictures_are(tmp_path: Path):
+def test_things_in_another_color_are_no_copies_but_gray_images_are(tmp_path: Path):
     """The same shape in red and in blue: two classes, perhaps. A gray copy of either is a copy."""
     write_scenes(tmp_path)
     shape = scene(70).convert("L")

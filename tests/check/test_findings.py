@@ -6,7 +6,7 @@ import pytest
 
 from linnaeus.check.findings import KINDS, Finding, by_kind, in_order, short_form
 
-LEAK = Finding("leak", "error", ("train/a.jpg", "valid/b.jpg"), ("rose",), "2 pictures are the same")
+LEAK = Finding("leak", "error", ("train/a.jpg", "valid/b.jpg"), ("rose",), "2 images are the same")
 EMPTY = Finding("empty", "error", ("train/c.jpg",), ("rose",), "empty file")
 FIRST = Finding("suspicious-label", "warning", ("train/d.jpg",), ("rose", "tulip"), "looks like tulip")
 SECOND = Finding("suspicious-label", "warning", ("train/e.jpg",), ("rose", "tulip"), "looks like tulip")
@@ -19,7 +19,7 @@ def test_json_has_the_five_keys_of_the_contract():
         "severity": "error",
         "paths": ["train/a.jpg", "valid/b.jpg"],
         "classes": ["rose"],
-        "detail": "2 pictures are the same",
+        "detail": "2 images are the same",
     }
 
 

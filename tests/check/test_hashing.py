@@ -91,11 +91,11 @@ def test_strangers_are_far_apart():
     assert abs(distance.mean() - 32) < 3
 
 
-def test_the_mirrored_hash_is_that_of_the_mirrored_picture():
+def test_the_mirrored_hash_is_that_of_the_mirrored_image():
     gray = scene(3).convert("L")
     assert np.bitwise_count(np.uint64(difference_hashes(gray)[1]) ^ difference_hashes(ImageOps.mirror(gray))[0][0]) <= 1
 
 
-def test_the_first_window_is_the_whole_picture():
+def test_the_first_window_is_the_whole_image():
     assert WINDOWS[0] == (0, 0, 1, 1)
     assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in WINDOWS)

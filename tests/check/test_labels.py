@@ -54,7 +54,7 @@ def test_flipped_labels_stand_first():
 
 
 def test_a_patient_does_not_vouch_for_himself():
-    """All five pictures of three patients bear a wrong label, and look more like each other than like their class."""
+    """All five images of three patients bear a wrong label, and look more like each other than like their class."""
     generator = np.random.default_rng(0)
     patients = np.repeat(np.arange(40), 5)
     true = patients % 2
@@ -78,8 +78,8 @@ def test_clean_labels_give_few_findings():
     assert sum(finding.severity == "warning" for finding in found) <= 3
 
 
-def test_unreadable_pictures_and_lonely_classes_are_left_out():
-    """Vectors exist for some samples only; class 7 of ten has one picture, and most have none."""
+def test_unreadable_images_and_lonely_classes_are_left_out():
+    """Vectors exist for some samples only; class 7 of ten has one image, and most have none."""
     vectors, labels, wrong = blobs(120, 3)
     labels = labels.copy()
     lonely = int(np.flatnonzero(~wrong)[5])

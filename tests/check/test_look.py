@@ -1,4 +1,4 @@
-"""One look at every picture: what is measured, what is remembered, and why a file cannot be read."""
+"""One look at every image: what is measured, what is remembered, and why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_fault_has_its_name(tmp_path: Path):
     whole = (tmp_path / "oak" / "0.jpg").read_bytes()
     (tmp_path / "oak" / "1.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "oak" / "2.jpg").write_bytes(b"")
-    (tmp_path / "oak" / "3.jpg").write_bytes(b"no picture at all")
+    (tmp_path / "oak" / "3.jpg").write_bytes(b"no image at all")
     bomb(tmp_path / "oak" / "4.png")
     table = open_source(tmp_path)
     found = look(table, cache=None)
@@ -85,7 +85,7 @@ def test_only_what_has_changed_is_opened_again(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_may_pass_is_tried_again(tmp_path: Path):
-    """A picture that was missing and has come back."""
+    """An image that was missing and has come back."""
     picture = write_scenes(tmp_path) / "oak" / "2.jpg"
     table = open_source(tmp_path)
     moved = picture.rename(tmp_path / "elsewhere.jpg")
@@ -126,7 +126,7 @@ def test_a_large_jpeg_keeps_its_full_size(tmp_path: Path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (2, 500, 3), (28, 28), (8, 8), (300, 7, 3)])
-def test_pictures_of_any_shape(shape: tuple[int, ...]):
+def test_images_of_any_shape(shape: tuple[int, ...]):
     row = measure(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     assert (row["height"], row["width"]) == shape[:2]
     assert np.isfinite(row["sharpness"])
@@ -145,7 +145,7 @@ def test_gray_levels_and_colors():
     assert measure(red)["range"] == 200
 
 
-def test_sharpness_falls_as_a_picture_is_blurred():
+def test_sharpness_falls_as_a_image_is_blurred():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 240), dtype=np.uint8))
     found = [sharpness(np.asarray(image.filter(ImageFilter.GaussianBlur(radius)))) for radius in (0, 1, 2, 4)]
     assert found == sorted(found, reverse=True)
@@ -153,7 +153,7 @@ def test_sharpness_falls_as_a_picture_is_blurred():
 
 
 def test_a_soft_background_does_not_matter():
-    """Only a quarter of the picture is in focus."""
+    """Only a quarter of the image is in focus."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 240), dtype=np.uint8))
     soft = image.filter(ImageFilter.GaussianBlur(5))
     soft.paste(image.crop((0, 0, 120, 100)), (0, 0))

@@ -49,7 +49,7 @@ def plant(source: Path, folder: Path, seed: int) -> Planted:
             path = path.with_suffix(".png")
             bomb(path)
         else:
-            path.write_bytes((b"", b"not a picture", whole[:5000], whole[: len(whole) // 2])[k - 1])
+            path.write_bytes((b"", b"not an image", whole[:5000], whole[: len(whole) // 2])[k - 1])
         planted.corrupt.add(str(path.relative_to(folder)))
     rest = order[5:]
     train = [name for name in rest if name.startswith("train")][:10]

@@ -19,7 +19,7 @@ NFC, NFD = (unicodedata.normalize(form, "pensée") for form in ("NFC", "NFD"))
 
 
 def table(counts: dict[str, dict[str, int]]) -> Table:
-    """Split -> class -> pictures."""
+    """Split -> class -> images."""
     classes = tuple(sorted({name for part in counts.values() for name in part}))
     rows = [
         (split, classes.index(name)) for split, part in counts.items() for name, n in part.items() for _ in range(n)
@@ -48,7 +48,7 @@ def test_only_a_split_to_evaluate_on_lacks_nothing():
 def test_too_few():
     found = sizes(table({"train": {"a": 9, "b": 30}, "valid": {"a": 4, "b": 20}}))
     assert told(found) == {
-        ("few-pictures", "warning", ("a",)),
+        ("few-images", "warning", ("a",)),
         ("few-to-measure", "info", ("a",)),
         ("few-to-measure", "warning", ()),
     }
@@ -58,7 +58,7 @@ def test_too_few():
 def test_imbalance_names_the_largest_and_the_smallest():
     (finding,) = sizes(table({"": {"a": 100, "b": 1000, "c": 300}}))
     assert (finding.kind, finding.classes) == ("imbalance", ("b", "a"))
-    assert "1000 pictures of 'b', 100 of 'a'" in finding.detail
+    assert "1000 images of 'b', 100 of 'a'" in finding.detail
     assert sizes(table({"": {"a": 101, "b": 1000}})) == []
 
 

@@ -16,7 +16,7 @@ from tiny import write_tiny_model
 from linnaeus.models import load_module
 
 
-def test_a_line_and_a_sheet_for_each_picture(here: Path, say):  # noqa: F811
+def test_a_line_and_a_sheet_for_each_image(here: Path, say):  # noqa: F811
     said = say("explain", "m.safetensors", "pics", "--out", "why 图")
     assert (said.status, said.err) == (0, "")
     lines = said.out.splitlines()
@@ -32,7 +32,7 @@ def test_a_line_and_a_sheet_for_each_picture(here: Path, say):  # noqa: F811
     assert len({sheet.tobytes() for sheet in sheets}) == 6
 
 
-def test_sheets_do_not_overwrite_each_other_or_the_pictures(here: Path, say):  # noqa: F811
+def test_sheets_do_not_overwrite_each_other_or_the_images(here: Path, say):  # noqa: F811
     for folder in ("a", "b"):
         (here / folder).mkdir()
         shutil.copy(here / "pics" / "0" / "0 0.png", here / folder / "X.png" if folder == "a" else here / "b" / "x.png")
@@ -138,15 +138,15 @@ def test_other_methods(method: str, here: Path, say):  # noqa: F811
     assert len(list((here / "explained").iterdir())) == 2
 
 
-def test_unreadable_pictures_are_told_and_do_not_stop_the_rest(here: Path, say):  # noqa: F811
-    (here / "pics" / "1" / "1 0.png").write_bytes(b"no picture")
+def test_unreadable_images_are_told_and_do_not_stop_the_rest(here: Path, say):  # noqa: F811
+    (here / "pics" / "1" / "1 0.png").write_bytes(b"no image")
     said = say("explain", "m.safetensors", "pics", "gone.png", "--json", "why.json")
     assert said.status == 1
     assert len(said.out.splitlines()) == 5
     lines = said.err.splitlines()
     assert lines[0].startswith("warning: pics/1/1 0.png: ")
     assert lines[1].startswith("warning: gone.png: ")
-    assert lines[2] == "warning: 2 of 7 pictures could not be read"
+    assert lines[2] == "warning: 2 of 7 images could not be read"
     told = json.loads((here / "why.json").read_text(encoding="utf-8"))
     assert [each["error"] is None for each in told] == [True, True, False, True, True, True, False]
     assert "sheet" not in told[2]

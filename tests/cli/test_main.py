@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import draw, mini, samples, write_idx, write_pictures, write_recipe, write_tiny_model
+from tiny import draw, mini, samples, write_idx, write_images, write_recipe, write_tiny_model
 
 import linnaeus
 from linnaeus.inference.writers import read_done
@@ -24,13 +24,13 @@ LINNAEUS = [sys.executable, "-m", "linnaeus"]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: data `idx`, a recipe `r.toml`, a model `m.safetensors` and pictures `pics`."""
+    """The working directory: data `idx`, a recipe `r.toml`, a model `m.safetensors` and images `pics`."""
     write_idx(tmp_path / "idx")
     write_recipe(tmp_path / "r.toml")
     network = mini()
     torch.nn.init.normal_(network.get_parameter("fc.weight"))
     write_tiny_model(tmp_path / "m.safetensors", network)
-    write_pictures(tmp_path / "pics", each=2)
+    write_images(tmp_path / "pics", each=2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -66,8 +66,8 @@ def write_list(path: Path, lines: str) -> None:
 
 def make_wrong_inputs(here: Path) -> None:
     (here / "empty").mkdir()
-    write_pictures(here / "one", ("only",), each=3)
-    write_pictures(here / "other", ("0", "x"), each=2)
+    write_images(here / "one", ("only",), each=3)
+    write_images(here / "other", ("0", "x"), each=2)
     write_list(here / "list.txt", "pics/0/0 0.png 0\npics/1/1 0.png\n\npics/2/2 0.png 2\n")
     (here / "lists").mkdir()
     write_list(here / "lists" / "train.txt", "nolabel\n")
@@ -113,7 +113,7 @@ def make_wrong_inputs(here: Path) -> None:
         ("predict nowhere pics", ["nowhere", "no such model file"]),
         ("predict pics pics", ["pics", "holds no model.safetensors"]),
         ("predict words.txt pics", ["words.txt", "not a model file"]),
-        ("predict m.safetensors empty", ["empty", "no pictures"]),
+        ("predict m.safetensors empty", ["empty", "no images"]),
         ("predict m.safetensors *.gif", ["*.gif", "no file fits"]),
         ("predict m.safetensors pics --grid a.gif", ["a.gif", ".png"]),
         ("predict m.safetensors pics --out gone/a.csv", ["gone/a.csv", "cannot be written"]),
@@ -180,7 +180,7 @@ def test_training_and_what_it_prints(here: Path, say):
     lines = [" ".join(line.split()) for line in said.out.splitlines()]
     for piece in (
         "run run 一", "source idx (idx): train 108, valid 12, test 30", "classes 3: 0, 1, 2",
-        "network mini_resnet", "pictures crop to 28", "parameters train, 2 epochs of 7 steps",
+        "network mini_resnet", "images crop to 28", "parameters train, 2 epochs of 7 steps",
         "batch (16, 1, 28, 28) float32",
         "epoch 1 step 4 of 7 loss", "epoch 1/2 lr", "epoch 2/2 lr", "valid ", "test ", "best phase 1, epoch",
         "run 一/curves.png", "run 一/predictions.png", "run 一/confusion.png",
@@ -216,8 +216,8 @@ def test_predictions_on_standard_output(form: str, here: Path, say):
         assert said.out.count("%") == 18
 
 
-def test_unreadable_pictures_are_told_and_the_status_is_1(here: Path, say):
-    (here / "pics" / "1" / "1 0.png").write_bytes(b"no picture")
+def test_unreadable_images_are_told_and_the_status_is_1(here: Path, say):
+    (here / "pics" / "1" / "1 0.png").write_bytes(b"no image")
     said = say(
         "predict", "m.safetensors", "pics", "gone.png", "pics/0/0 0.png", "--format", "jsonl", "--out", "o.jsonl"
     )
@@ -227,7 +227,7 @@ def test_unreadable_pictures_are_told_and_the_status_is_1(here: Path, say):
     lines = said.err.splitlines()
     assert lines[0].startswith("warning: pics/1/1 0.png: ")
     assert lines[1].startswith("warning: gone.png: ")
-    assert lines[2] == "warning: 2 of 8 pictures could not be read"
+    assert lines[2] == "warning: 2 of 8 images could not be read"
     assert said.out == ""
 
 
@@ -235,7 +235,7 @@ def test_unreadable_pictures_are_told_and_the_status_is_1(here: Path, say):
 @pytest.mark.parametrize("cut", [3, 40, 200, 10_000])
 def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say, monkeypatch: pytest.MonkeyPatch):
     """Whatever a kill leaves of the file: its whole lines stay as they are, and only the rest is predicted."""
-    (here / "pics" / "1" / 'a, "b"\nc.png').write_bytes(b"no picture")  # a name that takes two lines of the file
+    (here / "pics" / "1" / 'a, "b"\nc.png').write_bytes(b"no image")  # a name that takes two lines of the file
     assert say("predict", "m.safetensors", "pics", "--out", name).status == 1
     whole = (here / name).read_bytes()
     (here / name).write_bytes(whole[:cut])
@@ -252,15 +252,15 @@ def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say,
     said = say("predict", "m.safetensors", "pics", "--out", name)
     assert (here / name).read_bytes() == whole
     assert said.status == 1  # also where the unreadable one was done before
-    assert said.err.splitlines()[-1] == "warning: 1 of 7 pictures could not be read"
+    assert said.err.splitlines()[-1] == "warning: 1 of 7 images could not be read"
     # The first and the last readable answer are made again, to see that this is the model that gave them.
     assert len(seen) == 7 - len(held.paths) + len(held.some)
     assert len(held.paths) == {3: 0, 10_000: 7}.get(cut, len(held.paths))
 
 
-def test_one_picture_is_one_picture(here: Path, say):
-    assert "1 of 1 picture could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
-    assert "o.csv: goes on after 1 picture\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+def test_one_image_is_one_image(here: Path, say):
+    assert "1 of 1 image could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+    assert "o.csv: goes on after 1 image\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
 
 
 def test_answers_of_another_model_are_not_mixed(here: Path, say):
@@ -437,7 +437,7 @@ def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
     assert set(found["tta"]) == {"mirror"}
     for piece in ("balanced accuracy", "calibration error (ECE)", "the worst first", "promised", "estimated", "mirror"):
         assert piece in said.out, piece
-    assert "30 pictures" in said.out
+    assert "30 images" in said.out
 
     predicted = (here / "two" / "predictions.csv").read_text().splitlines()
     assert predicted[0] == "sample,split,true,predicted,probability,probability_of_true,group"
@@ -454,7 +454,7 @@ def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
 
 
 def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
-    """From the curve of the validation pictures, in the file; the file stays as it is."""
+    """From the curve of the validation images, in the file; the file stays as it is."""
     assert say("train", "idx", "--recipe", "r.toml", "--out", "run", "-q").status == 0
     before = (here / "run" / "model.safetensors").read_bytes()
     said = say("evaluate", "run", "idx", "--error", "0.6", "--json", "e.json")
@@ -467,23 +467,23 @@ def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
     assert (here / "run" / "model.safetensors").read_bytes() == before
     said = say("evaluate", "run", "idx", "--split", "valid")
     assert said.err.count("\n") == 1
-    assert "selected and calibrated on these pictures" in said.err
-    assert "each fifth of the pictures by the others" in said.out
+    assert "selected and calibrated on these images" in said.err
+    assert "each fifth of the images by the others" in said.out
 
 
 def test_a_model_without_calibration_is_evaluated_too(here: Path, say):
-    write_pictures(here / "data" / "test", each=8)
+    write_images(here / "data" / "test", each=8)
     said = say("evaluate", "m.safetensors", "data", "--json", "e.json")
     assert said.status == 0, said
     found = json.loads((here / "e.json").read_text())["test"]
     assert found["calibration"]["cross_fitted"] is True
     assert found["abstention"]["chosen_on"] is None
     assert found["loss"] == pytest.approx(found["calibration"]["before"]["loss"])
-    assert "thresholds chosen on these very pictures" in said.out
+    assert "thresholds chosen on these very images" in said.out
 
 
 def test_evaluating(here: Path, say):
-    write_pictures(here / "data" / "test", each=3)
+    write_images(here / "data" / "test", each=3)
     said = say("evaluate", "m.safetensors", "data", "--json", "deep/er/e.json")
     assert said.status == 0, said
     found = json.loads((here / "deep" / "er" / "e.json").read_text())["test"]

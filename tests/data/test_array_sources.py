@@ -122,7 +122,7 @@ def test_cifar_in_every_form(tmp_path: Path, form: str):
 
 def test_planes_become_channels(tmp_path: Path):
     planes = RNG.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
-    raw = b"".join(bytes([label]) + picture.tobytes() for label, picture in enumerate(planes))
+    raw = b"".join(bytes([label]) + image.tobytes() for label, image in enumerate(planes))
     table = open_source(lay(tmp_path, {"data_batch_1.bin": raw}))
     assert table.images is not None
     assert (table.images[1, :, :, 2] == planes[1, 2]).all()
@@ -247,8 +247,8 @@ def test_damaged_idx(tmp_path: Path):
         (b"\0\0\x0d\x03" + good[4:], "holds float32; only uint8 is read"),
         (b"GIF8" + good[4:], "starts with 47 49 46 38, but IDX with 00 00 08"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 0, 5, 4), "dimensions (0, 5, 4)"),
-        (idx(pictures[0]), "shape (5, 4) is not that of gray or RGB pictures"),
-        (idx(pictures[:7]), "7 pictures, but 20 labels"),
+        (idx(pictures[0]), "shape (5, 4) is not that of gray or RGB images"),
+        (idx(pictures[:7]), "7 images, but 20 labels"),
         (gzip.compress(good)[:-9], "cannot be read"),
         (gzip.compress(good[:-1]), "415 bytes unpacked, but its header says 416; it is cut short"),
         (gzip.compress(good + b"x"), "more bytes unpacked"),
@@ -258,7 +258,7 @@ def test_damaged_idx(tmp_path: Path):
         refused(folder, "train-images-idx3-ubyte", said)
     images.write_bytes(good)
     labels.write_bytes(idx(pictures))
-    refused(folder, "is not one label a picture")
+    refused(folder, "is not one label an image")
     labels.unlink()
     refused(folder, "its labels are missing; put", "train-labels-idx1-ubyte beside it")
     images.unlink()

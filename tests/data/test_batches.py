@@ -16,34 +16,34 @@ from linnaeus.stores.pixelstore import PixelStore
 
 
 def make(n: int = 25, batch: int = 8, **more) -> Batches:
-    pictures, labels = samples(n)
-    return Batches(PixelStore.from_arrays(pictures), labels, batch=batch, device=CPU, **more)
+    images, labels = samples(n)
+    return Batches(PixelStore.from_arrays(images), labels, batch=batch, device=CPU, **more)
 
 
 def shown(batches: Batches, epoch: int = 0) -> list[int]:
     return [int(i) for batch in batches.epoch(epoch) for i in batch.indices]
 
 
-def test_each_batch_holds_the_pictures_and_labels_it_names():
+def test_each_batch_holds_the_images_and_labels_it_names():
     """In the shuffled order, though the store is read in ascending order."""
-    pictures, labels = samples(25)
+    images, labels = samples(25)
     for batch in make(shuffle=True).epoch(3):
-        assert np.array_equal(batch.pixels.numpy()[..., 0], pictures[batch.indices])
+        assert np.array_equal(batch.pixels.numpy()[..., 0], images[batch.indices])
         assert np.array_equal(batch.labels.numpy(), labels[batch.indices])
         assert batch.pixels.dtype == torch.uint8
         assert (batch.shapes == 28).all()
 
 
-def test_shapes_follow_their_pictures_where_sizes_differ():
+def test_shapes_follow_their_images_where_sizes_differ():
     sizes = [(4 + i, 9 - i) for i in range(6)]
     rows = [np.full((h, w, 1), i, np.uint8) for i, (h, w) in enumerate(sizes)]
     data = np.concatenate([row.reshape(-1) for row in rows])
     lengths = np.array([row.size for row in rows])
     store = PixelStore(data, np.cumsum(lengths) - lengths, np.array(sizes, np.int32), 1)
     for batch in Batches(store, np.arange(6), batch=3, device=CPU, shuffle=True).epoch():
-        for i, picture, shape in zip(batch.indices, batch.pixels, batch.shapes, strict=True):
+        for i, image, shape in zip(batch.indices, batch.pixels, batch.shapes, strict=True):
             assert tuple(shape) == sizes[i]
-            assert (picture[: shape[0], : shape[1]] == i).all()
+            assert (image[: shape[0], : shape[1]] == i).all()
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -70,7 +70,7 @@ def test_drawing_with_weights_never_shows_what_weighs_nothing():
 
 
 @pytest.mark.parametrize(("n", "batch", "sizes"), [(17, 8, [8, 9]), (16, 8, [8, 8]), (18, 8, [8, 8, 2]), (1, 8, [1])])
-def test_no_batch_is_a_single_picture_if_that_can_be(n: int, batch: int, sizes: list[int]):
+def test_no_batch_is_a_single_image_if_that_can_be(n: int, batch: int, sizes: list[int]):
     assert [len(piece) for piece in chunks(np.arange(n), batch)] == sizes
 
 
@@ -97,11 +97,11 @@ def test_a_part_of_a_batch_is_its_samples():
 
 
 def test_a_subset_is_shown_under_its_own_numbers():
-    pictures, labels = samples(10)
+    images, labels = samples(10)
     good = np.array([0, 2, 3, 7, 9])
-    batches = Batches(Subset(PixelStore.from_arrays(pictures), good), labels[good], batch=2, device=CPU)
+    batches = Batches(Subset(PixelStore.from_arrays(images), good), labels[good], batch=2, device=CPU)
     for batch in batches.epoch():
-        assert np.array_equal(batch.pixels.numpy()[..., 0], pictures[good[batch.indices]])
+        assert np.array_equal(batch.pixels.numpy()[..., 0], images[good[batch.indices]])
 
 
 def threads() -> list[str]:
@@ -125,8 +125,8 @@ def test_no_more_than_a_few_batches_are_fetched_ahead():
             fetched.append(len(indices))
             return super().gather(indices)
 
-    pictures, labels = samples(100)
-    epoch = Batches(Counting.from_arrays(pictures), labels, batch=5, device=CPU).epoch()
+    images, labels = samples(100)
+    epoch = Batches(Counting.from_arrays(images), labels, batch=5, device=CPU).epoch()
     next(epoch)
     time.sleep(0.3)
     assert len(fetched) <= 4
@@ -139,18 +139,18 @@ def test_an_error_while_fetching_is_raised_where_the_batch_is_asked_for():
                 raise OSError("the disk is gone")
             return super().gather(indices)
 
-    pictures, labels = samples(20)
+    images, labels = samples(20)
     got: list[Batch] = []
     with pytest.raises(OSError, match="the disk is gone"):
-        got.extend(Batches(Failing.from_arrays(pictures), labels, batch=5, device=CPU).epoch())
+        got.extend(Batches(Failing.from_arrays(images), labels, batch=5, device=CPU).epoch())
     assert not threads()
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5])
 def test_an_epoch_goes_on_where_it_was_left(start: int):
     """After the last batch there is none left, which is where a run that was cut before validation goes on."""
-    pictures = np.arange(70, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    batches = Batches(PixelStore.from_arrays(pictures), np.arange(70), batch=16, device=CPU, shuffle=True, seed=3)
+    images = np.arange(70, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    batches = Batches(PixelStore.from_arrays(images), np.arange(70), batch=16, device=CPU, shuffle=True, seed=3)
     whole = [batch.draws.tolist() for batch in batches.epoch(2)]
     assert len(whole) == 5
     assert [batch.draws.tolist() for batch in batches.epoch(2, start)] == whole[start:]

@@ -198,7 +198,7 @@ def test_cmyk():
 
 
 def test_other_color_spaces():
-    """YCbCr and LAB; HSV has no file format of its own, so its conversion is tried on the picture."""
+    """YCbCr and LAB; HSV has no file format of its own, so its conversion is tried on the image."""
     ycc = Image.fromarray(RGB).convert("YCbCr")
     assert distance(decode(encode(ycc, "TIFF")), RGB) < 1.5
     lab = Image.merge("LAB", [Image.new("L", (W, H), v) for v in (255, 128, 128)])  # L = 100, a = b = 0
@@ -298,8 +298,8 @@ def test_wrong_specifications_are_refused(wrong: dict[str, Any]):
 # Refusals
 
 
-def test_truncated_pictures_are_refused():
-    """Cut anywhere behind the header, in every format that can tell; never half a picture."""
+def test_truncated_images_are_refused():
+    """Cut anywhere behind the header, in every format that can tell; never half an image."""
     noisy = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
     for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "JPEG2000", "AVIF"):
         data = encode(Image.fromarray(noisy), kind)
@@ -316,7 +316,7 @@ def test_truncated_pictures_are_refused():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"hello, world", "not a picture"),
+        (b"hello, world", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "a document"),
         (b"%PDF-1.7\n", "a document"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a document"),
@@ -324,7 +324,7 @@ def test_truncated_pictures_are_refused():
         (b"\xff\xd8\xff\xe0", "damaged in its header"),
     ],
 )
-def test_what_is_no_picture_is_refused(data: bytes, reason: str):
+def test_what_is_no_image_is_refused(data: bytes, reason: str):
     with pytest.raises(UnreadableError) as refused:
         decode(data)
     assert refused.value.reason.startswith(reason)
@@ -336,7 +336,7 @@ def test_what_is_no_picture_is_refused(data: bytes, reason: str):
         (b"", "empty"),
         (encode(Image.fromarray(RGB), "JPEG")[:900], "truncated"),
         (encode(Image.fromarray(RGB))[:600], "truncated"),
-        (b"no picture", "unreadable"),
+        (b"no image", "unreadable"),
         (b"P6 100000 100000 255\n" + bytes(1000), "too-large"),
     ],
 )

@@ -95,7 +95,7 @@ def test_classes_match_by_name_in_any_unicode_form(tmp_path: Path):
 
 def test_a_class_that_only_validation_has(tmp_path: Path):
     lay(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg", "valid/c/1.jpg", "test/d/1.jpg")
-    refused(tmp_path, "class 'c' is in valid but not in train", "add training pictures")
+    refused(tmp_path, "class 'c' is in valid but not in train", "add training images")
 
 
 def test_a_class_missing_from_test_is_fine(tmp_path: Path):
@@ -107,18 +107,18 @@ def test_a_class_missing_from_test_is_fine(tmp_path: Path):
 def test_one_clear_line_for_each_mistake(tmp_path: Path):
     refused(tmp_path / "nowhere", "nowhere: no such file or folder", "check the path")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "an empty folder", "put the pictures of each class into a folder")
-    refused(lay(tmp_path / "texts", "a/x.txt", "b/x.txt"), "2 folders, but no pictures", ".jpg")
-    refused(lay(tmp_path / "flat", "1.jpg", "2.jpg"), "2 pictures, but in no class folder", "flat/rose/1.jpg")
+    refused(tmp_path / "empty", "an empty folder", "put the images of each class into a folder")
+    refused(lay(tmp_path / "texts", "a/x.txt", "b/x.txt"), "2 folders, but no images", ".jpg")
+    refused(lay(tmp_path / "flat", "1.jpg", "2.jpg"), "2 images, but in no class folder", "flat/rose/1.jpg")
     refused(lay(tmp_path / "one", "a/1.jpg"), "one class, 'a'", "give each class a folder")
-    refused(lay(tmp_path / "one2", "train/a/1.jpg", "valid/a/1.jpg"), "all 2 pictures are of one class, 'a'")
+    refused(lay(tmp_path / "one2", "train/a/1.jpg", "valid/a/1.jpg"), "all 2 images are of one class, 'a'")
     refused(lay(tmp_path / "wrapped", "flowers/a/1.jpg", "flowers/b/1.jpg"), "'a', 'b'", "point at", "wrapped/flowers")
-    refused(lay(tmp_path / "hole", "a/1.jpg", "b/1.jpg", "c/x.txt"), "hole/c: class folder without pictures")
-    refused(lay(tmp_path / "flat2", "train/1.jpg", "valid/1.jpg"), "train: 1 pictures, but in no class folder")
-    refused(lay(tmp_path / "kaggle", "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"), "test: 1 pictures", "predict")
+    refused(lay(tmp_path / "hole", "a/1.jpg", "b/1.jpg", "c/x.txt"), "hole/c: class folder without images")
+    refused(lay(tmp_path / "flat2", "train/1.jpg", "valid/1.jpg"), "train: 1 images, but in no class folder")
+    refused(lay(tmp_path / "kaggle", "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"), "test: 1 images", "predict")
     refused(lay(tmp_path / "both", "train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"), "two folders for valid; keep one")
     refused(lay(tmp_path / "blank", " /1.jpg", "a/1.jpg"), "named by blanks alone")
-    refused(lay(tmp_path / "picture", "a.jpg") / "a.jpg", "one picture is no source", "predict")
+    refused(lay(tmp_path / "picture", "a.jpg") / "a.jpg", "one image is no source", "predict")
 
 
 def test_links_that_loop(tmp_path: Path):
@@ -132,7 +132,7 @@ def test_links_that_loop(tmp_path: Path):
     os.mkfifo(tmp_path / "data/a/pipe.jpg")
     table = open_source(tmp_path / "data")
     ids = {table.sample_id(i) for i in range(len(table))}
-    # Links that lead nowhere are pictures that cannot be read: the check will name them. A pipe is none.
+    # Links that lead nowhere are images that cannot be read: the check will name them. A pipe is none.
     assert ids >= {"a/1.jpg", "b/1.jpg", "b/more/2.jpg", "b/dangling.jpg", "b/ouroboros.jpg"}
     assert not any("pipe" in name for name in ids)
     assert {"a/pipe.jpg", "a/self/", "around"} <= set(table.ignored)

@@ -109,7 +109,7 @@ def test_what_is_on_disk_goes_before_a_known_name(tmp_path: Path, monkeypatch: p
 
 
 def test_repacked_archives_put_there_by_hand(shared_data: Path, caplog: pytest.LogCaptureFixture):
-    """The given MNIST archives were packed again: other checksums, the same pictures."""
+    """The given MNIST archives were packed again: other checksums, the same images."""
     shutil.copytree(shared_data / "mnist", home("mnist"))
     with caplog.at_level(logging.WARNING):
         table = open_source("mnist")
@@ -146,7 +146,7 @@ def test_fashion_mnist_damaged_by_hand():
 
 @pytest.fixture
 def small_flowers(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The published files in miniature: 306 pictures."""
+    """The published files in miniature: 306 images."""
     io_ = pytest.importorskip("scipy.io")
     count = 306
     monkeypatch.setattr(flowers, "COUNT", count)

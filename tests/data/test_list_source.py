@@ -31,7 +31,7 @@ def refused(path: Path, *said: str, **lists: str) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     return lay(tmp_path, "img/rose/1.jpg", "img/rose/2.jpg", "img/tulip/a b.jpg", "img/tulip/4.jpg")
 
 
@@ -44,153 +44,153 @@ def test_food10(shared_data: Path):
     assert table.sample_id(0) == "images/apple_pie/1005649.jpg"
 
 
-def test_split_at_the_last_blank(pictures: Path):
-    (pictures / "train.txt").write_bytes("\ufeffimg/rose/1.jpg 1\r\n\r\nimg/tulip/a b.jpg\t0\r\n".encode())
-    table = open_source(pictures / "train.txt")
+def test_split_at_the_last_blank(images: Path):
+    (images / "train.txt").write_bytes("\ufeffimg/rose/1.jpg 1\r\n\r\nimg/tulip/a b.jpg\t0\r\n".encode())
+    table = open_source(images / "train.txt")
     assert table.classes == ("tulip", "rose")  # in the order of the numbers
     assert table.labels.tolist() == [1, 0]
     assert table.sample_id(1) == "img/tulip/a b.jpg"
     assert set(table.split) == {""}
 
 
-def test_labels_by_name(pictures: Path):
-    (pictures / "train.txt").write_text("img/rose/1.jpg Rosé\nimg/tulip/4.jpg 10\nimg/tulip/4.jpg 郁金香\n")
-    refused(pictures, "train.txt:2: label '10' is a number where the other labels are names", "classes.txt")
-    (pictures / "train.txt").write_text("img/rose/1.jpg Rose\u0301\nimg/tulip/4.jpg 郁金香\nimg/rose/2.jpg Rosé\n")
-    table = open_source(pictures)
+def test_labels_by_name(images: Path):
+    (images / "train.txt").write_text("img/rose/1.jpg Rosé\nimg/tulip/4.jpg 10\nimg/tulip/4.jpg 郁金香\n")
+    refused(images, "train.txt:2: label '10' is a number where the other labels are names", "classes.txt")
+    (images / "train.txt").write_text("img/rose/1.jpg Rose\u0301\nimg/tulip/4.jpg 郁金香\nimg/rose/2.jpg Rosé\n")
+    table = open_source(images)
     assert table.classes == ("Rosé", "郁金香")
     assert table.labels.tolist() == [0, 1, 0]
     assert set(table.split) == {"train"}
 
 
-def test_one_name_among_numbers_is_the_slip(pictures: Path):
-    (pictures / "train.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\nimg/rose/2.jpg rose\n")
-    refused(pictures, "train.txt:3: label 'rose' is a name where the other labels are numbers")
+def test_one_name_among_numbers_is_the_slip(images: Path):
+    (images / "train.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\nimg/rose/2.jpg rose\n")
+    refused(images, "train.txt:3: label 'rose' is a name where the other labels are numbers")
 
 
-def test_classes_txt_names_the_numbers(pictures: Path):
-    (pictures / "train.txt").write_text("img/rose/1.jpg 2\nimg/tulip/4.jpg 0\n")
-    (pictures / "classes.txt").write_text("Tulpe\nNelke\nRose\n")
-    assert open_source(pictures).classes == ("Tulpe", "Rose")  # what no line uses is left out
-    (pictures / "classes.txt").write_text("2 Rosa canina\n0 Tulipa\n")
-    assert open_source(pictures).classes == ("Tulipa", "Rosa canina")
-    (pictures / "classes.txt").write_text("Tulpe\nNelke\n")
-    refused(pictures, "train.txt:1: label '2', but", "classes.txt has 2 classes, 0 to 1")
-    (pictures / "classes.txt").write_text("Tulpe\n\nRose\n")
-    refused(pictures, "classes.txt:2: an empty line would shift the classes")
-    (pictures / "classes.txt").write_text("Tulpe\nRose\nTulpe\n")
-    refused(pictures, "classes.txt:3: class 'Tulpe' stands on line 1 too")
+def test_classes_txt_names_the_numbers(images: Path):
+    (images / "train.txt").write_text("img/rose/1.jpg 2\nimg/tulip/4.jpg 0\n")
+    (images / "classes.txt").write_text("Tulpe\nNelke\nRose\n")
+    assert open_source(images).classes == ("Tulpe", "Rose")  # what no line uses is left out
+    (images / "classes.txt").write_text("2 Rosa canina\n0 Tulipa\n")
+    assert open_source(images).classes == ("Tulipa", "Rosa canina")
+    (images / "classes.txt").write_text("Tulpe\nNelke\n")
+    refused(images, "train.txt:1: label '2', but", "classes.txt has 2 classes, 0 to 1")
+    (images / "classes.txt").write_text("Tulpe\n\nRose\n")
+    refused(images, "classes.txt:2: an empty line would shift the classes")
+    (images / "classes.txt").write_text("Tulpe\nRose\nTulpe\n")
+    refused(images, "classes.txt:3: class 'Tulpe' stands on line 1 too")
 
 
-def test_classes_txt_orders_names(pictures: Path):
-    (pictures / "train.txt").write_text("img/rose/1.jpg rose\nimg/tulip/4.jpg 3\n")
-    (pictures / "classes.txt").write_text("rose\n3\nunused\n")
-    assert open_source(pictures).classes == ("rose", "3")
-    (pictures / "classes.txt").write_text("rose\ntulip\n")
-    refused(pictures, "train.txt:2: label '3'", "classes.txt lacks it")
+def test_classes_txt_orders_names(images: Path):
+    (images / "train.txt").write_text("img/rose/1.jpg rose\nimg/tulip/4.jpg 3\n")
+    (images / "classes.txt").write_text("rose\n3\nunused\n")
+    assert open_source(images).classes == ("rose", "3")
+    (images / "classes.txt").write_text("rose\ntulip\n")
+    refused(images, "train.txt:2: label '3'", "classes.txt lacks it")
 
 
-def test_numbers_stay_numbers_where_folders_do_not_name_them(pictures: Path):
-    (pictures / "train.txt").write_text("img/rose/1.jpg 10\nimg/rose/2.jpg 9\nimg/tulip/4.jpg 9\n")
-    assert open_source(pictures).classes == ("9", "10")
-    (pictures / "train.txt").write_text("img/rose/1.jpg 1\nimg/rose/2.jpg -1\nimg/tulip/4.jpg -1\n")
-    assert open_source(pictures).classes == ("-1", "1")
+def test_numbers_stay_numbers_where_folders_do_not_name_them(images: Path):
+    (images / "train.txt").write_text("img/rose/1.jpg 10\nimg/rose/2.jpg 9\nimg/tulip/4.jpg 9\n")
+    assert open_source(images).classes == ("9", "10")
+    (images / "train.txt").write_text("img/rose/1.jpg 1\nimg/rose/2.jpg -1\nimg/tulip/4.jpg -1\n")
+    assert open_source(images).classes == ("-1", "1")
 
 
-def test_other_list_names(pictures: Path):
-    (pictures / "trainda.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\n")
-    (pictures / "testda.txt").write_text("img/rose/2.jpg 0\n")
-    table = open_source(pictures, train="trainda.txt", test="testda.txt")
+def test_other_list_names(images: Path):
+    (images / "trainda.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\n")
+    (images / "testda.txt").write_text("img/rose/2.jpg 0\n")
+    table = open_source(images, train="trainda.txt", test="testda.txt")
     assert {split: counts.tolist() for split, counts in table.counts().items()} == {"train": [1, 1], "test": [1, 0]}
-    refused(pictures, "nosuch.txt: no such list file", "data.valid", train="trainda.txt", valid="nosuch.txt")
-    refused(pictures / "trainda.txt", "not a folder", "'test'", test="testda.txt")
+    refused(images, "nosuch.txt: no such list file", "data.valid", train="trainda.txt", valid="nosuch.txt")
+    refused(images / "trainda.txt", "not a folder", "'test'", test="testda.txt")
 
 
-def test_the_usual_names_fill_in(pictures: Path):
-    (pictures / "mine.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\n")
+def test_the_usual_names_fill_in(images: Path):
+    (images / "mine.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\n")
     for name in ("train.txt", "val.txt", "test.txt"):
-        (pictures / name).write_text("img/rose/2.jpg 0\nimg/tulip/a b.jpg 1\n")
-    assert set(open_source(pictures, train="mine.txt").split) == {"train", "valid", "test"}
-    (pictures / "train.txt").unlink()
-    assert set(open_source(pictures).split) == {"valid", "test"}  # something to evaluate on
+        (images / name).write_text("img/rose/2.jpg 0\nimg/tulip/a b.jpg 1\n")
+    assert set(open_source(images, train="mine.txt").split) == {"train", "valid", "test"}
+    (images / "train.txt").unlink()
+    assert set(open_source(images).split) == {"valid", "test"}  # something to evaluate on
 
 
-def test_paths_relative_to_the_working_directory(pictures: Path, monkeypatch: pytest.MonkeyPatch):
-    lists = lay(pictures / "lists", "x") / "all.txt"
-    absolute = pictures / "img/rose/2.jpg"
+def test_paths_relative_to_the_working_directory(images: Path, monkeypatch: pytest.MonkeyPatch):
+    lists = lay(images / "lists", "x") / "all.txt"
+    absolute = images / "img/rose/2.jpg"
     lists.write_text(f"img/rose/1.jpg a\n{absolute} b\nimg\\tulip\\4.jpg b\n../img/tulip/4.jpg a\n")
     refused(lists, "all.txt:1: 'img/rose/1.jpg' does not exist (nor do 1 more of 4)", "correct the path")
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     table = open_source("lists/all.txt")
     assert table.paths is not None
-    assert table.paths[:2] == (str(pictures / "img/rose/1.jpg"), str(absolute))
-    assert table.paths[2] == table.paths[3] == str(pictures / "img/tulip/4.jpg")
+    assert table.paths[:2] == (str(images / "img/rose/1.jpg"), str(absolute))
+    assert table.paths[2] == table.paths[3] == str(images / "img/tulip/4.jpg")
     assert table.sample_id(1) == absolute.as_posix()  # outside of the list's folder: absolute
 
 
-def test_one_clear_line_for_each_mistake(pictures: Path):
-    place = pictures / "train.txt"
+def test_one_clear_line_for_each_mistake(images: Path):
+    place = images / "train.txt"
     for content, said in (
         (b"img/rose/1.jpg 0\nimg/tulip/4.jpg\n", "train.txt:2: 'img/tulip/4.jpg' has no label; write `path label`"),
         (b"img/rose/1.jpg 0\nimg/rose/7.jpg 1\n", "train.txt:2: 'img/rose/7.jpg' does not exist"),
-        (b"", "train.txt: lists no pictures"),
-        (b"\n \n", "train.txt: lists no pictures"),
+        (b"", "train.txt: lists no images"),
+        (b"\n \n", "train.txt: lists no images"),
         (b"img/rose/1.jpg 0\nimg/rose/2.jpg 0\n", "one class, 'rose'"),
         (b"img/rose/1.jpg caf\xe9\n", r"train.txt:1: label 'caf\\udce9' is not UTF-8; save the file as UTF-8"),
         (b"img 0\nimg/rose 1\n", "train.txt:1: 'img' does not exist"),
     ):
         place.write_bytes(content)
-        refused(pictures, said)
+        refused(images, said)
 
 
-def test_a_class_that_only_the_test_list_has(pictures: Path):
-    (pictures / "train.txt").write_text("img/rose/1.jpg rose\nimg/tulip/4.jpg tulip\n")
-    (pictures / "test.txt").write_text("img/rose/2.jpg lily\n")
-    refused(pictures, "class 'lily' is in test but not in train")
+def test_a_class_that_only_the_test_list_has(images: Path):
+    (images / "train.txt").write_text("img/rose/1.jpg rose\nimg/tulip/4.jpg tulip\n")
+    (images / "test.txt").write_text("img/rose/2.jpg lily\n")
+    refused(images, "class 'lily' is in test but not in train")
 
 
-def test_csv(pictures: Path):
-    (pictures / "all.csv").write_text(
+def test_csv(images: Path):
+    (images / "all.csv").write_text(
         "\ufeffSplit , PATH,comment,Label,group\r\n"
         'train, img/rose/1.jpg,"two\nlines",9,p\r\n'
         'val,"img/tulip/a b.jpg",, 10 ,\r\n'
         "\r\n,img/tulip/4.jpg,,9,p\r\nTraining,img/rose/2.jpg,,10,\r\n"
     )
-    table = open_source(pictures / "all.csv")
+    table = open_source(images / "all.csv")
     assert (table.kind, table.classes) == ("csv", ("9", "10"))
     assert table.split.tolist() == ["train", "valid", "", "train"]
     assert table.labels.tolist() == [0, 1, 0, 1]
     assert table.groups == ("p", "", "p", "")
     assert table.sample_id(1) == "img/tulip/a b.jpg"
-    (pictures / "classes.txt").write_text("\n".join(f"class {i}" for i in range(11)))
-    assert open_source(pictures / "all.csv").names == ("class 9", "class 10")
+    (images / "classes.txt").write_text("\n".join(f"class {i}" for i in range(11)))
+    assert open_source(images / "all.csv").names == ("class 9", "class 10")
 
 
-def test_tsv_and_semicolons(pictures: Path):
+def test_tsv_and_semicolons(images: Path):
     rows = [("path", "label"), ("img/rose/1.jpg", "a, b"), ("img/tulip/4.jpg", "c;d")]
-    (pictures / "x.tsv").write_text("\n".join("\t".join(row) for row in rows))
-    assert open_source(pictures / "x.tsv").classes == ("a, b", "c;d")
-    (pictures / "x.csv").write_text("\n".join(";".join(row) for row in rows[:2]) + '\nimg/tulip/4.jpg;"c;d"')
-    assert open_source(pictures / "x.csv").classes == ("a, b", "c;d")
-    (pictures / "x.csv").write_bytes("\n".join(",".join(row) for row in rows[::2]).encode("utf-16"))
-    refused(pictures / "x.csv", "one class, 'c;d'")
+    (images / "x.tsv").write_text("\n".join("\t".join(row) for row in rows))
+    assert open_source(images / "x.tsv").classes == ("a, b", "c;d")
+    (images / "x.csv").write_text("\n".join(";".join(row) for row in rows[:2]) + '\nimg/tulip/4.jpg;"c;d"')
+    assert open_source(images / "x.csv").classes == ("a, b", "c;d")
+    (images / "x.csv").write_bytes("\n".join(",".join(row) for row in rows[::2]).encode("utf-16"))
+    refused(images / "x.csv", "one class, 'c;d'")
 
 
-def test_csv_files_by_split(pictures: Path):
-    (pictures / "a.csv").write_text("path,label\nimg/rose/1.jpg,rose\nimg/tulip/4.jpg,tulip\n")
-    (pictures / "b.csv").write_text("path,label\nimg/rose/2.jpg,rose\n")
-    assert open_source(pictures, train="a.csv", test="b.csv").split.tolist() == ["train", "train", "test"]
-    (pictures / "b.txt").write_text("img/rose/2.jpg rose\n")
-    refused(pictures, "use list files or CSVs, not both", train="a.csv", test="b.txt")
+def test_csv_files_by_split(images: Path):
+    (images / "a.csv").write_text("path,label\nimg/rose/1.jpg,rose\nimg/tulip/4.jpg,tulip\n")
+    (images / "b.csv").write_text("path,label\nimg/rose/2.jpg,rose\n")
+    assert open_source(images, train="a.csv", test="b.csv").split.tolist() == ["train", "train", "test"]
+    (images / "b.txt").write_text("img/rose/2.jpg rose\n")
+    refused(images, "use list files or CSVs, not both", train="a.csv", test="b.txt")
 
 
-def test_one_clear_line_for_each_mistake_in_a_csv(pictures: Path):
-    place = pictures / "x.csv"
+def test_one_clear_line_for_each_mistake_in_a_csv(images: Path):
+    place = images / "x.csv"
     for content, said in (
         ("", "x.csv:1: no column 'path', none; the first line must name path, label"),
         ("image,label\n", "x.csv:1: no column 'path', only 'image', 'label'"),
         ("file,label\n", "the first line must name path, label [, split]: rename the columns that hold them"),
-        ("path,label\n", "x.csv: lists no pictures"),
+        ("path,label\n", "x.csv: lists no images"),
         ("path,label\nimg/rose/1.jpg\n", "x.csv:2: no label; write one"),
         ("path,label\n,rose\n", "x.csv:2: no path"),
         ("path,label\na,\nb,rose\n,rose\nc,\n", "x.csv:4: no path; write one, or remove the line"),
@@ -204,10 +204,10 @@ def test_one_clear_line_for_each_mistake_in_a_csv(pictures: Path):
         refused(place, said)
 
 
-def test_a_folder_where_a_picture_was_sought_is_named_once(pictures: Path, monkeypatch: pytest.MonkeyPatch):
-    (pictures / "x.csv").write_text("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n")
-    monkeypatch.chdir(pictures)
-    refused(pictures / "x.csv", f"x.csv:3: 'img/rose/9.jpg' does not exist in {pictures}; correct the path")
+def test_a_folder_where_a_image_was_sought_is_named_once(images: Path, monkeypatch: pytest.MonkeyPatch):
+    (images / "x.csv").write_text("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n")
+    monkeypatch.chdir(images)
+    refused(images / "x.csv", f"x.csv:3: 'img/rose/9.jpg' does not exist in {images}; correct the path")
 
 
 @given(
@@ -225,39 +225,39 @@ def test_any_bytes_are_refused_in_one_line(tmp_path: Path, name: str, raw: bytes
 
 
 @pytest.mark.parametrize("column", ["patient", "Patient_ID", "lesion id", "subjects", "Scene", "camera"])
-def test_a_column_that_may_name_groups_is_offered(pictures: Path, column: str):
+def test_a_column_that_may_name_groups_is_offered(images: Path, column: str):
     rows = ["img/rose/1.jpg,a,p", "img/rose/2.jpg,b,p", "img/tulip/4.jpg,b,q"]
-    (pictures / "x.csv").write_text("\n".join([f"path,label,{column}", *rows]))
-    table = open_source(pictures / "x.csv")
+    (images / "x.csv").write_text("\n".join([f"path,label,{column}", *rows]))
+    table = open_source(images / "x.csv")
     assert table.offered == (column.lower(),)
     assert f"data.split.groups={column.lower()}" in table.offer
-    assert open_source(pictures / "x.csv", group=column).offer == ""  # taken
+    assert open_source(images / "x.csv", group=column).offer == ""  # taken
     divided = dataclasses.replace(table, split=np.array(["train", "train", "test"]))
     assert divided.offer == ""  # too late
 
 
 @pytest.mark.parametrize("column", ["age", "sex", "comment", "patients_age", "group"])
-def test_other_columns_are_not_offered(pictures: Path, column: str):
+def test_other_columns_are_not_offered(images: Path, column: str):
     rows = ["img/rose/1.jpg,a,p", "img/rose/2.jpg,b,p", "img/tulip/4.jpg,b,q"]
-    (pictures / "x.csv").write_text("\n".join([f"path,label,{column}", *rows]))
-    assert open_source(pictures / "x.csv").offer == ""
+    (images / "x.csv").write_text("\n".join([f"path,label,{column}", *rows]))
+    assert open_source(images / "x.csv").offer == ""
 
 
-def test_a_column_in_which_nothing_repeats_is_not_offered(pictures: Path):
-    (pictures / "x.csv").write_text("path,label,case\nimg/rose/1.jpg,a,1\nimg/rose/2.jpg,b,2\n")
-    assert open_source(pictures / "x.csv").offer == ""
+def test_a_column_in_which_nothing_repeats_is_not_offered(images: Path):
+    (images / "x.csv").write_text("path,label,case\nimg/rose/1.jpg,a,1\nimg/rose/2.jpg,b,2\n")
+    assert open_source(images / "x.csv").offer == ""
 
 
-def test_groups_by_a_column_of_choice(pictures: Path):
-    (pictures / "all.csv").write_text(
+def test_groups_by_a_column_of_choice(images: Path):
+    (images / "all.csv").write_text(
         "path,label,Patient\nimg/rose/1.jpg,a,p1\nimg/rose/2.jpg,b,p2\nimg/tulip/4.jpg,a,p1\n"
     )
-    assert open_source(pictures / "all.csv").groups is None
-    assert open_source(pictures / "all.csv", group="patient").groups == ("p1", "p2", "p1")
+    assert open_source(images / "all.csv").groups is None
+    assert open_source(images / "all.csv", group="patient").groups == ("p1", "p2", "p1")
     with pytest.raises(
         UserError,
         match=r"all\.csv:1: no column 'plant' for data\.split\.groups; the columns are 'path', 'label', 'patient'",
     ):
-        open_source(pictures / "all.csv", group="plant")
+        open_source(images / "all.csv", group="plant")
     with pytest.raises(UserError, match=r"'patient' names a column, and only a CSV has columns"):
-        open_source(pictures / "img", group="patient")
+        open_source(images / "img", group="patient")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import write_idx, write_pictures, write_recipe
+from tiny import write_idx, write_images, write_recipe
 
 from linnaeus.data import remote
 from linnaeus.data.batches import Batches
@@ -33,7 +33,7 @@ from linnaeus.stores.pixelstore import StreamedRows
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "photos", ("rose", "tulip.x"), each=6)
+    return write_images(tmp_path / "photos", ("rose", "tulip.x"), each=6)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 def contents(table) -> dict[str, tuple[str, bytes]]:
     """Sample -> (class, bytes)."""
-    return {table.sample_id(i): (table.classes[table.labels[i]], table.picture(i)) for i in range(len(table))}
+    return {table.sample_id(i): (table.classes[table.labels[i]], table.image(i)) for i in range(len(table))}
 
 
 def test_what_is_written_is_what_is_read(photos: Path, shards: Path):
@@ -134,7 +134,7 @@ def test_what_is_written_is_what_is_read(photos: Path, shards: Path):
     assert contents(some) == {name: expected[name] for name in (order[3], order[1])}
 
 
-def test_the_table_exists_without_reading_a_picture(shards: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_table_exists_without_reading_a_image(shards: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*given: Any) -> bytes:
         raise AssertionError("a shard was read")
 
@@ -153,19 +153,19 @@ def test_webdataset_reads_what_we_write(photos: Path, shards: Path):
         assert ("rose", "tulip.x")[int(sample["cls"])] == about["label"]
 
 
-def test_splits_arrays_and_smaller_pictures(tmp_path: Path):
+def test_splits_arrays_and_smaller_images(tmp_path: Path):
     write_shards(open_source(write_idx(tmp_path / "idx", train=9, test=3)), tmp_path / "out")
     table = open_source(tmp_path / "out")
     assert {split: int(n.sum()) for split, n in table.counts().items()} == {"train": 9, "test": 3}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [INDEX, "test-00000.tar", "train-00000.tar"]
-    given = table.picture(0)
+    given = table.image(0)
     assert isinstance(given, bytes)
     assert Image.open(io.BytesIO(given)).format == "PNG"
     for name in ("a", "b"):
         (tmp_path / "large" / name).mkdir(parents=True)
         Image.new("RGB", (60, 40)).save(tmp_path / "large" / name / "x.jpg")
         Image.new("RGB", (9, 8)).save(tmp_path / "large" / name / "y.bmp")
-        (tmp_path / "large" / name / "bad.jpg").write_bytes(b"no picture")
+        (tmp_path / "large" / name / "bad.jpg").write_bytes(b"no image")
     done = write_shards(open_source(tmp_path / "large"), tmp_path / "small", resize=20)
     assert [name for name, _ in done.left_out] == ["a/bad.jpg", "b/bad.jpg"] or len(done.left_out) == 2
     sizes = {
@@ -194,7 +194,7 @@ def foreign(path: Path, *members: tuple[str, bytes]) -> Path:
 
 def sample(key: str, label: str, kind: str = "cls") -> tuple[tuple[str, bytes], ...]:
     text = label if kind == "cls" else json.dumps({"label": label, "other": [1]})
-    return (f"{key}.{kind}", text.encode()), (f"{key}.jpg", f"picture {key}".encode())
+    return (f"{key}.{kind}", text.encode()), (f"{key}.jpg", f"image {key}".encode())
 
 
 def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -205,10 +205,10 @@ def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.M
     assert table.classes == ("9", "10")
     assert table.split.tolist() == ["train", "train", "train", "valid"]
     assert contents(table) == {
-        "train-0.tar/a.jpg": ("10", b"picture a"),
-        "train-0.tar/b.jpg": ("9", b"picture b"),
-        f"train-0.tar/{long}.jpg": ("9", f"picture {long}".encode()),
-        "val-0.tar/a.jpg": ("9", b"picture a"),
+        "train-0.tar/a.jpg": ("10", b"image a"),
+        "train-0.tar/b.jpg": ("9", b"image b"),
+        f"train-0.tar/{long}.jpg": ("9", f"image {long}".encode()),
+        "val-0.tar/a.jpg": ("9", b"image a"),
     }
     monkeypatch.setattr("linnaeus.data.shards._samples", None)  # what was found is kept
     assert open_source(tmp_path / "set").fingerprint() == table.fingerprint()
@@ -223,7 +223,7 @@ def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.M
     ("members", "said"),
     [
         ((("a.jpg", b"x"), ("b.cls", b"1")), "'a.jpg' has no label"),
-        ((("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")), "two pictures of one sample"),
+        ((("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")), "two images of one sample"),
         ((("a.cls", b"\xff"), ("a.jpg", b"x")), "not text"),
         ((("a.cls", b" "), ("a.jpg", b"x")), "an empty label"),
         ((("a.json", b"{"), ("a.jpg", b"x")), "not JSON"),
@@ -320,10 +320,10 @@ def test_shards_of_others_on_a_web_server(tmp_path: Path, server):
     assert faults["cut"] == 0
 
 
-def test_a_server_that_is_gone_is_one_line_and_no_unreadable_picture(shards: Path, server):
+def test_a_server_that_is_gone_is_one_line_and_no_unreadable_image(shards: Path, server):
     address, _, found = server
     table = open_source(f"{address}/shards")
-    assert table.picture(0)
+    assert table.image(0)
     found.shutdown()
     found.server_close()
     with pytest.raises(JobError, match=r"all-0000\d\.tar: cannot be read \(.*\); check the address and the server"):
@@ -342,7 +342,7 @@ def test_programs_and_other_schemes_are_not_read(tmp_path: Path, monkeypatch: py
 
 
 def test_reading_takes_constant_memory(tmp_path: Path):
-    """40 MB of pictures through the streaming rows, in batches, with a few MB in hand."""
+    """40 MB of images through the streaming rows, in batches, with a few MB in hand."""
     generator = np.random.default_rng(0)
     for k in range(2):
         (tmp_path / "large" / str(k)).mkdir(parents=True)
@@ -367,7 +367,7 @@ def test_reading_takes_constant_memory(tmp_path: Path):
 def test_training_evaluating_and_checking_shards(tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch, server):
     """The commands on shards, on the disk and over HTTP, give what they give on the folder, and keep no pixels."""
     monkeypatch.chdir(tmp_path)
-    photos = write_pictures(tmp_path / "photos", each=10)
+    photos = write_images(tmp_path / "photos", each=10)
     assert say("data", "shard", photos, "--out", "shards").status == 0
     recipe = write_recipe(tmp_path / "tiny.toml", {"train": ["head"]}, {"epochs": 1})
     trained = {}
@@ -383,7 +383,7 @@ def test_training_evaluating_and_checking_shards(tmp_path: Path, say, monkeypatc
     assert trained["disk"]["fingerprint"] == trained["web"]["fingerprint"]
     said = say("evaluate", "run-disk", "shards", "--device", "cpu")
     assert said.status == 0, said.err
-    assert "valid of shards: 3 pictures" in said.out
+    assert "valid of shards: 3 images" in said.out
     said = say("check", "shards", "--weights", "none", "--json", "check.json", "--gallery", "check.html")
     assert said.status in (0, 1), said.err
     assert json.loads(Path("check.json").read_text())
@@ -391,7 +391,7 @@ def test_training_evaluating_and_checking_shards(tmp_path: Path, say, monkeypatc
 
 
 def test_ranks_share_the_shards_and_a_place_in_the_order_is_found_again(shards: Path):
-    """Two ranks see every picture once between them; an epoch from batch 2 on is the rest of the same epoch."""
+    """Two ranks see every image once between them; an epoch from batch 2 on is the rest of the same epoch."""
     table = open_source(shards)
     rows = build_pixels(table, np.arange(12), RowSpec(8), cache=default_cache())
 

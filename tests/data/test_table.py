@@ -101,13 +101,13 @@ def test_split_is_stratified(sizes, valid, test, seed):
     try:
         split = split_table(table, valid=valid, test=test, seed=seed)
     except UserError as error:
-        assert max(sizes) < 4, error  # noqa: PT017  too few pictures to set any aside for both parts
+        assert max(sizes) < 4, error  # noqa: PT017  too few images to set any aside for both parts
         return
     counts = split.counts()
     assert sum(c.sum() for c in counts.values()) == sum(sizes)
     assert set(counts) == set(SPLITS)
     assert (counts["train"] >= 1).all()
-    if all(size * (1 - valid - test) >= 3 for size in sizes):  # nobody's last picture was at stake
+    if all(size * (1 - valid - test) >= 3 for size in sizes):  # nobody's last image was at stake
         for name, share in (("valid", valid), ("test", test)):
             assert counts[name].sum() == max(1, round(sum(sizes) * share))
             assert (np.abs(counts[name] - np.array(sizes) * share) <= 1 + 1e-6).all()
@@ -159,7 +159,7 @@ def test_groups_meet_the_share():
     assert np.abs(counts["test"] - 10).max() <= 2
 
 
-def test_a_picture_listed_twice_stays_on_one_side():
+def test_a_image_listed_twice_stays_on_one_side():
     table = table_of(np.arange(40) % 2, paths=[f"/data/{i // 4}.jpg" for i in range(40)])
     split = split_table(table, valid=0.3, test=0.2, seed=3)
     for i in range(0, 40, 4):
@@ -207,7 +207,7 @@ def test_validation_on_test_must_be_asked_for():
 
 
 def test_what_cannot_be_split_is_refused():
-    with pytest.raises(UserError, match="no training pictures"):
+    with pytest.raises(UserError, match="no training images"):
         split_table(table_of([0, 1], "test"), valid=0.1, test=0.1, seed=0)
     with pytest.raises(UserError, match=r"set aside for test .* too few"):
         split_table(table_of([0, 1]), valid=0.1, test=0.1, seed=0)

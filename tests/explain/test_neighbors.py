@@ -1,4 +1,4 @@
-"""What looks alike: which pictures are compared, by which vectors, and what is kept of them."""
+"""What looks alike: which images are compared, by which vectors, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import draw, write_idx, write_pictures, write_recipe, write_tiny_model
+from tiny import draw, write_idx, write_images, write_recipe, write_tiny_model
 from torch import Tensor, nn
 
 import linnaeus
@@ -26,11 +26,11 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures `pics` and the run `run` that was trained on them for an epoch."""
+    """A folder with images `pics` and the run `run` that was trained on them for an epoch."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINNAEUS_CACHE", str(folder / "cache"))
-        write_pictures(folder / "pics", each=10)
+        write_images(folder / "pics", each=10)
         recipe = write_recipe(folder / "r.toml", {"epochs": 1})
         linnaeus.train(folder / "pics", recipe=str(recipe), out=folder / "run")
     return folder
@@ -51,7 +51,7 @@ def names_of(found: Gallery) -> list[str]:
     return [found.table.sample_id(int(i)) for i in found.indices]
 
 
-def test_only_training_pictures_are_compared(run: Path, classifier: Classifier):
+def test_only_training_images_are_compared(run: Path, classifier: Classifier):
     found = gallery(classifier, run / "pics", QUIET)
     train = {path for path, split in split_of(run).items() if split == "train"}
     assert found.trained
@@ -60,7 +60,7 @@ def test_only_training_pictures_are_compared(run: Path, classifier: Classifier):
 
 
 def test_the_nearest_are_so_by_cosine(run: Path, classifier: Classifier):
-    """Against vectors made here, by hand, picture by picture."""
+    """Against vectors made here, by hand, image by image."""
     found = gallery(classifier, run / "pics", QUIET)
 
     def vector(path: str) -> np.ndarray:
@@ -81,11 +81,11 @@ def test_the_nearest_are_so_by_cosine(run: Path, classifier: Classifier):
         for n in nearest:
             assert n.similarity == pytest.approx(cosine[n.path], abs=2e-3)
             assert (n.label, n.name) == (n.path.split("/")[0], n.path.split("/")[0])
-            assert np.array_equal(n.picture[..., 0], np.asarray(Image.open(run / "pics" / n.path)))
+            assert np.array_equal(n.image[..., 0], np.asarray(Image.open(run / "pics" / n.path)))
             assert n.to_dict() == {"path": n.path, "class": n.label, "name": n.name, "similarity": n.similarity}
 
 
-def test_a_training_picture_is_not_its_own_neighbor(
+def test_a_training_image_is_not_its_own_neighbor(
     run: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     found = gallery(classifier, run / "pics", QUIET)
@@ -101,8 +101,8 @@ def test_a_training_picture_is_not_its_own_neighbor(
     assert len(found.nearest(classifier.predict(str(copy)), 999)) == len(found)
 
 
-def test_the_run_knows_its_pictures_where_the_source_has_changed(run: Path, tmp_path: Path):
-    """A picture more, and the source's fingerprint is another; split.csv still says what was trained on."""
+def test_the_run_knows_its_images_where_the_source_has_changed(run: Path, tmp_path: Path):
+    """An image more, and the source's fingerprint is another; split.csv still says what was trained on."""
     shutil.copytree(run / "run", tmp_path / "run")
     train = {path for path, split in split_of(run).items() if split == "train"}
     new = run / "pics" / "0" / "new.png"
@@ -121,8 +121,8 @@ def test_the_run_knows_its_pictures_where_the_source_has_changed(run: Path, tmp_
 
 
 def test_of_another_source_its_training_part_is_compared(classifier: Classifier, tmp_path: Path):
-    write_pictures(tmp_path / "other" / "train", ("0", "x"), each=3, seed=5)
-    write_pictures(tmp_path / "other" / "valid", ("0", "x"), each=3, seed=8)
+    write_images(tmp_path / "other" / "train", ("0", "x"), each=3, seed=5)
+    write_images(tmp_path / "other" / "valid", ("0", "x"), each=3, seed=8)
     found = gallery(classifier, tmp_path / "other", QUIET)
     assert not found.trained
     assert [name.split("/")[0] for name in names_of(found)] == ["train"] * 6
@@ -130,7 +130,7 @@ def test_of_another_source_its_training_part_is_compared(classifier: Classifier,
     assert {n.name for n in nearest} == {"0", "x"}  # a class the model has never heard of has its own name
 
 
-def test_pictures_in_arrays(classifier: Classifier, tmp_path: Path):
+def test_images_in_arrays(classifier: Classifier, tmp_path: Path):
     """The same by the sample's number, in a source without files."""
     source = write_idx(tmp_path / "idx", train=40, test=10)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
@@ -169,16 +169,16 @@ def test_vectors_are_computed_once(run: Path, classifier: Classifier, tmp_path: 
     assert not torch.allclose(changed.vectors, first.vectors, atol=0.01)
 
 
-def test_unreadable_pictures_are_left_out(classifier: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    write_pictures(tmp_path / "pics", each=3)
-    (tmp_path / "pics" / "1" / "1 0.png").write_bytes(b"no picture")
+def test_unreadable_images_are_left_out(classifier: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_images(tmp_path / "pics", each=3)
+    (tmp_path / "pics" / "1" / "1 0.png").write_bytes(b"no image")
     found = gallery(classifier, tmp_path / "pics", QUIET)
     assert len(found) == 8
     assert "1/1 0.png" not in names_of(found)
-    assert "1 of 9 pictures left out, such as 1/1 0.png: " in capsys.readouterr().err
+    assert "1 of 9 images left out, such as 1/1 0.png: " in capsys.readouterr().err
     for path in (tmp_path / "pics").rglob("*.png"):
-        path.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="none of the 9 pictures can be read"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 9 images can be read"):
         gallery(classifier, tmp_path / "pics", QUIET)
 
 

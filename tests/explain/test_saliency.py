@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import mini, samples, write_pictures, write_tiny_model
+from tiny import mini, samples, write_images, write_tiny_model
 from torch import Tensor, nn
 
 from linnaeus.cli import explain as cli_explain
@@ -36,7 +36,7 @@ SIZE, PATCH = 32, 10
 
 
 def alive(name: str, size: int, **arguments) -> tuple[Network, Tensor]:
-    """A network with random weights whose BatchNorms have seen pictures, in evaluation mode; and pictures."""
+    """A network with random weights whose BatchNorms have seen images, in evaluation mode; and images."""
     torch.manual_seed(0)
     network = create(name, 4, 3, **arguments)
     x = torch.rand(4, 3, size, size)
@@ -47,7 +47,7 @@ def alive(name: str, size: int, **arguments) -> tuple[Network, Tensor]:
 
 
 def stripes(n: int, seed: int, classes: int = 2) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Pictures (n, 1, 32, 32) of noise with a patch of stripes: level is class 0, upright 1, and none 2.
+    """Images (n, 1, 32, 32) of noise with a patch of stripes: level is class 0, upright 1, and none 2.
 
     And their classes (n,), and the patches' corners (n, 2).
     """
@@ -56,9 +56,9 @@ def stripes(n: int, seed: int, classes: int = 2) -> tuple[Tensor, np.ndarray, np
     y = np.arange(n) % classes
     corners = generator.integers(0, SIZE - PATCH + 1, (n, 2))
     bars = np.tile([0.9, -0.1], (PATCH, PATCH // 2)).astype(np.float32)
-    for picture, label, (top, left) in zip(x, y, corners, strict=True):
+    for image, label, (top, left) in zip(x, y, corners, strict=True):
         if label < 2:
-            picture[0, top : top + PATCH, left : left + PATCH] = bars if label else bars.T
+            image[0, top : top + PATCH, left : left + PATCH] = bars if label else bars.T
     return torch.from_numpy(x - 0.4), y, corners  # normalized
 
 
@@ -149,7 +149,7 @@ def test_the_network_is_left_alone(name: str, frozen: bool):
         assert not {*module._forward_hooks, *module._backward_hooks, *module._forward_pre_hooks}
 
 
-def test_a_batch_is_its_pictures_one_by_one():
+def test_a_batch_is_its_images_one_by_one():
     network, x = alive("resnet20", 32)
     targets = np.array([3, 1, 0, 2])
     stages = choose_stages(network, 32, "all")
@@ -215,8 +215,8 @@ def test_random_weights_give_other_maps(trained: Network):
     assert abs(np.mean([each["conv1"] for each in found])) < 0.3  # everything
     assert found[0]["flat"] == found[0]["fc"]  # no weights there
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
-    picture_only = sanity(trained, lambda network: x[:, 0].numpy())
-    assert min(picture_only.values()) == pytest.approx(1)  # what a map must not do
+    image_only = sanity(trained, lambda network: x[:, 0].numpy())
+    assert min(image_only.values()) == pytest.approx(1)  # what a map must not do
 
 
 def test_ranks_correlate_as_in_scipy():
@@ -240,9 +240,9 @@ def test_occlusion_is_what_covering_costs(trained: Network):
             whole = F.log_softmax(trained(x[i : i + 1]), 1)[0, y[i]]
             for top in range(0, SIZE - window + step, step):
                 for left in range(0, SIZE - window + step, step):
-                    picture = x[i : i + 1].clone()
-                    picture[:, :, top : top + window, left : left + window] = 0
-                    drop = whole - F.log_softmax(trained(picture), 1)[0, y[i]]
+                    image = x[i : i + 1].clone()
+                    image[:, :, top : top + window, left : left + window] = 0
+                    drop = whole - F.log_softmax(trained(image), 1)[0, y[i]]
                     drops[top : top + window, left : left + window] += float(drop)
                     covered[top : top + window, left : left + window] += 1
             expected = (drops / covered).clip(0)
@@ -274,18 +274,18 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pictures_are_explained_as_they_were_predicted(method: str, classifier: Classifier, tmp_path: Path):
-    """More pictures than go through the network at once; the crop, the class and the order are the prediction's."""
+def test_images_are_explained_as_they_were_predicted(method: str, classifier: Classifier, tmp_path: Path):
+    """More images than go through the network at once; the crop, the class and the order are the prediction's."""
     if method != "gradcam":
         pytest.importorskip("captum")
-    folder = write_pictures(tmp_path, each=3)
+    folder = write_images(tmp_path, each=3)
     predictions = classifier.predict(sorted(str(path) for path in folder.rglob("*.png")))
     found = explain(classifier, predictions, method=method)
     assert [e.prediction for e in found] == predictions
     assert [e.target for e in found] == [p.index for p in predictions]
     assert [e.name for e in found] == [p.name for p in predictions]
     name = "block2" if method == "gradcam" else method
-    last = predictions[-1].picture
+    last = predictions[-1].image
     assert last is not None
     x = classifier.preprocessing.normalise(torch.from_numpy(last[None]))
     alone: np.ndarray
@@ -313,9 +313,9 @@ def test_without_captum_the_error_says_what_to_install(
     method: str, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "captum", None)
-    pictures = list(samples(1)[0])
+    images = list(samples(1)[0])
     with pytest.raises(UserError, match=r'pip install "linnaeus\[explain\]"'):
-        explain(classifier, classifier.predict(pictures), method=method)
+        explain(classifier, classifier.predict(images), method=method)
 
 
 def test_the_command_offers_the_methods():

@@ -1,4 +1,4 @@
-"""The preprocessing inside the graph is the one that trained: sizes, rounding, cutting, channels, for any picture."""
+"""The preprocessing inside the graph is the one that trained: sizes, rounding, cutting, channels, for any image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = [
 
 @cache
 def graph(p: Preprocessing) -> Any:
-    """Only the preprocessing: pictures -> x."""
+    """Only the preprocessing: images -> x."""
     nodes = Nodes("preprocess")
     prepare(nodes, p)
     helper = onnx.helper
@@ -44,11 +44,11 @@ def preprocessing(channels: int = 3, **more) -> Preprocessing:
     return Preprocessing(**given | more)
 
 
-def levels(p: Preprocessing, picture: np.ndarray) -> np.ndarray:
+def levels(p: Preprocessing, image: np.ndarray) -> np.ndarray:
     """How many of 255 levels the graph is off, (C, size, size)."""
-    batch = picture[None] if picture.ndim == 3 else picture[None, :, :, None]
+    batch = image[None] if image.ndim == 3 else image[None, :, :, None]
     found = graph(p).run(None, {INPUT: np.ascontiguousarray(batch)})[0][0]
-    expected = p.normalise(torch.from_numpy(p.load(picture))[None])[0].numpy()
+    expected = p.normalise(torch.from_numpy(p.load(image))[None])[0].numpy()
     assert found.shape == expected.shape
     return np.abs(found - expected) * 255 * np.array(p.std).reshape(-1, 1, 1)
 
@@ -68,7 +68,7 @@ def test_within_a_level_of_pillow(fit: str, channels: int, size: tuple[int, int]
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
-def test_gray_pictures_for_a_network_of_colors_and_the_reverse(fit: str):
+def test_gray_images_for_a_network_of_colors_and_the_reverse(fit: str):
     gray = noise(40, 60, channels=1)
     assert levels(preprocessing(3, fit=fit), gray).max() < 1.01
     assert levels(preprocessing(1, fit=fit), gray).max() < 1.01
@@ -87,7 +87,7 @@ def test_the_cut_is_rounded_as_ours_for_every_parity(fit: str, resize: int, size
 
 
 @pytest.mark.parametrize("long", [31 * MAX_ASPECT - 1, 31 * MAX_ASPECT, 31 * MAX_ASPECT + 1, 31 * MAX_ASPECT + 2, 999])
-def test_very_long_pictures_are_cut_to_four_to_one(long: int):
+def test_very_long_images_are_cut_to_four_to_one(long: int):
     assert levels(preprocessing(), noise(31, long)).max() < 1.01
     assert levels(preprocessing(), noise(long, 31)).max() < 1.01
 
@@ -107,9 +107,9 @@ def test_a_filter_that_onnx_has_not_is_refused():
         prepare(Nodes("p"), preprocessing(interpolation="lanczos"))
 
 
-def test_a_batch_is_each_of_its_pictures():
+def test_a_batch_is_each_of_its_images():
     p = preprocessing()
     batch = np.stack([noise(50, 70), noise(70, 50).transpose(1, 0, 2)])
     both = graph(p).run(None, {INPUT: batch})[0]
-    for i, picture in enumerate(batch):
-        assert np.array_equal(both[i], graph(p).run(None, {INPUT: picture[None]})[0][0])
+    for i, image in enumerate(batch):
+        assert np.array_equal(both[i], graph(p).run(None, {INPUT: image[None]})[0][0])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from test_torchvision import CALIBRATION
-from tiny import GRAY, draw, mini, write_pictures
+from tiny import GRAY, draw, mini, write_images
 
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
@@ -45,7 +45,7 @@ def write_run(folder: Path, network: Network, preprocessing: Preprocessing = GRA
 
 
 def told_apart(network: Network) -> Network:
-    """A network whose answers differ from picture to picture."""
+    """A network whose answers differ from image to image."""
     torch.manual_seed(1)
     torch.nn.init.normal_(network.get_parameter("fc.weight"), std=0.3)
     return network
@@ -54,8 +54,8 @@ def told_apart(network: Network) -> Network:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_pictures(folder / "train", each=8)
-    write_pictures(folder / "valid", each=5, seed=9)
+    write_images(folder / "train", each=8)
+    write_images(folder / "valid", each=5, seed=9)
     return folder
 
 
@@ -100,9 +100,9 @@ def photographs(folder: Path, n: int = 6) -> Path:
     return folder
 
 
-def plain(path: Path, picture: np.ndarray) -> np.ndarray:
+def plain(path: Path, image: np.ndarray) -> np.ndarray:
     """What another program does with the file."""
-    return ort.InferenceSession(str(path)).run([PROBABILITIES], {INPUT: picture[None]})[0][0]
+    return ort.InferenceSession(str(path)).run([PROBABILITIES], {INPUT: image[None]})[0][0]
 
 
 def test_the_file_lies_beside_the_model_and_says_what_it_is(exported: tuple[Path, Gate], run: Path):
@@ -143,7 +143,7 @@ def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, Gat
 
 
 def test_plain_onnx_runtime_gives_the_same_answer_from_raw_pixels(exported: tuple[Path, Gate], run: Path, data: Path):
-    """Whatever it is given: a gray picture, the same in color, several at once."""
+    """Whatever it is given: a gray image, the same in color, several at once."""
     model = load(run, device="cpu")
     for path in list(expand([str(data / "valid")]))[::4]:
         pixels = np.asarray(Image.open(path))
@@ -198,9 +198,9 @@ def test_a_network_of_ones_own_is_exported_too(tmp_path: Path, data: Path):
     write_run(tmp_path, wrap(own, 3, 1))
     path, _ = export_onnx(load(tmp_path, device="cpu", model=own), "onnx", data=str(data), agree=0.99, console=QUIET)
     assert path is not None
-    picture = draw(np.array([2]))[0]
-    expected = load(tmp_path, device="cpu", model=own).predict(picture).probabilities
-    assert load(path).predict(picture).probabilities == pytest.approx(expected, abs=1e-5)
+    image = draw(np.array([2]))[0]
+    expected = load(tmp_path, device="cpu", model=own).predict(image).probabilities
+    assert load(path).predict(image).probabilities == pytest.approx(expected, abs=1e-5)
 
 
 def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path: Path, monkeypatch):
@@ -209,7 +209,7 @@ def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path
     path, found = export_onnx(load(run), "onnx-int8", data=str(data), out=out, agree=0.9, console=QUIET)
     assert path == out
     assert [each.scheme for each in found.tried] == [str(scheme) for scheme in int8.SCHEMES]
-    assert found.material.pictures.split == "valid"
+    assert found.material.images.split == "valid"
     assert load(path).run.kind == "onnx-int8"
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert "QuantizeLinear" in kinds
@@ -287,7 +287,7 @@ def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_pa
     assert lines[-1] == str(out)
     assert "15/15" in lines[1]
     assert "written" in lines[1]
-    assert f"15 pictures, valid of {data}" in said.out
+    assert f"15 images, valid of {data}" in said.out
     assert (
         say("predict", out, data / "valid" / "0").out
         == say("predict", run / "model.safetensors", data / "valid" / "0").out
@@ -327,8 +327,8 @@ def test_the_page_about_it_runs(tmp_path: Path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--to", "onnx"], r"it does not say where pictures are, .* give --data SOURCE"),
-        (["--to", "onnx", "--agree", "0.5"], "--agree 0.5: float must agree on all pictures"),
+        (["--to", "onnx"], r"it does not say where images are, .* give --data SOURCE"),
+        (["--to", "onnx", "--agree", "0.5"], "--agree 0.5: float must agree on all images"),
         (["--to", "onnx", "--data", "gone"], "gone"),
         (["--to", "tflite"], "tflite"),
     ],
@@ -361,7 +361,7 @@ def test_a_full_disk_leaves_the_old_file(run: Path, data: Path, tmp_path: Path, 
     assert out.read_bytes() == b"old"
 
 
-def test_the_pictures_of_a_run_are_found_again(tmp_path: Path, data: Path):
+def test_the_images_of_a_run_are_found_again(tmp_path: Path, data: Path):
     """By what metrics.json notes; where it notes nothing, by the paths of split.csv."""
     from linnaeus.export.material import run_source
 
@@ -382,10 +382,10 @@ def test_what_int8_sees_is_not_what_it_is_judged_on(tmp_path: Path, data: Path):
     run = write_run(tmp_path / "run", mini()) / "model.safetensors"
     about = read_model(run)[1]
     shown, compared = with_shown(collect(about, run, str(data), None), 128)
-    assert (shown.pictures.split, compared.pictures.split, len(shown), len(compared)) == ("train", "valid", 24, 15)
-    one = write_pictures(tmp_path / "one", each=4)  # no parts of its own
+    assert (shown.images.split, compared.images.split, len(shown), len(compared)) == ("train", "valid", 24, 15)
+    one = write_images(tmp_path / "one", each=4)  # no parts of its own
     shown, compared = with_shown(collect(about, run, str(one), None), 128)
-    assert shown.pictures is compared.pictures
+    assert shown.images is compared.images
     assert sorted([*shown.chosen, *compared.chosen]) == list(range(12))
 
 

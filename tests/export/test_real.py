@@ -29,7 +29,7 @@ CLASSES = 4
 
 @pytest.fixture(scope="module")
 def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of flowers, some pictures of each; one of them large, so that it is decoded at a fraction."""
+    """Four classes of flowers, some images of each; one of them large, so that it is decoded at a fraction."""
     folder = tmp_path_factory.mktemp("photos")
     for part, n in (("train", 6), ("valid", 4)):
         for below in sorted((shared_data / "flowers16" / part).iterdir())[:CLASSES]:

@@ -114,7 +114,7 @@ def test_the_card_says_what_where_how_good_and_how(tmp_path: Path):
         "| test | 10 | 80.00% (8) | 49.0% to 94.3% | loss 0.500 |",  # an interval where the file has none
         "the temperature 1.5, fitted on `valid`",
         "Below a probability of 0.75",
-        "100 train, 50 valid pictures (a folder source; fingerprint `abc`)",
+        "100 train, 50 valid images (a folder source; fingerprint `abc`)",
         'torch.load("weights.pth", weights_only=True)',
         "short side to 40 pixels, central 32 x 32",
         "[0.1, 0.2, 0.3] and standard deviation [0.4, 0.5, 0.6]",

@@ -144,8 +144,8 @@ def mutated(draw: st.DrawFn, seed: bytes) -> bytes:
 
 
 @cache
-def pictures() -> tuple[bytes, ...]:
-    """A small picture in every format that is read, and the small ones of the dirty corpus where it lies beside."""
+def images() -> tuple[bytes, ...]:
+    """A small image in every format that is read, and the small ones of the dirty corpus where it lies beside."""
     generator = np.random.default_rng(0)
     found = []
     for mode, formats in {"RGB": ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA"),
@@ -168,8 +168,8 @@ def pictures() -> tuple[bytes, ...]:
 
 
 @st.composite
-def picture_bytes(draw: st.DrawFn) -> bytes:
-    return draw(mutated(draw(st.sampled_from(pictures()))))
+def image_bytes(draw: st.DrawFn) -> bytes:
+    return draw(mutated(draw(st.sampled_from(images()))))
 
 
 MEMBERS = (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hostile import archives, file_name, mutated, name, picture_bytes, pictures, watched
+from hostile import archives, file_name, image_bytes, images, mutated, name, watched
 from hypothesis import strategies as st
 from tiny import SIDE, write_tiny_model
 
@@ -35,7 +35,7 @@ Property = Callable[[Any, Path], None]
 
 
 def check_decode(data: bytes, folder: Path) -> None:
-    """Bytes become an upright picture, or a reason."""
+    """Bytes become an upright image, or a reason."""
     with watched(folder):
         size = header_size(data)
         assert size is None or min(size) >= 0
@@ -128,17 +128,17 @@ def _text_of(drawn: tuple[list[list[str]], str, str, str], head: list[list[str]]
     return end.join(between.join(line) for line in [*head, *lines]).encode(code, "replace")
 
 
-def _with_pictures(folder: Path) -> Path:
+def _with_images(folder: Path) -> Path:
     source = folder / "source"
     (source / "sub").mkdir(parents=True, exist_ok=True)
-    for picture in ("a.png", "b.png", "sub/c.png"):
-        (source / picture).write_bytes(b"x")
+    for image in ("a.png", "b.png", "sub/c.png"):
+        (source / image).write_bytes(b"x")
     return source
 
 
 def check_list(drawn: tuple[tuple[list[list[str]], str, str, str], bytes], folder: Path) -> None:
     """A list file of any lines, beside a classes.txt of any bytes."""
-    source = _with_pictures(folder)
+    source = _with_images(folder)
     (source / "train.txt").write_bytes(_text_of(drawn[0], []))
     if drawn[1]:
         (source / "classes.txt").write_bytes(drawn[1])
@@ -148,7 +148,7 @@ def check_list(drawn: tuple[tuple[list[list[str]], str, str, str], bytes], folde
 
 def check_csv(drawn: tuple[tuple[list[list[str]], str, str, str], list[str]], folder: Path) -> None:
     """A CSV and a TSV of any cells."""
-    source = _with_pictures(folder)
+    source = _with_images(folder)
     for suffix in (".csv", ".tsv"):
         (source / f"x{suffix}").write_bytes(_text_of(drawn[0], [drawn[1]]))
         _opened(source / f"x{suffix}", folder)
@@ -157,7 +157,7 @@ def check_csv(drawn: tuple[tuple[list[list[str]], str, str, str], list[str]], fo
 
 def check_labels(labels: list[str], folder: Path) -> None:
     """A well-formed CSV whose labels are hostile: each is a class, under a name that is its own."""
-    source = _with_pictures(folder)
+    source = _with_images(folder)
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow(["path", "label"])
@@ -205,7 +205,7 @@ VALUE: st.SearchStrategy[Any] = st.recursive(
 
 
 def check_shards(drawn: tuple[bytes, bytes, bool], folder: Path) -> None:
-    """A tar of pictures and labels, by itself, and beside an index of any bytes: refused, or every picture is read."""
+    """A tar of images and labels, by itself, and beside an index of any bytes: refused, or every image is read."""
     from linnaeus.data.shards import INDEX, open_shards
 
     source = folder / "source"
@@ -218,11 +218,11 @@ def check_shards(drawn: tuple[bytes, bytes, bool], folder: Path) -> None:
         check_table(table, folder)
         for i in range(len(table)):
             with watched(folder, cache_dir()):
-                assert isinstance(table.picture(i), bytes)
+                assert isinstance(table.image(i), bytes)
 
 
 def _index(drawn: list[tuple[int, str, Any]]) -> bytes:
-    """An index of two pictures in x.tar, with these values at these keys of these lines."""
+    """An index of two images in x.tar, with these values at these keys of these lines."""
     lines: list[dict[str, Any]] = [
         {"format": 1, "classes": ["a", "b"], "names": ["a", "b"], "shards": [{"file": "x.tar", "bytes": 10240}]},
         *(
@@ -415,7 +415,7 @@ TOML_BOMBS = (
     b"[model]\nname='resnet18'\narguments={a=" + b"[" * 150 + b"]" * 150 + b"}",
 )  # fmt: skip
 PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Property]] = {
-    "decode": (picture_bytes(), check_decode),
+    "decode": (image_bytes(), check_decode),
     "folder": (TREE, check_folder),
     "list": (st.tuples(TEXT, ANY | TEXT.map(lambda t: _text_of(t, []))), check_list),
     "csv": (st.tuples(TEXT, st.permutations(["path", "label", "split", "group"])), check_csv),
@@ -469,4 +469,4 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Property]] = {
     ),
 }  # fmt: skip
 
-assert pictures()
+assert images()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hostile import watched
 from PIL import Image
-from tiny import draw, write_pictures, write_recipe
+from tiny import draw, write_images, write_recipe
 
 from linnaeus.console import Console
 from linnaeus.data.download import cache_dir
@@ -87,8 +87,8 @@ def test_a_run_on_hostile_names_stays_in_its_folder(tmp_path: Path):
     source.mkdir()
     lines = ["path,label"]
     for k, label in enumerate(labels):
-        for i, picture in enumerate(draw(np.full(4, k % 5), k)):
-            Image.fromarray(picture).save(source / f"-{k}\x1b{i}.png")
+        for i, image in enumerate(draw(np.full(4, k % 5), k)):
+            Image.fromarray(image).save(source / f"-{k}\x1b{i}.png")
             lines.append(f'"-{k}\x1b{i}.png","{label}"')
     (source / "x.csv").write_text("\n".join(lines))
     recipe = write_recipe(tmp_path / "tiny.toml", {"epochs": 1}, name="$(touch x) <b>")
@@ -104,7 +104,7 @@ def test_a_run_on_hostile_names_stays_in_its_folder(tmp_path: Path):
 def test_the_name_of_a_recipe_does_not_choose_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     """`runs/<name>-1` was made wherever a recipe from elsewhere said."""
     monkeypatch.chdir(tmp_path)
-    source = write_pictures(tmp_path / "source", each=4)
+    source = write_images(tmp_path / "source", each=4)
     recipe = write_recipe(tmp_path / "tiny.toml", {"epochs": 1}, name=name)
     with watched(tmp_path / "runs", cache_dir()) as said:
         train(source, str(recipe), device="cpu", console=Console(quiet=True))

@@ -71,8 +71,8 @@ def write(path: Path, network: Network, preprocessing: Preprocessing, **more: An
 def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    picture = folder / "picture.png"
-    Image.fromarray(small).resize((56, 42), Image.Resampling.BICUBIC).save(picture)
+    image = folder / "picture.png"
+    Image.fromarray(small).resize((56, 42), Image.Resampling.BICUBIC).save(image)
     widths = [6, 8, 12]
     said: dict[str, Any] = {"metrics": METRICS, "data": DATA, "recipe": {"name": "golden"}}
     write(folder / "gray.safetensors", create("mini_resnet", 3, 1, widths=widths), GRAY)
@@ -80,23 +80,23 @@ def main(folder: Path) -> None:
     color = create("mini_resnet", 3, 3, widths=widths, head_stages=stages)
     write(folder / "color.safetensors", color, COLOR, calibration=CALIBRATION, **said)
     write(folder / "custom.safetensors", wrap(own(), 2, source="net.py:own"), PADDED)
-    pictures = folder / "pictures"
+    images = folder / "pictures"
     for name in ("class 0", "class 1"):
-        (pictures / name).mkdir(parents=True)
-        Image.open(picture).save(pictures / name / "picture.png")
+        (images / name).mkdir(parents=True)
+        Image.open(image).save(images / name / "picture.png")
     written, _ = export_onnx(
-        load(folder / "color.safetensors"), "onnx", data=str(pictures), out=folder / "color.onnx", agree=1,
+        load(folder / "color.safetensors"), "onnx", data=str(images), out=folder / "color.onnx", agree=1,
         console=Console(),
     )  # fmt: skip
     assert written is not None
-    for file in pictures.rglob("*.png"):
+    for file in images.rglob("*.png"):
         file.unlink()
-    for below in (*pictures.iterdir(), pictures):
+    for below in (*images.iterdir(), images):
         below.rmdir()
     expected = {}
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.onnx")]):
         model = load(file, device="cpu", model=own() if file.stem == "custom" else None)
-        found = model.predict(picture)
+        found = model.predict(image)
         assert found.probabilities is not None
         expected[file.name] = {"probabilities": found.probabilities.tolist(), "unsure": found.unsure}
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")

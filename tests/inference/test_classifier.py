@@ -1,4 +1,4 @@
-"""Predicting: which pictures, in which order, with what answers; and what happens to the unreadable."""
+"""Predicting: which images, in which order, with what answers; and what happens to the unreadable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import draw, mini, write_pictures, write_tiny_model
+from tiny import draw, mini, write_images, write_tiny_model
 
 import linnaeus
 from linnaeus.errors import UserError
@@ -27,7 +27,7 @@ from linnaeus.modelfile.safetensors import read_model, write_model
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = mini()
-    torch.nn.init.normal_(network.get_parameter("fc.weight"))  # so that answers differ from picture to picture
+    torch.nn.init.normal_(network.get_parameter("fc.weight"))  # so that answers differ from image to image
     return write_tiny_model(tmp_path_factory.mktemp("model") / "model.safetensors", network)
 
 
@@ -37,17 +37,17 @@ def classifier(model: Path) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"), each=BATCH)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("pictures"), each=BATCH)
 
 
 def all_of(folder: Path) -> list[str]:
     return list(expand([str(folder)]))
 
 
-def test_answers_are_those_of_the_network(classifier: Classifier, pictures: Path):
+def test_answers_are_those_of_the_network(classifier: Classifier, images: Path):
     """One by one, on pixels read here: batches, threads and order change nothing."""
-    paths = all_of(pictures)
+    paths = all_of(images)
     assert len(paths) == 3 * BATCH
     found = list(classifier.stream(paths))
     assert [p.path for p in found] == paths
@@ -58,13 +58,13 @@ def test_answers_are_those_of_the_network(classifier: Classifier, pictures: Path
             expected = classifier.network(x).softmax(1)[0].numpy()
         assert prediction.probabilities == pytest.approx(expected, abs=1e-6)
         assert prediction.index == expected.argmax()
-        assert prediction.picture is not None
-        assert np.array_equal(prediction.picture[..., 0], pixels)
+        assert prediction.image is not None
+        assert np.array_equal(prediction.image[..., 0], pixels)
     assert len({p.probabilities.tobytes() for p in found if p.probabilities is not None}) > BATCH
 
 
-def test_the_kinds_of_picture(classifier: Classifier, pictures: Path):
-    path = all_of(pictures)[0]
+def test_the_kinds_of_image(classifier: Classifier, images: Path):
+    path = all_of(images)[0]
     one = classifier.predict(path)
     pixels = np.asarray(Image.open(path))
     for same in (Path(path), Path(path).read_bytes(), pixels, np.stack([pixels] * 3, axis=-1)):
@@ -73,8 +73,8 @@ def test_the_kinds_of_picture(classifier: Classifier, pictures: Path):
     assert [p.index for p in several] == [one.index] * 2
 
 
-def test_top_are_the_likeliest_in_order(classifier: Classifier, pictures: Path):
-    one = classifier.predict(all_of(pictures)[0])
+def test_top_are_the_likeliest_in_order(classifier: Classifier, images: Path):
+    one = classifier.predict(all_of(images)[0])
     top = one.top(2)
     assert [name for name, _ in top] == [classifier.names[i] for i, _ in one.ranked(2)]
     assert top[0] == (one.name, one.probability)
@@ -83,19 +83,19 @@ def test_top_are_the_likeliest_in_order(classifier: Classifier, pictures: Path):
     assert len(one.top(99)) == 3
 
 
-def test_an_unreadable_picture_stops_nobody(classifier: Classifier, pictures: Path, tmp_path: Path):
-    paths = all_of(pictures)[: BATCH + 5]
+def test_an_unreadable_image_stops_nobody(classifier: Classifier, images: Path, tmp_path: Path):
+    paths = all_of(images)[: BATCH + 5]
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[0]).read_bytes()[:200])
     text = tmp_path / "text.jpg"
-    text.write_text("no picture")
+    text.write_text("no image")
     bad = {3: str(cut), BATCH: str(text), BATCH + 2: str(tmp_path / "gone.png"), BATCH + 3: str(tmp_path)}
     for at, path in bad.items():
         paths.insert(at, path)
     found = classifier.predict(paths)
     assert [p.path for p in found] == paths
     assert {i: p.path for i, p in enumerate(found) if p.error is not None} == bad
-    for at, reason in ((3, "truncated"), (BATCH, "not a picture"), (BATCH + 2, "No such file"), (BATCH + 3, "folder")):
+    for at, reason in ((3, "truncated"), (BATCH, "not an image"), (BATCH + 2, "No such file"), (BATCH + 3, "folder")):
         assert reason.lower() in str(found[at].error).lower()
         assert "\n" not in str(found[at].error)
         assert paths[at] not in str(found[at].error)  # the path is told once, by whoever prints both
@@ -106,16 +106,16 @@ def test_an_unreadable_picture_stops_nobody(classifier: Classifier, pictures: Pa
         classifier.predict(cut)
 
 
-def test_pictures_without_a_path_are_numbered_through(classifier: Classifier):
-    raw = [np.asarray(picture) for picture in draw(np.zeros(3 * BATCH, int))]
+def test_images_without_a_path_are_numbered_through(classifier: Classifier):
+    raw = [np.asarray(image) for image in draw(np.zeros(3 * BATCH, int))]
     raw[2 * BATCH + 1] = np.asarray(raw[0])
-    found = classifier.predict([*raw, b"", b"no picture"])
-    assert [p.path for p in found] == [f"picture {i + 1}" for i in range(3 * BATCH + 2)]
+    found = classifier.predict([*raw, b"", b"no image"])
+    assert [p.path for p in found] == [f"image {i + 1}" for i in range(3 * BATCH + 2)]
     assert found[-2].error == "empty"
     assert "picture" not in str(found[-2].error)
 
 
-def test_only_a_few_pictures_are_in_memory_at_a_time(classifier: Classifier):
+def test_only_a_few_images_are_in_memory_at_a_time(classifier: Classifier):
     """What is asked for ahead of the answers is bounded, however many there are."""
     asked = 0
 
@@ -134,15 +134,15 @@ def test_only_a_few_pictures_are_in_memory_at_a_time(classifier: Classifier):
 
 
 @pytest.mark.long
-def test_ten_thousand_pictures_in_constant_memory(model: Path, tmp_path: Path):
+def test_ten_thousand_images_in_constant_memory(model: Path, tmp_path: Path):
     """The growth between the 2,000th and the 10,000th is less than 8,000 of them would take (60 MB as float)."""
     import subprocess
     import sys
 
     paths: list[str] = []
-    for picture in draw(np.arange(100) % 3):
+    for image in draw(np.arange(100) % 3):
         paths.append(str(tmp_path / f"{len(paths)}.png"))
-        Image.fromarray(picture).save(paths[-1])
+        Image.fromarray(image).save(paths[-1])
     code = f"""
 import sys
 from linnaeus.predict import load
@@ -181,7 +181,7 @@ def test_globs_lists_and_files_in_the_order_given(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"\*\.gif: no file fits"):
         list(expand(["*.gif"]))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: no pictures in this folder"):
+    with pytest.raises(UserError, match="empty: no images in this folder"):
         list(expand(["empty"]))
 
 
@@ -232,7 +232,7 @@ def test_csv_has_the_same_columns_in_every_row(two: list[Prediction]):
     assert rows[2] == ["x,y.jpg", "", "cut short, sadly", *[""] * 6]
 
 
-def test_the_table_is_a_line_or_a_paragraph_a_picture(two: list[Prediction]):
+def test_the_table_is_a_line_or_a_paragraph_a_image(two: list[Prediction]):
     lines = written("table", two, 1).splitlines()
     assert len(lines) == 1  # the unreadable one is told on stderr
     assert lines[0].split() == ["70.0%", "玫瑰", "a", "b/ü.jpg"]
@@ -257,10 +257,10 @@ def calibrated_copy(model: Path, path: Path, calibration: dict[str, Any]) -> Pat
     return path
 
 
-def test_a_calibration_is_applied(model: Path, classifier: Classifier, pictures: Path, tmp_path: Path):
+def test_a_calibration_is_applied(model: Path, classifier: Classifier, images: Path, tmp_path: Path):
     """Probabilities at the temperature, the same answer first, and unsure below the threshold."""
     sure = load(calibrated_copy(model, tmp_path / "m.safetensors", CALIBRATION), device="cpu")
-    paths = all_of(pictures)
+    paths = all_of(images)
     plain, found = classifier.predict(paths), sure.predict(paths)
     assert not any(p.unsure for p in plain)  # a model without a calibration answers everything
     for one, other in zip(plain, found, strict=True):
@@ -290,11 +290,11 @@ def test_unsure_in_every_format(two: list[Prediction]):
 
 
 def test_figures_of_a_calibrated_model(model: Path, classifier: Classifier, tmp_path: Path):
-    write_pictures(tmp_path / "data" / "test", each=7)
+    write_images(tmp_path / "data" / "test", each=7)
     sure = load(calibrated_copy(model, tmp_path / "m.safetensors", CALIBRATION), device="cpu")
     plain, found = classifier.evaluate(tmp_path / "data"), sure.evaluate(tmp_path / "data")
     assert found.correct == plain.correct
-    answered = classifier.outputs(classifier.pictures(tmp_path / "data"))
+    answered = classifier.outputs(classifier.images(tmp_path / "data"))
     assert plain.loss == pytest.approx(answered.losses.mean())
     assert found.loss == pytest.approx(answered.at(TEMPERATURE).losses.mean())
     assert found.loss != pytest.approx(plain.loss)
@@ -317,7 +317,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path, model: Path):
 
 def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
     """Classes are matched by name, so a source may lack some; one that is new to the model is refused."""
-    write_pictures(tmp_path / "data" / "test", ("2", "0"), each=5)
+    write_images(tmp_path / "data" / "test", ("2", "0"), each=5)
     found = classifier.evaluate(tmp_path / "data", "test")
     assert found.n == 10
     paths = all_of(tmp_path / "data")
@@ -325,6 +325,6 @@ def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
     assert found.correct == sum(right)
     with pytest.raises(UserError, match="has no split 'valid'; choose from"):
         classifier.evaluate(tmp_path / "data", "valid")
-    write_pictures(tmp_path / "data" / "test", ("new",), each=1)
+    write_images(tmp_path / "data" / "test", ("new",), each=1)
     with pytest.raises(UserError, match="does not know 'new'; it knows '1', not in the source; rename"):
         classifier.evaluate(tmp_path / "data", "test")

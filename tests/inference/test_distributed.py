@@ -18,7 +18,7 @@ import pytest
 import torch
 from killing import dying
 from several import several
-from tiny import mini, write_pictures, write_tiny_model
+from tiny import mini, write_images, write_tiny_model
 
 from linnaeus.cli import main as cli
 from linnaeus.distributed.engine import meet
@@ -30,25 +30,25 @@ from linnaeus.inference.runners import TorchRunner
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
 EACH = 25
-"""Pictures of each of three classes: with two that cannot be read, three batches, of which the last is short."""
+"""Images of each of three classes: with two that cannot be read, three batches, of which the last is short."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and pictures, of which two cannot be read."""
+    """A model and images, of which two cannot be read."""
     here = tmp_path_factory.mktemp("place")
     network = mini()
-    torch.nn.init.normal_(network.get_parameter("fc.weight"))  # so that answers differ from picture to picture
+    torch.nn.init.normal_(network.get_parameter("fc.weight"))  # so that answers differ from image to image
     write_tiny_model(here / "m.safetensors", network)
-    write_pictures(here / "pics", each=EACH)
-    (here / "pics" / "0" / "0 3.png").write_bytes(b"no picture")
+    write_images(here / "pics", each=EACH)
+    (here / "pics" / "0" / "0 3.png").write_bytes(b"no image")
     (here / "pics" / "2" / "2 9.png").write_bytes((here / "pics" / "2" / "2 8.png").read_bytes()[:150])
     return here
 
 
 @pytest.fixture
 def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own beside that model and those pictures."""
+    """A folder of one's own beside that model and those images."""
     for name in ("m.safetensors", "pics"):
         (tmp_path / name).symlink_to(place / name)
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_what_is_said_is_the_same_to_the_byte(here: Path):
     (alone,) = several(1, work)
     drawn = (here / "grid.png").read_bytes()
     assert [status for status, _, _ in alone] == [1, 1, 1, 1, 2, 2]
-    assert "3 of 76 pictures could not be read" in alone[0][2]
+    assert "3 of 76 images could not be read" in alone[0][2]
     assert alone[4][1] == alone[0][1]  # what comes before a folder with nothing is answered
     for world in (2, 3):
         (here / "grid.png").unlink()
@@ -107,7 +107,7 @@ def test_what_is_said_is_the_same_to_the_byte(here: Path):
         assert (here / "grid.png").read_bytes() == drawn
 
 
-def test_every_number_of_pictures_in_order(place: Path):
+def test_every_number_of_images_in_order(place: Path):
     """Fewer than processes, none, whole rounds and one more: each once, in order, with the bits of one process."""
     sizes = [0, 1, 2, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH - 1, 3 * BATCH, 3 * BATCH + 1, 6 * BATCH, 7 * BATCH + 5]
     pool = sorted(str(path) for path in (place / "pics").rglob("*.png"))
@@ -175,7 +175,7 @@ def test_a_file_of_answers_is_gone_on_with(name: str, here: Path):
         return found
 
     first, other = several(2, work)
-    assert first == [[1, "warning: 3 of 76 pictures could not be read", True]] * 4
+    assert first == [[1, "warning: 3 of 76 images could not be read", True]] * 4
     assert other == []
 
 
@@ -226,17 +226,17 @@ def test_what_is_wrong_is_told_once(here: Path):
 
 
 def test_evaluation_is_divided(here: Path):
-    """Each picture is answered once, by one of the processes; the figures are those of one."""
-    write_pictures(here / "data" / "test", each=13, seed=5)
+    """Each image is answered once, by one of the processes; the figures are those of one."""
+    write_images(here / "data" / "test", each=13, seed=5)
     arguments = ("evaluate", "m.safetensors", "data", "--tta", "--device", "cpu")
 
     def work(rank: int) -> list[Any]:
         seen, real = 0, TorchRunner.__call__
 
-        def counted(self: TorchRunner, pictures: torch.Tensor) -> np.ndarray:
+        def counted(self: TorchRunner, images: torch.Tensor) -> np.ndarray:
             nonlocal seen
-            seen += len(pictures)
-            return real(self, pictures)
+            seen += len(images)
+            return real(self, images)
 
         TorchRunner.__call__ = counted  # type: ignore[method-assign]
         return [*command(rank, *arguments, "--json", "e.json"), seen]
@@ -296,7 +296,7 @@ def test_who_has_read_enough_may_go(here: Path):
 
 @pytest.mark.long
 def test_memory_stays_flat(place: Path):
-    """The growth between the 2,000th and the 8,000th picture of two processes is less than the answers would take."""
+    """The growth between the 2,000th and the 8,000th image of two processes is less than the answers would take."""
 
     def work(rank: int) -> int:
         def resident() -> int:

@@ -87,9 +87,9 @@ def prepare(batch: Batch) -> Tensor:
 
 def test_answers_come_in_the_order_of_the_samples():
     """Whatever the order and the size of the batches, and with dropout off."""
-    pictures, labels = samples(23)
+    images, labels = samples(23)
     net = nn.Sequential(mini(), nn.Dropout(0.5)).train()
-    store = PixelStore.from_arrays(pictures)
+    store = PixelStore.from_arrays(images)
     one = answers(net, Batches(store, labels, batch=23, device=CPU), prepare)
     other = answers(net, Batches(store, labels, batch=4, device=CPU, shuffle=True), prepare)
     assert not net.training
@@ -98,14 +98,14 @@ def test_answers_come_in_the_order_of_the_samples():
     assert one.logits.dtype == np.float32
     np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
     with torch.no_grad():
-        expected = net(GRAY(torch.from_numpy(pictures[..., None]), np.full((23, 2), 28)))
+        expected = net(GRAY(torch.from_numpy(images[..., None]), np.full((23, 2), 28)))
     np.testing.assert_allclose(one.logits, expected.numpy(), atol=1e-5)
 
 
 def test_a_sample_counted_twice_is_no_result():
     """Drawing with replacement, as in training, misses some and repeats others."""
-    pictures, labels = samples(23)
-    store = PixelStore.from_arrays(pictures)
+    images, labels = samples(23)
+    store = PixelStore.from_arrays(images)
     drawn = Batches(store, labels, batch=8, device=CPU, shuffle=True, weights=np.full(23, 1 / 23))
     with pytest.raises(AssertionError, match="exactly once"):
         answers(mini(), drawn, prepare)

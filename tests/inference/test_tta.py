@@ -1,4 +1,4 @@
-"""Views of a picture: which, cut how, and averaged how."""
+"""Views of an image: which, cut how, and averaged how."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def test_crops_are_tried_only_where_there_is_more_to_see():
 
 
 def answered(preprocessing: Preprocessing, temperature: float = 1.0):
-    pictures, labels = samples(7)
-    store = PixelStore.from_arrays(pictures)
+    images, labels = samples(7)
+    store = PixelStore.from_arrays(images)
     run = TorchRunner(wrap(Corner(), 3, 1), preprocessing, CPU)
     found = answer_views(run, preprocessing, store, labels, temperature=temperature, batch=3, device=CPU)
-    return pictures, labels, found
+    return images, labels, found
 
 
 def test_views_are_the_center_and_the_corners_mirrored_or_not():
-    pictures, labels, found = answered(SMALL)
+    images, labels, found = answered(SMALL)
     corners = {(4, 4), (0, 0), (0, 8), (8, 0), (8, 8)}  # top, left
 
     def logits(pixels: np.ndarray) -> np.ndarray:
@@ -54,10 +54,10 @@ def test_views_are_the_center_and_the_corners_mirrored_or_not():
         e = np.exp(logits(pixels))
         return e / e.sum(1, keepdims=True)
 
-    plain = [probabilities(pictures[:, top, left]) for top, left in corners]
-    mirrored = [probabilities(pictures[:, top, left + 19]) for top, left in corners]
+    plain = [probabilities(images[:, top, left]) for top, left in corners]
+    mirrored = [probabilities(images[:, top, left + 19]) for top, left in corners]
     expected = {
-        "mirror": [probabilities(pictures[:, 4, 4]), probabilities(pictures[:, 4, 23])],
+        "mirror": [probabilities(images[:, 4, 4]), probabilities(images[:, 4, 23])],
         "five crops": plain,
         "ten crops": plain + mirrored,
     }
@@ -68,9 +68,9 @@ def test_views_are_the_center_and_the_corners_mirrored_or_not():
 
 def test_the_temperature_is_applied_to_each_view():
     _, _, found = answered(GRAY, temperature=2.0)
-    pictures, labels = samples(7)
-    store = PixelStore.from_arrays(pictures)
-    flipped = PixelStore.from_arrays(np.ascontiguousarray(pictures[:, :, ::-1]))
+    images, labels = samples(7)
+    store = PixelStore.from_arrays(images)
+    flipped = PixelStore.from_arrays(np.ascontiguousarray(images[:, :, ::-1]))
     both = [answer_pixels(Corner(), GRAY, s, labels, batch=7, device=CPU).at(2.0) for s in (store, flipped)]
     expected = np.mean([out.probabilities for out in both], axis=0)
     assert found["mirror"].probabilities == pytest.approx(expected, abs=1e-6)

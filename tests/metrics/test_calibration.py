@@ -53,7 +53,7 @@ def test_a_planted_temperature_is_found(temperature: float):
 
 @pytest.mark.parametrize("n", [1, 7, 60, 500])
 def test_it_is_where_the_loss_is_smallest(n: int):
-    """Against a general minimizer, on few pictures too; without the pseudo-pictures and with them."""
+    """Against a general minimizer, on few images too; without the pseudo-images and with them."""
     out = drawn(n, 2.0, seed=n)
     plain = out.probabilities
 
@@ -69,7 +69,7 @@ def test_it_is_where_the_loss_is_smallest(n: int):
 
 
 def test_a_small_sample_without_mistakes_asks_for_no_certainty():
-    """Twenty right answers that were 78 % sure: doubt shrinks, and not to nothing as without the pseudo-pictures."""
+    """Twenty right answers that were 78 % sure: doubt shrinks, and not to nothing as without the pseudo-images."""
     labels = np.arange(20) % 3
     out = Outputs(labels, 2 * np.eye(3, dtype=np.float32)[labels])
     assert fit_temperature(out, pseudo=0) < 1.01 * COLDEST
@@ -115,7 +115,7 @@ def test_neighbors_in_float32_stay_apart():
     assert (out.at(1.5).probabilities.argmax(1) == 1).all()
 
 
-def test_cross_fitting_keeps_each_picture_out_of_its_own_temperature():
+def test_cross_fitting_keeps_each_image_out_of_its_own_temperature():
     out = drawn(60, 2.0)
     crossed = cross_fitted(out)
     for i in range(0, 60, 11):
@@ -185,7 +185,7 @@ def test_a_calibration_is_plain_json_and_back():
     assert np.array_equal(again.curve.wrong, found.curve.wrong)
 
 
-def test_a_calibration_remembers_that_its_pictures_came_in_groups():
+def test_a_calibration_remembers_that_its_images_came_in_groups():
     """Another error is looked up from the curve: it must not be promised then either."""
     out = drawn(400, 1.8)
     found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid")

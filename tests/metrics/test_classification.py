@@ -36,7 +36,7 @@ CASES = [
     pytest.param({"n": 300, "classes": 7, "ties": True}, id="seven with ties"),
     pytest.param({"n": 300, "classes": 9, "absent": 3}, id="absent"),
     pytest.param({"n": 300, "classes": 9, "absent": 3, "ties": True}, id="absent with ties"),
-    pytest.param({"n": 20, "classes": 12, "ties": True}, id="more classes than most have pictures"),
+    pytest.param({"n": 20, "classes": 12, "ties": True}, id="more classes than most have images"),
 ]
 
 
@@ -89,7 +89,7 @@ def test_the_figures_of_a_class_are_those_of_scikit_learn(case: dict[str, Any]):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_what_a_resample_gives_is_what_scikit_learn_gives_with_weights(ties: bool):
-    """The bootstrap is these figures on weighted pictures, so they are checked with weights too, 0 among them."""
+    """The bootstrap is these figures on weighted images, so they are checked with weights too, 0 among them."""
     out = outputs(120, 6, ties=ties, absent=1)
     sample = Sample(out)
     order = np.argsort(out.labels, kind="stable")  # the order in which a Sample takes its weights
@@ -131,7 +131,7 @@ def test_areas_with_any_ties_and_weights(rows: list[tuple[int, bool, int]]):
         assert area[0] == pytest.approx(metrics.roc_auc_score(positive, scores, sample_weight=weights), abs=1e-6)
 
 
-def test_a_resample_draws_as_many_pictures_as_there_are(monkeypatch: pytest.MonkeyPatch):
+def test_a_resample_draws_as_many_images_as_there_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bootstrap, "CHUNK", 500)  # so that there are several chunks, the last a smaller one
     weights = list(draw(70, 24, np.random.default_rng(0)))
     assert [w.shape for w in weights] == [(70, 7)] * 3 + [(70, 3)]
@@ -153,7 +153,7 @@ def test_intervals_are_repeatable_and_hold_the_figure():
 
 
 def test_intervals_cover_the_truth():
-    """Of 150 samples of 150 pictures, about 95 % of the intervals hold the figure of the whole population."""
+    """Of 150 samples of 150 images, about 95 % of the intervals hold the figure of the whole population."""
     population = outputs(40_000, 4, seed=7)
     truth = Sample(population).figures(np.ones((40_000, 1), np.float32))
     rng = np.random.default_rng(0)
@@ -194,7 +194,7 @@ def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.long
-def test_ten_thousand_pictures_of_a_hundred_classes_take_seconds():
+def test_ten_thousand_images_of_a_hundred_classes_take_seconds():
     out = outputs(10_000, 100)
     since = time.perf_counter()
     assert measure(out).ranking_resamples == 200
@@ -222,9 +222,9 @@ def test_the_pairs_most_often_confused():
     assert found.confused(1) == [(0, 1, 3)]
 
 
-def test_one_picture_has_figures_too():
+def test_one_image_has_figures_too():
     found = measure(outputs(1, 7))
     assert found["accuracy"].value in (0, 1)
     assert found["accuracy"].ci95 is not None
     assert found["loss"].value is not None
-    assert found["loss"].ci95 is None  # one picture, drawn again and again
+    assert found["loss"].ci95 is None  # one image, drawn again and again

@@ -1,4 +1,4 @@
-"""Intervals of shares, where pictures come in groups: they hold the truth as often as they say."""
+"""Intervals of shares, where images come in groups: they hold the truth as often as they say."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_students_quantile_of_many_is_the_normal_one():
     assert student(10_000) == pytest.approx(stats.norm.ppf(0.975))
 
 
-def test_pictures_that_stand_alone_have_wilsons_interval():
+def test_images_that_stand_alone_have_wilsons_interval():
     hits = np.arange(40) < 31
     assert interval(hits) == interval(hits, np.arange(40)[::-1]) == wilson(31, 40)
     assert interval(hits[:0], np.arange(0)) == (0.0, 1.0)
 
 
-def test_pictures_that_are_copies_count_once():
-    """Each of 60 groups alike throughout: what 60 pictures tell, with Student's quantile."""
+def test_images_that_are_copies_count_once():
+    """Each of 60 groups alike throughout: what 60 images tell, with Student's quantile."""
     truth = np.arange(60) < 51
     hits, groups = np.repeat(truth, 7), np.repeat(np.arange(60), 7)
     low, high = interval(hits, groups)
@@ -86,7 +86,7 @@ def test_whole_groups_are_drawn():
 
 
 def answers(copies: int) -> Outputs:
-    """80 pictures, each `copies` times."""
+    """80 images, each `copies` times."""
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 3, 80)
     logits = rng.normal(size=(80, 3))
@@ -111,7 +111,7 @@ def widths(found: Measures) -> dict[str, float]:
     return {name: float(np.ptp(each.ci95)) for name, each in every.items() if each.ci95 is not None}
 
 
-def test_no_figure_gains_by_showing_pictures_again():
+def test_no_figure_gains_by_showing_images_again():
     once, often = answers(1), answers(5)
     one, five, blind = measure(once), measure(often), measure(Outputs(often.labels, often.logits))
     assert (one.groups, five.groups, five.n) == (None, 80, 400)

@@ -1,4 +1,4 @@
-"""Two classifiers on the same pictures, against scipy and published values."""
+"""Two classifiers on the same images, against scipy and published values."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_the_p_value_is_the_exact_binomial_one(both: int, first: int, second: in
     assert (-turned[1], -turned[0]) == pytest.approx((low, high), abs=1e-12)
 
 
-def test_many_discordant_pictures_are_counted_exactly():
+def test_many_discordant_images_are_counted_exactly():
     assert Paired(100_000, 0, 5_100, 4_900).p == pytest.approx(stats.binomtest(4_900, 10_000).pvalue, rel=1e-9)
     assert Paired(10_000, 0, 700, 30).p == pytest.approx(stats.binomtest(30, 730).pvalue, rel=1e-9)
 
 
-def test_three_pictures_are_no_progress():
+def test_three_images_are_no_progress():
     assert Paired(171, 155, 4, 7).p > 0.5
     assert Paired(171, 155, 0, 12).p < 0.001
 
@@ -46,7 +46,7 @@ def test_the_interval_is_newcombes():
 
 
 def test_the_interval_covers_the_truth():
-    """Correlated answers, 200 pictures: about 95 % of intervals hold the true difference."""
+    """Correlated answers, 200 images: about 95 % of intervals hold the true difference."""
     rng = np.random.default_rng(0)
     cells = rng.multinomial(200, [0.8, 0.04, 0.08, 0.08], 1_000)
     inside = [low <= 0.04 <= high for low, high in (Paired(200, *c[:3].tolist()).difference_ci95 for c in cells)]
@@ -61,7 +61,7 @@ def test_pairs_are_counted_from_answers():
 
 
 def patients(rng: np.random.Generator, effect: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two classifiers on 40 patients of 1 to 10 pictures: in a quarter of the patients, one of them is mostly wrong."""
+    """Two classifiers on 40 patients of 1 to 10 images: in a quarter of the patients, one of them is mostly wrong."""
     sizes = rng.integers(1, 11, 40)
     groups = np.repeat(np.arange(40), sizes)
     loser = rng.choice(3, 40, p=[0.75, 0.125 + effect, 0.125 - effect])[groups]
@@ -70,7 +70,7 @@ def patients(rng: np.random.Generator, effect: float) -> tuple[np.ndarray, np.nd
 
 
 def test_a_patient_is_tossed_once():
-    """Two that are equally good: pictures counted one by one tell them apart in a third of the samples."""
+    """Two that are equally good: images counted one by one tell them apart in a third of the samples."""
     rng = np.random.default_rng(0)
     alarms, blind, inside = 0, 0, 0
     for _ in range(400):
@@ -98,7 +98,7 @@ def test_one_patient_tells_nothing():
     assert (pair.p, pair.difference_ci95) == (1.0, (-1.0, 1.0))
 
 
-def test_pictures_in_groups_of_one_are_pictures():
+def test_images_in_groups_of_one_are_images():
     first, second = np.random.default_rng(2).random((2, 90)) < 0.8
     assert Paired.of(first, second, np.arange(90)).p == Paired.of(first, second).p
     alone = Paired.of(first, second, np.arange(90)).difference_ci95

@@ -72,7 +72,7 @@ def test_probabilities_far_from_zero():
 
 
 @pytest.mark.parametrize(("n", "error"), [(30_000, 0.4), (10**7, 0.5)])
-def test_very_many_pictures_are_promised_quickly_and_on_the_safe_side(n: int, error: float):
+def test_very_many_images_are_promised_quickly_and_on_the_safe_side(n: int, error: float):
     tried = tuple(ranks(n).tolist())
     allowed = boundary(tried, error, 0.05)
     safe = stats.binom.ppf(0.05 / 100, np.array(tried), error)
@@ -80,7 +80,7 @@ def test_very_many_pictures_are_promised_quickly_and_on_the_safe_side(n: int, er
     assert (stats.binom.cdf(allowed, np.array(tried), error) <= 0.05 / 100).all()
 
 
-def test_how_many_pictures_a_promise_takes():
+def test_how_many_images_a_promise_takes():
     assert smallest(0.02) == 149  # 0.98 ** 149 is the first below 0.05
     assert smallest(0.5) == 5
     assert 0.98**149 <= 0.05 < 0.98**148
@@ -130,7 +130,7 @@ def test_the_estimate_answers_most_and_flatters():
     assert rule.threshold == rule.promised.threshold
 
 
-def test_twenty_pictures_promise_nothing():
+def test_twenty_images_promise_nothing():
     rule = choose(risk_curve(np.linspace(0.5, 1, 20), np.full(20, True)), 0.02)
     assert rule.promised is None
     assert rule.estimated is not None
@@ -170,19 +170,19 @@ def test_a_rank_among_equals_is_none_to_judge_by():
     assert rule.estimated.answered == 855
 
 
-def test_pictures_in_groups_are_promised_nothing():
-    """A patient's mistakes come together: 300 pictures may be of three patients."""
+def test_images_in_groups_are_promised_nothing():
+    """A patient's mistakes come together: 300 images may be of three patients."""
     sure, right = np.linspace(0.5, 1, 300), np.full(300, True)
     assert choose(risk_curve(sure, right), 0.02).promised is not None
     rule = choose(risk_curve(sure, right, grouped=True), 0.02)
     assert (rule.grouped, rule.promised) == (True, None)
     assert rule.estimated == Point(0.0, 300, 0)
-    assert "an estimate, for pictures in groups are promised nothing" in str(rule)
+    assert "an estimate, for images in groups are promised nothing" in str(rule)
 
 
 def test_a_rule_says_what_it_is():
     few = choose(risk_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
-    assert "19 of 20 answered (95.0%), 0 wrong; an estimate, for a promise takes 149 pictures" in str(few)
+    assert "19 of 20 answered (95.0%), 0 wrong; an estimate, for a promise takes 149 images" in str(few)
     many = choose(risk_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
     assert "promised with 95% confidence" in str(many)
     every = choose(risk_curve(np.linspace(0.5, 1, 400), np.arange(400) > 0), 0.02)

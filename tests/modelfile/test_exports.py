@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from test_onnx import made
-from tiny import write_pictures, write_tiny_model
+from tiny import write_images, write_tiny_model
 
 from linnaeus.modelfile.exports import EXPORTS, fastest, note
 from linnaeus.modelfile.onnx import file_digest
@@ -90,14 +90,14 @@ def test_a_torn_record_is_no_record(text: str, run: Path):
 
 
 def test_predict_takes_it_for_a_run_and_not_for_a_file(run: Path, tmp_path: Path, say):
-    picture = next((write_pictures(tmp_path / "p", each=1) / "0").iterdir())
+    image = next((write_images(tmp_path / "p", each=1) / "0").iterdir())
     note_of(run / "model-int8.onnx", 1.0)
     (run / "model.onnx").write_bytes(made())
     note_of(run / "model.onnx", 3.0)
-    said = say("predict", run, picture)
+    said = say("predict", run, image)
     assert said.err.splitlines()[0] == f"onnx: {run / 'model.onnx'}, 3.0 times as fast as model.safetensors here"
     assert "A" in said.out  # what that file says
-    said = say("predict", run / MODEL, picture)
+    said = say("predict", run / MODEL, image)
     assert said.err == ""
     assert "name of" in said.out
-    assert say("predict", run, picture, "-q").err == ""
+    assert say("predict", run, image, "-q").err == ""

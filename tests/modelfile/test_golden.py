@@ -72,7 +72,7 @@ def test_a_changed_weight_is_noticed(file: Path, tmp_path: Path):
         load(tmp_path / file.name, model=own() if file.stem == "custom" else None)
 
 
-def test_the_picture_is_what_it_was():
+def test_the_image_is_what_it_was():
     from linnaeus.data.decode import decode
 
     assert decode(GOLDEN / "format1" / "picture.png").shape == (42, 56, 3)

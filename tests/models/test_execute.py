@@ -42,7 +42,7 @@ def test_before_the_head_vectors_cross_the_cut():
     """Storing what the head averages anyway would take 49 times the room."""
     network = trained("resnet18")
     x = torch.randn(2, 3, 64, 64)
-    executor = choose_executor(network, "head", x, pictures=10)
+    executor = choose_executor(network, "head", x, images=10)
     vectors = executor(x)
     assert vectors.shape == (2, 512)
     assert not vectors.requires_grad
@@ -54,7 +54,7 @@ def test_training_mode_of_the_network_does_not_leak_in():
     network = trained("resnet18").train()
     before = network.bn1.running_mean.clone()
     x = torch.randn(2, 3, 64, 64)
-    executor = choose_executor(network, "layer4", x, pictures=10)
+    executor = choose_executor(network, "layer4", x, images=10)
     expected = network.eval().run(x, stop="layer4")
     torch.testing.assert_close(executor(x), expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(before, network.bn1.running_mean)
@@ -107,7 +107,7 @@ def test_a_network_that_cannot_be_fused_runs_plainly():
     torch.manual_seed(0)
     network = wrap(nn.Sequential(Twice(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), 2)
     x = torch.randn(2, 3, 16, 16)
-    executor = choose_executor(network, network.stages[1], x, pictures=10)
+    executor = choose_executor(network, network.stages[1], x, images=10)
     assert isinstance(executor, Executor)
     assert executor.name == "plain"
     with torch.inference_mode():

@@ -29,7 +29,7 @@ def test_a_position_looks_where_its_gradient_does(name: str, size: int, expected
         x = torch.rand(2, 3, size, size, requires_grad=True)
         y = network.run(x, stop=network.stages[network.stages.index(stage) + 1])
         assert rows[y.shape[2]] == columns[y.shape[3]] == (first, step)
-        # Near the middle of the picture, where the border cuts off nothing.
+        # Near the middle of the image, where the border cuts off nothing.
         i = min(range(y.shape[2]), key=lambda i: abs(first + i * step - size / 2))
         (slope,) = torch.autograd.grad(y[:, :, i, i].sum(), x)
         energy = (slope**2).sum((0, 1, 3))

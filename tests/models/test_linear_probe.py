@@ -78,7 +78,7 @@ def test_held_out_probabilities_know_nothing_of_their_own_label():
 
 
 def test_views_of_a_sample_share_a_fold():
-    """Otherwise the copy of a picture would tell its label, and noise would look learnable."""
+    """Otherwise the copy of an image would tell its label, and noise would look learnable."""
     generator = np.random.default_rng(2)
     x = torch.from_numpy(generator.normal(size=(120, 200))).float()
     labels = generator.integers(0, 2, 120)
@@ -99,7 +99,7 @@ def test_folds_are_stratified_and_a_lone_sample_is_never_held_out():
 
 
 def test_a_group_shares_a_fold():
-    """Otherwise a patient's other pictures would tell the label, and noise would look learnable."""
+    """Otherwise a patient's other images would tell the label, and noise would look learnable."""
     generator = np.random.default_rng(2)
     patients = np.repeat(np.arange(60), 4)
     labels = np.repeat(generator.integers(0, 2, 60), 4)

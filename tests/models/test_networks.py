@@ -132,7 +132,7 @@ def test_overfits_one_batch(name: str) -> None:
             return
         loss.backward()
         optimizer.step()
-    pytest.fail(f"after 100 steps on 8 pictures the loss is {float(loss.detach()):.3f}")
+    pytest.fail(f"after 100 steps on 8 images the loss is {float(loss.detach()):.3f}")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_digit_resnet_step_by_step() -> None:
     network = create("digit_resnet", 10, channels=1).eval()
     vary_statistics(network)
     weights, maps = network.state_dict(), torch.rand(2, 1, 28, 28)
-    picture = maps
+    image = maps
 
     def normalized(x: torch.Tensor, name: str) -> torch.Tensor:
         mean, var, scale, shift = (
@@ -256,7 +256,7 @@ def test_digit_resnet_step_by_step() -> None:
         inner = nn.functional.conv2d(inner.relu(), weights[f"{block}.block.conv2.weight"], padding=1)
         maps = (maps + normalized(inner, f"{block}.block.bn2")).relu()
     logits = maps.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
-    torch.testing.assert_close(network(picture), logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network(image), logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -266,8 +266,8 @@ def test_mini_resnet_step_by_step() -> None:
     network = create("mini_resnet", 10, channels=1)
     weights = {key: t + 0.05 * torch.randn_like(t) for key, t in network.state_dict().items()}
     network.load_state_dict(weights)
-    picture = torch.rand(2, 1, 32, 32)
-    maps = picture
+    image = torch.rand(2, 1, 32, 32)
+    maps = image
     for block in ("block1", "block2", "block3"):
 
         def convolve(x: torch.Tensor, name: str, padding: int, block: str = block) -> torch.Tensor:
@@ -277,7 +277,7 @@ def test_mini_resnet_step_by_step() -> None:
         maps = nn.functional.max_pool2d(convolve(maps, "conv", 0), 2).relu()
         maps = (maps + convolve(convolve(maps, "block.conv1", 2).relu(), "block.conv2", 1)).relu()
     logits = maps.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
-    torch.testing.assert_close(network(picture), logits)
+    torch.testing.assert_close(network(image), logits)
 
 
 def test_auxiliary_heads_train_and_vanish() -> None:

@@ -94,14 +94,14 @@ def test_table_is_whole() -> None:
 
 
 def test_transform_input_is_the_normalisation() -> None:
-    """What torchvision's GoogLeNet does to a picture before its first layer is what our normalisation does at once."""
+    """What torchvision's GoogLeNet does to an image before its first layer is what our normalisation does at once."""
     models = torchvision().models
     network = models.googlenet(transform_input=True, init_weights=False, aux_logits=False)
-    picture = torch.rand(1, 3, 8, 8)
+    image = torch.rand(1, 3, 8, 8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     entry = PUBLISHED["inception_v1-torchvision-v1"]
-    ours = (picture - torch.tensor(entry.mean).view(3, 1, 1)) / torch.tensor(entry.std).view(3, 1, 1)
-    torch.testing.assert_close(network._transform_input((picture - mean) / std), ours)
+    ours = (image - torch.tensor(entry.mean).view(3, 1, 1)) / torch.tensor(entry.std).view(3, 1, 1)
+    torch.testing.assert_close(network._transform_input((image - mean) / std), ours)
 
 
 def test_googlenet_loads_as_torchvision_has_it(tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_googlenet_loads_as_torchvision_has_it(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "g.pth")
     loaded = load_weights("inception_v1", str(tmp_path / "g.pth"), classes=1000, arguments={"dropout": 0.0})
     assert loaded.model.arch["arguments"]["branch5x5"] == "3x3"
-    picture = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        inside = theirs.eval()(picture)
-        outside = loaded.model.eval()(theirs._transform_input(picture))
+        inside = theirs.eval()(image)
+        outside = loaded.model.eval()(theirs._transform_input(image))
     torch.testing.assert_close(inside, outside)
     again = load_weights("inception_v1", str(tmp_path / "g.pth"), classes=5, arguments={"aux": True})
     assert "auxiliary heads start anew" in again.notes
@@ -142,7 +142,7 @@ def test_forms_of_files(tmp_path: Path, form: str) -> None:
     for key, tensor in loaded.model.state_dict().items():
         assert tensor.dtype == state[key].dtype
         torch.testing.assert_close(tensor, state[key], atol=1e-3, rtol=1e-3)
-    assert any("does not say how its pictures were normalised" in note for note in loaded.notes)
+    assert any("does not say how its images were normalised" in note for note in loaded.notes)
     assert loaded.normalisation["mean"] == (0.485, 0.456, 0.406)
 
 
@@ -248,13 +248,13 @@ def test_the_header_decides(tmp_path: Path) -> None:
 
 def test_a_model_file_is_a_file_of_weights(tmp_path: Path) -> None:
     arch = create("resnet20", 4, shortcut="B", zero_init=True).arch
-    pictures = {"mean": [0.5] * 3, "std": [0.25] * 3, "resize": 40, "size": 32, "interpolation": "bicubic"}
-    header = json.dumps({"arch": arch, "preprocessing": pictures})
+    images = {"mean": [0.5] * 3, "std": [0.25] * 3, "resize": 40, "size": 32, "interpolation": "bicubic"}
+    header = json.dumps({"arch": arch, "preprocessing": images})
     (tmp_path / "run").mkdir()
     save_file(trained(classes=4, shortcut="B"), tmp_path / "run" / "model.safetensors", metadata={"linnaeus": header})
     loaded = load_weights("resnet20", str(tmp_path / "run"), classes=9)
     assert loaded.model.arch["arguments"] == {"shortcut": "B", "zero_init": False}
-    assert loaded.normalisation == {key: tuple(v) if isinstance(v, list) else v for key, v in pictures.items()}
+    assert loaded.normalisation == {key: tuple(v) if isinstance(v, list) else v for key, v in images.items()}
 
 
 def test_import_and_use(published: tuple[Published, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Every recipe trains, whole, on pictures of its kind; and the main job runs on real data of every kind."""
+"""Every recipe trains, whole, on images of its kind; and the main job runs on real data of every kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRAY = {"digits", "mnist", "mnist-plateau"}
 
 
 def made_up(folder: Path, recipe: str) -> Path:
-    """Two classes of five training pictures and two for validation, gray digits or color photographs."""
+    """Two classes of five training images and two for validation, gray digits or color photographs."""
     generator = np.random.default_rng(0)
     shape = (28, 28) if recipe in GRAY else (240, 260, 3)
     for split, each in (("train", 5), ("valid", 2)):
@@ -88,8 +88,8 @@ def test_transfer_on_real_data(shared_data: Path, tmp_path: Path):
     for split, most in (("train", 20), ("valid", 8)):
         for name in ("97", "76"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
-            for picture in sorted((shared_data / "flowers16" / split / name).iterdir())[:most]:
-                (tmp_path / "data" / split / name / picture.name).symlink_to(picture)
+            for image in sorted((shared_data / "flowers16" / split / name).iterdir())[:most]:
+                (tmp_path / "data" / split / name / image.name).symlink_to(image)
     weights = shared_data / "weights" / "resnet50-v1-imagenet.safetensors"
     run = linnaeus.train(
         tmp_path / "data", recipe="photos", weights=str(weights), out=tmp_path / "run", console=Console(quiet=True)

@@ -33,9 +33,9 @@ def draw(label: int, number: int) -> Image.Image:
 
 
 def write_source(folder: Path, names: Sequence[str], each: Sequence[int] = (6, 3, 4)) -> Path:
-    """A CSV, whose labels may be anything, and its pictures: `each` of a class in train, valid and test."""
+    """A CSV, whose labels may be anything, and its images: `each` of a class in train, valid and test."""
     (folder / "pictures").mkdir(parents=True)
-    with (folder / "pictures.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
         for label, name in enumerate(names):
@@ -44,7 +44,7 @@ def write_source(folder: Path, names: Sequence[str], each: Sequence[int] = (6, 3
                 path = f"pictures/{label:03d}-{number:03d}.png"
                 draw(label, number).save(folder / path)
                 writer.writerow([path, name, split])
-    return folder / "pictures.csv"
+    return folder / "images.csv"
 
 
 def answers(labels: np.ndarray, classes: int, skill: float, seed: int) -> Outputs:

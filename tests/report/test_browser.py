@@ -81,7 +81,7 @@ def contrast(page: Any, selector: str, what: str = "color") -> float:
     return (max(lights) + 0.05) / (min(lights) + 0.05)
 
 
-def test_it_opens_whole_with_every_picture_in_it(open_page: Any):
+def test_it_opens_whole_with_every_image_in_it(open_page: Any):
     page = open_page()
     assert page.locator("section").count() == 10
     broken = page.eval_on_selector_all("img", "all => all.filter(i => !i.complete || !i.naturalWidth).length")

@@ -156,7 +156,7 @@ def test_few_classes_stand_in_their_own_order_with_their_counts():
     wrong = parts(found.drawing, "g", "wrong")
     assert [e.findtext("title") for e in wrong] == ["a taken for b: 2 of 10"]
     assert [e.findtext("text") for e in wrong] == ["2"]
-    assert len(parts(found.drawing, "g", "right")) == 2, "a cell without pictures is empty"
+    assert len(parts(found.drawing, "g", "right")) == 2, "a cell without images is empty"
 
 
 def test_of_very_many_classes_the_confused_are_drawn():

@@ -1,4 +1,4 @@
-"""The heat over a picture, and the sheet that shows it: looked at by eye as well, here by its pixels."""
+"""The heat over an image, and the sheet that shows it: looked at by eye as well, here by its pixels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from linnaeus.report.sheet import SMALL, text_width
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def picture(side: int = 64, seed: int = 0, channels: int = 3) -> np.ndarray:
+def image(side: int = 64, seed: int = 0, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, channels), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (40, 50, 3)])
-def test_without_heat_a_picture_is_gray_and_stays_what_it_is(shape: tuple[int, ...]):
+def test_without_heat_a_image_is_gray_and_stays_what_it_is(shape: tuple[int, ...]):
     seen = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     out = overlay(seen, np.zeros((40, 50), np.float32))
     assert out.shape == (40, 50, 3)
@@ -47,7 +47,7 @@ def test_more_heat_is_lighter_and_more_colorful():
     assert np.ptp(scale[0, 150].astype(int)) > 100
 
 
-def test_the_picture_shows_through_the_heat():
+def test_the_image_shows_through_the_heat():
     seen = np.zeros((32, 32), np.uint8)
     seen[:, 16:] = 255
     for heat in (0.2, 0.6, 1.0):
@@ -55,15 +55,15 @@ def test_the_picture_shows_through_the_heat():
         assert out[0, 31] - out[0, 0] > 25, heat
 
 
-def test_a_dark_picture_can_be_seen():
-    dark = overlay(picture() // 8, np.zeros((64, 64), np.float32))
+def test_a_dark_image_can_be_seen():
+    dark = overlay(image() // 8, np.zeros((64, 64), np.float32))
     assert dark.std() > 10
 
 
-def test_heat_is_enlarged_with_its_picture():
+def test_heat_is_enlarged_with_its_image():
     heat = np.zeros((28, 28), np.float32)
     heat[:14, :14] = 1
-    out = overlay(picture(28, channels=1), heat, side=280)
+    out = overlay(image(28, channels=1), heat, side=280)
     assert out.shape == (280, 280, 3)
     hot = np.ptp(out.astype(int), axis=2) > 40
     assert hot[:120, :120].all()
@@ -73,7 +73,7 @@ def test_heat_is_enlarged_with_its_picture():
 def explanation(maps: dict[str, np.ndarray], path: str = "photos/petunia/1.jpg", target: int = 1) -> Explanation:
     names = ("Calla ß", "petunia", "a class whose name is so long that no sheet can ever show the whole of it")
     probabilities = np.array([0.25, 0.7, 0.05])
-    return Explanation(Prediction(path, ("0", "1", "2"), names, probabilities, picture=picture()), target, maps)
+    return Explanation(Prediction(path, ("0", "1", "2"), names, probabilities, image=image()), target, maps)
 
 
 def heats(n: int) -> dict[str, np.ndarray]:
@@ -93,13 +93,13 @@ def found_in(pixels: np.ndarray, sheet: np.ndarray) -> bool:
     return any(np.array_equal(sheet[y : y + height, x : x + width], pixels) for y, x in places)
 
 
-def test_the_picture_and_its_heat_are_side_by_side(tmp_path: Path):
+def test_the_image_and_its_heat_are_side_by_side(tmp_path: Path):
     e = explanation(heats(1))
     sheet = drawn(tmp_path / "a.png", e)
     side = round(2.9 * 150)
-    assert e.prediction.picture is not None
-    assert found_in(overlay(e.prediction.picture, e.maps["layer0"], side), sheet)
-    assert found_in(sheet_module.fit_square(e.prediction.picture, side), sheet)
+    assert e.prediction.image is not None
+    assert found_in(overlay(e.prediction.image, e.maps["layer0"], side), sheet)
+    assert found_in(sheet_module.fit_square(e.prediction.image, side), sheet)
 
 
 @pytest.mark.parametrize(("maps", "columns"), [(2, 3), (3, 4), (5, 3), (7, 4)])
@@ -107,8 +107,8 @@ def test_every_stage_has_a_panel(maps: int, columns: int, tmp_path: Path):
     e = explanation(heats(maps))
     sheet = drawn(tmp_path / "a.png", e)
     side = round({2: 2.9, 3: 2.2, 4: 1.8}[columns] * 150)
-    assert e.prediction.picture is not None
-    assert all(found_in(overlay(e.prediction.picture, heat, side), sheet) for heat in e.maps.values())
+    assert e.prediction.image is not None
+    assert all(found_in(overlay(e.prediction.image, heat, side), sheet) for heat in e.maps.values())
     assert sheet.shape[1] <= 1300
 
 
@@ -117,7 +117,7 @@ def test_neighbors_are_marked_by_class(tmp_path: Path):
     e = explanation(heats(1))
     without = drawn(tmp_path / "a.png", e)
     close = [
-        Neighbor(f"{k}.jpg", str(k % 2), "Calla ß" if k % 2 == 0 else "petunia", 0.9, picture(seed=k)) for k in range(5)
+        Neighbor(f"{k}.jpg", str(k % 2), "Calla ß" if k % 2 == 0 else "petunia", 0.9, image(seed=k)) for k in range(5)
     ]
     one_row = drawn(tmp_path / "b.png", e, neighbors=close, true=0)
     two_rows = drawn(tmp_path / "c.png", e, neighbors=close * 2, true=1)
@@ -146,7 +146,7 @@ def test_an_unsure_answer_is_called_so(tmp_path: Path):
 
 def test_what_no_font_has_is_told(tmp_path: Path):
     e = explanation(heats(1))
-    odd = Neighbor("1.jpg", "1", "petunia \U000e1234", 0.5, picture())
+    odd = Neighbor("1.jpg", "1", "petunia \U000e1234", 0.5, image())
     assert draw_explanation(e, tmp_path / "a.png", neighbors=[odd]) == "\U000e1234"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fabricate import fabricate, write_source
-from tiny import settings, write_pictures, write_recipe
+from tiny import settings, write_images, write_recipe
 from torch import Tensor, nn
 
 import linnaeus
@@ -35,7 +35,7 @@ IMAGE = re.compile(r'<img src="([^"]*)"')
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of three classes on 39 pictures, one class with a name that is an attack."""
+    """A run of three classes on 39 images, one class with a name that is an attack."""
     source = write_source(tmp_path / "source", NAMES)
     fabricate(source, tmp_path / "run", skill=0.5)
     return tmp_path / "run"
@@ -67,12 +67,12 @@ def test_the_figures_of_the_run_are_on_its_page(run: Path):
     assert re.search(r"玫瑰</b>.*?6</span>.*?3</span>.*?4</span>", page, re.DOTALL), "counts of a class by split"
 
 
-def test_every_section_has_its_pictures_and_they_lie_in_the_page(run: Path):
+def test_every_section_has_its_images_and_they_lie_in_the_page(run: Path):
     page = page_of(run)
     images = IMAGE.findall(page)
     assert len(images) > 3 * 6
     assert all(address.startswith("data:image/") for address in images)
-    assert page.count("a training picture of rose") >= 6
+    assert page.count("a training image of rose") >= 6
     wrong = [a for a in read_run(run).answers["test"] if not a.right]
     assert wrong, "the run must have mistakes to show"
     assert all(unescape(page).count(a.sample) for a in wrong)
@@ -122,25 +122,25 @@ def test_without_its_source_the_page_says_so_and_keeps_the_rest(run: Path, tmp_p
 def test_a_source_that_was_moved_can_be_named(run: Path, tmp_path: Path):
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     assert IMAGE.findall(page_of(run)) == []
-    assert len(IMAGE.findall(page_of(run, source=str(tmp_path / "elsewhere" / "pictures.csv")))) > 18
+    assert len(IMAGE.findall(page_of(run, source=str(tmp_path / "elsewhere" / "images.csv")))) > 18
 
 
-def test_a_source_with_other_pictures_is_not_shown(run: Path, tmp_path: Path):
+def test_a_source_with_other_images_is_not_shown(run: Path, tmp_path: Path):
     other = write_source(tmp_path / "other", NAMES, (6, 3, 5))
-    with pytest.raises(UserError, match=r"holds other pictures than when the run was made \(42, 39\)"):
+    with pytest.raises(UserError, match=r"holds other images than when the run was made \(42, 39\)"):
         write_report(run, source=str(other))
-    write_source(tmp_path / "third", NAMES[::-1]).replace(tmp_path / "source" / "pictures.csv")
-    assert "holds other pictures" in page_of(run)
+    write_source(tmp_path / "third", NAMES[::-1]).replace(tmp_path / "source" / "images.csv")
+    assert "holds other images" in page_of(run)
 
 
 def test_a_known_source_is_found_by_its_name_and_never_fetched(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    write_pictures(tmp_path / "here" / "digits")
+    write_images(tmp_path / "here" / "digits")
     monkeypatch.chdir(tmp_path / "here")
     for name, said in (
-        ("digits", r"digits: holds other pictures .* \(1797, 39\)"),
+        ("digits", r"digits: holds other images .* \(1797, 39\)"),
         ("cifar10", "not at hand; linnaeus"),
     ):
         (run / "metrics.json").write_text(json.dumps({**metrics, "source": {"path": name}}))
@@ -149,10 +149,10 @@ def test_a_known_source_is_found_by_its_name_and_never_fetched(
     assert "give the place with --source" in write_report(run)[1]
 
 
-def test_a_picture_that_is_gone_leaves_a_gap(run: Path, tmp_path: Path):
+def test_a_image_that_is_gone_leaves_a_gap(run: Path, tmp_path: Path):
     wrong = next(a for a in read_run(run).answers["test"] if not a.right)
     (tmp_path / "source" / wrong.sample).unlink()
-    assert '<span class="none">no picture</span>' in page_of(run)
+    assert '<span class="none">no image</span>' in page_of(run)
 
 
 def test_heat_maps_are_asked_of_the_mistakes_alone(run: Path):
@@ -175,17 +175,17 @@ def test_heat_maps_are_asked_of_the_mistakes_alone(run: Path):
     assert "heat map" not in page_of(run)
 
 
-def test_findings_are_shown_by_kind_the_worst_first_with_their_pictures(run: Path):
+def test_findings_are_shown_by_kind_the_worst_first_with_their_images(run: Path):
     pair = ["pictures/000-000.png", "pictures/000-006.png"]
     mild = {"kind": "few-to-measure", "severity": "info", "classes": ["rose"], "detail": "2 in test"}
-    (run / "check.json").write_text(findings(*[mild] * 8, {"paths": pair, "detail": "one picture in two splits"}))
+    (run / "check.json").write_text(findings(*[mild] * 8, {"paths": pair, "detail": "one image in two splits"}))
     page = page_of(run)
     part = page[page.index('id="findings"') : page.index('id="training"')]
     assert part.index('Leaks between splits <span class="muted number">1') < part.index(
         'Too few to measure <span class="muted number">8'
     )
     assert part.count("<img ") == 2
-    assert "one picture in two splits" in part
+    assert "one image in two splits" in part
     assert "not all was looked for" in part
     assert "and 2 more" in part
     assert part.count("rose: 2 in test") == 6
@@ -201,11 +201,11 @@ def test_a_broken_check_is_named(run: Path, text: str):
         write_report(run)
 
 
-def test_pictures_left_out_are_named(run: Path):
+def test_images_left_out_are_named(run: Path):
     rows = "".join(f"bad/{i}.jpg,cut short\n" for i in range(23))
     (run / "bad_images.csv").write_text("path,reason\n" + rows)
     page = page_of(run)
-    assert "<b>23</b> pictures could not be read" in page
+    assert "<b>23</b> images could not be read" in page
     assert "bad/<wbr>19.jpg" in page
     assert "bad/<wbr>20.jpg" not in page
     assert "and 3 more" in page
@@ -223,18 +223,18 @@ def test_a_run_without_test_says_on_what_it_is_measured(tmp_path: Path):
     source = write_source(tmp_path / "source", NAMES, (6, 4, 0))
     fabricate(source, tmp_path / "run", interrupted=True)
     page = page_of(tmp_path / "run")
-    assert "12 validation pictures" in page
-    assert "the pictures that chose the best epoch" in page
+    assert "12 validation images" in page
+    assert "the images that chose the best epoch" in page
     assert "stopped before its end" in page
 
 
-def test_groups_are_told_beside_the_pictures(run: Path):
+def test_groups_are_told_beside_the_images(run: Path):
     assert " groups " not in page_of(run)
     path = run / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
     metrics["test"]["groups"] = 5
     path.write_text(json.dumps(metrics), encoding="utf-8")
-    assert "test pictures</b> of 5 groups in " in page_of(run)
+    assert "test images</b> of 5 groups in " in page_of(run)
 
 
 def test_leaks_are_told_before_the_figures(run: Path):
@@ -253,7 +253,7 @@ def test_a_hundred_classes_stay_bounded(tmp_path: Path):
     names = [f"class {i}" for i in range(102)]
     fabricate(write_source(tmp_path / "source", names, (4, 2, 2)), tmp_path / "run")
     page = page_of(tmp_path / "run")
-    assert page.count("a training picture of class") <= 320 + 10 * 3
+    assert page.count("a training image of class") <= 320 + 10 * 3
     assert page.count('class="class-head"') == 102
     assert "Classes that are confused stand together" in page
     assert len(page) < 2_000_000
@@ -306,7 +306,7 @@ def test_the_command_rebuilds_the_page_and_refuses_what_is_no_run(run: Path, tmp
 def test_a_training_ends_with_its_page_and_survives_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    source = write_pictures(tmp_path / "photos", each=20)
+    source = write_images(tmp_path / "photos", each=20)
     recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1}, **settings(split={"valid": 0.2, "test": 0.2}))
 
     def train(out: str) -> Path:
@@ -314,7 +314,7 @@ def test_a_training_ends_with_its_page_and_survives_without(
 
     path = train("run")
     page = (path / "report.html").read_text(encoding="utf-8")
-    assert "12 test pictures" in page
+    assert "12 test images" in page
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["source"] == {"path": str(source), "kind": "folder"}
     assert metrics["seconds"]["report"] > 0
@@ -322,7 +322,7 @@ def test_a_training_ends_with_its_page_and_survives_without(
     assert "heat map: where the network sees" in page
     CliRunner().invoke(cli, ["report", str(path)], catch_exceptions=False)
     rebuilt = (path / "report.html").read_text(encoding="utf-8")
-    assert IMAGE.findall(rebuilt) == IMAGE.findall(page), "the source, opened again, gives the same pictures"
+    assert IMAGE.findall(rebuilt) == IMAGE.findall(page), "the source, opened again, gives the same images"
 
     def fails(*args: object, **more: object) -> None:
         raise ZeroDivisionError("no page today")
@@ -346,7 +346,7 @@ class Plain(nn.Module):
 
 
 def test_a_network_of_ones_own_has_its_page_too(tmp_path: Path):
-    source = write_pictures(tmp_path / "photos", each=20)
+    source = write_images(tmp_path / "photos", each=20)
     recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1}, **settings(split={"valid": 0.2, "test": 0.2}))
     out = tmp_path / "run"
     linnaeus.train(source, str(recipe), out=out, model=Plain(), console=Console(quiet=True), device="cpu")

@@ -21,7 +21,7 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.report.confusion import confused_pairs, confusion, shares
 from linnaeus.report.curves import curves
 from linnaeus.report.fonts import Fonts, families_for
-from linnaeus.report.grid import Shown, _columns, chance, fit_square, picture_grid
+from linnaeus.report.grid import Shown, _columns, chance, fit_square, image_grid
 from linnaeus.report.sheet import BLUE, GREEN, ORANGE, RED, Sheet, shorten, text_width, wrap
 
 pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph is a warning of matplotlib's
@@ -133,10 +133,10 @@ def test_a_loss_that_starts_high_does_not_flatten_the_rest(tmp_path: Path, sheet
     assert "log scale" in written(sheets[0])
 
 
-# Picture grid
+# Image grid
 
 
-def picture(height: int = 60, width: int = 80, *channels: int) -> np.ndarray:
+def image(height: int = 60, width: int = 80, *channels: int) -> np.ndarray:
     return np.full((height, width, *channels), 128, dtype=np.uint8)
 
 
@@ -144,8 +144,8 @@ def picture(height: int = 60, width: int = 80, *channels: int) -> np.ndarray:
     ("n", "name"), [(1, LONG), (2, r"$\frac{$"), (5, "rose"), (7, LONG.replace(" ", "_")), (64, LONG), (16, "rose")]
 )
 def test_names_never_overlap(n: int, name: str, tmp_path: Path, sheets: list[Sheet]) -> None:
-    shown = [Shown(picture(), name, 0.999, name if i % 2 else "other", "unsure") for i in range(n)]
-    assert picture_grid(shown, tmp_path / "grid.png", title="Test pictures" if n > 2 else LONG) == ""
+    shown = [Shown(image(), name, 0.999, name if i % 2 else "other", "unsure") for i in range(n)]
+    assert image_grid(shown, tmp_path / "grid.png", title="Test images" if n > 2 else LONG) == ""
     assert_legible(sheets[0])
 
 
@@ -153,31 +153,31 @@ def test_right_and_wrong_differ_in_color_and_in_mark(tmp_path: Path, sheets: lis
     path = tmp_path / "grid.png"
     verdicts: list[tuple[str | None, str, str]] = [("rose", "✓", GREEN), ("lily", "✗", RED)]
     for true, mark, color in verdicts:
-        picture_grid([Shown(picture(), "rose", 0.5, true)], path)
+        image_grid([Shown(image(), "rose", 0.5, true)], path)
         texts = [t for t in sheets[-1].figure.texts if t.get_text() in ("rose", mark)]
         assert [t.get_color() for t in texts] == [color, color]
         assert near(path, color) > 1000
         assert f"true: {true}" in written(sheets[-1])
-    picture_grid([Shown(picture(), "rose", 0.5)], path)
+    image_grid([Shown(image(), "rose", 0.5)], path)
     assert not {"✓", "✗"} & set("".join(written(sheets[-1])))
     assert near(path, GREEN) == near(path, RED) == 0
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (28, 28, 3), (1, 1), (1, 900), (900, 1, 3), (500, 667, 3)])
-def test_any_picture_fits_itsfit_square(shape: tuple[int, ...]) -> None:
+def test_any_image_fits_itsfit_square(shape: tuple[int, ...]) -> None:
     assert fit_square(np.zeros(shape, np.uint8), 255).shape == (255, 255, 3)
 
 
-def test_small_pictures_keep_their_pixels() -> None:
+def test_small_images_keep_their_pixels() -> None:
     checks = (np.indices((8, 8)).sum(axis=0) % 2 * 255).astype(np.uint8)
     large = fit_square(checks, 256)
     np.testing.assert_array_equal(large[..., 0], checks.repeat(32, axis=0).repeat(32, axis=1))
 
 
-def test_pictures_are_the_right_way_up(tmp_path: Path) -> None:
+def test_images_are_the_right_way_up(tmp_path: Path) -> None:
     half = np.zeros((64, 64, 3), np.uint8)
     half[:32, :, 0] = 255  # red above
-    picture_grid([Shown(half, "red above", 1.0)], tmp_path / "grid.png")
+    image_grid([Shown(half, "red above", 1.0)], tmp_path / "grid.png")
     pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
     red = np.argwhere((pixels == (255, 0, 0)).all(axis=2))
     black = np.argwhere((pixels == 0).all(axis=2))
@@ -185,13 +185,13 @@ def test_pictures_are_the_right_way_up(tmp_path: Path) -> None:
     assert len(red) > 10_000
 
 
-def test_more_pictures_than_an_image_holds_are_counted(
+def test_more_images_than_an_image_holds_are_counted(
     tmp_path: Path, sheets: list[Sheet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("linnaeus.report.grid.MAX_PIXELS", 1000)
-    picture_grid([Shown(picture(), "a", 0.5)] * 30, tmp_path / "grid.png", columns=4)
+    image_grid([Shown(image(), "a", 0.5)] * 30, tmp_path / "grid.png", columns=4)
     assert "22 more are left out" in written(sheets[0])
-    picture_grid([], tmp_path / "none.png", title="none")
+    image_grid([], tmp_path / "none.png", title="none")
 
 
 def test_columns_fill_their_rows() -> None:
@@ -225,7 +225,7 @@ def test_confusion_rows_are_true_classes(tmp_path: Path, sheets: list[Sheet]) ->
     confusion(matrix, ["a", "b", "c"], tmp_path / "confusion.png")
     texts = written(sheets[0])
     assert "35 of 45 right, 77.8 %" in texts
-    assert [t for t in texts if " of " in t or "no p" in t][1:-1] == ["30 of 40", "5 of 5", "no pictures"]
+    assert [t for t in texts if " of " in t or "no p" in t][1:-1] == ["30 of 40", "5 of 5", "no images"]
     where = {t.get_text(): t.get_position() for t in sheets[0].figure.texts}
     assert where["10"][1] == where["30"][1]  # in the row of the true class ...
     assert where["10"][0] == where["5"][0]  # ... and in the column of the predicted one
@@ -255,7 +255,7 @@ def test_many_classes_list_the_most_confused(tmp_path: Path, sheets: list[Sheet]
 def draw_all(folder: Path) -> list[bytes]:
     folder.mkdir()
     curves(history(3, 2), folder / "curves.png", best=3, title="−1 évêque")
-    picture_grid([Shown(picture(), "rose", 0.5, "lily")] * 3, folder / "grid.png")
+    image_grid([Shown(image(), "rose", 0.5, "lily")] * 3, folder / "grid.png")
     confusion(np.eye(4, dtype=int), list("abcd"), folder / "confusion.png")
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
@@ -293,21 +293,21 @@ def test_a_plot_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".svg", ".pdf", ""])
 def test_the_suffix_is_the_format(suffix: str, tmp_path: Path) -> None:
-    picture_grid([Shown(picture(), "rose", 0.5)], tmp_path / f"grid{suffix}")
+    image_grid([Shown(image(), "rose", 0.5)], tmp_path / f"grid{suffix}")
     head = (tmp_path / f"grid{suffix}").read_bytes()[:12]
     assert {".jpg": b"\xff\xd8", ".webp": b"RIFF", ".svg": b"<?xml", ".pdf": b"%PDF", "": b"\x89PNG"}[suffix] in head
 
 
 def test_a_format_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"grid\.docx: .*png"):
-        picture_grid([Shown(picture(), "rose", 0.5)], tmp_path / "grid.docx")
+        image_grid([Shown(image(), "rose", 0.5)], tmp_path / "grid.docx")
 
 
 def test_missing_glyphs_are_returned_and_raise_no_warning(tmp_path: Path) -> None:
     unknown = "\U000e0f00\U0010fffd"  # unassigned and private: in no font
     draws: list[Callable[[str, Path], str]] = [
         lambda text, path: curves(history(1), path, title=text),
-        lambda text, path: picture_grid([Shown(picture(), "a", 0.5, None, text)], path),
+        lambda text, path: image_grid([Shown(image(), "a", 0.5, None, text)], path),
         lambda text, path: confusion(np.eye(2, dtype=int), ["a", text], path),
     ]
     for draw in draws:

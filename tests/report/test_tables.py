@@ -35,7 +35,7 @@ def test_every_figure_has_its_interval_and_its_count():
         line = next(line for line in text.splitlines() if line.startswith(f"  {name}"))
         assert " to " in line, name
     assert "(fitted on validation)" in text
-    assert "the 400 valid pictures of the training" in text
+    assert "the 400 valid images of the training" in text
     assert "test-time augmentation" not in text
 
 
@@ -67,9 +67,9 @@ def test_of_many_classes_the_worst_are_shown():
 def test_without_mistakes_there_is_nothing_confused():
     labels = np.arange(30) % 3
     text = said(assess(Outputs(labels, 4 * np.eye(3, dtype=np.float32)[labels]), None), 3)
-    assert "no picture was taken for another class" in text
+    assert "no image was taken for another class" in text
     assert "calibration: the model has none" in text
-    assert "none: a promise takes 149 pictures even without a mistake, and there were 30" in text
+    assert "none: a promise takes 149 images even without a mistake, and there were 30" in text
     assert "estimated  everything answered, 0 of 30 wrong" in text
     balanced = next(line for line in text.splitlines() if "balanced" in line)
     assert balanced.split() == ["balanced", "accuracy", "100.00%"]  # no interval: nothing went wrong to resample

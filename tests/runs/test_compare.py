@@ -71,7 +71,7 @@ def test_what_is_said_of_a_difference(tmp_path: Path):
     assert "97 of 100" in text
 
 
-def test_pictures_that_differ_are_counted_or_refused(tmp_path: Path):
+def test_images_that_differ_are_counted_or_refused(tmp_path: Path):
     runs = [
         write_run(tmp_path / "a", hits(200, 0.9, 0)),
         write_run(tmp_path / "b", hits(200, 0.9, 1), first=140),
@@ -86,7 +86,7 @@ def test_pictures_that_differ_are_counted_or_refused(tmp_path: Path):
         compare_runs([runs[0], runs[2]])
 
 
-def test_few_pictures_are_enough_where_they_are_the_same(tmp_path: Path):
+def test_few_images_are_enough_where_they_are_the_same(tmp_path: Path):
     runs = [write_run(tmp_path / name, hits(12, 0.5, i)) for i, name in enumerate("ab")]
     assert compare_runs(runs).rows[0].n == 12
 
@@ -99,12 +99,12 @@ def test_the_split_is_test_where_every_run_has_it(tmp_path: Path):
     assert compare_runs([both, valid]).split == "valid"
     other = write_run(tmp_path / "c", hits(30, 0.9, 0))
     assert compare_runs([both, other]).split == "test"
-    with pytest.raises(UserError, match="b: has no test pictures; compare on --split valid"):
+    with pytest.raises(UserError, match="b: has no test images; compare on --split valid"):
         compare_runs([both, valid], "test")
 
 
-def test_patients_are_compared_not_pictures(tmp_path: Path):
-    """The same answers: ten pictures only one run got right, all of two patients."""
+def test_patients_are_compared_not_images(tmp_path: Path):
+    """The same answers: ten images only one run got right, all of two patients."""
     one, other = np.full(100, True), np.full(100, True)
     other[20:30] = False
     found = compare_runs([write_run(tmp_path / name, r, each=5) for name, r in (("a", one), ("b", other))])
@@ -129,7 +129,7 @@ def test_a_run_of_before_there_were_groups(tmp_path: Path):
 def test_runs_that_cannot_be_compared(tmp_path: Path):
     good = write_run(tmp_path / "good", hits(60, 0.9, 0))
     other = write_run(tmp_path / "other", hits(60, 0.9, 0), label="c")
-    with pytest.raises(UserError, match=r"60 of 60 test pictures have other labels than in .*other.*the same source"):
+    with pytest.raises(UserError, match=r"60 of 60 test images have other labels than in .*other.*the same source"):
         compare_runs([good, other])
     with pytest.raises(UserError, match="give two runs or more"):
         compare_runs([good])

@@ -63,7 +63,7 @@ def test_the_history_grows_by_whole_lines(tmp_path: Path):
     assert folder.rows == [row(1), row(2, None)]
 
 
-def test_bad_pictures_are_named_with_any_name(tmp_path: Path):
+def test_bad_images_are_named_with_any_name(tmp_path: Path):
     RunFolder(tmp_path).write_bad_images([('玫瑰/a, "b".jpg', "cut short"), ("c\nd.png", "empty file")])
     with (tmp_path / "bad_images.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [

@@ -33,24 +33,24 @@ OCTETS = {"Content-Type": "application/octet-stream"}
 
 
 def write_model_with_opinions(folder: Path) -> Path:
-    """A model file whose answers differ from picture to picture."""
+    """A model file whose answers differ from image to image."""
     network = mini()
     torch.nn.init.normal_(network.get_parameter("fc.weight"))
     return write_tiny_model(folder / "model.safetensors", network)
 
 
 def png(seed: int = 0, label: int = 0, size: tuple[int, int] | None = None) -> bytes:
-    """A picture that the tiny model can read, as the bytes of a PNG."""
+    """An image that the tiny model can read, as the bytes of a PNG."""
     image = Image.fromarray(draw(np.array([label]), seed)[0])
     buffer = io.BytesIO()
     (image if size is None else image.resize(size)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def files(*pictures: bytes, names: tuple[str, ...] | None = None) -> list[tuple[str, tuple[str, bytes, str]]]:
+def files(*images: bytes, names: tuple[str, ...] | None = None) -> list[tuple[str, tuple[str, bytes, str]]]:
     """What httpx sends as multipart."""
-    given = names or tuple(f"{i}.png" for i in range(len(pictures)))
-    return [("picture", (name, data, "image/png")) for name, data in zip(given, pictures, strict=True)]
+    given = names or tuple(f"{i}.png" for i in range(len(images)))
+    return [("picture", (name, data, "image/png")) for name, data in zip(given, images, strict=True)]
 
 
 class Client(TestClient):

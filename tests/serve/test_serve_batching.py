@@ -1,4 +1,4 @@
-"""Pictures of many clients go through the network together; each gets its own answer, and none waits without need."""
+"""Images of many clients go through the network together; each gets its own answer, and none waits without need."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from linnaeus.serve.limits import Limits, RefusedError
 
 
 class Network:
-    """Takes its time, and answers a picture with its first pixel."""
+    """Takes its time, and answers an image with its first pixel."""
 
     def __init__(self, seconds: float = 0.02):
         self.seconds, self.sizes, self.threads = seconds, list[int](), set[int]()
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        self.sizes.append(len(pictures))
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.sizes.append(len(images))
         self.threads.add(threading.get_ident())
         time.sleep(self.seconds)
-        return pictures[:, 0, 0, :1].astype(np.float64)
+        return images[:, 0, 0, :1].astype(np.float64)
 
 
-def picture(value: int) -> np.ndarray:
+def image(value: int) -> np.ndarray:
     return np.full((2, 2, 1), value, np.uint8)
 
 
@@ -55,7 +55,7 @@ def test_what_waits_goes_together_and_everybody_gets_his_own():
     network = Network()
 
     async def work(batcher: Batcher) -> None:
-        found = await asyncio.gather(*(batcher.submit(picture(i)) for i in range(40)))
+        found = await asyncio.gather(*(batcher.submit(image(i)) for i in range(40)))
         assert [each[0] for each in found] == list(range(40))
 
     run(work, network)
@@ -70,7 +70,7 @@ def test_a_single_client_never_waits_for_company():
     async def work(batcher: Batcher) -> None:
         for i in range(3):
             started = time.perf_counter()
-            await batcher.submit(picture(i))
+            await batcher.submit(image(i))
             assert time.perf_counter() - started < 5
 
     run(work, network, window=60.0)
@@ -83,10 +83,10 @@ def test_a_batch_waits_for_what_is_on_its_way_and_no_longer_than_the_window():
     async def slow(batcher: Batcher, value: int, seconds: float) -> None:
         with batcher.on_the_way():
             await asyncio.sleep(seconds)
-        await batcher.submit(picture(value))
+        await batcher.submit(image(value))
 
     async def together(batcher: Batcher) -> None:
-        await asyncio.gather(slow(batcher, 1, 0.05), batcher.submit(picture(2)))
+        await asyncio.gather(slow(batcher, 1, 0.05), batcher.submit(image(2)))
 
     run(together, network, window=30.0)
     assert network.sizes == [2]
@@ -95,14 +95,14 @@ def test_a_batch_waits_for_what_is_on_its_way_and_no_longer_than_the_window():
     assert network.sizes == [1, 1]
 
 
-def test_a_batch_that_fails_fails_its_own_pictures_only():
-    def answer(pictures: np.ndarray) -> np.ndarray:
-        if (pictures == 7).any():
+def test_a_batch_that_fails_fails_its_own_images_only():
+    def answer(images: np.ndarray) -> np.ndarray:
+        if (images == 7).any():
             raise ValueError("seven")
-        return pictures[:, 0, 0, :1]
+        return images[:, 0, 0, :1]
 
     async def work(batcher: Batcher) -> None:
-        found = await asyncio.gather(*(batcher.submit(picture(i)) for i in (1, 7, 2, 3)), return_exceptions=True)
+        found = await asyncio.gather(*(batcher.submit(image(i)) for i in (1, 7, 2, 3)), return_exceptions=True)
         assert [str(each) if isinstance(each, ValueError) else int(each[0]) for each in found] == [1, "seven", 2, 3]  # type: ignore[index]
 
     run(work, answer, most=1)  # type: ignore[arg-type]
@@ -112,8 +112,8 @@ def test_a_client_that_goes_takes_nobody_along():
     network = Network(0.05)
 
     async def work(batcher: Batcher) -> None:
-        first = asyncio.create_task(batcher.submit(picture(1)))
-        rest = [asyncio.create_task(batcher.submit(picture(i))) for i in (2, 3, 4)]
+        first = asyncio.create_task(batcher.submit(image(1)))
+        rest = [asyncio.create_task(batcher.submit(image(i))) for i in (2, 3, 4)]
         await asyncio.sleep(0.01)
         first.cancel()
         rest[0].cancel()
@@ -126,7 +126,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_back():
     async def work(batcher: Batcher) -> None:
         with batcher.room(3), batcher.room(2):
             assert batcher.full
-            with pytest.raises(RefusedError, match="5 pictures wait") as refused, batcher.room(1):
+            with pytest.raises(RefusedError, match="5 images wait") as refused, batcher.room(1):
                 raise AssertionError("let in")
             assert refused.value.status == 503
             assert refused.value.retry_after == 1
@@ -147,10 +147,10 @@ def test_clients_share_batches_and_get_their_own_answers(model: Path):
     expected = {seed: classifier.predict(png(seed, seed % 3)).probability for seed in range(24)}
     sizes, answer = list[int](), classifier.probabilities
 
-    def slow(pictures: np.ndarray) -> np.ndarray:
-        sizes.append(len(pictures))
+    def slow(images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
         time.sleep(0.05)
-        return answer(pictures)
+        return answer(images)
 
     classifier.probabilities = slow  # type: ignore[method-assign]
     with client(classifier, Limits(batch=8)) as web, ThreadPoolExecutor(12) as clients:
@@ -162,7 +162,7 @@ def test_clients_share_batches_and_get_their_own_answers(model: Path):
         sizes.clear()
         found = dict(zip(expected, clients.map(ask, expected), strict=True))
     assert found == pytest.approx(expected, abs=1e-6)
-    assert max(sizes) >= 4, "pictures of several clients in one batch"
+    assert max(sizes) >= 4, "images of several clients in one batch"
     assert max(sizes) <= 8
     assert sum(sizes) == 24
 
@@ -171,13 +171,13 @@ def test_a_full_queue_refuses_and_serves_on(model: Path):
     classifier = load(model)
     answer, go = classifier.probabilities, threading.Event()
 
-    def blocked(pictures: np.ndarray) -> np.ndarray:
+    def blocked(images: np.ndarray) -> np.ndarray:
         go.wait(20)
-        return answer(pictures)
+        return answer(images)
 
     go.set()
     classifier.probabilities = blocked  # type: ignore[method-assign]
-    with client(classifier, Limits(batch=2, queue=4, pictures=4)) as web, ThreadPoolExecutor(4) as clients:
+    with client(classifier, Limits(batch=2, queue=4, images=4)) as web, ThreadPoolExecutor(4) as clients:
         go.clear()
         waiting = [clients.submit(web.post, "/predict", content=png(i), headers=OCTETS) for i in range(4)]
         until(lambda: web.service.batcher.in_hand == 4)
@@ -190,19 +190,19 @@ def test_a_full_queue_refuses_and_serves_on(model: Path):
         assert web.post("/predict", files=files(png())).status_code == 200
 
 
-def test_large_pictures_do_not_hold_up_small_ones(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_images_do_not_hold_up_small_ones(model: Path, monkeypatch: pytest.MonkeyPatch):
     from linnaeus.serve import service
 
     monkeypatch.setattr(service, "LARGE", 2000)  # so that 50 x 50 pixels are large
     classifier = load(model)
-    load_picture, go = classifier.preprocessing.load, threading.Event()
+    load_image, go = classifier.preprocessing.load, threading.Event()
     with client(classifier) as web, ThreadPoolExecutor(8) as clients:
         large = png(size=(50, 50))
 
         def slow(data: bytes) -> np.ndarray:
             if data == large:
                 go.wait(20)
-            return load_picture(data)
+            return load_image(data)
 
         object.__setattr__(classifier.preprocessing, "load", slow)
         waiting = [clients.submit(web.post, "/predict", content=large, headers=OCTETS) for _ in range(6)]

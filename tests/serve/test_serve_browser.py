@@ -97,18 +97,18 @@ DROP = """([name, data]) => {
 }"""
 
 
-def test_chosen_pasted_and_dropped_pictures_are_answered_as_by_predict(open_page: Open, classifier: Classifier):
+def test_chosen_pasted_and_dropped_images_are_answered_as_by_predict(open_page: Open, classifier: Classifier):
     page = known(open_page())
-    pictures = [png(seed, seed % 3) for seed in range(4)]
-    give(page, ("a.png", pictures[0]), ("b.png", pictures[1]))
+    images = [png(seed, seed % 3) for seed in range(4)]
+    give(page, ("a.png", images[0]), ("b.png", images[1]))
     answered(page, 2)
-    page.evaluate(PASTE, ["image.png", list(pictures[2])])
+    page.evaluate(PASTE, ["image.png", list(images[2])])
     answered(page, 3)
-    page.evaluate(DROP, ["d.png", list(pictures[3])])
+    page.evaluate(DROP, ["d.png", list(images[3])])
     answered(page, 4)
     names = page.locator(".path span").all_inner_texts()
     assert names == ["d.png", "clipboard-1.png", "a.png", "b.png"], "the newest first"
-    expected = [classifier.predict(pictures[i]) for i in (3, 2, 0, 1)]
+    expected = [classifier.predict(images[i]) for i in (3, 2, 0, 1)]
     assert page.locator(".headline b").all_inner_texts() == [each.name for each in expected]
     shares = page.locator(".bars li:first-child .number").all_inner_texts()
     assert shares == [f"{each.probability:.1%}" for each in expected]
@@ -126,7 +126,7 @@ def test_a_broken_and_a_huge_file_are_said_and_the_rest_answered(open_page: Open
     assert len(failed) == 3
     assert "truncated" in failed[0] or "cut short" in failed[0]
     assert failed[1] == EN["too_large"].format(size="30 KiB", most="20 KiB"), "without asking the server"
-    assert failed[2] == "not a picture, or of a kind that is not read"
+    assert failed[2] == "not an image, or of a kind that is not read"
     assert page.locator("#progress").inner_text() == "1 of 4 answered, 3 failed"
 
 
@@ -143,7 +143,7 @@ def test_the_table_is_copied_and_downloaded_without_harm(open_page: Open, classi
     assert [each["path"] for each in rows] == [f"'{EVIL}", 'a "quoted", name.png', "broken.png"]
     best = classifier.predict(png(1))
     assert (rows[0]["name_1"], rows[0]["probability_1"]) == (best.name, f"{best.probability:.6f}")
-    assert rows[2]["error"] == "not a picture, or of a kind that is not read"
+    assert rows[2]["error"] == "not an image, or of a kind that is not read"
     page.locator("#copy").click()
     page.get_by_role("button", name=EN["copied"]).wait_for()
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
@@ -158,13 +158,13 @@ def test_the_heat_map_comes_and_goes(open_page: Open):
     assert button.get_attribute("aria-pressed") == "false"
     button.focus()
     page.keyboard.press("Enter")
-    page.locator(".picture img").wait_for()
-    assert page.locator(".picture img").evaluate("e => e.complete && e.naturalWidth") == 28
+    page.locator(".image img").wait_for()
+    assert page.locator(".image img").evaluate("e => e.complete && e.naturalWidth") == 28
     assert button.get_attribute("aria-pressed") == "true"
     assert page.evaluate("document.activeElement.dataset.act") == "heat", "the focus stays where it was"
     page.keyboard.press("Space")
-    page.locator(".picture canvas").wait_for()
-    assert page.locator(".picture img").count() == 0
+    page.locator(".image canvas").wait_for()
+    assert page.locator(".image img").count() == 0
 
 
 def test_many_files_are_asked_a_few_at_a_time(open_page: Open):
@@ -206,7 +206,7 @@ def test_a_server_that_goes_is_missed_and_found_again(browser: Any, classifier: 
 
 
 def test_a_full_server_is_asked_again(browser: Any, classifier: Classifier):
-    with Threaded(classifier, Limits(queue=2, pictures=2)) as server:
+    with Threaded(classifier, Limits(queue=2, images=2)) as server:
         page = browser.new_page()
         page.goto(server.address)
         known(page)

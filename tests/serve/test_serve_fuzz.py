@@ -23,7 +23,7 @@ EXAMPLES = 150  # of each route
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
     classifier = load(write_model_with_opinions(tmp_path_factory.mktemp("model")))
-    with Threaded(classifier, Limits(request_bytes=100_000, pictures=4, body_seconds=0.5, header_seconds=0.5)) as found:
+    with Threaded(classifier, Limits(request_bytes=100_000, images=4, body_seconds=0.5, header_seconds=0.5)) as found:
         yield found
 
 
@@ -35,7 +35,7 @@ def conforming(statuses: set[int]) -> Any:
     def test(case: Any) -> None:
         answer = case.call()
         statuses.add(answer.status_code)
-        # A text that fits the schema is no picture yet: it may be refused.
+        # A text that fits the schema is no image yet: it may be refused.
         case.validate_response(answer, excluded_checks=[positive_data_acceptance])
 
     return test
@@ -60,8 +60,8 @@ def test_schemathesis_finds_nothing(server: Threaded):
 
 def test_bytes_that_nearly_are_a_request(server: Threaded):
     """A good request with a few bytes changed, cut or doubled: never a failure of ours, and the server lives on."""
-    picture = png()
-    part = b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
+    image = png()
+    part = b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.png"\r\n\r\n' + image + b"\r\n--x--\r\n"
     head = (
         "POST /predict?top=2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(part)}\r\n\r\n"
@@ -82,10 +82,10 @@ def test_bytes_that_nearly_are_a_request(server: Threaded):
         statuses.add(said[9:12])
     assert {b"200", b"400", b"422"} <= statuses
     assert not any(status.startswith(b"5") for status in statuses), statuses
-    assert server.ask(picture).status_code == 200
+    assert server.ask(image).status_code == 200
 
 
-def test_dirty_pictures_are_answered_or_refused(server: Threaded, shared_data: Path):
+def test_dirty_images_are_answered_or_refused(server: Threaded, shared_data: Path):
     """Every file of the folder that broke decoders: bombs, cut files, wrong headers."""
     files = [p for p in sorted((shared_data / "dirty").rglob("*")) if p.is_file()]
     assert len(files) > 400

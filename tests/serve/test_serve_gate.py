@@ -21,7 +21,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 
 @pytest.fixture(scope="module")
 def web(classifier: Classifier) -> Iterator[Client]:
-    with client(classifier, Limits(request_bytes=50_000, pictures=4, pixels=1_000_000)) as found:
+    with client(classifier, Limits(request_bytes=50_000, images=4, pixels=1_000_000)) as found:
         yield found
 
 
@@ -89,7 +89,7 @@ def test_every_answer_has_the_security_headers(web: Client, path: str):
 def test_a_failure_of_ours_is_one_line_too(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
     with client(classifier) as web:
 
-        def broken(pictures: np.ndarray) -> np.ndarray:
+        def broken(images: np.ndarray) -> np.ndarray:
             raise RuntimeError("secret")
 
         monkeypatch.setattr(web.service.batcher, "_answer", broken)

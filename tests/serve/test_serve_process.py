@@ -195,6 +195,6 @@ def test_what_cannot_be_served_is_said_in_one_line(say: Any, model: Path, server
     assert [line.split()[0] for line in taken.err.splitlines()] == ["loading", "model", "error:"]
     assert f"--port {server.port}: is taken on 127.0.0.1" in taken.err
     assert "no such address" in say("serve", model, "--host", "no.such.host.invalid").err
-    assert "--max-pictures 32" in say("serve", model, "--queue", "8").err
+    assert "--max-images 32" in say("serve", model, "--queue", "8").err
     assert "--token" in say("serve", model, "--token", "ä").err
     assert say("serve", model.parent / "nothing").status == 2

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from served import OCTETS, Client, client, error, files, png, until, write_model_with_opinions
-from tiny import write_pictures
+from tiny import write_images
 
 from linnaeus.cli import serve as cli_serve
 from linnaeus.console import Console
@@ -30,54 +30,54 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 
 @pytest.fixture(scope="module")
 def web(classifier: Classifier) -> Iterator[Client]:
-    with client(classifier, Limits(request_bytes=50_000, pictures=4, pixels=1_000_000)) as found:
+    with client(classifier, Limits(request_bytes=50_000, images=4, pixels=1_000_000)) as found:
         yield found
 
 
 def test_every_way_of_sending_gives_what_predict_gives(web: Client, classifier: Classifier):
-    pictures = [png(seed, seed % 3) for seed in range(3)]
-    expected = [each.to_dict(2) for each in classifier.predict(pictures)]
-    text = [base64.b64encode(each).decode() for each in pictures]
+    images = [png(seed, seed % 3) for seed in range(3)]
+    expected = [each.to_dict(2) for each in classifier.predict(images)]
+    text = [base64.b64encode(each).decode() for each in images]
 
-    multipart = web.post("/predict?top=2", files=files(*pictures)).json()["predictions"]
+    multipart = web.post("/predict?top=2", files=files(*images)).json()["predictions"]
     plain = web.post("/predict?top=2", json={"pictures": text}).json()["predictions"]
     named = [{"name": "a", "data": f"data:image/png;base64,{each}"} for each in text]
     data = web.post("/predict?top=2", json={"pictures": named}).json()["predictions"]
-    raw = [web.post("/predict?top=2", content=each, headers={"Content-Type": "image/png"}) for each in pictures]
+    raw = [web.post("/predict?top=2", content=each, headers={"Content-Type": "image/png"}) for each in images]
 
-    assert len({json.dumps(each["top"]) for each in expected}) == 3, "a server that mixes pictures up would be seen"
-    for found, path in ((multipart, "{}.png"), (plain, "picture {}"), (data, "a")):
+    assert len({json.dumps(each["top"]) for each in expected}) == 3, "a server that mixes images up would be seen"
+    for found, path in ((multipart, "{}.png"), (plain, "image {}"), (data, "a")):
         for i, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert a["path"] == path.format(i if path == "{}.png" else i + 1)
             assert [each["class"] for each in a["top"]] == [each["class"] for each in b["top"]]
             assert [e["probability"] for e in a["top"]] == pytest.approx([e["probability"] for e in b["top"]], abs=1e-6)
             assert {**a, "path": "", "top": []} == {**b, "path": "", "top": []}
-    alone = [classifier.predict(each).to_dict(2)["top"] for each in pictures]
+    alone = [classifier.predict(each).to_dict(2)["top"] for each in images]
     assert [each.json()["predictions"][0]["top"] for each in raw] == alone, "to the last bit"
 
 
 def test_json_lines_are_those_of_predict(web: Client, classifier: Classifier):
-    answer = web.post("/predict", files=files(png(1), names=("picture 1",)), headers={"Accept": "application/x-ndjson"})
+    answer = web.post("/predict", files=files(png(1), names=("image 1",)), headers={"Accept": "application/x-ndjson"})
     assert answer.headers["content-type"] == "application/x-ndjson"
     assert json.loads(answer.text) == classifier.predict(png(1)).to_dict()
 
 
-def test_one_broken_picture_does_not_stop_the_rest(web: Client):
+def test_one_broken_image_does_not_stop_the_rest(web: Client):
     answer = web.post("/predict", files=files(png(), b"nothing", png(1)))
     assert answer.status_code == 200
     found = answer.json()["predictions"]
-    assert [each["error"] for each in found] == [None, "not a picture, or of a kind that is not read", None]
+    assert [each["error"] for each in found] == [None, "not an image, or of a kind that is not read", None]
     assert [len(each["top"]) for each in found] == [3, 0, 3]
 
 
-def test_where_no_picture_can_be_read_the_status_says_so(web: Client):
+def test_where_no_image_can_be_read_the_status_says_so(web: Client):
     for body in (b"nothing", png()[:60]):
         answer = web.post("/predict", content=body, headers=OCTETS)
         assert answer.status_code == 422
         assert answer.json()["predictions"][0]["error"]
 
 
-def test_hostile_pictures_are_only_unreadable(web: Client, shared_data: Path):
+def test_hostile_images_are_only_unreadable(web: Client, shared_data: Path):
     """Bombs, truncated files and whatever else broke a decoder once: an answer for each, and the server lives on."""
     folder = shared_data / "dirty"
     some = [p for p in sorted(folder.rglob("*")) if p.is_file() and 0 < p.stat().st_size < 49_000][::4]
@@ -143,23 +143,23 @@ PART = b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.png"\r\n\r
         (b"abc", {}, 415, "Content-Type says nothing"),
         (b"abc", {"Content-Type": "text/html"}, 415, "Content-Type says text/html"),
         (b"abc", {**OCTETS, "Content-Encoding": "gzip"}, 415, "Content-Encoding"),
-        (b"", OCTETS, 422, "no picture"),
+        (b"", OCTETS, 422, "no image"),
         (b"x" * 50_001, OCTETS, 413, "over 50,000 bytes"),
         (b"{", {"Content-Type": "application/json"}, 422, "not JSON"),
         (b"[" * 20_000, {"Content-Type": "application/json"}, 422, "not JSON"),
         (b"[]", {"Content-Type": "application/json"}, 422, "pictures"),
-        (b'{"pictures": []}', {"Content-Type": "application/json"}, 422, "no picture"),
-        (b'{"pictures": [1]}', {"Content-Type": "application/json"}, 422, "picture 1"),
-        (b'{"pictures": ["", "?"]}', {"Content-Type": "application/json"}, 422, "picture 2 is not base64"),
-        (b'{"pictures": ["", "", "", "", ""]}', {"Content-Type": "application/json"}, 413, "more than 4 pictures"),
+        (b'{"pictures": []}', {"Content-Type": "application/json"}, 422, "no image"),
+        (b'{"pictures": [1]}', {"Content-Type": "application/json"}, 422, "image 1"),
+        (b'{"pictures": ["", "?"]}', {"Content-Type": "application/json"}, 422, "image 2 is not base64"),
+        (b'{"pictures": ["", "", "", "", ""]}', {"Content-Type": "application/json"}, 413, "more than 4 images"),
         (PART, {"Content-Type": "multipart/form-data"}, 422, "boundary"),
         (PART, {"Content-Type": "multipart/form-data; boundary=y"}, 422, "not multipart"),
         (PART[:-8], MULTIPART, 422, "no end"),
         (PART.replace(b"; filename=\"a.png\"", b""), MULTIPART, 422, "the field 'p' is no file"),
-        (PART.replace(b"a.png", b""), MULTIPART, 422, "no picture"),
+        (PART.replace(b"a.png", b""), MULTIPART, 422, "no image"),
         (PART.replace(b"a.png", b"a" * 9000), MULTIPART, 422, "not multipart"),
         (PART.replace(b"--x\r\n", b"--x\r\n" + b"X: 1\r\n" * 40), MULTIPART, 422, "not multipart"),
-        (PART.removesuffix(b"--x--\r\n") * 5 + b"--x--\r\n", MULTIPART, 413, "more than 4 pictures"),
+        (PART.removesuffix(b"--x--\r\n") * 5 + b"--x--\r\n", MULTIPART, 413, "more than 4 images"),
     ],
 )  # fmt: skip
 def test_what_is_no_request_is_refused_in_one_line(
@@ -208,7 +208,7 @@ def test_the_model_says_what_it_is_and_not_where(classifier: Classifier, tmp_pat
 
 
 def test_health_ready_and_metrics(classifier: Classifier):
-    with client(classifier, Limits(queue=4, pictures=4)) as web:
+    with client(classifier, Limits(queue=4, images=4)) as web:
         assert web.get("/health").json() == {"status": "ok"}
         assert web.get("/ready").status_code == 200
         web.post("/predict", files=files(png(), b"broken"))
@@ -236,7 +236,7 @@ def test_an_unsure_answer_says_so(classifier: Classifier, monkeypatch: pytest.Mo
 
 def test_what_looks_alike_comes_with_the_explanation(tmp_path: Path):
     model = write_model_with_opinions(tmp_path)
-    source = write_pictures(tmp_path / "source", each=4)
+    source = write_images(tmp_path / "source", each=4)
     service = Service(load(model))
     with comparing(service, str(source), Console(quiet=True)):
         until(lambda: service.gallery is not None)
@@ -258,7 +258,7 @@ def test_a_source_that_is_gone_is_a_warning(tmp_path: Path, capfd: pytest.Captur
     with comparing(service, str(tmp_path / "gone"), Console(quiet=True)):
         pass
     assert service.gallery is None
-    assert "no training pictures to compare with" in capfd.readouterr().err
+    assert "no training images to compare with" in capfd.readouterr().err
 
 
 def test_comparing_ends_with_the_server(tmp_path: Path):
@@ -289,8 +289,8 @@ class NoNetwork:
     def __init__(self, run: Any):
         self._run, self.device = run, run.device
 
-    def __call__(self, pictures: Any) -> Any:
-        return self._run(pictures)
+    def __call__(self, images: Any) -> Any:
+        return self._run(images)
 
 
 @pytest.mark.parametrize(

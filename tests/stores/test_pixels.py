@@ -30,14 +30,14 @@ N = 12
 
 
 @dataclass
-class Pictures:
+class Images:
     """As much of a table as a store needs."""
 
     paths: tuple[str, ...] | None = None
     images: np.ndarray | None = None
     members: None = None
 
-    def picture(self, i: int) -> str | np.ndarray:
+    def image(self, i: int) -> str | np.ndarray:
         if self.paths is not None:
             return self.paths[i]
         assert self.images is not None
@@ -48,21 +48,21 @@ class Pictures:
 
 
 def draw(path: Path, seed: int) -> str:
-    """A picture whose size and content depend on the seed."""
+    """An image whose size and content depend on the seed."""
     rng = np.random.default_rng(seed)
-    picture = rng.integers(0, 255, (20 + seed % 5, 24 + seed % 7, 3), np.uint8)
-    Image.fromarray(picture if seed % 2 else picture.swapaxes(0, 1)).save(path)
+    image = rng.integers(0, 255, (20 + seed % 5, 24 + seed % 7, 3), np.uint8)
+    Image.fromarray(image if seed % 2 else image.swapaxes(0, 1)).save(path)
     return str(path)
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Pictures:
-    """Twelve pictures, the fifth of them broken."""
+def table(tmp_path: Path) -> Images:
+    """Twelve images, the fifth of them broken."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     paths = [draw(folder / f"{k} ü.png", k) for k in range(N)]
-    Path(paths[4]).write_bytes(b"no picture")
-    return Pictures(tuple(paths))
+    Path(paths[4]).write_bytes(b"no image")
+    return Images(tuple(paths))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the pictures that were decoded, in the order of finishing."""
+    """The names of the images that were decoded, in the order of finishing."""
     names: list[str] = []
 
     def counting(source: str | np.ndarray, spec: RowSpec) -> np.ndarray:
@@ -83,8 +83,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def check(store: PixelStore | StreamedRows, table: Pictures, indices: np.ndarray, spec: RowSpec = SPEC) -> None:
-    """Every row is the picture that it should be."""
+def check(store: PixelStore | StreamedRows, table: Images, indices: np.ndarray, spec: RowSpec = SPEC) -> None:
+    """Every row is the image that it should be."""
     assert table.paths is not None
     assert len(store) == len(indices)
     for k, i in enumerate(indices):
@@ -101,7 +101,7 @@ def check(store: PixelStore | StreamedRows, table: Pictures, indices: np.ndarray
 
 @pytest.mark.parametrize("with_cache", [True, False])
 @pytest.mark.parametrize("spec", [SPEC, RowSpec(16, "squash"), RowSpec(20, "pad", channels=1)])
-def test_rows_are_the_pictures(table: Pictures, cache: Cache, with_cache: bool, spec: RowSpec):
+def test_rows_are_the_images(table: Images, cache: Cache, with_cache: bool, spec: RowSpec):
     calls: list[tuple[int, int]] = []
     indices = np.array([7, 3, 4, 0, 11, 3])
     store = build_pixels(
@@ -114,7 +114,7 @@ def test_rows_are_the_pictures(table: Pictures, cache: Cache, with_cache: bool, 
     assert isinstance(store, PixelStore)
     check(store, table, indices, spec)
     assert calls == [(done, 6) for done in range(1, 7)]
-    assert store.failed == {2: "not a picture, or of a kind that is not read"}
+    assert store.failed == {2: "not an image, or of a kind that is not read"}
     assert store.uniform == (None if spec.fit == "crop" else (spec.size, spec.size))
     assert store.data.dtype == np.uint8
     assert store.nbytes == len(store.data)
@@ -126,7 +126,7 @@ def test_rows_are_the_pictures(table: Pictures, cache: Cache, with_cache: bool, 
 @pytest.mark.parametrize("with_cache", [True, False])
 @pytest.mark.parametrize("spec", [SPEC, RowSpec(16, "squash")])
 def test_gather_pads_with_zeros(
-    table: Pictures, cache: Cache, with_cache: bool, spec: RowSpec, monkeypatch: pytest.MonkeyPatch
+    table: Images, cache: Cache, with_cache: bool, spec: RowSpec, monkeypatch: pytest.MonkeyPatch
 ):
     store = build_pixels(table, np.arange(N), spec, cache=cache if with_cache else None)
     monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 255, dtype))  # fresh memory is often zero
@@ -146,7 +146,7 @@ def test_gather_pads_with_zeros(
         store.gather(np.array([0, 4]))
 
 
-def test_built_once(table: Pictures, cache: Cache, decoded: list[str]):
+def test_built_once(table: Images, cache: Cache, decoded: list[str]):
     """The second run decodes nothing; nor does one that wants some of the rows, in another order, or other copies."""
     build_pixels(table, np.arange(N), SPEC, cache=cache)
     assert len(decoded) == N
@@ -159,7 +159,7 @@ def test_built_once(table: Pictures, cache: Cache, decoded: list[str]):
     assert len(decoded) == 2 * N
 
 
-def test_threads_change_nothing(table: Pictures, tmp_path: Path):
+def test_threads_change_nothing(table: Images, tmp_path: Path):
     files = []
     for threads in (1, 7):
         cache = Cache(tmp_path / str(threads), 1 << 30)
@@ -170,7 +170,7 @@ def test_threads_change_nothing(table: Pictures, tmp_path: Path):
     assert files[0] == files[1]
 
 
-def test_only_what_changed_is_decoded_again(table: Pictures, cache: Cache, decoded: list[str]):
+def test_only_what_changed_is_decoded_again(table: Images, cache: Cache, decoded: list[str]):
     assert table.paths is not None
     build_pixels(table, np.arange(N), SPEC, cache=cache)
     decoded.clear()
@@ -180,13 +180,13 @@ def test_only_what_changed_is_decoded_again(table: Pictures, cache: Cache, decod
     check(store, table, np.arange(N))
 
 
-def test_content_hash_ignores_name_and_time(table: Pictures, cache: Cache, decoded: list[str], tmp_path: Path):
-    """Where asked for: moved and touched pictures are known again, altered ones with the same time are not."""
+def test_content_hash_ignores_name_and_time(table: Images, cache: Cache, decoded: list[str], tmp_path: Path):
+    """Where asked for: moved and touched images are known again, altered ones with the same time are not."""
     assert table.paths is not None
     build_pixels(table, np.arange(N), SPEC, cache=cache, hash_content=True)
     decoded.clear()
     (tmp_path / "pictures").rename(tmp_path / "moved")
-    moved = Pictures(tuple(str(tmp_path / "moved" / Path(path).name) for path in table.paths))
+    moved = Images(tuple(str(tmp_path / "moved" / Path(path).name) for path in table.paths))
     assert moved.paths is not None
     os.utime(moved.paths[0])
     check(build_pixels(moved, np.arange(N), SPEC, cache=cache, hash_content=True), moved, np.arange(N))
@@ -198,8 +198,8 @@ def test_content_hash_ignores_name_and_time(table: Pictures, cache: Cache, decod
     assert decoded == ["1 ü.png"]
 
 
-def test_passing_failures_are_tried_again(table: Pictures, cache: Cache, decoded: list[str]):
-    """A missing picture that comes back is found; one that stays away does not spoil the store."""
+def test_passing_failures_are_tried_again(table: Images, cache: Cache, decoded: list[str]):
+    """A missing image that comes back is found; one that stays away does not spoil the store."""
     assert table.paths is not None
     Path(table.paths[2]).rename(table.paths[2] + ".away")
     for _ in range(2):
@@ -214,8 +214,8 @@ def test_passing_failures_are_tried_again(table: Pictures, cache: Cache, decoded
     check(store, table, np.arange(N))
 
 
-def test_pictures_that_could_not_be_read_this_time(table: Pictures, cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    """A failing disk, or too little memory, is not held against a picture for ever."""
+def test_images_that_could_not_be_read_this_time(table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    """A failing disk, or too little memory, is not held against an image for ever."""
 
     def failing(source: str | np.ndarray, spec: RowSpec) -> np.ndarray:
         if isinstance(source, str) and source.endswith("8 ü.png"):
@@ -247,7 +247,7 @@ def alter(path: Path) -> None:
 )
 @pytest.mark.parametrize("name", [ROWS, "index.npy", "failed.json", "header.json"])
 def test_a_harmed_store_is_rebuilt(
-    table: Pictures, cache: Cache, decoded: list[str], harm: Callable[[Path], None], name: str
+    table: Images, cache: Cache, decoded: list[str], harm: Callable[[Path], None], name: str
 ):
     store = build_pixels(table, np.arange(N), SPEC, cache=cache)
     assert isinstance(store, PixelStore)
@@ -284,7 +284,7 @@ def slowly(source, spec):
 decoding.load_row = slowly
 class table:
     images = members = None
-    picture = paths.__getitem__
+    image = paths.__getitem__
 table.paths = paths
 try:
     build_pixels(table, np.arange(len(paths)), RowSpec(16), cache=Cache(Path(root), 1 << 30), threads=1)
@@ -293,7 +293,7 @@ except Exception as error:
 """
 
 
-def child(cache: Cache, table: Pictures, pause: float, limit: int = 0) -> subprocess.Popen[str]:
+def child(cache: Cache, table: Images, pause: float, limit: int = 0) -> subprocess.Popen[str]:
     assert table.paths is not None
     command = [sys.executable, "-c", CHILD, str(cache.root), str(pause), str(limit), *table.paths]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
@@ -301,7 +301,7 @@ def child(cache: Cache, table: Pictures, pause: float, limit: int = 0) -> subpro
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
-def test_a_killed_build_goes_on(table: Pictures, cache: Cache, decoded: list[str], tmp_path: Path, kills: int):
+def test_a_killed_build_goes_on(table: Images, cache: Cache, decoded: list[str], tmp_path: Path, kills: int):
     """After kill -9 what was written is not decoded again, and the bytes are those of a build that ran through."""
     for _ in range(kills):
         process = child(cache, table, 0.05)
@@ -327,7 +327,7 @@ def test_a_killed_build_goes_on(table: Pictures, cache: Cache, decoded: list[str
 @pytest.mark.parametrize("file", ["rows.bin", "journal.bin", "reasons.jsonl"])
 @pytest.mark.parametrize("harm", [alter, lambda path: os.truncate(path, path.stat().st_size * 2 // 3)])
 def test_a_torn_partial_is_cut_back(
-    table: Pictures, cache: Cache, file: str, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    table: Images, cache: Cache, file: str, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ):
     """After a power cut any of the three files may be short or hold zeros: only rows that check are kept."""
 
@@ -346,7 +346,7 @@ def test_a_torn_partial_is_cut_back(
     check(build_pixels(table, np.arange(N), SPEC, cache=cache), table, np.arange(N))
 
 
-def test_two_processes_at_once_decode_once(table: Pictures, cache: Cache):
+def test_two_processes_at_once_decode_once(table: Images, cache: Cache):
     processes = [child(cache, table, 0.02) for _ in range(2)]
     lines = [process.communicate(timeout=60)[0].splitlines() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -355,7 +355,7 @@ def test_two_processes_at_once_decode_once(table: Pictures, cache: Cache):
 
 
 def test_two_threads_at_once_build_once(
-    table: Pictures, cache: Cache, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+    table: Images, cache: Cache, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     built: list[str] = []
     commit = Cache.commit
@@ -380,7 +380,7 @@ def test_two_threads_at_once_build_once(
     assert len(built) == 1
 
 
-def test_a_full_disk_is_one_line(table: Pictures, cache: Cache):
+def test_a_full_disk_is_one_line(table: Images, cache: Cache):
     """A limit on the size of files stands for it: the write fails in the middle of a row."""
     process = child(cache, table, 0, limit=5000)
     *names, last = process.communicate(timeout=60)[0].splitlines()
@@ -391,7 +391,7 @@ def test_a_full_disk_is_one_line(table: Pictures, cache: Cache):
     check(build_pixels(table, np.arange(N), SPEC, cache=cache), table, np.arange(N))
 
 
-def test_too_little_disk_leaves_nothing(table: Pictures, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_disk_leaves_nothing(table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Cache, "_free", lambda self: 1000)
     with pytest.raises(UserError, match="too full"):
         build_pixels(table, np.arange(N), SPEC, cache=cache)
@@ -401,7 +401,7 @@ def test_too_little_disk_leaves_nothing(table: Pictures, cache: Cache, monkeypat
 # Streaming
 
 
-def test_over_budget_streams(table: Pictures, tmp_path: Path, decoded: list[str]):
+def test_over_budget_streams(table: Images, tmp_path: Path, decoded: list[str]):
     """The unreadable are found before training, and remembered; rows and batches are those of a store."""
     cache = Cache(tmp_path / "cache", 5000)
     store = build_pixels(table, np.arange(N), SPEC, cache=cache)
@@ -424,14 +424,14 @@ def test_over_budget_streams(table: Pictures, tmp_path: Path, decoded: list[str]
     assert not list(cache.root.glob("*.partial"))
 
 
-def test_no_budget_at_all_streams_too(table: Pictures, tmp_path: Path):
+def test_no_budget_at_all_streams_too(table: Images, tmp_path: Path):
     store = build_pixels(table, np.arange(N), RowSpec(16, "squash"), cache=Cache(tmp_path / "cache", 0))
     assert isinstance(store, StreamedRows)
     assert set(store.failed) == {4}
     assert store.uniform == (16, 16)
 
 
-def test_an_estimate_that_was_low_ends_in_streaming(table: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_estimate_that_was_low_ends_in_streaming(table: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoding.Decoding, "estimate", lambda self: 1000)
     cache = Cache(tmp_path / "cache", 5000)
     assert isinstance(build_pixels(table, np.arange(N), SPEC, cache=cache), StreamedRows)
@@ -440,7 +440,7 @@ def test_an_estimate_that_was_low_ends_in_streaming(table: Pictures, tmp_path: P
     check(build_pixels(table, np.arange(N), SPEC, cache=large), table, np.arange(N))
 
 
-def test_a_picture_lost_while_streaming_is_named(table: Pictures, tmp_path: Path):
+def test_a_image_lost_while_streaming_is_named(table: Images, tmp_path: Path):
     assert table.paths is not None
     store = build_pixels(table, np.arange(N), SPEC, cache=Cache(tmp_path / "cache", 0))
     Path(table.paths[1]).unlink()
@@ -453,22 +453,22 @@ def test_a_picture_lost_while_streaming_is_named(table: Pictures, tmp_path: Path
 
 def test_arrays_of_the_right_size_are_not_copied(cache: Cache):
     images = np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), np.uint8)
-    store = build_pixels(Pictures(images=images), np.arange(9), SPEC, cache=cache)
+    store = build_pixels(Images(images=images), np.arange(9), SPEC, cache=cache)
     assert isinstance(store, PixelStore)
     assert np.shares_memory(store.data, images)
     assert store.uniform == (16, 16)
     assert cache.entries() == []
-    some = build_pixels(Pictures(images=images), np.array([5, 2]), SPEC, cache=cache)
+    some = build_pixels(Images(images=images), np.array([5, 2]), SPEC, cache=cache)
     assert np.array_equal(some.gather(np.array([1, 0]))[0], images[[2, 5]])
 
 
 def test_channels_of_arrays():
     """Gray is repeated; luma is the one that files get."""
     images = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
-    gray = build_pixels(Pictures(images=images), np.arange(4), RowSpec(16, channels=1), cache=None)
+    gray = build_pixels(Images(images=images), np.arange(4), RowSpec(16, channels=1), cache=None)
     for k in range(4):
         assert np.array_equal(gray.row(k), load_row(images[k], RowSpec(16, channels=1)))
-    color = build_pixels(Pictures(images=images[..., 0]), np.arange(4), SPEC, cache=None)
+    color = build_pixels(Images(images=images[..., 0]), np.arange(4), SPEC, cache=None)
     assert np.array_equal(color.row(2), np.repeat(images[2, :, :, :1], 3, 2))
     flat = PixelStore.from_arrays(images[..., 0])
     assert flat.channels == 1
@@ -478,27 +478,27 @@ def test_channels_of_arrays():
 def test_arrays_of_another_size_are_stored(cache: Cache, decoded: list[str]):
     images = np.random.default_rng(0).integers(0, 255, (5, 8, 8), np.uint8)
     for _ in range(2):
-        store = build_pixels(Pictures(images=images), np.arange(5), SPEC, cache=cache)
+        store = build_pixels(Images(images=images), np.arange(5), SPEC, cache=cache)
         assert np.array_equal(store.row(3), load_row(images[3], SPEC))
         assert store.uniform == (16, 16)
     assert len(decoded) == 5
     images[2] += 1
-    build_pixels(Pictures(images=images), np.arange(5), SPEC, cache=cache)
+    build_pixels(Images(images=images), np.arange(5), SPEC, cache=cache)
     assert len(decoded) == 6
 
 
-def test_no_pictures_and_only_bad_ones(cache: Cache, tmp_path: Path):
+def test_no_images_and_only_bad_ones(cache: Cache, tmp_path: Path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"?")
     for where in (cache, None):
-        assert len(build_pixels(Pictures(()), np.arange(0), SPEC, cache=where)) == 0
-        store = build_pixels(Pictures((str(bad),) * 2), np.arange(2), SPEC, cache=where)
+        assert len(build_pixels(Images(()), np.arange(0), SPEC, cache=where)) == 0
+        store = build_pixels(Images((str(bad),) * 2), np.arange(2), SPEC, cache=where)
         assert list(store.failed) == [0, 1]
         assert store.uniform is None
 
 
 def test_another_version_of_decoding_is_another_store(
-    table: Pictures, cache: Cache, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+    table: Images, cache: Cache, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     build_pixels(table, np.arange(N), SPEC, cache=cache)
     monkeypatch.setattr("linnaeus.stores.pixels.DECODE_VERSION", decode.DECODE_VERSION + "x")

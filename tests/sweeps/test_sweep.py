@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import write_idx, write_pictures, write_recipe
+from tiny import write_idx, write_images, write_recipe
 
 import linnaeus
 from linnaeus.console import Console
@@ -72,7 +72,7 @@ def test_a_sweep_end_to_end(source: Path, recipe: str, tmp_path: Path, say, monk
 def test_the_second_trial_decodes_and_computes_nothing(tmp_path: Path, monkeypatch):
     from linnaeus.stores import decoding, frozen
 
-    source = write_pictures(tmp_path / "photos", each=12)
+    source = write_images(tmp_path / "photos", each=12)
     counts = {"decoded": 0, "computed": 0}
     after: list[dict[str, int]] = []
     load_row, build = decoding.load_row, frozen.build_activations
@@ -279,9 +279,9 @@ def test_differences_are_named():
 
 def test_the_plot_takes_whatever_a_sweep_gives(tmp_path: Path):
     from linnaeus.report.plots import sweep_plot
-    from linnaeus.report.slices import Slice, SweepPicture
+    from linnaeus.report.slices import Slice, SweepImage
 
-    one = SweepPicture("one $x$", "says", "loss", [0], [0.5], [False], 0, {}, [Slice("k", [1.0], (0, 2))])
+    one = SweepImage("one $x$", "says", "loss", [0], [0.5], [False], 0, {}, [Slice("k", [1.0], (0, 2))])
     sweep_plot(one, tmp_path / "one.png")
     generator = np.random.default_rng(0)
     n = 40
@@ -289,7 +289,7 @@ def test_the_plot_takes_whatever_a_sweep_gives(tmp_path: Path):
         Slice("data.size", generator.integers(0, 9, n).tolist(), (0, 8), labels=[f"choice {i}" for i in range(9)]),
         Slice("phase.1.lr", (10.0 ** generator.uniform(-5, -1, n)).tolist(), (1e-5, 1e-1), log=True),
     ]
-    many = SweepPicture(
+    many = SweepImage(
         "many", "", "accuracy", list(range(n)), generator.uniform(0, 1, n).tolist(), [i % 3 == 1 for i in range(n)], 0,
         {"phase.1.lr": 0.9, "data.size": 0.1}, slices,
     )  # fmt: skip

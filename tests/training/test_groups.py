@@ -1,4 +1,4 @@
-"""Pictures that come in groups, of patients perhaps: divided as groups, and counted as such in every interval."""
+"""Images that come in groups, of patients perhaps: divided as groups, and counted as such in every interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import write_pictures, write_recipe
+from tiny import write_images, write_recipe
 
 from linnaeus.metrics.intervals import wilson
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("undrawn_runs")
 
 @pytest.fixture
 def patients(tmp_path: Path) -> Path:
-    """A CSV of 3 classes of 16 pictures, 4 of each patient."""
-    write_pictures(tmp_path / "pictures", each=16)
+    """A CSV of 3 classes of 16 images, 4 of each patient."""
+    write_images(tmp_path / "pictures", each=16)
     with (tmp_path / "patients.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "patient"])
@@ -47,7 +47,7 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
         assert len({row["group"] for row in csv.DictReader(file)}) == 3
     judged = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")
     assert f"{valid['correct']} of 12, in 3 groups" in judged.out
-    assert "promised   none: pictures in groups are promised nothing: their mistakes come together\n" in judged.out
+    assert "promised   none: images in groups are promised nothing: their mistakes come together\n" in judged.out
     again = json.loads((tmp_path / "e.json").read_text())["valid"]
     assert again["accuracy_ci95"] == valid["accuracy_ci95"]
     assert again["balanced_accuracy_ci95"] == valid["balanced_accuracy_ci95"]
@@ -58,5 +58,5 @@ def test_without_groups_nothing_is_said_of_them(say, patients: Path, tmp_path: P
     said = say("train", patients, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert said.status == 0, said.err
     assert "in 9 groups" not in said.err + said.out
-    assert "the column 'patient' repeats: if pictures belong together by it, data.split.groups=p" in said.out
+    assert "the column 'patient' repeats: if images belong together by it, data.split.groups=p" in said.out
     assert "groups" not in json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]

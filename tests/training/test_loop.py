@@ -32,7 +32,7 @@ def engine() -> Engine:
 def train(
     model: Network, spec: Phase, data: Stream, engine: Engine, valid: Stream | None = None, **more
 ) -> list[Epoch]:
-    """The epochs of a phase; validation on the training pictures unless others are given."""
+    """The epochs of a phase; validation on the training images unless others are given."""
     freeze(model, training_stages(model, spec.train))
     classes = model.arch["classes"]
     return list(fit(Above(model), spec, data, valid or data, engine, classes=classes, **more))
@@ -76,9 +76,9 @@ def test_the_loss_starts_at_the_logarithm_of_the_number_of_classes(name: str, en
 
 def test_the_training_loss_is_the_mean_over_samples(engine: Engine):
     """13 samples in batches of 5, 5 and 3: the mean of the batches' means would weigh the last three too much."""
-    pictures, labels = samples(13)
+    images, labels = samples(13)
     model = mini()
-    data = stream(pictures, labels, batch=5)
+    data = stream(images, labels, batch=5)
     seen: list[float] = []
     wanted = torch.from_numpy(labels)
 
@@ -111,8 +111,8 @@ def test_pieces_of_a_batch_give_the_step_of_the_whole(change: dict, engine: Engi
     assert one.train_accuracy == other.train_accuracy
 
 
-def test_pieces_are_never_a_single_picture(engine: Engine):
-    """17 in pieces of at most 16 are 8 and 9: BatchNorm cannot be trained on one picture of one position."""
+def test_pieces_are_never_a_single_image(engine: Engine):
+    """17 in pieces of at most 16 are 8 and 9: BatchNorm cannot be trained on one image of one position."""
     sizes: list[int] = []
     model = mini()
 
@@ -133,12 +133,12 @@ def step_gradients(model: Network, spec: Phase, data: Stream, engine: Engine) ->
 
 
 def test_a_step_follows_the_gradient_of_the_mean_loss(engine: Engine):
-    pictures, labels = samples(12)
+    images, labels = samples(12)
     ours = step_gradients(
-        mini(), phase(optimizer="sgd", lr=1.0, momentum=0, batch=12), stream(pictures, labels, batch=12), engine
+        mini(), phase(optimizer="sgd", lr=1.0, momentum=0, batch=12), stream(images, labels, batch=12), engine
     )
     model = mini()
-    x = GRAY(torch.from_numpy(pictures[..., None]), np.full((12, 2), 28))
+    x = GRAY(torch.from_numpy(images[..., None]), np.full((12, 2), 28))
     F.cross_entropy(model(x), torch.from_numpy(labels)).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=1e-6)
@@ -190,7 +190,7 @@ def test_label_smoothing_is_that_of_torch():
     ids=lambda change: "-".join(change),
 )
 def test_every_option_trains(change: dict, engine: Engine):
-    """And with mixing no picture has one label, so there is no training accuracy to report."""
+    """And with mixing no image has one label, so there is no training accuracy to report."""
     data = plain_data(shuffle=True, batch=12)
     epochs = train(mini(), phase(**{"epochs": 8, "lr": 0.01} | change), data, engine)
     assert epochs[-1].valid.accuracy > 0.8
@@ -299,8 +299,8 @@ def test_dropout_of_a_frozen_stage_is_off(engine: Engine):
 
 def test_auxiliary_heads_train_with_their_weight(engine: Engine):
     """Without weight they stay as they were; the loss that is reported is that of the main head alone."""
-    pictures, labels = samples(8)
-    data = stream(pictures, labels, batch=8)
+    images, labels = samples(8)
+    data = stream(images, labels, batch=8)
     losses = []
     for weight in (0.0, 0.3):
         torch.manual_seed(0)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from killing import train
-from tiny import write_idx, write_pictures, write_recipe, write_tiny_model
+from tiny import write_idx, write_images, write_recipe, write_tiny_model
 
 from linnaeus.runs.lock import LOCK
 
@@ -117,8 +117,8 @@ def test_two_machines_train_as_one_process(machines: list[Machine], given: dict[
 
 
 def test_two_machines_predict_as_one_process(machines: list[Machine], tmp_path: Path, say):
-    model, pictures = write_tiny_model(tmp_path / "m.safetensors"), write_pictures(tmp_path / "pics", each=30)
-    arguments = ("predict", model, pictures, "--format", "jsonl", "--device", "cpu")
+    model, images = write_tiny_model(tmp_path / "m.safetensors"), write_images(tmp_path / "pics", each=30)
+    arguments = ("predict", model, images, "--format", "jsonl", "--device", "cpu")
     first, other = ended([machine.start(*arguments) for machine in machines])
     assert (first[0], other[0], other[1]) == (0, 0, "")
     assert first[1] == say(*arguments).out

@@ -54,10 +54,10 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
     """(training loss, validation loss, right on validation) of two epochs in float64."""
     n, change = CASES[case]
     spec = phase(epochs=2, **change)
-    pictures, labels = samples(n)
+    images, labels = samples(n)
     labels = np.where(np.arange(n) < 9, 0, labels)  # unequal classes
     partners = spec.mixup > 0 or spec.cutmix > 0
-    train = doubled(stream(pictures, labels, shuffle=True, rank=rank, world=world, partners=partners))
+    train = doubled(stream(images, labels, shuffle=True, rank=rank, world=world, partners=partners))
     valid = doubled(stream(*samples(11, seed=3), rank=rank, world=world))
     torch.manual_seed(0)
     model = normed() if "synchronized" in case else mini()
@@ -80,7 +80,7 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
 
 
 def normed() -> Network:
-    """Two BatchNorms, before and after the pictures' positions are averaged."""
+    """Two BatchNorms, before and after the images' positions are averaged."""
     return wrap(
         nn.Sequential(
             nn.Conv2d(1, 6, 5, stride=3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
@@ -103,7 +103,7 @@ def test_two_processes_have_the_losses_of_one():
 
 
 def test_batchnorm_of_its_own_ends_with_the_same_statistics_everywhere():
-    """Each process sees its own pictures, and what is saved and evaluated is one network."""
+    """Each process sees its own images, and what is saved and evaluated is one network."""
 
     def work(rank: int) -> list[Any]:
         model = normed()
@@ -151,7 +151,7 @@ PHASES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """63 training pictures, of 70: 4 steps of 16 an epoch."""
+    """63 training images, of 70: 4 steps of 16 an epoch."""
     return write_idx(tmp_path / "idx", train=70, test=13)
 
 

@@ -61,7 +61,7 @@ def test_a_tenth_of_the_rate_at_the_lowest_loss():
 
 
 def test_a_loss_that_falls_to_the_end_of_the_range_has_no_lowest_point():
-    """As when a few pictures are learned by heart: half of the fall is done at 1e-4, and 1e-2 would be far too much."""
+    """As when a few images are learned by heart: half of the fall is done at 1e-4, and 1e-2 would be far too much."""
     losses = 3 / (1 + (RATES / 1e-4) ** 1.5)
     found = choose(RATES, list(losses))
     assert 0.5e-4 < found.chosen < 2e-4

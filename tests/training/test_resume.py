@@ -52,7 +52,7 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
          {"train": ["block3", "head"], "views": 2, "augment": AUGMENT}],
         {}, 7,
     ),
-    "fresh pictures through a frozen part": ([{"train": ["head"], "augment": AUGMENT, "epochs": 3}], {}, 11),
+    "fresh images through a frozen part": ([{"train": ["head"], "augment": AUGMENT, "epochs": 3}], {}, 11),
     "a rate that was found": ([{"lr": "auto", "schedule": {"name": "cosine", "warmup": 0.5}}], {}, 7),
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ def own_network() -> nn.Module:
 
 MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
     # what is going on: (module, function, number of the call, whether after it)
-    "pictures are read": (run, "load_samples", 1, False),
+    "images are read": (run, "load_samples", 1, False),
     "it begins": (Identity, "write", 1, True),
     "the first epoch": (loop, "optimizer_step", 3, False),
     "the first validation": (loop, "answers", 1, False),

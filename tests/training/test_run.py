@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import mini, samples, settings, write_idx, write_pictures, write_recipe
+from tiny import mini, samples, settings, write_idx, write_images, write_recipe
 from torch import nn
 
 import linnaeus
@@ -35,14 +35,14 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """120 training pictures, of which a tenth becomes validation, and 30 of test."""
+    """120 training images, of which a tenth becomes validation, and 30 of test."""
     return write_idx(tmp_path / "idx")
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without their pictures and page, which take most of a second."""
-    monkeypatch.setattr(finish, "write_pictures", lambda *args: "")
+    """Runs without their images and page, which take most of a second."""
+    monkeypatch.setattr(finish, "write_images", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
 
 
@@ -66,7 +66,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
     """On class folders with Chinese names, blanks and letters, so that paths, plots and tables meet them too."""
     names = ("rosa × alba", "玫瑰", "ñandú 3")
-    source = write_pictures(tmp_path / "mit Wörtern 图", names, each=20)
+    source = write_images(tmp_path / "mit Wörtern 图", names, each=20)
     data = settings(split={"valid": 0.2, "test": 0.2})
     recipe = write_recipe(tmp_path / "my recipe.toml", {"epochs": 3, "lr": 0.01}, **data)
     run = train(source, recipe, tmp_path / "run ö")
@@ -291,19 +291,19 @@ def test_a_loss_that_explodes_keeps_the_best_model(idx: Path, tmp_path: Path, mo
     assert not (tmp_path / "two" / "model.safetensors").exists()
 
 
-def with_bad_pictures(folder: Path) -> Path:
-    write_pictures(folder, each=12)
+def with_bad_images(folder: Path) -> Path:
+    write_images(folder, each=12)
     good = (folder / "0" / "0 0.png").read_bytes()
     (folder / "0" / "cut.png").write_bytes(good[: len(good) // 2])
     Image.open(folder / "1" / "1 0.png").save(folder / "1" / "x.jpg")
     (folder / "1" / "cut ü.jpg").write_bytes((folder / "1" / "x.jpg").read_bytes()[:300])
-    (folder / "2" / "words, 玫瑰.jpg").write_text("this is no picture")
+    (folder / "2" / "words, 玫瑰.jpg").write_text("this is no image")
     return folder
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_bad_pictures_are_left_out_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    source = with_bad_pictures(tmp_path / "pictures")
+def test_bad_images_are_left_out_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = with_bad_images(tmp_path / "pictures")
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
     run = train(source, recipe, tmp_path / "run")
     with (run.path / "bad_images.csv").open(encoding="utf-8", newline="") as file:
@@ -315,27 +315,27 @@ def test_bad_pictures_are_left_out_named_and_counted(tmp_path: Path, capsys: pyt
     counts = linnaeus.load(run.path).about.data["counts"]
     assert sum(counts.values()) == 3 * 12 + 1
     assert metrics["valid"]["n"] == counts["valid"]
-    assert "3 unreadable picture(s)" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"3 unreadable picture\(s\).*--strict"):
+    assert "3 unreadable image(s)" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"3 unreadable image\(s\).*--strict"):
         train(source, recipe, tmp_path / "strict", strict=True)
 
 
-def test_a_class_without_a_readable_picture_is_named(tmp_path: Path):
-    source = write_pictures(tmp_path / "pictures", each=6)
+def test_a_class_without_a_readable_image_is_named(tmp_path: Path):
+    source = write_images(tmp_path / "pictures", each=6)
     for file in (source / "1").iterdir():
-        file.write_text("no picture")
-    with pytest.raises(UserError, match="no readable training picture of 1"):
+        file.write_text("no image")
+    with pytest.raises(UserError, match="no readable training image of 1"):
         train(source, write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.4})), tmp_path / "run")
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_selecting_on_the_test_pictures_is_said(idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_selecting_on_the_test_images_is_said(idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(valid="test")), tmp_path / "run")
     assert set(run.figures) == {"valid"}
     assert run.figures["valid"].n == 30
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["selected_on"] == "test"
-    assert "selected on the test pictures" in capsys.readouterr().err
+    assert "selected on the test images" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -365,19 +365,19 @@ def test_a_network_of_ones_own(idx: Path, tmp_path: Path):
         "from torch import nn\n\ndef build(classes, channels):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(784 * channels, 16), nn.ReLU(), nn.Linear(16, classes))\n"
     )
-    picture = samples(1)[0][0]
+    image = samples(1)[0][0]
     for out, given in (("module", build(3, 1)), ("file", f"{code}:build")):
         run = train(idx, recipe, tmp_path / out, model=given)
         assert run.valid.accuracy > 0.5
         with pytest.raises(UserError, match="your own code"):
             linnaeus.load(run.path)
         if isinstance(given, nn.Module):  # it holds the best weights now
-            x = torch.from_numpy(picture / 255).float()[None, None]
+            x = torch.from_numpy(image / 255).float()[None, None]
             again = linnaeus.load(run.path, model=build(3, 1))
             expected = (given.eval()(x) / again.temperature).softmax(1)[0].detach().numpy()
-            assert again.predict(picture).probabilities == pytest.approx(expected, rel=1e-5)
+            assert again.predict(image).probabilities == pytest.approx(expected, rel=1e-5)
     answers = tmp_path / "answers.jsonl"
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(image).save(tmp_path / "a.png")
     from click.testing import CliRunner
 
     from linnaeus.cli.main import cli
@@ -411,8 +411,8 @@ def test_wrong_input_is_found_before_anything_is_made(idx: Path, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_training_pictures_may_be_larger_than_those_of_validation(tmp_path: Path):
-    source = write_pictures(tmp_path / "pictures", each=10)
+def test_training_images_may_be_larger_than_those_of_validation(tmp_path: Path):
+    source = write_images(tmp_path / "pictures", each=10)
     data = settings(train_resize=36, split={"valid": 0.2})
     recipe = write_recipe(tmp_path / "r.toml", {"augment": {"crop_scale": [0.5, 1.0]}}, **data)
     run = train(source, recipe, tmp_path / "run")

@@ -61,7 +61,7 @@ def logits(network: Network, cut: str | None, stream: Stream, epoch: int = 0) ->
 
 
 def whole(network: Network, s: Streams, which: str) -> torch.Tensor:
-    """The plain way: every picture through the whole network."""
+    """The plain way: every image through the whole network."""
     samples: Samples = getattr(s, which)
     batch = next(iter(Batches(samples.rows, samples.labels, batch=99, device=torch.device("cpu")).epoch()))
     with torch.no_grad():
@@ -69,7 +69,7 @@ def whole(network: Network, s: Streams, which: str) -> torch.Tensor:
 
 
 def count_runs(network: Network, stage: str) -> list[int]:
-    """Pictures that go through a stage of the network or of any copy of it from now on."""
+    """Images that go through a stage of the network or of any copy of it from now on."""
     seen: list[int] = []
     getattr(network, stage).register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     return seen

@@ -18,7 +18,7 @@ import pytest
 import torch
 from killing import check_same, dying, in_child, train, undrawn
 from PIL import Image
-from tiny import draw, settings, write_idx, write_pictures, write_recipe
+from tiny import draw, settings, write_idx, write_images, write_recipe
 from torch import nn
 
 import linnaeus
@@ -147,7 +147,7 @@ def test_a_run_folder_is_enough_to_go_on(idx: Path, tmp_path: Path):
 
 
 def test_another_recipe_other_data_and_other_classes_are_refused(tmp_path: Path):
-    source = write_pictures(tmp_path / "pictures", each=16)
+    source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
     out = tmp_path / "cut"
     kill_at(4, source, recipe, out)
@@ -164,21 +164,21 @@ def test_another_recipe_other_data_and_other_classes_are_refused(tmp_path: Path)
     refused("phase.1.lr: 0.003 → 0.01", "seed: 0 → 3", settings={"phase.1.lr": 0.01}, seed=3)
     refused("phase.2: none → ", settings={"phase": [{"epochs": 2, "batch": 16, "lr": 3e-3}, {"epochs": 1, "lr": 1.0}]})
     (source / "0" / "0 3.png").rename(tmp_path / "kept.png")
-    refused("pictures in valid: 10 → 9", "data: ")
+    refused("images in valid: 10 → 9", "data: ")
     (tmp_path / "kept.png").rename(source / "0" / "0 3.png")
-    write_pictures(source, ("3",), each=4)
+    write_images(source, ("3",), each=4)
     refused("number of classes: 3 → 4", "none gone, 3 new")
     shutil.rmtree(source / "3")
     again = train(source, out / "recipe.toml", out, resume=True)  # its own recipe is the same recipe
     assert again.valid.n == 10
 
 
-def test_a_picture_replaced_by_one_of_as_many_bytes_is_refused_and_a_moved_folder_is_not(tmp_path: Path):
+def test_a_image_replaced_by_one_of_as_many_bytes_is_refused_and_a_moved_folder_is_not(tmp_path: Path):
     source = tmp_path / "pictures"
     for label in range(3):
         (source / str(label)).mkdir(parents=True)
-        for i, picture in enumerate(draw(np.full(8, label), label)):
-            Image.fromarray(picture).save(source / str(label) / f"{i}.bmp")
+        for i, image in enumerate(draw(np.full(8, label), label)):
+            Image.fromarray(image).save(source / str(label) / f"{i}.bmp")
     recipe = write_recipe(tmp_path / "r.toml", {"batch": 4}, **settings(split={"valid": 0.25}))
     kill_at(6, source, recipe, tmp_path / "cut")
     moved = tmp_path / "elsewhere"
@@ -193,8 +193,8 @@ def test_a_picture_replaced_by_one_of_as_many_bytes_is_refused_and_a_moved_folde
     assert train(moved, recipe, tmp_path / "cut", resume=True).valid.n == 6
 
 
-def test_a_picture_that_goes_in_the_middle_of_a_run_does_not_matter_where_it_is_stored(tmp_path: Path):
-    source = write_pictures(tmp_path / "pictures", each=16)
+def test_a_image_that_goes_in_the_middle_of_a_run_does_not_matter_where_it_is_stored(tmp_path: Path):
+    source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
     whole = train(source, recipe, tmp_path / "whole")
     real = loop.optimizer_step
@@ -213,18 +213,18 @@ def test_a_picture_that_goes_in_the_middle_of_a_run_does_not_matter_where_it_is_
 @pytest.mark.parametrize(
     ("change", "message"), [("gone", "0 3.png: .*No such file"), ("other", "0 3.png: was replaced")]
 )
-def test_where_pictures_are_decoded_anew_their_change_is_one_line(
+def test_where_images_are_decoded_anew_their_change_is_one_line(
     change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    source = write_pictures(tmp_path / "pictures", each=16)
+    source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 4}, **settings(split={"valid": 0.2}))
     monkeypatch.setattr("linnaeus.training.prepare.default_cache", lambda: Cache(tmp_path / "small", 4000))
-    real, picture = RunFolder.add, source / "0" / "0 3.png"
+    real, image = RunFolder.add, source / "0" / "0 3.png"
 
     def changed(folder: RunFolder, row: Any) -> None:
         real(folder, row)
         if len(folder.rows) == 1:
-            picture.unlink() if change == "gone" else shutil.copy(source / "1" / "1 0.png", picture)
+            image.unlink() if change == "gone" else shutil.copy(source / "1" / "1 0.png", image)
 
     monkeypatch.setattr(RunFolder, "add", changed)
     with pytest.raises(JobError, match=f"{message}.*it could be read when the run began") as caught:
@@ -241,17 +241,17 @@ def test_out_of_memory_halves_what_is_run_at_once(
     whole = train(idx, recipe, tmp_path / "whole")
     limit_memory(monkeypatch, 5)
     run = train(idx, recipe, tmp_path / "run")
-    assert "from here on 4 pictures at once. The batch stays 16" in capsys.readouterr().err
+    assert "from here on 4 images at once. The batch stays 16" in capsys.readouterr().err
     assert "micro_batch = 4" in (run.path / "recipe.toml").read_text()
     assert json.loads((run.path / "metrics.json").read_text())["micro_batch"] == {"phase 1": 4}
     assert run.valid.loss == pytest.approx(whole.valid.loss, rel=1e-4)
     limit_memory(monkeypatch, 0)
-    with pytest.raises(JobError, match="out of memory with a single picture at once"):
+    with pytest.raises(JobError, match="out of memory with a single image at once"):
         train(idx, recipe, tmp_path / "none")
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Let a forward pass in training take so many pictures and no more."""
+    """Let a forward pass in training take so many images and no more."""
     real = loop.Above.forward
 
     def forward(self: loop.Above, x: torch.Tensor) -> torch.Tensor:

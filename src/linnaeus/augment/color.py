@@ -22,7 +22,7 @@ NONE, GAIN, MIX = range(3)
 class Colors:
     """N color changes on [0, 1]: `y = direct @ x + through @ mean(x)`, the mean taken over the sample's own pixels.
 
-    Contrast turns about the picture's mean luma, which is known only once the pixels are; all else is known before.
+    Contrast turns about the image's mean luma, which is known only once the pixels are; all else is known before.
     """
 
     direct: np.ndarray  # (N, C, C)
@@ -50,7 +50,7 @@ class Factors:
 def draw_factors(spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivial: Trivial | None = None) -> Factors:
     """Factors uniform in [max(0, 1 - v), 1 + v] and hue uniform in ±v, as torchvision's ColorJitter draws them.
 
-    TrivialAugment's factor multiplies: two blends with the same gray picture are one blend with the product.
+    TrivialAugment's factor multiplies: two blends with the same gray image are one blend with the product.
     """
 
     def between(low: float, high: float, stream: int) -> np.ndarray:

@@ -119,7 +119,7 @@ def draw_maps(
     offset = box[:, :2] + box[:, 2:] / 2
 
     def then(change: np.ndarray, move: np.ndarray | None = None) -> None:
-        """One more change to the picture, given as its own map from output to input about the center."""
+        """One more change to the image, given as its own map from output to input about the center."""
         nonlocal linear, offset
         offset = offset if move is None else offset + np.einsum("nij,nj->ni", linear, move)
         linear = linear @ change

@@ -1,4 +1,4 @@
-"""Mixing the pictures of a batch with one another: mixup and CutMix, with soft targets.
+"""Mixing the images of a batch with one another: mixup and CutMix, with soft targets.
 
 The partner of a sample is its neighbor in the batch (the batch rolled by one, as torchvision does it): batches are
 shuffled. How much is mixed is drawn for each sample from its own counter, never from rank or thread.
@@ -51,9 +51,9 @@ def mix(
 def mixup_batch(
     x: Tensor, labels: Tensor, classes: int, indices: np.ndarray, *, alpha: float, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """A weighted mean of two pictures and of their targets (Zhang et al. 2017, arXiv:1710.09412).
+    """A weighted mean of two images and of their targets (Zhang et al. 2017, arXiv:1710.09412).
 
-    The weight of a sample's own picture is Beta(alpha, alpha), drawn for each sample.
+    The weight of a sample's own image is Beta(alpha, alpha), drawn for each sample.
     """
     weight = beta_quantile(alpha, uniforms(seed, epoch, indices, 1, MIXUP)[:, 0])
     share = torch.from_numpy(weight.astype(np.float32)).to(x.device, x.dtype)
@@ -64,9 +64,9 @@ def mixup_batch(
 def cutmix_batch(
     x: Tensor, labels: Tensor, classes: int, indices: np.ndarray, *, alpha: float, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """A box of each picture replaced by its partner's, targets by area (Yun et al. 2019, arXiv:1905.04899).
+    """A box of each image replaced by its partner's, targets by area (Yun et al. 2019, arXiv:1905.04899).
 
-    The box has the picture's aspect ratio and an area of 1 - Beta(alpha, alpha) before it is clipped at the border;
+    The box has the image's aspect ratio and an area of 1 - Beta(alpha, alpha) before it is clipped at the border;
     its center is uniform. Drawn for each sample; the targets weigh what was really replaced.
     """
     height, width = x.shape[-2:]

@@ -47,7 +47,7 @@ def center_crop(pixels: Tensor, shapes: Tensor | np.ndarray, size: int, shift: t
 
 
 class Augmentation:
-    """Random changes to the pictures of a batch, and their normalization.
+    """Random changes to the images of a batch, and their normalization.
 
     pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width); indices (N,) of the samples
     -> (N, C, size, size) float32 in channels-last memory, on the device of `pixels`
@@ -105,7 +105,7 @@ class Augmentation:
     def _pieces(self, ways: np.ndarray, pixels: Tensor) -> Iterator[slice | np.ndarray]:
         """Cut the batch into pieces that are worked on the same way; ways (N,) -> sample numbers, in rising order.
 
-        A piece's float pixels stay in the cache of a CPU; larger pictures go one by one there, without being copied.
+        A piece's float pixels stay in the cache of a CPU; larger images go one by one there, without being copied.
         """
         n = len(ways)
         if not together(pixels, self.size):

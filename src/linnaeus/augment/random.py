@@ -21,7 +21,7 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, k: int, stream: int = 0
     indices (N,) integers -> (N, k) float64 in [0, 1)
 
     The numbers of a sample are the same in whatever batch, order, process or thread they are drawn, so a run that is
-    cut, resumed or spread over processes sees the same pictures. `stream` separates purposes: a new kind of
+    cut, resumed or spread over processes sees the same images. `stream` separates purposes: a new kind of
     augmentation takes a new stream and leaves the others' numbers as they were.
     """
     key = np.zeros(1, dtype=np.uint64)

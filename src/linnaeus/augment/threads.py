@@ -1,6 +1,6 @@
-"""Threads that share out the samples of a batch, one picture each, in place of threads inside each operation.
+"""Threads that share out the samples of a batch, one image each, in place of threads inside each operation.
 
-An operation on one picture takes some 50 microseconds: too little to be worth sharing, and where other programs use the
+An operation on one image takes some 50 microseconds: too little to be worth sharing, and where other programs use the
 cores as well, threads that wait for one another after each operation made augmentation 30 times slower.
 """
 

@@ -1,4 +1,4 @@
-"""TrivialAugment: one random operation of random strength a picture (Müller and Hutter 2021, arXiv:2103.10158)."""
+"""TrivialAugment: one random operation of random strength an image (Müller and Hutter 2021, arXiv:2103.10158)."""
 
 from __future__ import annotations
 

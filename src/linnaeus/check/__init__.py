@@ -1,1 +1,1 @@
-"""What is wrong with this data? Files, pictures, duplicates, classes and labels, before anything is trained on them."""
+"""What is wrong with this data? Files, images, duplicates, classes and labels, before anything is trained on them."""

@@ -1,4 +1,4 @@
-"""Are two pictures the same but for their frames? Lay one over the other, and compare what both show."""
+"""Are two images the same but for their frames? Lay one over the other, and compare what both show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ALIKE = 0.95
-"""Correlation from which on two pictures are the same. Of 1,330 photographs of flowers the pairs above it are copies,
+"""Correlation from which on two images are the same. Of 1,330 photographs of flowers the pairs above it are copies,
 crops and series of one scene; the first pair that only looks alike is at 0.94."""
 
 PROMISING = 0.75  # correlation of the coarse fit below which a finer one is not tried
@@ -38,9 +38,9 @@ def start_of(window: tuple[float, float, float, float], mirrored: bool) -> tuple
 
 
 def compare(thumbnails: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """How much the pictures of each pair agree where both show the same, (k,) float32 in -1..1.
+    """How much the images of each pair agree where both show the same, (k,) float32 in -1..1.
 
-    thumbnails: samples (k,) -> (k, side, side) uint8; pairs (k, 2); starts (k, s, 5): frames of the second picture in
+    thumbnails: samples (k,) -> (k, side, side) uint8; pairs (k, 2); starts (k, s, 5): frames of the second image in
     the first, to start from, as (x scale, x shift, y scale, y shift) on -1..1, and 1 where it is mirrored. First every
     start is tried on thumbnails of half the size; the best is improved at full size if it is promising.
     """

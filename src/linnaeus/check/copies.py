@@ -1,4 +1,4 @@
-"""Findings about pictures that are there twice: leaks between splits, contradicting labels, and plain copies."""
+"""Findings about images that are there twice: leaks between splits, contradicting labels, and plain copies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _in_pair(duplicates: Duplicates, relation: int) -> np.ndarray:
 def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
     group = _by_split(table, group)
     paths, classes, where = _about(table, group)
-    what = f"{len(group)} pictures are {'the same' if relation == EXACT else 'nearly the same'}, {where}"
+    what = f"{len(group)} images are {'the same' if relation == EXACT else 'nearly the same'}, {where}"
     found = []
     if len(set(table.split[group].tolist())) > 1:
         found.append(Finding("leak", "error", paths, classes, f"{what}: figures on the later split flatter"))
@@ -52,7 +52,7 @@ def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
 def _scene(table: Table, group: np.ndarray) -> Finding:
     group = _by_split(table, group)
     paths, classes, where = _about(table, group)
-    detail = f"{len(group)} pictures share a scene (crops of one photograph, or shots of a series), {where}"
+    detail = f"{len(group)} images share a scene (crops of one photograph, or shots of a series), {where}"
     splits = set(table.split[group].tolist())
     if len(classes) > 1:
         detail += f", labelled {', '.join(table.classes[table.labels[i]] for i in group)}"

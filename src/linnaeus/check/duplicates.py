@@ -1,4 +1,4 @@
-"""Pictures that are there twice: the same pixels, a copy that was changed a little, or another shot of the scene.
+"""Images that are there twice: the same pixels, a copy that was changed a little, or another shot of the scene.
 
 Hashes propose pairs, and so do the vectors of a network where one is at hand; the pixels of the two, laid over each
 other, decide.
@@ -23,19 +23,19 @@ RELATIONS = ("duplicate", "near-duplicate", "same-scene")
 """Kinds of findings, by the code in `Duplicates.relation`."""
 
 COPIED = 5
-"""Bits in which the hashes of a picture and of its copy may differ: resized, encoded again, mirrored, or cropped."""
+"""Bits in which the hashes of an image and of its copy may differ: resized, encoded again, mirrored, or cropped."""
 
 SEARCHED = 7
 """Bits up to which pairs are looked at; the search costs as much for 4 as for 7. Beyond COPIED what the pixels confirm
 is the same scene in another frame."""
 
-SMALLEST = 48  # pixels: below it pictures of one kind look like copies of each other
+SMALLEST = 48  # pixels: below it images of one kind look like copies of each other
 FLAT = 12.0  # gray levels between the darkest and the brightest: below it a hash is noise
 TINTED = 0.1
-"""Difference in the share of a color from which on two pictures of one frame are variants of a thing and no copies,
-unless one of them is gray. It says nothing of frames that differ much: zoomed in, a red flower fills the picture."""
+"""Difference in the share of a color from which on two images of one frame are variants of a thing and no copies,
+unless one of them is gray. It says nothing of frames that differ much: zoomed in, a red flower fills the image."""
 
-GRAY = 0.01  # from a third: the shares of the colors in a gray picture
+GRAY = 0.01  # from a third: the shares of the colors in a gray image
 NEIGHBORS = 4
 SIMILAR = 0.6
 """Cosine of two vectors, less their mean, below which they are not compared. Of 18 pairs on 1,330 photographs, 0.74 was
@@ -62,7 +62,7 @@ class Duplicates:
     def leaked(self, table: Table, split: str) -> np.ndarray:
         """Samples (k,) int64 of `split` of which an exact or near copy stands in a split before it: train, valid, test.
 
-        Without them the figures of the split are those on pictures that training or selection has not seen.
+        Without them the figures of the split are those on images that training or selection has not seen.
         """
         groups = self.groups(EXACT, COPY)
         before = np.isin(table.split, SPLITS[: SPLITS.index(split)])
@@ -90,7 +90,7 @@ def find_duplicates(looks: Looks, vectors: Vectors | None = None) -> Duplicates:
     """All pairs: by pixels alone, or by the vectors of a network too, which find crops that hashes miss."""
     exact = _exact(looks)
     copies = joined(len(looks), exact)
-    # Copies of one picture all look alike: what is near the first of them is near the others.
+    # Copies of one image all look alike: what is near the first of them is near the others.
     alone = looks.readable[copies[looks.readable] == looks.readable]
     fit = alone[(np.minimum(looks.rows["height"], looks.rows["width"])[alone] >= SMALLEST)]
     flat = looks.rows["high"][fit] - looks.rows["low"][fit] < FLAT
@@ -123,7 +123,7 @@ def _same_tint(looks: Looks, pairs: np.ndarray) -> np.ndarray:
 
 
 def _exact(looks: Looks) -> np.ndarray:
-    """(k, 2): each picture whose decoded pixels an earlier one has, and that one."""
+    """(k, 2): each image whose decoded pixels an earlier one has, and that one."""
     first: dict[bytes, int] = {}
     pairs = []
     for i in looks.readable.tolist():

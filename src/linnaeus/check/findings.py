@@ -1,4 +1,4 @@
-"""A finding: one thing that is wrong, how bad it is, and which pictures and classes it is about.
+"""A finding: one thing that is wrong, how bad it is, and which images and classes it is about.
 
 `linnaeus check --json` writes one object, whose `findings` are a list of these, the worst first.
 """
@@ -15,7 +15,7 @@ SEVERITIES = ("error", "warning", "info")
 KINDS = {
     "truncated": "files cut short",
     "empty": "empty files",
-    "too-large": "pictures too large to decode",
+    "too-large": "images too large to decode",
     "unreadable": "files that cannot be read",
     "leak": "leaks between splits",
     "label-conflict": "copies with different labels",
@@ -26,14 +26,14 @@ KINDS = {
     "duplicate": "duplicates",
     "near-duplicate": "near duplicates",
     "same-scene": "scenes that are there twice",
-    "few-pictures": "classes too small to learn",
+    "few-images": "classes too small to learn",
     "few-to-measure": "too few to measure",
     "imbalance": "unequal classes",
     "wrong-extension": "wrong extensions",
-    "one-color": "pictures of one color",
-    "dark": "very dark pictures",
-    "bright": "very bright pictures",
-    "blurred": "blurred pictures",
+    "one-color": "images of one color",
+    "dark": "very dark images",
+    "bright": "very bright images",
+    "blurred": "blurred images",
     "small": "much smaller than the rest",
     "large": "much larger than the rest",
     "elongated": "far from square",
@@ -53,7 +53,7 @@ class Finding:
     severity: str
     """`error`: figures or training would be wrong; `warning`: look at it; `info`: worth knowing."""
     paths: tuple[str, ...] = ()
-    """Pictures by their names in the source; the first is what to look at first."""
+    """Images by their names in the source; the first is what to look at first."""
     classes: tuple[str, ...] = ()
     """The classes that it is about."""
     detail: str = ""

@@ -21,8 +21,8 @@ from linnaeus.files import write_text
 SIDE = 176  # pixels of a thumbnail's long side
 QUALITY = 72
 CARDS = 100  # findings shown of a kind and severity
-PICTURES = 4  # of a finding
-ALL_PICTURES = 700  # on the page, which keeps it below 5 MB
+IMAGES = 4  # of a finding
+ALL_IMAGES = 700  # on the page, which keeps it below 5 MB
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Picture:
 @dataclass(frozen=True)
 class Card:
     text: str
-    pictures: list[Picture]
+    images: list[Picture]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def write_gallery(checked: Checked, path: Path) -> None:
     splits = ", ".join(f"{n.sum()} {split or 'not split yet'}" for split, n in table.counts().items())
     page = environment.from_string(template).render(
         source=printable(table.source),
-        summary=f"{len(table)} pictures of {len(table.classes)} classes: {splits}.",
+        summary=f"{len(table)} images of {len(table.classes)} classes: {splits}.",
         notes=checked.notes,
         sections=_Gallery(checked).sections(),
     )
@@ -93,31 +93,31 @@ class _Gallery:
 
     def _card(self, finding: Finding) -> Card:
         text = finding.detail
-        if finding.kind == "ignored":  # they are no pictures
+        if finding.kind == "ignored":  # they are no images
             return Card(f"{text}: {', '.join(finding.paths[:20])}{' …' if len(finding.paths) > 20 else ''}", [])
         if not finding.paths and finding.classes:
             text = f"{', '.join(finding.classes)}: {text}"
-        pictures = [self._picture(name) for name in finding.paths[:PICTURES]]
-        if len(finding.paths) > PICTURES:
-            text += f" ({len(finding.paths) - PICTURES} more of these pictures are not shown)"
+        images = [self._image(name) for name in finding.paths[:IMAGES]]
+        if len(finding.paths) > IMAGES:
+            text += f" ({len(finding.paths) - IMAGES} more of these images are not shown)"
         if finding.kind == "suspicious-label":
             example = self._example(finding.classes[1])
-            pictures += [example] if example else []
-        return Card(text, pictures)
+            images += [example] if example else []
+        return Card(text, images)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
         return {self.checked.table.sample_id(i): i for i in range(len(self.checked.table))}
 
-    def _picture(self, name: str, caption: str = "") -> Picture:
+    def _image(self, name: str, caption: str = "") -> Picture:
         table, i = self.checked.table, self._positions[name]
         c = int(table.labels[i])
         label = table.classes[c] if table.classes[c] == table.names[c] else f"{table.classes[c]} {table.names[c]}"
         caption = caption or f"{name} ({label})"
-        if self.drawn >= ALL_PICTURES:
+        if self.drawn >= ALL_IMAGES:
             return Picture(caption, f"{name}: not shown", instead="not shown")
         try:
-            given = table.picture(i)
+            given = table.image(i)
             pixels = given if isinstance(given, np.ndarray) else decode(given, at_least=SIDE)
         except UnreadableError:
             return Picture(caption, f"{name}: cannot be read", instead="cannot be read")
@@ -126,14 +126,14 @@ class _Gallery:
         return Picture(caption, f"{name}, labelled {label}", data, width, height)
 
     def _example(self, name: str) -> Picture | None:
-        """A picture of a class about which nothing was found."""
+        """An image of a class about which nothing was found."""
         if name not in self.examples:
             table = self.checked.table
             c = table.classes.index(name)
             members = [i for i in self.checked.looks.readable.tolist() if table.labels[i] == c]
             chosen = next((s for i in members if (s := table.sample_id(i)) not in self._suspects), None)
             shown = f"for comparison: {table.names[c]}"
-            self.examples[name] = None if chosen is None else self._picture(chosen, shown)
+            self.examples[name] = None if chosen is None else self._image(chosen, shown)
         return self.examples[name]
 
     @cached_property
@@ -142,7 +142,7 @@ class _Gallery:
 
 
 def _thumbnail(pixels: np.ndarray) -> tuple[str, int, int]:
-    """(h, w[, C]) uint8 -> base64 of a JPEG, its width and height. Tiny pictures are enlarged, pixel by pixel."""
+    """(h, w[, C]) uint8 -> base64 of a JPEG, its width and height. Tiny images are enlarged, pixel by pixel."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
     long = max(image.size)
     size = (max(1, round(image.width * SIDE / long)), max(1, round(image.height * SIDE / long)))

@@ -1,7 +1,7 @@
 """Difference hashes, and the search for those that differ in a few bits.
 
-A hash has a bit for each step to the right among 9 x 8 gray levels: whether it gets brighter. It hardly changes when a
-picture is resized or encoded again, and very much when it is cropped. So a picture is known by the hashes of several
+A hash has a bit for each step to the right among 9 x 8 gray levels: whether it gets brighter. It hardly changes when an
+image is resized or encoded again, and very much when it is cropped. So an image is known by the hashes of several
 windows of itself: a cropped copy, as a whole, looks like one of these.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 WINDOWS = (
-    # left, top, right, bottom, as shares of the picture
+    # left, top, right, bottom, as shares of the image
     (0.0, 0.0, 1.0, 1.0),
     (0.025, 0.025, 0.975, 0.975),
     (0.05, 0.05, 0.95, 0.95),
@@ -34,7 +34,7 @@ CROWDED = 20  # times the average: a part of a hash that so many share says noth
 
 
 def difference_hashes(gray: Image.Image) -> tuple[np.ndarray, int]:
-    """((len(WINDOWS),) uint64 of the windows, the hash of the whole picture mirrored), of a picture of mode L."""
+    """((len(WINDOWS),) uint64 of the windows, the hash of the whole image mirrored), of an image of mode L."""
     small = gray.resize((WORKING, WORKING), Image.Resampling.BILINEAR)
     hashes = np.zeros(len(WINDOWS), np.uint64)
     mirror = 0

@@ -1,8 +1,8 @@
 """Labels that are probably wrong: confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068).
 
-A head is fitted by cross-validation, so that each picture is judged by a head that has not seen it, nor any of its
-group, whose label is wrong with it: a patient's pictures would vouch for each other. A class's threshold
-is the mean probability of that class over the pictures that bear its label; a picture that passes the threshold of
+A head is fitted by cross-validation, so that each image is judged by a head that has not seen it, nor any of its
+group, whose label is wrong with it: a patient's images would vouch for each other. A class's threshold
+is the mean probability of that class over the images that bear its label; an image that passes the threshold of
 another class, and of no more probable one, counts as that other class with confidence (section 3.1, equations 1 and 2).
 """
 
@@ -18,7 +18,7 @@ from linnaeus.data.table import Table
 from linnaeus.models.linear_probe import fit_head
 from linnaeus.stores.embeddings import Vectors
 
-LEAST = 2  # pictures of a class, so that one can be held out
+LEAST = 2  # images of a class, so that one can be held out
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def suspect(labels: np.ndarray, probabilities: np.ndarray) -> Suspicion:
 
 
 def suspicious_labels(table: Table, vectors: Vectors) -> list[Finding]:
-    """Pictures that look like another class than their label says, the most suspicious first.
+    """Images that look like another class than their label says, the most suspicious first.
 
     A warning where confident learning counts the label as wrong; information where the other class is only more
-    probable. Classes with a single picture are left out, and those of a single group are never suspicious.
+    probable. Classes with a single image are left out, and those of a single group are never suspicious.
     """
     labels = table.labels[vectors.indices]
     counts = np.bincount(labels, minlength=len(table.classes))

@@ -1,6 +1,6 @@
-"""One look at every picture: all that the check needs of it, in about a kilobyte.
+"""One look at every image: all that the check needs of it, in about a kilobyte.
 
-Pictures are decoded once, by threads, and forgotten; what is kept of each is a row of `LOOK`, in the cache, so that a
+Images are decoded once, by threads, and forgotten; what is kept of each is a row of `LOOK`, in the cache, so that a
 second check, or a training after it, opens only what is new or has changed.
 """
 
@@ -24,26 +24,26 @@ from linnaeus.stores.decoding import Decoding, Progress, cores, in_order
 from linnaeus.stores.pixels import lookup
 
 VERSION = 1
-SIDE = 32  # pixels of the thumbnail by which pictures are compared
-SHORT = 256  # pixels of the short side at which sharpness is measured; smaller pictures are not enlarged
-TILES = 8  # a side: a picture is as sharp as its sharpest parts, for a soft background is no fault
+SIDE = 32  # pixels of the thumbnail by which images are compared
+SHORT = 256  # pixels of the short side at which sharpness is measured; smaller images are not enlarged
+TILES = 8  # a side: an image is as sharp as its sharpest parts, for a soft background is no fault
 LOOKS, FAILED = "looks.npy", "failed.json"
 
 LOOK = np.dtype(
     [
-        ("signature", "<u8"),  # by which the picture is known again; 0 fits none
-        ("height", "<i4"),  # of the whole picture, upright; 0 where it could not be read
+        ("signature", "<u8"),  # by which the image is known again; 0 fits none
+        ("height", "<i4"),  # of the whole image, upright; 0 where it could not be read
         ("width", "<i4"),
         ("format", "u1"),  # an index into FORMATS, or 255 where the source holds arrays
         ("digest", "<u8", (2,)),  # of the decoded pixels and their size
         ("windows", "<u8", (len(WINDOWS),)),  # difference hashes
-        ("mirror", "<u8"),  # that of the whole picture, mirrored
+        ("mirror", "<u8"),  # that of the whole image, mirrored
         ("low", "<f4"),  # 1st and 99th percentile of the gray levels, 0..255
         ("high", "<f4"),
         ("range", "<f4"),  # between those percentiles, of the color that has the most of it
         ("sharpness", "<f4"),  # root mean square of the Laplacian in the sharpest parts, in gray levels
         ("tint", "<f4", (3,)),  # shares of red, green and blue in all its light
-        ("gray", "u1", (SIDE, SIDE)),  # the picture squashed to a square
+        ("gray", "u1", (SIDE, SIDE)),  # the image squashed to a square
     ]
 )
 LIGHT = np.dtype([(name, LOOK[name]) for name in LOOK.names or () if name != "gray"])
@@ -52,7 +52,7 @@ LIGHT = np.dtype([(name, LOOK[name]) for name in LOOK.names or () if name != "gr
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a picture could not be read."""
+    """Why an image could not be read."""
 
     kind: str
     """As in UnreadableError"""
@@ -89,7 +89,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Looks:
-    """What was seen of the n pictures of a table."""
+    """What was seen of the n images of a table."""
 
     rows: np.ndarray
     """(n,) of LOOK, or of LIGHT where the thumbnails are left on the disk"""
@@ -115,7 +115,7 @@ class Looks:
 
 
 def look(table: Table, *, cache: Cache | None, progress: Progress | None = None) -> Looks:
-    """Look at every picture of `table`, or remember what was seen of it. Raises UserError where the disk is full."""
+    """Look at every image of `table`, or remember what was seen of it. Raises UserError where the disk is full."""
     everything = np.arange(len(table))
     decoding = Decoding(table, everything, RowSpec(SHORT), cores(), progress)
     signatures = decoding.signatures(False)
@@ -156,7 +156,7 @@ def _look(decoding: Decoding, signatures: np.ndarray, known: Looks | None) -> Lo
         try:
             return measure(source) if isinstance(source, np.ndarray) else look_at(source)
         except UnreadableError as error:
-            return error.with_traceback(None)  # which would keep the picture's memory
+            return error.with_traceback(None)  # which would keep the image's memory
 
     for k, seen in enumerate(in_order(see, 0, len(rows), decoding.threads, decoding.progress)):
         if isinstance(seen, np.ndarray | np.void):
@@ -172,14 +172,14 @@ def look_at(path: str | bytes) -> np.ndarray:
     """A row of LOOK from a file. Raises UnreadableError.
 
     A large JPEG is decoded at a fraction at which its short side has 512 pixels or more; for the digest that makes no
-    difference between files that hold the same picture.
+    difference between files that hold the same image.
     """
     seen = inspect(path, at_least=SHORT)
     return measure(seen.pixels, seen.size, seen.format)
 
 
 def measure(picture: np.ndarray, size: tuple[int, int] | None = None, form: str | None = None) -> np.ndarray:
-    """(h, w[, C]) uint8 -> a row of LOOK, () in shape. `size` is (height, width) where the picture came reduced."""
+    """(h, w[, C]) uint8 -> a row of LOOK, () in shape. `size` is (height, width) where the image came reduced."""
     size = size or picture.shape[:2]
     row = np.zeros((), LOOK)
     row["height"], row["width"] = size
@@ -225,7 +225,7 @@ def sharpness(gray: np.ndarray) -> float:
 
 
 def _best_known(cache: Cache, signatures: np.ndarray) -> Looks | None:
-    """Of earlier looks in the cache, those that have the most of these pictures."""
+    """Of earlier looks in the cache, those that have the most of these images."""
     best, most = None, 0
     for entry in cache.entries():
         if entry.about.get("form") != ["looks", VERSION, DECODE_VERSION] or cache.find(entry.name) is None:

@@ -1,4 +1,4 @@
-"""check(): everything that is wrong with a source, in one pass over its pictures."""
+"""check(): everything that is wrong with a source, in one pass over its images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from linnaeus.check.copies import copies
 from linnaeus.check.duplicates import SMALLEST, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, in_order
+from linnaeus.check.images import files, images
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.check.look import Looks, look
-from linnaeus.check.pictures import files, pictures
 from linnaeus.check.tables import tables
 from linnaeus.console import Console
 from linnaeus.data.names import printable
@@ -96,10 +96,10 @@ def check_table(
     if len(short) and np.median(short) < SMALLEST:
         notes.append(
             f"near duplicates were not looked for, only exact ones: below {SMALLEST} pixels "
-            "a copy and a picture that is merely alike look the same"
+            "a copy and an image that is merely alike look the same"
         )
     seconds["duplicates"] = time.perf_counter() - started
-    findings = [*tables(table), *files(table, looks), *pictures(table, looks), *copies(table, duplicates)]
+    findings = [*tables(table), *files(table, looks), *images(table, looks), *copies(table, duplicates)]
     started = time.perf_counter()
     if vectors is not None:
         findings += suspicious_labels(table, vectors)
@@ -110,7 +110,7 @@ def check_table(
 def near_duplicates(table: Table, *, console: Console | None = None) -> Duplicates:
     """The pairs of a table by pixels alone: what `split.groups = "near-duplicates"` and figures without leaks need.
 
-    Seconds for a thousand pictures, and nearly nothing after a check, which leaves in the cache what it saw.
+    Seconds for a thousand images, and nearly nothing after a check, which leaves in the cache what it saw.
     """
     with (console or Console(quiet=True)).progress("looking") as advance:
         return find_duplicates(look(table, cache=default_cache(), progress=advance))
@@ -126,7 +126,7 @@ def leaks(table: Table, duplicates: Duplicates) -> dict[str, np.ndarray]:
 def _vectors(
     table: Table, looks: Looks, weights: str | None, device: str, console: Console, notes: list[str]
 ) -> Vectors | None:
-    """Vectors of the pictures; None, with a note that says why, where there are none."""
+    """Vectors of the images; None, with a note that says why, where there are none."""
     missing = "suspicious labels were not looked for, and scenes that are there twice only by pixels: "
     if weights == "none":
         notes.append(missing + "--weights none")
@@ -137,7 +137,7 @@ def _vectors(
         notes.append(f"{missing}that takes ImageNet weights; linnaeus weights pull {TO_PULL}, and check again")
         return None
     if not len(looks.readable):
-        notes.append(missing + "no picture can be read")
+        notes.append(missing + "no image can be read")
         return None
     found = embed(table, name, cache=default_cache(), console=console, device=device, compute=not stored)
     if found is None:

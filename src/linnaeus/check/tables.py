@@ -1,4 +1,4 @@
-"""Findings that need no picture: classes, their sizes and names, and what was passed over."""
+"""Findings that need no image: classes, their sizes and names, and what was passed over."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from linnaeus.check.findings import Finding
 from linnaeus.data.names import class_name, listed
 from linnaeus.data.table import Table
 
-FEW_TO_LEARN = 10  # training pictures of a class
-FEW_TO_MEASURE = 5  # pictures of a class in valid or test: one mistake is then a fifth of its recall
-FEW_IN_ALL = 100  # pictures in valid or test: the 95 % interval of 90 % right is then 83 % to 94 %
-UNEQUAL = 10  # times as many pictures as the smallest class
+FEW_TO_LEARN = 10  # training images of a class
+FEW_TO_MEASURE = 5  # images of a class in valid or test: one mistake is then a fifth of its recall
+FEW_IN_ALL = 100  # images in valid or test: the 95 % interval of 90 % right is then 83 % to 94 %
+UNEQUAL = 10  # times as many images as the smallest class
 
 
 def tables(table: Table) -> list[Finding]:
@@ -36,7 +36,7 @@ def sizes(table: Table) -> list[Finding]:
             continue
         n = counts[split]
         for c in np.flatnonzero((n > 0) & (learned == 0)).tolist() if learned.any() else ():
-            detail = f"{n[c]} pictures in {split} and none to learn from; `train` refuses the source"
+            detail = f"{n[c]} images in {split} and none to learn from; `train` refuses the source"
             found.append(Finding("missing-class", "error", (), (table.classes[c],), detail))
         for c in np.flatnonzero((n == 0) & (learned > 0)).tolist():
             detail = f"none in {split}: nobody will know how well it is recognized"
@@ -46,16 +46,16 @@ def sizes(table: Table) -> list[Finding]:
             detail = f"{n[c]} in {split}: each is {1 / n[c]:.0%} of its recall"
             found.append(Finding("few-to-measure", "info", (), (table.classes[c],), detail))
         if n.sum() < FEW_IN_ALL:
-            detail = f"{n.sum()} pictures in {split}: figures on it are rough; see their intervals"
+            detail = f"{n.sum()} images in {split}: figures on it are rough; see their intervals"
             found.append(Finding("few-to-measure", "warning", (), (), detail))
     small = np.flatnonzero((learned > 0) & (learned < FEW_TO_LEARN)).tolist()
     for c in sorted(small, key=lambda c: learned[c]):
-        detail = f"{learned[c]} pictures to learn from; {FEW_TO_LEARN} is little already"
-        found.append(Finding("few-pictures", "warning", (), (table.classes[c],), detail))
+        detail = f"{learned[c]} images to learn from; {FEW_TO_LEARN} is little already"
+        found.append(Finding("few-images", "warning", (), (table.classes[c],), detail))
     present = learned[learned > 0]
     if len(present) > 1 and present.max() >= UNEQUAL * present.min():
         most, least = int(learned.argmax()), int(np.where(learned > 0, learned, learned.max() + 1).argmin())
-        detail = f"{learned[most]} pictures of {table.classes[most]!r}, {learned[least]} of {table.classes[least]!r}: "
+        detail = f"{learned[most]} images of {table.classes[most]!r}, {learned[least]} of {table.classes[least]!r}: "
         detail += 'judge by best = "balanced_accuracy", and try sampling = "balanced"'
         found.append(Finding("imbalance", "warning", (), (table.classes[most], table.classes[least]), detail))
     return found
@@ -88,7 +88,7 @@ def ignored(table: Table) -> list[Finding]:
     files = [name.rpartition("/")[2] for name in table.ignored]
     kinds = Counter(f".{name.rpartition('.')[2]}" if "." in name.lstrip(".") else name for name in files)
     usual = listed([kind for kind, _ in kinds.most_common()])
-    detail = f"{len(table.ignored)} files or folders that hold no pictures, or are hidden: {usual}"
+    detail = f"{len(table.ignored)} files or folders that hold no images, or are hidden: {usual}"
     return [Finding("ignored", "info", table.ignored, (), detail)]
 
 

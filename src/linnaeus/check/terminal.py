@@ -14,14 +14,14 @@ WIDTH = 120
 
 NEXT = {
     "leak": "move the copies into one split; until then every figure on the later split flatters",
-    "label-conflict": "decide which label is right and remove the other picture",
+    "label-conflict": "decide which label is right and remove the other image",
     "truncated": "fetch these files again or remove them; `train` leaves them out",
     "empty": "fetch these files again or remove them; `train` leaves them out",
     "unreadable": "convert or remove these files; `train` leaves them out",
-    "too-large": "make these pictures smaller; `train` leaves them out",
-    "missing-class": "give every class pictures in every split",
+    "too-large": "make these images smaller; `train` leaves them out",
+    "missing-class": "give every class images in every split",
     "confusable-names": "give each class one name, written in one way",
-    "suspicious-label": "look at these pictures, in this order, and correct the labels that are wrong",
+    "suspicious-label": "look at these images, in this order, and correct the labels that are wrong",
     "duplicate": "remove all but one of them",
     "near-duplicate": "a random split may part them; `train --set data.split.groups=near-duplicates` does not",
     "same-scene": "keep a scene in one split; `train --set data.split.groups=near-duplicates` does",
@@ -33,7 +33,7 @@ def render(checked: Checked, shown: int = SHOWN) -> Iterator[str]:
     """Lines for the terminal."""
     table = checked.table
     splits = ", ".join(f"{split or 'unsplit'} {n.sum()}" for split, n in table.counts().items())
-    yield f"{table.source}: {len(table)} pictures of {len(table.classes)} classes ({splits})"
+    yield f"{table.source}: {len(table)} images of {len(table.classes)} classes ({splits})"
     groups = by_kind(checked.findings)
     totals = {severity: sum(len(f) for (s, _), f in groups.items() if s == severity) for severity in SEVERITIES}
     for severity in SEVERITIES:
@@ -64,7 +64,7 @@ def _kind(kind: str, found: list[Finding], shown: int) -> Iterator[str]:
 
 
 def _about(finding: Finding) -> str:
-    """What a finding is about: two of its pictures, or its classes."""
+    """What a finding is about: two of its images, or its classes."""
     if finding.kind == "ignored":  # its detail counts them
         return ""
     more = f" and {len(finding.paths) - 2} more" if len(finding.paths) > 2 else ""

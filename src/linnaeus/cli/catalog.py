@@ -14,7 +14,7 @@ from linnaeus.console import Console, counted
 @click.command()
 @click.argument("name", required=False)
 @click.option(
-    "--size", default=0, type=click.IntRange(0), help="Pixels of the picture's side.  [default: 224, or what suits]"
+    "--size", default=0, type=click.IntRange(0), help="Pixels of the image's side.  [default: 224, or what suits]"
 )
 @click.option("--classes", type=click.IntRange(1), help="Outputs of the head.  [default: as the list has it]")
 @click.option("--channels", type=click.IntRange(1), help="1 gray, 3 color.  [default: as the list has it]")
@@ -107,7 +107,7 @@ def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
 
 @click.group()
 def data() -> None:
-    """Known data sets, shards, and the cache of decoded pictures."""
+    """Known data sets, shards, and the cache of decoded images."""
 
 
 @data.command("list")
@@ -138,14 +138,12 @@ def data_pull(name: str, quiet: bool, verbose: bool) -> None:
 @click.argument("source")
 @click.option("--out", metavar="DIR", required=True, help="A new folder for the shards and their index.")
 @click.option("--size", default=256, show_default=True, type=click.IntRange(1), metavar="MB", help="Of a shard, about.")
-@click.option(
-    "--resize", type=click.IntRange(1), metavar="PIXELS", help="Bring larger pictures' short side down to it."
-)
+@click.option("--resize", type=click.IntRange(1), metavar="PIXELS", help="Bring larger images' short side down to it.")
 @verbosity
 def data_shard(source: str, out: str, size: int, resize: int | None, quiet: bool, verbose: bool) -> None:
     """Write SOURCE as tar shards, as WebDataset has them, with an index.
 
-    `linnaeus train DIR`, or the address of DIR on a web server, reads them picture by picture, however large they are
+    `linnaeus train DIR`, or the address of DIR on a web server, reads them image by image, however large they are
     together: nothing is unpacked, and no store of pixels is kept.
     """
     from linnaeus.data.shardwriter import write_shards
@@ -157,9 +155,9 @@ def data_shard(source: str, out: str, size: int, resize: int | None, quiet: bool
         done = write_shards(table, out, size=size, resize=resize, progress=advance)
     if done.left_out:
         first = ": ".join(done.left_out[0])
-        console.warn(f"{len(done.left_out)} picture(s) could not be read and are left out, such as {first}")
+        console.warn(f"{len(done.left_out)} image(s) could not be read and are left out, such as {first}")
     click.echo(
-        f"{counted(done.pictures, 'picture')} in {counted(done.shards, 'shard')}, {done.bytes / 1e6:,.1f} MB, in {out}"
+        f"{counted(done.images, 'image')} in {counted(done.shards, 'shard')}, {done.bytes / 1e6:,.1f} MB, in {out}"
     )
 
 
@@ -167,7 +165,7 @@ def data_shard(source: str, out: str, size: int, resize: int | None, quiet: bool
 @click.option("--clear", is_flag=True, help="Empty it; what is needed again is computed again.")
 @verbosity
 def data_cache(clear: bool, quiet: bool, verbose: bool) -> None:
-    """Show what is kept of decoded pictures and frozen networks, newest first; or empty it."""
+    """Show what is kept of decoded images and frozen networks, newest first; or empty it."""
     from datetime import datetime
 
     from linnaeus.stores import default_cache

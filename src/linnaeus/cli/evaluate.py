@@ -63,7 +63,7 @@ def evaluate(
         )
     if done is None:  # the first process tells
         return
-    click.echo(f"{done.split} of {source}: {counted(done.found.measures.n, 'picture')}\n")
+    click.echo(f"{done.split} of {source}: {counted(done.found.measures.n, 'image')}\n")
     click.echo(render(done.found, classifier.names))
     if json_file:
         write_text(Path(json_file), done.to_json())
@@ -75,10 +75,10 @@ def evaluate(
 @click.option("--json", "json_file", metavar="FILE", help="Write the comparison there.")
 @verbosity
 def compare(runs: tuple[str, ...], split: str | None, json_file: str | None, quiet: bool, verbose: bool) -> None:
-    """Compare run folders side by side, on the same pictures.
+    """Compare run folders side by side, on the same images.
 
-    The difference of two runs is tested picture by picture: McNemar's exact test, corrected for how many pairs there
-    are (Holm). Where p is 0.05 or more, the pictures do not show that one is better. The test is of these very
+    The difference of two runs is tested image by image: McNemar's exact test, corrected for how many pairs there
+    are (Holm). Where p is 0.05 or more, the images do not show that one is better. The test is of these very
     models: the same recipe with another seed gives another model.
     """
     from linnaeus.files import write_text
@@ -94,14 +94,14 @@ def compare(runs: tuple[str, ...], split: str | None, json_file: str | None, qui
 
 @click.command()
 @click.argument("run")
-@click.option("--source", metavar="SOURCE", help="Where the run's pictures are now, if they were moved.")
+@click.option("--source", metavar="SOURCE", help="Where the run's images are now, if they were moved.")
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @verbosity
 def report(run: str, source: str | None, code: str | None, device: str, quiet: bool, verbose: bool) -> None:
     """Rebuild the page report.html of RUN, a run folder, from what is in it.
 
-    The page is one file that needs no network. Where the pictures are no longer there it goes without, and says so.
+    The page is one file that needs no network. Where the images are no longer there it goes without, and says so.
     Without the code of a network of your own there are no heat maps.
     """
     from linnaeus.report.maps import heat_maps
@@ -117,5 +117,5 @@ def report(run: str, source: str | None, code: str | None, device: str, quiet: b
         heat = heat_maps(load_model(run, device, code))
     path, missing = write_report(run, source=source, heat=heat)
     if missing:
-        console.warn(f"no pictures in the report: {missing}")
+        console.warn(f"no images in the report: {missing}")
     click.echo(path)

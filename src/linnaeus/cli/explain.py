@@ -23,20 +23,18 @@ if TYPE_CHECKING:
 
 METHODS = ("gradcam", "occlusion", "integrated-gradients")
 NEIGHBORS = 5
-LONGEST = 80  # characters of a picture's name that its sheet takes over
-AT_ONCE = 8  # pictures between two looks at what is done
+LONGEST = 80  # characters of an image's name that its sheet takes over
+AT_ONCE = 8  # images between two looks at what is done
 
 
 @click.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option(
-    "--out", metavar="DIR", default="explained", show_default=True, help="A sheet for each picture goes there."
-)
+@click.option("--out", metavar="DIR", default="explained", show_default=True, help="A sheet for each image goes there.")
 @click.option("--class", "wanted", metavar="NAME", help="Explain this class instead of the predicted one.")
 @click.option("--method", type=click.Choice(METHODS), default="gradcam", show_default=True, help="How a map is made.")
 @click.option("--stage", metavar="NAME|all", help="Where Grad-CAM looks.  [default: the last that tells places apart]")
-@click.option("--like", metavar="SOURCE", help="Show the training pictures that look most alike; SOURCE holds them.")
+@click.option("--like", metavar="SOURCE", help="Show the training images that look most alike; SOURCE holds them.")
 @click.option("--top", type=click.IntRange(1), help=f"How many of them.  [default: {NEIGHBORS}]")
 @click.option("--json", "json_file", metavar="FILE", help="Write what is printed there, and more.")
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
@@ -47,10 +45,10 @@ def explain(
     like: str | None, top: int | None, json_file: str | None, code: str | None, device: str, quiet: bool,
     verbose: bool,
 ) -> None:  # fmt: skip
-    """Show why MODEL gives IMAGES their class: where in the picture it sees it, and what it looks like.
+    """Show why MODEL gives IMAGES their class: where in the image it sees it, and what it looks like.
 
-    An image is a file, a folder, a glob, or - for paths on standard input. A line a picture says where its sheet lies.
-    A map has a scale of its own: it says where, not how strongly. Exit status 1 if any picture cannot be read.
+    An image is a file, a folder, a glob, or - for paths on standard input. A line an image says where its sheet lies.
+    A map has a scale of its own: it says where, not how strongly. Exit status 1 if any image cannot be read.
 
     Grad-CAM takes as long as two or three predictions; integrated gradients (as 60) and occlusion (as 170) need captum.
     """
@@ -73,9 +71,7 @@ def explain(
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
     alike = None if like is None else gallery(classifier, like, console)
     if alike is not None and not alike.trained:
-        console.warn(
-            f"{like}: not known to be what the model was trained on; compared with {len(alike)} of its pictures"
-        )
+        console.warn(f"{like}: not known to be what the model was trained on; compared with {len(alike)} of its images")
     sheets = Sheets(classifier, Path(out), target, method, stages, alike, top or NEIGHBORS)
     told: list[dict[str, Any]] = []
     failed = 0
@@ -92,13 +88,13 @@ def explain(
     if sheets.missing:
         console.warn(advice(sheets.missing))
     if failed:
-        console.warn(f"{failed} of {counted(len(told), 'picture')} could not be read")
+        console.warn(f"{failed} of {counted(len(told), 'image')} could not be read")
         raise SystemExit(1)
 
 
 @dataclass(frozen=True)
 class Told:
-    """What the command says of a picture."""
+    """What the command says of an image."""
 
     explanation: Explanation
     method: str
@@ -123,7 +119,7 @@ class Told:
 
 
 class Sheets:
-    """Draws a sheet for each picture of a command, in files of their own."""
+    """Draws a sheet for each image of a command, in files of their own."""
 
     def __init__(
         self, classifier: Classifier, folder: Path, target: int | None, method: str, stages: tuple[str, ...],
@@ -136,7 +132,7 @@ class Sheets:
         """Characters that no font here has."""
 
     def draw(self, some: Sequence[Prediction]) -> Iterator[tuple[Prediction, Told | None]]:
-        """Each prediction with what is to be told of it: None where the picture could not be read."""
+        """Each prediction with what is to be told of it: None where the image could not be read."""
         from linnaeus.explain.saliency import explain
         from linnaeus.report.explained import draw_explanation
 
@@ -156,7 +152,7 @@ class Sheets:
             yield p, told
 
     def file(self, path: str) -> Path:
-        """Where the sheet of a picture goes: never over that of another, nor over the picture itself."""
+        """Where the sheet of an image goes: never over that of another, nor over the image itself."""
         stem = Path(path).stem[:LONGEST]
         number = 1
         word = "explained" if self.method == "gradcam" else self.method

@@ -17,12 +17,12 @@ from linnaeus.errors import UserError
 @click.option(
     "--to", "kind", required=True, type=click.Choice(["onnx", "onnx-int8", "torchvision"]), help="What to write."
 )
-@click.option("--data", metavar="SOURCE", help="Real pictures to compare on.  [default: those of the run]")
+@click.option("--data", metavar="SOURCE", help="Real images to compare on.  [default: those of the run]")
 @click.option("--split", metavar="NAME", help="Which of them.  [default: valid, else test, else all]")
 @click.option("--out", metavar="FILE", help="[default: model.onnx, model-int8.onnx or torchvision.pth, beside MODEL]")
 @click.option(
     "--agree", type=click.FloatRange(0, 1), metavar="SHARE",
-    help="Pictures to which int8 must give the same class.  [default: 0.99]",
+    help="Images to which int8 must give the same class.  [default: 0.99]",
 )  # fmt: skip
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the comparison there, passed or not.")
@@ -34,7 +34,7 @@ def export(
     """Write MODEL, a run folder or a model file, for others to use.
 
     onnx and onnx-int8 hold preprocessing, network and calibration in one graph: pixels in, probabilities out. They are
-    compared with MODEL on real pictures and written only where they agree; exit status 1 where they do not.
+    compared with MODEL on real images and written only where they agree; exit status 1 where they do not.
     torchvision is a plain state dict for torchvision.models, with a model card beside it.
     """
     console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
@@ -50,7 +50,7 @@ def export(
         click.echo(f"{path}\n{card}")
         return
     if agree is not None and kind == "onnx":
-        raise UserError(f"--agree {agree}: float must agree on all pictures; only onnx-int8 takes a share")
+        raise UserError(f"--agree {agree}: float must agree on all images; only onnx-int8 takes a share")
     from linnaeus.export.files import require
     from linnaeus.export.gate import AGREEMENT
     from linnaeus.export.run import export_onnx

@@ -27,7 +27,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="linnaeus")
 def cli() -> None:
-    """From a folder of pictures to a classifier you can read, trust and ship."""
+    """From a folder of images to a classifier you can read, trust and ship."""
 
 
 @cli.command()
@@ -41,7 +41,7 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @several
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
-@click.option("--strict", is_flag=True, help="Refuse unreadable pictures, and copies of one picture in two splits.")
+@click.option("--strict", is_flag=True, help="Refuse unreadable images, and copies of one image in two splits.")
 @click.option(
     "--resume",
     is_flag=True,
@@ -82,7 +82,7 @@ def train(
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png", "report.html"):
         if (run.path / name).exists():
-            word = "pictures" if name == "predictions.png" else name.partition(".")[0]
+            word = "images" if name == "predictions.png" else name.partition(".")[0]
             console.say(f"{word:9} {run.path / name}")
     if run.interrupted:
         again = f"linnaeus train {run.path} --resume"
@@ -94,12 +94,12 @@ def train(
 @click.argument("source")
 @click.option("--json", "json_file", metavar="FILE", help="Write all findings there.")
 @click.option("--gallery", metavar="FILE.html", help="Write a page that shows them side by side.")
-@click.option("--weights", metavar="NAME|none", help="Weights that compare pictures.  [default: ImageNet's, at hand]")
-@click.option("--groups", metavar="COLUMN", help="Of a CSV: which pictures belong together.")
+@click.option("--weights", metavar="NAME|none", help="Weights that compare images.  [default: ImageNet's, at hand]")
+@click.option("--groups", metavar="COLUMN", help="Of a CSV: which images belong together.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @verbosity
 def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Say what is wrong with SOURCE: files, pictures, duplicates, leaks, classes, labels.
+    """Say what is wrong with SOURCE: files, images, duplicates, leaks, classes, labels.
 
     Exit status 0 if there is no error among the findings, 1 if there is one, 2 if SOURCE cannot be read at all.
     """

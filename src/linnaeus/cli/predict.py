@@ -1,4 +1,4 @@
-"""`predict`: what a model says of pictures."""
+"""`predict`: what a model says of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier, Prediction
     from linnaeus.inference.writers import Done
 
-GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
+GRID_MOST = 64  # images that a grid shows; more would be too small to see
 
 
 @click.command()
@@ -34,7 +34,7 @@ GRID_MOST = 64  # pictures that a grid shows; more would be too small to see
     help="[default: what the name of --out says, else table]",
 )
 @click.option("--out", metavar="FILE", help="Write the answers there; CSV and JSON lines go on where they stopped.")
-@click.option("--grid", metavar="FILE.png", help=f"Draw the first {GRID_MOST} pictures with their answers.")
+@click.option("--grid", metavar="FILE.png", help=f"Draw the first {GRID_MOST} images with their answers.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @several
 @click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
@@ -48,10 +48,10 @@ def predict(
     An image is a file, a folder, a glob, or - for paths on standard input. Exit status 1 if any cannot be read. Where
     the first class is less likely than the threshold that the model was given on validation, the answer is unsure.
 
-    A file of CSV or JSON lines that is there already is gone on with: pictures that it holds are not predicted again.
+    A file of CSV or JSON lines that is there already is gone on with: images that it holds are not predicted again.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus predict ..., or srun linnaeus predict ...; the first
-    process reads standard input and writes, and the pictures must be reachable under the same path from all.
+    process reads standard input and writes, and the images must be reachable under the same path from all.
     """
     form = form or {".csv": "csv", ".jsonl": "jsonl"}.get(Path(out or "").suffix.lower(), "table")
     goes_on = out is not None and form != "table"
@@ -70,13 +70,13 @@ def predict(
     if grid and job.shown:
         _draw_grid(grid, job.shown, console)
     if failed:
-        console.warn(f"{failed} of {counted(read, 'picture')} could not be read")
+        console.warn(f"{failed} of {counted(read, 'image')} could not be read")
         raise SystemExit(1)
 
 
 @dataclass
 class _Job:
-    """Pictures to predict, and where the answers go."""
+    """Images to predict, and where the answers go."""
 
     classifier: Classifier
     group: Peers
@@ -90,7 +90,7 @@ class _Job:
     """For the grid, with their true classes."""
 
     def run(self) -> tuple[int, int]:
-        """How many pictures there are, those answered earlier included, and how many cannot be read; by the first
+        """How many images there are, those answered earlier included, and how many cannot be read; by the first
         process, which writes."""
         from linnaeus.files import disk_errors
         from linnaeus.inference.distributed import predictions
@@ -130,12 +130,12 @@ class _Job:
         held = read_done(Path(self.out), self.form, self.top) if self.out else Done()
         if self.out and held.paths:
             check_same(Path(self.out), held, self.classifier)
-            self.console.say(f"{self.out}: goes on after {counted(len(held.paths), 'picture')}")
+            self.console.say(f"{self.out}: goes on after {counted(len(held.paths), 'image')}")
         return held
 
 
 def _left(images: Iterable[str], held: Done) -> Iterator[str]:
-    """The pictures that the file of answers does not hold yet."""
+    """The images that the file of answers does not hold yet."""
     from linnaeus.inference.inputs import expand
 
     return (path for path in expand(images, sys.stdin) if path not in held)
@@ -170,20 +170,20 @@ def _progress(console: Console, images: tuple[str, ...], before: int) -> Iterato
 
 
 def _draw_grid(path: str, shown: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
-    """The pictures with predicted and true name."""
-    from linnaeus.report.plots import Shown, advice, picture_grid
+    """The images with predicted and true name."""
+    from linnaeus.report.plots import Shown, advice, image_grid
 
     tiles = [
         Shown(
-            picture=p.picture,
+            image=p.image,
             predicted=p.name,
             probability=p.probability,
             true=None if true is None else p.names[true],
             note="unsure" if p.unsure else None,
         )
         for p, true in shown
-        if p.picture is not None
+        if p.image is not None
     ]
-    missing = picture_grid(tiles, Path(path))
+    missing = image_grid(tiles, Path(path))
     if missing:
         console.warn(advice(missing))

@@ -21,11 +21,11 @@ MIB = 1 << 20
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--token", envvar="LINNAEUS_TOKEN", help="Asked of every client.  [env: LINNAEUS_TOKEN]")
 @click.option("--allow-host", "hosts", metavar="NAME", multiple=True, help="Answer to this Host too.")
-@click.option("--like", metavar="SOURCE|none", help="Training pictures to compare with.  [default: the run's own]")
+@click.option("--like", metavar="SOURCE|none", help="Training images to compare with.  [default: the run's own]")
 @click.option("--max-mb", default=32, show_default=True, type=click.IntRange(1, 1024), help="MiB of a request.")
-@click.option("--max-pictures", default=32, show_default=True, type=click.IntRange(1, 1000), help="Of a request.")
-@click.option("--max-megapixels", type=click.FloatRange(0, min_open=True), help="Of a picture, by its header.")
-@click.option("--queue", default=256, show_default=True, type=click.IntRange(1), help="Pictures that may wait.")
+@click.option("--max-images", default=32, show_default=True, type=click.IntRange(1, 1000), help="Of a request.")
+@click.option("--max-megapixels", type=click.FloatRange(0, min_open=True), help="Of an image, by its header.")
+@click.option("--queue", default=256, show_default=True, type=click.IntRange(1), help="Images that may wait.")
 @click.option(
     "--batch", default=16, show_default=True, type=click.IntRange(1, 1024), help="Through the network at once."
 )
@@ -35,20 +35,20 @@ MIB = 1 << 20
 @verbosity
 def serve(
     model: str, host: str, port: int, token: str | None, hosts: tuple[str, ...], like: str | None, max_mb: int,
-    max_pictures: int, max_megapixels: float | None, queue: int, batch: int, body_seconds: float, code: str | None,
+    max_images: int, max_megapixels: float | None, queue: int, batch: int, body_seconds: float, code: str | None,
     device: str, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Serve MODEL, a run folder or a model file: a page at /, and POST /predict for programs.
 
-    Pictures are sent as multipart/form-data, as the bytes of one picture, or as base64 in JSON; /docs describes it.
+    Images are sent as multipart/form-data, as the bytes of one image, or as base64 in JSON; /docs describes it.
     Only this machine can reach the server unless --host says otherwise. Ctrl-C ends it when all in hand is answered.
     """
     from linnaeus.modelfile.safetensors import MODEL
 
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         raise UserError("--token: printable ASCII without blanks at its ends; leave it out to ask for none")
-    if max_pictures > queue:
-        raise UserError(f"--max-pictures {max_pictures}: a full request never fits into --queue {queue}")
+    if max_images > queue:
+        raise UserError(f"--max-images {max_images}: a full request never fits into --queue {queue}")
     try:
         from linnaeus.serve.app import Settings
         from linnaeus.serve.gate import is_loopback
@@ -61,7 +61,7 @@ def serve(
     if token is None and not is_loopback(host):
         console.warn(f"--host {host}: whoever reaches this machine can use the model; --token asks them for one")
     limits = Limits(
-        request_bytes=max_mb * MIB, held_bytes=max(256, 4 * max_mb) * MIB, pictures=max_pictures, queue=queue,
+        request_bytes=max_mb * MIB, held_bytes=max(256, 4 * max_mb) * MIB, images=max_images, queue=queue,
         batch=batch, body_seconds=body_seconds,
         pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def _report(folder: Path) -> str | None:
 
 
 def _source(folder: Path, like: str | None) -> str | None:
-    """Where the training pictures are: as `like` says, or as the run notes; None where that is not known."""
+    """Where the training images are: as `like` says, or as the run notes; None where that is not known."""
     if like is not None:
         return None if like == "none" else like
     try:

@@ -45,7 +45,7 @@ def sweep(
         f"best      trial {done.best.number}, validation {found['accuracy']:.2%} ({found['correct']} of {found['n']}, "
         f"95 % interval {low:.1%} to {high:.1%})"
     )
-    console.say(f"          selected among {len(done.trials)} trials on these pictures, so the figure flatters")
+    console.say(f"          selected among {len(done.trials)} trials on these images, so the figure flatters")
     if done.importances:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in done.importances.items())
         console.say(f"mattered  {shares}")

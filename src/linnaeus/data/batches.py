@@ -94,7 +94,7 @@ def order(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> n
 def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
     """`indices` in pieces of `batch`; a last piece of one sample joins the one before.
 
-    BatchNorm cannot be trained on one picture whose feature map has shrunk to one position.
+    BatchNorm cannot be trained on one image whose feature map has shrunk to one position.
     """
     pieces = [indices[i : i + batch] for i in range(0, len(indices), batch)]
     if len(pieces) > 1 and len(pieces[-1]) == 1 < batch:
@@ -254,7 +254,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the rows of another source of rows: what is left when unreadable pictures are left out."""
+    """Some of the rows of another source of rows: what is left when unreadable images are left out."""
 
     rows: Rows
     positions: np.ndarray

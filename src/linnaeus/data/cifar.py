@@ -60,7 +60,7 @@ def find_cifar(folder: Path) -> Path | None:
 def open_cifar(source: str, path: Path) -> Table:
     """Read the folder with the binaries, or the `.tar.gz` without unpacking it to disk.
 
-    Pictures (n, 32, 32, 3) uint8; the training files are "train", the test file "test". All published classes are kept.
+    Images (n, 32, 32, 3) uint8; the training files are "train", the test file "test". All published classes are kept.
     """
     files = _read_folder(path) if path.is_dir() else _read_archive(path)
     release = next((release for name in files if (release := _release(name))), None)
@@ -93,7 +93,7 @@ def open_cifar(source: str, path: Path) -> Table:
 
 
 def parse(raw: bytes, release: Release, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One binary file -> pictures (n, 32, 32, 3) uint8 and labels (n,) int64 (Krizhevsky 2009, "Binary version").
+    """One binary file -> images (n, 32, 32, 3) uint8 and labels (n,) int64 (Krizhevsky 2009, "Binary version").
 
     Raises UserError, naming the file, if it is cut short or a label is out of range.
     """

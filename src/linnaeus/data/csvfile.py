@@ -18,7 +18,7 @@ BELONGS = re.compile(
     "(patient|subject|person|individual|case|lesion|animal|specimen|plant|tree|camera|scene|location|site|series|burst"
     "|session|video|clip|sequence|slide)s?([ _-]?(id|nr|no|number|name))?"
 )
-"""Columns that say, by their names, which pictures belong together."""
+"""Columns that say, by their names, which images belong together."""
 
 
 def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> Table:
@@ -61,7 +61,7 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> T
 
 
 def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
-    """Read one CSV or TSV file into rows; the pictures are not looked for yet."""
+    """Read one CSV or TSV file into rows; the images are not looked for yet."""
     column = (group or "group").strip().lower()
     text = read_text(path)
     head = text.split("\n", 1)[0]
@@ -103,7 +103,7 @@ def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
     if rows.groups is None:
         rows.offered = tuple(name for name, values in likely.items() if 1 < len(values) < len(rows.texts))
     if not rows.texts:
-        raise UserError(f"{path}: lists no pictures; write a line for each below the header")
+        raise UserError(f"{path}: lists no images; write a line for each below the header")
     return rows
 
 

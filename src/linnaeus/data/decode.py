@@ -1,4 +1,4 @@
-"""From the bytes of a picture to its pixels: the only place that opens pictures.
+"""From the bytes of an image to its pixels: the only place that opens images.
 
 Whatever a file holds comes out as upright 8-bit RGB or gray, the same in training, evaluation, export and the server:
 orientation (EXIF, XMP) is applied; 16-bit is scaled, not clipped; palettes are looked up; transparency is laid over
@@ -44,7 +44,7 @@ _SUFFIXES = """.jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp 
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
 MAX_PIXELS = 80_000_000
-"""Pixels of the largest picture that is decoded: with it, one decode stays under 1 GB (12 bytes a pixel at worst)."""
+"""Pixels of the largest image that is decoded: with it, one decode stays under 1 GB (12 bytes a pixel at worst)."""
 
 MAX_HEADER_PIXELS = 178_956_970
 """Pixels of the largest JPEG that is opened to be decoded at a fraction of its size. Pillow opens no larger one."""
@@ -52,14 +52,14 @@ MAX_HEADER_PIXELS = 178_956_970
 MAX_BYTES = 1 << 30
 """Size of the largest file that is opened, in bytes."""
 
-# Bytes of memory for one pixel beyond what others need: these decoders keep the whole picture in a form of their own.
+# Bytes of memory for one pixel beyond what others need: these decoders keep the whole image in a form of their own.
 _HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "WEBP": 2}
 _HEAVY_MODES = {"F": 2, "I": 2, "LAB": 2, "PA": 2, "La": 2, "RGBa": 2}
-_LARGE = 16_000_000  # pixels; pictures above it are decoded one at a time, so that threads together stay near 1 GB
+_LARGE = 16_000_000  # pixels; images above it are decoded one at a time, so that threads together stay near 1 GB
 _one_large = threading.Lock()
 
 # How much larger than a row a JPEG is decoded, at least. With 1.5 rows are within 0.5 of 255 of those from the full
-# picture, on average (84 photographs, 49 dB), with 2 within 0.4 (51 dB); 1.5 halves the time for 1024 x 768.
+# image, on average (84 photographs, 49 dB), with 2 within 0.4 (51 dB); 1.5 halves the time for 1024 x 768.
 _HEADROOM = 1.5
 
 _EXIF_ORIENTATION = 0x0112
@@ -78,9 +78,9 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors re
 
 
 class UnreadableError(UserError):
-    """A picture that cannot be decoded; `reason` says why, without the name.
+    """An image that cannot be decoded; `reason` says why, without the name.
 
-    `passing`: it may go away without the picture changing, as with a missing file, a permission, or lack of memory.
+    `passing`: it may go away without the image changing, as with a missing file, a permission, or lack of memory.
     `kind`: "empty", "truncated", "too-large", or "unreadable" for everything else.
     """
 
@@ -93,7 +93,7 @@ class UnreadableError(UserError):
 
 @dataclass(frozen=True)
 class Inspected:
-    """A picture as `decode` gives it, and what its file says beside."""
+    """An image as `decode` gives it, and what its file says beside."""
 
     pixels: np.ndarray
     """(h, w, 3) uint8, upright"""
@@ -104,30 +104,30 @@ class Inspected:
 
 
 def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None) -> np.ndarray:
-    """The pixels of a picture, given as a path or as the bytes of a file: (H, W, channels) uint8, upright.
+    """The pixels of an image, given as a path or as the bytes of a file: (H, W, channels) uint8, upright.
 
     `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8, as long as its short side stays at least twice this.
-    Gray is Rec. 601 luma. Raises UnreadableError where the picture is cut short, damaged, too large or none at all.
+    Gray is Rec. 601 luma. Raises UnreadableError where the image is cut short, damaged, too large or none at all.
     """
     return pixels(_load(source, channels, None if at_least is None else 2 * at_least).image)
 
 
 def inspect(source: str | Path | bytes, *, at_least: int) -> Inspected:
-    """As `decode`, with the picture's full size and format. Raises UnreadableError."""
+    """As `decode`, with the image's full size and format. Raises UnreadableError."""
     upright = _load(source, 3, 2 * at_least)
     width, height = upright.size
     return Inspected(pixels(upright.image), (height, width), upright.format)
 
 
 def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarray:
-    """A picture, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError."""
+    """An image, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError."""
     if isinstance(source, np.ndarray):
         return fit_row(source, spec)
     return pixels(resize(_load(source, spec.channels, math.ceil(_HEADROOM * spec.size)), spec))
 
 
 def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
-    """(height, width) as a picture's header says, before orientation; None where nothing can be read from it."""
+    """(height, width) as an image's header says, before orientation; None where nothing can be read from it."""
     try:
         with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
             return image.height, image.width
@@ -136,13 +136,13 @@ def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
 
 
 def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Upright:
-    """A picture, upright, of mode RGB or L. A JPEG may come smaller, with its short side at least `short_side`."""
-    name = "picture" if isinstance(source, bytes) else os.fspath(source)
+    """An image, upright, of mode RGB or L. A JPEG may come smaller, with its short side at least `short_side`."""
+    name = "image" if isinstance(source, bytes) else os.fspath(source)
     try:
         with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
             _refuse_too_large(name, image, image.width * image.height, MAX_HEADER_PIXELS)
             size = image.size
-            if image.info.get("progressive"):  # libjpeg then holds the whole picture, at whatever fraction
+            if image.info.get("progressive"):  # libjpeg then holds the whole image, at whatever fraction
                 _refuse_too_large(name, image, image.width * image.height, MAX_PIXELS)
             box: tuple[float, ...] = (0, 0, *size)
             if short_side is not None and (drafted := image.draft(None, (short_side, short_side))) is not None:
@@ -205,7 +205,7 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(source, bytes):
         if not source:
-            raise UnreadableError("picture", "empty", kind="empty")
+            raise UnreadableError("image", "empty", kind="empty")
         return io.BytesIO(source)
     name = os.fspath(source)
     try:
@@ -252,7 +252,7 @@ def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], ori
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Any mode without its transparency and with 8 bits a channel."""
-    if image.mode in ("RGB", "L") and "transparency" not in image.info:  # nearly all pictures
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:  # nearly all images
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return Image.fromarray(_to_8_bit(image))
@@ -305,12 +305,12 @@ def _what_else(source: str | Path | bytes) -> str:
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")):
         return "damaged in its header, or of a kind that is not read (such as 12-bit or lossless JPEG)"
     if head.startswith((b"%PDF", b"%!PS", b"<svg", b"<?xml", b"<!DOCTYPE", b"<html")):
-        return "a document, not a picture"
-    return "not a picture, or of a kind that is not read"
+        return "a document, not an image"
+    return "not an image, or of a kind that is not read"
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether the system failed and not the picture."""
+    """Whether the system failed and not the image."""
     return isinstance(error, OSError) and bool(error.errno)
 
 

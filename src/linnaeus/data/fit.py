@@ -1,4 +1,4 @@
-"""From a picture to a row: resized once, with antialiasing, to what a recipe asks for."""
+"""From an image to a row: resized once, with antialiasing, to what a recipe asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from linnaeus.errors import UserError
 
 MAX_ASPECT = 4
-"""With fit = "crop" a row keeps at most the central 4:1 of a picture: this bounds the size of a row."""
+"""With fit = "crop" a row keeps at most the central 4:1 of an image: this bounds the size of a row."""
 
 FITS = ("crop", "squash", "pad")
 RESAMPLING = {
@@ -23,7 +23,7 @@ RESAMPLING = {
 
 @dataclass(frozen=True)
 class RowSpec:
-    """How a picture becomes a row of the pixel store."""
+    """How an image becomes a row of the pixel store."""
 
     size: int
     """Pixels: the short side (crop), or the side of the square (squash, pad)."""
@@ -33,7 +33,7 @@ class RowSpec:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UserError(f"size = {self.size}: a picture needs at least one pixel")
+            raise UserError(f"size = {self.size}: an image needs at least one pixel")
         if self.fit not in FITS:
             raise UserError(f"fit = {self.fit!r}: one of {', '.join(FITS)}")
         if self.interpolation not in RESAMPLING:
@@ -44,30 +44,30 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class Upright:
-    """A picture of mode RGB or L. Decoded at a fraction of its size it may not fill its last column and row."""
+    """An image of mode RGB or L. Decoded at a fraction of its size it may not fill its last column and row."""
 
     image: Image.Image
     size: tuple[int, int]
     """Width and height at full size, in pixels"""
     box: tuple[float, float, float, float]
-    """Left, top, right and bottom of the picture in `image`"""
+    """Left, top, right and bottom of the image in `image`"""
     format: str = ""
     """What the file held, as Pillow calls it: "JPEG", "PNG" …; nothing for arrays"""
 
 
 def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
-    """Resize (H, W[, C]) uint8 to a row: (h, w, C) uint8. A picture of the right size passes untouched.
+    """Resize (H, W[, C]) uint8 to a row: (h, w, C) uint8. An image of the right size passes untouched.
 
     crop: the short side becomes `size`, the long side int(size * long / short) as in torchvision's Resize, after
     cutting to the central 4:1. squash: both sides become `size`. pad: the long side becomes `size`, and black fills the
     square evenly on both sides. All with antialiasing. Gray and RGB become each other as `spec.channels` says.
     """
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
-        raise ValueError(f"a picture is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
+        raise ValueError(f"an image is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
     gray = picture.ndim == 2 or picture.shape[2] == 1
     planes = 1 if gray else 3
     if picture.shape[2:] not in ((), (1,), (3,)):
-        raise ValueError(f"a picture has 1 or 3 channels, not {picture.shape[2]}")
+        raise ValueError(f"an image has 1 or 3 channels, not {picture.shape[2]}")
     height, width = picture.shape[:2]
     if planes == spec.channels and is_row(height, width, spec):
         return picture[:, :, None] if picture.ndim == 2 else picture
@@ -77,7 +77,7 @@ def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
 
 
 def is_row(height: int, width: int, spec: RowSpec) -> bool:
-    """Whether a picture of this size is a row already."""
+    """Whether an image of this size is a row already."""
     if spec.fit == "crop":
         return min(height, width) == spec.size and max(height, width) <= MAX_ASPECT * spec.size
     return height == width == spec.size
@@ -93,7 +93,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def resize(picture: Upright, spec: RowSpec) -> Image.Image:
-    """Resize a picture of mode L or RGB to a row. Its shape follows the full size, whatever was decoded of it."""
+    """Resize an image of mode L or RGB to a row. Its shape follows the full size, whatever was decoded of it."""
     image, (width, height), box = picture.image, picture.size, picture.box
     size, how = spec.size, RESAMPLING[spec.interpolation]
     if is_row(height, width, spec) and image.size == picture.size:
@@ -117,7 +117,7 @@ def resize(picture: Upright, spec: RowSpec) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """(H, W, C) uint8 of a picture of mode L or RGB, copied in bands since Pillow makes two copies on the way."""
+    """(H, W, C) uint8 of an image of mode L or RGB, copied in bands since Pillow makes two copies on the way."""
     out = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
     rows = max(1, 4_000_000 // image.width)
     if rows >= image.height:

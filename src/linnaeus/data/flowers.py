@@ -16,10 +16,10 @@ from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.files import disk_errors
 
-PICTURE = re.compile(r"image_[0-9]{5}\.jpg")
+IMAGE = re.compile(r"image_[0-9]{5}\.jpg")
 COUNT = 8189
 ARCHIVE_LIMIT = 1 << 30  # bytes unpacked; the published archive has about 350 million
-PARTS = {"trnid": "train", "valid": "valid", "tstid": "test"}  # 1020, 1020 and 6149 pictures
+PARTS = {"trnid": "train", "valid": "valid", "tstid": "test"}  # 1020, 1020 and 6149 images
 NAMES = """
 pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid, bird
 of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle, yellow iris, globe-flower,
@@ -37,7 +37,7 @@ foxglove, bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket fl
 
 
 def open_flowers(folder: Path) -> Table:
-    """The pictures, unpacked on first use, with the authors' split. Classes are "1" to "102", named by the flowers."""
+    """The images, unpacked on first use, with the authors' split. Classes are "1" to "102", named by the flowers."""
     labels = _matlab(folder / "imagelabels.mat", "labels", 102)
     if len(labels) != COUNT:
         raise UserError(f"{folder / 'imagelabels.mat'}: {len(labels)} labels instead of {COUNT}; fetch it again")
@@ -47,27 +47,27 @@ def open_flowers(folder: Path) -> Table:
     if not (folder / "jpg").is_dir():
         unpack(folder / "102flowers.tgz", folder / "jpg")
     there = set(os.listdir(folder / "jpg"))  # noqa: PTH208
-    pictures = [f"image_{i:05d}.jpg" for i in range(1, COUNT + 1)]
-    lost = next((picture for picture in pictures if picture not in there), None)
+    images = [f"image_{i:05d}.jpg" for i in range(1, COUNT + 1)]
+    lost = next((image for image in images if image not in there), None)
     if lost:
         raise UserError(f"{folder / 'jpg' / lost}: missing; remove {folder / 'jpg'} to unpack 102flowers.tgz again")
     classes = tuple(str(i) for i in range(1, 103))
     names = tuple(name.strip() for name in NAMES.split(","))
-    paths = tuple(os.path.join(folder, "jpg", picture) for picture in pictures)  # noqa: PTH118
+    paths = tuple(os.path.join(folder, "jpg", image) for image in images)  # noqa: PTH118
     return Table("flowers102", "list", classes, names, labels - 1, split, paths=paths, root=str(folder))
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Write the archive's pictures to `folder`, which appears whole or not at all."""
+    """Write the archive's images to `folder`, which appears whole or not at all."""
     with disk_errors(folder):
         temporary = Path(tempfile.mkdtemp(prefix=".jpg-", dir=folder.parent))
         try:
             count = 0
-            for name, data in members(archive, lambda name: PICTURE.fullmatch(name) is not None, ARCHIVE_LIMIT):
+            for name, data in members(archive, lambda name: IMAGE.fullmatch(name) is not None, ARCHIVE_LIMIT):
                 (temporary / name).write_bytes(data)
                 count += 1
             if count != COUNT:
-                raise UserError(f"{archive}: holds {count} pictures instead of {COUNT}; remove it to fetch it again")
+                raise UserError(f"{archive}: holds {count} images instead of {COUNT}; remove it to fetch it again")
             temporary.chmod(0o755)
             temporary.rename(folder)
         finally:

@@ -29,7 +29,7 @@ class Scan:
     """What lies below a folder. Paths are absolute; `ignored` are relative to the source."""
 
     root: str
-    pictures: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, name of a class folder)
 
@@ -42,23 +42,23 @@ class Scan:
 def open_folder(source: str, path: Path) -> Table:
     """Read a folder: `train/`, `valid/` (or `val/`), `test/` with class folders inside, or class folders at the top.
 
-    A class folder's pictures may lie in folders of their own. Hidden files and non-pictures are listed in `ignored`.
+    A class folder's images may lie in folders of their own. Hidden files and non-images are listed in `ignored`.
     Links are followed, each folder once for a class. Classes stand in natural order, or as `classes.txt` has them.
     """
     root = os.path.abspath(path)  # noqa: PTH100  links stay as the user wrote them
     scan = Scan(root)
     parts = _parts(scan, root)
-    found: list[tuple[str, str, list[str]]] = []  # split, class, pictures
+    found: list[tuple[str, str, list[str]]] = []  # split, class, images
     for split, folder in parts.items():
-        found += [(split, name, pictures) for name, pictures in _classes(scan, folder, split).items()]
-        if not any(pictures for part, _, pictures in found if part == split):
+        found += [(split, name, images) for name, images in _classes(scan, folder, split).items()]
+        if not any(images for part, _, images in found if part == split):
             raise UserError(_nothing(scan, folder, split, path))
     learns = "train" if "train" in parts else ""
-    for split, name, pictures in found:
-        if split == learns and not pictures:
+    for split, name, images in found:
+        if split == learns and not images:
             where = os.path.join(parts[split], name)  # noqa: PTH118
-            raise UserError(f"{where}: class folder without pictures; add some, or remove the folder")
-    identities = natural_order(name for split, name, pictures in found if pictures)
+            raise UserError(f"{where}: class folder without images; add some, or remove the folder")
+    identities = natural_order(name for split, name, images in found if images)
     classes, names = display(path, identities)
     position = {name: k for k, name in enumerate(classes)}
     found = [part for part in found if part[2]]
@@ -67,9 +67,9 @@ def open_folder(source: str, path: Path) -> Table:
         "folder",
         classes,
         names,
-        np.repeat([position[name] for _, name, _ in found], [len(pictures) for *_, pictures in found]),
-        np.repeat(np.array([split for split, *_ in found], dtype="<U5"), [len(pictures) for *_, pictures in found]),
-        paths=tuple(picture for *_, pictures in found for picture in pictures),
+        np.repeat([position[name] for _, name, _ in found], [len(images) for *_, images in found]),
+        np.repeat(np.array([split for split, *_ in found], dtype="<U5"), [len(images) for *_, images in found]),
+        paths=tuple(image for *_, images in found for image in images),
         ignored=tuple(sorted(scan.ignored)),
         root=root,
         spellings=spelled_apart(scan.written),
@@ -83,7 +83,7 @@ def _parts(scan: Scan, root: str) -> dict[str, str]:
     """Split -> its folder; {"": root} where class folders stand at the top.
 
     Folders named train, valid, test are parts if there is nothing else, or if `train` has folders inside: a class may
-    be called "train" (as opposed to "bus"), and then holds pictures.
+    be called "train" (as opposed to "bus"), and then holds images.
     """
     folders, _ = _entries(Scan(root), root)
     parts: dict[str, str] = {}
@@ -131,7 +131,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
+def _is_image(entry: os.DirEntry[str]) -> bool:
     """By its name, and not a pipe or a device, which reading would wait for; a dangling link is found when decoding."""
     if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122
         return False
@@ -142,7 +142,7 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
 
 
 def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
-    """Class name -> sorted pictures, for the class folders in `folder`."""
+    """Class name -> sorted images, for the class folders in `folder`."""
     folders, files = _entries(scan, folder)
     for entry in files:
         scan.passed_over(entry.path)
@@ -152,13 +152,13 @@ def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
         scan.written.add((split, entry.name))
         if not name:
             raise UserError(f"{entry.path!r}: a class folder named by blanks alone; rename it")
-        found.setdefault(name, []).extend(sorted(_pictures(scan, entry.path)))
+        found.setdefault(name, []).extend(sorted(_images(scan, entry.path)))
     return found
 
 
-def _pictures(scan: Scan, top: str) -> list[str]:
-    """All pictures below `top`. Each folder is entered once, however many links lead there, so loops end."""
-    pictures: list[str] = []
+def _images(scan: Scan, top: str) -> list[str]:
+    """All images below `top`. Each folder is entered once, however many links lead there, so loops end."""
+    images: list[str] = []
     entered: set[tuple[int, int]] = set()
     todo = [top]
     while todo:
@@ -174,28 +174,26 @@ def _pictures(scan: Scan, top: str) -> list[str]:
         folders, files = _entries(scan, folder)
         todo += [entry.path for entry in folders]
         for entry in files:
-            if _is_picture(entry):
-                pictures.append(entry.path)
+            if _is_image(entry):
+                images.append(entry.path)
             else:
                 scan.passed_over(entry.path)
-    return pictures
+    return images
 
 
 def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
-    """The line for a folder, or a part of it, in which no class has a picture."""
+    """The line for a folder, or a part of it, in which no class has an image."""
     folders, files = _entries(Scan(scan.root), folder)
-    loose = sum(_is_picture(entry) for entry in files)
+    loose = sum(_is_image(entry) for entry in files)
     if loose:
         example = os.path.join(folder if split else str(path), "rose", files[0].name)  # noqa: PTH118
         also = (
-            ""
-            if split in ("", "train")
-            else f", or move {split} away (`linnaeus predict` takes pictures without labels)"
+            "" if split in ("", "train") else f", or move {split} away (`linnaeus predict` takes images without labels)"
         )
-        return f"{folder}: {loose} pictures, but in no class folder; put each class into a folder, as {example}{also}"
+        return f"{folder}: {loose} images, but in no class folder; put each class into a folder, as {example}{also}"
     kinds = " ".join(sorted(IMAGE_SUFFIXES))
-    what = f"{len(folders)} folders, but no pictures" if folders else "an empty folder" if not files else "no pictures"
-    return f"{folder}: {what} ({kinds}); put the pictures of each class into a folder of their own"
+    what = f"{len(folders)} folders, but no images" if folders else "an empty folder" if not files else "no images"
+    return f"{folder}: {what} ({kinds}); put the images of each class into a folder of their own"
 
 
 def _refuse_wrapper(path: Path, root: Path, only: str) -> None:

@@ -60,7 +60,7 @@ def _by_name(path: Path) -> Found | None:
 def open_idx(source: str, path: Path) -> Table:
     """Read a folder of IDX files, or the set that one file belongs to (its training and its test files).
 
-    Pictures (n, H, W) uint8. Class names are the labels' numbers, those that occur, in order; names to display come
+    Images (n, H, W) uint8. Class names are the labels' numbers, those that occur, in order; names to display come
     from `classes.txt` beside the files (line k, from 0, for label k) or from EMNIST's own mapping.
     """
     folder = path if path.is_dir() else path.parent
@@ -72,7 +72,7 @@ def open_idx(source: str, path: Path) -> Table:
             raise UserError(f"{path}: an IDX file by another name; call it as published (train-images-idx3-ubyte)")
         sets = [pointed.collection]
     if not sets:
-        raise UserError(f"{folder}: IDX labels without pictures; add train-images-idx3-ubyte(.gz) beside them")
+        raise UserError(f"{folder}: IDX labels without images; add train-images-idx3-ubyte(.gz) beside them")
     if len(sets) > 1:
         raise UserError(f"{folder}: holds several sets ({listed(sets)}); point at the images file of one of them")
     images: list[np.ndarray] = []
@@ -83,13 +83,13 @@ def open_idx(source: str, path: Path) -> Table:
         pictures, numbers = _read_pair(file, files)
         if images and pictures.shape[1:] != images[0].shape[1:]:
             raise UserError(
-                f"{file.path}: pictures of {pictures.shape[1:]}, but {images[0].shape[1:]} before; check the files"
+                f"{file.path}: images of {pictures.shape[1:]}, but {images[0].shape[1:]} before; check the files"
             )
         images.append(pictures)
         labels.append(numbers)
         split += [file.split] * len(numbers)
     if not images:
-        raise UserError(f"{folder}: set {sets[0]!r} has labels but no pictures; add its images file")
+        raise UserError(f"{folder}: set {sets[0]!r} has labels but no images; add its images file")
     values, indices = np.unique(np.concatenate(labels), return_inverse=True)
     classes = tuple(str(value) for value in values)
     names = _display(folder, files[0].path.parent, sets[0], classes)
@@ -99,22 +99,18 @@ def open_idx(source: str, path: Path) -> Table:
 
 
 def _read_pair(file: Found, files: list[Found]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, H, W) or (n, H, W, 3) uint8 and labels (n,) of one part."""
+    """Images (n, H, W) or (n, H, W, 3) uint8 and labels (n,) of one part."""
     partner = [f for f in files if (f.collection, f.split, f.what) == (file.collection, file.split, "labels")]
     if not partner:
         name = file.path.name.replace("images", "labels").replace("idx3", "idx1")
         raise UserError(f"{file.path}: its labels are missing; put {file.path.with_name(name)} beside it")
     images, labels = read_idx(file.path), read_idx(partner[0].path)
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-        raise UserError(
-            f"{file.path}: shape {images.shape} is not that of gray or RGB pictures; is it the images file?"
-        )
+        raise UserError(f"{file.path}: shape {images.shape} is not that of gray or RGB images; is it the images file?")
     if labels.ndim != 1:
-        raise UserError(f"{partner[0].path}: shape {labels.shape} is not one label a picture; is it the labels file?")
+        raise UserError(f"{partner[0].path}: shape {labels.shape} is not one label an image; is it the labels file?")
     if len(images) != len(labels):
-        raise UserError(
-            f"{file.path}: {len(images)} pictures, but {len(labels)} labels in {partner[0].path}; check both"
-        )
+        raise UserError(f"{file.path}: {len(images)} images, but {len(labels)} labels in {partner[0].path}; check both")
     if file.collection.lower().startswith("emnist"):  # stored column by column (Cohen et al. 2017 kept MATLAB's order)
         images = np.ascontiguousarray(images.swapaxes(1, 2))
     return images, labels

@@ -1,4 +1,4 @@
-"""List files: `path label`, one picture a line."""
+"""List files: `path label`, one image a line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Rows:
     lines: list[int] = field(default_factory=list)  # line numbers, from 1, for messages
     groups: list[str] | None = None
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, label as written)
-    offered: tuple[str, ...] = ()  # columns that may say which pictures belong together
+    offered: tuple[str, ...] = ()  # columns that may say which images belong together
 
 
 def open_lists(source: str, files: dict[str, Path]) -> Table:
@@ -35,7 +35,7 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
 
     A line is split at its last blank, so paths may hold blanks. Labels are names, or all of them numbers. The name of
     a number is its line in `classes.txt` beside the list (from 0; or the line `number name`), else the parent folder of
-    its pictures where that is one to one, else the number itself. Classes that no line uses are left out: the model's
+    its images where that is one to one, else the number itself. Classes that no line uses are left out: the model's
     index is the position among those that occur. Class order is that of the numbers, of `classes.txt`, or natural.
     """
     parts = [read_list(path, split) for split, path in files.items()]
@@ -49,7 +49,7 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
 
 
 def read_list(path: Path, split: str = "") -> Rows:
-    """Read one list file into rows; the pictures are not looked for yet."""
+    """Read one list file into rows; the images are not looked for yet."""
     rows = Rows(path)
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip()
@@ -64,7 +64,7 @@ def read_list(path: Path, split: str = "") -> Rows:
         rows.splits.append(split)
         rows.lines.append(number)
     if not rows.texts:
-        raise UserError(f"{path}: lists no pictures; write `path label`, one a line")
+        raise UserError(f"{path}: lists no images; write `path label`, one a line")
     return rows
 
 
@@ -81,7 +81,7 @@ def label_of(text: str, path: Path, number: int) -> str:
 
 
 def locate(rows: Rows) -> list[str]:
-    """Absolute paths of the pictures: relative to the list, then to the working directory.
+    """Absolute paths of the images: relative to the list, then to the working directory.
 
     Raises UserError for the first that does not exist, with the number of others: a list that names what is not there
     is a wrong list, and the figures would silently be about something else.
@@ -151,7 +151,7 @@ def _resolve_labels(parts: list[Rows], paths: list[str], names_path: Path) -> tu
 
 
 def _folder_names(keys: list[int], paths: list[str]) -> dict[int, str]:
-    """Number -> the folder its pictures lie in, if each has one and none the same; else -> the number itself."""
+    """Number -> the folder its images lie in, if each has one and none the same; else -> the number itself."""
     folders = (class_name(path.rsplit(os.sep, 2)[-2]) for path in paths)
     pairs = set(zip(keys, folders, strict=True))
     names = dict(pairs)

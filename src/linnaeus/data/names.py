@@ -12,7 +12,7 @@ from typing import Any
 from linnaeus.errors import UserError, visible
 
 DIGITS = re.compile(r"([0-9]+)")
-TEXT_LIMIT = 256 * 1024 * 1024  # bytes; a list of ten million pictures is about this long
+TEXT_LIMIT = 256 * 1024 * 1024  # bytes; a list of ten million images is about this long
 NAMES_JSON = "cat_to_name.json"
 NAMES_TEXT = "classes.txt"
 

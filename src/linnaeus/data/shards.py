@@ -1,4 +1,4 @@
-"""Shards: pictures and labels in tar files as WebDataset has them, and an index by which each is read by itself.
+"""Shards: images and labels in tar files as WebDataset has them, and an index by which each is read by itself.
 
 A folder of shards, or its address, holds `index.jsonl`, which `linnaeus data shard` writes:
 
@@ -44,7 +44,7 @@ _FILES = Files()
 
 @dataclass(frozen=True, eq=False)
 class ShardMembers:
-    """The pictures of shards, as `Table.members`: n of them, in `places`, each known by where its bytes lie."""
+    """The images of shards, as `Table.members`: n of them, in `places`, each known by where its bytes lie."""
 
     places: tuple[str, ...]
     """A path or an address for each shard."""
@@ -98,7 +98,7 @@ def find_shards(path: Path, names: set[str]) -> bool:
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a tar begins like a shard: its first files are a picture's and a label's."""
+    """Whether a tar begins like a shard: its first files are an image's and a label's."""
     try:
         with path.open("rb") as file:
             local = _Local(file, path.stat().st_size)
@@ -241,12 +241,12 @@ class _Local:
 
 
 def _open_foreign(source: str, places: list[str]) -> Table:
-    """Shards without an index, as others write them: a picture and its `.cls` or `.json` share a name."""
+    """Shards without an index, as others write them: an image and its `.cls` or `.json` share a name."""
     known = [_stamp(place) for place in places]
     found = [_remembered(place, stamp) for place, stamp in zip(places, known, strict=True)]
     samples = [(shard, *sample) for shard, listed in enumerate(found) for sample in listed]
     if not samples:
-        raise UserError(f"{source}: its shards hold no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{source}: its shards hold no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     classes = natural_order(sample[4] for sample in samples)
     position = {name: i for i, name in enumerate(classes)}
     members = ShardMembers(
@@ -261,7 +261,7 @@ def _open_foreign(source: str, places: list[str]) -> Table:
 
 
 def _remembered(place: str, stamp: list[Any]) -> list[Any]:
-    """(name, offset, size, class) of each picture in a shard, read once for as long as the shard stays as it is."""
+    """(name, offset, size, class) of each image in a shard, read once for as long as the shard stays as it is."""
     key = hashlib.sha256(json.dumps([FORMAT, place, stamp]).encode()).hexdigest()[:32]
     kept = cache_dir() / "shards" / f"{key}.json"
     try:
@@ -289,7 +289,7 @@ def _stamp(place: str) -> list[Any]:
 
 
 def _samples(place: str) -> Iterator[tuple[str, int, int, str]]:
-    """(name, offset, size, class) of each picture in one shard, in its order."""
+    """(name, offset, size, class) of each image in one shard, in its order."""
     if is_address(place):
         stream = Stream(place)
         try:
@@ -305,17 +305,17 @@ def _samples(place: str) -> Iterator[tuple[str, int, int, str]]:
 
 
 def _paired(place: str, stream: Any) -> Iterator[tuple[str, int, int, str]]:
-    """Pictures with their labels: files that share a name up to its first dot, one after the other."""
+    """Images with their labels: files that share a name up to its first dot, one after the other."""
     key: str | None = None
-    picture: tuple[str, int, int] | None = None
+    image: tuple[str, int, int] | None = None
     label: str | None = None
 
     def whole() -> tuple[str, int, int, str] | None:
-        if picture is None:
+        if image is None:
             return None
         if label is None:
-            raise UserError(f"{place}: {picture[0]!r} has no label; write a .cls, or a .json with one, beside it")
-        return (*picture, label)
+            raise UserError(f"{place}: {image[0]!r} has no label; write a .cls, or a .json with one, beside it")
+        return (*image, label)
 
     for member in scan(place, stream, lambda name: PurePosixPath(name).suffix.lower() in LABELS):
         folder, _, last = member.name.rpartition("/")
@@ -323,12 +323,12 @@ def _paired(place: str, stream: Any) -> Iterator[tuple[str, int, int, str]]:
         if stem != key:
             if (done := whole()) is not None:
                 yield done
-            key, picture, label = stem, None, None
+            key, image, label = stem, None, None
         suffix = PurePosixPath(last).suffix.lower()
         if suffix in IMAGE_SUFFIXES:
-            if picture is not None:
-                raise UserError(f"{place}: {picture[0]!r} and {member.name!r} are two pictures of one sample")
-            picture = (class_name(member.name), member.offset, member.size)
+            if image is not None:
+                raise UserError(f"{place}: {image[0]!r} and {member.name!r} are two images of one sample")
+            image = (class_name(member.name), member.offset, member.size)
         elif member.data is not None and (suffix == ".cls" or label is None):
             label = _label(f"{place}: {member.name!r}", suffix, member.data) or label
     if (done := whole()) is not None:

@@ -29,10 +29,10 @@ SEED = 0
 
 @dataclass
 class Written:
-    """What was written: shards, pictures, bytes; and (name, reason) of pictures that could not be."""
+    """What was written: shards, images, bytes; and (name, reason) of images that could not be."""
 
     shards: int = 0
-    pictures: int = 0
+    images: int = 0
     bytes: int = 0
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
@@ -45,9 +45,9 @@ def write_shards(
     resize: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write the pictures of `table` as shards of about `size` megabytes in the new folder `out`, with their index.
+    """Write the images of `table` as shards of about `size` megabytes in the new folder `out`, with their index.
 
-    The bytes of files stay as they are, unless `resize` brings the short side of larger pictures down to so many pixels
+    The bytes of files stay as they are, unless `resize` brings the short side of larger images down to so many pixels
     (JPEG, quality 95); arrays become PNG. Each split has shards of its own, in a random order that depends on the table
     alone, so that others may read them from front to back. The folder appears whole or not at all.
     Raises UserError where `out` is there already.
@@ -89,7 +89,7 @@ class _Writer:
 
     def _split(self, split: str, indices: np.ndarray, progress: Callable[[int, int], None] | None) -> None:
         number = 0
-        pending: Iterator[tuple[int, str, bytes]] = self._pictures(indices, progress)
+        pending: Iterator[tuple[int, str, bytes]] = self._images(indices, progress)
         following = next(pending, None)
         while following is not None:
             path = self.folder / f"{split or 'all'}-{number:05d}.tar"
@@ -104,9 +104,9 @@ class _Writer:
             number += 1
 
     def _add(self, tar: tarfile.TarFile, file: Any, split: str, i: int, suffix: str, data: bytes) -> None:
-        """One sample: the picture, its class as WebDataset's examples have it, and what it was called."""
+        """One sample: the image, its class as WebDataset's examples have it, and what it was called."""
         label = int(self.table.labels[i])
-        stem = f"{self.done.pictures:09d}"
+        stem = f"{self.done.images:09d}"
         about = {"label": self.table.classes[label], "name": self.table.sample_id(i), "split": split}
         rest = ((".cls", str(label).encode()), (".json", json.dumps(about, ensure_ascii=False).encode()))
         for end, content in ((suffix, data), *rest):
@@ -118,22 +118,22 @@ class _Writer:
         line = {"name": about["name"], "label": label, "split": split, "shard": len(self.shards)}
         line |= {"offset": offset, "size": len(data), "crc32": zlib.crc32(data)}
         self.lines.append(json.dumps(line, ensure_ascii=False))
-        self.done.pictures += 1
+        self.done.images += 1
 
-    def _pictures(
+    def _images(
         self, indices: np.ndarray, progress: Callable[[int, int], None] | None
     ) -> Iterator[tuple[int, str, bytes]]:
-        """(sample, suffix, bytes of the file) of each picture that can be had."""
+        """(sample, suffix, bytes of the file) of each image that can be had."""
         for i in indices.tolist():
             try:
                 yield i, *self._file(i)
             except UnreadableError as error:
                 self.done.left_out.append((self.table.sample_id(i), error.reason))
             if progress is not None:
-                progress(self.done.pictures + len(self.done.left_out), len(self.table))
+                progress(self.done.images + len(self.done.left_out), len(self.table))
 
     def _file(self, i: int) -> tuple[str, bytes]:
-        given = self.table.picture(i)
+        given = self.table.image(i)
         if isinstance(given, np.ndarray):
             return ".png", _encoded(given, "PNG")
         if isinstance(given, str):

@@ -28,7 +28,7 @@ def open_source(
     progress: Callable[[int, int | None], None] | None = None,
     lenient: bool = False,
 ) -> Table:
-    """Read what the user points at into a table, without opening a picture.
+    """Read what the user points at into a table, without opening an image.
 
     `train`, `valid`, `test` name list files (or CSVs) in a folder, `group` the column of a CSV whose values tell which
     samples must stay on one side of a split. What exists on disk goes before a known name; a known name is fetched if
@@ -139,7 +139,7 @@ def _open_file(source: str, path: Path, group: str | None) -> Table:
         return cifar.open_cifar(source, path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise UserError(
-            f"{source}: one picture is no source; give the folder of class folders, or use `linnaeus predict`"
+            f"{source}: one image is no source; give the folder of class folders, or use `linnaeus predict`"
         )
     if name.endswith(".bin"):
         raise UserError(f"{source}: one file of a set; give the folder it lies in, {path.absolute().parent}")

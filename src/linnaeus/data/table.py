@@ -1,4 +1,4 @@
-"""The table: which samples a source holds, read without opening a picture; and how it is split."""
+"""The table: which samples a source holds, read without opening an image; and how it is split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from linnaeus.errors import UserError, visible
 from linnaeus.files import atomic
 
 SPLITS = ("train", "valid", "test")
-NEAR_DUPLICATES = "near-duplicates"  # as a recipe's split.groups: copies of one picture are a group
+NEAR_DUPLICATES = "near-duplicates"  # as a recipe's split.groups: copies of one image are a group
 SPLIT_NAMES = {  # what the parts are called in the wild
     "train": "train",
     "training": "train",
@@ -31,12 +31,12 @@ SPLIT_NAMES = {  # what the parts are called in the wild
 
 
 class Members(Protocol):
-    """Pictures that lie inside larger files, and are read one by one."""
+    """Images that lie inside larger files, and are read one by one."""
 
     def __len__(self) -> int: ...
 
     def name(self, i: int) -> str:
-        """What picture i is called, of all in the source alone."""
+        """What image i is called, of all in the source alone."""
         ...
 
     def size(self, i: int) -> int:
@@ -44,7 +44,7 @@ class Members(Protocol):
         ...
 
     def key(self, i: int) -> bytes:
-        """What it is known again by: changes when the picture may have."""
+        """What it is known again by: changes when the image may have."""
         ...
 
     def read(self, i: int) -> bytes:
@@ -56,7 +56,7 @@ class Members(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The samples of a source: n pictures, their labels and splits, and the class names.
+    """The samples of a source: n images, their labels and splits, and the class names.
 
     Exactly one of `paths`, `images` and `members` is given. A sample keeps its id through `select` and `split_table`.
     """
@@ -67,12 +67,12 @@ class Table:
     names: tuple[str, ...]  # display names, same order
     labels: np.ndarray  # (n,) int64, an index into classes
     split: np.ndarray  # (n,) "<U5": "train" | "valid" | "test" | "" (not yet split)
-    paths: tuple[str, ...] | None = None  # absolute paths, where pictures are files
+    paths: tuple[str, ...] | None = None  # absolute paths, where images are files
     images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
     members: Members | None = None  # where they lie inside larger files, which no store copies
     groups: tuple[str, ...] | None = None  # samples of one group stay on one side of a split; "" is no group
     offered: tuple[str, ...] = ()  # columns of a CSV that may say so, where none was named
-    ignored: tuple[str, ...] = ()  # hidden files and non-pictures that were passed over
+    ignored: tuple[str, ...] = ()  # hidden files and non-images that were passed over
     spellings: tuple[tuple[str, str], ...] = ()  # (split, name as written) of classes written in more than one way
     root: str = ""  # absolute folder that sample ids are relative to
     origin: np.ndarray | None = None  # (n,) "<U5": the part of the source a sample came from; where images
@@ -100,7 +100,7 @@ class Table:
 
     @property
     def channels(self) -> int | None:
-        """1 or 3 where the source holds arrays; None where pictures are files that nobody has opened yet."""
+        """1 or 3 where the source holds arrays; None where images are files that nobody has opened yet."""
         if self.images is None:
             return None
         return 1 if self.images.ndim == 3 else 3
@@ -144,7 +144,7 @@ class Table:
         first, *more = self.offered
         which = f"columns {listed(self.offered)} repeat" if more else f"column {first!r} repeats"
         return (
-            f"the {which}: if pictures belong together by it, data.split.groups={first} keeps them on one side of the "
+            f"the {which}: if images belong together by it, data.split.groups={first} keeps them on one side of the "
             "split, and counts them as what they are"
         )
 
@@ -156,7 +156,7 @@ class Table:
             if (self.split == split).any()
         }
 
-    def picture(self, i: int) -> str | bytes | np.ndarray:
+    def image(self, i: int) -> str | bytes | np.ndarray:
         """Sample i as the decoder takes it: a path, the bytes of a file, or an array."""
         if self.paths is not None:
             return self.paths[i]
@@ -181,7 +181,7 @@ class Table:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over classes, sample ids, labels, splits, and file sizes or the pixels.
 
-        It stays when the folder moves, and changes when a picture is added, removed, relabelled or resized.
+        It stays when the folder moves, and changes when an image is added, removed, relabelled or resized.
         """
         digest = hashlib.sha256()
         for name in self.classes:
@@ -213,10 +213,10 @@ def file_size(path: str) -> int:
 
 
 def checked(table: Table) -> Table:
-    """`table`, if a classifier can be made of it: pictures, two classes, none that only validation or test has."""
+    """`table`, if a classifier can be made of it: images, two classes, none that only validation or test has."""
     source = table.source
     if not len(table):
-        raise UserError(f"{source}: holds no pictures; point at a folder of class folders, a list file or a CSV")
+        raise UserError(f"{source}: holds no images; point at a folder of class folders, a list file or a CSV")
     counts = table.counts()
     learned = sum((counts[split] for split in ("train", "") if split in counts), np.zeros(len(table.classes), np.int64))
     if not learned.any():  # only validation or test: something to evaluate on
@@ -226,12 +226,12 @@ def checked(table: Table) -> Table:
         if lost:
             what = f"class {listed(lost)} is" if len(lost) == 1 else f"classes {listed(lost)} are"
             raise UserError(
-                f"{source}: {what} in {split} but not in train; add training pictures, "
+                f"{source}: {what} in {split} but not in train; add training images, "
                 f"or remove {'it' if len(lost) == 1 else 'them'} from {split}"
             )
     if len(table.classes) < 2:
         raise UserError(
-            f"{source}: all {len(table)} pictures are of one class, {table.classes[0]!r}; "
+            f"{source}: all {len(table)} images are of one class, {table.classes[0]!r}; "
             "a classifier needs two or more: give each class a folder, or a label, of its own"
         )
     return table
@@ -264,7 +264,7 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
     else:
         valid, test = (0.0 if has["valid"] else valid), 0.0
     if not (has["train"] or has[""]):
-        raise UserError(f"{table.source}: no training pictures; add a train part, or evaluate on it instead")
+        raise UserError(f"{table.source}: no training images; add a train part, or evaluate on it instead")
     pool = np.flatnonzero(split == ("" if has[""] else "train"))
     chosen = _choose(table, pool, {"test": test, "valid": valid}, seed)
     split[pool] = chosen
@@ -272,7 +272,7 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
     seen = np.bincount(table.labels, minlength=len(table.classes))
     lost = [table.classes[i] for i in np.flatnonzero((kept == 0) & (seen > 0))]
     if lost:  # only where groups tie unsplit samples to a part that the source itself set aside
-        raise UserError(f"{table.source}: no training pictures of class {listed(lost)}; add some, or change the groups")
+        raise UserError(f"{table.source}: no training images of class {listed(lost)}; add some, or change the groups")
     return dataclasses.replace(table, split=split)
 
 
@@ -313,8 +313,8 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
         if name not in chosen.values():
             why = "the groups are too large" if table.groups is not None else "there are too few"
             raise UserError(
-                f"{table.source}: no pictures can be set aside for {name} and leave every class one to train on "
-                f"({why}); add pictures, or set the share {name} = 0"
+                f"{table.source}: no images can be set aside for {name} and leave every class one to train on "
+                f"({why}); add images, or set the share {name} = 0"
             )
     return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
 
@@ -322,7 +322,7 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
 def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
     """What must stay together: unit -> its samples in the pool; and, for unsplit pools, unit -> its split elsewhere.
 
-    A unit is a group, or else a sample; a picture listed twice is one unit, so that it cannot stand on both sides.
+    A unit is a group, or else a sample; an image listed twice is one unit, so that it cannot stand on both sides.
     """
 
     def unit(i: int) -> str:
@@ -344,7 +344,7 @@ def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
     floor = np.floor(exact + 1e-9).astype(np.int64)
     total = max(1, round(float(exact.sum())))
     order = sorted(range(len(counts)), key=lambda c: (round(float(floor[c] - exact[c]), 9), ranks[c]))
-    order = [c for c in order if counts[c] > 1]  # a class with one picture has none to spare
+    order = [c for c in order if counts[c] > 1]  # a class with one image has none to spare
     floor[order[: max(0, total - int(floor.sum()))]] += 1
     return floor.tolist()
 
@@ -352,7 +352,7 @@ def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
 def write_split(table: Table, path: str | Path) -> None:
     """Write the samples as CSV: path, label, split (and group), as the CSV reader reads them back.
 
-    Paths are relative to the CSV where the pictures lie beside or below it, else absolute. A sample of an array source
+    Paths are relative to the CSV where the images lie beside or below it, else absolute. A sample of an array source
     has no path; its id stands there, for the record only.
     """
     beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
@@ -360,6 +360,6 @@ def write_split(table: Table, path: str | Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split", *(["group"] if table.groups is not None else [])])
         for i in range(len(table)):
-            picture = table.sample_id(i) if table.paths is None else table.paths[i].removeprefix(beside)
+            image = table.sample_id(i) if table.paths is None else table.paths[i].removeprefix(beside)
             group = [table.groups[i]] if table.groups is not None else []
-            writer.writerow([picture, table.classes[table.labels[i]], table.split[i], *group])
+            writer.writerow([image, table.classes[table.labels[i]], table.split[i], *group])

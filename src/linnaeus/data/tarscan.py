@@ -1,7 +1,7 @@
 """The members of a tar that nobody has vouched for, with where their bytes lie; nothing is unpacked.
 
 POSIX.1-2001 (pax), ustar and GNU headers are read, as tar, Python and WebDataset write them; the standard library's
-reader takes whatever a header claims into memory, and does not refuse what a picture's shard has no use for.
+reader takes whatever a header claims into memory, and does not refuse what an image's shard has no use for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from linnaeus.errors import UserError, visible
 BLOCK = 512
 HEADER_LIMIT = 64 << 10  # bytes of a pax or long-name header: a path has 4,096
 TEXT_LIMIT = 1 << 20  # bytes of a label's file
-MEMBER_LIMIT = 1 << 30  # bytes, as of a picture's file
+MEMBER_LIMIT = 1 << 30  # bytes, as of an image's file
 _KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
 
 
@@ -42,7 +42,7 @@ def scan(tar: str, source: Source, wanted: Callable[[str], bool]) -> Iterator[Me
     """The regular files of a tar, in order; `wanted(name)` says whose bytes to read.
 
     Raises UserError, naming the tar and the member, for what is cut short or damaged, and for a name that climbs or is
-    absolute, a link, a device, and a header that claims more than any picture has.
+    absolute, a link, a device, and a header that claims more than any image has.
     """
     at = 0
     long: dict[str, str] = {}  # what an extended header says of the next member
@@ -138,7 +138,7 @@ def _refuse(tar: str, name: str, kind: bytes, size: int) -> None:
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or not name or parts[0][1:2] == ":":
         raise UserError(f"{tar}: member {shown} has a name that leads out of the shard; it is refused")
     if size > MEMBER_LIMIT:
-        raise UserError(f"{tar}: member {shown} claims {size:,} bytes, more than any picture; it is refused")
+        raise UserError(f"{tar}: member {shown} claims {size:,} bytes, more than any image; it is refused")
 
 
 def _padded(size: int) -> int:

@@ -34,7 +34,7 @@ class Engine(Peers):
         self.device = self.fabric.device
         super().__init__(here, _group_for_words(kind) if here.world > 1 else None)
         if kind == "cuda":
-            torch.backends.cudnn.benchmark = True  # one size of picture all along: the search pays for itself
+            torch.backends.cudnn.benchmark = True  # one size of image all along: the search pays for itself
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     @property

@@ -1,4 +1,4 @@
-"""It looks like these: the training pictures that a network sees as most alike to a picture."""
+"""It looks like these: the training images that a network sees as most alike to an image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPLIT = "split.csv"  # of a run folder
 
 @dataclass(frozen=True, eq=False)
 class Neighbor:
-    """A picture that looks alike to a network."""
+    """An image that looks alike to a network."""
 
     path: str
     """As its source names it: relative to the source, or train[17]."""
@@ -42,7 +42,7 @@ class Neighbor:
     """Its class, as it is shown."""
     similarity: float
     """Cosine of the angle between the two vectors below the head: 1 is the same direction."""
-    picture: np.ndarray
+    image: np.ndarray
     """(size, size, channels) uint8, as the network sees it."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Neighbor:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Pictures to compare with, and their vectors below a network's head."""
+    """Images to compare with, and their vectors below a network's head."""
 
     table: Table
     indices: np.ndarray
@@ -68,9 +68,9 @@ class Gallery:
         return len(self.indices)
 
     def nearest(self, prediction: Prediction, k: int) -> list[Neighbor]:
-        """The k pictures most alike to one that was predicted, the nearest first; never the very same file."""
-        assert prediction.picture is not None
-        pixels = torch.from_numpy(prediction.picture)[None].to(self.classifier.device)
+        """The k images most alike to one that was predicted, the nearest first; never the very same file."""
+        assert prediction.image is not None
+        pixels = torch.from_numpy(prediction.image)[None].to(self.classifier.device)
         vector = vectors(self.classifier.network, self.classifier.preprocessing.normalise(pixels))[0].cpu()
         similarity, found = torch.topk(self.vectors @ vector, min(k + 1, len(self)))
         pairs = zip(found.tolist(), similarity.tolist(), strict=True)
@@ -82,11 +82,11 @@ class Gallery:
         if label in self.classifier.classes:
             name = self.classifier.names[self.classifier.classes.index(label)]
         pixels, shapes = self.rows.gather(np.array([at]))
-        picture = self.classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
-        return Neighbor(self.table.sample_id(sample), label, name, min(similarity, 1.0), picture)
+        image = self.classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
+        return Neighbor(self.table.sample_id(sample), label, name, min(similarity, 1.0), image)
 
     def _is(self, path: str, at: int) -> bool:
-        """Whether picture `at` is the file at `path`."""
+        """Whether image `at` is the file at `path`."""
         if self.table.paths is not None:
             with suppress(OSError, ValueError):  # gone since
                 return os.path.samefile(path, self.table.paths[self.indices[at]])  # noqa: PTH121 - texts, not Paths
@@ -94,11 +94,11 @@ class Gallery:
 
 
 def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gallery:
-    """The training pictures of `source`, with their vectors, which are computed once and kept in the cache.
+    """The training images of `source`, with their vectors, which are computed once and kept in the cache.
 
     Where the source is the one that the model was trained on they are those it was trained on: as its model file says,
     or the split.csv beside it where the source has changed since. Else they are the source's own training part, or all
-    of it. Unreadable pictures are left out, with a warning. Raises UserError where nothing is left, where the network
+    of it. Unreadable images are left out, with a warning. Raises UserError where nothing is left, where the network
     has nothing below a head, and where the cache is too small.
     """
     network, preprocessing, cache = classifier.network, classifier.preprocessing, default_cache()
@@ -115,8 +115,8 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
         row, reason = next(iter(rows.failed.items()))
         such = f"{table.sample_id(int(indices[row]))}: {reason}"
         if not len(good):
-            raise UserError(f"{source}: none of the {len(indices)} pictures can be read, such as {such}")
-        console.warn(f"{source}: {len(indices) - len(good)} of {len(indices)} pictures left out, such as {such}")
+            raise UserError(f"{source}: none of the {len(indices)} images can be read, such as {such}")
+        console.warn(f"{source}: {len(indices) - len(good)} of {len(indices)} images left out, such as {such}")
     samples = Samples(Subset(rows, good), table.labels[indices[good]])
     frozen = Frozen(network, preprocessing, Plain(classifier.device), console, cache)
 
@@ -132,7 +132,7 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
 
 
 def vectors(network: Network, x: Tensor) -> Tensor:
-    """What the network's head sees of pictures (N, C, H, W), pooled, as directions: (N, features) of length 1."""
+    """What the network's head sees of images (N, C, H, W), pooled, as directions: (N, features) of length 1."""
     with torch.inference_mode():
         return _unit(network.run(x, stop=network.stages[-1]))
 
@@ -160,12 +160,12 @@ def _training(classifier: Classifier, source: str | Path) -> tuple[Table, np.nda
     indices = table.where("train")
     indices = indices if len(indices) else np.arange(len(table))
     if not len(indices):
-        raise UserError(f"{source}: holds no pictures to compare with; give the source of the training")
+        raise UserError(f"{source}: holds no images to compare with; give the source of the training")
     return table, indices, False
 
 
 def _trained_on(split: Path) -> set[str]:
-    """The training pictures that a run's split.csv names, as absolute paths, or as the ids of an array source."""
+    """The training images that a run's split.csv names, as absolute paths, or as the ids of an array source."""
     with split.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         named = [row["path"] for row in csv.DictReader(file) if row.get("split") == "train" and row.get("path")]
     folder = os.path.abspath(split.parent)  # noqa: PTH100 - as the table's own paths are made

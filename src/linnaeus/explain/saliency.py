@@ -1,7 +1,7 @@
-"""Why this class? Heat maps over a picture: Grad-CAM at any stage; through captum occlusion and integrated gradients.
+"""Why this class? Heat maps over an image: Grad-CAM at any stage; through captum occlusion and integrated gradients.
 
-A map says where the picture speaks *for* a class, on a scale of its own from 0 to 1 = the strongest place. It does not
-say how strong that is, and two pictures' maps cannot be compared by their colors.
+A map says where the image speaks *for* a class, on a scale of its own from 0 to 1 = the strongest place. It does not
+say how strong that is, and two images' maps cannot be compared by their colors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from linnaeus.models import Network
 from linnaeus.models.geometry import centers, stretch
 
 TELLING = 4  # positions a side from which on a map tells places apart
-AT_ONCE = 8  # pictures explained together
-BATCH = 32  # changed pictures through the network at once
+AT_ONCE = 8  # images explained together
+BATCH = 32  # changed images through the network at once
 STEPS = 32  # of the integral
-WINDOWS = 7  # patches a side of the picture, which are moved by half of their size
+WINDOWS = 7  # patches a side of the image, which are moved by half of their size
 OUTLIERS = 0.005  # share of the pixels that may be over the top of a map of single pixels
 
 Maps = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ Maps = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where in a picture a model sees a class."""
+    """Where in an image a model sees a class."""
 
     prediction: Prediction
     target: int
@@ -61,7 +61,7 @@ def explain(
     method: str = "gradcam",
     stages: Sequence[str] = (),
 ) -> list[Explanation]:
-    """Explain what `classifier` predicted for pictures that it could read, or where it sees the class `target`.
+    """Explain what `classifier` predicted for images that it could read, or where it sees the class `target`.
 
     `stages` are those of `choose_stages`, for Grad-CAM only. Raises UserError where captum is needed and not there.
     """
@@ -71,9 +71,9 @@ def explain(
     explained = []
     for start in range(0, len(predictions), AT_ONCE):
         some = predictions[start : start + AT_ONCE]
-        pictures = [p.picture for p in some if p.picture is not None]
-        assert len(pictures) == len(some), "a picture that cannot be read has nothing to explain"
-        x = classifier.preprocessing.normalise(torch.from_numpy(np.stack(pictures)).to(classifier.device))
+        images = [p.image for p in some if p.image is not None]
+        assert len(images) == len(some), "an image that cannot be read has nothing to explain"
+        x = classifier.preprocessing.normalise(torch.from_numpy(np.stack(images)).to(classifier.device))
         targets = np.array([p.index if target is None else target for p in some])
         if method == "gradcam":
             maps = grad_cam(network, x, targets, stages)
@@ -89,7 +89,7 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
 
     x (N, C, H, W), normalized, on the network's device; targets (N,) classes -> a map for each stage. A channel counts
     by the mean slope of the class's logit along it; what the sum of channels has above zero is the map. It is stretched
-    over the picture with every position at the pixel that it looks at (`models.geometry`), where the usual even stretch
+    over the image with every position at the pixel that it looks at (`models.geometry`), where the usual even stretch
     would put the map of a ResNet's last stage 16 of 224 pixels too far to the lower right.
 
     The network, in evaluation mode, stays as it is: nothing is hooked, and no parameter gets a gradient.
@@ -97,7 +97,7 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
     assert not network.training, "a map is of the network as it predicts: put it into evaluation mode"
     with torch.inference_mode(False), torch.enable_grad():
         found, logits = network.look(x.clone(), stages)
-        score = logits[torch.arange(len(x)), torch.from_numpy(targets)].sum()  # pictures do not touch each other
+        score = logits[torch.arange(len(x)), torch.from_numpy(targets)].sum()  # images do not touch each other
         slopes = torch.autograd.grad(score, [found[stage] for stage in stages])
     height, width = x.shape[2:]
     where = centers(network, height, width)
@@ -109,7 +109,7 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
 
 
 def choose_stages(network: Network, size: int, stage: str | None = None) -> tuple[str, ...]:
-    """The stages to draw for pictures of `size` pixels: `stage`, every one that has a map ("all"), or the usual one.
+    """The stages to draw for images of `size` pixels: `stage`, every one that has a map ("all"), or the usual one.
 
     The usual one is the last whose map is at least 4 x 4: higher up a network knows more of what, and less of where.
     Raises UserError where there is no such stage, naming those there are.
@@ -135,7 +135,7 @@ def choose_stages(network: Network, size: int, stage: str | None = None) -> tupl
 
 
 def map_sizes(network: Network, size: int) -> dict[str, tuple[int, int]]:
-    """Stage -> height and width of its map for pictures of `size` pixels, where that is more than one position."""
+    """Stage -> height and width of its map for images of `size` pixels, where that is more than one position."""
     with torch.no_grad():
         at = next(network.parameters()).device
         found, _ = network.look(torch.zeros(1, network.arch["channels"], size, size, device=at), network.stages)
@@ -161,11 +161,11 @@ def find_class(classifier: Classifier, name: str) -> int:
 
 
 def occlusion(network: Network, x: Tensor, targets: np.ndarray) -> np.ndarray:
-    """How much less likely the class gets when a patch of the picture is covered (Zeiler and Fergus 2014,
+    """How much less likely the class gets when a patch of the image is covered (Zeiler and Fergus 2014,
     arXiv:1311.2901, section 4.2).
 
-    x (N, C, H, W), targets (N,) -> (N, H, W) float32 in 0..1. The patch is a seventh of the picture's side, has the
-    mean color, and moves by half of its size: some 170 answers a picture. Likelihood is taken as its logarithm, in
+    x (N, C, H, W), targets (N,) -> (N, H, W) float32 in 0..1. The patch is a seventh of the image's side, has the
+    mean color, and moves by half of its size: some 170 answers an image. Likelihood is taken as its logarithm, in
     which a drop from 0.999 can be seen too. Where covering helps the class the map is 0.
     """
     window = max(1, round(x.shape[-1] / WINDOWS))
@@ -228,7 +228,7 @@ METHODS = ("gradcam", *CAPTUM)
 
 
 def sanity(network: Network, maps_of: Callable[[Network], np.ndarray], seed: int = 0) -> dict[str, float]:
-    """Whether maps show the network and not just the picture: how alike they stay while its weights are randomized.
+    """Whether maps show the network and not just the image: how alike they stay while its weights are randomized.
 
     From the head down, stage after stage loses what it learned (Adebayo et al. 2018, arXiv:1810.03292, section 3.1) and
     `maps_of(network)` (N, H, W) is drawn anew. Returns, by the stage down to which all is random, the mean rank

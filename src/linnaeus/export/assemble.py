@@ -1,4 +1,4 @@
-"""One ONNX graph from the pixels of a picture to probabilities: preprocessing, network, calibration.
+"""One ONNX graph from the pixels of an image to probabilities: preprocessing, network, calibration.
 
 The preprocessing is that of `data.fit` and `Preprocessing.crop`, node by node: the same sizes, the same rounding. The
 `Resize` of ONNX with antialiasing comes within one of Pillow's 255 levels with the bilinear filter, and within a few
@@ -57,7 +57,7 @@ class Nodes:
 def assemble(network: bytes, preprocessing: Preprocessing, classes: int, temperature: float) -> Any:
     """An `onnx.ModelProto` around the graph of a network (`x` (N, C, size, size) float32 -> `y` (N, classes) logits).
 
-    pictures (N, H, W, 3 or 1) uint8, all of one size -> probabilities (N, classes) float32, calibrated, and logits
+    images (N, H, W, 3 or 1) uint8, all of one size -> probabilities (N, classes) float32, calibrated, and logits
     (N, classes) float32, as the network gives them.
     """
     import onnx

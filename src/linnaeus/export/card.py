@@ -77,7 +77,7 @@ def _text(value: object) -> str:
 
 def _named(classifier: Classifier) -> str:
     """The data by the name of the recipe, for want of another."""
-    return f"{classifier.about.recipe.get('name', 'pictures')}, {len(classifier.classes)} classes"
+    return f"{classifier.about.recipe.get('name', 'images')}, {len(classifier.classes)} classes"
 
 
 def _what(classifier: Classifier) -> str:
@@ -87,7 +87,7 @@ def _what(classifier: Classifier) -> str:
     channels = "RGB" if about.preprocessing.channels == 3 else "gray"
     version = about.versions.get("linnaeus", __version__)
     return (
-        f"Says which of {len(about.classes)} classes a {channels} picture shows: one class a picture, and one of these "
+        f"Says which of {len(about.classes)} classes a {channels} image shows: one class an image, and one of these "
         f"in any case. A {about.arch['name']}, trained {begun} with Linnaeus {version}."
     )
 
@@ -108,11 +108,11 @@ def _figures(metrics: dict[str, Any]) -> str:
         )
     if not rows:
         return "Not measured."
-    head = ["| split | pictures | accuracy (right) | 95 % interval | more |", "|---|---|---|---|---|"]
+    head = ["| split | images | accuracy (right) | 95 % interval | more |", "|---|---|---|---|---|"]
     note = (
         "The best epoch was chosen on `valid`, so its figures flatter a little; intervals are Wilson's, of "
-        "as many pictures as their groups are worth where they come in groups. They hold for "
-        "pictures like those measured, and say nothing of others."
+        "as many images as their groups are worth where they come in groups. They hold for "
+        "images like those measured, and say nothing of others."
     )
     return "\n".join([*head, *rows, "", note])
 
@@ -139,7 +139,7 @@ def _data(classifier: Classifier) -> str:
     counts = ", ".join(f"{n} {split}" for split, n in data.get("counts", {}).items()) or "unknown numbers of"
     known = f"a {data.get('kind', 'source')} source; fingerprint `{data.get('fingerprint', 'unknown')}`"
     return (
-        f"{counts} pictures ({known}). "
+        f"{counts} images ({known}). "
         "Who may use the model, and for what, depends on their license and on that of the weights it started from; "
         "set `license` above."
     )
@@ -148,17 +148,17 @@ def _data(classifier: Classifier) -> str:
 def _limits(classifier: Classifier) -> str:
     p = classifier.preprocessing
     seen = {
-        "crop": "the central square: what lies near the short edges of a long picture is not looked at",
-        "squash": "the whole picture, its sides changed to a square",
-        "pad": "the whole picture, with black bars around it",
+        "crop": "the central square: what lies near the short edges of a long image is not looked at",
+        "squash": "the whole image, its sides changed to a square",
+        "pad": "the whole image, with black bars around it",
     }[p.fit]
     return "\n".join(
         [
-            "- It always answers with one of its classes, whatever the picture shows.",
+            "- It always answers with one of its classes, whatever the image shows.",
             f"- It sees {p.size} x {p.size} pixels: {seen}.",
-            "- Pictures from other cameras, places or times than those of the training may be judged worse; measure "
+            "- Images from other cameras, places or times than those of the training may be judged worse; measure "
             "before relying on it.",
-            "- It was not examined for fairness, nor against pictures made to fool it. Not for decisions about people.",
+            "- It was not examined for fairness, nor against images made to fool it. Not for decisions about people.",
         ]
     )
 
@@ -178,7 +178,7 @@ model.load_state_dict(torch.load("{file}", weights_only=True))
 model.eval()
 ```
 
-Pictures: {steps} ({p.interpolation}, antialiased), scaled to [0, 1], then normalised with mean
+Images: {steps} ({p.interpolation}, antialiased), scaled to [0, 1], then normalised with mean
 {list(p.mean)} and standard deviation {list(p.std)}, a value a channel. Class names by index are below. `linnaeus
 predict` does all of it from the model file that this was made of."""
 

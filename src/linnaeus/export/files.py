@@ -30,7 +30,7 @@ def require(kind: str) -> None:
 def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
     """The network alone, fused, as an ONNX graph from `x` (N, C, size, size) float32 to logits `y`.
 
-    `squares` (2 or more, size, size, C) uint8 are pictures like those to come. Raises UserError where the network is
+    `squares` (2 or more, size, size, C) uint8 are images like those to come. Raises UserError where the network is
     too large for an ONNX file, or cannot be exported.
     """
     network = classifier.network
@@ -82,5 +82,5 @@ def write(path: Path, graph: Any, classifier: Classifier, said: dict[str, Any]) 
 
 
 def two(squares: torch.Tensor) -> torch.Tensor:
-    """At least two pictures, since the exporter takes a batch of one for a constant."""
+    """At least two images, since the exporter takes a batch of one for a constant."""
     return squares[:2] if len(squares) > 1 else torch.from_numpy(np.repeat(squares.numpy(), 2, 0))

@@ -1,4 +1,4 @@
-"""The gate: an export runs on real pictures beside its original, and is written only where it answers the same."""
+"""The gate: an export runs on real images beside its original, and is written only where it answers the same."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ RAW_PIXELS = 1e-2
 """Largest difference of a probability where the graph resizes too, for a float export."""
 
 AGREEMENT = 0.99
-"""Least share of pictures to which int8 gives the same class."""
+"""Least share of images to which int8 gives the same class."""
 
 SIGNIFICANT = 0.05
-FEW = 50  # pictures; that none of them differs leaves room for 6 % that would (the rule of three)
-RAW_MOST = 256  # pictures that are decoded at full size and answered one by one
+FEW = 50  # images; that none of them differs leaves room for 6 % that would (the rule of three)
+RAW_MOST = 256  # images that are decoded at full size and answered one by one
 TURNS = 5
 LONG_ENOUGH = 30.0  # seconds of one size after which no further turn is taken
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What an export answered beside its original, on the same pictures."""
+    """What an export answered beside its original, on the same images."""
 
     n: int
     differing: int
-    """Pictures with another class first."""
+    """Images with another class first."""
     clearly: int
     """Those among them where the original's two likeliest classes are RAW_PIXELS or more apart."""
     largest: float
     """Largest difference of a probability."""
     mean: float
-    """Mean over the pictures of their largest difference."""
+    """Mean over the images of their largest difference."""
     accuracy: float
     original_accuracy: float
     paired: Paired
@@ -76,20 +76,20 @@ class Comparison:
 def why_not_float(prepared: Comparison, raw: Comparison) -> str | None:
     """Why a float export may not be written; None where it may."""
     if prepared.differing:
-        return f"{prepared.differing} of {prepared.n} pictures get another class on the same pixels; none may"
+        return f"{prepared.differing} of {prepared.n} images get another class on the same pixels; none may"
     if not prepared.largest <= SAME_PIXELS:
         return f"a probability differs by {prepared.largest:.2g} on the same pixels; {SAME_PIXELS:g} is allowed"
     if not raw.largest <= RAW_PIXELS:
         return f"a probability differs by {raw.largest:.2g} from raw pixels; {RAW_PIXELS:g} is allowed"
     if raw.clearly:
-        return f"{raw.clearly} of {raw.n} pictures clearly get another class from raw pixels; none may"
+        return f"{raw.clearly} of {raw.n} images clearly get another class from raw pixels; none may"
     return None
 
 
 def why_not_int8(found: Comparison, agree: float) -> str | None:
-    """Why an int8 export may not be written; None where it may. Of prepared pictures, or of raw ones."""
+    """Why an int8 export may not be written; None where it may. Of prepared images, or of raw ones."""
     if found.agreement < agree:
-        return f"agrees on {found.agreement:.1%} of {found.n} pictures; {agree:.1%} is asked for"
+        return f"agrees on {found.agreement:.1%} of {found.n} images; {agree:.1%} is asked for"
     if found.paired.difference < 0 and found.paired.p < SIGNIFICANT:
         was, p = found.original_accuracy, found.paired.p
         return f"is less accurate ({found.accuracy:.1%} instead of {was:.1%}, p = {p:.2g})"
@@ -101,13 +101,13 @@ class Drafted:
     """What decoding JPEGs at a fraction of their size, as `linnaeus predict` does, changes in the answers."""
 
     n: int
-    """Pictures that it touches, of those looked at."""
+    """Images that it touches, of those looked at."""
     differing: int
     largest: float
 
 
 class Original:
-    """The model as it is, and what it answers: each picture once."""
+    """The model as it is, and what it answers: each image once."""
 
     def __init__(self, run: Runner, temperature: float, material: Material, console: Console):
         self.run, self.temperature, self.material, self.console = run, temperature, material, console
@@ -117,7 +117,7 @@ class Original:
         self.drafted: Drafted | None = None
 
     def answers(self, run: Callable[[torch.Tensor], np.ndarray], whose: str) -> Outputs:
-        """What `run` answers to the prepared pictures, calibrated as the original."""
+        """What `run` answers to the prepared images, calibrated as the original."""
         logits: list[np.ndarray] = []
         with self.console.progress(f"answers of the {whose}") as advance:
             for square in self.material.squares():
@@ -136,7 +136,7 @@ class Original:
         return Comparison.of(self.prepared, self.answers(run, "export"))
 
     def compare_raw(self, run: OnnxRunner) -> Comparison:
-        """An export on pictures decoded at full size by another program, resized in its graph."""
+        """An export on images decoded at full size by another program, resized in its graph."""
         chosen = self.material.part(self.raw_chosen)
         logits, original, known = [], [], self.prepared.logits * self.temperature
         moved = []
@@ -164,7 +164,7 @@ class Original:
         self.drafted = Drafted(len(at), int((whole.predicted != drafted.predicted).sum()), largest)
 
     def speed(self, run: Runner) -> dict[str, float]:
-        """How many times faster `run` is, at one picture and at a batch: medians of ratios, measured in turns."""
+        """How many times faster `run` is, at one image and at a batch: medians of ratios, measured in turns."""
         batch = next(iter(self.material.squares()))
         found = {}
         for size in sorted({1, len(batch)}):

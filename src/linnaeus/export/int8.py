@@ -1,7 +1,7 @@
-"""int8 in several ways, from one look at the training pictures: which is best is for the gate to say.
+"""int8 in several ways, from one look at the training images: which is best is for the gate to say.
 
 What can be chosen are the ranges that activations are rounded in, how many bits weights keep, and what stays in float.
-All ranges come from one pass of the float network over the pictures.
+All ranges come from one pass of the float network over the images.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from linnaeus.export.material import Material
 from linnaeus.models.graph import session
 from linnaeus.models.quantize import Ranges, quantize
 
-SHOWN = 128  # pictures that show the ranges
-KEPT = 4096  # values of a tensor that are kept of each picture; over all, enough for the 99.99th percentile
+SHOWN = 128  # images that show the ranges
+KEPT = 4096  # values of a tensor that are kept of each image; over all, enough for the 99.99th percentile
 TOGETHER = 8
 LEVELS = 255
 FIRST = 0.2
@@ -61,7 +61,7 @@ LAST_RESORT = Scheme("least-squares", in_float="half")
 
 @dataclass(frozen=True)
 class Seen:
-    """The values of one tensor over all pictures."""
+    """The values of one tensor over all images."""
 
     low: float
     high: float
@@ -115,7 +115,7 @@ def quantized(network: bytes, shown: Material, console: Console) -> Iterator[tup
 
 
 def observe(network: bytes, shown: Material, console: Console) -> dict[str, Seen]:
-    """What every float tensor of the network is, over the pictures; by name."""
+    """What every float tensor of the network is, over the images; by name."""
     import onnx
 
     model = onnx.load_model_from_string(network)

@@ -1,4 +1,4 @@
-"""The real pictures on which an export is compared with its original, and those that show int8 its ranges."""
+"""The real images on which an export is compared with its original, and those that show int8 its ranges."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ import torch
 
 from linnaeus.data.decode import decode, fit_row
 from linnaeus.errors import UserError
-from linnaeus.inference.source import Pictures, labelled_pictures
+from linnaeus.inference.source import Images, labelled_images
 from linnaeus.modelfile.safetensors import ModelFile
 
-MOST = 1000  # pictures of a comparison: an agreement of 99 % has then an interval of about a percent
+MOST = 1000  # images of a comparison: an agreement of 99 % has then an interval of about a percent
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class Material:
-    """Pictures of one split, and what a model makes of them before its network."""
+    """Images of one split, and what a model makes of them before its network."""
 
     about: ModelFile
     path: Path
     """Of the model."""
     source: str
-    pictures: Pictures
+    images: Images
     chosen: np.ndarray
-    """(n,) positions in `pictures`."""
+    """(n,) positions in `images`."""
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @property
     def labels(self) -> np.ndarray:
-        return self.pictures.labels[self.chosen]
+        return self.images.labels[self.chosen]
 
     def squares(self, batch: int = BATCH) -> Iterator[torch.Tensor]:
         """What the network sees of them, (N, size, size, C) uint8, batch by batch."""
         for start in range(0, len(self), batch):
-            rows, shapes = self.pictures.rows.gather(self.chosen[start : start + batch])
+            rows, shapes = self.images.rows.gather(self.chosen[start : start + batch])
             yield self.about.preprocessing.crop(torch.from_numpy(rows), shapes)
 
     def raw(self, i: int) -> np.ndarray:
-        """Picture i as another program reads it, at its full size: (H, W, C) uint8."""
-        picture = self.pictures.table.picture(int(self.pictures.indices[self.chosen[i]]))
-        if isinstance(picture, np.ndarray):
-            return picture if picture.ndim == 3 else picture[:, :, None]
-        return decode(picture)
+        """Image i as another program reads it, at its full size: (H, W, C) uint8."""
+        image = self.images.table.image(int(self.images.indices[self.chosen[i]]))
+        if isinstance(image, np.ndarray):
+            return image if image.ndim == 3 else image[:, :, None]
+        return decode(image)
 
     def square_of(self, raw: np.ndarray) -> torch.Tensor:
-        """What the network sees of a picture of full size, resized by Pillow: (1, size, size, C) uint8."""
+        """What the network sees of an image of full size, resized by Pillow: (1, size, size, C) uint8."""
         preprocessing = self.about.preprocessing
         row = np.require(fit_row(raw, preprocessing.row_spec), requirements="W")  # torch warns of what it may not write
         return preprocessing.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))
@@ -63,36 +63,34 @@ class Material:
 
 
 def collect(about: ModelFile, path: Path, data: str | None, split: str | None, most: int = MOST) -> Material:
-    """Pictures to compare on, `most` of them spread over the split: by default validation, else what there is.
+    """Images to compare on, `most` of them spread over the split: by default validation, else what there is.
 
-    Raises UserError, with what to give, where no pictures are at hand.
+    Raises UserError, with what to give, where no images are at hand.
     """
     source = data or run_source(path)
     if split is None:
         split = _usual(about, path, source)
-    found = labelled_pictures(about, path, source, split)
+    found = labelled_images(about, path, source, split)
     return Material(about, path, source, found, spread(len(found.labels), most))
 
 
 def with_shown(material: Material, most: int) -> tuple[Material, Material]:
-    """(pictures that show int8 its ranges, pictures to compare on), none of them in both.
+    """(images that show int8 its ranges, images to compare on), none of them in both.
 
-    The first are training pictures where the source has any other than those to compare on; else both share these.
+    The first are training images where the source has any other than those to compare on; else both share these.
     """
-    pictures = material.pictures
-    if pictures.split not in ("train", "all") and len(pictures.table.where("train")):
-        found = labelled_pictures(material.about, material.path, material.source, "train")
-        return replace(material, pictures=found, chosen=spread(len(found.labels), most)), material
+    images = material.images
+    if images.split not in ("train", "all") and len(images.table.where("train")):
+        found = labelled_images(material.about, material.path, material.source, "train")
+        return replace(material, images=found, chosen=spread(len(found.labels), most)), material
     if len(material) < 2:
-        raise UserError(
-            f"{material.source}: one picture is not enough; int8 needs some to see and others to compare on"
-        )
+        raise UserError(f"{material.source}: one image is not enough; int8 needs some to see and others to compare on")
     order = np.arange(len(material))
     return material.part(order[::2][:most]), material.part(order[1::2])
 
 
 def run_source(path: Path) -> str:
-    """Where the pictures of the model's run are. Raises UserError where they are gone, or nobody says."""
+    """Where the images of the model's run are. Raises UserError where they are gone, or nobody says."""
     noted = ""
     with suppress(OSError, ValueError, AttributeError):  # no run folder around the model, or an old one
         metrics = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
@@ -102,7 +100,7 @@ def run_source(path: Path) -> str:
         return noted
     if not noted and split.is_file():
         return str(split)
-    where = f"the pictures of its training are no longer in {noted}" if noted else "it does not say where pictures are"
+    where = f"the images of its training are no longer in {noted}" if noted else "it does not say where images are"
     raise UserError(
         f"{path}: {where}, and an export is compared with its original on real ones: give --data SOURCE, a folder of "
         "class folders or whatever else `linnaeus train` takes"

@@ -1,4 +1,4 @@
-"""export_onnx(): from a model file to an ONNX file, compared with its original on real pictures."""
+"""export_onnx(): from a model file to an ONNX file, compared with its original on real images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Tried:
     prepared: Comparison
     raw: Comparison | None = None
     speed: dict[str, float] | None = None
-    """Times faster than the original, by pictures at once."""
+    """Times faster than the original, by images at once."""
     refused: str | None = None
     """Why it may not be written."""
 
@@ -48,7 +48,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Gate:
-    """What was tried, on which pictures, and what passed."""
+    """What was tried, on which images, and what passed."""
 
     kind: str
     original: Original
@@ -69,7 +69,7 @@ class Gate:
         drafted = self.original.drafted
         return {
             "kind": self.kind,
-            "pictures": {"source": Path(self.material.source).name, "split": self.material.pictures.split},
+            "pictures": {"source": Path(self.material.source).name, "split": self.material.images.split},
             "n": len(self.material),
             "tried": [each.to_dict() for each in self.tried],
             "chosen": self.chosen,
@@ -82,9 +82,7 @@ class Gate:
         """What passed and should be known all the same."""
         said = []
         if self.passed is not None and len(self.material) < FEW:
-            said.append(
-                f"compared on {len(self.material)} pictures, which shows little; give --data with {FEW} or more"
-            )
+            said.append(f"compared on {len(self.material)} images, which shows little; give --data with {FEW} or more")
         speed = {} if self.passed is None else self.passed.speed or {}
         slow = [f"{ratio:.2f} times at {size}" for size, ratio in speed.items() if ratio < 1]
         if slow:
@@ -108,7 +106,7 @@ def export_onnx(
     """Write `classifier`, a network on CPU, as ONNX of `kind`, if it passes the gate. Returns the file, and the gate.
 
     Without `out` it goes beside the model file. None where nothing passed: no file is written then.
-    Raises UserError where packages or pictures are missing, or the network cannot be exported.
+    Raises UserError where packages or images are missing, or the network cannot be exported.
     """
     require(kind)
     material = collect(classifier.about, classifier.path, data, split)
@@ -116,7 +114,7 @@ def export_onnx(
     if kind == "onnx-int8":
         shown, material = with_shown(material, SHOWN)
     original = Original(classifier.run, classifier.temperature, material, console)
-    console.say(f"comparing on {len(material)} pictures, {material.pictures.split} of {material.source}")
+    console.say(f"comparing on {len(material)} images, {material.images.split} of {material.source}")
     network = network_graph(classifier, two(next(material.squares())))
     if shown is None:
         gate, chosen = _float(classifier, original, network)
@@ -149,7 +147,7 @@ def _int8(
     for scheme, graph in schemes:
         prepared = original.compare(open_runner(graph, classifier, "onnx-int8"))
         tried.append(Tried(scheme, prepared, refused=why_not_int8(prepared, agree)))
-        console.detail(f"{scheme}: {prepared.agreement:.1%} of {prepared.n} pictures get the same class")
+        console.detail(f"{scheme}: {prepared.agreement:.1%} of {prepared.n} images get the same class")
         if tried[-1].refused is None:
             kept[len(tried) - 1] = graph
         if kept and len(tried) == len(int8.SCHEMES):

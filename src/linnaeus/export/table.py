@@ -14,7 +14,7 @@ def render(gate: Gate) -> str:
     lines = [aligned(rows, right=(1, 2, 3, 4, 5, 6)), ""]
     lines += [f"{each.scheme}: {each.refused}" for each in gate.tried if each.refused]
     first = gate.tried[0].prepared
-    where = f"{first.n} pictures, {gate.material.pictures.split} of {gate.material.source}"
+    where = f"{first.n} images, {gate.material.images.split} of {gate.material.source}"
     lines.append(f"{where}; the original has {first.original_accuracy:.2%} right")
     if gate.kind == "onnx":
         lines.append(
@@ -25,7 +25,7 @@ def render(gate: Gate) -> str:
     if drafted is not None:
         looked = len(gate.original.raw_chosen)
         lines.append(
-            f"{drafted.n} of {looked} pictures are JPEGs that `linnaeus predict` decodes at a fraction of their size"
+            f"{drafted.n} of {looked} images are JPEGs that `linnaeus predict` decodes at a fraction of their size"
             + (
                 f"; that moves a probability by {drafted.largest:.2g} at most, and the class of {drafted.differing}"
                 if drafted.n

@@ -54,7 +54,7 @@ def torchvision_call(network: Network, path: str) -> str:
             )
         return f"googlenet(num_classes={arch['classes']}, aux_logits=False, init_weights=False)"
     if arguments["stem"] != "imagenet":
-        raise UserError(f"{path}: has the small stem for small pictures, which torchvision has not; {OTHERWISE}")
+        raise UserError(f"{path}: has the small stem for small images, which torchvision has not; {OTHERWISE}")
     if RESNETS[name][0] is Bottleneck and arguments["stride_in"] != "3x3":
         raise UserError(
             f"{path}: strides in the first 1x1 convolution of a block, as its weights were trained, and torchvision's "

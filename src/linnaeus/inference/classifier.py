@@ -25,7 +25,7 @@ from linnaeus.distributed.launch import threads_each
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import gather
 from linnaeus.inference.runners import OnnxRunner, Runner, TorchRunner
-from linnaeus.inference.source import Pictures, labelled_pictures, labelled_table
+from linnaeus.inference.source import Images, labelled_images, labelled_table
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.figures import Figures, figures
@@ -41,26 +41,26 @@ Image = str | Path | bytes | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one picture."""
+    """What a model says of one image."""
 
     path: str
-    """As it was given; `picture N` for what has no path."""
+    """As it was given; `image N` for what has no path."""
     classes: tuple[str, ...]
     """Class names in index order."""
     names: tuple[str, ...]
     """How to show them."""
     probabilities: np.ndarray | None
-    """(classes,) float64, summing to 1; None where the picture cannot be read."""
+    """(classes,) float64, summing to 1; None where the image cannot be read."""
     error: str | None = None
-    """Why the picture cannot be read."""
-    picture: np.ndarray | None = None
+    """Why the image cannot be read."""
+    image: np.ndarray | None = None
     """(size, size, channels) uint8: what the network saw."""
     threshold: float = 0.0
     """The probability from which on the model answers; below it, it is unsure."""
 
     @property
     def index(self) -> int:
-        """The most likely class. Raises UserError where the picture could not be read."""
+        """The most likely class. Raises UserError where the image could not be read."""
         return int(self._known().argmax())
 
     @property
@@ -120,7 +120,7 @@ class Classifier:
         if isinstance(self.run, TorchRunner):
             return self.run.network
         raise UserError(
-            f"{self.path}: an ONNX file gives answers alone; explaining and comparing pictures need the network: "
+            f"{self.path}: an ONNX file gives answers alone; explaining and comparing images need the network: "
             "give the run folder or its model.safetensors"
         )
 
@@ -140,7 +140,7 @@ class Classifier:
     def predict(self, images: Sequence[Image]) -> list[Prediction]: ...
 
     def predict(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
-        """Predict one picture or several. One that cannot be read raises UserError alone, and has `error` in a list."""
+        """Predict one image or several. One that cannot be read raises UserError alone, and has `error` in a list."""
         if isinstance(images, str | Path | bytes | np.ndarray):
             single = next(self.stream([images]))
             single._known()
@@ -148,9 +148,9 @@ class Classifier:
         return list(self.stream(images))
 
     def stream(self, images: Iterable[Image], batch: int = BATCH) -> Iterator[Prediction]:
-        """Predictions in the order of the pictures, however many: only a few batches are in memory at a time.
+        """Predictions in the order of the images, however many: only a few batches are in memory at a time.
 
-        Threads decode the next pictures while the network works on these.
+        Threads decode the next images while the network works on these.
         """
         threads = threads_each(processes().local_world)
         with steady_heap(), ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
@@ -160,7 +160,7 @@ class Classifier:
                 while True:
                     while len(waiting) < 2 * batch and (one := next(source, None)) is not None:
                         number, image = one
-                        name = os.fspath(image) if isinstance(image, str | Path) else f"picture {number}"
+                        name = os.fspath(image) if isinstance(image, str | Path) else f"image {number}"
                         waiting.append((name, pool.submit(self.preprocessing.load, image)))
                     if not waiting:
                         return
@@ -170,60 +170,60 @@ class Classifier:
                     future.cancel()
 
     def _batch(self, tasks: list[tuple[str, Future[np.ndarray]]]) -> Iterator[Prediction]:
-        pictures: list[np.ndarray] = []
+        squares: list[np.ndarray] = []
         errors: list[str | None] = []
         for _, future in tasks:
             try:
-                pictures.append(future.result())
+                squares.append(future.result())
                 errors.append(None)
             except UnreadableError as error:
                 errors.append(error.reason)
-        probabilities = iter(self.probabilities(np.stack(pictures)) if pictures else [])
-        seen = iter(pictures)
+        probabilities = iter(self.probabilities(np.stack(squares)) if squares else [])
+        seen = iter(squares)
         for (path, _), reason in zip(tasks, errors, strict=True):
             if reason is None:
                 yield Prediction(
-                    path, self.classes, self.names, next(probabilities), picture=next(seen), threshold=self.threshold
+                    path, self.classes, self.names, next(probabilities), image=next(seen), threshold=self.threshold
                 )
             else:
                 yield Prediction(path, self.classes, self.names, None, error=reason)
 
-    def probabilities(self, pictures: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(N, size, size, channels) uint8, as `preprocessing.load` gives them -> (N, classes) float64, calibrated."""
-        logits = self.run(torch.from_numpy(pictures))
+        logits = self.run(torch.from_numpy(images))
         return Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
 
-    def pictures(self, source: str | Path, split: str | None = None) -> Pictures:
-        """The pictures of a split of a source, with their labels in the model's classes.
+    def images(self, source: str | Path, split: str | None = None) -> Images:
+        """The images of a split of a source, with their labels in the model's classes.
 
         Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
         this model was trained on, is split as it was then; "all" would count what it was trained on.
         """
-        return labelled_pictures(self.about, self.path, source, split)
+        return labelled_images(self.about, self.path, source, split)
 
     def table(self, source: str | Path) -> tuple[Table, bool]:
         """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
         return labelled_table(self.about, self.path, source)
 
-    def outputs(self, pictures: Pictures, group: Peers = ALONE) -> Outputs:
-        """What the network answers to pictures, uncalibrated: on all processes of `group`, which answer a part each."""
+    def outputs(self, images: Images, group: Peers = ALONE) -> Outputs:
+        """What the network answers to images, uncalibrated: on all processes of `group`, which answer a part each."""
         batches = Batches(
-            pictures.rows, pictures.labels, batch=BATCH * group.world, device=self.device, rank=group.rank,
+            images.rows, images.labels, batch=BATCH * group.world, device=self.device, rank=group.rank,
             world=group.world,
         )  # fmt: skip
 
         def logits(batch: Batch) -> np.ndarray:
             return self.run(self.preprocessing.crop(batch.pixels, batch.shapes))
 
-        groups = pictures.table.group_numbers(pictures.indices)
+        groups = images.table.group_numbers(images.indices)
         return replace(gather(batches, logits, group.collect), groups=groups)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
-        """The figures on `split` of a source, calibrated; `pictures` says which that is where none is named."""
-        return figures(self.outputs(self.pictures(source, split)).at(self.temperature))
+        """The figures on `split` of a source, calibrated; `images` says which that is where none is named."""
+        return figures(self.outputs(self.images(source, split)).at(self.temperature))
 
     def true_class(self, path: str) -> int | None:
-        """The class that the picture's folder tells, where the folder is named like one."""
+        """The class that the image's folder tells, where the folder is named like one."""
         parent = class_name(Path(path).absolute().parent.name)
         return self.classes.index(parent) if parent in self.classes else None
 

@@ -1,7 +1,7 @@
-"""Predicting by several processes: each answers its share of the pictures, and the first has all answers in order.
+"""Predicting by several processes: each answers its share of the images, and the first has all answers in order.
 
-The first process hands the pictures out in rounds of a batch for each process, so that nobody else lists a folder or
-reads standard input. A process decodes the next round while its network answers this one. A batch holds the pictures
+The first process hands the images out in rounds of a batch for each process, so that nobody else lists a folder or
+reads standard input. A process decodes the next round while its network answers this one. A batch holds the images
 that it holds in one process, whatever the number of processes, and with them come the same answers.
 """
 
@@ -22,7 +22,7 @@ class _StoppedError(Exception):
 
 
 class _Shares:
-    """This process's pictures, as they are handed out; iterating takes part in handing out."""
+    """This process's images, as they are handed out; iterating takes part in handing out."""
 
     def __init__(self, peers: Peers, images: Iterable[str], seen: Callable[[], bool]):
         self.peers, self.images, self.seen = peers, iter(images), seen
@@ -31,9 +31,9 @@ class _Shares:
         self.last = False
         """Whether there are no more. Only the last round is smaller than a batch for each."""
         self.wanted: list[bool] = []
-        """For each round whether the pictures are wanted with the answers."""
+        """For each round whether the images are wanted with the answers."""
         self.wrong: UserError | None = None
-        """What ended the pictures before their end; to be raised when those before it are answered."""
+        """What ended the images before their end; to be raised when those before it are answered."""
 
     def __iter__(self) -> Iterator[str]:
         peers = self.peers
@@ -60,9 +60,9 @@ class _Shares:
 def predictions(
     classifier: Classifier, peers: Peers, images: Iterable[str], seen: Callable[[], bool] = lambda: True
 ) -> Generator[Prediction]:
-    """Predictions of all processes, in the order of the pictures, in the first process; nothing in the others.
+    """Predictions of all processes, in the order of the images, in the first process; nothing in the others.
 
-    `images` and `seen` are the first one's: which pictures, and whether what the network saw is still wanted with the
+    `images` and `seen` are the first one's: which images, and whether what the network saw is still wanted with the
     answers. Close it where not all answers are taken, so that the others end too. At most three rounds are in memory.
     Raises the UserError of `images` in the first process, when what came before it is answered.
     """
@@ -75,7 +75,7 @@ def predictions(
         except _StoppedError:
             return
         if peers.world > 1 and not shares.wanted[gathered]:
-            mine = [replace(prediction, picture=None) for prediction in mine]
+            mine = [replace(prediction, image=None) for prediction in mine]
         parts = peers.gather(mine)
         gathered += 1
         try:

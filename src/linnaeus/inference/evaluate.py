@@ -15,7 +15,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.group import ALONE, Peers
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import BATCH, Classifier
-from linnaeus.inference.source import Pictures
+from linnaeus.inference.source import Images
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.figures import Figures, figures
@@ -27,22 +27,22 @@ class Evaluation:
 
     classifier: Classifier
     source: str
-    pictures: Pictures
+    images: Images
     found: Assessment
     without_leaks: Figures | None = None
-    """On the pictures of which no copy stands in an earlier split, where others have one."""
+    """On the images of which no copy stands in an earlier split, where others have one."""
 
     @property
     def split(self) -> str:
-        return self.pictures.split
+        return self.images.split
 
     def to_json(self) -> str:
         """Everything, by split as in a run's metrics.json."""
         about = {
             "source": self.source,
-            "left_out": [{"path": path, "reason": reason} for path, reason in self.pictures.left_out],
-            "trained_on": self.pictures.trained_on,
-            "calibrated_on": self.pictures.calibrated_on,
+            "left_out": [{"path": path, "reason": reason} for path, reason in self.images.left_out],
+            "trained_on": self.images.trained_on,
+            "calibrated_on": self.images.calibrated_on,
         }
         if self.without_leaks is not None:
             about["without_leaks"] = self.without_leaks.to_dict()
@@ -61,39 +61,39 @@ def evaluate_model(
     console: Console,
     group: Peers = ALONE,
 ) -> Evaluation | None:
-    """Judge a model by the pictures of a split of a source. Warns of what makes figures flatter.
+    """Judge a model by the images of a split of a source. Warns of what makes figures flatter.
 
     `leaks` finds, by split, the samples of which a copy stands in an earlier split; figures then come without them too.
-    The processes of `group` answer a part of the pictures each; the first one judges, and the others get nothing.
+    The processes of `group` answer a part of the images each; the first one judges, and the others get nothing.
     """
-    pictures = group.once_a_machine(lambda: classifier.pictures(source, split))
-    if len(set(group.collect((pictures.table.fingerprint(), pictures.indices.tobytes())))) > 1:
+    images = group.once_a_machine(lambda: classifier.images(source, split))
+    if len(set(group.collect((images.table.fingerprint(), images.indices.tobytes())))) > 1:
         raise UserError(f"{source}: is not the same on all machines")
-    n = len(pictures.labels)
-    for path, reason in pictures.left_out:
+    n = len(images.labels)
+    for path, reason in images.left_out:
         console.warn(f"{path}: {reason}; left out")
-    if pictures.trained_on:
-        console.warn(f"the model was trained on {pictures.trained_on} of these {n} pictures: the figures flatter")
-    if pictures.calibrated_on:
-        console.warn("the model was selected and calibrated on these pictures: the figures flatter a little")
+    if images.trained_on:
+        console.warn(f"the model was trained on {images.trained_on} of these {n} images: the figures flatter")
+    if images.calibrated_on:
+        console.warn("the model was selected and calibrated on these images: the figures flatter a little")
     since = time.perf_counter()
-    outputs = classifier.outputs(pictures, group)
-    console.detail(f"{counted(n, 'picture')} answered in {time.perf_counter() - since:.1f} s")
+    outputs = classifier.outputs(images, group)
+    console.detail(f"{counted(n, 'image')} answered in {time.perf_counter() - since:.1f} s")
     views = {}
     if tta:
         if classifier.preprocessing.resize == classifier.preprocessing.size:
-            console.say("the network sees the whole picture: no crops to try, only the mirrored view")
+            console.say("the network sees the whole image: no crops to try, only the mirrored view")
         views = answer_views(
-            classifier.run, classifier.preprocessing, pictures.rows, pictures.labels,
+            classifier.run, classifier.preprocessing, images.rows, images.labels,
             temperature=classifier.temperature, batch=BATCH, device=classifier.device, group=group,
         )  # fmt: skip
     if not group.first:
         return None
-    found = assess(outputs, classifier.calibration, own=pictures.calibrated_on, error=error, views=views)
+    found = assess(outputs, classifier.calibration, own=images.calibrated_on, error=error, views=views)
     clean = None
-    if leaks is not None and pictures.split in SPLITS[1:] and pictures.table.paths is not None:
-        kept = ~np.isin(pictures.indices, leaks(pictures.table).get(pictures.split, []))
+    if leaks is not None and images.split in SPLITS[1:] and images.table.paths is not None:
+        kept = ~np.isin(images.indices, leaks(images.table).get(images.split, []))
         if kept.any() and not kept.all():
             clean = figures(outputs.at(classifier.temperature).take(kept))
-            console.warn(f"{n - clean.n} of these {n} pictures have a copy in an earlier split; without them: {clean}")
-    return Evaluation(classifier, str(source), pictures, found, clean)
+            console.warn(f"{n - clean.n} of these {n} images have a copy in an earlier split; without them: {clean}")
+    return Evaluation(classifier, str(source), images, found, clean)

@@ -73,7 +73,7 @@ def answer_pixels(
     world: int = 1,
     collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
 ) -> Outputs:
-    """What the whole network answers to decoded pictures: the preprocessing of evaluation, then `network`.
+    """What the whole network answers to decoded images: the preprocessing of evaluation, then `network`.
 
     With `world` processes each answers its part, of which `collect` makes the whole on all of them.
     """

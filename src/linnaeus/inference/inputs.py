@@ -13,9 +13,9 @@ from linnaeus.errors import UserError
 
 
 def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
-    """Files, folders (all pictures below, in natural order), globs, and `-` for `lines` -> paths of pictures.
+    """Files, folders (all images below, in natural order), globs, and `-` for `lines` -> paths of images.
 
-    Raises UserError for a folder without pictures and a glob that fits nothing. A single file that is not there comes
+    Raises UserError for a folder without images and a glob that fits nothing. A single file that is not there comes
     out all the same: it is reported as unreadable in its place and does not stop the rest.
     """
     for image in images:
@@ -27,9 +27,7 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
                 found = True
                 yield path
             if not found:
-                raise UserError(
-                    f"{image}: no pictures in this folder; pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}"
-                )
+                raise UserError(f"{image}: no images in this folder; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
         elif glob.has_magic(image) and not Path(image).exists():
             matches = sorted(glob.glob(image, recursive=True), key=natural_key)  # noqa: PTH207 - takes absolute patterns too
             if not matches:
@@ -40,7 +38,7 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Pictures below `folder`, folder by folder, in natural order; hidden ones are passed over."""
+    """Images below `folder`, folder by folder, in natural order; hidden ones are passed over."""
     try:
         entries = list(os.scandir(folder))
     except OSError as error:

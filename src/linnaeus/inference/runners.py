@@ -19,9 +19,9 @@ class Runner(Protocol):
     kind: str
     """`torch`, `onnx` or `onnx-int8`."""
     device: torch.device
-    """Where pictures are wanted."""
+    """Where images are wanted."""
 
-    def __call__(self, pictures: Tensor) -> np.ndarray: ...
+    def __call__(self, images: Tensor) -> np.ndarray: ...
 
 
 class TorchRunner:
@@ -33,8 +33,8 @@ class TorchRunner:
         self.network, self.preprocessing, self.device = network.to(device), preprocessing, device
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> np.ndarray:
-        return self.network(self.preprocessing.normalise(pictures.to(self.device))).float().cpu().numpy()
+    def __call__(self, images: Tensor) -> np.ndarray:
+        return self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy()
 
 
 class OnnxRunner:
@@ -51,14 +51,14 @@ class OnnxRunner:
         self.side, self.size = preprocessing.resize, preprocessing.size
         self.start = round((self.side - self.size) / 2)
 
-    def __call__(self, pictures: Tensor) -> np.ndarray:
-        n, *_, channels = pictures.shape
+    def __call__(self, images: Tensor) -> np.ndarray:
+        n, *_, channels = images.shape
         laid = np.zeros((n, self.side, self.side, channels), np.uint8)
         inner = slice(self.start, self.start + self.size)
-        laid[:, inner, inner] = pictures.cpu().numpy()
+        laid[:, inner, inner] = images.cpu().numpy()
         return self.session.run([LOGITS], {INPUT: laid})[0]
 
-    def raw(self, picture: np.ndarray, output: str = LOGITS) -> np.ndarray:
-        """A whole picture, (H, W) or (H, W, C) uint8 -> (classes,) logits, all of it inside the graph."""
-        given = picture if picture.ndim == 3 else picture[:, :, None]
+    def raw(self, image: np.ndarray, output: str = LOGITS) -> np.ndarray:
+        """A whole image, (H, W) or (H, W, C) uint8 -> (classes,) logits, all of it inside the graph."""
+        given = image if image.ndim == 3 else image[:, :, None]
         return self.session.run([output], {INPUT: np.ascontiguousarray(given)[None]})[0][0]

@@ -1,4 +1,4 @@
-"""The pictures of a source with their labels in a model's classes, split as they were when the model was trained."""
+"""The images of a source with their labels in a model's classes, split as they were when the model was trained."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from linnaeus.modelfile.safetensors import ModelFile
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of a split of a source, decoded, with their labels in a model's classes."""
+class Images:
+    """The images of a split of a source, decoded, with their labels in a model's classes."""
 
     split: str
     rows: Rows
     labels: np.ndarray
     """(n,) int64."""
     left_out: list[tuple[str, str]]
-    """(picture, reason) of what could not be read."""
+    """(image, reason) of what could not be read."""
     trained_on: int
-    """How many of the pictures the model was trained on, where that can be told: the source is that of its training."""
+    """How many of the images the model was trained on, where that can be told: the source is that of its training."""
     calibrated_on: bool
     """Whether the model's calibration was fitted on any of them, where that can be told."""
     table: Table
     """Of the whole source."""
     indices: np.ndarray
-    """(n,) int64: the sample of the table that each picture is."""
+    """(n,) int64: the sample of the table that each image is."""
 
 
-def labelled_pictures(about: ModelFile, path: Path, source: str | Path, split: str | None = None) -> Pictures:
-    """The pictures of a split of a source, with their labels in the model's classes.
+def labelled_images(about: ModelFile, path: Path, source: str | Path, split: str | None = None) -> Images:
+    """The images of a split of a source, with their labels in the model's classes.
 
     Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
     this model was trained on, is split as it was then; "all" would count what it was trained on.
@@ -55,12 +55,12 @@ def labelled_pictures(about: ModelFile, path: Path, source: str | Path, split: s
     good = readable(rows)
     left_out = [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
     if not len(good):
-        raise UserError(f"{source}: none of the {len(indices)} pictures can be read, such as {': '.join(left_out[0])}")
+        raise UserError(f"{source}: none of the {len(indices)} images can be read, such as {': '.join(left_out[0])}")
     indices = indices[good]
     labels = np.array([about.classes.index(name) for name in table.classes])[table.labels[indices]]
     seen = table.split[indices] if same else np.array([])
     fitted = about.calibration is not None and bool((seen == about.calibration.get("split")).any())
-    return Pictures(split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted, table, indices)
+    return Images(split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted, table, indices)
 
 
 def _check_classes(about: ModelFile, source: str | Path, classes: tuple[str, ...]) -> None:

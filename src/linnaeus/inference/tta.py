@@ -1,4 +1,4 @@
-"""Test-time augmentation: a picture is judged by several views of it. Shown beside the plain answers only.
+"""Test-time augmentation: an image is judged by several views of it. Shown beside the plain answers only.
 
 The views are those of Krizhevsky et al. (2012, section 4.1): the central crop and four that are moved into the corners
 of the central square, each as it is and mirrored; all cut by the one preprocessing. Probabilities are averaged, not

@@ -1,11 +1,11 @@
-"""How `linnaeus predict` writes its answers: a table to read, CSV, or JSON lines. One picture at a time.
+"""How `linnaeus predict` writes its answers: a table to read, CSV, or JSON lines. One image at a time.
 
 A JSON line, and the columns of CSV with --top K:
 
     {"path": "rose/1.jpg", "top": [{"class": "1", "name": "rose", "probability": 0.93}], "unsure": false, "error": null}
     path, unsure, error, class_1, name_1, probability_1, …, class_K, name_K, probability_K
 
-Where a picture cannot be read, `error` says why and `top` is empty.
+Where an image cannot be read, `error` says why and `top` is empty.
 
 A CSV or JSON lines file that is there already is gone on with: what it holds is not predicted again, and half a line at
 its end, which a killed process leaves, is cut off.
@@ -91,7 +91,7 @@ def _jsonl(file: TextIO, top: int) -> Write:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a file holds of one picture."""
+    """What a file holds of one image."""
 
     path: str
     error: str
@@ -203,7 +203,7 @@ def check_same(path: Path, done: Done, classifier: Classifier) -> None:
         known = {now.classes[k]: p for k, p in now.ranked(len(now.classes))}
         if abs(known.get(answer.likeliest, 0.0) - answer.probability) > SAME:
             raise UserError(
-                f"{path}: holds answers of another model, or for other pictures ({answer.path}: {answer.likeliest} "
+                f"{path}: holds answers of another model, or for other images ({answer.path}: {answer.likeliest} "
                 f"{answer.probability:.1%}, here {now.classes[now.index]} {now.probability:.1%}); remove it, or give "
                 "another --out"
             )

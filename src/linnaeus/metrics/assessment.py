@@ -1,4 +1,4 @@
-"""All that is said of a model and the pictures of one split: figures, calibration, abstention, views."""
+"""All that is said of a model and the images of one split: figures, calibration, abstention, views."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from linnaeus.metrics.selective import Point, Rule, aurc, choose, risk_curve
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Probabilities before and after a temperature, on pictures that did not choose it."""
+    """Probabilities before and after a temperature, on images that did not choose it."""
 
     temperature: float
     stored: bool
-    """Whether the model holds the temperature; else it is what these pictures ask for."""
+    """Whether the model holds the temperature; else it is what these images ask for."""
     cross_fitted: bool
-    """Whether `after` is by cross-fitting on these pictures; else the temperature was fitted on others."""
+    """Whether `after` is by cross-fitting on these images; else the temperature was fitted on others."""
     before: dict[str, float]
     after: dict[str, float]
     """loss, brier, ece, ece_equal_mass."""
@@ -33,13 +33,13 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Doing(Point):
-    """What a threshold does to some pictures."""
+    """What a threshold does to some images."""
 
     risk_ci95: tuple[float, float]
     """The interval of the share wrong among the answered, in 0..1."""
 
     def to_dict(self, n: int) -> dict[str, Any]:
-        """For JSON: coverage of n pictures, and risk with its interval."""
+        """For JSON: coverage of n images, and risk with its interval."""
         return {
             "threshold": self.threshold,
             "answered": self.answered,
@@ -56,9 +56,9 @@ class Abstention:
 
     rule: Rule
     chosen_on: str
-    """The split of the training that chose the thresholds; "" where these very pictures did."""
+    """The split of the training that chose the thresholds; "" where these very images did."""
     found: dict[str, Doing | None]
-    """What the thresholds `estimated` and `promised` do to these pictures."""
+    """What the thresholds `estimated` and `promised` do to these images."""
     aurc: float
     excess_aurc: float
     curve: list[dict[str, Any]]
@@ -132,9 +132,9 @@ def assess(
     error: float | None = None,
     views: dict[str, Outputs] | None = None,
 ) -> Assessment:
-    """Judge what a network answered, uncalibrated, to the pictures of a split; with the calibration of its model.
+    """Judge what a network answered, uncalibrated, to the images of a split; with the calibration of its model.
 
-    `own`: the calibration was fitted on these very pictures, so what it improves is measured by cross-fitting.
+    `own`: the calibration was fitted on these very images, so what it improves is measured by cross-fitting.
     `error`: what the threshold keeps to; by default what the model's does. `views`: calibrated outputs of
     test-time augmentation, by name.
     """

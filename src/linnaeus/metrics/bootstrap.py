@@ -1,9 +1,9 @@
-"""How far figures would move if other pictures had been drawn: the bootstrap, for what has no interval of its own.
+"""How far figures would move if other images had been drawn: the bootstrap, for what has no interval of its own.
 
-A resample draws as many pictures as there are, with replacement (Efron 1979); a figure is computed on each, and the
-2.5th and 97.5th percentile are its interval. Pictures that come in groups are drawn by groups, all of one together
-(Davison and Hinkley 1997, section 3.8). Figures are sums over pictures or over segments of ordered pictures, so
-all resamples of a chunk are summed at once, and no picture is touched twice.
+A resample draws as many images as there are, with replacement (Efron 1979); a figure is computed on each, and the
+2.5th and 97.5th percentile are its interval. Images that come in groups are drawn by groups, all of one together
+(Davison and Hinkley 1997, section 3.8). Figures are sums over images or over segments of ordered images, so
+all resamples of a chunk are summed at once, and no image is touched twice.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from linnaeus.metrics.outputs import Outputs
 
 RESAMPLES = 1000
 FEWEST = 100  # resamples; percentiles of fewer mean little
-RANKING_WORK = 200_000_000  # pictures x classes x resamples that ranking figures may cost: 2 to 4 s
-CHUNK = 500_000  # pictures x resamples at a time: what fits a core's own cache
+RANKING_WORK = 200_000_000  # images x classes x resamples that ranking figures may cost: 2 to 4 s
+CHUNK = 500_000  # images x resamples at a time: what fits a core's own cache
 
 Interval = tuple[float, float] | None
 """None where the resamples do not tell: they are all alike, or too few."""
@@ -39,7 +39,7 @@ class Intervals:
     by_class: dict[str, list[Interval]]
     ece_by_chance: tuple[float, float]
     """Mean and 95th percentile of the calibration error that a perfectly calibrated model would show on as many
-    pictures, as sure of them as this one (Broecker and Smith 2007)."""
+    images, as sure of them as this one (Broecker and Smith 2007)."""
 
 
 def intervals(outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
@@ -69,7 +69,7 @@ def intervals(outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> In
 
 
 def draw(n: int, resamples: int, rng: np.random.Generator, group: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """How often each picture is drawn in each resample: (n, m) float32, columns summing to n, m's to `resamples`.
+    """How often each image is drawn in each resample: (n, m) float32, columns summing to n, m's to `resamples`.
 
     With `group`, (n,) int64 from 0 on, as many groups are drawn as there are, and columns sum to about n.
     """
@@ -112,7 +112,7 @@ def _lowered(interval: Interval, figure: float) -> Interval:
 
 
 class Sample:
-    """Pictures in the orders that their figures need. All methods take weights (n, m) and return (m,) or (classes, m).
+    """Images in the orders that their figures need. All methods take weights (n, m) and return (m,) or (classes, m).
 
     With all weights 1 they give the figures themselves.
     """

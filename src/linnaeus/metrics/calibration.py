@@ -1,6 +1,6 @@
 """Probabilities that mean what they say: temperature scaling, and how far confidence and accuracy are apart.
 
-The network's logits are divided by one number, the temperature, fitted on validation pictures (Guo et al. 2017,
+The network's logits are divided by one number, the temperature, fitted on validation images (Guo et al. 2017,
 arXiv:1706.04599, section 4.2). It changes no answer, only how sure the model is of it.
 """
 
@@ -21,9 +21,9 @@ BINS = 15
 COLDEST, HOTTEST = 0.05, 100.0
 """Temperatures that are found. Beyond them logits are broken, and no single number mends them."""
 PSEUDO = 10.0
-"""Pictures that the network is taken to have judged rightly before any was seen: what keeps a fit on few in bounds."""
+"""Images that the network is taken to have judged rightly before any was seen: what keeps a fit on few in bounds."""
 FOLDS = 5
-MOST = 10**8  # pictures that a file may claim to have been calibrated on
+MOST = 10**8  # images that a file may claim to have been calibrated on
 
 
 def at_a_bound(temperature: float) -> str:
@@ -38,7 +38,7 @@ def fit_temperature(outputs: Outputs, pseudo: float = PSEUDO) -> float:
     """The temperature at which the log loss is smallest, drawn a little towards 1.
 
     In b = 1/T the loss is convex, so its slope has one zero at most, found by halving an interval of log T. To the n
-    pictures `pseudo` others are added on which the network, as it is, is exactly right about its probabilities: their
+    images `pseudo` others are added on which the network, as it is, is exactly right about its probabilities: their
     loss is the cross-entropy of its answers at T with its answers at 1, convex too and smallest at T = 1. Without them
     a sample without mistakes asks for T = 0, which is to be certain of everything. With 10 of them and n = 20, all
     right, the share of doubt shrinks to a third or so, about what the rule of succession says; with n = 1,000 they
@@ -74,7 +74,7 @@ def fit_temperature(outputs: Outputs, pseudo: float = PSEUDO) -> float:
 
 
 def cross_fitted(outputs: Outputs, folds: int = FOLDS, seed: int = 0) -> Outputs:
-    """Each picture at a temperature fitted on others: of `folds` parts, drawn at random, on all but its own.
+    """Each image at a temperature fitted on others: of `folds` parts, drawn at random, on all but its own.
 
     A group lies in one part, whole.
     """
@@ -93,7 +93,7 @@ def cross_fitted(outputs: Outputs, folds: int = FOLDS, seed: int = 0) -> Outputs
 def bins_of(confidence: np.ndarray, bins: int = BINS, *, equal_mass: bool = False) -> np.ndarray:
     """(n,) probabilities of the first class -> (n,) int64, the bin of each in 0..bins - 1.
 
-    Of equal width, ((b - 1)/bins, b/bins] as in Guo et al. 2017; or of equal mass, the same number of pictures in each
+    Of equal width, ((b - 1)/bins, b/bins] as in Guo et al. 2017; or of equal mass, the same number of images in each
     up to one (Nixon et al. 2019, arXiv:1904.01685), where equal probabilities may lie on both sides of an edge.
     """
     if not equal_mass:
@@ -106,15 +106,15 @@ def bins_of(confidence: np.ndarray, bins: int = BINS, *, equal_mass: bool = Fals
 def calibration_error(confidence: np.ndarray, right: np.ndarray, *, equal_mass: bool = False) -> float:
     """Expected calibration error of the first class, in 0..1 (Naeini et al. 2015; Guo et al. 2017, eq. 3).
 
-    The distance between mean confidence and accuracy in each of 15 bins, weighted by the share of pictures in it. It
-    is above 0 for a perfect model too, by chance; the fewer the pictures, the more.
+    The distance between mean confidence and accuracy in each of 15 bins, weighted by the share of images in it. It
+    is above 0 for a perfect model too, by chance; the fewer the images, the more.
     """
     gaps = np.bincount(bins_of(confidence, equal_mass=equal_mass), weights=right - confidence)
     return float(np.abs(gaps).sum() / len(right))
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, groups: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """A row for each of the 15 bins of equal width that holds pictures: what a reliability diagram shows."""
+    """A row for each of the 15 bins of equal width that holds images: what a reliability diagram shows."""
     bins = bins_of(confidence)
     rows = []
     for b in np.unique(bins).tolist():
@@ -136,7 +136,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, groups: np.ndarray | 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a model file holds under `calibration`: fitted on validation pictures, applied to every prediction."""
+    """What a model file holds under `calibration`: fitted on validation images, applied to every prediction."""
 
     temperature: float
     split: str
@@ -146,7 +146,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, outputs: Outputs, split: str, error: float = ERROR) -> Calibration:
-        """Temperature and threshold from what the network answers to the pictures of a split."""
+        """Temperature and threshold from what the network answers to the images of a split."""
         temperature = fit_temperature(outputs)
         scaled = outputs.at(temperature)
         curve = risk_curve(scaled.probabilities.max(1), scaled.predicted == scaled.labels, scaled.groups is not None)

@@ -12,8 +12,8 @@ Brier score             mean of the squared distance between probabilities and t
 ROC AUC, AP             each class against the rest; None where a class does not occur (or nothing else does)
 ECE                     expected calibration error, see `calibrate.calibration_error`
 
-A proportion of counts has Wilson's interval, everything else a bootstrap's; both are wider where pictures come in
-groups. numpy computes them: the bootstrap needs each figure for a thousand weightings of the pictures at once, which no
+A proportion of counts has Wilson's interval, everything else a bootstrap's; both are wider where images come in
+groups. numpy computes them: the bootstrap needs each figure for a thousand weightings of the images at once, which no
 library offers, and with all weights 1 the same code gives the figure itself.
 """
 
@@ -31,14 +31,14 @@ from linnaeus.metrics.outputs import Outputs, confusion_matrix
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; None where undefined, or not to be told from these pictures."""
+    """A figure and its 95 % interval; None where undefined, or not to be told from these images."""
 
     value: float | None
     ci95: Interval = None
 
     @classmethod
     def share(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
-        """The share of hits, (n,) bool, in pictures of these groups, (n,) int64."""
+        """The share of hits, (n,) bool, in images of these groups, (n,) int64."""
         return cls(float(hits.mean()), interval(hits, groups)) if len(hits) else cls(None)
 
 
@@ -48,9 +48,9 @@ class ClassMeasures:
 
     index: int
     support: int
-    """Pictures of the class."""
+    """Images of the class."""
     predicted: int
-    """Pictures that were taken for it."""
+    """Images that were taken for it."""
     correct: int
     precision: Estimate
     recall: Estimate
@@ -64,7 +64,7 @@ CLASS_FIGURES = ("precision", "recall", "f1", "roc_auc", "average_precision")
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """All figures. `whole` holds those of all pictures by name, in the order in which they are shown."""
+    """All figures. `whole` holds those of all images by name, in the order in which they are shown."""
 
     n: int
     correct: int
@@ -73,11 +73,11 @@ class Measures:
     confusion: np.ndarray
     """(classes, classes) int64 counts: rows true, columns predicted."""
     ece_by_chance: tuple[float, float]
-    """Mean and 95th percentile of the calibration error of a perfect model with as many pictures."""
+    """Mean and 95th percentile of the calibration error of a perfect model with as many images."""
     resamples: int
     ranking_resamples: int
     groups: int | None = None
-    """How many groups the pictures come in; None where each stands alone."""
+    """How many groups the images come in; None where each stands alone."""
 
     def __getitem__(self, name: str) -> Estimate:
         return self.whole[name]
@@ -105,7 +105,7 @@ class Measures:
         return rows
 
     def confused(self, most: int = 10) -> list[tuple[int, int, int]]:
-        """(true, predicted, count) of the pairs most often confused, at least one picture each."""
+        """(true, predicted, count) of the pairs most often confused, at least one image each."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
         flat = np.argsort(-wrong, axis=None, kind="stable")[:most]
         pairs = [tuple(map(int, np.unravel_index(i, wrong.shape))) for i in flat]

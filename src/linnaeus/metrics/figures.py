@@ -20,7 +20,7 @@ class Figures:
     correct: int
     accuracy: float
     accuracy_ci95: tuple[float, float]
-    """Wilson's interval; with groups, of as many pictures as these are worth (`shares.interval`)."""
+    """Wilson's interval; with groups, of as many images as these are worth (`shares.interval`)."""
     top5: float | None
     """Share with the right class among the five most likely; None with five classes or fewer."""
     balanced_accuracy: float
@@ -28,7 +28,7 @@ class Figures:
     loss: float
     """Mean cross-entropy in nats."""
     groups: int | None = None
-    """How many groups the pictures come in; None where each stands alone."""
+    """How many groups the images come in; None where each stands alone."""
 
     def to_dict(self) -> dict[str, Any]:
         found = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

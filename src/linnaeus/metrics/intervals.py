@@ -1,8 +1,8 @@
-"""Intervals of shares: of pictures that stand alone, and of pictures that come in groups.
+"""Intervals of shares: of images that stand alone, and of images that come in groups.
 
 Twenty photographs of one patient tell less than twenty patients: what the model gets wrong in one it gets wrong in the
-others. An interval that counts each as a picture of its own is too narrow. Tried on 2,000 samples each of 15 to 200
-groups of 1 to 40 pictures, right in 70 to 98 %, from unrelated to alike within a group: 28 to 97 % of Wilson's
+others. An interval that counts each as an image of its own is too narrow. Tried on 2,000 samples each of 15 to 200
+groups of 1 to 40 images, right in 70 to 98 %, from unrelated to alike within a group: 28 to 97 % of Wilson's
 intervals held the truth, where 95 % was promised, and 91.8 to 99.8 % of those of `interval`.
 """
 
@@ -29,9 +29,9 @@ def wilson(successes: float, n: float, z: float = NORMAL) -> tuple[float, float]
 
 
 def interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
-    """The 95 % interval of the share of `hits` (n,) bool; `groups` (n,) int64 says which pictures belong together.
+    """The 95 % interval of the share of `hits` (n,) bool; `groups` (n,) int64 says which images belong together.
 
-    Wilson's, of as many pictures as the groups are worth.
+    Wilson's, of as many images as the groups are worth.
     """
     effect, z = design(hits, groups)
     return wilson(int(hits.sum()) / effect, len(hits) / effect, z)
@@ -40,7 +40,7 @@ def interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[float,
 def design(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
     """(design effect, quantile of 95 %) for the mean of `values` (n,) in `groups` (n,) int64; None: each stands alone.
 
-    The design effect (Kish 1965) is how much larger the variance of the mean is than that of n pictures alone, 1 or
+    The design effect (Kish 1965) is how much larger the variance of the mean is than that of n images alone, 1 or
     more; infinite with one group, which does not say how others would differ. It is estimated from the groups, as the
     ratio estimator has it (Rao and Scott 1992), and drawn towards its worst, groups that are alike throughout, as by
     one more group that says so: a handful of mistakes tells little of how mistakes come, and none at all tells nothing.

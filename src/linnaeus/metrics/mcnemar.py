@@ -1,4 +1,4 @@
-"""Two classifiers on the same pictures: is one better, or was it three pictures?"""
+"""Two classifiers on the same images: is one better, or was it three images?"""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from linnaeus.metrics.intervals import NORMAL, design, wilson
 
 @dataclass(frozen=True)
 class Paired:
-    """What two classifiers got right of the same n pictures."""
+    """What two classifiers got right of the same n images."""
 
     n: int
     both: int
     only_first: int
     only_second: int
     tossed: tuple[int, int] | None = None
-    """Of pictures in groups: in how many groups the first, and the second, got more right."""
+    """Of images in groups: in how many groups the first, and the second, got more right."""
     effect: float = 1.0
     """By how much groups widen the variance of the difference (`shares.design`)."""
     z: float = NORMAL
 
     @classmethod
     def of(cls, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> Paired:
-        """From whether each was right, (n,) bool, picture by picture; `groups` (n,) int64: which belong together."""
+        """From whether each was right, (n,) bool, image by image; `groups` (n,) int64: which belong together."""
         assert len(first) == len(second)
         counts = len(first), int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum())
         if groups is None:
@@ -46,7 +46,7 @@ class Paired:
     def p(self) -> float:
         """McNemar's exact p-value, two-sided (McNemar 1947): how likely a coin is to fall at least so unevenly.
 
-        It is tossed for each picture that only one of the two got right; of pictures in groups, for each group of which
+        It is tossed for each image that only one of the two got right; of images in groups, for each group of which
         one got more right, so that no patient is counted twice. 1 where there are none.
         """
         for_first, for_second = self.tossed or (self.only_first, self.only_second)
@@ -62,7 +62,7 @@ class Paired:
         """The 95 % interval of `difference`, from the two Wilson intervals (Newcombe 1998b, method 10).
 
         R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired
-        data, Statistics in Medicine 17, 2635-2650. With groups, of as many pictures as these are worth.
+        data, Statistics in Medicine 17, 2635-2650. With groups, of as many images as these are worth.
         """
         if math.isinf(self.effect):
             return -1.0, 1.0

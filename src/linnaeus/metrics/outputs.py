@@ -16,7 +16,7 @@ class Outputs:
     logits: np.ndarray
     """(n, classes) float32, or float64 where a temperature divided them."""
     groups: np.ndarray | None = None
-    """(n,) int64: which pictures belong together, of one patient perhaps; None where each stands alone."""
+    """(n,) int64: which images belong together, of one patient perhaps; None where each stands alone."""
 
     def at(self, temperature: float) -> Outputs:
         """The same answers with their logits divided by `temperature`.
@@ -37,7 +37,7 @@ class Outputs:
 
     @property
     def group_count(self) -> int | None:
-        """How many groups there are, each picture without one among them; None where there are none."""
+        """How many groups there are, each image without one among them; None where there are none."""
         return None if self.groups is None else len(np.unique(self.groups))
 
     @property

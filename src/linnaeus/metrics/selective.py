@@ -1,21 +1,21 @@
 """When to say "I don't know": risk and coverage, and the threshold that keeps the error among the answered.
 
-A picture is answered where the probability of its first class reaches a threshold. The share that is answered is the
+An image is answered where the probability of its first class reaches a threshold. The share that is answered is the
 coverage, the share of mistakes among them the risk (El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017,
 arXiv:1705.08500).
 
 Two thresholds are found. The *estimated* one answers most among those whose error on the sample is small enough;
 beyond the sample that error is exceeded about as often as not. The *promised* one holds there too, with 95 %
 confidence: a model that is wrong exactly as often as allowed would pass, at whichever coverage, in at most 5 % of
-samples. That needs many pictures: 149 without a mistake for an error of 2 %.
+samples. That needs many images: 149 without a mistake for an error of 2 %.
 
-Tried on 1,000 samples of 300 pictures from a known population, for an error of 5 %: 551 estimates were exceeded, and
-11 of 139 promises. With 2,000 pictures: 521 estimates, and 4 of 987 promises.
+Tried on 1,000 samples of 300 images from a known population, for an error of 5 %: 551 estimates were exceeded, and
+11 of 139 promises. With 2,000 images: 521 estimates, and 4 of 987 promises.
 
-What a promise rests on: the pictures to come are drawn like the sample; a more confident answer is not more often
+What a promise rests on: the images to come are drawn like the sample; a more confident answer is not more often
 wrong; and the model was fixed before. A sample that chose the best epoch and fitted a temperature bends the last one a
-little, so the figure on pictures that chose nothing, where there are any, is the one to quote. Pictures in groups are
-promised nothing: their mistakes come together, and who counts pictures counts one patient many times.
+little, so the figure on images that chose nothing, where there are any, is the one to quote. Images in groups are
+promised nothing: their mistakes come together, and who counts images counts one patient many times.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ EXACT = 2e8  # n * n * error up to which a promise is computed exactly: half a s
 
 @dataclass(frozen=True)
 class Curve:
-    """How many of n pictures are answered at falling thresholds, and how many of these wrongly.
+    """How many of n images are answered at falling thresholds, and how many of these wrongly.
 
-    The rows answer 1 %, 2 % … 100 % of the pictures, rounded up, and more where probabilities are equal. The last
+    The rows answer 1 %, 2 % … 100 % of the images, rounded up, and more where probabilities are equal. The last
     threshold is 0.
     """
 
@@ -49,12 +49,12 @@ class Curve:
     wrong: np.ndarray
     """(k,) int64."""
     grouped: bool = False
-    """Whether pictures come in groups, where mistakes come together; counting them then promises nothing."""
+    """Whether images come in groups, where mistakes come together; counting them then promises nothing."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A threshold, and what it did to the pictures that it was chosen on."""
+    """A threshold, and what it did to the images that it was chosen on."""
 
     threshold: float
     answered: int
@@ -68,11 +68,11 @@ class Rule:
     error: float
     """The largest share of mistakes among the answered, in 0..1."""
     n: int
-    """Pictures that it was chosen on."""
+    """Images that it was chosen on."""
     estimated: Point | None
     promised: Point | None
     grouped: bool = False
-    """Whether the pictures came in groups, for which nothing is promised."""
+    """Whether the images came in groups, for which nothing is promised."""
 
     @property
     def applied(self) -> Point | None:
@@ -81,7 +81,7 @@ class Rule:
 
     @property
     def threshold(self) -> float:
-        """Below this a picture is not answered; 0 where no threshold helps, so that everything is."""
+        """Below this an image is not answered; 0 where no threshold helps, so that everything is."""
         return 0.0 if self.applied is None else self.applied.threshold
 
     def __str__(self) -> str:
@@ -101,9 +101,9 @@ class Rule:
     def unpromised(self) -> str:
         """Why nothing is promised."""
         if self.grouped:
-            return "pictures in groups are promised nothing: their mistakes come together"
+            return "images in groups are promised nothing: their mistakes come together"
         needed = smallest(self.error)
-        few = f"a promise takes {needed} pictures even without a mistake"
+        few = f"a promise takes {needed} images even without a mistake"
         return few if self.n < needed else "no threshold passes the test of a promise"
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,18 +120,18 @@ class Rule:
 
 
 def ranks(n: int, steps: int = STEPS) -> np.ndarray:
-    """Numbers of answered pictures that are tried, rising to n. They depend on nothing but n, as a promise needs."""
+    """Numbers of answered images that are tried, rising to n. They depend on nothing but n, as a promise needs."""
     return np.unique(np.ceil(n * np.arange(1, steps + 1) / steps - 1e-9).astype(np.int64))
 
 
 def risk_curve(confidence: np.ndarray, right: np.ndarray, grouped: bool = False) -> Curve:
-    """The curve of pictures with these probabilities of the first class (n,), and whether it is the right one (n,)."""
+    """The curve of images with these probabilities of the first class (n,), and whether it is the right one (n,)."""
     order = np.argsort(-confidence, kind="stable")
     confidence, mistakes = confidence[order], np.cumsum(~right[order])
     n = len(confidence)
     # (k,) answered, with all that are as likely as the last of them.
     last = np.unique(np.searchsorted(-confidence, -confidence[ranks(n) - 1], side="right"))
-    # Halfway to the next: the same picture, computed in another batch, must not fall on the other side.
+    # Halfway to the next: the same image, computed in another batch, must not fall on the other side.
     below = np.append(confidence, -confidence[-1])[last]
     thresholds, answered = (confidence[last - 1] + below) / 2, last.astype(np.int64)
     return Curve(n, thresholds, answered, mistakes[last - 1].astype(np.int64), grouped)
@@ -145,7 +145,7 @@ def aurc(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
     mistakes = np.bincount(group, weights=~right)
     order = np.sort(group)
-    each = mistakes[order] / sizes[order]  # mistakes spread evenly over pictures that cannot be told apart
+    each = mistakes[order] / sizes[order]  # mistakes spread evenly over images that cannot be told apart
     i = np.arange(1, len(right) + 1)
     area = float((np.cumsum(each) / i).mean())
     best = float((np.maximum(0, i - right.sum()) / i).mean())
@@ -175,20 +175,20 @@ def choose(curve: Curve, error: float = ERROR, confidence: float = CONFIDENCE) -
 
 
 def smallest(error: float, confidence: float = CONFIDENCE) -> int:
-    """How many pictures, none of them wrong, it takes to promise an error: 149 for 2 %."""
+    """How many images, none of them wrong, it takes to promise an error: 149 for 2 %."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-error) - 1e-9)
 
 
 @functools.lru_cache(maxsize=64)
 def boundary(tried: tuple[int, ...], error: float, delta: float) -> np.ndarray:
-    """(k,) int64: the mistakes allowed among the first `tried` pictures, rising numbers; -1 where none passes.
+    """(k,) int64: the mistakes allowed among the first `tried` images, rising numbers; -1 where none passes.
 
     Each allowance is the largest whose binomial tail is at most alpha, and alpha is as large as it can be while answers
     that are wrong with probability `error`, independently, stay within any allowance with probability `delta` at most.
     All ranks may therefore be looked at and the best be taken: a minimum-p test (Westfall and Young 1993), as Learn
     then Test asks for (Angelopoulos et al. 2021, arXiv:2110.01052). Alpha is between delta / k and delta; the chance
     is computed exactly, by following the number of mistakes from rank to rank, or where that takes long alpha is
-    delta / k, which is safe and costs little with so many pictures.
+    delta / k, which is safe and costs little with so many images.
     """
     low, high = delta / len(tried), delta
     least = [_least(k, error) for k in tried]

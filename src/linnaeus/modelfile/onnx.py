@@ -1,13 +1,13 @@
 """model.onnx: the whole classifier as one graph, described like the model file that it was made of.
 
-Input `pictures` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
+Input `images` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
 calibrated, and `logits`, as the network gives them. Opset 18. Its metadata, each entry a text, holds
 
     format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
                     as JSON, as `modelfile` has them
     threshold       the probability below which the model is unsure
     model_sha256    of the weights in the model file that it was made of
-    export          as JSON: what it is (onnx or onnx-int8), when it was compared with the model file on real pictures
+    export          as JSON: what it is (onnx or onnx-int8), when it was compared with the model file on real images
                     the figures of that, versions, the machine
     sha256          of the file's own bytes, with zeros in place of these 64 digits
 """

@@ -9,7 +9,7 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
     calibration     null, or what was fitted on validation:
                         temperature   what logits are divided by; it changes no answer
                         split         on which it was fitted
-                        abstention    error and confidence that are kept to, n, smallest_n (pictures that a promise
+                        abstention    error and confidence that are kept to, n, smallest_n (images that a promise
                                       takes), grouped (whether they came in groups), estimated and promised (each
                                       threshold, answered, wrong; or null), and threshold: below this probability the
                                       model is unsure; null where none helps
@@ -230,7 +230,7 @@ def parse(path: Path, header: dict[str, Any]) -> ModelFile:
         raise UserError(f"{path}: {len(about.classes)} class names for {about.arch['classes']} outputs")
     if about.preprocessing.channels != about.arch["channels"]:
         raise UserError(
-            f"{path}: pictures of {about.preprocessing.channels} channel(s) for a network of {about.arch['channels']}"
+            f"{path}: images of {about.preprocessing.channels} channel(s) for a network of {about.arch['channels']}"
         )
     return about
 

@@ -109,12 +109,10 @@ def facts_in(path: Path, metadata: Mapping[str, str]) -> Facts:
     try:
         if "linnaeus" in metadata:
             header = json.loads(metadata["linnaeus"])
-            arch, pictures = header["arch"], header["preprocessing"]
+            arch, images = header["arch"], header["preprocessing"]
             arguments = {k: v for k, v in arch["arguments"].items() if k not in FREE}
-            mean, std = tuple(pictures["mean"]), tuple(pictures["std"])
-            return Facts(
-                arch["name"], arguments, mean, std, *(pictures[k] for k in ("resize", "size", "interpolation"))
-            )
+            mean, std = tuple(images["mean"]), tuple(images["std"])
+            return Facts(arch["name"], arguments, mean, std, *(images[k] for k in ("resize", "size", "interpolation")))
         arguments = {key: metadata[key] for key in ("stride_in", "branch5x5") if key in metadata}
         mean_std = normalisation_in(metadata["normalisation"]) if "normalisation" in metadata else (None, None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -220,7 +218,7 @@ def fit_channels(tensors: dict[str, Tensor], own: dict[str, Tensor], first: str)
 
 
 def first_convolution(network: nn.Module) -> str:
-    """The name of the weight that sees the picture."""
+    """The name of the weight that sees the image."""
     return next(f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
 
 

@@ -1,4 +1,4 @@
-"""A network of the user's own: any module from pictures to logits, or a function in a local file that makes one."""
+"""A network of the user's own: any module from images to logits, or a function in a local file that makes one."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ WORTH_TRYING = 120.0
 FASTER = 0.9
 """ONNX Runtime is chosen where it takes less than this share of the time."""
 
-TOGETHER = 8  # pictures at once where int8's ranges are measured
+TOGETHER = 8  # images at once where int8's ranges are measured
 
 AGREES = 1e-3
 """Largest difference to the plain network, as a share of its largest output."""
@@ -47,7 +47,7 @@ class Executor:
     """`plain`, `fused`, `onnxruntime` or `int8`."""
     run: Callable[[Tensor], Tensor]
     seconds: float
-    """Measured, a picture."""
+    """Measured, an image."""
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.no_grad():  # not inference_mode: what is above the cut saves this for its backward pass
@@ -71,13 +71,13 @@ def choose_executor(
     network: Network,
     stop: str,
     sample: Tensor,
-    pictures: int,
+    images: int,
     record: Path | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     start: str | None = None,
     wanted: str | None = None,
 ) -> Executor:
-    """The fastest executor for `pictures` pictures like `sample` (N, C, H, W) from `start` through all below `stop`.
+    """The fastest executor for `images` images like `sample` (N, C, H, W) from `start` through all below `stop`.
 
     ONNX Runtime is tried where it is installed, on CPU, and the work is long enough to pay for the export. What was
     found is kept in the file `record` by machine and network: a later run does as the first. `wanted` is the name of
@@ -94,7 +94,7 @@ def choose_executor(
         return fused
     key = _machine(network, stop, sample, start)
     known = wanted or _read(record).get(key)
-    if known in ("plain", "fused") or (known is None and fused.seconds * pictures < WORTH_TRYING):
+    if known in ("plain", "fused") or (known is None and fused.seconds * images < WORTH_TRYING):
         return fused
     compiled = _onnx(front, sample, expected)
     chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * fused.seconds) else fused
@@ -106,19 +106,19 @@ INT8_AGREES = 0.2
 """Largest root mean square of the difference that int8 may make, as a share of that of the outputs."""
 
 
-def int8_executor(network: Network, stop: str, pictures: Tensor) -> Executor:
+def int8_executor(network: Network, stop: str, images: Tensor) -> Executor:
     """The stages below `stop` in int8 through ONNX Runtime, for those who ask for it.
 
-    `pictures` (N, C, H, W), some dozens like those to come: seven eighths of them set the ranges, the others are the
+    `images` (N, C, H, W), some dozens like those to come: seven eighths of them set the ranges, the others are the
     test. Raises UserError where that cannot be done or rounds too much.
     """
     asked = 'model.frozen = "int8"'
-    if pictures.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
+    if images.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         raise UserError(f'{asked} runs on CPU through ONNX Runtime: pip install "linnaeus[onnx]", or leave it out')
     from linnaeus.models.quantize import quantize
 
     front = Front(copy.deepcopy(network), stop).eval().requires_grad_(False)
-    shown, kept = pictures[len(pictures) // 8 :], pictures[: max(1, len(pictures) // 8)]
+    shown, kept = images[len(images) // 8 :], images[: max(1, len(images) // 8)]
     try:
         run = _run(quantize(onnx_graph(fuse(front, kept), kept), (part.numpy() for part in shown.split(TOGETHER))))
     except Exception as error:  # the exporter raises its own kinds

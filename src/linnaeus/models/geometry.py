@@ -1,4 +1,4 @@
-"""Where in the picture the positions of a stage's map lie."""
+"""Where in the image the positions of a stage's map lie."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Line = tuple[float, float]
 
 
 def centers(network: Network, height: int, width: int) -> tuple[dict[int, Line], dict[int, Line]]:
-    """Where rows and columns of maps lie in pictures of height x width: (height of a map -> line, width -> line).
+    """Where rows and columns of maps lie in images of height x width: (height of a map -> line, width -> line).
 
     A convolution of stride 2 on an even size looks at every second position from the first on, not at the middle of
     each two: five such layers put the 7 x 7 positions of a ResNet 16 pixels left and above of where an even spread

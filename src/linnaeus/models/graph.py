@@ -49,7 +49,7 @@ def fuse(front: nn.Module, sample: Tensor) -> nn.Module:
 
 
 def onnx_graph(module: nn.Module, sample: Tensor) -> bytes:
-    """`module`, in evaluation mode, as an ONNX graph of opset 18 from `x` (any number of pictures) to `y`.
+    """`module`, in evaluation mode, as an ONNX graph of opset 18 from `x` (any number of images) to `y`.
 
     `sample` (N, C, H, W) is like what it will see. The exporter raises its own kinds of errors.
     """

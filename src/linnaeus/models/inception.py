@@ -3,7 +3,7 @@
 C. Szegedy et al., "Going Deeper with Convolutions", 2014, arXiv:1409.4842. BatchNorm after every convolution is from
 S. Ioffe and C. Szegedy, 2015, arXiv:1502.03167; the original had none, and trains far more slowly.
 
-What matters in a picture may be small or large, so each module looks with kernels of several sizes at once and lets
+What matters in an image may be small or large, so each module looks with kernels of several sizes at once and lets
 the next one choose. Large kernels over many channels would be dear; a 1x1 convolution before each of them reduces the
 channels first (section 4, fig. 2b), which is why 22 layers have 7 million parameters where VGG's 16 have 138.
 """
@@ -69,7 +69,7 @@ class AuxiliaryHead(nn.Module):
         self.fc2 = nn.Linear(1024, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The paper averages 5x5 windows with stride 3, which is 4x4 positions for a 224 picture; this is 4x4 for any.
+        # The paper averages 5x5 windows with stride 3, which is 4x4 positions for a 224 image; this is 4x4 for any.
         x = self.conv(F.adaptive_avg_pool2d(x, (4, 4)))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc2(self.dropout(x))

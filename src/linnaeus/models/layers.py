@@ -20,7 +20,7 @@ A convolution with a k x k kernel, stride s and padding p, from c_in to c_out ch
   parameters      k * k * c_in / g * c_out            and c_out more where it has a bias
   multiply-adds   k * k * c_in / g * c_out * (output height * output width)
 A linear layer is the same with k = 1 and one position. Multiply-adds are those of convolutions and linear layers for
-one picture; BatchNorm, pooling, ReLU and additions are left out, as published figures leave them out. One multiply-add
+one image; BatchNorm, pooling, ReLU and additions are left out, as published figures leave them out. One multiply-add
 is two floating-point operations."""
 
 KNOWN: dict[str, tuple[int, int, int, float, float]] = {
@@ -50,7 +50,7 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a network, for one picture."""
+    """One layer of a network, for one image."""
 
     name: str  # as in named_modules(): "layer1.0.conv1"
     stage: str
@@ -64,9 +64,9 @@ class Layer:
 
 
 def layer_table(network: Network, size: int | None = None, channels: int | None = None) -> list[Layer]:
-    """The layers with parameters, and the pools, in the order in which one picture of `size` pixels meets them.
+    """The layers with parameters, and the pools, in the order in which one image of `size` pixels meets them.
 
-    `size` is the picture's side, by default what the network was designed for; `channels` by default its own.
+    `size` is the image's side, by default what the network was designed for; `channels` by default its own.
 
     Nothing is computed: a copy runs on torch's meta device, which knows shapes only. It runs as for evaluation, so
     auxiliary heads are not in the table. `network` may itself be on the meta device and is not changed.
@@ -116,7 +116,7 @@ def recorder(rows: list[Layer], name: str, network: Network) -> Any:
 
 
 def multiply_adds(module: nn.Module, output: Tensor) -> int:
-    """Multiply-adds of one layer for one picture: every entry of the output is one dot product with the weights."""
+    """Multiply-adds of one layer for one image: every entry of the output is one dot product with the weights."""
     if isinstance(module, nn.Conv2d):
         return math.prod(output.shape[1:]) * module.in_channels // module.groups * math.prod(module.kernel_size)
     if isinstance(module, nn.Linear):

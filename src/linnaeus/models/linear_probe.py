@@ -1,7 +1,7 @@
 """A linear head on stored vectors, chosen by cross-validation: seconds, where training it by the epoch takes minutes.
 
 Multinomial logistic regression with an L2 penalty, solved by L-BFGS on standardised vectors (Liu and Nocedal 1989). It
-is convex: there is one answer and no learning rate, and the penalty is chosen on pictures that the answer has not seen.
+is convex: there is one answer and no learning rate, and the penalty is chosen on images that the answer has not seen.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Network(nn.Module):
     """Stages whose pooled outputs the head sees, one after the other; empty: the output of the last stage alone."""
 
     usual_size: int = 224
-    """Pixels of the square pictures that the network was designed for; others work too."""
+    """Pixels of the square images that the network was designed for; others work too."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class Network(nn.Module):
         return getattr(self, stage)
 
     def look(self, x: Tensor, stages: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """What `stages` give for pictures (N, C, H, W), and the logits (N, classes), in one graph for gradients.
+        """What `stages` give for images (N, C, H, W), and the logits (N, classes), in one graph for gradients.
 
         The graph begins at the lowest of `stages`: what lies below runs without one, and no gradient, hook or flag of a
         parameter is touched. Every way from a stage to the logits is in it, the head's own look at that stage too.

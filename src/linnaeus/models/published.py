@@ -23,7 +23,7 @@ class Published:
     model: str
     url: str  # "" where there is none: importable only
     sha256: str  # of the file at `url`: whole, or the prefix that its publisher put into the name
-    top1: float  # percent of the 50,000 validation pictures, as published, measured at `size`
+    top1: float  # percent of the 50,000 validation images, as published, measured at `size`
     license: str
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the network: what the weights were trained with
     mean: tuple[float, ...] = IMAGENET_MEAN

@@ -1,6 +1,6 @@
 """int8 for a network's graph: static quantization with ONNX Runtime.
 
-Weights become int8 with a scale for each channel, activations uint8 with one scale each, measured on real pictures
+Weights become int8 with a scale for each channel, activations uint8 with one scale each, measured on real images
 (Jacob et al. 2018, arXiv:1712.05877, section 2). It rounds, so it is never chosen unasked.
 """
 
@@ -20,7 +20,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 def quantize(
     graph: bytes,
-    pictures: Iterable[np.ndarray],
+    images: Iterable[np.ndarray],
     *,
     name: str = "x",
     ranges: Ranges | None = None,
@@ -29,7 +29,7 @@ def quantize(
 ) -> bytes:
     """An ONNX graph in float32 -> the same graph with quantize and dequantize nodes (QDQ) around what can be int8.
 
-    `pictures` are batches for the graph's input `name`, which show the range of every activation; `ranges`, where
+    `images` are batches for the graph's input `name`, which show the range of every activation; `ranges`, where
     given, count instead. The nodes named in `in_float` stay as they are.
 
     Weights keep 7 of 8 bits: processors without VNNI add two products of 8 bits in 16, and full weights overflow there
@@ -40,7 +40,7 @@ def quantize(
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = iter(pictures)
+            self.batches = iter(images)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)

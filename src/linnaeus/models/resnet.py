@@ -1,4 +1,4 @@
-"""Residual networks for ImageNet-sized pictures: ResNet-18, 34, 50, 101 and 152.
+"""Residual networks for ImageNet-sized images: ResNet-18, 34, 50, 101 and 152.
 
 K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image Recognition", 2015, arXiv:1512.03385.
 
@@ -114,7 +114,7 @@ class ResNet(Network):
         layer4   (N, 512 E, 7, 7)
         head     (N, classes)         global average pooling, linear
 
-    `stem="small"` is for pictures of about 32 pixels: a 3x3 convolution with stride 1 and no pooling, where the usual
+    `stem="small"` is for images of about 32 pixels: a 3x3 convolution with stride 1 and no pooling, where the usual
     stem would leave a single position for layer4.
     `stride_in` is a matter of the bottleneck, which see.
     `zero_init` starts the last BatchNorm of each block at zero, so every block begins as the identity

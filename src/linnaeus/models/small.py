@@ -1,4 +1,4 @@
-"""Networks for small pictures: the CIFAR ResNets, their plain counterparts, and two small residual ones for digits.
+"""Networks for small images: the CIFAR ResNets, their plain counterparts, and two small residual ones for digits.
 
 He et al. 2015, arXiv:1512.03385, section 4.2 (CIFAR), for all but the last two.
 """

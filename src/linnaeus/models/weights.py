@@ -271,7 +271,7 @@ def load_weights(
     network.load_state_dict(tensors)
     notes += changes
     if facts.mean is None:
-        notes.append("the file does not say how its pictures were normalised: ImageNet's mean and std are assumed")
+        notes.append("the file does not say how its images were normalised: ImageNet's mean and std are assumed")
         facts = replace(facts, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return Loaded(network, source, notes, normalisation_for(channels, facts))
 

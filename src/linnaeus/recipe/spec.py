@@ -26,7 +26,7 @@ class Strict(BaseModel):
 
 
 class Augment(Strict):
-    """Random changes to training pictures. The distribution of each follows torchvision's transform of the same idea.
+    """Random changes to training images. The distribution of each follows torchvision's transform of the same idea.
 
     Geometry is one matrix and one resample, color is one matrix; the rest are passes of their own.
     """
@@ -34,15 +34,15 @@ class Augment(Strict):
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Angle in degrees, uniform in ±rotate (RandomRotation)."""
     hflip: Probability = 0.0
-    """Share of pictures that are mirrored, left for right (RandomHorizontalFlip)."""
+    """Share of images that are mirrored, left for right (RandomHorizontalFlip)."""
     vflip: Probability = 0.0
-    """Share of pictures that are turned upside down as a mirror does (RandomVerticalFlip)."""
+    """Share of images that are turned upside down as a mirror does (RandomVerticalFlip)."""
     shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Translation, uniform in ±shift of the picture's size, on each axis (RandomAffine)."""
+    """Translation, uniform in ±shift of the image's size, on each axis (RandomAffine)."""
     scale: Range | None = None
     """Zoom factor, uniform between the two (RandomAffine): above 1 enlarges."""
     crop_scale: Range | None = None
-    """Share of the picture's area that a random resized crop keeps, e.g. [0.08, 1.0]."""
+    """Share of the image's area that a random resized crop keeps, e.g. [0.08, 1.0]."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Aspect ratios of the random resized crop, log-uniform."""
     pad_crop: Annotated[int, Field(ge=0)] = 0
@@ -50,35 +50,35 @@ class Augment(Strict):
     brightness: NonNegative = 0.0
     """Factor on all channels, uniform in [max(0, 1 - v), 1 + v] (ColorJitter)."""
     contrast: NonNegative = 0.0
-    """Factor on the distance to the picture's mean gray, drawn as that of brightness."""
+    """Factor on the distance to the image's mean gray, drawn as that of brightness."""
     saturation: NonNegative = 0.0
     """Factor on the distance to the pixel's own gray, drawn as that of brightness."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Turn of the color wheel, uniform in ±hue of a full turn, made as a rotation about the gray axis."""
     gray: Probability = 0.0
-    """Share of pictures that lose their color (RandomGrayscale)."""
+    """Share of images that lose their color (RandomGrayscale)."""
     trivial: bool = False
-    """TrivialAugment (Müller and Hutter 2021): one random operation of random strength a picture."""
+    """TrivialAugment (Müller and Hutter 2021): one random operation of random strength an image."""
     posterize: Probability = 0.0
-    """Share of pictures whose levels are cut to `posterize_bits` bits."""
+    """Share of images whose levels are cut to `posterize_bits` bits."""
     posterize_bits: Annotated[int, Field(ge=1, le=8)] = 4
     """Bits that are kept of eight."""
     solarize: Probability = 0.0
-    """Share of pictures whose levels from `solarize_threshold` on are inverted."""
+    """Share of images whose levels from `solarize_threshold` on are inverted."""
     solarize_threshold: Annotated[int, Field(ge=0, le=255)] = 128
     """The level from which on `solarize` inverts."""
     equalize: Probability = 0.0
-    """Share of pictures whose histogram is made flat, each channel by itself."""
+    """Share of images whose histogram is made flat, each channel by itself."""
     autocontrast: Probability = 0.0
-    """Share of pictures whose levels are stretched to the whole range, each channel by itself."""
+    """Share of images whose levels are stretched to the whole range, each channel by itself."""
     sharpness: Probability = 0.0
-    """Share of pictures that are sharpened, or smoothed, by `sharpness_factor`."""
+    """Share of images that are sharpened, or smoothed, by `sharpness_factor`."""
     sharpness_factor: NonNegative = 2.0
     """0 smooths, 1 changes nothing, 2 sharpens."""
     erase: Probability = 0.0
-    """Share of pictures that lose a rectangle (Zhong et al. 2017, RandomErasing)."""
+    """Share of images that lose a rectangle (Zhong et al. 2017, RandomErasing)."""
     erase_scale: Range = (0.02, 0.33)
-    """Share of the picture's area that the rectangle has, uniform."""
+    """Share of the image's area that the rectangle has, uniform."""
     erase_ratio: Range = (0.3, 3.3)
     """Aspect ratio of the rectangle, log-uniform."""
 
@@ -184,9 +184,9 @@ class Split(Strict):
     """How an unsplit source is divided, by class and at random."""
 
     valid: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the pictures that become validation."""
+    """Share of the images that become validation."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the pictures that become test."""
+    """Share of the images that become test."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the draw; it is apart from the run's seed, so that runs can share a split."""
     groups: str | None = None
@@ -200,22 +200,22 @@ class Split(Strict):
 
 
 class Data(Strict):
-    """Which pictures, and what the network sees of them."""
+    """Which images, and what the network sees of them."""
 
     resize: Annotated[int, Field(ge=1, le=8192)]
     """Pixels of the short side after decoding (`crop`), or of the square's side (`squash`, `pad`)."""
     size: Annotated[int, Field(ge=1, le=8192)]
     """Pixels of the square that the network sees: the central crop of what `resize` gives."""
     train_resize: Annotated[int, Field(ge=1, le=8192)] | None = None
-    """`resize` for training pictures where it differs, so that augmentation has something to crop from."""
+    """`resize` for training images where it differs, so that augmentation has something to crop from."""
     fit: Literal["crop", "squash", "pad"] = "crop"
-    """How a picture becomes square: its middle, the whole of it distorted, or the whole of it with a border."""
+    """How an image becomes square: its middle, the whole of it distorted, or the whole of it with a border."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Of the resizing, antialiased."""
     normalise: Literal["weights", "imagenet", "data", "none"] = "weights"
     """Mean and standard deviation: of the weights, of ImageNet, of the training pixels, or none: [0, 1]."""
     channels: Literal["auto", 1, 3] = "auto"
-    """1 gray, 3 color; auto: as the pictures are."""
+    """1 gray, 3 color; auto: as the images are."""
     train: str | None = None
     """Name of the list file of training, such as `trainda.txt`, where it is not the usual one."""
     valid: str | None = None
@@ -239,11 +239,11 @@ class Phase(Strict):
     train: Annotated[list[str], Field(min_length=1)] = ["all"]
     """Stages that train, or `all`."""
     epochs: Annotated[int, Field(ge=1)] = 1
-    """Times that every training picture is seen."""
+    """Times that every training image is seen."""
     batch: Annotated[int, Field(ge=1)] = 64
-    """Pictures in one step of the optimizer, over all processes."""
+    """Images in one step of the optimizer, over all processes."""
     micro_batch: Annotated[int, Field(ge=0)] = 0
-    """Pictures that go through the network at once, which BatchNorm's statistics depend on; 0: what fits the memory.
+    """Images that go through the network at once, which BatchNorm's statistics depend on; 0: what fits the memory.
 
     Where that is less than a batch, the run's recipe.toml says how many it was, so that it can be repeated."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -266,29 +266,29 @@ class Phase(Strict):
     """Statistics of BatchNorm where it trains: of what goes through the network at once in each process, or, `synced`,
     in all of them, or, `frozen`, those it came with.
 
-    Synced costs time, and pays where a process has few pictures at once.
-    With few pictures the old ones are the better estimate, and the network then starts the phase as it left the last.
+    Synced costs time, and pays where a process has few images at once.
+    With few images the old ones are the better estimate, and the network then starts the phase as it left the last.
     """
     decay_norms: bool = True
     """Whether weight decay also pulls on biases and BatchNorm, as torch's optimizers do by default."""
     schedule: Schedule = Constant()
     """How the learning rate moves: a table with `name`, see below."""
     augment: Augment | None = None
-    """Random changes to training pictures, see below; without it there are none."""
+    """Random changes to training images, see below; without it there are none."""
     views: Annotated[int, Field(ge=0)] = 0
-    """Draw this many augmented views of each picture once, and take turns; 0 draws afresh in every epoch.
+    """Draw this many augmented views of each image once, and take turns; 0 draws afresh in every epoch.
 
     Only where the lower stages are frozen: what they make of the views is stored."""
     mixup: NonNegative = 0.0
-    """Blend pairs of pictures and their labels: alpha of the Beta distribution of the share; 0 is off."""
+    """Blend pairs of images and their labels: alpha of the Beta distribution of the share; 0 is off."""
     cutmix: NonNegative = 0.0
-    """Paste a rectangle of one picture into another: alpha as for mixup. With both, each batch takes one at random."""
+    """Paste a rectangle of one image into another: alpha as for mixup. With both, each batch takes one at random."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the label that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """`balanced`: the loss of a picture weighs inversely to the size of its class."""
+    """`balanced`: the loss of an image weighs inversely to the size of its class."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
-    """`balanced`: draw pictures so that every class comes equally often, rare ones again and again."""
+    """`balanced`: draw images so that every class comes equally often, rare ones again and again."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the exponential moving average of the weights, a step; 0 is off."""
     clip: NonNegative = 0.0
@@ -316,14 +316,14 @@ class Phase(Strict):
             if mixes or self.epochs != 1:
                 raise ValueError('head = "auto" takes no mixing, and one epoch: it is solved, not trained')
             if self.sampling == "balanced":
-                raise ValueError('head = "auto" sees every picture once; use class_weights = "balanced", not sampling')
+                raise ValueError('head = "auto" sees every image once; use class_weights = "balanced", not sampling')
             for key in ("label_smoothing", "ema", "clip", "early_stop"):
                 if getattr(self, key):
                     raise ValueError(f'head = "auto" has no use for {key}: it is solved, not trained')
         elif self.lr is None or "epochs" not in self.model_fields_set:
             raise ValueError('epochs and lr are missing, which only head = "auto" does without')
         if mixes and isinstance(self.schedule, Plateau) and self.schedule.monitor == "train_accuracy":
-            raise ValueError("a plateau cannot watch train_accuracy where pictures are mixed: they have no one label")
+            raise ValueError("a plateau cannot watch train_accuracy where images are mixed: they have no one label")
         if self.views and self.augment is None:
             raise ValueError(f"views = {self.views} without augment: all of them would be alike")
         return self
@@ -345,7 +345,7 @@ class Recipe(Strict):
     model: Model
     """The network, see below."""
     data: Data
-    """The pictures, see below."""
+    """The images, see below."""
     phase: Annotated[list[Phase], Field(min_length=1)]
     """The phases of training in their order, see below."""
 

@@ -1,4 +1,4 @@
-"""The pictures of a report: found in the source again, decoded as the network sees them, packed into the page."""
+"""The images of a report: found in the source again, decoded as the network sees them, packed into the page."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from linnaeus.runs.reader import Contents
 from linnaeus.stores.decoding import Decoding, cores
 
 Heat = Callable[[int], np.ndarray | None]
-"""Index of a picture in the table -> (side, side, 3) uint8, a heat map over what the network saw; None without one."""
+"""Index of an image in the table -> (side, side, 3) uint8, a heat map over what the network saw; None without one."""
 
-SMALL, LARGE = 128, 224  # pixels of a side: a sample, and a picture that is looked at
+SMALL, LARGE = 128, 224  # pixels of a side: a sample, and an image that is looked at
 QUALITY = 74
-TINY = 48  # below this side a picture is enlarged by the browser, pixel by pixel, and kept without loss
+TINY = 48  # below this side an image is enlarged by the browser, pixel by pixel, and kept without loss
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture in the page."""
+    """An image in the page."""
 
     data: str
     """A data: address."""
@@ -58,7 +58,7 @@ class Shown:
 
 @dataclass(eq=False)
 class Album:
-    """The pictures of a run's source, by index in its table. Without a table there are none, and `missing` says why."""
+    """The images of a run's source, by index in its table. Without a table there are none, and `missing` says why."""
 
     preprocessing: Preprocessing
     table: Table | None
@@ -72,11 +72,11 @@ class Album:
             self._index = {self.table.sample_id(i): i for i in range(len(self.table))}
 
     def find(self, sample: str) -> int | None:
-        """The index of a picture by its id."""
+        """The index of an image by its id."""
         return self._index.get(sample)
 
     def decode(self, indices: Iterable[int]) -> None:
-        """Decode many pictures at once, by threads; `picture` has them afterwards."""
+        """Decode many images at once, by threads; `image` has them afterwards."""
         wanted = sorted({i for i in indices if i not in self._seen})
         if self.table is None or not wanted:
             return
@@ -84,8 +84,8 @@ class Album:
         for i, row in zip(wanted, rows.each(), strict=True):
             self._seen[i] = None if isinstance(row, UnreadableError) else self._crop(row)
 
-    def picture(self, i: int | None, side: int = SMALL) -> Shown | None:
-        """What the network sees of picture i; None where it cannot be shown."""
+    def image(self, i: int | None, side: int = SMALL) -> Shown | None:
+        """What the network sees of image i; None where it cannot be shown."""
         if i is None:
             return None
         self.decode([i])
@@ -93,7 +93,7 @@ class Album:
         return None if pixels is None else Shown.of(pixels, side)
 
     def heat_map(self, i: int | None, side: int = LARGE) -> Shown | None:
-        """The heat map over picture i; None without one."""
+        """The heat map over image i; None without one."""
         if i is None or self.heat is None or self.table is None:
             return None
         pixels = self.heat(i)
@@ -105,9 +105,9 @@ class Album:
 
 
 def open_album(run: Contents, table: Table | None, source: str | None, heat: Callable[[Table], Heat] | None) -> Album:
-    """The pictures of a run: from `table` where it is at hand, else from where they were, or from `source`.
+    """The images of a run: from `table` where it is at hand, else from where they were, or from `source`.
 
-    `heat` makes the heat maps of a table's pictures. Raises UserError only for a `source` that the caller named.
+    `heat` makes the heat maps of a table's images. Raises UserError only for a `source` that the caller named.
     """
     preprocessing = run.model.preprocessing
     if table is None:
@@ -121,16 +121,16 @@ def open_album(run: Contents, table: Table | None, source: str | None, heat: Cal
 
 
 def _reopen(run: Contents, given: str | None) -> Table:
-    """The table of a run's source, its pictures in the order of the run's split.csv. Raises UserError."""
+    """The table of a run's source, its images in the order of the run's split.csv. Raises UserError."""
     noted = run.metrics.get("source") or {}
     source = given or noted.get("path")
     if not source:
-        raise UserError("the run does not say where its pictures were; give the place with --source")
+        raise UserError("the run does not say where its images were; give the place with --source")
     table = _open(source, run.model.recipe.get("data", {}), known=given is None)
     names = {name: i for i, name in enumerate(run.model.classes)}
     labels = np.array([names.get(name, -1) for name in table.classes], np.int64)[table.labels]
     if not np.array_equal(labels, run.labels):
-        raise UserError(f"{source}: holds other pictures than when the run was made ({len(labels)}, {len(run.labels)})")
+        raise UserError(f"{source}: holds other images than when the run was made ({len(labels)}, {len(run.labels)})")
     return table
 
 

@@ -120,8 +120,8 @@ def interval(value: float, ci: Sequence[float] | None, low: float, high: float, 
 def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
     """How often answers are right that are given with a certainty; before and after the temperature.
 
-    `diagram` is that of `linnaeus evaluate --json`: for "before" and "after", rows of bins that hold pictures. A dot's
-    area grows with its pictures.
+    `diagram` is that of `linnaeus evaluate --json`: for "before" and "after", rows of bins that hold images. A dot's
+    area grows with its images.
     """
     axes = Axes((0, 1), (0, 1), top=26.0, bottom=HEIGHT + 12)
     grid = [0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -148,10 +148,10 @@ def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
     parts.append(line((axes.left, floor), (axes.right, floor), "axis"))
     parts.append(text((axes.left + axes.right) / 2, floor + 34, "certainty of the answer", "axis-title", "middle"))
     parts.append(text(0, 12, "share that is right", "axis-title"))
-    parts.append(text(axes.left, axes.bottom + 17, "pictures", "axis-title"))
+    parts.append(text(axes.left, axes.bottom + 17, "images", "axis-title"))
     n = sum(row["n"] for row in after)
     told = "; ".join(f"{percent(r['confidence'])} certain, {percent(r['accuracy'])} right ({r['n']})" for r in after)
-    return image(WIDTH, floor + 40, join(parts), title="Reliability diagram", about=f"Of {n} pictures by bin: {told}.")
+    return image(WIDTH, floor + 40, join(parts), title="Reliability diagram", about=f"Of {n} images by bin: {told}.")
 
 
 def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: float) -> Markup:

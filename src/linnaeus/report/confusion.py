@@ -83,7 +83,7 @@ def _cell(matrix: np.ndarray, fonts: Fonts) -> float:
 
 
 def shares(matrix: np.ndarray) -> np.ndarray:
-    """Counts -> share of each row, float; a class without pictures has zeros."""
+    """Counts -> share of each row, float; a class without images has zeros."""
     rows = matrix.sum(axis=1, keepdims=True)
     return np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
 
@@ -106,16 +106,16 @@ def _write_header(sheet: Sheet, matrix: np.ndarray, title: str) -> None:
     total, right = int(matrix.sum()), int(np.trace(matrix))
     heading = shorten(title or "Confusion matrix", sheet.fonts, TITLE, sheet.width - 0.6)
     sheet.write(0.3, 0.44, heading, size=TITLE)
-    says = f"{right:,} of {total:,} right, {percent(right / total)}" if total else "no pictures"
+    says = f"{right:,} of {total:,} right, {percent(right / total)}" if total else "no images"
     sheet.write(0.3, 0.72, says, color=MUTED)
 
 
 def _draw_cells(sheet: Sheet, matrix: np.ndarray, left: float, top: float, cell: float) -> None:
     classes = len(matrix)
     share = shares(matrix)
-    picture = np.where(np.eye(classes, dtype=bool)[..., None], _colors(share, BLUE), _colors(share, ORANGE))
+    image = np.where(np.eye(classes, dtype=bool)[..., None], _colors(share, BLUE), _colors(share, ORANGE))
     axes = sheet.axes(left, top, cell * classes, cell * classes)
-    axes.imshow(picture, interpolation="nearest", aspect="auto", extent=(0, classes, classes, 0))
+    axes.imshow(image, interpolation="nearest", aspect="auto", extent=(0, classes, classes, 0))
     axes.set_axis_off()
     if classes <= NAMES_UP_TO:
         edges = np.arange(classes + 1)
@@ -159,7 +159,7 @@ def _write_counts(sheet: Sheet, matrix: np.ndarray, left: float, top: float, cel
             sheet.write(x, y, percent(share[i, i], 0))
             sheet.write(x + 0.5, y, f"{matrix[i, i]:,} of {rows[i]:,}", size=SMALL, color=MUTED)
         else:
-            sheet.write(x, y, "no pictures", size=SMALL, color=MUTED)
+            sheet.write(x, y, "no images", size=SMALL, color=MUTED)
     sheet.write(left + cell * classes + 0.16, top - 0.1, "right", size=SMALL, color=MUTED)
 
 
@@ -177,7 +177,7 @@ def _write_pairs(sheet: Sheet, matrix: np.ndarray, names: Sequence[str], left: f
         )
         sheet.write(left + 3.25, y + 0.155, percent(count / rows[true], 0), size=SMALL, color=MUTED, align="right")
     if not pairs:
-        sheet.write(left, top + 0.38, "nothing: every picture is right", color=MUTED)
+        sheet.write(left, top + 0.38, "nothing: every image is right", color=MUTED)
 
 
 def _write_indices(sheet: Sheet, classes: int, left: float, top: float, cell: float) -> None:

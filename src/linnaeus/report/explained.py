@@ -1,4 +1,4 @@
-"""One picture explained on one sheet: what the network saw, where it sees the class, and what looks like it."""
+"""One image explained on one sheet: what the network saw, where it sees the class, and what looks like it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAW = "what the network saw"
 METHODS = {"occlusion": "occlusion: where covering hurts most", "integrated-gradients": "integrated gradients"}
 NOTHING = "nothing speaks for it"
 SCALE = (1.1, 0.1)  # inches: the scale of the heat
-TILE = 1.3  # inches: about as wide as the pictures that look alike
+TILE = 1.3  # inches: about as wide as the images that look alike
 
 
 def draw_explanation(
@@ -46,9 +46,9 @@ def draw_explanation(
     neighbors: Sequence[Neighbor] = (),
     trained: bool = True,
 ) -> str:
-    """Draw an explanation: the picture, a panel a map, and where there are `neighbors`, those.
+    """Draw an explanation: the image, a panel a map, and where there are `neighbors`, those.
 
-    `true` is the class that the picture has, where known; `trained` says whether the neighbors are training pictures.
+    `true` is the class that the image has, where known; `trained` says whether the neighbors are training images.
     Returns the characters that no font on this machine has.
     """
     prediction = explanation.prediction
@@ -120,16 +120,16 @@ def _draw_panels(
     side: float,
     top: float,
 ) -> None:
-    picture = explanation.prediction.picture
-    assert picture is not None
+    image = explanation.prediction.image
+    assert image is not None
     pixels = round(side * DPI)
-    panels = [(fit_square(picture, pixels), SAW)]
+    panels = [(fit_square(image, pixels), SAW)]
     for name, heat in maps:
         caption = METHODS.get(name, f"Grad-CAM at {name}")
-        panels.append((overlay(picture, heat, pixels), caption if heat.any() else f"{caption}: {NOTHING}"))
+        panels.append((overlay(image, heat, pixels), caption if heat.any() else f"{caption}: {NOTHING}"))
     for i, (panel, caption) in enumerate(panels):
         left, upper = MARGIN + (i % columns) * (side + GAP), top + (i // columns) * (side + 0.3)
-        sheet.picture(round(left * DPI), round(upper * DPI), panel)
+        sheet.image(round(left * DPI), round(upper * DPI), panel)
         sheet.write(left, upper + side + 0.16, shorten(caption, sheet.fonts, SMALL, side), size=SMALL, color=MUTED)
 
 
@@ -139,7 +139,7 @@ def _draw_scale(sheet: Sheet, explanation: Explanation, y: float, width: float) 
     right = MARGIN + width
     sheet.write(right, y + 0.085, "most", size=SMALL, color=MUTED, align="right")
     left = right - text_width("most", sheet.fonts, SMALL) - 0.08 - length
-    sheet.picture(round(left * DPI), round(y * DPI), ramp(round(length * DPI), round(height * DPI)))
+    sheet.image(round(left * DPI), round(y * DPI), ramp(round(length * DPI), round(height * DPI)))
     sheet.write(left - 0.08, y + 0.085, "nothing", size=SMALL, color=MUTED, align="right")
     room = left - MARGIN - text_width("nothing", sheet.fonts, SMALL) - 0.25
     text = shorten(f"how much each place speaks for {explanation.name}", sheet.fonts, SMALL, room)
@@ -160,7 +160,7 @@ def _draw_neighbors(
     """Tiles with their class, blue under those of the predicted class and orange under the others."""
     prediction = explanation.prediction
     same = [n.label == prediction.classes[prediction.index] for n in neighbors]
-    what = "training pictures" if trained else "pictures"
+    what = "training images" if trained else "images"
     sheet.write(MARGIN, top - 0.14, f"most like it among the {what}, by cosine", size=TEXT)
     said = f"{sum(same)} of {len(same)} are of the predicted class"
     sheet.write(sheet.width - MARGIN, top - 0.14, said, size=SMALL, color=MUTED, align="right")
@@ -170,8 +170,8 @@ def _draw_neighbors(
         upper = top + sum(heights[: i // across]) + 0.1 * (i // across)
         color = np.array(to_rgb(BLUE if same[i] else ORANGE))
         bar = np.broadcast_to((255 * color).round().astype(np.uint8), (round(BAR * DPI), pixels, 3))
-        picture = np.concatenate([fit_square(neighbor.picture, pixels), bar])
-        sheet.picture(round(left * DPI), round(upper * DPI), picture)
+        image = np.concatenate([fit_square(neighbor.image, pixels), bar])
+        sheet.image(round(left * DPI), round(upper * DPI), image)
         y = upper + tile + BAR + 0.16
         sheet.write(left + tile, y, f"{neighbor.similarity:.2f}", size=SMALL, color=MUTED, align="right")
         for line in lines:

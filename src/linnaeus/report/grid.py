@@ -1,4 +1,4 @@
-"""Pictures with what was predicted for them."""
+"""Images with what was predicted for them."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from linnaeus.report.sheet import (
     wrap,
 )
 
-MARGIN, GAP, BAR = 0.3, 0.16, 0.045  # inches; the bar under a picture has its verdict's color
+MARGIN, GAP, BAR = 0.3, 0.16, 0.045  # inches; the bar under an image has its verdict's color
 LINE = 0.165  # inches from one line of text to the next
-PIXELATE_FROM = 3.0  # enlarged more than so, a picture keeps its pixels as squares: 28x28 digits are not blurred
+PIXELATE_FROM = 3.0  # enlarged more than so, an image keeps its pixels as squares: 28x28 digits are not blurred
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture and what is said under it."""
+    """An image and what is said under it."""
 
-    picture: np.ndarray  # (H, W), (H, W, 1) or (H, W, 3) uint8
+    image: np.ndarray  # (H, W), (H, W, 1) or (H, W, 3) uint8
     predicted: str
     probability: float
     true: str | None = None  # None: nobody knows
-    note: str | None = None  # a word laid over the picture, such as "unsure"
+    note: str | None = None  # a word laid over the image, such as "unsure"
 
     @property
     def right(self) -> bool | None:
@@ -57,16 +57,16 @@ class Shown:
         return {None: "", True: "✓", False: "✗"}[self.right]
 
 
-def picture_grid(
+def image_grid(
     shown: Sequence[Shown],
     path: str | os.PathLike[str],
     *,
     columns: int | None = None,
     title: str = "",
 ) -> str:
-    """Draw pictures in rows, each with its predicted name, that name's probability, and the true name where known.
+    """Draw images in rows, each with its predicted name, that name's probability, and the true name where known.
 
-    Right is green with a tick, wrong is red with a cross. Beyond what one image file can hold (some 1,500 pictures) the
+    Right is green with a tick, wrong is red with a cross. Beyond what one image file can hold (some 1,500 images) the
     rest is left out, and the sheet says so. Returns the characters that no font on this machine has.
     """
     columns = columns or _columns(len(shown))
@@ -128,10 +128,10 @@ def _write_header(sheet: Sheet, shown: Sequence[Shown], title: str, left_out: in
 def _draw_tile(
     sheet: Sheet, s: Shown, names: tuple[list[str], list[str]], left: float, top: float, side: float
 ) -> None:
-    pixels = fit_square(s.picture, round(side * DPI))
+    pixels = fit_square(s.image, round(side * DPI))
     color = np.array(to_rgb(s.color if s.mark else "#b8c0c8"))
     bar = np.broadcast_to((255 * color).round().astype(np.uint8), (round(BAR * DPI), pixels.shape[1], 3))
-    sheet.picture(round(left * DPI), round(top * DPI), np.concatenate([pixels, bar]))
+    sheet.image(round(left * DPI), round(top * DPI), np.concatenate([pixels, bar]))
     y = top + side + BAR + 0.17
     x = left + _mark_width(s)
     if s.mark:
@@ -170,11 +170,11 @@ def chance(probability: float) -> str:
     return f"{100 * probability:.0f} %"
 
 
-def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
+def fit_square(pixels: np.ndarray, side: int) -> np.ndarray:
     """(H, W[, 1 or 3]) uint8 -> (side, side, 3): as large as fits, centered on a light ground."""
-    picture = np.asarray(picture, dtype=np.uint8)
-    picture = picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
-    image = Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
+    pixels = np.asarray(pixels, dtype=np.uint8)
+    pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
     scale = side / max(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     way = Image.Resampling.NEAREST if scale >= PIXELATE_FROM else Image.Resampling.LANCZOS

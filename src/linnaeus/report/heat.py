@@ -1,4 +1,4 @@
-"""A heat map laid over its picture: pixels, for a sheet or a page."""
+"""A heat map laid over its image: pixels, for a sheet or a page."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from linnaeus.report.grid import fit_square
 # Inferno gets lighter evenly from end to end, so it is read by any kind of color vision, and in gray. Its lower end is
 # as dark as a shadow: the scale starts above it.
 COLORS, LOWEST = "inferno", 0.25
-DARKEST, LIGHTEST = 0.06, 0.6  # of the gray picture beneath: darker than the upper half of the scale
-DIM = 0.3  # a picture without anything lighter than this is not brightened any further
-COVER = 0.82  # of the picture's gray, where the heat is 1
+DARKEST, LIGHTEST = 0.06, 0.6  # of the gray image beneath: darker than the upper half of the scale
+DIM = 0.3  # an image without anything lighter than this is not brightened any further
+COVER = 0.82  # of the image's gray, where the heat is 1
 RISE = 0.7  # below 1: little heat is seen too
-TEXTURE = 0.2  # of the picture's light and shadow stays in the colors
+TEXTURE = 0.2  # of the image's light and shadow stays in the colors
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray, side: int | None = None) -> np.ndarray:
-    """A heat map over its picture: (H, W, 3) uint8, or (side, side, 3) where a square picture is to be enlarged.
+def overlay(image: np.ndarray, heat: np.ndarray, side: int | None = None) -> np.ndarray:
+    """A heat map over its image: (H, W, 3) uint8, or (side, side, 3) where a square image is to be enlarged.
 
-    picture (H, W), (H, W, 1) or (H, W, 3) uint8; heat (H, W) in 0..1. The picture is gray, so that all color is the
-    heat's, and its lights are dimmed, so that more heat is lighter; dark pictures are brightened to be seen at all.
+    image (H, W), (H, W, 1) or (H, W, 3) uint8; heat (H, W) in 0..1. The image is gray, so that all color is the
+    heat's, and its lights are dimmed, so that more heat is lighter; dark images are brightened to be seen at all.
     """
-    assert picture.shape[:2] == heat.shape, f"a picture of {picture.shape} and a map of {heat.shape}"
+    assert image.shape[:2] == heat.shape, f"an image of {image.shape} and a map of {heat.shape}"
     if side is not None:
         assert heat.shape[0] == heat.shape[1], "only a square keeps its shape"
-        picture = fit_square(picture, side)
+        image = fit_square(image, side)
         enlarged = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
         heat = np.asarray(enlarged)
     heat = heat.astype(np.float32).clip(0, 1)
-    gray = picture.astype(np.float32) / 255
+    gray = image.astype(np.float32) / 255
     gray = gray @ np.array(LUMA, np.float32) if gray.ndim == 3 and gray.shape[2] == 3 else gray.reshape(heat.shape)
     return _blend((gray / max(float(np.percentile(gray, 98)), DIM)).clip(0, 1), heat)
 

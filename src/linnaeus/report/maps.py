@@ -13,7 +13,7 @@ from linnaeus.report.album import LARGE, Heat
 
 
 def heat_maps(classifier: Classifier) -> Callable[[Table], Heat]:
-    """For `write_report`: Grad-CAM of the predicted class, over what the network sees of a table's picture i.
+    """For `write_report`: Grad-CAM of the predicted class, over what the network sees of a table's image i.
 
     A network without a stage that could be drawn has none.
     """
@@ -28,11 +28,11 @@ def heat_maps(classifier: Classifier) -> Callable[[Table], Heat]:
 
     def of(table: Table) -> Heat:
         def draw(i: int) -> np.ndarray | None:
-            (prediction,) = classifier.predict([table.picture(i)])
-            if prediction.picture is None:
+            (prediction,) = classifier.predict([table.image(i)])
+            if prediction.image is None:
                 return None
             (found,) = explain(classifier, [prediction], stages=stages)
-            return overlay(prediction.picture, found.maps[stages[0]], max(side, LARGE))
+            return overlay(prediction.image, found.maps[stages[0]], max(side, LARGE))
 
         return draw
 

@@ -13,7 +13,7 @@ from linnaeus.text import shorten, width
 
 COUNTED_UP_TO = 20  # classes: with more, cells hold no numbers and the classes are put into another order
 DRAWN_UP_TO = 120  # classes: of more, those that are confused most
-GAMMA, FAINTEST = 0.55, 0.14  # strength rises with share ** GAMMA, so that one picture taken for another is seen
+GAMMA, FAINTEST = 0.55, 0.14  # strength rises with share ** GAMMA, so that one image taken for another is seen
 MIDDLE, STRONG = 0.55, 0.82  # from which a number is written in the ground's color: in dark, and in light as well
 NAME = 22  # columns of a name beside the matrix
 LETTER = 6.4  # units of a column at 11.5 units of height
@@ -113,7 +113,7 @@ def _draw(counts: np.ndarray, support: np.ndarray, names: Sequence[str], *, numb
         )
     )
     right, total = int(np.trace(counts)), int(support.sum())
-    about = f"{k} classes, rows true and columns predicted. {right} of {total} pictures lie on the diagonal."
+    about = f"{k} classes, rows true and columns predicted. {right} of {total} images lie on the diagonal."
     wide = left + side + 8
     return image(wide, top + side + 8, join(parts), title="Confusion matrix", about=about, style="matrix"), wide
 
@@ -129,7 +129,7 @@ def _label(x: float, y: float, words: str, size: float, anchor: str, *, turned: 
 def _cells(
     counts: np.ndarray, support: np.ndarray, names: Sequence[str], left: float, top: float, cell: float, numbers: bool
 ) -> list[Markup]:
-    """The cells that hold pictures."""
+    """The cells that hold images."""
     parts = []
     for i, j in zip(*(where.tolist() for where in np.nonzero(counts)), strict=True):
         n, of = int(counts[i, j]), int(support[i])

@@ -30,12 +30,12 @@ def write_report(
     source: str | None = None,
     heat: Callable[[Table], Heat] | None = None,
 ) -> tuple[Path, str]:
-    """Write report.html into a run folder, from what the folder holds. Returns its path, and why it has no pictures.
+    """Write report.html into a run folder, from what the folder holds. Returns its path, and why it has no images.
 
-    The pictures come from `table`, the run's own where it is at hand, in the order of its split.csv; else from where
+    The images come from `table`, the run's own where it is at hand, in the order of its split.csv; else from where
     the run found them, or from `source`. Where they are no longer there, the page says so and goes without. `heat`
-    takes the table and gives the function that draws the heat map of its picture i.
-    Raises UserError where `run` is no finished run, or `source` holds other pictures.
+    takes the table and gives the function that draws the heat map of its image i.
+    Raises UserError where `run` is no finished run, or `source` holds other images.
     """
     contents = read_run(Path(run))
     album = open_album(contents, table, source, heat)
@@ -124,22 +124,22 @@ def _notes(run: Contents, album: Album) -> list[str]:
     if run.metrics.get("interrupted"):
         notes.append("The run was stopped before its end: this is the best model until then.")
     if run.metrics.get("selected_on") == "test":
-        notes.append("The best model was selected on the test pictures, so its figure flatters.")
+        notes.append("The best model was selected on the test images, so its figure flatters.")
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
-        notes.append("There is no test split: the figures are of the pictures that chose the best epoch.")
+        notes.append("There is no test split: the figures are of the images that chose the best epoch.")
     for split in run.answers:
         if "without_leaks" in run.metrics[split]:
             notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))
     if album.missing:
-        notes.append(f"No pictures are shown: {album.missing}")
+        notes.append(f"No images are shown: {album.missing}")
     if run.split not in run.evaluation:
         notes.append("Figures by class and calibration are missing: this run has no evaluation.json.")
     return notes
 
 
 def _without_leaks(split: str, clean: dict[str, Any] | None) -> str:
-    """What the figures are on the pictures of which no copy stands in an earlier split."""
-    start = f"Some {sections.WORDS[split]} pictures have copies in an earlier split, so their figures flatter"
+    """What the figures are on the images of which no copy stands in an earlier split."""
+    start = f"Some {sections.WORDS[split]} images have copies in an earlier split, so their figures flatter"
     if clean is None:
         return f"{start}; without them none is left."
     low, high = (percent(v, 1) for v in clean["accuracy_ci95"])

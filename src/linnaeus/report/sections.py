@@ -16,12 +16,12 @@ from linnaeus.report.charts import interval
 from linnaeus.report.svg import percent
 from linnaeus.runs.reader import Answer, Contents
 
-SAMPLES, EACH = 320, 6  # pictures of classes on the page, and of one class
-PAIRS, EXAMPLES = 10, 3  # pairs of confused classes, and pictures of each
+SAMPLES, EACH = 320, 6  # images of classes on the page, and of one class
+PAIRS, EXAMPLES = 10, 3  # pairs of confused classes, and images of each
 BESIDE = 6  # pairs, where they stand beside a small matrix
 JUDGED = 12  # mistakes, and right answers, that are shown
-FINDINGS, FINDING_PICTURES = 6, 60  # findings shown of a kind; pictures of all of them
-BAD = 20  # unreadable pictures that are named
+FINDINGS, FINDING_IMAGES = 6, 60  # findings shown of a kind; images of all of them
+BAD = 20  # unreadable images that are named
 METRICS = {
     "accuracy": "Accuracy",
     "top5": "Top-5 accuracy",
@@ -48,10 +48,10 @@ WORDS = {"train": "training", "valid": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture, what the model said of it, and what is true."""
+    """An image, what the model said of it, and what is true."""
 
     sample: str
-    picture: Shown | None
+    image: Shown | None
     heat: Shown | None
     predicted: str
     true: str
@@ -105,9 +105,9 @@ def classes(run: Contents, album: Album) -> dict[str, Any]:
     rows = []
     for c, name in enumerate(run.names):
         numbers = [(split, int(of[c])) for split, of in counts.items()]
-        shown = [picture for i in chosen[c] if (picture := album.picture(i)) is not None]
+        shown = [image for i in chosen[c] if (image := album.image(i)) is not None]
         bars = [(split, round(100 * n / most, 2)) for split, n in numbers]
-        rows.append({"name": name, "class": run.model.classes[c], "counts": numbers, "bars": bars, "pictures": shown})
+        rows.append({"name": name, "class": run.model.classes[c], "counts": numbers, "bars": bars, "images": shown})
     totals = [(split, WORDS[split], int(of.sum())) for split, of in counts.items()]
     return {"rows": rows, "totals": totals, "each": each if album.table is not None else 0}
 
@@ -122,17 +122,17 @@ def findings(run: Contents, album: Album) -> dict[str, Any]:
         return SEVERITIES.index(key[0]) if key[0] in SEVERITIES else len(SEVERITIES)
 
     shown = []
-    left = FINDING_PICTURES
+    left = FINDING_IMAGES
     called = dict(zip(run.model.classes, run.names, strict=True))
     for severity, kind in sorted(groups, key=worst):
         some = []
         for finding in groups[severity, kind][:FINDINGS]:
-            found = [(name, album.picture(album.find(name))) for name in finding["paths"][:2] if left > 0]
-            pictures = [(name, picture) for name, picture in found if picture is not None]
-            left -= len(pictures)
+            found = [(name, album.image(album.find(name))) for name in finding["paths"][:2] if left > 0]
+            images = [(name, image) for name, image in found if image is not None]
+            left -= len(images)
             about = "" if finding["paths"] else ", ".join(called.get(c, c) for c in finding["classes"])
             what = ": ".join(part for part in (about, finding["detail"]) if part)
-            some.append({"pictures": pictures, "paths": finding["paths"][:4], "detail": what})
+            some.append({"images": images, "paths": finding["paths"][:4], "detail": what})
         n = len(groups[severity, kind])
         title = KINDS.get(kind, kind.replace("-", " "))
         title = title[:1].upper() + title[1:]
@@ -166,7 +166,7 @@ def class_table(run: Contents) -> list[dict[str, Any]]:
 
 
 def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, Any]]:
-    """The pairs most often confused, with pictures of the mistake and of the class that it was taken for."""
+    """The pairs most often confused, with images of the mistake and of the class that it was taken for."""
     matrix = run.confusion
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most].tolist()
@@ -181,7 +181,7 @@ def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, A
             like = np.flatnonzero((run.labels == predicted) & (run.splits == "train"))
             like = np.random.default_rng(0).permutation(like)[:EXAMPLES].tolist()
             album.decode(like)
-            typical = [picture for i in like if (picture := album.picture(i)) is not None]
+            typical = [image for i in like if (image := album.image(i)) is not None]
         rows.append(
             {
                 "true": run.names[true],
@@ -196,11 +196,11 @@ def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, A
 
 
 def judged(run: Contents, album: Album, answer: Answer, *, heat: bool = False, side: int = LARGE) -> Judged:
-    """An answer with its picture."""
+    """An answer with its image."""
     i = album.find(answer.sample)
     return Judged(
         sample=answer.sample,
-        picture=album.picture(i, side),
+        image=album.image(i, side),
         heat=album.heat_map(i) if heat else None,
         predicted=run.names[answer.predicted],
         true=run.names[answer.true],
@@ -246,7 +246,7 @@ def facts(run: Contents) -> list[tuple[str, str]]:
     source = run.metrics.get("source") or {}
     named: Sequence[tuple[str, object]] = [
         ("Source", source.get("path") or model.data.get("kind")),
-        ("Pictures", ", ".join(f"{n:,} {WORDS[s]}" for s in SPLITS if (n := _count(run, s)))),
+        ("Images", ", ".join(f"{n:,} {WORDS[s]}" for s in SPLITS if (n := _count(run, s)))),
         ("Classes", len(run.names)),
         ("Recipe", model.recipe.get("name")),
         ("Network", model.arch["name"]),

@@ -81,7 +81,7 @@ class Sheet:
             usetex=False,
         )
 
-    def picture(self, left: int, top: int, pixels: np.ndarray) -> None:
+    def image(self, left: int, top: int, pixels: np.ndarray) -> None:
         """(H, W, 3) uint8 pixels, drawn one to one; `left` and `top` in pixels of the sheet."""
         height = round(self.height * DPI)
         self.figure.figimage(pixels, left, height - top - pixels.shape[0], origin="upper")
@@ -104,7 +104,7 @@ def text_width(text: str, fonts: Fonts, size: float, bold: bool = False) -> floa
     return _text_width(fonts.text(text), tuple(fonts.families), size, bold)
 
 
-@lru_cache(maxsize=8192)  # the same few names stand under many pictures
+@lru_cache(maxsize=8192)  # the same few names stand under many images
 def _text_width(text: str, families: tuple[str, ...], size: float, bold: bool) -> float:
     properties = FontProperties(family=list(families), size=size, weight="bold" if bold else "normal")
     return text_to_path.get_text_width_height_descent(text, properties, False)[0] / 72

@@ -1,4 +1,4 @@
-"""The picture of a sweep: its trials in order, what mattered, and a slice through the space for each key."""
+"""The image of a sweep: its trials in order, what mattered, and a slice through the space for each key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class SweepPicture:
+class SweepImage:
     """What is drawn of a sweep: the trials that have a value, complete or pruned."""
 
     title: str
@@ -52,7 +52,7 @@ class SweepPicture:
     slices: Sequence[Slice] = ()
 
 
-def sweep_plot(sweep: SweepPicture, path: str | os.PathLike[str]) -> str:
+def sweep_plot(sweep: SweepImage, path: str | os.PathLike[str]) -> str:
     """Draw a sweep. Returns the characters that no font on this machine has."""
     texts = [sweep.title, *(s.key for s in sweep.slices), *(label for s in sweep.slices for label in s.labels)]
     fonts = families_for(texts)
@@ -72,7 +72,7 @@ def sweep_plot(sweep: SweepPicture, path: str | os.PathLike[str]) -> str:
     return fonts.missing
 
 
-def _limits(sweep: SweepPicture) -> tuple[float, float]:
+def _limits(sweep: SweepImage) -> tuple[float, float]:
     """The range of the measure that all panels share: from the best down to four times as far as the usual trial.
 
     A trial that went wrong altogether would flatten all others.
@@ -87,13 +87,13 @@ def _limits(sweep: SweepPicture) -> tuple[float, float]:
     return low - 0.12 * room, high + 0.12 * room
 
 
-def _shown(sweep: SweepPicture) -> np.ndarray:
+def _shown(sweep: SweepImage) -> np.ndarray:
     """(trials,) the measure; accuracies in percent."""
     return np.asarray(sweep.values, np.float64) * (1 if sweep.measure == "loss" else 100)
 
 
 def _panel(
-    sheet: Sheet, left: float, top: float, width: float, name: str, sweep: SweepPicture, limits: tuple[float, float],
+    sheet: Sheet, left: float, top: float, width: float, name: str, sweep: SweepImage, limits: tuple[float, float],
     *, first: bool,
 ) -> Axes:  # fmt: skip
     axes = sheet.axes(left, top, width, PANEL_HEIGHT)
@@ -110,7 +110,7 @@ def _panel(
     return axes
 
 
-def _history(sheet: Sheet, sweep: SweepPicture, limits: tuple[float, float]) -> None:
+def _history(sheet: Sheet, sweep: SweepImage, limits: tuple[float, float]) -> None:
     """The trials in their order, and the best so far."""
     width = STEP + PANEL_WIDTH - 0.55
     axes = _panel(sheet, LEFT, HEAD + 0.28, width, f"Validation {sweep.measure}, by trial", sweep, limits, first=True)
@@ -127,7 +127,7 @@ def _history(sheet: Sheet, sweep: SweepPicture, limits: tuple[float, float]) -> 
         sheet.write(LEFT, HEAD + 0.28 + PANEL_HEIGHT + 0.45, text, size=SMALL, color=MUTED)
 
 
-def _dots(axes: Axes, x: np.ndarray, sweep: SweepPicture) -> None:
+def _dots(axes: Axes, x: np.ndarray, sweep: SweepImage) -> None:
     """Complete trials filled, pruned ones hollow, the best in a ring; what lies outside stands at the edge."""
     low, high = axes.get_ylim()
     values, pruned = _shown(sweep), np.asarray(sweep.pruned)
@@ -180,7 +180,7 @@ def _across(axes: Axes, each: Slice, fonts: Fonts) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 9):g}".replace("-", "−")))
 
 
-def _importances(sheet: Sheet, sweep: SweepPicture, left: float) -> None:
+def _importances(sheet: Sheet, sweep: SweepImage, left: float) -> None:
     """Bars, the longest first; or why there are none."""
     top, width = HEAD + 0.28, WIDTH - left - 0.85
     sheet.write(left, top - 0.2, "What made trials good", size=TEXT, bold=True)

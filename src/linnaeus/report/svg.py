@@ -31,7 +31,7 @@ def join(parts: Iterable[Markup]) -> Markup:
 
 
 def image(width: float, height: float, body: Markup, *, title: str, about: str, style: str = "chart") -> Markup:
-    """A whole picture with its alternative text: `title` names it, `about` says what is to be seen."""
+    """A whole image with its alternative text: `title` names it, `about` says what is to be seen."""
     return draw(
         '<svg class="{style}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{told}">'
         "{body}</svg>",

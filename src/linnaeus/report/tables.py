@@ -86,7 +86,7 @@ def confused(m: Measures, names: Sequence[str]) -> list[str]:
     """The pairs most often confused."""
     pairs = m.confused(PAIRS)
     if not pairs:
-        return ["no picture was taken for another class"]
+        return ["no image was taken for another class"]
     short = [shorten(name, NAME) for name in names]
     rows = [
         [short[true], "taken for", short[predicted], f"{count} of {m.classes[true].support}"]
@@ -97,7 +97,7 @@ def confused(m: Measures, names: Sequence[str]) -> list[str]:
 
 def calibration(found: Calibrated, m: Measures) -> list[str]:
     """Probabilities before and after the temperature."""
-    how = "each fifth of the pictures by the others" if found.cross_fitted else "fitted on validation"
+    how = "each fifth of the images by the others" if found.cross_fitted else "fitted on validation"
     title = f"calibration by temperature {found.temperature:.3g} ({how})"
     if not found.stored:
         title = f"calibration: the model has none; a temperature of {found.temperature:.3g} would do this ({how})"
@@ -111,7 +111,7 @@ def calibration(found: Calibrated, m: Measures) -> list[str]:
         title,
         *([failed] if failed else []),
         *align(rows, "<>>"),
-        f"by chance alone a perfect model would show an ECE of {mean:.2%} on {m.n} pictures on average"
+        f"by chance alone a perfect model would show an ECE of {mean:.2%} on {m.n} images on average"
         + (f", up to {most:.2%} in 95 of 100 draws" if most > mean else ""),
     ]
 
@@ -119,7 +119,7 @@ def calibration(found: Calibrated, m: Measures) -> list[str]:
 def abstention(found: Abstention, n: int) -> list[str]:
     """The thresholds, and what they do here."""
     rule, share = found.rule, f"{100 * found.rule.error:.3g} %"
-    chose = f"the {rule.n} {found.chosen_on} pictures of the training" if found.chosen_on else "these very pictures"
+    chose = f"the {rule.n} {found.chosen_on} images of the training" if found.chosen_on else "these very images"
     lines = [f"abstention, for at most {share} wrong among the answered; thresholds chosen on {chose}"]
     for name in ("promised", "estimated"):
         chosen, here = getattr(rule, name), found.found[name]

@@ -1,4 +1,4 @@
-"""Runs side by side, on the same pictures: a difference of three pictures is not called progress."""
+"""Runs side by side, on the same images: a difference of three images is not called progress."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from linnaeus.text import align, shorten
 
 PREDICTIONS = "predictions.csv"
 PREDICTION_COLUMNS = ("sample", "split", "true", "predicted", "probability", "probability_of_true", "group")
-"""A row a picture of validation and test: its name in the source, classes, calibrated probabilities, and a number that
-pictures of one group share; "" where none come in groups."""
+"""A row an image of validation and test: its name in the source, classes, calibrated probabilities, and a number that
+images of one group share; "" where none come in groups."""
 
-ENOUGH = 50  # shared pictures where not all are: with fewer a comparison says too little
+ENOUGH = 50  # shared images where not all are: with fewer a comparison says too little
 VALUE = 28  # columns of a recipe's value
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """What a run says of its pictures of one split, and how it was made."""
+    """What a run says of its images of one split, and how it was made."""
 
     path: str
     answers: dict[str, tuple[str, str, float, float]]
@@ -47,7 +47,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Row:
-    """A run's figures on the pictures that all runs share. Shares in 0..1, loss in nats."""
+    """A run's figures on the images that all runs share. Shares in 0..1, loss in nats."""
 
     run: str
     n: int
@@ -73,14 +73,14 @@ class Comparison:
 
     @property
     def grouped(self) -> bool:
-        """Whether the pictures come in groups."""
+        """Whether the images come in groups."""
         return any(pair.tossed is not None for pair in self.pairs.values())
 
     def render(self) -> str:
         """Three tables: the runs, the pairs, the recipes."""
         names = _short([row.run for row in self.rows])
         head = [["", "accuracy", "95 % interval", "right", "log loss", "ECE", "seconds"]]
-        lines = [f"{self.split}, {self.rows[0].n} pictures in common", *align(head + self._runs(names), "<>>>>>>"), ""]
+        lines = [f"{self.split}, {self.rows[0].n} images in common", *align(head + self._runs(names), "<>>>>>>"), ""]
         test = "McNemar's exact test" + (", a group a toss" if self.grouped else "")
         lines.append(f"differences (p: {test}" + (", corrected by Holm)" if len(self.pairs) > 1 else ")"))
         lines += align(self._pairs(names), "<>><<")
@@ -123,10 +123,10 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[str | Path], split: str | None = None) -> Comparison:
-    """Compare run folders on the pictures that all of them were measured on.
+    """Compare run folders on the images that all of them were measured on.
 
     Without `split`: test where every run has it, else validation. Raises UserError where a run cannot be read, or the
-    pictures differ by so much that too few are shared.
+    images differ by so much that too few are shared.
     """
     if len(runs) < 2:
         raise UserError(f"compare {runs[0]}: give two runs or more")
@@ -173,7 +173,7 @@ def _told(run: Path, rows: list[dict[str, str]], split: str) -> Told:
             if row.get("group"):  # which runs of before do not have
                 groups[row["sample"]] = row["group"]
     if not answers:
-        raise UserError(f"{run}: has no {split} pictures; compare on --split {'valid' if split == 'test' else 'test'}")
+        raise UserError(f"{run}: has no {split} images; compare on --split {'valid' if split == 'test' else 'test'}")
     seconds = recipe = None
     try:
         seconds = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["seconds"]["total"]
@@ -191,23 +191,23 @@ def _shared(told: list[Told], split: str) -> tuple[list[str], list[str]]:
     counts = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
     if len(shared) < min(max(sizes), ENOUGH):
         raise UserError(
-            f"{first.path}: its {split} pictures are not those of the other runs: {len(shared)} shared of {counts}, "
+            f"{first.path}: its {split} images are not those of the other runs: {len(shared)} shared of {counts}, "
             f"and {ENOUGH} are needed; train on the same source with the same data.split"
         )
     for each in told[1:]:
         other = [sample for sample in shared if each.answers[sample][0] != first.answers[sample][0]]
         if other:
             raise UserError(
-                f"{first.path}: {len(other)} of {len(shared)} {split} pictures have other labels than in {each.path}, "
+                f"{first.path}: {len(other)} of {len(shared)} {split} images have other labels than in {each.path}, "
                 f"such as {listed(other, 2)}; compare runs on the same source"
             )
     if len(shared) == max(sizes):
         return shared, []
-    return shared, [f"the runs have other {split} pictures ({counts}): compared on the {len(shared)} that all share"]
+    return shared, [f"the runs have other {split} images ({counts}): compared on the {len(shared)} that all share"]
 
 
 def _groups(told: list[Told], shared: list[str]) -> np.ndarray | None:
-    """(n,) int64: the groups that the first run with any tells of; None where none of the pictures share one."""
+    """(n,) int64: the groups that the first run with any tells of; None where none of the images share one."""
     named: dict[str, str] = next((each.groups for each in told if each.groups), {})
     return group_numbers([named.get(sample, "") for sample in shared])
 

@@ -5,10 +5,10 @@
     history.csv         a row an epoch
     metrics.json        the figures of the saved model, with counts and intervals, and what the run ran on
     evaluation.json     the same with all classes, the confusion matrix and the diagrams
-    predictions.csv     a row a picture of validation and test; `linnaeus compare` reads it
+    predictions.csv     a row an image of validation and test; `linnaeus compare` reads it
     check.json          what is wrong with the data, as `linnaeus check --json` writes it
-    split.csv           path, label and split of every picture, as the CSV reader reads them
-    bad_images.csv      path and reason of every picture left out
+    split.csv           path, label and split of every image, as the CSV reader reads them
+    bad_images.csv      path and reason of every image left out
     curves.png, predictions.png, confusion.png
     report.html         all of it on one page that needs no network
     checkpoint/         what --resume needs; gone when the run has come to its end
@@ -31,6 +31,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from linnaeus.check.inspection import Inspection
 from linnaeus.data.table import Table, write_split
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, leftovers, numbered, sync, write_text
@@ -38,10 +39,9 @@ from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.recipe import Recipe
 from linnaeus.runs.compare import PREDICTION_COLUMNS, PREDICTIONS
 from linnaeus.runs.history import Row
+from linnaeus.runs.layout import MANIFEST
 from linnaeus.runs.lock import LOCK
 from linnaeus.runs.reader import EVALUATION
-from linnaeus.training.checkpoint import MANIFEST
-from linnaeus.training.inspect import Inspection
 
 BEGINNINGS = frozenset({"recipe.toml", "check.json", "split.csv", "bad_images.csv", "history.csv"})
 """What a run has written before its first model."""
@@ -134,7 +134,7 @@ class RunFolder:
         write_text(self.path / "recipe.toml", recipe.to_toml())
 
     def write_bad_images(self, bad: list[tuple[str, str]]) -> None:
-        """(path, reason) of every picture left out."""
+        """(path, reason) of every image left out."""
         with (
             atomic(self.path / "bad_images.csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -153,7 +153,7 @@ class RunFolder:
         write_split(table, self.path / "split.csv")
 
     def write_predictions(self, rows: Iterable[Sequence[object]]) -> None:
-        """What the saved model says of every picture of validation and test; `linnaeus compare` reads it."""
+        """What the saved model says of every image of validation and test; `linnaeus compare` reads it."""
         with (
             atomic(self.path / PREDICTIONS) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,

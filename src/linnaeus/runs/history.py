@@ -16,11 +16,11 @@ class Row:
     lr: float
     """The learning rate of the head."""
     train_loss: float
-    """Mean over the pictures as training sees them, augmented, while the weights change."""
+    """Mean over the images as training sees them, augmented, while the weights change."""
     train_accuracy: float | None
-    """Of the same; empty where pictures are mixed."""
+    """Of the same; empty where images are mixed."""
     valid_loss: float
-    """Mean over all validation pictures after the epoch."""
+    """Mean over all validation images after the epoch."""
     valid_accuracy: float
     """Share of them that is right."""
     seconds: float

@@ -1,4 +1,4 @@
-"""What a run folder holds, read for its report. Nothing here opens a picture, and the source need not be there."""
+"""What a run folder holds, read for its report. Nothing here opens an image, and the source need not be there."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Contents:
     answers: dict[str, list[Answer]]
     """By split."""
     labels: np.ndarray
-    """(n,) int64: the class of every picture of the source, -1 for one that the model does not know."""
+    """(n,) int64: the class of every image of the source, -1 for one that the model does not know."""
     splits: np.ndarray
     """(n,) "<U5", beside `labels`."""
     bad: list[tuple[str, str]]
-    """(picture, reason) of what was left out."""
+    """(image, reason) of what was left out."""
     recipe: str
     findings: list[dict[str, Any]] | None
     """What the check found: {"kind", "severity", "paths", "classes", "detail"}; None where there was no check."""
@@ -89,7 +89,7 @@ class Contents:
 
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:
-        """Pictures by class (classes,), for each split that has any."""
+        """Images by class (classes,), for each split that has any."""
         known = self.labels >= 0
         return {
             split: np.bincount(self.labels[known & (self.splits == split)], minlength=len(self.names))

@@ -94,12 +94,12 @@ def _asking(app: FastAPI, service: Service, settings: Settings) -> None:
     held = Held(service.limits.held_bytes)
     service.metrics.held_bytes.set_function(lambda: held.now)
     unread: dict[int | str, dict[str, Any]] = {
-        422: {"model": spec.Answers | spec.Refusal, "description": "no picture of the request can be read"}
+        422: {"model": spec.Answers | spec.Refusal, "description": "no image of the request can be read"}
     }
 
     @app.post(
         "/predict",
-        summary="Classify pictures",
+        summary="Classify images",
         response_model=spec.Answers,
         responses={**spec.refusals(400, 401, 408, 413, 415, 421, 503), **unread},
         openapi_extra=spec.BODY,
@@ -109,9 +109,9 @@ def _asking(app: FastAPI, service: Service, settings: Settings) -> None:
         top: Annotated[int, Query(ge=1, le=MOST_TOP, description="classes to name")] = 5,
         explain: Annotated[bool, Query(description="with heat map, and what looks alike")] = False,
     ) -> Response:
-        """Answers in the order of the pictures, as JSON; as JSON lines where Accept is application/x-ndjson.
+        """Answers in the order of the images, as JSON; as JSON lines where Accept is application/x-ndjson.
 
-        The status is 422 where none of the pictures can be read.
+        The status is 422 where none of the images can be read.
         """
         with held.account() as account:
             uploads = await receive(request, service.limits, account)
@@ -134,7 +134,7 @@ def _watching(app: FastAPI, service: Service) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Whether a picture would be let in", responses=spec.refusals(421, 503))
+    @app.get("/ready", summary="Whether an image would be let in", responses=spec.refusals(421, 503))
     async def ready() -> dict[str, str]:
         if not service.ready or service.batcher.full:
             raise RefusedError(503, "starting, stopping, or full", retry_after=1)

@@ -1,4 +1,4 @@
-"""Work beside the server: finding the training pictures to compare with, which may take minutes the first time."""
+"""Work beside the server: finding the training images to compare with, which may take minutes the first time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Aside(Console):
         self.over = threading.Event()
 
     @contextmanager
-    def progress(self, what: str, unit: str = "pictures") -> Iterator[Advance]:
+    def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
         def advance(done: int, total: int | None, note: str = "") -> None:
             if self.over.is_set():
                 raise OverError
@@ -58,6 +58,6 @@ def _compare(service: Service, source: str, console: Console) -> None:
     except OverError:
         return
     except (UserError, OSError) as error:
-        console.warn(f"no training pictures to compare with: {error}")
+        console.warn(f"no training images to compare with: {error}")
         return
-    console.say(f"compares  with {len(service.gallery):,} training pictures")
+    console.say(f"compares  with {len(service.gallery):,} training images")

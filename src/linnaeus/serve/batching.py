@@ -1,7 +1,7 @@
-"""One network for all clients: pictures that come within a few milliseconds of each other go through it together.
+"""One network for all clients: images that come within a few milliseconds of each other go through it together.
 
 A batch is whatever waits when the network gets free. Only a batch that is not full waits for company, for `window`
-seconds at most, and only while more pictures are on their way (being decoded): a single client never waits.
+seconds at most, and only while more images are on their way (being decoded): a single client never waits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = TypeVar("T")
 Answer = Callable[[np.ndarray], np.ndarray]
 """(N, size, size, channels) uint8 -> (N, classes)."""
 Observe = Callable[[int, float, float], None]
-"""observe(pictures, seconds that the first of them waited, seconds in the network)."""
-SMOOTH = 0.2  # weight of the newest batch in the mean time that a picture takes
+"""observe(images, seconds that the first of them waited, seconds in the network)."""
+SMOOTH = 0.2  # weight of the newest batch in the mean time that an image takes
 
 
 class Batcher:
-    """Collects pictures of many clients into batches, and gives each its own answer. Lives in one event loop.
+    """Collects images of many clients into batches, and gives each its own answer. Lives in one event loop.
 
     The network has a thread of its own: nothing else computes in it, and never two at once.
     """
@@ -38,11 +38,11 @@ class Batcher:
         self._network = ThreadPoolExecutor(1, "linnaeus-network")
         self._pump: asyncio.Task[None] | None = None
         self.coming = 0
-        """Pictures that are on their way to `submit`."""
+        """Images that are on their way to `submit`."""
         self.in_hand = 0
-        """Pictures that were let in and have no answer yet."""
+        """Images that were let in and have no answer yet."""
         self._seconds = 0.05
-        """What a picture takes, on average."""
+        """What an image takes, on average."""
 
     def start(self) -> None:
         self._pump = asyncio.get_running_loop().create_task(self._run(), name="batches")
@@ -60,12 +60,12 @@ class Batcher:
 
     @contextmanager
     def room(self, n: int) -> Iterator[None]:
-        """Let n pictures in. Raises RefusedError (503) where that would be too many at once."""
+        """Let n images in. Raises RefusedError (503) where that would be too many at once."""
         if self.in_hand + n > self._queue_most:
             seconds = math.ceil(self.in_hand * self._seconds)
             raise RefusedError(
                 503,
-                f"busy: {self.in_hand} pictures wait, and at most {self._queue_most} may",
+                f"busy: {self.in_hand} images wait, and at most {self._queue_most} may",
                 retry_after=min(max(seconds, 1), 60),
             )
         self.in_hand += n
@@ -76,17 +76,17 @@ class Batcher:
 
     @contextmanager
     def on_the_way(self) -> Iterator[None]:
-        """While a picture is made ready for `submit`: a batch that is not full waits for it, for a moment."""
+        """While an image is made ready for `submit`: a batch that is not full waits for it, for a moment."""
         self.coming += 1
         try:
             yield
         finally:
             self.coming -= 1
 
-    async def submit(self, picture: np.ndarray) -> np.ndarray:
+    async def submit(self, image: np.ndarray) -> np.ndarray:
         """(size, size, channels) uint8 -> (classes,) float64. Raises whatever the network raised."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((picture, future, perf_counter()))
+        self._waiting.put_nowait((image, future, perf_counter()))
         return await future
 
     async def in_network(self, work: Callable[[], T]) -> T:
@@ -96,10 +96,10 @@ class Batcher:
     async def _run(self) -> None:
         while True:
             batch = await self._collect()
-            pictures = np.stack([picture for picture, _, _ in batch])
+            images = np.stack([image for image, _, _ in batch])
             started = perf_counter()
             try:
-                answers = await self.in_network(lambda: self._answer(pictures))  # noqa: B023 - awaited here
+                answers = await self.in_network(lambda: self._answer(images))  # noqa: B023 - awaited here
             except Exception as error:  # whatever it is, those who wait must hear of it, and the next batch go on
                 for _, future, _ in batch:
                     if not future.done():
@@ -113,7 +113,7 @@ class Batcher:
                     future.set_result(answer)
 
     async def _collect(self) -> list[tuple[np.ndarray, asyncio.Future[np.ndarray], float]]:
-        """One picture, those that wait beside it, and those that come within the window."""
+        """One image, those that wait beside it, and those that come within the window."""
         batch = [await self._waiting.get()]
         until = asyncio.get_running_loop().time() + self._window
         while len(batch) < self._most:

@@ -35,7 +35,7 @@ def card(service: Service, name: str, *, report: bool) -> dict[str, Any]:
         "formats": list(FORMATS),
         "limits": {
             "request_bytes": limits.request_bytes,
-            "pictures": limits.pictures,
+            "pictures": limits.images,
             "pixels": limits.pixels,
             "queue": limits.queue,
         },

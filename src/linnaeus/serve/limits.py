@@ -1,4 +1,4 @@
-"""What a client may cost: bytes, pictures, pixels, seconds. And how a refusal looks."""
+"""What a client may cost: bytes, images, pixels, seconds. And how a refusal looks."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Limits:
 
     request_bytes: int = 32 * MIB
     """Of one request's body."""
-    pictures: int = 32
+    images: int = 32
     """Of one request."""
     pixels: int | None = None
-    """Of one picture, as its header says; None leaves it to `data.decode`, which has bounds of its own."""
+    """Of one image, as its header says; None leaves it to `data.decode`, which has bounds of its own."""
     queue: int = 256
-    """Pictures of all requests that are being decoded, wait, or are in the network."""
+    """Images of all requests that are being decoded, wait, or are in the network."""
     held_bytes: int = 256 * MIB
     """Of all requests' bodies together."""
     batch: int = 16
-    """Pictures that go through the network at once."""
+    """Images that go through the network at once."""
     window: float = 0.004
-    """Seconds that a picture waits for company, at most, while others are being decoded."""
+    """Seconds that an image waits for company, at most, while others are being decoded."""
     body_seconds: float = 30.0
     """From the end of a request's header to the end of its body."""
     header_seconds: float = 10.0

@@ -18,24 +18,24 @@ class Metrics:
         self.request_seconds = Histogram(
             "linnaeus_request_seconds", "Seconds from header to answer.", ("route",), buckets=SECONDS, registry=own
         )
-        self.pictures = Counter(
-            "linnaeus_pictures", "Pictures: answered, unsure, or unreadable.", ("result",), registry=own
+        self.images = Counter(
+            "linnaeus_pictures", "Images: answered, unsure, or unreadable.", ("result",), registry=own
         )
         self.decode_seconds = Histogram(
-            "linnaeus_decode_seconds", "Seconds to decode a picture.", buckets=SECONDS, registry=own
+            "linnaeus_decode_seconds", "Seconds to decode an image.", buckets=SECONDS, registry=own
         )
         self.wait_seconds = Histogram(
-            "linnaeus_wait_seconds", "Seconds that the first picture of a batch waited.", buckets=SECONDS, registry=own
+            "linnaeus_wait_seconds", "Seconds that the first image of a batch waited.", buckets=SECONDS, registry=own
         )
         self.network_seconds = Histogram(
             "linnaeus_network_seconds", "Seconds of a batch in the network.", buckets=SECONDS, registry=own
         )
-        self.batch_size = Histogram("linnaeus_batch_size", "Pictures of a batch.", buckets=BATCH, registry=own)
-        self.in_hand = Gauge("linnaeus_pictures_in_hand", "Pictures let in and not yet answered.", registry=own)
+        self.batch_size = Histogram("linnaeus_batch_size", "Images of a batch.", buckets=BATCH, registry=own)
+        self.in_hand = Gauge("linnaeus_pictures_in_hand", "Images let in and not yet answered.", registry=own)
         self.held_bytes = Gauge("linnaeus_held_bytes", "Bytes of requests' bodies in memory.", registry=own)
 
-    def batch(self, pictures: int, waited: float, seconds: float) -> None:
-        self.batch_size.observe(pictures)
+    def batch(self, images: int, waited: float, seconds: float) -> None:
+        self.batch_size.observe(images)
         self.wait_seconds.observe(waited)
         self.network_seconds.observe(seconds)
 

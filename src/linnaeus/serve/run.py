@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 def serve(
     service: Service, settings: Settings, host: str, port: int, console: Console, like: str | None = None
 ) -> None:
-    """Serve until SIGINT or SIGTERM; then answer what is in hand, and return. `like` holds pictures to compare with.
+    """Serve until SIGINT or SIGTERM; then answer what is in hand, and return. `like` holds images to compare with.
 
     Raises UserError where nothing can listen at host and port, JobError where the server cannot start.
     """

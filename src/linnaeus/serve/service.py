@@ -1,4 +1,4 @@
-"""From the pictures of a request to its answers: decode in threads, classify in batches, explain where asked."""
+"""From the images of a request to its answers: decode in threads, classify in batches, explain where asked."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from linnaeus.serve.uploads import Upload
 if TYPE_CHECKING:
     from linnaeus.explain.neighbors import Gallery, Neighbor
 
-LARGE = 25_000_000  # pixels, by the header; pictures above it are decoded in a lane of their own
+LARGE = 25_000_000  # pixels, by the header; images above it are decoded in a lane of their own
 NEIGHBORS = 5
 THUMB = 112  # pixels a side of a neighbor
-EXPLAINED_AT_ONCE = 2  # pictures, between which others get their turn in the network
+EXPLAINED_AT_ONCE = 2  # images, between which others get their turn in the network
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Service:
         self.ready = False
 
     async def start(self) -> None:
-        """Start the batches, and warm the network up: the first pictures are slower than all others."""
+        """Start the batches, and warm the network up: the first images are slower than all others."""
         self.batcher.start()
         p = self.classifier.preprocessing
         blank = np.zeros((self.limits.batch, p.size, p.size, p.channels), np.uint8)
@@ -88,7 +88,7 @@ class Service:
         return bool(self.stages)
 
     async def predict(self, uploads: Sequence[Upload], top: int, why: bool) -> list[Answer]:
-        """Answers in the order of the pictures. One that cannot be read has `error` and does not stop the rest.
+        """Answers in the order of the images. One that cannot be read has `error` and does not stop the rest.
 
         Raises RefusedError where the queue is full.
         """
@@ -99,44 +99,44 @@ class Service:
                 await self._explain([each for each in answers if each.prediction.error is None])
         for each in predictions:
             result = "unreadable" if each.error is not None else "unsure" if each.unsure else "answered"
-            self.metrics.pictures.labels(result).inc()
+            self.metrics.images.labels(result).inc()
         return answers
 
     async def _one(self, upload: Upload) -> Prediction:
         c = self.classifier
         try:
             with self.batcher.on_the_way():
-                picture = await self._decode(upload.data)
+                pixels = await self._decode(upload.data)
         except UnreadableError as error:
             return Prediction(upload.name, c.classes, c.names, None, error=error.reason)
         except UserError as error:
             return Prediction(upload.name, c.classes, c.names, None, error=str(error))
-        found = await self.batcher.submit(picture)
-        return Prediction(upload.name, c.classes, c.names, found, picture=picture, threshold=c.threshold)
+        found = await self.batcher.submit(pixels)
+        return Prediction(upload.name, c.classes, c.names, found, image=pixels, threshold=c.threshold)
 
     async def _decode(self, data: bytes) -> np.ndarray:
-        """Very large pictures take turns in a thread of their own: however many come, others pass them by."""
+        """Very large images take turns in a thread of their own: however many come, others pass them by."""
         loop = asyncio.get_running_loop()
-        picture = await loop.run_in_executor(self._decoders, self._load, data, True)
-        if picture is None:
-            picture = await loop.run_in_executor(self._large, self._load, data, False)
-        assert picture is not None
-        return picture
+        pixels = await loop.run_in_executor(self._decoders, self._load, data, True)
+        if pixels is None:
+            pixels = await loop.run_in_executor(self._large, self._load, data, False)
+        assert pixels is not None
+        return pixels
 
     def _load(self, data: bytes, look: bool) -> np.ndarray | None:
-        """The picture as the network sees it, or None where `look` finds it to be a large one."""
+        """The image as the network sees it, or None where `look` finds it to be a large one."""
         if look:
             height, width = header_size(data) or (0, 0)
             most = self.limits.pixels
             if most is not None and height * width > most:
                 reason = f"too large: {width} x {height} pixels, and this server takes {most:,}"
-                raise UnreadableError("picture", reason, kind="too-large")
+                raise UnreadableError("image", reason, kind="too-large")
             if height * width > LARGE:
                 return None
         started = perf_counter()
-        picture = self.classifier.preprocessing.load(data)
+        pixels = self.classifier.preprocessing.load(data)
         self.metrics.decode_seconds.observe(perf_counter() - started)
-        return picture
+        return pixels
 
     async def _explain(self, answers: list[Answer]) -> None:
         """Add the heat map, and what looks alike where there is a gallery."""
@@ -151,15 +151,15 @@ class Service:
         told: list[dict[str, Any]] = [{} for _ in answers]
         if self.stages:
             for each, e in zip(told, explain(self.original, predictions, stages=self.stages), strict=True):
-                assert e.prediction.picture is not None
+                assert e.prediction.image is not None
                 what = {"class": e.prediction.classes[e.target], "name": e.name, "probability": e.probability}
-                shown = overlay(e.prediction.picture, e.maps[self.stages[0]])
+                shown = overlay(e.prediction.image, e.maps[self.stages[0]])
                 each |= {"explained": what, "stage": self.stages[0], "heat_map": data_uri(shown, "PNG")}
         gallery = self.gallery
         if gallery is not None:
             for each, p in zip(told, predictions, strict=True):
                 # Without the name that the client gave: the gallery would look for a file of that name.
-                unnamed = Prediction("", p.classes, p.names, p.probabilities, picture=p.picture)
+                unnamed = Prediction("", p.classes, p.names, p.probabilities, image=p.image)
                 each["like"] = [_neighbor(n) for n in gallery.nearest(unnamed, NEIGHBORS)]
         return told
 
@@ -173,7 +173,7 @@ def _stages(classifier: Classifier) -> tuple[str, ...]:
 
 
 def _neighbor(neighbor: Neighbor) -> dict[str, Any]:
-    return neighbor.to_dict() | {"picture": data_uri(neighbor.picture, "JPEG", THUMB)}
+    return neighbor.to_dict() | {"picture": data_uri(neighbor.image, "JPEG", THUMB)}
 
 
 def data_uri(pixels: np.ndarray, kind: str, most: int | None = None) -> str:

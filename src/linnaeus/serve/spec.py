@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 ABOUT = (
-    "Pictures in, classes with probabilities out: the same answers as `linnaeus predict`. A request may hold several "
-    "pictures; one that cannot be read has `error` and does not stop the rest. Every refusal is one line of JSON, "
+    "Images in, classes with probabilities out: the same answers as `linnaeus predict`. A request may hold several "
+    "images; one that cannot be read has `error` and does not stop the rest. Every refusal is one line of JSON, "
     '{"error": "…"}.'
 )
 
@@ -24,7 +24,7 @@ class Ranked(BaseModel):
 
 
 class Like(BaseModel):
-    """A training picture that looks alike to the network."""
+    """A training image that looks alike to the network."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -32,16 +32,16 @@ class Like(BaseModel):
     label: str = Field(alias="class")
     name: str
     similarity: float = Field(description="cosine; 1 is the same direction")
-    picture: str = Field(description="a data: address")
+    image: str = Field(description="a data: address")
 
 
 class Answer(BaseModel):
-    """What `linnaeus predict --format jsonl` says of a picture; with ?explain=1 also why."""
+    """What `linnaeus predict --format jsonl` says of an image; with ?explain=1 also why."""
 
     path: str = Field(description="the name that the client gave, or its number")
     top: list[Ranked]
     unsure: bool = Field(description="the model abstains: its first class is less likely than the threshold")
-    error: str | None = Field(description="why the picture could not be read")
+    error: str | None = Field(description="why the image could not be read")
     explained: Ranked | None = None
     stage: str | None = None
     heat_map: str | None = Field(default=None, description="PNG as a data: address: what the network saw, and where")
@@ -56,7 +56,7 @@ class Refusal(BaseModel):
     error: str
 
 
-PICTURE = {"type": "string", "format": "binary"}
+IMAGE = {"type": "string", "format": "binary"}
 BASE64 = {"type": "string", "contentEncoding": "base64"}
 BODY: dict[str, Any] = {
     "requestBody": {
@@ -65,12 +65,12 @@ BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"picture": {"type": "array", "items": PICTURE, "minItems": 1}},
+                    "properties": {"picture": {"type": "array", "items": IMAGE, "minItems": 1}},
                     "required": ["picture"],
                 }
             },
-            "image/*": {"schema": PICTURE},
-            "application/octet-stream": {"schema": PICTURE},
+            "image/*": {"schema": IMAGE},
+            "application/octet-stream": {"schema": IMAGE},
             "application/json": {
                 "schema": {
                     "type": "object",
@@ -101,7 +101,7 @@ WHY = {
     400: "the request was cut short",
     401: "the token is missing or wrong",
     408: "the body took too long",
-    413: "too many bytes or pictures",
+    413: "too many bytes or images",
     415: "a kind of body that is not read",
     421: "a Host that this server does not answer to",
     422: "nothing in the request can be read as it says it is",

@@ -1,4 +1,4 @@
-"""The pictures of a request: multipart, raw bytes, or base64 in JSON. Counted as they arrive, before they are kept."""
+"""The images of a request: multipart, raw bytes, or base64 in JSON. Counted as they arrive, before they are kept."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ LONGEST_NAME = 255
 HEADERS, HEADER_BYTES = 8, 4096  # of one part of a multipart body: how many, and how long one may be
 BASE64 = 4 / 3  # letters for a byte
 TAKES = (
-    "multipart/form-data with files, the bytes of one picture as image/* or application/octet-stream, "
+    "multipart/form-data with files, the bytes of one image as image/* or application/octet-stream, "
     'or JSON {"pictures": [base64, …]}'
 )
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture as it was sent. Its name is only ever shown, never used as a path."""
+    """An image as it was sent. Its name is only ever shown, never used as a path."""
 
     name: str
     data: bytes
 
 
 async def receive(request: Request, limits: Limits, account: Account) -> list[Upload]:
-    """The pictures of a request, one at least.
+    """The images of a request, one at least.
 
-    Raises RefusedError: 408 where the body takes too long, 413 where it is too large or has too many pictures, 415
+    Raises RefusedError: 408 where the body takes too long, 413 where it is too large or has too many images, 415
     where it is of another kind, 422 where it is not what it says, 503 where too many bytes are in hand already.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
@@ -66,8 +66,8 @@ async def receive(request: Request, limits: Limits, account: Account) -> list[Up
         raise RefusedError(408, why, close=True) from None
     uploads = reader.finish(limits)
     if not uploads:
-        raise RefusedError(422, f"no picture in the request; send {TAKES}")
-    if len(uploads) > limits.pictures:
+        raise RefusedError(422, f"no image in the request; send {TAKES}")
+    if len(uploads) > limits.images:
         raise _too_many(limits)
     return uploads
 
@@ -86,11 +86,11 @@ async def _body(request: Request, most: int) -> AsyncIterator[bytes]:
 
 
 def _too_large(most: int) -> RefusedError:
-    return RefusedError(413, f"the body is over {most:,} bytes; send fewer or smaller pictures")
+    return RefusedError(413, f"the body is over {most:,} bytes; send fewer or smaller images")
 
 
 def _too_many(limits: Limits) -> RefusedError:
-    return RefusedError(413, f"more than {limits.pictures} pictures; send them in several requests")
+    return RefusedError(413, f"more than {limits.images} images; send them in several requests")
 
 
 class _Whole:
@@ -107,7 +107,7 @@ class _Whole:
 
 
 def _from_bytes(body: bytes, limits: Limits) -> list[Upload]:
-    return [Upload("picture 1", body)] if body else []
+    return [Upload("image 1", body)] if body else []
 
 
 def _from_json(body: bytes, limits: Limits) -> list[Upload]:
@@ -115,26 +115,26 @@ def _from_json(body: bytes, limits: Limits) -> list[Upload]:
         said = json.loads(body)
     except (ValueError, RecursionError):
         raise RefusedError(422, "the body is not JSON") from None
-    pictures = said.get("pictures") if isinstance(said, dict) else None
-    if not isinstance(pictures, list):
+    images = said.get("pictures") if isinstance(said, dict) else None
+    if not isinstance(images, list):
         raise RefusedError(422, 'the JSON is not {"pictures": [base64, …]}')
-    if len(pictures) > limits.pictures:
+    if len(images) > limits.images:
         raise _too_many(limits)
-    return [_one(each, number) for number, each in enumerate(pictures, 1)]
+    return [_one(each, number) for number, each in enumerate(images, 1)]
 
 
 def _one(given: object, number: int) -> Upload:
-    """A picture of a JSON body: base64, a data: address, or {"name", "data"} with one of them."""
-    name: object = f"picture {number}"
+    """An image of a JSON body: base64, a data: address, or {"name", "data"} with one of them."""
+    name: object = f"image {number}"
     if isinstance(given, dict):
         name, given = given.get("name", name), given.get("data")
     if not isinstance(given, str) or not isinstance(name, str):
-        raise RefusedError(422, f'picture {number} is neither base64 nor {{"name": text, "data": base64}}')
+        raise RefusedError(422, f'image {number} is neither base64 nor {{"name": text, "data": base64}}')
     text = given.partition(",")[2] if given.startswith("data:") else given
     try:
         return Upload(_shown(name), base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
-        raise RefusedError(422, f"picture {number} is not base64") from None
+        raise RefusedError(422, f"image {number} is not base64") from None
 
 
 def _shown(name: str) -> str:
@@ -205,7 +205,7 @@ class _Multipart:
             field_name = printable(options.get(b"name", b"?").decode("utf-8", "replace"))[:40]
             raise RefusedError(422, f"the field {field_name!r} is no file; top and explain belong into the address")
         self._part.kept = named != b""  # what a browser sends for a field where no file was chosen
-        if self._part.kept and len(self._uploads) >= self._limits.pictures:
+        if self._part.kept and len(self._uploads) >= self._limits.images:
             raise _too_many(self._limits)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -216,7 +216,7 @@ class _Multipart:
         if self._part.kept or self._part.data:
             _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
             name = options.get(b"filename", b"").decode("utf-8", "replace")
-            self._uploads.append(Upload(_shown(name) or f"picture {len(self._uploads) + 1}", bytes(self._part.data)))
+            self._uploads.append(Upload(_shown(name) or f"image {len(self._uploads) + 1}", bytes(self._part.data)))
 
     def _end(self) -> None:
         self._ended = True

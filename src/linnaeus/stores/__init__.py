@@ -1,4 +1,4 @@
-"""What is computed once and kept on disk: decoded pictures, and what a frozen part of a network makes of them."""
+"""What is computed once and kept on disk: decoded images, and what a frozen part of a network makes of them."""
 
 from __future__ import annotations
 

@@ -174,12 +174,12 @@ class _Builder:
 
 
 def identity(rows: Rows) -> str:
-    """A key for the content of rows of pictures, as far as a store can depend on it."""
+    """A key for the content of rows of images, as far as a store can depend on it."""
     digest = hashlib.sha256()
     if isinstance(rows, Subset):
         digest.update(identity(rows.rows).encode() + rows.positions.tobytes())
     elif isinstance(rows, PixelStore):
-        # A store in the cache is named by the content of its pictures; arrays have to be read.
+        # A store in the cache is named by the content of its images; arrays have to be read.
         digest.update(rows.path.parent.name.encode() if rows.path is not None else np.ascontiguousarray(rows.data).data)
         digest.update(rows.offsets.tobytes() + rows.shapes.tobytes())
     else:

@@ -1,4 +1,4 @@
-"""Pictures of a table, decoded into rows by threads, in order."""
+"""Images of a table, decoded into rows by threads, in order."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ T = TypeVar("T")
 Row = np.ndarray | UnreadableError
 """(h, w, C) uint8, or why there is none"""
 Progress = Callable[[int, int], None]
-"""Called with the pictures that are done and all of them."""
+"""Called with the images that are done and all of them."""
 
 
-class Pictures(Protocol):
-    """What of a table is needed here: pictures as files, as an array, or inside larger files."""
+class Images(Protocol):
+    """What of a table is needed here: images as files, as an array, or inside larger files."""
 
     @property
     def paths(self) -> Sequence[str] | None: ...
@@ -37,28 +37,28 @@ class Pictures(Protocol):
     @property
     def members(self) -> Members | None: ...
 
-    def picture(self, i: int) -> str | bytes | np.ndarray: ...
+    def image(self, i: int) -> str | bytes | np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Pictures to decode, in order, by threads."""
+    """Images to decode, in order, by threads."""
 
-    table: Pictures
+    table: Images
     indices: np.ndarray
     spec: RowSpec
     threads: int
     progress: Progress | None
 
     def source(self, k: int) -> str | bytes | np.ndarray:
-        """The path, the bytes or the array of picture k."""
-        return self.table.picture(int(self.indices[k]))
+        """The path, the bytes or the array of image k."""
+        return self.table.image(int(self.indices[k]))
 
     def load(self, k: int) -> Row:
         try:
             return load_row(self.source(k), self.spec)
         except UnreadableError as error:
-            return error.with_traceback(None)  # which would keep the picture's memory
+            return error.with_traceback(None)  # which would keep the image's memory
 
     def each(self, start: int = 0, known: Callable[[int], Row | None] | None = None) -> Iterator[Row]:
         """Rows from `start` on, in order; those that `known` returns are not decoded."""
@@ -70,7 +70,7 @@ class Decoding:
         return in_order(make, start, len(self.indices), self.threads, self.progress)
 
     def estimate(self) -> int:
-        """Bytes that the rows will take: exact for squares, else from the headers of some of the pictures."""
+        """Bytes that the rows will take: exact for squares, else from the headers of some of the images."""
         size, n = self.spec.size, len(self.indices)
         aspect = 1.0
         if self.spec.fit == "crop" and self.table.images is not None:
@@ -84,14 +84,14 @@ class Decoding:
         return int(n * size * size * aspect * self.spec.channels) + 64 * n
 
     def signatures(self, hash_content: bool) -> np.ndarray:
-        """(n,) uint64, by which a picture is known again: from path, size and time, or from the bytes.
+        """(n,) uint64, by which an image is known again: from path, size and time, or from the bytes.
 
         0 where there is nothing to know it by.
         """
         return np.array([self.signature(k, hash_content) for k in range(len(self.indices))], np.uint64)
 
     def signature(self, k: int, hash_content: bool = False) -> int:
-        """As `signatures`, of picture k."""
+        """As `signatures`, of image k."""
         digest = hashlib.blake2b(digest_size=8)
         if self.table.members is not None:  # known by what the index says, without reading it
             digest.update(self.table.members.key(int(self.indices[k])))

@@ -1,4 +1,4 @@
-"""Pictures as vectors: what published weights at hand make of them below the head, computed once and stored."""
+"""Images as vectors: what published weights at hand make of them below the head, computed once and stored."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMALLEST = 64  # pixels: below it the last stage of a network with stride 32 has
 
 @dataclass(frozen=True)
 class Vectors:
-    """Pooled vectors of the readable pictures of a table."""
+    """Pooled vectors of the readable images of a table."""
 
     values: np.ndarray
     """(k, features) float32"""
@@ -70,10 +70,10 @@ def usual_weights() -> str | None:
 def embed(
     table: Table, weights: str, *, cache: Cache, console: Console, device: str = "auto", compute: bool = True
 ) -> Vectors | None:
-    """Vectors of all pictures of `table` by published weights at hand; None where the cache's budget is too small.
+    """Vectors of all images of `table` by published weights at hand; None where the cache's budget is too small.
 
-    Decoded pictures and vectors are kept in the cache, so that a second call reads them; without `compute` there is
-    None instead of a first. Pictures that cannot be read have no vector. Small pictures, where the source holds arrays,
+    Decoded images and vectors are kept in the cache, so that a second call reads them; without `compute` there is
+    None instead of a first. Images that cannot be read have no vector. Small images, where the source holds arrays,
     go through the network near their own size. Raises UserError where the weights are not at hand.
     """
     preprocessing = _preprocessing(table, lookup(weights))

@@ -1,4 +1,4 @@
-"""What the frozen part of a network makes of pictures: computed once, by the fastest executor at hand, and stored."""
+"""What the frozen part of a network makes of images: computed once, by the fastest executor at hand, and stored."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.together import Group, build_together
 
-BATCH = 32  # pictures through the frozen part at once: more is no faster on CPU
+BATCH = 32  # images through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
-CALIBRATED = 64  # pictures that set the ranges of int8
-TRIED = 8  # pictures that an executor is tried with
+CALIBRATED = 64  # images that set the ranges of int8
+TRIED = 8  # images that an executor is tried with
 RESIDENT = 0.25  # of a GPU's free memory that rows may take whole
-SMALL = 32 << 20  # bytes of rows that lie in memory on CPU: beyond that a run's memory would grow with its pictures
+SMALL = 32 << 20  # bytes of rows that lie in memory on CPU: beyond that a run's memory would grow with its images
 
 Prepare = Callable[[Batch], Tensor]
 """Batch of pixels -> what the network takes."""
@@ -51,12 +51,12 @@ class Machine(Group, Protocol):
 
 @dataclass
 class Samples:
-    """The pictures of one split, decoded, with their labels."""
+    """The images of one split, decoded, with their labels."""
 
     rows: Rows
     labels: np.ndarray
     groups: np.ndarray | None = None
-    """(n,) int64: which pictures belong together; None where each stands alone."""
+    """(n,) int64: which images belong together; None where each stands alone."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +76,7 @@ class Frozen:
     console: Console
     cache: Cache
     int8: Samples | None = None
-    """The training pictures, some of which set the ranges where frozen stages run in int8; None: float."""
+    """The training images, some of which set the ranges where frozen stages run in int8; None: float."""
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
     """(stages, checksum of their weights) -> how they are run: what one phase freezes another may have trained."""
     made_by: dict[str, str] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Frozen:
         return BATCH if self.engine.device.type == "cpu" else GPU_BATCH
 
     def executor(
-        self, cut: str, sample: Tensor, pictures: int, start: str | None = None, weights: str | None = None
+        self, cut: str, sample: Tensor, images: int, start: str | None = None, weights: str | None = None
     ) -> Executor:
         """How the stages from `start` to below `cut` are run, chosen once in a run; `sample` (N, …) is their input.
 
@@ -102,11 +102,11 @@ class Frozen:
             record = cache_dir() / "executors.json"
             autocast = self.engine.autocast
             if self.int8 is not None and start is None:  # from a store on it is a short way: not worth rounding
-                self.executors[name] = int8_executor(self.model, cut, self._some_pictures(self.int8))
+                self.executors[name] = int8_executor(self.model, cut, self._some_images(self.int8))
             else:
 
                 def choose(wanted: str | None) -> Executor:
-                    return choose_executor(self.model, cut, sample[:TRIED], pictures, record, autocast, start, wanted)
+                    return choose_executor(self.model, cut, sample[:TRIED], images, record, autocast, start, wanted)
 
                 # What is fastest is measured, so that two processes might find two answers: one of them decides.
                 mine = choose(self.made_by.get(name[0])) if self.engine.rank == 0 else None
@@ -119,7 +119,7 @@ class Frozen:
         """What crosses the last of `cuts` for each of `samples`, a store a cut, each made from the one before.
 
         A later phase that is cut lower needs the lower store anyway, and from there the rest of the way is short.
-        `variant` says what `prepare` does to the pictures beside preprocessing. Raises OverBudgetError where a store
+        `variant` says what `prepare` does to the images beside preprocessing. Raises OverBudgetError where a store
         would not fit.
         """
         rows, made_by = samples.rows, prepare
@@ -180,8 +180,8 @@ class Frozen:
             part.indices, part.draws = part.indices + start, part.draws + start
             yield executor(prepare(part))[part.lead :]
 
-    def _some_pictures(self, samples: Samples) -> Tensor:
-        """CALIBRATED pictures of all, in a fixed random order, as the network takes them."""
+    def _some_images(self, samples: Samples) -> Tensor:
+        """CALIBRATED images of all, in a fixed random order, as the network takes them."""
         chosen = order(len(samples), seed=0, epoch=0)[:CALIBRATED]
         batches = Batches(Subset(samples.rows, chosen), samples.labels[chosen], batch=BATCH, device=self.engine.device)
         return torch.cat([self.preprocessing(batch.pixels, batch.shapes) for batch in batches.epoch()])

@@ -1,8 +1,8 @@
-"""Every picture decoded once: rows of uint8 in one file, shared by runs.
+"""Every image decoded once: rows of uint8 in one file, shared by runs.
 
 A store holds rows back to back, in order, with a table of offsets and shapes. It is built by threads (Pillow releases
 the interpreter lock), goes on where a killed build stopped, and takes over what earlier stores of the same form hold:
-only pictures that are new or have changed are decoded.
+only images that are new or have changed are decoded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
 from linnaeus.stores.cache import Cache, Entry, OverBudgetError
-from linnaeus.stores.decoding import Decoding, Pictures, Progress, Row, cores, select, with_channels
+from linnaeus.stores.decoding import Decoding, Images, Progress, Row, cores, select, with_channels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 from linnaeus.stores.rows import ROWS, Index, RowWriter, map_rows, read_index, write_index
 
@@ -25,7 +25,7 @@ __all__ = ["PixelStore", "StreamedRows", "build_pixels"]
 
 
 def build_pixels(
-    table: Pictures,
+    table: Images,
     indices: np.ndarray,
     spec: RowSpec,
     *,
@@ -34,12 +34,12 @@ def build_pixels(
     threads: int | None = None,
     hash_content: bool = False,
 ) -> PixelStore | StreamedRows:
-    """A store whose row k is picture indices[k] of the table.
+    """A store whose row k is image indices[k] of the table.
 
-    Pictures are known again by path, size and time, or, with `hash_content`, by their bytes. Arrays that are rows
+    Images are known again by path, size and time, or, with `hash_content`, by their bytes. Arrays that are rows
     already are used as they are. Without a cache the rows stay in memory. Where the cache's budget is too small the
-    result streams, after one pass that finds the unreadable pictures, and its `note` says so; so it does where the
-    pictures lie in shards, which may be larger than any disk.
+    result streams, after one pass that finds the unreadable images, and its `note` says so; so it does where the
+    images lie in shards, which may be larger than any disk.
     `progress(done, total)` is called from this thread. Raises UserError where the disk is full.
     """
     indices = np.asarray(indices, dtype=np.int64)
@@ -54,14 +54,14 @@ def build_pixels(
     if table.members is None and (store := _find(cache, rows, signatures, name)) is not None:
         return store
     if table.members is not None:
-        note = "the pictures are read from shards: they are decoded anew in every epoch"
+        note = "the images are read from shards: they are decoded anew in every epoch"
         return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
     try:
         with cache.lock(name):
             store = _find(cache, rows, signatures, name)  # another process may have built it meanwhile
             return store if store is not None else _build(cache, rows, signatures, name)
     except OverBudgetError as error:
-        note = f"the pictures' store does not fit ({error}): they are decoded anew in every epoch"
+        note = f"the images' store does not fit ({error}): they are decoded anew in every epoch"
         return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
 
 
@@ -148,7 +148,7 @@ def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> P
 
 
 def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, note: str, hashed: bool) -> StreamedRows:
-    """Decode every picture once to find the unreadable ones; keep that verdict for the next run."""
+    """Decode every image once to find the unreadable ones; keep that verdict for the next run."""
     with cache.lock(name):
         if cache.find(name) is None:
             index = _verdict(rows, signatures)

@@ -1,4 +1,4 @@
-"""Rows of pictures, to be gathered into batches: from a store, or decoded on demand."""
+"""Rows of images, to be gathered into batches: from a store, or decoded on demand."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from linnaeus.stores.decoding import Decoding
 
 
 class PixelStore:
-    """Rows of uint8 pictures, flat in one array, memory-mapped or in memory."""
+    """Rows of uint8 images, flat in one array, memory-mapped or in memory."""
 
     data: np.ndarray
     """(bytes,) uint8"""
     offsets: np.ndarray
     """(n,) int64: where in `data` a row starts"""
     shapes: np.ndarray
-    """(n, 2) int32: height and width; 0, 0 where the picture could not be read"""
+    """(n, 2) int32: height and width; 0, 0 where the image could not be read"""
     channels: int
     failed: dict[int, str]
     """row -> why it could not be read"""
@@ -68,7 +68,7 @@ class PixelStore:
         return int(self.shapes.prod(axis=1, dtype=np.int64).sum()) * self.channels
 
     def checksum(self) -> str:
-        """By the content of all rows, in order, wherever they lie: the same pictures have the same."""
+        """By the content of all rows, in order, wherever they lie: the same images have the same."""
         sizes = self.shapes.prod(axis=1, dtype=np.int64) * self.channels
         whole = np.array_equal(self.offsets, np.cumsum(sizes) - sizes) and int(sizes.sum()) == len(self.data)
         found = known_checksum(self.path) if whole and self.path is not None else None
@@ -79,7 +79,7 @@ class PixelStore:
         return f"{found:08x} {hashlib.sha256(self.shapes.astype('<i4').tobytes()).hexdigest()[:24]}"
 
     def row(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8: a view, 0 x 0 where the picture could not be read."""
+        """(h, w, C) uint8: a view, 0 x 0 where the image could not be read."""
         height, width = self.shapes[i]
         start = self.offsets[i]
         return self.data[start : start + int(height) * int(width) * self.channels].reshape(height, width, self.channels)
@@ -116,7 +116,7 @@ class StreamedRows:
         identity: str,
         signatures: np.ndarray | None = None,
     ):
-        """`identity` names the content of the pictures, as the key of a store does; `signatures` (n,) each of them."""
+        """`identity` names the content of the images, as the key of a store does; `signatures` (n,) each of them."""
         self._signatures = signatures
         self.shapes, self.channels, self.failed, self.note = shapes, decoding.spec.channels, failed, note
         self.uniform = _agreed(shapes)
@@ -128,7 +128,7 @@ class StreamedRows:
         return len(self.shapes)
 
     def row(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8. Raises UnreadableError where the picture is another one than was checked, or none."""
+        """(h, w, C) uint8. Raises UnreadableError where the image is another one than was checked, or none."""
         if i in self.failed:
             return np.zeros((0, 0, self.channels), np.uint8)
         source = self._decoding.source(i)
@@ -143,7 +143,7 @@ class StreamedRows:
         indices = np.asarray(indices, dtype=np.int64)
         _readable_shapes(self, indices)
         rows = list(self._pool.map(self.row, indices))
-        shapes = np.array([row.shape[:2] for row in rows], np.int32).reshape(-1, 2)  # a picture may have changed
+        shapes = np.array([row.shape[:2] for row in rows], np.int32).reshape(-1, 2)  # an image may have changed
         return _pad(rows, shapes, self.channels), shapes
 
 

@@ -1,7 +1,7 @@
 """Rows on disk: appended one by one, with a journal that says which are whole, then an index.
 
 While it grows: `rows.bin`, `journal.bin` (16 bytes a row: height, width, CRC-32 of all rows so far, CRC-32 of these)
-and `reasons.jsonl` for pictures that could not be read. When whole: `rows.bin`, `index.npy` and `failed.json`.
+and `reasons.jsonl` for images that could not be read. When whole: `rows.bin`, `index.npy` and `failed.json`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REASONS = "reasons.jsonl"
 _RECORD = struct.Struct("<iiII")
 
 INDEX_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("signature", "<u8")])
-"""A row of the index. The signature tells a picture again; 0 fits none, so the picture is tried again."""
+"""A row of the index. The signature tells an image again; 0 fits none, so the image is tried again."""
 
 
 @dataclass(frozen=True)

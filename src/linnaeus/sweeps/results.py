@@ -19,7 +19,7 @@ from linnaeus.sweeps.space import Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial
 
 if TYPE_CHECKING:
-    from linnaeus.report.slices import SweepPicture
+    from linnaeus.report.slices import SweepImage
 
 BEST = "best.toml"
 COLUMNS = (
@@ -89,11 +89,11 @@ class SweepFolder:
         drawn = [trial.drawn.get(key, "") for key in space]
         return [trial.number, trial.state, *figures, low, high, *more, *where, same, trial.reason, *drawn]
 
-    def picture(
+    def image(
         self, trials: Sequence[Trial], best: Trial, importances: dict[str, float], base: Recipe, space: Space
-    ) -> SweepPicture:
+    ) -> SweepImage:
         """What sweep.png is drawn from."""
-        from linnaeus.report.slices import Slice, SweepPicture
+        from linnaeus.report.slices import Slice, SweepImage
 
         done = [t for t in trials if t.state in ("complete", "pruned") and t.value is not None]
         slices = []
@@ -105,7 +105,7 @@ class SweepFolder:
                 positions = [float(at.labels.index(v)) for v in drawn]
                 slices.append(Slice(key, positions, (0, len(at.labels) - 1), labels=at.labels))
         failed = sum(t.state == "failed" for t in trials)
-        return SweepPicture(
+        return SweepImage(
             title=f"{base.name}: {len(trials)} trials",
             says=f"best {_figure(best, base.best).replace('%', ' %')}, trial {best.number}"
             + (f"  ·  {failed} failed" if failed else ""),
@@ -150,8 +150,8 @@ def header(best: Trial, trials: Sequence[Trial], base: Recipe, space: Space) -> 
         "",
         f"{whose.capitalize()} accuracy {found['accuracy']:.2%} ({found['correct']} of {found['n']} right; 95 % "
         f"interval {low:.1%} to {high:.1%}), loss {found['loss']:.4g}; {where}.",
-        f"It was selected among {len(trials)} trials on these very pictures, so the figure flatters, and the interval",
-        "does not know it: only pictures that no trial was compared on tell how good the recipe is.",
+        f"It was selected among {len(trials)} trials on these very images, so the figure flatters, and the interval",
+        "does not know it: only images that no trial was compared on tell how good the recipe is.",
         f"linnaeus {__version__}; all trials are in trials.csv and {STUDY}.",
     ]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)

@@ -125,7 +125,7 @@ def introduce(console: Console, path: Path, base: Recipe, space: Space, study: S
     if done := len(study.trials()):
         console.say(f"goes on   {done} trials are there")
     if base.data.valid == "test":
-        console.warn('valid = "test": trials are compared on the test pictures, so every figure of them flatters')
+        console.warn('valid = "test": trials are compared on the test images, so every figure of them flatters')
 
 
 class _Quiet(Console):
@@ -230,7 +230,7 @@ def conclude(job: _Job, interrupted: bool) -> Sweep:
         raise JobError(f"{job.folder.path}: no trial was completed{last}")
     importances = job.study.importances()
     with job.study.locked():
-        missing = sweep_plot(job.folder.picture(trials, best, importances, job.base, job.space), job.folder.plot)
+        missing = sweep_plot(job.folder.image(trials, best, importances, job.base, job.space), job.folder.plot)
     if missing:
         job.quiet.parent.warn(advice(missing))
     return Sweep(job.folder.path, trials, best, job.folder.path / BEST, importances, interrupted)

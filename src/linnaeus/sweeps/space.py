@@ -25,7 +25,7 @@ from linnaeus.recipe import Recipe, override, parse_toml
 KEYS = ("low", "high", "log", "step", "choices")
 TRIED = 50  # random draws of the other keys, among which one must agree with each value
 MEASURES = ("name", "best", "data.train", "data.valid", "data.test", "data.split")
-"""What decides which pictures a trial is measured on, and how; trials that differ in it cannot be compared."""
+"""What decides which images a trial is measured on, and how; trials that differ in it cannot be compared."""
 
 
 @dataclass(frozen=True)

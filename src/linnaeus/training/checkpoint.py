@@ -31,10 +31,10 @@ from linnaeus.files import atomic, crc32_of, leftovers, write_text
 from linnaeus.metrics.figures import Figures
 from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs.history import Row
+from linnaeus.runs.layout import MANIFEST
 from linnaeus.training.best import Best
 from linnaeus.training.snapshot import Snapshot
 
-MANIFEST = "checkpoint.json"
 FORMAT = 1
 SHARE = 0.02
 """Of a run's time that checkpoints may take, where nobody says how often to write them."""

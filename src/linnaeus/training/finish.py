@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from linnaeus.check.inspection import without_leaks
 from linnaeus.distributed.engine import hardware
 from linnaeus.inference.forward import answer_pixels
 from linnaeus.metrics.figures import Figures
@@ -15,11 +16,10 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.training.best import Best
-from linnaeus.training.inspect import without_leaks
 from linnaeus.training.job import Job
-from linnaeus.training.results import Judged, prediction_rows, write_pictures
+from linnaeus.training.results import Judged, prediction_rows, write_images
 
-BATCH = 64  # pictures at once in the final evaluation
+BATCH = 64  # images at once in the final evaluation
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Run:
     interrupted: bool = False
     """Whether it was stopped before its end."""
     trust: list[str] = field(default_factory=list)
-    """Lines for a person: figures without leaked pictures, how far probabilities can be trusted, when it is unsure."""
+    """Lines for a person: figures without leaked images, how far probabilities can be trusted, when it is unsure."""
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -129,11 +129,11 @@ def _saved(job: Job, best: Best) -> tuple[Network, ModelFile]:
 
 
 def _draw(job: Job, best: Best, judged: Judged) -> None:
-    """Curves, the grid of pictures, the confusion matrix."""
+    """Curves, the grid of images, the confusion matrix."""
     from linnaeus.report.plots import advice  # matplotlib is slow to import: only where something is drawn
 
     since = time.perf_counter()
-    missing = write_pictures(
+    missing = write_images(
         job.folder, job.table, job.samples, judged.calibrated, job.preprocessing, best, judged.threshold
     )
     if missing:

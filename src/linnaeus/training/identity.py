@@ -54,7 +54,7 @@ class Identity:
     recipe: dict[str, Any]
     classes: list[str]
     counts: dict[str, int]
-    """Pictures by split."""
+    """Images by split."""
     fingerprint: str
     """Of the table."""
     machine: dict[str, Any]
@@ -93,14 +93,14 @@ class Identity:
             gone, new = (sorted({*a.classes} - {*b.classes}) for a, b in ((self, other), (other, self)))
             lines += [f"classes: {', '.join(gone) or 'none'} gone, {', '.join(new) or 'none'} new"]
         if self.fingerprint != other.fingerprint:
-            lines += _compare(self.counts, other.counts, "pictures in ")
+            lines += _compare(self.counts, other.counts, "images in ")
             lines += _compare({"data": self.fingerprint[:12]}, {"data": other.fingerprint[:12]})
         return lines
 
     def other_pixels(self, other: Identity) -> list[str]:
-        """As `differences`, of the decoded pictures: one may have been replaced by another of as many bytes."""
+        """As `differences`, of the decoded images: one may have been replaced by another of as many bytes."""
         return [
-            f"pictures in {split}: their pixels are others"
+            f"images in {split}: their pixels are others"
             for split, names in self.pixels.items()
             if not set(names) & set(other.pixels.get(split, ()))
         ]
@@ -130,7 +130,7 @@ def identify(recipe: Recipe, table: Table, machine: dict[str, Any], place: str) 
 
 
 def known_by(rows: Rows) -> list[str]:
-    """What decoded pictures are known by: where they lie and when they were changed; and their pixels, if stored.
+    """What decoded images are known by: where they lie and when they were changed; and their pixels, if stored.
 
     The first says that nothing was touched; the second, that a copy elsewhere is the same.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from linnaeus.check.inspection import Inspection
 from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
@@ -13,12 +14,11 @@ from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.layout import MANIFEST
 from linnaeus.runs.lock import Lock
 from linnaeus.stores.frozen import Samples
 from linnaeus.training.best import Best
-from linnaeus.training.checkpoint import MANIFEST
 from linnaeus.training.identity import Identity
-from linnaeus.training.inspect import Inspection
 from linnaeus.training.rangetest import RangeTest
 from linnaeus.training.stop import Stop
 from linnaeus.training.times import RunTimes
@@ -40,14 +40,14 @@ class Job:
     identity: Identity
     inspection: Inspection
     bad: int
-    """Pictures left out."""
+    """Images left out."""
     lock: Lock | None = None
     """On the run folder; the first process's."""
 
     def __init__(self, console: Console, draw: bool = True):
         self.console, self.seconds, self.stop = console, RunTimes(), Stop()
         self.draw = draw
-        """Whether curves, pictures and the report are made at the end."""
+        """Whether curves, images and the report are made at the end."""
 
     def hold(self, folder: Path) -> None:
         """Keep other processes out of the run folder. Raises UserError where one is in it."""

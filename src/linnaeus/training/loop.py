@@ -64,7 +64,7 @@ class Epoch:
     train_loss: float
     """Mean over the samples, of the main head, in training mode and with augmentation."""
     train_accuracy: float | None
-    """As train_loss; None where pictures are mixed and have no one label."""
+    """As train_loss; None where images are mixed and have no one label."""
     valid: Figures
     seconds: float
     model: Network
@@ -148,7 +148,7 @@ def fit(
 
 
 def validated(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
-    """The figures of `net` on the validation pictures, the same in all processes."""
+    """The figures of `net` on the validation images, the same in all processes."""
     found = answers(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine.autocast, engine.collect)
     return engine.decide(lambda: figures(found))
 
@@ -193,11 +193,11 @@ def step_that_fits(
         at_once = min(now.micro or samples, samples)
         if world > 1:  # the others are in the middle of adding up gradients, and would wait for ours
             raise JobError(
-                f"out of memory with {at_once} pictures at once ({reason.splitlines()[0]}); give another --out and "
+                f"out of memory with {at_once} images at once ({reason.splitlines()[0]}); give another --out and "
                 f"--set phase.N.micro_batch={max(1, at_once // 2)}: the batch stays"
             )
         if at_once == 1:
-            raise JobError(f"out of memory with a single picture at once ({reason.splitlines()[0]}); use smaller ones")
+            raise JobError(f"out of memory with a single image at once ({reason.splitlines()[0]}); use smaller ones")
         statistics.put_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -167,7 +167,7 @@ class Phases:
             def shrink(micro: int) -> None:
                 self.divided(number, micro)
                 self.console.warn(
-                    f"phase {number}: out of memory; from here on {micro} pictures at once. The batch stays "
+                    f"phase {number}: out of memory; from here on {micro} images at once. The batch stays "
                     f"{phase.batch}, and micro_batch in recipe.toml says so"
                 )
 
@@ -218,7 +218,7 @@ class Phases:
             right = (head.probabilities.argmax(1) == labels).mean()
             self.console.say(
                 f"  a linear head on {len(labels)} vectors of {vectors.shape[1]}: penalty {head.penalty:g} of "
-                f"{len(head.losses)} tried, {right:.2%} right by cross-validation over the training pictures"
+                f"{len(head.losses)} tried, {right:.2%} right by cross-validation over the training images"
             )
             return replace(head, weight=head.weight.cpu(), bias=head.bias.cpu()), learned
 

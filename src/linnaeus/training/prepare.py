@@ -1,4 +1,4 @@
-"""What stands before the first epoch: recipe, split, network, decoded pictures."""
+"""What stands before the first epoch: recipe, split, network, decoded images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from linnaeus.check.inspection import group_copies
 from linnaeus.console import Console
 from linnaeus.data.batches import Subset
 from linnaeus.data.decode import RowSpec
@@ -25,7 +26,6 @@ from linnaeus.stores.frozen import Samples
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import StreamedRows, readable
 from linnaeus.training.choose import choose_recipe
-from linnaeus.training.inspect import group_copies
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), a value a channel, on the scale [0, 1]."""
@@ -77,7 +77,7 @@ def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
     if split.groups and not (table.split == "").any() and (len(table.where("valid")) or recipe.data.valid == "test"):
         raise UserError(
             f"{table.source}: data.split.groups = {split.groups!r} has nothing to divide, since the source comes with "
-            "its own parts; leave it out, or give the pictures as one folder or CSV without parts"
+            "its own parts; leave it out, or give the images as one folder or CSV without parts"
         )
     if split.groups == NEAR_DUPLICATES:
         table = group_copies(table, console)
@@ -117,7 +117,7 @@ def build_network(
 
 
 def check_size(network: Network, recipe: Recipe, channels: int) -> None:
-    """Raise UserError where the pictures are too small for one of our networks: tried without memory or work."""
+    """Raise UserError where the images are too small for one of our networks: tried without memory or work."""
     size = recipe.data.size
     if network.arch["name"] == "custom":
         return
@@ -148,7 +148,7 @@ def preprocessing_of(recipe: Recipe, channels: int, weights: Normalisation | Non
 def load_samples(
     table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
 ) -> tuple[dict[str, Samples], list[tuple[str, str]]]:
-    """Decode every picture of every split, once. Returns the samples by split, and (path, reason) of the unreadable.
+    """Decode every image of every split, once. Returns the samples by split, and (path, reason) of the unreadable.
 
     They are warned of, unless `strict`, where the caller refuses them. Raises UserError where too little is left.
     """
@@ -175,16 +175,14 @@ def load_samples(
             rows if len(good) == len(indices) else Subset(rows, good), table.labels[kept], table.group_numbers(kept)
         )
         if not len(good):
-            raise UserError(
-                f"{table.source}: none of the {len(indices)} {split} pictures can be read; first: {bad[-1]}"
-            )
+            raise UserError(f"{table.source}: none of the {len(indices)} {split} images can be read; first: {bad[-1]}")
     if bad and not strict:
-        said = f"unreadable picture(s), such as {bad[0][0]}: {bad[0][1]}"
+        said = f"unreadable image(s), such as {bad[0][0]}: {bad[0][1]}"
         console.warn(f"{len(bad)} {said}; left out, all named in bad_images.csv")
     lost = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))
     if len(lost):
         names = ", ".join(table.names[i] for i in lost)
-        raise UserError(f"{table.source}: no readable training picture of {names}; add some, or remove the class")
+        raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")
     return samples, bad
 
 

@@ -92,13 +92,13 @@ def range_test(
 def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
     """The rate to train with: a tenth of that at which the smoothed loss is lowest, or less.
 
-    A loss that goes on falling to the end of the range, as on a few pictures that are learned by heart, has no lowest
+    A loss that goes on falling to the end of the range, as on a few images that are learned by heart, has no lowest
     point, so the rate at which half of the fall is done is a bound too. Where the loss hardly falls, since what is
     trained is good already, it is a tenth of the last rate that does no harm.
     """
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite == 0:
-        raise JobError('lr = "auto": the loss is not finite before the first step; are the pictures and weights sound?')
+        raise JobError('lr = "auto": the loss is not finite before the first step; are the images and weights sound?')
     found, tried = np.array(losses[:finite]), rates[:finite]
     smoothed = smooth(found)
     lowest = int(smoothed.argmin())

@@ -1,17 +1,17 @@
-"""What is said of a finished run: its figures from the saved file, and pictures to look at.
+"""What is said of a finished run: its figures from the saved file, and images to look at.
 
 `metrics.json` is one object:
 
     valid, test     figures of a split: n, correct, accuracy, accuracy_ci95, loss, top5 and more, from the saved model;
-                    groups, where the pictures come in some
+                    groups, where the images come in some
     calibration     the temperature, and from which probability on the model answers
     source          path and kind of what was trained on
     selected_on     the split that chose the best epoch
     best            by which figure, and its phase and epoch
     epochs          rows of history.csv
     interrupted     whether the run was stopped before its end
-    bad_images      pictures left out
-    micro_batch     pictures that went through the network at once, by phase
+    bad_images      images left out
+    micro_batch     images that went through the network at once, by phase
     executors       what ran the frozen part
     seconds         by what they were spent on, and in total
     hardware, versions, fingerprint     of the machine, the programs, the data
@@ -50,7 +50,7 @@ class Judged:
         self.found = {split: assess(out, self.calibration, own=split == "valid") for split, out in outputs.items()}
 
         self.without_leaks: dict[str, Figures | None] = {}
-        """By split, on the pictures of which no copy stands in an earlier split, where others have one."""
+        """By split, on the images of which no copy stands in an earlier split, where others have one."""
 
     @property
     def threshold(self) -> float:
@@ -103,7 +103,7 @@ def prediction_rows(
             )  # fmt: skip
 
 
-def write_pictures(
+def write_images(
     folder: RunFolder,
     table: Table,
     samples: dict[str, Samples],
@@ -113,21 +113,21 @@ def write_pictures(
     threshold: float,
 ) -> str:
     """curves.png, predictions.png and confusion.png. Returns the characters that no font on this machine has."""
-    from linnaeus.report.plots import confusion, curves, picture_grid
+    from linnaeus.report.plots import confusion, curves, image_grid
 
     split = "test" if "test" in outputs else "valid"
     out, word = outputs[split], {"valid": "validation"}.get(split, split)
     at = next(i for i, row in enumerate(folder.rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
     missing = curves([vars(row) for row in folder.rows], folder.path / "curves.png", best=at)
     matrix = confusion_matrix(out.labels, out.predicted, len(table.classes))
-    missing += confusion(matrix, table.names, folder.path / "confusion.png", title=f"{word.capitalize()} pictures")
+    missing += confusion(matrix, table.names, folder.path / "confusion.png", title=f"{word.capitalize()} images")
     chosen = choose_shown(out)
     shown = [_shown(i, table, samples[split], out, preprocessing, threshold) for i in chosen]
     wrong, all_wrong = int((out.predicted != out.labels)[chosen].sum()), int((out.predicted != out.labels).sum())
-    title = f"{len(out.labels)} {word} pictures, {all_wrong} wrong"
+    title = f"{len(out.labels)} {word} images, {all_wrong} wrong"
     if len(chosen) < len(out.labels):
         title += f"; here {len(chosen)}" + (f", with the {wrong} most confident mistakes" if wrong < all_wrong else "")
-    missing += picture_grid(shown, folder.path / "predictions.png", title=title)
+    missing += image_grid(shown, folder.path / "predictions.png", title=title)
     return "".join(dict.fromkeys(missing))
 
 
@@ -148,17 +148,17 @@ def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:
 
 
 def _shown(i: int, table: Table, samples: Samples, out: Outputs, preprocessing: Preprocessing, threshold: float):
-    """Sample i as a tile of the picture grid: what the network saw, what it said, what is true."""
+    """Sample i as a tile of the image grid: what the network saw, what it said, what is true."""
     import torch
 
     from linnaeus.report.plots import Shown
 
     rows, shapes = samples.rows.gather(np.array([i]))
-    picture = preprocessing.crop(torch.from_numpy(rows), shapes)[0].numpy()
+    image = preprocessing.crop(torch.from_numpy(rows), shapes)[0].numpy()
     predicted, label = int(out.predicted[i]), int(out.labels[i])
     probability = float(out.probabilities[i, predicted])
     return Shown(
-        picture=picture,
+        image=image,
         predicted=table.names[predicted],
         probability=probability,
         true=table.names[label],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
@@ -28,7 +29,6 @@ from linnaeus.stores.frozen import Frozen
 from linnaeus.training.checkpoint import Checkpoints, Every
 from linnaeus.training.finish import Run, finish
 from linnaeus.training.identity import Identity, identify, known_by
-from linnaeus.training.inspect import Inspection, inspect
 from linnaeus.training.job import Job
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phases import Phases
@@ -71,21 +71,21 @@ def train(
     `source` is what the command takes, or a table of your own. `recipe` is a name, a file, or a Recipe; without one it
     is chosen from the data. `model` is the name of a network, `file.py:function`, or a module of your own; `weights` a
     name, a file or "none"; `epochs` a number for each phase; `settings` dotted keys on the recipe, such as
-    {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable pictures instead of leaving them out. Ctrl-C ends
+    {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable images instead of leaving them out. Ctrl-C ends
     the run with the best model so far.
 
     With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
     `source` itself where that is a run folder, or else the last of runs/<recipe>-<n> on that source. Where there
     is none, a new one begins. One process at a time works in a run folder. `checkpoint_every`: "auto", as often as
     takes 2 % of the time; or "5min", or "100steps".
-    Without `draw` there are no curves, pictures and report, which take longer than a very small network.
+    Without `draw` there are no curves, images and report, which take longer than a very small network.
 
     Several processes train one network where torchrun or srun starts this in each of them; the first one writes and
     prints. `devices` is how many there are on this machine: from Python it can only be checked.
 
     `trial(number, figures)` is told the validation of every epoch, counted over all phases, and ends the run by an
     exception. A run with it is one of many, of which only figures are wanted: it leaves its recipe and history, and
-    neither a model nor a checkpoint nor what is made from one, and no test picture is looked at.
+    neither a model nor a checkpoint nor what is made from one, and no test image is looked at.
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
     these is StoppedError, after SIGTERM, and another LostError, where another process is gone.
     """
@@ -212,7 +212,7 @@ def _prepare(job: Job, request: Request, table: Table) -> None:
 
 
 def _build(job: Job, request: Request) -> int:
-    """The network, and the preprocessing as far as it is known before a picture is read. Returns the channels."""
+    """The network, and the preprocessing as far as it is known before an image is read. Returns the channels."""
     wanted = job.recipe.data.channels
     channels = (job.table.channels or 3) if wanted == "auto" else wanted
     module = request.model if isinstance(request.model, nn.Module) else None
@@ -236,7 +236,7 @@ def _hold(job: Job, request: Request) -> None:
 
 
 def _open_folder(job: Job, request: Request, continues: bool) -> RunFolder:
-    """The run folder, with what is known before a picture is read."""
+    """The run folder, with what is known before an image is read."""
     if continues:
         assert request.out is not None
         folder = RunFolder.resume(request.out)
@@ -250,24 +250,24 @@ def _open_folder(job: Job, request: Request, continues: bool) -> RunFolder:
 
 
 def _inspect(job: Job, request: Request, bad: list[tuple[str, str]]) -> None:
-    """Write down what is wrong with the pictures. Raises UserError where --strict refuses that."""
+    """Write down what is wrong with the images. Raises UserError where --strict refuses that."""
     source = job.table.source
     job.folder.write_bad_images(bad)
     if bad and request.strict:
         first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
-        raise UserError(f"{source}: {len(bad)} unreadable picture(s), such as {first}; {advice}")
+        raise UserError(f"{source}: {len(bad)} unreadable image(s), such as {first}; {advice}")
     job.inspection = inspect(job.table, job.console)
     job.folder.write_check(job.inspection)
     if job.inspection.leaked and request.strict:
         counts = " and ".join(f"{len(found)} {split}" for split, found in job.inspection.leaked.items())
         raise UserError(
-            f"{source}: copies of {counts} picture(s) stand in an earlier split; remove them (`linnaeus check` "
+            f"{source}: copies of {counts} image(s) stand in an earlier split; remove them (`linnaeus check` "
             "names them), or go on without --strict: figures then come with and without them"
         )
 
 
 def _identify_pixels(job: Job, before: Identity | None) -> None:
-    """Write down what the decoded pictures are known by; refuse others than the run had `before`."""
+    """Write down what the decoded images are known by; refuse others than the run had `before`."""
     job.identity.pixels = {split: known_by(samples.rows) for split, samples in job.samples.items()}
     if before is not None:
         before.refuse(job.folder.path, before.other_pixels(job.identity))
@@ -298,16 +298,16 @@ def _introduce(job: Job) -> None:
     for line in job.inspection.lines:
         job.console.warn(line)
     if job.recipe.data.valid == "test":
-        job.console.warn('valid = "test": the best model is selected on the test pictures, so its figure flatters')
+        job.console.warn('valid = "test": the best model is selected on the test images, so its figure flatters')
     total = sum(p.numel() for p in network.parameters())
     p = job.preprocessing
     say(f"network   {network.arch['name']}, {total:,} parameters, weights: {job.recipe.model.weights}")
     kind = "gray" if p.channels == 1 else "color"
-    say(f"pictures  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
+    say(f"images  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
 
 
 def _count(job: Job, split: str) -> str:
-    """How many pictures a split has, and in how many groups."""
+    """How many images a split has, and in how many groups."""
     groups = job.samples[split].groups
     return f"{split} {len(job.samples[split])}" + ("" if groups is None else f" in {len(set(groups.tolist()))} groups")
 
@@ -354,7 +354,7 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[
                 raise
             where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
             raise JobError(f"{error}; the best model so far ({where}) is in {job.folder.model}") from None
-        except UnreadableError as error:  # where pictures are decoded anew in every epoch
+        except UnreadableError as error:  # where images are decoded anew in every epoch
             raise JobError(f"{error}; it could be read when the run began. {job.to_go_on()}") from None
     if trial is not None:
         assert best.figures is not None

@@ -105,7 +105,7 @@ def own_parts(n: int, world: int) -> list[range]:
 def pieces(n: int, most: int) -> list[tuple[int, int]]:
     """(start, stop) of as few and as equal pieces of n samples as `most` a piece allow.
 
-    Equal, so that none is left with the single picture on which BatchNorm cannot be trained.
+    Equal, so that none is left with the single image on which BatchNorm cannot be trained.
     """
     count = -(-n // most)
     return [(n * i // count, n * (i + 1) // count) for i in range(count)]
@@ -137,7 +137,7 @@ class Criterion:
             self.weights = balanced(labels, classes).to(device)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """`targets`: (N,) classes, or (N, classes) shares where pictures are mixed."""
+        """`targets`: (N,) classes, or (N, classes) shares where images are mixed."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         targets = targets.to(logits) if targets.is_floating_point() else targets
         losses = F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="none")

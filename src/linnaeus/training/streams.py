@@ -46,7 +46,7 @@ class Streams:
     def cut(self, phase: Phase) -> str | None:
         """The first stage that trains; None where that is the first of all.
 
-        Below it nothing trains, and nothing is random in evaluation mode: what crosses it depends on the picture alone.
+        Below it nothing trains, and nothing is random in evaluation mode: what crosses it depends on the image alone.
         Where the head looks at lower stages too, the cut is low enough for it to see them.
         """
         model = self.frozen.model
@@ -67,7 +67,7 @@ class Streams:
         return cut, self._fresh(phase, cut), valid
 
     def _pixels(self, phase: Phase) -> Stream:
-        """Training pictures, augmented afresh in every epoch."""
+        """Training images, augmented afresh in every epoch."""
         batches = self._order(phase, on_device(self.train.rows, self.engine.device), 1)
         return Stream(batches, self._augment(phase))
 
@@ -124,7 +124,7 @@ class Streams:
         return Stream(self._in_order(rows, 256), lambda batch, epoch: stored(batch))
 
     def _stored_training(self, number: int, cut: str) -> Stream:
-        """What crosses the cut for each training picture, or for each of its `views` augmented versions."""
+        """What crosses the cut for each training image, or for each of its `views` augmented versions."""
         phase, n = self.phases[number], len(self.train)
         views = phase.views or 1
         kind = (phase.augment, phase.views)
@@ -132,7 +132,7 @@ class Streams:
         augment = self._augment(phase)
 
         def prepare(batch: Batch) -> Tensor:
-            """Rows hold the views of a picture one after the other; a view stands for an epoch of the augmentation."""
+            """Rows hold the views of an image one after the other; a view stands for an epoch of the augmentation."""
             samples, view = batch.indices // views, batch.indices % views
             made: list[tuple[np.ndarray, Tensor]] = []
             for v in np.unique(view):
@@ -168,7 +168,7 @@ class Streams:
         return None
 
     def _fresh(self, phase: Phase, cut: str) -> Stream:
-        """Pictures augmented afresh, and the frozen part run on them, in every epoch."""
+        """Images augmented afresh, and the frozen part run on them, in every epoch."""
         augment = self._augment(phase)
         executor = self._executor(cut, len(self.train) * phase.epochs)
         if phase.augment is not None:
@@ -179,7 +179,7 @@ class Streams:
             )
         return Stream(self._pixels(phase).batches, lambda batch, epoch: executor(augment(batch, epoch)))
 
-    def _executor(self, cut: str, pictures: int):
+    def _executor(self, cut: str, images: int):
         rows, shapes = self.valid.rows.gather(np.arange(min(TRIED, len(self.valid))))
         sample = self.preprocessing(torch.from_numpy(rows), shapes).to(self.engine.device)
-        return self.frozen.executor(cut, sample, pictures)
+        return self.frozen.executor(cut, sample, images)

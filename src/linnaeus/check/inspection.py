@@ -36,7 +36,7 @@ class Inspection:
 
 
 def group_copies(table: Table, console: Console) -> Table:
-    """`table` with copies of one picture as groups, joined to the groups that it has: none is divided by a split."""
+    """`table` with copies of one image as groups, joined to the groups that it has: none is divided by a split."""
     if table.paths is None:
         raise UserError(
             f'{table.source}: data.split.groups = "{NEAR_DUPLICATES}" looks for copies among files, and this source '
@@ -58,14 +58,14 @@ def inspect(table: Table, console: Console) -> Inspection:
     if table.paths is None:
         return Inspection()
     checked = check_table(table, weights="stored", console=console)
-    lines = short_form(checked.findings, "all of them, with pictures, are in the run's report.html")
+    lines = short_form(checked.findings, "all of them, with images, are in the run's report.html")
     return Inspection(checked.to_dict(), lines, leaks(table, checked.duplicates))
 
 
 def without_leaks(
     table: Table, samples: dict[str, Samples], outputs: dict[str, Outputs], leaked: dict[str, np.ndarray]
 ) -> dict[str, Figures | None]:
-    """Split -> its figures on the pictures of which no copy was trained or selected on; None where none is left."""
+    """Split -> its figures on the images of which no copy was trained or selected on; None where none is left."""
     found: dict[str, Figures | None] = {}
     for split, out in outputs.items():
         if split in leaked:

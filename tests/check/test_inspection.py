@@ -7,38 +7,38 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import write_pictures, write_recipe
+from tiny import write_images, write_recipe
 
 import linnaeus
+from linnaeus.check.inspection import group_copies, inspect
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import split_table
 from linnaeus.errors import UserError
 from linnaeus.training import finish
-from linnaeus.training.inspect import group_copies, inspect
 
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without their pictures, which take most of a second."""
-    monkeypatch.setattr(finish, "write_pictures", lambda *args: "")
+    """Runs without their images, which take most of a second."""
+    monkeypatch.setattr(finish, "write_images", lambda *args: "")
 
 
 @pytest.fixture
 def leaky(tmp_path: Path) -> Path:
-    """Training and validation folders; two of the 12 validation pictures of class 0 are copies of training ones."""
+    """Training and validation folders; two of the 12 validation images of class 0 are copies of training ones."""
     source = tmp_path / "pictures"
-    write_pictures(source / "train", each=10)
-    write_pictures(source / "valid", each=4, seed=50)
+    write_images(source / "train", each=10)
+    write_images(source / "valid", each=4, seed=50)
     for i in range(2):
         shutil.copy(source / "train" / "0" / f"0 {i}.png", source / "valid" / "0" / f"0 {i}.png")
     return source
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_figures_come_with_and_without_the_leaked_pictures(
+def test_figures_come_with_and_without_the_leaked_images(
     leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
@@ -57,14 +57,14 @@ def test_figures_come_with_and_without_the_leaked_pictures(
 
 
 def test_strict_refuses_leaks(leaky: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"copies of 2 valid picture\(s\) stand in an earlier split"):
+    with pytest.raises(UserError, match=r"copies of 2 valid image\(s\) stand in an earlier split"):
         linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, strict=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_copies_and_groups_stay_on_one_side(tmp_path: Path):
-    """Twelve copies of one picture among sixty, which a random split would divide; and a column's groups joined."""
-    source = write_pictures(tmp_path / "pictures", each=20)
+    """Twelve copies of one image among sixty, which a random split would divide; and a column's groups joined."""
+    source = write_images(tmp_path / "pictures", each=20)
     for i in range(1, 13):
         shutil.copy(source / "1" / "1 0.png", source / "1" / f"1 {i}.png")
     table = open_source(source)
@@ -77,7 +77,7 @@ def test_copies_and_groups_stay_on_one_side(tmp_path: Path):
 
 
 def test_copies_join_the_groups_of_a_column(tmp_path: Path):
-    source = write_pictures(tmp_path / "pictures", each=4)
+    source = write_images(tmp_path / "pictures", each=4)
     shutil.copy(source / "0" / "0 0.png", source / "1" / "1 0.png")
     names = [
         ("0/0 0.png", 0, "a"),
@@ -90,7 +90,7 @@ def test_copies_join_the_groups_of_a_column(tmp_path: Path):
     (source / "all.csv").write_text("\n".join(["path,label,plant", *lines]) + "\n")
     groups = group_copies(open_source(source / "all.csv", group="plant"), QUIET).groups
     assert groups is not None
-    assert len(set(groups[:4])) == 1, "plant a and plant b share a picture"
+    assert len(set(groups[:4])) == 1, "plant a and plant b share an image"
     assert groups[4] == ""
 
 
@@ -114,14 +114,14 @@ def test_evaluation_too_tells_what_leaked(leaky: Path, tmp_path: Path, say):
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
     said = say("evaluate", run.path, leaky, "--json", tmp_path / "f.json")
     assert said.status == 0
-    assert "2 of these 12 pictures have a copy in an earlier split; without them: " in said.err
+    assert "2 of these 12 images have a copy in an earlier split; without them: " in said.err
     found = json.loads((tmp_path / "f.json").read_text())["valid"]["without_leaks"]
     assert found == json.loads((run.path / "metrics.json").read_text())["valid"]["without_leaks"]
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_split_that_kept_copies_together_is_not_drawn_again_by_guess(tmp_path: Path, say):
-    source = write_pictures(tmp_path / "pictures", each=8)
+    source = write_images(tmp_path / "pictures", each=8)
     settings = {"data.split.groups": "near-duplicates"}
     run = linnaeus.train(
         source, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, settings=settings
@@ -131,4 +131,4 @@ def test_a_split_that_kept_copies_together_is_not_drawn_again_by_guess(tmp_path:
     assert f"give the run's own: {run.path / 'split.csv'}" in refused.err
     said = say("evaluate", run.path, run.path / "split.csv")
     assert said.status == 0
-    assert f"valid of {run.path / 'split.csv'}: {run.valid.n} pictures" in said.out
+    assert f"valid of {run.path / 'split.csv'}: {run.valid.n} images" in said.out

@@ -1,4 +1,4 @@
-"""Findings about single files and pictures: what cannot be read, what is misnamed, what is unlike the rest."""
+"""Findings about single files and images: what cannot be read, what is misnamed, what is unlike the rest."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SUFFIXES = {
 }
 """Format -> what its files may be called; the first is the usual one."""
 
-ONE_COLOR = 8.0  # gray levels, of 255, between the extremes of a picture that shows nothing
-DARK, BRIGHT = 40.0, 200.0  # the brightest of a dark picture, the darkest of a bright one
+ONE_COLOR = 8.0  # gray levels, of 255, between the extremes of an image that shows nothing
+DARK, BRIGHT = 40.0, 200.0  # the brightest of a dark image, the darkest of a bright one
 BLURRED = 4.0  # times less sharp than the median, and as many robust deviations below it
-LEAST_SIDE = 64  # pixels: a smaller picture has no detail to lose
-LEAST_DEVIATION = 0.3  # of log2 sharpness: where all pictures are alike, a small difference is none
+LEAST_SIDE = 64  # pixels: a smaller image has no detail to lose
+LEAST_DEVIATION = 0.3  # of log2 sharpness: where all images are alike, a small difference is none
 SIZES = 4.0  # times: a short side this far from the median is far
 ELONGATED = 3.0  # long side over short side; the store of `fit = "crop"` keeps no more than 4
-COMMON = 0.2  # of the pictures: what so many are is how this source is, and said once
+COMMON = 0.2  # of the images: what so many are is how this source is, and said once
 
 
 def files(table: Table, looks: Looks) -> list[Finding]:
@@ -52,8 +52,8 @@ def files(table: Table, looks: Looks) -> list[Finding]:
     return found
 
 
-def pictures(table: Table, looks: Looks) -> list[Finding]:
-    """Pictures that show nothing, or are far from what the others are like; the farthest first."""
+def images(table: Table, looks: Looks) -> list[Finding]:
+    """Images that show nothing, or are far from what the others are like; the farthest first."""
     readable = looks.readable
     rows = {
         name: looks.rows[name][readable].astype(np.float64)
@@ -77,9 +77,7 @@ def pictures(table: Table, looks: Looks) -> list[Finding]:
         chosen = chosen[np.argsort(rank[chosen], kind="stable")]
         if len(chosen) > max(2, COMMON * len(readable)):
             samples = tuple(table.sample_id(int(readable[k])) for k in chosen)
-            text = (
-                f"{len(chosen)} of {len(readable)} pictures: this is what the source is like, or something went wrong"
-            )
+            text = f"{len(chosen)} of {len(readable)} images: this is what the source is like, or something went wrong"
             return [Finding(kind, "info" if kind != "one-color" else severity, samples, (), text)]
         return [
             Finding(kind, severity, *_about(table, int(readable[k])), detail.format(*(v[k] for v in values)))
@@ -91,7 +89,7 @@ def pictures(table: Table, looks: Looks) -> list[Finding]:
         *say("dark", "warning", dark, rows["high"], "99 % of it is darker than {:.0f} of 255", rows["high"]),
         *say("bright", "warning", bright, -rows["low"], "99 % of it is brighter than {:.0f} of 255", rows["low"]),
         *say("blurred", "warning", soft & ~empty & ~dark & ~bright, sharp,
-             "{:.0f} times less sharp than the median picture", times),
+             "{:.0f} times less sharp than the median image", times),
         *say("small", "info", short * SIZES < usual, short, "{:.0f} x {:.0f} pixels; the median short side is "
              f"{usual:.0f}", rows["width"], rows["height"]),
         *say("large", "info", short > SIZES * usual, -short, "{:.0f} x {:.0f} pixels; the median short side is "

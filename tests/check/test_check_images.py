@@ -1,4 +1,4 @@
-"""Single pictures: what is misnamed, empty, or unlike the rest; and nothing where all is well."""
+"""Single images: what is misnamed, empty, or unlike the rest; and nothing where all is well."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from scenes import scene, write_scenes
 
 from linnaeus.check.findings import Finding
+from linnaeus.check.images import SUFFIXES, files, images
 from linnaeus.check.look import look
-from linnaeus.check.pictures import SUFFIXES, files, pictures
 from linnaeus.data.decode import FORMATS, IMAGE_SUFFIXES
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -20,7 +20,7 @@ from linnaeus.data.table import Table
 def found(folder: Path) -> list[Finding]:
     table = open_source(folder)
     looks = look(table, cache=None)
-    return [*files(table, looks), *pictures(table, looks)]
+    return [*files(table, looks), *images(table, looks)]
 
 
 def kinds(folder: Path) -> dict[str, str]:
@@ -28,11 +28,11 @@ def kinds(folder: Path) -> dict[str, str]:
     return {finding.paths[0]: finding.kind for finding in found(folder) if len(finding.paths) == 1}
 
 
-def test_nothing_is_said_of_good_pictures(tmp_path: Path):
+def test_nothing_is_said_of_good_images(tmp_path: Path):
     assert found(write_scenes(tmp_path, each=20)) == []
 
 
-def test_each_odd_picture_is_told_from_the_others(tmp_path: Path):
+def test_each_odd_image_is_told_from_the_others(tmp_path: Path):
     write_scenes(tmp_path, each=20)
     oak = tmp_path / "oak"
     image = scene(50)
@@ -62,7 +62,7 @@ def test_a_wrong_extension_names_the_right_one(tmp_path: Path):
     assert finding.detail == "holds PNG and is called .jpg; rename it to .png"
 
 
-def test_what_all_pictures_are_is_said_once(tmp_path: Path):
+def test_what_all_images_are_is_said_once(tmp_path: Path):
     for k, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         for i in range(10):
@@ -72,8 +72,8 @@ def test_what_all_pictures_are_is_said_once(tmp_path: Path):
 
 
 def test_arrays_have_no_extension():
-    images = np.stack([np.asarray(scene(i, 40, 40)) for i in range(4)])
-    table = Table("t", "idx", ("a", "b"), ("a", "b"), np.array([0, 0, 1, 1]), np.array([""] * 4), images=images)
+    pixels = np.stack([np.asarray(scene(i, 40, 40)) for i in range(4)])
+    table = Table("t", "idx", ("a", "b"), ("a", "b"), np.array([0, 0, 1, 1]), np.array([""] * 4), images=pixels)
     assert files(table, look(table, cache=None)) == []
 
 
