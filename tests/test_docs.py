@@ -176,9 +176,9 @@ def test_marks_of_the_comparison_are_the_same_in_both_languages() -> None:
 
 def test_images_are_small_and_shown() -> None:
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    images = [f for f in (ROOT / "docs" / "pictures").iterdir() if f.suffix in (".png", ".jpg")]
+    images = [f for f in (ROOT / "docs" / "images").iterdir() if f.suffix in (".png", ".jpg")]
     assert len(images) >= 6
-    assert [f.name for f in images if f.stat().st_size >= 200_000 or f"docs/pictures/{f.name}" not in shown] == []
+    assert [f.name for f in images if f.stat().st_size >= 200_000 or f"docs/images/{f.name}" not in shown] == []
     assert sum(f.stat().st_size for f in images) < 1_000_000
 
 

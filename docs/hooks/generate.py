@@ -28,13 +28,13 @@ NOTE = "<!-- made by docs/hooks/generate.py -->\n\n"
 
 # Heading -> modules, classes and constants whose docstrings say what the file holds.
 FORMATS = {
-    "The run folder": ("training.runfolder",),
-    "model.safetensors": ("modelfile",),
-    "history.csv": ("report.contents:Row",),
-    "predictions.csv": ("compare:PREDICTION_COLUMNS",),
+    "The run folder": ("runs.folder",),
+    "model.safetensors": ("modelfile.safetensors",),
+    "history.csv": ("runs.history:Row",),
+    "predictions.csv": ("runs.compare:PREDICTION_COLUMNS",),
     "metrics.json and evaluation.json": ("training.results",),
     "check.json": ("check.findings", "check.findings:Finding"),
-    "Answers of predict": ("answers",),
+    "Output of predict": ("inference.writers",),
     "checkpoint/": ("training.checkpoint",),
     "Shards": ("data.shards",),
     "The space of a sweep": ("sweeps.space",),

@@ -1,4 +1,4 @@
-"""Draw the images of README.md and of the pages: `python docs/pictures/draw.py WORK [--flowers RUN]`.
+"""Draw the images of README.md and of the pages: `python docs/images/draw.py WORK [--flowers RUN]`.
 
 Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), beside what `make test` installs.
 What is trained, planted and asked lies in WORK afterwards. One thread, so that the digits run gives the
