@@ -40,7 +40,7 @@ def test_help_needs_neither_torch_nor_pydantic():
     code = """
 import sys
 from click.testing import CliRunner
-from linnaeus.cli import cli
+from linnaeus.cli.main import cli
 for command in (
     [], ["train"], ["predict"], ["explain"], ["check"], ["evaluate"], ["compare"], ["models"], ["recipes"],
     ["weights"], ["data"],

@@ -26,7 +26,7 @@ from linnaeus.console import Console
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.serve.app import Settings, make_app
 from linnaeus.serve.limits import Limits
-from linnaeus.serve.run import Server, bind
+from linnaeus.serve.server import Server, bind
 from linnaeus.serve.service import Service
 
 OCTETS = {"Content-Type": "application/octet-stream"}

@@ -18,7 +18,7 @@ from linnaeus.cli import serve as cli_serve
 from linnaeus.console import Console
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.metrics.calibration import Calibration
-from linnaeus.serve.aside import Aside, OverError, comparing
+from linnaeus.serve.gallery import CancellableConsole, GalleryCancelledError, load_gallery
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.service import Service
 
@@ -238,7 +238,7 @@ def test_what_looks_alike_comes_with_the_explanation(tmp_path: Path):
     model = write_model_with_opinions(tmp_path)
     source = write_images(tmp_path / "source", each=4)
     service = Service(load(model))
-    with comparing(service, str(source), Console(quiet=True)):
+    with load_gallery(service, str(source), Console(quiet=True)):
         until(lambda: service.gallery is not None)
     with client(service) as web:
         assert web.get("/model").json()["neighbors"] == 12
@@ -255,7 +255,7 @@ def test_what_looks_alike_comes_with_the_explanation(tmp_path: Path):
 
 def test_a_source_that_is_gone_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     service = Service(load(write_model_with_opinions(tmp_path)))
-    with comparing(service, str(tmp_path / "gone"), Console(quiet=True)):
+    with load_gallery(service, str(tmp_path / "gone"), Console(quiet=True)):
         pass
     assert service.gallery is None
     assert "no training images to compare with" in capfd.readouterr().err
@@ -263,11 +263,11 @@ def test_a_source_that_is_gone_is_a_warning(tmp_path: Path, capfd: pytest.Captur
 
 def test_comparing_ends_with_the_server(tmp_path: Path):
     """Whatever is left of minutes of work beside the server: it stops at the next step."""
-    aside = Aside(Console(quiet=True))
+    aside = CancellableConsole(Console(quiet=True))
     with aside.progress("decoding") as advance:
         advance(1, 100)
         aside.over.set()
-        with pytest.raises(OverError):
+        with pytest.raises(GalleryCancelledError):
             advance(2, 100)
 
 

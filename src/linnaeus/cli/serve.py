@@ -50,10 +50,10 @@ def serve(
     if max_images > queue:
         raise UserError(f"--max-images {max_images}: a full request never fits into --queue {queue}")
     try:
+        from linnaeus.serve.access import is_loopback
         from linnaeus.serve.app import Settings
-        from linnaeus.serve.gate import is_loopback
         from linnaeus.serve.limits import Limits
-        from linnaeus.serve.run import serve as run_server
+        from linnaeus.serve.server import serve as run_server
         from linnaeus.serve.service import Service
     except ImportError as error:
         raise UserError(f'serving needs {error.name}: pip install "linnaeus[serve]"') from None

@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect
 
 from linnaeus._version import __version__
 from linnaeus.data.names import printable
-from linnaeus.serve import pages, spec
-from linnaeus.serve.card import card
-from linnaeus.serve.gate import COOKIE, Gate, Keys, error_line
+from linnaeus.serve import openapi, pages
+from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_line
 from linnaeus.serve.limits import Held, RefusedError
+from linnaeus.serve.model_info import model_info
 from linnaeus.serve.service import Service
 from linnaeus.serve.uploads import receive
 
@@ -40,7 +40,7 @@ class Settings:
     """The text of the run's report.html, where there is one."""
 
 
-def make_app(service: Service, settings: Settings) -> Gate:
+def make_app(service: Service, settings: Settings) -> AccessControl:
     """The whole server as an ASGI application. `service` starts and stops with it."""
 
     @asynccontextmanager
@@ -50,16 +50,16 @@ def make_app(service: Service, settings: Settings) -> Gate:
         await service.stop()
 
     app = FastAPI(
-        title="linnaeus serve", version=__version__, description=spec.ABOUT, docs_url=None,
+        title="linnaeus serve", version=__version__, description=openapi.ABOUT, docs_url=None,
         redoc_url=None, lifespan=lifespan,
     )  # fmt: skip
-    keys = Keys(settings.token)
+    keys = Credentials(settings.token)
     _refusals(app)
     _asking(app, service, settings)
     _watching(app, service)
     _browsing(app, settings, keys)
     routes = [route.path for route in app.routes if hasattr(route, "path")]
-    return Gate(app, keys, service.metrics, routes, settings.hosts)
+    return AccessControl(app, keys, service.metrics, routes, settings.hosts)
 
 
 def _refusals(app: FastAPI) -> None:
@@ -94,15 +94,15 @@ def _asking(app: FastAPI, service: Service, settings: Settings) -> None:
     held = Held(service.limits.held_bytes)
     service.metrics.held_bytes.set_function(lambda: held.now)
     unread: dict[int | str, dict[str, Any]] = {
-        422: {"model": spec.Answers | spec.Refusal, "description": "no image of the request can be read"}
+        422: {"model": openapi.Answers | openapi.Refusal, "description": "no image of the request can be read"}
     }
 
     @app.post(
         "/predict",
         summary="Classify images",
-        response_model=spec.Answers,
-        responses={**spec.refusals(400, 401, 408, 413, 415, 421, 503), **unread},
-        openapi_extra=spec.BODY,
+        response_model=openapi.Answers,
+        responses={**openapi.refusals(400, 401, 408, 413, 415, 421, 503), **unread},
+        openapi_extra=openapi.BODY,
     )
     async def predict(
         request: Request,
@@ -123,18 +123,18 @@ def _asking(app: FastAPI, service: Service, settings: Settings) -> None:
         text = json.dumps({"predictions": answers}, ensure_ascii=False) + "\n"
         return Response(printable(text), status, media_type=JSON)
 
-    @app.get("/model", summary="The model's card", responses=spec.refusals(401, 421))
+    @app.get("/model", summary="The model's card", responses=openapi.refusals(401, 421))
     async def model() -> dict[str, Any]:
         """What the model is, how good it is with counts and intervals, and what this server takes."""
-        return card(service, settings.name, report=settings.report is not None)
+        return model_info(service, settings.name, report=settings.report is not None)
 
 
 def _watching(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Whether the process lives", responses=spec.refusals(421))
+    @app.get("/health", summary="Whether the process lives", responses=openapi.refusals(421))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Whether an image would be let in", responses=spec.refusals(421, 503))
+    @app.get("/ready", summary="Whether an image would be let in", responses=openapi.refusals(421, 503))
     async def ready() -> dict[str, str]:
         if not service.ready or service.batcher.full:
             raise RefusedError(503, "starting, stopping, or full", retry_after=1)
@@ -142,19 +142,19 @@ def _watching(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse,
-        responses=spec.refusals(401, 421),
+        responses=openapi.refusals(401, 421),
     )  # fmt: skip
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _browsing(app: FastAPI, settings: Settings, keys: Keys) -> None:
+def _browsing(app: FastAPI, settings: Settings, keys: Credentials) -> None:
     hidden: dict[str, Any] = {"include_in_schema": False}
 
     @app.get("/", response_class=HTMLResponse, **hidden)
     async def page(request: Request) -> Response:
         language = pages.choose_language(request.headers.get("accept-language", ""))
-        name = settings.name if keys.opened_by(request.headers) else ""
+        name = settings.name if keys.accepts(request.headers) else ""
         vary = {"Vary": "Accept-Language", "Content-Language": language}
         return HTMLResponse(pages.render_page(language, name), headers=vary)
 

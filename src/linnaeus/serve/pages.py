@@ -13,7 +13,7 @@ from typing import Any
 from linnaeus.data.names import printable
 
 HERE = Path(__file__).parent / "static"
-SCRIPTS = ("page.js", "words.js", "ask.js", "draw.js", "table.js")
+SCRIPTS = ("page.js", "i18n.js", "requests.js", "answers.js", "table.js")
 STATIC = {"page.css": "text/css", "icon.svg": "image/svg+xml", **dict.fromkeys(SCRIPTS, "text/javascript")}
 LANGUAGES = ("en", "zh")
 CHOICE = re.compile(r"\s*([A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]*)?\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?")
@@ -32,7 +32,7 @@ def choose_language(accepted: str) -> str:
 @functools.cache
 def words() -> dict[str, dict[str, str]]:
     """Language -> key -> text."""
-    return json.loads((HERE / "words.json").read_text(encoding="utf-8"))
+    return json.loads((HERE / "translations.json").read_text(encoding="utf-8"))
 
 
 @functools.cache

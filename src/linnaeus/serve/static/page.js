@@ -1,8 +1,8 @@
 // The page: pictures in, answers out.
-import { ask, enqueue, legible, now, on, predict, release } from "./ask.js";
-import { draw, make, thumbnail } from "./draw.js";
+import { ask, enqueue, legible, now, on, predict, release } from "./requests.js";
+import { draw, make, thumbnail } from "./answers.js";
 import { copy, csv, download, fill, tsv } from "./table.js";
-import { apply, bytes, count, other, percent, speak, t } from "./words.js";
+import { apply, bytes, count, other, percent, speak, t } from "./i18n.js";
 
 const $ = (id) => document.getElementById(id);
 const items = []; // newest first, in the order in which they are shown

@@ -1,6 +1,6 @@
 // All answers as a table, to look at, to copy, and to download.
-import { make } from "./draw.js";
-import { percent, t } from "./words.js";
+import { make } from "./answers.js";
+import { percent, t } from "./i18n.js";
 
 const TOP = 5;
 

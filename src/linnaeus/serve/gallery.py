@@ -11,11 +11,11 @@ from linnaeus.errors import UserError
 from linnaeus.serve.service import Service
 
 
-class OverError(Exception):
+class GalleryCancelledError(Exception):
     """The server has stopped, and with it what is done beside it."""
 
 
-class Aside(Console):
+class CancellableConsole(Console):
     """A console that says nothing of progress, and ends the work that reports to it when `over` is set."""
 
     def __init__(self, console: Console):
@@ -26,13 +26,13 @@ class Aside(Console):
     def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
         def advance(done: int, total: int | None, note: str = "") -> None:
             if self.over.is_set():
-                raise OverError
+                raise GalleryCancelledError
 
         yield advance
 
 
 @contextmanager
-def comparing(service: Service, source: str | None, console: Console) -> Iterator[None]:
+def load_gallery(service: Service, source: str | None, console: Console) -> Iterator[None]:
     """Make the service's gallery of `source` in a thread, if there is one; at the end of the block the thread ends.
 
     Until the gallery is there, answers come without what looks alike. A source that is gone is a warning.
@@ -40,7 +40,7 @@ def comparing(service: Service, source: str | None, console: Console) -> Iterato
     if source is None:
         yield
         return
-    aside = Aside(console)
+    aside = CancellableConsole(console)
     thread = threading.Thread(target=_compare, args=(service, source, aside), name="linnaeus-gallery")
     thread.start()
     try:
@@ -55,7 +55,7 @@ def _compare(service: Service, source: str, console: Console) -> None:
 
     try:
         service.gallery = gallery(service.original, source, console)
-    except OverError:
+    except GalleryCancelledError:
         return
     except (UserError, OSError) as error:
         console.warn(f"no training images to compare with: {error}")

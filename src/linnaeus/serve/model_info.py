@@ -8,7 +8,7 @@ from linnaeus.data.decode import FORMATS
 from linnaeus.serve.service import Service
 
 
-def card(service: Service, name: str, *, report: bool) -> dict[str, Any]:
+def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
     """The model's card as JSON: what it is, how good with counts and intervals, and what this server takes.
 
     `report`: whether GET /report shows one.

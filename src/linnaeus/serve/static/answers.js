@@ -1,5 +1,5 @@
 // How one answer looks. All text comes in as text: nothing that a server or a file says is ever markup.
-import { percent, t } from "./words.js";
+import { percent, t } from "./i18n.js";
 
 const THUMB = 448; // pixels of a side: twice what is shown, for fine screens
 
@@ -55,7 +55,7 @@ export function draw(item, acts) {
   const focused = element.contains(document.activeElement) && document.activeElement.dataset.act;
   element.className = `answer ${item.state}`;
   element.replaceChildren(
-    make("div", { class: "picture" }, shown),
+    make("div", { class: "image" }, shown),
     make("div", { class: "says" },
       make("p", { class: "path small" }, make("span", {}, item.path),
         make("button", { type: "button", class: "plain remove", "data-act": "remove", "aria-label": t("remove", { path: item.path }), onclick: acts.remove }, "×")),

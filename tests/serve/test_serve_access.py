@@ -9,7 +9,7 @@ import pytest
 from served import OCTETS, Client, client, error, png, write_model_with_opinions
 
 from linnaeus.inference.classifier import Classifier, load
-from linnaeus.serve.gate import is_loopback
+from linnaeus.serve.access import is_loopback
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import choose_language, words
 
@@ -117,7 +117,7 @@ def test_the_page_is_light_and_needs_nothing_from_elsewhere(web: Client):
     page = web.get("/")
     parts = [page.text] + [
         web.get(path).text
-        for path in ("/page.css", "/page.js", "/words.js", "/ask.js", "/draw.js", "/table.js", "/icon.svg")
+        for path in ("/page.css", "/page.js", "/i18n.js", "/requests.js", "/answers.js", "/table.js", "/icon.svg")
     ]
     assert sum(len(each.encode()) for each in parts) < 100_000
     for each in parts:

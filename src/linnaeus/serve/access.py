@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from linnaeus.serve.metrics import Metrics
 from linnaeus.serve.pages import STATIC
 
-OPEN = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json", *(f"/{name}" for name in STATIC)})
+PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json", *(f"/{name}" for name in STATIC)})
 """What is served without the token: it says nothing of the model."""
 
 POLICY = (
@@ -39,13 +39,13 @@ COOKIE = "linnaeus"
 
 
 @dataclass
-class Keys:
+class Credentials:
     """The token, and what a browser that has shown it holds instead: a cookie goes to every port of a host."""
 
     token: str | None
     session: str = field(default_factory=lambda: secrets.token_urlsafe(32))
 
-    def opened_by(self, headers: Headers) -> bool:
+    def accepts(self, headers: Headers) -> bool:
         """Whether a request has the token, as `Authorization: Bearer`, or the cookie. Takes the same time always."""
         if self.token is None:
             return True
@@ -72,14 +72,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Gate:
+class AccessControl:
     """The outermost layer: refuses, adds headers, counts.
 
     `hosts`: the names that may stand in `Host`; None takes any. A server on the loopback answers to no other name, or
     a page from anywhere could reach it through the browser of whoever runs it (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, routes: Iterable[str], hosts: frozenset[str] | None):
+    def __init__(
+        self, app: ASGIApp, keys: Credentials, metrics: Metrics, routes: Iterable[str], hosts: frozenset[str] | None
+    ):
         self.app, self.keys, self.metrics = app, keys, metrics
         self.routes, self.hosts = frozenset(routes), hosts
 
@@ -103,7 +105,7 @@ class Gate:
             headers = Headers(scope=scope)
             if self.hosts is not None and not self._known(headers.get("host", "")):
                 await refuse(answer, 421, "unknown host; name it with --allow-host")
-            elif path not in OPEN and not self.keys.opened_by(headers):
+            elif path not in PUBLIC_PATHS and not self.keys.accepts(headers):
                 await refuse(answer, 401, _unopened(headers), {"WWW-Authenticate": "Bearer"})
             else:
                 await self.app(scope, receive, answer)

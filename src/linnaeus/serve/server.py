@@ -13,8 +13,8 @@ import uvicorn
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.serve.app import Settings, make_app
-from linnaeus.serve.aside import comparing
 from linnaeus.serve.connections import patient
+from linnaeus.serve.gallery import load_gallery
 from linnaeus.serve.service import Service
 
 GRACE = 30  # seconds beyond those that a body may take, for what is in hand when the server is stopped
@@ -70,7 +70,7 @@ def serve(
     # uvicorn raises the signal that ended it once more when all is done: this end is no failure.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: None)
-    with comparing(service, like, console):
+    with load_gallery(service, like, console):
         server.serve_until_stopped()
 
 

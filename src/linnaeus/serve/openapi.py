@@ -32,7 +32,7 @@ class Like(BaseModel):
     label: str = Field(alias="class")
     name: str
     similarity: float = Field(description="cosine; 1 is the same direction")
-    image: str = Field(description="a data: address")
+    picture: str = Field(description="a data: address")
 
 
 class Answer(BaseModel):
