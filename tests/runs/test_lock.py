@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import signal
@@ -13,7 +14,6 @@ from killing import check_same, in_child, train
 from tiny import write_recipe
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.runs import lock
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK, Lock
 from linnaeus.training import loop
@@ -105,14 +105,16 @@ def test_a_lock_that_was_removed_while_somebody_came_is_no_lock(tmp_path: Path, 
     first = Lock(tmp_path)
     with pytest.raises(UserError, match=f"process {os.getpid()} "):
         Lock(tmp_path)
-    real = lock.acquire
+    flock = fcntl.flock
 
-    def late(*args: object, **more: object) -> bool:
-        first.release()
-        return real(*args, **more)  # type: ignore[arg-type]
+    def late(file: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX:
+            first.release()
+        flock(file, operation)
 
-    monkeypatch.setattr(lock, "acquire", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     second = Lock(tmp_path)
+    monkeypatch.undo()
     with pytest.raises(UserError):
         Lock(tmp_path)
     second.release()
@@ -136,6 +138,6 @@ def test_what_a_process_left_that_was_killed_after_its_run_is_removed(idx: Path,
     held = Lock(out)
     train(idx, recipe, out, resume=True)  # which says that it is finished
     assert (out / LOCK).exists()
-    held.file.close()
+    held.lock.release()
     train(idx, recipe, out, resume=True)
     assert not (out / LOCK).exists()

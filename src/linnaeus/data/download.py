@@ -22,11 +22,7 @@ from typing import IO, Any
 import platformdirs
 
 from linnaeus.errors import JobError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes at once may fetch twice, but each verifies what it has
-    fcntl = None  # type: ignore[assignment]
+from linnaeus.files import locked
 
 Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: the server does not say)
 
@@ -162,23 +158,17 @@ def _mirror(destination: Path) -> list[str]:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[bytes]]:
     """The `.part` file, open for reading and appending, and ours alone: another process that fetches it waits here."""
-    while True:
-        with path.open("ab+") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                same = fcntl is None or os.path.samestat(os.fstat(file.fileno()), path.stat())
-            except FileNotFoundError:  # it got its final name while we waited
-                same = False
-            if not same:
-                continue
-            try:
+    guard = path.with_name(path.name + ".lock")
+    with locked(guard):
+        try:
+            with path.open("ab+") as file:
                 yield file
-            finally:
-                with contextlib.suppress(OSError):
-                    if path.stat().st_size == 0:
-                        path.unlink()
-            return
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+            with contextlib.suppress(OSError):  # while it is still locked, so that no other process's is removed
+                guard.unlink()
 
 
 def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | None) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time writes into a run folder."""
+"""The lock of a run folder: one process at a time writes into it."""
 
 from __future__ import annotations
 
@@ -15,53 +15,41 @@ LOCK = ".lock"
 
 
 class Lock:
-    """A run folder that is this process's until `release`, or until the process ends, however it does.
+    """A run folder that only this process may write to, until `release` or until the process ends in any way.
 
-    What counts is the system's lock on the file .lock; that the file is there, as after a kill, says nothing. In it
-    stands who holds it.
+    The operating system's lock on the file .lock counts, not the file's existence: a killed process leaves the file
+    behind. The file names the process that holds the lock.
     """
 
     def __init__(self, folder: Path):
-        """Raises UserError, which names the folder and the process, where another one has it."""
+        """Raises UserError, which names the folder and the process, where another process holds the lock."""
         self.path = folder / LOCK
         with disk_errors(self.path):
-            while True:
-                self.file = self.path.open("a+b")
-                if not acquire(self.file, wait=False):
-                    self.file.close()
-                    raise UserError(
-                        f"{folder}: is being trained by {self._holder()}; wait for it, or choose another --out"
-                    )
-                if self._current():
-                    break
-                self.file.close()  # whoever had it has removed it since: there may be a new one
+            lock = acquire(self.path, wait=False)
+            if lock is None:
+                raise UserError(f"{folder}: is being trained by {self._holder()}; wait for it, or choose another --out")
+            self.lock = lock
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            self.file.truncate(0)
-            self.file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
-            self.file.flush()
+            with suppress(PermissionError):  # Windows lets nobody write to a locked file
+                self.path.write_text(f"process {os.getpid()} on {platform.node()} since {since}\n", encoding="utf-8")
 
     def release(self) -> None:
-        """Leave the folder to others. Once more does nothing."""
-        if not self.file.closed:
-            with suppress(OSError):  # while it is still locked, so that nobody else's is removed
+        """Unlock the folder and remove the file. A second call does nothing."""
+        if self.lock.is_locked:
+            with suppress(OSError):  # while it is still locked, so that no other process's file is removed
                 self.path.unlink(missing_ok=True)
-            self.file.close()
-
-    def _current(self) -> bool:
-        """Whether the file that is locked is the one of that name."""
-        with suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())
-        return False
+            self.lock.release()
 
     def _holder(self) -> str:
-        said = ""
+        """The process that the file names."""
+        text = ""
         with suppress(OSError):
-            said = self.path.read_text(encoding="utf-8", errors="replace").strip()
-        return said or "another process"
+            text = self.path.read_text(encoding="utf-8", errors="replace").strip()
+        return text or "another process"
 
 
 def clear(folder: Path) -> None:
-    """Remove the file that a process left which was killed after its run had ended. Who holds it keeps it."""
+    """Remove the lock file of a process that was killed after its run had ended; a lock that is held stays."""
     if (folder / LOCK).exists():
         with suppress(UserError):
             Lock(folder).release()

@@ -17,10 +17,13 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from linnaeus.errors import UserError
 from linnaeus.files import FULL, acquire, crc32_of, sync
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 HEADER = "header.json"
 FORMAT = 1
@@ -68,9 +71,12 @@ class Cache:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Keep other threads and processes out of `name`, waiting until they are done. Released when a process dies."""
-        with self._lock_file(name) as file:
-            acquire(file, wait=True)
+        lock = self._acquire(name, wait=True)
+        assert lock is not None
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def building(self, name: str) -> Iterator[Path]:
@@ -169,11 +175,14 @@ class Cache:
     def _evict(self, entry: Entry) -> bool:
         """Remove an entry, unless somebody is building it. A process that has it open keeps its data (POSIX)."""
         try:
-            with self._lock_file(entry.name) as file:
-                if not acquire(file, wait=False):
-                    return False
+            lock = self._acquire(entry.name, wait=False)
+            if lock is None:
+                return False
+            try:
                 self._remove(entry.path)
                 return not entry.path.exists()
+            finally:
+                lock.release()
         except OSError:
             return False
 
@@ -185,21 +194,18 @@ class Cache:
                 path.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
 
-    @contextmanager
-    def _lock_file(self, name: str) -> Iterator[BinaryIO]:
+    def _acquire(self, name: str, *, wait: bool) -> BaseFileLock | None:
         # Lock files stay: removing one while another process waits for it would let two in.
         path = self.root / _LOCKS / _checked(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
+            return acquire(path, wait=wait)
         except OSError as error:
             if error.errno in FULL:
                 raise self._disk_is_full() from None
             raise UserError(
                 f"{self.root}: the cache cannot be written ({error.strerror}); set LINNAEUS_CACHE to another folder"
             ) from None
-        with file:
-            yield file
 
     def _free(self) -> int:
         return shutil.disk_usage(self.root).free

@@ -11,7 +11,7 @@ from typing import Any
 
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
-from linnaeus.files import acquire, disk_errors, write_text
+from linnaeus.files import disk_errors, locked, write_text
 from linnaeus.metrics.figures import Figures
 from linnaeus.recipe import Recipe, override
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, told
@@ -93,8 +93,7 @@ def sweep(
 def begin(folder: Path, about: dict[str, Any], where: str) -> None:
     """Write down what is swept, or see that it is what the folder was begun with."""
     path = folder / ABOUT
-    with disk_errors(path), (folder / ".lock").open("ab") as file:
-        acquire(file, wait=True)
+    with disk_errors(path), locked(folder / ".lock"):
         if not path.exists():
             write_text(path, json.dumps({**about, "path": where}, indent=2, ensure_ascii=False) + "\n")
             return

@@ -14,16 +14,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.files import acquire, disk_errors
+from linnaeus.files import acquire, disk_errors, locked
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
 
 if TYPE_CHECKING:
     import optuna
+    from filelock import BaseFileLock
 
 STUDY = "study.sqlite"
 LOCKS = ".locks"
@@ -61,7 +62,7 @@ class Drawn:
     """A trial that is this process's to run: held until `close`."""
 
     handle: optuna.trial.Trial
-    lock: BinaryIO
+    lock: BaseFileLock
     same_as: optuna.trial.FrozenTrial | None
 
     @property
@@ -73,7 +74,7 @@ class Drawn:
         return self.handle.params
 
     def close(self) -> None:
-        self.lock.close()
+        self.lock.release()
 
 
 class Study:
@@ -102,8 +103,7 @@ class Study:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out of the folder, waiting until they are done."""
-        with (self.folder / ".lock").open("ab") as file:
-            acquire(file, wait=True)
+        with locked(self.folder / ".lock"):
             yield
 
     def draw(self, wanted: int) -> Drawn | None:
@@ -176,11 +176,14 @@ class Study:
         """Queue again what was lost with its process. Hold the folder's lock."""
         states = _optuna().trial.TrialState
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            with self._lock_file(trial.number).open("ab") as file:
-                if not acquire(file, wait=False):
-                    continue
+            lock = acquire(self._lock_file(trial.number), wait=False)
+            if lock is None:
+                continue
+            try:
                 self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
                 self.study.tell(trial.number, state=states.FAIL)
+            finally:
+                lock.release()
 
     def _queue(self, trials: list[Any], wanted: int) -> None:
         """Where all combinations are wanted, queue those that nobody has begun. Hold the folder's lock."""
@@ -193,10 +196,10 @@ class Study:
         for drawn in missing:
             self.study.enqueue_trial(drawn)
 
-    def _hold(self, number: int) -> BinaryIO:
-        file = self._lock_file(number).open("ab")
-        acquire(file, wait=True)
-        return file
+    def _hold(self, number: int) -> BaseFileLock:
+        lock = acquire(self._lock_file(number), wait=True)
+        assert lock is not None
+        return lock
 
     def _lock_file(self, number: int) -> Path:
         return self.folder / LOCKS / str(number)
