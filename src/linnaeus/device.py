@@ -1,4 +1,4 @@
-"""Which device a name stands for, and how much memory it has free."""
+"""Compute devices: resolve a device name, count the available cores, measure the free memory."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from linnaeus.errors import UserError
+
+if TYPE_CHECKING:  # the launcher of several processes needs the number of cores, and not torch
+    import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the fastest at hand. Raises UserError for a device that is not there, with what to do."""
+    """Resolve `auto` to the fastest device. Raises UserError if the device is not available."""
+    import torch
+
     if name not in DEVICES:
         raise UserError(f"--device {name}: not one of {', '.join(DEVICES)}")
     if name == "auto":
@@ -28,23 +31,30 @@ def choose_device(name: str) -> torch.device:
             "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
         )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: there is no Apple GPU here; use --device cpu")
+        raise UserError("--device mps: this machine has no Apple GPU; use --device cpu")
     return torch.device(name)
 
 
 def machine() -> dict[str, Any]:
-    """What a speed measured on this CPU holds for: another machine, or other versions, may find another order."""
-    found = {"machine": platform.machine(), "processor": platform.processor(), "cores": os.cpu_count()}
+    """Key of a measured speed: on another machine, or with other versions, another executor may be the fastest."""
+    description = {"machine": platform.machine(), "processor": platform.processor(), "cores": os.cpu_count()}
     for package in ("torch", "onnxruntime"):
         try:
-            found[package] = version(package)
+            description[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            description[package] = None
+    return description
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use: a container or `taskset` may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on `device`: on CPU by the system's count and the process group's limit."""
+    """Free memory of `device` in bytes; on CPU within the limit of the control group (container)."""
+    import torch
+
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -55,13 +65,13 @@ def free_memory(device: torch.device) -> int:
     ):
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max": no limit
+        except (OSError, ValueError):  # no such group, or "max", which means no limit
             continue
     return max(0, free)
 
 
 def _available() -> int:
-    """Memory that the system can give without swapping."""
+    """Bytes that the operating system can provide without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -71,4 +81,4 @@ def _available() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (ValueError, OSError, AttributeError):
-        return 4 << 30  # a laptop's worth, where the system does not say
+        return 4 << 30  # a small laptop, if the system does not tell

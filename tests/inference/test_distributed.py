@@ -21,8 +21,8 @@ from several import several
 from tiny import mini, write_images, write_tiny_model
 
 from linnaeus.cli import main as cli
-from linnaeus.distributed.engine import meet
-from linnaeus.distributed.group import ALONE
+from linnaeus.distributed.engine import join_process_group
+from linnaeus.distributed.group import SINGLE_PROCESS
 from linnaeus.inference.classifier import BATCH, Classifier, load
 from linnaeus.inference.distributed import predictions
 from linnaeus.inference.runners import TorchRunner
@@ -113,11 +113,11 @@ def test_every_number_of_images_in_order(place: Path):
     pool = sorted(str(path) for path in (place / "pics").rglob("*.png"))
 
     def work(rank: int) -> list[Any]:
-        group = ALONE if rank < 0 else meet("cpu")
+        group = SINGLE_PROCESS if rank < 0 else join_process_group("cpu")
         classifier = load(place / "m.safetensors", device="cpu")
         found = []
         for n in sizes:
-            images = (pool[i * 7 % len(pool)] for i in range(n)) if group.first else iter(())
+            images = (pool[i * 7 % len(pool)] for i in range(n)) if group.is_main else iter(())
             given = predictions(classifier, group, images)
             found.append(
                 [[p.path, p.error, None if p.error else list(map(float.hex, p.ranked(3)[0][1:]))] for p in given]
@@ -136,7 +136,7 @@ def test_only_a_few_rounds_are_handed_out_ahead(place: Path):
     """However many there are; and who has enough lets the others end, between rounds and after the last."""
 
     def work(rank: int) -> int:
-        group, classifier, asked = meet("cpu"), load(place / "m.safetensors", device="cpu"), 0
+        group, classifier, asked = join_process_group("cpu"), load(place / "m.safetensors", device="cpu"), 0
 
         def endless() -> Iterator[str]:
             nonlocal asked
@@ -168,7 +168,7 @@ def test_a_file_of_answers_is_gone_on_with(name: str, here: Path):
         for cut in (3, 40, len(whole) // 2, len(whole)):
             if rank == 0:
                 Path(name).write_bytes(whole[:cut])
-            meet("cpu").collect(None)
+            join_process_group("cpu").all_gather(None)
             said = command(rank, *PREDICT, "--out", name)
             if rank == 0:
                 found.append([said[0], said[2].splitlines()[-1], _alike(Path(name).read_bytes(), whole)])
@@ -302,7 +302,7 @@ def test_memory_stays_flat(place: Path):
         def resident() -> int:
             return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-        group, classifier, before = meet("cpu"), load(place / "m.safetensors", device="cpu"), 0
+        group, classifier, before = join_process_group("cpu"), load(place / "m.safetensors", device="cpu"), 0
         images = (str(place / "pics" / "1" / f"1 {i % EACH}.png") for i in range(8000))
         count = 0
         for count, _ in enumerate(predictions(classifier, group, images), 1):

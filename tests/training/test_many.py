@@ -23,9 +23,9 @@ from torch import nn
 import linnaeus
 from linnaeus.data.batches import part_of
 from linnaeus.distributed.engine import Engine
-from linnaeus.distributed.environment import Processes, processes
+from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.launch import launch
-from linnaeus.distributed.sync_batchnorm import SyncNorm, synced_norms
+from linnaeus.distributed.sync_batchnorm import CpuSyncBatchNorm, synced_batchnorm
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answers
 from linnaeus.models import Network, wrap
@@ -71,9 +71,9 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
             found.append([epoch.train_loss, epoch.valid.loss, epoch.valid.correct])
 
     if spec.norms == "synced" and world > 1:
-        with synced_norms(model):
+        with synced_batchnorm(model):
             run()
-        assert not any(isinstance(module, SyncNorm) for module in model.modules())
+        assert not any(isinstance(module, CpuSyncBatchNorm) for module in model.modules())
     else:
         run()
     return found
@@ -134,7 +134,7 @@ def test_evaluation_counts_every_sample_once(n: int):
     def work(rank: int) -> list[list[float]]:
         engine = Engine("cpu", "32")
         data = stream(*samples(n), batch=4, rank=rank, world=3)
-        out = answers(mini(), data.batches, lambda b: data.prepare(b, 0), engine.autocast, engine.collect)
+        out = answers(mini(), data.batches, lambda b: data.prepare(b, 0), engine.autocast, engine.all_gather)
         return [out.labels.tolist(), out.logits.argmax(1).tolist()]
 
     alone = stream(*samples(n))
@@ -244,7 +244,7 @@ def test_a_signal_that_comes_while_they_agree_is_not_lost(world: int, idx: Path,
     out = tmp_path / "cut"
 
     def work(rank: int) -> None:
-        real, calls = Engine.any_of, 0
+        real, calls = Engine.all_reduce_max, 0
 
         def ask(self: Engine, number: int | None) -> int | None:
             nonlocal calls
@@ -254,7 +254,7 @@ def test_a_signal_that_comes_while_they_agree_is_not_lost(world: int, idx: Path,
                 os.kill(os.getpid(), signal.SIGTERM)
             return told
 
-        Engine.any_of = ask  # type: ignore
+        Engine.all_reduce_max = ask  # type: ignore
         train(idx, recipe, out, every="1000steps")
 
     assert several(world, work) == [143] * world
@@ -272,7 +272,7 @@ def test_wrong_input_is_told_once(idx: Path, tmp_path: Path):
         engine = Engine("cpu", "32")
 
         def part() -> None:
-            with engine.together():
+            with engine.propagate_errors():
                 if rank == 1:
                     raise UserError("no room")
 
@@ -286,16 +286,16 @@ def test_wrong_input_is_told_once(idx: Path, tmp_path: Path):
 
 def test_the_environment_says_who_is_who():
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert processes({}) == Processes()
-    assert processes(torchrun) == Processes(5, 8, 1, 4)
-    assert processes(torchrun).nodes == 2
+    assert process_info({}) == ProcessInfo()
+    assert process_info(torchrun) == ProcessInfo(5, 8, 1, 4)
+    assert process_info(torchrun).nodes == 2
     slurm = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
-    assert processes(slurm) == Processes()  # a batch job that does not start its steps by srun
-    assert processes({**slurm, "SLURM_STEP_NUM_TASKS": "4"}) == Processes(3, 4, 1, 2, slurm=True)
+    assert process_info(slurm) == ProcessInfo()  # a batch job that does not start its steps by srun
+    assert process_info({**slurm, "SLURM_STEP_NUM_TASKS": "4"}) == ProcessInfo(3, 4, 1, 2, slurm=True)
     with pytest.raises(UserError, match="--ntasks-per-node"):
-        processes({"SLURM_STEP_NUM_TASKS": "4"})
-    with pytest.raises(UserError, match="as many"):
-        processes({**torchrun, "WORLD_SIZE": "7"})
+        process_info({"SLURM_STEP_NUM_TASKS": "4"})
+    with pytest.raises(UserError, match="not a multiple"):
+        process_info({**torchrun, "WORLD_SIZE": "7"})
 
 
 def test_devices_from_python_are_refused_with_what_to_do(idx: Path, tmp_path: Path):

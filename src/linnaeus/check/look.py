@@ -19,8 +19,9 @@ from linnaeus.check.hashing import WINDOWS, difference_hashes
 from linnaeus.data.decode import DECODE_VERSION, FORMATS, RowSpec, UnreadableError, inspect
 from linnaeus.data.fit import with_channels
 from linnaeus.data.table import Table
+from linnaeus.device import available_cores
 from linnaeus.stores.cache import Cache, OverBudgetError
-from linnaeus.stores.decoding import Decoding, Progress, cores, in_order
+from linnaeus.stores.decoding import Decoding, Progress, in_order
 from linnaeus.stores.pixels import lookup
 
 VERSION = 1
@@ -117,7 +118,7 @@ class Looks:
 def look(table: Table, *, cache: Cache | None, progress: Progress | None = None) -> Looks:
     """Look at every image of `table`, or remember what was seen of it. Raises UserError where the disk is full."""
     everything = np.arange(len(table))
-    decoding = Decoding(table, everything, RowSpec(SHORT), cores(), progress)
+    decoding = Decoding(table, everything, RowSpec(SHORT), available_cores(), progress)
     signatures = decoding.signatures(False)
     if cache is None:
         return _look(decoding, signatures, None)

@@ -50,13 +50,13 @@ def evaluate(
     from linnaeus.inference.evaluate import evaluate_model
     from linnaeus.report.tables import render
 
-    console = Console(quiet=quiet, verbose=verbose, silent=not here.first, stream=sys.stderr)
+    console = Console(quiet=quiet, verbose=verbose, silent=not here.is_main, stream=sys.stderr)
 
     def copies(table: Table) -> dict[str, np.ndarray]:
         return leaks(table, near_duplicates(table, console=console))
 
     with peers(here, devices, device, AGAIN) as group:
-        with group.together():
+        with group.propagate_errors():
             classifier = load_model(model, device, code)
         done = evaluate_model(
             classifier, source, split, error=error, tta=tta, leaks=copies, console=console, group=group

@@ -70,7 +70,7 @@ def train(
     from linnaeus.recipe import parse_setting
     from linnaeus.training.run import train as run_training
 
-    console = Console(quiet=quiet, verbose=verbose, silent=not here.first)
+    console = Console(quiet=quiet, verbose=verbose, silent=not here.is_main)
     run = run_training(source, settings=dict(map(parse_setting, settings)), console=console, devices=devices, **options)
     best = f"phase {run.best.phase}, epoch {run.best.epoch}"
     console.say()

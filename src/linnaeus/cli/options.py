@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.console import Console
-from linnaeus.distributed.environment import Processes, end_with_parent, processes
+from linnaeus.distributed.environment import ProcessInfo, exit_with_launcher, process_info
 from linnaeus.errors import LostError, UserError
 
 if TYPE_CHECKING:
-    from linnaeus.distributed.group import Peers
+    from linnaeus.distributed.group import ProcessGroup
     from linnaeus.inference.classifier import Classifier
 
 
@@ -32,38 +32,38 @@ def several(command):
     )(command)
 
 
-def one_of(devices: int | None, advice: str) -> Processes:
+def one_of(devices: int | None, advice: str) -> ProcessInfo:
     """Which process of its command this is. With --devices N the N processes run here instead, and the command ends.
 
     `advice`: what to do where the system ended one of them.
     """
     from linnaeus.distributed.launch import launch
 
-    here = processes()
-    if devices is not None and devices > 1 and here.world == 1:
+    here = process_info()
+    if devices is not None and devices > 1 and here.world_size == 1:
         raise SystemExit(launch(devices, sys.argv[1:], advice))
-    end_with_parent()
+    exit_with_launcher()
     return here
 
 
 @contextmanager
-def peers(here: Processes, devices: int | None, device: str, advice: str) -> Iterator[Peers]:
+def peers(here: ProcessInfo, devices: int | None, device: str, advice: str) -> Iterator[ProcessGroup]:
     """This process among those of a command that trains nothing. Raises LostError where one of them is gone."""
-    from linnaeus.distributed.group import Peers, lost
+    from linnaeus.distributed.group import ProcessGroup, is_connection_error
 
-    if devices is not None and devices != here.local_world:
+    if devices is not None and devices != here.local_world_size:
         raise UserError(
-            f"--devices {devices}: this is one process of {here.local_world} on this machine already; leave it out"
+            f"--devices {devices}: this is one process of {here.local_world_size} on this machine already; leave it out"
         )
     try:
-        if here.world == 1:
-            yield Peers(here)
+        if here.world_size == 1:
+            yield ProcessGroup(here)
         else:
-            from linnaeus.distributed.engine import meet
+            from linnaeus.distributed.engine import join_process_group
 
-            yield meet(device)
+            yield join_process_group(device)
     except RuntimeError as error:
-        if here.world > 1 and lost(error):
+        if here.world_size > 1 and is_connection_error(error):
             raise LostError(f"another process of this command has ended; {advice}") from error
         raise
 

@@ -16,7 +16,7 @@ from linnaeus.console import ESCAPED, Console, counted
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
-    from linnaeus.distributed.group import Peers
+    from linnaeus.distributed.group import ProcessGroup
     from linnaeus.inference.classifier import Classifier, Prediction
     from linnaeus.inference.writers import Done
 
@@ -57,13 +57,13 @@ def predict(
     goes_on = out is not None and form != "table"
     advice = f"the same command goes on after what {out} holds" if goes_on else "start it again"
     here = one_of(devices, advice)
-    console = Console(quiet=quiet, verbose=verbose, silent=not here.first, stream=sys.stderr)
+    console = Console(quiet=quiet, verbose=verbose, silent=not here.is_main, stream=sys.stderr)
     with peers(here, devices, device, advice) as group:
-        with group.together():
+        with group.propagate_errors():
             if grid and Path(grid).suffix.lower() != ".png":
                 raise UserError(f"--grid {grid}: must end in .png")
-        fastest = group.decide(lambda: fastest_model(model, device, code, console))
-        with group.together():
+        fastest = group.broadcast(lambda: fastest_model(model, device, code, console))
+        with group.propagate_errors():
             classifier = load_model(fastest, device, code)
         job = _Job(classifier, group, images, form, min(top, len(classifier.classes)), out, grid, console)
         read, failed = job.run()
@@ -79,7 +79,7 @@ class _Job:
     """Images to predict, and where the answers go."""
 
     classifier: Classifier
-    group: Peers
+    group: ProcessGroup
     images: tuple[str, ...]
     form: str
     top: int
@@ -101,8 +101,8 @@ class _Job:
         advance: Callable[[int, TextIO], None] = lambda done, file: None
         place = Path(self.out or "-")
         with disk_errors(place), ExitStack() as opened:
-            with self.group.together(), disk_errors(place):  # what is wrong is found before anybody predicts
-                if self.group.first:
+            with self.group.propagate_errors(), disk_errors(place):  # what is wrong is found before anybody predicts
+                if self.group.is_main:
                     held = self._held()
                     if self.out:
                         advance = opened.enter_context(_progress(self.console, self.images, len(held.paths)))

@@ -1,1 +1,1 @@
-"""Several processes: environment, process group, launcher, engine."""
+"""Training and inference in several processes: environment, process group, launcher, engine."""

@@ -1,4 +1,4 @@
-"""Which of several processes this one is: as torchrun, SLURM's srun or `--devices N` say it, in the environment."""
+"""Rank and world size of this process, from the variables that torchrun, srun or `--devices N` set."""
 
 from __future__ import annotations
 
@@ -11,63 +11,81 @@ from dataclasses import dataclass
 from linnaeus.errors import UserError
 
 PARENT = "LINNAEUS_PARENT"
-"""The process that started this one, where `--devices N` did."""
+"""Environment variable: process id of the launcher, where `--devices N` started this process."""
 
 
 @dataclass(frozen=True)
-class Processes:
-    """One process among those that train one network together."""
+class ProcessInfo:
+    """The place of this process among the processes of one command."""
 
     rank: int = 0
-    """Of all processes; 0 is the one that writes and prints."""
-    world: int = 1
-    """How many there are."""
+    """Global rank; rank 0, the main process, writes files and prints."""
+    world_size: int = 1
+    """Number of processes on all machines."""
     local_rank: int = 0
-    """Of those on this machine."""
-    local_world: int = 1
-    """How many there are on this machine."""
+    """Rank among the processes on this machine."""
+    local_world_size: int = 1
+    """Number of processes on this machine."""
     slurm: bool = False
+    """Whether srun started the processes."""
 
     @property
     def nodes(self) -> int:
-        """Machines."""
-        return self.world // self.local_world
+        """Number of machines."""
+        return self.world_size // self.local_world_size
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
 
-def processes(environment: Mapping[str, str] | None = None) -> Processes:
-    """What the environment says; alone where it says nothing. Raises UserError where machines have unequal shares."""
+def process_info(environment: Mapping[str, str] | None = None) -> ProcessInfo:
+    """Read the place of this process from `environment` (default: os.environ); a single process if nothing is set.
+
+    Raises UserError if variables are missing or the machines run different numbers of processes.
+    """
     env = os.environ if environment is None else environment
     try:
         if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= env.keys():
-            world = int(env["WORLD_SIZE"])
-            local = int(env.get("LOCAL_WORLD_SIZE", world))
-            found = Processes(int(env["RANK"]), world, int(env["LOCAL_RANK"]), local)
-        elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun sets it; sbatch alone starts a single process
-            world = int(env["SLURM_STEP_NUM_TASKS"])
+            world_size = int(env["WORLD_SIZE"])
+            local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
+            info = ProcessInfo(int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local_world_size)
+        elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun; sbatch alone starts a single process
+            world_size = int(env["SLURM_STEP_NUM_TASKS"])
             if "SLURM_NTASKS_PER_NODE" not in env:
-                raise UserError("SLURM: give srun --ntasks-per-node, so that every machine gets as many processes")
-            local = int(env["SLURM_NTASKS_PER_NODE"])
-            found = Processes(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), local, slurm=True)
+                raise UserError(
+                    "SLURM_NTASKS_PER_NODE is not set; start with srun --ntasks-per-node N, so that every machine runs "
+                    "the same number of processes"
+                )
+            local_world_size = int(env["SLURM_NTASKS_PER_NODE"])
+            rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
+            info = ProcessInfo(rank, world_size, local_rank, local_world_size, slurm=True)
         else:
-            return Processes()
+            return ProcessInfo()
     except (KeyError, ValueError) as error:
-        raise UserError(f"the variables that torchrun or SLURM set are incomplete: {error}; start it anew") from None
-    if found.world % found.local_world:
-        raise UserError(f"{found.world} processes, {found.local_world} on this machine: give every machine as many")
-    return found
+        raise UserError(
+            f"the environment variables of torchrun or SLURM are incomplete or invalid ({error}); start the command "
+            "with torchrun or srun again"
+        ) from None
+    if info.world_size % info.local_world_size:
+        raise UserError(
+            f"the world size, {info.world_size}, is not a multiple of {info.local_world_size} processes per machine; "
+            "start the same number of processes on every machine"
+        )
+    return info
 
 
-def end_with_parent() -> None:
-    """Where `--devices N` started this process: end when that launcher is gone, even if nobody can say so."""
+def exit_with_launcher() -> None:
+    """End this process when the launcher of `--devices N` is gone, for example after kill -9.
+
+    A watching thread is needed because a killed launcher cannot signal its children.
+    """
     parent = os.environ.get(PARENT)
     if parent is None:
         return
 
     def watch() -> None:
+        # An orphan is adopted by another process, so its parent's id changes.
         while os.getppid() == int(parent):
             time.sleep(1.0)
         os._exit(1)

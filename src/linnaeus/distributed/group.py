@@ -1,4 +1,4 @@
-"""The processes that run one command together, and the few verbs by which they agree."""
+"""The process group of a command: broadcast, gather and reduce small Python objects, and share errors."""
 
 from __future__ import annotations
 
@@ -9,125 +9,135 @@ from typing import Any, TypeVar
 
 import torch
 
-from linnaeus.distributed.environment import Processes
+from linnaeus.distributed.environment import ProcessInfo
 from linnaeus.errors import UserError
 
 TIMEOUT = timedelta(hours=2)
-"""How long one process waits for another: as long as the first may take to build a store. That one is dead is found by
-who started them, and by gloo, at once."""
+"""Longest wait for another process: rank 0 may take this long to build a store. A dead process is detected
+immediately, by its launcher or by gloo."""
 
 T = TypeVar("T")
 
 
-class Peers:
-    """This process among those of its command, which call the same verbs in the same order. It may be alone."""
+class ProcessGroup:
+    """This process among the processes of one command; a group of one needs no communication.
 
-    def __init__(self, here: Processes, words: Any = None):
-        """`words`: the torch group through which objects are told; None is the default group."""
-        self.processes, self._words = here, words
+    Every method is a collective: all processes call the same methods in the same order.
+    """
+
+    def __init__(self, info: ProcessInfo, object_group: Any = None):
+        """`object_group`: the torch process group that carries Python objects; None is the default group."""
+        self.info, self._object_group = info, object_group
 
     @property
     def rank(self) -> int:
-        return self.processes.rank
+        return self.info.rank
 
     @property
-    def world(self) -> int:
-        return self.processes.world
+    def world_size(self) -> int:
+        return self.info.world_size
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that decides, writes and prints."""
-        return self.processes.first
+    def local_world_size(self) -> int:
+        """Number of processes on this machine."""
+        return self.info.local_world_size
 
     @property
-    def machines(self) -> int:
-        return self.processes.nodes
+    def nodes(self) -> int:
+        """Number of machines."""
+        return self.info.nodes
 
     @property
-    def neighbors(self) -> int:
-        """Processes that share this machine, this one included."""
-        return self.processes.local_world
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which decides, writes and prints."""
+        return self.info.is_main
 
-    def decide(self, what: Callable[[], T]) -> T:
-        """What the first process finds, on all of them. Where it raises a UserError, all do."""
-        if self.world == 1:
-            return what()
-        found: T | None = None
-        failed: UserError | None = None
-        if self.first:
+    def broadcast(self, compute: Callable[[], T]) -> T:
+        """Call `compute` on rank 0 and return its result on all ranks. A UserError of rank 0 is raised on all ranks."""
+        if self.world_size == 1:
+            return compute()
+        result: T | None = None
+        error: UserError | None = None
+        if self.is_main:
             try:
-                found = what()
-            except UserError as error:
-                failed = error
-        told = [(found, failed)]
-        torch.distributed.broadcast_object_list(told, 0, group=self._words)
-        found, failed = told[0]
-        if failed is not None:
-            failed.told = not self.first
-            raise failed
-        return found  # type: ignore[return-value]
+                result = compute()
+            except UserError as user_error:
+                error = user_error
+        message = [(result, error)]
+        torch.distributed.broadcast_object_list(message, 0, group=self._object_group)
+        result, error = message[0]
+        if error is not None:
+            error.told = not self.is_main
+            raise error
+        return result  # type: ignore[return-value]
 
-    def collect(self, mine: T) -> list[T]:
-        """What every process has, in their order, on all of them."""
-        if self.world == 1:
-            return [mine]
-        found: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(found, mine, group=self._words)
-        return found
+    def all_gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, in rank order, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value, group=self._object_group)
+        return values
 
-    def gather(self, mine: T) -> list[T]:
-        """What every process has, in their order, in the first; nothing in the others."""
-        if self.world == 1:
-            return [mine]
-        found: list[Any] | None = [None] * self.world if self.first else None
-        torch.distributed.gather_object(mine, found, 0, group=self._words)
-        return found or []
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, in rank order, on rank 0, and an empty list on the others."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_main else None
+        torch.distributed.gather_object(value, values, 0, group=self._object_group)
+        return values or []
 
-    def any_of(self, number: int | None) -> int | None:
-        """The largest of the processes' numbers above 0; None where no process has one."""
-        if self.world == 1:
+    def all_reduce_max(self, number: int | None) -> int | None:
+        """Return the largest positive number of any rank; None if no rank has one."""
+        if self.world_size == 1:
             return number
-        most = torch.tensor(number or 0)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._words)
-        return int(most) or None
+        largest = torch.tensor(number or 0)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=self._object_group)
+        return int(largest) or None
 
-    def once_a_machine(self, what: Callable[[], T]) -> T:
-        """`what`, first in one process of every machine, which fetches or builds; then in the others, which find it."""
-        if self.world == 1:
-            return what()
-        found: list[T] = []
-        for turn in (True, False):
-            with self.together():
-                if (self.processes.local_rank == 0) == turn:
-                    found.append(what())
-        return found[0]
+    def local_main_first(self, compute: Callable[[], T]) -> T:
+        """Call `compute` on all ranks, but first on one rank of every machine.
+
+        That rank downloads or builds, and the others then find its files in the cache.
+        """
+        if self.world_size == 1:
+            return compute()
+        results: list[T] = []
+        for local_main in (True, False):
+            with self.propagate_errors():
+                if (self.info.local_rank == 0) == local_main:
+                    results.append(compute())
+        return results[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Where one of the processes raises a UserError in this block, all raise it at its end."""
-        failed: UserError | None = None
+    def propagate_errors(self) -> Iterator[None]:
+        """Raise on all ranks, at the end of the block, the first UserError that any rank raised inside it.
+
+        Without it the other ranks would wait in their next collective for the rank that failed.
+        """
+        error: UserError | None = None
         try:
             yield
-        except UserError as error:
-            failed = error
-        errors = self.collect(failed)
-        first = next((i for i, error in enumerate(errors) if error is not None), None)
-        if failed is None and first is not None:
-            failed = errors[first]
-            assert failed is not None
-            if self.world > 1 and first:
-                failed = type(failed)(f"process {first}: {failed}")
-        if failed is not None:
-            failed.told = not self.first
-            raise failed
+        except UserError as user_error:
+            error = user_error
+        errors = self.all_gather(error)
+        rank = next((rank for rank, other in enumerate(errors) if other is not None), None)
+        if error is None and rank is not None:
+            error = errors[rank]
+            assert error is not None
+            if self.world_size > 1 and rank:
+                error = type(error)(f"process {rank}: {error}")
+        if error is not None:
+            error.told = not self.is_main
+            raise error
 
 
-ALONE = Peers(Processes())
-"""One process, with nobody to agree with."""
+SINGLE_PROCESS = ProcessGroup(ProcessInfo())
+"""The group of a command that runs in one process."""
 
 
-def lost(error: RuntimeError) -> bool:
-    """Whether an error says that another process is gone, in the words of gloo or NCCL."""
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether `error` reports that another process has ended, as gloo or NCCL word it."""
     words = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "tcpstore")
-    kinds = (torch.distributed.DistError,) if torch.distributed.is_available() else ()
-    return isinstance(error, kinds) or any(word in str(error).lower() for word in words)
+    types = (torch.distributed.DistError,) if torch.distributed.is_available() else ()
+    return isinstance(error, types) or any(word in str(error).lower() for word in words)

@@ -1,6 +1,8 @@
-"""`--devices N`: start N processes of this command on this machine, and end them all when one fails.
+"""`--devices N`: start N processes of this command on this machine, and end all of them when one fails.
 
-torchrun does the same across machines. Here there is one machine, so that a port of its own and `waitpid` suffice.
+`torchrun` starts processes on several machines. On one machine it is not used because it ends the other processes the
+moment one fails, often before rank 0 has printed the error, and because it replaces the exit status and prints a
+traceback of its own. Here every process has time to report, and the command keeps its exit status.
 """
 
 from __future__ import annotations
@@ -13,107 +15,134 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
+from linnaeus.device import available_cores
 from linnaeus.distributed.environment import PARENT
 from linnaeus.errors import LostError
 
 GRACE = 10.0
-"""Seconds that the others have to end by themselves when one has failed; then they are asked, then killed."""
-POLL = 0.1
-SHOWN = 30  # last lines of what a process that failed had to say
+"""Seconds that the remaining processes have to end by themselves after one has failed, before SIGTERM; after as many
+more seconds they are killed."""
+POLL_INTERVAL = 0.1
+"""Seconds between two looks at the processes."""
+SHOWN_LINES = 30
+"""Lines of output that are shown of a failed process."""
+
+
+@dataclass
+class Child:
+    """One started process, and the file that holds its output; rank 0 writes to the streams of this process."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[bytes] | None
 
 
 def launch(count: int, arguments: Sequence[str], advice: str) -> int:
-    """Run `linnaeus ARGUMENTS` in `count` processes. Returns the exit status: that of the first which failed.
+    """Run `linnaeus ARGUMENTS` in `count` processes and return the exit status of the first that failed, or 0.
 
-    The first process has this one's streams. What others write is shown if they are the ones that fail. `advice`: what
-    to do where the system ended one.
+    The output of ranks above 0 is shown only if they fail. `advice` says what to do after a process was killed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_each(count))), PARENT: str(os.getpid()),
-    }  # fmt: skip
-    children: list[subprocess.Popen[bytes]] = []
-    said: list[IO[bytes] | None] = []
-    asked: list[int] = []
+    environment = _shared_environment(count)
+    children: list[Child] = []
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        received.append(number)
         _signal(children, number)
 
-    # Children have sessions of their own: Ctrl-C reaches them by us alone, and once.
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    # The children run in sessions of their own, so that Ctrl-C reaches each exactly once, through this process.
+    handlers = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for rank in range(count):
-            output = tempfile.TemporaryFile() if rank else None  # noqa: SIM115 - closed with the process
-            said.append(output)
-            env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-m", "linnaeus", *arguments]
-            given = subprocess.DEVNULL if rank else None
-            child = subprocess.Popen(
-                command, env=env, stdin=given, stdout=output, stderr=output, start_new_session=True
-            )
-            children.append(child)
+            children.append(_start(rank, arguments, environment))
         failed = _wait(children)
     finally:
         _signal(children, signal.SIGKILL)
         for child in children:
-            child.wait()
-        for number, handler in before.items():
+            child.process.wait()
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    return 0 if failed is None else _explain(failed, children, said[failed], None if asked else advice)
+    return 0 if failed is None else _report_failure(failed, children, None if received else advice)
 
 
-def threads_each(count: int) -> int:
-    """Threads of computation for each of `count` processes that share this machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // count)
+def threads_per_process(count: int) -> int:
+    """Number of compute threads for each of `count` processes that share the cores of this machine."""
+    return max(1, available_cores() // count)
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all; which one failed by itself, or None. When one has, the others are brought to an end."""
-    failed: list[int] = []  # in the order in which they were seen, as long as nobody was asked to end
-    since, asked = 0.0, False
+def _shared_environment(count: int) -> dict[str, str]:
+    """The variables that torchrun sets, with a free port on this machine, and the number of threads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_process(count))),
+        PARENT: str(os.getpid()),
+    }
+
+
+def _start(rank: int, arguments: Sequence[str], environment: dict[str, str]) -> Child:
+    output = tempfile.TemporaryFile() if rank else None  # noqa: SIM115 - closed with the process
+    process = subprocess.Popen(
+        [sys.executable, "-m", "linnaeus", *arguments],
+        env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        stdin=subprocess.DEVNULL if rank else None,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+    return Child(process, output)
+
+
+def _wait(children: list[Child]) -> int | None:
+    """Wait until all processes have ended; return the rank of the one that failed first, or None."""
+    failed: list[int] = []  # in the order of failing; a process that ends after our SIGTERM has not failed
+    first_failure, terminated = 0.0, False
     while True:
-        running = [child for child in children if child.poll() is None]
-        if not asked:
-            failed += [i for i, child in enumerate(children) if child.returncode and i not in failed]
+        running = [child for child in children if child.process.poll() is None]
+        if not terminated:
+            failed += [rank for rank, child in enumerate(children) if child.process.returncode and rank not in failed]
         if not running:
-            # One that only noticed that another was gone, or repeats what another said, has nothing to tell.
-            own = [i for i in failed if children[i].returncode != LostError.status]
-            return next(iter(own or failed), None)
+            # A process that only lost its peer, or repeats the error of another, has nothing to report.
+            causes = [rank for rank in failed if children[rank].process.returncode != LostError.status]
+            return next(iter(causes or failed), None)
         if failed:
-            since = since or time.monotonic()
-            waited = time.monotonic() - since
+            first_failure = first_failure or time.monotonic()
+            waited = time.monotonic() - first_failure
             if waited > 2 * GRACE:
                 _signal(children, signal.SIGKILL)
-            elif waited > GRACE and not asked:
-                asked = True
+            elif waited > GRACE and not terminated:
+                terminated = True
                 _signal(children, signal.SIGTERM)
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)
 
 
-def _signal(children: list[subprocess.Popen[bytes]], number: int) -> None:
+def _signal(children: list[Child], number: int) -> None:
     for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
+        if child.process.poll() is None:
+            child.process.send_signal(number)
 
 
-def _explain(rank: int, children: list[subprocess.Popen[bytes]], said: IO[bytes] | None, advice: str | None) -> int:
-    """Say which process failed and what it had to say; the exit status. No `advice`: it was asked to end."""
-    code, many = children[rank].returncode, len(children)
-    if code < 0 and advice is not None:
-        why = "the system may have been out of memory; " if code == -signal.SIGKILL else ""
-        name = signal.Signals(-code).name
-        print(f"error: process {rank} of {many} was ended by {name}; {why}{advice}", file=sys.stderr)
-    if said is not None and children[0].returncode != code:  # else the first one has said the same
-        said.seek(0)
-        lines = said.read().decode(errors="replace").splitlines()[-SHOWN:]
-        for line in lines:
-            print(f"process {rank} of {many}: {line}", file=sys.stderr)
-    return code if code > 0 else 1
+def _report_failure(rank: int, children: list[Child], advice: str | None) -> int:
+    """Print which process failed and the end of its output; return the exit status of the command.
+
+    `advice` is None if the processes ended because this command received a signal.
+    """
+    status, count, output = children[rank].process.returncode, len(children), children[rank].output
+    if status < 0 and advice is not None:
+        reason = "the machine may have run out of memory; " if status == -signal.SIGKILL else ""
+        name = signal.Signals(-status).name
+        print(f"error: process {rank} of {count} was ended by {name}; {reason}{advice}", file=sys.stderr)
+    # If rank 0 ended with the same status it has already printed the same error.
+    if output is not None and children[0].process.returncode != status:
+        output.seek(0)
+        for line in output.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]:
+            print(f"process {rank} of {count}: {line}", file=sys.stderr)
+    return status if status > 0 else 1

@@ -19,9 +19,9 @@ from linnaeus.data.decode import UnreadableError
 from linnaeus.data.names import class_name
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
-from linnaeus.distributed.environment import processes
-from linnaeus.distributed.group import ALONE, Peers
-from linnaeus.distributed.launch import threads_each
+from linnaeus.distributed.environment import process_info
+from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
+from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import gather
 from linnaeus.inference.runners import OnnxRunner, Runner, TorchRunner
@@ -152,7 +152,7 @@ class Classifier:
 
         Threads decode the next images while the network works on these.
         """
-        threads = threads_each(processes().local_world)
+        threads = threads_per_process(process_info().local_world_size)
         with steady_heap(), ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
             waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
             source = enumerate(images, start=1)
@@ -205,18 +205,18 @@ class Classifier:
         """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
         return labelled_table(self.about, self.path, source)
 
-    def outputs(self, images: Images, group: Peers = ALONE) -> Outputs:
+    def outputs(self, images: Images, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
         """What the network answers to images, uncalibrated: on all processes of `group`, which answer a part each."""
         batches = Batches(
-            images.rows, images.labels, batch=BATCH * group.world, device=self.device, rank=group.rank,
-            world=group.world,
+            images.rows, images.labels, batch=BATCH * group.world_size, device=self.device, rank=group.rank,
+            world=group.world_size,
         )  # fmt: skip
 
         def logits(batch: Batch) -> np.ndarray:
             return self.run(self.preprocessing.crop(batch.pixels, batch.shapes))
 
         groups = images.table.group_numbers(images.indices)
-        return replace(gather(batches, logits, group.collect), groups=groups)
+        return replace(gather(batches, logits, group.all_gather), groups=groups)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
         """The figures on `split` of a source, calibrated; `images` says which that is where none is named."""

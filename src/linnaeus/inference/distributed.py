@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
 
-from linnaeus.distributed.group import Peers
+from linnaeus.distributed.group import ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import BATCH, Classifier, Prediction
 
@@ -24,7 +24,7 @@ class _StoppedError(Exception):
 class _Shares:
     """This process's images, as they are handed out; iterating takes part in handing out."""
 
-    def __init__(self, peers: Peers, images: Iterable[str], seen: Callable[[], bool]):
+    def __init__(self, peers: ProcessGroup, images: Iterable[str], seen: Callable[[], bool]):
         self.peers, self.images, self.seen = peers, iter(images), seen
         self.rounds = 0
         """Handed out so far."""
@@ -38,19 +38,19 @@ class _Shares:
     def __iter__(self) -> Iterator[str]:
         peers = self.peers
         while not self.last:
-            handed = peers.decide(self._round)
+            handed = peers.broadcast(self._round)
             if handed is None:
                 raise _StoppedError
             paths, wanted = handed
             self.rounds += 1
-            self.last = len(paths) < peers.world * BATCH
+            self.last = len(paths) < peers.world_size * BATCH
             self.wanted.append(wanted)
             yield from paths[peers.rank * BATCH : (peers.rank + 1) * BATCH]
 
     def _round(self) -> tuple[list[str], bool] | None:
         paths: list[str] = []
         try:
-            for path in islice(self.images, self.peers.world * BATCH):
+            for path in islice(self.images, self.peers.world_size * BATCH):
                 paths.append(path)
         except UserError as error:
             self.wrong = error
@@ -58,7 +58,7 @@ class _Shares:
 
 
 def predictions(
-    classifier: Classifier, peers: Peers, images: Iterable[str], seen: Callable[[], bool] = lambda: True
+    classifier: Classifier, peers: ProcessGroup, images: Iterable[str], seen: Callable[[], bool] = lambda: True
 ) -> Generator[Prediction]:
     """Predictions of all processes, in the order of the images, in the first process; nothing in the others.
 
@@ -74,7 +74,7 @@ def predictions(
             mine = list(islice(answers, BATCH))
         except _StoppedError:
             return
-        if peers.world > 1 and not shares.wanted[gathered]:
+        if peers.world_size > 1 and not shares.wanted[gathered]:
             mine = [replace(prediction, image=None) for prediction in mine]
         parts = peers.gather(mine)
         gathered += 1
@@ -87,11 +87,11 @@ def predictions(
         raise shares.wrong
 
 
-def _stop(peers: Peers, shares: _Shares, gathered: int) -> None:
+def _stop(peers: ProcessGroup, shares: _Shares, gathered: int) -> None:
     """Let the others end, who wait for the next round, or bring the answers to the last."""
     with suppress(RuntimeError):  # who is gone need not be told
         if not shares.last:
-            peers.decide(lambda: None)
+            peers.broadcast(lambda: None)
             return
         for _ in range(gathered, shares.rounds):
             peers.gather([])

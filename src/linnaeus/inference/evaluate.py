@@ -12,7 +12,7 @@ import numpy as np
 
 from linnaeus.console import Console, counted
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.distributed.group import ALONE, Peers
+from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import BATCH, Classifier
 from linnaeus.inference.source import Images
@@ -59,15 +59,15 @@ def evaluate_model(
     tta: bool = False,
     leaks: Callable[[Table], dict[str, np.ndarray]] | None = None,
     console: Console,
-    group: Peers = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluation | None:
     """Judge a model by the images of a split of a source. Warns of what makes figures flatter.
 
     `leaks` finds, by split, the samples of which a copy stands in an earlier split; figures then come without them too.
     The processes of `group` answer a part of the images each; the first one judges, and the others get nothing.
     """
-    images = group.once_a_machine(lambda: classifier.images(source, split))
-    if len(set(group.collect((images.table.fingerprint(), images.indices.tobytes())))) > 1:
+    images = group.local_main_first(lambda: classifier.images(source, split))
+    if len(set(group.all_gather((images.table.fingerprint(), images.indices.tobytes())))) > 1:
         raise UserError(f"{source}: is not the same on all machines")
     n = len(images.labels)
     for path, reason in images.left_out:
@@ -87,7 +87,7 @@ def evaluate_model(
             classifier.run, classifier.preprocessing, images.rows, images.labels,
             temperature=classifier.temperature, batch=BATCH, device=classifier.device, group=group,
         )  # fmt: skip
-    if not group.first:
+    if not group.is_main:
         return None
     found = assess(outputs, classifier.calibration, own=images.calibrated_on, error=error, views=views)
     clean = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.data.batches import Batch, Batches, Rows
-from linnaeus.distributed.group import ALONE, Peers
+from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.inference.forward import gather
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.preprocess import Preprocessing
@@ -45,13 +45,15 @@ def answer_views(
     temperature: float,
     batch: int,
     device: torch.device,
-    group: Peers = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Outputs]:
     """What a network answers by each set of views, calibrated. Every view is computed once, divided over `group`.
 
     `run`: what the network sees, (N, size, size, C) uint8 on `device` -> (N, classes) logits.
     """
-    batches = Batches(rows, labels, batch=batch * group.world, device=device, rank=group.rank, world=group.world)
+    batches = Batches(
+        rows, labels, batch=batch * group.world_size, device=device, rank=group.rank, world=group.world_size
+    )
 
     def of(view: View) -> np.ndarray:
         x, y, mirrored = view
@@ -60,7 +62,7 @@ def answer_views(
             seen = preprocessing.crop(batch.pixels, batch.shapes, (x, y))
             return run(seen.flip(2) if mirrored else seen)
 
-        return gather(batches, logits, group.collect).at(temperature).probabilities
+        return gather(batches, logits, group.all_gather).at(temperature).probabilities
 
     sets = view_sets(preprocessing)
     found = {view: of(view) for view in dict.fromkeys(view for views in sets.values() for view in views)}

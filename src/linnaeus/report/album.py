@@ -17,10 +17,11 @@ from linnaeus.data.builtin import known_sources, open_known
 from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
+from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.runs.reader import Contents
-from linnaeus.stores.decoding import Decoding, cores
+from linnaeus.stores.decoding import Decoding
 
 Heat = Callable[[int], np.ndarray | None]
 """Index of an image in the table -> (side, side, 3) uint8, a heat map over what the network saw; None without one."""
@@ -80,7 +81,7 @@ class Album:
         wanted = sorted({i for i in indices if i not in self._seen})
         if self.table is None or not wanted:
             return
-        rows = Decoding(self.table, np.array(wanted, np.int64), self.preprocessing.row_spec, cores(), None)
+        rows = Decoding(self.table, np.array(wanted, np.int64), self.preprocessing.row_spec, available_cores(), None)
         for i, row in zip(wanted, rows.each(), strict=True):
             self._seen[i] = None if isinstance(row, UnreadableError) else self._crop(row)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from linnaeus.data.decode import UnreadableError, header_size
+from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.explain.saliency import choose_stages, explain
 from linnaeus.inference.classifier import Classifier, Prediction
@@ -60,8 +60,7 @@ class Service:
             observe=self.metrics.batch,
         )  # fmt: skip
         self.metrics.in_hand.set_function(lambda: self.batcher.in_hand)
-        threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        self._decoders = ThreadPoolExecutor(threads, "linnaeus-decode")
+        self._decoders = ThreadPoolExecutor(available_cores(), "linnaeus-decode")
         self._large = ThreadPoolExecutor(1, "linnaeus-large")
         self.stages = _stages(self.original)
         self.gallery: Gallery | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,7 +150,3 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 def _kept_aspect(height: int, width: int) -> float:
     return min(MAX_ASPECT, max(height, width) / max(1, min(height, width)))
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

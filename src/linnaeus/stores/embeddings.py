@@ -15,15 +15,15 @@ from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Subset
 from linnaeus.data.decode import DECODE_VERSION
 from linnaeus.data.table import Table
-from linnaeus.device import choose_device
-from linnaeus.distributed.environment import Processes
-from linnaeus.distributed.group import Peers
+from linnaeus.device import available_cores, choose_device
+from linnaeus.distributed.environment import ProcessInfo
+from linnaeus.distributed.group import ProcessGroup
 from linnaeus.malloc import steady_heap
 from linnaeus.models.published import PUBLISHED, Published
 from linnaeus.models.weights import at_hand, load_weights, lookup
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.cache import Cache, OverBudgetError
-from linnaeus.stores.decoding import Decoding, cores
+from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.frozen import Frozen, Samples
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import readable
@@ -48,13 +48,13 @@ class Vectors:
     """The published name of what made them"""
 
 
-class Plain(Peers):
+class Plain(ProcessGroup):
     """One process and one device at full precision, with no training engine around it."""
 
     precision = "32-true"
 
     def __init__(self, device: torch.device):
-        super().__init__(Processes())
+        super().__init__(ProcessInfo())
         self.device = device
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -77,7 +77,9 @@ def embed(
     go through the network near their own size. Raises UserError where the weights are not at hand.
     """
     preprocessing = _preprocessing(table, lookup(weights))
-    signatures = Decoding(table, np.arange(len(table)), preprocessing.row_spec, cores(), None).signatures(False)
+    signatures = Decoding(table, np.arange(len(table)), preprocessing.row_spec, available_cores(), None).signatures(
+        False
+    )
     about = json.dumps([VERSION, DECODE_VERSION, weights, preprocessing.to_dict()])
     name = f"vectors-{hashlib.sha256(about.encode() + signatures.tobytes()).hexdigest()[:32]}"
     with cache.lock(name):

@@ -110,7 +110,7 @@ class Frozen:
 
                 # What is fastest is measured, so that two processes might find two answers: one of them decides.
                 mine = choose(self.made_by.get(name[0])) if self.engine.rank == 0 else None
-                chosen = self.engine.decide(lambda: "" if mine is None else mine.name)
+                chosen = self.engine.broadcast(lambda: "" if mine is None else mine.name)
                 self.executors[name] = choose(chosen) if mine is None else mine
             self._made(name[0], self.executors[name].name)
         return self.executors[name]
@@ -141,7 +141,7 @@ class Frozen:
                 key["head looks at"] = self.model.head_stages
             text = json.dumps(key, sort_keys=True)
             store = find_activations(len(samples), text, self.cache)
-            if not all(self.engine.collect(store is not None)):
+            if not all(self.engine.all_gather(store is not None)):
                 first = next(iter(Batches(rows, samples.labels, batch=TRIED, device=self.engine.device).epoch()))
                 sample = made_by(first)
                 executor = self.executor(cut, sample, len(samples), start, weights)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
+from linnaeus.device import available_cores
 from linnaeus.stores.cache import Cache, Entry, OverBudgetError
-from linnaeus.stores.decoding import Decoding, Images, Progress, Row, cores, select, with_channels
+from linnaeus.stores.decoding import Decoding, Images, Progress, Row, select, with_channels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 from linnaeus.stores.rows import ROWS, Index, RowWriter, map_rows, read_index, write_index
 
@@ -45,7 +46,7 @@ def build_pixels(
     indices = np.asarray(indices, dtype=np.int64)
     if table.images is not None and is_row(table.images.shape[1], table.images.shape[2], spec):
         return PixelStore.from_arrays(with_channels(select(table.images, indices), spec.channels))
-    rows = Decoding(table, indices, spec, threads or cores(), progress)
+    rows = Decoding(table, indices, spec, threads or available_cores(), progress)
     if cache is None:
         return _in_memory(rows)
     signatures = rows.signatures(hash_content)

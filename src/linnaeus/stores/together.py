@@ -22,12 +22,12 @@ class Group(Protocol):
     def rank(self) -> int: ...
 
     @property
-    def world(self) -> int: ...
+    def world_size(self) -> int: ...
 
     @property
-    def machines(self) -> int: ...
+    def nodes(self) -> int: ...
 
-    def decide(self, what: Callable[[], T]) -> T:
+    def broadcast(self, what: Callable[[], T]) -> T:
         """What the first process finds, on all of them."""
         ...
 
@@ -35,11 +35,11 @@ class Group(Protocol):
         """What every process has, in the first; nothing in the others."""
         ...
 
-    def collect(self, mine: T) -> list[T]:
+    def all_gather(self, mine: T) -> list[T]:
         """What every process has, on all of them."""
         ...
 
-    def once_a_machine(self, what: Callable[[], T]) -> T:
+    def local_main_first(self, what: Callable[[], T]) -> T:
         """`what`, in one process of every machine first, and then in the others."""
         ...
 
@@ -54,11 +54,11 @@ def build_together(group: Group, part: Part, build: Callable[[Chunks], Activatio
     On several machines, which have a cache each, one process of each builds alone.
     Raises in all processes what `build` raises in one: UserError or OverBudgetError.
     """
-    if group.world == 1:
+    if group.world_size == 1:
         build(lambda start: part(start, 0, 1))
         return
     failed: OverBudgetError | None = None
-    if group.machines > 1:
+    if group.nodes > 1:
 
         def alone() -> OverBudgetError | None:
             try:
@@ -67,7 +67,7 @@ def build_together(group: Group, part: Part, build: Callable[[Chunks], Activatio
                 return error
             return None
 
-        failed = next((error for error in group.collect(group.once_a_machine(alone)) if error is not None), None)
+        failed = next((error for error in group.all_gather(group.local_main_first(alone)) if error is not None), None)
     elif group.rank == 0:
         failed = _lead(group, part, build)
     else:
@@ -80,13 +80,13 @@ def _lead(group: Group, part: Part, build: Callable[[Chunks], ActivationStore]) 
     """Build, and tell the others what to compute: where to start, as often as `build` starts; then whether to go on."""
 
     def chunks(start: int) -> Generator[Tensor, None, None]:
-        group.decide(lambda: start)
+        group.broadcast(lambda: start)
         try:
-            for mine in part(start, 0, group.world):
-                group.decide(lambda: True)
+            for mine in part(start, 0, group.world_size):
+                group.broadcast(lambda: True)
                 yield torch.cat(group.gather(mine.cpu()))
         finally:
-            group.decide(lambda: False)
+            group.broadcast(lambda: False)
 
     over: OverBudgetError | None = None
     wrong: UserError | None = None
@@ -96,19 +96,19 @@ def _lead(group: Group, part: Part, build: Callable[[Chunks], ActivationStore]) 
         over = error
     except UserError as error:
         wrong = error
-    group.decide(lambda: None)
-    return group.decide(lambda: _raised(wrong, over))
+    group.broadcast(lambda: None)
+    return group.broadcast(lambda: _raised(wrong, over))
 
 
 def _follow(group: Group, part: Part) -> OverBudgetError | None:
     """Compute what the first process asks for."""
     nothing: Callable[[], None] = lambda: None
-    while (start := group.decide(nothing)) is not None:
-        mine = part(start, group.rank, group.world)
-        while group.decide(nothing):
+    while (start := group.broadcast(nothing)) is not None:
+        mine = part(start, group.rank, group.world_size)
+        while group.broadcast(nothing):
             group.gather(next(mine).cpu())
         mine.close()
-    return group.decide(nothing)
+    return group.broadcast(nothing)
 
 
 def _raised(wrong: UserError | None, over: OverBudgetError | None) -> OverBudgetError | None:

@@ -69,11 +69,11 @@ def finish(job: Job, best: Best, interrupted: bool) -> Run:
             samples = job.samples[split]
             found = answer_pixels(
                 network, job.preprocessing, samples.rows, samples.labels, batch=BATCH, device=engine.device,
-                autocast=engine.autocast, rank=engine.rank, world=engine.world, collect=engine.collect,
+                autocast=engine.autocast, rank=engine.rank, world=engine.world_size, collect=engine.all_gather,
             )  # fmt: skip
             outputs[split] = replace(found, groups=samples.groups)
     judged = Judged(outputs)
-    if not engine.first:
+    if not engine.is_main:
         return Run(job.folder.path, best, judged.figures, dict(job.seconds), interrupted, judged.lines())
     judged.without_leaks = without_leaks(job.table, job.samples, judged.calibrated, job.inspection.leaked)
     result = judged.figures
@@ -118,12 +118,12 @@ def _saved(job: Job, best: Best) -> tuple[Network, ModelFile]:
 
     From here on only the file counts: what is reported is what somebody who is given the file will find.
     """
-    if job.engine.first:
+    if job.engine.is_main:
         network, about = read_model(job.folder.model, job.network if job.network.arch["name"] == "custom" else None)
     else:
         network, about = job.network, job.about({})
-    state = job.engine.decide(network.state_dict)
-    if not job.engine.first:  # auxiliary heads, which the file does not have, answer nothing
+    state = job.engine.broadcast(network.state_dict)
+    if not job.engine.is_main:  # auxiliary heads, which the file does not have, answer nothing
         network.load_state_dict(state, strict=False)
     return network.to(job.engine.device), about
 

@@ -69,14 +69,14 @@ class Job:
         from linnaeus.report.plots import ranges
 
         path = self.folder.path / f"lr-phase{number}.png"
-        if self.engine.first:
+        if self.engine.is_main:
             ranges(test.rates, test.losses, test.smoothed, test.chosen, test.why, path)
         self.identity.found.rates[str(number)] = test.chosen
         self.note()
 
     def note(self) -> None:
         """Write down what the run has found out: for resuming it, and in its recipe, so that the recipe repeats it."""
-        if self.engine.first:
+        if self.engine.is_main:
             self.identity.write(self.folder.checkpoint)
         self.resolve()
 
@@ -85,13 +85,13 @@ class Job:
         recipe = self.identity.found.apply(self.recipe)
         if recipe != self.recipe:
             self.recipe = recipe
-            if self.engine.first:
+            if self.engine.is_main:
                 self.folder.write_recipe(recipe)
 
     def save(self, best: Best) -> None:
         """Write the best model so far, with the figures by which it was chosen."""
         assert best.figures is not None
-        if not self.engine.first:
+        if not self.engine.is_main:
             return
         write_model(self.folder.model, best.state, self.about({"valid": best.figures.to_dict()}))
 

@@ -120,7 +120,7 @@ def fit(
                 seed_step(seed, drawn, now.step, engine.rank)
                 return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
 
-            loss, right = step_that_fits(now, statistics, len(batch) - batch.lead, take, shrink, engine.world)
+            loss, right = step_that_fits(now, statistics, len(batch) - batch.lead, take, shrink, engine.world_size)
             if average is not None:
                 average.update(net)
             now.totals.add(loss, right, batch.total)
@@ -149,8 +149,8 @@ def fit(
 
 def validated(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
     """The figures of `net` on the validation images, the same in all processes."""
-    found = answers(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine.autocast, engine.collect)
-    return engine.decide(lambda: figures(found))
+    found = answers(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine.autocast, engine.all_gather)
+    return engine.broadcast(lambda: figures(found))
 
 
 class Statistics:

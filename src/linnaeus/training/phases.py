@@ -15,7 +15,7 @@ from linnaeus.console import Console, counted, duration
 from linnaeus.data.batches import Batches
 from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
-from linnaeus.distributed.sync_batchnorm import synced_norms
+from linnaeus.distributed.sync_batchnorm import synced_batchnorm
 from linnaeus.errors import JobError, UserError
 from linnaeus.metrics.figures import Figures, figures
 from linnaeus.metrics.outputs import Outputs
@@ -89,7 +89,7 @@ class Phases:
                 self.since = time.perf_counter()
                 try:
                     self._phase(number, phase, first_epoch, within)
-                    if self.engine.decide(lambda: self.unsaved):
+                    if self.engine.broadcast(lambda: self.unsaved):
                         self._stand(number + 1, None, now=True)
                 finally:
                     self._flush()
@@ -103,7 +103,7 @@ class Phases:
         """Between two steps: write down where the run stands if it is time, and end it if somebody wants that."""
         due = self.checkpoints is not None and self.checkpoints.due(steps)
         # So that all end after the same step. A signal that comes from here on waits for the next time.
-        wanted = self.engine.any_of(self.stop.wanted)
+        wanted = self.engine.all_reduce_max(self.stop.wanted)
         if self.checkpoints is not None and (due or now or wanted is not None):
             self._lap(number if snapshot is not None else number - 1)
             fit = None if snapshot is None else snapshot()
@@ -133,7 +133,7 @@ class Phases:
             self._finish(number, phase, self._solve_head(phase, net, train, valid), stages)
             return
         micro = self._announce(number, phase, stages, net, train, valid)
-        with synced_norms(self.model) if self._synced(phase) else nullcontext():
+        with synced_batchnorm(self.model) if self._synced(phase) else nullcontext():
             if phase.lr == "auto":
                 phase = phase.model_copy(update={"lr": self._find_rate(number, phase, first_epoch, net, train, micro)})
             self._train(number, phase, first_epoch, resume, stages, net, train, valid, micro)
@@ -143,7 +143,7 @@ class Phases:
 
     def _synced(self, phase: Phase) -> bool:
         """Whether BatchNorm sees the samples of all processes."""
-        return phase.norms == "synced" and self.engine.world > 1
+        return phase.norms == "synced" and self.engine.world_size > 1
 
     def _train(
         self, number: int, phase: Phase, first_epoch: int, resume: Snapshot | None, stages: tuple[str, ...], net: Above,
@@ -180,7 +180,7 @@ class Phases:
                 for epoch in epochs:
                     self._finish(number, phase, epoch, stages)
                     self._stand(number, epoch.snapshot)
-            self.stop.end(self.engine.any_of(self.stop.wanted))
+            self.stop.end(self.engine.all_reduce_max(self.stop.wanted))
 
     def _find_rate(self, number: int, phase: Phase, first_epoch: int, net: Above, train: Stream, micro: int) -> float:
         """The learning rate by a range test on a copy of the network."""
@@ -189,7 +189,7 @@ class Phases:
                 net, phase, train, self.engine,
                 classes=self.classes, seed=self.recipe.seed, epoch=first_epoch, micro=micro, watch=advance,
             )  # fmt: skip
-        test = self.engine.decide(lambda: found)
+        test = self.engine.broadcast(lambda: found)
         self.tuned(number, test)
         self.console.say(
             f"  lr = auto: {test.chosen:g}, {test.why}, in {len(test.losses)} steps from {test.rates[0]:.0e} "
@@ -222,7 +222,7 @@ class Phases:
             )
             return replace(head, weight=head.weight.cpu(), bias=head.bias.cpu()), learned
 
-        head, learned = self.engine.decide(solve)
+        head, learned = self.engine.broadcast(solve)
         with torch.no_grad():
             linear[0].weight.copy_(head.weight)
             linear[0].bias.copy_(head.bias)
@@ -266,17 +266,17 @@ class Phases:
         """Try one step on a copy; say what trains, at what cost. Returns the number of samples to run at once."""
         batch = next(iter(train.batches.epoch())).part(0, PROBED)
         x = train.prepare(batch, 0)
-        world = self.engine.world
+        world = self.engine.world_size
         share, together = -(-phase.batch // world), world if self._synced(phase) else 1
-        cost = self.engine.decide(lambda: probe(net, stages, x))
+        cost = self.engine.broadcast(lambda: probe(net, stages, x))
         known = phase.micro_batch or self.micro.get(str(number), 0)
         if known:
             micro = min(-(-known // together), share)
         else:
             free = free_memory(self.engine.device)
             if self.engine.device.type == "cpu":
-                free //= self.engine.neighbors
-            micro = cost.micro_batch(share, min(self.engine.collect(free)))
+                free //= self.engine.local_world_size
+            micro = cost.micro_batch(share, min(self.engine.all_gather(free)))
         self.divided(number, min(micro * together, phase.batch))
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         pieces = f", {share} for each process" if world > 1 else ""

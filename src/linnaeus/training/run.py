@@ -16,8 +16,8 @@ from linnaeus.console import Console
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.engine import Engine
-from linnaeus.distributed.environment import processes
-from linnaeus.distributed.group import lost
+from linnaeus.distributed.environment import process_info
+from linnaeus.distributed.group import is_connection_error
 from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.figures import Figures
@@ -89,15 +89,15 @@ def train(
     Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
     these is StoppedError, after SIGTERM, and another LostError, where another process is gone.
     """
-    here = processes()
-    if devices is not None and devices != here.local_world:
+    here = process_info()
+    if devices is not None and devices != here.local_world_size:
         raise UserError(
-            f"devices = {devices}, and this is one process of {here.local_world} on this machine; start it with "
+            f"devices = {devices}, and this is one process of {here.local_world_size} on this machine; start it with "
             f"torchrun --nproc-per-node {devices}, or as linnaeus train --devices {devices}"
         )
-    if trial is not None and here.world > 1:
+    if trial is not None and here.world_size > 1:
         raise UserError("a sweep runs each of its trials in one process; start several sweeps on one study instead")
-    job = Job((console or Console()) if here.first else Console(silent=True), draw)
+    job = Job((console or Console()) if here.is_main else Console(silent=True), draw)
     place_ = None if out is None else Path(out)
     request = Request(source, recipe, model, weights, epochs, settings, seed, device, place_, strict, resume)
     checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))
@@ -105,13 +105,13 @@ def train(
         try:
             return _train(job, request, checkpoints, tensorboard, trial)
         except BaseException as error:
-            if hasattr(job, "folder") and here.first:
+            if hasattr(job, "folder") and here.is_main:
                 job.folder.abandon()
             if isinstance(error, Terminated):
                 raise StoppedError(f"stopped by SIGTERM; {job.to_go_on()}") from None
             if isinstance(error, torch.OutOfMemoryError):
                 raise JobError(f"out of memory on {job.engine.describe()}; {job.to_go_on()}") from None
-            if isinstance(error, RuntimeError) and here.world > 1 and lost(error):
+            if isinstance(error, RuntimeError) and here.world_size > 1 and is_connection_error(error):
                 raise LostError(f"another process of this run has ended; {job.to_go_on()}") from error
             raise
         finally:
@@ -129,20 +129,20 @@ def _train(
     since = time.perf_counter()
     job.engine = Engine(request.device)  # a device that is not there is the cheapest thing to find
     request = _completed(job.engine, request)
-    finished = job.engine.decide(lambda: request.finished)
+    finished = job.engine.broadcast(lambda: request.finished)
     if not finished:
-        job.recipe, table = job.engine.once_a_machine(
+        job.recipe, table = job.engine.local_main_first(
             lambda: resolve_recipe(
                 request.source, request.recipe, request.model, request.weights, request.epochs, request.settings,
                 request.seed, job.console,
             )
         )  # fmt: skip
         if request.resume and request.out is None:
-            request = replace(request, out=job.engine.decide(lambda: latest(job.recipe.name, place(table.source))))
-            finished = job.engine.decide(lambda: request.finished)
+            request = replace(request, out=job.engine.broadcast(lambda: latest(job.recipe.name, place(table.source))))
+            finished = job.engine.broadcast(lambda: request.finished)
     if finished:
         job.console.say(f"run       {request.out} is finished: there is nothing to resume")
-        return job.engine.decide(lambda: _finished(request))
+        return job.engine.broadcast(lambda: _finished(request))
     _prepare(job, request, table)
     job.seconds.lap("prepare", since)
     _introduce(job)
@@ -159,7 +159,7 @@ def _completed(engine: Engine, request: Request) -> Request:
 
     if isinstance(request.source, Table):
         return request
-    source, out, recipe = engine.decide(complete)
+    source, out, recipe = engine.broadcast(complete)
     return replace(request, source=source, out=out, recipe=recipe)
 
 
@@ -176,39 +176,39 @@ def _prepare(job: Job, request: Request, table: Table) -> None:
     if job.recipe.precision != "auto":
         job.engine = Engine(request.device, job.recipe.precision)
     engine = job.engine
-    with engine.together():
+    with engine.propagate_errors():
         job.table = open_split(table, job.recipe, job.console)
         # The place is found before there is a run folder, which may have the name of the source.
-        job.identity = identify(job.recipe, job.table, engine.machine(), place(job.table.source))
-    if len(set(engine.collect(job.fingerprint))) > 1:
+        job.identity = identify(job.recipe, job.table, engine.environment(), place(job.table.source))
+    if len(set(engine.all_gather(job.fingerprint))) > 1:
         raise UserError(f"{table.source}: is not the same on all machines")
-    continues = engine.decide(lambda: request.continues)
+    continues = engine.broadcast(lambda: request.continues)
     if continues:
-        engine.decide(lambda: _hold(job, request))
-    before = engine.decide(lambda: _same_run(job, request) if continues else None)
+        engine.broadcast(lambda: _hold(job, request))
+    before = engine.broadcast(lambda: _same_run(job, request) if continues else None)
     if before is not None:
         job.identity.recipe = before.recipe
         job.identity.found = before.found
         job.recipe = before.found.apply(Recipe.model_validate(before.recipe))
     if not continues:
-        engine.decide(lambda: RunFolder.check(request.out))
+        engine.broadcast(lambda: RunFolder.check(request.out))
     torch.manual_seed(job.recipe.seed)
     channels = _build(job, request)
-    job.folder = RunFolder(engine.decide(lambda: _open_folder(job, request, continues).path))
+    job.folder = RunFolder(engine.broadcast(lambda: _open_folder(job, request, continues).path))
     job.folder.resumed = continues
-    job.samples, bad = engine.once_a_machine(
+    job.samples, bad = engine.local_main_first(
         lambda: load_samples(job.table, job.recipe, job.preprocessing, request.strict, job.console)
     )
     job.bad = len(bad)
-    with engine.together():
-        if engine.first:
+    with engine.propagate_errors():
+        if engine.is_main:
             _inspect(job, request, bad)
         else:
             job.inspection = Inspection()
     if job.recipe.data.normalise == "data":
-        job.preprocessing = engine.decide(lambda: measure_pixels(job.samples["train"], job.preprocessing))
+        job.preprocessing = engine.broadcast(lambda: measure_pixels(job.samples["train"], job.preprocessing))
     assert job.preprocessing.channels == channels
-    engine.decide(lambda: _identify_pixels(job, before))
+    engine.broadcast(lambda: _identify_pixels(job, before))
 
 
 def _build(job: Job, request: Request) -> int:
@@ -216,10 +216,10 @@ def _build(job: Job, request: Request) -> int:
     wanted = job.recipe.data.channels
     channels = (job.table.channels or 3) if wanted == "auto" else wanted
     module = request.model if isinstance(request.model, nn.Module) else None
-    job.network, normalisation = job.engine.once_a_machine(
+    job.network, normalisation = job.engine.local_main_first(
         lambda: build_network(job.recipe, len(job.table.classes), channels, module, job.console)
     )
-    with job.engine.together():
+    with job.engine.propagate_errors():
         check_size(job.network, job.recipe, channels)
         for phase in job.recipe.phase:
             training_stages(job.network, phase.train)
@@ -315,10 +315,10 @@ def _count(job: Job, split: str) -> str:
 def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[[int, Figures], None] | None) -> Run:
     """The phases, then the final figures from the saved file, on pixels."""
     checkpoints.path = job.folder.checkpoint
-    first = job.engine.first
-    last = job.engine.decide(lambda: checkpoints.read(job.recipe.best))
+    first = job.engine.is_main
+    last = job.engine.broadcast(lambda: checkpoints.read(job.recipe.best))
     rows = [] if last is None else last.rows
-    job.engine.decide(lambda: job.folder.start(rows))
+    job.engine.broadcast(lambda: job.folder.start(rows))
     if last is not None:
         job.console.say(f"resumed   {last}")
         job.seconds.go_on(last.seconds)

@@ -47,8 +47,8 @@ def optimizer_step(
             first=batch.first, seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
         )  # fmt: skip
     synced = phase.norms == "synced"
-    everybody = synced or len(own_parts(batch.total, engine.world)[-1]) > 0
-    overlaps = engine.overlaps and everybody
+    everybody = synced or len(own_parts(batch.total, engine.world_size)[-1]) > 0
+    overlaps = engine.reduces_in_backward and everybody
     parts = local_pieces(batch, engine, micro, synced)
     for i, (start, stop) in enumerate(parts):
         part = batch.part(start, stop)
@@ -58,22 +58,22 @@ def optimizer_step(
             x, targets = train.prepare(batch.part(0, 1), epoch)[:0], part.labels
         else:
             x, targets = train.prepare(part, epoch), part.labels
-        with engine.alone(wrapped, not overlaps or i < len(parts) - 1):
+        with engine.no_sync(wrapped, not overlaps or i < len(parts) - 1):
             logits, *auxiliary = _heads(wrapped(x))
             loss = criterion(logits, targets)
             total = loss
             for other in auxiliary:
                 total = total + phase.aux_weight * criterion(other, targets)
             # Gradients are averaged over the processes, and what is wanted is their sum over the whole batch's count.
-            engine.backward(total * engine.world / batch.total)
+            engine.backward(total * engine.world_size / batch.total)
         sums[0] += loss.detach()
         if not mixes:
             sums[1] += (logits.argmax(1) == part.labels).sum()
-    if not overlaps and engine.world > 1:
+    if not overlaps and engine.world_size > 1:
         engine.average_gradients(wrapped)
-    engine.sum(sums)
+    engine.all_reduce_sum(sums)
     if phase.clip:
-        engine.clip(wrapped, optimizer, phase.clip)
+        engine.clip_gradients(wrapped, optimizer, phase.clip)
     try:
         optimizer.step()
     except torch.OutOfMemoryError:  # half of the weights may be new, so nothing can be tried again
@@ -88,10 +88,10 @@ def local_pieces(batch: Batch, engine: Engine, micro: int | None, synced: bool) 
     Where the processes talk to each other in the forward pass, they have equally many, be it pieces of nothing.
     """
     own = len(batch) - batch.lead
-    if not synced or engine.world == 1:
+    if not synced or engine.world_size == 1:
         found = pieces(own, micro or own) if own else []
     else:
-        largest = max(len(part) for part in own_parts(batch.total, engine.world))
+        largest = max(len(part) for part in own_parts(batch.total, engine.world_size))
         count = -(-largest // (micro or largest))
         found = [(own * i // count, own * (i + 1) // count) for i in range(count)]
     return [(batch.lead + start, batch.lead + stop) for start, stop in found]

@@ -91,7 +91,7 @@ class Streams:
 
     def _in_order(self, rows: Rows, batch: int) -> Batches:
         """Validation batches over `rows`, of `batch` samples for each process."""
-        rank, world = self.engine.rank, self.engine.world
+        rank, world = self.engine.rank, self.engine.world_size
         device = self.engine.device
         return Batches(rows, self.valid.labels, batch=batch * world, device=device, rank=rank, world=world)
 
@@ -104,7 +104,7 @@ class Streams:
             weights /= weights.sum()
         return Batches(
             rows, self.train.labels, batch=phase.batch, device=self.engine.device, shuffle=True, seed=self.seed,
-            weights=weights, views=views, rank=self.engine.rank, world=self.engine.world,
+            weights=weights, views=views, rank=self.engine.rank, world=self.engine.world_size,
             partners=phase.mixup > 0 or phase.cutmix > 0,
         )  # fmt: skip
 
