@@ -17,7 +17,9 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, versions, write_model
 from linnaeus.models import create
 from linnaeus.preprocess import Preprocessing
-from linnaeus.runs.folder import Row, RunFolder
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.history import Row
+from linnaeus.runs.predictions import PredictionRow, prediction_rows
 from linnaeus.training.results import Judged
 
 SIDE = 40
@@ -75,6 +77,7 @@ def fabricate(
         if len(table.where(split))
     }
     judged = Judged(outputs)
+    rows: list[PredictionRow] = []
     torch.manual_seed(0)
     network = create("mini_resnet", k, 3, widths=[6, 8, 12])
     about = ModelFile(network.arch, table.classes, table.names, seen)
@@ -92,14 +95,10 @@ def fabricate(
         for epoch in range(1, epochs + 1):
             loss = 2.0 / (len(folder.rows) + 1)
             folder.add(Row(phase, epoch, 1e-3, loss, 1 - loss / 4, loss * 1.2, 1 - loss / 3.5, 1.5))
-    folder.write_predictions(
-        (
-            table.sample_id(int(i)), split, table.classes[out.labels[n]], table.classes[out.predicted[n]],
-            f"{out.probabilities[n].max():.10g}", f"{out.probabilities[n, out.labels[n]]:.10g}",
-        )
-        for split, out in judged.calibrated.items()
-        for n, i in enumerate(table.where(split))
-    )  # fmt: skip
+    for split, out in judged.calibrated.items():
+        samples = [table.sample_id(i) for i in table.where(split).tolist()]
+        rows.extend(prediction_rows(split, samples, out, table.classes))
+    folder.write_predictions(rows)
     folder.write_evaluation(judged.long_dict(table))
     seconds = {"prepare": 4.1, **{f"phase {i}": 20.0 * i for i in range(1, len(phases) + 1)}, "evaluate": 3.0}
     folder.write_metrics(

@@ -73,7 +73,7 @@ def test_every_section_has_its_images_and_they_lie_in_the_page(run: Path):
     assert len(images) > 3 * 6
     assert all(address.startswith("data:image/") for address in images)
     assert page.count("a training image of rose") >= 6
-    wrong = [a for a in read_run(run).answers["test"] if not a.right]
+    wrong = [a for a in read_run(run).predictions["test"] if not a.correct]
     assert wrong, "the run must have mistakes to show"
     assert all(unescape(page).count(a.sample) for a in wrong)
 
@@ -150,7 +150,7 @@ def test_a_known_source_is_found_by_its_name_and_never_fetched(
 
 
 def test_a_image_that_is_gone_leaves_a_gap(run: Path, tmp_path: Path):
-    wrong = next(a for a in read_run(run).answers["test"] if not a.right)
+    wrong = next(a for a in read_run(run).predictions["test"] if not a.correct)
     (tmp_path / "source" / wrong.sample).unlink()
     assert '<span class="none">no image</span>' in page_of(run)
 
@@ -167,7 +167,7 @@ def test_heat_maps_are_asked_of_the_mistakes_alone(run: Path):
         return draw
 
     contents = read_run(run)
-    wrong = sorted((a for a in contents.answers["test"] if not a.right), key=lambda a: -a.probability)[:12]
+    wrong = sorted((a for a in contents.predictions["test"] if not a.correct), key=lambda a: -a.probability)[:12]
     page = page_of(run, heat=heat)
     assert len(asked) == len(wrong) > 1
     assert page.count('alt="heat map: where the network sees') == len(wrong) - 1, "the first had none"
@@ -197,7 +197,7 @@ def test_findings_are_shown_by_kind_the_worst_first_with_their_images(run: Path)
 @pytest.mark.parametrize("text", ["{", "3", '{"findings": [{"kind": "leak"}]}', '["leak"]'])
 def test_a_broken_check_is_named(run: Path, text: str):
     (run / "check.json").write_text(text)
-    with pytest.raises(UserError, match=r"check\.json: not what a check writes"):
+    with pytest.raises(UserError, match=r"check\.json: not the output of a check"):
         write_report(run)
 
 

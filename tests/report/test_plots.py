@@ -225,7 +225,7 @@ def test_confusion_rows_are_true_classes(tmp_path: Path, sheets: list[Sheet]) ->
     confusion(matrix, ["a", "b", "c"], tmp_path / "confusion.png")
     texts = written(sheets[0])
     assert "35 of 45 right, 77.8 %" in texts
-    assert [t for t in texts if " of " in t or "no p" in t][1:-1] == ["30 of 40", "5 of 5", "no images"]
+    assert [t for t in texts if " of " in t or "no images" in t][1:-1] == ["30 of 40", "5 of 5", "no images"]
     where = {t.get_text(): t.get_position() for t in sheets[0].figure.texts}
     assert where["10"][1] == where["30"][1]  # in the row of the true class ...
     assert where["10"][0] == where["5"][0]  # ... and in the column of the predicted one

@@ -14,7 +14,9 @@ import tomli_w
 from linnaeus.errors import UserError
 from linnaeus.metrics.intervals import interval, wilson
 from linnaeus.metrics.mcnemar import Paired, holm
-from linnaeus.runs.compare import PREDICTION_COLUMNS, PREDICTIONS, compare_runs, differing
+from linnaeus.runs.compare import compare_runs, differing
+from linnaeus.runs.layout import PREDICTIONS
+from linnaeus.runs.predictions import COLUMNS
 
 
 def write_run(
@@ -25,7 +27,7 @@ def write_run(
     folder.mkdir()
     with (folder / PREDICTIONS).open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(PREDICTION_COLUMNS)
+        writer.writerow(COLUMNS)
         for i, hit in enumerate(right.tolist(), first):
             writer.writerow([f"pic {i}.png", split, label, label if hit else "b", 0.8, 0.8 if hit else 0.2,
                              i // each if each else ""])  # fmt: skip
@@ -62,11 +64,11 @@ def test_what_is_said_of_a_difference(tmp_path: Path):
     runs = [write_run(tmp_path / name, r) for name, r in (("one", right), ("two", fewer), ("three", much))]
     text = compare_runs(runs).render()
     said = {line.split("  ")[1]: line for line in text.splitlines() if " - " in line}
-    assert "not to be told apart" in said["two - one"]
+    assert "no significant difference" in said["two - one"]
     assert "-3.00% (" in said["two - one"]
     assert "one is better" in said["three - one"]
     assert "two is better" in said["three - two"]
-    assert "0 right only by two, 3 only by one" in said["two - one"]
+    assert "0 correct only in two, 3 only in one" in said["two - one"]
     assert "the recipes are the same" in text
     assert "97 of 100" in text
 
@@ -109,11 +111,11 @@ def test_patients_are_compared_not_images(tmp_path: Path):
     other[20:30] = False
     found = compare_runs([write_run(tmp_path / name, r, each=5) for name, r in (("a", one), ("b", other))])
     assert found.pairs[0, 1].p == 0.5
-    assert "p: McNemar's exact test, a group a toss)" in found.render()
+    assert "p: McNemar's exact test, one trial per group)" in found.render()
     assert found.rows[1].accuracy_ci95 == interval(other, np.arange(100) // 5)
     blind = compare_runs([write_run(tmp_path / name, r) for name, r in (("c", one), ("d", other))])
     assert blind.pairs[0, 1].p < 0.01
-    assert "a group a toss" not in blind.render()
+    assert "one trial per group" not in blind.render()
     mixed = compare_runs([tmp_path / "d", tmp_path / "a"])  # one of before groups were written
     assert mixed.pairs[0, 1].p == 0.5
 
@@ -131,9 +133,9 @@ def test_runs_that_cannot_be_compared(tmp_path: Path):
     other = write_run(tmp_path / "other", hits(60, 0.9, 0), label="c")
     with pytest.raises(UserError, match=r"60 of 60 test images have other labels than in .*other.*the same source"):
         compare_runs([good, other])
-    with pytest.raises(UserError, match="give two runs or more"):
+    with pytest.raises(UserError, match="give at least two runs"):
         compare_runs([good])
-    with pytest.raises(UserError, match="a run is given twice"):
+    with pytest.raises(UserError, match="a run is listed twice"):
         compare_runs([good, good])
     with pytest.raises(UserError, match="gone: no such run folder"):
         compare_runs([good, tmp_path / "gone"])
@@ -141,13 +143,13 @@ def test_runs_that_cannot_be_compared(tmp_path: Path):
     with pytest.raises(UserError, match=r"empty: holds no predictions\.csv"):
         compare_runs([good, tmp_path / "empty"])
     (other / PREDICTIONS).write_text("path,label\nx,y\n")
-    with pytest.raises(UserError, match="has not the columns sample, split"):
+    with pytest.raises(UserError, match="must have rows with the columns sample, split"):
         compare_runs([good, other])
-    (other / PREDICTIONS).write_text(",".join(PREDICTION_COLUMNS) + "\nx,test,a,a,much,0.5\n")
-    with pytest.raises(UserError, match=r"predictions\.csv:2: not a prediction"):
+    (other / PREDICTIONS).write_text(",".join(COLUMNS) + "\nx,test,a,a,much,0.5\n")
+    with pytest.raises(UserError, match=r"predictions\.csv:2: invalid row \['x'"):
         compare_runs([good, other])
     (good / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"good: metrics\.json or recipe\.toml cannot be read"):
+    with pytest.raises(UserError, match=r"good.metrics\.json: is not valid JSON"):
         compare_runs([good, write_run(tmp_path / "third", hits(60, 0.9, 0))])
 
 

@@ -10,7 +10,8 @@ from tiny import phase, settings
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.recipe import Recipe, load_recipe
-from linnaeus.runs.folder import Row, RunFolder
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.history import Row
 
 
 def test_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -25,7 +25,8 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.inference.inputs import expand
 from linnaeus.metrics.figures import Figures
 from linnaeus.modelfile.safetensors import read_model
-from linnaeus.runs.folder import Row, RunFolder
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.history import Row
 from linnaeus.training import finish
 from linnaeus.training.best import Best
 from linnaeus.training.finish import Run

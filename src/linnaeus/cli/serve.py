@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import click
 from linnaeus.cli.options import fastest_model, load_model, verbosity
 from linnaeus.console import Console
 from linnaeus.errors import UserError
+from linnaeus.runs.layout import REPORT
+from linnaeus.runs.parsing import recorded_source
 
 MIB = 1 << 20
 
@@ -86,7 +87,7 @@ def _name(model: Path) -> str:
 
 
 def _report(folder: Path) -> str | None:
-    report = folder / "report.html"
+    report = folder / REPORT
     return report.read_text(encoding="utf-8") if report.is_file() else None
 
 
@@ -94,8 +95,5 @@ def _source(folder: Path, like: str | None) -> str | None:
     """Where the training images are: as `like` says, or as the run notes; None where that is not known."""
     if like is not None:
         return None if like == "none" else like
-    try:
-        noted = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["source"]["path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(noted) if Path(noted).exists() else None
+    source = recorded_source(folder)
+    return source if source and Path(source).exists() else None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from linnaeus.data.decode import decode, fit_row
 from linnaeus.errors import UserError
 from linnaeus.inference.source import Images, labelled_images
 from linnaeus.modelfile.safetensors import ModelFile
+from linnaeus.runs.layout import SPLIT
+from linnaeus.runs.parsing import recorded_source
 
 MOST = 1000  # images of a comparison: an agreement of 99 % has then an interval of about a percent
 BATCH = 32
@@ -91,11 +91,8 @@ def with_shown(material: Material, most: int) -> tuple[Material, Material]:
 
 def run_source(path: Path) -> str:
     """Where the images of the model's run are. Raises UserError where they are gone, or nobody says."""
-    noted = ""
-    with suppress(OSError, ValueError, AttributeError):  # no run folder around the model, or an old one
-        metrics = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
-        noted = str((metrics.get("source") or {}).get("path") or "")
-    split = path.parent / "split.csv"
+    noted = recorded_source(path.parent) or ""
+    split = path.parent / SPLIT
     if noted and (Path(noted).exists() or not Path(noted).is_absolute()):
         return noted
     if not noted and split.is_file():

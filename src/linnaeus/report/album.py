@@ -20,7 +20,7 @@ from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
-from linnaeus.runs.reader import Contents
+from linnaeus.runs.reader import RunContents
 from linnaeus.stores.decoding import Decoding
 
 Heat = Callable[[int], np.ndarray | None]
@@ -105,7 +105,9 @@ class Album:
         return self.preprocessing.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
 
 
-def open_album(run: Contents, table: Table | None, source: str | None, heat: Callable[[Table], Heat] | None) -> Album:
+def open_album(
+    run: RunContents, table: Table | None, source: str | None, heat: Callable[[Table], Heat] | None
+) -> Album:
     """The images of a run: from `table` where it is at hand, else from where they were, or from `source`.
 
     `heat` makes the heat maps of a table's images. Raises UserError only for a `source` that the caller named.
@@ -121,7 +123,7 @@ def open_album(run: Contents, table: Table | None, source: str | None, heat: Cal
     return Album(preprocessing, table, None if heat is None else heat(table))
 
 
-def _reopen(run: Contents, given: str | None) -> Table:
+def _reopen(run: RunContents, given: str | None) -> Table:
     """The table of a run's source, its images in the order of the run's split.csv. Raises UserError."""
     noted = run.metrics.get("source") or {}
     source = given or noted.get("path")

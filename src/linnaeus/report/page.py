@@ -17,9 +17,9 @@ from linnaeus.report.album import Album, Heat, open_album
 from linnaeus.report.charts import curves, reliability, risk_coverage
 from linnaeus.report.matrix import draw_matrix
 from linnaeus.report.svg import percent
-from linnaeus.runs.reader import Contents, read_run
+from linnaeus.runs.layout import REPORT
+from linnaeus.runs.reader import RunContents, read_run
 
-REPORT = "report.html"
 HERE = Path(__file__).parent
 
 
@@ -44,7 +44,7 @@ def write_report(
     return path, album.missing
 
 
-def render(run: Contents, album: Album) -> str:
+def render(run: RunContents, album: Album) -> str:
     """The page as text that can be written as UTF-8, whatever a class or a file is called."""
     import jinja2
 
@@ -60,7 +60,7 @@ def render(run: Contents, album: Album) -> str:
     return printable(text)
 
 
-def _values(run: Contents, album: Album) -> dict[str, Any]:
+def _values(run: RunContents, album: Album) -> dict[str, Any]:
     """What the template is filled with."""
     wrong, unsure = sections.mistakes(run, album)
     found = run.metrics[run.split]
@@ -97,7 +97,7 @@ def _values(run: Contents, album: Album) -> dict[str, Any]:
     }
 
 
-def _trust(run: Contents) -> dict[str, Any] | None:
+def _trust(run: RunContents) -> dict[str, Any] | None:
     """Calibration and abstention; None where the run has no evaluation.json, or no calibration."""
     long, stored = run.evaluation.get(run.split), run.model.calibration
     if not long or stored is None:
@@ -118,7 +118,7 @@ def _trust(run: Contents) -> dict[str, Any] | None:
     }
 
 
-def _notes(run: Contents, album: Album) -> list[str]:
+def _notes(run: RunContents, album: Album) -> list[str]:
     """What a reader must know before the figures."""
     notes = []
     if run.metrics.get("interrupted"):
@@ -127,7 +127,7 @@ def _notes(run: Contents, album: Album) -> list[str]:
         notes.append("The best model was selected on the test images, so its figure flatters.")
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
         notes.append("There is no test split: the figures are of the images that chose the best epoch.")
-    for split in run.answers:
+    for split in run.predictions:
         if "without_leaks" in run.metrics[split]:
             notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))
     if album.missing:

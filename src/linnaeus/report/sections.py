@@ -14,7 +14,8 @@ from linnaeus.data.table import SPLITS
 from linnaeus.report.album import LARGE, Album, Shown
 from linnaeus.report.charts import interval
 from linnaeus.report.svg import percent
-from linnaeus.runs.reader import Answer, Contents
+from linnaeus.runs.predictions import PredictionRow
+from linnaeus.runs.reader import RunContents
 
 SAMPLES, EACH = 320, 6  # images of classes on the page, and of one class
 PAIRS, EXAMPLES = 10, 3  # pairs of confused classes, and images of each
@@ -61,7 +62,7 @@ class Judged:
     unsure: bool
 
 
-def metrics(run: Contents) -> dict[str, Any]:
+def metrics(run: RunContents) -> dict[str, Any]:
     """A row a figure, with value and interval for every split that was judged."""
     splits = [split for split in ("test", "valid") if split in run.metrics]
     found = {split: run.metrics[split] for split in splits}
@@ -90,7 +91,7 @@ def _metric(found: dict[str, Any], name: str, label: str, low: float) -> dict[st
     return {"value": said(value), "interval": between, "drawing": drawing}
 
 
-def classes(run: Contents, album: Album) -> dict[str, Any]:
+def classes(run: RunContents, album: Album) -> dict[str, Any]:
     """Counts of each class by split, and samples of it."""
     each = min(EACH, SAMPLES // len(run.names))
     counts = run.counts
@@ -112,10 +113,10 @@ def classes(run: Contents, album: Album) -> dict[str, Any]:
     return {"rows": rows, "totals": totals, "each": each if album.table is not None else 0}
 
 
-def findings(run: Contents, album: Album) -> dict[str, Any]:
+def findings(run: RunContents, album: Album) -> dict[str, Any]:
     """What the check found, by severity and kind, the worst first; and what could not be read."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for finding in run.findings or []:
+    for finding in run.check.findings if run.check else ():
         groups.setdefault((finding["severity"], finding["kind"]), []).append(finding)
 
     def worst(key: tuple[str, str]) -> int:
@@ -138,15 +139,15 @@ def findings(run: Contents, album: Album) -> dict[str, Any]:
         title = title[:1].upper() + title[1:]
         shown.append({"severity": severity, "title": title, "n": n, "some": some, "more": n - len(some)})
     return {
-        "checked": run.findings is not None,
+        "checked": run.check is not None,
         "groups": shown,
-        "notes": run.notes,
-        "bad": run.bad[:BAD],
-        "bad_n": len(run.bad),
+        "notes": run.check.notes if run.check else [],
+        "bad": run.bad_images[:BAD],
+        "bad_n": len(run.bad_images),
     }
 
 
-def class_table(run: Contents) -> list[dict[str, Any]]:
+def class_table(run: RunContents) -> list[dict[str, Any]]:
     """A row a class of the evaluation, the worst F1 first; empty where the run has no evaluation.json."""
     rows = []
     for found in run.evaluation.get(run.split, {}).get("classes", []):
@@ -165,7 +166,7 @@ def class_table(run: Contents) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["support"] == 0, row["f1"]["value"], -row["support"]))
 
 
-def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, Any]]:
+def confused(run: RunContents, album: Album, most: int = PAIRS) -> list[dict[str, Any]]:
     """The pairs most often confused, with images of the mistake and of the class that it was taken for."""
     matrix = run.confusion
     wrong = matrix - np.diag(np.diag(matrix))
@@ -173,7 +174,8 @@ def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, A
     pairs = [divmod(i, len(matrix)) for i in order if wrong.flat[i]]
     rows = []
     for true, predicted in pairs:
-        own = [a for a in run.answers[run.split] if (a.true, a.predicted) == (true, predicted)]
+        labels = run.model.classes[true], run.model.classes[predicted]
+        own = [row for row in run.predictions[run.split] if (row.true, row.predicted) == labels]
         own.sort(key=lambda a: -a.probability)
         examples = [judged(run, album, a, side=LARGE // 2) for a in own[:EXAMPLES]]
         typical: list[Shown] = []
@@ -195,32 +197,32 @@ def confused(run: Contents, album: Album, most: int = PAIRS) -> list[dict[str, A
     return rows
 
 
-def judged(run: Contents, album: Album, answer: Answer, *, heat: bool = False, side: int = LARGE) -> Judged:
+def judged(run: RunContents, album: Album, answer: PredictionRow, *, heat: bool = False, side: int = LARGE) -> Judged:
     """An answer with its image."""
     i = album.find(answer.sample)
     return Judged(
         sample=answer.sample,
         image=album.image(i, side),
         heat=album.heat_map(i) if heat else None,
-        predicted=run.names[answer.predicted],
-        true=run.names[answer.true],
+        predicted=run.name_of(answer.predicted),
+        true=run.name_of(answer.true),
         probability=percent(answer.probability, 1),
         probability_of_true=percent(answer.probability_of_true, 1),
-        right=answer.right,
+        right=answer.correct,
         unsure=answer.probability < run.threshold,
     )
 
 
-def mistakes(run: Contents, album: Album) -> tuple[list[Judged], list[Judged]]:
+def mistakes(run: RunContents, album: Album) -> tuple[list[Judged], list[Judged]]:
     """The most confident mistakes, with heat maps; and the least confident right answers."""
-    answers = run.answers[run.split]
-    wrong = sorted((a for a in answers if not a.right), key=lambda a: -a.probability)[:JUDGED]
-    right = sorted((a for a in answers if a.right), key=lambda a: a.probability)[:JUDGED]
+    answers = run.predictions[run.split]
+    wrong = sorted((a for a in answers if not a.correct), key=lambda a: -a.probability)[:JUDGED]
+    right = sorted((a for a in answers if a.correct), key=lambda a: a.probability)[:JUDGED]
     album.decode(i for a in (*wrong, *right) if (i := album.find(a.sample)) is not None)
     return [judged(run, album, a, heat=True) for a in wrong], [judged(run, album, a) for a in right]
 
 
-def times(run: Contents) -> dict[str, Any]:
+def times(run: RunContents) -> dict[str, Any]:
     """Seconds by part of the run, in the order in which they passed, and what no part was charged with."""
     seconds = dict(run.metrics.get("seconds", {}))
     total = float(seconds.pop("total", 0.0)) or sum(seconds.values()) or 1.0
@@ -239,7 +241,7 @@ def times(run: Contents) -> dict[str, Any]:
     return {"rows": rows, "total": duration(total)}
 
 
-def facts(run: Contents) -> list[tuple[str, str]]:
+def facts(run: RunContents) -> list[tuple[str, str]]:
     """What was trained on what, in a few words."""
     model, hardware, best = run.model, run.metrics.get("hardware") or {}, run.metrics.get("best") or {}
     p = model.preprocessing
@@ -260,7 +262,7 @@ def facts(run: Contents) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in named if value not in (None, "")]
 
 
-def phases(run: Contents) -> list[str]:
+def phases(run: RunContents) -> list[str]:
     """What each phase of the recipe trained, and how."""
     found = []
     for phase in run.model.recipe.get("phase", []):
@@ -280,5 +282,5 @@ def _epochs(n: object) -> str:
     return counted(int(str(n)), "epoch")
 
 
-def _count(run: Contents, split: str) -> int:
+def _count(run: RunContents, split: str) -> int:
     return int(run.counts[split].sum()) if split in run.counts else 0

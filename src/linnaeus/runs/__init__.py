@@ -1,1 +1,1 @@
-"""The run folder: its layout, and everything that reads or writes its files."""
+"""The format of a run folder: names of its files, writing, reading and comparing them."""

@@ -1,8 +1,7 @@
-"""Runs side by side, on the same images: a difference of three images is not called progress."""
+"""Compare runs on the images that all of them were measured on, with a paired test for each pair of runs."""
 
 from __future__ import annotations
 
-import csv
 import json
 import tomllib
 from collections.abc import Sequence
@@ -20,34 +19,32 @@ from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import interval
 from linnaeus.metrics.mcnemar import Paired, holm
+from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE
+from linnaeus.runs.parsing import ADVICE, read_metrics, read_text
+from linnaeus.runs.predictions import PredictionRow, read_predictions
 from linnaeus.text import align, shorten
 
-PREDICTIONS = "predictions.csv"
-PREDICTION_COLUMNS = ("sample", "split", "true", "predicted", "probability", "probability_of_true", "group")
-"""A row an image of validation and test: its name in the source, classes, calibrated probabilities, and a number that
-images of one group share; "" where none come in groups."""
-
-ENOUGH = 50  # shared images where not all are: with fewer a comparison says too little
-VALUE = 28  # columns of a recipe's value
+MIN_SHARED = 50
+"""Images that runs must share if their splits differ; a comparison on fewer is not informative."""
+VALUE_WIDTH = 28
+"""Terminal columns of a recipe value."""
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """What a run says of its images of one split, and how it was made."""
+class ComparedRun:
+    """A run's predictions for one split, its recipe and its duration."""
 
     path: str
-    answers: dict[str, tuple[str, str, float, float]]
-    """Sample -> true class, predicted class, probability of that, probability of the true one."""
-    groups: dict[str, str]
-    """Sample -> group, of samples that have one."""
-    seconds: float | None
+    predictions: dict[str, PredictionRow]
+    """By sample."""
+    seconds: float
     recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A run's figures on the images that all runs share. Shares in 0..1, loss in nats."""
+class RunFigures:
+    """The figures of a run on the images that all runs share. Loss in nats, calibration error in 0..1."""
 
     run: str
     n: int
@@ -55,20 +52,20 @@ class Row:
     accuracy_ci95: tuple[float, float]
     loss: float
     ece: float
-    seconds: float | None
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs, pair by pair."""
+    """The figures of each run, and a paired test for each pair of runs."""
 
     split: str
-    rows: list[Row]
+    rows: list[RunFigures]
     pairs: dict[tuple[int, int], Paired]
     corrected: list[float]
-    """p-values of the pairs, corrected for how many there are."""
+    """p-value of each pair, corrected for the number of pairs."""
     recipes: dict[str, list[str]]
-    """Keys in which the recipes differ, with each run's value."""
+    """Recipe keys whose values differ -> the value in each run."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -77,172 +74,176 @@ class Comparison:
         return any(pair.tossed is not None for pair in self.pairs.values())
 
     def render(self) -> str:
-        """Three tables: the runs, the pairs, the recipes."""
-        names = _short([row.run for row in self.rows])
-        head = [["", "accuracy", "95 % interval", "right", "log loss", "ECE", "seconds"]]
-        lines = [f"{self.split}, {self.rows[0].n} images in common", *align(head + self._runs(names), "<>>>>>>"), ""]
-        test = "McNemar's exact test" + (", a group a toss" if self.grouped else "")
+        """Three tables of plain text: runs, pairs, and recipe differences."""
+        names = _short_names([row.run for row in self.rows])
+        head = ["", "accuracy", "95 % interval", "correct", "log loss", "ECE", "seconds"]
+        lines = [f"{self.split}, {self.rows[0].n} images in common", *align([head, *self._runs(names)], "<>>>>>>"), ""]
+        test = "McNemar's exact test" + (", one trial per group" if self.grouped else "")
         lines.append(f"differences (p: {test}" + (", corrected by Holm)" if len(self.pairs) > 1 else ")"))
         lines += align(self._pairs(names), "<>><<")
         if self.recipes:
-            keys = [[key, *(shorten(value, VALUE) for value in values)] for key, values in self.recipes.items()]
-            lines += ["", "recipes differ in", *align([["", *names], *keys], "<" + "<" * len(names))]
+            keys = [[key, *(shorten(value, VALUE_WIDTH) for value in values)] for key, values in self.recipes.items()]
+            lines += ["", "recipe differences", *align([["", *names], *keys], "<" + "<" * len(names))]
         else:
             lines += ["", "the recipes are the same"]
         return "\n".join(lines)
 
     def _runs(self, names: list[str]) -> list[list[str]]:
-        return [
-            [
-                name, f"{row.correct / row.n:.2%}", " to ".join(f"{v:.1%}" for v in row.accuracy_ci95),
-                f"{row.correct} of {row.n}", f"{row.loss:.4f}", f"{row.ece:.1%}",
-                "-" if row.seconds is None else duration(row.seconds),
-            ]
-            for name, row in zip(names, self.rows, strict=True)
-        ]  # fmt: skip
+        rows = []
+        for name, row in zip(names, self.rows, strict=True):
+            ci95 = " to ".join(f"{v:.1%}" for v in row.accuracy_ci95)
+            accuracy = [f"{row.correct / row.n:.2%}", ci95, f"{row.correct} of {row.n}"]
+            rows.append([name, *accuracy, f"{row.loss:.4f}", f"{row.ece:.1%}", duration(row.seconds)])
+        return rows
 
     def _pairs(self, names: list[str]) -> list[list[str]]:
         rows = []
         for ((i, j), pair), p in zip(self.pairs.items(), self.corrected, strict=True):
             low, high = pair.difference_ci95
             better = names[j] if pair.difference > 0 else names[i]
-            verdict = f"{better} is better" if p < SIGNIFICANT else "not to be told apart"
-            found = f"{pair.only_second} right only by {names[j]}, {pair.only_first} only by {names[i]}"
-            interval = f"{pair.difference:+.2%} ({low:+.1%} to {high:+.1%})"
-            rows.append([f"{names[j]} - {names[i]}", interval, f"p = {p:.3g}", verdict, found])
+            verdict = f"{better} is better" if p < SIGNIFICANT else "no significant difference"
+            counts = f"{pair.only_second} correct only in {names[j]}, {pair.only_first} only in {names[i]}"
+            difference = f"{pair.difference:+.2%} ({low:+.1%} to {high:+.1%})"
+            rows.append([f"{names[j]} - {names[i]}", difference, f"p = {p:.3g}", verdict, counts])
         return rows
 
     def to_json(self) -> str:
-        runs = [vars(row) | {"accuracy": row.correct / row.n, "accuracy_ci95": list(row.accuracy_ci95)} for row in self.rows]  # fmt: skip  # noqa: E501
+        runs = [
+            vars(row) | {"accuracy": row.correct / row.n, "accuracy_ci95": list(row.accuracy_ci95)} for row in self.rows
+        ]
         pairs = [
             {"first": self.rows[i].run, "second": self.rows[j].run, **pair.to_dict(), "p_holm": p}
             for ((i, j), pair), p in zip(self.pairs.items(), self.corrected, strict=True)
         ]
-        found = {"split": self.split, "runs": runs, "pairs": pairs, "recipes": self.recipes, "warnings": self.warnings}
-        return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        content = {
+            "split": self.split,
+            "runs": runs,
+            "pairs": pairs,
+            "recipes": self.recipes,
+            "warnings": self.warnings,
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def compare_runs(runs: Sequence[str | Path], split: str | None = None) -> Comparison:
+def compare_runs(folders: Sequence[str | Path], split: str | None = None) -> Comparison:
     """Compare run folders on the images that all of them were measured on.
 
-    Without `split`: test where every run has it, else validation. Raises UserError where a run cannot be read, or the
-    images differ by so much that too few are shared.
+    `split` defaults to test if every run has it, else to valid. Raises UserError if a run cannot be read or the runs
+    share too few images.
     """
-    if len(runs) < 2:
-        raise UserError(f"compare {runs[0]}: give two runs or more")
-    files = {run: _read_predictions(Path(run)) for run in runs}
-    if len(files) < len(runs):
-        raise UserError(f"compare {' '.join(map(str, runs))}: a run is given twice")
+    if len(folders) < 2:
+        raise UserError(f"compare {folders[0]}: give at least two runs")
+    rows = {folder: _read_predictions(Path(folder)) for folder in folders}
+    if len(rows) < len(folders):
+        raise UserError(f"compare {' '.join(map(str, folders))}: a run is listed twice; list each run once")
     if split is None:
-        split = "test" if all(any(r["split"] == "test" for r in rows) for rows in files.values()) else "valid"
-    told = [_told(Path(run), rows, split) for run, rows in files.items()]
-    shared, warnings = _shared(told, split)
-    answers = [[each.answers[sample] for sample in shared] for each in told]
-    right = [np.array([true == predicted for true, predicted, *_ in each]) for each in answers]
-    groups = _groups(told, shared)
-    rows = [_row(each, of, hits, groups) for each, of, hits in zip(told, answers, right, strict=True)]
-    pairs = {(i, j): Paired.of(right[i], right[j], groups) for i, j in combinations(range(len(told)), 2)}
-    corrected = holm([pair.p for pair in pairs.values()])
-    return Comparison(split, rows, pairs, corrected, differing([each.recipe for each in told]), warnings)
+        split = "test" if all(any(row.split == "test" for row in of_run) for of_run in rows.values()) else "valid"
+    runs = [_read_run(Path(folder), of_run, split) for folder, of_run in rows.items()]
+    samples, warnings = _shared_samples(runs, split)
+    groups = _groups(runs, samples)
+    predictions = [[run.predictions[sample] for sample in samples] for run in runs]
+    correct = [np.array([row.correct for row in of_run]) for of_run in predictions]
+    pairs = {(i, j): Paired.of(correct[i], correct[j], groups) for i, j in combinations(range(len(runs)), 2)}
+    return Comparison(
+        split=split,
+        rows=[_figures(run, of_run, groups) for run, of_run in zip(runs, predictions, strict=True)],
+        pairs=pairs,
+        corrected=holm([pair.p for pair in pairs.values()]),
+        recipes=differing([run.recipe for run in runs]),
+        warnings=warnings,
+    )
 
 
-def _read_predictions(run: Path) -> list[dict[str, str]]:
-    path = run / PREDICTIONS
+def _read_predictions(run: Path) -> list[PredictionRow]:
+    if not (run / PREDICTIONS).exists():
+        reason = f"holds no {PREDICTIONS}" if run.is_dir() else "no such run folder"
+        raise UserError(f"{run}: {reason}; give folders of runs that `linnaeus train` finished")
+    return read_predictions(run / PREDICTIONS)
+
+
+def _read_run(folder: Path, rows: list[PredictionRow], split: str) -> ComparedRun:
+    predictions = {row.sample: row for row in rows if row.split == split}
+    if not predictions:
+        other = "valid" if split == "test" else "test"
+        raise UserError(f"{folder}: has no {split} images; compare on --split {other}")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except FileNotFoundError:
-        what = "holds no predictions.csv" if run.is_dir() else "no such run folder"
-        raise UserError(f"{run}: {what}; give folders that `linnaeus train` finished") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
-    if not rows or set(rows[0]) | {"group"} != set(PREDICTION_COLUMNS):
-        raise UserError(f"{path}: has not the columns {', '.join(PREDICTION_COLUMNS)}; train the run again")
-    return rows
-
-
-def _told(run: Path, rows: list[dict[str, str]], split: str) -> Told:
-    answers, groups = {}, {}
-    for number, row in enumerate(rows, 2):
-        if row["split"] == split:
-            try:
-                probabilities = float(row["probability"]), float(row["probability_of_true"])
-            except (TypeError, ValueError):
-                raise UserError(f"{run / PREDICTIONS}:{number}: not a prediction: {list(row.values())}") from None
-            answers[row["sample"]] = (row["true"], row["predicted"], *probabilities)
-            if row.get("group"):  # which runs of before do not have
-                groups[row["sample"]] = row["group"]
-    if not answers:
-        raise UserError(f"{run}: has no {split} images; compare on --split {'valid' if split == 'test' else 'test'}")
-    seconds = recipe = None
+        seconds = float(read_metrics(folder)["seconds"]["total"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / METRICS}: does not record the total seconds; {ADVICE}") from None
     try:
-        seconds = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["seconds"]["total"]
-        recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run}: metrics.json or recipe.toml cannot be read ({error}); train the run again") from None
-    return Told(str(run), answers, groups, float(seconds), recipe)
+        recipe = tomllib.loads(read_text(folder / RECIPE))
+    except ValueError as error:
+        raise UserError(f"{folder / RECIPE}: is not valid TOML ({error}); {ADVICE}") from None
+    return ComparedRun(str(folder), predictions, seconds, recipe)
 
 
-def _shared(told: list[Told], split: str) -> tuple[list[str], list[str]]:
-    """The samples that all runs have, and what is to be said of it. Raises UserError where they are too few."""
-    first = told[0]
-    shared = [sample for sample in first.answers if all(sample in each.answers for each in told)]
-    sizes = [len(each.answers) for each in told]
+def _shared_samples(runs: list[ComparedRun], split: str) -> tuple[list[str], list[str]]:
+    """The samples that all runs have, and warnings. Raises UserError if there are too few or their labels differ."""
+    first = runs[0]
+    shared = [sample for sample in first.predictions if all(sample in run.predictions for run in runs)]
+    sizes = [len(run.predictions) for run in runs]
     counts = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
-    if len(shared) < min(max(sizes), ENOUGH):
+    if len(shared) < min(max(sizes), MIN_SHARED):
         raise UserError(
-            f"{first.path}: its {split} images are not those of the other runs: {len(shared)} shared of {counts}, "
-            f"and {ENOUGH} are needed; train on the same source with the same data.split"
+            f"{first.path}: its {split} images differ from those of the other runs: {len(shared)} shared of {counts}, "
+            f"and {MIN_SHARED} are needed; train on the same source with the same data.split"
         )
-    for each in told[1:]:
-        other = [sample for sample in shared if each.answers[sample][0] != first.answers[sample][0]]
-        if other:
+    for run in runs[1:]:
+        relabelled = [sample for sample in shared if run.predictions[sample].true != first.predictions[sample].true]
+        if relabelled:
             raise UserError(
-                f"{first.path}: {len(other)} of {len(shared)} {split} images have other labels than in {each.path}, "
-                f"such as {listed(other, 2)}; compare runs on the same source"
+                f"{first.path}: {len(relabelled)} of {len(shared)} {split} images have other labels than in "
+                f"{run.path}, such as {listed(relabelled, 2)}; compare runs on the same source"
             )
     if len(shared) == max(sizes):
         return shared, []
-    return shared, [f"the runs have other {split} images ({counts}): compared on the {len(shared)} that all share"]
+    return shared, [f"the runs have different {split} images ({counts}): compared on the {len(shared)} that all share"]
 
 
-def _groups(told: list[Told], shared: list[str]) -> np.ndarray | None:
-    """(n,) int64: the groups that the first run with any tells of; None where none of the images share one."""
-    named: dict[str, str] = next((each.groups for each in told if each.groups), {})
-    return group_numbers([named.get(sample, "") for sample in shared])
+def _groups(runs: list[ComparedRun], samples: list[str]) -> np.ndarray | None:
+    """(n,) int64 group numbers, from the first run that records groups; None if no images share a group."""
+    # Runs from before groups were recorded have none; any other run on the same images can supply them.
+    grouped = next((run for run in runs if any(row.group for row in run.predictions.values())), runs[0])
+    return group_numbers([grouped.predictions[sample].group for sample in samples])
 
 
-def _row(told: Told, answers: list[tuple[str, str, float, float]], right: np.ndarray, groups: np.ndarray | None) -> Row:
-    n, correct = len(right), int(right.sum())
-    of_true = np.array([p for *_, p in answers])
-    loss = float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean())
-    sure = np.array([p for _, _, p, _ in answers])
-    return Row(told.path, n, correct, interval(right, groups), loss, calibration_error(sure, right), told.seconds)
+def _figures(run: ComparedRun, rows: list[PredictionRow], groups: np.ndarray | None) -> RunFigures:
+    correct = np.array([row.correct for row in rows])
+    of_true = np.array([row.probability_of_true for row in rows])
+    return RunFigures(
+        run=run.path,
+        n=len(rows),
+        correct=int(correct.sum()),
+        accuracy_ci95=interval(correct, groups),
+        loss=float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean()),
+        ece=calibration_error(np.array([row.probability for row in rows]), correct),
+        seconds=run.seconds,
+    )
 
 
 def differing(recipes: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Dotted keys whose values differ between recipes, with each recipe's value as text; `-` where it has none."""
-    flat = [_flat(recipe) for recipe in recipes]
-    keys = list(dict.fromkeys(key for each in flat for key in each))
-    rows = {key: [str(each.get(key, "-")) for each in flat] for key in keys}
+    """Dotted keys whose values differ between recipes -> the value in each recipe as text; `-` if it is absent."""
+    flat = [_flatten(recipe) for recipe in recipes]
+    keys = list(dict.fromkeys(key for recipe in flat for key in recipe))
+    rows = {key: [str(recipe.get(key, "-")) for recipe in flat] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """{"phase": [{"lr": 1}]} -> {"phase.1.lr": 1}."""
     if isinstance(value, dict):
-        parts = value.items()
-    elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        parts = {str(i): each for i, each in enumerate(value, 1)}.items()
+        items = value.items()
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        items = {str(i): item for i, item in enumerate(value, 1)}.items()
     else:
         return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, each in parts:
-        found |= _flat(each, f"{prefix}.{key}" if prefix else key)
-    return found
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
 
 
-def _short(paths: list[str]) -> list[str]:
-    """Names that tell runs apart: the last part of each path, or all of it."""
+def _short_names(paths: list[str]) -> list[str]:
+    """The last part of each path, or the whole paths if those are not unique."""
     names = [Path(path).name or path for path in paths]
     return names if len(set(names)) == len(names) else paths

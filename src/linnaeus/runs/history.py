@@ -1,27 +1,66 @@
-"""The rows of history.csv."""
+"""history.csv: one row per epoch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TextIO
+
+from linnaeus.runs.parsing import invalid_row, read_csv
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of history.csv: one epoch. Losses in nats, accuracies in 0..1; train_accuracy is None with mixing."""
+    """One epoch. Losses are in nats, accuracies in 0..1."""
 
     phase: int
-    """From 1."""
+    """Counted from 1."""
     epoch: int
-    """From 1 in each phase."""
+    """Counted from 1 within the phase."""
     lr: float
-    """The learning rate of the head."""
+    """Learning rate of the head."""
     train_loss: float
-    """Mean over the images as training sees them, augmented, while the weights change."""
+    """Mean over the augmented training images, measured while the weights change."""
     train_accuracy: float | None
-    """Of the same; empty where images are mixed."""
+    """On the same images; None if images are mixed."""
     valid_loss: float
     """Mean over all validation images after the epoch."""
     valid_accuracy: float
-    """Share of them that is right."""
     seconds: float
-    """Of the epoch, validation included."""
+    """Duration of the epoch, validation included."""
+
+
+def write_rows(file: TextIO, rows: Iterable[Row], *, header: bool) -> None:
+    """Write rows to an open file; floats have six significant digits, seconds are rounded to milliseconds."""
+    writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    for row in rows:
+        values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
+        writer.writerow({**values, "seconds": f"{row.seconds:.3f}"})
+
+
+def read_history(path: Path) -> list[Row]:
+    """Read history.csv. Raises UserError that names the file and the line."""
+    rows = []
+    for number, row in enumerate(read_csv(path), 2):
+        try:
+            rows.append(_parse(row))
+        except (KeyError, TypeError, ValueError) as error:
+            raise invalid_row(path, number, row, error) from None
+    return rows
+
+
+def _parse(row: dict[str, str]) -> Row:
+    return Row(
+        phase=int(row["phase"]),
+        epoch=int(row["epoch"]),
+        lr=float(row["lr"]),
+        train_loss=float(row["train_loss"]),
+        train_accuracy=float(row["train_accuracy"]) if row["train_accuracy"] else None,
+        valid_loss=float(row["valid_loss"]),
+        valid_accuracy=float(row["valid_accuracy"]),
+        seconds=float(row["seconds"]),
+    )

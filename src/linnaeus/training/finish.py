@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from linnaeus.metrics.figures import Figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
+from linnaeus.runs.parsing import read_metrics
 from linnaeus.training.best import Best
 from linnaeus.training.job import Job
 from linnaeus.training.results import Judged, prediction_rows, write_images
@@ -42,8 +42,10 @@ class Run:
     @classmethod
     def read(cls, path: Path) -> Run:
         """The run in a folder that is finished, without the best model's weights."""
-        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        figures = {split: Figures.from_dict(metrics[split]) for split in ("valid", "test") if split in metrics}
+        metrics = read_metrics(path)
+        figures: dict[str, Figures] = {
+            split: Figures.from_dict(metrics[split]) for split in ("valid", "test") if split in metrics
+        }
         best = Best(metrics["best"]["by"], figures["valid"], metrics["best"]["phase"], metrics["best"]["epoch"])
         return cls(path, best, figures, metrics["seconds"], metrics["interrupted"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from torch import nn
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.recipe import Recipe
-from linnaeus.runs.folder import CHECKPOINT, RunFolder
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.layout import CHECKPOINT, RECIPE, SPLIT
+from linnaeus.runs.parsing import recorded_source
 from linnaeus.training.identity import Identity
 
 
@@ -39,9 +40,7 @@ class Request:
             return self
         out, source = self.out, self.source
         folder = Path(source)
-        is_run = (folder / CHECKPOINT).is_dir() or (
-            (folder / "recipe.toml").is_file() and (folder / "split.csv").is_file()
-        )
+        is_run = (folder / CHECKPOINT).is_dir() or ((folder / RECIPE).is_file() and (folder / SPLIT).is_file())
         if is_run:
             if out is not None and out.resolve() != folder.resolve():
                 raise UserError(f"{source}: is a run, which goes on where it is; leave --out {out} out")
@@ -82,7 +81,4 @@ def _place(run: Path) -> str | None:
     cut = Identity.read(run / CHECKPOINT)
     if cut is not None:
         return cut.place
-    try:
-        return json.loads((run / "metrics.json").read_text(encoding="utf-8"))["source"]["path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return recorded_source(run)

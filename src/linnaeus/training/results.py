@@ -32,7 +32,9 @@ from linnaeus.metrics.calibration import Calibration, at_a_bound
 from linnaeus.metrics.figures import Figures, figures
 from linnaeus.metrics.outputs import Outputs, confusion_matrix
 from linnaeus.preprocess import Preprocessing
+from linnaeus.runs import predictions
 from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.frozen import Samples
 from linnaeus.training.best import Best
 
@@ -89,18 +91,11 @@ class Judged:
 
 def prediction_rows(
     table: Table, samples: dict[str, Samples], calibrated: dict[str, Outputs]
-) -> Iterator[tuple[object, ...]]:
-    """The rows of predictions.csv: `compare.PREDICTION_COLUMNS`."""
-    for split, out in calibrated.items():
-        kept = samples[split].kept(table.where(split))
-        probabilities, predicted, groups = out.probabilities, out.predicted, out.groups
-        for i, index in enumerate(kept.tolist()):
-            label = int(out.labels[i])
-            yield (
-                table.sample_id(index), split, table.classes[label], table.classes[predicted[i]],
-                f"{probabilities[i, predicted[i]]:.10g}", f"{probabilities[i, label]:.10g}",
-                "" if groups is None else groups[i],
-            )  # fmt: skip
+) -> Iterator[PredictionRow]:
+    """The rows of predictions.csv."""
+    for split, outputs in calibrated.items():
+        names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+        yield from predictions.prediction_rows(split, names, outputs, table.classes)
 
 
 def write_images(

@@ -22,7 +22,8 @@ from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.figures import Figures
 from linnaeus.recipe import Recipe
-from linnaeus.runs.folder import CHECKPOINT, RunFolder
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.layout import CHECKPOINT
 from linnaeus.runs.lock import clear
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import Frozen

@@ -1,0 +1,61 @@
+"""Read one file of a run folder. Every error is a UserError that names the file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from linnaeus.errors import UserError
+from linnaeus.runs.layout import METRICS
+
+ADVICE = "train the run again"
+
+
+def read_text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="backslashreplace", newline="") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {ADVICE}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); {ADVICE}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object; {ADVICE}")
+    return value
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows as dictionaries from column name to text."""
+    try:
+        return list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}: is not valid CSV ({error}); {ADVICE}") from None
+
+
+def invalid_row(path: Path, number: int, row: dict[str, str], error: Exception) -> UserError:
+    """The error for line `number` of a CSV file, the header being line 1."""
+    reason = f"{type(error).__name__}: {error}"
+    return UserError(f"{path}:{number}: invalid row {list(row.values())[:8]} ({reason}); {ADVICE}")
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """metrics.json of a run folder."""
+    return read_json(run / METRICS)
+
+
+def recorded_source(run: Path) -> str | None:
+    """Path or name of the data that the run was trained on; None if metrics.json is missing or does not record it."""
+    with suppress(UserError):
+        source = read_metrics(run).get("source")
+        if isinstance(source, dict) and source.get("path"):
+            return str(source["path"])
+    return None

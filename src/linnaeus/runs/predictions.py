@@ -1,0 +1,90 @@
+"""predictions.csv: one row per validation and test image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from linnaeus.errors import UserError
+from linnaeus.files import atomic
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.runs.parsing import ADVICE, invalid_row, read_csv
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """What the saved model predicts for one image."""
+
+    sample: str
+    """Name of the image in its source."""
+    split: str
+    true: str
+    """The class, not its display name."""
+    predicted: str
+    probability: float
+    """Calibrated probability of `predicted`."""
+    probability_of_true: float
+    group: str = ""
+    """A number that all images of one group share; empty if the images have no groups."""
+
+    @property
+    def correct(self) -> bool:
+        return self.true == self.predicted
+
+
+COLUMNS = tuple(field.name for field in fields(PredictionRow))
+
+
+def prediction_rows(
+    split: str, samples: Sequence[str], outputs: Outputs, classes: Sequence[str]
+) -> Iterator[PredictionRow]:
+    """One row per sample of a split; `outputs` are calibrated."""
+    probabilities, predicted, groups = outputs.probabilities, outputs.predicted, outputs.groups
+    for i, sample in enumerate(samples):
+        true, top = int(outputs.labels[i]), int(predicted[i])
+        yield PredictionRow(
+            sample=sample,
+            split=split,
+            true=classes[true],
+            predicted=classes[top],
+            probability=float(probabilities[i, top]),
+            probability_of_true=float(probabilities[i, true]),
+            group="" if groups is None else str(groups[i]),
+        )
+
+
+def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
+    """Write predictions.csv; probabilities have ten significant digits."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow(f"{value:.10g}" if isinstance(value, float) else value for value in astuple(row))
+
+
+def read_predictions(path: Path) -> list[PredictionRow]:
+    """Read predictions.csv; older files have no column `group`. Raises UserError that names the file and the line."""
+    rows = read_csv(path)
+    if not rows or set(rows[0]) | {"group"} != set(COLUMNS):
+        raise UserError(f"{path}: must have rows with the columns {', '.join(COLUMNS)}; {ADVICE}")
+    predictions = []
+    for number, row in enumerate(rows, 2):
+        try:
+            predictions.append(_parse(row))
+        except (TypeError, ValueError) as error:
+            raise invalid_row(path, number, row, error) from None
+    return predictions
+
+
+def _parse(row: dict[str, str]) -> PredictionRow:
+    return PredictionRow(
+        sample=row["sample"],
+        split=row["split"],
+        true=row["true"],
+        predicted=row["predicted"],
+        probability=float(row["probability"]),
+        probability_of_true=float(row["probability_of_true"]),
+        group=row.get("group") or "",
+    )
