@@ -10,7 +10,7 @@ from tiny import CPU, GRAY, mini, samples
 from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches
-from linnaeus.inference.forward import answers
+from linnaeus.inference.forward import answer
 from linnaeus.metrics.figures import figures
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.outputs import Outputs, confusion_matrix, log_softmax, softmax
@@ -90,8 +90,8 @@ def test_answers_come_in_the_order_of_the_samples():
     images, labels = samples(23)
     net = nn.Sequential(mini(), nn.Dropout(0.5)).train()
     store = PixelStore.from_arrays(images)
-    one = answers(net, Batches(store, labels, batch=23, device=CPU), prepare)
-    other = answers(net, Batches(store, labels, batch=4, device=CPU, shuffle=True), prepare)
+    one = answer(net, Batches(store, labels, batch=23, device=CPU), prepare)
+    other = answer(net, Batches(store, labels, batch=4, device=CPU, shuffle=True), prepare)
     assert not net.training
     assert np.array_equal(one.labels, labels)
     assert np.array_equal(other.labels, labels)
@@ -108,10 +108,10 @@ def test_a_sample_counted_twice_is_no_result():
     store = PixelStore.from_arrays(images)
     drawn = Batches(store, labels, batch=8, device=CPU, shuffle=True, weights=np.full(23, 1 / 23))
     with pytest.raises(AssertionError, match="exactly once"):
-        answers(mini(), drawn, prepare)
+        answer(mini(), drawn, prepare)
     half = Batches(store, labels, batch=8, device=CPU, rank=0, world=2)
     with pytest.raises(AssertionError, match="exactly once"):
-        answers(mini(), half, prepare)
+        answer(mini(), half, prepare)
 
 
 def test_figures_read_as_a_sentence():

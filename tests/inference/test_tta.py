@@ -8,7 +8,7 @@ import torch
 from tiny import CPU, GRAY, samples
 from torch import Tensor, nn
 
-from linnaeus.inference.forward import answer_pixels
+from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import TorchRunner
 from linnaeus.inference.tta import answer_views, averaged, view_sets
 from linnaeus.models import wrap
@@ -38,7 +38,7 @@ def answered(preprocessing: Preprocessing, temperature: float = 1.0):
     images, labels = samples(7)
     store = PixelStore.from_arrays(images)
     run = TorchRunner(wrap(Corner(), 3, 1), preprocessing, CPU)
-    found = answer_views(run, preprocessing, store, labels, temperature=temperature, batch=3, device=CPU)
+    found = answer_views(run, preprocessing, local_batches(store, labels, 3, CPU), temperature)
     return images, labels, found
 
 
@@ -71,7 +71,10 @@ def test_the_temperature_is_applied_to_each_view():
     images, labels = samples(7)
     store = PixelStore.from_arrays(images)
     flipped = PixelStore.from_arrays(np.ascontiguousarray(images[:, :, ::-1]))
-    both = [answer_pixels(Corner(), GRAY, s, labels, batch=7, device=CPU).at(2.0) for s in (store, flipped)]
+    both = [
+        answer(Corner(), local_batches(rows, labels, 7, CPU), lambda b: GRAY(b.pixels, b.shapes)).at(2.0)
+        for rows in (store, flipped)
+    ]
     expected = np.mean([out.probabilities for out in both], axis=0)
     assert found["mirror"].probabilities == pytest.approx(expected, abs=1e-6)
 

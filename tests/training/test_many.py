@@ -27,7 +27,7 @@ from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.launch import launch
 from linnaeus.distributed.sync_batchnorm import CpuSyncBatchNorm, synced_batchnorm
 from linnaeus.errors import UserError
-from linnaeus.inference.forward import answers
+from linnaeus.inference.forward import answer
 from linnaeus.models import Network, wrap
 from linnaeus.training import loop
 from linnaeus.training.loop import Above, fit
@@ -134,11 +134,11 @@ def test_evaluation_counts_every_sample_once(n: int):
     def work(rank: int) -> list[list[float]]:
         engine = Engine("cpu", "32")
         data = stream(*samples(n), batch=4, rank=rank, world=3)
-        out = answers(mini(), data.batches, lambda b: data.prepare(b, 0), engine.autocast, engine.all_gather)
+        out = answer(mini(), data.batches, lambda b: data.prepare(b, 0), engine, engine.autocast)
         return [out.labels.tolist(), out.logits.argmax(1).tolist()]
 
     alone = stream(*samples(n))
-    expected = answers(mini(), alone.batches, lambda b: alone.prepare(b, 0))
+    expected = answer(mini(), alone.batches, lambda b: alone.prepare(b, 0))
     assert several(3, work) == [[expected.labels.tolist(), expected.predicted.tolist()]] * 3
 
 

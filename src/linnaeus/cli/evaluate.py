@@ -47,7 +47,7 @@ def evaluate(
     here = one_of(devices, AGAIN)
     from linnaeus.check.run import leaks, near_duplicates
     from linnaeus.files import write_text
-    from linnaeus.inference.evaluate import evaluate_model
+    from linnaeus.inference.evaluate import evaluate_model, open_images
     from linnaeus.report.tables import render
 
     console = Console(quiet=quiet, verbose=verbose, silent=not here.is_main, stream=sys.stderr)
@@ -58,13 +58,12 @@ def evaluate(
     with peers(here, devices, device, AGAIN) as group:
         with group.propagate_errors():
             classifier = load_model(model, device, code)
-        done = evaluate_model(
-            classifier, source, split, error=error, tta=tta, leaks=copies, console=console, group=group
-        )
+        images = open_images(classifier, source, split, console, group)
+        done = evaluate_model(classifier, images, error=error, tta=tta, leaks=copies, console=console, group=group)
     if done is None:  # the first process tells
         return
-    click.echo(f"{done.split} of {source}: {counted(done.found.measures.n, 'image')}\n")
-    click.echo(render(done.found, classifier.names))
+    click.echo(f"{done.split} of {source}: {counted(done.assessment.measures.n, 'image')}\n")
+    click.echo(render(done.assessment, classifier.names))
     if json_file:
         write_text(Path(json_file), done.to_json())
 

@@ -23,7 +23,7 @@ from linnaeus.distributed.environment import process_info
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
-from linnaeus.inference.forward import gather
+from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import OnnxRunner, Runner, TorchRunner
 from linnaeus.inference.source import Images, labelled_images, labelled_table
 from linnaeus.malloc import steady_heap
@@ -206,17 +206,17 @@ class Classifier:
         return labelled_table(self.about, self.path, source)
 
     def outputs(self, images: Images, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
-        """What the network answers to images, uncalibrated: on all processes of `group`, which answer a part each."""
-        batches = Batches(
-            images.rows, images.labels, batch=BATCH * group.world_size, device=self.device, rank=group.rank,
-            world=group.world_size,
-        )  # fmt: skip
+        """Uncalibrated outputs for the images. The processes of `group` compute a share each and all get the whole."""
 
-        def logits(batch: Batch) -> np.ndarray:
-            return self.run(self.preprocessing.crop(batch.pixels, batch.shapes))
+        def crop(batch: Batch) -> torch.Tensor:
+            return self.preprocessing.crop(batch.pixels, batch.shapes)
 
-        groups = images.table.group_numbers(images.indices)
-        return replace(gather(batches, logits, group.all_gather), groups=groups)
+        outputs = answer(self.run, self.batches(images, group), crop, group)
+        return replace(outputs, groups=images.table.group_numbers(images.indices))
+
+    def batches(self, images: Images, group: ProcessGroup = SINGLE_PROCESS) -> Batches:
+        """This process's share of the images, as `outputs` answers them."""
+        return local_batches(images.rows, images.labels, BATCH, self.device, group)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
         """The figures on `split` of a source, calibrated; `images` says which that is where none is named."""

@@ -1,4 +1,4 @@
-"""Figures that hold: every sample counted once, every proportion with its count and its interval."""
+"""Run a network over a set of images, on any number of processes: every sample is answered exactly once."""
 
 from __future__ import annotations
 
@@ -11,71 +11,47 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches, Rows
+from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.preprocess import Preprocessing
-
-Answered = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""For some batches: (N,) number, (N,) label and (N, classes) logits of each sample."""
 
 
 @torch.inference_mode()
-def answers(
-    net: nn.Module,
+def answer(
+    network: Callable[[Tensor], Tensor | np.ndarray],
     batches: Batches,
     prepare: Callable[[Batch], Tensor],
+    group: ProcessGroup = SINGLE_PROCESS,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
 ) -> Outputs:
-    """Run `net`, in evaluation mode, over `batches`. Every sample is counted once, or it is an AssertionError.
+    """Logits of `network` for all samples of `batches`, in the order of the samples.
 
-    Where `batches` are a process's part, `collect` gives what every process has answered to its own. `net` is not
-    wrapped: nobody waits for a process that has nothing to answer.
+    `prepare` turns a batch of rows into the network's input; `network` returns (N, classes) logits. A module is put
+    into evaluation mode. It must not be wrapped for distributed training, where a process without samples would keep
+    the others waiting. If `batches` are one process's share, every process of `group` gets the outputs of all.
+    Raises AssertionError unless every sample is answered exactly once.
     """
-    net.eval()
-
-    def logits(batch: Batch) -> np.ndarray:
-        with autocast():
-            out = net(prepare(batch))
-        return out.float().cpu().numpy()
-
-    return gather(batches, logits, collect)
-
-
-def gather(
-    batches: Batches,
-    logits: Callable[[Batch], np.ndarray],
-    collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
-) -> Outputs:
-    """What `logits` gives for `batches`; as `answers`, every sample is counted once."""
-    own: Answered = []
+    if isinstance(network, nn.Module):
+        network.eval()
+    local: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # indices, labels and logits of each batch
     with steady_heap():
         for batch in batches.epoch():
-            if len(batch) > batch.lead:  # else it is there in place of nothing
-                own.append((batch.indices, batch.labels.cpu().numpy(), logits(batch)))
-    seen, labels, found = zip(*[answer for part in collect(own) for answer in part], strict=True)
-    order = np.concatenate(seen)
-    assert np.array_equal(np.sort(order), np.arange(batches.samples)), "every sample must be counted exactly once"
-    back = np.argsort(order)
-    return Outputs(np.concatenate(labels)[back], np.concatenate(found)[back])
+            if len(batch) == batch.lead:
+                continue  # only a stand-in for a sample of another process
+            with autocast():
+                logits = network(prepare(batch))
+            if isinstance(logits, Tensor):
+                logits = logits.float().cpu().numpy()
+            local.append((batch.indices, batch.labels.cpu().numpy(), logits))
+    answered = [part for process in group.all_gather(local) for part in process]
+    indices, labels, logits = (np.concatenate(column) for column in zip(*answered, strict=True))
+    order = np.argsort(indices)
+    assert np.array_equal(indices[order], np.arange(batches.samples)), "every sample must be counted exactly once"
+    return Outputs(labels[order], logits[order])
 
 
-def answer_pixels(
-    network: nn.Module,
-    preprocessing: Preprocessing,
-    rows: Rows,
-    labels: np.ndarray,
-    *,
-    batch: int,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    rank: int = 0,
-    world: int = 1,
-    collect: Callable[[Answered], list[Answered]] = lambda mine: [mine],
-) -> Outputs:
-    """What the whole network answers to decoded images: the preprocessing of evaluation, then `network`.
-
-    With `world` processes each answers its part, of which `collect` makes the whole on all of them.
-    """
-    batches = Batches(rows, labels, batch=batch * world, device=device, rank=rank, world=world)
-    return answers(network, batches, lambda b: preprocessing(b.pixels, b.shapes), autocast, collect)
+def local_batches(
+    rows: Rows, labels: np.ndarray, batch: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+) -> Batches:
+    """This process's share of the batches over `rows`, in order, `batch` samples for each process at a time."""
+    return Batches(rows, labels, batch=batch * group.world_size, device=device, rank=group.rank, world=group.world_size)

@@ -18,6 +18,8 @@ from linnaeus.modelfile.safetensors import ModelFile
 class Images:
     """The images of a split of a source, decoded, with their labels in a model's classes."""
 
+    source: str
+    """What the user named."""
     split: str
     rows: Rows
     labels: np.ndarray
@@ -60,7 +62,9 @@ def labelled_images(about: ModelFile, path: Path, source: str | Path, split: str
     labels = np.array([about.classes.index(name) for name in table.classes])[table.labels[indices]]
     seen = table.split[indices] if same else np.array([])
     fitted = about.calibration is not None and bool((seen == about.calibration.get("split")).any())
-    return Images(split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted, table, indices)
+    return Images(
+        str(source), split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted, table, indices
+    )
 
 
 def _check_classes(about: ModelFile, source: str | Path, classes: tuple[str, ...]) -> None:

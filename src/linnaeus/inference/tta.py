@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from linnaeus.data.batches import Batch, Batches, Rows
+from linnaeus.data.batches import Batch, Batches
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
-from linnaeus.inference.forward import gather
+from linnaeus.inference.forward import answer
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.preprocess import Preprocessing
 
@@ -39,34 +38,27 @@ def view_sets(preprocessing: Preprocessing) -> dict[str, list[View]]:
 def answer_views(
     run: Callable[[Tensor], np.ndarray],
     preprocessing: Preprocessing,
-    rows: Rows,
-    labels: np.ndarray,
-    *,
+    batches: Batches,
     temperature: float,
-    batch: int,
-    device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Outputs]:
-    """What a network answers by each set of views, calibrated. Every view is computed once, divided over `group`.
+    """Calibrated outputs of a classifier averaged over each set of views. Every view is computed once.
 
-    `run`: what the network sees, (N, size, size, C) uint8 on `device` -> (N, classes) logits.
+    `run` turns cropped images (N, size, size, C) uint8 into (N, classes) logits; `batches` are this process's share.
     """
-    batches = Batches(
-        rows, labels, batch=batch * group.world_size, device=device, rank=group.rank, world=group.world_size
-    )
 
-    def of(view: View) -> np.ndarray:
+    def probabilities(view: View) -> np.ndarray:
         x, y, mirrored = view
 
-        def logits(batch: Batch) -> np.ndarray:
-            seen = preprocessing.crop(batch.pixels, batch.shapes, (x, y))
-            return run(seen.flip(2) if mirrored else seen)
+        def crop(batch: Batch) -> Tensor:
+            images = preprocessing.crop(batch.pixels, batch.shapes, (x, y))
+            return images.flip(2) if mirrored else images
 
-        return gather(batches, logits, group.all_gather).at(temperature).probabilities
+        return answer(run, batches, crop, group).at(temperature).probabilities
 
     sets = view_sets(preprocessing)
-    found = {view: of(view) for view in dict.fromkeys(view for views in sets.values() for view in views)}
-    return {name: Outputs(labels, averaged(found[view] for view in views)) for name, views in sets.items()}
+    by_view = {view: probabilities(view) for view in dict.fromkeys(view for views in sets.values() for view in views)}
+    return {name: Outputs(batches.labels, averaged(by_view[view] for view in views)) for name, views in sets.items()}
 
 
 def averaged(probabilities: Iterable[np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 from linnaeus.check.inspection import without_leaks
 from linnaeus.distributed.engine import hardware
-from linnaeus.inference.forward import answer_pixels
+from linnaeus.inference.forward import answer, local_batches
 from linnaeus.metrics.figures import Figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
@@ -69,10 +69,8 @@ def finish(job: Job, best: Best, interrupted: bool) -> Run:
     for split in ("valid", "test"):
         if split in job.samples:
             samples = job.samples[split]
-            found = answer_pixels(
-                network, job.preprocessing, samples.rows, samples.labels, batch=BATCH, device=engine.device,
-                autocast=engine.autocast, rank=engine.rank, world=engine.world_size, collect=engine.all_gather,
-            )  # fmt: skip
+            batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
+            found = answer(network, batches, lambda b: job.preprocessing(b.pixels, b.shapes), engine, engine.autocast)
             outputs[split] = replace(found, groups=samples.groups)
     judged = Judged(outputs)
     if not engine.is_main:

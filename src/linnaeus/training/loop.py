@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from linnaeus.data.batches import Batch
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
-from linnaeus.inference.forward import answers
+from linnaeus.inference.forward import answer
 from linnaeus.metrics.figures import Figures, figures
 from linnaeus.models import Network
 from linnaeus.recipe import Phase
@@ -149,7 +149,7 @@ def fit(
 
 def validated(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
     """The figures of `net` on the validation images, the same in all processes."""
-    found = answers(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine.autocast, engine.all_gather)
+    found = answer(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine, engine.autocast)
     return engine.broadcast(lambda: figures(found))
 
 
