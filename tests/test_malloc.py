@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from linnaeus.heap import steady_heap
+from linnaeus.malloc import steady_heap
 
 MEGABYTES = 128
 PAGES = MEGABYTES * 1024 * 1024 // resource.getpagesize()

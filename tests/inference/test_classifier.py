@@ -145,7 +145,7 @@ def test_ten_thousand_images_in_constant_memory(model: Path, tmp_path: Path):
         Image.fromarray(image).save(paths[-1])
     code = f"""
 import sys
-from linnaeus.predict import load
+from linnaeus.inference.classifier import load
 def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096
 stream = load({str(model)!r}, device="cpu").stream(sys.argv[1:][i % 100] for i in range(10_000))
 for i, prediction in enumerate(stream, 1):
