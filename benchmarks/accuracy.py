@@ -24,7 +24,8 @@ from plain import SHARED, WEIGHTS, epoch, loaders, machine
 
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
-from linnaeus.data.table import Table, split_table
+from linnaeus.data.split import split_table
+from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.metrics.intervals import wilson
 from linnaeus.models.weights import load_weights

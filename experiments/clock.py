@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
-from linnaeus.data.table import Table, split_table
+from linnaeus.data.split import split_table
+from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.malloc import steady_heap
 from linnaeus.models import create

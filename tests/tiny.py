@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.batches import IN_ORDER, UNDIVIDED, Batch, Batches, Partition, Sampling
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
@@ -89,9 +89,16 @@ def mini(classes: int = 3, seed: int = 0, channels: int = 1) -> Network:
     return create("mini_resnet", classes, channels, widths=list(WIDTHS))
 
 
-def stream(images: np.ndarray, labels: np.ndarray, batch: int = 16, **more: Any) -> Stream:
+def stream(
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch: int = 16,
+    sampling: Sampling = IN_ORDER,
+    partition: Partition = UNDIVIDED,
+) -> Stream:
     """A stream of images that are only scaled to [0, 1]."""
-    batches = Batches(PixelStore.from_arrays(images), labels, batch=batch, device=CPU, **more)
+    store = PixelStore.from_arrays(images)
+    batches = Batches(store, labels, batch=batch, device=CPU, sampling=sampling, partition=partition)
 
     def prepare(batch: Batch, epoch: int) -> torch.Tensor:
         return GRAY(batch.pixels, batch.shapes)

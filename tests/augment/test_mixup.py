@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from linnaeus.augment.mixup import beta_quantile, cutmix_batch, mix, mixup_batch
+from linnaeus.augment.mixup import Mixing, beta_quantile, cutmix_batch, mixup_batch
 
 CLASSES = 5
 
@@ -70,14 +70,14 @@ def test_cutmix_replaces_a_box_and_counts_its_area() -> None:
 def test_targets_sum_to_one_and_memory_stays_channels_last(ways: dict[str, Any]) -> None:
     x, labels, indices = batch()
     before = x.clone()
-    mixed, targets = mix(x, labels, CLASSES, indices, **ways, seed=0, epoch=0)
+    mixed, targets = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
     assert torch.equal(x, before)
     assert mixed.shape == x.shape
     assert mixed.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(targets.sum(1), torch.ones(len(x)))
-    again, _ = mix(x, labels, CLASSES, indices, **ways, seed=0, epoch=0)
+    again, _ = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
     assert torch.equal(again, mixed)
-    later, _ = mix(x, labels, CLASSES, indices, **ways, seed=0, epoch=1)
+    later, _ = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=1)
     assert torch.equal(later, mixed) is (not ways)
 
 
@@ -85,7 +85,7 @@ def test_with_both_each_batch_takes_one_and_either_comes_up() -> None:
     x, labels, indices = batch(8)
     boxed = 0
     for epoch in range(200):
-        mixed, _ = mix(x, labels, CLASSES, indices, mixup=1.0, cutmix=1.0, seed=0, epoch=epoch)
+        mixed, _ = Mixing(CLASSES, 0, 1.0, 1.0)(x, labels, indices, epoch=epoch)
         boxed += bool(((mixed == x) | (mixed == x.roll(1, 0))).all())
     assert 70 < boxed < 130
 
@@ -103,6 +103,6 @@ def test_a_batch_of_one_stays_as_it_is() -> None:
     x, labels, indices = batch(1)
     each: tuple[dict[str, Any], ...] = ({"mixup": 0.2}, {"cutmix": 1.0})
     for ways in each:
-        mixed, targets = mix(x, labels, CLASSES, indices, **ways, seed=0, epoch=0)
+        mixed, targets = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
         assert torch.equal(mixed, x)
         assert targets.tolist() == [[1, 0, 0, 0, 0]]

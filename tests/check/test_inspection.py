@@ -13,7 +13,7 @@ import linnaeus
 from linnaeus.check.inspection import group_copies, inspect
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
-from linnaeus.data.table import split_table
+from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
 from linnaeus.training import finish
 

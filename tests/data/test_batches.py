@@ -11,13 +11,16 @@ import pytest
 import torch
 from tiny import CPU, samples
 
-from linnaeus.data.batches import Batch, Batches, Subset, chunks, order
+from linnaeus.data.batches import IN_ORDER, UNDIVIDED, Batch, Batches, Partition, Sampling, Subset, chunks, order
 from linnaeus.stores.pixelstore import PixelStore
 
+SHUFFLED = Sampling(shuffle=True)
 
-def make(n: int = 25, batch: int = 8, **more) -> Batches:
+
+def make(n: int = 25, sampling: Sampling = IN_ORDER, batch: int = 8, partition: Partition = UNDIVIDED) -> Batches:
     images, labels = samples(n)
-    return Batches(PixelStore.from_arrays(images), labels, batch=batch, device=CPU, **more)
+    store = PixelStore.from_arrays(images)
+    return Batches(store, labels, batch=batch, device=CPU, sampling=sampling, partition=partition)
 
 
 def shown(batches: Batches, epoch: int = 0) -> list[int]:
@@ -27,7 +30,7 @@ def shown(batches: Batches, epoch: int = 0) -> list[int]:
 def test_each_batch_holds_the_images_and_labels_it_names():
     """In the shuffled order, though the store is read in ascending order."""
     images, labels = samples(25)
-    for batch in make(shuffle=True).epoch(3):
+    for batch in make(25, SHUFFLED).epoch(3):
         assert np.array_equal(batch.pixels.numpy()[..., 0], images[batch.indices])
         assert np.array_equal(batch.labels.numpy(), labels[batch.indices])
         assert batch.pixels.dtype == torch.uint8
@@ -40,7 +43,7 @@ def test_shapes_follow_their_images_where_sizes_differ():
     data = np.concatenate([row.reshape(-1) for row in rows])
     lengths = np.array([row.size for row in rows])
     store = PixelStore(data, np.cumsum(lengths) - lengths, np.array(sizes, np.int32), 1)
-    for batch in Batches(store, np.arange(6), batch=3, device=CPU, shuffle=True).epoch():
+    for batch in Batches(store, np.arange(6), batch=3, device=CPU, sampling=SHUFFLED).epoch():
         for i, image, shape in zip(batch.indices, batch.pixels, batch.shapes, strict=True):
             assert tuple(shape) == sizes[i]
             assert (image[: shape[0], : shape[1]] == i).all()
@@ -49,17 +52,17 @@ def test_shapes_follow_their_images_where_sizes_differ():
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_every_sample_is_shown_once(shuffle: bool):
     for n in (1, 7, 8, 9, 16, 17, 25):
-        batches = make(n, shuffle=shuffle)
+        batches = make(n, Sampling(shuffle))
         assert sorted(shown(batches)) == list(range(n))
         assert len(batches) == len(list(batches.epoch()))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     assert shown(make(), 0) == list(range(25))
-    first = shown(make(shuffle=True, seed=1), 0)
-    assert first == shown(make(shuffle=True, seed=1, batch=5), 0)
-    assert first != shown(make(shuffle=True, seed=1), 1)
-    assert first != shown(make(shuffle=True, seed=2), 0)
+    first = shown(make(25, Sampling(True, 1)), 0)
+    assert first == shown(make(25, Sampling(True, 1), batch=5), 0)
+    assert first != shown(make(25, Sampling(True, 1)), 1)
+    assert first != shown(make(25, Sampling(True, 2)), 0)
 
 
 def test_drawing_with_weights_never_shows_what_weighs_nothing():
@@ -81,14 +84,15 @@ def test_batches_of_one_are_batches_of_one():
 
 def test_processes_share_each_batch():
     """Together they show what one process alone would, batch by batch."""
-    alone = [set(batch.indices) for batch in make(shuffle=True).epoch(2)]
-    ranks = [[set(batch.indices) for batch in make(shuffle=True, rank=rank, world=2).epoch(2)] for rank in (0, 1)]
+    alone = [set(batch.indices) for batch in make(25, SHUFFLED).epoch(2)]
+    halves = [make(25, SHUFFLED, partition=Partition(rank, 2)) for rank in (0, 1)]
+    ranks = [[set(batch.indices) for batch in half.epoch(2)] for half in halves]
     assert [a | b for a, b in zip(*ranks, strict=True)] == alone
     assert not any(a & b for a, b in zip(*ranks, strict=True))
 
 
 def test_a_part_of_a_batch_is_its_samples():
-    batch = next(make(shuffle=True).epoch())
+    batch = next(make(25, SHUFFLED).epoch())
     part = batch.part(2, 5)
     assert len(part) == 3
     assert np.array_equal(part.indices, batch.indices[2:5])
@@ -150,7 +154,7 @@ def test_an_error_while_fetching_is_raised_where_the_batch_is_asked_for():
 def test_an_epoch_goes_on_where_it_was_left(start: int):
     """After the last batch there is none left, which is where a run that was cut before validation goes on."""
     images = np.arange(70, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    batches = Batches(PixelStore.from_arrays(images), np.arange(70), batch=16, device=CPU, shuffle=True, seed=3)
+    batches = Batches(PixelStore.from_arrays(images), np.arange(70), batch=16, device=CPU, sampling=Sampling(True, 3))
     whole = [batch.draws.tolist() for batch in batches.epoch(2)]
     assert len(whole) == 5
     assert [batch.draws.tolist() for batch in batches.epoch(2, start)] == whole[start:]

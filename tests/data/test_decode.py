@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from linnaeus.data.decode import RowSpec, UnreadableError, decode, fit_row, inspect, load_row
-from linnaeus.data.fit import RESAMPLING, with_channels
+from linnaeus.data.resize import RESAMPLING, with_channels
 from linnaeus.errors import UserError
 
 H, W = 60, 80

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnaeus.data.names import class_name, natural_order
+from linnaeus.data.class_names import class_name, natural_order
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linnaeus.data import builtin, flowers
-from linnaeus.data.builtin import KNOWN, home, known_sources, pull
+from linnaeus.data import flowers
 from linnaeus.data.download import FetchError, cache_dir
+from linnaeus.data.known_sources import KNOWN, home, known_sources, pull
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 
@@ -215,7 +215,7 @@ def test_progress_counts_over_all_files(monkeypatch: pytest.MonkeyPatch):
         progress(size, size)
         return destination
 
-    monkeypatch.setattr(builtin, "fetch", fake)
+    monkeypatch.setattr("linnaeus.data.known_sources.fetch", fake)
     steps: list[tuple[int, int | None]] = []
     pull("mnist", lambda *step: steps.append(step))
     assert steps[-1] == (11_594_722, 11_594_722)

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny import write_idx, write_images, write_recipe
 
 from linnaeus.data import remote
-from linnaeus.data.batches import Batches
+from linnaeus.data.batches import Batches, Partition, Sampling
 from linnaeus.data.decode import RowSpec, UnreadableError
 from linnaeus.data.shards import INDEX
 from linnaeus.data.shardwriter import write_shards
@@ -396,9 +396,9 @@ def test_ranks_share_the_shards_and_a_place_in_the_order_is_found_again(shards: 
     rows = build_pixels(table, np.arange(12), RowSpec(8), cache=default_cache())
 
     def seen(rank: int = 0, world: int = 1, start: int = 0) -> list[list[int]]:
-        batches = Batches(
-            rows, table.labels, batch=4, device=torch.device("cpu"), shuffle=True, seed=3, rank=rank, world=world
-        )
+        sampling, partition = Sampling(shuffle=True, seed=3), Partition(rank, world)
+        device = torch.device("cpu")
+        batches = Batches(rows, table.labels, batch=4, device=device, sampling=sampling, partition=partition)
         return [batch.indices.tolist() for batch in batches.epoch(1, start)]
 
     whole = seen()

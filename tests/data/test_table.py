@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from linnaeus.data.csvfile import open_csv
 from linnaeus.data.sources import open_source
-from linnaeus.data.table import SPLITS, Table, split_table, write_split
+from linnaeus.data.split import split_table, write_split
+from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
 
 

@@ -9,7 +9,7 @@ from sklearn import metrics
 from tiny import CPU, GRAY, mini, samples
 from torch import Tensor, nn
 
-from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.batches import Batch, Batches, Partition, Sampling
 from linnaeus.inference.forward import answer
 from linnaeus.metrics.figures import figures
 from linnaeus.metrics.intervals import wilson
@@ -91,7 +91,7 @@ def test_answers_come_in_the_order_of_the_samples():
     net = nn.Sequential(mini(), nn.Dropout(0.5)).train()
     store = PixelStore.from_arrays(images)
     one = answer(net, Batches(store, labels, batch=23, device=CPU), prepare)
-    other = answer(net, Batches(store, labels, batch=4, device=CPU, shuffle=True), prepare)
+    other = answer(net, Batches(store, labels, batch=4, device=CPU, sampling=Sampling(shuffle=True)), prepare)
     assert not net.training
     assert np.array_equal(one.labels, labels)
     assert np.array_equal(other.labels, labels)
@@ -106,10 +106,10 @@ def test_a_sample_counted_twice_is_no_result():
     """Drawing with replacement, as in training, misses some and repeats others."""
     images, labels = samples(23)
     store = PixelStore.from_arrays(images)
-    drawn = Batches(store, labels, batch=8, device=CPU, shuffle=True, weights=np.full(23, 1 / 23))
+    drawn = Batches(store, labels, batch=8, device=CPU, sampling=Sampling(True, weights=np.full(23, 1 / 23)))
     with pytest.raises(AssertionError, match="exactly once"):
         answer(mini(), drawn, prepare)
-    half = Batches(store, labels, batch=8, device=CPU, rank=0, world=2)
+    half = Batches(store, labels, batch=8, device=CPU, partition=Partition(0, 2))
     with pytest.raises(AssertionError, match="exactly once"):
         answer(mini(), half, prepare)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tiny import CPU, GRAY, mini, phase, samples, stream
 from torch import nn
 
-from linnaeus.data.batches import Batch
+from linnaeus.data.batches import Batch, Sampling
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
 from linnaeus.models import Network, create, wrap
@@ -191,7 +191,7 @@ def test_label_smoothing_is_that_of_torch():
 )
 def test_every_option_trains(change: dict, engine: Engine):
     """And with mixing no image has one label, so there is no training accuracy to report."""
-    data = plain_data(shuffle=True, batch=12)
+    data = plain_data(sampling=Sampling(shuffle=True), batch=12)
     epochs = train(mini(), phase(**{"epochs": 8, "lr": 0.01} | change), data, engine)
     assert epochs[-1].valid.accuracy > 0.8
     mixes = "mixup" in change or "cutmix" in change
@@ -225,7 +225,7 @@ def test_the_moving_average_is_what_is_evaluated_and_handed_on(engine: Engine):
 def test_balanced_sampling_shows_rare_classes_as_often(engine: Engine):
     labels = np.array([0] * 90 + [1] * 10)
     weights = np.where(labels == 0, 1 / 90, 1 / 10) / 2
-    data = stream(samples(100)[0], labels, shuffle=True, weights=weights)
+    data = stream(samples(100)[0], labels, sampling=Sampling(shuffle=True, weights=weights))
     shown = np.concatenate([batch.labels.numpy() for epoch in range(10) for batch in data.batches.epoch(epoch)])
     assert len(shown) == 1000
     assert (shown == 1).mean() == pytest.approx(0.5, abs=0.06)
@@ -324,7 +324,7 @@ def test_steps_are_told_to_whoever_watches(engine: Engine):
 def test_the_epochs_of_a_run_are_counted_through_its_phases(engine: Engine):
     """So that no two phases show the same order or draw the same augmentation."""
     seen: list[tuple[int, list[int]]] = []
-    data = plain_data(16, shuffle=True)
+    data = plain_data(16, sampling=Sampling(shuffle=True))
 
     def prepare(batch: Batch, epoch: int) -> torch.Tensor:
         seen.append((epoch, batch.indices.tolist()))

@@ -21,7 +21,7 @@ from tiny import mini, phase, samples, stream, write_idx, write_recipe
 from torch import nn
 
 import linnaeus
-from linnaeus.data.batches import part_of
+from linnaeus.data.batches import Partition, Sampling, part_of
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.launch import launch
@@ -57,8 +57,8 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
     images, labels = samples(n)
     labels = np.where(np.arange(n) < 9, 0, labels)  # unequal classes
     partners = spec.mixup > 0 or spec.cutmix > 0
-    train = doubled(stream(images, labels, shuffle=True, rank=rank, world=world, partners=partners))
-    valid = doubled(stream(*samples(11, seed=3), rank=rank, world=world))
+    train = doubled(stream(images, labels, sampling=Sampling(shuffle=True), partition=Partition(rank, world, partners)))
+    valid = doubled(stream(*samples(11, seed=3), partition=Partition(rank, world)))
     torch.manual_seed(0)
     model = normed() if "synchronized" in case else mini()
     freeze(model, training_stages(model, spec.train))
@@ -107,7 +107,7 @@ def test_batchnorm_of_its_own_ends_with_the_same_statistics_everywhere():
 
     def work(rank: int) -> list[Any]:
         model = normed()
-        data = stream(*samples(35), shuffle=True, rank=rank, world=2)
+        data = stream(*samples(35), sampling=Sampling(shuffle=True), partition=Partition(rank, 2))
         for _ in fit(Above(model), phase(), data, data, Engine("cpu", "32"), classes=3):
             pass
         return [tensor.tolist() for tensor in model.state_dict().values()]
@@ -133,7 +133,7 @@ def test_evaluation_counts_every_sample_once(n: int):
 
     def work(rank: int) -> list[list[float]]:
         engine = Engine("cpu", "32")
-        data = stream(*samples(n), batch=4, rank=rank, world=3)
+        data = stream(*samples(n), batch=4, partition=Partition(rank, 3))
         out = answer(mini(), data.batches, lambda b: data.prepare(b, 0), engine, engine.autocast)
         return [out.labels.tolist(), out.logits.argmax(1).tolist()]
 

@@ -12,6 +12,7 @@ from tiny import mini, phase, samples, stream, write_idx, write_recipe
 
 import linnaeus
 from linnaeus.console import Console
+from linnaeus.data.batches import Sampling
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.recipe import load_recipe
@@ -42,7 +43,7 @@ def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_does_not(optimizer:
 def test_the_same_test_again_gives_the_same_losses():
     first, again = (
         range_test(
-            Above(mini()), phase(lr="auto"), stream(*samples(30), shuffle=True), Engine("cpu", "32"),
+            Above(mini()), phase(lr="auto"), stream(*samples(30), sampling=Sampling(shuffle=True)), Engine("cpu", "32"),
             classes=3, seed=4, epoch=2, micro=None,
         )
         for _ in range(2)

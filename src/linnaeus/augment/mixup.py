@@ -1,12 +1,14 @@
-"""Mixing the images of a batch with one another: mixup and CutMix, with soft targets.
+"""mixup and CutMix: combine the images of a batch with one another, with soft targets.
 
-The partner of a sample is its neighbor in the batch (the batch rolled by one, as torchvision does it): batches are
-shuffled. How much is mixed is drawn for each sample from its own counter, never from rank or thread.
+The partner of a sample is its predecessor in the batch (the batch rolled by one, as in torchvision's references/
+classification/transforms.py); batches are shuffled, so partners are random. The mixing weight is drawn for each sample
+from (seed, epoch, draw), never from its rank or thread.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,61 +18,69 @@ from torch import Tensor
 from linnaeus.augment.random import uniforms
 
 MIXUP, CUTMIX, CHOICE = range(50, 53)  # streams of random numbers
-KNOTS = 2049  # of the table of the beta distribution's inverse: errors below 1e-4
+KNOTS = 2049  # of the table of the inverse beta distribution: errors stay below 1e-4
 
 
-def mix(
-    x: Tensor,
-    labels: Tensor,
-    classes: int,
-    indices: np.ndarray,
-    *,
-    first: int = -1,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    seed: int,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
-    """mixup or CutMix with the given alpha; where both are above 0, each batch takes one of them with equal chance.
+@dataclass(frozen=True)
+class Mixing:
+    """mixup or CutMix with the given alpha; where both are above 0, each batch uses one of them, with equal chance."""
 
-    That is drawn by the batch's first sample: `first`, where this is a part of one, else the first here.
+    classes: int
+    seed: int
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
-    x (N, C, H, W) float, labels (N,) int64, indices (N,) of the samples -> x mixed, targets (N, classes) that sum to 1
-    """
-    if mixup and cutmix:
-        chooses = indices[:1] if first < 0 else np.array([first], indices.dtype)
-        heads = uniforms(seed, epoch, chooses, 1, CHOICE)[0, 0] < 0.5
-        mixup, cutmix = (mixup, 0.0) if heads else (0.0, cutmix)
-    if mixup:
-        return mixup_batch(x, labels, classes, indices, alpha=mixup, seed=seed, epoch=epoch)
-    if cutmix:
-        return cutmix_batch(x, labels, classes, indices, alpha=cutmix, seed=seed, epoch=epoch)
-    return x, F.one_hot(labels, classes).to(x.dtype)
+    @property
+    def active(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    def __call__(
+        self, x: Tensor, labels: Tensor, draws: np.ndarray, *, epoch: int, first: int = -1
+    ) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) float, labels (N,) int64, draws (N,) -> mixed x, targets (N, classes) with rows summing to 1.
+
+        `first`: draw of the first sample of the whole batch, which decides between mixup and CutMix on all processes
+        alike; -1 if that is the first of `draws`.
+        """
+        mixup, cutmix = self.mixup, self.cutmix
+        if mixup and cutmix:
+            chooser = draws[:1] if first < 0 else np.array([first], draws.dtype)
+            heads = uniforms(self.seed, epoch, chooser, 1, CHOICE)[0, 0] < 0.5
+            mixup, cutmix = (mixup, 0.0) if heads else (0.0, cutmix)
+        if mixup:
+            return mixup_batch(x, labels, self.classes, draws, alpha=mixup, seed=self.seed, epoch=epoch)
+        if cutmix:
+            return cutmix_batch(x, labels, self.classes, draws, alpha=cutmix, seed=self.seed, epoch=epoch)
+        return x, F.one_hot(labels, self.classes).to(x.dtype)
 
 
 def mixup_batch(
-    x: Tensor, labels: Tensor, classes: int, indices: np.ndarray, *, alpha: float, seed: int, epoch: int
+    x: Tensor, labels: Tensor, classes: int, draws: np.ndarray, *, alpha: float, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """A weighted mean of two images and of their targets (Zhang et al. 2017, arXiv:1710.09412).
+    """mixup (Zhang et al. 2017, arXiv:1710.09412, section 2): a convex combination of two images and of their targets.
 
-    The weight of a sample's own image is Beta(alpha, alpha), drawn for each sample.
+        x' = w x_i + (1 - w) x_j,   y' = w y_i + (1 - w) y_j,   w ~ Beta(alpha, alpha)
+
+    Unlike in the paper's code, w is drawn for each sample and not once for the batch.
     """
-    weight = beta_quantile(alpha, uniforms(seed, epoch, indices, 1, MIXUP)[:, 0])
-    share = torch.from_numpy(weight.astype(np.float32)).to(x.device, x.dtype)
-    mixed = torch.lerp(_partners(x), x, share[:, None, None, None])
-    return mixed, _targets(labels, classes, share)
+    drawn = beta_quantile(alpha, uniforms(seed, epoch, draws, 1, MIXUP)[:, 0])
+    weight = torch.from_numpy(drawn.astype(np.float32)).to(x.device, x.dtype)
+    mixed = torch.lerp(_partners(x), x, weight[:, None, None, None])
+    return mixed, _targets(labels, classes, weight)
 
 
 def cutmix_batch(
-    x: Tensor, labels: Tensor, classes: int, indices: np.ndarray, *, alpha: float, seed: int, epoch: int
+    x: Tensor, labels: Tensor, classes: int, draws: np.ndarray, *, alpha: float, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """A box of each image replaced by its partner's, targets by area (Yun et al. 2019, arXiv:1905.04899).
+    """CutMix (Yun et al. 2019, arXiv:1905.04899, section 3.1): a box of each image is replaced by its partner's.
 
-    The box has the image's aspect ratio and an area of 1 - Beta(alpha, alpha) before it is clipped at the border;
-    its center is uniform. Drawn for each sample; the targets weigh what was really replaced.
+        w ~ Beta(alpha, alpha),   box width = W sqrt(1 - w),   box height = H sqrt(1 - w)
+
+    The center of the box is uniform over the image, and the box is clipped at the border. Targets are weighted by the
+    area that was actually replaced. Both are drawn for each sample.
     """
     height, width = x.shape[-2:]
-    u = uniforms(seed, epoch, indices, 3, CUTMIX)
+    u = uniforms(seed, epoch, draws, 3, CUTMIX)
     half = 0.5 * np.sqrt(1.0 - beta_quantile(alpha, u[:, 0]))
     center_x, center_y = np.floor(u[:, 1] * width), np.floor(u[:, 2] * height)
     half_w, half_h = np.floor(half * width), np.floor(half * height)
@@ -89,17 +99,17 @@ def _partners(x: Tensor) -> Tensor:
     return x[torch.arange(-1, len(x) - 1, device=x.device) % len(x)]
 
 
-def _targets(labels: Tensor, classes: int, share: Tensor) -> Tensor:
-    """labels (N,), share (N,) of the sample's own label -> (N, classes), rows summing to 1."""
-    own = F.one_hot(labels, classes).to(share.dtype)
-    return torch.lerp(own.roll(1, 0), own, share[:, None])
+def _targets(labels: Tensor, classes: int, weight: Tensor) -> Tensor:
+    """labels (N,), weight (N,) of the sample's own label -> (N, classes), rows summing to 1."""
+    one_hot = F.one_hot(labels, classes).to(weight.dtype)
+    return torch.lerp(one_hot.roll(1, 0), one_hot, weight[:, None])
 
 
 @functools.lru_cache(maxsize=8)
 def _beta_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """The lower half of Beta(alpha, alpha) as knots: x**power for x in [0, 1/2], and the distribution function there.
+    """Knots for the lower half of Beta(alpha, alpha): t = x**min(alpha, 1) for x in [0, 1/2], and its CDF at them.
 
-    For alpha below 1 the density has a pole at 0. In t = x**alpha it has none, and the trapezoid rule is exact enough.
+    For alpha < 1 the density has a pole at 0. In terms of t it has none, so that the trapezoid rule is accurate.
     """
     power = min(alpha, 1.0)
     t = np.linspace(0.0, 0.5**power, KNOTS)
@@ -110,7 +120,7 @@ def _beta_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def beta_quantile(alpha: float, u: np.ndarray) -> np.ndarray:
-    """The inverse of the distribution function of Beta(alpha, alpha), which is symmetric about 1/2; u in [0, 1)."""
+    """Inverse CDF of Beta(alpha, alpha) at u in [0, 1); the distribution is symmetric about 1/2."""
     t, mass = _beta_table(alpha)
     low = np.interp(np.minimum(u, 1.0 - u), mass, t) ** (1.0 / min(alpha, 1.0))
     return np.where(u < 0.5, low, 1.0 - low)

@@ -14,8 +14,8 @@ from PIL import Image
 from linnaeus.check.findings import KINDS, Finding, by_kind
 from linnaeus.check.run import Checked
 from linnaeus.check.terminal import NEXT
+from linnaeus.data.class_names import printable
 from linnaeus.data.decode import UnreadableError, decode
-from linnaeus.data.names import printable
 from linnaeus.files import write_text
 
 SIDE = 176  # pixels of a thumbnail's long side

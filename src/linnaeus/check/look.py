@@ -17,7 +17,7 @@ from PIL import Image
 
 from linnaeus.check.hashing import WINDOWS, difference_hashes
 from linnaeus.data.decode import DECODE_VERSION, FORMATS, RowSpec, UnreadableError, inspect
-from linnaeus.data.fit import with_channels
+from linnaeus.data.resize import with_channels
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.cache import Cache, OverBudgetError

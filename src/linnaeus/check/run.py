@@ -17,7 +17,7 @@ from linnaeus.check.labels import suspicious_labels
 from linnaeus.check.look import Looks, look
 from linnaeus.check.tables import tables
 from linnaeus.console import Console
-from linnaeus.data.names import printable
+from linnaeus.data.class_names import printable
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.stores import default_cache

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from linnaeus.check.findings import Finding
-from linnaeus.data.names import class_name, listed
+from linnaeus.data.class_names import class_name, listed
 from linnaeus.data.table import Table
 
 FEW_TO_LEARN = 10  # training images of a class

@@ -114,7 +114,7 @@ def data() -> None:
 @verbosity
 def data_list(quiet: bool, verbose: bool) -> None:
     """List the sources that have a name."""
-    from linnaeus.data.builtin import known_sources
+    from linnaeus.data.known_sources import known_sources
 
     for known in known_sources():
         size = f"{known.size / 1e6:,.0f} MB" if known.size else ""
@@ -127,7 +127,7 @@ def data_list(quiet: bool, verbose: bool) -> None:
 @verbosity
 def data_pull(name: str, quiet: bool, verbose: bool) -> None:
     """Fetch a known source; an interrupted download goes on where it stopped."""
-    from linnaeus.data.builtin import pull
+    from linnaeus.data.known_sources import pull
 
     with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, progress=advance)

@@ -52,7 +52,7 @@ def explain(
 
     Grad-CAM takes as long as two or three predictions; integrated gradients (as 60) and occlusion (as 170) need captum.
     """
-    from linnaeus.data.names import printable
+    from linnaeus.data.class_names import printable
     from linnaeus.explain.neighbors import gallery
     from linnaeus.explain.saliency import choose_stages, find_class, require_captum
     from linnaeus.files import write_text

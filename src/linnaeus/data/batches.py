@@ -1,4 +1,4 @@
-"""Batches of rows in an order that depends on (seed, epoch) alone, fetched ahead by one thread."""
+"""Batches of rows in an order that depends on (seed, epoch) alone, prefetched by a background thread."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-AHEAD = 2  # batches fetched before they are asked for: one in hand, one on the way
+PREFETCHED = 2  # batches: one ready and one being read while the caller works on a third
 
 
 class Rows(Protocol):
-    """What a store and a stream have in common."""
+    """Read access to rows, common to stores on disk and streamed sources."""
 
     def __len__(self) -> int: ...
 
@@ -26,7 +26,7 @@ class Rows(Protocol):
 
 
 class Resident:
-    """Rows of one shape that lie in the device's memory whole, so that a batch is one look-up there."""
+    """Rows of one shape held entirely in device memory, so that a batch is a single index operation there."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
@@ -43,47 +43,85 @@ class Resident:
         return np.tile(np.array(self.tensor.shape[1:3] if self.tensor.ndim == 4 else (0, 0), np.int32), (n, 1))
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """The order of the samples in an epoch."""
+
+    shuffle: bool = False
+    seed: int = 0
+    weights: np.ndarray | None = None
+    """(n,) probability of each sample, summing to 1: n draws with replacement instead of a permutation."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The part of each batch that belongs to this process: number `rank` of `world_size`."""
+
+    rank: int = 0
+    world_size: int = 1
+    partners: bool = False
+    """Whether each part begins with the sample that precedes it in the whole batch, as mixup and CutMix need it."""
+
+
+IN_ORDER = Sampling()
+UNDIVIDED = Partition()
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Where a process's samples stand in the whole batch, which all processes share."""
+
+    total: int
+    """Samples of the whole batch, over all processes."""
+    first: int
+    """Draw of the first sample of the whole batch."""
+    lead: int = 0
+    """Samples at the beginning that belong to another process: the mixing partner of the first own sample, or a
+    placeholder where this process has no samples of its own."""
+
+
 @dataclass
 class Batch:
+    """N samples of one process, on its device."""
+
     indices: np.ndarray
     """(N,) number of each sample."""
     draws: np.ndarray
-    """(N,) what random numbers come from: the sample's number, and another one each time it is drawn in an epoch."""
+    """(N,) key of each sample's random numbers: its number, plus n for each earlier draw of it in the same epoch."""
     pixels: Tensor
     """On the device: (N, H, W, C) uint8, or what a store holds in their place."""
     shapes: np.ndarray
     """(N, 2) true height and width."""
     labels: Tensor
     """(N,) int64 on the device."""
-    total: int = 0
-    """Samples of the whole batch, over all processes; 0: these are all."""
-    first: int = -1
-    """Draw of the first sample of the whole batch; -1: it is the first here."""
-    lead: int = 0
-    """Samples at the beginning that are another process's: the first one's partner in mixing, or a stand-in where this
-    process has none of its own."""
-
-    def __post_init__(self) -> None:
-        self.total = self.total or len(self.indices)
+    portion: Portion
+    """Position in the whole batch."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def part(self, start: int, stop: int) -> Batch:
-        """Samples start..stop, for an optimizer step in several pieces."""
+        """Samples start..stop, as a micro-batch."""
         s = slice(start, stop)
-        return Batch(self.indices[s], self.draws[s], self.pixels[s], self.shapes[s], self.labels[s])
+        draws = self.draws[s]
+        return Batch(self.indices[s], draws, self.pixels[s], self.shapes[s], self.labels[s], _undivided(draws))
 
     def take(self, where: np.ndarray) -> Batch:
         """The samples at these positions of the batch."""
         at = torch.from_numpy(where).to(self.pixels.device)
-        return Batch(self.indices[where], self.draws[where], self.pixels[at], self.shapes[where], self.labels[at])
+        draws, pixels, labels = self.draws[where], self.pixels[at], self.labels[at]
+        return Batch(self.indices[where], draws, pixels, self.shapes[where], labels, _undivided(draws))
+
+
+def _undivided(draws: np.ndarray) -> Portion:
+    """The portion of a process that has the whole batch."""
+    return Portion(len(draws), int(draws[0]) if len(draws) else -1)
 
 
 def order(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
     """The order of n samples in an epoch: a permutation, or n draws with probability `weights` (summing to 1).
 
-    It comes from (seed, epoch) alone, so every process finds the same order without asking another.
+    It depends on (seed, epoch) alone, so all processes compute the same order without communication.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     if weights is None:
@@ -92,9 +130,9 @@ def order(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> n
 
 
 def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
-    """`indices` in pieces of `batch`; a last piece of one sample joins the one before.
+    """Split `indices` into pieces of `batch`; a last piece of one sample is merged into the piece before it.
 
-    BatchNorm cannot be trained on one image whose feature map has shrunk to one position.
+    BatchNorm cannot be trained on a single image whose feature map has shrunk to one position.
     """
     pieces = [indices[i : i + batch] for i in range(0, len(indices), batch)]
     if len(pieces) > 1 and len(pieces[-1]) == 1 < batch:
@@ -102,40 +140,32 @@ def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
     return pieces
 
 
-def part_of(n: int, rank: int, world: int) -> slice:
-    """Which of n samples in a row are process `rank`'s of `world`: as many for each as can be.
+def part_of(n: int, rank: int, world_size: int) -> slice:
+    """The slice of n consecutive samples that process `rank` of `world_size` handles, as equal as possible.
 
-    Nobody gets a single one, on which BatchNorm cannot be trained; rather, some get none.
+    No process gets a single sample, on which BatchNorm cannot be trained; some get none instead.
     """
-    busy = max(1, min(world, n // 2))
+    busy = max(1, min(world_size, n // 2))
     return slice(n * rank // busy, n * (rank + 1) // busy) if rank < busy else slice(n, n)
 
 
 def repeats(indices: np.ndarray) -> np.ndarray:
-    """(n,) how often each number has come before in `indices`: 0 for the first time."""
+    """(n,) how often each number occurs earlier in `indices`: 0 at its first occurrence."""
     ascending = np.argsort(indices, kind="stable")
     ordered = indices[ascending]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     lengths = np.diff(np.r_[starts, len(ordered)])
-    found = np.empty_like(indices)
-    found[ascending] = np.arange(len(ordered)) - np.repeat(starts, lengths)
-    return found
-
-
-class Part(NamedTuple):
-    """A process's part of a batch, before it is fetched; the rest as in Batch."""
-
-    draws: np.ndarray
-    total: int
-    first: int
-    lead: int
+    counts = np.empty_like(indices)
+    counts[ascending] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return counts
 
 
 class Batches:
     """Batches of uint8 rows with their labels, on `device`.
 
-    Every process builds the same order and takes its part of each batch, so that `batch` is the effective batch size
-    whatever the number of processes. Of a batch that is too short for all, some have a stand-in (`Batch.lead`).
+    `batch` is the effective batch size, whatever the number of processes: every process computes the same order and
+    takes its part of each batch. Where a batch has too few samples for all processes, the others get a placeholder
+    (`Portion.lead`).
     """
 
     def __init__(
@@ -145,23 +175,14 @@ class Batches:
         *,
         batch: int,
         device: torch.device,
-        shuffle: bool = False,
-        seed: int = 0,
-        weights: np.ndarray | None = None,
+        sampling: Sampling = IN_ORDER,
+        partition: Partition = UNDIVIDED,
         views: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        partners: bool = False,
     ):
-        """`views`: the rows hold this many versions of each sample, one after the other; an epoch takes one of them.
-
-        `partners`: with several processes, each part begins with the sample that stands before it in the whole batch.
-        """
+        """`views`: the rows hold this many versions of each sample, one after the other; an epoch uses one of them."""
         assert len(rows) == len(labels) * views, f"{len(rows)} rows for {len(labels)} samples"
-        self.views = views
         self.rows, self.labels, self.batch, self.device = rows, labels, batch, device
-        self.shuffle, self.seed, self.weights = shuffle, seed, weights
-        self.rank, self.world, self.partners = rank, world, partners
+        self.sampling, self.partition, self.views = sampling, partition, views
 
     @property
     def samples(self) -> int:
@@ -173,38 +194,38 @@ class Batches:
         return len(chunks(np.arange(self.samples), self.batch))
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from number `start` on. Leaving early is fine: the thread ends with it."""
-        indices = order(self.samples, self.seed, epoch, self.weights) if self.shuffle else np.arange(self.samples)
-        draws = indices + self.samples * repeats(indices)
+        """The batches of one epoch, from number `start` on. Closing the iterator early ends the prefetching thread."""
+        n, sampling = self.samples, self.sampling
+        indices = order(n, sampling.seed, epoch, sampling.weights) if sampling.shuffle else np.arange(n)
+        # A sample that is drawn twice in an epoch must be augmented differently, so each draw has a number of its own.
+        draws = indices + n * repeats(indices)
         parts = [self._part(piece) for piece in chunks(draws, self.batch)[start:]]
         if isinstance(self.rows, Resident):
-            return (self._look_up(part, epoch) for part in parts)
-        return self._ahead(parts, epoch)
+            return (self._look_up(self.rows, draws, portion, epoch) for draws, portion in parts)
+        return self._prefetch(parts, epoch)
 
-    def _part(self, piece: np.ndarray) -> Part:
-        """What this process has to do with a batch."""
-        own = part_of(len(piece), self.rank, self.world)
-        empty = own.start == own.stop
-        lead = int(self.world > 1 and (self.partners or empty))
-        before = piece[[own.start - 1]] if lead else piece[:0]  # of the first it is the last
-        return Part(np.concatenate([before, piece[own]]), len(piece), int(piece[0]), lead)
+    def _part(self, piece: np.ndarray) -> tuple[np.ndarray, Portion]:
+        """Draws (k,) of this process's part of the batch `piece`, and the part's position in it."""
+        rank, world_size = self.partition.rank, self.partition.world_size
+        local = part_of(len(piece), rank, world_size)
+        empty = local.start == local.stop
+        lead = int(world_size > 1 and (self.partition.partners or empty))
+        before = piece[[local.start - 1]] if lead else piece[:0]  # the first sample's partner is the last one
+        return np.concatenate([before, piece[local]]), Portion(len(piece), int(piece[0]), lead)
 
     def _positions(self, indices: np.ndarray, epoch: int) -> np.ndarray:
-        """Rows of the samples in this epoch: another view each time, and not the same one for all."""
+        """Row of each sample in this epoch: a different view each epoch, and not the same one for all samples."""
         return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
 
-    def _look_up(self, part: Part, epoch: int) -> Batch:
-        assert isinstance(self.rows, Resident)
-        draws, *rest = part
+    def _look_up(self, rows: Resident, draws: np.ndarray, portion: Portion, epoch: int) -> Batch:
         indices = draws % self.samples
         positions = torch.from_numpy(self._positions(indices, epoch)).to(self.device)
         labels = torch.from_numpy(self.labels[indices]).to(self.device)
-        return Batch(indices, draws, self.rows.tensor[positions], self.rows.shapes(len(indices)), labels, *rest)
+        return Batch(indices, draws, rows.tensor[positions], rows.shapes(len(indices)), labels, portion)
 
-    def _fetch(self, part: Part, epoch: int) -> Batch:
-        draws, *rest = part
+    def _read(self, draws: np.ndarray, portion: Portion, epoch: int) -> Batch:
         indices = draws % self.samples
-        # Reading a memory-mapped file is fastest, and a page is read once, when the rows are asked for in their order.
+        # A memory-mapped file is read fastest in ascending order, which also reads each page only once.
         positions = self._positions(indices, epoch)
         ascending = np.argsort(positions, kind="stable")
         back = np.empty_like(ascending)
@@ -214,17 +235,17 @@ class Batches:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         labels = torch.from_numpy(self.labels[indices]).to(self.device)
-        return Batch(indices, draws, tensor, shapes[back], labels, *rest)
+        return Batch(indices, draws, tensor, shapes[back], labels, portion)
 
-    def _ahead(self, parts: list[Part], epoch: int) -> Iterator[Batch]:
+    def _prefetch(self, parts: list[tuple[np.ndarray, Portion]], epoch: int) -> Iterator[Batch]:
         if len(parts) < 2:
-            yield from (self._fetch(part, epoch) for part in parts)
+            yield from (self._read(draws, portion, epoch) for draws, portion in parts)
             return
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=AHEAD)
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
         stop = threading.Event()
 
         def put(item: Batch | BaseException | None) -> None:
-            while not stop.is_set():
+            while not stop.is_set():  # a plain put() would never return once the caller has stopped reading
                 try:
                     return ready.put(item, timeout=0.1)
                 except queue.Full:
@@ -232,13 +253,13 @@ class Batches:
 
         def work() -> None:
             try:
-                for part in parts:
+                for draws, portion in parts:
                     if stop.is_set():
                         return
-                    put(self._fetch(part, epoch))
+                    put(self._read(draws, portion, epoch))
                 put(None)
             except BaseException as error:
-                put(error)  # raised where the batch is asked for, not lost in a thread
+                put(error)  # raised in the caller's thread, when the batch is requested
 
         thread = threading.Thread(target=work, name="linnaeus-batches", daemon=True)
         thread.start()
@@ -254,7 +275,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the rows of another source of rows: what is left when unreadable images are left out."""
+    """Some rows of another source of rows, such as those whose images are readable."""
 
     rows: Rows
     positions: np.ndarray

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.archive import members
-from linnaeus.data.names import class_name
+from linnaeus.data.class_names import class_name
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.listing import Rows, clip, label_of, locate
-from linnaeus.data.names import NAMES_TEXT, listed, natural_order, read_classes, read_text, spelled_apart
+from linnaeus.data.class_names import NAMES_TEXT, listed, natural_order, read_classes, read_text, spelled_apart
+from linnaeus.data.listfile import Rows, clip, label_of, locate
 from linnaeus.data.table import SPLIT_NAMES, Table
 from linnaeus.errors import UserError
 

@@ -27,7 +27,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from linnaeus.data.fit import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
+from linnaeus.data.resize import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
 from linnaeus.errors import UserError
 
 __all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "Inspected", "RowSpec", "UnreadableError"]

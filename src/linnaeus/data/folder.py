@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.names import (
+from linnaeus.data.class_names import (
     NAMES_JSON,
     NAMES_TEXT,
     class_name,
@@ -18,6 +17,7 @@ from linnaeus.data.names import (
     natural_order,
     spelled_apart,
 )
+from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, visible
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.names import NAMES_TEXT, class_name, listed, read_classes, read_text
+from linnaeus.data.class_names import NAMES_TEXT, class_name, listed, read_classes, read_text
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.data.class_names import class_name, natural_order
 from linnaeus.data.decode import IMAGE_SUFFIXES, UnreadableError
 from linnaeus.data.download import cache_dir
-from linnaeus.data.names import class_name, natural_order
 from linnaeus.data.remote import Files, Stream, fetch_range, head, is_address
 from linnaeus.data.table import SPLIT_NAMES, Table
 from linnaeus.data.tarscan import scan

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from linnaeus.data import builtin, cifar, csvfile, folder, idx, listing, shards
+from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards
+from linnaeus.data.class_names import listed
 from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.names import listed
 from linnaeus.data.remote import is_address
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
@@ -68,8 +68,8 @@ def _open(
         return _with_groups(_open_file(text, path, group), group)
     if exists:
         raise UserError(f"{text}: neither a file nor a folder; give a folder, a list file or a CSV")
-    if text in builtin.KNOWN:
-        return _with_groups(builtin.open_known(text, progress), group)
+    if text in known_sources.KNOWN:
+        return _with_groups(known_sources.open_known(text, progress), group)
     raise UserError(_not_found(text))
 
 
@@ -87,8 +87,8 @@ def _not_found(text: str) -> str:
         return (
             f"{text}: of addresses only http:// and https:// are read, and only shards; fetch it, and give the folder"
         )
-    near = difflib.get_close_matches(text.lower(), builtin.KNOWN, 1, 0.7)
-    hint = f"did you mean {near[0]}?" if near else f"check the path (known names: {', '.join(builtin.KNOWN)})"
+    near = difflib.get_close_matches(text.lower(), known_sources.KNOWN, 1, 0.7)
+    hint = f"did you mean {near[0]}?" if near else f"check the path (known names: {', '.join(known_sources.KNOWN)})"
     return f"{text}: no such file or folder; {hint}"
 
 
@@ -125,7 +125,7 @@ def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str],
     kinds = {file.suffix.lower() in CSVS for file in files.values()}
     if len(kinds) > 1:
         raise UserError(f"{source}: {listed([file.name for file in files.values()])}: use list files or CSVs, not both")
-    return csvfile.open_csv(source, files, group) if kinds == {True} else listing.open_lists(source, files)
+    return csvfile.open_csv(source, files, group) if kinds == {True} else listfile.open_lists(source, files)
 
 
 def _open_file(source: str, path: Path, group: str | None) -> Table:
@@ -154,4 +154,4 @@ def _open_file(source: str, path: Path, group: str | None) -> Table:
         raise UserError(
             f"{source}: not a text file, nor a format that is read; give a folder, a list file, a CSV, CIFAR or IDX"
         )
-    return listing.open_lists(source, {"": path})
+    return listfile.open_lists(source, {"": path})

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnaeus.data.names import class_name, listed
+from linnaeus.data.class_names import class_name, listed
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.models import Network

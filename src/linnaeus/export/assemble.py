@@ -1,8 +1,8 @@
 """One ONNX graph from the pixels of an image to probabilities: preprocessing, network, calibration.
 
-The preprocessing is that of `data.fit` and `Preprocessing.crop`, node by node: the same sizes, the same rounding. The
-`Resize` of ONNX with antialiasing comes within one of Pillow's 255 levels with the bilinear filter, and within a few
-with the bicubic one; `exclude_outside` is what makes it treat the edges as Pillow does.
+The preprocessing is that of `data.resize` and `Preprocessing.crop`, node by node: the same sizes, the same rounding.
+The `Resize` of ONNX with antialiasing comes within one of Pillow's 255 levels with the bilinear filter, and within a
+few with the bicubic one; `exclude_outside` is what makes it treat the edges as Pillow does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.data.fit import MAX_ASPECT
+from linnaeus.data.resize import MAX_ASPECT
 from linnaeus.errors import UserError
 from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES
 from linnaeus.models.graph import OPSET
@@ -108,7 +108,7 @@ def prepare(g: Nodes, p: Preprocessing) -> None:
 
 
 def with_channels(g: Nodes, channels: int) -> str:
-    """Gray or RGB -> RGB, or its luma, uint8: `data.fit.with_channels`. Gray is RGB with three equal channels."""
+    """Gray or RGB -> RGB, or its luma, uint8: `data.resize.with_channels`. Gray is RGB with three equal channels."""
     x = g("Expand", INPUT, np.array([1, 1, 1, 3], np.int64))
     if channels == 3:
         return x

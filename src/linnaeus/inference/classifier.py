@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.class_names import class_name
 from linnaeus.data.decode import UnreadableError
-from linnaeus.data.names import class_name
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.distributed.environment import process_info

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnaeus.data.batches import Batch, Batches, Rows
+from linnaeus.data.batches import Batch, Batches, Partition, Rows
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.outputs import Outputs
@@ -36,7 +36,7 @@ def answer(
     local: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # indices, labels and logits of each batch
     with steady_heap():
         for batch in batches.epoch():
-            if len(batch) == batch.lead:
+            if len(batch) == batch.portion.lead:
                 continue  # only a stand-in for a sample of another process
             with autocast():
                 logits = network(prepare(batch))
@@ -54,4 +54,5 @@ def local_batches(
     rows: Rows, labels: np.ndarray, batch: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
 ) -> Batches:
     """This process's share of the batches over `rows`, in order, `batch` samples for each process at a time."""
-    return Batches(rows, labels, batch=batch * group.world_size, device=device, rank=group.rank, world=group.world_size)
+    partition = Partition(group.rank, group.world_size)
+    return Batches(rows, labels, batch=batch * group.world_size, device=device, partition=partition)

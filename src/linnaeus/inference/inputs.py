@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from linnaeus.data.class_names import natural_key
 from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.names import natural_key
 from linnaeus.errors import UserError
 
 

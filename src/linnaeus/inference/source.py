@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.batches import Rows, Subset
-from linnaeus.data.names import listed
+from linnaeus.data.class_names import listed
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.modelfile.safetensors import ModelFile
@@ -84,7 +84,7 @@ def _check_classes(about: ModelFile, source: str | Path, classes: tuple[str, ...
 def labelled_table(about: ModelFile, path: Path, source: str | Path) -> tuple[Table, bool]:
     """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
     from linnaeus.data.sources import open_source
-    from linnaeus.data.table import split_table
+    from linnaeus.data.split import split_table
 
     data = about.recipe.get("data", {})
     lists = {key: data.get(key) for key in ("train", "valid", "test")}

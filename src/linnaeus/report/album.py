@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from linnaeus.data.builtin import known_sources, open_known
 from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
+from linnaeus.data.known_sources import known_sources, open_known
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores

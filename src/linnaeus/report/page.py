@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from linnaeus.data.names import printable
+from linnaeus.data.class_names import printable
 from linnaeus.data.table import Table
 from linnaeus.files import write_text
 from linnaeus.metrics.calibration import Calibration

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import duration
-from linnaeus.data.names import listed
+from linnaeus.data.class_names import listed
 from linnaeus.data.table import group_numbers
 from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import calibration_error

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.check.inspection import Inspection
-from linnaeus.data.table import Table, write_split
+from linnaeus.data.split import write_split
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, leftovers, numbered, sync, write_text
 from linnaeus.modelfile.safetensors import MODEL

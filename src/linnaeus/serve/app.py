@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from linnaeus._version import __version__
-from linnaeus.data.names import printable
+from linnaeus.data.class_names import printable
 from linnaeus.serve import openapi, pages
 from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_line
 from linnaeus.serve.limits import Held, RefusedError

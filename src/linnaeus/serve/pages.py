@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from linnaeus.data.names import printable
+from linnaeus.data.class_names import printable
 
 HERE = Path(__file__).parent / "static"
 SCRIPTS = ("page.js", "i18n.js", "requests.js", "answers.js", "table.js")

@@ -15,7 +15,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from linnaeus.data.names import printable
+from linnaeus.data.class_names import printable
 from linnaeus.serve.limits import Account, Limits, RefusedError
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else a line for every stranger's broken request

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.console import Advance, Console
-from linnaeus.data.batches import Batch, Batches, Resident, Rows, Subset, order
+from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset, order
 from linnaeus.data.download import cache_dir
 from linnaeus.device import free_memory
 from linnaeus.models import Network
@@ -174,11 +174,11 @@ class Frozen:
         self, rows: Rows, labels: np.ndarray, prepare: Prepare, executor: Executor, start: int, rank: int, world: int
     ) -> Generator[Tensor, None, None]:
         """From row `start` on, process `rank`'s part of batches of what crosses the cut."""
-        rest, batch = Subset(rows, np.arange(start, len(rows))), self.batch * world
-        batches = Batches(rest, labels[start:], batch=batch, device=self.engine.device, rank=rank, world=world)
+        rest, batch, partition = Subset(rows, np.arange(start, len(rows))), self.batch * world, Partition(rank, world)
+        batches = Batches(rest, labels[start:], batch=batch, device=self.engine.device, partition=partition)
         for part in batches.epoch():
             part.indices, part.draws = part.indices + start, part.draws + start
-            yield executor(prepare(part))[part.lead :]
+            yield executor(prepare(part))[part.portion.lead :]
 
     def _some_images(self, samples: Samples) -> Tensor:
         """CALIBRATED images of all, in a fixed random order, as the network takes them."""

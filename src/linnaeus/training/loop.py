@@ -120,10 +120,12 @@ def fit(
                 seed_step(seed, drawn, now.step, engine.rank)
                 return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
 
-            loss, right = step_that_fits(now, statistics, len(batch) - batch.lead, take, shrink, engine.world_size)
+            loss, right = step_that_fits(
+                now, statistics, len(batch) - batch.portion.lead, take, shrink, engine.world_size
+            )
             if average is not None:
                 average.update(net)
-            now.totals.add(loss, right, batch.total)
+            now.totals.add(loss, right, batch.portion.total)
             now.totals.check(epoch, now.step, schedule.lr)
             now.step, now.seconds = now.step + 1, time.perf_counter() - started
             watch(Step(epoch + 1, now.step, len(train.batches), now.totals.samples, now.totals.means, now.take))

@@ -15,7 +15,8 @@ from linnaeus.data.batches import Subset
 from linnaeus.data.decode import RowSpec
 from linnaeus.data.download import fetch
 from linnaeus.data.sources import open_source
-from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table, split_table
+from linnaeus.data.split import split_table
+from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create, load_module, wrap
 from linnaeus.models.weights import at_hand, load_weights

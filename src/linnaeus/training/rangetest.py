@@ -82,7 +82,7 @@ def range_test(
                 group["lr"] = rate * share
             seed_step(seed, epoch, len(losses), engine.rank)
             loss, _ = optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, epoch, micro)
-            losses.append(float(loss) / batch.total)
+            losses.append(float(loss) / batch.portion.total)
             watch(len(losses), STEPS, f"lr {rate:.1e}  loss {losses[-1]:.3f}")
             if len(losses) == STEPS or not losses[-1] < BROKEN_AWAY * min(losses) + 1:  # a NaN ends it too
                 return choose(rates, losses)

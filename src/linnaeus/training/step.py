@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnaeus.augment.mixup import mix
+from linnaeus.augment.mixup import Mixing
 from linnaeus.data.batches import Batch, Batches, part_of
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError
@@ -40,14 +40,13 @@ def optimizer_step(
     """One step of the optimizer: (sum of the losses, number right) over all processes, on the device."""
     sums = torch.zeros(2, device=engine.device, dtype=torch.float32 if engine.device.type == "mps" else torch.float64)
     optimizer.zero_grad(set_to_none=True)
-    mixes = phase.mixup > 0 or phase.cutmix > 0
+    mixing = Mixing(criterion.classes, train.batches.sampling.seed, phase.mixup, phase.cutmix)
+    mixes = mixing.active
     if mixes:  # before the batch is divided: partners and targets must not depend on what fits the memory
-        mixed = mix(
-            train.prepare(batch, epoch), batch.labels, criterion.classes, batch.draws,
-            first=batch.first, seed=train.batches.seed, epoch=epoch, mixup=phase.mixup, cutmix=phase.cutmix,
-        )  # fmt: skip
+        images = train.prepare(batch, epoch)
+        mixed = mixing(images, batch.labels, batch.draws, epoch=epoch, first=batch.portion.first)
     synced = phase.norms == "synced"
-    everybody = synced or len(own_parts(batch.total, engine.world_size)[-1]) > 0
+    everybody = synced or len(own_parts(batch.portion.total, engine.world_size)[-1]) > 0
     overlaps = engine.reduces_in_backward and everybody
     parts = local_pieces(batch, engine, micro, synced)
     for i, (start, stop) in enumerate(parts):
@@ -65,7 +64,7 @@ def optimizer_step(
             for other in auxiliary:
                 total = total + phase.aux_weight * criterion(other, targets)
             # Gradients are averaged over the processes, and what is wanted is their sum over the whole batch's count.
-            engine.backward(total * engine.world_size / batch.total)
+            engine.backward(total * engine.world_size / batch.portion.total)
         sums[0] += loss.detach()
         if not mixes:
             sums[1] += (logits.argmax(1) == part.labels).sum()
@@ -87,14 +86,14 @@ def local_pieces(batch: Batch, engine: Engine, micro: int | None, synced: bool) 
 
     Where the processes talk to each other in the forward pass, they have equally many, be it pieces of nothing.
     """
-    own = len(batch) - batch.lead
+    own = len(batch) - batch.portion.lead
     if not synced or engine.world_size == 1:
         found = pieces(own, micro or own) if own else []
     else:
-        largest = max(len(part) for part in own_parts(batch.total, engine.world_size))
+        largest = max(len(part) for part in own_parts(batch.portion.total, engine.world_size))
         count = -(-largest // (micro or largest))
         found = [(own * i // count, own * (i + 1) // count) for i in range(count)]
-    return [(batch.lead + start, batch.lead + stop) for start, stop in found]
+    return [(batch.portion.lead + start, batch.portion.lead + stop) for start, stop in found]
 
 
 def own_parts(n: int, world: int) -> list[range]:

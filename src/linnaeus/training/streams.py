@@ -12,7 +12,7 @@ from torch import Tensor
 
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.console import Console, duration
-from linnaeus.data.batches import Batch, Batches, Rows, Subset
+from linnaeus.data.batches import Batch, Batches, Partition, Rows, Sampling, Subset
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.cache import OverBudgetError
@@ -91,9 +91,9 @@ class Streams:
 
     def _in_order(self, rows: Rows, batch: int) -> Batches:
         """Validation batches over `rows`, of `batch` samples for each process."""
-        rank, world = self.engine.rank, self.engine.world_size
-        device = self.engine.device
-        return Batches(rows, self.valid.labels, batch=batch * world, device=device, rank=rank, world=world)
+        device, world_size = self.engine.device, self.engine.world_size
+        partition = Partition(self.engine.rank, world_size)
+        return Batches(rows, self.valid.labels, batch=batch * world_size, device=device, partition=partition)
 
     def _order(self, phase: Phase, rows: Rows, views: int) -> Batches:
         """Training batches over `rows`, shuffled, or balanced by class."""
@@ -103,10 +103,14 @@ class Streams:
             weights = 1 / counts[self.train.labels]
             weights /= weights.sum()
         return Batches(
-            rows, self.train.labels, batch=phase.batch, device=self.engine.device, shuffle=True, seed=self.seed,
-            weights=weights, views=views, rank=self.engine.rank, world=self.engine.world_size,
-            partners=phase.mixup > 0 or phase.cutmix > 0,
-        )  # fmt: skip
+            rows,
+            self.train.labels,
+            batch=phase.batch,
+            device=self.engine.device,
+            sampling=Sampling(shuffle=True, seed=self.seed, weights=weights),
+            partition=Partition(self.engine.rank, self.engine.world_size, phase.mixup > 0 or phase.cutmix > 0),
+            views=views,
+        )
 
     def _cuts(self, number: int, cut: str, alike: Callable[[Phase], bool]) -> list[str]:
         """The cuts below `cut` that later phases of the same kind have, lowest first, and `cut` itself."""

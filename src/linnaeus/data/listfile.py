@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.names import NAMES_TEXT, class_name, natural_order, printable, read_classes, read_text, spelled_apart
+from linnaeus.data.class_names import (
+    NAMES_TEXT,
+    class_name,
+    natural_order,
+    printable,
+    read_classes,
+    read_text,
+    spelled_apart,
+)
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 

@@ -1,0 +1,144 @@
+"""Divide the samples of a table into training, validation and test: stratified by class, groups kept together."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.data.class_names import listed
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.errors import UserError, visible
+from linnaeus.files import atomic
+
+
+def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_test: bool = False) -> Table:
+    """Give every sample a split.
+
+    Samples not yet split are divided at random, stratified by class: shares `valid` and `test` (of the samples divided,
+    in [0, 1)), the rest to train; a part that the source already has gets none of them. A source that is split but has
+    no validation gives the share `valid` of its training samples. With `valid_is_test` the test samples become the
+    validation samples, and no test is kept.
+
+    The choice depends on `seed` and the samples' ids, not on their order. The shares are met exactly (rounded; at least
+    one sample where the share is not 0), each class by its own share rounded up or down, but never its last training
+    sample. Groups are never divided; with groups the shares are met as closely as a greedy choice can.
+    """
+    if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
+        raise UserError(f"valid = {valid} and test = {test}: shares are at least 0 and together less than 1")
+    split = table.split.copy()
+    has = {name: bool((split == name).any()) for name in (*SPLITS, "")}
+    if valid_is_test:
+        if not has["test"] or has["valid"]:
+            why = "has validation samples of its own" if has["valid"] else "has no test samples"
+            raise UserError(f'{table.source}: valid = "test", but the source {why}; remove the setting')
+        split[split == "test"] = "valid"
+        valid = test = 0.0
+    elif has[""]:
+        valid, test = (0.0 if has["valid"] else valid), (0.0 if has["test"] else test)
+    else:
+        valid, test = (0.0 if has["valid"] else valid), 0.0
+    if not (has["train"] or has[""]):
+        raise UserError(f"{table.source}: no training images; add a train part, or evaluate on it instead")
+    pool = np.flatnonzero(split == ("" if has[""] else "train"))
+    chosen = _choose(table, pool, {"test": test, "valid": valid}, seed)
+    split[pool] = chosen
+    kept = np.bincount(table.labels[split == "train"], minlength=len(table.classes))
+    seen = np.bincount(table.labels, minlength=len(table.classes))
+    lost = [table.classes[i] for i in np.flatnonzero((kept == 0) & (seen > 0))]
+    if lost:  # only where groups tie unsplit samples to a part that the source itself set aside
+        raise UserError(f"{table.source}: no training images of class {listed(lost)}; add some, or change the groups")
+    return dataclasses.replace(table, split=split)
+
+
+def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
+    """Splits (k,) "<U5" for the samples `pool` (k,): "train", a name in `shares`, or where the group already lies."""
+    units, fixed = _units(table, pool)
+    labels = table.labels.tolist()
+    salt = f"{seed}\0".encode()
+
+    def draw(name: str) -> bytes:  # a random rank that depends on the seed and the name alone
+        return hashlib.blake2b(salt + name.encode(), digest_size=16).digest()
+
+    trainable = table.split == "train"
+    trainable[pool] = True
+    spare = (np.bincount(table.labels[trainable], minlength=len(table.classes)) - 1).tolist()
+    ranks = [draw(name) for name in table.classes]
+    pooled = np.bincount(table.labels[pool], minlength=len(table.classes))
+    need = {name: _targets(pooled, share, ranks) for name, share in shares.items() if share > 0}
+    chosen: dict[int, str] = {}  # sample -> the part it is set aside for
+    # The largest first: a small one still fits where a large one does not. What is fixed goes before everything.
+    for unit in sorted(units, key=lambda unit: (unit not in fixed, -len(units[unit]), draw(unit))):
+        size: dict[int, int] = {}  # samples of the unit, by class
+        for index in units[unit]:
+            size[labels[index]] = size.get(labels[index], 0) + 1
+        best, gain = fixed.get(unit, "train"), 0
+        if unit not in fixed and all(spare[c] >= k for c, k in size.items()):
+            for name, missing in need.items():  # by how much this unit brings the part nearer to its targets
+                nearer = sum(k * (2 * missing[c] - k) for c, k in size.items())
+                if nearer > gain:
+                    best, gain = name, nearer
+        if best != "train":
+            for c, k in size.items():
+                spare[c] -= k
+                if best in need:
+                    need[best][c] -= k
+            chosen |= dict.fromkeys(units[unit], best)
+    for name in need:
+        if name not in chosen.values():
+            why = "the groups are too large" if table.groups is not None else "there are too few"
+            raise UserError(
+                f"{table.source}: no images can be set aside for {name} and leave every class one to train on "
+                f"({why}); add images, or set the share {name} = 0"
+            )
+    return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
+
+
+def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """What must stay together: unit -> its samples in the pool; and, for unsplit pools, unit -> its split elsewhere.
+
+    A unit is a group, or else a sample; an image listed twice is one unit, so that it cannot stand on both sides.
+    """
+
+    def unit(i: int) -> str:
+        group = table.groups[i] if table.groups is not None else ""
+        return f"group {visible(group)}" if group else table.sample_id(i)
+
+    units: dict[str, list[int]] = {}
+    for index in pool.tolist():
+        units.setdefault(unit(index), []).append(index)
+    if (table.split[pool] != "").any():
+        return units, {}  # the source's own parts stand as they are, even where they divide a group
+    elsewhere = np.flatnonzero(table.split != "").tolist()
+    return units, {unit(i): str(table.split[i]) for i in elsewhere}
+
+
+def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
+    """Samples to set aside by class: `share` of the whole, by largest remainder, ties by the classes' `ranks`."""
+    exact = counts * share
+    floor = np.floor(exact + 1e-9).astype(np.int64)
+    total = max(1, round(float(exact.sum())))
+    order = sorted(range(len(counts)), key=lambda c: (round(float(floor[c] - exact[c]), 9), ranks[c]))
+    order = [c for c in order if counts[c] > 1]  # a class with one image has none to spare
+    floor[order[: max(0, total - int(floor.sum()))]] += 1
+    return floor.tolist()
+
+
+def write_split(table: Table, path: str | Path) -> None:
+    """Write the samples as CSV: path, label, split (and group), as the CSV reader reads them back.
+
+    Paths are relative to the CSV where the images lie beside or below it, else absolute. A sample of an array source
+    has no path; its id stands there, for the record only.
+    """
+    beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
+    with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", *(["group"] if table.groups is not None else [])])
+        for i in range(len(table)):
+            image = table.sample_id(i) if table.paths is None else table.paths[i].removeprefix(beside)
+            group = [table.groups[i]] if table.groups is not None else []
+            writer.writerow([image, table.classes[table.labels[i]], table.split[i], *group])
