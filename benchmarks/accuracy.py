@@ -53,7 +53,7 @@ def on_stores(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple
     console, right = Console(quiet=True), []
     torch.manual_seed(plan.seed)
     loaded = load_weights("resnet50", weights, classes=len(table.classes))
-    preprocessing = preprocessing_of(plan, 3, (tuple(loaded.normalisation["mean"]), tuple(loaded.normalisation["std"])))
+    preprocessing = preprocessing_of(plan, 3, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"])))
     started = time.perf_counter()
     samples, _ = load_samples(table, plan, preprocessing, False, console)
     frozen = Frozen(loaded.model, preprocessing, engine, console, default_cache())

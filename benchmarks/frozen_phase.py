@@ -49,7 +49,7 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
     console = Console(quiet=True)
     torch.manual_seed(plan.seed)
     loaded = load_weights("resnet50", weights, classes=len(table.classes))
-    normalisation = tuple(loaded.normalisation["mean"]), tuple(loaded.normalisation["std"])
+    normalisation = tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"])
     preprocessing = preprocessing_of(plan, 3, normalisation)
     started = time.perf_counter()
     samples, _ = load_samples(table, plan, preprocessing, False, console)

@@ -32,7 +32,7 @@ from linnaeus.metrics.figures import figures
 from linnaeus.metrics.mcnemar import Paired
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network, create
-from linnaeus.models.graph import fuse, onnx_graph, session
+from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
 from linnaeus.models.quantize import quantize
 from linnaeus.preprocess import Preprocessing
 
@@ -44,7 +44,7 @@ def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, W
     """Every way to answer, by name; those that do not work here are said and left out."""
     example = torch.randint(0, 256, (2, p.size, p.size, p.channels), dtype=torch.uint8)
     x = p.normalise(example)
-    fused = fuse(network, x)
+    fused = fuse_batchnorms(network, x)
     network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     found = {"eager": of_module(network, p, contiguous=True), "channels-last fused": of_module(fused, p)}
     compiled = of_module(torch.compile(fused), p)  # type: ignore[arg-type]
@@ -60,10 +60,10 @@ def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, W
         elif folder is not None:
             print(f"{name}: left out, {folder / file} is not there")
         else:
-            graph = graph or onnx_graph(fused, x)
+            graph = graph or export_graph(fused, x)
             made = graph if name == "onnx" else quantize(graph, [x.numpy()])
             whole = assemble(made, p, network.arch["classes"], 1.0)
-            found[name] = OnnxRunner(session(whole.SerializeToString()), p, name)
+            found[name] = OnnxRunner(inference_session(whole.SerializeToString()), p, name)
     return found
 
 

@@ -25,7 +25,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.models import create
-from linnaeus.models.weights import folder, remember, sha256_of
+from linnaeus.models.weight_store import sha256_of, store_checksum, weights_dir
 from linnaeus.stores import default_cache
 from linnaeus.stores.embeddings import embed, usual_weights
 
@@ -49,10 +49,10 @@ def faulty(tmp_path: Path) -> Path:
 def weights_at_hand() -> None:
     """Untrained weights under a published name: what they make of images is arbitrary, but always the same."""
     torch.manual_seed(0)
-    folder().mkdir(parents=True, exist_ok=True)
-    path = folder() / f"{WEIGHTS}.safetensors"
+    weights_dir().mkdir(parents=True, exist_ok=True)
+    path = weights_dir() / f"{WEIGHTS}.safetensors"
     save_file(create("resnet18", 1000).state_dict(), path)
-    remember(WEIGHTS, path.name, sha256_of(path))
+    store_checksum(WEIGHTS, path.name, sha256_of(path))
 
 
 class Page(HTMLParser):

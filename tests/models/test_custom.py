@@ -92,5 +92,5 @@ def test_any_module_is_one_stage() -> None:
 def test_a_network_is_taken_as_it_is() -> None:
     network = create("resnet20", 5)
     assert wrap(network, 5, 3) is network
-    with pytest.raises(UserError, match="made for 5 classes, the data has 7"):
+    with pytest.raises(UserError, match="made for 5 classes, but the data has 7"):
         wrap(network, 7, 3)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from linnaeus.models import MODELS, create, wrap
-from linnaeus.models.layers import KNOWN, layer_table, render, summary, totals
+from linnaeus.models.layers import COSTS, layer_table, render, summary, totals
 
 PUBLISHED = [
     ("resnet18", {}, "11.69 M", "1.81 G"),
@@ -34,13 +34,13 @@ QUICK = ("resnet18", "resnet20", "plain20", "mini_resnet", "digit_resnet")
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in MODELS])
 def test_summary_is_right(name: str) -> None:
-    classes, channels, size, millions, billions = KNOWN[name]
+    cost = COSTS[name]
     with torch.device("meta"):
-        network = create(name, classes, channels)
-    assert network.usual_size == size
+        network = create(name, cost.classes, cost.channels)
+    assert network.usual_size == cost.size
     parameters, adds = totals(layer_table(network))
-    assert round(parameters / 1e6, 3) == millions
-    assert round(adds / 1e9, 3) == billions
+    assert round(parameters / 1e6, 3) == cost.millions
+    assert round(adds / 1e9, 3) == cost.billions
     assert f"{name} " in summary()
 
 

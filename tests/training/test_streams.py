@@ -130,9 +130,9 @@ def test_int8_is_close_or_refused_and_kept_apart(network: Network, monkeypatch: 
     s = streams(network, HEAD)
     s.frozen.int8 = s.train
     with monkeypatch.context() as patch:
-        patch.setattr("linnaeus.models.execute.INT8_AGREES", 1e-6)
+        patch.setattr("linnaeus.models.executors.INT8_TOLERANCE", 1e-6)
         with pytest.raises(
-            UserError, match=r"frozen = \"int8\": it changes what the network gives by \d+%; leave it out"
+            UserError, match=r"frozen = \"int8\": it changes the outputs of the network by \d+%; remove the setting"
         ):
             s.of(0)
     _, rounded, _ = s.of(0)

@@ -31,14 +31,14 @@ def models(
     floor((side + 2 * padding - k) / stride) + 1.
     """
     from linnaeus.models import create
-    from linnaeus.models.layers import KNOWN, layer_table, render, summary, totals
+    from linnaeus.models.layers import COSTS, layer_table, render, summary, totals
     from linnaeus.recipe import parse_setting
 
     if name is None:
         click.echo(summary())
         return
-    usual = KNOWN.get(name, (1000, 3))  # an unknown name is told by create()
-    network = create(name, classes or usual[0], channels or usual[1], **dict(map(parse_setting, settings)))
+    usual = COSTS.get(name, COSTS["resnet50"])  # create() reports an unknown name
+    network = create(name, classes or usual.classes, channels or usual.channels, **dict(map(parse_setting, settings)))
     table = layer_table(network, size or None)
     click.echo(render(table))
     apart = sum(p.numel() for p in network.parameters()) - totals(table)[0]
@@ -70,7 +70,7 @@ def weights() -> None:
 @verbosity
 def weights_list(quiet: bool, verbose: bool) -> None:
     """List the published weights, and which are at hand."""
-    from linnaeus.models.weights import render_list
+    from linnaeus.models.weight_store import render_list
 
     click.echo(render_list())
 
@@ -81,7 +81,7 @@ def weights_list(quiet: bool, verbose: bool) -> None:
 def weights_pull(name: str, quiet: bool, verbose: bool) -> None:
     """Download weights, verified; an interrupted download goes on where it stopped."""
     from linnaeus.data.download import fetch
-    from linnaeus.models.weights import pull
+    from linnaeus.models.weight_store import pull
 
     with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, fetch=fetch, progress=advance)
@@ -97,7 +97,7 @@ def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
 
     A file that nobody published needs no import: `linnaeus train --weights FILE` takes it as it is.
     """
-    from linnaeus.models.weights import import_file
+    from linnaeus.models.weight_store import import_file
 
     path, notes = import_file(name, file)
     for note in notes:

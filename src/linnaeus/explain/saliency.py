@@ -19,7 +19,7 @@ from linnaeus.data.class_names import class_name, listed
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.models import Network
-from linnaeus.models.geometry import centers, stretch
+from linnaeus.models.receptive_field import receptive_field_centers, upsample
 
 TELLING = 4  # positions a side from which on a map tells places apart
 AT_ONCE = 8  # images explained together
@@ -89,22 +89,22 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
 
     x (N, C, H, W), normalized, on the network's device; targets (N,) classes -> a map for each stage. A channel counts
     by the mean slope of the class's logit along it; what the sum of channels has above zero is the map. It is stretched
-    over the image with every position at the pixel that it looks at (`models.geometry`), where the usual even stretch
+    over the image with every position at the pixel that it looks at (`models.receptive_field`), where an even stretch
     would put the map of a ResNet's last stage 16 of 224 pixels too far to the lower right.
 
     The network, in evaluation mode, stays as it is: nothing is hooked, and no parameter gets a gradient.
     """
     assert not network.training, "a map is of the network as it predicts: put it into evaluation mode"
     with torch.inference_mode(False), torch.enable_grad():
-        found, logits = network.look(x.clone(), stages)
+        found, logits = network.stage_outputs(x.clone(), stages)
         score = logits[torch.arange(len(x)), torch.from_numpy(targets)].sum()  # images do not touch each other
         slopes = torch.autograd.grad(score, [found[stage] for stage in stages])
     height, width = x.shape[2:]
-    where = centers(network, height, width)
+    where = receptive_field_centers(network, height, width)
     maps = {}
     for stage, slope in zip(stages, slopes, strict=True):
         weighted = (slope.mean((2, 3), keepdim=True) * found[stage].detach()).sum(1).relu()
-        maps[stage] = _to_one(stretch(weighted.float(), where, height, width))
+        maps[stage] = _to_one(upsample(weighted.float(), where, height, width))
     return maps
 
 
@@ -138,7 +138,9 @@ def map_sizes(network: Network, size: int) -> dict[str, tuple[int, int]]:
     """Stage -> height and width of its map for images of `size` pixels, where that is more than one position."""
     with torch.no_grad():
         at = next(network.parameters()).device
-        found, _ = network.look(torch.zeros(1, network.arch["channels"], size, size, device=at), network.stages)
+        found, _ = network.stage_outputs(
+            torch.zeros(1, network.arch["channels"], size, size, device=at), network.stages
+        )
     maps = {stage: y.shape[2:] for stage, y in found.items() if y.dim() == 4}
     return {stage: (height, width) for stage, (height, width) in maps.items() if height * width > 1}
 

@@ -14,7 +14,7 @@ import numpy as np
 from linnaeus.data.resize import MAX_ASPECT
 from linnaeus.errors import UserError
 from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES
-from linnaeus.models.graph import OPSET
+from linnaeus.models.onnx_graph import OPSET
 from linnaeus.preprocess import Preprocessing
 
 IR = 10  # what ONNX Runtime reads since 1.18

@@ -16,8 +16,8 @@ from linnaeus.files import atomic
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.modelfile.onnx import NEEDS, checksum, metadata, seal
-from linnaeus.models.execute import AGREES
-from linnaeus.models.graph import fuse, onnx_graph, session
+from linnaeus.models.executors import TOLERANCE
+from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
 
 
 def require(kind: str) -> None:
@@ -40,13 +40,13 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
             f"{classifier.path}: {held / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB; use the model.safetensors"
         )
     x = classifier.preprocessing.normalise(squares)
-    fused = fuse(network, x)
+    fused = fuse_batchnorms(network, x)
     with torch.inference_mode():
         expected = network(x)
         off = (fused(x) - expected).abs().max()
-    chosen: nn.Module = fused if off <= AGREES * expected.abs().max() else network
+    chosen: nn.Module = fused if off <= TOLERANCE * expected.abs().max() else network
     try:
-        return onnx_graph(chosen, x)
+        return export_graph(chosen, x)
     except Exception as error:  # the exporter raises its own kinds; a network of one's own may hold anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{classifier.path}: its network cannot be written as ONNX ({reason})") from None
@@ -55,7 +55,9 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
 def open_runner(network: bytes, classifier: Classifier, kind: str) -> OnnxRunner:
     """The graph of a network with all that goes around it, ready to run."""
     try:
-        return OnnxRunner(session(wrapped(network, classifier).SerializeToString()), classifier.preprocessing, kind)
+        return OnnxRunner(
+            inference_session(wrapped(network, classifier).SerializeToString()), classifier.preprocessing, kind
+        )
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise JobError(f"{classifier.path}: ONNX Runtime does not run its graph ({reason})") from None

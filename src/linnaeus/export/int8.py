@@ -16,7 +16,7 @@ import torch
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.export.material import Material
-from linnaeus.models.graph import session
+from linnaeus.models.onnx_graph import inference_session
 from linnaeus.models.quantize import Ranges, quantize
 
 SHOWN = 128  # images that show the ranges
@@ -107,7 +107,9 @@ def quantized(network: bytes, shown: Material, console: Console) -> Iterator[tup
     for scheme in (*SCHEMES, LAST_RESORT):
         ranges: Ranges = {name: each.range(scheme.ranges) for name, each in seen.items()}
         try:
-            graph = quantize(network, example, ranges=ranges, in_float=kept[scheme.in_float], wide=scheme.wide)
+            graph = quantize(
+                network, example, ranges=ranges, float_nodes=kept[scheme.in_float], weight_bits=8 if scheme.wide else 7
+            )
         except Exception as error:  # ONNX Runtime raises kinds of its own
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(f"{shown.path}: its network cannot be made int8 ({reason}); use --to onnx") from None
@@ -122,7 +124,7 @@ def observe(network: bytes, shown: Material, console: Console) -> dict[str, Seen
     inner = [name for node in model.graph.node for name in node.output]
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
-    run = session(model.SerializeToString())
+    run = inference_session(model.SerializeToString())
     names = [each.name for each in run.get_outputs() if each.type == "tensor(float)"]
     generator = np.random.default_rng(0)
     some: dict[str, list[np.ndarray]] = {name: [] for name in ["x", *names]}

@@ -102,7 +102,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
         raise UserError(f"{path}: no such file; give a run folder, a model.safetensors, or a model.onnx")
     if not has_runtime():
         raise UserError(f"{path}: needs ONNX Runtime, which is not installed: {NEEDS}")
-    from linnaeus.models.graph import session
+    from linnaeus.models.onnx_graph import inference_session
 
     try:
         raw = path.read_bytes()
@@ -110,7 +110,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     checksum(path, raw)
     try:
-        opened = session(raw)
+        opened = inference_session(raw)
         entries = opened.get_modelmeta().custom_metadata_map
         header = {key: json.loads(entries[key]) for key in OURS}
         export = dict(json.loads(entries["export"]))

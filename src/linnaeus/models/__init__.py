@@ -1,16 +1,15 @@
-"""Networks, written out from the papers, and the weights published for them."""
+"""The networks, written from their papers, and their pretrained weights."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, did_you_mean
 from linnaeus.models.custom import Custom, load_module, wrap
 from linnaeus.models.inception import InceptionV1
 from linnaeus.models.network import Network, pooled
@@ -27,21 +26,21 @@ MODELS: dict[str, Callable[..., Network]] = {
     "digit_resnet": DigitResNet,
     "inception_v1": InceptionV1,
 }
-"""Name -> function of (classes, channels, and arguments of its own by name) that makes the network."""
+"""Name -> function of (classes, channels, *, arguments of this network) that creates the network."""
 
 
 def create(
     name: str, classes: int, channels: int = 3, *, head_stages: Sequence[str] | None = None, **arguments: Any
 ) -> Network:
-    """A new network, by name, with fresh weights: `create("resnet50", 10, stem="small")`.
+    """Create a network by name, with random weights: `create("resnet50", 10, stem="small")`.
 
-    `create(**network.arch)`, with the arguments spread, makes the same one again. `head_stages` lets the head see the
-    pooled outputs of several stages instead of the last one's.
-    Raises UserError for an unknown name, argument or value, with what was probably meant.
+    `arch` of the result holds all arguments, so that the same network can be created again. With `head_stages` the head
+    sees the pooled outputs of these stages, concatenated, instead of the output of the last stage.
+    Raises UserError, with a suggestion, for an unknown name, argument or value.
     """
     if name == "custom":
         source = arguments.get("source", "a module")
-        raise UserError(f"this network was your own ({source}), and code is never kept: pass it again as model")
+        raise UserError(f"this network was made by your own code ({source}), which is never stored: pass it as model")
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them")
     known = arguments_of(name)
@@ -49,39 +48,36 @@ def create(
         if argument not in known:
             choices = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(f"{name} has no argument {argument!r}{did_you_mean(argument, known)}: {choices}")
-    for what, number in (("classes", classes), ("channels", channels)):
+    for quantity, number in (("classes", classes), ("channels", channels)):
         if number < 1:
-            raise UserError(f"{name}: {what} = {number}: at least 1")
+            raise UserError(f"{name}: {quantity} = {number}, but must be at least 1")
     network = MODELS[name](classes, channels, **arguments)
     if head_stages is not None:
         chosen = check_stages(network, head_stages)
-        with torch.device("meta"):  # the shapes without the work
+        with torch.device("meta"):  # computes shapes only, to find the number of features
             twin = MODELS[name](classes, channels, **arguments).eval()
             twin.head_stages = chosen
-            vector = twin.run(torch.empty(1, channels, twin.usual_size, twin.usual_size), stop="head")
-        network.look_at(chosen, vector.shape[1])
+            features = twin.run(torch.empty(1, channels, twin.usual_size, twin.usual_size), stop="head")
+        network.set_head_stages(chosen, features.shape[1])
     return network
 
 
 def check_stages(network: Network, head_stages: Sequence[str]) -> tuple[str, ...]:
-    """`head_stages` in the network's order. Raises UserError for what is no stage below the head."""
+    """`head_stages` in the order of the network. Raises UserError if one is not a stage below the head."""
     known = network.stages[:-1]
+    name = network.arch["name"]
     for stage in head_stages:
         if stage not in known:
-            near, choices = did_you_mean(stage, known), ", ".join(known)
-            raise UserError(f"{network.arch['name']}: the head cannot look at {stage!r}{near}: it has {choices}")
+            raise UserError(
+                f"{name}: head_stages: {stage!r} is not a stage below the head{did_you_mean(stage, known)}; "
+                f"choose from {', '.join(known)}"
+            )
     if not head_stages:
-        raise UserError(f"{network.arch['name']}: head_stages is empty: choose from {', '.join(known)}")
+        raise UserError(f"{name}: head_stages is empty: choose from {', '.join(known)}")
     return tuple(stage for stage in known if stage in head_stages)
 
 
 def arguments_of(name: str) -> dict[str, Any]:
-    """The arguments of a model's own and their defaults: {"stem": "imagenet", …}."""
+    """The arguments of a network by name, with their defaults: {"stem": "imagenet", …}."""
     parameters = inspect.signature(MODELS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' (did you mean resnet50?)' for a close match, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""

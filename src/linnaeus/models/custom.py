@@ -1,11 +1,14 @@
-"""A network of the user's own: any module from images to logits, or a function in a local file that makes one."""
+"""A user's own network: any module from images to logits, or a function in a local file that makes one."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -14,10 +17,10 @@ from linnaeus.models.network import Network
 
 
 class Custom(Network):
-    """A user's module with the face of a `Network`: (N, channels, H, W) -> (N, classes) logits.
+    """A user's module with the interface of a `Network`: (N, channels, H, W) -> (N, classes) logits.
 
-    The children of an `nn.Sequential` are its stages, by their names and in their order. Any other module is one stage
-    called "all", since nobody but its author knows where it could be cut.
+    The children of an `nn.Sequential` are its stages, with their names and in their order. Any other module is a single
+    stage called "all", because its computation cannot be cut without knowing its code.
     """
 
     def __init__(self, module: nn.Module, classes: int, channels: int, source: str):
@@ -26,7 +29,7 @@ class Custom(Network):
         self.module = module
         self.children_are_stages = isinstance(module, nn.Sequential) and len(module) > 0
         linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
-        self.head_input = linear[-1].in_features if linear else 0  # 0: no linear layer, so nobody can say
+        self.head_input = linear[-1].in_features if linear else 0  # 0: unknown, there is no linear layer
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -44,20 +47,26 @@ class Custom(Network):
 
 
 def wrap(module: nn.Module, classes: int, channels: int = 3, source: str = "a module") -> Network:
-    """Give a user's module stages and an `arch`. A `Network` is returned as it is, if its classes and channels fit."""
+    """Give a user's module stages and an `arch`. A `Network` is returned unchanged.
+
+    Raises UserError if a `Network` was made for other classes or channels.
+    """
     if not isinstance(module, Network):
         return Custom(module, classes, channels, source)
-    for what, wanted in (("classes", classes), ("channels", channels)):
-        if module.arch[what] != wanted:
-            raise UserError(f"{module.arch['name']} was made for {module.arch[what]} {what}, the data has {wanted}")
+    for quantity, number in (("classes", classes), ("channels", channels)):
+        if module.arch[quantity] != number:
+            raise UserError(
+                f"{module.arch['name']} was made for {module.arch[quantity]} {quantity}, but the data has {number}"
+            )
     return module
 
 
 def load_module(path: str, classes: int, channels: int = 3) -> Network:
     """Import a local file that the user named and call its function: 'nets/mine.py:build'.
 
-    The function takes (classes, channels), or (classes) alone, and returns a module that gives logits, no softmax.
-    This runs the file's code, so it is only for a path the user typed, never for one that a model file brings.
+    The function takes (classes, channels), or (classes) alone, and returns a module that computes logits, without a
+    softmax. This executes the file, so `path` must come from the user, never from a model file.
+    Raises UserError if the file or the function is missing or fails.
     """
     file_name, colon, function_name = path.rpartition(":")
     file = Path(file_name)
@@ -65,21 +74,22 @@ def load_module(path: str, classes: int, channels: int = 3) -> Network:
         raise UserError(f"{path}: name the file and the function in it, such as net.py:build")
     if not file.is_file():
         raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
-    function = getattr(import_file(file), function_name, None)
+    function = getattr(_import_file(file), function_name, None)
     if not callable(function):
         raise UserError(f"{file}: has no function {function_name!r}")
-    numbers = (classes, channels)
-    taken = [n for n in (2, 1) if accepts(function, n)]
-    if not taken:
+    if _accepts(function, 2):
+        module = function(classes, channels)
+    elif _accepts(function, 1):
+        module = function(classes)
+    else:
         raise UserError(f"{path}: the function must take (classes, channels) or (classes)")
-    module = function(*numbers[: taken[0]])
     if not isinstance(module, nn.Module):
         raise UserError(f"{path}: returned {type(module).__name__}, not a torch.nn.Module")
     return wrap(module, classes, channels, source=f"{file.name}:{function_name}")
 
 
-def import_file(file: Path):
-    """Import a file as a module of its own name; its folder is on the path meanwhile, for its neighbors."""
+def _import_file(file: Path) -> ModuleType:
+    """Import a file under its own name. Its folder is on `sys.path` meanwhile, so that it can import its neighbors."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
         raise UserError(f"{file}: not a Python file; --model takes FILE.py:FUNCTION")
@@ -95,7 +105,7 @@ def import_file(file: Path):
     return module
 
 
-def accepts(function, count: int) -> bool:
+def _accepts(function: Callable[..., Any], count: int) -> bool:
     """Whether a function can be called with `count` positional arguments."""
     try:
         inspect.signature(function).bind(*range(count))

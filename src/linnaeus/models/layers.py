@@ -1,10 +1,21 @@
-"""The layer table: what each layer gives, and what it costs."""
+"""The layer table: output shape, parameters and multiply-adds of each layer of a network.
+
+A convolution from c_in to c_out channels with a k x k kernel, stride s, padding p and g groups has
+
+    output size     floor((size + 2 p - k) / s) + 1     in each direction
+    parameters      k * k * c_in / g * c_out            plus c_out if it has a bias
+    multiply-adds   k * k * c_in / g * c_out * (output height * output width)
+
+A linear layer counts as a convolution with k = 1 and one position. Multiply-adds are those of convolutions and linear
+layers for one image; BatchNorm, pooling, ReLU and additions are not counted, as in published figures. One multiply-add
+is two floating-point operations.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,36 +25,41 @@ from torch import Tensor, nn
 from linnaeus.models import MODELS, arguments_of
 from linnaeus.models.network import Network
 
-FORMULAS = """\
-A convolution with a k x k kernel, stride s and padding p, from c_in to c_out channels in g groups:
-  output size     floor((size + 2 p - k) / s) + 1     in each direction
-  parameters      k * k * c_in / g * c_out            and c_out more where it has a bias
-  multiply-adds   k * k * c_in / g * c_out * (output height * output width)
-A linear layer is the same with k = 1 and one position. Multiply-adds are those of convolutions and linear layers for
-one image; BatchNorm, pooling, ReLU and additions are left out, as published figures leave them out. One multiply-add
-is two floating-point operations."""
 
-KNOWN: dict[str, tuple[int, int, int, float, float]] = {
-    "resnet18": (1000, 3, 224, 11.690, 1.814),
-    "resnet34": (1000, 3, 224, 21.798, 3.664),
-    "resnet50": (1000, 3, 224, 25.557, 4.089),
-    "resnet101": (1000, 3, 224, 44.549, 7.801),
-    "resnet152": (1000, 3, 224, 60.193, 11.514),
-    "inception_v1": (1000, 3, 224, 7.006, 1.583),
-    "resnet20": (10, 3, 32, 0.270, 0.041),
-    "resnet32": (10, 3, 32, 0.464, 0.069),
-    "resnet44": (10, 3, 32, 0.659, 0.097),
-    "resnet56": (10, 3, 32, 0.853, 0.125),
-    "resnet110": (10, 3, 32, 1.728, 0.253),
-    "plain20": (10, 3, 32, 0.270, 0.041),
-    "plain32": (10, 3, 32, 0.464, 0.069),
-    "plain44": (10, 3, 32, 0.659, 0.097),
-    "plain56": (10, 3, 32, 0.853, 0.125),
-    "mini_resnet": (10, 1, 28, 0.323, 0.009),
-    "digit_resnet": (10, 1, 28, 0.106, 0.004),
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs for one image of its usual size."""
+
+    classes: int
+    channels: int
+    size: int
+    """Side of the image in pixels."""
+    millions: float
+    """Millions of parameters."""
+    billions: float
+    """Billions of multiply-adds."""
+
+
+COSTS: dict[str, Cost] = {
+    "resnet18": Cost(1000, 3, 224, 11.690, 1.814),
+    "resnet34": Cost(1000, 3, 224, 21.798, 3.664),
+    "resnet50": Cost(1000, 3, 224, 25.557, 4.089),
+    "resnet101": Cost(1000, 3, 224, 44.549, 7.801),
+    "resnet152": Cost(1000, 3, 224, 60.193, 11.514),
+    "inception_v1": Cost(1000, 3, 224, 7.006, 1.583),
+    "resnet20": Cost(10, 3, 32, 0.270, 0.041),
+    "resnet32": Cost(10, 3, 32, 0.464, 0.069),
+    "resnet44": Cost(10, 3, 32, 0.659, 0.097),
+    "resnet56": Cost(10, 3, 32, 0.853, 0.125),
+    "resnet110": Cost(10, 3, 32, 1.728, 0.253),
+    "plain20": Cost(10, 3, 32, 0.270, 0.041),
+    "plain32": Cost(10, 3, 32, 0.464, 0.069),
+    "plain44": Cost(10, 3, 32, 0.659, 0.097),
+    "plain56": Cost(10, 3, 32, 0.853, 0.125),
+    "mini_resnet": Cost(10, 1, 28, 0.323, 0.009),
+    "digit_resnet": Cost(10, 1, 28, 0.106, 0.004),
 }
-"""Classes, channels and size -> millions of parameters, billions of multiply-adds: the totals of `layer_table`, kept
-because listing all networks should not take the five seconds of counting them."""
+"""The totals of `layer_table`, stored because computing them for all networks would take five seconds."""
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -52,71 +68,78 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 class Layer:
     """One layer of a network, for one image."""
 
-    name: str  # as in named_modules(): "layer1.0.conv1"
+    name: str
+    """As in `named_modules()`: "layer1.0.conv1"."""
     stage: str
-    kind: str  # "Conv2d", "BatchNorm2d", …
-    output: tuple[int, ...]  # shape without the batch: (C, H, W) or (C,)
-    kernel: tuple[int, ...]  # () where the layer has none
+    kind: str
+    """Class of the module: "Conv2d", "BatchNorm2d", …"""
+    output: tuple[int, ...]
+    """Shape without the batch dimension: (C, H, W) or (C,)."""
+    kernel: tuple[int, ...]
+    """(height, width); empty if the layer has no kernel."""
     stride: tuple[int, ...]
     parameters: int
     multiply_adds: int
-    stage_output: tuple[int, ...] = ()  # what its stage gives in the end, which may be several layers side by side
+    stage_output: tuple[int, ...] = ()
+    """Output shape of the whole stage, which may end in several parallel layers."""
 
 
 def layer_table(network: Network, size: int | None = None, channels: int | None = None) -> list[Layer]:
-    """The layers with parameters, and the pools, in the order in which one image of `size` pixels meets them.
+    """All layers with parameters, and the poolings, in the order in which they run on one image.
 
-    `size` is the image's side, by default what the network was designed for; `channels` by default its own.
+    `size` is the side of the image in pixels, by default the network's usual size; `channels` is by default the
+    network's own number.
 
-    Nothing is computed: a copy runs on torch's meta device, which knows shapes only. It runs as for evaluation, so
-    auxiliary heads are not in the table. `network` may itself be on the meta device and is not changed.
+    A copy of the network runs on the meta device, which tracks shapes without computing anything. It runs in evaluation
+    mode, so auxiliary heads are not in the table. `network` itself is not changed and may be on the meta device.
     """
-    # Copying to meta tensor by tensor keeps a second set of weights from ever existing.
+    # Copying tensor by tensor to the meta device avoids a second set of weights in memory.
     memo: dict[int, Any] = {id(t): to_meta(t) for t in (*network.parameters(), *network.buffers())}
     shapes_only = copy.deepcopy(network, memo).eval()
     rows: list[Layer] = []
     hooks = []
     for name, module in shapes_only.named_modules():
         if isinstance(module, POOLS) or any(True for _ in module.parameters(recurse=False)):
-            hooks.append(module.register_forward_hook(recorder(rows, name, network)))
+            hooks.append(module.register_forward_hook(_recorder(rows, name, network.stage_of(name))))
     size = size or network.usual_size
     channels = channels or network.arch["channels"]
+    image = torch.empty(1, channels, size, size, device="meta")
     with torch.no_grad():
-        given, logits = shapes_only.look(torch.empty(1, channels, size, size, device="meta"), network.stages[:-1])
+        outputs, logits = shapes_only.stage_outputs(image, network.stages[:-1])
     for hook in hooks:
         hook.remove()
-    shapes = {stage: tuple(x.shape[1:]) for stage, x in (*given.items(), (network.stages[-1], logits))}
+    shapes = {stage: tuple(x.shape[1:]) for stage, x in (*outputs.items(), (network.stages[-1], logits))}
     return [replace(row, stage_output=shapes[row.stage]) for row in rows]
 
 
 def to_meta(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape and type without contents; a parameter stays a parameter."""
+    """A tensor of the same shape and type without storage; a parameter stays a parameter."""
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def recorder(rows: list[Layer], name: str, network: Network) -> Any:
+def _recorder(rows: list[Layer], name: str, stage: str) -> Callable[[nn.Module, Any, Tensor], None]:
     """A forward hook that appends the layer `name` to `rows`."""
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         rows.append(
             Layer(
                 name=name,
-                stage=network.stage_of(name),
+                stage=stage,
                 kind=type(module).__name__,
                 output=tuple(output.shape[1:]),
                 kernel=pair(getattr(module, "kernel_size", ())),
                 stride=pair(getattr(module, "stride", ())),
                 parameters=sum(p.numel() for p in module.parameters(recurse=False)),
-                multiply_adds=multiply_adds(module, output),
+                multiply_adds=_multiply_adds(module, output),
             )
         )
 
     return record
 
 
-def multiply_adds(module: nn.Module, output: Tensor) -> int:
-    """Multiply-adds of one layer for one image: every entry of the output is one dot product with the weights."""
+def _multiply_adds(module: nn.Module, output: Tensor) -> int:
+    """Multiply-adds of one layer for one image: each element of the output is a dot product with the weights."""
     if isinstance(module, nn.Conv2d):
         return math.prod(output.shape[1:]) * module.in_channels // module.groups * math.prod(module.kernel_size)
     if isinstance(module, nn.Linear):
@@ -125,26 +148,28 @@ def multiply_adds(module: nn.Module, output: Tensor) -> int:
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, ...]:
-    """3 -> (3, 3); a sequence stays what it is."""
+    """3 -> (3, 3); a sequence becomes a tuple."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def totals(rows: Iterable[Layer]) -> tuple[int, int]:
-    """(parameters, multiply-adds) of all the rows."""
+    """(parameters, multiply-adds) of all rows together."""
     rows = list(rows)
     return sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
 
 
 def render(rows: Sequence[Layer]) -> str:
-    """The table as text in aligned columns: a heading for each stage, its layers, and the totals."""
+    """The table as text: a line for each stage, followed by its layers, and the totals at the end."""
     cells = [("layer", "kind", "output", "kernel", "stride", "parameters", "multiply-adds")]
     for stage in dict.fromkeys(row.stage for row in rows):
         members = [row for row in rows if row.stage == stage]
         parameters, adds = totals(members)
-        cells.append((stage, "", times(members[-1].stage_output), "", "", f"{parameters:,}", f"{adds:,}"))
+        cells.append((stage, "", _times(members[-1].stage_output), "", "", f"{parameters:,}", f"{adds:,}"))
         for row in members:
             numbers = (f"{row.parameters:,}", f"{row.multiply_adds:,}" if row.multiply_adds else "")
-            cells.append((f"  {row.name}", row.kind, times(row.output), times(row.kernel), times(row.stride), *numbers))
+            cells.append(
+                (f"  {row.name}", row.kind, _times(row.output), _times(row.kernel), _times(row.stride), *numbers)
+            )
     parameters, adds = totals(rows)
     cells.append(("total", "", "", "", "", f"{parameters:,}", f"{adds:,}"))
     cells.append(("", "", "", "", "", f"{parameters / 1e6:.2f} M", f"{adds / 1e9:.2f} G"))
@@ -152,27 +177,27 @@ def render(rows: Sequence[Layer]) -> str:
 
 
 def summary() -> str:
-    """All networks as text: what each costs at the size it was designed for, its arguments and their defaults."""
+    """All networks as a text table: the cost at their usual size, and their arguments with defaults."""
     cells = [("model", "parameters", "multiply-adds", "for", "arguments")]
     for name in MODELS:
-        classes, channels, size, millions, billions = KNOWN[name]
-        arguments = ", ".join(f"{key} = {toml(default)}" for key, default in arguments_of(name).items())
-        task = f"{size} x {size} x {channels}, {classes} classes"
-        cells.append((name, f"{millions:.2f} M", f"{billions:.2f} G", task, arguments))
+        cost = COSTS[name]
+        arguments = ", ".join(f"{key} = {_toml(default)}" for key, default in arguments_of(name).items())
+        task = f"{cost.size} x {cost.size} x {cost.channels}, {cost.classes} classes"
+        cells.append((name, f"{cost.millions:.2f} M", f"{cost.billions:.2f} G", task, arguments))
     return aligned(cells, right=(1, 2))
 
 
-def toml(value: object) -> str:
-    """A default as one would write it in a recipe."""
+def _toml(value: object) -> str:
+    """A default value as it is written in a recipe."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{', '.join(map(toml, value))}]"
+        return f"[{', '.join(map(_toml, value))}]"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def aligned(cells: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    """Lines of text cells as columns, those in `right` flush right."""
+    """Rows of cells as lines with aligned columns; the columns in `right` are right-aligned."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = []
     for line in cells:
@@ -181,6 +206,6 @@ def aligned(cells: Sequence[Sequence[str]], right: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def times(shape: Sequence[int]) -> str:
+def _times(shape: Sequence[int]) -> str:
     """(64, 56, 56) -> '64 x 56 x 56'."""
     return " x ".join(map(str, shape))

@@ -1,7 +1,7 @@
-"""int8 for a network's graph: static quantization with ONNX Runtime.
+"""Static int8 quantization of a network's ONNX graph with ONNX Runtime.
 
-Weights become int8 with a scale for each channel, activations uint8 with one scale each, measured on real images
-(Jacob et al. 2018, arXiv:1712.05877, section 2). It rounds, so it is never chosen unasked.
+Weights become int8 with one scale per output channel, activations uint8 with one scale per tensor, measured on real
+images (Jacob et al. 2018, arXiv:1712.05877, section 2). Quantization rounds, so it is used only on request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Tensor -> the least and the largest value that it is rounded to."""
+"""Name of a tensor -> the smallest and the largest value that it can represent in int8."""
 
 
 def quantize(
@@ -24,17 +24,18 @@ def quantize(
     *,
     name: str = "x",
     ranges: Ranges | None = None,
-    in_float: Collection[str] = (),
-    wide: bool = False,
+    float_nodes: Collection[str] = (),
+    weight_bits: int = 7,
 ) -> bytes:
-    """An ONNX graph in float32 -> the same graph with quantize and dequantize nodes (QDQ) around what can be int8.
+    """A float32 ONNX graph -> the same graph with quantize and dequantize (QDQ) nodes around the int8 operators.
 
-    `images` are batches for the graph's input `name`, which show the range of every activation; `ranges`, where
-    given, count instead. The nodes named in `in_float` stay as they are.
+    `images` are batches for the graph's input `name`, which calibrate the ranges of the activations, unless `ranges`
+    states them. The nodes named in `float_nodes` stay in float32.
 
-    Weights keep 7 of 8 bits: processors without VNNI add two products of 8 bits in 16, and full weights overflow there
-    (measured on ResNet-50 with AVX2: the output was 43 % off with 8 bits and 13 % with 7). `wide` weights keep all 8,
-    as uint8 around 128, for which ONNX Runtime has kernels that add in 32 bits: more exact there, and slower.
+    With 7 weight bits, int8 weights use half their range. Processors without VNNI add two 8-bit products in 16 bits,
+    which overflows with full-range weights (measured on ResNet-50 with AVX2: the output was off by 43 % with 8 bits and
+    by 13 % with 7). With 8 bits, weights are uint8 around 128, for which ONNX Runtime has kernels that add in 32 bits:
+    more exact on such processors, and slower.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -46,25 +47,32 @@ def quantize(
             batch = next(self.batches, None)
             return None if batch is None else {name: np.ascontiguousarray(batch)}
 
-    extra: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if ranges is not None:
-        extra["TensorQuantOverrides"] = {
+        options["TensorQuantOverrides"] = {
             tensor: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for tensor, (low, high) in ranges.items()
         }
-    if wide:
-        extra["WeightSymmetric"] = True
+    if weight_bits == 8:
+        options["WeightSymmetric"] = True
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises a preparation that has been done: BatchNorms are fused
+    root.setLevel(logging.ERROR)  # ONNX Runtime recommends a preparation that is already done: fusing BatchNorms
     try:
         with tempfile.TemporaryDirectory() as folder:
-            given, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-            given.write_bytes(graph)
+            source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+            source.write_bytes(graph)
             quantize_static(
-                given, made, Reader(), per_channel=True, reduce_range=not wide, quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8 if wide else QuantType.QInt8,
-                nodes_to_exclude=list(in_float), extra_options=extra,
-            )  # fmt: skip
-            return made.read_bytes()
+                source,
+                target,
+                Reader(),
+                per_channel=True,
+                reduce_range=weight_bits == 7,
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QUInt8 if weight_bits == 8 else QuantType.QInt8,
+                nodes_to_exclude=list(float_nodes),
+                extra_options=options,
+            )
+            return target.read_bytes()
     finally:
         root.setLevel(level)

@@ -19,8 +19,9 @@ from linnaeus.device import available_cores, choose_device
 from linnaeus.distributed.environment import ProcessInfo
 from linnaeus.distributed.group import ProcessGroup
 from linnaeus.malloc import steady_heap
-from linnaeus.models.published import PUBLISHED, Published
-from linnaeus.models.weights import at_hand, load_weights, lookup
+from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.models.weight_store import local_weights, lookup
+from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding
@@ -63,7 +64,7 @@ class Plain(ProcessGroup):
 
 def usual_weights() -> str | None:
     """The published weights at hand that make the most useful vectors; None where none are at hand."""
-    found = {PUBLISHED[name].model: name for name in reversed(at_hand())}
+    found = {PRETRAINED[name].model: name for name in reversed(local_weights())}
     return next((found[model] for model in LIKED if model in found), next(iter(found.values()), None))
 
 
@@ -98,7 +99,7 @@ def embed(
         return vectors
 
 
-def _preprocessing(table: Table, published: Published) -> Preprocessing:
+def _preprocessing(table: Table, published: PretrainedWeights) -> Preprocessing:
     resize, size = published.resize, published.size
     if table.images is not None:
         resize = size = min(size, max(SMALLEST, *table.images.shape[1:3]))

@@ -19,7 +19,7 @@ from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Sub
 from linnaeus.data.download import cache_dir
 from linnaeus.device import free_memory
 from linnaeus.models import Network
-from linnaeus.models.execute import Executor, choose_executor, int8_executor
+from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import ActivationStore, Chunks, build_activations, find_activations, identity
 from linnaeus.stores.cache import Cache
@@ -102,11 +102,14 @@ class Frozen:
             record = cache_dir() / "executors.json"
             autocast = self.engine.autocast
             if self.int8 is not None and start is None:  # from a store on it is a short way: not worth rounding
-                self.executors[name] = int8_executor(self.model, cut, self._some_images(self.int8))
+                self.executors[name] = int8_executor(FrozenPart(self.model, cut), self._some_images(self.int8))
             else:
 
                 def choose(wanted: str | None) -> Executor:
-                    return choose_executor(self.model, cut, sample[:TRIED], images, record, autocast, start, wanted)
+                    part = FrozenPart(self.model, cut, start)
+                    return choose_executor(
+                        part, sample[:TRIED], images, record=record, autocast=autocast, required=wanted
+                    )
 
                 # What is fastest is measured, so that two processes might find two answers: one of them decides.
                 mine = choose(self.made_by.get(name[0])) if self.engine.rank == 0 else None

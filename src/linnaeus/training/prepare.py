@@ -19,7 +19,8 @@ from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create, load_module, wrap
-from linnaeus.models.weights import at_hand, load_weights
+from linnaeus.models.weight_store import local_weights
+from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.stores import default_cache
@@ -59,7 +60,7 @@ def resolve_recipe(
     table: Table | None = None
     if recipe is None:
         table = _open(source, *(overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")))
-        recipe, why = choose_recipe(table, at_hand())
+        recipe, why = choose_recipe(table, local_weights())
         console.say(f"recipe    {recipe}: {why}")
     if isinstance(recipe, Recipe):
         raw = recipe.model_dump(mode="json", exclude_none=True)
@@ -114,7 +115,7 @@ def build_network(
         )  # fmt: skip
     for note in loaded.notes:
         console.say(f"weights   {note}")
-    return loaded.model, (tuple(loaded.normalisation["mean"]), tuple(loaded.normalisation["std"]))
+    return loaded.model, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"]))
 
 
 def check_size(network: Network, recipe: Recipe, channels: int) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from linnaeus.models import create, execute, wrap
-from linnaeus.models.execute import Executor, Front, choose_executor, fuse
+from linnaeus.models import create, executors, wrap
+from linnaeus.models.executors import Executor, FrozenPart, choose_executor
+from linnaeus.models.onnx_graph import fuse_batchnorms
 
 
 def trained(name: str, **arguments):
@@ -28,8 +29,8 @@ def trained(name: str, **arguments):
 def test_fused_is_the_same_and_has_no_norms_left(name: str, stop: str):
     network = trained(name)
     x = torch.randn(3, 3, 64, 64)
-    front = Front(network, stop).eval()
-    fused = fuse(front, x)
+    front = FrozenPart(network, stop).eval()
+    fused = fuse_batchnorms(front, x)
     with torch.inference_mode():
         torch.testing.assert_close(fused(x), front(x), rtol=1e-3, atol=1e-4)
     below = network.stages[: network.stages.index(stop)]
@@ -42,7 +43,7 @@ def test_before_the_head_vectors_cross_the_cut():
     """Storing what the head averages anyway would take 49 times the room."""
     network = trained("resnet18")
     x = torch.randn(2, 3, 64, 64)
-    executor = choose_executor(network, "head", x, images=10)
+    executor = choose_executor(FrozenPart(network, "head"), x, images=10)
     vectors = executor(x)
     assert vectors.shape == (2, 512)
     assert not vectors.requires_grad
@@ -54,7 +55,7 @@ def test_training_mode_of_the_network_does_not_leak_in():
     network = trained("resnet18").train()
     before = network.bn1.running_mean.clone()
     x = torch.randn(2, 3, 64, 64)
-    executor = choose_executor(network, "layer4", x, images=10)
+    executor = choose_executor(FrozenPart(network, "layer4"), x, images=10)
     expected = network.eval().run(x, stop="layer4")
     torch.testing.assert_close(executor(x), expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(before, network.bn1.running_mean)
@@ -64,31 +65,33 @@ def test_onnxruntime_gives_the_same_for_any_batch(tmp_path: Path, monkeypatch: p
     """Where it is chosen (here by force), recorded, and chosen again without a trial."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(execute, "WORTH_TRYING", 0.0)
-    monkeypatch.setattr(execute, "FASTER", 1e9)
+    monkeypatch.setattr(executors, "WORTH_TRYING", 0.0)
+    monkeypatch.setattr(executors, "FASTER", 1e9)
     network = trained("resnet18")
     x = torch.randn(2, 3, 64, 64)
     record = tmp_path / "executors.json"
-    executor = choose_executor(network, "layer3", x, 1000, record)
+    executor = choose_executor(FrozenPart(network, "layer3"), x, 1000, record=record)
     assert executor.name == "onnxruntime"
     more = torch.randn(5, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(executor(more), network.run(more, stop="layer3"), rtol=1e-3, atol=1e-3)
     assert list(json.loads(record.read_text()).values()) == ["onnxruntime"]
-    monkeypatch.setattr(execute, "FASTER", 0.0)
-    assert choose_executor(network, "layer3", x, 1, record).name == "onnxruntime", "as recorded, not as measured"
+    monkeypatch.setattr(executors, "FASTER", 0.0)
+    assert choose_executor(FrozenPart(network, "layer3"), x, 1, record=record).name == "onnxruntime", (
+        "as recorded, not as measured"
+    )
 
 
 def test_a_recorded_choice_is_not_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     network = trained("resnet18")
     x = torch.randn(2, 3, 64, 64)
     record = tmp_path / "executors.json"
-    record.write_text(json.dumps({execute._machine(network, "layer3", x): "fused"}))
-    monkeypatch.setattr(execute, "_onnx", lambda *_: pytest.fail("tried again"))
-    assert choose_executor(network, "layer3", x, 10**9, record).name == "fused"
+    record.write_text(json.dumps({executors._record_key(FrozenPart(network, "layer3"), x): "fused"}))
+    monkeypatch.setattr(executors, "_onnx_executor", lambda *_: pytest.fail("tried again"))
+    assert choose_executor(FrozenPart(network, "layer3"), x, 10**9, record=record).name == "fused"
     record.write_text("{torn")
-    monkeypatch.setattr(execute, "_onnx", lambda *_: None)
-    assert choose_executor(network, "layer3", x, 10**9, record).name == "fused"
+    monkeypatch.setattr(executors, "_onnx_executor", lambda *_: None)
+    assert choose_executor(FrozenPart(network, "layer3"), x, 10**9, record=record).name == "fused"
 
 
 def test_a_network_that_cannot_be_fused_runs_plainly():
@@ -107,7 +110,7 @@ def test_a_network_that_cannot_be_fused_runs_plainly():
     torch.manual_seed(0)
     network = wrap(nn.Sequential(Twice(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), 2)
     x = torch.randn(2, 3, 16, 16)
-    executor = choose_executor(network, network.stages[1], x, images=10)
+    executor = choose_executor(FrozenPart(network, network.stages[1]), x, images=10)
     assert isinstance(executor, Executor)
     assert executor.name == "plain"
     with torch.inference_mode():

@@ -1,0 +1,211 @@
+"""Executors: how the frozen part of a network is run. The fastest one is chosen by measurement.
+
+A frozen part is a constant function, so it may be rewritten. A BatchNorm with fixed statistics is a scale and a shift,
+which can be merged into the convolution before it; and a compiled graph needs no Python between the layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from linnaeus.errors import UserError
+from linnaeus.models.network import Network, pooled
+from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
+
+WORTH_TRYING = 120.0
+"""Seconds of eager computation above which ONNX Runtime is tried; the export itself takes about ten."""
+
+FASTER = 0.9
+"""ONNX Runtime is chosen if it takes less than this fraction of the time."""
+
+TOLERANCE = 1e-3
+"""Largest difference from the plain network, as a fraction of its largest output."""
+
+INT8_TOLERANCE = 0.2
+"""Largest root mean square of the error of int8, as a fraction of the root mean square of the outputs."""
+
+INT8_BATCH = 8  # images at once when the ranges for int8 are measured
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the context that sets the precision, such as `torch.autocast`."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A way to run frozen stages: (N, …) on the device -> float32 output at the cut, without gradients."""
+
+    name: str
+    """`plain`, `fused`, `onnxruntime` or `int8`."""
+    run: Callable[[Tensor], Tensor]
+    seconds: float
+    """Measured time per image."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.no_grad():  # not inference_mode: the stages above save this output for their backward pass
+            return self.run(x)
+
+
+class FrozenPart(nn.Module):
+    """The stages from `start` (None: the first) to below `stop`.
+
+    If `stop` is the head of one of our networks, the output is pooled to (N, C): the head starts with that average, and
+    storing the map would take up to 49 times the space.
+    """
+
+    def __init__(self, network: Network, stop: str, start: str | None = None):
+        super().__init__()
+        self.network, self.stop, self.start = network, stop, start
+        self.pool = stop == "head" and network.arch["name"] != "custom"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.network.run(x, start=self.start, stop=self.stop)
+        return pooled(x) if self.pool else x
+
+
+def choose_executor(
+    part: FrozenPart,
+    sample: Tensor,
+    images: int,
+    *,
+    record: Path | None = None,
+    autocast: Autocast = nullcontext,
+    required: str | None = None,
+) -> Executor:
+    """The fastest executor of `part` for `images` inputs like `sample` (N, C, H, W). The network is copied.
+
+    ONNX Runtime is tried on CPU, if it is installed and the computation is long enough to pay for the export. The
+    choice is stored in the JSON file `record`, by machine and network, so that later runs choose alike.
+    `required` names the executor to use without a measurement, for a resumed run; the fused or plain one is used if
+    the required one is not available.
+    """
+    front = copy.deepcopy(part).eval().requires_grad_(False).to(sample.device)
+    front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        expected = front(sample)
+    fused = _checked("fused", fuse_batchnorms(front, sample), sample, expected, autocast)
+    eager = fused or _timed("plain", front, sample, autocast)
+    if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
+        return eager
+    key = _record_key(part, sample)
+    known = required or _read_record(record).get(key)
+    if known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
+        return eager
+    compiled = _onnx_executor(front, sample, expected)
+    # A known choice is followed without comparing times, which differ from one measurement to the next.
+    chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * eager.seconds) else eager
+    _write_record(record, key, chosen.name)
+    return chosen
+
+
+def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
+    """`part` in int8 through ONNX Runtime. It rounds, so it is used only on request.
+
+    `images` (N, C, H, W) are some dozens of training images: seven eighths calibrate the ranges, the others measure the
+    error. Raises UserError if the part cannot be quantized, or if the error exceeds INT8_TOLERANCE.
+    """
+    setting = 'model.frozen = "int8"'
+    if images.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(f'{setting}: needs a CPU and ONNX Runtime: pip install "linnaeus[onnx]", or remove the setting')
+    from linnaeus.models.quantize import quantize
+
+    front = copy.deepcopy(part).eval().requires_grad_(False)
+    calibration, held_out = images[len(images) // 8 :], images[: max(1, len(images) // 8)]
+    try:
+        graph = export_graph(fuse_batchnorms(front, held_out), held_out)
+        run = _graph_function(quantize(graph, (batch.numpy() for batch in calibration.split(INT8_BATCH))))
+    except Exception as error:  # the exporter has exceptions of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{setting}: this network cannot be quantized ({reason}); remove the setting") from None
+    with torch.inference_mode():
+        expected = front(held_out)
+        error_rms = float((run(held_out) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    if not error_rms <= INT8_TOLERANCE:  # also refuses NaN
+        raise UserError(f"{setting}: it changes the outputs of the network by {error_rms:.0%}; remove the setting")
+    return _timed("int8", run, held_out, nullcontext)
+
+
+def _onnx_executor(front: nn.Module, sample: Tensor, expected: Tensor) -> Executor | None:
+    """`front` through ONNX Runtime; None if it cannot be exported or its outputs differ."""
+    try:
+        run = _graph_function(export_graph(fuse_batchnorms(front, sample), sample))
+    except Exception:  # the exporter has exceptions of its own, and a user's network may contain anything
+        return None
+    return _checked("onnxruntime", run, sample, expected, nullcontext)
+
+
+def _graph_function(graph: bytes) -> Callable[[Tensor], Tensor]:
+    """An ONNX graph as a function of a tensor on CPU."""
+    session = inference_session(graph)
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(x.numpy())})[0])
+
+    return run
+
+
+def _checked(
+    name: str, run: Callable[[Tensor], Tensor], sample: Tensor, expected: Tensor, autocast: Autocast
+) -> Executor | None:
+    """The executor if its outputs match those of the plain network, otherwise None."""
+    with torch.inference_mode():
+        difference = (run(sample) - expected).abs().max()
+    return _timed(name, run, sample, autocast) if difference <= TOLERANCE * expected.abs().max() else None
+
+
+def _timed(name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast: Autocast) -> Executor:
+    """The executor with its time per image: the median of three runs."""
+
+    def run_in_precision(x: Tensor) -> Tensor:
+        with autocast():
+            return run(x).float()
+
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(3):
+            started = time.perf_counter()
+            run_in_precision(sample)
+            if sample.device.type == "cuda":
+                torch.cuda.synchronize()  # kernels run asynchronously
+            seconds.append(time.perf_counter() - started)
+    return Executor(name, run_in_precision, sorted(seconds)[1] / len(sample))
+
+
+def _record_key(part: FrozenPart, sample: Tensor) -> str:
+    """A key of everything that the fastest choice depends on: machine, threads, torch, network and input shape."""
+    machine = [platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__]
+    computation = [part.network.arch, part.start, part.stop, list(sample.shape[1:])]
+    text = json.dumps(machine + computation, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read_record(record: Path | None) -> dict[str, str]:
+    if record is not None:
+        with suppress(OSError, ValueError):
+            content = json.loads(record.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _write_record(record: Path | None, key: str, name: str) -> None:
+    """Store the choice. Without it the next run measures again, so an unwritable folder is not an error."""
+    if record is not None:
+        with suppress(OSError):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            temporary = record.with_name(f"{record.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(_read_record(record) | {key: name}), encoding="utf-8")
+            temporary.replace(record)

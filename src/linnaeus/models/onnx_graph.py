@@ -1,0 +1,90 @@
+"""A network as an ONNX graph: merge its BatchNorms, export it, and open it in ONNX Runtime."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+OPSET = 18  # the first version whose Resize operator has antialiasing
+
+
+def fuse_batchnorms(module: nn.Module, sample: Tensor) -> nn.Module:
+    """A copy of `module` in which each BatchNorm directly after a convolution is merged into that convolution.
+
+    In evaluation mode a BatchNorm is y = scale * x + shift with constants, which the convolution's weights and bias can
+    absorb. Which BatchNorm follows which convolution is found by running `sample` (N, C, H, W): the input of the one is
+    the output of the other.
+    """
+    module = copy.deepcopy(module)
+    source_of: dict[int, nn.Conv2d] = {}  # id of an output tensor -> the convolution that computed it
+    pairs: list[tuple[nn.Conv2d, nn.Module]] = []
+    outputs: list[Tensor] = []  # keeps all tensors alive, so that no id is reused
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output)
+        if isinstance(layer, nn.Conv2d):
+            source_of[id(output)] = layer
+        elif id(inputs[0]) in source_of:
+            pairs.append((source_of[id(inputs[0])], layer))
+
+    handles = [m.register_forward_hook(hook) for m in module.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    with torch.inference_mode():
+        module(sample)
+    for handle in handles:
+        handle.remove()
+    replacements: dict[nn.Module, nn.Module] = {}
+    for convolution, norm in pairs:
+        replacements |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: nn.Identity()}  # type: ignore[arg-type]
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def export_graph(module: nn.Module, sample: Tensor) -> bytes:
+    """`module`, in evaluation mode, as a serialized ONNX graph from `x` (N, C, H, W) to `y`, for any N.
+
+    `sample` is an example of `x` with at least two images, because the exporter treats a batch of one as a constant.
+    The exporter raises exceptions of its own.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # internal to the exporter, of no use to the user
+        logger.setLevel(logging.ERROR)
+        try:
+            program = torch.onnx.export(
+                module,
+                (sample.contiguous(),),
+                dynamo=True,
+                dynamic_shapes=({0: batch},),
+                input_names=["x"],
+                output_names=["y"],
+                opset_version=OPSET,
+                verbose=False,
+            )
+        finally:
+            logger.setLevel(level)
+        buffer = io.BytesIO()
+        program.save(buffer)  # type: ignore[union-attr, arg-type]
+    return buffer.getvalue()
+
+
+def inference_session(graph: bytes) -> Any:
+    """An ONNX Runtime session of a graph, on CPU, with as many threads as torch uses."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,98 @@
+"""Receptive fields: which image pixel each position of a feature map is centered on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linnaeus.models.layers import pair, to_meta
+from linnaeus.models.network import Network
+
+Line = tuple[float, float]
+"""(first, step) in pixels: position i is centered on first + i * step, counted from the middle of the first pixel."""
+
+IDENTITY: Line = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Centers:
+    """Centers of the receptive fields of a network's feature maps, by the size of the map."""
+
+    rows: dict[int, Line]
+    """Height of a map -> where its rows are centered."""
+    columns: dict[int, Line]
+    """Width of a map -> where its columns are centered."""
+
+
+def receptive_field_centers(network: Network, height: int, width: int) -> Centers:
+    """Where the positions of the feature maps are centered in images of height x width.
+
+    A convolution with stride 2 on an even size is centered on every second position from the first on, not halfway
+    between two. After five such layers, the 7 x 7 positions of a ResNet lie 16 pixels to the left of and above those of
+    an even spread over 224 pixels. Each layer that shrinks a map shifts and stretches the line by its padding, kernel
+    and stride (Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural networks"). Of parallel
+    branches the first one counts, because maps that are added or concatenated are centered alike.
+
+    Sizes that such layers do not explain, as in a user's own code, are missing: use `evenly_spaced` for them.
+    """
+    centers = Centers({height: IDENTITY}, {width: IDENTITY})
+
+    def follow(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for axis, lines in enumerate((centers.rows, centers.columns)):
+            before, after = inputs[0].shape[2 + axis], output.shape[2 + axis]
+            if before in lines and after not in lines:
+                kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+                dilation = pair(module.dilation)[axis] if hasattr(module, "dilation") else 1
+                first, step = lines[before]
+                middle = dilation * (kernel[axis] - 1) / 2 - padding[axis]  # of the first window, in input positions
+                lines[after] = first + step * middle, step * stride[axis]
+
+    # A copy on the meta device knows all shapes without computing, and leaves the network itself untouched.
+    memo: dict[int, Any] = {id(t): to_meta(t) for t in (*network.parameters(), *network.buffers())}
+    try:
+        shapes_only = copy.deepcopy(network, memo).eval()
+        for module in shapes_only.modules():
+            if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                module.register_forward_hook(follow)
+        with torch.no_grad():
+            shapes_only(torch.empty(1, network.arch["channels"], height, width, device="meta"))
+    except Exception:  # a user's code may depend on values, which meta tensors do not have
+        return Centers({height: IDENTITY}, {width: IDENTITY})
+    return centers
+
+
+def evenly_spaced(pixels: int, positions: int) -> Line:
+    """The line of `positions` that divide `pixels` into equal parts, each centered in its part."""
+    step = pixels / positions
+    return (step - 1) / 2, step
+
+
+def upsample(maps: Tensor, centers: Centers, height: int, width: int) -> Tensor:
+    """Maps (N, h, w) -> (N, height, width): exact at the receptive field centers, smoothly interpolated between them.
+
+    Beyond the outermost centers a map keeps its value for half a step and then fades to zero, because no position looks
+    there. No output exceeds the largest input.
+    """
+    rows, columns = centers.rows.get(maps.shape[1]), centers.columns.get(maps.shape[2])
+    down = _weights(maps, 1, rows or evenly_spaced(height, maps.shape[1]), height)
+    across = _weights(maps, 2, columns or evenly_spaced(width, maps.shape[2]), width)
+    return down @ maps @ across.T
+
+
+def _weights(maps: Tensor, axis: int, line: Line, pixels: int) -> Tensor:
+    """Interpolation weights (pixels, positions). Rows sum to 1, or to less where the map fades."""
+    positions = torch.arange(maps.shape[axis], device=maps.device, dtype=maps.dtype)
+    at = (torch.arange(pixels, device=maps.device, dtype=maps.dtype) - line[0]) / line[1]
+    inside = at.clamp(0, maps.shape[axis] - 1)
+    # Neighboring raised cosines sum to 1, like the weights of linear interpolation, but without its visible creases.
+    fade = _raised_cosine((at - inside).abs() - 0.5)
+    return fade[:, None] * _raised_cosine((inside[:, None] - positions).abs())
+
+
+def _raised_cosine(distance: Tensor) -> Tensor:
+    """1 at distance 0 and below, 0 from distance 1 on, a half cosine between; in steps of the map."""
+    return (1 + torch.cos(torch.pi * distance.clamp(0, 1))) / 2
