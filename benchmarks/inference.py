@@ -28,8 +28,8 @@ from torch import Tensor
 from linnaeus.export.assemble import assemble
 from linnaeus.inference.classifier import load
 from linnaeus.inference.runners import OnnxRunner
-from linnaeus.metrics.figures import figures
-from linnaeus.metrics.mcnemar import Paired
+from linnaeus.metrics.classification import figures
+from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network, create
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
@@ -102,7 +102,7 @@ def accuracy(found: dict[str, Way], p: Preprocessing, run: Path, data: str) -> d
         right[name] = out.predicted == out.labels
         said[name] = f"{figures(out).accuracy:.2%} of {len(out.labels)}"
         if name != "eager":
-            said[name] += f", p = {Paired.of(right['eager'], right[name]).p:.2g}"
+            said[name] += f", p = {McNemar.of(right['eager'], right[name]).p:.2g}"
     return said
 
 

@@ -137,6 +137,20 @@ def test_readers_do_not_import_torch() -> None:
     assert result.stdout.strip() == "False"
 
 
+def test_metrics_need_numpy_and_scipy_only() -> None:
+    """They can be read, tested and used alone: no torch, no data, no console."""
+    metrics = [f for f in FILES if module_of(f)[:1] == ("metrics",)]
+    allowed = {"numpy", "scipy", *sys.stdlib_module_names}
+    for file in metrics:
+        for line, name in imports_of(file):
+            own = name[:2] == ("linnaeus", "metrics") or name[:2] == ("linnaeus", "errors")
+            assert own or name[0] in allowed, f"{file.relative_to(ROOT)}:{line}: {'.'.join(name)}"
+    modules = ", ".join("linnaeus." + ".".join(module_of(f)) for f in metrics)
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
 def test_nothing_unpickles() -> None:
     banned = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
     assert [line for f in FILES for line in imported(f, *banned)] == []

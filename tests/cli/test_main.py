@@ -435,7 +435,14 @@ def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
     assert np.array(found["confusion"]).sum() == 30
     assert [row["class"] for row in found["classes"]] == ["0", "1", "2"]
     assert set(found["tta"]) == {"mirror"}
-    for piece in ("balanced accuracy", "calibration error (ECE)", "the worst first", "promised", "estimated", "mirror"):
+    for piece in (
+        "balanced accuracy",
+        "calibration error (ECE)",
+        "the worst first",
+        "guaranteed",
+        "estimated",
+        "mirror",
+    ):
         assert piece in said.out, piece
     assert "30 images" in said.out
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches, Partition, Sampling
 from linnaeus.inference.forward import answer
-from linnaeus.metrics.figures import figures
+from linnaeus.metrics.classification import confusion_matrix, figures
 from linnaeus.metrics.intervals import wilson
-from linnaeus.metrics.outputs import Outputs, confusion_matrix, log_softmax, softmax
+from linnaeus.metrics.outputs import Outputs, log_softmax, softmax
 from linnaeus.stores.pixelstore import PixelStore
 
 

@@ -15,21 +15,21 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 
 from linnaeus.errors import UserError
-from linnaeus.metrics.bootstrap import Sample
+from linnaeus.metrics.bootstrap import WeightedSample
 from linnaeus.metrics.calibration import (
     BINS,
-    COLDEST,
-    HOTTEST,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     Calibration,
-    at_a_bound,
-    bins_of,
+    bin_indices,
     calibration_error,
-    cross_fitted,
+    calibration_failure,
+    cross_fit,
     fit_temperature,
-    reliability,
+    reliability_diagram,
 )
 from linnaeus.metrics.outputs import Outputs, softmax
-from linnaeus.metrics.selective import choose
+from linnaeus.metrics.selective import choose_thresholds
 
 
 def drawn(n: int, temperature: float, seed: int = 0, classes: int = 5) -> Outputs:
@@ -47,7 +47,7 @@ def test_a_planted_temperature_is_found(temperature: float):
     after = out.at(temperature)
     confidence = after.probabilities.max(1)
     error = calibration_error(confidence, after.predicted == after.labels)
-    mean, most = Sample(after).ece_by_chance(200, 0)
+    mean, most = WeightedSample(after).ece_by_chance(200, 0)
     assert 0.3 * mean < error < 1.5 * most
 
 
@@ -63,7 +63,7 @@ def test_it_is_where_the_loss_is_smallest(n: int):
         return float(scaled.losses.sum() + pseudo * crossed)
 
     for pseudo in (0.0, 10.0):
-        limits = (np.log(COLDEST), np.log(HOTTEST))
+        limits = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
         best = minimize_scalar(loss, bounds=limits, args=(pseudo,), method="bounded", options={"xatol": 1e-7})
         assert loss(np.log(fit_temperature(out, pseudo)), pseudo) == pytest.approx(best.fun, rel=1e-7, abs=1e-7)
 
@@ -72,13 +72,13 @@ def test_a_small_sample_without_mistakes_asks_for_no_certainty():
     """Twenty right answers that were 78 % sure: doubt shrinks, and not to nothing as without the pseudo-images."""
     labels = np.arange(20) % 3
     out = Outputs(labels, 2 * np.eye(3, dtype=np.float32)[labels])
-    assert fit_temperature(out, pseudo=0) < 1.01 * COLDEST
+    assert fit_temperature(out, prior=0) < 1.01 * MIN_TEMPERATURE
     temperature = fit_temperature(out)
     assert 0.4 < temperature < 0.8
     doubt = 1 - out.at(temperature).probabilities.max()
     assert 0.3 < doubt / (1 - out.probabilities.max()) < 0.4
     wrong = Outputs((labels + 1) % 3, out.logits)
-    assert 1 < fit_temperature(wrong) < HOTTEST
+    assert 1 < fit_temperature(wrong) < MAX_TEMPERATURE
 
 
 def test_what_cannot_be_fitted_stays_as_it_is():
@@ -86,18 +86,20 @@ def test_what_cannot_be_fitted_stays_as_it_is():
     assert fit_temperature(certain) == 1.0
     assert fit_temperature(Outputs(np.array([0, 1]), np.zeros((2, 2), np.float32))) == 1.0
     broken = Outputs(np.array([1, 1, 1]), np.array([[1e6, 0], [0, 1e6], [1e6, 0]], np.float32))
-    assert fit_temperature(broken) == pytest.approx(HOTTEST, rel=1e-5)
-    assert at_a_bound(fit_temperature(broken)).startswith(
-        "calibration failed, at the bound of 100: answers are no better"
+    assert fit_temperature(broken) == pytest.approx(MAX_TEMPERATURE, rel=1e-5)
+    assert calibration_failure(fit_temperature(broken)).startswith(
+        "calibration failed, temperature at its bound of 100: the predictions are no better"
     )
-    assert at_a_bound(COLDEST).startswith("calibration failed, at the bound of 0.05: logits are too small")
-    assert [at_a_bound(temperature) for temperature in (0.06, 1.0, 99.0)] == [""] * 3
+    assert calibration_failure(MIN_TEMPERATURE).startswith(
+        "calibration failed, temperature at its bound of 0.05: the logits are too small"
+    )
+    assert [calibration_failure(temperature) for temperature in (0.06, 1.0, 99.0)] == [""] * 3
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     hnp.arrays(np.float32, (8, 4), elements=st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)),
-    st.floats(COLDEST, HOTTEST),
+    st.floats(MIN_TEMPERATURE, MAX_TEMPERATURE),
 )
 def test_no_temperature_changes_what_comes_first(logits: np.ndarray, temperature: float):
     out = Outputs(np.zeros(8, np.int64), logits)
@@ -117,24 +119,24 @@ def test_neighbors_in_float32_stay_apart():
 
 def test_cross_fitting_keeps_each_image_out_of_its_own_temperature():
     out = drawn(60, 2.0)
-    crossed = cross_fitted(out)
+    crossed = cross_fit(out)
     for i in range(0, 60, 11):
         labels = out.labels.copy()
         labels[i] = (labels[i] + 1) % 5
-        again = cross_fitted(Outputs(labels, out.logits))
+        again = cross_fit(Outputs(labels, out.logits))
         assert np.array_equal(again.logits[i], crossed.logits[i])
         assert not np.array_equal(again.logits, crossed.logits)  # others' temperature it did change
     assert np.array_equal(crossed.predicted, out.predicted)
-    assert cross_fitted(Outputs(out.labels[:1], out.logits[:1])).logits.shape == (1, 5)
+    assert cross_fit(Outputs(out.labels[:1], out.logits[:1])).logits.shape == (1, 5)
 
 
 def test_cross_fitting_keeps_a_group_out_of_its_own_temperature():
     out = drawn(60, 2.0)
     groups = np.arange(60) // 6
-    crossed = cross_fitted(Outputs(out.labels, out.logits, groups))
+    crossed = cross_fit(Outputs(out.labels, out.logits, groups))
     for group in range(10):
         labels = np.where(groups == group, (out.labels + 1) % 5, out.labels)
-        again = cross_fitted(Outputs(labels, out.logits, groups))
+        again = cross_fit(Outputs(labels, out.logits, groups))
         assert np.array_equal(again.logits[groups == group], crossed.logits[groups == group])
     assert crossed.groups is groups
 
@@ -149,15 +151,15 @@ def test_calibration_error_by_hand():
 
 def test_bins_are_closed_above():
     edges = np.arange(1, BINS + 1) / BINS
-    assert bins_of(edges).tolist() == list(range(BINS))
-    assert bins_of(edges[:-1] + 1e-9).tolist() == list(range(1, BINS))
-    assert bins_of(np.array([0.0])).tolist() == [0]
+    assert bin_indices(edges).tolist() == list(range(BINS))
+    assert bin_indices(edges[:-1] + 1e-9).tolist() == list(range(1, BINS))
+    assert bin_indices(np.array([0.0])).tolist() == [0]
 
 
 @pytest.mark.parametrize("n", [1, 14, 15, 100, 101])
-def test_bins_of_equal_mass(n: int):
+def test_bin_indices_equal_mass(n: int):
     confidence = np.random.default_rng(0).random(n)
-    bins = bins_of(confidence, equal_mass=True)
+    bins = bin_indices(confidence, equal_mass=True)
     counts = np.bincount(bins, minlength=BINS)
     assert counts.max() - counts.min() <= 1
     assert (np.diff(bins[np.argsort(confidence)]) >= 0).all()
@@ -166,7 +168,7 @@ def test_bins_of_equal_mass(n: int):
 def test_the_reliability_diagram_is_that_of_scikit_learn():
     out = drawn(2_000, 1.7)
     confidence, right = out.probabilities.max(1), out.predicted == out.labels
-    rows = reliability(confidence, right)
+    rows = reliability_diagram(confidence, right)
     accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
     assert [row["accuracy"] for row in rows] == pytest.approx(accuracy.tolist())
     assert [row["confidence"] for row in rows] == pytest.approx(mean.tolist())
@@ -191,10 +193,10 @@ def test_a_calibration_remembers_that_its_images_came_in_groups():
     found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid")
     again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())), "m")
     assert again.rule.grouped
-    assert choose(again.curve, 0.9).promised is None
+    assert choose_thresholds(again.curve, 0.9).guaranteed is None
     older = found.to_dict()
     del older["abstention"]["grouped"]  # files of before
-    assert choose(Calibration.from_dict(older, "m").curve, 0.9).promised is not None
+    assert choose_thresholds(Calibration.from_dict(older, "m").curve, 0.9).guaranteed is not None
 
 
 WRONG: list[tuple[list[str], Any]] = [

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from linnaeus.metrics import bootstrap
-from linnaeus.metrics.bootstrap import Sample, draw, intervals, percentiles, ranking
-from linnaeus.metrics.classification import CLASS_FIGURES, measure
+from linnaeus.metrics.bootstrap import (
+    WeightedSample,
+    auc_and_precision,
+    bootstrap_intervals,
+    percentile_interval,
+    resample_weights,
+)
+from linnaeus.metrics.classification import CLASS_METRICS, compute_metrics, most_confused
 from linnaeus.metrics.outputs import Outputs
 
 TIGHT = 1e-9
@@ -43,7 +49,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_the_figures_are_those_of_scikit_learn(case: dict[str, Any]):
     out = outputs(**case)
-    found, k = measure(out), out.logits.shape[1]
+    found, k = compute_metrics(out), out.logits.shape[1]
     y, p, said, every = out.labels, out.probabilities, out.predicted, np.arange(k)
     there = np.unique(y)
     assert found["accuracy"].value == pytest.approx(metrics.accuracy_score(y, said), abs=TIGHT)
@@ -67,7 +73,7 @@ def test_the_figures_are_those_of_scikit_learn(case: dict[str, Any]):
 @pytest.mark.parametrize("case", CASES)
 def test_the_figures_of_a_class_are_those_of_scikit_learn(case: dict[str, Any]):
     out = outputs(**case)
-    found, k = measure(out), out.logits.shape[1]
+    found, k = compute_metrics(out), out.logits.shape[1]
     y, p, said = out.labels, out.probabilities, out.predicted
     every = metrics.precision_recall_fscore_support(y, said, labels=np.arange(k), zero_division=np.nan)
     areas, averages = [], []
@@ -91,11 +97,11 @@ def test_the_figures_of_a_class_are_those_of_scikit_learn(case: dict[str, Any]):
 def test_what_a_resample_gives_is_what_scikit_learn_gives_with_weights(ties: bool):
     """The bootstrap is these figures on weighted images, so they are checked with weights too, 0 among them."""
     out = outputs(120, 6, ties=ties, absent=1)
-    sample = Sample(out)
-    order = np.argsort(out.labels, kind="stable")  # the order in which a Sample takes its weights
+    sample = WeightedSample(out)
+    order = np.argsort(out.labels, kind="stable")  # the order in which a WeightedSample takes its weights
     y, p, said = out.labels[order], out.probabilities[order], out.predicted[order]
-    weights = next(draw(120, 3, np.random.default_rng(1)))
-    found = sample.figures(weights) | sample.ranking(weights)
+    weights = next(resample_weights(120, 3, np.random.default_rng(1)))
+    found = sample.metrics(weights) | sample.ranking_metrics(weights)
     for m, w in enumerate(weights.T):
         there = np.unique(y[w > 0])
         macro = metrics.precision_recall_fscore_support(
@@ -122,7 +128,7 @@ def test_areas_with_any_ties_and_weights(rows: list[tuple[int, bool, int]]):
     scores, positive, weights = (np.array(column) for column in zip(*rows, strict=True))
     if not positive.any():
         return
-    area, average = ranking(scores.astype(float), positive, weights[:, None].astype(np.float32))
+    area, average = auc_and_precision(scores.astype(float), positive, weights[:, None].astype(np.float32))
     there, absent = weights[positive].sum(), weights[~positive].sum()
     if there:
         expected = metrics.average_precision_score(positive, scores, sample_weight=weights)
@@ -133,7 +139,7 @@ def test_areas_with_any_ties_and_weights(rows: list[tuple[int, bool, int]]):
 
 def test_a_resample_draws_as_many_images_as_there_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bootstrap, "CHUNK", 500)  # so that there are several chunks, the last a smaller one
-    weights = list(draw(70, 24, np.random.default_rng(0)))
+    weights = list(resample_weights(70, 24, np.random.default_rng(0)))
     assert [w.shape for w in weights] == [(70, 7)] * 3 + [(70, 3)]
     every = np.concatenate(weights, axis=1)
     assert (every.sum(0) == 70).all()
@@ -142,11 +148,15 @@ def test_a_resample_draws_as_many_images_as_there_are(monkeypatch: pytest.Monkey
 
 def test_intervals_are_repeatable_and_hold_the_figure():
     out = outputs(250, 5)
-    one, again, other = intervals(out, seed=0), intervals(out, seed=0), intervals(out, seed=1)
+    one, again, other = (
+        bootstrap_intervals(out, seed=0),
+        bootstrap_intervals(out, seed=0),
+        bootstrap_intervals(out, seed=1),
+    )
     assert one == again
     assert one != other
-    found = measure(out)
-    for name, estimate in found.whole.items():
+    found = compute_metrics(out)
+    for name, estimate in found.overall.items():
         if estimate.value is not None:
             assert estimate.ci95 is not None
             assert estimate.ci95[0] < estimate.value < estimate.ci95[1], name
@@ -155,38 +165,38 @@ def test_intervals_are_repeatable_and_hold_the_figure():
 def test_intervals_cover_the_truth():
     """Of 150 samples of 150 images, about 95 % of the intervals hold the figure of the whole population."""
     population = outputs(40_000, 4, seed=7)
-    truth = Sample(population).figures(np.ones((40_000, 1), np.float32))
+    truth = WeightedSample(population).metrics(np.ones((40_000, 1), np.float32))
     rng = np.random.default_rng(0)
     names = ("loss", "brier", "balanced_accuracy", "macro_f1", "ece")
     hits = dict.fromkeys(names, 0)
     for _ in range(150):
         some = rng.choice(40_000, 150, replace=False)
-        found = intervals(Outputs(population.labels[some], population.logits[some]), resamples=300)
+        found = bootstrap_intervals(Outputs(population.labels[some], population.logits[some]), resamples=300)
         for name in names:
-            interval = found.whole[name]
+            interval = found.overall[name]
             assert interval is not None
             hits[name] += interval[0] <= truth[name][0] <= interval[1]
     assert all(hit >= 132 for hit in hits.values()), hits  # 142 expected, standard deviation 2.7
 
 
 def test_where_nothing_went_wrong_the_bootstrap_has_nothing_to_say():
-    """It knows no mistakes to draw; an interval from 100 % to 100 % would be a lie. Wilson's is honest."""
+    """It knows no mistakes to resample_weights; an interval from 100 % to 100 % would be a lie. Wilson's is honest."""
     out = Outputs(np.arange(60) % 3, np.eye(3, dtype=np.float32)[np.arange(60) % 3] * 5)
-    found = measure(out)
+    found = compute_metrics(out)
     assert found["balanced_accuracy"].value == 1
     assert found["balanced_accuracy"].ci95 is None
     assert found["accuracy"].ci95 == pytest.approx((0.9398, 1.0), abs=1e-4)
-    assert percentiles(np.array([np.nan] * 200)) is None
+    assert percentile_interval(np.array([np.nan] * 200)) is None
 
 
 def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch):
     out = outputs(200, 5)
     monkeypatch.setattr(bootstrap, "RANKING_WORK", 200 * 5 * 150)
-    some = intervals(out)
+    some = bootstrap_intervals(out)
     assert (some.resamples, some.ranking_resamples) == (1000, 150)
-    assert some.whole["macro_roc_auc"] is not None
+    assert some.overall["macro_roc_auc"] is not None
     monkeypatch.setattr(bootstrap, "RANKING_WORK", 200 * 5 * 99)
-    found = measure(out)
+    found = compute_metrics(out)
     assert found.ranking_resamples == 0
     assert found["macro_roc_auc"].value is not None
     assert found["macro_roc_auc"].ci95 is None
@@ -197,33 +207,33 @@ def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch):
 def test_ten_thousand_images_of_a_hundred_classes_take_seconds():
     out = outputs(10_000, 100)
     since = time.perf_counter()
-    assert measure(out).ranking_resamples == 200
+    assert compute_metrics(out).ranking_resamples == 200
     assert time.perf_counter() - since < 15  # 2.4 s on an idle core
 
 
 def test_json_has_names_counts_and_no_nan():
     out = outputs(40, 9, absent=4)
     names = tuple(f"name {i}" for i in range(9))
-    found = measure(out)
+    found = compute_metrics(out)
     text = json.dumps({**found.to_dict(), "classes": found.class_dicts(tuple("abcdefghi"), names)}, allow_nan=False)
     said = json.loads(text)
     assert said["n"] == 40
     assert said["accuracy"] == found.correct / 40
     assert [row["class"] for row in said["classes"]] == list("abcdefghi")
     assert said["classes"][8]["recall"] is None
-    assert {f"{name}_ci95" for name in CLASS_FIGURES} <= said["classes"][0].keys()
+    assert {f"{name}_ci95" for name in CLASS_METRICS} <= said["classes"][0].keys()
 
 
 def test_the_pairs_most_often_confused():
     labels = np.array([0] * 5 + [1] * 4 + [2] * 3)
     predicted = np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0])
-    found = measure(Outputs(labels, np.eye(3, dtype=np.float32)[predicted]))
-    assert found.confused() == [(0, 1, 3), (1, 2, 1), (2, 0, 1)]
-    assert found.confused(1) == [(0, 1, 3)]
+    found = compute_metrics(Outputs(labels, np.eye(3, dtype=np.float32)[predicted]))
+    assert most_confused(found.confusion) == [(0, 1, 3), (2, 0, 1), (1, 2, 1)]  # equal counts: by their share
+    assert most_confused(found.confusion, 1) == [(0, 1, 3)]
 
 
 def test_one_image_has_figures_too():
-    found = measure(outputs(1, 7))
+    found = compute_metrics(outputs(1, 7))
     assert found["accuracy"].value in (0, 1)
     assert found["accuracy"].ci95 is not None
     assert found["loss"].value is not None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from linnaeus.metrics.mcnemar import Paired, holm
+from linnaeus.metrics.mcnemar import McNemar, holm
 
 COUNTS = st.integers(0, 60)
 
@@ -17,47 +17,47 @@ COUNTS = st.integers(0, 60)
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_the_p_value_is_the_exact_binomial_one(both: int, first: int, second: int, neither: int):
     n = both + first + second + neither
-    pair = Paired(max(n, 1), both, first, second)
+    pair = McNemar(max(n, 1), both, first, second)
     if first + second == 0:
         assert pair.p == 1
     else:
         assert pair.p == pytest.approx(stats.binomtest(first, first + second).pvalue, rel=1e-9)
-    assert pair.p == Paired(max(n, 1), both, second, first).p
+    assert pair.p == McNemar(max(n, 1), both, second, first).p
     low, high = pair.difference_ci95
     assert -1 <= low <= pair.difference <= high <= 1
-    turned = Paired(max(n, 1), both, second, first).difference_ci95
+    turned = McNemar(max(n, 1), both, second, first).difference_ci95
     assert (-turned[1], -turned[0]) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_many_discordant_images_are_counted_exactly():
-    assert Paired(100_000, 0, 5_100, 4_900).p == pytest.approx(stats.binomtest(4_900, 10_000).pvalue, rel=1e-9)
-    assert Paired(10_000, 0, 700, 30).p == pytest.approx(stats.binomtest(30, 730).pvalue, rel=1e-9)
+    assert McNemar(100_000, 0, 5_100, 4_900).p == pytest.approx(stats.binomtest(4_900, 10_000).pvalue, rel=1e-9)
+    assert McNemar(10_000, 0, 700, 30).p == pytest.approx(stats.binomtest(30, 730).pvalue, rel=1e-9)
 
 
 def test_three_images_are_no_progress():
-    assert Paired(171, 155, 4, 7).p > 0.5
-    assert Paired(171, 155, 0, 12).p < 0.001
+    assert McNemar(171, 155, 4, 7).p > 0.5
+    assert McNemar(171, 155, 0, 12).p < 0.001
 
 
 def test_the_interval_is_newcombes():
     """Published examples: 0.0569 to 0.3404; and, with answers that agree, 0.011 to 0.226 (Altman et al. 2000)."""
-    assert Paired(41, 14, 0, 5).difference_ci95 == pytest.approx((0.0115, 0.2265), abs=5e-5)
-    assert Paired(50, 36, 2, 12).difference_ci95 == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    assert McNemar(41, 14, 0, 5).difference_ci95 == pytest.approx((0.0115, 0.2265), abs=5e-5)
+    assert McNemar(50, 36, 2, 12).difference_ci95 == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
 
 def test_the_interval_covers_the_truth():
     """Correlated answers, 200 images: about 95 % of intervals hold the true difference."""
     rng = np.random.default_rng(0)
     cells = rng.multinomial(200, [0.8, 0.04, 0.08, 0.08], 1_000)
-    inside = [low <= 0.04 <= high for low, high in (Paired(200, *c[:3].tolist()).difference_ci95 for c in cells)]
+    inside = [low <= 0.04 <= high for low, high in (McNemar(200, *c[:3].tolist()).difference_ci95 for c in cells)]
     assert 0.93 < np.mean(inside) < 0.985
 
 
 def test_pairs_are_counted_from_answers():
     first = np.array([True, True, False, False, True])
     second = np.array([True, False, True, False, True])
-    assert Paired.of(first, second) == Paired(5, 2, 1, 1)
-    assert Paired.of(first, first | second).difference == pytest.approx(0.2)  # the second is better: above 0
+    assert McNemar.of(first, second) == McNemar(5, 2, 1, 1)
+    assert McNemar.of(first, first | second).difference == pytest.approx(0.2)  # the second is better: above 0
 
 
 def patients(rng: np.random.Generator, effect: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -75,9 +75,9 @@ def test_a_patient_is_tossed_once():
     alarms, blind, inside = 0, 0, 0
     for _ in range(400):
         first, second, groups = patients(rng, 0.0)
-        pair = Paired.of(first, second, groups)
+        pair = McNemar.of(first, second, groups)
         alarms += pair.p < 0.05
-        blind += Paired.of(first, second).p < 0.05
+        blind += McNemar.of(first, second).p < 0.05
         inside += pair.difference_ci95[0] <= 0 <= pair.difference_ci95[1]
     assert alarms <= 0.07 * 400
     assert blind > 0.3 * 400
@@ -85,24 +85,24 @@ def test_a_patient_is_tossed_once():
 
 
 def test_a_difference_between_patients_is_seen():
-    pair = Paired.of(*patients(np.random.default_rng(1), 0.125))
-    assert pair.tossed is not None
-    assert pair.tossed[0] == 0
-    assert pair.p == 2 / 2 ** pair.tossed[1] < 0.05
+    pair = McNemar.of(*patients(np.random.default_rng(1), 0.125))
+    assert pair.group_wins is not None
+    assert pair.group_wins[0] == 0
+    assert pair.p == 2 / 2 ** pair.group_wins[1] < 0.05
     assert pair.difference_ci95[0] > 0
-    assert pair.to_dict()["groups"] == {"first": 0, "second": pair.tossed[1]}
+    assert pair.to_dict()["groups"] == {"first": 0, "second": pair.group_wins[1]}
 
 
 def test_one_patient_tells_nothing():
-    pair = Paired.of(np.arange(30) < 10, np.arange(30) < 25, np.zeros(30, np.int64))
+    pair = McNemar.of(np.arange(30) < 10, np.arange(30) < 25, np.zeros(30, np.int64))
     assert (pair.p, pair.difference_ci95) == (1.0, (-1.0, 1.0))
 
 
 def test_images_in_groups_of_one_are_images():
     first, second = np.random.default_rng(2).random((2, 90)) < 0.8
-    assert Paired.of(first, second, np.arange(90)).p == Paired.of(first, second).p
-    alone = Paired.of(first, second, np.arange(90)).difference_ci95
-    assert alone == pytest.approx(Paired.of(first, second).difference_ci95)
+    assert McNemar.of(first, second, np.arange(90)).p == McNemar.of(first, second).p
+    alone = McNemar.of(first, second, np.arange(90)).difference_ci95
+    assert alone == pytest.approx(McNemar.of(first, second).difference_ci95)
 
 
 def test_holm():

@@ -9,22 +9,23 @@ import pytest
 from scipy import stats
 
 from linnaeus.metrics.selective import (
-    Point,
-    _pass_by_chance,
+    OperatingPoint,
+    _binomial_limits,
+    _binomial_pmf,
+    allowed_errors,
     aurc,
-    binomial,
-    boundary,
-    choose,
-    ranks,
-    risk_curve,
-    smallest,
+    candidate_counts,
+    choose_thresholds,
+    false_pass_probability,
+    required_samples,
+    risk_coverage_curve,
 )
 
 
 def test_the_curve_by_hand():
     confidence = np.array([0.5, 0.9, 0.7, 0.8])
     right = np.array([False, True, False, True])
-    curve = risk_curve(confidence, right)
+    curve = risk_coverage_curve(confidence, right)
     assert curve.answered.tolist() == [1, 2, 3, 4]
     assert curve.wrong.tolist() == [0, 0, 1, 2]
     assert curve.thresholds == pytest.approx([0.85, 0.75, 0.6, 0.0])
@@ -33,15 +34,15 @@ def test_the_curve_by_hand():
 
 
 def test_equal_probabilities_are_answered_together():
-    curve = risk_curve(np.array([0.9, 0.9, 0.9, 0.4]), np.array([True, True, False, True]))
+    curve = risk_coverage_curve(np.array([0.9, 0.9, 0.9, 0.4]), np.array([True, True, False, True]))
     assert curve.answered.tolist() == [3, 4]
     assert curve.wrong.tolist() == [1, 1]
 
 
 def test_a_curve_of_many_has_a_hundred_rows():
-    assert len(ranks(10_000)) == 100
-    assert ranks(10_000)[-1] == 10_000
-    assert ranks(7).tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert len(candidate_counts(10_000)) == 100
+    assert candidate_counts(10_000)[-1] == 10_000
+    assert candidate_counts(7).tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_the_area_is_the_mean_risk():
@@ -62,38 +63,45 @@ def test_among_equals_the_area_is_that_of_a_random_order():
 
 @pytest.mark.parametrize(("n", "p"), [(1, 0.5), (40, 0.02), (1000, 0.3), (100_000, 0.02)])
 def test_binomial_probabilities(n: int, p: float):
-    most = min(n, 2500)
-    assert binomial(n, p, most) == pytest.approx(stats.binom.pmf(np.arange(most + 1), n, p), rel=1e-6, abs=1e-300)
+    found = _binomial_pmf(n, p, 2_501)
+    assert found == pytest.approx(stats.binom.pmf(np.arange(len(found)), n, p), rel=1e-6, abs=1e-14)
+    assert len(found) == min(n + 1, 2_501) or found[-1] < 1e-14
 
 
-def test_probabilities_far_from_zero():
-    k = np.arange(4_000, 5_001)
-    assert binomial(10_000, 0.5, 5_000, 4_000) == pytest.approx(stats.binom.pmf(k, 10_000, 0.5), rel=1e-6)
+@pytest.mark.parametrize("alpha", [0.05, 5e-4, 1e-9])
+@pytest.mark.parametrize("risk", [0.01, 0.1, 0.5])
+def test_binomial_limits(alpha: float, risk: float):
+    """The largest number of errors whose binomial tail is at most alpha, and -1 where even 0 errors are too likely."""
+    counts = (1, 2, 20, 149, 300, 10_000)
+    limits = _binomial_limits(counts, risk, alpha)
+    assert (stats.binom.cdf(limits, counts, risk) <= alpha).all()
+    assert (stats.binom.cdf(limits + 1, counts, risk) > alpha).all()
+    assert limits.min() == -1
 
 
 @pytest.mark.parametrize(("n", "error"), [(30_000, 0.4), (10**7, 0.5)])
 def test_very_many_images_are_promised_quickly_and_on_the_safe_side(n: int, error: float):
-    tried = tuple(ranks(n).tolist())
-    allowed = boundary(tried, error, 0.05)
+    tried = tuple(candidate_counts(n).tolist())
+    allowed = allowed_errors(tried, error, 0.05)
     safe = stats.binom.ppf(0.05 / 100, np.array(tried), error)
     assert np.abs(allowed - safe).max() <= 1
     assert (stats.binom.cdf(allowed, np.array(tried), error) <= 0.05 / 100).all()
 
 
 def test_how_many_images_a_promise_takes():
-    assert smallest(0.02) == 149  # 0.98 ** 149 is the first below 0.05
-    assert smallest(0.5) == 5
+    assert required_samples(0.02) == 149  # 0.98 ** 149 is the first below 0.05
+    assert required_samples(0.5) == 5
     assert 0.98**149 <= 0.05 < 0.98**148
 
 
 @pytest.mark.parametrize(("n", "error"), [(180, 0.02), (1000, 0.02), (400, 0.1), (60, 0.3)])
 def test_chance_alone_passes_in_one_of_twenty_samples(n: int, error: float):
     """Mistakes made with just the probability that is allowed, looked at after every rank: by simulation."""
-    tried = tuple(k for k in ranks(n).tolist() if k >= smallest(error))
-    allowed = boundary(tried, error, 0.05)
+    tried = tuple(k for k in candidate_counts(n).tolist() if k >= required_samples(error))
+    allowed = allowed_errors(tried, error, 0.05)
     mistakes = np.cumsum(np.random.default_rng(0).random((8_000, n)) < error, axis=1)[:, np.array(tried) - 1]
     passed = (mistakes <= allowed).any(1).mean()
-    assert passed == pytest.approx(_pass_by_chance(tried, allowed, error), abs=0.01)
+    assert passed == pytest.approx(false_pass_probability(tried, allowed, error), abs=0.01)
     assert 0.02 < passed < 0.06
     assert allowed[-1] >= 0
     assert (np.diff(allowed) >= 0).all()
@@ -106,10 +114,10 @@ def test_promises_are_kept(n: int):
     broken = promised = optimistic = 0
     for _ in range(1_000):
         confidence = rng.beta(6, 1, n)
-        rule = choose(risk_curve(confidence, rng.random(n) < confidence), 0.05)
-        points = [rule.promised, rule.estimated]
+        rule = choose_thresholds(risk_coverage_curve(confidence, rng.random(n) < confidence), 0.05)
+        points = [rule.guaranteed, rule.estimated]
         risks = [0.0 if p is None else 1 - 6 / 7 * (1 - p.threshold**7) / (1 - p.threshold**6) for p in points]
-        promised += rule.promised is not None  # above, the mean doubt of a Beta(6, 1) beyond a threshold
+        promised += rule.guaranteed is not None  # above, the mean doubt of a Beta(6, 1) beyond a threshold
         broken += risks[0] > 0.05
         optimistic += risks[1] > 0.05
     assert promised > 100 * n / 300  # it is no promise never to promise
@@ -121,33 +129,33 @@ def test_the_estimate_answers_most_and_flatters():
     rng = np.random.default_rng(0)
     confidence = rng.random(2_000)
     right = rng.random(2_000) < confidence ** (1 / 8)
-    rule = choose(risk_curve(confidence, right), 0.05)
+    rule = choose_thresholds(risk_coverage_curve(confidence, right), 0.05)
     assert rule.estimated is not None
-    assert rule.promised is not None
-    assert rule.estimated.answered >= rule.promised.answered
+    assert rule.guaranteed is not None
+    assert rule.estimated.answered >= rule.guaranteed.answered
     assert rule.estimated.wrong <= 0.05 * rule.estimated.answered
-    assert rule.applied == rule.promised
-    assert rule.threshold == rule.promised.threshold
+    assert rule.applied == rule.guaranteed
+    assert rule.threshold == rule.guaranteed.threshold
 
 
 def test_twenty_images_promise_nothing():
-    rule = choose(risk_curve(np.linspace(0.5, 1, 20), np.full(20, True)), 0.02)
-    assert rule.promised is None
+    rule = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 20), np.full(20, True)), 0.02)
+    assert rule.guaranteed is None
     assert rule.estimated is not None
     assert (rule.estimated.answered, rule.threshold) == (20, 0.0)
     assert rule.to_dict()["smallest_n"] == 149
-    enough = choose(risk_curve(np.linspace(0.5, 1, 149), np.full(149, True)), 0.02)
-    assert enough.promised is not None
-    assert (enough.promised.answered, enough.promised.threshold) == (149, 0.0)
-    assert choose(risk_curve(np.linspace(0.5, 1, 148), np.full(148, True)), 0.02).promised is None
+    enough = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 149), np.full(149, True)), 0.02)
+    assert enough.guaranteed is not None
+    assert (enough.guaranteed.answered, enough.guaranteed.threshold) == (149, 0.0)
+    assert choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 148), np.full(148, True)), 0.02).guaranteed is None
 
 
 def test_where_no_threshold_helps():
-    rule = choose(risk_curve(np.linspace(0.5, 1, 300), np.full(300, False)), 0.02)
-    assert rule.estimated is rule.promised is rule.applied is None
+    rule = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 300), np.full(300, False)), 0.02)
+    assert rule.estimated is rule.guaranteed is rule.applied is None
     assert rule.threshold == 0
     assert rule.to_dict()["threshold"] is None
-    assert str(rule) == "never: more than 2 % of even the surest answers are wrong, so that no threshold helps"
+    assert str(rule) == "never: even among the most confident answers more than 2 % are wrong, so no threshold helps"
 
 
 def test_equal_probabilities_are_promised_together_or_not_at_all():
@@ -155,17 +163,17 @@ def test_equal_probabilities_are_promised_together_or_not_at_all():
     right = np.full(400, True)
     right[:40] = False
     confidence = np.where(np.arange(400) < 60, 0.5, 1.0)
-    rule = choose(risk_curve(confidence, right), 0.02)
-    assert rule.promised is not None
-    assert (rule.promised.answered, rule.promised.wrong) == (340, 0)
-    assert rule.promised.threshold == 0.75
+    rule = choose_thresholds(risk_coverage_curve(confidence, right), 0.02)
+    assert rule.guaranteed is not None
+    assert (rule.guaranteed.answered, rule.guaranteed.wrong) == (340, 0)
+    assert rule.guaranteed.threshold == 0.75
 
 
 def test_a_rank_among_equals_is_none_to_judge_by():
     """855 of 1,000 are equally sure and all right: their number was not fixed before, and 1,000 are too often wrong."""
     first = np.arange(1_000) < 855
-    rule = choose(risk_curve(np.where(first, 0.9, 0.5), first), 0.02)
-    assert rule.promised is None
+    rule = choose_thresholds(risk_coverage_curve(np.where(first, 0.9, 0.5), first), 0.02)
+    assert rule.guaranteed is None
     assert rule.estimated is not None
     assert rule.estimated.answered == 855
 
@@ -173,21 +181,21 @@ def test_a_rank_among_equals_is_none_to_judge_by():
 def test_images_in_groups_are_promised_nothing():
     """A patient's mistakes come together: 300 images may be of three patients."""
     sure, right = np.linspace(0.5, 1, 300), np.full(300, True)
-    assert choose(risk_curve(sure, right), 0.02).promised is not None
-    rule = choose(risk_curve(sure, right, grouped=True), 0.02)
-    assert (rule.grouped, rule.promised) == (True, None)
-    assert rule.estimated == Point(0.0, 300, 0)
-    assert "an estimate, for images in groups are promised nothing" in str(rule)
+    assert choose_thresholds(risk_coverage_curve(sure, right), 0.02).guaranteed is not None
+    rule = choose_thresholds(risk_coverage_curve(sure, right, grouped=True), 0.02)
+    assert (rule.grouped, rule.guaranteed) == (True, None)
+    assert rule.estimated == OperatingPoint(0.0, 300, 0)
+    assert "an estimate, not guaranteed: the images come in groups" in str(rule)
 
 
 def test_a_rule_says_what_it_is():
-    few = choose(risk_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
-    assert "19 of 20 answered (95.0%), 0 wrong; an estimate, for a promise takes 149 images" in str(few)
-    many = choose(risk_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
-    assert "promised with 95% confidence" in str(many)
-    every = choose(risk_curve(np.linspace(0.5, 1, 400), np.arange(400) > 0), 0.02)
-    assert str(every) == "never: 1 of 400 wrong, and at most 2 % are allowed; promised with 95% confidence"
-    perfect = choose(risk_curve(np.linspace(0.5, 1, 15), np.ones(15, dtype=bool)), 0.02)
+    few = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
+    assert "19 of 20 answered (95.0%), 0 wrong; an estimate, not guaranteed: at least 149 images" in str(few)
+    many = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
+    assert "guaranteed with 95% confidence" in str(many)
+    every = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 0), 0.02)
+    assert str(every) == "never: 1 of 400 answers are wrong, and 2 % are allowed; guaranteed with 95% confidence"
+    perfect = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 15), np.ones(15, dtype=bool)), 0.02)
     assert str(perfect).startswith(
-        "never: 0 of 15 wrong, and at most 2 % are allowed; an estimate, for a promise takes 149"
+        "never: 0 of 15 answers are wrong, and 2 % are allowed; an estimate, not guaranteed: at least 149"
     )

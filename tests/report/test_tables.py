@@ -42,7 +42,7 @@ def test_every_figure_has_its_interval_and_its_count():
 def test_a_calibration_that_failed_is_said():
     """By the command that evaluates, and at the end of the training that fitted it."""
     wrong = outputs(400, 8, skill=-3.0)
-    failed = "calibration failed, at the bound of 100: answers are no better than chance"
+    failed = "calibration failed, temperature at its bound of 100: the predictions are no better than chance"
     assert failed in said(assess(wrong, Calibration.fit(wrong, "valid")), 8)
     assert [failed in line for line in Judged({"valid": wrong}).lines()] == [False, True, False]
     assert "failed" not in said(assess(outputs(300, 8), None), 8)
@@ -69,7 +69,7 @@ def test_without_mistakes_there_is_nothing_confused():
     text = said(assess(Outputs(labels, 4 * np.eye(3, dtype=np.float32)[labels]), None), 3)
     assert "no image was taken for another class" in text
     assert "calibration: the model has none" in text
-    assert "none: a promise takes 149 images even without a mistake, and there were 30" in text
+    assert "none: at least 149 images are needed, and there were 30" in text
     assert "estimated  everything answered, 0 of 30 wrong" in text
     balanced = next(line for line in text.splitlines() if "balanced" in line)
     assert balanced.split() == ["balanced", "accuracy", "100.00%"]  # no interval: nothing went wrong to resample
@@ -78,7 +78,7 @@ def test_without_mistakes_there_is_nothing_confused():
 def test_where_even_the_surest_is_wrong():
     labels = np.arange(200) % 2
     text = said(assess(Outputs(labels, 4 * np.eye(2, dtype=np.float32)[1 - labels]), None), 2)
-    assert "promised   none: no threshold passes the test of a promise" in text
+    assert "guaranteed none: no threshold passes the test" in text
     assert "estimated  none: even the surest answers are wrong more often" in text
 
 
@@ -90,7 +90,7 @@ def test_views_stand_beside_the_plain_answers():
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("  plain", "  mirror"))}
     assert f"{(out.predicted == out.labels).mean():.2%}" in rows["plain"]
     assert f"{(better.predicted == better.labels).mean():.2%}" in rows["mirror"]
-    assert found.measures.correct == (out.predicted == out.labels).sum()  # they replace nothing
+    assert found.metrics.correct == (out.predicted == out.labels).sum()  # they replace nothing
 
 
 def test_columns_are_aligned_whatever_the_script():

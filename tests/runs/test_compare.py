@@ -12,8 +12,8 @@ import pytest
 import tomli_w
 
 from linnaeus.errors import UserError
-from linnaeus.metrics.intervals import interval, wilson
-from linnaeus.metrics.mcnemar import Paired, holm
+from linnaeus.metrics.intervals import proportion_interval, wilson
+from linnaeus.metrics.mcnemar import McNemar, holm
 from linnaeus.runs.compare import compare_runs, differing
 from linnaeus.runs.layout import PREDICTIONS
 from linnaeus.runs.predictions import COLUMNS
@@ -52,7 +52,7 @@ def test_runs_are_joined_by_sample_whatever_their_order(tmp_path: Path):
         assert row.accuracy_ci95 == wilson(int(r.sum()), 200)
         assert row.loss == pytest.approx(-(r * np.log(0.8) + ~r * np.log(0.2)).mean())
         assert row.ece == pytest.approx(abs(r.mean() - 0.8))
-    pairs = {(i, j): Paired.of(right[i], right[j]) for i, j in ((0, 1), (0, 2), (1, 2))}
+    pairs = {(i, j): McNemar.of(right[i], right[j]) for i, j in ((0, 1), (0, 2), (1, 2))}
     assert found.pairs == pairs
     assert found.corrected == holm([pair.p for pair in pairs.values()])
 
@@ -112,7 +112,7 @@ def test_patients_are_compared_not_images(tmp_path: Path):
     found = compare_runs([write_run(tmp_path / name, r, each=5) for name, r in (("a", one), ("b", other))])
     assert found.pairs[0, 1].p == 0.5
     assert "p: McNemar's exact test, one trial per group)" in found.render()
-    assert found.rows[1].accuracy_ci95 == interval(other, np.arange(100) // 5)
+    assert found.rows[1].accuracy_ci95 == proportion_interval(other, np.arange(100) // 5)
     blind = compare_runs([write_run(tmp_path / name, r) for name, r in (("c", one), ("d", other))])
     assert blind.pairs[0, 1].p < 0.01
     assert "one trial per group" not in blind.render()

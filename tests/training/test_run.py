@@ -23,7 +23,7 @@ import linnaeus
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.inference.inputs import expand
-from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.classification import Figures
 from linnaeus.modelfile.safetensors import read_model
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row

@@ -14,7 +14,7 @@ from linnaeus.check.run import check_table, leaks, near_duplicates
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
-from linnaeus.metrics.figures import Figures, figures
+from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.stores.frozen import Samples
 

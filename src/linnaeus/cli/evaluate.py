@@ -62,7 +62,7 @@ def evaluate(
         done = evaluate_model(classifier, images, error=error, tta=tta, leaks=copies, console=console, group=group)
     if done is None:  # the first process tells
         return
-    click.echo(f"{done.split} of {source}: {counted(done.assessment.measures.n, 'image')}\n")
+    click.echo(f"{done.split} of {source}: {counted(done.assessment.metrics.n, 'image')}\n")
     click.echo(render(done.assessment, classifier.names))
     if json_file:
         write_text(Path(json_file), done.to_json())

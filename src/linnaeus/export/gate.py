@@ -15,7 +15,7 @@ from linnaeus.console import Console
 from linnaeus.export.material import Material
 from linnaeus.inference.runners import OnnxRunner, Runner
 from linnaeus.malloc import steady_heap
-from linnaeus.metrics.mcnemar import Paired
+from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.metrics.outputs import Outputs
 
 SAME_PIXELS = 1e-4
@@ -49,7 +49,7 @@ class Comparison:
     """Mean over the images of their largest difference."""
     accuracy: float
     original_accuracy: float
-    paired: Paired
+    paired: McNemar
 
     @classmethod
     def of(cls, original: Outputs, export: Outputs) -> Comparison:
@@ -61,7 +61,7 @@ class Comparison:
         right = [out.predicted == out.labels for out in (original, export)]
         return cls(
             len(p), int(differs.sum()), int((differs & (margin >= RAW_PIXELS)).sum()), float(np.abs(p - q).max()),
-            float(np.abs(p - q).max(1).mean()), float(right[1].mean()), float(right[0].mean()), Paired.of(*right),
+            float(np.abs(p - q).max(1).mean()), float(right[1].mean()), float(right[0].mean()), McNemar.of(*right),
         )  # fmt: skip
 
     @property

@@ -28,7 +28,7 @@ from linnaeus.inference.runners import OnnxRunner, Runner, TorchRunner
 from linnaeus.inference.source import Images, labelled_images, labelled_table
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
-from linnaeus.metrics.figures import Figures, figures
+from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_header, read_model

@@ -18,7 +18,7 @@ from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.source import Images
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
-from linnaeus.metrics.figures import Figures, figures
+from linnaeus.metrics.classification import Figures, figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,9 @@ def evaluate_model(
         views = answer_views(classifier.run, classifier.preprocessing, batches, classifier.temperature, group)
     if not group.is_main:
         return None
-    assessment = assess(outputs, classifier.calibration, own=images.calibrated_on, error=error, views=views)
+    assessment = assess(
+        outputs, classifier.calibration, cross_fitted=images.calibrated_on, target_risk=error, views=views
+    )
     clean = None
     if leaks is not None and images.split in SPLITS[1:] and images.table.paths is not None:
         kept = ~np.isin(images.indices, leaks(images.table).get(images.split, []))

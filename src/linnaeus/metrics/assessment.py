@@ -1,42 +1,40 @@
-"""All that is said of a model and the images of one split: figures, calibration, abstention, views."""
+"""Everything measured of one model on one split: metrics, calibration, abstention and test-time augmentation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from linnaeus.metrics.calibration import Calibration, calibration_error, cross_fitted, fit_temperature, reliability
-from linnaeus.metrics.classification import Measures, measure
-from linnaeus.metrics.intervals import interval
-from linnaeus.metrics.mcnemar import Paired
+from linnaeus.metrics.calibration import Calibration, cross_fit, fit_temperature, reliability_diagram
+from linnaeus.metrics.classification import Metrics, compute_metrics, point_estimates
+from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.selective import Point, Rule, aurc, choose, risk_curve
+from linnaeus.metrics.selective import AbstentionRule, OperatingPoint, aurc, choose_thresholds, risk_coverage_curve
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """Probabilities before and after a temperature, on images that did not choose it."""
+class CalibrationEffect:
+    """Probabilities before and after dividing the logits by a temperature that was fitted on other images."""
 
     temperature: float
     stored: bool
-    """Whether the model holds the temperature; else it is what these images ask for."""
+    """Whether the temperature is the model's own; otherwise it was fitted on these images."""
     cross_fitted: bool
-    """Whether `after` is by cross-fitting on these images; else the temperature was fitted on others."""
+    """Whether `after` comes from cross-fitting on these images, because they fitted the temperature."""
     before: dict[str, float]
     after: dict[str, float]
-    """loss, brier, ece, ece_equal_mass."""
+    """loss, brier, ece and ece_equal_mass."""
     reliability: dict[str, list[dict[str, Any]]]
-    """`before` and `after`: rows of a reliability diagram."""
+    """Rows of a reliability diagram, `before` and `after`."""
 
 
 @dataclass(frozen=True)
-class Doing(Point):
-    """What a threshold does to some images."""
+class MeasuredPoint(OperatingPoint):
+    """An operating point measured on images that did not choose it, with the interval of its risk."""
 
     risk_ci95: tuple[float, float]
-    """The interval of the share wrong among the answered, in 0..1."""
+    """95 % interval of the share of errors among the answers, in 0..1."""
 
     def to_dict(self, n: int) -> dict[str, Any]:
         """For JSON: coverage of n images, and risk with its interval."""
@@ -52,149 +50,147 @@ class Doing(Point):
 
 @dataclass(frozen=True)
 class Abstention:
-    """What a model would answer here, and what not."""
+    """The effect of the abstention thresholds on these images."""
 
-    rule: Rule
+    rule: AbstentionRule
     chosen_on: str
-    """The split of the training that chose the thresholds; "" where these very images did."""
-    found: dict[str, Doing | None]
-    """What the thresholds `estimated` and `promised` do to these images."""
+    """The training split that chose the thresholds; empty where these images did."""
+    estimated: MeasuredPoint | None
+    guaranteed: MeasuredPoint | None
+    """The two thresholds of the rule, measured on these images."""
     aurc: float
     excess_aurc: float
     curve: list[dict[str, Any]]
+    """Rows of the risk-coverage curve."""
+
+    def to_dict(self, n: int) -> dict[str, Any]:
+        """The summary for JSON, without the curve; n is the number of images."""
+        points = {"estimated": self.estimated, "promised": self.guaranteed}
+        return {
+            "rule": self.rule.to_dict(),
+            "chosen_on": self.chosen_on or None,
+            "here": {name: None if point is None else point.to_dict(n) for name, point in points.items()},
+            "aurc": self.aurc,
+            "excess_aurc": self.excess_aurc,
+        }
 
 
 @dataclass(frozen=True)
-class Views:
-    """Test-time augmentation beside the plain answers: what the mean of several views gets right."""
+class ViewsEffect:
+    """Test-time augmentation: the mean probability of several views, compared with the plain prediction."""
 
-    measures: dict[str, float]
-    """accuracy, loss, brier, ece."""
-    paired: Paired
-    """The plain answers first."""
+    metrics: dict[str, float]
+    """accuracy, loss, brier and ece."""
+    comparison: McNemar
+    """The plain prediction is the first classifier."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**self.metrics, "against_plain": self.comparison.to_dict()}
 
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """Everything of one split. `measures` are of the probabilities that the model gives, its temperature applied."""
+    """All results for one split. `metrics` are of the probabilities that the model gives, after its temperature."""
 
-    measures: Measures
-    calibrated: Calibrated
+    metrics: Metrics
+    calibration: CalibrationEffect
     abstention: Abstention
-    views: dict[str, Views] = field(default_factory=dict)
+    views: dict[str, ViewsEffect] = field(default_factory=dict)
+    """By the name of the views; empty without test-time augmentation."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary for JSON, without what is long: classes, confusion matrix, diagrams and curves."""
-        found = self.calibrated
-        views = {name: self._views(views) for name, views in self.views.items()}
-        said = self.measures.to_dict() | {
+        """The summary for JSON, without classes, confusion matrix, diagrams and curves."""
+        calibration = self.calibration
+        summary = self.metrics.to_dict() | {
             "calibration": {
-                "temperature": found.temperature,
-                "stored": found.stored,
-                "cross_fitted": found.cross_fitted,
-                "before": found.before,
-                "after": found.after,
+                "temperature": calibration.temperature,
+                "stored": calibration.stored,
+                "cross_fitted": calibration.cross_fitted,
+                "before": calibration.before,
+                "after": calibration.after,
             },
-            "abstention": self._abstention(),
+            "abstention": self.abstention.to_dict(self.metrics.n),
         }
-        return said | ({"tta": views} if views else {})
+        views = {name: effect.to_dict() for name, effect in self.views.items()}
+        return summary | ({"tta": views} if views else {})
 
     def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
         """Everything for JSON."""
         return self.to_dict() | {
-            "classes": self.measures.class_dicts(classes, names),
-            "confusion": self.measures.confusion.tolist(),
-            "reliability": self.calibrated.reliability,
+            "classes": self.metrics.class_dicts(classes, names),
+            "confusion": self.metrics.confusion.tolist(),
+            "reliability": self.calibration.reliability,
             "risk_coverage": self.abstention.curve,
         }
-
-    def _abstention(self) -> dict[str, Any]:
-        found = self.abstention
-        return {
-            "rule": found.rule.to_dict(),
-            "chosen_on": found.chosen_on or None,
-            "here": {
-                name: None if doing is None else doing.to_dict(self.measures.n) for name, doing in found.found.items()
-            },
-            "aurc": found.aurc,
-            "excess_aurc": found.excess_aurc,
-        }
-
-    def _views(self, views: Views) -> dict[str, Any]:
-        return {**views.measures, "against_plain": views.paired.to_dict()}
 
 
 def assess(
     outputs: Outputs,
     calibration: Calibration | None,
     *,
-    own: bool = False,
-    error: float | None = None,
+    cross_fitted: bool = False,
+    target_risk: float | None = None,
     views: dict[str, Outputs] | None = None,
 ) -> Assessment:
-    """Judge what a network answered, uncalibrated, to the images of a split; with the calibration of its model.
+    """Assess a model by its uncalibrated outputs on a split.
 
-    `own`: the calibration was fitted on these very images, so what it improves is measured by cross-fitting.
-    `error`: what the threshold keeps to; by default what the model's does. `views`: calibrated outputs of
-    test-time augmentation, by name.
+    `calibration` is the model's, if it has one. `cross_fitted`: these images fitted that calibration, so its effect is
+    measured by cross-fitting. `target_risk` of the abstention thresholds; by default that of the model. `views` are the
+    calibrated outputs of test-time augmentation, by name.
     """
-    given = outputs if calibration is None else outputs.at(calibration.temperature)
-    plain = given.predicted == given.labels
-    judged = {
-        name: Views(summary(other), Paired.of(plain, other.predicted == other.labels, outputs.groups))
+    calibrated = outputs if calibration is None else outputs.at(calibration.temperature)
+    effects = {
+        name: ViewsEffect(point_estimates(other), McNemar.of(calibrated.correct, other.correct, outputs.groups))
         for name, other in (views or {}).items()
     }
     return Assessment(
-        measure(given), calibrated(outputs, calibration, own), abstention(given, calibration, error), judged
+        compute_metrics(calibrated),
+        _calibration_effect(outputs, calibration, cross_fitted),
+        _abstention(calibrated, calibration, target_risk),
+        effects,
     )
 
 
-def calibrated(outputs: Outputs, calibration: Calibration | None, own: bool) -> Calibrated:
-    """Before and after. Without a calibration, what a temperature would do; where it is `own`, by cross-fitting."""
-    crossed = calibration is None or own
+def _calibration_effect(outputs: Outputs, calibration: Calibration | None, cross_fitted: bool) -> CalibrationEffect:
+    """Metrics before and after calibration; without a stored one, of the temperature that these images would fit."""
+    cross_fitted = calibration is None or cross_fitted
     temperature = fit_temperature(outputs) if calibration is None else calibration.temperature
-    after = cross_fitted(outputs) if crossed else outputs.at(temperature)
-    diagrams = {
-        name: reliability(out.probabilities.max(1), out.predicted == out.labels, out.groups)
-        for name, out in (("before", outputs), ("after", after))
-    }
-    before = {name: value for name, value in summary(outputs).items() if name != "accuracy"}
-    judged = {name: value for name, value in summary(after).items() if name in before}
-    return Calibrated(temperature, calibration is not None, crossed, before, judged, diagrams)
+    after = cross_fit(outputs) if cross_fitted else outputs.at(temperature)
+    metrics, diagrams = {}, {}
+    for name, stage in (("before", outputs), ("after", after)):
+        metrics[name] = point_estimates(stage)
+        del metrics[name]["accuracy"]  # a temperature does not change it
+        diagrams[name] = reliability_diagram(stage.confidence, stage.correct, stage.groups)
+    return CalibrationEffect(
+        temperature, calibration is not None, cross_fitted, metrics["before"], metrics["after"], diagrams
+    )
 
 
-def summary(outputs: Outputs) -> dict[str, float]:
-    """The figures that are quick to have, without intervals."""
-    p = outputs.probabilities
-    right, sure = outputs.predicted == outputs.labels, p.max(1)
-    squares = (p**2).sum(1) - 2 * p[np.arange(len(p)), outputs.labels] + 1
-    return {
-        "accuracy": float(right.mean()),
-        "loss": float(outputs.losses.mean()),
-        "brier": float(squares.mean() / (2 if p.shape[1] == 2 else 1)),
-        "ece": calibration_error(sure, right),
-        "ece_equal_mass": calibration_error(sure, right, equal_mass=True),
-    }
-
-
-def abstention(outputs: Outputs, calibration: Calibration | None, error: float | None) -> Abstention:
-    """What the thresholds do to these answers; without a calibration they are chosen on these very answers."""
-    sure, right = outputs.probabilities.max(1), outputs.predicted == outputs.labels
-    groups = outputs.groups
-    here = risk_curve(sure, right, groups is not None)
+def _abstention(outputs: Outputs, calibration: Calibration | None, target_risk: float | None) -> Abstention:
+    """Effect of the thresholds on calibrated outputs; without a calibration, of thresholds chosen on these outputs."""
+    confidence, correct, groups = outputs.confidence, outputs.correct, outputs.groups
+    curve = risk_coverage_curve(confidence, correct, groups is not None)
     if calibration is None:
-        rule = choose(here) if error is None else choose(here, error)
+        rule = choose_thresholds(curve) if target_risk is None else choose_thresholds(curve, target_risk)
+    elif target_risk in (None, calibration.rule.target_risk):
+        rule = calibration.rule
     else:
-        rule = calibration.rule if error in (None, calibration.rule.error) else choose(calibration.curve, error)
+        rule = choose_thresholds(calibration.curve, target_risk)
 
-    def at(threshold: float) -> Doing:
-        answered = sure >= threshold
-        wrong = ~right[answered]
-        within = interval(wrong, None if groups is None else groups[answered])
-        return Doing(threshold, int(answered.sum()), int(wrong.sum()), within)
+    def measure(threshold: float) -> MeasuredPoint:
+        answered = confidence >= threshold
+        wrong = ~correct[answered]
+        interval = proportion_interval(wrong, None if groups is None else groups[answered])
+        return MeasuredPoint(threshold, int(answered.sum()), int(wrong.sum()), interval)
 
-    area, excess = aurc(sure, right)
-    curve = [at(threshold).to_dict(here.n) for threshold in here.thresholds.tolist()]
-    points = {"estimated": rule.estimated, "promised": rule.promised}
-    found = {name: None if point is None else at(point.threshold) for name, point in points.items()}
-    return Abstention(rule, "" if calibration is None else calibration.split, found, area, excess, curve)
+    area, excess = aurc(confidence, correct)
+    return Abstention(
+        rule,
+        chosen_on="" if calibration is None else calibration.split,
+        estimated=None if rule.estimated is None else measure(rule.estimated.threshold),
+        guaranteed=None if rule.guaranteed is None else measure(rule.guaranteed.threshold),
+        aurc=area,
+        excess_aurc=excess,
+        curve=[measure(threshold).to_dict(curve.n) for threshold in curve.thresholds.tolist()],
+    )

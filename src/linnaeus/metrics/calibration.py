@@ -1,7 +1,13 @@
-"""Probabilities that mean what they say: temperature scaling, and how far confidence and accuracy are apart.
+"""Probability calibration: temperature scaling, and how far confidence and accuracy differ.
 
-The network's logits are divided by one number, the temperature, fitted on validation images (Guo et al. 2017,
-arXiv:1706.04599, section 4.2). It changes no answer, only how sure the model is of it.
+The logits are divided by one number, the temperature, fitted on validation images (Guo et al. 2017, arXiv:1706.04599,
+section 4.2). The predicted class stays the same; only its probability changes.
+
+References
+----------
+M. P. Naeini, G. F. Cooper and M. Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
+C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, On calibration of modern neural networks, ICML 2017, arXiv:1706.04599.
+J. Nixon et al., Measuring calibration in deep learning, CVPR Workshops 2019, arXiv:1904.01685.
 """
 
 from __future__ import annotations
@@ -13,122 +19,139 @@ from typing import Any
 import numpy as np
 
 from linnaeus.errors import UserError
-from linnaeus.metrics.intervals import interval
+from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.selective import ERROR, Curve, Point, Rule, choose, risk_curve
+from linnaeus.metrics.selective import (
+    TARGET_RISK,
+    AbstentionRule,
+    OperatingPoint,
+    RiskCoverageCurve,
+    choose_thresholds,
+    risk_coverage_curve,
+)
 
 BINS = 15
-COLDEST, HOTTEST = 0.05, 100.0
-"""Temperatures that are found. Beyond them logits are broken, and no single number mends them."""
-PSEUDO = 10.0
-"""Images that the network is taken to have judged rightly before any was seen: what keeps a fit on few in bounds."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 100.0
+"""Range of the fit. Logits that need a temperature outside it are broken, and no single number repairs them."""
+PRIOR_SAMPLES = 10.0
+"""Pseudo-count of perfectly calibrated images: a prior that regularizes the fit on small sets."""
 FOLDS = 5
-MOST = 10**8  # images that a file may claim to have been calibrated on
+MAX_SAMPLES = 10**8
+"""The largest number of calibration images that a model file may claim."""
 
 
-def at_a_bound(temperature: float) -> str:
-    """What a temperature at the end of what is looked at means, in words; nothing for any other."""
-    if COLDEST * 1.001 < temperature < HOTTEST / 1.001:
+def calibration_failure(temperature: float) -> str:
+    """One line if the fitted temperature is at a bound of its range, with the likely cause; otherwise empty."""
+    if MIN_TEMPERATURE * 1.001 < temperature < MAX_TEMPERATURE / 1.001:
         return ""
-    why = "answers are no better than chance, or sure of the wrong ones" if temperature > 1 else "logits are too small"
-    return f"calibration failed, at the bound of {temperature:.3g}: {why}; probabilities mean nothing"
+    cause = "the logits are too small"
+    if temperature > 1:
+        cause = "the predictions are no better than chance, or wrong where they are most confident"
+    return f"calibration failed, temperature at its bound of {temperature:.3g}: {cause}; ignore the probabilities"
 
 
-def fit_temperature(outputs: Outputs, pseudo: float = PSEUDO) -> float:
-    """The temperature at which the log loss is smallest, drawn a little towards 1.
+def fit_temperature(outputs: Outputs, prior: float = PRIOR_SAMPLES) -> float:
+    """The temperature with the smallest log loss, regularized towards 1, in MIN_TEMPERATURE..MAX_TEMPERATURE.
 
-    In b = 1/T the loss is convex, so its slope has one zero at most, found by halving an interval of log T. To the n
-    images `pseudo` others are added on which the network, as it is, is exactly right about its probabilities: their
-    loss is the cross-entropy of its answers at T with its answers at 1, convex too and smallest at T = 1. Without them
-    a sample without mistakes asks for T = 0, which is to be certain of everything. With 10 of them and n = 20, all
-    right, the share of doubt shrinks to a third or so, about what the rule of succession says; with n = 1,000 they
-    move log T by 1 %.
+    The loss is convex in 1/T, so its derivative has at most one zero, found by bisection on log T to 1e-6. To the n
+    images `prior` pseudo-images are added whose labels follow the model's own probabilities at T = 1: their loss is
+    the cross-entropy between the outputs at T = 1 and at T, also convex and smallest at T = 1. Without them a sample
+    without errors would ask for T = 0, which is absolute certainty. With 10 of them and 20 images, all right, the doubt
+    1 - p shrinks to about a third, close to the rule of succession; with 1,000 images they change log T by about 1 %.
+
+    Bisection is written out because a library's root finder stops at a slightly different temperature, and the
+    temperature is stored in model files and compared between runs.
     """
     logits = outputs.logits.astype(np.float64)
     logits = logits - logits.max(1, keepdims=True)
     n = len(logits)
-    true = logits[np.arange(n), outputs.labels].mean()
+    observed = logits[np.arange(n), outputs.labels].mean()
 
     def expected(temperature: float) -> float:
-        """The mean logit that the network expects of the right class, at a temperature."""
+        """Mean logit of the label if labels followed the probabilities at `temperature`."""
         weights = np.exp(logits / temperature)
         return float(((weights * logits).sum(1) / weights.sum(1)).mean())
 
-    usual = expected(1.0)
+    uncalibrated = expected(1.0)
 
-    def slope(log_t: float) -> float:
-        """The derivative of the loss by 1/T: what is expected, less what is."""
-        found = expected(math.exp(log_t))
-        return float(n * (found - true) + pseudo * (found - usual))
+    def derivative(log_t: float) -> float:
+        """Derivative of the regularized loss with respect to 1/T."""
+        at_t = expected(math.exp(log_t))
+        return float(n * (at_t - observed) + prior * (at_t - uncalibrated))
 
-    if abs(slope(0.0)) <= 1e-12 * n:
-        return 1.0  # nothing to be learned: as it is already, or so certain that no slope is left
-    low, high = math.log(COLDEST), math.log(HOTTEST)
+    # Already optimal, or so confident everywhere that the derivative vanishes and says nothing.
+    if abs(derivative(0.0)) <= 1e-12 * n:
+        return 1.0
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     while high - low > 1e-6:
         middle = (low + high) / 2
-        if slope(middle) > 0:  # a larger 1/T is worse: the temperature lies above
+        if derivative(middle) > 0:  # a larger 1/T increases the loss, so the optimum has a larger T
             low = middle
         else:
             high = middle
     return math.exp((low + high) / 2)
 
 
-def cross_fitted(outputs: Outputs, folds: int = FOLDS, seed: int = 0) -> Outputs:
-    """Each image at a temperature fitted on others: of `folds` parts, drawn at random, on all but its own.
+def cross_fit(outputs: Outputs, folds: int = FOLDS, seed: int = 0) -> Outputs:
+    """Outputs of which each is calibrated by a temperature fitted on the other folds.
 
-    A group lies in one part, whole.
+    Measures the effect of calibration on the images that also fit the temperature, without the optimism of fitting and
+    evaluating on the same ones. The folds are random; a group is never divided.
     """
     n = len(outputs.labels)
     groups = np.arange(n) if outputs.groups is None else np.unique(outputs.groups, return_inverse=True)[1]
     units = int(groups.max()) + 1
     fold = (np.random.default_rng(seed).permutation(units) % min(folds, units))[groups]
-    scaled = outputs.logits.astype(np.float64)
-    for part in range(min(folds, units)):
-        own = fold == part
-        if not own.all():
-            scaled[own] /= fit_temperature(outputs.take(~own))
-    return replace(outputs, logits=scaled)
+    logits = outputs.logits.astype(np.float64)
+    for number in range(min(folds, units)):
+        held_out = fold == number
+        if not held_out.all():
+            logits[held_out] /= fit_temperature(outputs.take(~held_out))
+    return replace(outputs, logits=logits)
 
 
-def bins_of(confidence: np.ndarray, bins: int = BINS, *, equal_mass: bool = False) -> np.ndarray:
-    """(n,) probabilities of the first class -> (n,) int64, the bin of each in 0..bins - 1.
+def bin_indices(confidence: np.ndarray, bins: int = BINS, *, equal_mass: bool = False) -> np.ndarray:
+    """The bin of each image by the probability of its predicted class: (n,) -> (n,) int64 in 0..bins - 1.
 
-    Of equal width, ((b - 1)/bins, b/bins] as in Guo et al. 2017; or of equal mass, the same number of images in each
-    up to one (Nixon et al. 2019, arXiv:1904.01685), where equal probabilities may lie on both sides of an edge.
+    Bins of equal width, ((b - 1)/bins, b/bins] (Guo et al. 2017), or of equal mass, whose numbers of images differ by
+    at most one (Nixon et al. 2019); equal confidences may then lie in different bins.
     """
     if not equal_mass:
         return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    place = np.empty(len(confidence), np.int64)
-    place[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
-    return place * bins // len(confidence)
+    rank = np.empty(len(confidence), np.int64)
+    rank[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
+    return rank * bins // len(confidence)
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, *, equal_mass: bool = False) -> float:
-    """Expected calibration error of the first class, in 0..1 (Naeini et al. 2015; Guo et al. 2017, eq. 3).
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, equal_mass: bool = False) -> float:
+    """Expected calibration error (ECE) of the predicted class, in 0..1 (Naeini et al. 2015; Guo et al. 2017, eq. 3).
 
-    The distance between mean confidence and accuracy in each of 15 bins, weighted by the share of images in it. It
-    is above 0 for a perfect model too, by chance; the fewer the images, the more.
+    The mean over the images of |accuracy - mean confidence| in the bin of the image, with 15 bins. It is biased
+    upwards: even a perfectly calibrated model has an error above 0, and the more so the fewer the images.
     """
-    gaps = np.bincount(bins_of(confidence, equal_mass=equal_mass), weights=right - confidence)
-    return float(np.abs(gaps).sum() / len(right))
+    gaps = np.bincount(bin_indices(confidence, equal_mass=equal_mass), weights=correct - confidence)
+    return float(np.abs(gaps).sum() / len(correct))
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, groups: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """A row for each of the 15 bins of equal width that holds images: what a reliability diagram shows."""
-    bins = bins_of(confidence)
+def reliability_diagram(
+    confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a reliability diagram: confidence and accuracy in each non-empty bin, of 15 bins of equal width."""
+    bins = bin_indices(confidence)
     rows = []
     for b in np.unique(bins).tolist():
         inside = bins == b
-        n, correct = int(inside.sum()), int(right[inside].sum())
+        n, hits = int(inside.sum()), int(correct[inside].sum())
+        interval = proportion_interval(correct[inside], None if groups is None else groups[inside])
         rows.append(
             {
                 "from": b / BINS,
                 "to": (b + 1) / BINS,
                 "n": n,
-                "correct": correct,
+                "correct": hits,
                 "confidence": float(confidence[inside].mean()),
-                "accuracy": correct / n,
-                "accuracy_ci95": list(interval(right[inside], None if groups is None else groups[inside])),
+                "accuracy": hits / n,
+                "accuracy_ci95": list(interval),
             }
         )
     return rows
@@ -136,23 +159,25 @@ def reliability(confidence: np.ndarray, right: np.ndarray, groups: np.ndarray | 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a model file holds under `calibration`: fitted on validation images, applied to every prediction."""
+    """Temperature and abstention rule of a model: fitted on validation, stored in the model file, always applied."""
 
     temperature: float
     split: str
-    curve: Curve
-    """At the temperature; the threshold for another error is chosen from it again."""
-    rule: Rule
+    """The split on which they were fitted."""
+    curve: RiskCoverageCurve
+    """At this temperature; thresholds for another target risk are chosen from it without the images."""
+    rule: AbstentionRule
 
     @classmethod
-    def fit(cls, outputs: Outputs, split: str, error: float = ERROR) -> Calibration:
-        """Temperature and threshold from what the network answers to the images of a split."""
+    def fit(cls, outputs: Outputs, split: str, target_risk: float = TARGET_RISK) -> Calibration:
+        """Fit the temperature and the thresholds to the uncalibrated outputs of a split."""
         temperature = fit_temperature(outputs)
         scaled = outputs.at(temperature)
-        curve = risk_curve(scaled.probabilities.max(1), scaled.predicted == scaled.labels, scaled.groups is not None)
-        return cls(temperature, split, curve, choose(curve, error))
+        curve = risk_coverage_curve(scaled.confidence, scaled.correct, scaled.groups is not None)
+        return cls(temperature, split, curve, choose_thresholds(curve, target_risk))
 
     def to_dict(self) -> dict[str, Any]:
+        """What a model file holds under `calibration`."""
         rows = zip(self.curve.thresholds.tolist(), self.curve.answered.tolist(), self.curve.wrong.tolist(), strict=True)
         return {
             "temperature": self.temperature,
@@ -163,29 +188,32 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Any, origin: str) -> Calibration:
-        """The inverse of `to_dict`. Raises UserError, naming `origin`, where something is missing or cannot be."""
+        """The inverse of `to_dict`. Raises UserError, naming the file `origin`, for missing or impossible values."""
         try:
             temperature, abstention = float(values["temperature"]), values["abstention"]
             rows = np.array(values["curve"], np.float64).reshape(-1, 3)
-            n, error = int(abstention["n"]), float(abstention["error"])
+            n, target_risk = int(abstention["n"]), float(abstention["error"])
             grouped = bool(abstention.get("grouped", False))
-            curve = Curve(n, rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64), grouped)
-            estimated, promised = (_point(abstention[name], n) for name in ("estimated", "promised"))
+            curve = RiskCoverageCurve(n, rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64), grouped)
+            estimated, guaranteed = (_operating_point(abstention[name], n) for name in ("estimated", "promised"))
             split = str(values["split"])
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
-            raise UserError(f"{origin}: its calibration is not whole ({reason}); get a fresh copy") from None
-        whole = np.isfinite(rows).all() and (rows >= 0).all() and (curve.answered <= n).all() and 1 <= n <= MOST
-        if not (whole and 0 < temperature < math.inf and 0 < error < 1):
-            raise UserError(f"{origin}: its calibration holds what cannot be, such as temperature {temperature}")
-        return cls(temperature, split, curve, Rule(error, n, estimated, promised, grouped))
+            raise UserError(f"{origin}: its calibration is incomplete ({reason}); get a fresh copy") from None
+        valid = np.isfinite(rows).all() and (rows >= 0).all() and (curve.answered <= n).all() and 1 <= n <= MAX_SAMPLES
+        if not (valid and 0 < temperature < math.inf and 0 < target_risk < 1):
+            raise UserError(
+                f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, error "
+                f"{target_risk}); get a fresh copy"
+            )
+        return cls(temperature, split, curve, AbstentionRule(target_risk, n, estimated, guaranteed, grouped))
 
 
-def _point(values: Any, n: int) -> Point | None:
-    """A stored threshold. Raises ValueError where it is none."""
+def _operating_point(values: Any, n: int) -> OperatingPoint | None:
+    """A stored threshold. Raises ValueError where a value is out of range."""
     if values is None:
         return None
-    point = Point(float(values["threshold"]), int(values["answered"]), int(values["wrong"]))
+    point = OperatingPoint(float(values["threshold"]), int(values["answered"]), int(values["wrong"]))
     if not (0 <= point.threshold <= 1 and 0 <= point.wrong <= point.answered <= n):
-        raise ValueError(f"threshold {point.threshold}")
+        raise ValueError(f"threshold {point.threshold}, {point.wrong} wrong of {point.answered}, n {n}")
     return point

@@ -1,56 +1,163 @@
-"""Every figure of a set of answers, each with its count and its 95 % interval.
+"""Classification metrics, each with the number of images and a 95 % confidence interval.
 
 Definitions, which are scikit-learn's where it has one:
 
-precision, recall, F1   of a class: None where undefined, which is where a class is never predicted, does not occur, or
-                        neither. Macro averages are over the classes that occur; a precision that is undefined
-                        counts 0 in them (`labels=` those that occur, `zero_division=0`). The macro recall is the
-                        balanced accuracy.
-loss                    mean cross-entropy in nats, of the exact log-probability
-Brier score             mean of the squared distance between probabilities and truth, summed over classes (Brier 1950):
-                        0..2; with two classes half of that, as is usual
-ROC AUC, AP             each class against the rest; None where a class does not occur (or nothing else does)
-ECE                     expected calibration error, see `calibrate.calibration_error`
+accuracy                share of images whose predicted class is the label
+top-5                   share of images whose label is among the five most likely classes; None with 5 classes or fewer
+precision, recall, F1   of a class; None where undefined: without predictions of the class (precision), without images
+                        of it (recall), or without either (F1). Macro averages are over the classes that occur; an
+                        undefined precision counts as 0 (scikit-learn: `labels=` the occurring classes,
+                        `zero_division=0`)
+balanced accuracy       the macro-averaged recall
+log loss                mean cross-entropy in nats, from exact log-probabilities
+Brier score             mean squared distance of the probabilities from the one-hot label: 0..2, and 0..1 with two
+                        classes (`Outputs.brier_scores`)
+ROC AUC, AP             area under the ROC curve and average precision of a class against the rest; None where the
+                        class does not occur, and the area where nothing else does
+ECE                     expected calibration error (`calibration.calibration_error`)
 
-A proportion of counts has Wilson's interval, everything else a bootstrap's; both are wider where images come in
-groups. numpy computes them: the bootstrap needs each figure for a thousand weightings of the images at once, which no
-library offers, and with all weights 1 the same code gives the figure itself.
+Proportions of images have Wilson's interval (intervals.py), all other metrics a bootstrap interval (bootstrap.py); both
+account for images in groups.
+
+Where a new metric goes: a term that is averaged over the images becomes a property of `Outputs`. Its weighted mean, or
+any other statistic of weighted images, goes into `WeightedSample.metrics` (bootstrap.py), which gives it an interval.
+Then name it in `compute_metrics` below, and in the table of `report/tables.py`. `figures` and `point_estimates` are
+unweighted means of the same terms, without a bootstrap, for use in every epoch; they sum in another order, so the last
+digit may differ.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.bootstrap import Interval, Sample, intervals
-from linnaeus.metrics.intervals import interval
-from linnaeus.metrics.outputs import Outputs, confusion_matrix
+from linnaeus.metrics.bootstrap import BootstrapIntervals, Interval, WeightedSample, bootstrap_intervals
+from linnaeus.metrics.calibration import calibration_error
+from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.outputs import Outputs
+
+CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The headline metrics of a set of images, without a bootstrap: cheap enough for every epoch. Shares in 0..1."""
+
+    n: int
+    correct: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    top5: float | None
+    balanced_accuracy: float
+    loss: float
+    groups: int | None = None
+    """Number of groups; None where the images come in none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.groups is None:
+            del values["groups"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Figures:
+        """The inverse of `to_dict`; further keys are ignored."""
+        known = {field.name: values[field.name] for field in fields(cls) if field.name != "groups"}
+        return cls(**{**known, "accuracy_ci95": tuple(known["accuracy_ci95"]), "groups": values.get("groups")})
+
+    def __str__(self) -> str:
+        low, high = self.accuracy_ci95
+        n = f"{self.n}" if self.groups is None else f"{self.n} in {self.groups} groups"
+        return f"{self.accuracy:.2%} ({self.correct} of {n}, 95 % interval {low:.1%} to {high:.1%})"
+
+
+def figures(outputs: Outputs) -> Figures:
+    """The headline metrics of the outputs of at least one image."""
+    correct = outputs.correct
+    n, classes = outputs.logits.shape
+    return Figures(
+        n=n,
+        correct=int(correct.sum()),
+        accuracy=float(correct.mean()),
+        accuracy_ci95=proportion_interval(correct, outputs.groups),
+        top5=float(outputs.in_top(5).mean()) if classes > 5 else None,
+        balanced_accuracy=balanced_accuracy(confusion_matrix(outputs.labels, outputs.predicted, classes)),
+        loss=float(outputs.losses.mean()),
+        groups=outputs.group_count,
+    )
+
+
+def point_estimates(outputs: Outputs) -> dict[str, float]:
+    """Accuracy, log loss, Brier score and calibration errors, without intervals."""
+    correct, confidence = outputs.correct, outputs.confidence
+    return {
+        "accuracy": float(correct.mean()),
+        "loss": float(outputs.losses.mean()),
+        "brier": float(outputs.brier_scores.mean()),
+        "ece": calibration_error(confidence, correct),
+        "ece_equal_mass": calibration_error(confidence, correct, equal_mass=True),
+    }
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) int64 counts: rows are labels, columns predictions."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """Mean recall over the classes that occur."""
+    support = confusion.sum(1)
+    occurs = support > 0
+    return float((np.diag(confusion)[occurs] / support[occurs]).mean())
+
+
+def most_confused(confusion: np.ndarray, count: int = 10) -> list[tuple[int, int, int]]:
+    """(label, predicted, images) of at most `count` pairs of different classes with at least one image.
+
+    Sorted by the number of images, then by their share of the class, then by class.
+    """
+    label, predicted = np.nonzero(confusion * (1 - np.eye(len(confusion), dtype=confusion.dtype)))
+    images = confusion[label, predicted]
+    share = images / confusion.sum(1)[label]
+    order = np.lexsort((predicted, label, -share, -images))[:count]
+    return [(int(label[i]), int(predicted[i]), int(images[i])) for i in order]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; None where undefined, or not to be told from these images."""
+    """A metric and its 95 % interval. The value is None where undefined, the interval where none can be given."""
 
     value: float | None
     ci95: Interval = None
 
     @classmethod
-    def share(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
-        """The share of hits, (n,) bool, in images of these groups, (n,) int64."""
-        return cls(float(hits.mean()), interval(hits, groups)) if len(hits) else cls(None)
+    def of(cls, value: float, ci95: Interval) -> Estimate:
+        """An estimate, undefined where the value is not finite."""
+        return cls(float(value), ci95) if np.isfinite(value) else cls(None)
+
+    @classmethod
+    def proportion(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
+        """The share of `hits`, (n,) bool, among images of these groups, (n,) int64; undefined without images."""
+        return cls(float(hits.mean()), proportion_interval(hits, groups)) if len(hits) else cls(None)
+
+    def entries(self, name: str) -> dict[str, Any]:
+        """`name` and `name_ci95` for JSON."""
+        return {name: self.value, f"{name}_ci95": None if self.ci95 is None else list(self.ci95)}
 
 
 @dataclass(frozen=True)
-class ClassMeasures:
-    """How one class fares."""
+class ClassMetrics:
+    """The metrics of one class."""
 
     index: int
     support: int
-    """Images of the class."""
+    """Images with this label."""
     predicted: int
-    """Images that were taken for it."""
+    """Images predicted as this class."""
     correct: int
     precision: Estimate
     recall: Estimate
@@ -59,110 +166,113 @@ class ClassMeasures:
     average_precision: Estimate
 
 
-CLASS_FIGURES = ("precision", "recall", "f1", "roc_auc", "average_precision")
-
-
 @dataclass(frozen=True, eq=False)
-class Measures:
-    """All figures. `whole` holds those of all images by name, in the order in which they are shown."""
+class Metrics:
+    """All metrics of a set of images, overall and by class."""
 
     n: int
     correct: int
-    whole: dict[str, Estimate]
-    classes: tuple[ClassMeasures, ...]
+    overall: dict[str, Estimate]
+    """By name, in the order in which they are shown."""
+    classes: tuple[ClassMetrics, ...]
     confusion: np.ndarray
-    """(classes, classes) int64 counts: rows true, columns predicted."""
+    """(classes, classes) int64 counts: rows are labels, columns predictions."""
     ece_by_chance: tuple[float, float]
-    """Mean and 95th percentile of the calibration error of a perfect model with as many images."""
+    """Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images."""
     resamples: int
     ranking_resamples: int
     groups: int | None = None
-    """How many groups the images come in; None where each stands alone."""
+    """Number of groups; None where the images come in none."""
 
     def __getitem__(self, name: str) -> Estimate:
-        return self.whole[name]
+        return self.overall[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary for JSON: `name` and `name_ci95` for each figure, with the counts."""
-        found: dict[str, Any] = {"n": self.n, "correct": self.correct}
-        found |= {} if self.groups is None else {"groups": self.groups}
-        for name, estimate in self.whole.items():
-            found |= _entries(name, estimate)
-        return found | {
+        """The overall metrics for JSON: `name` and `name_ci95` of each, with the counts."""
+        values: dict[str, Any] = {"n": self.n, "correct": self.correct}
+        values |= {} if self.groups is None else {"groups": self.groups}
+        for name, estimate in self.overall.items():
+            values |= estimate.entries(name)
+        return values | {
             "ece_by_chance": dict(zip(("mean", "p95"), self.ece_by_chance, strict=True)),
             "bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples},
         }
 
     def class_dicts(self, classes: tuple[str, ...], names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """For JSON: the figures of every class, in index order."""
+        """The metrics of each class for JSON, in index order."""
         rows = []
-        for each in self.classes:
-            row: dict[str, Any] = {"class": classes[each.index], "name": names[each.index]}
-            row |= {"support": each.support, "predicted": each.predicted, "correct": each.correct}
-            for name in CLASS_FIGURES:
-                row |= _entries(name, getattr(each, name))
+        for metrics in self.classes:
+            row: dict[str, Any] = {"class": classes[metrics.index], "name": names[metrics.index]}
+            row |= {"support": metrics.support, "predicted": metrics.predicted, "correct": metrics.correct}
+            for name in CLASS_METRICS:
+                row |= getattr(metrics, name).entries(name)
             rows.append(row)
         return rows
 
-    def confused(self, most: int = 10) -> list[tuple[int, int, int]]:
-        """(true, predicted, count) of the pairs most often confused, at least one image each."""
-        wrong = self.confusion - np.diag(np.diag(self.confusion))
-        flat = np.argsort(-wrong, axis=None, kind="stable")[:most]
-        pairs = [tuple(map(int, np.unravel_index(i, wrong.shape))) for i in flat]
-        return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
 
+def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
+    """All metrics of the outputs of at least one image. Runs the bootstrap; too slow to call in every epoch."""
+    classes = outputs.logits.shape[1]
+    sample, ones = WeightedSample(outputs), np.ones((len(outputs.labels), 1), np.float32)
+    values = sample.metrics(ones) | sample.ranking_metrics(ones)
+    intervals = bootstrap_intervals(outputs, seed)
+    matrix = confusion_matrix(outputs.labels, outputs.predicted, classes)
+    correct, groups = outputs.correct, outputs.groups
 
-def measure(outputs: Outputs, seed: int = 0) -> Measures:
-    """Every figure of a set of answers; at least one. Costs the bootstrap: not for every epoch of a training."""
-    n, k = outputs.logits.shape
-    sample, ones = Sample(outputs), np.ones((n, 1), np.float32)
-    once = sample.figures(ones) | sample.ranking(ones)
-    spread = intervals(outputs, seed)
+    def bootstrapped(name: str) -> Estimate:
+        return Estimate.of(values[name][0], intervals.overall.get(name))
 
-    def figure(name: str) -> Estimate:
-        return _estimate(once[name][0], spread.whole.get(name))
-
-    matrix = confusion_matrix(outputs.labels, outputs.predicted, k)
-    support, predicted, correct = matrix.sum(1).tolist(), matrix.sum(0).tolist(), np.diag(matrix).tolist()
-    hits, groups, first = outputs.predicted == outputs.labels, outputs.groups, outputs.predicted
-    whole = {
-        "accuracy": Estimate.share(hits, groups),
-        "top5": Estimate.share(outputs.in_top(5), groups) if k > 5 else Estimate(None),
-        "balanced_accuracy": figure("balanced_accuracy"),
-        "macro_precision": figure("macro_precision"),
-        "macro_recall": figure("balanced_accuracy"),
-        "macro_f1": figure("macro_f1"),
-        "macro_roc_auc": figure("macro_roc_auc"),
-        "macro_average_precision": figure("macro_average_precision"),
-        "loss": figure("loss"),
-        "brier": figure("brier"),
-        "ece": figure("ece"),
-        "ece_equal_mass": figure("ece_equal_mass"),
+    overall = {
+        "accuracy": Estimate.proportion(correct, groups),
+        "top5": Estimate.proportion(outputs.in_top(5), groups) if classes > 5 else Estimate(None),
+        "balanced_accuracy": bootstrapped("balanced_accuracy"),
+        "macro_precision": bootstrapped("macro_precision"),
+        "macro_recall": bootstrapped("balanced_accuracy"),
+        "macro_f1": bootstrapped("macro_f1"),
+        "macro_roc_auc": bootstrapped("macro_roc_auc"),
+        "macro_average_precision": bootstrapped("macro_average_precision"),
+        "loss": bootstrapped("loss"),
+        "brier": bootstrapped("brier"),
+        "ece": bootstrapped("ece"),
+        "ece_equal_mass": bootstrapped("ece_equal_mass"),
     }
-
-    def among(chosen: np.ndarray) -> Estimate:
-        return Estimate.share(hits[chosen], None if groups is None else groups[chosen])
-
-    def of_class(c: int) -> ClassMeasures:
-        def found(name: str) -> Estimate:
-            return _estimate(once[name][c, 0], spread.by_class[name][c] if name in spread.by_class else None)
-
-        return ClassMeasures(
-            c, support[c], predicted[c], correct[c],
-            precision=among(first == c), recall=among(outputs.labels == c),
-            f1=found("f1"), roc_auc=found("roc_auc"), average_precision=found("average_precision"),
-        )  # fmt: skip
-
-    return Measures(
-        n, sum(correct), whole, tuple(map(of_class, range(k))), matrix,
-        spread.ece_by_chance, spread.resamples, spread.ranking_resamples,
-        outputs.group_count,
-    )  # fmt: skip
+    return Metrics(
+        n=len(correct),
+        correct=int(correct.sum()),
+        overall=overall,
+        classes=_class_metrics(outputs, matrix, values, intervals),
+        confusion=matrix,
+        ece_by_chance=intervals.ece_by_chance,
+        resamples=intervals.resamples,
+        ranking_resamples=intervals.ranking_resamples,
+        groups=outputs.group_count,
+    )
 
 
-def _estimate(value: float, interval: Interval) -> Estimate:
-    return Estimate(float(value), interval) if np.isfinite(value) else Estimate(None)
+def _class_metrics(
+    outputs: Outputs, matrix: np.ndarray, values: dict[str, np.ndarray], intervals: BootstrapIntervals
+) -> tuple[ClassMetrics, ...]:
+    """The metrics of every class; `values` are the (classes, 1) results of a `WeightedSample` with all weights 1."""
+    correct, predicted, groups = outputs.correct, outputs.predicted, outputs.groups
+    support, predictions, hits = matrix.sum(1).tolist(), matrix.sum(0).tolist(), np.diag(matrix).tolist()
 
+    def share_correct(rows: np.ndarray) -> Estimate:
+        return Estimate.proportion(correct[rows], None if groups is None else groups[rows])
 
-def _entries(name: str, estimate: Estimate) -> dict[str, Any]:
-    return {name: estimate.value, f"{name}_ci95": None if estimate.ci95 is None else list(estimate.ci95)}
+    def bootstrapped(name: str, c: int) -> Estimate:
+        return Estimate.of(values[name][c, 0], intervals.by_class[name][c] if name in intervals.by_class else None)
+
+    return tuple(
+        ClassMetrics(
+            index=c,
+            support=support[c],
+            predicted=predictions[c],
+            correct=hits[c],
+            precision=share_correct(predicted == c),
+            recall=share_correct(outputs.labels == c),
+            f1=bootstrapped("f1", c),
+            roc_auc=bootstrapped("roc_auc", c),
+            average_precision=bootstrapped("average_precision", c),
+        )
+        for c in range(len(matrix))
+    )

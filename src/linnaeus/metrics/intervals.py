@@ -1,9 +1,20 @@
-"""Intervals of shares: of images that stand alone, and of images that come in groups.
+"""Confidence intervals of proportions: Wilson's interval, and its extension to images that come in groups.
 
-Twenty photographs of one patient tell less than twenty patients: what the model gets wrong in one it gets wrong in the
-others. An interval that counts each as an image of its own is too narrow. Tried on 2,000 samples each of 15 to 200
-groups of 1 to 40 images, right in 70 to 98 %, from unrelated to alike within a group: 28 to 97 % of Wilson's
-intervals held the truth, where 95 % was promised, and 91.8 to 99.8 % of those of `interval`.
+Twenty photographs of one patient carry less information than twenty patients: where the model errs on one photograph
+it errs on the others. An interval that treats the photographs as independent is too narrow. `proportion_interval`
+therefore divides the number of images by a design effect, estimated from the groups.
+
+Coverage was measured on 2,000 simulated samples each of 15 to 200 groups with 1 to 40 images, at an accuracy of 70 to
+98 % and an intra-group correlation from none to full. Of nominal 95 % intervals, plain Wilson intervals contained the
+true value in 28 to 97 % of the samples, and those of `proportion_interval` in 91.8 to 99.8 %.
+
+References
+----------
+E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 209-212, 1927.
+L. Kish, Survey Sampling, 1965, section 8.2.
+J. N. K. Rao and A. J. Scott, A simple method for the analysis of clustered binary data, Biometrics 48, 577-585, 1992.
+E. L. Korn and B. I. Graubard, Confidence intervals for proportions with small expected number of positive counts
+estimated from survey data, Survey Methodology 24, 193-201, 1998.
 """
 
 from __future__ import annotations
@@ -12,78 +23,71 @@ import functools
 import math
 
 import numpy as np
+from scipy.special import stdtrit
 
-NORMAL = 1.959963984540054  # the 97.5th percentile of the normal distribution
-MANY = 10_000  # degrees of freedom from which Student's distribution is the normal one
+NORMAL_QUANTILE = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution, for two-sided 95 % intervals."""
 
 
-def wilson(successes: float, n: float, z: float = NORMAL) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927), 95 % by default. Right at 0, at n, and for small n."""
+def wilson(successes: float, n: float, z: float = NORMAL_QUANTILE) -> tuple[float, float]:
+    """Wilson's score interval for a proportion, two-sided, 95 % with the default `z`.
+
+    Assumes independent trials. Unlike the normal approximation it stays within 0..1 and is usable for small n and for
+    proportions of 0 and 1. `successes` and `n` may be fractional, which is why no library is used: an effective sample
+    size is no integer. Without trials the interval is (0, 1).
+    """
     if n == 0:
         return 0.0, 1.0
     p = successes / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the bounds are exact, whatever rounding says.
+    # At 0 and n successes one bound is exactly 0 or 1; rounding would miss it.
     return center - half if successes > 0 else 0.0, center + half if successes < n else 1.0
 
 
-def interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
-    """The 95 % interval of the share of `hits` (n,) bool; `groups` (n,) int64 says which images belong together.
+def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """95 % interval of the proportion of `hits`, (n,) bool, where images of one group are correlated.
 
-    Wilson's, of as many images as the groups are worth.
+    Wilson's interval at the effective sample size n / design effect. `groups`, (n,) int64, numbers the group of each
+    image; None means independent images, which gives the plain Wilson interval.
     """
-    effect, z = design(hits, groups)
+    effect, z = design_effect(hits, groups)
     return wilson(int(hits.sum()) / effect, len(hits) / effect, z)
 
 
-def design(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """(design effect, quantile of 95 %) for the mean of `values` (n,) in `groups` (n,) int64; None: each stands alone.
+def design_effect(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    """(design effect, 97.5 % quantile) for the mean of `values`, (n,), in `groups`, (n,) int64.
 
-    The design effect (Kish 1965) is how much larger the variance of the mean is than that of n images alone, 1 or
-    more; infinite with one group, which does not say how others would differ. It is estimated from the groups, as the
-    ratio estimator has it (Rao and Scott 1992), and drawn towards its worst, groups that are alike throughout, as by
-    one more group that says so: a handful of mistakes tells little of how mistakes come, and none at all tells nothing.
-    The quantile is Student's, of one degree of freedom less than there are groups (Korn and Graubard 1998).
+    The design effect (Kish 1965) is the variance of the mean divided by the variance that n independent images would
+    give; here at least 1, and infinite with a single group, which says nothing about other groups. The variance
+    between groups is that of the ratio estimator (Rao and Scott 1992). With few images that differ from the majority
+    (few errors, say) the estimate is unreliable, so it is shrunk towards the worst case, groups that are identical
+    throughout: the weight of the estimate is the number of groups with such an image, that of the worst case is one
+    group. The quantile is Student's with one degree of freedom less than there are groups (Korn and Graubard 1998),
+    or the normal one for independent images.
     """
     n = len(values)
     if groups is None or not n:
-        return 1.0, NORMAL
+        return 1.0, NORMAL_QUANTILE
     group = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(group).astype(np.float64)
     g = len(sizes)
     if g == n:
-        return 1.0, NORMAL
+        return 1.0, NORMAL_QUANTILE
     if g == 1:
-        return math.inf, NORMAL
+        return math.inf, NORMAL_QUANTILE
     kind = np.unique(values, return_inverse=True)[1]
-    rare = kind != np.bincount(kind).argmax()
-    telling = len(np.unique(group[rare]))  # groups in which anything but the usual happened
-    found, alone = 1.0, float(values.var()) / n
-    if alone > 0:
-        apart = np.bincount(group, weights=values - values.mean())
-        found = max(1.0, float(g / (g - 1) * (apart**2).sum() / n**2 / alone))
+    minority = kind != np.bincount(kind).argmax()
+    informative = len(np.unique(group[minority]))  # groups that hold a value other than the most frequent one
+    estimate, independent = 1.0, float(values.var()) / n
+    if independent > 0:
+        deviations = np.bincount(group, weights=values - values.mean())
+        estimate = max(1.0, float(g / (g - 1) * (deviations**2).sum() / n**2 / independent))
     worst = float((sizes**2).sum() / n)
-    return (telling * found + worst) / (telling + 1), student(g - 1)
+    return (informative * estimate + worst) / (informative + 1), student_quantile(g - 1)
 
 
 @functools.lru_cache(maxsize=4096)
-def student(freedom: int) -> float:
-    """The 97.5th percentile of Student's t, `freedom` at least 1, by halving (Abramowitz and Stegun 1964, 26.7.3-4)."""
-    if freedom >= MANY:
-        return NORMAL
-    odd = freedom % 2
-    k = np.arange(2 + odd, freedom, 2)
-    factors = np.cumprod(np.concatenate([[1.0], (k - 1) / k]))  # 1, 1/2, 1/2 3/4 ... or 1, 2/3, 2/3 4/5 ...
-    low, high = NORMAL, 12.71
-    while high - low > 1e-9:
-        t = (low + high) / 2
-        angle = math.atan(t / math.sqrt(freedom))
-        if odd:
-            powers = math.cos(angle) ** np.arange(1, freedom - 1, 2)
-            inside = 2 / math.pi * (angle + math.sin(angle) * float((factors[: len(powers)] * powers).sum()))
-        else:
-            powers = math.cos(angle) ** np.arange(0, freedom - 1, 2)
-            inside = math.sin(angle) * float((factors[: len(powers)] * powers).sum())
-        low, high = (t, high) if inside < 0.95 else (low, t)
-    return (low + high) / 2
+def student_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t distribution with `degrees` degrees of freedom, at least 1."""
+    return float(stdtrit(degrees, 0.975))

@@ -1,4 +1,12 @@
-"""Two classifiers on the same images: is one better, or was it three images?"""
+"""Paired comparison of two classifiers on the same images: test, interval, and correction for many comparisons.
+
+References
+----------
+Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12, 1947.
+R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
+Statistics in Medicine 17, 2635-2650, 1998.
+S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 65-70, 1979.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +16,60 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import bdtr
 
-from linnaeus.metrics.intervals import NORMAL, design, wilson
+from linnaeus.metrics.intervals import NORMAL_QUANTILE, design_effect, wilson
 
 
 @dataclass(frozen=True)
-class Paired:
-    """What two classifiers got right of the same n images."""
+class McNemar:
+    """Numbers of images that both, one or none of two classifiers got right."""
 
     n: int
     both: int
     only_first: int
     only_second: int
-    tossed: tuple[int, int] | None = None
-    """Of images in groups: in how many groups the first, and the second, got more right."""
+    group_wins: tuple[int, int] | None = None
+    """With groups: in how many of them the first, and the second, classifier got more images right."""
     effect: float = 1.0
-    """By how much groups widen the variance of the difference (`shares.design`)."""
-    z: float = NORMAL
+    """Design effect of the groups on the variance of the difference (`intervals.design_effect`)."""
+    z: float = NORMAL_QUANTILE
 
     @classmethod
-    def of(cls, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> Paired:
-        """From whether each was right, (n,) bool, image by image; `groups` (n,) int64: which belong together."""
+    def of(cls, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> McNemar:
+        """Compare two classifiers by which images each got right, (n,) bool, in the same order.
+
+        `groups`, (n,) int64, numbers the group of each image; None means independent images.
+        """
         assert len(first) == len(second)
         counts = len(first), int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum())
         if groups is None:
             return cls(*counts)
-        ahead = second.astype(np.int64) - first.astype(np.int64)
-        lead = np.bincount(np.unique(groups, return_inverse=True)[1], weights=ahead)
-        return cls(*counts, (int((lead < 0).sum()), int((lead > 0).sum())), *design(ahead, groups))
+        gain = second.astype(np.int64) - first.astype(np.int64)
+        lead = np.bincount(np.unique(groups, return_inverse=True)[1], weights=gain)
+        return cls(*counts, (int((lead < 0).sum()), int((lead > 0).sum())), *design_effect(gain, groups))
 
     @property
     def difference(self) -> float:
-        """Accuracy of the second less that of the first, in -1..1."""
+        """Accuracy of the second classifier minus that of the first, in -1..1."""
         return (self.only_second - self.only_first) / self.n
 
     @property
     def p(self) -> float:
-        """McNemar's exact p-value, two-sided (McNemar 1947): how likely a coin is to fall at least so unevenly.
+        """p-value of McNemar's exact test, two-sided.
 
-        It is tossed for each image that only one of the two got right; of images in groups, for each group of which
-        one got more right, so that no patient is counted twice. 1 where there are none.
+        Under the null hypothesis an image that only one classifier got right favors either of them with probability
+        1/2 (a binomial sign test). With groups the unit is the group in which one classifier got more images right, so
+        that a patient counts once. 1 where there is no such image or group.
         """
-        for_first, for_second = self.tossed or (self.only_first, self.only_second)
-        fewer, tossed = min(for_first, for_second), for_first + for_second
-        ways, total = 1, 0
-        for k in range(fewer + 1):  # whole numbers: exact however many
-            total += ways
-            ways = ways * (tossed - k) // (k + 1)
-        return min(1.0, 2 * total / 2**tossed)
+        first, second = self.group_wins or (self.only_first, self.only_second)
+        return min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5)))
 
     @property
     def difference_ci95(self) -> tuple[float, float]:
-        """The 95 % interval of `difference`, from the two Wilson intervals (Newcombe 1998b, method 10).
+        """95 % interval of `difference`: Newcombe's method 10, a hybrid of two Wilson intervals.
 
-        R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired
-        data, Statistics in Medicine 17, 2635-2650. With groups, of as many images as these are worth.
+        With groups the counts are divided by the design effect; with a single group the interval is (-1, 1).
         """
         if math.isinf(self.effect):
             return -1.0, 1.0
@@ -73,17 +80,19 @@ class Paired:
         low1, high1 = wilson(a + c, n, self.z)
         product = (a + b) * (c + d) * (a + c) * (b + d)
         cross: float = a * d - b * c
-        if cross > 0:  # a continuity correction, towards independence
+        if cross > 0:  # continuity correction of the correlation, towards independence
             cross = max(cross - n / 2, 0)
         phi = cross / math.sqrt(product) if product else 0.0
 
-        def reach(x: float, y: float) -> float:
+        def distance(x: float, y: float) -> float:
             return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
 
-        down, up = reach(second - low2, high1 - first), reach(high2 - second, first - low1)
-        return max(-1.0, self.difference - down), min(1.0, self.difference + up)
+        below, above = distance(second - low2, high1 - first), distance(high2 - second, first - low1)
+        return max(-1.0, self.difference - below), min(1.0, self.difference + above)
 
     def to_dict(self) -> dict[str, Any]:
+        """The comparison for JSON."""
+        wins = self.group_wins
         return {
             "n": self.n,
             "only_first": self.only_first,
@@ -91,12 +100,16 @@ class Paired:
             "difference": self.difference,
             "difference_ci95": list(self.difference_ci95),
             "p": self.p,
-            **({} if self.tossed is None else {"groups": {"first": self.tossed[0], "second": self.tossed[1]}}),
+            **({} if wins is None else {"groups": {"first": wins[0], "second": wins[1]}}),
         }
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for how many there are (Holm 1979): below 0.05, the chance of any false alarm is 5 %."""
+    """Holm's step-down correction of p-values, in their order.
+
+    Rejecting where the corrected value is below 0.05 keeps the probability of any false rejection at 5 %, without
+    assumptions on how the tests depend on each other.
+    """
     corrected = [0.0] * len(p)
     largest = 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):

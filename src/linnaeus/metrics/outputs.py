@@ -1,4 +1,4 @@
-"""Model outputs on a set of labelled samples: labels, logits, groups."""
+"""Outputs of a classifier on a set of labelled images, and the terms that metrics are averaged from."""
 
 from __future__ import annotations
 
@@ -9,57 +9,77 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network answered, in the order of the samples."""
+    """Logits of n images, with their labels.
+
+    The properties below are computed on each access; keep them in a variable where they are used more than once.
+    """
 
     labels: np.ndarray
     """(n,) int64."""
     logits: np.ndarray
-    """(n, classes) float32, or float64 where a temperature divided them."""
+    """(n, classes) float32, or float64 once divided by a temperature."""
     groups: np.ndarray | None = None
-    """(n,) int64: which images belong together, of one patient perhaps; None where each stands alone."""
+    """(n,) int64: images with the same number belong together, such as the images of one patient. None: no groups."""
 
     def at(self, temperature: float) -> Outputs:
-        """The same answers with their logits divided by `temperature`.
+        """Outputs with the logits divided by `temperature`.
 
-        In float64, where different float32 values stay different: no temperature changes which class comes first.
+        The result is float64: in float32 a division can make two different logits equal, which would change the
+        predicted class.
         """
         return self if temperature == 1 else replace(self, logits=self.logits.astype(np.float64) / temperature)
 
-    @property
-    def probabilities(self) -> np.ndarray:
-        """(n, classes) float64, rows summing to 1."""
-        return softmax(self.logits)
-
-    def take(self, chosen: np.ndarray) -> Outputs:
-        """Those of some samples: indices, or (n,) bool."""
-        groups = None if self.groups is None else self.groups[chosen]
-        return replace(self, labels=self.labels[chosen], logits=self.logits[chosen], groups=groups)
+    def take(self, rows: np.ndarray) -> Outputs:
+        """Outputs of some images, selected by index or by a boolean mask (n,)."""
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(self, labels=self.labels[rows], logits=self.logits[rows], groups=groups)
 
     @property
     def group_count(self) -> int | None:
-        """How many groups there are, each image without one among them; None where there are none."""
+        """Number of groups, where an image in no group counts as a group of its own; None without groups."""
         return None if self.groups is None else len(np.unique(self.groups))
 
     @property
+    def probabilities(self) -> np.ndarray:
+        """(n, classes) float64; each row sums to 1."""
+        return softmax(self.logits)
+
+    @property
     def predicted(self) -> np.ndarray:
-        """(n,) int64; of equal logits the first."""
+        """(n,) int64: the class with the largest logit; the first of equal ones."""
         return self.logits.argmax(1)
 
     @property
+    def correct(self) -> np.ndarray:
+        """(n,) bool: whether the predicted class is the label."""
+        return self.predicted == self.labels
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(n,) float64: probability of the predicted class."""
+        return self.probabilities.max(1)
+
+    @property
     def losses(self) -> np.ndarray:
-        """(n,) float64: the cross-entropy of each sample in nats. Exact, where others clip the probability."""
+        """(n,) float64: cross-entropy in nats, from the exact log-probability (not from a clipped probability)."""
         return -log_softmax(self.logits)[np.arange(len(self.labels)), self.labels]
 
+    @property
+    def brier_scores(self) -> np.ndarray:
+        """(n,) float64: squared distance between the probabilities and the one-hot label (Brier 1950).
+
+        The range is 0..2. With two classes half of the distance is used, as is customary, so that the range is 0..1.
+        """
+        probabilities = self.probabilities
+        of_label = probabilities[np.arange(len(probabilities)), self.labels]
+        squares = (probabilities**2).sum(1) - 2 * of_label + 1
+        return squares / 2 if probabilities.shape[1] == 2 else squares
+
     def in_top(self, k: int) -> np.ndarray:
-        """(n,) bool: whether the right class is among the k most likely; of equal logits the first comes first."""
-        true = self.logits[np.arange(len(self.labels)), self.labels][:, None]
-        earlier = np.arange(self.logits.shape[1]) < self.labels[:, None]
-        return ((self.logits > true) | ((self.logits == true) & earlier)).sum(1) < k
-
-
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes) int64 counts: rows true, columns predicted."""
-    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+        """(n,) bool: whether the label is among the k largest logits; of equal logits the lower class ranks first."""
+        of_label = self.logits[np.arange(len(self.labels)), self.labels][:, None]
+        lower_class = np.arange(self.logits.shape[1]) < self.labels[:, None]
+        return ((self.logits > of_label) | ((self.logits == of_label) & lower_class)).sum(1) < k
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

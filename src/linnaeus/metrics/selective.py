@@ -1,21 +1,23 @@
-"""When to say "I don't know": risk and coverage, and the threshold that keeps the error among the answered.
+"""Selective prediction: answer only above a confidence threshold, chosen so that few of the answers are wrong.
 
-An image is answered where the probability of its first class reaches a threshold. The share that is answered is the
-coverage, the share of mistakes among them the risk (El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017,
-arXiv:1705.08500).
+The model answers an image where the probability of its predicted class reaches a threshold, and abstains otherwise.
+The share of images it answers is the coverage, the share of errors among the answers the risk (El-Yaniv and Wiener
+2010; Geifman and El-Yaniv 2017, arXiv:1705.08500). For a target risk two thresholds are chosen on a labelled sample:
 
-Two thresholds are found. The *estimated* one answers most among those whose error on the sample is small enough;
-beyond the sample that error is exceeded about as often as not. The *promised* one holds there too, with 95 %
-confidence: a model that is wrong exactly as often as allowed would pass, at whichever coverage, in at most 5 % of
-samples. That needs many images: 149 without a mistake for an error of 2 %.
+estimated    The largest coverage whose risk on the sample is at most the target. On new images the risk exceeds the
+             target about as often as not.
+guaranteed   The largest coverage whose risk is at most the target with 95 % confidence: a model whose true risk equals
+             the target passes, at whichever coverage, in at most 5 % of samples. This needs many images; for a
+             target of 2 % at least 149, without any error.
 
-Tried on 1,000 samples of 300 images from a known population, for an error of 5 %: 551 estimates were exceeded, and
-11 of 139 promises. With 2,000 images: 521 estimates, and 4 of 987 promises.
+Checked by simulation on 1,000 samples from a known population with a target of 5 %. With 300 images 551 of the
+estimated thresholds exceeded the target, and 11 of 139 guaranteed ones; with 2,000 images 521, and 4 of 987.
 
-What a promise rests on: the images to come are drawn like the sample; a more confident answer is not more often
-wrong; and the model was fixed before. A sample that chose the best epoch and fitted a temperature bends the last one a
-little, so the figure on images that chose nothing, where there are any, is the one to quote. Images in groups are
-promised nothing: their mistakes come together, and who counts images counts one patient many times.
+The guarantee assumes that new images come from the distribution of the sample, that a more confident answer is not
+more often wrong, and that the model was fixed before the sample was drawn. A validation set that also chose the best
+epoch and the temperature violates the last assumption slightly, so quote the risk on a test set where there is one.
+There is no guarantee for images in groups: errors within a group are correlated, and the binomial test assumes
+independent images.
 """
 
 from __future__ import annotations
@@ -26,18 +28,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import bdtr, bdtrik
 
-ERROR = 0.02
+TARGET_RISK = 0.02
 CONFIDENCE = 0.95
-STEPS = 100  # coverages that are tried, in equal steps
-EXACT = 2e8  # n * n * error up to which a promise is computed exactly: half a second
+COVERAGES = 100  # coverages that are tested, in equal steps
+EXACT = 2e8  # n * n * target risk up to which the guarantee is computed exactly, in about half a second
 
 
 @dataclass(frozen=True)
-class Curve:
-    """How many of n images are answered at falling thresholds, and how many of these wrongly.
+class RiskCoverageCurve:
+    """Number of answers, and of errors among them, at falling thresholds.
 
-    The rows answer 1 %, 2 % … 100 % of the images, rounded up, and more where probabilities are equal. The last
+    Row by row 1 %, 2 % … 100 % of the images are answered, rounded up, and more where confidences are equal. The last
     threshold is 0.
     """
 
@@ -49,12 +52,12 @@ class Curve:
     wrong: np.ndarray
     """(k,) int64."""
     grouped: bool = False
-    """Whether images come in groups, where mistakes come together; counting them then promises nothing."""
+    """Whether the images come in groups, which rules out a guarantee."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """A threshold, and what it did to the images that it was chosen on."""
+class OperatingPoint:
+    """A threshold, and its effect on a set of images."""
 
     threshold: float
     answered: int
@@ -62,175 +65,180 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The thresholds for one error; None where there is none."""
+class AbstentionRule:
+    """The two thresholds for one target risk; None where no threshold qualifies."""
 
-    error: float
-    """The largest share of mistakes among the answered, in 0..1."""
+    target_risk: float
+    """The largest acceptable share of errors among the answers, in 0..1."""
     n: int
-    """Images that it was chosen on."""
-    estimated: Point | None
-    promised: Point | None
+    """Number of images on which the thresholds were chosen."""
+    estimated: OperatingPoint | None
+    guaranteed: OperatingPoint | None
     grouped: bool = False
-    """Whether the images came in groups, for which nothing is promised."""
+    """Whether these images came in groups, for which there is no guarantee."""
 
     @property
-    def applied(self) -> Point | None:
-        """The threshold to use: the promised one, or else the estimated one."""
-        return self.promised or self.estimated
+    def applied(self) -> OperatingPoint | None:
+        """The threshold in use: the guaranteed one, else the estimated one."""
+        return self.guaranteed or self.estimated
 
     @property
     def threshold(self) -> float:
-        """Below this an image is not answered; 0 where no threshold helps, so that everything is."""
+        """The model abstains below this probability; 0 where no threshold qualifies, so that it answers everything."""
         return 0.0 if self.applied is None else self.applied.threshold
 
     def __str__(self) -> str:
-        point, share = self.applied, f"{100 * self.error:.3g} %"
+        point, share = self.applied, f"{100 * self.target_risk:.3g} %"
         if point is None:
-            return f"never: more than {share} of even the surest answers are wrong, so that no threshold helps"
+            return f"never: even among the most confident answers more than {share} are wrong, so no threshold helps"
         if point.threshold == 0:
-            said = f"never: {point.wrong} of {self.n} wrong, and at most {share} are allowed; "
+            text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed; "
         else:
-            said = f"below {point.threshold:.1%}, for at most {share} wrong among the answered: "
-            said += f"{point.answered} of {self.n} answered ({point.answered / self.n:.1%}), {point.wrong} wrong; "
-        if self.promised is not None:
-            return f"{said}promised with {CONFIDENCE:.0%} confidence"
-        return f"{said}an estimate, for {self.unpromised}"
+            text = f"below {point.threshold:.1%}, so that at most {share} of the answers are wrong: "
+            text += f"{point.answered} of {self.n} answered ({point.answered / self.n:.1%}), {point.wrong} wrong; "
+        if self.guaranteed is not None:
+            return f"{text}guaranteed with {CONFIDENCE:.0%} confidence"
+        return f"{text}an estimate, not guaranteed: {self.no_guarantee_reason}"
 
     @property
-    def unpromised(self) -> str:
-        """Why nothing is promised."""
+    def no_guarantee_reason(self) -> str:
+        """Why there is no guaranteed threshold, in words."""
         if self.grouped:
-            return "images in groups are promised nothing: their mistakes come together"
-        needed = smallest(self.error)
-        few = f"a promise takes {needed} images even without a mistake"
-        return few if self.n < needed else "no threshold passes the test of a promise"
+            return "the images come in groups, whose errors are correlated"
+        required = required_samples(self.target_risk)
+        if self.n < required:
+            return f"at least {required} images are needed"
+        return "no threshold passes the test"
 
     def to_dict(self) -> dict[str, Any]:
+        """The rule for JSON and for the model file."""
         return {
-            "error": self.error,
+            "error": self.target_risk,
             "confidence": CONFIDENCE,
             "n": self.n,
-            "smallest_n": smallest(self.error),
+            "smallest_n": required_samples(self.target_risk),
             "grouped": self.grouped,
             "estimated": None if self.estimated is None else asdict(self.estimated),
-            "promised": None if self.promised is None else asdict(self.promised),
+            "promised": None if self.guaranteed is None else asdict(self.guaranteed),
             "threshold": None if self.applied is None else self.threshold,
         }
 
 
-def ranks(n: int, steps: int = STEPS) -> np.ndarray:
-    """Numbers of answered images that are tried, rising to n. They depend on nothing but n, as a promise needs."""
+def candidate_counts(n: int, steps: int = COVERAGES) -> np.ndarray:
+    """Numbers of answered images that are candidates, rising to n.
+
+    They depend on n alone: counts chosen after looking at the answers would invalidate the guarantee.
+    """
     return np.unique(np.ceil(n * np.arange(1, steps + 1) / steps - 1e-9).astype(np.int64))
 
 
-def risk_curve(confidence: np.ndarray, right: np.ndarray, grouped: bool = False) -> Curve:
-    """The curve of images with these probabilities of the first class (n,), and whether it is the right one (n,)."""
+def risk_coverage_curve(confidence: np.ndarray, correct: np.ndarray, grouped: bool = False) -> RiskCoverageCurve:
+    """The curve of n images from the probability of the predicted class, (n,), and whether it is right, (n,) bool."""
     order = np.argsort(-confidence, kind="stable")
-    confidence, mistakes = confidence[order], np.cumsum(~right[order])
+    confidence, errors = confidence[order], np.cumsum(~correct[order])
     n = len(confidence)
-    # (k,) answered, with all that are as likely as the last of them.
-    last = np.unique(np.searchsorted(-confidence, -confidence[ranks(n) - 1], side="right"))
-    # Halfway to the next: the same image, computed in another batch, must not fall on the other side.
-    below = np.append(confidence, -confidence[-1])[last]
-    thresholds, answered = (confidence[last - 1] + below) / 2, last.astype(np.int64)
-    return Curve(n, thresholds, answered, mistakes[last - 1].astype(np.int64), grouped)
+    # Images with the same confidence are answered together, so a count grows to the last image of equal confidence.
+    answered = np.unique(np.searchsorted(-confidence, -confidence[candidate_counts(n) - 1], side="right"))
+    # A threshold lies halfway to the next confidence: the same image, computed in another batch, differs by rounding
+    # and must not fall on the other side.
+    following = np.append(confidence, -confidence[-1])[answered]
+    thresholds = (confidence[answered - 1] + following) / 2
+    return RiskCoverageCurve(n, thresholds, answered.astype(np.int64), errors[answered - 1].astype(np.int64), grouped)
 
 
-def aurc(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Area under the risk-coverage curve, and what of it a perfect order would save (Geifman et al. 2019).
+def aurc(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
+    """Area under the risk-coverage curve, and its excess over that of a perfect ranking (Geifman et al. 2019).
 
-    The mean over i of the share wrong among the i most confident; among equal probabilities, in random order.
+    The area is the mean over i of the share of errors among the i most confident images, in 0..1, lower is better;
+    images of equal confidence count as in random order. A perfect ranking puts all errors last.
     """
-    _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
-    mistakes = np.bincount(group, weights=~right)
-    order = np.sort(group)
-    each = mistakes[order] / sizes[order]  # mistakes spread evenly over images that cannot be told apart
-    i = np.arange(1, len(right) + 1)
-    area = float((np.cumsum(each) / i).mean())
-    best = float((np.maximum(0, i - right.sum()) / i).mean())
+    _, tie, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    errors = np.bincount(tie, weights=~correct)
+    order = np.sort(tie)
+    expected_errors = errors[order] / sizes[order]  # spread evenly over images of equal confidence
+    i = np.arange(1, len(correct) + 1)
+    area = float((np.cumsum(expected_errors) / i).mean())
+    best = float((np.maximum(0, i - correct.sum()) / i).mean())
     return area, area - best
 
 
-def choose(curve: Curve, error: float = ERROR, confidence: float = CONFIDENCE) -> Rule:
-    """The thresholds that keep the share of mistakes among the answered to `error`, with the most answers."""
-    small = np.flatnonzero(curve.wrong <= error * curve.answered + 1e-9)
-    tried = ranks(curve.n)
-    tried = tried[(tried >= smallest(error, confidence)) & (not curve.grouped)]
-    promised: np.ndarray = np.array([], np.int64)
-    if len(tried):
-        limits = boundary(tuple(tried.tolist()), error, 1 - confidence)
-        allowed = dict(zip(tried.tolist(), limits.tolist(), strict=True))
-        # Where probabilities are equal across a rank, more are answered than were to be tried: no rank to judge by.
-        most = np.array([allowed.get(k, -1) for k in curve.answered.tolist()])
-        promised = np.flatnonzero(curve.wrong <= most)
+def choose_thresholds(
+    curve: RiskCoverageCurve, target_risk: float = TARGET_RISK, confidence: float = CONFIDENCE
+) -> AbstentionRule:
+    """The thresholds of largest coverage that keep the risk at `target_risk`, estimated and guaranteed."""
+    estimated = np.flatnonzero(curve.wrong <= target_risk * curve.answered + 1e-9)
+    counts = candidate_counts(curve.n)
+    counts = counts[(counts >= required_samples(target_risk, confidence)) & (not curve.grouped)]
+    guaranteed: np.ndarray = np.array([], np.int64)
+    if len(counts):
+        limits = allowed_errors(tuple(counts.tolist()), target_risk, 1 - confidence)
+        limit_at = dict(zip(counts.tolist(), limits.tolist(), strict=True))
+        # With equal confidences more images are answered than the tested count, and there is no limit for that number.
+        allowed = np.array([limit_at.get(count, -1) for count in curve.answered.tolist()])
+        guaranteed = np.flatnonzero(curve.wrong <= allowed)
 
-    def point(rows: np.ndarray) -> Point | None:
+    def last(rows: np.ndarray) -> OperatingPoint | None:
         if not len(rows):
             return None
         row = rows[-1]
-        return Point(float(curve.thresholds[row]), int(curve.answered[row]), int(curve.wrong[row]))
+        return OperatingPoint(float(curve.thresholds[row]), int(curve.answered[row]), int(curve.wrong[row]))
 
-    return Rule(error, curve.n, point(small), point(promised), curve.grouped)
+    return AbstentionRule(target_risk, curve.n, last(estimated), last(guaranteed), curve.grouped)
 
 
-def smallest(error: float, confidence: float = CONFIDENCE) -> int:
-    """How many images, none of them wrong, it takes to promise an error: 149 for 2 %."""
-    return math.ceil(math.log(1 - confidence) / math.log1p(-error) - 1e-9)
+def required_samples(target_risk: float, confidence: float = CONFIDENCE) -> int:
+    """The smallest number of images, all answered correctly, that guarantees a risk: 149 for 2 %."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-target_risk) - 1e-9)
 
 
 @functools.lru_cache(maxsize=64)
-def boundary(tried: tuple[int, ...], error: float, delta: float) -> np.ndarray:
-    """(k,) int64: the mistakes allowed among the first `tried` images, rising numbers; -1 where none passes.
+def allowed_errors(counts: tuple[int, ...], risk: float, delta: float) -> np.ndarray:
+    """Largest number of errors among the first `counts` images that still passes the test, (k,) int64; -1: none passes.
 
-    Each allowance is the largest whose binomial tail is at most alpha, and alpha is as large as it can be while answers
-    that are wrong with probability `error`, independently, stay within any allowance with probability `delta` at most.
-    All ranks may therefore be looked at and the best be taken: a minimum-p test (Westfall and Young 1993), as Learn
-    then Test asks for (Angelopoulos et al. 2021, arXiv:2110.01052). Alpha is between delta / k and delta; the chance
-    is computed exactly, by following the number of mistakes from rank to rank, or where that takes long alpha is
-    delta / k, which is safe and costs little with so many images.
+    `counts` rise. All counts may be tested and the largest that passes be taken: with independent errors of
+    probability `risk`, the probability that any count passes is at most `delta`. This is a minimum-p test (Westfall
+    and Young 1993) as used by Learn then Test (Angelopoulos et al. 2021, arXiv:2110.01052). Every count is tested at
+    the same level alpha, between delta / k (Bonferroni) and delta. The largest valid alpha is found by bisection; where
+    that would take too long, alpha is delta / k, which is valid and loses little with so many images.
     """
-    low, high = delta / len(tried), delta
-    least = [_least(k, error) for k in tried]
-    tails = [np.cumsum(binomial(k, error, math.ceil(k * error), first)) for k, first in zip(tried, least, strict=True)]
-
-    def allowances(alpha: float) -> np.ndarray:
-        return np.array([np.searchsorted(tail, alpha, side="right") for tail in tails]) - 1 + np.array(least)
-
-    for _ in range(16 if tried[-1] ** 2 * error <= EXACT else 0):
+    low, high = delta / len(counts), delta
+    for _ in range(16 if counts[-1] ** 2 * risk <= EXACT else 0):
         middle = (low + high) / 2
-        low, high = (middle, high) if _pass_by_chance(tried, allowances(middle), error) <= delta else (low, middle)
-    return allowances(low)
+        valid = false_pass_probability(counts, _binomial_limits(counts, risk, middle), risk) <= delta
+        low, high = (middle, high) if valid else (low, middle)
+    return _binomial_limits(counts, risk, low)
 
 
-def _pass_by_chance(tried: tuple[int, ...], allowed: np.ndarray, error: float) -> float:
-    """The probability that mistakes made with probability `error` are within what is allowed at one rank or more."""
-    states = int(allowed.max(initial=-1)) + 1
+def _binomial_limits(counts: tuple[int, ...], risk: float, alpha: float) -> np.ndarray:
+    """For each count n the largest k with P(Binomial(n, risk) <= k) <= alpha, (k,) int64; -1 where there is none."""
+    n = np.array(counts)
+    limits = np.floor(bdtrik(alpha, n, risk)).astype(np.int64)
+    # The inverse is accurate to rounding only, and is 0 even where k = 0 is too likely: settle both by the function.
+    limits += bdtr(limits + 1, n, risk) <= alpha
+    limits -= bdtr(limits, n, risk) > alpha
+    return limits
+
+
+def false_pass_probability(counts: tuple[int, ...], allowed: np.ndarray, risk: float) -> float:
+    """Probability that errors of probability `risk` stay within the `allowed` number at one count or more.
+
+    Computed exactly: the distribution of the number of errors is carried from count to count, and the part that has
+    passed is removed from it.
+    """
+    states = int(allowed.max(initial=-1)) + 1  # more errors than this can never pass
     if not states:
         return 0.0
-    chances, passed, before = np.eye(1, states)[0], 0.0, 0  # of 0, 1, … mistakes so far; more can never pass again
-    for rank, most in zip(tried, allowed.tolist(), strict=True):
-        step = binomial(rank - before, error, min(states - 1, _most(rank - before, error)))
-        chances = np.convolve(chances, step)[:states]
-        passed += float(chances[: most + 1].sum())
-        chances[: most + 1] = 0
-        before = rank
+    steps = {n: _binomial_pmf(n, risk, states) for n in set(np.diff(counts, prepend=0).tolist())}
+    distribution, passed, before = np.eye(1, states)[0], 0.0, 0
+    for count, limit in zip(counts, allowed.tolist(), strict=True):
+        distribution = np.convolve(distribution, steps[count - before])[:states]
+        passed += float(distribution[: limit + 1].sum())
+        distribution[: limit + 1] = 0
+        before = count
     return passed
 
 
-def _most(n: int, p: float) -> int:
-    """A number of successes that n tries practically never exceed."""
-    return min(n, math.ceil(n * p + 12 * math.sqrt(n * p * (1 - p)) + 30))
-
-
-def _least(n: int, p: float) -> int:
-    """A number of successes that n tries practically always exceed, where p is not small."""
-    return max(0, math.floor(n * p - 40 * math.sqrt(n * p * (1 - p)) - 30))
-
-
-def binomial(n: int, p: float, most: int, least: int = 0) -> np.ndarray:
-    """(most - least + 1,) float64: the probabilities of `least` … `most` successes in n tries; 0 < p < 1."""
-    k = np.arange(least, most + 1)
-    first = math.lgamma(n + 1) - math.lgamma(least + 1) - math.lgamma(n - least + 1) if least else 0.0
-    logs = first + np.concatenate([[0.0], np.cumsum(np.log((n - k[:-1]) / k[1:]))])
-    return np.exp(logs + k * math.log(p) + (n - k) * math.log1p(-p))
+def _binomial_pmf(n: int, p: float, size: int) -> np.ndarray:
+    """Probabilities of 0, 1 … successes in n trials, (size or fewer,): the tail below 1e-30 is cut off."""
+    most = min(n, size - 1, math.ceil(n * p + 12 * math.sqrt(n * p * (1 - p)) + 30))
+    return np.diff(bdtr(np.arange(most + 1), n, p), prepend=0.0)

@@ -107,14 +107,14 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
     chance = run.metrics[run.split]["ece_by_chance"]
     return {
         "reliability": reliability(long["reliability"]),
-        "risk": risk_coverage(long["risk_coverage"], rule.error, rule.threshold),
+        "risk": risk_coverage(long["risk_coverage"], rule.target_risk, rule.threshold),
         "temperature": f"{found['temperature']:.3g}",
         "crossed": found["cross_fitted"],
         "before": percent(found["before"]["ece"], 1),
         "after": percent(found["after"]["ece"], 1),
         "chance": percent(chance["mean"], 1),
         "often": percent(chance["p95"], 1),
-        "rule": str(rule).replace("never: ", "never, for ", 1),
+        "rule": str(rule).replace("never: ", "never, because ", 1),
     }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from linnaeus.metrics.assessment import Abstention, Assessment, Calibrated, Views
-from linnaeus.metrics.calibration import at_a_bound
-from linnaeus.metrics.classification import ClassMeasures, Estimate, Measures
-from linnaeus.metrics.selective import Point, smallest
+from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
+from linnaeus.metrics.calibration import calibration_failure
+from linnaeus.metrics.classification import ClassMetrics, Estimate, Metrics, most_confused
+from linnaeus.metrics.selective import required_samples
 from linnaeus.text import align, shorten
 
 ALL_CLASSES = 20  # so many classes are all shown; of more, the worst
@@ -33,17 +33,17 @@ LABELS = {
 def render(found: Assessment, names: Sequence[str]) -> str:
     """The whole assessment, in the order in which it is read."""
     blocks = [
-        summary(found.measures),
-        classes(found.measures, names),
-        confused(found.measures, names),
-        calibration(found.calibrated, found.measures),
-        abstention(found.abstention, found.measures.n),
+        summary(found.metrics),
+        classes(found.metrics, names),
+        confused(found.metrics, names),
+        calibration(found.calibration, found.metrics),
+        abstention(found.abstention, found.metrics.n),
         views(found),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def summary(m: Measures) -> list[str]:
+def summary(m: Metrics) -> list[str]:
     """A line a figure: value, 95 % interval, count."""
     rows = [["", "", "95 % interval", ""]]
     groups = "" if m.groups is None else f", in {m.groups} groups"
@@ -56,7 +56,7 @@ def summary(m: Measures) -> list[str]:
     return align(rows, "<>><")
 
 
-def classes(m: Measures, names: Sequence[str]) -> list[str]:
+def classes(m: Metrics, names: Sequence[str]) -> list[str]:
     """A line a class that occurs; of many, the worst by F1."""
     occurring = [each for each in m.classes if each.support]
     ordered = sorted(occurring, key=lambda each: (each.f1.value or 0.0, -each.support))
@@ -69,7 +69,7 @@ def classes(m: Measures, names: Sequence[str]) -> list[str]:
     return [head, *align(rows + [_class_row(each, names) for each in shown], "<>>>>>>>>>")]
 
 
-def _class_row(each: ClassMeasures, names: Sequence[str]) -> list[str]:
+def _class_row(each: ClassMetrics, names: Sequence[str]) -> list[str]:
     return [
         shorten(names[each.index], NAME),
         str(each.support),
@@ -82,9 +82,9 @@ def _class_row(each: ClassMeasures, names: Sequence[str]) -> list[str]:
     ]
 
 
-def confused(m: Measures, names: Sequence[str]) -> list[str]:
+def confused(m: Metrics, names: Sequence[str]) -> list[str]:
     """The pairs most often confused."""
-    pairs = m.confused(PAIRS)
+    pairs = most_confused(m.confusion, PAIRS)
     if not pairs:
         return ["no image was taken for another class"]
     short = [shorten(name, NAME) for name in names]
@@ -95,7 +95,7 @@ def confused(m: Measures, names: Sequence[str]) -> list[str]:
     return ["most often confused", *align(rows, "<<<>")]
 
 
-def calibration(found: Calibrated, m: Measures) -> list[str]:
+def calibration(found: CalibrationEffect, m: Metrics) -> list[str]:
     """Probabilities before and after the temperature."""
     how = "each fifth of the images by the others" if found.cross_fitted else "fitted on validation"
     title = f"calibration by temperature {found.temperature:.3g} ({how})"
@@ -106,7 +106,7 @@ def calibration(found: Calibrated, m: Measures) -> list[str]:
         both = (found.before[name], found.after[name])
         rows.append([LABELS[name], *(_value(value, percent=name in PERCENT) for value in both)])
     mean, most = m.ece_by_chance
-    failed = at_a_bound(found.temperature)
+    failed = calibration_failure(found.temperature)
     return [
         title,
         *([failed] if failed else []),
@@ -118,37 +118,36 @@ def calibration(found: Calibrated, m: Measures) -> list[str]:
 
 def abstention(found: Abstention, n: int) -> list[str]:
     """The thresholds, and what they do here."""
-    rule, share = found.rule, f"{100 * found.rule.error:.3g} %"
+    rule, share = found.rule, f"{100 * found.rule.target_risk:.3g} %"
     chose = f"the {rule.n} {found.chosen_on} images of the training" if found.chosen_on else "these very images"
     lines = [f"abstention, for at most {share} wrong among the answered; thresholds chosen on {chose}"]
-    for name in ("promised", "estimated"):
-        chosen, here = getattr(rule, name), found.found[name]
-        lines.append(f"  {name:10} " + (_doing(chosen.threshold, here, n) if chosen and here else _none(found, name)))
+    for name, here in (("guaranteed", found.guaranteed), ("estimated", found.estimated)):
+        lines.append(f"  {name:10} " + (_none(found, name) if here is None else _effect(here, n)))
     area, excess = found.aurc, found.excess_aurc
     lines.append(f"  area under the risk-coverage curve {area:.4f}, of which {excess:.4f} by imperfect order")
     return lines
 
 
-def _doing(threshold: float, here: Point, n: int) -> str:
-    if threshold == 0:
+def _effect(here: MeasuredPoint, n: int) -> str:
+    if here.threshold == 0:
         return f"everything answered, {here.wrong} of {n} wrong ({here.wrong / n:.1%})"
     wrong = f", {here.wrong} of them wrong ({here.wrong / here.answered:.1%})" if here.answered else ""
-    return f"unsure below {threshold:.1%}: {here.answered} of {n} answered ({here.answered / n:.1%}){wrong}"
+    return f"unsure below {here.threshold:.1%}: {here.answered} of {n} answered ({here.answered / n:.1%}){wrong}"
 
 
 def _none(found: Abstention, name: str) -> str:
     if name == "estimated":
         return "none: even the surest answers are wrong more often"
     rule = found.rule
-    few = f", and there were {rule.n}" if rule.n < smallest(rule.error) and not rule.grouped else ""
-    return f"none: {rule.unpromised}{few}"
+    few = f", and there were {rule.n}" if rule.n < required_samples(rule.target_risk) and not rule.grouped else ""
+    return f"none: {rule.no_guarantee_reason}{few}"
 
 
 def views(found: Assessment) -> list[str]:
     """Test-time augmentation, side by side with the plain answers."""
     if not found.views:
         return []
-    m = found.measures
+    m = found.metrics
     head = ["accuracy", "log loss", "Brier", "ECE", "only so right", "only plain", "difference", "95 % interval", "p"]
     rows = [["", *head]]
     plain = [f"{m[name].value:.4f}" for name in ("loss", "brier")]
@@ -160,13 +159,13 @@ def views(found: Assessment) -> list[str]:
     return [title, *align(rows, "<" + 9 * ">")]
 
 
-def _view_row(name: str, each: Views) -> list[str]:
-    low, high = each.paired.difference_ci95
-    f = each.measures
+def _view_row(name: str, each: ViewsEffect) -> list[str]:
+    low, high = each.comparison.difference_ci95
+    f = each.metrics
     return [
         name, f"{f['accuracy']:.2%}", f"{f['loss']:.4f}", f"{f['brier']:.4f}", f"{f['ece']:.2%}",
-        str(each.paired.only_second), str(each.paired.only_first), f"{each.paired.difference:+.2%}",
-        f"{low:+.1%} to {high:+.1%}", f"{each.paired.p:.3g}",
+        str(each.comparison.only_second), str(each.comparison.only_first), f"{each.comparison.difference:+.2%}",
+        f"{low:+.1%} to {high:+.1%}", f"{each.comparison.p:.3g}",
     ]  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from linnaeus.data.class_names import listed
 from linnaeus.data.table import group_numbers
 from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import calibration_error
-from linnaeus.metrics.intervals import interval
-from linnaeus.metrics.mcnemar import Paired, holm
+from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.mcnemar import McNemar, holm
 from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE
 from linnaeus.runs.parsing import ADVICE, read_metrics, read_text
 from linnaeus.runs.predictions import PredictionRow, read_predictions
@@ -61,7 +61,7 @@ class Comparison:
 
     split: str
     rows: list[RunFigures]
-    pairs: dict[tuple[int, int], Paired]
+    pairs: dict[tuple[int, int], McNemar]
     corrected: list[float]
     """p-value of each pair, corrected for the number of pairs."""
     recipes: dict[str, list[str]]
@@ -71,7 +71,7 @@ class Comparison:
     @property
     def grouped(self) -> bool:
         """Whether the images come in groups."""
-        return any(pair.tossed is not None for pair in self.pairs.values())
+        return any(pair.group_wins is not None for pair in self.pairs.values())
 
     def render(self) -> str:
         """Three tables of plain text: runs, pairs, and recipe differences."""
@@ -143,7 +143,7 @@ def compare_runs(folders: Sequence[str | Path], split: str | None = None) -> Com
     groups = _groups(runs, samples)
     predictions = [[run.predictions[sample] for sample in samples] for run in runs]
     correct = [np.array([row.correct for row in of_run]) for of_run in predictions]
-    pairs = {(i, j): Paired.of(correct[i], correct[j], groups) for i, j in combinations(range(len(runs)), 2)}
+    pairs = {(i, j): McNemar.of(correct[i], correct[j], groups) for i, j in combinations(range(len(runs)), 2)}
     return Comparison(
         split=split,
         rows=[_figures(run, of_run, groups) for run, of_run in zip(runs, predictions, strict=True)],
@@ -214,7 +214,7 @@ def _figures(run: ComparedRun, rows: list[PredictionRow], groups: np.ndarray | N
         run=run.path,
         n=len(rows),
         correct=int(correct.sum()),
-        accuracy_ci95=interval(correct, groups),
+        accuracy_ci95=proportion_interval(correct, groups),
         loss=float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean()),
         ece=calibration_error(np.array([row.probability for row in rows]), correct),
         seconds=run.seconds,

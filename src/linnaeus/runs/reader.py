@@ -13,7 +13,7 @@ import numpy as np
 
 from linnaeus.data.table import SPLITS
 from linnaeus.errors import UserError
-from linnaeus.metrics.outputs import confusion_matrix
+from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.layout import BAD_IMAGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT

@@ -13,7 +13,7 @@ from linnaeus._version import __version__
 from linnaeus.console import duration
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, numbered, write_text
-from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial

@@ -12,7 +12,7 @@ from typing import Any
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import disk_errors, locked, write_text
-from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe, override
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, told
 from linnaeus.sweeps.space import Space, combinations, load_space, settings_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.classification import Figures
 from linnaeus.models import Network
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import atomic, crc32_of, leftovers, write_text
-from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.classification import Figures
 from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import MANIFEST

@@ -10,7 +10,7 @@ from typing import Any
 from linnaeus.check.inspection import without_leaks
 from linnaeus.distributed.engine import hardware
 from linnaeus.inference.forward import answer, local_batches
-from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network

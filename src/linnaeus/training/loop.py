@@ -14,7 +14,7 @@ from linnaeus.data.batches import Batch
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
 from linnaeus.inference.forward import answer
-from linnaeus.metrics.figures import Figures, figures
+from linnaeus.metrics.classification import Figures, figures
 from linnaeus.models import Network
 from linnaeus.recipe import Phase
 from linnaeus.training.ema import Average

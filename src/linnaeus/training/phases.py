@@ -17,7 +17,7 @@ from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.sync_batchnorm import synced_batchnorm
 from linnaeus.errors import JobError, UserError
-from linnaeus.metrics.figures import Figures, figures
+from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
 from linnaeus.models.linear_probe import Head, fit_head

@@ -28,9 +28,9 @@ import numpy as np
 
 from linnaeus.data.table import Table
 from linnaeus.metrics.assessment import assess
-from linnaeus.metrics.calibration import Calibration, at_a_bound
-from linnaeus.metrics.figures import Figures, figures
-from linnaeus.metrics.outputs import Outputs, confusion_matrix
+from linnaeus.metrics.calibration import Calibration, calibration_failure
+from linnaeus.metrics.classification import Figures, confusion_matrix, figures
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.preprocess import Preprocessing
 from linnaeus.runs import predictions
 from linnaeus.runs.folder import RunFolder
@@ -49,7 +49,9 @@ class Judged:
         self.calibration = Calibration.fit(outputs["valid"], "valid")
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
-        self.found = {split: assess(out, self.calibration, own=split == "valid") for split, out in outputs.items()}
+        self.found = {
+            split: assess(out, self.calibration, cross_fitted=split == "valid") for split, out in outputs.items()
+        }
 
         self.without_leaks: dict[str, Figures | None] = {}
         """By split, on the images of which no copy stands in an earlier split, where others have one."""
@@ -73,9 +75,9 @@ class Judged:
     def lines(self) -> list[str]:
         """A few lines for whoever started the run."""
         split = "test" if "test" in self.found else "valid"
-        found = self.found[split].calibrated
+        found = self.found[split].calibration
         where = {"valid": "validation, by cross-fitting"}.get(split, split)
-        chance = self.found[split].measures.ece_by_chance[0]
+        chance = self.found[split].metrics.ece_by_chance[0]
         moved = f"{found.before['ece']:.1%} before, {found.after['ece']:.1%} after, {chance:.1%} by chance alone"
         clean = [
             f"{split:9} {figures_ or 'none is left'}, without those of which a copy stands in an earlier split"
@@ -84,7 +86,7 @@ class Judged:
         return [
             *clean,
             f"certainty temperature {found.temperature:.3g}; calibration error {moved} ({where})",
-            *([f"certainty {failed}"] if (failed := at_a_bound(found.temperature)) else []),
+            *([f"certainty {failed}"] if (failed := calibration_failure(found.temperature)) else []),
             f"unsure    {self.calibration.rule}",
         ]
 

@@ -20,7 +20,7 @@ from linnaeus.distributed.environment import process_info
 from linnaeus.distributed.group import is_connection_error
 from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.malloc import steady_heap
-from linnaeus.metrics.figures import Figures
+from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECKPOINT
