@@ -67,7 +67,7 @@ def test_all_stages_for_another_class_as_json(here: Path, say):  # noqa: F811
 def test_what_looks_alike_is_listed(here: Path, say):  # noqa: F811
     said = say("explain", "m.safetensors", "pics/1/1 0.png", "--like", "pics", "--top", "3", "--json", "why.json")
     assert said.status == 0, said
-    assert said.err.startswith("warning: pics: not known to be what the model was trained on; compared with 6 of its")
+    assert said.err.startswith("warning: pics: not known to be the model's training data; comparing with 6 of its")
     first, *rest = said.out.splitlines()
     assert first.endswith("-> explained/1 0-explained.png")
     like = json.loads((here / "why.json").read_text(encoding="utf-8"))[0]["like"]

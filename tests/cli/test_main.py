@@ -17,6 +17,7 @@ from PIL import Image
 from tiny import draw, mini, samples, write_idx, write_images, write_recipe, write_tiny_model
 
 import linnaeus
+from linnaeus.cli.main import SECTIONS, cli
 from linnaeus.inference.writers import read_done
 
 LINNAEUS = [sys.executable, "-m", "linnaeus"]
@@ -58,6 +59,11 @@ assert not heavy, heavy
 def test_the_module_and_the_entry_point_are_the_same():
     result = subprocess.run([*LINNAEUS, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.split()[-1] == linnaeus.__version__
+
+
+def test_every_command_is_in_one_section_of_the_help():
+    names = [name for section in SECTIONS.values() for name in section]
+    assert sorted(names) == sorted(cli.commands)
 
 
 def write_list(path: Path, lines: str) -> None:
@@ -125,7 +131,7 @@ def make_wrong_inputs(here: Path) -> None:
         ("evaluate m.safetensors pics --error 0", ["--error", "0"]),
         ("evaluate m.safetensors pics --error 2", ["--error", "2"]),
         ("evaluate m.safetensors other", ["other", "does not know 'x'", "it knows '1', '2', not in the source"]),
-        ("compare pics", ["pics", "two runs or more"]),
+        ("compare pics", ["pics", "at least two runs"]),
         ("compare pics nowhere", ["pics", "no predictions.csv"]),
         ("models resnet51", ["resnet51", "did you mean"]),
         ("recipes digts", ["digts", "did you mean digits"]),
@@ -260,7 +266,7 @@ def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say,
 
 def test_one_image_is_one_image(here: Path, say):
     assert "1 of 1 image could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
-    assert "o.csv: goes on after 1 image\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+    assert "o.csv: continuing after 1 image\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
 
 
 def test_answers_of_another_model_are_not_mixed(here: Path, say):

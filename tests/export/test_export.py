@@ -328,7 +328,7 @@ def test_the_page_about_it_runs(tmp_path: Path, capsys, monkeypatch):
     ("arguments", "reason"),
     [
         (["--to", "onnx"], r"it does not say where images are, .* give --data SOURCE"),
-        (["--to", "onnx", "--agree", "0.5"], "--agree 0.5: float must agree on all images"),
+        (["--to", "onnx", "--agree", "0.5"], "--agree 0.5: --to onnx must agree on every image"),
         (["--to", "onnx", "--data", "gone"], "gone"),
         (["--to", "tflite"], "tflite"),
     ],

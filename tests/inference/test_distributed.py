@@ -200,7 +200,7 @@ def test_a_process_that_dies_ends_the_other_and_the_same_command_goes_on(victim:
     assert found[victim] == -signal.SIGKILL
     assert found[1 - victim][0] == 70
     assert found[1 - victim][2].splitlines()[-1] == (
-        "error: another process of this command has ended; the same command goes on after what o.jsonl holds"
+        "error: another process of this command has ended; run the same command again to continue o.jsonl"
     )
     first, _ = several(2, lambda rank: command(rank, *PREDICT, "--out", "o.jsonl"))
     assert first[0] == 1
@@ -222,7 +222,7 @@ def test_what_is_wrong_is_told_once(here: Path):
         assert said[2].count("\n") == 1
     assert other == [[70, "", ""]] * 3
     both = several(2, lambda rank: command(rank, *PREDICT, "--devices", 3))
-    assert all("one process of 2 on this machine already" in said[2] for said in both)
+    assert all("already runs in 2 processes on this machine" in said[2] for said in both)
 
 
 def test_evaluation_is_divided(here: Path):

@@ -353,5 +353,5 @@ def test_a_network_of_ones_own_has_its_page_too(tmp_path: Path):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "heat map" not in page
     done = CliRunner().invoke(cli, ["report", str(out)], catch_exceptions=False)
-    assert "heat maps take the network's code: --model FILE.py:FUNCTION" in done.output
+    assert "no heat maps: the network's code is needed (--model FILE.py:FUNCTION)" in done.output
     assert IMAGE.findall((out / "report.html").read_text(encoding="utf-8")) == IMAGE.findall(page)

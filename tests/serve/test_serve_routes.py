@@ -299,14 +299,14 @@ class NoNetwork:
 def test_a_model_is_called_by_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, name: str):
     (tmp_path / "runs" / "flowers").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert cli_serve._name(Path(model)) == name
+    assert cli_serve._model_name(Path(model)) == name
 
 
 def test_the_source_is_the_one_that_the_run_notes(tmp_path: Path):
-    assert cli_serve._source(tmp_path, None) is None
+    assert cli_serve._training_source(tmp_path, None) is None
     (tmp_path / "metrics.json").write_text(json.dumps({"source": {"path": str(tmp_path)}}))
-    assert cli_serve._source(tmp_path, None) == str(tmp_path)
-    assert cli_serve._source(tmp_path, "none") is None
-    assert cli_serve._source(tmp_path, "elsewhere") == "elsewhere"
+    assert cli_serve._training_source(tmp_path, None) == str(tmp_path)
+    assert cli_serve._training_source(tmp_path, "none") is None
+    assert cli_serve._training_source(tmp_path, "elsewhere") == "elsewhere"
     (tmp_path / "metrics.json").write_text(json.dumps({"source": {"path": str(tmp_path / "gone")}}))
-    assert cli_serve._source(tmp_path, None) is None
+    assert cli_serve._training_source(tmp_path, None) is None

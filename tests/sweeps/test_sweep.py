@@ -51,7 +51,7 @@ def test_a_sweep_end_to_end(source: Path, recipe: str, tmp_path: Path, say, monk
     said = say("sweep", source, "--recipe", recipe, "--space", "space.toml", "--trials", 6, "--device", "cpu")
     assert said.status == 0, said.err
     folder = tmp_path / "runs" / "tiny-sweep-1"
-    assert "so the figure flatters" in said.out
+    assert "so this score is optimistic" in said.out
     assert f"recipe    {Path('runs/tiny-sweep-1/best.toml')}" in said.out
     table = rows(folder)
     assert [row["trial"] for row in table] == [str(i) for i in range(6)]

@@ -1,4 +1,4 @@
-"""`models`, `recipes`, `weights`, `data`: what there is to train, with what, on what."""
+"""`models`, `recipes`, `weights` and `data`: the networks, recipes, weights and sources that are available."""
 
 from __future__ import annotations
 
@@ -7,69 +7,77 @@ from pathlib import Path
 
 import click
 
-from linnaeus.cli.options import verbosity
-from linnaeus.console import Console, counted
+from linnaeus.cli.options import make_console, parse_settings, verbosity
+from linnaeus.console import counted
 
 
 @click.command()
 @click.argument("name", required=False)
 @click.option(
-    "--size", default=0, type=click.IntRange(0), help="Pixels of the image's side.  [default: 224, or what suits]"
+    "--size",
+    default=0,
+    type=click.IntRange(0),
+    metavar="PIXELS",
+    help="Side of the input.  [default: 224, or as needed]",
 )
-@click.option("--classes", type=click.IntRange(1), help="Outputs of the head.  [default: as the list has it]")
-@click.option("--channels", type=click.IntRange(1), help="1 gray, 3 color.  [default: as the list has it]")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An argument of the network: stem=small.")
+@click.option("--classes", type=click.IntRange(1), metavar="N", help="Number of classes.  [default: the network's own]")
+@click.option(
+    "--channels",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Input channels: 1 gray, 3 color.  [default: the network's own]",
+)
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Network argument, such as stem=small.")
 @verbosity
-def models(
-    name: str | None, size: int, classes: int | None, channels: int | None, settings: tuple[str, ...], quiet: bool,
-    verbose: bool,
-) -> None:  # fmt: skip
-    """List the networks; or show one, layer by layer, with shapes, parameters and multiply-adds.
+def models(name: str | None, size: int, classes: int | None, channels: int | None, settings: tuple[str, ...]) -> None:
+    """List the networks, or describe one layer by layer.
 
-    A convolution from c_in to c_out channels with a k x k kernel, in g groups, giving H x W outputs, has
-    k * k * c_in / g * c_out weights and does H * W multiply-adds with each. Its output's side is
+    The table shows output shapes, parameters and multiply-adds.
+
+    A convolution from c_in to c_out channels with a k x k kernel, g groups and H x W outputs has k * k * c_in / g *
+    c_out weights and performs H * W multiply-adds per weight. The side of its output is
     floor((side + 2 * padding - k) / stride) + 1.
     """
     from linnaeus.models import create
     from linnaeus.models.layers import COSTS, layer_table, render, summary, totals
-    from linnaeus.recipe import parse_setting
 
     if name is None:
         click.echo(summary())
         return
-    usual = COSTS.get(name, COSTS["resnet50"])  # create() reports an unknown name
-    network = create(name, classes or usual.classes, channels or usual.channels, **dict(map(parse_setting, settings)))
+    defaults = COSTS.get(name, COSTS["resnet50"])  # create() reports an unknown name
+    network = create(name, classes or defaults.classes, channels or defaults.channels, **parse_settings(settings))
     table = layer_table(network, size or None)
     click.echo(render(table))
-    apart = sum(p.numel() for p in network.parameters()) - totals(table)[0]
-    if apart:
-        click.echo(f"and {apart:,} parameters of auxiliary heads, which train and do not answer")
+    # Auxiliary heads have parameters, but the table follows one image to its answer and never meets them.
+    auxiliary = sum(p.numel() for p in network.parameters()) - totals(table)[0]
+    if auxiliary:
+        click.echo(f"and {auxiliary:,} parameters of auxiliary heads, which are used in training only")
 
 
 @click.command()
 @click.argument("name", required=False)
 @verbosity
-def recipes(name: str | None, quiet: bool, verbose: bool) -> None:
-    """List the recipes; or print one, ready to edit."""
+def recipes(name: str | None) -> None:
+    """List the recipes, or print one as TOML."""
     from linnaeus.recipe import recipe_names, recipe_text
 
     if name is not None:
         click.echo(recipe_text(name)[1], nl=False)
         return
-    for each in recipe_names():
-        first = recipe_text(each)[1].splitlines()[0].lstrip("# ")
-        click.echo(f"{each:16} {first}")
+    for recipe in recipe_names():
+        summary = recipe_text(recipe)[1].splitlines()[0].lstrip("# ")
+        click.echo(f"{recipe:16} {summary}")
 
 
 @click.group()
 def weights() -> None:
-    """Published weights: list, download, import."""
+    """List, download and import published weights."""
 
 
 @weights.command("list")
 @verbosity
-def weights_list(quiet: bool, verbose: bool) -> None:
-    """List the published weights, and which are at hand."""
+def weights_list() -> None:
+    """List the published weights and which are already downloaded."""
     from linnaeus.models.weight_store import render_list
 
     click.echo(render_list())
@@ -78,12 +86,12 @@ def weights_list(quiet: bool, verbose: bool) -> None:
 @weights.command("pull")
 @click.argument("name")
 @verbosity
-def weights_pull(name: str, quiet: bool, verbose: bool) -> None:
-    """Download weights, verified; an interrupted download goes on where it stopped."""
+def weights_pull(name: str) -> None:
+    """Download weights and verify them. An interrupted download is resumed."""
     from linnaeus.data.download import fetch
     from linnaeus.models.weight_store import pull
 
-    with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
+    with make_console(sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, fetch=fetch, progress=advance)
     click.echo(path)
 
@@ -92,80 +100,81 @@ def weights_pull(name: str, quiet: bool, verbose: bool) -> None:
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
 @verbosity
-def weights_import(name: str, file: Path, quiet: bool, verbose: bool) -> None:
-    """Take in a weights FILE that you brought, under the NAME that `linnaeus weights list` has for them.
+def weights_import(name: str, file: Path) -> None:
+    """Import a weights file that was downloaded by other means.
 
-    A file that nobody published needs no import: `linnaeus train --weights FILE` takes it as it is.
+    NAME is a name from `linnaeus weights list`. Weights that are not in this list need no import: use
+    `linnaeus train --weights FILE`.
     """
     from linnaeus.models.weight_store import import_file
 
     path, notes = import_file(name, file)
+    console = make_console(sys.stderr)
     for note in notes:
-        Console(quiet=quiet, stream=sys.stderr).say(note)
+        console.say(note)
     click.echo(path)
 
 
 @click.group()
 def data() -> None:
-    """Known data sets, shards, and the cache of decoded images."""
+    """List and download datasets, write shards, manage the cache."""
 
 
 @data.command("list")
 @verbosity
-def data_list(quiet: bool, verbose: bool) -> None:
-    """List the sources that have a name."""
+def data_list() -> None:
+    """List the datasets that can be used by name."""
     from linnaeus.data.known_sources import known_sources
 
-    for known in known_sources():
-        size = f"{known.size / 1e6:,.0f} MB" if known.size else ""
-        at_hand = "at hand" if known.present else "to fetch"
-        click.echo(f"{known.name:14} {at_hand:9} {size:>8}  {known.description}")
+    for dataset in known_sources():
+        size = f"{dataset.size / 1e6:,.0f} MB" if dataset.size else ""
+        status = "present" if dataset.present else "download"
+        click.echo(f"{dataset.name:14} {status:9} {size:>8}  {dataset.description}")
 
 
 @data.command("pull")
 @click.argument("name")
 @verbosity
-def data_pull(name: str, quiet: bool, verbose: bool) -> None:
-    """Fetch a known source; an interrupted download goes on where it stopped."""
+def data_pull(name: str) -> None:
+    """Download a dataset. An interrupted download is resumed."""
     from linnaeus.data.known_sources import pull
 
-    with Console(quiet=quiet, verbose=verbose, stream=sys.stderr).progress(name, "bytes") as advance:
+    with make_console(sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, progress=advance)
     click.echo(path)
 
 
 @data.command("shard")
 @click.argument("source")
-@click.option("--out", metavar="DIR", required=True, help="A new folder for the shards and their index.")
-@click.option("--size", default=256, show_default=True, type=click.IntRange(1), metavar="MB", help="Of a shard, about.")
-@click.option("--resize", type=click.IntRange(1), metavar="PIXELS", help="Bring larger images' short side down to it.")
+@click.option("--out", metavar="DIR", required=True, help="New folder for the shards and their index.")
+@click.option("--size", default=256, show_default=True, type=click.IntRange(1), metavar="MB", help="Size of a shard.")
+@click.option("--resize", type=click.IntRange(1), metavar="PIXELS", help="Shrink larger images to this short side.")
 @verbosity
-def data_shard(source: str, out: str, size: int, resize: int | None, quiet: bool, verbose: bool) -> None:
-    """Write SOURCE as tar shards, as WebDataset has them, with an index.
+def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
+    """Write a dataset as tar shards in WebDataset format.
 
-    `linnaeus train DIR`, or the address of DIR on a web server, reads them image by image, however large they are
-    together: nothing is unpacked, and no store of pixels is kept.
+    An index is written beside the shards. `linnaeus train` reads images directly from the shards, given DIR or its URL
+    on a web server. The dataset may be larger than the disk: nothing is unpacked and no pixel store is built.
     """
     from linnaeus.data.shardwriter import write_shards
     from linnaeus.data.sources import open_source
 
-    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
+    console = make_console(sys.stderr)
     table = open_source(source)
     with console.progress("writing") as advance:
-        done = write_shards(table, out, size=size, resize=resize, progress=advance)
-    if done.left_out:
-        first = ": ".join(done.left_out[0])
-        console.warn(f"{len(done.left_out)} image(s) could not be read and are left out, such as {first}")
-    click.echo(
-        f"{counted(done.images, 'image')} in {counted(done.shards, 'shard')}, {done.bytes / 1e6:,.1f} MB, in {out}"
-    )
+        summary = write_shards(table, out, size=size, resize=resize, progress=advance)
+    if summary.left_out:
+        example = ": ".join(summary.left_out[0])
+        console.warn(f"{len(summary.left_out)} image(s) could not be read and were skipped, such as {example}")
+    images, shards = counted(summary.images, "image"), counted(summary.shards, "shard")
+    click.echo(f"{images} in {shards}, {summary.bytes / 1e6:,.1f} MB, in {out}")
 
 
 @data.command("cache")
-@click.option("--clear", is_flag=True, help="Empty it; what is needed again is computed again.")
+@click.option("--clear", is_flag=True, help="Delete all entries. They are recomputed when needed.")
 @verbosity
-def data_cache(clear: bool, quiet: bool, verbose: bool) -> None:
-    """Show what is kept of decoded images and frozen networks, newest first; or empty it."""
+def data_cache(clear: bool) -> None:
+    """List or clear the cache of decoded images and activations."""
     from datetime import datetime
 
     from linnaeus.stores import default_cache
@@ -179,5 +188,5 @@ def data_cache(clear: bool, quiet: bool, verbose: bool) -> None:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         rows = "unfinished" if entry.unfinished else f"{entry.about.get('rows', entry.about.get('n', '?'))} rows"
         click.echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {rows:>14}  {entry.name}")
-    held = sum(entry.bytes for entry in entries) / 1e9
-    click.echo(f"{held:.2f} of {cache.budget / 1e9:g} GB in {cache.root} (LINNAEUS_CACHE, LINNAEUS_CACHE_GB)")
+    total = sum(entry.bytes for entry in entries) / 1e9
+    click.echo(f"{total:.2f} of {cache.budget / 1e9:g} GB in {cache.root} (LINNAEUS_CACHE, LINNAEUS_CACHE_GB)")

@@ -1,4 +1,4 @@
-"""The commands that measure and tell: evaluate, compare, report. Heavy things are imported inside."""
+"""`evaluate`, `compare` and `report`. Heavy modules are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -8,113 +8,136 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linnaeus.cli.options import load_model, one_of, peers, several, verbosity
-from linnaeus.console import Console, counted
+from linnaeus.cli.options import (
+    code_option,
+    device_option,
+    devices_option,
+    join_processes,
+    load_model,
+    make_console,
+    process_group,
+    verbosity,
+)
+from linnaeus.console import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
     from linnaeus.data.table import Table
 
-AGAIN = "start it again"
+RESTART = "run it again"
 
 
 @click.command()
 @click.argument("model")
 @click.argument("source")
-@click.option("--split", help="train, valid, test, or all.  [default: test, else valid, else all]")
-@click.option("--tta", is_flag=True, help="Measure mirrored and shifted views too, beside the plain answers.")
 @click.option(
-    "--error", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
-    help="Mistakes allowed among the answered.  [default: what the model keeps to, 0.02]",
-)  # fmt: skip
-@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
-@click.option("--json", "json_file", metavar="FILE", help="Write all figures there, those of every class too.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@several
+    "--split", metavar="NAME", help="Split: train, valid, test or all.  [default: test, else valid, else all]"
+)
+@click.option("--tta", is_flag=True, help="Also evaluate with test-time augmentation: mirrored and shifted views.")
+@click.option(
+    "--error",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="RATE",
+    help="Error rate allowed among the answered images.  [default: the model's own, usually 0.02]",
+)
+@code_option
+@click.option("--json", "json_file", metavar="FILE", help="Write all metrics as JSON, including those per class.")
+@device_option
+@devices_option
 @verbosity
 def evaluate(
-    model: str, source: str, split: str | None, tta: bool, error: float | None, code: str | None,
-    json_file: str | None, device: str, devices: int | None, quiet: bool, verbose: bool,
-) -> None:  # fmt: skip
-    """Measure MODEL on a split of SOURCE. A source that the model was trained on is split as it was then.
+    model: str,
+    source: str,
+    split: str | None,
+    tta: bool,
+    error: float | None,
+    code: str | None,
+    json_file: str | None,
+    device: str,
+    devices: int | None,
+) -> None:
+    """Evaluate a model on a split of a dataset.
 
-    MODEL stays as it is. Its temperature and the thresholds below which it is unsure were stored by `linnaeus train`,
-    fitted on validation; --error looks up other thresholds, for this report only.
+    If SOURCE is the data that MODEL was trained on, it is split in the same way as in training. MODEL is not changed.
+    Its temperature and its thresholds for "unsure" were fitted on the validation split by `linnaeus train`; --error
+    selects other thresholds for this evaluation only.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus evaluate ..., or srun linnaeus evaluate ...
     """
-    here = one_of(devices, AGAIN)
+    here = join_processes(devices, RESTART)
     from linnaeus.check.run import leaks, near_duplicates
     from linnaeus.files import write_text
     from linnaeus.inference.evaluate import evaluate_model, open_images
     from linnaeus.report.tables import render
 
-    console = Console(quiet=quiet, verbose=verbose, silent=not here.is_main, stream=sys.stderr)
+    console = make_console(sys.stderr, silent=not here.is_main)
 
-    def copies(table: Table) -> dict[str, np.ndarray]:
+    def leaked_samples(table: Table) -> dict[str, np.ndarray]:
         return leaks(table, near_duplicates(table, console=console))
 
-    with peers(here, devices, device, AGAIN) as group:
+    with process_group(here, devices, device, RESTART) as group:
         with group.propagate_errors():
             classifier = load_model(model, device, code)
         images = open_images(classifier, source, split, console, group)
-        done = evaluate_model(classifier, images, error=error, tta=tta, leaks=copies, console=console, group=group)
-    if done is None:  # the first process tells
+        evaluation = evaluate_model(
+            classifier, images, error=error, tta=tta, leaks=leaked_samples, console=console, group=group
+        )
+    if evaluation is None:  # only the main process gets the result and prints it
         return
-    click.echo(f"{done.split} of {source}: {counted(done.assessment.metrics.n, 'image')}\n")
-    click.echo(render(done.assessment, classifier.names))
+    click.echo(f"{evaluation.split} of {source}: {counted(evaluation.assessment.metrics.n, 'image')}\n")
+    click.echo(render(evaluation.assessment, classifier.names))
     if json_file:
-        write_text(Path(json_file), done.to_json())
+        write_text(Path(json_file), evaluation.to_json())
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
-@click.option("--split", type=click.Choice(["valid", "test"]), help="[default: test where every run has it]")
-@click.option("--json", "json_file", metavar="FILE", help="Write the comparison there.")
+@click.option("--split", type=click.Choice(["valid", "test"]), help="Split.  [default: test if every run has it]")
+@click.option("--json", "json_file", metavar="FILE", help="Write the comparison as JSON.")
 @verbosity
-def compare(runs: tuple[str, ...], split: str | None, json_file: str | None, quiet: bool, verbose: bool) -> None:
-    """Compare run folders side by side, on the same images.
+def compare(runs: tuple[str, ...], split: str | None, json_file: str | None) -> None:
+    """Compare run folders on the same images.
 
-    The difference of two runs is tested image by image: McNemar's exact test, corrected for how many pairs there
-    are (Holm). Where p is 0.05 or more, the images do not show that one is better. The test is of these very
-    models: the same recipe with another seed gives another model.
+    Each pair of runs is compared with McNemar's exact test on paired answers, with Holm's correction for multiple
+    pairs. If p is 0.05 or larger, the data do not show that either model is better. The test compares these models
+    only: training the same recipe with another seed gives another model.
     """
     from linnaeus.files import write_text
     from linnaeus.runs.compare import compare_runs
 
-    found = compare_runs(runs, split)
-    for line in found.warnings:
-        Console(quiet=quiet, verbose=verbose, stream=sys.stderr).warn(line)
-    click.echo(found.render())
+    comparison = compare_runs(runs, split)
+    console = make_console(sys.stderr)
+    for line in comparison.warnings:
+        console.warn(line)
+    click.echo(comparison.render())
     if json_file:
-        write_text(Path(json_file), found.to_json())
+        write_text(Path(json_file), comparison.to_json())
 
 
 @click.command()
 @click.argument("run")
-@click.option("--source", metavar="SOURCE", help="Where the run's images are now, if they were moved.")
-@click.option("--model", "code", metavar="FILE.py:FUNCTION", help="The network, where it is your own code.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--source", metavar="SOURCE", help="Current location of the run's images, if they were moved.")
+@code_option
+@device_option
 @verbosity
-def report(run: str, source: str | None, code: str | None, device: str, quiet: bool, verbose: bool) -> None:
-    """Rebuild the page report.html of RUN, a run folder, from what is in it.
+def report(run: str, source: str | None, code: str | None, device: str) -> None:
+    """Rebuild the HTML report of a run.
 
-    The page is one file that needs no network. Where the images are no longer there it goes without, and says so.
-    Without the code of a network of your own there are no heat maps.
+    The report is made from the files of the run folder RUN. The page is a single file that needs no network connection.
+    It omits the images if they are no longer available, and the heat maps if the code of a custom network is not given.
     """
     from linnaeus.report.maps import heat_maps
     from linnaeus.report.page import write_report
     from linnaeus.runs.reader import read_run
 
-    console = Console(quiet=quiet, verbose=verbose, stream=sys.stderr)
-    found = read_run(Path(run))
-    heat = None
-    if found.model.arch["name"] == "custom" and code is None:
-        console.say("heat maps take the network's code: --model FILE.py:FUNCTION")
+    console = make_console(sys.stderr)
+    maps = None
+    if read_run(Path(run)).model.arch["name"] == "custom" and code is None:
+        console.say("no heat maps: the network's code is needed (--model FILE.py:FUNCTION)")
     else:
-        heat = heat_maps(load_model(run, device, code))
-    path, missing = write_report(run, source=source, heat=heat)
+        maps = heat_maps(load_model(run, device, code))
+    path, missing = write_report(run, source=source, heat=maps)
     if missing:
         console.warn(f"no images in the report: {missing}")
     click.echo(path)

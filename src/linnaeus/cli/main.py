@@ -1,11 +1,11 @@
-"""The commands: parse, call, print. torch and pydantic are imported inside commands, so that --help is instant."""
+"""The entry point, `train` and `check`. Commands import torch and pydantic when they run, so that --help stays fast."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,17 +14,50 @@ from linnaeus.cli.catalog import data, models, recipes, weights
 from linnaeus.cli.evaluate import compare, evaluate, report
 from linnaeus.cli.explain import explain
 from linnaeus.cli.export import export
-from linnaeus.cli.options import one_of, several, verbosity
+from linnaeus.cli.options import (
+    device_option,
+    devices_option,
+    join_processes,
+    make_console,
+    parse_settings,
+    recipe_option,
+    seed_option,
+    settings_option,
+    verbosity,
+)
 from linnaeus.cli.predict import predict
 from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
 from linnaeus.console import ESCAPED, Console, duration
 from linnaeus.errors import LostError, UserError
 
+if TYPE_CHECKING:
+    from linnaeus.training.run import Run
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SECTIONS = {
+    "Data": ("check", "data"),
+    "Train": ("train", "sweep", "models", "weights", "recipes"),
+    "Trust": ("evaluate", "compare", "explain", "report"),
+    "Ship": ("predict", "export", "serve"),
+}
+"""Section of the help page -> its commands, in the order of a project."""
 
 
-@click.group(context_settings=CONTEXT)
+class SectionedGroup(click.Group):
+    """A group of commands whose help page lists them under `SECTIONS` instead of alphabetically."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            limit = formatter.width - width - 6  # indentation and the gap between the two columns
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(f"{name:{width}}", self.commands[name].get_short_help_str(limit)) for name in names]
+                )
+
+
+@click.group(cls=SectionedGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="linnaeus")
 def cli() -> None:
     """From a folder of images to a classifier you can read, trust and ship."""
@@ -32,80 +65,130 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("source")
-@click.option("--recipe", metavar="NAME|FILE", help="What to train, how; chosen from the data without it.")
-@click.option("--model", metavar="NAME|FILE.py:FUNCTION", help="Another network than the recipe's.")
-@click.option("--weights", metavar="NAME|FILE|none", help="Other weights to start from than the recipe's.")
-@click.option("--epochs", metavar="N[,N]", help="Epochs, a number for each phase.")
-@click.option("--out", metavar="DIR", help="The run folder.  [default: runs/<recipe>-<n>]")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any key of the recipe: phase.1.lr=1e-3.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@several
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything random.")
-@click.option("--strict", is_flag=True, help="Refuse unreadable images, and copies of one image in two splits.")
+@recipe_option
+@click.option("--model", metavar="NAME|FILE.py:FUNCTION", help="Network to train, instead of the recipe's.")
+@click.option("--weights", metavar="NAME|FILE|none", help="Initial weights, instead of the recipe's.")
+@click.option("--epochs", metavar="N[,N]", help="Number of epochs, one value per phase.")
+@click.option("--out", metavar="DIR", help="Run folder.  [default: runs/<recipe>-<n>]")
+@settings_option
+@device_option
+@devices_option
+@seed_option
+@click.option("--strict", is_flag=True, help="Fail on unreadable images and on duplicates across splits.")
 @click.option(
-    "--resume",
-    is_flag=True,
-    help="Go on with a run that was cut: in --out, or the last of SOURCE and recipe.",
+    "--resume", is_flag=True, help="Resume an interrupted run: --out, or else the last run of this source and recipe."
 )
 @click.option(
-    "--checkpoint-every", default="auto", show_default=True, metavar="auto|TIME|STEPS",
-    help="How often to write what --resume needs: 5min, 90s, 100steps; auto takes 2 % of the time.",
-)  # fmt: skip
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
+    "--checkpoint-every",
+    default="auto",
+    show_default=True,
+    metavar="auto|TIME|STEPS",
+    help="Checkpoint interval: 5min, 90s, 100steps, or auto (about 2 % of the run time).",
+)
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events.")
 @verbosity
 def train(
-    source: str, settings: tuple[str, ...], devices: int | None, quiet: bool, verbose: bool, **options: Any
+    source: str,
+    recipe: str | None,
+    model: str | None,
+    weights: str | None,
+    epochs: str | None,
+    out: str | None,
+    settings: tuple[str, ...],
+    device: str,
+    devices: int | None,
+    seed: int | None,
+    strict: bool,
+    resume: bool,
+    checkpoint_every: str,
+    tensorboard: bool,
 ) -> None:
-    """Train a classifier on SOURCE.
+    """Train a classifier and write a run folder.
 
-    SOURCE is a folder of class folders, a list file or a folder with train.txt and test.txt, a CSV, CIFAR binaries, IDX
-    files, a folder or an address of shards, or a name that `linnaeus data list` shows; with --resume, a run folder too.
+    SOURCE is a folder with one subfolder per class, a list file, a folder with train.txt and test.txt, a CSV file,
+    CIFAR binaries, IDX files, a folder or URL of shards, or a name from `linnaeus data list`. With --resume it may
+    also be a run folder.
 
-    Exit status 0 if the run came to its end, 1 if it failed or Ctrl-C stopped it, 2 if the input was wrong, 143 if
-    SIGTERM stopped it. After any of them --resume goes on.
+    Exit status: 0 if the run completed, 1 if it failed or was stopped by Ctrl-C, 2 for invalid input, 143 after
+    SIGTERM. An interrupted run continues with --resume.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus train ..., or srun linnaeus train ...
     """
-    here = one_of(devices, "--resume goes on from the last checkpoint")
-    from linnaeus.recipe import parse_setting
+    here = join_processes(devices, "--resume continues from the last checkpoint")
     from linnaeus.training.run import train as run_training
 
-    console = Console(quiet=quiet, verbose=verbose, silent=not here.is_main)
-    run = run_training(source, settings=dict(map(parse_setting, settings)), console=console, devices=devices, **options)
-    best = f"phase {run.best.phase}, epoch {run.best.epoch}"
+    console = make_console(silent=not here.is_main)
+    run = run_training(
+        source,
+        recipe,
+        model=model,
+        weights=weights,
+        epochs=epochs,
+        out=out,
+        settings=parse_settings(settings),
+        device=device,
+        devices=devices,
+        seed=seed,
+        strict=strict,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+        console=console,
+    )
+    _print_run(run, console)
+
+
+def _print_run(run: Run, console: Console) -> None:
+    """Print the metrics of a run and the files to look at. Exits with status 1 if the run was interrupted."""
     console.say()
-    for split, found in run.figures.items():
-        console.say(f"{split:9} {found}")
+    for split, figures in run.figures.items():
+        console.say(f"{split:9} {figures}")
     for line in run.trust:
         console.say(line)
-    console.say(f"best      {best}, by {run.best.by} on validation")
+    console.say(f"best      phase {run.best.phase}, epoch {run.best.epoch}, by {run.best.by} on validation")
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png", "report.html"):
         if (run.path / name).exists():
-            word = "images" if name == "predictions.png" else name.partition(".")[0]
-            console.say(f"{word:9} {run.path / name}")
+            label = "images" if name == "predictions.png" else name.partition(".")[0]
+            console.say(f"{label:9} {run.path / name}")
     if run.interrupted:
-        again = f"linnaeus train {run.path} --resume"
-        console.warn(f"stopped before its end: this is the best model until then; to go on: {again}")
+        resume = f"linnaeus train {run.path} --resume"
+        console.warn(f"the run was interrupted; the saved model is the best one so far. To resume: {resume}")
         raise SystemExit(1)
 
 
 @cli.command()
 @click.argument("source")
-@click.option("--json", "json_file", metavar="FILE", help="Write all findings there.")
-@click.option("--gallery", metavar="FILE.html", help="Write a page that shows them side by side.")
-@click.option("--weights", metavar="NAME|none", help="Weights that compare images.  [default: ImageNet's, at hand]")
-@click.option("--groups", metavar="COLUMN", help="Of a CSV: which images belong together.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--json", "json_file", metavar="FILE", help="Write all findings as JSON.")
+@click.option("--gallery", metavar="FILE.html", help="Write an HTML page that shows the images of each finding.")
+@click.option(
+    "--weights",
+    metavar="NAME|none",
+    help="Weights for comparing images.  [default: ImageNet weights, if downloaded]",
+)
+@click.option("--groups", metavar="COLUMN", help="CSV column that groups images, such as the patient.")
+@device_option
 @verbosity
-def check(source: str, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Say what is wrong with SOURCE: files, images, duplicates, leaks, classes, labels.
+def check(
+    source: str, json_file: str | None, gallery: str | None, weights: str | None, groups: str | None, device: str
+) -> None:
+    """Check a dataset for problems before training.
 
-    Exit status 0 if there is no error among the findings, 1 if there is one, 2 if SOURCE cannot be read at all.
+    Reports unreadable files, suspicious images, duplicates, leaks between splits, and problems with classes and
+    labels. Exit status: 0 if no finding is an error, 1 if one is, 2 if SOURCE cannot be read.
     """
     from linnaeus.check.command import run
 
-    if run(source, Console(quiet=quiet, verbose=verbose, stream=sys.stderr), **options):
+    errors = run(
+        source,
+        make_console(sys.stderr),
+        json_file=json_file,
+        gallery=gallery,
+        weights=weights,
+        groups=groups,
+        device=device,
+    )
+    if errors:
         raise SystemExit(1)
 
 
@@ -114,29 +197,30 @@ for command in (evaluate, compare, explain, report, predict, export, serve, mode
 
 
 def main() -> None:
-    """Run the command line. Wrong input is one line on stderr and exit status 2; a failed job, 1."""
-    # A name may hold bytes that are no UTF-8, or letters that a terminal cannot show. Neither may end a run: they are
-    # read as they come and written as \udcxx, which JSON reads back.
+    """Run the command line. Invalid input is one line on stderr and exit status 2; a failed job has exit status 1."""
+    # File names may hold bytes that are not UTF-8, or characters that the terminal cannot encode. Neither may end a
+    # run: such bytes are read as lone surrogates and written as \udcxx, which JSON reads back.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, ESCAPED), (sys.stderr, ESCAPED)):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
     try:
         cli(standalone_mode=False)
     except UserError as error:
-        if error.told:
+        if error.told:  # process 0 prints the same message
             raise SystemExit(LostError.status) from None
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.status) from None
     except click.ClickException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2; before, help is shown and status is 0
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; earlier versions exit with status 0
             click.echo(error.format_message(), err=True)
             raise SystemExit(2) from None
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-        click.echo(f"error: {error.format_message()}" + (f" (see {where} --help)" if where else ""), err=True)
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        click.echo(f"error: {error.format_message()}" + (f" (see {command} --help)" if command else ""), err=True)
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         raise SystemExit(1) from None
-    except BrokenPipeError:  # whoever read our output has enough; what is left to flush goes nowhere
+    except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe: discard what is still buffered instead of failing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

@@ -1,4 +1,4 @@
-"""What several commands share. torch is imported inside, so that --help is instant."""
+"""Options and helpers shared by several commands. torch is imported inside functions, so that --help stays fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,24 +18,64 @@ if TYPE_CHECKING:
     from linnaeus.distributed.group import ProcessGroup
     from linnaeus.inference.classifier import Classifier
 
+META = "linnaeus.verbosity"
+"""Key of the -q and -v flags in click's `Context.meta`."""
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="Device: auto, cpu, cuda or mps."
+)
+devices_option = click.option(
+    "--devices", type=click.IntRange(1), metavar="N", help="Number of processes, one per GPU (or sharing the CPU)."
+)
+code_option = click.option(
+    "--model", "code", metavar="FILE.py:FUNCTION", help="Code that builds the network, for a custom network."
+)
+recipe_option = click.option(
+    "--recipe", metavar="NAME|FILE", help="Built-in recipe or TOML file.  [default: chosen from the data]"
+)
+settings_option = click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a recipe key, such as phase.1.lr=1e-3. Repeatable.",
+)
+seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Random seed.")
+
 
 def verbosity(command):
-    """-q and -v, which every command has."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Say more.")(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")(command)
+    """Add -q and -v to a command, which calls `make_console` instead of receiving them as parameters."""
+
+    def store(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta.setdefault(META, {})[parameter.name] = value
+
+    verbose = click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=store, help="Print more details."
+    )
+    quiet = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=store, help="Print warnings and errors only."
+    )
+    return quiet(verbose(command))
 
 
-def several(command):
-    """--devices, of commands that several processes can share."""
-    return click.option(
-        "--devices", type=click.IntRange(1), metavar="N", help="Work in N processes: on N GPUs, or on CPU."
-    )(command)
+def make_console(stream: TextIO | None = None, *, silent: bool = False) -> Console:
+    """A console that follows the running command's -q and -v. `stream`: stdout unless given."""
+    flags: dict[str, bool] = click.get_current_context().meta[META]
+    return Console(quiet=flags["quiet"], verbose=flags["verbose"], silent=silent, stream=stream)
 
 
-def one_of(devices: int | None, advice: str) -> ProcessInfo:
-    """Which process of its command this is. With --devices N the N processes run here instead, and the command ends.
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """`--set KEY=VALUE` options -> dotted key to TOML value."""
+    from linnaeus.recipe import parse_setting
 
-    `advice`: what to do where the system ended one of them.
+    return dict(map(parse_setting, settings))
+
+
+def join_processes(devices: int | None, advice: str) -> ProcessInfo:
+    """This process's place among those of its command.
+
+    With `--devices N` and no launcher yet, N processes are started here instead, and the command exits with their
+    status. `advice`: the next step for the user if the system killed one of them.
     """
     from linnaeus.distributed.launch import launch
 
@@ -47,13 +87,14 @@ def one_of(devices: int | None, advice: str) -> ProcessInfo:
 
 
 @contextmanager
-def peers(here: ProcessInfo, devices: int | None, device: str, advice: str) -> Iterator[ProcessGroup]:
-    """This process among those of a command that trains nothing. Raises LostError where one of them is gone."""
+def process_group(here: ProcessInfo, devices: int | None, device: str, advice: str) -> Iterator[ProcessGroup]:
+    """The process group of a command that does not train. Raises LostError if another process of it has died."""
     from linnaeus.distributed.group import ProcessGroup, is_connection_error
 
     if devices is not None and devices != here.local_world_size:
         raise UserError(
-            f"--devices {devices}: this is one process of {here.local_world_size} on this machine already; leave it out"
+            f"--devices {devices}: this command already runs in {here.local_world_size} processes on this machine; "
+            "omit --devices"
         )
     try:
         if here.world_size == 1:
@@ -69,7 +110,10 @@ def peers(here: ProcessInfo, devices: int | None, device: str, advice: str) -> I
 
 
 def fastest_model(model: str, device: str, code: str | None, console: Console) -> str:
-    """For predicting: of a run folder the file that is fastest here, and a line that says so; else `model` itself."""
+    """The model file of a run folder that predicts fastest on this machine; `model` itself if it is not a folder.
+
+    Prints which file was chosen, and which exports were passed over.
+    """
     from linnaeus.modelfile.exports import fastest
     from linnaeus.modelfile.safetensors import model_path
 
@@ -84,14 +128,14 @@ def fastest_model(model: str, device: str, code: str | None, console: Console) -
 
 
 def load_model(model: str, device: str, code: str | None) -> Classifier:
-    """The model, with the user's own network where `code` names it."""
+    """Load a run folder or model file, with the user's own network if `code` names one."""
     from linnaeus.inference.classifier import load
     from linnaeus.modelfile.safetensors import model_path, read_header
     from linnaeus.models import load_module
 
     module = None
     if code and model.lower().endswith(".onnx"):
-        raise UserError(f"--model {code}: {model} holds its network; leave it out")
+        raise UserError(f"--model {code}: {model} already contains its network; omit --model")
     if code:
         arch = read_header(model_path(model)).arch
         module = load_module(code, int(arch["classes"]), int(arch["channels"]))
