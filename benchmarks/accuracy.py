@@ -31,7 +31,7 @@ from linnaeus.metrics.intervals import wilson
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
-from linnaeus.stores.frozen import Frozen
+from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.optim import build_optimizer, freeze, training_stages
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import load_samples, preprocessing_of
@@ -56,7 +56,9 @@ def on_stores(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple
     preprocessing = preprocessing_of(plan, 3, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"])))
     started = time.perf_counter()
     samples, _ = load_samples(table, plan, preprocessing, False, console)
-    frozen = Frozen(loaded.model, preprocessing, engine, console, default_cache())
+    frozen = FrozenStages(
+        loaded.model, preprocessing, engine.device, console, default_cache(), engine, engine.precision, engine.autocast
+    )
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
     Phases(
         plan, loaded.model, streams, len(table.classes), engine, console, save=lambda best: None,

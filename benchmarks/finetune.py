@@ -31,7 +31,8 @@ from linnaeus.models import Network
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.stores import default_cache
-from linnaeus.stores.frozen import Frozen, Samples
+from linnaeus.stores.frozen import FrozenStages
+from linnaeus.stores.samples import Samples
 from linnaeus.training.loop import Above
 from linnaeus.training.optim import build_optimizer, freeze, train_mode, training_stages
 from linnaeus.training.prepare import load_samples, preprocessing_of
@@ -50,7 +51,16 @@ def ours(
     freeze(network, stages)
     network.to(engine.device)
     preprocessing = preprocessing_of(plan, 3, None)
-    frozen = Frozen(network, preprocessing, engine, Console(quiet=True), default_cache())
+    frozen = FrozenStages(
+        network,
+        preprocessing,
+        engine.device,
+        Console(quiet=True),
+        default_cache(),
+        engine,
+        engine.precision,
+        engine.autocast,
+    )
     cut, train, _ = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed).of(0)
     net = Above(network, cut)
     optimizer = build_optimizer(network, phase)

@@ -29,7 +29,7 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
-from linnaeus.stores.frozen import TRIED, Frozen
+from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import load_samples, preprocessing_of
 from linnaeus.training.streams import Streams
@@ -53,7 +53,9 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
     preprocessing = preprocessing_of(plan, 3, normalisation)
     started = time.perf_counter()
     samples, _ = load_samples(table, plan, preprocessing, False, console)
-    frozen = Frozen(loaded.model, preprocessing, engine, console, default_cache())
+    frozen = FrozenStages(
+        loaded.model, preprocessing, engine.device, console, default_cache(), engine, engine.precision, engine.autocast
+    )
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
     phases = Phases(
         plan, loaded.model, streams, len(table.classes), engine, console,
@@ -68,8 +70,17 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
 def choose_first(table: Table, weights: str, plan: Recipe, engine: Engine) -> None:
     """The trial of executors, which a machine remembers."""
     model = load_weights("resnet50", weights, classes=len(table.classes)).model.to(engine.device)
-    frozen = Frozen(model, preprocessing_of(plan, 3, None), engine, Console(quiet=True), default_cache())
-    images = torch.randn(TRIED, 3, 224, 224, device=engine.device)
+    frozen = FrozenStages(
+        model,
+        preprocessing_of(plan, 3, None),
+        engine.device,
+        Console(quiet=True),
+        default_cache(),
+        engine,
+        engine.precision,
+        engine.autocast,
+    )
+    images = torch.randn(TRIAL_IMAGES, 3, 224, 224, device=engine.device)
     frozen.executor("head", images, len(table.where("train")))
 
 

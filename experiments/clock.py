@@ -33,7 +33,7 @@ from linnaeus.malloc import steady_heap
 from linnaeus.models import create
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.stores import default_cache
-from linnaeus.stores.frozen import Frozen
+from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.loop import Above
 from linnaeus.training.optim import build_optimizer, train_mode
 from linnaeus.training.prepare import load_samples, preprocessing_of
@@ -95,7 +95,16 @@ def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[
     phase, network = recipe.phase[0], create(recipe.model.name, len(table.classes)).to(engine.device)
     preprocessing = preprocessing_of(recipe, 3, (MEAN, STD))
     samples, _ = load_samples(table, recipe, preprocessing, False, Console(silent=True))
-    frozen = Frozen(network, preprocessing, engine, Console(silent=True), default_cache())
+    frozen = FrozenStages(
+        network,
+        preprocessing,
+        engine.device,
+        Console(silent=True),
+        default_cache(),
+        engine,
+        engine.precision,
+        engine.autocast,
+    )
     cut, train, _ = Streams(frozen, samples["train"], samples["valid"], recipe.phase, 0).of(0)
     wrapped, optimizer = engine.setup(Above(network, cut), build_optimizer(network, phase))
     criterion = Criterion(phase, train.batches.labels, len(table.classes), engine.device)

@@ -19,7 +19,7 @@ from linnaeus.errors import UserError
 from linnaeus.explain.neighbors import Gallery, gallery, vectors
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.models import create, wrap
-from linnaeus.stores import frozen
+from linnaeus.stores import distributed
 
 QUIET = Console(quiet=True)
 
@@ -149,13 +149,13 @@ def test_vectors_are_computed_once(run: Path, classifier: Classifier, tmp_path: 
     """They come from the cache, unless the weights below the head are others."""
     first = gallery(classifier, run / "pics", QUIET)
     built: list[str] = []
-    build = frozen.build_activations
+    build = distributed.build_activations
 
     def counted(*arguments, **more):
         built.append("once more")
         return build(*arguments, **more)
 
-    monkeypatch.setattr(frozen, "build_activations", counted)
+    monkeypatch.setattr(distributed, "build_activations", counted)
     assert torch.equal(gallery(classifier, run / "pics", QUIET).vectors, first.vectors)
     assert built == []
     with torch.no_grad():

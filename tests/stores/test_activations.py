@@ -12,9 +12,10 @@ import torch
 from linnaeus.data.batches import Subset
 from linnaeus.errors import JobError
 from linnaeus.stores import activations
-from linnaeus.stores.activations import ROWS, ActivationStore, build_activations, identity
+from linnaeus.stores.activations import ActivationStore, StoreSpec, build_activations, content_key
 from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.stores.rows import JOURNAL, ROWS
 
 N, SHAPE = 37, (5, 2, 2)
 
@@ -26,7 +27,7 @@ class Source:
         self.rows = scale * torch.randn(N, *SHAPE, generator=torch.Generator().manual_seed(0))
         self.dies_at, self.made = dies_at, 0
 
-    def __call__(self, start: int) -> Generator[torch.Tensor, None, None]:
+    def batches(self, start: int, rank: int = 0, world_size: int = 1) -> Generator[torch.Tensor, None, None]:
         for at in range(start, N, 8):
             if self.dies_at is not None and at >= self.dies_at:
                 raise KeyboardInterrupt
@@ -35,7 +36,7 @@ class Source:
 
 
 def build(cache: Cache, source: Source, key: str = "key") -> ActivationStore:
-    return build_activations(source, N, SHAPE, key, cache=cache)
+    return build_activations(source, StoreSpec(N, SHAPE, key), cache)
 
 
 @pytest.fixture
@@ -102,8 +103,8 @@ def test_what_a_killed_build_left_torn_is_made_again(cache: Cache, monkeypatch: 
     elif damage == "longer":
         (partial / ROWS).write_bytes(raw + b"torn")
     else:
-        journal = partial / activations.JOURNAL
-        journal.write_text(journal.read_text()[:-4])
+        journal = partial / JOURNAL
+        journal.write_bytes(journal.read_bytes()[:-4])
     rest = Source()
     store = build(cache, rest)
     np.testing.assert_array_equal(store.array, rest.rows.half().numpy())
@@ -136,6 +137,6 @@ def test_identity_follows_the_pixels():
     other = images.copy()
     other[3, 1, 1, 1] ^= 1
     store = PixelStore.from_arrays(images)
-    assert identity(store) == identity(PixelStore.from_arrays(images.copy()))
-    assert identity(store) != identity(PixelStore.from_arrays(other))
-    assert identity(Subset(store, np.array([0, 1]))) != identity(Subset(store, np.array([1, 0])))
+    assert content_key(store) == content_key(PixelStore.from_arrays(images.copy()))
+    assert content_key(store) != content_key(PixelStore.from_arrays(other))
+    assert content_key(Subset(store, np.array([0, 1]))) != content_key(Subset(store, np.array([1, 0])))

@@ -23,7 +23,7 @@ from linnaeus.errors import UserError
 from linnaeus.stores import decoding
 from linnaeus.stores.cache import Cache, Entry
 from linnaeus.stores.pixels import PixelStore, StreamedRows, build_pixels, lookup
-from linnaeus.stores.rows import ROWS, RowWriter, read_index
+from linnaeus.stores.rows import ROWS, RowWriter, read_index, write_index
 
 SPEC = RowSpec(16)
 N = 12
@@ -520,9 +520,10 @@ def test_row_writer_recovers_exactly(tmp_path: Path):
     with RowWriter(tmp_path, 1) as writer:
         assert (writer.done, writer.bytes, writer.crc32) == (4, 18, checksum)
         assert writer.failed == {3: "torn"}
-        assert writer.passing == {3}
+        assert writer.temporary == {3}
         writer.append(rows[3])
-        writer.finish(np.arange(1, 6, dtype=np.uint64))
+        writer.finish()
+        write_index(tmp_path, writer.index(np.arange(1, 6, dtype=np.uint64)))
     assert (tmp_path / "rows.bin").read_bytes() == b"".join(row.tobytes() for row in rows[:4])
     index = read_index(tmp_path)
     assert index.failed == {3: "torn"}

@@ -70,12 +70,12 @@ def test_a_sweep_end_to_end(source: Path, recipe: str, tmp_path: Path, say, monk
 
 
 def test_the_second_trial_decodes_and_computes_nothing(tmp_path: Path, monkeypatch):
-    from linnaeus.stores import decoding, frozen
+    from linnaeus.stores import decoding, distributed
 
     source = write_images(tmp_path / "photos", each=12)
     counts = {"decoded": 0, "computed": 0}
     after: list[dict[str, int]] = []
-    load_row, build = decoding.load_row, frozen.build_activations
+    load_row, build = decoding.load_row, distributed.build_activations
 
     def decoded(*given):
         counts["decoded"] += 1
@@ -86,7 +86,7 @@ def test_the_second_trial_decodes_and_computes_nothing(tmp_path: Path, monkeypat
         return build(*given, **more)
 
     monkeypatch.setattr(decoding, "load_row", decoded)
-    monkeypatch.setattr(frozen, "build_activations", computed)
+    monkeypatch.setattr(distributed, "build_activations", computed)
     finish = sweeps.Study.finish
 
     def finished(*given, **more):

@@ -17,8 +17,9 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
 from linnaeus.stores import default_cache
 from linnaeus.stores.cache import Cache
-from linnaeus.stores.frozen import Frozen, Samples
+from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.stores.samples import Samples
 from linnaeus.training.loop import Above
 from linnaeus.training.step import Stream
 from linnaeus.training.streams import Streams
@@ -45,7 +46,8 @@ def streams(network: Network, *phases: dict, cache: Cache | None = None) -> Stre
         return Samples(PixelStore.from_arrays(images), np.arange(n) % CLASSES)
 
     preprocessing = Preprocessing(SIZE + 4, SIZE)
-    frozen = Frozen(network, preprocessing, Engine("cpu"), Console(quiet=True), cache or default_cache())
+    device = Engine("cpu").device
+    frozen = FrozenStages(network, preprocessing, device, Console(quiet=True), cache or default_cache())
     return Streams(frozen, samples(21), samples(10), [Phase.model_validate(phase) for phase in phases], seed=0)
 
 

@@ -16,7 +16,7 @@ from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.stores.frozen import Samples
+from linnaeus.stores.samples import Samples
 
 
 @dataclass

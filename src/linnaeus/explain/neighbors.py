@@ -22,10 +22,8 @@ from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.models import Network, pooled
 from linnaeus.stores import default_cache
 from linnaeus.stores.cache import OverBudgetError
-from linnaeus.stores.embeddings import Plain
-from linnaeus.stores.frozen import Frozen, Samples
-from linnaeus.stores.pixels import build_pixels
-from linnaeus.stores.pixelstore import readable
+from linnaeus.stores.frozen import FrozenStages
+from linnaeus.stores.samples import Samples, decode_split
 
 SPLIT = "split.csv"  # of a run folder
 
@@ -109,16 +107,13 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
         )
     table, indices, trained = _training(classifier, source)
     with console.progress("decoding") as advance:
-        rows = build_pixels(table, indices, preprocessing.row_spec, cache=cache, progress=advance)
-    good = readable(rows)
-    if len(good) < len(indices):
-        row, reason = next(iter(rows.failed.items()))
-        such = f"{table.sample_id(int(indices[row]))}: {reason}"
-        if not len(good):
-            raise UserError(f"{source}: none of the {len(indices)} images can be read, such as {such}")
-        console.warn(f"{source}: {len(indices) - len(good)} of {len(indices)} images left out, such as {such}")
-    samples = Samples(Subset(rows, good), table.labels[indices[good]])
-    frozen = Frozen(network, preprocessing, Plain(classifier.device), console, cache)
+        decoded = decode_split(table, indices, preprocessing.row_spec, cache, progress=advance)
+    if decoded.left_out:
+        example = ": ".join(decoded.left_out[0])
+        console.warn(f"{source}: {len(decoded.left_out)} of {len(indices)} images left out, such as {example}")
+    # A subset even where it is the whole: earlier versions stored the features under the key of one.
+    samples = Samples(Subset(decoded.store, decoded.readable), table.labels[decoded.indices])
+    frozen = FrozenStages(network, preprocessing, classifier.device, console, cache)
 
     def prepare(batch: Batch) -> Tensor:
         return preprocessing(batch.pixels, batch.shapes)
@@ -127,8 +122,8 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
         stored = frozen.rows([network.stages[-1]], samples, prepare, "vectors", {})
     except OverBudgetError as error:
         raise UserError(f"{source}: its vectors do not fit ({error}); raise LINNAEUS_CACHE_GB") from None
-    values = torch.cat([_unit(torch.from_numpy(stored.gather(part)[0])) for part in _parts(len(good))])
-    return Gallery(table, indices[good], samples.rows, values, classifier, trained)
+    values = torch.cat([_unit(torch.from_numpy(stored.gather(part)[0])) for part in _parts(len(samples))])
+    return Gallery(table, decoded.indices, samples.rows, values, classifier, trained)
 
 
 def vectors(network: Network, x: Tensor) -> Tensor:

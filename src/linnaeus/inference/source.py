@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.batches import Rows, Subset
+from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.modelfile.safetensors import ModelFile
+from linnaeus.stores import default_cache
+from linnaeus.stores.samples import decode_split
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,6 @@ def labelled_images(about: ModelFile, path: Path, source: str | Path, split: str
     Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
     this model was trained on, is split as it was then; "all" would count what it was trained on.
     """
-    from linnaeus.stores import default_cache
-    from linnaeus.stores.pixels import build_pixels
-    from linnaeus.stores.pixelstore import readable
-
     table, same = labelled_table(about, path, source)
     _check_classes(about, source, table.classes)
     parts = [part or "all" for part in table.counts()]
@@ -53,17 +51,13 @@ def labelled_images(about: ModelFile, path: Path, source: str | Path, split: str
     indices = np.arange(len(table)) if split == "all" else table.where(split)
     if not len(indices):
         raise UserError(f"{source}: has no split {split!r}; choose from {', '.join({*parts, 'all'})}")
-    rows = build_pixels(table, indices, about.preprocessing.row_spec, cache=default_cache())
-    good = readable(rows)
-    left_out = [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
-    if not len(good):
-        raise UserError(f"{source}: none of the {len(indices)} images can be read, such as {': '.join(left_out[0])}")
-    indices = indices[good]
+    decoded = decode_split(table, indices, about.preprocessing.row_spec, default_cache())
+    indices = decoded.indices
     labels = np.array([about.classes.index(name) for name in table.classes])[table.labels[indices]]
     seen = table.split[indices] if same else np.array([])
     fitted = about.calibration is not None and bool((seen == about.calibration.get("split")).any())
     return Images(
-        str(source), split, Subset(rows, good), labels, left_out, int((seen == "train").sum()), fitted, table, indices
+        str(source), split, decoded.rows, labels, decoded.left_out, int((seen == "train").sum()), fitted, table, indices
     )
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from linnaeus.console import Console
-from linnaeus.data.batches import Batch, Subset
+from linnaeus.data.batches import Batch
 from linnaeus.data.decode import DECODE_VERSION
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores, choose_device
-from linnaeus.distributed.environment import ProcessInfo
-from linnaeus.distributed.group import ProcessGroup
 from linnaeus.malloc import steady_heap
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
 from linnaeus.models.weight_store import local_weights, lookup
@@ -25,9 +22,8 @@ from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding
-from linnaeus.stores.frozen import Frozen, Samples
-from linnaeus.stores.pixels import build_pixels
-from linnaeus.stores.pixelstore import readable
+from linnaeus.stores.frozen import FrozenStages
+from linnaeus.stores.samples import NoneReadableError, Samples, decode_split
 
 LIKED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
 """Networks whose vectors are preferred, in this order, where several have weights at hand."""
@@ -47,19 +43,6 @@ class Vectors:
     """(k,) int64: the sample of the table that each vector is of, ascending"""
     weights: str
     """The published name of what made them"""
-
-
-class Plain(ProcessGroup):
-    """One process and one device at full precision, with no training engine around it."""
-
-    precision = "32-true"
-
-    def __init__(self, device: torch.device):
-        super().__init__(ProcessInfo())
-        self.device = device
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext()
 
 
 def usual_weights() -> str | None:
@@ -111,12 +94,12 @@ def _compute(
 ) -> Vectors | None:
     network = load_weights(lookup(weights).model, weights, classes=1).model
     with console.progress("decoding for the network") as advance:
-        rows = build_pixels(table, np.arange(len(table)), preprocessing.row_spec, cache=cache, progress=advance)
-    good = readable(rows)
-    if not len(good):
-        return None
-    samples = Samples(rows if len(good) == len(table) else Subset(rows, good), table.labels[good])
-    frozen = Frozen(network.to(device).eval(), preprocessing, Plain(device), console, cache)
+        try:
+            decoded = decode_split(table, np.arange(len(table)), preprocessing.row_spec, cache, progress=advance)
+        except NoneReadableError:
+            return None
+    samples = Samples(decoded.rows, table.labels[decoded.indices])
+    frozen = FrozenStages(network.to(device).eval(), preprocessing, device, console, cache)
 
     def prepare(batch: Batch) -> torch.Tensor:
         return preprocessing(batch.pixels, batch.shapes)
@@ -126,5 +109,5 @@ def _compute(
             stored = frozen.rows(["head"], samples, prepare, "vectors", {})
     except OverBudgetError:
         return None
-    values, _ = stored.gather(np.arange(len(good)))
-    return Vectors(np.asarray(values, dtype=np.float32), good, weights)
+    values, _ = stored.gather(np.arange(len(samples)))
+    return Vectors(np.asarray(values, dtype=np.float32), decoded.indices, weights)

@@ -1,192 +1,187 @@
-"""What the frozen part of a network makes of images: computed once, by the fastest executor at hand, and stored."""
+"""The frozen part of a network: run by the fastest executor, and its activations computed once and stored."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.console import Advance, Console
+from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset, order
 from linnaeus.data.download import cache_dir
 from linnaeus.device import free_memory
+from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.models import Network
 from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
-from linnaeus.stores.activations import ActivationStore, Chunks, build_activations, find_activations, identity
+from linnaeus.stores.activations import ActivationStore, StoreSpec, content_key, find_activations
 from linnaeus.stores.cache import Cache
+from linnaeus.stores.distributed import build_with_group
 from linnaeus.stores.pixelstore import PixelStore
-from linnaeus.stores.together import Group, build_together
+from linnaeus.stores.samples import Samples
 
 BATCH = 32  # images through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
-CALIBRATED = 64  # images that set the ranges of int8
-TRIED = 8  # images that an executor is tried with
-RESIDENT = 0.25  # of a GPU's free memory that rows may take whole
-SMALL = 32 << 20  # bytes of rows that lie in memory on CPU: beyond that a run's memory would grow with its images
+CALIBRATION_IMAGES = 64  # that set the ranges of int8
+TRIAL_IMAGES = 8  # that an executor is tried with
+RESIDENT = 0.25  # share of a GPU's free memory that rows may fill
+SMALL = 32 << 20  # bytes of rows that are loaded into memory on CPU: more would make memory grow with the images
 
 Prepare = Callable[[Batch], Tensor]
-"""Batch of pixels -> what the network takes."""
+"""Batch of rows -> input of the network or of its next stage."""
 
 
-class Machine(Group, Protocol):
-    """Where the frozen part runs, and how exactly: what a training engine is, and less of it will do."""
+@dataclass(frozen=True)
+class _CutRows:
+    """Computes what crosses a cut, a `RowSource`."""
 
-    @property
-    def device(self) -> torch.device: ...
+    samples: Samples
+    prepare: Prepare
+    executor: Executor
+    batch: int
+    """Samples per process at a time."""
+    device: torch.device
 
-    @property
-    def precision(self) -> str: ...
-
-    def autocast(self) -> AbstractContextManager[Any]: ...
-
-
-@dataclass
-class Samples:
-    """The images of one split, decoded, with their labels."""
-
-    rows: Rows
-    labels: np.ndarray
-    groups: np.ndarray | None = None
-    """(n,) int64: which images belong together; None where each stands alone."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def kept(self, indices: np.ndarray) -> np.ndarray:
-        """Those of a split's `indices` in its table that these samples are: all that could be read."""
-        return indices[self.rows.positions] if isinstance(self.rows, Subset) else indices
+    def batches(self, start: int, rank: int = 0, world_size: int = 1) -> Generator[Tensor, None, None]:
+        rest = Subset(self.samples.rows, np.arange(start, len(self.samples)))
+        partition = Partition(rank, world_size)
+        batches = Batches(
+            rest, self.samples.labels[start:], batch=self.batch * world_size, device=self.device, partition=partition
+        )
+        for batch in batches.epoch():
+            # `prepare` may draw by the sample's number, which must not depend on where the build started.
+            batch.indices, batch.draws = batch.indices + start, batch.draws + start
+            yield self.executor(self.prepare(batch))[batch.portion.lead :]
 
 
 @dataclass
-class Frozen:
-    """The frozen parts of one network on one machine."""
+class FrozenStages:
+    """Runs the stages of one network that do not train, and stores what they compute."""
 
     model: Network
     preprocessing: Preprocessing
-    engine: Machine
+    device: torch.device
     console: Console
     cache: Cache
+    group: ProcessGroup = SINGLE_PROCESS
+    precision: str = "32-true"
+    """As Lightning Fabric names it: a part of the key of a store."""
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """The precision of the forward pass."""
     int8: Samples | None = None
-    """The training images, some of which set the ranges where frozen stages run in int8; None: float."""
+    """The training images, some of which calibrate int8; None: the stages run in floating point."""
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
-    """(stages, checksum of their weights) -> how they are run: what one phase freezes another may have trained."""
+    """(stages, checksum of their weights) -> executor: a later phase may freeze what an earlier one trained."""
     made_by: dict[str, str] = field(default_factory=dict)
-    """Stages -> the executor that computed what the run used of them, in this run or an earlier one.
+    """Stages -> the executor that computed their activations, in this run or in the one that it resumes.
 
-    Stages that are run again are run by the same."""
-    note: Callable[[], None] = lambda: None
-    """Told when there is something new in `made_by`."""
+    Stages that run again are run by the same executor."""
+    on_change: Callable[[], None] | None = None
+    """Called after `made_by` has changed."""
 
     @property
     def batch(self) -> int:
-        return BATCH if self.engine.device.type == "cpu" else GPU_BATCH
+        """Images through the frozen part at once."""
+        return BATCH if self.device.type == "cpu" else GPU_BATCH
 
     def executor(
         self, cut: str, sample: Tensor, images: int, start: str | None = None, weights: str | None = None
     ) -> Executor:
-        """How the stages from `start` to below `cut` are run, chosen once in a run; `sample` (N, …) is their input.
+        """The executor of the stages from `start` to below `cut`, chosen once per run; `sample` (N, …) is their input.
 
-        `weights` is the checksum of their weights, from who has it already.
+        `images` is the number of images to come. `weights`: the checksum of the stages' weights, where it is known.
         """
-        name = self._stages(start, cut), weights or self._weights(start, cut)
-        if name not in self.executors:
-            record = cache_dir() / "executors.json"
-            autocast = self.engine.autocast
-            if self.int8 is not None and start is None:  # from a store on it is a short way: not worth rounding
-                self.executors[name] = int8_executor(FrozenPart(self.model, cut), self._some_images(self.int8))
+        stages = self._stages(start, cut)
+        key = stages, weights or self._weights(start, cut)
+        if key not in self.executors:
+            if self.int8 is not None and start is None:  # the stages above a store are few: rounding them gains little
+                self.executors[key] = int8_executor(FrozenPart(self.model, cut), self._calibration_images(self.int8))
             else:
+                self.executors[key] = self._choose(cut, sample[:TRIAL_IMAGES], images, start)
+            self._record(stages, self.executors[key].name)
+        return self.executors[key]
 
-                def choose(wanted: str | None) -> Executor:
-                    part = FrozenPart(self.model, cut, start)
-                    return choose_executor(
-                        part, sample[:TRIED], images, record=record, autocast=autocast, required=wanted
-                    )
+    def rows(
+        self, cuts: Sequence[str], samples: Samples, prepare: Prepare, label: str, variant: dict[str, Any]
+    ) -> Rows:
+        """Activations at the last of `cuts` for each of `samples`: a store per cut, each computed from the one before.
 
-                # What is fastest is measured, so that two processes might find two answers: one of them decides.
-                mine = choose(self.made_by.get(name[0])) if self.engine.rank == 0 else None
-                chosen = self.engine.broadcast(lambda: "" if mine is None else mine.name)
-                self.executors[name] = choose(chosen) if mine is None else mine
-            self._made(name[0], self.executors[name].name)
-        return self.executors[name]
-
-    def rows(self, cuts: Sequence[str], samples: Samples, prepare: Prepare, what: str, variant: dict[str, Any]) -> Rows:
-        """What crosses the last of `cuts` for each of `samples`, a store a cut, each made from the one before.
-
-        A later phase that is cut lower needs the lower store anyway, and from there the rest of the way is short.
-        `variant` says what `prepare` does to the images beside preprocessing. Raises OverBudgetError where a store
-        would not fit.
+        A later phase with a lower cut needs the lower store anyway, and the way from there is short. `variant`
+        describes what `prepare` does to the images beyond preprocessing; `label` names the samples in the progress
+        line. Raises OverBudgetError where a store does not fit the cache.
         """
-        rows, made_by = samples.rows, prepare
+        key = self._key(samples, variant)
         start: str | None = None
-        arch = {name: value for name, value in self.model.arch.items() if name != "classes"}
-        arch["arguments"] = {name: value for name, value in arch["arguments"].items() if name != "head_stages"}
-        key: dict[str, Any] = {
-            "arch": arch,
-            "precision": f"{self.engine.device.type} {self.engine.precision}",
-            "preprocessing": self.preprocessing.to_dict(),
-            "rows": identity(samples.rows),
-            **({"int8": identity(self.int8.rows)} if self.int8 is not None else {}),
-            **variant,
-        }
         for cut in cuts:
             weights = self._weights(start, cut)
-            key |= {f"through {cut}": weights}
+            key[f"through {cut}"] = weights
             if cut == "head" and self.model.head_stages:
                 key["head looks at"] = self.model.head_stages
             text = json.dumps(key, sort_keys=True)
             store = find_activations(len(samples), text, self.cache)
-            if not all(self.engine.all_gather(store is not None)):
-                first = next(iter(Batches(rows, samples.labels, batch=TRIED, device=self.engine.device).epoch()))
-                sample = made_by(first)
+            if not all(self.group.all_gather(store is not None)):
+                first = next(
+                    iter(Batches(samples.rows, samples.labels, batch=TRIAL_IMAGES, device=self.device).epoch())
+                )
+                sample = prepare(first)
                 executor = self.executor(cut, sample, len(samples), start, weights)
-                shape = tuple(executor(sample[:1]).shape[1:])
-                with self.console.progress(f"{what}, {self._stages(start, cut)}") as advance:
-
-                    def build(
-                        chunks: Chunks, shape: tuple[int, ...] = shape, text: str = text, executor: Executor = executor,
-                        advance: Advance = advance,
-                    ) -> ActivationStore:  # fmt: skip
-                        return build_activations(
-                            chunks, len(samples), shape, text,
-                            cache=self.cache, made_by=executor.name, progress=advance,
-                        )  # fmt: skip
-
-                    build_together(self.engine, partial(self._chunks, rows, samples.labels, made_by, executor), build)
+                spec = StoreSpec(len(samples), tuple(executor(sample[:1]).shape[1:]), text, executor.name)
+                source = _CutRows(samples, prepare, executor, self.batch, self.device)
+                with self.console.progress(f"{label}, {self._stages(start, cut)}") as advance:
+                    build_with_group(self.group, source, spec, self.cache, advance)
                 store = find_activations(len(samples), text, self.cache)
-            assert store is not None, "it was built, and somebody has thrown it away since"
-            self._made(self._stages(start, cut), store.made_by)
-            rows, made_by, start = store, stored, cut
-        assert isinstance(rows, ActivationStore)
-        return in_memory(rows, self.engine.device)
+            assert store is not None, "the store was built, and another process has evicted it since"
+            self._record(self._stages(start, cut), store.made_by)
+            samples, prepare, start = Samples(store, samples.labels), stored, cut
+        assert isinstance(samples.rows, ActivationStore)
+        return in_memory(samples.rows, self.device)
 
-    def _made(self, stages: str, executor: str) -> None:
+    def _key(self, samples: Samples, variant: dict[str, Any]) -> dict[str, Any]:
+        """What the activations of `samples` depend on, apart from the weights."""
+        # The head is not frozen: neither its classes nor the stages that it looks at change what reaches it.
+        arch = {name: value for name, value in self.model.arch.items() if name != "classes"}
+        arch["arguments"] = {name: value for name, value in arch["arguments"].items() if name != "head_stages"}
+        key: dict[str, Any] = {
+            "arch": arch,
+            "precision": f"{self.device.type} {self.precision}",
+            "preprocessing": self.preprocessing.to_dict(),
+            "rows": content_key(samples.rows),
+        }
+        if self.int8 is not None:
+            key["int8"] = content_key(self.int8.rows)
+        return key | variant
+
+    def _choose(self, cut: str, sample: Tensor, images: int, start: str | None) -> Executor:
+        """The executor that rank 0 chooses: it measures, so another rank might choose another one."""
+        part = FrozenPart(self.model, cut, start)
+        record = cache_dir() / "executors.json"
+        name = self.made_by.get(self._stages(start, cut))
+        executor: Executor | None = None
+        if self.group.is_main:
+            executor = choose_executor(part, sample, images, record=record, autocast=self.autocast, required=name)
+            name = executor.name
+        name = self.group.broadcast(lambda: name)
+        if executor is None:
+            executor = choose_executor(part, sample, images, record=record, autocast=self.autocast, required=name)
+        return executor
+
+    def _record(self, stages: str, executor: str) -> None:
         if self.made_by.get(stages) != executor:
             self.made_by[stages] = executor
-            self.note()
+            if self.on_change is not None:
+                self.on_change()
 
-    def _chunks(
-        self, rows: Rows, labels: np.ndarray, prepare: Prepare, executor: Executor, start: int, rank: int, world: int
-    ) -> Generator[Tensor, None, None]:
-        """From row `start` on, process `rank`'s part of batches of what crosses the cut."""
-        rest, batch, partition = Subset(rows, np.arange(start, len(rows))), self.batch * world, Partition(rank, world)
-        batches = Batches(rest, labels[start:], batch=batch, device=self.engine.device, partition=partition)
-        for part in batches.epoch():
-            part.indices, part.draws = part.indices + start, part.draws + start
-            yield executor(prepare(part))[part.portion.lead :]
-
-    def _some_images(self, samples: Samples) -> Tensor:
-        """CALIBRATED images of all, in a fixed random order, as the network takes them."""
-        chosen = order(len(samples), seed=0, epoch=0)[:CALIBRATED]
-        batches = Batches(Subset(samples.rows, chosen), samples.labels[chosen], batch=BATCH, device=self.engine.device)
+    def _calibration_images(self, samples: Samples) -> Tensor:
+        """CALIBRATION_IMAGES of the samples, in a fixed random order, as the network's input."""
+        chosen = order(len(samples), seed=0, epoch=0)[:CALIBRATION_IMAGES]
+        batches = Batches(Subset(samples.rows, chosen), samples.labels[chosen], batch=BATCH, device=self.device)
         return torch.cat([self.preprocessing(batch.pixels, batch.shapes) for batch in batches.epoch()])
 
     def _stages(self, start: str | None, cut: str) -> str:
@@ -206,19 +201,19 @@ class Frozen:
 
 
 def stored(batch: Batch) -> Tensor:
-    """What a store holds is the input already, but for its precision."""
+    """The rows of an activation store as input of the next stage: only their precision changes."""
     return batch.pixels.float()
 
 
 def in_memory(store: ActivationStore, device: torch.device) -> Rows:
-    """The store's rows whole in the device's memory where there is room, else as they lie on the disk."""
+    """All rows of the store in the device's memory where there is room, else the store on the disk."""
     if store.nbytes > (SMALL if device.type == "cpu" else RESIDENT * free_memory(device)):
         return store
     return Resident(torch.from_numpy(np.array(store.array)).to(device))
 
 
 def on_device(rows: Rows, device: torch.device) -> Rows:
-    """Rows of one shape whole on a GPU, where there is room: nothing crosses the bus again. On CPU, as they are."""
+    """Rows of one shape in a GPU's memory where there is room, so that no batch crosses the bus. On CPU unchanged."""
     if device.type != "cuda" or not isinstance(rows, PixelStore) or rows.uniform is None or rows.failed:
         return rows
     if rows.nbytes > RESIDENT * free_memory(device):

@@ -143,7 +143,8 @@ def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> P
                 if writer.bytes > allowed:  # the estimate was low
                     cache.room(name, allowed // 8, keep)
                     allowed += allowed // 8
-            checksums = writer.finish(signatures)
+            checksums = writer.finish()
+            write_index(folder, writer.index(signatures))
         entry = cache.commit(name, {"form": _form(rows.spec), "rows": len(signatures)}, checksums)
     return _open(entry, rows.spec)
 

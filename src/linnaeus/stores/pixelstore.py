@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 from linnaeus.data.decode import UnreadableError, load_row
 from linnaeus.stores.cache import known_checksum
 from linnaeus.stores.decoding import Decoding
+from linnaeus.stores.rows import open_reader
 
 
 class PixelStore:
@@ -46,8 +46,7 @@ class PixelStore:
         self.failed = failed or {}
         self.path = path
         self.uniform = _agreed(shapes)
-        # A mapped page that was read once counts as this process's memory; pread() leaves it to the system.
-        self._file = path.open("rb", buffering=0) if path is not None and hasattr(os, "preadv") else None
+        self._reader = open_reader(path)
 
     @classmethod
     def from_arrays(cls, images: np.ndarray) -> PixelStore:
@@ -88,7 +87,7 @@ class PixelStore:
         """(N, H, W, C) uint8, zero-padded right and below to the largest, and (N, 2) int32 shapes."""
         indices = np.asarray(indices, dtype=np.int64)
         shapes = _readable_shapes(self, indices)
-        if self.uniform is not None and self._file is None:
+        if self.uniform is not None and self._reader is None:
             row_bytes = self.uniform[0] * self.uniform[1] * self.channels
             grid = self.data[: len(self.data) // row_bytes * row_bytes].reshape(-1, *self.uniform, self.channels)
             return grid[self.offsets[indices] // row_bytes], shapes
@@ -96,12 +95,11 @@ class PixelStore:
 
     def read(self, i: int) -> np.ndarray:
         """(h, w, C) uint8: a copy, without mapping the file's pages into this process where it is a file."""
-        if self._file is None:
+        if self._reader is None:
             return self.row(i)
-        out = np.empty((*self.shapes[i], self.channels), np.uint8)
-        got = os.preadv(self._file.fileno(), [out.reshape(-1).data], int(self.offsets[i]))
-        assert got == out.nbytes, f"{self.path}: cut short while in use"
-        return out
+        row = np.empty((*self.shapes[i], self.channels), np.uint8)
+        self._reader.read(row, int(self.offsets[i]))
+        return row
 
 
 class StreamedRows:

@@ -1,12 +1,14 @@
-"""Rows on disk: appended one by one, with a journal that says which are whole, then an index.
+"""The disk format of stores: rows in one file, appended with a journal while the store is built, then an index.
 
-While it grows: `rows.bin`, `journal.bin` (16 bytes a row: height, width, CRC-32 of all rows so far, CRC-32 of these)
-and `reasons.jsonl` for images that could not be read. When whole: `rows.bin`, `index.npy` and `failed.json`.
+While a store is built: `rows.bin`, `journal.bin` (16 bytes a row: height, width, CRC-32 of all rows so far, CRC-32 of
+these three) and `reasons.jsonl` for images that cannot be read. A finished pixel store has `rows.bin`, `index.npy` and
+`failed.json`; a finished activation store has `rows.bin` alone, and appends a chunk of its rows as one row.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from array import array
@@ -21,44 +23,46 @@ from linnaeus.data.decode import UnreadableError
 ROWS = "rows.bin"
 INDEX = "index.npy"
 FAILED = "failed.json"
-_JOURNAL = "journal.bin"
+JOURNAL = "journal.bin"
 _REASONS = "reasons.jsonl"
 _RECORD = struct.Struct("<iiII")
 
 INDEX_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("signature", "<u8")])
-"""A row of the index. The signature tells an image again; 0 fits none, so the image is tried again."""
+"""A row of the index. The signature identifies the image; 0 matches no image, so this one is decoded again."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What a finished store knows about its rows."""
+    """The shapes, signatures and failures of the rows of a finished pixel store."""
 
     shapes: np.ndarray
     """(n, 2) int32: height and width"""
     signatures: np.ndarray
     """(n,) uint64"""
     failed: dict[int, str]
+    """row -> why the image could not be read"""
 
     def offsets(self, channels: int) -> np.ndarray:
-        """(n,) int64: where each row starts."""
+        """(n,) int64: the byte at which each row starts."""
         sizes = self.shapes.prod(axis=1, dtype=np.int64) * channels
         return np.cumsum(sizes) - sizes
 
 
 class RowWriter:
-    """Rows appended to a folder. What an earlier try left there is checked and kept, up to the first bad byte."""
+    """Appends rows to a folder. The rows that an interrupted build left there are checked, and the sound ones kept."""
 
     def __init__(self, folder: Path, channels: int):
         self.folder = folder
         self.bytes = 0
         self.crc32 = 0
         self.failed: dict[int, str] = {}
-        self.passing: set[int] = set()
+        self.temporary: set[int] = set()
+        """Failed rows whose reason may go away, such as a network file system that does not answer."""
         self._sizes = array("i")  # height, width, height, width, ...
-        for name in (ROWS, _JOURNAL, _REASONS):
+        for name in (ROWS, JOURNAL, _REASONS):
             (folder / name).touch()
         self._rows = (folder / ROWS).open("r+b")
-        self._journal = (folder / _JOURNAL).open("r+b")
+        self._journal = (folder / JOURNAL).open("r+b")
         self._reasons = (folder / _REASONS).open("r+b")
         self._recover(channels)
 
@@ -70,14 +74,19 @@ class RowWriter:
             file.close()
 
     @property
+    def shapes(self) -> np.ndarray:
+        """(done, 2) int32: height and width of each row; 0, 0 for a failed one."""
+        return np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
+
+    @property
     def done(self) -> int:
-        """Rows that are whole, failed ones included."""
+        """Number of complete rows, failed ones included."""
         return len(self._sizes) // 2
 
     def append(self, row: np.ndarray | UnreadableError) -> None:
-        """Add the next row, (h, w, C) uint8, or why there is none."""
+        """Append the next row, (h, w, C) uint8, or the reason why its image cannot be read."""
         if isinstance(row, UnreadableError):
-            self._note(row.reason, row.passing)
+            self._add_failure(row.reason, row.passing)
             line = json.dumps({"reason": row.reason, "passing": row.passing}).encode() + b"\n"
             _write(self._reasons, line)
             height, width, checksum = 0, 0, zlib.crc32(line)
@@ -89,35 +98,38 @@ class RowWriter:
             _write(self._rows, flat)
         self._sizes.extend((height, width))
         head = struct.pack("<iiI", height, width, checksum)
-        _write(self._journal, head + struct.pack("<I", zlib.crc32(head)))  # last, so that what it names is there
+        # The record comes last: a process that is killed before it leaves a row that the next build cuts off.
+        _write(self._journal, head + struct.pack("<I", zlib.crc32(head)))
 
-    def finish(self, signatures: np.ndarray) -> dict[str, int]:
-        """Write the index and remove the journal. Returns the CRC-32 of the rows, by file name."""
-        self.__exit__()
+    def index(self, signatures: np.ndarray) -> Index:
+        """The index of the rows, given the (n,) uint64 signatures of their images."""
         known = signatures.copy()
-        known[list(self.passing)] = 0
-        shapes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
-        write_index(self.folder, Index(shapes, known, self.failed))
-        for name in (_JOURNAL, _REASONS):
+        known[list(self.temporary)] = 0
+        return Index(self.shapes, known, self.failed)
+
+    def finish(self) -> dict[str, int]:
+        """Close the files and remove the journal. Returns the CRC-32 of the rows, by file name."""
+        self.__exit__()
+        for name in (JOURNAL, _REASONS):
             (self.folder / name).unlink()
         return {ROWS: self.crc32}
 
-    def _note(self, reason: str, passing: bool) -> None:
+    def _add_failure(self, reason: str, passing: bool) -> None:
         self.failed[self.done] = reason
         if passing:
-            self.passing.add(self.done)
+            self.temporary.add(self.done)
 
     def _recover(self, channels: int) -> None:
-        """Read what is there, and cut everything behind the last whole row."""
+        """Check the rows of an interrupted build and cut off everything after the last sound one."""
         while len(record := self._journal.read(_RECORD.size)) == _RECORD.size:
-            height, width, checksum, own = _RECORD.unpack(record)
-            if zlib.crc32(record[:-4]) != own:
+            height, width, checksum, record_checksum = _RECORD.unpack(record)
+            if zlib.crc32(record[:-4]) != record_checksum:
                 break
             if height == 0:
                 line = self._reasons.readline()
                 if zlib.crc32(line) != checksum:
                     break
-                self._note(**json.loads(line))
+                self._add_failure(**json.loads(line))
             else:
                 row = self._rows.read(height * width * channels)
                 if len(row) != height * width * channels or zlib.crc32(row, self.crc32) != checksum:
@@ -125,12 +137,12 @@ class RowWriter:
                 self.crc32 = checksum
                 self.bytes += len(row)
             self._sizes.extend((height, width))
-        whole = (
+        sound_lengths = (
             (self._rows, self.bytes),
             (self._journal, self.done * _RECORD.size),
             (self._reasons, self._length_of_reasons()),
         )
-        for file, length in whole:
+        for file, length in sound_lengths:
             file.seek(length)
             file.truncate()
 
@@ -147,7 +159,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def read_index(folder: Path) -> Index:
-    """Raises OSError or ValueError where it is not whole."""
+    """Read what `write_index` wrote. Raises OSError or ValueError where a file is missing or damaged."""
     table = np.load(folder / INDEX)
     if table.dtype != INDEX_DTYPE:
         raise ValueError(f"{folder / INDEX}: {table.dtype}")
@@ -162,7 +174,27 @@ def map_rows(folder: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
 
 
+class PositionedReader:
+    """Reads a file by position, without mapping its pages into this process.
+
+    A page of a memory-mapped file counts as this process's memory once it was read; with pread() it does not.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, path.open("rb", buffering=0)
+
+    def read(self, out: np.ndarray, offset: int) -> None:
+        """Fill the contiguous array `out` from byte `offset` on."""
+        count = os.preadv(self._file.fileno(), [out.reshape(-1).view(np.uint8).data], offset)
+        assert count == out.nbytes, f"{self._path}: cut short while in use"
+
+
+def open_reader(path: Path | None) -> PositionedReader | None:
+    """A reader of the file; None without a file, and where the system has no pread()."""
+    return PositionedReader(path) if path is not None and hasattr(os, "preadv") else None
+
+
 def _write(file: BinaryIO, data: bytes | memoryview) -> None:
-    """To the system at once: what was written survives this process."""
+    """Hand the data to the operating system at once: it survives the death of this process."""
     file.write(data)
     file.flush()

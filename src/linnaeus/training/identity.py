@@ -13,7 +13,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import write_text
 from linnaeus.recipe import Recipe
-from linnaeus.stores.activations import identity
+from linnaeus.stores.activations import content_key
 from linnaeus.stores.pixelstore import PixelStore
 
 RUN = "run.json"
@@ -136,7 +136,7 @@ def known_by(rows: Rows) -> list[str]:
     """
     store = rows.rows if isinstance(rows, Subset) else rows
     content = [f"{store.checksum()} {len(rows)}"] if isinstance(store, PixelStore) else []
-    return [identity(rows), *content]
+    return [content_key(rows), *content]
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

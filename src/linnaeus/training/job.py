@@ -16,7 +16,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import MANIFEST
 from linnaeus.runs.lock import Lock
-from linnaeus.stores.frozen import Samples
+from linnaeus.stores.samples import Samples
 from linnaeus.training.best import Best
 from linnaeus.training.identity import Identity
 from linnaeus.training.rangetest import RangeTest

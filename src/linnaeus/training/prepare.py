@@ -11,7 +11,6 @@ from torch import nn
 
 from linnaeus.check.inspection import group_copies
 from linnaeus.console import Console
-from linnaeus.data.batches import Subset
 from linnaeus.data.decode import RowSpec
 from linnaeus.data.download import fetch
 from linnaeus.data.sources import open_source
@@ -24,9 +23,7 @@ from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.stores import default_cache
-from linnaeus.stores.frozen import Samples
-from linnaeus.stores.pixels import build_pixels
-from linnaeus.stores.pixelstore import StreamedRows, readable
+from linnaeus.stores.samples import Samples, decode_split
 from linnaeus.training.choose import choose_recipe
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -165,19 +162,13 @@ def load_samples(
         if not len(indices):
             continue
         with console.progress(f"decoding {split}") as advance:
-            rows = build_pixels(
-                table, indices, training if split == "train" else evaluation, cache=default_cache(), progress=advance
-            )
-        if isinstance(rows, StreamedRows):
-            console.say(f"{split:9} {rows.note}")
-        bad += [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(rows.failed.items())]
-        good = readable(rows)
-        kept = indices[good]
-        samples[split] = Samples(
-            rows if len(good) == len(indices) else Subset(rows, good), table.labels[kept], table.group_numbers(kept)
-        )
-        if not len(good):
-            raise UserError(f"{table.source}: none of the {len(indices)} {split} images can be read; first: {bad[-1]}")
+            spec = training if split == "train" else evaluation
+            decoded = decode_split(table, indices, spec, default_cache(), kind=f"{split} images", progress=advance)
+        if decoded.store.note:
+            console.say(f"{split:9} {decoded.store.note}")
+        bad += decoded.left_out
+        kept = decoded.indices
+        samples[split] = Samples(decoded.rows, table.labels[kept], table.group_numbers(kept))
     if bad and not strict:
         said = f"unreadable image(s), such as {bad[0][0]}: {bad[0][1]}"
         console.warn(f"{len(bad)} {said}; left out, all named in bad_images.csv")

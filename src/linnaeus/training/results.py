@@ -35,7 +35,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.runs import predictions
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.predictions import PredictionRow
-from linnaeus.stores.frozen import Samples
+from linnaeus.stores.samples import Samples
 from linnaeus.training.best import Best
 
 SHOWN = 24

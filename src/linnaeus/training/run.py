@@ -26,7 +26,7 @@ from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECKPOINT
 from linnaeus.runs.lock import clear
 from linnaeus.stores import default_cache
-from linnaeus.stores.frozen import Frozen
+from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.checkpoint import Checkpoints, Every
 from linnaeus.training.finish import Run, finish
 from linnaeus.training.identity import Identity, identify, known_by
@@ -325,10 +325,20 @@ def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[
         job.seconds.go_on(last.seconds)
     found = job.identity.found
     int8 = job.samples["train"] if job.recipe.model.frozen == "int8" else None
-    frozen = Frozen(
-        job.network, job.preprocessing, job.engine, job.console, default_cache(), int8,
-        made_by=found.executors, note=job.note,
-    )  # fmt: skip
+    engine = job.engine
+    frozen = FrozenStages(
+        job.network,
+        job.preprocessing,
+        engine.device,
+        job.console,
+        default_cache(),
+        engine,
+        engine.precision,
+        engine.autocast,
+        int8,
+        made_by=found.executors,
+        on_change=job.note,
+    )
     train, valid = job.samples["train"], job.samples["valid"]
     streams = Streams(frozen, train, valid, job.recipe.phase, job.recipe.seed)
     phases = Phases(

@@ -13,10 +13,12 @@ from torch import Tensor
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batch, Batches, Partition, Rows, Sampling, Subset
+from linnaeus.distributed.group import ProcessGroup
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.cache import OverBudgetError
-from linnaeus.stores.frozen import TRIED, Frozen, Machine, Prepare, Samples, on_device, stored
+from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, on_device, stored
+from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import training_stages
 from linnaeus.training.step import Stream
 
@@ -25,15 +27,19 @@ from linnaeus.training.step import Stream
 class Streams:
     """Builds the streams of each phase over the same samples."""
 
-    frozen: Frozen
+    frozen: FrozenStages
     train: Samples
     valid: Samples
     phases: list[Phase]
     seed: int
 
     @property
-    def engine(self) -> Machine:
-        return self.frozen.engine
+    def device(self) -> torch.device:
+        return self.frozen.device
+
+    @property
+    def group(self) -> ProcessGroup:
+        return self.frozen.group
 
     @property
     def console(self) -> Console:
@@ -68,7 +74,7 @@ class Streams:
 
     def _pixels(self, phase: Phase) -> Stream:
         """Training images, augmented afresh in every epoch."""
-        batches = self._order(phase, on_device(self.train.rows, self.engine.device), 1)
+        batches = self._order(phase, on_device(self.train.rows, self.device), 1)
         return Stream(batches, self._augment(phase))
 
     def _augment(self, phase: Phase) -> Callable[[Batch, int], Tensor]:
@@ -86,14 +92,14 @@ class Streams:
         return self.preprocessing(batch.pixels, batch.shapes)
 
     def _validation(self) -> Stream:
-        rows = on_device(self.valid.rows, self.engine.device)
+        rows = on_device(self.valid.rows, self.device)
         return Stream(self._in_order(rows, self.frozen.batch), self._plain)
 
     def _in_order(self, rows: Rows, batch: int) -> Batches:
         """Validation batches over `rows`, of `batch` samples for each process."""
-        device, world_size = self.engine.device, self.engine.world_size
-        partition = Partition(self.engine.rank, world_size)
-        return Batches(rows, self.valid.labels, batch=batch * world_size, device=device, partition=partition)
+        world_size = self.group.world_size
+        partition = Partition(self.group.rank, world_size)
+        return Batches(rows, self.valid.labels, batch=batch * world_size, device=self.device, partition=partition)
 
     def _order(self, phase: Phase, rows: Rows, views: int) -> Batches:
         """Training batches over `rows`, shuffled, or balanced by class."""
@@ -106,9 +112,9 @@ class Streams:
             rows,
             self.train.labels,
             batch=phase.batch,
-            device=self.engine.device,
+            device=self.device,
             sampling=Sampling(shuffle=True, seed=self.seed, weights=weights),
-            partition=Partition(self.engine.rank, self.engine.world_size, phase.mixup > 0 or phase.cutmix > 0),
+            partition=Partition(self.group.rank, self.group.world_size, phase.mixup > 0 or phase.cutmix > 0),
             views=views,
         )
 
@@ -184,6 +190,6 @@ class Streams:
         return Stream(self._pixels(phase).batches, lambda batch, epoch: executor(augment(batch, epoch)))
 
     def _executor(self, cut: str, images: int):
-        rows, shapes = self.valid.rows.gather(np.arange(min(TRIED, len(self.valid))))
-        sample = self.preprocessing(torch.from_numpy(rows), shapes).to(self.engine.device)
+        rows, shapes = self.valid.rows.gather(np.arange(min(TRIAL_IMAGES, len(self.valid))))
+        sample = self.preprocessing(torch.from_numpy(rows), shapes).to(self.device)
         return self.frozen.executor(cut, sample, images)

@@ -1,0 +1,79 @@
+"""The decoded images of a split: one function decodes them, leaves out the unreadable ones and says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from linnaeus.data.batches import Rows, Subset
+from linnaeus.data.decode import RowSpec
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.stores.cache import Cache
+from linnaeus.stores.decoding import Progress
+from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable
+
+
+@dataclass
+class Samples:
+    """The images of one split, decoded, with their labels."""
+
+    rows: Rows
+    labels: np.ndarray
+    """(n,) int64"""
+    groups: np.ndarray | None = None
+    """(n,) int64: images with the same number belong together; None where each image is its own group."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def kept(self, indices: np.ndarray) -> np.ndarray:
+        """The table indices of these samples, given those of the whole split; unreadable images are missing."""
+        return indices[self.rows.positions] if isinstance(self.rows, Subset) else indices
+
+
+class NoneReadableError(UserError):
+    """Not a single image of a split can be read."""
+
+
+@dataclass(frozen=True)
+class DecodedSplit:
+    """The images of a split, decoded once."""
+
+    store: PixelStore | StreamedRows
+    """All images of the split; the unreadable ones have no pixels."""
+    readable: np.ndarray
+    """(k,) int64: the rows of the store that could be read, ascending"""
+    indices: np.ndarray
+    """(k,) int64: their indices in the table"""
+    left_out: list[tuple[str, str]]
+    """(sample id, reason) of the unreadable images"""
+
+    @property
+    def rows(self) -> Rows:
+        """The readable images."""
+        return Subset(self.store, self.readable) if self.left_out else self.store
+
+
+def decode_split(
+    table: Table,
+    indices: np.ndarray,
+    spec: RowSpec,
+    cache: Cache | None,
+    *,
+    kind: str = "images",
+    progress: Progress | None = None,
+) -> DecodedSplit:
+    """Decode the images `indices` of a table into a store of the cache, or find them there.
+
+    `kind` names the images in the message ("valid images"). Raises NoneReadableError where no image can be read.
+    """
+    store = build_pixels(table, indices, spec, cache=cache, progress=progress)
+    kept = readable(store)
+    left_out = [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(store.failed.items())]
+    if not len(kept):
+        example = f", such as {': '.join(left_out[0])}" if left_out else ""
+        raise NoneReadableError(f"{table.source}: none of the {len(indices)} {kind} can be read{example}")
+    return DecodedSplit(store, kept, indices[kept], left_out)
