@@ -130,7 +130,10 @@ def make_wrong_inputs(here: Path) -> None:
         ("evaluate m.safetensors pics --split valid", ["pics", "'valid'"]),
         ("evaluate m.safetensors pics --error 0", ["--error", "0"]),
         ("evaluate m.safetensors pics --error 2", ["--error", "2"]),
-        ("evaluate m.safetensors other", ["other", "does not know 'x'", "it knows '1', '2', not in the source"]),
+        (
+            "evaluate m.safetensors other",
+            ["other", "does not know 'x'", "the source lacks '1', '2', which the model knows"],
+        ),
         ("compare pics", ["pics", "at least two runs"]),
         ("compare pics nowhere", ["pics", "no predictions.csv"]),
         ("models resnet51", ["resnet51", "did you mean"]),

@@ -326,5 +326,5 @@ def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
     with pytest.raises(UserError, match="has no split 'valid'; choose from"):
         classifier.evaluate(tmp_path / "data", "valid")
     write_images(tmp_path / "data" / "test", ("new",), each=1)
-    with pytest.raises(UserError, match="does not know 'new'; it knows '1', not in the source; rename"):
+    with pytest.raises(UserError, match="does not know 'new'; the source lacks '1', which the model knows; rename"):
         classifier.evaluate(tmp_path / "data", "test")

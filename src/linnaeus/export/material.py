@@ -11,7 +11,7 @@ import torch
 
 from linnaeus.data.decode import decode, fit_row
 from linnaeus.errors import UserError
-from linnaeus.inference.source import Images, labelled_images
+from linnaeus.inference.source import LabeledImages, load_labeled_images
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.parsing import recorded_source
@@ -22,13 +22,13 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Material:
-    """Images of one split, and what a model makes of them before its network."""
+    """LabeledImages of one split, and what a model makes of them before its network."""
 
     about: ModelFile
     path: Path
     """Of the model."""
     source: str
-    images: Images
+    images: LabeledImages
     chosen: np.ndarray
     """(n,) positions in `images`."""
 
@@ -63,14 +63,14 @@ class Material:
 
 
 def collect(about: ModelFile, path: Path, data: str | None, split: str | None, most: int = MOST) -> Material:
-    """Images to compare on, `most` of them spread over the split: by default validation, else what there is.
+    """LabeledImages to compare on, `most` of them spread over the split: by default validation, else what there is.
 
     Raises UserError, with what to give, where no images are at hand.
     """
     source = data or run_source(path)
     if split is None:
         split = _usual(about, path, source)
-    found = labelled_images(about, path, source, split)
+    found = load_labeled_images(about, path, source, split)
     return Material(about, path, source, found, spread(len(found.labels), most))
 
 
@@ -81,7 +81,7 @@ def with_shown(material: Material, most: int) -> tuple[Material, Material]:
     """
     images = material.images
     if images.split not in ("train", "all") and len(images.table.where("train")):
-        found = labelled_images(material.about, material.path, material.source, "train")
+        found = load_labeled_images(material.about, material.path, material.source, "train")
         return replace(material, images=found, chosen=spread(len(found.labels), most)), material
     if len(material) < 2:
         raise UserError(f"{material.source}: one image is not enough; int8 needs some to see and others to compare on")
@@ -106,9 +106,9 @@ def run_source(path: Path) -> str:
 
 def _usual(about: ModelFile, path: Path, source: str) -> str:
     """The split to compare on where none is named."""
-    from linnaeus.inference.source import labelled_table
+    from linnaeus.inference.source import reopen_source
 
-    parts = labelled_table(about, path, source)[0].counts()
+    parts = reopen_source(about, path, source)[0].counts()
     return next((part for part in ("valid", "test") if part in parts), "all")
 
 

@@ -25,7 +25,7 @@ from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import OnnxRunner, Runner, TorchRunner
-from linnaeus.inference.source import Images, labelled_images, labelled_table
+from linnaeus.inference.source import LabeledImages, load_labeled_images, reopen_source
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import Figures, figures
@@ -193,19 +193,19 @@ class Classifier:
         logits = self.run(torch.from_numpy(images))
         return Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
 
-    def images(self, source: str | Path, split: str | None = None) -> Images:
+    def images(self, source: str | Path, split: str | None = None) -> LabeledImages:
         """The images of a split of a source, with their labels in the model's classes.
 
         Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
         this model was trained on, is split as it was then; "all" would count what it was trained on.
         """
-        return labelled_images(self.about, self.path, source, split)
+        return load_labeled_images(self.about, self.path, source, split)
 
     def table(self, source: str | Path) -> tuple[Table, bool]:
         """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
-        return labelled_table(self.about, self.path, source)
+        return reopen_source(self.about, self.path, source)
 
-    def outputs(self, images: Images, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
+    def outputs(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
         """Uncalibrated outputs for the images. The processes of `group` compute a share each and all get the whole."""
 
         def crop(batch: Batch) -> torch.Tensor:
@@ -214,7 +214,7 @@ class Classifier:
         outputs = answer(self.run, self.batches(images, group), crop, group)
         return replace(outputs, groups=images.table.group_numbers(images.indices))
 
-    def batches(self, images: Images, group: ProcessGroup = SINGLE_PROCESS) -> Batches:
+    def batches(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Batches:
         """This process's share of the images, as `outputs` answers them."""
         return local_batches(images.rows, images.labels, BATCH, self.device, group)
 

@@ -15,7 +15,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
-from linnaeus.inference.source import Images
+from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.classification import Figures, figures
@@ -26,7 +26,7 @@ class Evaluation:
     """A model assessed on the images of a split, as `linnaeus evaluate` reports it."""
 
     classifier: Classifier
-    images: Images
+    images: LabeledImages
     assessment: Assessment
     without_leaks: Figures | None = None
     """Figures without the images that have a copy in an earlier split; None where none has or all have."""
@@ -55,7 +55,7 @@ def open_images(
     split: str | None,
     console: Console,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> Images:
+) -> LabeledImages:
     """The images of a split of a source, the same in all processes of `group`. Warns of what makes scores optimistic.
 
     Raises UserError as `Classifier.images` does, and where the machines hold different images.
@@ -75,7 +75,7 @@ def open_images(
 
 def evaluate_model(
     classifier: Classifier,
-    images: Images,
+    images: LabeledImages,
     *,
     error: float | None = None,
     tta: bool = False,

@@ -1,14 +1,18 @@
-"""The images of a source with their labels in a model's classes, split as they were when the model was trained."""
+"""Open a source as a recipe or a trained model needs it: its list files, its groups, its split, its class order."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
+from linnaeus.data.sources import open_source
+from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.modelfile.safetensors import ModelFile
@@ -17,93 +21,113 @@ from linnaeus.stores.samples import decode_split
 
 
 @dataclass(frozen=True)
-class Images:
+class LabeledImages:
     """The images of a split of a source, decoded, with their labels in a model's classes."""
 
     source: str
-    """What the user named."""
+    """The source as the user named it."""
     split: str
     rows: Rows
     labels: np.ndarray
     """(n,) int64."""
     left_out: list[tuple[str, str]]
-    """(image, reason) of what could not be read."""
+    """(sample id, reason) of the images that cannot be read."""
     trained_on: int
-    """How many of the images the model was trained on, where that can be told: the source is that of its training."""
+    """Number of images that the model was trained on; 0 where the source is not that of its training."""
     calibrated_on: bool
-    """Whether the model's calibration was fitted on any of them, where that can be told."""
+    """Whether the model was calibrated on any of the images; False where the source is not that of its training."""
     table: Table
-    """Of the whole source."""
+    """The whole source."""
     indices: np.ndarray
-    """(n,) int64: the sample of the table that each image is."""
+    """(n,) int64: the index of each image in the table."""
 
 
-def labelled_images(about: ModelFile, path: Path, source: str | Path, split: str | None = None) -> Images:
-    """The images of a split of a source, with their labels in the model's classes.
+def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: bool = False) -> Table:
+    """The table of a source, with the list files and the groups that a recipe's `data` section names.
 
-    Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
-    this model was trained on, is split as it was then; "all" would count what it was trained on.
+    `lenient`: the source may be another one than the recipe was made for, so list files are ignored unless it is a
+    folder, and a missing column of groups is no error. Raises UserError where the source cannot be read.
     """
-    table, same = labelled_table(about, path, source)
+    train, valid, test = (data.get(split) for split in ("train", "valid", "test"))
+    if valid == "test":  # the test images serve as validation: there is no list of validation images
+        valid = None
+    if lenient and not Path(source).is_dir():
+        train = valid = test = None
+    groups = (data.get("split") or {}).get("groups")
+    column = None if groups == NEAR_DUPLICATES else groups  # near-duplicates are found in the images, not in a column
+    try:
+        return open_source(source, train=train, valid=valid, test=test, group=column)
+    except UserError:
+        if not lenient or column is None:
+            raise
+        return open_source(source, train=train, valid=valid, test=test)
+
+
+def reopen_source(about: ModelFile, path: Path, source: str | Path) -> tuple[Table, bool]:
+    """The table of a source, and whether it is the one that the model at `path` was trained on.
+
+    In that case the table is split as it was for the training.
+    """
+    data = about.recipe.get("data", {})
+    table = open_for_recipe(source, data, lenient=True)
+    split = data.get("split")
+    samples = sum(int(n) for n in about.data.get("counts", {}).values())
+    if (split or {}).get("groups") == NEAR_DUPLICATES and (table.split == "").any() and len(table) >= samples:
+        raise UserError(
+            f"{source}: the model was trained on a split that keeps near-duplicates together, which cannot be drawn "
+            f"again here; give the split of its run: {path.parent / 'split.csv'}"
+        )
+    if split is None or not (table.where("train").size or table.where("").size):
+        return table, False
+    valid_is_test = data.get("valid") == "test"
+    try:
+        again = split_table(
+            table, valid=split["valid"], test=split["test"], seed=split["seed"], valid_is_test=valid_is_test
+        )
+    except (UserError, KeyError, TypeError):  # another source than that of the training
+        return table, False
+    return (again, True) if again.fingerprint() == about.data.get("fingerprint") else (table, False)
+
+
+def load_labeled_images(about: ModelFile, path: Path, source: str | Path, split: str | None = None) -> LabeledImages:
+    """Decode the images of a split of a source, with their labels in the classes of the model at `path`.
+
+    `split` None means test if the source has one, else valid, else all. A source without splits that the model was
+    trained on is split as for the training, since "all" would include the training images.
+    Raises UserError where the source has a class that the model does not know, no such split, or no readable image.
+    """
+    table, is_training_source = reopen_source(about, path, source)
     _check_classes(about, source, table.classes)
-    parts = [part or "all" for part in table.counts()]
-    split = split or next((part for part in ("test", "valid") if part in parts), "all")
+    splits = [name or "all" for name in table.counts()]
+    split = split or next((name for name in ("test", "valid") if name in splits), "all")
     indices = np.arange(len(table)) if split == "all" else table.where(split)
     if not len(indices):
-        raise UserError(f"{source}: has no split {split!r}; choose from {', '.join({*parts, 'all'})}")
+        raise UserError(f"{source}: has no split {split!r}; choose from {', '.join({*splits, 'all'})}")
     decoded = decode_split(table, indices, about.preprocessing.row_spec, default_cache())
-    indices = decoded.indices
-    labels = np.array([about.classes.index(name) for name in table.classes])[table.labels[indices]]
-    seen = table.split[indices] if same else np.array([])
-    fitted = about.calibration is not None and bool((seen == about.calibration.get("split")).any())
-    return Images(
-        str(source), split, decoded.rows, labels, decoded.left_out, int((seen == "train").sum()), fitted, table, indices
+    class_indices = np.array([about.classes.index(name) for name in table.classes])
+    splits_of_images = table.split[decoded.indices] if is_training_source else np.array([])
+    calibration_split = None if about.calibration is None else about.calibration.get("split")
+    return LabeledImages(
+        source=str(source),
+        split=split,
+        rows=decoded.rows,
+        labels=class_indices[table.labels[decoded.indices]],
+        left_out=decoded.left_out,
+        trained_on=int((splits_of_images == "train").sum()),
+        calibrated_on=about.calibration is not None and bool((splits_of_images == calibration_split).any()),
+        table=table,
+        indices=decoded.indices,
     )
 
 
 def _check_classes(about: ModelFile, source: str | Path, classes: tuple[str, ...]) -> None:
-    """Raise UserError unless the model knows every class; some of its own may be missing."""
+    """Raise UserError unless the model knows every class of the source, which may lack some of the model's."""
     unknown = [name for name in classes if name not in about.classes]
     if not unknown:
         return
-    near = did_you_mean(unknown[0], about.classes)
-    unmet = [name for name in about.classes if name not in classes]
-    only = f"; it knows {listed(unmet, 20)}, not in the source" if unmet else ""
+    missing = [name for name in about.classes if name not in classes]
+    others = f"; the source lacks {listed(missing, 20)}, which the model knows" if missing else ""
     raise UserError(
-        f"{source}: the model does not know {listed(unknown, 20)}{near}{only}; rename what is the same, "
-        "and leave out the rest"
+        f"{source}: the model does not know {listed(unknown, 20)}{did_you_mean(unknown[0], about.classes)}{others}; "
+        "rename the classes that are the same, and leave out the others"
     )
-
-
-def labelled_table(about: ModelFile, path: Path, source: str | Path) -> tuple[Table, bool]:
-    """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
-    from linnaeus.data.sources import open_source
-    from linnaeus.data.split import split_table
-
-    data = about.recipe.get("data", {})
-    lists = {key: data.get(key) for key in ("train", "valid", "test")}
-    on_test = lists["valid"] == "test"
-    share = data.get("split")
-    groups = (share or {}).get("groups")
-    named = (lists | {"valid": None} if on_test else lists) if Path(source).is_dir() else {}
-    column = None if groups == NEAR_DUPLICATES else groups
-    try:
-        table = open_source(source, **named, group=column)
-    except UserError:
-        if column is None:
-            raise
-        table = open_source(source, **named)  # another source has no such column
-    counted = sum(int(n) for n in about.data.get("counts", {}).values())
-    if groups == NEAR_DUPLICATES and (table.split == "").any() and len(table) >= counted:
-        raise UserError(
-            f"{source}: the model was trained on a split that keeps copies together, which is not drawn again "
-            f"here; give the run's own: {path.parent / 'split.csv'}"
-        )
-    if share is None or not (table.where("train").size or table.where("").size):
-        return table, False
-    try:
-        again = split_table(table, valid=share["valid"], test=share["test"], seed=share["seed"], valid_is_test=on_test)
-    except (UserError, KeyError, TypeError):  # another source than that of the training
-        return table, False
-    same = again.fingerprint() == about.data.get("fingerprint")
-    return (again, True) if same else (table, False)

@@ -15,10 +15,10 @@ from PIL import Image
 
 from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
 from linnaeus.data.known_sources import known_sources, open_known
-from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.errors import UserError
+from linnaeus.inference.source import open_for_recipe
 from linnaeus.preprocess import Preprocessing
 from linnaeus.runs.reader import RunContents
 from linnaeus.stores.decoding import Decoding
@@ -144,6 +144,4 @@ def _open(source: str, data: dict[str, Any], *, known: bool) -> Table:
         if not found.present:  # a report fetches nothing
             raise UserError(f"{source}: is not at hand; linnaeus data pull {source}")
         return open_known(source)
-    lists: dict[str, Any] = {key: data.get(key) for key in ("train", "valid", "test")}
-    lists["valid"] = None if lists["valid"] == "test" else lists["valid"]
-    return open_source(source, **(lists if Path(source).is_dir() else {}))
+    return open_for_recipe(source, data, lenient=True)

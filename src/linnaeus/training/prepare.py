@@ -13,10 +13,10 @@ from linnaeus.check.inspection import group_copies
 from linnaeus.console import Console
 from linnaeus.data.decode import RowSpec
 from linnaeus.data.download import fetch
-from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
 from linnaeus.errors import UserError
+from linnaeus.inference.source import open_for_recipe
 from linnaeus.models import Network, create, load_module, wrap
 from linnaeus.models.weight_store import local_weights
 from linnaeus.models.weights import load_weights
@@ -203,8 +203,7 @@ def _open(
 ) -> Table:
     if isinstance(source, Table):
         return source
-    column = None if groups == NEAR_DUPLICATES else groups
-    return open_source(source, train=train, valid=None if valid == "test" else valid, test=test, group=column)
+    return open_for_recipe(source, {"train": train, "valid": valid, "test": test, "split": {"groups": groups}})
 
 
 def _epochs(epochs: int | str | list[int] | None) -> list[int] | None:
