@@ -1,4 +1,4 @@
-# Everything runs in .venv; nothing is needed but Python >= 3.11, make and a C library.
+# Everything runs in .venv, which needs only Python >= 3.11 and make.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several test processes share the cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all check lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/linnaeus train digits --recipe digits
@@ -17,6 +17,11 @@ test: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	$(TEST)
 
+# The hooks of .pre-commit-config.yaml on all files; needs a git checkout and no network.
+check: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
+
+# The same linters without git.
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,8 +30,8 @@ lint: $(VENV)/.installed
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# torch comes first and pinned: left to a dependency's range it would be several GB of CUDA.
-# torchvision is a reference for the tests and no dependency; beside a CPU torch only --no-deps installs it.
+# torch is installed first, with a pinned version: as a dependency with a range it would bring several GB of CUDA libraries.
+# torchvision is only a reference for the tests; with a CPU build of torch it can be installed only with --no-deps.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
