@@ -20,7 +20,7 @@ import torch
 from linnaeus.check.labels import suspect
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
-from linnaeus.models.linear_probe import fit_head
+from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.stores import default_cache
 from linnaeus.stores.embeddings import embed, usual_weights
 
@@ -75,7 +75,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         labels, wrong = flip(true, classes, arguments.flipped, seed)
         started = time.perf_counter()
-        head = fit_head(torch.from_numpy(x), labels, classes)
+        head = fit_linear_probe(torch.from_numpy(x), labels, classes)
         found = suspect(labels, head.probabilities)
         seconds = time.perf_counter() - started
         note("ours", found.ranking, wrong)

@@ -15,7 +15,7 @@ import torch
 
 from linnaeus.check.findings import Finding
 from linnaeus.data.table import Table
-from linnaeus.models.linear_probe import fit_head
+from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.stores.embeddings import Vectors
 
 LEAST = 2  # images of a class, so that one can be held out
@@ -75,7 +75,7 @@ def suspicious_labels(table: Table, vectors: Vectors) -> list[Finding]:
         return []
     compact = np.searchsorted(present, labels[judged])
     groups = table.group_numbers(vectors.indices[judged])
-    head = fit_head(torch.from_numpy(vectors.values[judged]), compact, len(present), groups=groups)
+    head = fit_linear_probe(torch.from_numpy(vectors.values[judged]), compact, len(present), groups=groups)
     found = suspect(compact, head.probabilities)
     findings = []
     for k in found.ranking.tolist():

@@ -1,7 +1,14 @@
-"""A linear head on stored vectors, chosen by cross-validation: seconds, where training it by the epoch takes minutes.
+"""A linear probe: multinomial logistic regression on stored features of a frozen backbone.
 
-Multinomial logistic regression with an L2 penalty, solved by L-BFGS on standardised vectors (Liu and Nocedal 1989). It
-is convex: there is one answer and no learning rate, and the penalty is chosen on images that the answer has not seen.
+With features z_i, standardized to mean 0 and variance 1, labels y_i and sample weights w_i that sum to 1, the probe
+minimizes over W (classes, features) and b (classes,)
+
+    sum_i w_i * cross_entropy(W z_i + b, y_i)  +  penalty / 2 * |W|^2
+
+in nats; the bias is not penalized. The objective is convex, so there is one solution and no learning rate. It is solved
+with L-BFGS (Liu and Nocedal 1989, "On the limited memory BFGS method for large scale optimization"), in seconds where
+training the same head takes minutes. The penalty is chosen from the grid PENALTIES by stratified cross-validation with
+FOLDS folds: each image is judged by a probe that has not seen it.
 """
 
 from __future__ import annotations
@@ -16,136 +23,182 @@ from torch import Tensor
 from linnaeus.errors import JobError
 
 PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4)
-"""Weights of half the squared norm against the mean cross-entropy, the strongest first: each answer starts the next."""
+"""The grid, strongest first: the solution for one penalty is the starting point for the next."""
 
-STEPS = 25  # of L-BFGS for each penalty, from the solution of the stronger one
-FINAL_STEPS = 100
+FOLDS = 5
+STEPS = 25  # L-BFGS iterations for each penalty, from the solution of the stronger one
+FINAL_STEPS = 100  # L-BFGS iterations of the final fit, which starts at zero
+OVERFITTED = 1.5  # the grid ends where the held-out loss exceeds the best one by this factor
 
 
 @dataclass(frozen=True)
-class Head:
-    """A linear head, and how good it is on what it has not seen."""
+class LinearProbe:
+    """A linear head, and its quality on samples that were held out."""
 
     weight: Tensor
-    """(classes, features), for vectors as they are: the standardisation is folded in."""
+    """(classes, features), for features that are not standardized."""
     bias: Tensor
     """(classes,)"""
     penalty: float
     losses: dict[float, float]
-    """Penalty -> mean cross-entropy on the held-out folds, in nats, weighted as the samples are."""
+    """Penalty -> mean cross-entropy on the held-out folds in nats, with the sample weights of the fit."""
     probabilities: np.ndarray
-    """(n, classes) of each vector by the head of the fold that did not see it, at the chosen penalty."""
+    """(n, classes): each sample judged by the probe of the fold that held it out, at the chosen penalty."""
 
 
-def fit_head(
-    vectors: Tensor, labels: np.ndarray, classes: int, *, weights: Tensor | None = None, views: int = 1,
-    folds: int = 5, seed: int = 0, groups: np.ndarray | None = None,
-) -> Head:  # fmt: skip
-    """Fit a head to `vectors` (n, features) with `labels` (n,), the penalty chosen by stratified cross-validation.
+@dataclass(frozen=True)
+class _Fit:
+    """The data of a fit."""
 
-    `weights` (classes,) are what a sample of each class counts in the loss, by which the penalty is chosen too.
-    With `views`, the n vectors are that many rounds through the same samples, and a sample's views share a fold, as
-    do the samples of a group where `groups` (samples,) int64 says which belong together. A class with a single sample,
-    or in a single group, is never held out. Raises JobError where the vectors are not finite.
+    x: Tensor
+    """(n, d) standardized features, rotated into the subspace of the samples if that is smaller."""
+    y: Tensor
+    """(n,) int64 labels."""
+    weights: Tensor
+    """(n,) sample weights, not normalized."""
+    classes: int
+
+    def normalized_weights(self) -> Tensor:
+        """(n, 1): the sample weights of a single problem on all samples."""
+        return (self.weights / self.weights.sum())[:, None]
+
+    def zeros(self, problems: int) -> Tensor:
+        """(problems * classes, d + 1): the starting point of `_solve`."""
+        return torch.zeros(problems * self.classes, self.x.shape[1] + 1, device=self.x.device)
+
+
+def fit_linear_probe(
+    features: Tensor,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    weights: Tensor | None = None,
+    views: int = 1,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> LinearProbe:
+    """Fit a linear probe to `features` (n, d) with `labels` (n,) int64; the penalty is chosen by cross-validation.
+
+    `weights` (classes,) are weights of the samples of each class, in the fit and in the held-out loss.
+    `views` is the number of augmented versions of each sample: the n features are that many consecutive passes over the
+    same n / views samples. All views of a sample are in the same fold, and so are the samples of a group if `groups`
+    (n / views,) int64 is given. A class with only one sample, or only one group, is never held out.
+    `seed` determines the folds. Raises JobError if a feature is not finite.
     """
-    x = vectors.float()
+    x = features.float()
     mean, std = x.mean(0), x.std(0, correction=0)
-    std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))  # a dead feature says nothing
+    # A constant feature carries no information; dividing by its tiny deviation would blow up rounding errors.
+    std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))
     x = (x - mean) / std
     if not torch.isfinite(x).all():
-        raise JobError("the vectors below the head are not finite; are the network's weights sound?")
-    # The penalty does not change when the features are rotated, so no more of them are needed than there are vectors.
+        raise JobError("the features of the backbone are not finite: check its weights")
+    # n samples span at most n dimensions, and rotations change neither logits nor penalty: n coordinates are enough.
     rotation = torch.linalg.qr(x.T).Q if len(x) < x.shape[1] else None
     x = x if rotation is None else x @ rotation
+
     y = torch.from_numpy(labels).to(x.device)
     samples = len(labels) // views
-    fold = torch.from_numpy(np.tile(stratified_folds(labels[:samples], folds, seed, groups), views)).to(x.device)
-    counts = torch.ones(len(x), device=x.device) if weights is None else weights.to(x)[y]
-    # All folds are solved at once: one matrix product serves them all.
-    trains = torch.stack([fold != k for k in range(folds)], 1) * counts[:, None]  # (n, folds)
-    trains = trains / trains.sum(0)
-    measured = torch.where(fold >= 0, counts, torch.zeros_like(counts)).double()
-    measured = measured / measured.sum()
-    held_out = fold.clamp(min=0)
-    solution = torch.zeros(folds * classes, x.shape[1] + 1, device=x.device)
+    folds = stratified_folds(labels[:samples], FOLDS, seed, groups)
+    sample_weights = torch.ones(len(x), device=x.device) if weights is None else weights.to(x)[y]
+    data = _Fit(x, y, sample_weights, classes)
+    penalty, losses, probabilities = _cross_validate(data, torch.from_numpy(np.tile(folds, views)).to(x.device))
+
+    solution = _solve(x, y, data.normalized_weights(), penalty, data.zeros(1), FINAL_STEPS)
+    # Undo rotation and standardization: W z + b with z = (f - mean) / std becomes weight f + bias.
+    weight = (solution[:, :-1] if rotation is None else solution[:, :-1] @ rotation.T) / std
+    return LinearProbe(weight, solution[:, -1] - weight @ mean, penalty, losses, probabilities.cpu().numpy())
+
+
+def _cross_validate(data: _Fit, fold: Tensor) -> tuple[float, dict[float, float], Tensor]:
+    """(best penalty, penalty -> held-out loss, held-out probabilities (n, classes)).
+
+    `fold` (n,) int64 is the fold that holds each sample out, -1 for samples that are always trained on.
+    """
+    x, y, weights = data.x, data.y, data.weights
+    # The folds are solved as one problem, so that a single matrix product serves all of them.
+    training = torch.stack([fold != k for k in range(FOLDS)], 1) * weights[:, None]  # (n, folds)
+    training = training / training.sum(0)
+    held_out = torch.where(fold >= 0, weights, torch.zeros_like(weights)).double()
+    held_out = held_out / held_out.sum()
+    judge = fold.clamp(min=0)
+    solution = data.zeros(FOLDS)
     losses: dict[float, float] = {}
-    best: tuple[float, float, Tensor] | None = None
+    best: tuple[float, float, Tensor] | None = None  # loss, penalty, probabilities
     for penalty in PENALTIES:
-        solution = _solve(x, y, trains, penalty, solution, STEPS)
-        logits = _logits(x, solution).view(len(x), folds, classes)
-        own = logits[torch.arange(len(x), device=x.device), held_out]
-        log_p = F.log_softmax(own.double(), 1)
-        losses[penalty] = float(-(log_p[torch.arange(len(x)), y] * measured).sum())
+        solution = _solve(x, y, training, penalty, solution, STEPS)
+        logits = _logits(x, solution).view(len(x), FOLDS, data.classes)
+        log_p = F.log_softmax(logits[torch.arange(len(x), device=x.device), judge].double(), 1)
+        losses[penalty] = float(-(log_p[torch.arange(len(x)), y] * held_out).sum())
         if best is None or losses[penalty] < best[0]:
             best = (losses[penalty], penalty, log_p.exp())
-        elif losses[penalty] > 1.5 * best[0]:
+        elif losses[penalty] > OVERFITTED * best[0]:
             break  # weaker penalties only overfit more
     assert best is not None
-    _, penalty, probabilities = best
-    everything = (counts / counts.sum())[:, None]
-    final = _solve(x, y, everything, penalty, torch.zeros(classes, x.shape[1] + 1, device=x.device), FINAL_STEPS)
-    weight = (final[:, :-1] if rotation is None else final[:, :-1] @ rotation.T) / std
-    return Head(weight, final[:, -1] - weight @ mean, penalty, losses, probabilities.cpu().numpy())
+    return best[1], losses, best[2]
 
 
 def stratified_folds(labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """(n,) int64: the fold that holds each sample out, classes spread evenly; -1 for the only sample of a class.
 
-    With `groups` (n,) int64 a group shares a fold, and it is -1 for a group that has all of a class.
+    With `groups` (n,) int64, all samples of a group have the same fold: -1 if the group holds all samples of a class.
     """
     generator = np.random.default_rng([seed, 0xF01D])
     if groups is not None:
         return _group_folds(labels, folds, generator, groups)
-    found = np.full(len(labels), -1, np.int64)
-    start = 0  # classes begin in turn at each fold, so that small classes do not all fill the first
+    fold = np.full(len(labels), -1, np.int64)
+    start = 0  # each class continues at the next fold; otherwise all small classes would share the first folds
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
         if len(members) > 1:
-            found[members] = (start + np.arange(len(members))) % folds
+            fold[members] = (start + np.arange(len(members))) % folds
             start += len(members)
-    return found
+    return fold
 
 
 def _group_folds(labels: np.ndarray, folds: int, generator: np.random.Generator, groups: np.ndarray) -> np.ndarray:
-    """The largest group first, each into the fold that has least of its classes yet; of equal folds, the smallest."""
+    """Assign groups to folds greedily, the largest first: each to the fold with the fewest samples of its classes.
+
+    Ties go to the smallest fold. Scikit-learn's StratifiedGroupKFold has no fold for "never held out".
+    """
     _, group = np.unique(groups, return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, int(labels.max()) + 1), np.int64)  # (groups, classes)
     np.add.at(counts, (group, labels), 1)
     totals = counts.sum(0)
-    found = np.full(len(counts), -1, np.int64)
+    fold_of_group = np.full(len(counts), -1, np.int64)
     filled = np.zeros((folds, len(totals)), np.int64)
     order = generator.permutation(len(counts))
     for g in order[np.argsort(-counts[order].sum(1), kind="stable")].tolist():
-        own = counts[g]
-        if ((own == totals) & (own > 0)).any():
-            continue
-        crowded = filled @ (own / np.maximum(totals, 1))
-        found[g] = min(range(folds), key=lambda k: (crowded[k], filled[k].sum()))
-        filled[found[g]] += own
-    return found[group]
+        if ((counts[g] == totals) & (counts[g] > 0)).any():
+            continue  # holding this group out would leave a class without training samples
+        crowded = filled @ (counts[g] / np.maximum(totals, 1))  # per fold, in shares of the classes of this group
+        fold_of_group[g] = min(range(folds), key=lambda k: (crowded[k], filled[k].sum()))
+        filled[fold_of_group[g]] += counts[g]
+    return fold_of_group[group]
 
 
 def _logits(x: Tensor, solution: Tensor) -> Tensor:
+    """x (n, d), solution (m, d + 1) with the bias in the last column -> (n, m)."""
     return torch.addmm(solution[:, -1], x, solution[:, :-1].T)
 
 
-def _solve(x: Tensor, y: Tensor, shares: Tensor, penalty: float, start: Tensor, steps: int) -> Tensor:
-    """Minimise the sum over problems of mean cross-entropy + penalty / 2 * |W|^2. The bias is not penalised.
+def _solve(x: Tensor, y: Tensor, weights: Tensor, penalty: float, start: Tensor, steps: int) -> Tensor:
+    """Minimize the sum over several problems on the same samples, which differ in their sample weights.
 
-    x (n, d), y (n,), shares (n, problems) with columns summing to 1, start (problems * classes, d + 1) -> as start.
+    x (n, d), y (n,), weights (n, problems) with columns that sum to 1, start (problems * classes, d + 1) with the bias
+    in the last column -> a solution of the same shape.
     """
-    problems = shares.shape[1]
+    problems = weights.shape[1]
     solution = start.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([solution], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
     targets = y[:, None].expand(-1, problems).reshape(-1)
 
-    def loss() -> Tensor:
+    def closure() -> Tensor:
         optimizer.zero_grad()
         logits = _logits(x, solution).view(len(x) * problems, -1)
-        each = F.cross_entropy(logits, targets, reduction="none").view(len(x), problems)
-        value = (each * shares).sum() + penalty / 2 * solution[:, :-1].square().sum()
-        value.backward()
-        return value
+        losses = F.cross_entropy(logits, targets, reduction="none").view(len(x), problems)
+        objective = (losses * weights).sum() + penalty / 2 * solution[:, :-1].square().sum()
+        objective.backward()
+        return objective
 
-    optimizer.step(loss)
+    optimizer.step(closure)
     return solution.detach()

@@ -20,7 +20,7 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
-from linnaeus.models.linear_probe import Head, fit_head
+from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.runs.history import Row
 from linnaeus.training.best import Best
@@ -204,13 +204,13 @@ class Phases:
         if len(linear) != 1:
             raise UserError(f'head = "auto": the head of {net.model.arch["name"]} is not one linear layer; train it')
 
-        def solve() -> tuple[Head, Figures]:
+        def solve() -> tuple[LinearProbe, Figures]:
             rows, views = train.batches.rows, train.batches.views
             batches = Batches(rows, train.batches.labels, batch=512, views=views, device=self.engine.device)
             vectors = torch.cat([train.prepare(b, view) for view in range(views) for b in batches.epoch(view)])
             labels = np.tile(batches.labels, views)
             weights = balanced(labels, self.classes) if phase.class_weights == "balanced" else None
-            head = fit_head(
+            head = fit_linear_probe(
                 vectors, labels, self.classes, weights=weights, views=views, seed=self.recipe.seed,
                 groups=self.streams.train.groups,
             )  # fmt: skip
