@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from linnaeus.check.run import Checked
 from linnaeus.check.terminal import NEXT
 from linnaeus.data.class_names import printable
 from linnaeus.data.decode import UnreadableError, decode
+from linnaeus.data.encode import data_uri, to_pillow
 from linnaeus.files import write_text
 
 SIDE = 176  # pixels of a thumbnail's long side
@@ -142,11 +141,9 @@ class _Gallery:
 
 
 def _thumbnail(pixels: np.ndarray) -> tuple[str, int, int]:
-    """(h, w[, C]) uint8 -> base64 of a JPEG, its width and height. Tiny images are enlarged, pixel by pixel."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    """(h, w[, C]) uint8 -> data URI of a JPEG, its width and height. Tiny images are enlarged, pixel by pixel."""
+    image = to_pillow(pixels)
     long = max(image.size)
     size = (max(1, round(image.width * SIDE / long)), max(1, round(image.height * SIDE / long)))
     image = image.resize(size, Image.Resampling.BOX if long * 3 < SIDE else Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode(), *size
+    return data_uri(image, "JPEG", quality=QUALITY, optimize=True), *size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
+from linnaeus.data.encode import data_uri, to_pillow
 from linnaeus.data.known_sources import known_sources, open_known
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
@@ -47,14 +45,9 @@ class Shown:
         small = square.shape[0] < TINY
         if square.shape[0] > side:
             square = fit_row(square, RowSpec(side, "squash", "bilinear", square.shape[2]))
-        image = Image.fromarray(np.ascontiguousarray(square[:, :, 0] if square.shape[2] == 1 else square))
-        buffer = io.BytesIO()
-        if small:
-            image.save(buffer, "PNG", optimize=True)
-        else:
-            image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-        kind = "png" if small else "jpeg"
-        return cls(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", image.width, small)
+        image = to_pillow(square)
+        data = data_uri(image, "PNG" if small else "JPEG", quality=QUALITY, optimize=True)
+        return cls(data, image.width, small)
 
 
 @dataclass(eq=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from linnaeus.data.decode import UnreadableError, header_size
+from linnaeus.data.encode import data_uri, to_pillow
 from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.explain.saliency import choose_stages, explain
@@ -153,7 +152,7 @@ class Service:
                 assert e.prediction.image is not None
                 what = {"class": e.prediction.classes[e.target], "name": e.name, "probability": e.probability}
                 shown = overlay(e.prediction.image, e.maps[self.stages[0]])
-                each |= {"explained": what, "stage": self.stages[0], "heat_map": data_uri(shown, "PNG")}
+                each |= {"explained": what, "stage": self.stages[0], "heat_map": data_uri(to_pillow(shown), "PNG")}
         gallery = self.gallery
         if gallery is not None:
             for each, p in zip(told, predictions, strict=True):
@@ -172,14 +171,11 @@ def _stages(classifier: Classifier) -> tuple[str, ...]:
 
 
 def _neighbor(neighbor: Neighbor) -> dict[str, Any]:
-    return neighbor.to_dict() | {"picture": data_uri(neighbor.image, "JPEG", THUMB)}
+    return neighbor.to_dict() | {"picture": thumbnail(neighbor.image)}
 
 
-def data_uri(pixels: np.ndarray, kind: str, most: int | None = None) -> str:
-    """(H, W) or (H, W, C) uint8 -> a data: address of it as PNG or JPEG, at most `most` pixels a side."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    if most is not None and max(image.size) > most:
-        image.thumbnail((most, most), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=85)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def thumbnail(pixels: np.ndarray) -> str:
+    """(H, W, C) uint8 -> data URI of a JPEG of at most THUMB pixels a side."""
+    image = to_pillow(pixels)
+    image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+    return data_uri(image, "JPEG")
