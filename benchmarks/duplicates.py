@@ -27,7 +27,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.stores import default_cache
-from linnaeus.stores.embeddings import Vectors, embed, usual_weights
+from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"
 QUALITY = 92  # of a copy's JPEG, where nothing else is said
@@ -71,12 +71,12 @@ def copies_of(table: Table, chosen: dict[str, np.ndarray], folder: Path) -> Tabl
     )
 
 
-def together(one: Vectors | None, two: Vectors | None, n: int) -> Vectors | None:
+def together(one: Embeddings | None, two: Embeddings | None, n: int) -> Embeddings | None:
     """The vectors of a table of n images and of another behind it."""
     if one is None or two is None:
         return None
     indices = np.concatenate([one.indices, two.indices + n])
-    return Vectors(np.concatenate([one.values, two.values]), indices, one.weights)
+    return Embeddings(np.concatenate([one.values, two.values]), indices, one.weights)
 
 
 def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
@@ -158,7 +158,7 @@ def main() -> None:
     for n in arguments.search:
         search(n)
     if not arguments.search:
-        weights = None if arguments.weights == "none" else arguments.weights or usual_weights()
+        weights = None if arguments.weights == "none" else arguments.weights or default_weights()
         measure(arguments.data, arguments.each, arguments.rounds, weights)
 
 

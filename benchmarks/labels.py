@@ -22,7 +22,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.stores import default_cache
-from linnaeus.stores.embeddings import embed, usual_weights
+from linnaeus.stores.embeddings import default_weights, embed
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"
 
@@ -58,7 +58,7 @@ def main() -> None:
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    weights = usual_weights()
+    weights = default_weights()
     if weights is None:
         parser.error("no published weights at hand: linnaeus weights list")
     table = open_source(arguments.data)

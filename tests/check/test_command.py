@@ -27,7 +27,7 @@ from linnaeus.data.table import Table
 from linnaeus.models import create
 from linnaeus.models.weight_store import sha256_of, store_checksum, weights_dir
 from linnaeus.stores import default_cache
-from linnaeus.stores.embeddings import embed, usual_weights
+from linnaeus.stores.embeddings import default_weights, embed
 
 WEIGHTS = "resnet18-torchvision-v1"
 
@@ -197,7 +197,7 @@ def test_small_arrays_are_checked_for_exact_copies_only():
 @pytest.mark.long
 def test_with_weights_at_hand_labels_are_judged_too(faulty: Path):
     weights_at_hand()
-    assert usual_weights() == WEIGHTS
+    assert default_weights() == WEIGHTS
     found = check(faulty)
     assert (found.weights, found.notes) == (WEIGHTS, [])
     assert "leak" in {finding.kind for finding in found.findings}

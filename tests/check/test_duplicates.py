@@ -15,7 +15,7 @@ from linnaeus.check.duplicates import COPY, EXACT, SCENE, Duplicates, find_dupli
 from linnaeus.check.look import look
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.stores.embeddings import Vectors
+from linnaeus.stores.embeddings import Embeddings
 
 
 def opened(folder: Path) -> tuple[Table, Duplicates]:
@@ -72,7 +72,7 @@ def test_a_network_finds_the_crops_that_hashes_miss(tmp_path: Path):
     pair = [i for i in range(len(table)) if table.sample_id(i) in ("oak/1.jpg", "pine/part.png")]
     values[pair[1]] = values[pair[0]] + 0.1
     values[[0, 3]] = values[2]  # neighbors too, but not by their pixels
-    vectors = Vectors(values, np.arange(len(table)), "made up")
+    vectors = Embeddings(values, np.arange(len(table)), "made up")
     found = find_duplicates(look(table, cache=None), vectors)
     assert named(table, found) == {("oak/1.jpg", "pine/part.png"): SCENE}
 

@@ -9,7 +9,7 @@ import pytest
 
 from linnaeus.check.labels import confident_joint, suspect, suspicious_labels
 from linnaeus.data.table import Table
-from linnaeus.stores.embeddings import Vectors
+from linnaeus.stores.embeddings import Embeddings
 
 
 def blobs(n: int, classes: int, seed: int = 0, flipped: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def test_a_class_without_samples_is_never_confident():
 
 def test_flipped_labels_stand_first():
     vectors, labels, wrong = blobs(300, 5)
-    found = suspicious_labels(table_of(labels, 5), Vectors(vectors, np.arange(300), "made up"))
+    found = suspicious_labels(table_of(labels, 5), Embeddings(vectors, np.arange(300), "made up"))
     first = [int(finding.paths[0].removesuffix(".jpg")) for finding in found][: int(wrong.sum())]
     assert wrong[first].mean() > 0.9
     assert {finding.severity for finding in found} <= {"warning", "info"}
@@ -64,7 +64,7 @@ def test_a_patient_does_not_vouch_for_himself():
     table = table_of(np.where(wrong, 1 - true, true), 2)
 
     def found(table: Table) -> set[int]:
-        every = suspicious_labels(table, Vectors(vectors, np.arange(200), "made up"))
+        every = suspicious_labels(table, Embeddings(vectors, np.arange(200), "made up"))
         return {int(finding.paths[0].removesuffix(".jpg")) for finding in every}
 
     grouped = replace(table, groups=tuple(map(str, patients)))
@@ -74,7 +74,7 @@ def test_a_patient_does_not_vouch_for_himself():
 
 def test_clean_labels_give_few_findings():
     vectors, labels, _ = blobs(300, 5, flipped=0.0)
-    found = suspicious_labels(table_of(labels, 5), Vectors(vectors, np.arange(300), "made up"))
+    found = suspicious_labels(table_of(labels, 5), Embeddings(vectors, np.arange(300), "made up"))
     assert sum(finding.severity == "warning" for finding in found) <= 3
 
 
@@ -85,7 +85,7 @@ def test_unreadable_images_and_lonely_classes_are_left_out():
     lonely = int(np.flatnonzero(~wrong)[5])
     labels[lonely] = 7
     some = np.setdiff1d(np.arange(120), [0, 1, 2, 50])
-    found = suspicious_labels(table_of(labels, 10), Vectors(vectors[some], some, "made up"))
+    found = suspicious_labels(table_of(labels, 10), Embeddings(vectors[some], some, "made up"))
     about = {int(finding.paths[0].removesuffix(".jpg")) for finding in found}
     assert not about & {0, 1, 2, lonely, 50}
     assert about & set(np.intersect1d(np.flatnonzero(wrong), some).tolist())
@@ -93,7 +93,7 @@ def test_unreadable_images_and_lonely_classes_are_left_out():
 
 def test_one_class_has_no_suspicious_labels():
     vectors, _, _ = blobs(20, 2)
-    assert suspicious_labels(table_of(np.zeros(20, int), 2), Vectors(vectors, np.arange(20), "made up")) == []
+    assert suspicious_labels(table_of(np.zeros(20, int), 2), Embeddings(vectors, np.arange(20), "made up")) == []
 
 
 def test_the_ranking_is_cleanlabs():
@@ -129,7 +129,7 @@ def test_flips_among_digits_are_in_the_top_of_the_ranking():
     wrong = generator.choice(n, n // 20, replace=False)
     labels = digits.target[:n].copy()
     labels[wrong] = (labels[wrong] + generator.integers(1, 10, len(wrong))) % 10
-    vectors = Vectors(digits.data[:n].astype(np.float32), np.arange(n), "pixels")
+    vectors = Embeddings(digits.data[:n].astype(np.float32), np.arange(n), "pixels")
     found = suspicious_labels(table_of(labels, 10), vectors)
     about = [int(finding.paths[0].removesuffix(".jpg")) for finding in found][: round(0.08 * n)]
     assert np.isin(wrong, about).mean() >= 0.95

@@ -16,7 +16,7 @@ from linnaeus.check.align import ALIKE, STARTS, compare, start_of
 from linnaeus.check.hashing import CROWDED, WINDOWS, near
 from linnaeus.check.look import Looks
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.stores.embeddings import Vectors
+from linnaeus.stores.embeddings import Embeddings
 
 EXACT, COPY, SCENE = 0, 1, 2
 RELATIONS = ("duplicate", "near-duplicate", "same-scene")
@@ -86,7 +86,7 @@ def joined(n: int, pairs: np.ndarray) -> np.ndarray:
     return np.array([root(i) for i in range(n)], dtype=np.int64)
 
 
-def find_duplicates(looks: Looks, vectors: Vectors | None = None) -> Duplicates:
+def find_duplicates(looks: Looks, vectors: Embeddings | None = None) -> Duplicates:
     """All pairs: by pixels alone, or by the vectors of a network too, which find crops that hashes miss."""
     exact = _exact(looks)
     copies = joined(len(looks), exact)

@@ -16,7 +16,7 @@ import torch
 from linnaeus.check.findings import Finding
 from linnaeus.data.table import Table
 from linnaeus.models.linear_probe import fit_linear_probe
-from linnaeus.stores.embeddings import Vectors
+from linnaeus.stores.embeddings import Embeddings
 
 LEAST = 2  # images of a class, so that one can be held out
 
@@ -61,7 +61,7 @@ def suspect(labels: np.ndarray, probabilities: np.ndarray) -> Suspicion:
     return Suspicion(np.argsort(own, kind="stable"), instead, own, probabilities[rows, instead], confident)
 
 
-def suspicious_labels(table: Table, vectors: Vectors) -> list[Finding]:
+def suspicious_labels(table: Table, vectors: Embeddings) -> list[Finding]:
     """Images that look like another class than their label says, the most suspicious first.
 
     A warning where confident learning counts the label as wrong; information where the other class is only more

@@ -21,7 +21,7 @@ from linnaeus.data.class_names import printable
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.stores import default_cache
-from linnaeus.stores.embeddings import Vectors, embed, usual_weights
+from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 
 TO_PULL = "resnet50-torchvision-v2"
 
@@ -125,14 +125,14 @@ def leaks(table: Table, duplicates: Duplicates) -> dict[str, np.ndarray]:
 
 def _vectors(
     table: Table, looks: Looks, weights: str | None, device: str, console: Console, notes: list[str]
-) -> Vectors | None:
+) -> Embeddings | None:
     """Vectors of the images; None, with a note that says why, where there are none."""
     missing = "suspicious labels were not looked for, and scenes that are there twice only by pixels: "
     if weights == "none":
         notes.append(missing + "--weights none")
         return None
     stored = weights == "stored"
-    name = usual_weights() if weights is None or stored else weights
+    name = default_weights() if weights is None or stored else weights
     if name is None:
         notes.append(f"{missing}that takes ImageNet weights; linnaeus weights pull {TO_PULL}, and check again")
         return None

@@ -75,7 +75,7 @@ class Album:
         if self.table is None or not wanted:
             return
         rows = Decoding(self.table, np.array(wanted, np.int64), self.preprocessing.row_spec, available_cores(), None)
-        for i, row in zip(wanted, rows.each(), strict=True):
+        for i, row in zip(wanted, rows.rows(), strict=True):
             self._seen[i] = None if isinstance(row, UnreadableError) else self._crop(row)
 
     def image(self, i: int | None, side: int = SMALL) -> Shown | None:

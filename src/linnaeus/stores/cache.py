@@ -1,8 +1,8 @@
-"""A folder of entries that are built once, used by many runs, and thrown away oldest first.
+"""The cache: a folder of entries that are built once, shared by runs, and evicted least recently used first.
 
-An entry is a folder `<kind>-<key>` of data files and a header. It is built in `<name>.partial` and renamed when whole,
-so it is either there or not. Processes that want the same entry at once wait for each other. The header carries its
-own checksum, and the length, time and checksum of every file, so that a cut or altered entry is not used.
+An entry is a folder `<kind>-<key>` of data files and a header. It is built in `<name>.partial` and renamed once it is
+complete, so no other process sees half an entry. Processes that need the same entry at once wait for each other. The
+header has its own checksum, and the length, time and checksum of every file, so damaged entries are not used.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ FORMAT = 1
 _PARTIAL = ".partial"
 _LOCKS = ".locks"
 _TRASH = ".trash-"
-_RESERVE = 64 << 20  # bytes of the disk that a build leaves free, so that logs and checkpoints still fit
+_RESERVE = 64 << 20  # bytes of the disk that a build leaves free for logs and checkpoints
 
 
 class OverBudgetError(Exception):
-    """An entry would not fit the cache's budget, even with all others gone. The caller streams instead."""
+    """An entry does not fit the cache's budget even after all others are evicted. The caller streams instead."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the cache holds under one name."""
+    """One entry of the cache."""
 
     name: str
     path: Path
@@ -47,30 +47,30 @@ class Entry:
     used: float
     """Time of the last use, in seconds since 1970."""
     about: dict[str, Any]
-    """What its builder wrote about it; empty for an unfinished or damaged entry."""
+    """The description that its builder passed to `commit`; empty for an unfinished or damaged entry."""
     unfinished: bool = False
 
 
 class Cache:
-    """Entries under `root`, together at most `budget` bytes. The folder is made on first use."""
+    """Entries under `root`, at most `budget` bytes in total. The folder is created on first use."""
 
     def __init__(self, root: Path, budget: int):
         self.root = Path(root)
         self.budget = budget
 
     def find(self, name: str) -> Entry | None:
-        """The entry, if it is whole, marked as used now."""
+        """The entry, marked as used now; None where it is missing or damaged."""
         path = self.root / _checked(name)
         header = _read_header(path)
-        if header is None or not all(_is_whole(path / file, found) for file, found in header["files"].items()):
+        if header is None or not all(_is_intact(path / file, expected) for file, expected in header["files"].items()):
             return None
-        with suppress(OSError):  # a cache that others own may be read-only
+        with suppress(OSError):  # a shared cache may be read-only
             os.utime(path / HEADER)
         return Entry(name, path, _size(path), time.time(), header["about"])
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Keep other threads and processes out of `name`, waiting until they are done. Released when a process dies."""
+        """Hold the lock of `name`, waiting for other threads and processes. A process that dies releases it."""
         lock = self._acquire(name, wait=True)
         assert lock is not None
         try:
@@ -80,9 +80,9 @@ class Cache:
 
     @contextmanager
     def building(self, name: str) -> Iterator[Path]:
-        """The folder to build `name` in, with what an earlier try left there. Hold the lock.
+        """The folder to build `name` in, with the files that an interrupted build left there. Hold the lock.
 
-        A full disk, or budget, removes the folder; anything else that goes wrong leaves it for the next try.
+        If the disk or the budget is full, the folder is removed; after any other error it stays for the next build.
         Raises UserError where the disk is full.
         """
         partial = self.root / (_checked(name) + _PARTIAL)
@@ -99,19 +99,21 @@ class Cache:
             raise self._disk_is_full() from None
 
     def commit(self, name: str, about: Mapping[str, Any], crc32: Mapping[str, int] | None = None) -> Entry:
-        """Turn the folder of `building` into the entry: whole on the disk, or not at all. Replaces one of that name.
+        """Turn the folder of `building` into the entry, atomically and durably, replacing an entry of that name.
 
-        `about` is JSON that `find` and `entries` give back. `crc32` saves reading the files whose checksum is known.
+        `about` is JSON that `find` and `entries` return. `crc32` has the known checksums, by file name; other files
+        are read to compute theirs.
         """
         partial, path = self.root / (_checked(name) + _PARTIAL), self.root / name
         files = {}
         for file in sorted(partial.iterdir()):
             if file.name != HEADER:
                 sync(file)
-                known = (crc32 or {}).get(file.name)
-                found = file.stat()
-                checksum = crc32_of(file) if known is None else known
-                files[file.name] = {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "crc32": checksum}
+                checksum = (crc32 or {}).get(file.name)
+                if checksum is None:
+                    checksum = crc32_of(file)
+                status = file.stat()
+                files[file.name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "crc32": checksum}
         text = json.dumps({"format": FORMAT, "files": files, "about": dict(about)}, ensure_ascii=False)
         header = partial / HEADER
         header.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
@@ -122,36 +124,36 @@ class Cache:
         return Entry(name, path, _size(path), time.time(), dict(about))
 
     def discard(self, name: str) -> None:
-        """Throw away what `building` has of `name`."""
+        """Remove the unfinished build of `name`."""
         shutil.rmtree(self.root / (_checked(name) + _PARTIAL), ignore_errors=True)
 
     def room(self, name: str, needed: int, keep: Collection[str] = ()) -> None:
-        """Make room for `needed` more bytes of `name`: throw the least recently used away, but none of `keep`.
+        """Make room for `needed` more bytes of `name`: evict the least recently used entries, but none of `keep`.
 
-        Raises OverBudgetError where the budget is too small for it, and UserError where the disk is.
+        Raises OverBudgetError where the budget is too small, and UserError where the disk is.
         """
         entries = self.entries()
-        held = sum(entry.bytes for entry in entries)
+        used = sum(entry.bytes for entry in entries)
         fixed = sum(entry.bytes for entry in entries if entry.name in keep or entry.name == name)
         if fixed + needed > self.budget:
             raise OverBudgetError(f"{fixed + needed:,} bytes are over the cache's budget of {self.budget:,}")
-        if self._free() + held - fixed < needed + _RESERVE:
-            raise self._disk_is_full(needed)  # before anything is thrown away for nothing
+        if self._free() + used - fixed < needed + _RESERVE:
+            raise self._disk_is_full(needed)  # before entries are evicted in vain
         for trash in self.root.glob(f"{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
         for entry in sorted(entries, key=lambda entry: entry.used):
-            if held + needed <= self.budget and self._free() >= needed + _RESERVE:
+            if used + needed <= self.budget and self._free() >= needed + _RESERVE:
                 return
             if entry.name != name and entry.name not in keep and self._evict(entry):
-                held -= entry.bytes
+                used -= entry.bytes
         if self._free() < needed + _RESERVE:
             raise self._disk_is_full(needed)
-        if held + needed > self.budget:
-            raise OverBudgetError(f"{held + needed:,} bytes are over the cache's budget of {self.budget:,}")
+        if used + needed > self.budget:
+            raise OverBudgetError(f"{used + needed:,} bytes are over the cache's budget of {self.budget:,}")
 
     def entries(self) -> list[Entry]:
-        """Everything in the cache, the most recently used first. Files are not checked, only headers."""
-        found = []
+        """All entries, the most recently used first. Only headers are checked, not files."""
+        entries = []
         for path in self.root.iterdir() if self.root.is_dir() else ():
             name = path.name.removesuffix(_PARTIAL)
             if not _NAME.fullmatch(name) or not path.is_dir():
@@ -161,19 +163,19 @@ class Cache:
             try:
                 used = (path if header is None else path / HEADER).stat().st_mtime
             except OSError:
-                continue  # gone since
-            found.append(Entry(name, path, _size(path), used, {} if header is None else header["about"], unfinished))
-        return sorted(found, key=lambda entry: -entry.used)
+                continue  # removed meanwhile
+            entries.append(Entry(name, path, _size(path), used, {} if header is None else header["about"], unfinished))
+        return sorted(entries, key=lambda entry: -entry.used)
 
     def clear(self) -> int:
-        """Throw everything away, except what is being built right now. Returns the bytes freed."""
+        """Remove all entries except those that are being built. Returns the bytes freed."""
         freed = sum(entry.bytes for entry in self.entries() if self._evict(entry))
         for trash in self.root.glob(f"{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
         return freed
 
     def _evict(self, entry: Entry) -> bool:
-        """Remove an entry, unless somebody is building it. A process that has it open keeps its data (POSIX)."""
+        """Remove an entry, unless a process is building it. A process that has it open keeps its data (POSIX)."""
         try:
             lock = self._acquire(entry.name, wait=False)
             if lock is None:
@@ -187,7 +189,7 @@ class Cache:
             return False
 
     def _remove(self, path: Path) -> None:
-        """Rename, then delete: nobody sees half an entry."""
+        """Rename, then delete, so that no other process sees half an entry."""
         if path.exists():
             trash = self.root / f"{_TRASH}{path.name}-{os.getpid()}-{time.monotonic_ns()}"
             with suppress(FileNotFoundError):
@@ -195,7 +197,7 @@ class Cache:
             shutil.rmtree(trash, ignore_errors=True)
 
     def _acquire(self, name: str, *, wait: bool) -> BaseFileLock | None:
-        # Lock files stay: removing one while another process waits for it would let two in.
+        # Lock files stay: they are empty, and most names are locked again.
         path = self.root / _LOCKS / _checked(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,9 +213,10 @@ class Cache:
         return shutil.disk_usage(self.root).free
 
     def _disk_is_full(self, needed: int = 0) -> UserError:
-        what = f"the disk is too full for {needed / 1e9:.1f} GB more" if needed else "the disk is full"
+        problem = f"the disk is too full for {needed / 1e9:.1f} GB more" if needed else "the disk is full"
         return UserError(
-            f"{self.root}: {what}; free some, run `linnaeus data cache --clear`, or set LINNAEUS_CACHE to another disk"
+            f"{self.root}: {problem}; free some space, run `linnaeus data cache --clear`, or set LINNAEUS_CACHE to a "
+            "folder on another disk"
         )
 
 
@@ -226,7 +229,7 @@ def _checked(name: str) -> str:
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
-    """What the header says, or None where it is missing, damaged or of another version."""
+    """The content of the header; None where it is missing, damaged or of another format."""
     try:
         checksum, _, text = (path / HEADER).read_text(encoding="utf-8").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
@@ -238,25 +241,25 @@ def _read_header(path: Path) -> dict[str, Any] | None:
 
 
 def known_checksum(file: Path) -> int | None:
-    """The CRC-32 of a file of an entry, as its header has it; None where there is no such header."""
+    """The CRC-32 of a file of an entry, from the header; None where there is no valid header."""
     header = _read_header(file.parent)
     return None if header is None or file.name not in header["files"] else int(header["files"][file.name]["crc32"])
 
 
-def _is_whole(file: Path, expected: dict[str, int]) -> bool:
-    """Length and time are compared at every use; the contents only where the time differs, as after a copy."""
+def _is_intact(file: Path, expected: dict[str, int]) -> bool:
+    """Whether a file is as it was committed: its content is read only if its time differs, as after a copy."""
     try:
-        found = file.stat()
-        if found.st_size != expected["bytes"]:
+        status = file.stat()
+        if status.st_size != expected["bytes"]:
             return False
-        return found.st_mtime_ns == expected["mtime_ns"] or crc32_of(file) == expected["crc32"]
+        return status.st_mtime_ns == expected["mtime_ns"] or crc32_of(file) == expected["crc32"]
     except OSError:
         return False
 
 
 def _size(path: Path) -> int:
     total = 0
-    with suppress(OSError):  # it may go away under us
+    with suppress(OSError):  # another process may remove it
         for file in path.iterdir():
             total += file.stat().st_size
     return total

@@ -1,4 +1,4 @@
-"""Images of a table, decoded into rows by threads, in order."""
+"""Decoding with threads: the images of a table become rows, in order, a little ahead of their use."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from linnaeus.data.table import Members
 T = TypeVar("T")
 
 Row = np.ndarray | UnreadableError
-"""(h, w, C) uint8, or why there is none"""
+"""(h, w, C) uint8, or why the image cannot be read"""
 Progress = Callable[[int, int], None]
-"""Called with the images that are done and all of them."""
+"""progress(done, total), in images"""
 
 
-class Images(Protocol):
-    """What of a table is needed here: images as files, as an array, or inside larger files."""
+class ImageSource(Protocol):
+    """The part of a table that decoding needs: images as files, as an array, or inside larger files."""
 
     @property
     def paths(self) -> Sequence[str] | None: ...
@@ -41,9 +41,9 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """Images to decode, in order, by threads."""
+    """The images `indices` of a table, to be decoded in this order by threads. Image k is the k-th of them."""
 
-    table: Images
+    table: ImageSource
     indices: np.ndarray
     spec: RowSpec
     threads: int
@@ -54,45 +54,46 @@ class Decoding:
         return self.table.image(int(self.indices[k]))
 
     def load(self, k: int) -> Row:
+        """Decode image k."""
         try:
             return load_row(self.source(k), self.spec)
         except UnreadableError as error:
-            return error.with_traceback(None)  # which would keep the image's memory
+            return error.with_traceback(None)  # a traceback would keep the image in memory
 
-    def each(self, start: int = 0, known: Callable[[int], Row | None] | None = None) -> Iterator[Row]:
-        """Rows from `start` on, in order; those that `known` returns are not decoded."""
+    def rows(self, start: int = 0, known: Callable[[int], Row | None] | None = None) -> Iterator[Row]:
+        """Rows from `start` on, in order. A row that `known` returns is not decoded."""
 
-        def make(k: int) -> Row:
+        def load(k: int) -> Row:
             row = None if known is None else known(k)
             return self.load(k) if row is None else row
 
-        return in_order(make, start, len(self.indices), self.threads, self.progress)
+        return in_order(load, start, len(self.indices), self.threads, self.progress)
 
     def estimate(self) -> int:
-        """Bytes that the rows will take: exact for squares, else from the headers of some of the images."""
+        """Bytes that the rows will take: exact for squares, else estimated from the headers of up to 64 images."""
         size, n = self.spec.size, len(self.indices)
         aspect = 1.0
         if self.spec.fit == "crop" and self.table.images is not None:
             height, width = self.table.images.shape[1:3]
             aspect = _kept_aspect(height, width)
         elif self.spec.fit == "crop" and self.table.paths is not None and n:
-            some = np.linspace(0, n - 1, min(n, 64)).astype(int)
-            sizes = [header_size(self.table.paths[self.indices[k]]) for k in some]
-            aspects = [_kept_aspect(*found) for found in sizes if found is not None]
+            sample = np.linspace(0, n - 1, min(n, 64)).astype(int)
+            sizes = [header_size(self.table.paths[self.indices[k]]) for k in sample]
+            aspects = [_kept_aspect(*size) for size in sizes if size is not None]
             aspect = 1.03 * float(np.mean(aspects)) if aspects else 1.0
         return int(n * size * size * aspect * self.spec.channels) + 64 * n
 
     def signatures(self, hash_content: bool) -> np.ndarray:
-        """(n,) uint64, by which an image is known again: from path, size and time, or from the bytes.
+        """(n,) uint64 that identify the images: from path, size and time, or from their bytes with `hash_content`.
 
-        0 where there is nothing to know it by.
+        0 where the image cannot be read.
         """
         return np.array([self.signature(k, hash_content) for k in range(len(self.indices))], np.uint64)
 
     def signature(self, k: int, hash_content: bool = False) -> int:
-        """As `signatures`, of image k."""
+        """The signature of image k."""
         digest = hashlib.blake2b(digest_size=8)
-        if self.table.members is not None:  # known by what the index says, without reading it
+        if self.table.members is not None:  # the index of the shards identifies it without reading it
             digest.update(self.table.members.key(int(self.indices[k])))
             return int.from_bytes(digest.digest(), "little") or 1
         source = self.source(k)
@@ -103,26 +104,26 @@ class Decoding:
             elif hash_content:
                 digest.update(Path(source).read_bytes())
             else:
-                found = Path(source).stat()
-                digest.update(f"{source}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
+                status = Path(source).stat()
+                digest.update(f"{source}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
         except (OSError, ValueError):
             return 0
         return int.from_bytes(digest.digest(), "little") or 1
 
 
 def in_order(
-    make: Callable[[int], T], start: int, total: int, threads: int, progress: Progress | None = None
+    compute: Callable[[int], T], start: int, total: int, threads: int, progress: Progress | None = None
 ) -> Iterator[T]:
-    """make(start) … make(total - 1), in order, worked out by threads a little ahead of who asks."""
-    ahead = iter(range(start, total))
+    """Yield compute(start) … compute(total - 1) in order, computed by threads a little ahead of the consumer."""
+    upcoming = iter(range(start, total))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[Future[T]] = deque()
+    pending: deque[Future[T]] = deque()
     try:
-        # As many are under way as keep the threads busy, and no more, which bounds the memory.
-        waiting.extend(pool.submit(make, k) for k in islice(ahead, 4 * threads))
+        # Four tasks per thread keep the threads busy; more would only take memory.
+        pending.extend(pool.submit(compute, k) for k in islice(upcoming, 4 * threads))
         for done in range(start + 1, total + 1):
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(make, k) for k in islice(ahead, 1))
+            yield pending.popleft().result()
+            pending.extend(pool.submit(compute, k) for k in islice(upcoming, 1))
             if progress is not None:
                 progress(done, total)
     finally:
@@ -130,13 +131,13 @@ def in_order(
 
 
 def select(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """images[indices], without a copy where that is all of them in order."""
-    everything = len(indices) == len(images) and np.array_equal(indices, np.arange(len(images)))
-    return images if everything else images[indices]
+    """images[indices], without a copy where the indices are all images in order."""
+    all_in_order = len(indices) == len(images) and np.array_equal(indices, np.arange(len(images)))
+    return images if all_in_order else images[indices]
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """(n, H, W, channels) uint8 from (n, H, W[, C]). Luma as Pillow computes it, so that files and arrays agree."""
+    """(n, H, W, channels) uint8 from (n, H, W[, C]). Gray is Pillow's luma, so that files and arrays agree."""
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[3] == channels:
         return images
@@ -149,4 +150,5 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _kept_aspect(height: int, width: int) -> float:
+    """Long side by short side of the row that an image of this size becomes."""
     return min(MAX_ASPECT, max(height, width) / max(1, min(height, width)))

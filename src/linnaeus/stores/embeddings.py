@@ -1,4 +1,4 @@
-"""Images as vectors: what published weights at hand make of them below the head, computed once and stored."""
+"""Embeddings: the pooled features that a pretrained network computes for each image, stored by source and weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,73 +26,84 @@ from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import NoneReadableError, Samples, decode_split
 
-LIKED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
-"""Networks whose vectors are preferred, in this order, where several have weights at hand."""
+PREFERRED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
+"""Networks in the order in which they are chosen when weights of several are present."""
 
 VERSION = 1
 VALUES, INDICES = "values.npy", "indices.npy"
-SMALLEST = 64  # pixels: below it the last stage of a network with stride 32 has nothing left to average over
+SMALLEST = 64  # pixels: below this the last stage of a network with stride 32 has only one position to pool
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Pooled vectors of the readable images of a table."""
+class Embeddings:
+    """Pooled features of the readable images of a table."""
 
     values: np.ndarray
     """(k, features) float32"""
     indices: np.ndarray
-    """(k,) int64: the sample of the table that each vector is of, ascending"""
+    """(k,) int64: the table index of each image, ascending"""
     weights: str
-    """The published name of what made them"""
+    """Name of the pretrained weights"""
 
 
-def usual_weights() -> str | None:
-    """The published weights at hand that make the most useful vectors; None where none are at hand."""
-    found = {PRETRAINED[name].model: name for name in reversed(local_weights())}
-    return next((found[model] for model in LIKED if model in found), next(iter(found.values()), None))
+def default_weights() -> str | None:
+    """The local pretrained weights of the most preferred network; None where there are no local weights."""
+    by_model = {PRETRAINED[name].model: name for name in reversed(local_weights())}
+    return next((by_model[model] for model in PREFERRED if model in by_model), next(iter(by_model.values()), None))
 
 
 def embed(
     table: Table, weights: str, *, cache: Cache, console: Console, device: str = "auto", compute: bool = True
-) -> Vectors | None:
-    """Vectors of all images of `table` by published weights at hand; None where the cache's budget is too small.
+) -> Embeddings | None:
+    """Embeddings of all readable images of `table` by local pretrained weights.
 
-    Decoded images and vectors are kept in the cache, so that a second call reads them; without `compute` there is
-    None instead of a first. Images that cannot be read have no vector. Small images, where the source holds arrays,
-    go through the network near their own size. Raises UserError where the weights are not at hand.
+    They are kept in the cache, as are the decoded images. Returns None where the cache has none and `compute` is
+    false, where the cache's budget is too small, and where no image can be read. Images of a source that holds arrays
+    go through the network near their own size. Raises UserError where the weights are not local.
     """
     preprocessing = _preprocessing(table, lookup(weights))
-    signatures = Decoding(table, np.arange(len(table)), preprocessing.row_spec, available_cores(), None).signatures(
-        False
-    )
-    about = json.dumps([VERSION, DECODE_VERSION, weights, preprocessing.to_dict()])
-    name = f"vectors-{hashlib.sha256(about.encode() + signatures.tobytes()).hexdigest()[:32]}"
+    decoding = Decoding(table, np.arange(len(table)), preprocessing.row_spec, available_cores(), None)
+    signatures = decoding.signatures(hash_content=False)
+    key = json.dumps([VERSION, DECODE_VERSION, weights, preprocessing.to_dict()]).encode() + signatures.tobytes()
+    name = f"vectors-{hashlib.sha256(key).hexdigest()[:32]}"
     with cache.lock(name):
-        if (found := cache.find(name)) is not None:
-            values = np.load(found.path / VALUES).astype(np.float32)
-            return Vectors(values, np.load(found.path / INDICES), weights)
-        vectors = _compute(table, weights, preprocessing, cache, console, choose_device(device)) if compute else None
-        if vectors is not None:
-            with suppress(OverBudgetError), cache.building(name) as folder:
-                half = vectors.values.astype(np.float16)  # as activations are stored, unless they overflow
-                exact = np.array_equal(half, vectors.values)
-                cache.room(name, (half if exact else vectors.values).nbytes)
-                np.save(folder / VALUES, half if exact else vectors.values)
-                np.save(folder / INDICES, vectors.indices)
-                cache.commit(name, {"n": len(vectors.indices)})
-        return vectors
+        entry = cache.find(name)
+        if entry is not None:
+            return _read(entry.path, weights)
+        if not compute:
+            return None
+        embeddings = _compute(table, weights, preprocessing, cache, console, choose_device(device))
+        if embeddings is not None:
+            with suppress(OverBudgetError):  # they are returned even where they cannot be kept
+                _write(cache, name, embeddings)
+        return embeddings
 
 
-def _preprocessing(table: Table, published: PretrainedWeights) -> Preprocessing:
-    resize, size = published.resize, published.size
+def _read(folder: Path, weights: str) -> Embeddings:
+    return Embeddings(np.load(folder / VALUES).astype(np.float32), np.load(folder / INDICES), weights)
+
+
+def _write(cache: Cache, name: str, embeddings: Embeddings) -> None:
+    # The features come from an activation store, mostly in float16, and are then float16 values already.
+    half = embeddings.values.astype(np.float16)
+    values = half if np.array_equal(half, embeddings.values) else embeddings.values
+    with cache.building(name) as folder:
+        cache.room(name, values.nbytes)
+        np.save(folder / VALUES, values)
+        np.save(folder / INDICES, embeddings.indices)
+        cache.commit(name, {"n": len(embeddings.indices)})
+
+
+def _preprocessing(table: Table, pretrained: PretrainedWeights) -> Preprocessing:
+    resize, size = pretrained.resize, pretrained.size
     if table.images is not None:
         resize = size = min(size, max(SMALLEST, *table.images.shape[1:3]))
-    return Preprocessing(resize, size, "crop", published.interpolation, 3, published.mean, published.std)
+    return Preprocessing(resize, size, "crop", pretrained.interpolation, 3, pretrained.mean, pretrained.std)
 
 
 def _compute(
     table: Table, weights: str, preprocessing: Preprocessing, cache: Cache, console: Console, device: torch.device
-) -> Vectors | None:
+) -> Embeddings | None:
     network = load_weights(lookup(weights).model, weights, classes=1).model
     with console.progress("decoding for the network") as advance:
         try:
@@ -106,8 +118,8 @@ def _compute(
 
     try:
         with steady_heap():
-            stored = frozen.rows(["head"], samples, prepare, "vectors", {})
+            rows = frozen.rows(["head"], samples, prepare, "embeddings", {})
     except OverBudgetError:
         return None
-    values, _ = stored.gather(np.arange(len(samples)))
-    return Vectors(np.asarray(values, dtype=np.float32), decoded.indices, weights)
+    values, _ = rows.gather(np.arange(len(samples)))
+    return Embeddings(np.asarray(values, dtype=np.float32), decoded.indices, weights)

@@ -1,8 +1,7 @@
-"""Every image decoded once: rows of uint8 in one file, shared by runs.
+"""Building pixel stores: every image is decoded once into a row of uint8, in one file that runs share.
 
-A store holds rows back to back, in order, with a table of offsets and shapes. It is built by threads (Pillow releases
-the interpreter lock), goes on where a killed build stopped, and takes over what earlier stores of the same form hold:
-only images that are new or have changed are decoded.
+Threads decode, since Pillow releases the interpreter lock. A killed build is continued, and rows of earlier stores of
+the same form are taken over: only images that are new or have changed are decoded.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
 from linnaeus.device import available_cores
 from linnaeus.stores.cache import Cache, Entry, OverBudgetError
-from linnaeus.stores.decoding import Decoding, Images, Progress, Row, select, with_channels
+from linnaeus.stores.decoding import Decoding, ImageSource, Progress, Row, select, with_channels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 from linnaeus.stores.rows import ROWS, Index, RowWriter, map_rows, read_index, write_index
 
@@ -26,7 +25,7 @@ __all__ = ["PixelStore", "StreamedRows", "build_pixels"]
 
 
 def build_pixels(
-    table: Images,
+    table: ImageSource,
     indices: np.ndarray,
     spec: RowSpec,
     *,
@@ -37,87 +36,94 @@ def build_pixels(
 ) -> PixelStore | StreamedRows:
     """A store whose row k is image indices[k] of the table.
 
-    Images are known again by path, size and time, or, with `hash_content`, by their bytes. Arrays that are rows
-    already are used as they are. Without a cache the rows stay in memory. Where the cache's budget is too small the
-    result streams, after one pass that finds the unreadable images, and its `note` says so; so it does where the
-    images lie in shards, which may be larger than any disk.
+    Images are identified by path, size and time, or, with `hash_content`, by their bytes. Arrays of the right size are
+    used without a copy. Without a cache the rows stay in memory. The result decodes on demand, after one pass that
+    finds the unreadable images, where the cache's budget is too small and where the images lie in shards, which may be
+    larger than any disk; its `note` says so.
     `progress(done, total)` is called from this thread. Raises UserError where the disk is full.
     """
     indices = np.asarray(indices, dtype=np.int64)
     if table.images is not None and is_row(table.images.shape[1], table.images.shape[2], spec):
         return PixelStore.from_arrays(with_channels(select(table.images, indices), spec.channels))
-    rows = Decoding(table, indices, spec, threads or available_cores(), progress)
+    decoding = Decoding(table, indices, spec, threads or available_cores(), progress)
     if cache is None:
-        return _in_memory(rows)
-    signatures = rows.signatures(hash_content)
+        return _in_memory(decoding)
+    signatures = decoding.signatures(hash_content)
     key = hashlib.sha256(f"{DECODE_VERSION} {astuple(spec)}".encode() + signatures.tobytes()).hexdigest()[:32]
     name = f"pixels-{key}"
-    if table.members is None and (store := _find(cache, rows, signatures, name)) is not None:
+    if table.members is None and (store := _find(cache, decoding, signatures, name)) is not None:
         return store
     if table.members is not None:
-        note = "the images are read from shards: they are decoded anew in every epoch"
-        return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
+        streamed = _stream(cache, decoding, signatures, f"verdict-{key}", hash_content)
+        streamed.note = "the images are read from shards and decoded again in every epoch"
+        return streamed
     try:
         with cache.lock(name):
-            store = _find(cache, rows, signatures, name)  # another process may have built it meanwhile
-            return store if store is not None else _build(cache, rows, signatures, name)
+            store = _find(cache, decoding, signatures, name)  # another process may have built it meanwhile
+            return store if store is not None else _build(cache, decoding, signatures, name)
     except OverBudgetError as error:
-        note = f"the images' store does not fit ({error}): they are decoded anew in every epoch"
-        return _stream(cache, rows, signatures, f"verdict-{key}", note, hash_content)
+        streamed = _stream(cache, decoding, signatures, f"verdict-{key}", hash_content)
+        streamed.note = f"the store of images does not fit ({error}); they are decoded again in every epoch"
+        return streamed
 
 
 @dataclass(frozen=True)
-class _Known:
-    """Rows that an earlier store holds: match[k] is its row for our row k, or -1."""
+class _EarlierStore:
+    """A store of the cache that has some of the wanted rows."""
 
     store: PixelStore
-    match: np.ndarray
+    positions: np.ndarray
+    """(n,) int64: the position in the store of each wanted row, or -1"""
     name: str
 
     def get(self, k: int) -> Row | None:
-        at = int(self.match[k])
-        if at < 0:
+        """Wanted row k, or why its image cannot be read; None where the store does not have it."""
+        position = int(self.positions[k])
+        if position < 0:
             return None
-        return UnreadableError("", self.store.failed[at]) if at in self.store.failed else self.store.read(at)
+        reason = self.store.failed.get(position)
+        return self.store.read(position) if reason is None else UnreadableError("", reason)
 
     def view(self, more_failed: dict[int, str]) -> PixelStore:
-        """The store in our order, where every row but the failed is known."""
-        found = np.flatnonzero(self.match >= 0)
-        offsets, shapes = np.zeros(len(self.match), np.int64), np.zeros((len(self.match), 2), np.int32)
-        offsets[found], shapes[found] = self.store.offsets[self.match[found]], self.store.shapes[self.match[found]]
+        """A store of the wanted rows on the same file. `more_failed` names the rows that it lacks."""
+        store, present = self.store, np.flatnonzero(self.positions >= 0)
+        positions = self.positions[present]
+        offsets, shapes = np.zeros(len(self.positions), np.int64), np.zeros((len(self.positions), 2), np.int32)
+        offsets[present], shapes[present] = store.offsets[positions], store.shapes[positions]
         failed = dict(more_failed)
-        if self.store.failed:
-            failed |= {int(k): self.store.failed[at] for k in found if (at := int(self.match[k])) in self.store.failed}
-        store = self.store
+        if store.failed:
+            pairs = zip(present.tolist(), positions.tolist(), strict=True)
+            failed |= {k: store.failed[position] for k, position in pairs if position in store.failed}
         return PixelStore(store.data, offsets, shapes, store.channels, dict(sorted(failed.items())), store.path)
 
 
-def _find(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> PixelStore | None:
-    """A store in the cache that holds all rows, perhaps among others."""
-    known = _best(cache, rows, signatures, name)
-    if known is None:
+def _find(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> PixelStore | None:
+    """A store of the cache that has all wanted rows, possibly among others."""
+    earlier = _best(cache, decoding, signatures, name)
+    if earlier is None:
         return None
-    missing = np.flatnonzero(known.match < 0)
-    if len(missing) and known.name != name:
+    missing = np.flatnonzero(earlier.positions < 0)
+    if len(missing) and earlier.name != name:
         return None
-    again = {int(k): rows.load(int(k)) for k in missing}  # they failed for a passing reason: is it over?
-    failed = {k: error.reason for k, error in again.items() if isinstance(error, UnreadableError)}
-    return known.view(failed) if len(failed) == len(missing) else None
+    # In the store of this very name only images are missing that failed for a temporary reason: try them again.
+    retried = {int(k): decoding.load(int(k)) for k in missing}
+    failed = {k: error.reason for k, error in retried.items() if isinstance(error, UnreadableError)}
+    return earlier.view(failed) if len(failed) == len(missing) else None
 
 
-def _best(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> _Known | None:
-    """Of the whole stores of this form, the one called `name`, or the one that has most of the rows."""
+def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> _EarlierStore | None:
+    """The store called `name`, else the intact store of the same form that has the most wanted rows."""
     best, most = None, 0
     for entry in sorted(cache.entries(), key=lambda entry: entry.name != name):
-        if entry.about.get("form") != _form(rows.spec):
+        if entry.about.get("form") != _form(decoding.spec):
             continue
         try:
-            match = lookup(read_index(entry.path).signatures, signatures)
-            count = len(match) if entry.name == name else int((match >= 0).sum())
+            positions = lookup(read_index(entry.path).signatures, signatures)
+            count = len(positions) if entry.name == name else int((positions >= 0).sum())
             if count > most and cache.find(entry.name) is not None:
-                best, most = _Known(_open(entry, rows.spec), match, entry.name), count
+                best, most = _EarlierStore(_open(entry, decoding.spec), positions, entry.name), count
         except (OSError, ValueError):
-            continue  # damaged, or gone since
+            continue  # damaged, or removed meanwhile
         if most == len(signatures):
             break
     return best
@@ -130,46 +136,48 @@ def _open(entry: Entry, spec: RowSpec) -> PixelStore:
     return PixelStore(data, index.offsets(spec.channels), index.shapes, spec.channels, index.failed, path)
 
 
-def _build(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str) -> PixelStore:
-    """Decode into an entry of the cache, going on where an earlier try stopped. Hold the lock."""
-    known = _best(cache, rows, signatures, name)
-    keep = () if known is None else (known.name,)
+def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> PixelStore:
+    """Decode into an entry of the cache, continuing an interrupted build. Hold the lock."""
+    earlier = _best(cache, decoding, signatures, name)
+    keep = () if earlier is None else (earlier.name,)
     with cache.building(name) as folder:
-        with RowWriter(folder, rows.spec.channels) as writer:
-            allowed = max(rows.estimate(), writer.bytes)
+        with RowWriter(folder, decoding.spec.channels) as writer:
+            allowed = max(decoding.estimate(), writer.bytes)
             cache.room(name, allowed - writer.bytes, keep)
-            for row in rows.each(writer.done, None if known is None else known.get):
+            for row in decoding.rows(writer.done, None if earlier is None else earlier.get):
                 writer.append(row)
-                if writer.bytes > allowed:  # the estimate was low
+                if writer.bytes > allowed:  # the estimate was too low
                     cache.room(name, allowed // 8, keep)
                     allowed += allowed // 8
             checksums = writer.finish()
             write_index(folder, writer.index(signatures))
-        entry = cache.commit(name, {"form": _form(rows.spec), "rows": len(signatures)}, checksums)
-    return _open(entry, rows.spec)
+        entry = cache.commit(name, {"form": _form(decoding.spec), "rows": len(signatures)}, checksums)
+    return _open(entry, decoding.spec)
 
 
-def _stream(cache: Cache, rows: Decoding, signatures: np.ndarray, name: str, note: str, hashed: bool) -> StreamedRows:
-    """Decode every image once to find the unreadable ones; keep that verdict for the next run."""
+def _stream(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str, hash_content: bool) -> StreamedRows:
+    """Decode every image once to find the unreadable ones; an entry of the cache keeps the result for later runs."""
     with cache.lock(name):
         if cache.find(name) is None:
-            index = _verdict(rows, signatures)
+            index = _trial_index(decoding, signatures)
             with suppress(OverBudgetError), cache.building(name) as folder:
                 cache.room(name, 64 * len(signatures))
                 write_index(folder, index)
-                cache.commit(name, {"form": ["verdict", *_form(rows.spec)], "rows": len(signatures)})
+                cache.commit(name, {"form": ["verdict", *_form(decoding.spec)], "rows": len(signatures)})
         else:
             index = read_index(cache.root / name)
-    for k in [k for k in index.failed if index.signatures[k] == 0]:  # is the passing reason over?
-        if not isinstance(row := rows.load(k), UnreadableError):
+    for k in [k for k in index.failed if index.signatures[k] == 0]:  # failed for a temporary reason: try again
+        if not isinstance(row := decoding.load(k), UnreadableError):
             index.shapes[k] = row.shape[:2]
             del index.failed[k]
-    return StreamedRows(rows, index.shapes, index.failed, note, name, None if hashed else signatures)
+    # Content that was hashed is not compared again at each use: that would read every image twice.
+    return StreamedRows(decoding, index.shapes, index.failed, name, None if hash_content else signatures)
 
 
-def _verdict(rows: Decoding, signatures: np.ndarray) -> Index:
+def _trial_index(decoding: Decoding, signatures: np.ndarray) -> Index:
+    """The shapes and failures of all images, decoded without keeping the rows."""
     index = Index(np.zeros((len(signatures), 2), np.int32), signatures.copy(), {})
-    for k, row in enumerate(rows.each()):
+    for k, row in enumerate(decoding.rows()):
         if isinstance(row, UnreadableError):
             index.failed[k] = row.reason
             index.signatures[k] *= not row.passing
@@ -178,29 +186,29 @@ def _verdict(rows: Decoding, signatures: np.ndarray) -> Index:
     return index
 
 
-def _in_memory(rows: Decoding) -> PixelStore:
+def _in_memory(decoding: Decoding) -> PixelStore:
     data, failed = io.BytesIO(), {}
-    shapes = np.zeros((len(rows.indices), 2), np.int32)
-    for k, row in enumerate(rows.each()):
+    shapes = np.zeros((len(decoding.indices), 2), np.int32)
+    for k, row in enumerate(decoding.rows()):
         if isinstance(row, UnreadableError):
             failed[k] = row.reason
         else:
             shapes[k] = row.shape[:2]
             data.write(np.ascontiguousarray(row).data)
-    channels = rows.spec.channels
+    channels = decoding.spec.channels
     offsets = Index(shapes, np.zeros(len(shapes), np.uint64), failed).offsets(channels)
     return PixelStore(np.frombuffer(data.getbuffer(), np.uint8), offsets, shapes, channels, failed)
 
 
 def _form(spec: RowSpec) -> list[Any]:
-    """What two stores must share so that one's rows serve the other; as JSON gives it back."""
+    """The form of a row, equal for stores that can share rows; a list, since it is compared with JSON."""
     return ["pixels", DECODE_VERSION, *astuple(spec)]
 
 
-def lookup(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
-    """(n,) int64: where each of our signatures is among theirs, or -1."""
-    if not len(theirs):
-        return np.full(len(ours), -1, np.int64)
-    order = np.argsort(theirs, kind="stable")
-    at = order[np.searchsorted(theirs, ours, sorter=order).clip(max=len(theirs) - 1)]
-    return np.where((theirs[at] == ours) & (ours != 0), at, -1)
+def lookup(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(n,) int64: the position of each wanted signature among the stored ones, or -1. Signature 0 matches none."""
+    if not len(stored):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(stored, kind="stable")
+    positions = order[np.searchsorted(stored, wanted, sorter=order).clip(max=len(stored) - 1)]
+    return np.where((stored[positions] == wanted) & (wanted != 0), positions, -1)

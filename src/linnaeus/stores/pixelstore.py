@@ -1,4 +1,4 @@
-"""Rows of images, to be gathered into batches: from a store, or decoded on demand."""
+"""Reading rows of images into batches: from a pixel store, or decoded on demand."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class PixelStore:
     data: np.ndarray
     """(bytes,) uint8"""
     offsets: np.ndarray
-    """(n,) int64: where in `data` a row starts"""
+    """(n,) int64: the byte of `data` at which each row starts"""
     shapes: np.ndarray
-    """(n, 2) int32: height and width; 0, 0 where the image could not be read"""
+    """(n, 2) int32: height and width; 0, 0 where the image cannot be read"""
     channels: int
     failed: dict[int, str]
-    """row -> why it could not be read"""
+    """row -> why its image cannot be read"""
     uniform: tuple[int, int] | None
-    """height and width, where all rows that could be read agree"""
+    """height and width where all readable rows have the same; else None"""
     note: str = ""
-    """A line for the user, where there is something to say."""
+    """A line for the user; empty where there is nothing to say"""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class PixelStore:
         self.data, self.offsets, self.shapes, self.channels = data, offsets, shapes, channels
         self.failed = failed or {}
         self.path = path
-        self.uniform = _agreed(shapes)
+        self.uniform = _uniform_shape(shapes)
         self._reader = open_reader(path)
 
     @classmethod
     def from_arrays(cls, images: np.ndarray) -> PixelStore:
-        """(n, H, W[, C]) uint8, at the right size already: no copy where the array is contiguous."""
+        """A store of images (n, H, W[, C]) uint8 that have the right size; a contiguous array is not copied."""
         assert images.dtype == np.uint8, images.dtype
         n, height, width = images.shape[:3]
         channels = images.shape[3] if images.ndim == 4 else 1
@@ -67,24 +67,25 @@ class PixelStore:
         return int(self.shapes.prod(axis=1, dtype=np.int64).sum()) * self.channels
 
     def checksum(self) -> str:
-        """By the content of all rows, in order, wherever they lie: the same images have the same."""
+        """A checksum of the content of all rows, in order, independent of where they are stored."""
         sizes = self.shapes.prod(axis=1, dtype=np.int64) * self.channels
-        whole = np.array_equal(self.offsets, np.cumsum(sizes) - sizes) and int(sizes.sum()) == len(self.data)
-        found = known_checksum(self.path) if whole and self.path is not None else None
-        if found is None:
-            found = 0
+        # If the rows are the whole file, in order, the cache knows the checksum already.
+        is_whole_file = np.array_equal(self.offsets, np.cumsum(sizes) - sizes) and int(sizes.sum()) == len(self.data)
+        crc32 = known_checksum(self.path) if is_whole_file and self.path is not None else None
+        if crc32 is None:
+            crc32 = 0
             for i in range(len(self)):
-                found = zlib.crc32(np.ascontiguousarray(self.read(i)).data, found)
-        return f"{found:08x} {hashlib.sha256(self.shapes.astype('<i4').tobytes()).hexdigest()[:24]}"
+                crc32 = zlib.crc32(np.ascontiguousarray(self.read(i)).data, crc32)
+        return f"{crc32:08x} {hashlib.sha256(self.shapes.astype('<i4').tobytes()).hexdigest()[:24]}"
 
     def row(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8: a view, 0 x 0 where the image could not be read."""
+        """(h, w, C) uint8: a view; 0 x 0 where the image cannot be read."""
         height, width = self.shapes[i]
         start = self.offsets[i]
         return self.data[start : start + int(height) * int(width) * self.channels].reshape(height, width, self.channels)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, H, W, C) uint8, zero-padded right and below to the largest, and (N, 2) int32 shapes."""
+        """(N, H, W, C) uint8, zero-padded right and below to the largest row, and (N, 2) int32 shapes."""
         indices = np.asarray(indices, dtype=np.int64)
         shapes = _readable_shapes(self, indices)
         if self.uniform is not None and self._reader is None:
@@ -94,7 +95,7 @@ class PixelStore:
         return _pad(map(self.read, indices), shapes, self.channels), shapes
 
     def read(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8: a copy, without mapping the file's pages into this process where it is a file."""
+        """(h, w, C) uint8: a copy, read without mapping the file's pages into this process."""
         if self._reader is None:
             return self.row(i)
         row = np.empty((*self.shapes[i], self.channels), np.uint8)
@@ -103,21 +104,22 @@ class PixelStore:
 
 
 class StreamedRows:
-    """The interface of PixelStore, decoding on demand: for stores that would not fit the disk budget."""
+    """Rows decoded on demand, with the interface of PixelStore, for images that do not fit the cache."""
+
+    note = ""
 
     def __init__(
         self,
         decoding: Decoding,
         shapes: np.ndarray,
         failed: dict[int, str],
-        note: str,
         identity: str,
         signatures: np.ndarray | None = None,
     ):
-        """`identity` names the content of the images, as the key of a store does; `signatures` (n,) each of them."""
+        """`identity` identifies the content of all images, and `signatures` (n,) that of each image."""
         self._signatures = signatures
-        self.shapes, self.channels, self.failed, self.note = shapes, decoding.spec.channels, failed, note
-        self.uniform = _agreed(shapes)
+        self.shapes, self.channels, self.failed = shapes, decoding.spec.channels, failed
+        self.uniform = _uniform_shape(shapes)
         self.identity = identity
         self._decoding = decoding
         self._pool = ThreadPoolExecutor(decoding.threads, thread_name_prefix="decode")
@@ -126,31 +128,32 @@ class StreamedRows:
         return len(self.shapes)
 
     def row(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8. Raises UnreadableError where the image is another one than was checked, or none."""
+        """(h, w, C) uint8. Raises UnreadableError where the file changed since it was checked, or is unreadable."""
         if i in self.failed:
             return np.zeros((0, 0, self.channels), np.uint8)
         source = self._decoding.source(i)
         if isinstance(source, str) and self._signatures is not None:
-            known = (0, self._signatures[i])  # 0: it is gone, which decoding says better
-            if self._decoding.signature(i) not in known:
+            expected = (0, self._signatures[i])  # 0: the file is gone, and decoding it gives the better message
+            if self._decoding.signature(i) not in expected:
                 raise UnreadableError(source, "was replaced or changed while it was in use")
         return load_row(source, self._decoding.spec)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As PixelStore.gather, in threads."""
+        """As `PixelStore.gather`, decoded by threads."""
         indices = np.asarray(indices, dtype=np.int64)
         _readable_shapes(self, indices)
         rows = list(self._pool.map(self.row, indices))
-        shapes = np.array([row.shape[:2] for row in rows], np.int32).reshape(-1, 2)  # an image may have changed
+        shapes = np.array([row.shape[:2] for row in rows], np.int32).reshape(-1, 2)  # hashed images may have changed
         return _pad(rows, shapes, self.channels), shapes
 
 
 def readable(rows: PixelStore | StreamedRows) -> np.ndarray:
-    """(k,) int64: the rows that could be read, ascending."""
+    """(k,) int64: the rows whose images can be read, ascending."""
     return np.setdiff1d(np.arange(len(rows)), np.fromiter(rows.failed, np.int64, len(rows.failed)))
 
 
-def _agreed(shapes: np.ndarray) -> tuple[int, int] | None:
+def _uniform_shape(shapes: np.ndarray) -> tuple[int, int] | None:
+    """The height and width that all readable rows share; None where they differ."""
     readable = shapes[shapes[:, 0] > 0]
     if len(readable) and (readable == readable[0]).all():
         return int(readable[0, 0]), int(readable[0, 1])
@@ -165,7 +168,7 @@ def _readable_shapes(store: PixelStore | StreamedRows, indices: np.ndarray) -> n
 
 
 def _pad(rows: Iterable[np.ndarray], shapes: np.ndarray, channels: int) -> np.ndarray:
-    """(N, H, W, C) uint8, with zeros right of and below rows that are smaller than the largest."""
+    """(N, H, W, C) uint8, with zeros to the right of and below rows that are smaller than the largest."""
     height, width = shapes.max(axis=0) if len(shapes) else (0, 0)
     batch = np.empty((len(shapes), height, width, channels), np.uint8)
     for k, row in enumerate(rows):
