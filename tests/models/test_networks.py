@@ -215,7 +215,7 @@ def test_mini_resnet_is_as_described() -> None:
     assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert create("mini_resnet", 10, 1, widths=[20, 30, 50]).head_input == 50
     for widths in ([32, 64], [32, 64, 0], "abc"):
-        with pytest.raises(UserError, match="three numbers above 0"):
+        with pytest.raises(UserError, match="three integers above 0"):
             create("mini_resnet", 10, 1, widths=widths)
 
 
@@ -225,7 +225,7 @@ def test_digit_resnet_takes_any_size_from_20(size: int, last: int) -> None:
     network = create("digit_resnet", 10, channels=1).eval()
     assert network.run(torch.rand(1, 1, size, size), stop="head").shape == (1, 96, last, last)
     assert create("digit_resnet", 10, 1, widths=[8, 16, 24]).head_input == 24
-    with pytest.raises(UserError, match=r"digit_resnet: widths = .* is not three numbers above 0"):
+    with pytest.raises(UserError, match=r"digit_resnet: widths = .* must be three integers above 0"):
         create("digit_resnet", 10, 1, widths=[8, 16])
 
 

@@ -1,15 +1,18 @@
-"""Inception v1, known as GoogLeNet, with BatchNorm.
+"""Inception v1, also known as GoogLeNet, with BatchNorm.
 
 C. Szegedy et al., "Going Deeper with Convolutions", 2014, arXiv:1409.4842. BatchNorm after every convolution is from
-S. Ioffe and C. Szegedy, 2015, arXiv:1502.03167; the original had none, and trains far more slowly.
+S. Ioffe and C. Szegedy, 2015, arXiv:1502.03167; the original network had none and trains far more slowly without it.
 
-What matters in an image may be small or large, so each module looks with kernels of several sizes at once and lets
-the next one choose. Large kernels over many channels would be dear; a 1x1 convolution before each of them reduces the
-channels first (section 4, fig. 2b), which is why 22 layers have 7 million parameters where VGG's 16 have 138.
+The structure that matters in an image may be small or large. Each Inception module therefore applies several kernel
+sizes to the same input and concatenates the results, and the next module chooses among them. Large kernels on many
+channels are expensive, so a 1x1 convolution reduces the channels first (section 4, figure 2b). This is why 22 layers
+have 7 million parameters, while the 16 layers of VGG have 138 million.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,45 +23,79 @@ from linnaeus.models.network import Network, check_choice, classifier, initializ
 
 
 class ConvBN(nn.Module):
-    """Convolution, BatchNorm, ReLU: (N, c_in, H, W) -> (N, c_out, H/stride, W/stride)."""
+    """Convolution, BatchNorm, ReLU: (N, c_in, H, W) -> (N, c_out, H / stride, W / stride), rounded up."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, eps=0.001)  # eps as the published weights were trained with
+        self.bn = nn.BatchNorm2d(c_out, eps=0.001)  # the published weights were trained with this eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
 
 
+@dataclass(frozen=True)
+class Widths:
+    """Output channels of the convolutions of one Inception module: the columns of table 1, in its order."""
+
+    conv1x1: int
+    reduce3x3: int
+    """Channels to which a 1x1 convolution reduces the input of the 3x3 convolution."""
+    conv3x3: int
+    reduce5x5: int
+    """Channels to which a 1x1 convolution reduces the input of the 5x5 convolution."""
+    conv5x5: int
+    pool_proj: int
+    """Channels of the 1x1 convolution after the pooling."""
+
+    @property
+    def total(self) -> int:
+        """Output channels of the module."""
+        return self.conv1x1 + self.conv3x3 + self.conv5x5 + self.pool_proj
+
+
+TABLE_1 = {
+    "3a": Widths(64, 96, 128, 16, 32, 32),
+    "3b": Widths(128, 128, 192, 32, 96, 64),
+    "4a": Widths(192, 96, 208, 16, 48, 64),
+    "4b": Widths(160, 112, 224, 24, 64, 64),
+    "4c": Widths(128, 128, 256, 24, 64, 64),
+    "4d": Widths(112, 144, 288, 32, 64, 64),
+    "4e": Widths(256, 160, 320, 32, 128, 128),
+    "5a": Widths(256, 160, 320, 32, 128, 128),
+    "5b": Widths(384, 192, 384, 48, 128, 128),
+}
+"""Columns: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj."""
+
+
 class Inception(nn.Module):
-    """Four views of the same input side by side (fig. 2b): 1x1, 3x3, 5x5, and a 3x3 max-pool.
+    """Four parallel branches on the same input: 1x1, 3x3 and 5x5 convolutions and 3x3 max-pooling (figure 2b).
 
-    (N, c_in, H, W) -> (N, c1 + c3 + c5 + pool, H, W)
+    (N, c_in, H, W) -> (N, widths.total, H, W)
 
-    `r3` and `r5` are the channels to which a 1x1 convolution reduces the input of the 3x3 and of the 5x5. Pooling
-    cannot change the number of channels, so its 1x1 comes after it: without it, every module would be wider than the
-    last by all of its input.
+    Pooling keeps the number of channels, so its 1x1 convolution follows it. Without this reduction, each module would
+    be wider than the previous one by all of its input.
 
-    `branch5x5` is the kernel of the third branch: "5x5" is the paper's, "3x3" what torchvision's weights have (a slip
-    of the port they came from, kept since for the weights' sake).
+    `kernel5x5` is the kernel size of the third branch: 5 in the paper, 3 in torchvision's published weights (a mistake
+    in the port that they came from, kept for compatibility).
     """
 
-    def __init__(self, c_in: int, c1: int, r3: int, c3: int, r5: int, c5: int, pool: int, branch5x5: str):
+    def __init__(self, c_in: int, widths: Widths, kernel5x5: int = 5):
         super().__init__()
-        self.branch1 = ConvBN(c_in, c1, 1)
-        self.branch2 = nn.Sequential(ConvBN(c_in, r3, 1), ConvBN(r3, c3, 3))
-        self.branch3 = nn.Sequential(ConvBN(c_in, r5, 1), ConvBN(r5, c5, 5 if branch5x5 == "5x5" else 3))
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1, ceil_mode=True), ConvBN(c_in, pool, 1))
+        w = widths
+        self.branch1 = ConvBN(c_in, w.conv1x1, 1)
+        self.branch2 = nn.Sequential(ConvBN(c_in, w.reduce3x3, 1), ConvBN(w.reduce3x3, w.conv3x3, 3))
+        self.branch3 = nn.Sequential(ConvBN(c_in, w.reduce5x5, 1), ConvBN(w.reduce5x5, w.conv5x5, kernel5x5))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), ConvBN(c_in, w.pool_proj, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier on a middle layer, so that the lower ones feel the label from nearby (section 5).
+    """A classifier on a middle layer, which gives the layers below it a short path to the loss (section 5).
 
-    (N, c_in, H, W) -> (N, classes) logits. Its loss is added with weight 0.3 in training; at evaluation it is unused.
+    (N, c_in, H, W) -> (N, classes) logits. Its loss has weight 0.3 in training; it is not used in evaluation.
     """
 
     def __init__(self, c_in: int, classes: int):
@@ -69,27 +106,31 @@ class AuxiliaryHead(nn.Module):
         self.fc2 = nn.Linear(1024, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The paper averages 5x5 windows with stride 3, which is 4x4 positions for a 224 image; this is 4x4 for any.
-        x = self.conv(F.adaptive_avg_pool2d(x, (4, 4)))
-        x = F.relu(self.fc1(x.flatten(1)))
+        # The paper averages 5x5 windows with stride 3, which gives 4x4 positions for images of 224 pixels. Adaptive
+        # pooling gives 4x4 for every size.
+        x = self.conv(F.adaptive_avg_pool2d(x, (4, 4)))  # (N, 128, 4, 4)
+        x = F.relu(self.fc1(x.flatten(1)))  # (N, 1024)
         return self.fc2(self.dropout(x))
 
 
 class InceptionV1(Network):
-    """GoogLeNet (Szegedy et al. 2014, table 1).
+    """GoogLeNet (table 1).
 
-    (N, channels, H, W) -> (N, classes) logits; at 224:
+    (N, channels, H, W) -> (N, classes) logits. At 224 x 224:
 
-        stem         (N, 192, 28, 28)   7x7 with stride 2, pool, 1x1, 3x3, pool
-        inception3   (N, 480, 14, 14)   modules 3a, 3b, pool
-        inception4   (N, 832, 7, 7)     modules 4a to 4e, pool; auxiliary heads after 4a and 4d
-        inception5   (N, 1024, 7, 7)    modules 5a, 5b
+        stem         (N, 192, 28, 28)   7x7 convolution with stride 2, pooling, 1x1 and 3x3 convolutions, pooling
+        inception3   (N, 480, 14, 14)   modules 3a and 3b, pooling
+        inception4   (N, 832, 7, 7)     modules 4a to 4e, pooling; auxiliary heads after 4a and 4d
+        inception5   (N, 1024, 7, 7)    modules 5a and 5b
         head         (N, classes)       global average pooling, dropout, linear
 
-    With `aux=True`, and as long as inception4 is in training mode, a run that goes through it to the end returns
-    `(logits, [logits of aux1, logits of aux2])`. Otherwise it returns the logits alone.
+    Arguments:
+        branch5x5: kernel of the third branch of each module, "5x5" as in the paper or "3x3"; see `Inception`.
+        aux: add auxiliary heads. While inception4 is in training mode, a run through it to the end then returns
+            `(logits, [logits of aux1, logits of aux2])`, otherwise the logits alone.
+        dropout: fraction of the pooled features that is dropped in training.
 
-    Parameter names are torchvision's, so its weights load unconverted; they need `branch5x5="3x3"`.
+    The parameter names are those of torchvision, so its weights load unconverted; they need `branch5x5="3x3"`.
     """
 
     parts: ClassVar = {
@@ -114,29 +155,30 @@ class InceptionV1(Network):
         check_choice("inception_v1", "branch5x5", branch5x5, ("5x5", "3x3"))
         arguments = {"branch5x5": branch5x5, "aux": aux, "dropout": dropout}
         self.arch = {"name": "inception_v1", "classes": classes, "channels": channels, "arguments": arguments}
+        kernel = 5 if branch5x5 == "5x5" else 3
 
         self.conv1 = ConvBN(channels, 64, 7, stride=2)
-        self.maxpool1 = halve(3)
+        self.maxpool1 = halving_pool(3)
         self.conv2 = ConvBN(64, 64, 1)
         self.conv3 = ConvBN(64, 192, 3)
-        self.maxpool2 = halve(3)
-
-        # Table 1, row by row: channels in, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
-        self.inception3a = Inception(192, 64, 96, 128, 16, 32, 32, branch5x5)
-        self.inception3b = Inception(256, 128, 128, 192, 32, 96, 64, branch5x5)
-        self.maxpool3 = halve(3)
-        self.inception4a = Inception(480, 192, 96, 208, 16, 48, 64, branch5x5)
-        self.inception4b = Inception(512, 160, 112, 224, 24, 64, 64, branch5x5)
-        self.inception4c = Inception(512, 128, 128, 256, 24, 64, 64, branch5x5)
-        self.inception4d = Inception(512, 112, 144, 288, 32, 64, 64, branch5x5)
-        self.inception4e = Inception(528, 256, 160, 320, 32, 128, 128, branch5x5)
-        self.maxpool4 = halve(2)  # 3x3 in the paper; 2x2 is what the published weights were trained with
-        self.inception5a = Inception(832, 256, 160, 320, 32, 128, 128, branch5x5)
-        self.inception5b = Inception(832, 384, 192, 384, 48, 128, 128, branch5x5)
+        self.maxpool2 = halving_pool(3)
+        # The first argument is the number of channels that the previous module gives.
+        self.inception3a = Inception(192, TABLE_1["3a"], kernel)
+        self.inception3b = Inception(256, TABLE_1["3b"], kernel)
+        self.maxpool3 = halving_pool(3)
+        self.inception4a = Inception(480, TABLE_1["4a"], kernel)
+        self.inception4b = Inception(512, TABLE_1["4b"], kernel)
+        self.inception4c = Inception(512, TABLE_1["4c"], kernel)
+        self.inception4d = Inception(512, TABLE_1["4d"], kernel)
+        self.inception4e = Inception(528, TABLE_1["4e"], kernel)
+        self.maxpool4 = halving_pool(2)  # 3x3 in the paper; the published weights were trained with 2x2
+        self.inception5a = Inception(832, TABLE_1["5a"], kernel)
+        self.inception5b = Inception(832, TABLE_1["5b"], kernel)
         if aux:
             self.aux1 = AuxiliaryHead(512, classes)
             self.aux2 = AuxiliaryHead(528, classes)
         initialize(self)
+        # Classifiers come after `initialize`, which would make their weights too large.
         if aux:
             self.aux1.fc2 = classifier(1024, classes)
             self.aux2.fc2 = classifier(1024, classes)
@@ -144,20 +186,20 @@ class InceptionV1(Network):
         self.fc = classifier(1024, classes)
 
     def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Any:
-        """As every network's `run`; with auxiliary heads that train, `(logits, [auxiliary logits, …])`."""
+        """As `Network.run`. With auxiliary heads in training: `(logits, [logits of aux1, logits of aux2])`."""
         aux: list[Tensor] = []
-        x = self._run(x, start, stop, {"inception4": lambda x: self.inception4(x, aux)})
+        x = self._run(x, start, stop, {"inception4": partial(self.inception4, aux=aux)})
         return (x, aux) if aux and stop is None else x
 
     def stem(self, x: Tensor) -> Tensor:
-        x = self.maxpool1(self.conv1(x))
-        return self.maxpool2(self.conv3(self.conv2(x)))
+        x = self.maxpool1(self.conv1(x))  # (N, 64, H / 4, W / 4)
+        return self.maxpool2(self.conv3(self.conv2(x)))  # (N, 192, H / 8, W / 8)
 
     def inception3(self, x: Tensor) -> Tensor:
         return self.maxpool3(self.inception3b(self.inception3a(x)))
 
     def inception4(self, x: Tensor, aux: list[Tensor] | None = None) -> Tensor:
-        """Modules 4a to 4e; what the auxiliary heads say is appended to `aux` where they exist and train."""
+        """Modules 4a to 4e. The logits of the auxiliary heads are appended to `aux` if the heads exist and train."""
         x = self.inception4a(x)
         if aux is not None and hasattr(self, "aux1") and self.aux1.training:
             aux.append(self.aux1(x))
@@ -173,6 +215,6 @@ class InceptionV1(Network):
         return self.fc(self.dropout(pooled(x)))
 
 
-def halve(kernel: int) -> nn.MaxPool2d:
-    """A max-pool of stride 2 that rounds sizes up: 224 -> 112 -> 56 -> 28 -> 14 -> 7, with no padding needed."""
+def halving_pool(kernel: int) -> nn.MaxPool2d:
+    """Max-pooling with stride 2 that rounds sizes up: 112 -> 56 -> 28 -> 14 -> 7 without padding."""
     return nn.MaxPool2d(kernel, stride=2, ceil_mode=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,26 @@ def quantize(
             batch = next(self.batches, None)
             return None if batch is None else {name: np.ascontiguousarray(batch)}
 
+    with tempfile.TemporaryDirectory() as folder, _only_errors_logged():
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(graph)
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            per_channel=True,
+            reduce_range=weight_bits == 7,
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QUInt8 if weight_bits == 8 else QuantType.QInt8,
+            nodes_to_exclude=list(float_nodes),
+            extra_options=_extra_options(ranges, weight_bits),
+        )
+        return target.read_bytes()
+
+
+def _extra_options(ranges: Ranges | None, weight_bits: int) -> dict[str, Any]:
+    """Options of `quantize_static` that have no parameter of their own."""
     options: dict[str, Any] = {}
     if ranges is not None:
         options["TensorQuantOverrides"] = {
@@ -54,25 +75,16 @@ def quantize(
         }
     if weight_bits == 8:
         options["WeightSymmetric"] = True
+    return options
+
+
+@contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """Silence a warning that recommends a preparation which is already done: fusing BatchNorms."""
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # ONNX Runtime recommends a preparation that is already done: fusing BatchNorms
+    root.setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-            source.write_bytes(graph)
-            quantize_static(
-                source,
-                target,
-                Reader(),
-                per_channel=True,
-                reduce_range=weight_bits == 7,
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QUInt8 if weight_bits == 8 else QuantType.QInt8,
-                nodes_to_exclude=list(float_nodes),
-                extra_options=options,
-            )
-            return target.read_bytes()
+        yield
     finally:
         root.setLevel(level)

@@ -1,6 +1,7 @@
-"""Networks for small images: the CIFAR ResNets, their plain counterparts, and two small residual ones for digits.
+"""Networks for small images: ResNets for CIFAR, plain networks to compare them with, and two ResNets for digits.
 
-He et al. 2015, arXiv:1512.03385, section 4.2 (CIFAR), for all but the last two.
+The networks for CIFAR are from section 4.2 of K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image
+Recognition", 2015, arXiv:1512.03385. `MiniResNet` and `DigitResNet` apply the same idea to smaller images.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from linnaeus.models.network import Network, check_choice, classifier, initializ
 from linnaeus.models.resnet import BasicBlock, conv, zero_last_batchnorm
 
 CIFAR_RESNETS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
-"""resnet20, 32, 44, 56 and 110 -> n, the number of blocks in each of the three layers: 6n + 2 weighted layers."""
+"""resnet20, 32, 44, 56 and 110 -> n, the number of blocks in each of the three layers.
+
+A network has 6n + 2 layers with weights: 3 layers of n blocks with 2 convolutions, the stem and the head.
+"""
 
 PLAIN_NETS = {f"plain{6 * n + 2}": n for n in (3, 5, 7, 9)}
+"""plain20, 32, 44 and 56 -> n, as in CIFAR_RESNETS."""
+
+LAYER_SHAPES = ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+"""(input channels, output channels, stride) of layer1, layer2 and layer3 (section 4.2)."""
 
 
 class Subsample(nn.Module):
-    """The shortcut without parameters: every second position, and zeros for the new channels (option A).
+    """A shortcut without parameters: every second position, and zeros in the new channels (section 3.3, option A).
 
-    (N, c_in, H, W) -> (N, c_out, H/2, W/2), rounded up
+    (N, c_in, H, W) -> (N, c_out, H / 2, W / 2), rounded up
     """
 
     def __init__(self, c_in: int, c_out: int):
@@ -32,13 +40,14 @@ class Subsample(nn.Module):
         self.new_channels = c_out - c_in
 
     def forward(self, x: Tensor) -> Tensor:
+        # The padding is listed from the last dimension: two widths, two heights, then the channels (before, after).
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
 
 
 class PlainBlock(nn.Module):
-    """A basic block with its shortcut left out: nothing but the two convolutions.
+    """A basic block without its shortcut: two 3x3 convolutions.
 
-    (N, c_in, H, W) -> (N, width, H/stride, W/stride)
+    (N, c_in, H, W) -> (N, width, H / stride, W / stride)
     """
 
     def __init__(self, c_in: int, width: int, stride: int = 1):
@@ -54,15 +63,17 @@ class PlainBlock(nn.Module):
 
 
 class CifarNet(Network):
-    """Shared body of the CIFAR ResNets and plain nets; `blocks` holds the three layers.
+    """The common structure of the CIFAR ResNets and plain networks; `blocks` are the three layers.
 
-    (N, channels, H, W) -> (N, classes) logits; at 32:
+    (N, channels, H, W) -> (N, classes) logits. At 32 x 32:
 
         stem     (N, 16, 32, 32)   3x3 convolution
-        layer1   (N, 16, 32, 32)   n blocks each
+        layer1   (N, 16, 32, 32)   n blocks, as in layer2 and layer3
         layer2   (N, 32, 16, 16)
         layer3   (N, 64, 8, 8)
         head     (N, classes)      global average pooling, linear
+
+    Unlike the stem for ImageNet, this one keeps the size: images of 32 pixels have none to spare.
     """
 
     parts: ClassVar = {
@@ -90,24 +101,23 @@ class CifarNet(Network):
         return self.fc(pooled(x))
 
 
-SHAPES = ((16, 16, 1), (16, 32, 2), (32, 64, 2))
-"""Channels in, channels out and stride of layer1, layer2 and layer3 (section 4.2)."""
-
-
 def cifar_resnet(
     name: str, classes: int, channels: int = 3, *, shortcut: str = "A", zero_init: bool = False
 ) -> CifarNet:
-    """ResNet-20, 32, 44, 56 or 110 (section 4.2, table 6): from 0.27 to 1.7 million parameters.
+    """ResNet-20, 32, 44, 56 or 110, with 0.27 to 1.7 million parameters (section 4.2, table 6).
 
-    `shortcut="A"` pads with zeros, so that the network has exactly the parameters of its plain counterpart and the
-    comparison is fair: the paper's choice here. `"B"` projects, as the large networks do.
+    Arguments:
+        shortcut: "A" or "B", the shortcut where channels and size change. "A" pads with zeros, so the network has
+            exactly as many parameters as its plain counterpart and the comparison is fair: this is the paper's choice
+            for CIFAR. "B" projects with a 1x1 convolution, as in the networks for ImageNet.
+        zero_init: start every block as the identity; see `zero_last_batchnorm`.
     """
     check_choice(name, "shortcut", shortcut, ("A", "B"))
     layers = []
-    for c_in, c_out, stride in SHAPES:
+    for c_in, c_out, stride in LAYER_SHAPES:
         first = BasicBlock(c_in, c_out, stride)
         if shortcut == "A" and stride > 1:
-            first.downsample = Subsample(c_in, c_out)
+            first.downsample = Subsample(c_in, c_out)  # replaces the projection
         rest = (BasicBlock(c_out, c_out) for _ in range(CIFAR_RESNETS[name] - 1))
         layers.append(nn.Sequential(first, *rest))
     network = CifarNet(classes, channels, layers)
@@ -119,13 +129,13 @@ def cifar_resnet(
 
 
 def plain_net(name: str, classes: int, channels: int = 3) -> CifarNet:
-    """plain20 to plain56: a CIFAR ResNet without its shortcuts, to show degradation (fig. 6, left).
+    """plain20 to plain56: a CIFAR ResNet without its shortcuts, to demonstrate degradation (figure 6, left).
 
-    Trained alike, plain56 ends with a higher *training* error than plain20, while resnet56 ends with a lower one than
-    resnet20: the shortcuts, and not the depth, make the difference.
+    Trained in the same way, plain56 ends with a higher *training* error than plain20, while resnet56 ends with a lower
+    one than resnet20. It is the shortcuts that make depth useful.
     """
     layers = []
-    for c_in, c_out, stride in SHAPES:
+    for c_in, c_out, stride in LAYER_SHAPES:
         rest = (PlainBlock(c_out, c_out) for _ in range(PLAIN_NETS[name] - 1))
         layers.append(nn.Sequential(PlainBlock(c_in, c_out, stride), *rest))
     network = CifarNet(classes, channels, layers)
@@ -133,17 +143,19 @@ def plain_net(name: str, classes: int, channels: int = 3) -> CifarNet:
     return network
 
 
-def arch_of(name: str, classes: int, channels: int, widths: Sequence[int]) -> dict[str, Any]:
-    """What makes a network of three widths again. Raises UserError where they are not three."""
+def arch_with_widths(name: str, classes: int, channels: int, widths: Sequence[int]) -> dict[str, Any]:
+    """The `arch` of a network with the argument `widths`. Raises UserError unless they are three integers above 0."""
     if len(widths) != 3 or not all(isinstance(width, int) and width > 0 for width in widths):
-        raise UserError(f"{name}: widths = {widths!r} is not three numbers above 0, such as [32, 64, 128]")
+        raise UserError(f"{name}: widths = {widths!r} must be three integers above 0, such as [32, 64, 128]")
     return {"name": name, "classes": classes, "channels": channels, "arguments": {"widths": list(widths)}}
 
 
 class MiniBlock(nn.Module):
-    """5x5 to 30 channels, 3x3 back, around an identity shortcut; no BatchNorm, so the convolutions have biases.
+    """A 5x5 convolution to 30 channels, a 3x3 convolution back to `width`, and an identity shortcut.
 
     (N, width, H, W) -> (N, width, H, W)
+
+    There is no BatchNorm, so the convolutions have biases.
     """
 
     def __init__(self, width: int):
@@ -157,11 +169,11 @@ class MiniBlock(nn.Module):
 
 
 class MiniStage(nn.Module):
-    """An unpadded convolution, 2x2 max-pool, ReLU, and a residual block.
+    """An unpadded convolution, 2x2 max-pooling, ReLU, and a residual block.
 
     (N, c_in, H, W) -> (N, c_out, (H - kernel + 1) // 2, (W - kernel + 1) // 2)
 
-    Pooling comes before ReLU: the result is the same, since ReLU is monotone, for a quarter of the work.
+    The ReLU follows the pooling: the result is the same, because ReLU is monotonic, at a quarter of the cost.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int):
@@ -175,16 +187,16 @@ class MiniStage(nn.Module):
 
 
 class MiniResNet(Network):
-    """A small residual network for 28x28 gray digits: over 99 % on MNIST within a few epochs.
+    """A small residual network for gray digits of 28 x 28 pixels; over 99 % accuracy on MNIST within a few epochs.
 
-    (N, channels, H, W) -> (N, classes) logits; H and W at least 28. At 28, with the default widths:
+    (N, channels, H, W) -> (N, classes) logits, for H and W of at least 28. At 28 x 28, with the default widths:
 
         block1   (N, 32, 12, 12)   5x5 convolution
         block2   (N, 64, 5, 5)     3x3 convolution
         block3   (N, 128, 1, 1)    3x3 convolution
-        head     (N, classes)      global average pooling (the identity at 28), linear
+        head     (N, classes)      global average pooling (of one position at 28 x 28), linear
 
-    An earlier form has the widths 20, 30 and 50.
+    `widths` are the output channels of the three blocks. An earlier version had 20, 30 and 50.
     """
 
     parts: ClassVar = {"block1": ("block1",), "block2": ("block2",), "block3": ("block3",), "head": ("fc",)}
@@ -192,7 +204,7 @@ class MiniResNet(Network):
 
     def __init__(self, classes: int, channels: int = 3, *, widths: Sequence[int] = (32, 64, 128)):
         super().__init__()
-        self.arch = arch_of("mini_resnet", classes, channels, widths)
+        self.arch = arch_with_widths("mini_resnet", classes, channels, widths)
         self.head_input = widths[2]
         self.block1 = MiniStage(channels, widths[0], kernel=5)
         self.block2 = MiniStage(widths[0], widths[1], kernel=3)
@@ -205,11 +217,13 @@ class MiniResNet(Network):
 
 
 class DigitStage(nn.Module):
-    """An unpadded convolution, BatchNorm and ReLU, with 2x2 max-pooling and a basic block where it is not the last.
+    """An unpadded convolution, 2x2 max-pooling, BatchNorm, ReLU, and a basic block.
 
-    (N, c_in, H, W) -> (N, c_out, (H - kernel + 1) // 2, (W - kernel + 1) // 2), or H - kernel + 1 for the last
+    (N, c_in, H, W) -> (N, c_out, (H - kernel + 1) // 2, (W - kernel + 1) // 2)
 
-    Pooling comes before BatchNorm, whose scale may be negative: not the same as after it, and a quarter of the work.
+    The last stage has neither pooling nor block: (N, c_in, H, W) -> (N, c_out, H - kernel + 1, W - kernel + 1).
+    BatchNorm follows the pooling at a quarter of the cost. The result differs from the usual order, because its scale
+    may be negative.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, last: bool = False):
@@ -224,17 +238,18 @@ class DigitStage(nn.Module):
 
 
 class DigitResNet(Network):
-    """A residual network for 28x28 gray digits that trains in minutes on two cores: 0.1 million parameters.
+    """A residual network with 0.1 million parameters for gray digits of 28 x 28 pixels; trains in minutes on two cores.
 
-    (N, channels, H, W) -> (N, classes) logits; H and W at least 20. At 28, with the default widths:
+    (N, channels, H, W) -> (N, classes) logits, for H and W of at least 20. At 28 x 28, with the default widths:
 
         block1   (N, 24, 12, 12)   5x5 convolution, basic block
         block2   (N, 48, 5, 5)     3x3 convolution, basic block
         block3   (N, 96, 3, 3)     3x3 convolution
         head     (N, classes)      global average pooling, linear
 
-    Against `mini_resnet`: BatchNorm, so that a learning rate of 0.1 is borne; two fifths of the multiply-adds, as the
-    only 5x5 is where it is cheap, on one channel; and a last map of nine positions, averaged, rather than one.
+    `widths` are the output channels of the three blocks. Compared with `MiniResNet`, it has BatchNorm, which allows a
+    learning rate of 0.1; two fifths of the multiply-adds, because the only 5x5 convolution is on the input channel,
+    where it is cheap; and a last feature map of nine positions, which are averaged, instead of one.
     """
 
     parts: ClassVar = {"block1": ("block1",), "block2": ("block2",), "block3": ("block3",), "head": ("fc",)}
@@ -242,7 +257,7 @@ class DigitResNet(Network):
 
     def __init__(self, classes: int, channels: int = 3, *, widths: Sequence[int] = (24, 48, 96)):
         super().__init__()
-        self.arch = arch_of("digit_resnet", classes, channels, widths)
+        self.arch = arch_with_widths("digit_resnet", classes, channels, widths)
         self.head_input = widths[2]
         self.block1 = DigitStage(channels, widths[0], kernel=5)
         self.block2 = DigitStage(widths[0], widths[1], kernel=3)
