@@ -1,15 +1,15 @@
-"""The fenced blocks of README.md and docs/, and what is to be done with each of them.
+"""The fenced code blocks of README.md and docs/, and how the tests treat each of them.
 
-A comment on the line above a fence (a blank line may stand between) says what the fence alone does not:
+A comment above a fence (with at most blank lines in between) marks the block:
 
-    <!-- not run: needs a network -->     with the reason; commands are still checked for their options
-    <!-- needs: weights -->               run where the published ResNet-50 lies beside the checkout
-    <!-- from: src/linnaeus/x.py -->      an excerpt, which must stand in that file line by line; `...` skips lines
-    <!-- file: space.toml -->             the block is written to that file in the reader's folder
-    <!-- before: linnaeus train … -->     anywhere: a command that the page takes as done, such as another page's run
+    <!-- not run: needs a network -->     not executed, for this reason; the options of its commands are still checked
+    <!-- needs: weights -->               executed only if the weights of ResNet-50 are beside the checkout
+    <!-- from: src/linnaeus/x.py -->      an excerpt: its lines must occur in that file in this order; `...` skips lines
+    <!-- file: space.toml -->             the block is written to that file in the working folder
+    <!-- before: linnaeus train … -->     anywhere: a hidden command, such as a run that another page trains
 
-`sh` and `python` run in the order of the page, in one folder. `console` (commands behind `$`, and what they print) and
-`pycon` (a session of Python) are quick, and their output is compared; a line `…` stands for any lines.
+`sh` and `python` blocks are executed in the order of the page, in one folder. `console` blocks (commands after `$`, and
+their output) and `pycon` blocks (Python sessions) are fast, and their output is compared; a line `…` matches any lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN_ONLY = ("text", "json")  # what is printed or kept, and runs nowhere
+SHOWN_ONLY = ("text", "json")  # output and file contents; not executable
 RUN = ("sh", "python")
 COMPARED = ("console", "pycon")
 _FENCE = re.compile(
@@ -29,11 +29,11 @@ _FENCE = re.compile(
 )
 _COMMENT = re.compile(r"<!-- *(not run|needs|from|file|before): *(.*?) *-->", re.DOTALL)
 NOT_RUN = (
-    "make ",  # they make an environment; the set-up itself is tried on a clean checkout
-    "linnaeus serve ",  # waits for clients; docs/howto/deploy.md starts one, asks it and ends it
+    "make ",  # creates an environment; CI runs it in a clean checkout
+    "linnaeus serve ",  # runs until it is stopped; docs/howto/deploy.md starts, queries and stops a server
     "curl ",
 )
-"""Lines of the README that are shown and not run."""
+"""Beginnings of the lines of the README that are not executed."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Block:
 
     @property
     def script(self) -> str:
-        """The shell commands that run."""
-        left_out = NOT_RUN if self.page == "README.md" else ()
-        return "\n".join(line for line in self.text.splitlines() if not line.startswith(left_out))
+        """The shell commands that are executed."""
+        skipped = NOT_RUN if self.page == "README.md" else ()
+        return "\n".join(line for line in self.text.splitlines() if not line.startswith(skipped))
 
 
 def pages() -> list[Path]:
-    """README.md and the pages under docs/, those of the experiments' results too."""
+    """README.md and all pages under docs/."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -66,30 +66,30 @@ def name(page: Path) -> str:
 
 
 def blocks(page: Path, text: str | None = None) -> list[Block]:
-    """The blocks of a page in their order."""
+    """The blocks of a page, in their order."""
     text = page.read_text(encoding="utf-8") if text is None else text
-    found: list[Block] = []
+    result: list[Block] = []
     end = 0
     for fence in _FENCE.finditer(text):
         between, marks = text[end : fence.start()], {}
         for comment in _COMMENT.finditer(between):
             line = text.count("\n", 0, end + comment.start()) + 1
             if comment[1] == "before":
-                found.append(Block(name(page), line, "sh", comment[2]))
+                result.append(Block(name(page), line, "sh", comment[2]))
             elif not _COMMENT.sub("", between[comment.end() :]).strip():
                 marks[comment[1]] = comment[2]
             else:
-                raise AssertionError(f"{name(page)}:{line}: a comment that belongs to no block: {comment[0]}")
+                raise AssertionError(f"{name(page)}:{line}: a comment without a block: {comment[0]}")
         indent = len(fence["indent"])
-        body = "\n".join(each[indent:] for each in fence["text"].splitlines())
+        body = "\n".join(line[indent:] for line in fence["text"].splitlines())
         line = text.count("\n", 0, fence.start()) + 1
-        found.append(Block(name(page), line, fence["language"], body, marks))
+        result.append(Block(name(page), line, fence["language"], body, marks))
         end = fence.end()
-    return found
+    return result
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """Every `linnaeus` command of a block of shell or console, in words, without what the shell makes of it."""
+    """The words of every `linnaeus` command in a `sh` or `console` block, without variables, pipes and redirections."""
     text = block.text.replace("\\\n", " ")
     for line in text.splitlines():
         if block.language == "console":
@@ -98,36 +98,36 @@ def commands(block: Block) -> Iterator[list[str]]:
             line = line[2:]
         for piece in re.split(r"\||;|&&|&(?= |$)", line.split("  #")[0]):
             words = shlex.split(re.split(r" \d?>", piece)[0])
-            while words and "=" in words[0]:  # a variable of the environment
+            while words and "=" in words[0]:  # an environment variable
                 words.pop(0)
             if words[:1] == ["linnaeus"]:
                 yield words[1:]
 
 
 def console(block: Block) -> Iterator[tuple[str, str]]:
-    """(command, what it prints) of a console block."""
+    """(command, expected output) pairs of a `console` block."""
     for piece in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
-        command, _, printed = piece.partition("\n")
-        yield command, printed
+        command, _, output = piece.partition("\n")
+        yield command, output
 
 
-def same(found: str, wanted: str) -> bool:
-    """Whether `found` is what a page shows: line by line but for blanks at the ends, `…` standing for any lines."""
+def same(output: str, expected: str) -> bool:
+    """Whether an output matches the one on a page, except for trailing blanks; a line `…` matches any lines."""
     pattern = "".join(
-        r"(?:.*\n)?" if line == "…" else re.escape(line.rstrip()) + r"\n" for line in wanted.strip("\n").splitlines()
+        r"(?:.*\n)?" if line == "…" else re.escape(line.rstrip()) + r"\n" for line in expected.strip("\n").splitlines()
     )
-    lines = "".join(line.rstrip() + "\n" for line in found.strip("\n").splitlines())
+    lines = "".join(line.rstrip() + "\n" for line in output.strip("\n").splitlines())
     return re.fullmatch(pattern, lines, re.DOTALL) is not None
 
 
 def excerpt_of(block: Block, source: str) -> bool:
-    """Whether the lines of an excerpt stand in `source` in this order, each run of them without a gap."""
-    lines = [each.strip() for each in source.splitlines()]
+    """Whether the lines of an excerpt occur in `source` in this order; `...` allows a gap."""
+    lines = [line.strip() for line in source.splitlines()]
     at = 0
     for part in re.split(r"^ *(?:\.\.\.|…)\n?", block.text, flags=re.MULTILINE):
-        wanted = [each.strip() for each in part.strip("\n").splitlines()]
-        starts = [i for i in range(at, len(lines) - len(wanted) + 1) if lines[i : i + len(wanted)] == wanted]
+        excerpt = [line.strip() for line in part.strip("\n").splitlines()]
+        starts = [i for i in range(at, len(lines) - len(excerpt) + 1) if lines[i : i + len(excerpt)] == excerpt]
         if not starts:
             return False
-        at = starts[0] + len(wanted)
+        at = starts[0] + len(excerpt)
     return True

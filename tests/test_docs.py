@@ -1,4 +1,4 @@
-"""Every block of README.md and of docs/ runs, in order, in a folder like its reader's; what it prints is compared."""
+"""The code blocks of README.md and docs/ are executed in order, in a folder of example images; outputs are compared."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from linnaeus.recipe import Recipe
 PAGES = pages()
 ALL = [block for page in PAGES for block in blocks(page)]
 WEIGHTS = SHARED / "weights" / "resnet50-v1-imagenet.safetensors"
-LIMIT = 600  # seconds of one block
+LIMIT = 600  # seconds per block
 
 
 def having(*languages: str) -> list[Block]:
@@ -34,7 +34,7 @@ def having(*languages: str) -> list[Block]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A reader's folder: photos/rose and photos/tulip, red and yellow on green."""
+    """A folder with photos/rose and photos/tulip: red and yellow squares on green."""
     generator = np.random.default_rng(0)
     for kind, color in (("rose", (200, 30, 60)), ("tulip", (230, 200, 40))):
         (tmp_path / "photos" / kind).mkdir(parents=True)
@@ -63,13 +63,13 @@ def test_there_are_blocks_to_run() -> None:
     assert len(having("console")) >= 3
 
 
-def test_every_block_is_run_or_says_why_not() -> None:
+def test_every_block_is_executed_or_gives_a_reason() -> None:
     known = {*RUN, *COMPARED, *SHOWN_ONLY, "toml"}
     for block in ALL:
-        assert block.language, f"{block}: a fence without a language"
+        assert block.language, f"{block}: the fence has no language"
         if block.language not in known:
-            assert {"not run", "from"} & set(block.marks), f"{block}: {block.language} is not run: say why"
-        assert block.marks.get("not run", "a reason"), f"{block}: not run, and no reason"
+            assert {"not run", "from"} & set(block.marks), f"{block}: {block.language} is not executed: give the reason"
+        assert block.marks.get("not run", "a reason"), f"{block}: not executed, and no reason is given"
 
 
 @pytest.mark.parametrize("block", [b for b in having("sh", "console") if any(commands(b))], ids=str)
@@ -87,34 +87,35 @@ def test_commands_exist_with_their_options(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [b for b in having("console") if "not run" not in b.marks], ids=str)
 def test_console_prints_what_the_page_shows(block: Block, say) -> None:
-    for command, printed in console(block):
+    for command, expected in console(block):
         words = shlex.split(command)
-        assert words[0] == "linnaeus", f"{block}: {command}: only our own commands are compared"
-        said = say(*words[1:])
-        assert same(said.out + said.err, printed), f"{block}: {command} prints\n{said.out}{said.err}"
+        assert words[0] == "linnaeus", f"{block}: {command}: only linnaeus commands are compared"
+        result = say(*words[1:])
+        assert same(result.out + result.err, expected), f"{block}: {command} prints\n{result.out}{result.err}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "pycon" in {b.language for b in blocks(p)}], ids=name)
 def test_sessions_print_what_the_page_shows(page: Path) -> None:
-    """All sessions of a page are one: what is defined in the first is there in the last."""
+    """All sessions of a page share their variables."""
     names: dict[str, object] = {}
-    told: list[str] = []
+    failures: list[str] = []
     for block in blocks(page):
         if block.language == "pycon" and "not run" not in block.marks:
             test = doctest.DocTestParser().get_doctest(block.text + "\n", names, str(block), block.page, block.line)
             assert test.examples, block
-            doctest.DocTestRunner().run(test, out=told.append, clear_globs=False)
+            doctest.DocTestRunner().run(test, out=failures.append, clear_globs=False)
             names = test.globs
-    assert told == [], "".join(told)
+    assert failures == [], "".join(failures)
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if "from" in b.marks], ids=str)
-def test_excerpts_stand_in_their_files(block: Block) -> None:
-    assert excerpt_of(block, (ROOT / block.marks["from"]).read_text(encoding="utf-8")), f"{block}: not in its file"
+def test_excerpts_occur_in_their_files(block: Block) -> None:
+    source = (ROOT / block.marks["from"]).read_text(encoding="utf-8")
+    assert excerpt_of(block, source), f"{block}: does not occur in its file"
 
 
 @pytest.mark.parametrize("block", having("toml", "json"), ids=str)
-def test_toml_and_json_can_be_read(block: Block) -> None:
+def test_toml_and_json_can_be_parsed(block: Block) -> None:
     if block.language == "json":
         json.loads(block.text)
         return
@@ -141,8 +142,8 @@ def test_page_runs(page: Path, folder: Path, tmp_path_factory: pytest.TempPathFa
             assert block.marks["needs"] == "weights", block
             if not WEIGHTS.is_file():
                 continue
-            take = f"linnaeus weights import {WEIGHTS.stem} {shlex.quote(str(WEIGHTS))}"
-            run(folder, ["bash", "-ec", f"{take}\n{block.script}"], cache, block)
+            import_weights = f"linnaeus weights import {WEIGHTS.stem} {shlex.quote(str(WEIGHTS))}"
+            run(folder, ["bash", "-ec", f"{import_weights}\n{block.script}"], cache, block)
         elif block.language == "python":
             run(folder, [sys.executable, "-c", block.text], cache, block)
         else:
@@ -180,10 +181,10 @@ def test_marks_of_the_comparison_are_the_same_in_both_languages() -> None:
 
 
 def test_images_are_small_and_shown() -> None:
-    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     images = [f for f in (ROOT / "docs" / "images").iterdir() if f.suffix in (".png", ".jpg")]
     assert len(images) >= 6
-    assert [f.name for f in images if f.stat().st_size >= 200_000 or f"docs/images/{f.name}" not in shown] == []
+    assert [f.name for f in images if f.stat().st_size >= 200_000 or f"docs/images/{f.name}" not in text] == []
     assert sum(f.stat().st_size for f in images) < 1_000_000
 
 
@@ -211,12 +212,12 @@ def test_blocks_are_found_with_their_marks() -> None:
     assert list(commands(first)) == [["data", "pull", "mnist"]]
     assert (before.language, before.text) == ("sh", "linnaeus train photos")
     assert list(console(last)) == [("linnaeus models", "model\n…\nlast")]
-    with pytest.raises(AssertionError, match="belongs to no block"):
+    with pytest.raises(AssertionError, match="without a block"):
         blocks(PAGES[0], "<!-- not run: x -->\nwords\n```sh\nlinnaeus\n```\n")
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "alike"),
+    ("output", "expected", "equal"),
     [
         ("a  \nb\n", "a\nb", True),
         ("a\nb\nc\nd", "a\n…\nd", True),
@@ -229,11 +230,11 @@ def test_blocks_are_found_with_their_marks() -> None:
         ("a\nbc", "…\nc", False),
     ],
 )
-def test_output_is_compared_by_lines(found: str, wanted: str, alike: bool) -> None:
-    assert same(found, wanted) is alike
+def test_output_is_compared_by_lines(output: str, expected: str, equal: bool) -> None:
+    assert same(output, expected) is equal
 
 
-def test_commands_are_taken_out_of_the_shell() -> None:
+def test_commands_are_extracted_from_shell_lines() -> None:
     text = (
         "LINNAEUS_OFFLINE=1 linnaeus check photos > a.txt  # why\nlinnaeus serve x &\nls | linnaeus predict m -\ncd x"
     )

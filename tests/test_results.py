@@ -1,4 +1,4 @@
-"""The pages of docs/results say what the figures beside them say, and the scripts that make both start."""
+"""The pages in docs/results agree with the JSON beside them, and the scripts that write both can be started."""
 
 from __future__ import annotations
 
@@ -28,57 +28,57 @@ def figures(name: str) -> dict[str, Any]:
 
 
 def cells(name: str) -> Iterator[tuple[str, list[str]]]:
-    """(first cell, the other cells) of each row of the page's tables."""
+    """(first cell, other cells) for each row of the tables of a page."""
     for line in page(name).splitlines():
         if line.startswith("| ") and not line.startswith("| |"):
             first, *rest = [cell.strip().strip("*") for cell in line.strip("| ").split("|")]
             yield first, rest
 
 
-def there(name: str) -> pytest.MarkDecorator:
-    """Not every experiment has been run to its end and written down."""
-    return pytest.mark.skipif(name not in PAGES, reason=f"docs/results/{name}.md is not written yet")
+def requires_page(name: str) -> pytest.MarkDecorator:
+    """Skip the test if the experiment has not been completed yet."""
+    return pytest.mark.skipif(name not in PAGES, reason=f"docs/results/{name}.md does not exist yet")
 
 
-@there("degradation")
+@requires_page("degradation")
 def test_degradation() -> None:
     rows = dict(cells("degradation"))
     for name, row in figures("degradation")["networks"].items():
         assert rows[name][:2] == [f"{row['train']:.1f}", f"{row['test']:.1f}"], name
 
 
-@there("transfer")
+@requires_page("transfer")
 def test_transfer() -> None:
-    found = figures("transfer")
+    results = figures("transfer")
     labels = {"scratch": "ResNet-18 from scratch", "head": "head alone", "layer4": "head, then layer4"}
     labels |= {"all": "head, then all", "gradual": "stage after stage"}
     rows = list(cells("transfer"))
     for source in ("flowers16", "food10"):
         for method, label in labels.items():
-            expected = [f"{found[source][f'{method}-{count}']['accuracy']:.1f}" for count in (1, 2, 5, 10, 0)]
+            expected = [f"{results[source][f'{method}-{count}']['accuracy']:.1f}" for count in (1, 2, 5, 10, 0)]
             assert (label, expected) in rows, (source, label)
 
 
-@there("digits")
+@requires_page("digits")
 def test_digits() -> None:
     for name, row in figures("digits").items():
         if name != "machine":
-            shown = dict(cells("digits"))[name]
-            assert shown[0] == f"{row['mean']:.2f}", name
-            assert shown[1] == ("" if row["deviation"] is None else f"{row['deviation']:.2f}"), name
-            assert shown[2] == str(len(row["test"])), name
+            row_cells = dict(cells("digits"))[name]
+            assert row_cells[0] == f"{row['mean']:.2f}", name
+            assert row_cells[1] == ("" if row["deviation"] is None else f"{row['deviation']:.2f}"), name
+            assert row_cells[2] == str(len(row["test"])), name
 
 
-@there("inception")
+@requires_page("inception")
 def test_inception() -> None:
-    found, rows = figures("inception"), dict(cells("inception"))
-    for name, row in found["modules"].items():
+    results, rows = figures("inception"), dict(cells("inception"))
+    for name, row in results["modules"].items():
         assert rows[name][:2] == [f"{row['with']:,}", f"{row['without']:,}"], name
-    for kind, row in found["heads"].items():
+    for kind, row in results["heads"].items():
         assert rows[f"{kind} auxiliary heads"][0] == ", ".join(f"{a:.1f}" for a in row["accuracy"])
 
 
-@there("clock")
+@requires_page("clock")
 def test_clock() -> None:
     rows = dict(cells("clock"))
     for name, row in figures("clock")["rates"].items():
@@ -96,16 +96,16 @@ def test_page_names_its_command_and_its_images(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_script_says_what_it_does(name: str) -> None:
+def test_script_has_a_help_text(name: str) -> None:
     command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert f"python experiments/{name}.py" in told
-    assert "--work" in told
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert f"python experiments/{name}.py" in output
+    assert "--work" in output
 
 
 @pytest.mark.long
 def test_networks_side_by_side(tmp_path: Path) -> None:
-    """The degradation script from made-up images to its runs: two networks, one epoch, no drawing."""
+    """The degradation script trains two networks for one epoch on random images, without a plot."""
     generator = np.random.default_rng(0)
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
@@ -116,9 +116,9 @@ def test_networks_side_by_side(tmp_path: Path) -> None:
     (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
     command = [sys.executable, str(ROOT / "experiments" / "degradation.py"), "--data", str(tmp_path)]
     command += ["--work", str(tmp_path / "runs"), "--epochs", "1", "--nets", "plain20,resnet20"]
-    for _ in range(2):  # the second time both are there already
-        told = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert told.stdout == ""
+    for _ in range(2):  # the second time both runs are complete
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert result.stdout == ""
     for name in ("plain20", "resnet20"):
         assert (tmp_path / "runs" / name / "model.safetensors").is_file()
         assert json.loads((tmp_path / "runs" / f"{name}.seconds.json").read_text())["cpu"] > 0

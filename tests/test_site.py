@@ -1,4 +1,4 @@
-"""The built pages: the reference is whole, links and anchors lead somewhere, and nothing comes from another host."""
+"""The built site: the reference is complete, links and anchors exist, and nothing is loaded from another host."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ sys.path.insert(0, str(ROOT / "docs" / "hooks"))
 
 generate = import_module("generate")
 
-FENCE = re.compile(r"^ *```.*?^ *```|`[^`\n]*`", re.DOTALL | re.MULTILINE)  # and code within a line
+FENCE = re.compile(r"^ *```.*?^ *```|`[^`\n]*`", re.DOTALL | re.MULTILINE)  # also inline code
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
 ADDRESS = re.compile(r"https?://[^\s)>\"'`]+")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pages, built as `make docs` builds them: a warning is an error."""
+    """The site, built like `make docs`: a warning is an error."""
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -44,19 +44,19 @@ def built(site: Path) -> Iterator[tuple[Path, str]]:
 
 
 def test_nothing_is_fetched_from_another_host(site: Path) -> None:
-    """Scripts, styles, images, frames and fonts are the site's own; only links may lead elsewhere."""
-    fetched = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\"\s>]+)")
-    outside = {(page.name, address) for page, text in built(site) for address in fetched.findall(text)}
+    """Scripts, styles, images, frames and fonts are part of the site; only links may lead to other hosts."""
+    loaded = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\"\s>]+)")
+    outside = {(page.name, address) for page, text in built(site) for address in loaded.findall(text)}
     assert outside == set()
     styles = [s.read_text(encoding="utf-8") for s in site.rglob("*.css")]
     assert styles
-    assert [found for s in styles for found in re.findall(r"(?:url\(|@import )[\"']?https?://[^)\"']+", s)] == []
+    assert [address for s in styles for address in re.findall(r"(?:url\(|@import )[\"']?https?://[^)\"']+", s)] == []
 
 
 def test_every_link_leads_somewhere(site: Path) -> None:
     anchors = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in built(site)}
     assert len(anchors) > 20
-    lost = []
+    broken = []
     for page, text in built(site):
         if page.name == "404.html":
             continue
@@ -66,14 +66,14 @@ def test_every_link_leads_somewhere(site: Path) -> None:
                 continue
             file = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             if not file.is_file():
-                lost.append(f"{page.name}: {target}")
+                broken.append(f"{page.name}: {target}")
             elif parts.fragment and file in anchors and unquote(parts.fragment) not in anchors[file]:
-                lost.append(f"{page.name}: {target}: no such heading")
-    assert lost == []
+                broken.append(f"{page.name}: {target}: no such heading")
+    assert broken == []
 
 
 def test_links_of_the_source_are_whole() -> None:
-    """What is read without being built too: files exist, and addresses are addresses."""
+    """Links in the Markdown sources, which are also read on GitHub: files exist, and URLs are well-formed."""
     for page in [
         *pages(),
         ROOT / "README.zh-CN.md",
@@ -111,15 +111,15 @@ def test_every_command_and_option_is_described() -> None:
 def test_every_recipe_key_is_described() -> None:
     models = {model for _, model in generate.TABLES}
     defined = {m for m in vars(spec).values() if isinstance(m, type) and issubclass(m, spec.Strict)} - {spec.Strict}
-    assert models == defined, "a table of the recipe that the reference leaves out"
+    assert models == defined, "a table of the recipe is missing in the reference"
     page = generate.recipe_page()
     for heading, model in generate.TABLES:
         assert model.__doc__, heading
         section = page.partition(f"\n## {generate.plain(heading)}\n")[2].partition("\n## ")[0]
-        for key, kind, default, words in generate.keys(model):
+        for key, kind, default, description in generate.keys(model):
             assert kind, f"{heading} {key}"
             assert default, f"{heading} {key}"
-            assert words, f"{heading} {key}: a docstring below it, please"
+            assert description, f"{heading} {key}: add a docstring below it"
             assert f"| `{key}` |" in section, f"{heading} {key}"
 
 
@@ -132,12 +132,12 @@ def test_every_public_name_is_described() -> None:
         if isinstance(value, str):
             continue
         assert (value.__doc__ or "").strip(), name_
-        for member, each in vars(value).items() if isinstance(value, type) else ():
-            inner = each.__func__ if isinstance(each, classmethod | staticmethod) else each
-            if not member.startswith(("_", "model_")) and (callable(inner) or isinstance(inner, property)):
-                if isinstance(inner, type) or not hasattr(inner, "__doc__"):
+        for member_name, attribute in vars(value).items() if isinstance(value, type) else ():
+            member = attribute.__func__ if isinstance(attribute, classmethod | staticmethod) else attribute
+            if not member_name.startswith(("_", "model_")) and (callable(member) or isinstance(member, property)):
+                if isinstance(member, type) or not hasattr(member, "__doc__"):
                     continue
-                assert f"\n### {name_}.{member}\n" in page, f"{name_}.{member}: a docstring, please"
+                assert f"\n### {name_}.{member_name}\n" in page, f"{name_}.{member_name}: add a docstring"
     assert "| |  |" not in page
 
 
@@ -146,6 +146,6 @@ def test_every_file_format_is_described() -> None:
     for heading in generate.FORMATS:
         section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         assert len(section.split()) > 15, heading
-    assert "```text\nmodel.safetensors   the best model so far\n" in page, "a table is shown as it is written"
+    assert "```text\nmodel.safetensors   the best model so far\n" in page, "a table is kept as a literal block"
     empty = re.findall(r"^\| `\w+` \|\s*\|$", page + generate.python_page() + generate.recipe_page(), re.MULTILINE)
     assert empty == []

@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: size, which way imports point, what is not imported, what is not said."""
+"""Project rules beyond the linters: sizes, direction of imports, forbidden imports, forbidden paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src" / "linnaeus"
 MOST_LINES = 400
 
-# A module may import from its own row and from the rows above it, never from one below.
+# A module may import from its own row and from the rows above it, never from a row below.
 LAYERS = (
     ("_version", "errors", "console", "text"),
     ("files", "device", "malloc", "metrics", "recipe"),
@@ -34,7 +34,7 @@ LAYERS = (
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
-# This one computes on batches; everything else in data/ reads, with numpy and pathlib only.
+# Uses torch to compute batches; all other modules in data/ are readers without torch.
 WITH_TORCH = {"batches"}
 
 FILES = sorted(SRC.rglob("*.py"))
@@ -47,7 +47,7 @@ def module_of(file: Path) -> tuple[str, ...]:
 
 
 def imports_of(file: Path, source: str | None = None) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """(line, dotted name in parts) of all that a file imports, in functions too; relative names made absolute."""
+    """(line, parts of the absolute dotted name) for each import of a file, also inside functions."""
     package = ("linnaeus", *module_of(file))
     if file.name != "__init__.py":
         package = package[:-1]
@@ -64,21 +64,22 @@ def imports_of(file: Path, source: str | None = None) -> Iterator[tuple[int, tup
 
 def against_the_layers(file: Path, source: str | None = None) -> list[str]:
     here = module_of(file)
-    found = []
+    violations = []
     for line, name in imports_of(file, source):
         if name[0] != "linnaeus" or len(name) < 2:
             continue
+        place = f"{file.relative_to(ROOT)}:{line}"
         if name[1] in RANK and RANK[name[1]] > RANK[here[0]]:
-            found.append(f"{file.relative_to(ROOT)}:{line}: {here[0]} imports {name[1]}, which stands further right")
-        elif name[1] not in RANK:  # a public name, by way of the package: its lazy import hides where it comes from
-            found.append(f"{file.relative_to(ROOT)}:{line}: import {'.'.join(name)} from the module that defines it")
+            violations.append(f"{place}: {here[0]} imports {name[1]}, which is in a later row")
+        elif name[1] not in RANK:  # a public name of the package, whose lazy import hides the module that defines it
+            violations.append(f"{place}: import {'.'.join(name)} from the module that defines it")
         elif here[0] == "models" and name[1] in ("recipe", "data"):
-            found.append(f"{file.relative_to(ROOT)}:{line}: models import no {name[1]}")
-    return found
+            violations.append(f"{place}: models must not import {name[1]}")
+    return violations
 
 
 def imported(file: Path, *names: str) -> list[str]:
-    """Where a file imports one of these top-level modules."""
+    """The places where a file imports one of these top-level modules."""
     return [
         f"{file.relative_to(ROOT)}:{line}: {name[0]}"
         for line, name in imports_of(file)
@@ -95,14 +96,13 @@ def test_files_are_short_enough_to_read() -> None:
     assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
 
 
-def test_every_module_has_its_place_in_the_layers() -> None:
+def test_every_module_is_in_a_layer() -> None:
     places = {module_of(f)[0] for f in FILES if module_of(f)}
-    assert places - set(RANK) == set(), "give them a row of LAYERS"
+    assert places - set(RANK) == set(), "add them to a row of LAYERS"
 
 
-def test_imports_point_one_way() -> None:
-    found = [line for f in FILES if module_of(f) for line in against_the_layers(f)]
-    assert found == []
+def test_imports_follow_the_order_of_layers() -> None:
+    assert [line for f in FILES if module_of(f) for line in against_the_layers(f)] == []
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ def test_imports_point_one_way() -> None:
         ("inference/classifier.py", "from linnaeus import load_recipe"),
     ],
 )
-def test_imports_that_point_back_are_seen(file: str, source: str) -> None:
+def test_imports_against_the_order_are_detected(file: str, source: str) -> None:
     assert len(against_the_layers(SRC / file, source)) == 1
 
 
 @pytest.mark.parametrize(
     "source", ["from .table import Table", "from ..errors import UserError", "import linnaeus.recipe"]
 )
-def test_imports_that_point_ahead_are_not(source: str) -> None:
+def test_imports_in_the_order_are_accepted(source: str) -> None:
     assert against_the_layers(SRC / "data" / "folder.py", source) == []
 
 
@@ -158,20 +158,20 @@ def test_nothing_unpickles() -> None:
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
-                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
-                safe = given.get("weights_only") == "True" or (
-                    ast.unparse(node.func) != "torch.load" and given.get("allow_pickle", "False") == "False"
+                arguments = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                safe = arguments.get("weights_only") == "True" or (
+                    ast.unparse(node.func) != "torch.load" and arguments.get("allow_pickle", "False") == "False"
                 )
                 if not safe:
                     unsafe.append(f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert unsafe == []
 
 
-def test_torchvision_is_no_dependency() -> None:
+def test_torchvision_is_not_imported() -> None:
     assert [line for f in FILES for line in imported(f, "torchvision")] == []
 
 
-# Places that exist on one machine only. Written in pieces, so that this file does not hold them.
+# Paths that exist on one machine only, written in parts so that this file does not contain them.
 MACHINE = re.compile("|".join((r"(?<![\w.])/wo" + r"rk/", r"/tmp" + r"/w\b")))
 DATA = re.compile("shared" + "/data")
 MAY_NAME_DATA = ("tests", "benchmarks", "experiments")
@@ -179,7 +179,7 @@ SKIPPED = {"build", "dist", "runs", "site", "__pycache__"}
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    """(path from the root, text) of every text file of the project."""
+    """(path relative to the root, text) for every text file of the project."""
     for top in sorted(ROOT.iterdir()):
         if top.name in SKIPPED or (top.name.startswith(".") and top.name not in (".ci", ".github", ".gitignore")):
             continue
@@ -188,19 +188,19 @@ def texts() -> Iterator[tuple[Path, str]]:
                 try:
                     yield file.relative_to(ROOT), file.read_text(encoding="utf-8")
                 except UnicodeDecodeError:
-                    continue  # an image, or other data
+                    continue  # an image or other binary data
 
 
-def test_no_place_of_one_machine_is_named() -> None:
-    found = []
+def test_no_path_of_one_machine_is_named() -> None:
+    violations = []
     for file, text in texts():
         for number, line in enumerate(text.splitlines(), 1):
             if MACHINE.search(line) or (DATA.search(line) and file.parts[0] not in MAY_NAME_DATA):
-                found.append(f"{file}:{number}: {line.strip()[:80]}")
-    assert found == []
+                violations.append(f"{file}:{number}: {line.strip()[:80]}")
+    assert violations == []
 
 
-def test_the_places_are_recognized() -> None:
+def test_paths_of_one_machine_are_recognized() -> None:
     assert MACHINE.search("cd /wo" + "rk/main")
     assert MACHINE.search("/tmp" + "/w/plots")
     assert not MACHINE.search("net/work/x ../network/ /tmp/weights")

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the pages: it adds those of the reference."""
+"""Hook of mkdocs: adds the generated pages of the reference to the site."""
 
 from __future__ import annotations
 

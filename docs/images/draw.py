@@ -1,11 +1,11 @@
 """Draw the images of README.md and of the pages: `python docs/images/draw.py WORK [--flowers RUN]`.
 
-Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), beside what `make test` installs.
-What is trained, planted and asked lies in WORK afterwards. One thread, so that the digits run gives the
-same bits again.
+Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), in addition to what `make test`
+installs. Runs, test data and requests are kept in WORK. Everything uses one thread, so that the digits run has the same
+bits each time.
 
-RUN is a run of the recipe `flowers` on Oxford flowers; without it `explained.jpg`, and the heat map in the strip, stay
-as they are.
+RUN is a run of the recipe `flowers` on the Oxford flowers. Without it, `explained.jpg` and the heat map in
+`overview.png` do not change.
 
 The photographs: flower.jpg (vultilion) and china.jpg (danielbuechele), CC BY 2.0, from scikit-learn; chelsea (Stefan
 van der Walt) and coffee (Rachel Michetti), CC0, from scikit-image. The digits are scikit-learn's (Alpaydin 1998).
@@ -33,27 +33,27 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 HERE = Path(__file__).resolve().parent
 MOST_BYTES = 200_000
-SCALE = 1.6  # pixels of a screenshot for one of the page
+SCALE = 1.6  # screenshot pixels per CSS pixel
 INK, GRAY, PAPER, TEAL = "#1d2733", "#5b6775", "#ffffff", "#00695c"
 
 
 def linnaeus(work: Path, *words: str) -> str:
-    """Run the command line in `work`; what it printed."""
+    """Run a command in `work` and return its output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "LINNAEUS_CACHE": str(work / "cache")}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "linnaeus", *words], cwd=work, env=environment, capture_output=True, text=True
     )
-    if done.returncode not in (0, 1):
-        sys.exit(done.stdout + done.stderr)
-    return done.stdout
+    if result.returncode not in (0, 1):
+        sys.exit(result.stdout + result.stderr)
+    return result.stdout
 
 
 def save(image: Image.Image, name: str, colors: int = 128) -> None:
-    """Into this folder, small: PNG with a palette, or JPEG."""
+    """Save a small file in this folder: a PNG with a palette, or a JPEG."""
     path = HERE / name
     if path.suffix == ".png":
-        flat = image.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
-        flat.save(path, optimize=True)
+        quantized = image.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+        quantized.save(path, optimize=True)
     else:
         image.convert("RGB").save(path, quality=82, optimize=True)
     size = path.stat().st_size
@@ -66,13 +66,13 @@ def fit(image: Image.Image, width: int) -> Image.Image:
 
 
 def photographs() -> dict[str, Image.Image]:
-    """The free photographs that packages carry."""
+    """Free photographs that are included in packages."""
     from sklearn.datasets import load_sample_image
 
-    found = find_spec("skimage")
-    if found is None or not found.submodule_search_locations:
+    package = find_spec("skimage")
+    if package is None or not package.submodule_search_locations:
         sys.exit("needs the photographs of scikit-image: pip install scikit-image")
-    folder = Path(next(iter(found.submodule_search_locations))) / "data"
+    folder = Path(next(iter(package.submodule_search_locations))) / "data"
     return {
         "flower": Image.fromarray(load_sample_image("flower.jpg")),
         "temple": Image.fromarray(load_sample_image("china.jpg")),
@@ -82,23 +82,23 @@ def photographs() -> dict[str, Image.Image]:
 
 
 def plant(folder: Path) -> None:
-    """Four classes in train/ and valid/, and faults: copies, labels that contradict, a file cut short."""
+    """Write four classes into train/ and valid/, with defects: copies, contradictory labels, a truncated file."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, image in photographs().items():
         for split in ("train", "valid"):
             (folder / split / name).mkdir(parents=True)
         side = image.height * 2 // 3
-        cut = image.crop((0, 0, side, side))
+        crop = image.crop((0, 0, side, side))
         image.save(folder / "train" / name / f"{name}-1.jpg", quality=90)
-        cut.save(folder / "train" / name / f"{name}-2.jpg", quality=90)
+        crop.save(folder / "train" / name / f"{name}-2.jpg", quality=90)
         image.crop((image.width - side, image.height - side, *image.size)).save(
             folder / "valid" / name / f"{name}-3.jpg", quality=90
         )
-    whole = photographs()
-    small = whole["cat"].resize((whole["cat"].width // 2, whole["cat"].height // 2), Image.Resampling.LANCZOS)
+    photos = photographs()
+    small = photos["cat"].resize((photos["cat"].width // 2, photos["cat"].height // 2), Image.Resampling.LANCZOS)
     small.save(folder / "valid" / "cat" / "from-the-phone.jpg", quality=60)
-    ImageOps.mirror(whole["flower"]).save(folder / "train" / "flower" / "mirrored.jpg", quality=85)
-    whole["cup"].save(folder / "train" / "temple" / "IMG_0042.jpg", quality=80)
+    ImageOps.mirror(photos["flower"]).save(folder / "train" / "flower" / "mirrored.jpg", quality=85)
+    photos["cup"].save(folder / "train" / "temple" / "IMG_0042.jpg", quality=80)
     data = (folder / "train" / "cup" / "cup-1.jpg").read_bytes()
     (folder / "train" / "cup" / "cut-short.jpg").write_bytes(data[: len(data) // 3])
 
@@ -108,8 +108,8 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as started:
-        running = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
 
@@ -123,18 +123,18 @@ def open_page(running: Any, address: str, width: int = 900) -> Any:
     return page
 
 
-def whole(page: Any) -> Image.Image:
+def screenshot(page: Any) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(full_page=True, timeout=180_000))).convert("RGB")
 
 
 def top_of(page: Any, selector: str) -> int:
-    """Where an element begins, in pixels of the screenshot."""
+    """The top of an element, in screenshot pixels."""
     return int(page.locator(selector).first.bounding_box()["y"] * SCALE)
 
 
 @contextmanager
 def served(work: Path, run: str, port: int = 8765) -> Iterator[str]:
-    """`linnaeus serve`, for as long as the block lasts."""
+    """Run `linnaeus serve` inside the with block; yields its URL."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "LINNAEUS_CACHE": str(work / "cache")}
     command = [sys.executable, "-m", "linnaeus", "serve", run, "--port", str(port)]
     server = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
@@ -153,7 +153,7 @@ def served(work: Path, run: str, port: int = 8765) -> Iterator[str]:
 
 
 def write_digits(folder: Path) -> list[Path]:
-    """Two validation images of the digits run as files; the network is sure of the second one only."""
+    """Write two validation images of the digits run as files; the network is confident only of the second."""
     from sklearn.datasets import load_digits
 
     folder.mkdir(exist_ok=True)
@@ -166,10 +166,10 @@ def write_digits(folder: Path) -> list[Path]:
 
 
 def draw_check(running: Any, work: Path) -> None:
-    """What was found in the planted folder: the table, and beside it the two worst pairs."""
+    """The findings in the folder with defects: the table, and beside it the two worst pairs."""
     page = open_page(running, (work / "check.html").as_uri(), 440)
-    shown = whole(page)
-    starts = [int(each.bounding_box()["y"] * SCALE) for each in page.locator("h2").all()]
+    shown = screenshot(page)
+    starts = [int(heading.bounding_box()["y"] * SCALE) for heading in page.locator("h2").all()]
     table = shown.crop((0, 0, shown.width, starts[0] - 20))
     pairs = shown.crop((0, starts[1] - 10, shown.width, starts[3] - 30))
     sheet = Image.new("RGB", (table.width + pairs.width, max(table.height, pairs.height)), PAPER)
@@ -179,17 +179,17 @@ def draw_check(running: Any, work: Path) -> None:
 
 
 def draw_page(running: Any, work: Path) -> Image.Image:
-    """The served page with an answer that is unsure, its heat map, and a sure one. Returns the two answers."""
+    """The served page with an unsure answer, its heat map, and a confident answer. Returns the two answers."""
     with served(work, "runs/digits-1") as address:
         page = open_page(running, address)
         page.locator("#model").wait_for()
-        page.locator("#language").evaluate("each => each.remove()")  # the font for its word may be missing here
+        page.locator("#language").evaluate("element => element.remove()")  # its Chinese font may be missing here
         page.set_input_files("#files", [str(path) for path in write_digits(work / "asked")])
         page.locator(".answer.answered, .answer.unsure").nth(1).wait_for()
         page.get_by_role("button", name="Heat map").first.click()
         page.get_by_text("not how strongly").wait_for()
         page.wait_for_timeout(1000)
-        shown = whole(page)
+        shown = screenshot(page)
         first, second = (page.locator(".answer").nth(i).bounding_box() for i in (0, 1))
     bottom = int((second["y"] + second["height"]) * SCALE)
     save(shown.crop((0, int(first["y"] * SCALE) - 110, shown.width, bottom - 130)), "page.png")
@@ -197,9 +197,9 @@ def draw_page(running: Any, work: Path) -> Image.Image:
 
 
 def draw_report(running: Any, work: Path) -> Image.Image:
-    """The report from its top to the first figures. Returns its heading."""
+    """The top of the report, down to the first figures. Returns its heading."""
     page = open_page(running, (work / "runs" / "digits-1" / "report.html").as_uri())
-    shown = whole(page)
+    shown = screenshot(page)
     save(shown.crop((0, 30, shown.width, top_of(page, "#figures table") + 350)), "report.png")
     return shown.crop((0, 90, shown.width - 60, 345))
 
@@ -211,7 +211,7 @@ def font(size: int, family: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
 
 
 def card(sheet: Image.Image, image: Image.Image, left: int, top: int, caption: str) -> int:
-    """Paste an image in a frame with words below; returns where the next one may begin."""
+    """Paste an image in a frame with a caption below; returns the top of the next one."""
     draw = ImageDraw.Draw(sheet)
     sheet.paste(image, (left, top))
     draw.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline="#c9d1da", width=2)
@@ -220,27 +220,27 @@ def card(sheet: Image.Image, image: Image.Image, left: int, top: int, caption: s
 
 
 def terminal(work: Path, width: int) -> Image.Image:
-    """The command, and the last lines that it printed."""
-    told = (work / "train.txt").read_text().splitlines()
+    """The command and its last lines of output."""
+    output = (work / "train.txt").read_text().splitlines()
     lines = ["$ linnaeus train digits --recipe digits", ""]
     for word in ("test ", "unsure ", "model ", "report "):
-        line = next(each for each in told if each.startswith(word))
+        line = next(line for line in output if line.startswith(word))
         lines += textwrap.wrap(line, 47, subsequent_indent=" " * 10, drop_whitespace=True)
-    told_in = Image.new("RGB", (width, 28 * len(lines) + 32), "#f3f5f7")
-    draw = ImageDraw.Draw(told_in)
+    image = Image.new("RGB", (width, 28 * len(lines) + 32), "#f3f5f7")
+    draw = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
         draw.text((18, 16 + 28 * i), line, TEAL if i == 0 else INK, font(20, "DejaVuSansMono"))
-    return told_in
+    return image
 
 
 def draw_strip(work: Path, heading: Image.Image, answer: Image.Image) -> None:
-    """The image at the top of README.md: folders, one command, what comes out."""
+    """The image at the top of README.md: folders, one command, results."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     sheet = Image.new("RGB", (1720, 1180), PAPER)
     draw = ImageDraw.Draw(sheet)
-    heads = ((40, "1  Images in folders"), (430, "2  One command"), (1090, "3  What comes out"))
+    heads = ((40, "1  Images in folders"), (430, "2  One command"), (1090, "3  Results"))
     for left, words in heads:
         draw.text((left, 28), words, INK, font(30, "DejaVuSans-Bold"))
     for kind in range(10):
@@ -251,10 +251,10 @@ def draw_strip(work: Path, heading: Image.Image, answer: Image.Image) -> None:
             sheet.paste(small.resize((64, 64), Image.Resampling.BICUBIC), (92 + 70 * i, top))
     for left in (386, 1046):
         draw.polygon([(left, 560), (left + 24, 576), (left, 592)], fill=TEAL)
-    took = next(each for each in (work / "train.txt").read_text().splitlines() if each.startswith("time "))
-    top = card(sheet, terminal(work, 590), 430, 96, f"{took.removeprefix('time').strip()} on one core")
+    duration = next(line for line in (work / "train.txt").read_text().splitlines() if line.startswith("time "))
+    top = card(sheet, terminal(work, 590), 430, 96, f"{duration.removeprefix('time').strip()} on one core")
     top = card(sheet, fit(heading, 590), 430, top, "report.html: every figure with its interval")
-    card(sheet, fit(answer, 590), 430, top, "linnaeus serve: a page, “unsure” where it is unsure")
+    card(sheet, fit(answer, 590), 430, top, "linnaeus serve: a web page that can answer “unsure”")
     run = work / "runs" / "digits-1"
     grid = Image.open(run / "predictions.png").convert("RGB")
     grid = fit(grid.crop((30, 95, grid.width * 66 // 100, grid.height * 28 // 100)), 590)

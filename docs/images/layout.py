@@ -55,10 +55,10 @@ def lines() -> set[tuple[str, str]]:
 def positions(edges: set[tuple[str, str]]) -> dict[str, tuple[float, float]]:
     """The center of each box. Boxes move within their rows as long as lines become shorter or cross fewer boxes."""
     rows = [[name for name in layer if name not in HIDDEN] for layer in LAYERS]
-    centers = {}
-    for y, row in enumerate(rows):
+    centers: dict[str, tuple[float, float]] = {}
+    for number, row in enumerate(rows):
         for i, name in enumerate(row):
-            centers[name] = ((i - (len(row) - 1) / 2) * STEP[0], y * STEP[1])
+            centers[name] = ((i - (len(row) - 1) / 2) * STEP[0], number * STEP[1])
     columns = [i * STEP[0] / 2 for i in range(-5, 6)]
     for _ in range(10):
         for row in rows:
@@ -102,6 +102,7 @@ def draw(path: Path) -> None:
             xytext=(x0, y0 - BOX[1] / 2),
             arrowprops={"arrowstyle": "-|>", "color": LINE, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0},
         )
+        assert arrow.arrow_patch is not None
         arrow.arrow_patch.set_gid(f"import:{start}:{end}")
     for name, (x, y) in centers.items():
         corner = (x - BOX[0] / 2, y - BOX[1] / 2)

@@ -28,6 +28,7 @@ class Row:
     valid_loss: float
     """Mean over all validation images after the epoch."""
     valid_accuracy: float
+    """Share of the validation images that are classified correctly."""
     seconds: float
     """Duration of the epoch, validation included."""
 

@@ -20,12 +20,15 @@ class PredictionRow:
     sample: str
     """Name of the image in its source."""
     split: str
+    """`valid` or `test`."""
     true: str
     """The class, not its display name."""
     predicted: str
+    """The most probable class, even if the model is unsure."""
     probability: float
     """Calibrated probability of `predicted`."""
     probability_of_true: float
+    """Calibrated probability of `true`."""
     group: str = ""
     """A number that all images of one group share; empty if the images have no groups."""
 
