@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SEARCHED, find_duplicates
-from linnaeus.check.hashing import CROWDED, WINDOWS, near
-from linnaeus.check.look import Looks, look
+from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SEARCH_RADIUS, find_duplicates
+from linnaeus.check.hashing import CROWDED, WINDOWS, hamming_neighbors
+from linnaeus.check.image_statistics import ImageStatistics, compute_statistics
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -86,18 +86,18 @@ def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
     console = Console()
     right: dict[str, np.ndarray] = {kind: np.zeros(2, int) for kind in KINDS}
     wrong = 0
-    base = look(table, cache=default_cache())
+    base = compute_statistics(table, cache=default_cache())
     known = embed(table, weights, cache=default_cache(), console=console) if weights else None
     for seed in range(rounds):
         order = np.random.default_rng(seed).permutation(len(table))
         chosen = {kind: order[k * each : (k + 1) * each] for k, kind in enumerate(KINDS)}
         with tempfile.TemporaryDirectory() as name:
             copies = copies_of(table, chosen, Path(name))
-            more = look(copies, cache=None)
+            more = compute_statistics(copies, cache=None)
             new = embed(copies, weights, cache=default_cache(), console=console) if weights else None
         assert not base.failed
         assert not more.failed
-        looks = Looks(np.concatenate([base.whole(), more.whole()]), {})
+        looks = ImageStatistics(np.concatenate([base.full_rows(), more.full_rows()]), {})
         found = find_duplicates(looks, together(known, new, len(table)))
         groups = found.groups(EXACT, COPY), found.groups()
         origin = np.concatenate([np.arange(len(table)), *chosen.values()])
@@ -115,7 +115,7 @@ def measure(data: Path, each: int, rounds: int, weights: str | None) -> None:
 def report(table: Table, weights: str | None, console: Console) -> None:
     """What is found where nothing was planted."""
     started = time.perf_counter()
-    looks = look(table, cache=None)
+    looks = compute_statistics(table, cache=None)
     looked = time.perf_counter() - started
     vectors = embed(table, weights, cache=default_cache(), console=console) if weights else None
     started = time.perf_counter()
@@ -139,7 +139,9 @@ def search(n: int) -> None:
     mirrors = generator.integers(0, 2**64, n, dtype=np.uint64)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    query, entry, _ = near(windows.reshape(-1), np.concatenate([windows[:, 0], mirrors]), SEARCHED, CROWDED)
+    query, entry, _ = hamming_neighbors(
+        windows.reshape(-1), np.concatenate([windows[:, 0], mirrors]), SEARCH_RADIUS, CROWDED
+    )
     seconds = time.perf_counter() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     found = set(zip((entry // len(WINDOWS)).tolist(), (query % n).tolist(), strict=True))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from linnaeus.check.labels import suspect
+from linnaeus.check.labels import rank_labels
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.models.linear_probe import fit_linear_probe
@@ -76,9 +76,9 @@ def main() -> None:
         labels, wrong = flip(true, classes, arguments.flipped, seed)
         started = time.perf_counter()
         head = fit_linear_probe(torch.from_numpy(x), labels, classes)
-        found = suspect(labels, head.probabilities)
+        found = rank_labels(labels, head.probabilities)
         seconds = time.perf_counter() - started
-        note("ours", found.ranking, wrong)
+        note("ours", found.order, wrong)
         for method in ("self_confidence", "normalized_margin"):
             scores = get_label_quality_scores(labels, head.probabilities, method=method)
             note(f"cleanlab, same, {method}", np.argsort(scores, kind="stable"), wrong)
@@ -86,8 +86,8 @@ def main() -> None:
             scores = get_label_quality_scores(labels, sklearn_probabilities(x, labels), method="self_confidence")
             note("cleanlab, own", np.argsort(scores, kind="stable"), wrong)
         theirs = find_label_issues(labels, head.probabilities, filter_by="confident_learning")
-        listed = found.instead != labels
-        last = int(np.flatnonzero(wrong[found.ranking]).max()) + 1
+        listed = found.predicted != labels
+        last = int(np.flatnonzero(wrong[found.order]).max()) + 1
         joint, likely, cleanlab = (f"{w.sum()} ({wrong[w].sum()} flips)" for w in (found.confident, listed, theirs))
         print(
             f"  seed {seed}: ours {recalls['ours'][-1]:.1%} in {seconds:.1f} s, the last flip at place {last}; "

@@ -1,4 +1,4 @@
-"""Made-up photographs: smooth, colored, each unlike the others; and copies of them, as people make them."""
+"""Synthetic photographs, smooth, colored and all different, and the kinds of copies that occur in data sets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encoded(image: Image.Image, quality: int = 90) -> Image.Image:
 
 
 def cropped(image: Image.Image, share: float) -> Image.Image:
-    """Without `share` of the width on the left and on the right, and of the height above and below."""
+    """Cut `share` of the width off the left and the right side, and of the height off the top and the bottom."""
     x, y = round(share * image.width), round(share * image.height)
     return image.crop((x, y, image.width - x, image.height - y))
 
@@ -44,7 +44,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def write_scenes(folder: Path, classes: tuple[str, ...] = ("oak", "pine"), each: int = 6, seed: int = 0) -> Path:
-    """`folder/oak/0.jpg` …, all different."""
+    """Write `each` different images per class: `folder/oak/0.jpg` …"""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(each):

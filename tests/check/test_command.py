@@ -1,4 +1,4 @@
-"""`linnaeus check` as a user types it: terminal, JSON, page, exit status; with a network and without."""
+"""The command `linnaeus check`: terminal, JSON, page and exit status, with embeddings and without."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from scenes import COPIES, scene, write_scenes
 
 from linnaeus.check import gallery
+from linnaeus.check.data_check import DataCheck, check, check_table, leaks, near_duplicates
 from linnaeus.check.findings import Finding
-from linnaeus.check.run import Checked, check, check_table, leaks, near_duplicates
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -34,7 +34,7 @@ WEIGHTS = "resnet18-torchvision-v1"
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Path:
-    """A source with one fault of each sort, and a class name that is markup."""
+    """A source with one fault of each kind, and a class name that contains markup."""
     source = tmp_path / "photos"
     write_scenes(source / "train", ("oak", "<b>pine"), each=12)
     write_scenes(source / "valid", ("oak", "<b>pine"), each=6, seed=1)
@@ -46,8 +46,8 @@ def faulty(tmp_path: Path) -> Path:
     return source
 
 
-def weights_at_hand() -> None:
-    """Untrained weights under a published name: what they make of images is arbitrary, but always the same."""
+def store_weights() -> None:
+    """Store untrained weights under a published name: their embeddings are arbitrary but reproducible."""
     torch.manual_seed(0)
     weights_dir().mkdir(parents=True, exist_ok=True)
     path = weights_dir() / f"{WEIGHTS}.safetensors"
@@ -56,7 +56,7 @@ def weights_at_hand() -> None:
 
 
 class Page(HTMLParser):
-    """Reads a page, insisting that tags close in order."""
+    """Parses a page and asserts that tags are closed in order."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -78,11 +78,11 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_errors_are_told_and_end_with_status_1(say, faulty: Path, tmp_path: Path):
+def test_errors_exit_with_status_1(say, faulty: Path, tmp_path: Path):
     said = say("check", faulty, "--json", tmp_path / "found.json", "--gallery", tmp_path / "found.html")
     assert said.status == 1
     assert "2 errors" in said.out
-    assert "train/oak/3.jpg = valid/oak/leak.jpg: 2 images are nearly the same, in train and valid" in said.out
+    assert "train/oak/3.jpg = valid/oak/leak.jpg: 2 images are nearly identical, in train and valid" in said.out
     assert "train/oak/4.jpg: cut short or damaged" in said.out
     assert "linnaeus weights pull" in said.out
     assert "next: leaks between splits" in said.out
@@ -94,10 +94,10 @@ def test_errors_are_told_and_end_with_status_1(say, faulty: Path, tmp_path: Path
     assert all(set(finding) == {"kind", "severity", "paths", "classes", "detail"} for finding in found["findings"])
 
 
-def test_nothing_wrong_is_status_0(say, tmp_path: Path):
+def test_a_good_source_exits_with_status_0(say, tmp_path: Path):
     said = say("check", write_scenes(tmp_path / "good", each=12))
     assert said.status == 0
-    assert "nothing found" in said.out
+    assert "no problems found" in said.out
     assert say("check", tmp_path / "good", "-q").out == ""
 
 
@@ -107,11 +107,11 @@ def test_groups_are_a_column(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "t.csv").write_text("\n".join(["path,label,tree", *rows]))
     seen: list[Table] = []
 
-    def checked(table: Table, **more: Any) -> Checked:
+    def checked(table: Table, **more: Any) -> DataCheck:
         seen.append(table)
         return check_table(table, **{**more, "weights": "none"})
 
-    monkeypatch.setattr("linnaeus.check.run.check_table", checked)
+    monkeypatch.setattr("linnaeus.check.data_check.check_table", checked)
     said = say("check", tmp_path / "t.csv", "--groups", "tree")
     assert said.status == 0, said.err
     assert seen[0].groups == tuple(row.rpartition(",")[2] for row in rows)
@@ -121,7 +121,7 @@ def test_groups_are_a_column(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (said.status, "no column 'shrub'" in said.err) == (2, True)
 
 
-def test_what_is_no_source_is_status_2(say, tmp_path: Path):
+def test_wrong_input_exits_with_status_2(say, tmp_path: Path):
     said = say("check", tmp_path / "nowhere")
     assert (said.status, said.err.count("\n")) == (2, 1)
     write_scenes(tmp_path / "good")
@@ -130,7 +130,7 @@ def test_what_is_no_source_is_status_2(say, tmp_path: Path):
     assert "must end in .html" in said.err
 
 
-def test_the_page_is_whole_and_needs_nothing_else(say, faulty: Path, tmp_path: Path):
+def test_the_page_is_complete_and_self_contained(say, faulty: Path, tmp_path: Path):
     say("check", faulty, "--gallery", tmp_path / "found.html")
     text = (tmp_path / "found.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -140,7 +140,7 @@ def test_the_page_is_whole_and_needs_nothing_else(say, faulty: Path, tmp_path: P
     assert "http" not in text
     assert "<b>pine" not in text
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 3  # the leaked pair, and the misnamed one; the other cannot be read
+    assert len(images) == 3  # the leaked pair and the misnamed image; the truncated one cannot be read
     for attributes in images:
         assert attributes["alt"]
         data = re.fullmatch(r"data:image/jpeg;base64,(.+)", attributes["src"] or "")
@@ -155,8 +155,8 @@ def test_the_page_is_whole_and_needs_nothing_else(say, faulty: Path, tmp_path: P
     assert "prefers-color-scheme: dark" in text
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are no UTF-8")
-def test_names_that_are_no_utf8(tmp_path: Path):
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS rejects names that are not UTF-8")
+def test_names_that_are_not_utf8(tmp_path: Path):
     source = write_scenes(Path(str(tmp_path / "fotos \udcff")), ("oak \udce9", "pine"), each=2)
     (source / "pine" / "broken \udcff.jpg").write_bytes(b"")
     checked = check(source)
@@ -168,7 +168,7 @@ def test_names_that_are_no_utf8(tmp_path: Path):
 
 def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checked = check(faulty)
-    names = [checked.table.sample_id(i) for i in checked.looks.readable.tolist()]
+    names = [checked.table.sample_id(i) for i in checked.statistics.readable.tolist()]
     checked.findings[:] = [Finding("small", "info", (name,), ("oak",), "tiny") for name in names]
     monkeypatch.setattr(gallery, "CARDS", 10)
     monkeypatch.setattr(gallery, "ALL_IMAGES", 6)
@@ -180,8 +180,8 @@ def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_thumbnails_of_arrays():
-    """Tiny images are enlarged, so that they can be seen."""
-    data, width, height = gallery._thumbnail(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    """Tiny images are enlarged to a visible size."""
+    data, width, height = gallery.encode_thumbnail(np.arange(64, dtype=np.uint8).reshape(8, 8))
     assert (width, height) == (gallery.SIDE, gallery.SIDE)
     assert Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).size == (width, height)
 
@@ -190,13 +190,13 @@ def test_small_arrays_are_checked_for_exact_copies_only():
     images = np.stack([np.asarray(scene(i, 28, 28).convert("L")) for i in (*range(39), 7)])
     table = Table("t", "idx", ("a", "b"), ("a", "b"), np.arange(40) % 2, np.array([""] * 40), images=images)
     found = check_table(table)
-    assert any("near duplicates were not looked for" in note for note in found.notes)
+    assert any("only exact duplicates were searched for" in note for note in found.notes)
     assert {(f.kind, f.paths) for f in found.findings} == {("duplicate", ("idx[7]", "idx[39]"))}
 
 
 @pytest.mark.long
-def test_with_weights_at_hand_labels_are_judged_too(faulty: Path):
-    weights_at_hand()
+def test_stored_weights_check_labels_too(faulty: Path):
+    store_weights()
     assert default_weights() == WEIGHTS
     found = check(faulty)
     assert (found.weights, found.notes) == (WEIGHTS, [])
@@ -206,8 +206,8 @@ def test_with_weights_at_hand_labels_are_judged_too(faulty: Path):
     assert "--weights none" in without.notes[0]
 
 
-def test_vectors_are_made_once_and_of_readable_images(tmp_path: Path):
-    weights_at_hand()
+def test_embeddings_are_computed_once_for_readable_images(tmp_path: Path):
+    store_weights()
     write_scenes(tmp_path, each=3)
     (tmp_path / "oak" / "1.jpg").write_bytes(b"")
     table = open_source(tmp_path)
@@ -225,7 +225,7 @@ def test_vectors_are_made_once_and_of_readable_images(tmp_path: Path):
     assert {entry.name for entry in default_cache().entries()} == entries
 
 
-def test_a_training_finds_leaks_in_three_lines(faulty: Path):
+def test_near_duplicates_find_leaks_without_embeddings(faulty: Path):
     table = open_source(faulty)
     found = near_duplicates(table)
     assert {split: [table.sample_id(i) for i in samples] for split, samples in leaks(table, found).items()} == {

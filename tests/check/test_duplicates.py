@@ -1,4 +1,4 @@
-"""Copies: found among strangers, grouped, and told as leaks and contradictions."""
+"""Duplicates: found among unrelated images, grouped, and reported as leaks and label conflicts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from scenes import COPIES, cropped, scene, write_scenes
 
-from linnaeus.check.copies import copies
-from linnaeus.check.duplicates import COPY, EXACT, SCENE, Duplicates, find_duplicates, joined, members
-from linnaeus.check.look import look
+from linnaeus.check.duplicate_findings import duplicate_findings
+from linnaeus.check.duplicates import COPY, EXACT, SCENE, Duplicates, connected, find_duplicates, group_members
+from linnaeus.check.image_statistics import compute_statistics
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.stores.embeddings import Embeddings
@@ -20,7 +20,7 @@ from linnaeus.stores.embeddings import Embeddings
 
 def opened(folder: Path) -> tuple[Table, Duplicates]:
     table = open_source(folder)
-    return table, find_duplicates(look(table, cache=None))
+    return table, find_duplicates(compute_statistics(table, cache=None))
 
 
 def named(table: Table, found: Duplicates) -> dict[tuple[str, str], int]:
@@ -31,7 +31,7 @@ def named(table: Table, found: Duplicates) -> dict[tuple[str, str], int]:
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_every_copy_is_found_and_no_stranger(kind: str, tmp_path: Path):
+def test_every_copy_is_found_and_nothing_else(kind: str, tmp_path: Path):
     write_scenes(tmp_path, each=15)
     for i in range(15):
         COPIES[kind](Image.open(tmp_path / "oak" / f"{i}.jpg")).save(tmp_path / "pine" / f"copy {i}.png")
@@ -52,16 +52,16 @@ def test_exact_copies_are_paired_with_the_first(tmp_path: Path):
 
 def test_a_copy_of_one_of_several_exact_copies_joins_them(tmp_path: Path):
     write_scenes(tmp_path)
-    picture = Image.open(tmp_path / "oak" / "1.jpg")
-    picture.save(tmp_path / "pine" / "same.png")
-    picture.resize((120, 100)).save(tmp_path / "pine" / "small.png")
+    image = Image.open(tmp_path / "oak" / "1.jpg")
+    image.save(tmp_path / "pine" / "same.png")
+    image.resize((120, 100)).save(tmp_path / "pine" / "small.png")
     table, found = opened(tmp_path)
-    (group,) = members(found.groups(), range(len(table)))
+    (group,) = group_members(found.groups(), range(len(table)))
     assert {table.sample_id(i) for i in group} == {"oak/1.jpg", "pine/same.png", "pine/small.png"}
 
 
-def test_a_network_finds_the_crops_that_hashes_miss(tmp_path: Path):
-    """A third of the image is gone: as vectors say, the two are neighbors, and their pixels agree."""
+def test_embeddings_find_crops_that_hashes_miss(tmp_path: Path):
+    """A third of the image is cut off: the embeddings are neighbors and the pixels match."""
     write_scenes(tmp_path)
     box = (0, 0, 170, 150)
     Image.open(tmp_path / "oak" / "1.jpg").crop(box).save(tmp_path / "pine" / "part.png")
@@ -71,9 +71,9 @@ def test_a_network_finds_the_crops_that_hashes_miss(tmp_path: Path):
     values = generator.normal(size=(len(table), 16)).astype(np.float32)
     pair = [i for i in range(len(table)) if table.sample_id(i) in ("oak/1.jpg", "pine/part.png")]
     values[pair[1]] = values[pair[0]] + 0.1
-    values[[0, 3]] = values[2]  # neighbors too, but not by their pixels
+    values[[0, 3]] = values[2]  # neighbors by embedding, but with other pixels
     vectors = Embeddings(values, np.arange(len(table)), "made up")
-    found = find_duplicates(look(table, cache=None), vectors)
+    found = find_duplicates(compute_statistics(table, cache=None), vectors)
     assert named(table, found) == {("oak/1.jpg", "pine/part.png"): SCENE}
 
 
@@ -88,8 +88,8 @@ def test_flat_and_small_images_are_not_near_duplicates(tmp_path: Path):
     assert named(*opened(tmp_path)) == {}
 
 
-def test_things_in_another_color_are_no_copies_but_gray_images_are(tmp_path: Path):
-    """The same shape in red and in blue: two classes, perhaps. A gray copy of either is a copy."""
+def test_recolored_images_are_no_copies_but_gray_ones_are(tmp_path: Path):
+    """The same shape in red and in blue may be two classes. A gray version of either is a copy."""
     write_scenes(tmp_path)
     shape = scene(70).convert("L")
     dark = shape.point(lambda v: v // 4)
@@ -105,17 +105,17 @@ def test_things_in_another_color_are_no_copies_but_gray_images_are(tmp_path: Pat
     }
 
 
-def test_union_find_is_connected_components():
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
+def test_components_are_numbered_by_their_lowest_node():
+    """Against a plain union-find."""
     generator = np.random.default_rng(0)
     for n, k in ((1, 0), (10, 4), (200, 120), (200, 400)):
         pairs = generator.integers(0, n, (k, 2))
-        ours = joined(n, pairs)
-        _, theirs = connected_components(coo_matrix((np.ones(k), pairs.T), (n, n)), directed=False)
-        assert ((ours[:, None] == ours) == (theirs[:, None] == theirs)).all()
-        assert (ours <= np.arange(n)).all()
+        expected = np.arange(n)
+        for a, b in pairs:
+            low, high = sorted((expected[a], expected[b]))
+            expected[expected == high] = low
+        assert connected(n, pairs).tolist() == expected.tolist()
+        assert connected(n, pairs).dtype == np.int64
 
 
 def plain_table(splits: list[str], labels: list[int]) -> Table:
@@ -144,9 +144,9 @@ def duplicates(n: int, *pairs: tuple[int, int, int]) -> Duplicates:
         (["train", "train"], [0, 1], SCENE, {("same-scene", "warning")}),
     ],
 )
-def test_what_a_pair_means(splits: list[str], labels: list[int], relation: int, expected: set[tuple[str, str]]):
+def test_the_severity_of_a_pair(splits: list[str], labels: list[int], relation: int, expected: set[tuple[str, str]]):
     table = plain_table(splits, labels)
-    found = copies(table, duplicates(2, (0, 1, relation)))
+    found = duplicate_findings(table, duplicates(2, (0, 1, relation)))
     assert {(finding.kind, finding.severity) for finding in found} == expected
     order = sorted(range(2), key=lambda i: ("train", "valid", "test", "").index(splits[i]))
     assert all(finding.paths == tuple(table.sample_id(i) for i in order) for finding in found)
@@ -154,13 +154,13 @@ def test_what_a_pair_means(splits: list[str], labels: list[int], relation: int, 
 
 def test_a_group_is_one_finding():
     table = plain_table(["train", "valid", "train", "test", "train"], [0, 0, 0, 0, 1])
-    (finding,) = copies(table, duplicates(5, (0, 1, COPY), (1, 3, COPY), (0, 2, EXACT)))
+    (finding,) = duplicate_findings(table, duplicates(5, (0, 1, COPY), (1, 3, COPY), (0, 2, EXACT)))
     assert finding.kind == "leak"
     assert finding.paths == ("train/0.jpg", "train/2.jpg", "valid/1.jpg", "test/3.jpg")
     assert "in train and valid and test" in finding.detail
 
 
-def test_leaked_samples_are_those_with_a_copy_in_an_earlier_split():
+def test_leaked_samples_have_a_copy_in_an_earlier_split():
     table = plain_table(["train", "valid", "valid", "test", "test", "test"], [0] * 6)
     found = duplicates(6, (0, 1, EXACT), (2, 3, COPY), (0, 4, SCENE))
     assert found.leaked(table, "valid").tolist() == [1]
@@ -169,7 +169,7 @@ def test_leaked_samples_are_those_with_a_copy_in_an_earlier_split():
     assert found.leaked(unsplit, "valid").tolist() == []
 
 
-def test_groups_may_leave_scenes_out():
+def test_groups_of_some_relations():
     found = duplicates(4, (0, 1, EXACT), (1, 2, COPY), (2, 3, SCENE))
     assert found.groups().tolist() == [0, 0, 0, 0]
     assert found.groups(EXACT, COPY).tolist() == [0, 0, 0, 3]
@@ -183,5 +183,5 @@ def test_crops_of_ten_percent_off_one_side(tmp_path: Path):
         image.crop((0, 0, image.width, round(0.9 * image.height))).save(tmp_path / "pine" / f"no caption {i}.png")
         cropped(image, 0.1).save(tmp_path / "pine" / f"middle {i}.png")
     table, found = opened(tmp_path)
-    groups = members(found.groups(), range(len(table)))
+    groups = group_members(found.groups(), range(len(table)))
     assert sorted(len(group) for group in groups) == [3] * 8

@@ -1,10 +1,10 @@
-"""Findings: their order, their JSON, and the three lines that a training says."""
+"""Findings: their order, their JSON, and the summary of three lines before training."""
 
 from __future__ import annotations
 
 import pytest
 
-from linnaeus.check.findings import KINDS, Finding, by_kind, in_order, short_form
+from linnaeus.check.findings import KINDS, Finding, by_kind, sort_findings, summary_lines
 
 LEAK = Finding("leak", "error", ("train/a.jpg", "valid/b.jpg"), ("rose",), "2 images are the same")
 EMPTY = Finding("empty", "error", ("train/c.jpg",), ("rose",), "empty file")
@@ -13,7 +13,7 @@ SECOND = Finding("suspicious-label", "warning", ("train/e.jpg",), ("rose", "tuli
 NOTE = Finding("small", "info", ("train/f.jpg",), ("rose",), "10 x 10 pixels")
 
 
-def test_json_has_the_five_keys_of_the_contract():
+def test_json_has_five_keys():
     assert LEAK.to_dict() == {
         "kind": "leak",
         "severity": "error",
@@ -23,8 +23,8 @@ def test_json_has_the_five_keys_of_the_contract():
     }
 
 
-def test_the_worst_first_and_a_ranking_stays():
-    assert in_order([NOTE, SECOND, LEAK, FIRST, EMPTY]) == [EMPTY, LEAK, SECOND, FIRST, NOTE]
+def test_findings_are_sorted_by_severity_and_rankings_stay():
+    assert sort_findings([NOTE, SECOND, LEAK, FIRST, EMPTY]) == [EMPTY, LEAK, SECOND, FIRST, NOTE]
     assert list(by_kind([NOTE, FIRST, LEAK, SECOND])) == [
         ("error", "leak"),
         ("warning", "suspicious-label"),
@@ -32,20 +32,20 @@ def test_the_worst_first_and_a_ranking_stays():
     ]
 
 
-def test_the_short_form_tells_the_story_in_three_lines():
-    assert short_form([LEAK, EMPTY, FIRST, SECOND, NOTE], "see the page") == [
+def test_the_summary_has_three_lines():
+    assert summary_lines([LEAK, EMPTY, FIRST, SECOND, NOTE], "see the page") == [
         "2 errors: empty files 1 (train/c.jpg); leaks between splits 1 (valid/b.jpg = train/a.jpg)",
         "2 warnings: suspicious labels 2 (train/d.jpg …)",
         "see the page",
     ]
 
 
-def test_the_short_form_is_short():
-    assert short_form([], "flowers") == []
-    assert short_form([NOTE], "flowers") == []
-    assert len(short_form([EMPTY], "flowers")) == 2
+def test_the_summary_is_short():
+    assert summary_lines([], "flowers") == []
+    assert summary_lines([NOTE], "flowers") == []
+    assert len(summary_lines([EMPTY], "flowers")) == 2
     everything = [Finding(kind, severity) for kind in KINDS for severity in ("error", "warning")]
-    assert len(short_form(everything, "flowers")) == 3
+    assert len(summary_lines(everything, "flowers")) == 3
 
 
 @pytest.mark.parametrize(("kind", "severity"), [("leak", "fatal"), ("odd", "error")])

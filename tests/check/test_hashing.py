@@ -1,4 +1,4 @@
-"""Difference hashes: what they survive, and that the search finds all that it says."""
+"""Difference hashes: the changes they tolerate, and that the search is complete."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from PIL import ImageOps
 from scenes import COPIES, scene
 
-from linnaeus.check.hashing import WINDOWS, difference_hashes, near
+from linnaeus.check.hashing import WINDOWS, difference_hashes, hamming_neighbors
 
 
-def brute(database: np.ndarray, queries: np.ndarray, radius: int) -> set[tuple[int, int, int]]:
+def brute_force(database: np.ndarray, queries: np.ndarray, radius: int) -> set[tuple[int, int, int]]:
     distance = np.bitwise_count(queries[:, None] ^ database[None])
     return {(int(q), int(d), int(distance[q, d])) for q, d in zip(*np.nonzero(distance <= radius), strict=True)}
 
 
 @st.composite
 def clustered(draw) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of which many are near each other: random ones would never meet."""
+    """Clustered hashes: random ones would hardly ever be neighbors."""
     seed = draw(st.integers(0, 2**32 - 1))
     generator = np.random.default_rng(seed)
     centers = generator.integers(0, 2**64, draw(st.integers(1, 5)), dtype=np.uint64)
@@ -39,34 +39,36 @@ def clustered(draw) -> tuple[np.ndarray, np.ndarray]:
 def test_the_search_finds_exactly_what_brute_force_finds(
     hashes: tuple[np.ndarray, np.ndarray], radius: int, bands: int
 ):
-    """Four bands of one width, and others whose widths differ."""
+    """With four bands of equal width, and with bands of different widths."""
     database, queries = hashes
-    query, entry, distance = near(database, queries, radius, bands=bands)
+    query, entry, distance = hamming_neighbors(database, queries, radius, bands=bands)
     found = list(zip(query.tolist(), entry.tolist(), distance.tolist(), strict=True))
     assert len(found) == len(set(found))
-    assert set(found) == brute(database, queries, radius)
+    assert set(found) == brute_force(database, queries, radius)
 
 
-def test_pairs_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch):
+def test_pairs_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch):
     database = np.random.default_rng(0).integers(0, 2**64, 300, dtype=np.uint64) & np.uint64(0xFF00FF00FF00FF00)
     monkeypatch.setattr("linnaeus.check.hashing.AT_ONCE", 7)
-    assert set(zip(*(x.tolist() for x in near(database, database, 5)), strict=True)) == brute(database, database, 5)
+    assert set(zip(*(x.tolist() for x in hamming_neighbors(database, database, 5)), strict=True)) == brute_force(
+        database, database, 5
+    )
 
 
-def test_three_wide_bands_find_the_same():
+def test_three_wide_bands():
     generator = np.random.default_rng(0)
     centers = generator.integers(0, 2**64, 10, dtype=np.uint64)
     flips = np.uint64(1) << generator.integers(0, 64, (4, 100)).astype(np.uint64)
     database = centers[generator.integers(0, 10, 100)] ^ np.bitwise_or.reduce(flips)
-    found = set(zip(*(x.tolist() for x in near(database, database, 7, bands=3)), strict=True))
+    found = set(zip(*(x.tolist() for x in hamming_neighbors(database, database, 7, bands=3)), strict=True))
     assert len(found) > 200
-    assert found == brute(database, database, 7)
+    assert found == brute_force(database, database, 7)
 
 
-def test_crowded_bands_are_passed_over():
-    """5,000 hashes that share three bands of four: found by the fourth alone, and not by looking at all pairs."""
+def test_crowded_bands_are_skipped():
+    """5,000 hashes share three of four bands: the fourth band finds the neighbors without comparing all pairs."""
     database = np.arange(5000, dtype=np.uint64)
-    query, entry, distance = near(database, database[:10], 0, crowded=1.0)
+    query, entry, distance = hamming_neighbors(database, database[:10], 0, crowded=1.0)
     assert (query == entry).all()
     assert len(query) == 10
     assert (distance == 0).all()
@@ -84,7 +86,7 @@ def test_a_copy_is_near_a_window_of_its_original(kind: str):
     assert np.mean(close) >= 0.95
 
 
-def test_strangers_are_far_apart():
+def test_unrelated_images_have_distant_hashes():
     hashes = np.array([difference_hashes(scene(seed).convert("L"))[0][0] for seed in range(60)])
     distance = np.bitwise_count(hashes[:, None] ^ hashes[None])[np.triu_indices(60, 1)]
     assert distance.min() > 7

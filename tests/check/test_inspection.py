@@ -1,4 +1,4 @@
-"""What is wrong with the data is told before training, and figures come with and without what leaked."""
+"""The check before training, and metrics with and without leaked images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without their images, which take most of a second."""
+    """Runs without plots, which take most of a second."""
     monkeypatch.setattr(finish, "write_images", lambda *args: "")
 
 
 @pytest.fixture
 def leaky(tmp_path: Path) -> Path:
-    """Training and validation folders; two of the 12 validation images of class 0 are copies of training ones."""
+    """Training and validation folders; two of the validation images of class 0 are copies of training images."""
     source = tmp_path / "pictures"
     write_images(source / "train", each=10)
     write_images(source / "valid", each=4, seed=50)
@@ -38,12 +38,10 @@ def leaky(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_figures_come_with_and_without_the_leaked_images(
-    leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_metrics_with_and_without_leaked_images(leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
-    told = capsys.readouterr()
-    assert "2 errors: leaks between splits 2 (valid/0/0 0.png = train/0/0 0.png …)" in told.err
+    output = capsys.readouterr()
+    assert "2 errors: leaks between splits 2 (valid/0/0 0.png = train/0/0 0.png …)" in output.err
     assert any("without those of which a copy stands in an earlier split" in line for line in run.trust)
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["valid"]["n"] == 12
@@ -56,14 +54,14 @@ def test_figures_come_with_and_without_the_leaked_images(
     assert sum(finding["kind"] == "leak" for finding in found["findings"]) == 2
 
 
-def test_strict_refuses_leaks(leaky: Path, tmp_path: Path):
+def test_strict_rejects_leaks(leaky: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"copies of 2 valid image\(s\) stand in an earlier split"):
         linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, strict=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_copies_and_groups_stay_on_one_side(tmp_path: Path):
-    """Twelve copies of one image among sixty, which a random split would divide; and a column's groups joined."""
+def test_copies_stay_in_one_split(tmp_path: Path):
+    """Twelve copies of one image among sixty, which a random split would separate."""
     source = write_images(tmp_path / "pictures", each=20)
     for i in range(1, 13):
         shutil.copy(source / "1" / "1 0.png", source / "1" / f"1 {i}.png")
@@ -76,7 +74,7 @@ def test_copies_and_groups_stay_on_one_side(tmp_path: Path):
         assert len(set(joined.split[table.labels == 1])) > 1
 
 
-def test_copies_join_the_groups_of_a_column(tmp_path: Path):
+def test_copies_merge_the_groups_of_a_column(tmp_path: Path):
     source = write_images(tmp_path / "pictures", each=4)
     shutil.copy(source / "0" / "0 0.png", source / "1" / "1 0.png")
     names = [
@@ -97,11 +95,11 @@ def test_copies_join_the_groups_of_a_column(tmp_path: Path):
 def test_arrays_have_no_copies_to_group(tmp_path: Path):
     from tiny import write_idx
 
-    with pytest.raises(UserError, match="this source holds arrays; leave it out"):
+    with pytest.raises(UserError, match="this source holds arrays; remove the setting"):
         group_copies(open_source(write_idx(tmp_path / "idx")), QUIET)
 
 
-def test_groups_where_nothing_is_left_to_divide_are_refused(leaky: Path, tmp_path: Path):
+def test_groups_that_leave_nothing_to_split_are_rejected(leaky: Path, tmp_path: Path):
     recipe = str(write_recipe(tmp_path / "r.toml"))
     with pytest.raises(UserError, match=r"split\.groups = 'near-duplicates' has nothing to divide"):
         linnaeus.train(
@@ -110,7 +108,7 @@ def test_groups_where_nothing_is_left_to_divide_are_refused(leaky: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_evaluation_too_tells_what_leaked(leaky: Path, tmp_path: Path, say):
+def test_evaluation_reports_leaks_too(leaky: Path, tmp_path: Path, say):
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
     said = say("evaluate", run.path, leaky, "--json", tmp_path / "f.json")
     assert said.status == 0
@@ -120,7 +118,7 @@ def test_evaluation_too_tells_what_leaked(leaky: Path, tmp_path: Path, say):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_split_that_kept_copies_together_is_not_drawn_again_by_guess(tmp_path: Path, say):
+def test_a_split_by_copies_is_not_drawn_again_for_evaluation(tmp_path: Path, say):
     source = write_images(tmp_path / "pictures", each=8)
     settings = {"data.split.groups": "near-duplicates"}
     run = linnaeus.train(
@@ -128,7 +126,7 @@ def test_a_split_that_kept_copies_together_is_not_drawn_again_by_guess(tmp_path:
     )
     refused = say("evaluate", run.path, source)
     assert refused.status == 2
-    assert f"give the run's own: {run.path / 'split.csv'}" in refused.err
+    assert f"give the split of its run: {run.path / 'split.csv'}" in refused.err
     said = say("evaluate", run.path, run.path / "split.csv")
     assert said.status == 0
     assert f"valid of {run.path / 'split.csv'}: {run.valid.n} images" in said.out

@@ -1,4 +1,4 @@
-"""Suspicious labels: the confident joint of the paper, the ranking, and cleanlab's on the same probabilities."""
+"""Suspicious labels: the confident joint by hand and by cleanlab, and the ranking."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from linnaeus.check.labels import confident_joint, suspect, suspicious_labels
+from linnaeus.check.labels import confident_joint, rank_labels, suspicious_labels
 from linnaeus.data.table import Table
 from linnaeus.stores.embeddings import Embeddings
 
 
 def blobs(n: int, classes: int, seed: int = 0, flipped: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n, 20) vectors, (n,) labels of which some are wrong, (n,) bool: which."""
+    """Embeddings (n, 20), labels (n,) of which some are wrong, and a mask (n,) of the wrong ones."""
     generator = np.random.default_rng(seed)
     true = np.arange(n) % classes
     vectors = generator.normal(size=(classes, 20))[true] * 2 + generator.normal(size=(n, 20))
@@ -30,7 +30,7 @@ def table_of(labels: np.ndarray, classes: int) -> Table:
 
 
 def test_the_confident_joint_by_hand():
-    """Thresholds are the mean own probabilities: 0.7 for class 0, 0.6 for class 1."""
+    """The thresholds are 0.7 for class 0 and 0.6 for class 1, the mean probabilities of the labels."""
     labels = np.array([0, 0, 1, 1, 1])
     p = np.array([[0.9, 0.1], [0.5, 0.5], [0.75, 0.25], [0.1, 0.9], [0.35, 0.65]])
     assert confident_joint(labels, p).tolist() == [0, -1, 0, 1, 1]
@@ -42,7 +42,7 @@ def test_a_class_without_samples_is_never_confident():
     assert set(confident_joint(labels, p).tolist()) <= {-1, 0, 1}
 
 
-def test_flipped_labels_stand_first():
+def test_flipped_labels_rank_first():
     vectors, labels, wrong = blobs(300, 5)
     found = suspicious_labels(table_of(labels, 5), Embeddings(vectors, np.arange(300), "made up"))
     first = [int(finding.paths[0].removesuffix(".jpg")) for finding in found][: int(wrong.sum())]
@@ -53,8 +53,8 @@ def test_flipped_labels_stand_first():
     assert f"labelled {labels[i]}" in found[0].detail
 
 
-def test_a_patient_does_not_vouch_for_himself():
-    """All five images of three patients bear a wrong label, and look more like each other than like their class."""
+def test_images_of_one_patient_do_not_confirm_each_other():
+    """All five images of three patients have a wrong label and resemble each other more than their class."""
     generator = np.random.default_rng(0)
     patients = np.repeat(np.arange(40), 5)
     true = patients % 2
@@ -78,16 +78,16 @@ def test_clean_labels_give_few_findings():
     assert sum(finding.severity == "warning" for finding in found) <= 3
 
 
-def test_unreadable_images_and_lonely_classes_are_left_out():
-    """Vectors exist for some samples only; class 7 of ten has one image, and most have none."""
+def test_unreadable_images_and_classes_of_one_image_are_left_out():
+    """Only some samples have vectors; class 7 of ten has a single image, and most classes have none."""
     vectors, labels, wrong = blobs(120, 3)
     labels = labels.copy()
-    lonely = int(np.flatnonzero(~wrong)[5])
-    labels[lonely] = 7
+    single = int(np.flatnonzero(~wrong)[5])
+    labels[single] = 7
     some = np.setdiff1d(np.arange(120), [0, 1, 2, 50])
     found = suspicious_labels(table_of(labels, 10), Embeddings(vectors[some], some, "made up"))
     about = {int(finding.paths[0].removesuffix(".jpg")) for finding in found}
-    assert not about & {0, 1, 2, lonely, 50}
+    assert not about & {0, 1, 2, single, 50}
     assert about & set(np.intersect1d(np.flatnonzero(wrong), some).tolist())
 
 
@@ -96,18 +96,18 @@ def test_one_class_has_no_suspicious_labels():
     assert suspicious_labels(table_of(np.zeros(20, int), 2), Embeddings(vectors, np.arange(20), "made up")) == []
 
 
-def test_the_ranking_is_cleanlabs():
+def test_the_ranking_equals_that_of_cleanlab():
     rank = pytest.importorskip("cleanlab.rank")
     generator = np.random.default_rng(0)
     p = generator.dirichlet(np.full(6, 0.5), 400)
     labels = generator.integers(0, 6, 400)
     theirs = rank.get_label_quality_scores(labels, p, method="self_confidence")
-    ours = suspect(labels, p)
-    np.testing.assert_allclose(ours.own, theirs, rtol=1e-6)
-    np.testing.assert_array_equal(np.sort(theirs), theirs[ours.ranking])
+    ours = rank_labels(labels, p)
+    np.testing.assert_allclose(ours.label_probability, theirs, rtol=1e-6)
+    np.testing.assert_array_equal(np.sort(theirs), theirs[ours.order])
 
 
-def test_the_confident_joint_is_cleanlabs():
+def test_the_confident_joint_equals_that_of_cleanlab():
     count = pytest.importorskip("cleanlab.count")
     generator = np.random.default_rng(1)
     labels = generator.integers(0, 4, 500)
@@ -119,8 +119,8 @@ def test_the_confident_joint_is_cleanlabs():
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_flips_among_digits_are_in_the_top_of_the_ranking():
-    """Raw pixels are vectors too; for those of a network see benchmarks/labels.py."""
+def test_flipped_digits_rank_at_the_top():
+    """With raw pixels as vectors; benchmarks/labels.py measures embeddings of a network."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

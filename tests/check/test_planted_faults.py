@@ -1,4 +1,4 @@
-"""Faults of every sort planted among real photographs: one `linnaeus check` shows every one of them."""
+"""Faults of every kind planted among real photographs: a single `linnaeus check` reports all of them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ NAMES = {"train": unicodedata.normalize("NFC", "pensée"), "valid": unicodedata.
 
 @dataclass
 class Planted:
+    """The faults, by the names of the files."""
+
     corrupt: set[str] = field(default_factory=set)
     leaks: set[tuple[str, str]] = field(default_factory=set)
     flipped: set[str] = field(default_factory=set)
 
 
 def plant(source: Path, folder: Path, seed: int) -> Planted:
-    """A copy of flowers16 in `folder`, by links, with 5 corrupt files, 10 leaks, 5 % flipped labels, and one class in
-    two Unicode forms."""
+    """A copy of flowers16 in `folder`, by symbolic links, with 5 corrupt files, 10 leaks, 5 % flipped labels, and one
+    class in two Unicode forms."""
     generator = np.random.default_rng(seed)
     files: list[str] = []
     for path in sorted(source.glob("*/*/*.jpg")):
@@ -70,7 +72,7 @@ def plant(source: Path, folder: Path, seed: int) -> Planted:
 
 
 @pytest.mark.long
-def test_one_check_shows_every_planted_fault(shared_data: Path, tmp_path: Path):
+def test_one_check_reports_every_planted_fault(shared_data: Path, tmp_path: Path):
     weights = shared_data / "weights" / "resnet50-v1-imagenet.safetensors"
     import_file("resnet50-v1-imagenet", weights)
     planted = plant(shared_data / "flowers16", tmp_path / "photos", seed=1)
@@ -87,7 +89,7 @@ def test_one_check_shows_every_planted_fault(shared_data: Path, tmp_path: Path):
     leaks = paths("leak")
     for pair in planted.leaks:
         assert any(set(pair) <= set(group) for group in leaks), pair
-    assert len(leaks) <= len(planted.leaks) + 1  # the photographs have one of their own
+    assert len(leaks) <= len(planted.leaks) + 1  # the photographs contain one already
     suspects = [name for (name,) in paths("suspicious-label")]
     assert planted.flipped <= set(suspects)
     assert np.mean([name in suspects[: round(0.08 * 1340)] for name in planted.flipped]) >= 0.8

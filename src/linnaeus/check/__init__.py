@@ -1,1 +1,1 @@
-"""What is wrong with this data? Files, images, duplicates, classes and labels, before anything is trained on them."""
+"""Checks of a data set before training: files, images, duplicates, classes and labels."""

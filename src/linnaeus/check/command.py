@@ -1,4 +1,4 @@
-"""What `linnaeus check` does, beside parsing its options."""
+"""The command `linnaeus check`, without the parsing of its options."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from linnaeus.check.data_check import check
 from linnaeus.check.gallery import write_gallery
-from linnaeus.check.run import check
 from linnaeus.check.terminal import SHOWN, render
 from linnaeus.console import Console
 from linnaeus.errors import UserError
@@ -17,20 +17,26 @@ VERBOSE = 10  # times as many findings of each kind
 
 
 def run(
-    source: str, console: Console, *, json_file: str | None, gallery: str | None, weights: str | None,
-    groups: str | None, device: str,
-) -> int:  # fmt: skip
-    """Check `source`, write the files asked for, and print the findings. Returns how many of them are errors."""
+    source: str,
+    console: Console,
+    *,
+    json_file: str | None,
+    gallery: str | None,
+    weights: str | None,
+    groups: str | None,
+    device: str,
+) -> int:
+    """Check `source`, write the requested files and print the findings. Returns the number of errors."""
     if gallery and Path(gallery).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--gallery {gallery}: must end in .html")
-    checked = check(source, weights=weights, groups=groups, device=device, console=console)
+        raise UserError(f"--gallery {gallery}: the name must end in .html")
+    result = check(source, weights=weights, groups=groups, device=device, console=console)
     if json_file:
-        write_text(Path(json_file), json.dumps(checked.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_text(Path(json_file), json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
     if gallery:
-        write_gallery(checked, Path(gallery))
+        write_gallery(result, Path(gallery))
     if not console.quiet:
-        for line in render(checked, SHOWN * (VERBOSE if console.verbose else 1)):
+        for line in render(result, SHOWN * (VERBOSE if console.verbose else 1)):
             print(line, file=sys.stdout)
         if gallery:
             print(f"page: {gallery}")
-    return checked.errors
+    return result.errors

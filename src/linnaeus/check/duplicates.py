@@ -1,7 +1,7 @@
-"""Images that are there twice: the same pixels, a copy that was changed a little, or another shot of the scene.
+"""Images that occur more than once: identical pixels, a slightly altered copy, or another shot of the same scene.
 
-Hashes propose pairs, and so do the vectors of a network where one is at hand; the pixels of the two, laid over each
-other, decide.
+Candidate pairs come from difference hashes and, where available, from the embeddings of a network. The aligned pixels
+of the two images decide.
 """
 
 from __future__ import annotations
@@ -11,150 +11,147 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from linnaeus.check.align import ALIKE, STARTS, compare, start_of
-from linnaeus.check.hashing import CROWDED, WINDOWS, near
-from linnaeus.check.look import Looks
+from linnaeus.check.hashing import CROWDED, WINDOWS, hamming_neighbors
+from linnaeus.check.image_statistics import ImageStatistics
+from linnaeus.check.registration import INITIAL_FRAMES, MATCH, compare_pairs, frame_of_window
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.stores.embeddings import Embeddings
 
 EXACT, COPY, SCENE = 0, 1, 2
 RELATIONS = ("duplicate", "near-duplicate", "same-scene")
-"""Kinds of findings, by the code in `Duplicates.relation`."""
+"""Kinds of findings, indexed by `Duplicates.relation`."""
 
-COPIED = 5
-"""Bits in which the hashes of an image and of its copy may differ: resized, encoded again, mirrored, or cropped."""
+COPY_RADIUS = 5
+"""Largest hash distance, in bits, of an altered copy: resized, encoded again, mirrored or cropped."""
 
-SEARCHED = 7
-"""Bits up to which pairs are looked at; the search costs as much for 4 as for 7. Beyond COPIED what the pixels confirm
-is the same scene in another frame."""
+SEARCH_RADIUS = 7
+"""Largest hash distance, in bits, of a candidate pair; 7 costs no more than 4. Beyond COPY_RADIUS, matching pixels mean
+the same scene in another frame."""
 
-SMALLEST = 48  # pixels: below it images of one kind look like copies of each other
-FLAT = 12.0  # gray levels between the darkest and the brightest: below it a hash is noise
-TINTED = 0.1
-"""Difference in the share of a color from which on two images of one frame are variants of a thing and no copies,
-unless one of them is gray. It says nothing of frames that differ much: zoomed in, a red flower fills the image."""
+MIN_SIDE = 48  # pixels; smaller images of one kind look like copies of each other
+FLAT = 12.0  # range of gray levels below which a hash is noise
+TINT_TOLERANCE = 0.1
+"""Difference in a color share from which images in the same frame are variants, such as a red and a blue car, and no
+copies, unless one of them is gray. It does not apply to different frames: zoomed in, a red flower fills the image."""
 
-GRAY = 0.01  # from a third: the shares of the colors in a gray image
+GRAY_TOLERANCE = 0.01  # distance of the color shares of a gray image from 1/3
 NEIGHBORS = 4
-SIMILAR = 0.6
-"""Cosine of two vectors, less their mean, below which they are not compared. Of 18 pairs on 1,330 photographs, 0.74 was
-the least."""
+MIN_COSINE = 0.6
+"""Cosine similarity of two centered embeddings below which the pixels are not compared. Of 18 pairs among 1,330
+photographs the least similar has 0.74."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of samples of a table of n."""
+    """Pairs of samples of a table with n samples."""
 
     n: int
     pairs: np.ndarray
-    """(k, 2) int64, the lower number first. Of more than two exact copies each is paired with the first only"""
+    """(k, 2) int64, the lower index first. Of several exact copies each is paired with the first one only."""
     relation: np.ndarray
-    """(k,) int64: EXACT, COPY or SCENE"""
+    """(k,) int64: EXACT, COPY or SCENE."""
     score: np.ndarray
-    """(k,) float32: correlation of the pixels that both show; 1 for exact copies"""
+    """(k,) float32: correlation of the pixels on the common area; 1 for exact copies."""
 
     def groups(self, *relations: int) -> np.ndarray:
-        """(n,) int64: a number shared by all samples that pairs of these relations (default: all) join; the lowest."""
-        chosen = np.isin(self.relation, relations) if relations else np.ones(len(self.pairs), bool)
-        return joined(self.n, self.pairs[chosen])
+        """(n,) int64: a number shared by all samples that pairs of these relations (default: all) connect."""
+        rows = np.isin(self.relation, relations) if relations else np.ones(len(self.pairs), bool)
+        return connected(self.n, self.pairs[rows])
 
     def leaked(self, table: Table, split: str) -> np.ndarray:
-        """Samples (k,) int64 of `split` of which an exact or near copy stands in a split before it: train, valid, test.
+        """Samples of `split`, (k,) int64, with an exact or altered copy in an earlier split (train, valid, test).
 
-        Without them the figures of the split are those on images that training or selection has not seen.
+        Metrics without them are those on images that neither training nor model selection has seen.
         """
         groups = self.groups(EXACT, COPY)
-        before = np.isin(table.split, SPLITS[: SPLITS.index(split)])
-        here = table.where(split)
-        return here[np.isin(groups[here], groups[before])]
+        earlier = np.isin(table.split, SPLITS[: SPLITS.index(split)])
+        samples = table.where(split)
+        return samples[np.isin(groups[samples], groups[earlier])]
 
 
-def joined(n: int, pairs: np.ndarray) -> np.ndarray:
-    """Connected components by union-find: (n,) int64, for each of n things the lowest number it is joined with."""
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]  # path halving
-            i = parent[i]
-        return i
-
-    for a, b in pairs.tolist():
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-    return np.array([root(i) for i in range(n)], dtype=np.int64)
+def connected(n: int, pairs: np.ndarray) -> np.ndarray:
+    """Connected components of n nodes, (n,) int64: for each node the lowest node of its component."""
+    pairs = pairs.reshape(-1, 2)
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (n, n))
+    component = connected_components(graph, directed=False)[1]
+    lowest = np.unique(component, return_index=True)[1]
+    return lowest[component]
 
 
-def find_duplicates(looks: Looks, vectors: Embeddings | None = None) -> Duplicates:
-    """All pairs: by pixels alone, or by the vectors of a network too, which find crops that hashes miss."""
-    exact = _exact(looks)
-    copies = joined(len(looks), exact)
-    # Copies of one image all look alike: what is near the first of them is near the others.
-    alone = looks.readable[copies[looks.readable] == looks.readable]
-    fit = alone[(np.minimum(looks.rows["height"], looks.rows["width"])[alone] >= SMALLEST)]
-    flat = looks.rows["high"][fit] - looks.rows["low"][fit] < FLAT
-    fit = fit[~flat]
-    pairs, bits, score = _by_hash(looks, fit)
-    found: dict[tuple[int, int], tuple[int, float]] = {}
-    for k in np.flatnonzero((score >= ALIKE) & _same_tint(looks, pairs)).tolist():
-        found[pairs[k, 0], pairs[k, 1]] = (COPY if bits[k] <= COPIED else SCENE, score[k])
-    known = None if vectors is None else np.isin(vectors.indices, fit)
-    if vectors is not None and known is not None and known.sum() > 1:
-        pairs, score = _by_vector(looks, vectors.values[known], vectors.indices[known])
-        for k in np.flatnonzero(score >= ALIKE).tolist():
-            found.setdefault((pairs[k, 0], pairs[k, 1]), (SCENE, score[k]))
-    near_pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
-    relation = [found[a, b][0] for a, b in near_pairs.tolist()]
-    scores = [float(found[a, b][1]) for a, b in near_pairs.tolist()]
+def find_duplicates(statistics: ImageStatistics, embeddings: Embeddings | None = None) -> Duplicates:
+    """All pairs, from pixels alone, or also from embeddings, which find crops that the hashes miss."""
+    exact = _exact_pairs(statistics)
+    first_copy = connected(len(statistics), exact)
+    # Exact copies have the same neighbors, so only the first of them is searched for.
+    unique = statistics.readable[first_copy[statistics.readable] == statistics.readable]
+    unique = unique[np.minimum(statistics.rows["height"], statistics.rows["width"])[unique] >= MIN_SIDE]
+    unique = unique[statistics.rows["high"][unique] - statistics.rows["low"][unique] >= FLAT]
+    pairs, bits, score = _pairs_by_hash(statistics, unique)
+    near: dict[tuple[int, int], tuple[int, float]] = {}
+    for k in np.flatnonzero((score >= MATCH) & _same_tint(statistics, pairs)).tolist():
+        near[pairs[k, 0], pairs[k, 1]] = (COPY if bits[k] <= COPY_RADIUS else SCENE, score[k])
+    if embeddings is not None:
+        rows = np.isin(embeddings.indices, unique)
+        if rows.sum() > 1:
+            pairs, score = _pairs_by_vector(statistics, embeddings.values[rows], embeddings.indices[rows])
+            for k in np.flatnonzero(score >= MATCH).tolist():
+                near.setdefault((pairs[k, 0], pairs[k, 1]), (SCENE, score[k]))
+    near_pairs = np.array(sorted(near), np.int64).reshape(-1, 2)
+    relation = [near[a, b][0] for a, b in near_pairs.tolist()]
+    scores = [float(near[a, b][1]) for a, b in near_pairs.tolist()]
     return Duplicates(
-        len(looks),
+        len(statistics),
         np.concatenate([exact, near_pairs]),
         np.array([EXACT] * len(exact) + relation, np.int64),
         np.array([1.0] * len(exact) + scores, np.float32),
     )
 
 
-def _same_tint(looks: Looks, pairs: np.ndarray) -> np.ndarray:
-    """(k,) bool: pairs (k, 2) of one color, or of which one is gray. Registration compares gray levels alone."""
-    one, two = (looks.rows["tint"][pairs[:, side]] for side in (0, 1))
-    gray = (np.abs(one - 1 / 3).max(1) < GRAY) | (np.abs(two - 1 / 3).max(1) < GRAY)
-    return gray | (np.abs(one - two).max(1) < TINTED)
+def _same_tint(statistics: ImageStatistics, pairs: np.ndarray) -> np.ndarray:
+    """(k,) bool: pairs (k, 2) of the same colors, or with a gray image. The alignment compares gray levels only."""
+    one, two = (statistics.rows["tint"][pairs[:, side]] for side in (0, 1))
+    gray = (np.abs(one - 1 / 3).max(1) < GRAY_TOLERANCE) | (np.abs(two - 1 / 3).max(1) < GRAY_TOLERANCE)
+    return gray | (np.abs(one - two).max(1) < TINT_TOLERANCE)
 
 
-def _exact(looks: Looks) -> np.ndarray:
-    """(k, 2): each image whose decoded pixels an earlier one has, and that one."""
+def _exact_pairs(statistics: ImageStatistics) -> np.ndarray:
+    """(k, 2) int64: the first of several images with the same decoded pixels, and each later one."""
     first: dict[bytes, int] = {}
     pairs = []
-    for i in looks.readable.tolist():
-        earlier = first.setdefault(looks.rows["digest"][i].tobytes(), i)
+    for i in statistics.readable.tolist():
+        earlier = first.setdefault(statistics.rows["digest"][i].tobytes(), i)
         if earlier != i:
             pairs.append((earlier, i))
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _by_hash(looks: Looks, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs (k, 2) within SEARCHED bits, their least distance (k,), and how far their pixels agree (k,)."""
-    windows = looks.rows["windows"][samples]
-    queries = np.concatenate([windows[:, 0], looks.rows["mirror"][samples]])
-    query, entry, bits = near(windows.reshape(-1), queries, SEARCHED, CROWDED)
+def _pairs_by_hash(statistics: ImageStatistics, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs (k, 2) within SEARCH_RADIUS, their smallest hash distance (k,) and the correlation of their pixels (k,)."""
+    windows = statistics.rows["windows"][samples]
+    queries = np.concatenate([windows[:, 0], statistics.rows["mirror"][samples]])
+    query, entry, bits = hamming_neighbors(windows.reshape(-1), queries, SEARCH_RADIUS, CROWDED)
     whole, mirrored = query % max(1, len(samples)), query >= len(samples)
     owner, window = np.divmod(entry, len(WINDOWS))
-    apart = owner != whole
-    order = np.argsort(bits[apart], kind="stable")
-    owner, whole, window, mirrored, bits = (x[apart][order] for x in (owner, whole, window, mirrored, bits))
+    different = owner != whole
+    order = np.argsort(bits[different], kind="stable")
+    owner, whole, window, mirrored, bits = (x[different][order] for x in (owner, whole, window, mirrored, bits))
     pairs = np.stack([np.minimum(owner, whole), np.maximum(owner, whole)], 1)
-    _, first = np.unique(pairs, axis=0, return_index=True)  # of each pair the nearest
-    starts = [[start_of(WINDOWS[w], bool(m))] for w, m in zip(window[first], mirrored[first], strict=True)]
+    _, first = np.unique(pairs, axis=0, return_index=True)  # of each pair the match with the smallest distance
+    starts = [[frame_of_window(WINDOWS[w], bool(m))] for w, m in zip(window[first], mirrored[first], strict=True)]
     directed = samples[np.stack([owner[first], whole[first]], 1)]
-    score = compare(looks.thumbnails, directed, np.array(starts, np.float32).reshape(-1, 1, 5))
+    score = compare_pairs(statistics.thumbnails, directed, np.array(starts, np.float32).reshape(-1, 1, 5))
     return np.sort(directed, axis=1), bits[first], score
 
 
-def _by_vector(looks: Looks, vectors: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (k, 2) of nearest neighbors by vector, and how far their pixels agree (k,).
+def _pairs_by_vector(
+    statistics: ImageStatistics, vectors: np.ndarray, samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (k, 2) of nearest neighbors by embedding, and the correlation of their pixels (k,).
 
-    All vectors are compared with all others: a small part of the time that it took to make them.
+    All embeddings are compared with all others, which takes a small part of the time of computing them.
     """
     x = torch.from_numpy(vectors)
     x = x - x.mean(0)
@@ -163,18 +160,18 @@ def _by_vector(looks: Looks, vectors: np.ndarray, samples: np.ndarray) -> tuple[
     for first in range(0, len(x), 1024):
         cosine = x[first : first + 1024] @ x.T
         rows = torch.arange(len(cosine))
-        cosine[rows, rows + first] = -2.0
-        near_by, which = cosine.topk(min(NEIGHBORS, len(x) - 1), dim=1)
-        row, column = torch.nonzero(near_by >= SIMILAR, as_tuple=True)
-        pairs.append(torch.stack([row + first, which[row, column]], 1).sort(1).values)
+        cosine[rows, rows + first] = -2.0  # an image is not its own neighbor
+        values, neighbors = cosine.topk(min(NEIGHBORS, len(x) - 1), dim=1)
+        row, column = torch.nonzero(values >= MIN_COSINE, as_tuple=True)
+        pairs.append(torch.stack([row + first, neighbors[row, column]], 1).sort(1).values)
     unique = samples[torch.unique(torch.cat(pairs), dim=0).numpy()]
-    starts = np.tile(np.array(STARTS, np.float32), (len(unique), 1, 1))
-    return unique, compare(looks.thumbnails, unique, starts)
+    starts = np.tile(np.array(INITIAL_FRAMES, np.float32), (len(unique), 1, 1))
+    return unique, compare_pairs(statistics.thumbnails, unique, starts)
 
 
-def members(groups: np.ndarray, of: Iterable[int]) -> list[np.ndarray]:
-    """The samples (k,) of each group of two or more that holds any of `of`, by their first."""
+def group_members(groups: np.ndarray, samples: Iterable[int]) -> list[np.ndarray]:
+    """Members (k,) of every group of at least two that holds any of `samples`, ordered by the first member."""
     order = np.argsort(groups, kind="stable")
     cuts = np.flatnonzero(np.diff(groups[order])) + 1
-    wanted = {int(groups[i]) for i in of}
-    return [part for part in np.split(order, cuts) if len(part) > 1 and int(groups[part[0]]) in wanted]
+    numbers = {int(groups[i]) for i in samples}
+    return [part for part in np.split(order, cuts) if len(part) > 1 and int(groups[part[0]]) in numbers]

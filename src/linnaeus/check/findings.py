@@ -1,6 +1,6 @@
-"""A finding: one thing that is wrong, how bad it is, and which images and classes it is about.
+"""Findings: what is wrong, how serious it is, and which images and classes are affected.
 
-`linnaeus check --json` writes one object, whose `findings` are a list of these, the worst first.
+`linnaeus check --json` writes one object, whose `findings` are a list of these, the most serious first.
 """
 
 from __future__ import annotations
@@ -10,52 +10,52 @@ from dataclasses import dataclass
 from typing import Any
 
 SEVERITIES = ("error", "warning", "info")
-"""error: figures or training would be wrong; warning: look at it; info: worth knowing."""
+"""error: results or training would be wrong; warning: needs a look; info: worth knowing."""
 
 KINDS = {
-    "truncated": "files cut short",
+    "truncated": "truncated files",
     "empty": "empty files",
     "too-large": "images too large to decode",
-    "unreadable": "files that cannot be read",
+    "unreadable": "unreadable files",
     "leak": "leaks between splits",
     "label-conflict": "copies with different labels",
     "missing-class": "classes missing from a split",
-    "one-class": "one class only",
+    "one-class": "only one class",
     "confusable-names": "confusable class names",
     "suspicious-label": "suspicious labels",
     "duplicate": "duplicates",
     "near-duplicate": "near duplicates",
-    "same-scene": "scenes that are there twice",
-    "few-images": "classes too small to learn",
-    "few-to-measure": "too few to measure",
-    "imbalance": "unequal classes",
-    "wrong-extension": "wrong extensions",
-    "one-color": "images of one color",
+    "same-scene": "images of the same scene",
+    "few-images": "classes with few training images",
+    "few-to-measure": "few images to evaluate on",
+    "imbalance": "imbalanced classes",
+    "wrong-extension": "wrong file extensions",
+    "one-color": "images of a single color",
     "dark": "very dark images",
     "bright": "very bright images",
     "blurred": "blurred images",
-    "small": "much smaller than the rest",
-    "large": "much larger than the rest",
-    "elongated": "far from square",
-    "ignored": "passed over",
+    "small": "much smaller than most images",
+    "large": "much larger than most images",
+    "elongated": "elongated images",
+    "ignored": "ignored files",
 }
-"""Kind -> what people call it, in the order in which they are shown."""
+"""Kind -> title, in the order of display."""
 
-EXAMPLE = 80  # characters of an example in the short form
+EXAMPLE = 80  # longest example in a summary line, in characters
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. In JSON: `{"kind", "severity", "paths", "classes", "detail"}`."""
+    """One problem. In JSON: `{"kind", "severity", "paths", "classes", "detail"}`."""
 
     kind: str
-    """What it is: `leak`, `label-conflict`, `suspicious-label`, `duplicate`, `unreadable` and so on: one of KINDS."""
+    """One of KINDS: `leak`, `label-conflict`, `suspicious-label`, `duplicate`, `unreadable` and so on."""
     severity: str
-    """`error`: figures or training would be wrong; `warning`: look at it; `info`: worth knowing."""
+    """One of SEVERITIES."""
     paths: tuple[str, ...] = ()
-    """Images by their names in the source; the first is what to look at first."""
+    """Names of the images in the source, the most important first."""
     classes: tuple[str, ...] = ()
-    """The classes that it is about."""
+    """The classes affected."""
     detail: str = ""
     """One line for a person."""
 
@@ -64,6 +64,7 @@ class Finding:
         assert self.severity in SEVERITIES, self.severity
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "kind": self.kind,
             "severity": self.severity,
@@ -73,39 +74,39 @@ class Finding:
         }
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The worst first, then by kind as KINDS has them; otherwise as they come, so a ranking stays one."""
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort by severity, then by kind in the order of KINDS. The sort is stable, so a ranking within a kind stays."""
     kinds = list(KINDS)
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.kind)))
 
 
 def by_kind(findings: Iterable[Finding]) -> dict[tuple[str, str], list[Finding]]:
-    """(severity, kind) -> its findings, in the order of `in_order`."""
-    found: dict[tuple[str, str], list[Finding]] = {}
-    for finding in in_order(findings):
-        found.setdefault((finding.severity, finding.kind), []).append(finding)
-    return found
+    """(severity, kind) -> findings, in the order of `sort_findings`."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in sort_findings(findings):
+        groups.setdefault((finding.severity, finding.kind), []).append(finding)
+    return groups
 
 
-def short_form(findings: Sequence[Finding], where: str) -> list[str]:
-    """At most three lines for who is about to train: the errors, the warnings, and `where` to see them all.
+def summary_lines(findings: Sequence[Finding], details: str) -> list[str]:
+    """At most three lines to print before training: the errors, the warnings, and `details`, which says where all are.
 
-    Nothing where there is neither error nor warning.
+    Empty if there is neither an error nor a warning.
     """
     lines = []
     for severity in ("error", "warning"):
-        groups = {kind: found for (s, kind), found in by_kind(findings).items() if s == severity}
+        groups = {kind: members for (s, kind), members in by_kind(findings).items() if s == severity}
         if groups:
-            counts = [f"{KINDS[kind]} {len(found)}{_example(found)}" for kind, found in groups.items()]
+            counts = [f"{KINDS[kind]} {len(members)}{_example(members)}" for kind, members in groups.items()]
             total = sum(map(len, groups.values()))
             lines.append(f"{total} {severity}{'s' if total > 1 else ''}: {'; '.join(counts)}")
-    return [*lines, where] if lines else []
+    return [*lines, details] if lines else []
 
 
-def _example(found: Sequence[Finding]) -> str:
-    """` (train/rose/1.jpg …)`: what the first one is about; of copies in two splits the later one is named first."""
-    first = found[0]
-    about = " = ".join(first.paths[::-1]) if len(first.paths) == 2 else "".join((first.paths or first.classes)[:1])
-    if not about or len(about) > EXAMPLE:
+def _example(findings: Sequence[Finding]) -> str:
+    """` (train/rose/1.jpg …)`: the first of the findings; of a copy in two splits the one in the later split first."""
+    first = findings[0]
+    text = " = ".join(first.paths[::-1]) if len(first.paths) == 2 else "".join((first.paths or first.classes)[:1])
+    if not text or len(text) > EXAMPLE:
         return ""
-    return f" ({about}{' …' if len(found) > 1 else ''})"
+    return f" ({text}{' …' if len(findings) > 1 else ''})"

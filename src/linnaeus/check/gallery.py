@@ -1,4 +1,4 @@
-"""A page of what was found, side by side: one file, no scripts, nothing fetched."""
+"""The result of a check as an HTML page with images: a single file without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -9,46 +9,52 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from linnaeus.check.data_check import DataCheck
 from linnaeus.check.findings import KINDS, Finding, by_kind
-from linnaeus.check.run import Checked
-from linnaeus.check.terminal import NEXT
+from linnaeus.check.terminal import NEXT_STEPS
 from linnaeus.data.class_names import printable
 from linnaeus.data.decode import UnreadableError, decode
 from linnaeus.data.encode import data_uri, to_pillow
 from linnaeus.files import write_text
 
-SIDE = 176  # pixels of a thumbnail's long side
+SIDE = 176  # long side of a thumbnail, in pixels
 QUALITY = 72
-CARDS = 100  # findings shown of a kind and severity
-IMAGES = 4  # of a finding
-ALL_IMAGES = 700  # on the page, which keeps it below 5 MB
+CARDS = 100  # findings shown for each kind and severity
+IMAGES = 4  # images shown for each finding
+ALL_IMAGES = 700  # images on the page, which keeps it below 5 MB
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A thumbnail; without data, what to say in its place."""
+class Thumbnail:
+    """An image on the page; without `data` the text `placeholder` is shown in its place."""
 
     caption: str
     alt: str
     data: str = ""
+    """Data URI of a JPEG."""
     width: int = 0
     height: int = 0
-    instead: str = ""
+    placeholder: str = ""
 
 
 @dataclass(frozen=True)
 class Card:
+    """A finding with its images."""
+
     text: str
-    images: list[Picture]
+    images: list[Thumbnail]
 
 
 @dataclass(frozen=True)
 class Section:
+    """The findings of one kind and severity."""
+
     title: str
     severity: str
     anchor: str
     advice: str
     count: int
+    """Number of findings; those without a card are only counted."""
     cards: list[Card]
 
     @property
@@ -56,47 +62,51 @@ class Section:
         return self.count - len(self.cards)
 
 
-def write_gallery(checked: Checked, path: Path) -> None:
-    """Write the page. Raises UserError or JobError where the file cannot be written."""
+def write_gallery(result: DataCheck, path: Path) -> None:
+    """Write the page. Raises UserError or JobError if the file cannot be written."""
     import jinja2
 
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    table = checked.table
+    table = result.table
     splits = ", ".join(f"{n.sum()} {split or 'not split yet'}" for split, n in table.counts().items())
     page = environment.from_string(template).render(
         source=printable(table.source),
         summary=f"{len(table)} images of {len(table.classes)} classes: {splits}.",
-        notes=checked.notes,
-        sections=_Gallery(checked).sections(),
+        notes=result.notes,
+        sections=_Gallery(result).sections(),
     )
     write_text(path, page)
 
 
 @dataclass
 class _Gallery:
-    """Makes the thumbnails, as many as fit the page."""
+    """Creates the cards and counts the thumbnails, whose number is limited."""
 
-    checked: Checked
-    drawn: int = 0
-    examples: dict[str, Picture | None] = field(default_factory=dict)
+    result: DataCheck
+    thumbnails: int = 0
+    examples: dict[str, Thumbnail | None] = field(default_factory=dict)
 
     def sections(self) -> list[Section]:
         return [
             Section(
-                KINDS[kind], severity, f"{severity}-{kind}", NEXT.get(kind, ""), len(found),
-                [self._card(finding) for finding in found[:CARDS]],
+                title=KINDS[kind],
+                severity=severity,
+                anchor=f"{severity}-{kind}",
+                advice=NEXT_STEPS.get(kind, ""),
+                count=len(findings),
+                cards=[self._card(finding) for finding in findings[:CARDS]],
             )
-            for (severity, kind), found in by_kind(self.checked.findings).items()
-        ]  # fmt: skip
+            for (severity, kind), findings in by_kind(self.result.findings).items()
+        ]
 
     def _card(self, finding: Finding) -> Card:
         text = finding.detail
-        if finding.kind == "ignored":  # they are no images
+        if finding.kind == "ignored":  # these files are no images
             return Card(f"{text}: {', '.join(finding.paths[:20])}{' …' if len(finding.paths) > 20 else ''}", [])
         if not finding.paths and finding.classes:
             text = f"{', '.join(finding.classes)}: {text}"
-        images = [self._image(name) for name in finding.paths[:IMAGES]]
+        images = [self._thumbnail(name) for name in finding.paths[:IMAGES]]
         if len(finding.paths) > IMAGES:
             text += f" ({len(finding.paths) - IMAGES} more of these images are not shown)"
         if finding.kind == "suspicious-label":
@@ -106,42 +116,42 @@ class _Gallery:
 
     @cached_property
     def _positions(self) -> dict[str, int]:
-        return {self.checked.table.sample_id(i): i for i in range(len(self.checked.table))}
+        return {self.result.table.sample_id(i): i for i in range(len(self.result.table))}
 
-    def _image(self, name: str, caption: str = "") -> Picture:
-        table, i = self.checked.table, self._positions[name]
+    def _thumbnail(self, name: str, caption: str = "") -> Thumbnail:
+        table, i = self.result.table, self._positions[name]
         c = int(table.labels[i])
         label = table.classes[c] if table.classes[c] == table.names[c] else f"{table.classes[c]} {table.names[c]}"
         caption = caption or f"{name} ({label})"
-        if self.drawn >= ALL_IMAGES:
-            return Picture(caption, f"{name}: not shown", instead="not shown")
+        if self.thumbnails >= ALL_IMAGES:
+            return Thumbnail(caption, f"{name}: not shown", placeholder="not shown")
         try:
-            given = table.image(i)
-            pixels = given if isinstance(given, np.ndarray) else decode(given, at_least=SIDE)
+            source = table.image(i)
+            pixels = source if isinstance(source, np.ndarray) else decode(source, at_least=SIDE)
         except UnreadableError:
-            return Picture(caption, f"{name}: cannot be read", instead="cannot be read")
-        self.drawn += 1
-        data, width, height = _thumbnail(pixels)
-        return Picture(caption, f"{name}, labelled {label}", data, width, height)
+            return Thumbnail(caption, f"{name}: cannot be read", placeholder="cannot be read")
+        self.thumbnails += 1
+        data, width, height = encode_thumbnail(pixels)
+        return Thumbnail(caption, f"{name}, labelled {label}", data, width, height)
 
-    def _example(self, name: str) -> Picture | None:
-        """An image of a class about which nothing was found."""
+    def _example(self, name: str) -> Thumbnail | None:
+        """An image of a class, for comparison, which no finding is about."""
         if name not in self.examples:
-            table = self.checked.table
+            table = self.result.table
             c = table.classes.index(name)
-            members = [i for i in self.checked.looks.readable.tolist() if table.labels[i] == c]
-            chosen = next((s for i in members if (s := table.sample_id(i)) not in self._suspects), None)
-            shown = f"for comparison: {table.names[c]}"
-            self.examples[name] = None if chosen is None else self._image(chosen, shown)
+            samples = [table.sample_id(i) for i in self.result.statistics.readable.tolist() if table.labels[i] == c]
+            example = next((sample for sample in samples if sample not in self._suspects), None)
+            caption = f"for comparison: {table.names[c]}"
+            self.examples[name] = None if example is None else self._thumbnail(example, caption)
         return self.examples[name]
 
     @cached_property
     def _suspects(self) -> set[str]:
-        return {path for finding in self.checked.findings for path in finding.paths}
+        return {path for finding in self.result.findings for path in finding.paths}
 
 
-def _thumbnail(pixels: np.ndarray) -> tuple[str, int, int]:
-    """(h, w[, C]) uint8 -> data URI of a JPEG, its width and height. Tiny images are enlarged, pixel by pixel."""
+def encode_thumbnail(pixels: np.ndarray) -> tuple[str, int, int]:
+    """(h, w[, C]) uint8 -> data URI of a JPEG, its width and height. Tiny images are enlarged with hard pixel edges."""
     image = to_pillow(pixels)
     long = max(image.size)
     size = (max(1, round(image.width * SIDE / long)), max(1, round(image.height * SIDE / long)))

@@ -1,4 +1,4 @@
-"""The check of the data that stands before every training, in its short form, and what it means for the figures."""
+"""The data check before a training run: a short summary, and metrics without leaked images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.check.duplicates import joined
-from linnaeus.check.findings import short_form
-from linnaeus.check.run import check_table, leaks, near_duplicates
+from linnaeus.check.data_check import check_table, leaks, near_duplicates
+from linnaeus.check.duplicates import connected
+from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
@@ -21,55 +21,56 @@ from linnaeus.stores.samples import Samples
 
 @dataclass
 class Inspection:
-    """What is wrong with the data of a run."""
+    """The result of the check, as a run needs it."""
 
-    found: dict[str, Any] = field(default_factory=dict)
-    """What `check --json` writes; empty where the source holds no files."""
+    result: dict[str, Any] = field(default_factory=dict)
+    """The object that `check --json` writes; empty if the source holds no files."""
     lines: list[str] = field(default_factory=list)
-    """At most three, for who started the run."""
+    """At most three lines to print."""
     leaked: dict[str, np.ndarray] = field(default_factory=dict)
-    """Split -> samples (k,) int64 of the table of which a copy stands in an earlier split."""
+    """Split -> samples of the table, (k,) int64, with a copy in an earlier split."""
 
     @property
     def json(self) -> str:
-        return json.dumps(self.found, indent=2, ensure_ascii=False) + "\n"
+        """The content of check.json."""
+        return json.dumps(self.result, indent=2, ensure_ascii=False) + "\n"
 
 
 def group_copies(table: Table, console: Console) -> Table:
-    """`table` with copies of one image as groups, joined to the groups that it has: none is divided by a split."""
+    """`table` with copies grouped, so that no split separates them; existing groups that share a copy are merged."""
     if table.paths is None:
         raise UserError(
-            f'{table.source}: data.split.groups = "{NEAR_DUPLICATES}" looks for copies among files, and this source '
-            "holds arrays; leave it out"
+            f'{table.source}: data.split.groups = "{NEAR_DUPLICATES}" compares image files, but this source holds '
+            "arrays; remove the setting"
         )
-    numbers = near_duplicates(table, console=console).groups()  # scenes too: what is trained on one shows in the other
-    given = table.groups or ("",) * len(table)
-    own = table.group_numbers(np.arange(len(table)))
-    alike = [] if own is None else [*enumerate(own.tolist())]
-    together = joined(len(table), np.array([*enumerate(numbers.tolist()), *alike]))
-    sizes = np.bincount(together)
-    return replace(
-        table, groups=tuple(f"group {g}" if sizes[g] > 1 or given[i] else "" for i, g in enumerate(together.tolist()))
-    )
+    # Scenes too: what a model learns from one shot of a scene helps with the others.
+    copies = near_duplicates(table, console=console).groups()
+    names = table.groups or ("",) * len(table)
+    numbers = table.group_numbers(np.arange(len(table)))
+    edges = [*enumerate(copies.tolist()), *([] if numbers is None else enumerate(numbers.tolist()))]
+    merged = connected(len(table), np.array(edges))
+    sizes = np.bincount(merged)
+    groups = (f"group {g}" if sizes[g] > 1 or names[i] else "" for i, g in enumerate(merged.tolist()))
+    return replace(table, groups=tuple(groups))
 
 
 def inspect(table: Table, console: Console) -> Inspection:
-    """Check a table that is split: by pixels, and labels too where `linnaeus check` has left the vectors for it."""
+    """Check a table with splits: by pixels, and labels only if `linnaeus check` has stored embeddings."""
     if table.paths is None:
         return Inspection()
-    checked = check_table(table, weights="stored", console=console)
-    lines = short_form(checked.findings, "all of them, with images, are in the run's report.html")
-    return Inspection(checked.to_dict(), lines, leaks(table, checked.duplicates))
+    result = check_table(table, weights="stored", console=console)
+    lines = summary_lines(result.findings, "all findings, with images, are in the report.html of this run")
+    return Inspection(result.to_dict(), lines, leaks(table, result.duplicates))
 
 
 def without_leaks(
     table: Table, samples: dict[str, Samples], outputs: dict[str, Outputs], leaked: dict[str, np.ndarray]
 ) -> dict[str, Figures | None]:
-    """Split -> its figures on the images of which no copy was trained or selected on; None where none is left."""
-    found: dict[str, Figures | None] = {}
+    """Split with leaks -> metrics of its images without a copy in an earlier split; None if none is left."""
+    clean_figures: dict[str, Figures | None] = {}
     for split, out in outputs.items():
         if split in leaked:
             clean = ~np.isin(samples[split].kept(table.where(split)), leaked[split])
             if not clean.all():
-                found[split] = figures(out.take(clean)) if clean.any() else None
-    return found
+                clean_figures[split] = figures(out.take(clean)) if clean.any() else None
+    return clean_figures

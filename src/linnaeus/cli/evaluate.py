@@ -66,7 +66,7 @@ def evaluate(
     Several machines: torchrun --nproc-per-node N -m linnaeus evaluate ..., or srun linnaeus evaluate ...
     """
     here = join_processes(devices, RESTART)
-    from linnaeus.check.run import leaks, near_duplicates
+    from linnaeus.check.data_check import leaks, near_duplicates
     from linnaeus.files import write_text
     from linnaeus.inference.evaluate import evaluate_model, open_images
     from linnaeus.report.tables import render

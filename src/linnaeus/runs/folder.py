@@ -134,7 +134,7 @@ class RunFolder:
 
     def write_check(self, inspection: Inspection) -> None:
         """Write check.json in the format of `linnaeus check --json`."""
-        if inspection.found:
+        if inspection.result:
             write_text(self.path / CHECK, inspection.json)
 
     def write_split(self, table: Table) -> None:

@@ -1,4 +1,4 @@
-"""One look at every image: what is measured, what is remembered, and why a file cannot be read."""
+"""Image statistics: the values, their cache, and the reasons why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ import pytest
 from PIL import Image, ImageFilter
 from scenes import bomb, encoded, scene, write_scenes
 
-from linnaeus.check import look as module
-from linnaeus.check.look import LOOK, look, look_at, measure, sharpness
+from linnaeus.check import image_statistics
+from linnaeus.check.image_statistics import (
+    STATISTICS,
+    compute_statistics,
+    file_statistics,
+    pixel_statistics,
+    sharpness,
+)
 from linnaeus.data.decode import FORMATS, UnreadableError
 from linnaeus.data.sources import open_source
 from linnaeus.stores import default_cache
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are opened from now on."""
+    """A list to which the name of every opened file is added."""
     opened: list[str] = []
 
     def counting(path: str) -> np.ndarray:
         opened.append(path)
-        return look_at(path)
+        return file_statistics(path)
 
-    monkeypatch.setattr(module, "look_at", counting)
+    monkeypatch.setattr(image_statistics, "file_statistics", counting)
     return opened
 
 
-def test_each_fault_has_its_name(tmp_path: Path):
+def test_every_fault_has_its_kind(tmp_path: Path):
     write_scenes(tmp_path)
     whole = (tmp_path / "oak" / "0.jpg").read_bytes()
     (tmp_path / "oak" / "1.jpg").write_bytes(whole[: len(whole) // 2])
@@ -37,7 +43,7 @@ def test_each_fault_has_its_name(tmp_path: Path):
     (tmp_path / "oak" / "3.jpg").write_bytes(b"no image at all")
     bomb(tmp_path / "oak" / "4.png")
     table = open_source(tmp_path)
-    found = look(table, cache=None)
+    found = compute_statistics(table, cache=None)
     kinds = {table.sample_id(i): failure.kind for i, failure in found.failed.items()}
     expected = {"oak/1.jpg": "truncated", "oak/2.jpg": "empty", "oak/3.jpg": "unreadable", "oak/4.png": "too-large"}
     assert kinds == expected
@@ -45,92 +51,92 @@ def test_each_fault_has_its_name(tmp_path: Path):
     assert not found.rows["height"][list(found.failed)].any()
 
 
-def test_a_second_look_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_check_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (write_scenes(tmp_path) / "oak" / "2.jpg").write_bytes(b"broken")
     table = open_source(tmp_path)
-    first = look(table, cache=default_cache())
+    first = compute_statistics(table, cache=default_cache())
     opened = count(monkeypatch)
-    second = look(table, cache=default_cache())
+    second = compute_statistics(table, cache=default_cache())
     assert opened == []
     assert (second.rows == first.rows).all()
     assert second.failed == first.failed != {}
 
 
-def test_thumbnails_stay_on_the_disk(tmp_path: Path):
-    """They are most of a look. What is in memory has none, and they can be read when the cache has been emptied."""
+def test_thumbnails_stay_on_disk(tmp_path: Path):
+    """Thumbnails are most of a row. Rows in memory have none, and they stay readable after the cache was cleared."""
     (write_scenes(tmp_path) / "oak" / "2.jpg").write_bytes(b"broken")
     table = open_source(tmp_path)
-    everything, kept = look(table, cache=None), look(table, cache=default_cache())
+    everything, kept = compute_statistics(table, cache=None), compute_statistics(table, cache=default_cache())
     default_cache().clear()
-    assert everything.stored is None
+    assert everything.file is None
     assert kept.rows.nbytes < everything.rows.nbytes / 5
     assert (kept.rows == everything.rows[list(kept.rows.dtype.names or ())]).all()
     chosen = np.array([3, 0, 3, len(table) - 1])
     np.testing.assert_array_equal(kept.thumbnails(chosen), everything.thumbnails(chosen))
     assert kept.thumbnails(chosen).any()
-    assert (kept.whole() == everything.whole()).all()
+    assert (kept.full_rows() == everything.full_rows()).all()
 
 
-def test_only_what_has_changed_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_changed_files_are_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_scenes(tmp_path)
-    first = look(open_source(tmp_path), cache=default_cache())
+    first = compute_statistics(open_source(tmp_path), cache=default_cache())
     scene(99, 300, 200).save(tmp_path / "oak" / "2.jpg")
     scene(98).save(tmp_path / "pine" / "new.jpg")
     opened = count(monkeypatch)
     table = open_source(tmp_path)
-    second = look(table, cache=default_cache())
+    second = compute_statistics(table, cache=default_cache())
     assert sorted(opened) == [str(tmp_path / "oak" / "2.jpg"), str(tmp_path / "pine" / "new.jpg")]
     assert second.rows["width"][table.paths.index(str(tmp_path / "oak" / "2.jpg"))] == 300  # type: ignore[union-attr]
     assert len(second) == len(first) + 1
 
 
-def test_what_may_pass_is_tried_again(tmp_path: Path):
-    """An image that was missing and has come back."""
-    picture = write_scenes(tmp_path) / "oak" / "2.jpg"
+def test_a_missing_file_is_tried_again(tmp_path: Path):
+    """A file that was missing during the first check is found by the second."""
+    image = write_scenes(tmp_path) / "oak" / "2.jpg"
     table = open_source(tmp_path)
-    moved = picture.rename(tmp_path / "elsewhere.jpg")
-    assert len(look(table, cache=default_cache()).failed) == 1
-    moved.rename(picture)
-    assert not look(table, cache=default_cache()).failed
+    moved = image.rename(tmp_path / "elsewhere.jpg")
+    assert len(compute_statistics(table, cache=default_cache()).failed) == 1
+    moved.rename(image)
+    assert not compute_statistics(table, cache=default_cache()).failed
 
 
-def test_a_lack_of_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_lack_of_memory_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table = open_source(write_scenes(tmp_path))
 
     def starved(path: str) -> np.ndarray:
         raise UnreadableError(path, "needs more memory than there is", passing=True)
 
     with monkeypatch.context() as short:
-        short.setattr(module, "look_at", starved)
-        assert len(look(table, cache=default_cache()).failed) == len(table)
-    assert not look(table, cache=default_cache()).failed
+        short.setattr(image_statistics, "file_statistics", starved)
+        assert len(compute_statistics(table, cache=default_cache()).failed) == len(table)
+    assert not compute_statistics(table, cache=default_cache()).failed
 
 
 def test_the_digest_is_of_the_pixels(tmp_path: Path):
     image = scene(1)
     for name in ("a.png", "b.bmp", "c.jpg"):
         image.save(tmp_path / name)
-    a, b, c = (look_at(str(tmp_path / name)) for name in ("a.png", "b.bmp", "c.jpg"))
+    a, b, c = (file_statistics(str(tmp_path / name)) for name in ("a.png", "b.bmp", "c.jpg"))
     assert (a["digest"] == b["digest"]).all()
     assert (a["digest"] != c["digest"]).any()
     assert [FORMATS[row["format"]] for row in (a, b, c)] == ["PNG", "BMP", "JPEG"]
     pixels = np.asarray(image)
-    wider, taller = (measure(pixels.reshape(shape))["digest"] for shape in ((100, 480, 3), (400, 120, 3)))
+    wider, taller = (pixel_statistics(pixels.reshape(shape))["digest"] for shape in ((100, 480, 3), (400, 120, 3)))
     assert (wider != taller).any()  # the same bytes in another shape
 
 
 def test_a_large_jpeg_keeps_its_full_size(tmp_path: Path):
     scene(1, 1600, 1300).save(tmp_path / "large.jpg")
-    row = look_at(str(tmp_path / "large.jpg"))
+    row = file_statistics(str(tmp_path / "large.jpg"))
     assert (row["width"], row["height"]) == (1600, 1300)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (2, 500, 3), (28, 28), (8, 8), (300, 7, 3)])
 def test_images_of_any_shape(shape: tuple[int, ...]):
-    row = measure(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    row = pixel_statistics(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     assert (row["height"], row["width"]) == shape[:2]
     assert np.isfinite(row["sharpness"])
-    assert row.dtype == LOOK
+    assert row.dtype == STATISTICS
 
 
 def test_gray_levels_and_colors():
@@ -140,36 +146,36 @@ def test_gray_levels_and_colors():
         np.zeros((40, 40, 3), np.uint8),
     )
     red[:20, :, 0] = 200
-    assert (measure(black)["high"], measure(white)["low"]) == (0, 255)
-    assert measure(black)["range"] == measure(white)["range"] == 0
-    assert measure(red)["range"] == 200
+    assert (pixel_statistics(black)["high"], pixel_statistics(white)["low"]) == (0, 255)
+    assert pixel_statistics(black)["range"] == pixel_statistics(white)["range"] == 0
+    assert pixel_statistics(red)["range"] == 200
 
 
-def test_sharpness_falls_as_a_image_is_blurred():
+def test_blurring_reduces_the_sharpness():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 240), dtype=np.uint8))
-    found = [sharpness(np.asarray(image.filter(ImageFilter.GaussianBlur(radius)))) for radius in (0, 1, 2, 4)]
-    assert found == sorted(found, reverse=True)
-    assert found[0] > 5 * found[2]
+    values = [sharpness(np.asarray(image.filter(ImageFilter.GaussianBlur(radius)))) for radius in (0, 1, 2, 4)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 5 * values[2]
 
 
 def test_a_soft_background_does_not_matter():
-    """Only a quarter of the image is in focus."""
+    """An image of which only a quarter is in focus is as sharp as one in focus throughout."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 240), dtype=np.uint8))
     soft = image.filter(ImageFilter.GaussianBlur(5))
     soft.paste(image.crop((0, 0, 120, 100)), (0, 0))
     assert sharpness(np.asarray(soft)) > 0.7 * sharpness(np.asarray(image))
 
 
-def test_a_damaged_entry_of_the_cache_is_not_used(tmp_path: Path):
+def test_a_damaged_cache_entry_is_not_used(tmp_path: Path):
     write_scenes(tmp_path)
     table = open_source(tmp_path)
-    first = look(table, cache=default_cache())
+    first = compute_statistics(table, cache=default_cache())
     (entry,) = [entry for entry in default_cache().entries() if entry.name.startswith("looks")]
     (entry.path / "looks.npy").write_bytes(b"garbage")
-    assert (look(table, cache=default_cache()).rows == first.rows).all()
+    assert (compute_statistics(table, cache=default_cache()).rows == first.rows).all()
 
 
-def test_bytes_that_are_cut_anywhere_are_survived(tmp_path: Path):
+def test_files_truncated_anywhere_are_reported(tmp_path: Path):
     buffer = io.BytesIO()
     encoded(scene(5)).save(buffer, "JPEG")
     folder = tmp_path / "a"
@@ -179,6 +185,6 @@ def test_bytes_that_are_cut_anywhere_are_survived(tmp_path: Path):
     whole = buffer.getvalue()
     for k, share in enumerate(np.linspace(0, 0.98, 25)):
         (folder / f"{k}.jpg").write_bytes(whole[: int(share * len(whole))])
-    found = look(open_source(tmp_path), cache=None)
+    found = compute_statistics(open_source(tmp_path), cache=None)
     assert len(found.failed) == 25
     assert {failure.kind for failure in found.failed.values()} <= {"empty", "truncated", "unreadable"}

@@ -1,4 +1,4 @@
-"""Single images: what is misnamed, empty, or unlike the rest; and nothing where all is well."""
+"""Findings about single images: misnamed, empty or unlike the others; and none for good images."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from PIL import Image, ImageFilter
 from scenes import scene, write_scenes
 
 from linnaeus.check.findings import Finding
-from linnaeus.check.images import SUFFIXES, files, images
-from linnaeus.check.look import look
+from linnaeus.check.image_findings import SUFFIXES, file_findings, image_findings
+from linnaeus.check.image_statistics import compute_statistics
 from linnaeus.data.decode import FORMATS, IMAGE_SUFFIXES
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 
 
-def found(folder: Path) -> list[Finding]:
+def findings(folder: Path) -> list[Finding]:
     table = open_source(folder)
-    looks = look(table, cache=None)
-    return [*files(table, looks), *images(table, looks)]
+    statistics = compute_statistics(table, cache=None)
+    return [*file_findings(table, statistics), *image_findings(table, statistics)]
 
 
 def kinds(folder: Path) -> dict[str, str]:
-    """Sample -> kind of the finding about it alone."""
-    return {finding.paths[0]: finding.kind for finding in found(folder) if len(finding.paths) == 1}
+    """Sample -> kind of the finding about this sample alone."""
+    return {finding.paths[0]: finding.kind for finding in findings(folder) if len(finding.paths) == 1}
 
 
-def test_nothing_is_said_of_good_images(tmp_path: Path):
-    assert found(write_scenes(tmp_path, each=20)) == []
+def test_good_images_have_no_findings(tmp_path: Path):
+    assert findings(write_scenes(tmp_path, each=20)) == []
 
 
-def test_each_odd_image_is_told_from_the_others(tmp_path: Path):
+def test_every_unusual_image_is_found(tmp_path: Path):
     write_scenes(tmp_path, each=20)
     oak = tmp_path / "oak"
     image = scene(50)
@@ -45,9 +45,9 @@ def test_each_odd_image_is_told_from_the_others(tmp_path: Path):
     image.resize((800, 200)).save(oak / "long.png")
     image.save(oak / "png.jpg", "PNG")
     (oak / "empty.jpg").write_bytes(b"")
-    told = kinds(tmp_path)
-    assert told.pop("oak/large.png") in ("large", "blurred")  # enlarged five times, it is both
-    assert told == {
+    found = kinds(tmp_path)
+    assert found.pop("oak/large.png") in ("large", "blurred")  # an image enlarged five times is both
+    assert found == {
         "oak/flat.png": "one-color", "oak/dark.png": "dark", "oak/bright.png": "bright", "oak/blurred.png": "blurred",
         "oak/small.png": "small", "oak/long.png": "elongated", "oak/png.jpg": "wrong-extension",
         "oak/empty.jpg": "empty",
@@ -57,27 +57,27 @@ def test_each_odd_image_is_told_from_the_others(tmp_path: Path):
 def test_a_wrong_extension_names_the_right_one(tmp_path: Path):
     write_scenes(tmp_path)
     scene(5).save(tmp_path / "oak" / "a.jpg", "PNG")
-    (finding,) = found(tmp_path)
+    (finding,) = findings(tmp_path)
     assert finding.severity == "warning"
-    assert finding.detail == "holds PNG and is called .jpg; rename it to .png"
+    assert finding.detail == "contains PNG but has the extension .jpg; rename it to .png"
 
 
-def test_what_all_images_are_is_said_once(tmp_path: Path):
+def test_a_property_of_all_images_is_reported_once(tmp_path: Path):
     for k, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         for i in range(10):
             scene(20 * k + i).point(lambda v: v // 12).save(tmp_path / name / f"{i}.png")
-    (finding,) = found(tmp_path)
+    (finding,) = findings(tmp_path)
     assert (finding.kind, finding.severity, len(finding.paths)) == ("dark", "info", 20)
 
 
 def test_arrays_have_no_extension():
     pixels = np.stack([np.asarray(scene(i, 40, 40)) for i in range(4)])
     table = Table("t", "idx", ("a", "b"), ("a", "b"), np.array([0, 0, 1, 1]), np.array([""] * 4), images=pixels)
-    assert files(table, look(table, cache=None)) == []
+    assert file_findings(table, compute_statistics(table, cache=None)) == []
 
 
-def test_every_format_and_every_suffix_has_its_place():
+def test_every_format_and_suffix_is_listed():
     assert set(SUFFIXES) == set(FORMATS)
     assert IMAGE_SUFFIXES - {s for text in SUFFIXES.values() for s in text.split()} == {".heic", ".heif"}
 
@@ -85,14 +85,14 @@ def test_every_format_and_every_suffix_has_its_place():
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "most"), [("flowers16", 2), ("food10", 0)])
 def test_few_false_alarms_on_photographs(name: str, most: int, shared_data: Path):
-    """The one of flowers16 is a photograph without a sharp edge in it."""
-    alarms = found(shared_data / name)
+    """The false alarm in flowers16 is a photograph without a sharp edge."""
+    alarms = findings(shared_data / name)
     assert len(alarms) <= most, alarms
 
 
 @pytest.mark.long
 def test_blur_is_found_among_photographs(shared_data: Path, tmp_path: Path):
-    """Of 20 photographs out of focus, most are told apart from 200 that are not."""
+    """Most of 20 photographs out of focus are found among 200 sharp ones."""
     names = sorted((shared_data / "flowers16" / "train").glob("*/*.jpg"))[::5][:220]
     for k, path in enumerate(names):
         folder = tmp_path / path.parent.name
@@ -100,7 +100,7 @@ def test_blur_is_found_among_photographs(shared_data: Path, tmp_path: Path):
         with Image.open(path) as image:
             changed = image.filter(ImageFilter.GaussianBlur(0.012 * min(image.size))) if k % 11 == 0 else image
             changed.save(folder / f"{'blurred' if k % 11 == 0 else 'good'} {k}.jpg", quality=90)
-    told = [finding.paths[0] for finding in found(tmp_path) if finding.kind == "blurred"]
-    right = sum("blurred" in name for name in told)
+    alarms = [finding.paths[0] for finding in findings(tmp_path) if finding.kind == "blurred"]
+    right = sum("blurred" in name for name in alarms)
     assert right >= 15
-    assert len(told) - right <= 1
+    assert len(alarms) - right <= 1

@@ -1,4 +1,4 @@
-"""Classes: their sizes and names."""
+"""Findings about the sizes and the names of classes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scenes import scene, write_scenes
 
+from linnaeus.check.class_findings import class_names, class_sizes, ignored_files, table_findings
 from linnaeus.check.findings import Finding
-from linnaeus.check.tables import ignored, names, sizes, tables
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
@@ -28,79 +28,83 @@ def table(counts: dict[str, dict[str, int]]) -> Table:
     return Table("t", "list", classes, classes, labels, split, paths=tuple(f"/t/{i}.jpg" for i in range(len(rows))))
 
 
-def told(found: list[Finding]) -> set[tuple[str, str, tuple[str, ...]]]:
+def summary(found: list[Finding]) -> set[tuple[str, str, tuple[str, ...]]]:
     return {(f.kind, f.severity, f.classes) for f in found}
 
 
 def test_a_good_table_has_no_findings():
-    assert tables(table({"train": {"a": 200, "b": 300}, "valid": {"a": 50, "b": 60}, "test": {"a": 60, "b": 70}})) == []
+    assert (
+        table_findings(table({"train": {"a": 200, "b": 300}, "valid": {"a": 50, "b": 60}, "test": {"a": 60, "b": 70}}))
+        == []
+    )
 
 
 def test_classes_missing_from_a_split():
-    found = sizes(table({"train": {"a": 50, "b": 50}, "valid": {"a": 150, "c": 50}}))
-    assert told(found) == {("missing-class", "error", ("c",)), ("missing-class", "warning", ("b",))}
+    found = class_sizes(table({"train": {"a": 50, "b": 50}, "valid": {"a": 150, "c": 50}}))
+    assert summary(found) == {("missing-class", "error", ("c",)), ("missing-class", "warning", ("b",))}
 
 
-def test_only_a_split_to_evaluate_on_lacks_nothing():
-    assert sizes(table({"test": {"a": 60, "b": 60}})) == []
+def test_a_test_split_alone_is_complete():
+    assert class_sizes(table({"test": {"a": 60, "b": 60}})) == []
 
 
-def test_too_few():
-    found = sizes(table({"train": {"a": 9, "b": 30}, "valid": {"a": 4, "b": 20}}))
-    assert told(found) == {
+def test_few_images():
+    found = class_sizes(table({"train": {"a": 9, "b": 30}, "valid": {"a": 4, "b": 20}}))
+    assert summary(found) == {
         ("few-images", "warning", ("a",)),
         ("few-to-measure", "info", ("a",)),
         ("few-to-measure", "warning", ()),
     }
-    assert sizes(table({"": {"a": 10, "b": 10}})) == []
+    assert class_sizes(table({"": {"a": 10, "b": 10}})) == []
 
 
 def test_imbalance_names_the_largest_and_the_smallest():
-    (finding,) = sizes(table({"": {"a": 100, "b": 1000, "c": 300}}))
+    (finding,) = class_sizes(table({"": {"a": 100, "b": 1000, "c": 300}}))
     assert (finding.kind, finding.classes) == ("imbalance", ("b", "a"))
     assert "1000 images of 'b', 100 of 'a'" in finding.detail
-    assert sizes(table({"": {"a": 101, "b": 1000}})) == []
+    assert class_sizes(table({"": {"a": 101, "b": 1000}})) == []
 
 
 def test_one_class():
-    assert [f.kind for f in sizes(table({"": {"a": 20}}))] == ["one-class"]
+    assert [f.kind for f in class_sizes(table({"": {"a": 20}}))] == ["one-class"]
 
 
 @pytest.mark.parametrize(
     ("classes", "difference"),
     [
         (("Rose", "rose"), "case"),
-        (("ice cream", "ice_cream", "ice-cream"), "blanks"),
+        (("ice cream", "ice_cream", "ice-cream"), "spaces, hyphens or underscores"),
         (("ﬁr", "fir"), "Unicode form"),
-        (("Sweet Pea", "sweet_pea"), "case, blanks"),
+        (("Sweet Pea", "sweet_pea"), "case, spaces"),
     ],
 )
-def test_names_that_are_alike(classes: tuple[str, ...], difference: str):
-    (finding,) = names(table({"": dict.fromkeys((*classes, "other"), 20)}))
+def test_similar_names(classes: tuple[str, ...], difference: str):
+    (finding,) = class_names(table({"": dict.fromkeys((*classes, "other"), 20)}))
     assert set(finding.classes) == set(classes)
     assert difference in finding.detail
 
 
-def test_names_that_differ():
+def test_different_names():
     assert (
-        names(table({"": dict.fromkeys(("rose", "roses", "1", "-1", "1.5", "15", "+", "-", "été", "ete"), 20)})) == []
+        class_names(table({"": dict.fromkeys(("rose", "roses", "1", "-1", "1.5", "15", "+", "-", "été", "ete"), 20)}))
+        == []
     )
 
 
-def test_one_class_in_two_unicode_forms_is_noticed_and_told(tmp_path: Path):
+def test_one_class_in_two_unicode_forms(tmp_path: Path):
     assert NFC != NFD
     for split, name in (("train", NFC), ("valid", NFD)):
         write_scenes(tmp_path / split, (name, "mallow"), each=3)
     opened = open_source(tmp_path)
     assert len(opened.classes) == 2
-    (finding,) = names(opened)
+    (finding,) = class_names(opened)
     assert finding.classes == (NFC,)
     assert f"{NFC!r} composed (NFC) in train" in finding.detail
     assert f"{NFD!r} decomposed (NFD) in valid" in finding.detail
 
 
 @pytest.mark.parametrize("kind", ["csv", "list"])
-def test_it_is_noticed_in_files_too(kind: str, tmp_path: Path):
+def test_two_unicode_forms_in_list_files(kind: str, tmp_path: Path):
     for i in range(4):
         scene(i, 40, 40).save(tmp_path / f"{i}.jpg")
     labels = (NFC, NFD, "mallow", "mallow")
@@ -117,30 +121,30 @@ def test_it_is_noticed_in_files_too(kind: str, tmp_path: Path):
     opened = open_source(path)
     splits = ("train", "valid") if kind == "csv" else ("", "")
     assert opened.spellings == tuple(sorted([(splits[0], NFC), (splits[1], NFD)]))
-    assert len(names(opened)) == 1
+    assert len(class_names(opened)) == 1
 
 
-def test_one_way_of_writing_is_none_to_tell(tmp_path: Path):
+def test_a_single_spelling_is_no_finding(tmp_path: Path):
     for split in ("train", "valid"):
         write_scenes(tmp_path / split, (NFD, "mallow"), each=3)
     assert open_source(tmp_path).spellings == ()
 
 
-def test_what_training_refuses_can_be_checked(tmp_path: Path):
+def test_sources_that_training_rejects_can_be_checked(tmp_path: Path):
     write_scenes(tmp_path / "train", ("Rose", "mallow"), each=3)
     write_scenes(tmp_path / "valid", ("rose", "mallow"), each=3)
     with pytest.raises(UserError, match="in valid but not in train"):
         open_source(tmp_path)
-    found = told(tables(open_source(tmp_path, lenient=True)))
+    found = summary(table_findings(open_source(tmp_path, lenient=True)))
     assert ("missing-class", "error", ("rose",)) in found
     assert ("confusable-names", "warning", ("Rose", "rose")) in found
 
 
-def test_what_was_passed_over_is_counted(tmp_path: Path):
+def test_ignored_files_are_counted(tmp_path: Path):
     write_scenes(tmp_path)
     for name in ("notes.txt", "more.txt", ".hidden"):
         (tmp_path / "oak" / name).write_text("x")
-    (finding,) = ignored(open_source(tmp_path))
+    (finding,) = ignored_files(open_source(tmp_path))
     assert finding.paths == ("oak/.hidden", "oak/more.txt", "oak/notes.txt")
     assert finding.detail.startswith("3 files or folders")
     assert "'.txt'" in finding.detail

@@ -1,0 +1,156 @@
+"""check(): all checks of a source, in one pass over its images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.check.class_findings import table_findings
+from linnaeus.check.duplicate_findings import duplicate_findings
+from linnaeus.check.duplicates import MIN_SIDE, Duplicates, find_duplicates
+from linnaeus.check.findings import Finding, sort_findings
+from linnaeus.check.image_findings import file_findings, image_findings
+from linnaeus.check.image_statistics import ImageStatistics, compute_statistics
+from linnaeus.check.labels import suspicious_labels
+from linnaeus.console import Console
+from linnaeus.data.class_names import printable
+from linnaeus.data.sources import open_source
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.stores import default_cache
+from linnaeus.stores.embeddings import Embeddings, default_weights, embed
+
+SUGGESTED_WEIGHTS = "resnet50-torchvision-v2"
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """The result of a check."""
+
+    table: Table
+    findings: list[Finding]
+    """The most serious first."""
+    duplicates: Duplicates
+    statistics: ImageStatistics
+    weights: str | None
+    """Name of the weights that computed the embeddings; None if there are no embeddings."""
+    notes: list[str]
+    """Checks that were skipped, and why."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> int:
+        """Number of findings that are errors."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `linnaeus check --json` writes."""
+        return {
+            "source": printable(self.table.source),
+            "pictures": len(self.table),
+            "classes": len(self.table.classes),
+            "splits": {split or "unsplit": int(n.sum()) for split, n in self.table.counts().items()},
+            "weights": self.weights,
+            "notes": self.notes,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def check(
+    source: str | Path,
+    *,
+    weights: str | None = None,
+    groups: str | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> DataCheck:
+    """Check a source. `groups` is a column of a CSV file; for `weights` see `check_table`.
+
+    Raises UserError if the source holds no samples.
+    """
+    table = open_source(source, group=groups, lenient=True)
+    return check_table(table, weights=weights, device=device, console=console)
+
+
+def check_table(
+    table: Table, *, weights: str | None = None, device: str = "auto", console: Console | None = None
+) -> DataCheck:
+    """Check every sample of a table.
+
+    `weights` names the pretrained weights that compute embeddings; by default the best that are stored locally. With
+    "none" only pixels are compared, which takes seconds where embeddings take minutes, and labels are not checked. With
+    "stored" embeddings are used only if an earlier check has computed them.
+    """
+    console = console or Console(quiet=True)
+    cache = default_cache()
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    with console.progress("reading images") as advance:
+        statistics = compute_statistics(table, cache=cache, progress=advance)
+    seconds["looking"] = time.perf_counter() - started
+    notes = [table.offer] if table.offer else []
+    started = time.perf_counter()
+    embeddings = _embeddings(table, statistics, weights, device, console, notes)
+    seconds["vectors"] = time.perf_counter() - started
+    started = time.perf_counter()
+    duplicates = find_duplicates(statistics, embeddings)
+    short = np.minimum(statistics.rows["height"], statistics.rows["width"])[statistics.readable]
+    if len(short) and np.median(short) < MIN_SIDE:
+        notes.append(
+            f"only exact duplicates were searched for, not near duplicates: below {MIN_SIDE} pixels an altered copy "
+            "cannot be told from another image of the same kind"
+        )
+    seconds["duplicates"] = time.perf_counter() - started
+    findings = [
+        *table_findings(table),
+        *file_findings(table, statistics),
+        *image_findings(table, statistics),
+        *duplicate_findings(table, duplicates),
+    ]
+    started = time.perf_counter()
+    if embeddings is not None:
+        findings += suspicious_labels(table, embeddings)
+    seconds["labels"] = time.perf_counter() - started
+    used = None if embeddings is None else embeddings.weights
+    return DataCheck(table, sort_findings(findings), duplicates, statistics, used, notes, seconds)
+
+
+def near_duplicates(table: Table, *, console: Console | None = None) -> Duplicates:
+    """The duplicates of a table by pixels alone, for `split.groups = "near-duplicates"` and for metrics without leaks.
+
+    Takes seconds for a thousand images, and almost no time after a check, which leaves its statistics in the cache.
+    """
+    with (console or Console(quiet=True)).progress("reading images") as advance:
+        return find_duplicates(compute_statistics(table, cache=default_cache(), progress=advance))
+
+
+def leaks(table: Table, duplicates: Duplicates) -> dict[str, np.ndarray]:
+    """valid, test -> samples (k,) int64 with a copy in an earlier split; splits without leaks are left out."""
+    leaked = {split: duplicates.leaked(table, split) for split in SPLITS[1:]}
+    return {split: samples for split, samples in leaked.items() if len(samples)}
+
+
+def _embeddings(
+    table: Table, statistics: ImageStatistics, weights: str | None, device: str, console: Console, notes: list[str]
+) -> Embeddings | None:
+    """Embeddings of the images; None, with the reason added to `notes`, if there are none."""
+    skipped = "labels were not checked, and scenes only by pixels: "
+    if weights == "none":
+        notes.append(skipped + "--weights none")
+        return None
+    stored = weights == "stored"
+    name = default_weights() if weights is None or stored else weights
+    if name is None:
+        notes.append(f"{skipped}run `linnaeus weights pull {SUGGESTED_WEIGHTS}` for ImageNet weights, and check again")
+        return None
+    if not len(statistics.readable):
+        notes.append(skipped + "no image can be read")
+        return None
+    embeddings = embed(table, name, cache=default_cache(), console=console, device=device, compute=not stored)
+    if embeddings is None:
+        reason = "run `linnaeus check`, which takes minutes" if stored else "the cache is full; raise LINNAEUS_CACHE_GB"
+        notes.append(skipped + reason)
+    return embeddings
