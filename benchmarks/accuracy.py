@@ -32,9 +32,10 @@ from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
+from linnaeus.training.network import preprocessing_of
 from linnaeus.training.optim import build_optimizer, freeze, training_stages
 from linnaeus.training.phases import Phases
-from linnaeus.training.prepare import load_samples, preprocessing_of
+from linnaeus.training.samples import load_samples
 from linnaeus.training.streams import Streams
 
 BATCH = 32
@@ -50,7 +51,7 @@ def recipe(train: list[str], epochs: int) -> Recipe:
 
 def on_stores(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[int, float]:
     """(right on validation after the last epoch, seconds)."""
-    console, right = Console(quiet=True), []
+    console = Console(quiet=True)
     torch.manual_seed(plan.seed)
     loaded = load_weights("resnet50", weights, classes=len(table.classes))
     preprocessing = preprocessing_of(plan, 3, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"])))
@@ -60,12 +61,10 @@ def on_stores(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple
         loaded.model, preprocessing, engine.device, console, default_cache(), engine, engine.precision, engine.autocast
     )
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
-    Phases(
-        plan, loaded.model, streams, len(table.classes), engine, console, save=lambda best: None,
-        record=lambda row: right.append(row.valid_accuracy), divided=lambda phase, micro: None,
-        tuned=lambda phase, test: None,
-    ).run()  # fmt: skip
-    return round(right[-1] * len(samples["valid"])), time.perf_counter() - started
+    phases = Phases(plan, streams, len(table.classes), engine)
+    phases.run()
+    right = phases.recorder.rows[-1].valid_accuracy
+    return round(right * len(samples["valid"])), time.perf_counter() - started
 
 
 def by_plain_loop(table: Table, weights: str, plan: Recipe, engine: Engine, still: bool = False) -> tuple[int, float]:

@@ -33,10 +33,11 @@ from linnaeus.recipe import Phase, Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples
-from linnaeus.training.loop import Above
-from linnaeus.training.optim import build_optimizer, freeze, train_mode, training_stages
-from linnaeus.training.prepare import load_samples, preprocessing_of
-from linnaeus.training.step import Criterion, optimizer_step
+from linnaeus.training.network import preprocessing_of
+from linnaeus.training.optim import freeze, train_mode, training_stages
+from linnaeus.training.phase import AboveCut, PhaseRun
+from linnaeus.training.samples import load_samples
+from linnaeus.training.step import Optimization
 from linnaeus.training.streams import Streams
 
 BATCH, LR = 32, 1e-4
@@ -61,11 +62,9 @@ def ours(
         engine.precision,
         engine.autocast,
     )
-    cut, train, _ = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed).of(0)
-    net = Above(network, cut)
-    optimizer = build_optimizer(network, phase)
-    wrapped, optimizer = engine.setup(net, optimizer)
-    criterion = Criterion(phase, train.batches.labels, len(table.classes), engine.device)
+    cut, train, valid = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed).of(0)
+    net = AboveCut(network, cut)
+    optimization = Optimization(PhaseRun(phase, net, train, valid, len(table.classes)), engine)
 
     def run() -> float:
         train_mode(network, stages)
@@ -75,7 +74,7 @@ def ours(
                 if step == 1:  # the first one fetched the memory, which a run does once and every turn here again
                     synchronize(engine)
                     started, seen = time.perf_counter(), 0
-                optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, 0, None)
+                optimization.step(batch, 0, None)
                 seen += len(batch)
                 if step == steps:
                     break

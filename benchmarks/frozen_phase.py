@@ -30,8 +30,9 @@ from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
+from linnaeus.training.network import preprocessing_of
 from linnaeus.training.phases import Phases
-from linnaeus.training.prepare import load_samples, preprocessing_of
+from linnaeus.training.samples import load_samples
 from linnaeus.training.streams import Streams
 
 BATCH, LR = 64, 1e-3
@@ -57,12 +58,7 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
         loaded.model, preprocessing, engine.device, console, default_cache(), engine, engine.precision, engine.autocast
     )
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
-    phases = Phases(
-        plan, loaded.model, streams, len(table.classes), engine, console,
-        save=lambda best: None, record=lambda row: None, divided=lambda phase, micro: None,
-        tuned=lambda phase, test: None,
-    )  # fmt: skip
-    best = phases.run()
+    best = Phases(plan, streams, len(table.classes), engine).run()
     assert best.figures is not None
     return time.perf_counter() - started, best.figures.accuracy, frozen.made_by
 

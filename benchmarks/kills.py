@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 from linnaeus.console import Console
 from linnaeus.report import page
-from linnaeus.training import finish
+from linnaeus.training import finalize
 from linnaeus.training.run import train
 
 SIDE, CLASSES, EACH = 24, 4, 60
@@ -71,7 +71,7 @@ def started(folder: Path, out: str, cache: str) -> int:
             os.environ["LINNAEUS_CACHE"] = str(folder / cache)
             with open(os.devnull, "w") as nowhere:  # noqa: PTH123
                 sys.stderr = nowhere
-                finish.write_images, page.write_report = (lambda *_: ""), lambda *_, **__: Path()  # type: ignore
+                finalize.write_plots, page.write_report = (lambda *_: ""), lambda *_, **__: Path()  # type: ignore
                 train(
                     folder / "pictures", str(folder / "recipe.toml"), out=folder / out, resume=True,
                     checkpoint_every="2steps", device="cpu", console=Console(quiet=True),

@@ -34,10 +34,11 @@ from linnaeus.models import create
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
-from linnaeus.training.loop import Above
-from linnaeus.training.optim import build_optimizer, train_mode
-from linnaeus.training.prepare import load_samples, preprocessing_of
-from linnaeus.training.step import Criterion, optimizer_step
+from linnaeus.training.network import preprocessing_of
+from linnaeus.training.optim import train_mode
+from linnaeus.training.phase import AboveCut, PhaseRun
+from linnaeus.training.samples import load_samples
+from linnaeus.training.step import Optimization
 from linnaeus.training.streams import Streams
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -105,9 +106,9 @@ def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[
         engine.precision,
         engine.autocast,
     )
-    cut, train, _ = Streams(frozen, samples["train"], samples["valid"], recipe.phase, 0).of(0)
-    wrapped, optimizer = engine.setup(Above(network, cut), build_optimizer(network, phase))
-    criterion = Criterion(phase, train.batches.labels, len(table.classes), engine.device)
+    cut, train, valid = Streams(frozen, samples["train"], samples["valid"], recipe.phase, 0).of(0)
+    net = AboveCut(network, cut)
+    optimization = Optimization(PhaseRun(phase, net, train, valid, len(table.classes)), engine)
     epoch = 0
 
     def run() -> float:
@@ -116,7 +117,7 @@ def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[
         with steady_heap():
             started, seen = time.perf_counter(), 0
             for batch in train.batches.epoch(epoch):
-                optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, epoch, None)
+                optimization.step(batch, epoch, None)
                 seen += len(batch)
                 if seen >= steps * phase.batch:
                     break

@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 
 import linnaeus
 from linnaeus.console import Console
-from linnaeus.training import finish
-from linnaeus.training.finish import Run
+from linnaeus.training import finalize
+from linnaeus.training.finalize import Run
 
 QUIET = Console(quiet=True)
 
 
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs leave out their images and page, which take most of a second."""
-    monkeypatch.setattr(finish, "write_images", lambda *args: "")
+    monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
     monkeypatch.setattr("linnaeus.report.plots.ranges", lambda *args: "")
 

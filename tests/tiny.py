@@ -21,7 +21,7 @@ from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
 from linnaeus.stores.pixelstore import PixelStore
-from linnaeus.training.step import Stream
+from linnaeus.training.phase import AboveCut, PhaseRun, Stream
 
 SIDE = 28
 PLACES = ((2, 2), (16, 16), (2, 16), (16, 2), (9, 9))
@@ -104,6 +104,11 @@ def stream(
         return GRAY(batch.pixels, batch.shapes)
 
     return Stream(batches, prepare)
+
+
+def phase_run(model: Network, spec: Phase, train: Stream, valid: Stream | None = None, **more: Any) -> PhaseRun:
+    """A phase of `model`; validation on the training images unless others are given."""
+    return PhaseRun(spec, AboveCut(model), train, valid or train, **{"classes": 3, **more})
 
 
 def phase(**more: Any) -> Phase:

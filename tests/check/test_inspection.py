@@ -15,7 +15,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
-from linnaeus.training import finish
+from linnaeus.training import finalize
 
 QUIET = Console(quiet=True)
 
@@ -23,7 +23,7 @@ QUIET = Console(quiet=True)
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without plots, which take most of a second."""
-    monkeypatch.setattr(finish, "write_images", lambda *args: "")
+    monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_metrics_with_and_without_leaked_images(leaky: Path, tmp_path: Path, cap
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
     output = capsys.readouterr()
     assert "2 errors: leaks between splits 2 (valid/0/0 0.png = train/0/0 0.png …)" in output.err
-    assert any("without those of which a copy stands in an earlier split" in line for line in run.trust)
+    assert any("without images that have a copy in an earlier split" in line for line in run.trust)
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["valid"]["n"] == 12
     assert metrics["valid"]["without_leaks"]["n"] == 10
@@ -55,7 +55,7 @@ def test_metrics_with_and_without_leaked_images(leaky: Path, tmp_path: Path, cap
 
 
 def test_strict_rejects_leaks(leaky: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"copies of 2 valid image\(s\) stand in an earlier split"):
+    with pytest.raises(UserError, match=r"copies of 2 valid image\(s\) are in an earlier split"):
         linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, strict=True)
     assert not (tmp_path / "run").exists()
 
@@ -101,7 +101,7 @@ def test_arrays_have_no_copies_to_group(tmp_path: Path):
 
 def test_groups_that_leave_nothing_to_split_are_rejected(leaky: Path, tmp_path: Path):
     recipe = str(write_recipe(tmp_path / "r.toml"))
-    with pytest.raises(UserError, match=r"split\.groups = 'near-duplicates' has nothing to divide"):
+    with pytest.raises(UserError, match=r"split\.groups = 'near-duplicates' has no effect"):
         linnaeus.train(
             leaky, recipe, out=tmp_path / "run", console=QUIET, settings={"data.split.groups": "near-duplicates"}
         )

@@ -189,7 +189,7 @@ def test_training_and_what_it_prints(here: Path, say):
     lines = [" ".join(line.split()) for line in said.out.splitlines()]
     for piece in (
         "run run 一", "source idx (idx): train 108, valid 12, test 30", "classes 3: 0, 1, 2",
-        "network mini_resnet", "images crop to 28", "parameters train, 2 epochs of 7 steps",
+        "network mini_resnet", "images crop to 28", "trained parameters, 2 epochs of 7 steps",
         "batch (16, 1, 28, 28) float32",
         "epoch 1 step 4 of 7 loss", "epoch 1/2 lr", "epoch 2/2 lr", "valid ", "test ", "best phase 1, epoch",
         "run 一/curves.png", "run 一/predictions.png", "run 一/confusion.png",

@@ -20,7 +20,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
 from linnaeus.runs.predictions import PredictionRow, prediction_rows
-from linnaeus.training.results import Judged
+from linnaeus.training.evaluation import FinalEvaluation
 
 SIDE = 40
 SEEN = Preprocessing(36, 32, channels=3)
@@ -76,7 +76,7 @@ def fabricate(
         for seed, split in enumerate(("valid", "test"))
         if len(table.where(split))
     }
-    judged = Judged(outputs)
+    judged = FinalEvaluation(outputs)
     rows: list[PredictionRow] = []
     torch.manual_seed(0)
     network = create("mini_resnet", k, 3, widths=[6, 8, 12])

@@ -9,7 +9,7 @@ from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.report.tables import NAME, render
 from linnaeus.text import align, shorten, width
-from linnaeus.training.results import Judged
+from linnaeus.training.evaluation import FinalEvaluation
 
 
 def outputs(n: int, classes: int, occurring: int | None = None, seed: int = 0, skill: float = 3.0) -> Outputs:
@@ -44,9 +44,9 @@ def test_a_calibration_that_failed_is_said():
     wrong = outputs(400, 8, skill=-3.0)
     failed = "calibration failed, temperature at its bound of 100: the predictions are no better than chance"
     assert failed in said(assess(wrong, Calibration.fit(wrong, "valid")), 8)
-    assert [failed in line for line in Judged({"valid": wrong}).lines()] == [False, True, False]
+    assert [failed in line for line in FinalEvaluation({"valid": wrong}).lines()] == [False, True, False]
     assert "failed" not in said(assess(outputs(300, 8), None), 8)
-    assert not any("failed" in line for line in Judged({"valid": outputs(300, 8)}).lines())
+    assert not any("failed" in line for line in FinalEvaluation({"valid": outputs(300, 8)}).lines())
 
 
 def test_few_classes_are_all_shown_the_worst_first():

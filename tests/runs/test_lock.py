@@ -16,7 +16,7 @@ from tiny import write_recipe
 from linnaeus.errors import JobError, UserError
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK, Lock
-from linnaeus.training import loop
+from linnaeus.training.step import Optimization
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),
@@ -57,7 +57,7 @@ def kill(pid: int) -> None:
 
 def test_the_second_is_refused_in_one_line_and_a_kill_lets_it_in(idx: Path, tmp_path: Path, say):
     recipe, out = write_recipe(tmp_path / "r.toml", {"epochs": 3}), tmp_path / "run"
-    pid = halted(loop, "optimizer_step", 7, idx, recipe, out)
+    pid = halted(Optimization, "step", 7, idx, recipe, out)
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     for arguments in (
         [idx, "--recipe", recipe, "--out", out, "--resume"],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from linnaeus.models import create
-from linnaeus.training.ema import Average
+from linnaeus.training.ema import MovingAverage
 from linnaeus.training.optim import freeze
 
 
@@ -21,7 +21,7 @@ def one_weight() -> nn.Linear:
 def test_the_average_follows_its_formula(decay: float):
     """With the warm-up of the decay, (1 + step) / (10 + step), which forgets the random start soon."""
     model = one_weight()
-    average = Average(model, decay)
+    average = MovingAverage(model, decay)
     expected = 1.0
     mine = average.model.weight
     for step in range(200):
@@ -36,7 +36,7 @@ def test_buffers_are_copied_and_frozen_weights_left():
     model = create("resnet20", 3, 1)
     freeze(model, ("head",))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    average = Average(model, 0.9)
+    average = MovingAverage(model, 0.9)
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.constant_(parameter, 7.0)
@@ -51,7 +51,7 @@ def test_buffers_are_copied_and_frozen_weights_left():
 
 def test_the_average_is_for_evaluation_and_the_network_is_left_alone():
     model = one_weight().train()
-    average = Average(model, 0.9)
+    average = MovingAverage(model, 0.9)
     assert not average.model.training
     assert not any(p.requires_grad for p in average.model.parameters())
     assert model.training

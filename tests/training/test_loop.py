@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CPU, GRAY, mini, phase, samples, stream
+from tiny import CPU, GRAY, mini, phase, phase_run, samples, stream
 from torch import nn
 
 from linnaeus.data.batches import Batch, Sampling
@@ -19,9 +19,10 @@ from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
 from linnaeus.models import Network, create, wrap
 from linnaeus.recipe import Phase
-from linnaeus.training.loop import Above, Epoch, Step, fit
+from linnaeus.training.loop import Epoch, Step, fit
+from linnaeus.training.loss import Criterion, EpochTotals
 from linnaeus.training.optim import freeze, training_stages
-from linnaeus.training.step import Criterion, Stream, Totals
+from linnaeus.training.phase import Stream
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,21 @@ def engine() -> Engine:
 
 
 def train(
-    model: Network, spec: Phase, data: Stream, engine: Engine, valid: Stream | None = None, **more
+    model: Network,
+    spec: Phase,
+    data: Stream,
+    engine: Engine,
+    valid: Stream | None = None,
+    first_epoch: int = 0,
+    micro_batch: int | None = None,
+    **more,
 ) -> list[Epoch]:
-    """The epochs of a phase; validation on the training images unless others are given."""
+    """The epochs of a phase; `more` are arguments of fit()."""
     freeze(model, training_stages(model, spec.train))
-    classes = model.arch["classes"]
-    return list(fit(Above(model), spec, data, valid or data, engine, classes=classes, **more))
+    run = phase_run(
+        model, spec, data, valid, classes=model.arch["classes"], first_epoch=first_epoch, micro_batch=micro_batch
+    )
+    return list(fit(run, engine, **more))
 
 
 def plain_data(n: int = 48, batch: int = 16, **more) -> Stream:
@@ -57,12 +67,12 @@ def test_epochs_without_a_better_model_are_counted_across_a_cut(engine: Engine):
     """With patience for 3, a phase that is cut after 2 has one to go; and one that was over stays so."""
     spec = phase(epochs=9, early_stop=3)
     cut: list[Any] = []
-    for epoch in fit(Above(mini()), spec, plain_data(), plain_data(), engine, classes=3, better=lambda found: False):
+    for epoch in fit(phase_run(mini(), spec, plain_data()), engine, better=lambda valid: False):
         assert epoch.snapshot is not None
         cut.append(copy.deepcopy(epoch.snapshot()))
     assert len(cut) == 3
     for over in (1, 2, 3):
-        left = train(mini(), spec, plain_data(), engine, better=lambda found: False, resume=cut[over - 1])
+        left = train(mini(), spec, plain_data(), engine, better=lambda valid: False, resume=cut[over - 1])
         assert [epoch.epoch for epoch in left] == list(range(over + 1, 4))
 
 
@@ -104,7 +114,7 @@ def test_pieces_of_a_batch_give_the_step_of_the_whole(change: dict, engine: Engi
     spec = phase(optimizer="sgd", lr=0.1, momentum=0, batch=21, **change)
     data = stream(*samples(21), batch=21)
     one = train(whole, spec, data, engine)[0]
-    other = train(pieces, spec, data, engine, micro=4)[0]
+    other = train(pieces, spec, data, engine, micro_batch=4)[0]
     for (name, a), b in zip(whole.named_parameters(), pieces.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
     assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
@@ -121,7 +131,7 @@ def test_pieces_are_never_a_single_image(engine: Engine):
             sizes.append(len(out))
 
     model.register_forward_hook(look)
-    train(model, phase(batch=17), stream(*samples(17), batch=17), engine, micro=16)
+    train(model, phase(batch=17), stream(*samples(17), batch=17), engine, micro_batch=16)
     assert sizes == [8, 9]
 
 
@@ -244,12 +254,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(first: bool, engine: Engine):
 
 def test_on_a_gpu_too_an_epoch_with_such_a_loss_is_not_reported():
     """There the loss is looked at now and then, and in any case at the end of an epoch."""
-    total = Totals(CPU)
-    total.every = 50
+    total = EpochTotals(CPU)
+    total.check_every = 50
     total.add(torch.tensor(math.nan), torch.tensor(0.0), 4)
-    total.check(0, 0, 0.1)  # not yet
+    total.check_finite(0, 0, 0.1)  # not yet
     with pytest.raises(JobError, match="epoch 1, step 1 or"):
-        total.check(0, 0, 0.1, now=True)
+        total.check_finite(0, 0, 0.1, always=True)
 
 
 @pytest.mark.parametrize("trained", [["head"], ["layer2"], ["layer3", "head"]])
@@ -314,7 +324,7 @@ def test_auxiliary_heads_train_with_their_weight(engine: Engine):
 
 def test_steps_are_told_to_whoever_watches(engine: Engine):
     told: list[Step] = []
-    epochs = train(mini(), phase(epochs=2, batch=20), plain_data(48, batch=20), engine, watch=told.append)
+    epochs = train(mini(), phase(epochs=2, batch=20), plain_data(48, batch=20), engine, on_step=told.append)
     assert [(step.epoch, step.step, step.steps, step.samples) for step in told] == [
         (1, 1, 3, 20), (1, 2, 3, 40), (1, 3, 3, 48), (2, 1, 3, 20), (2, 2, 3, 40), (2, 3, 3, 48),
     ]  # fmt: skip

@@ -144,7 +144,7 @@ def test_a_machine_whose_process_dies_ends_the_other_and_the_run_goes_on(
     assert time.monotonic() - since < LIMIT
     assert min(first[0], other[0]) > 0
     said = [line for line in first[2].splitlines() if line.startswith("error: ")]
-    again = f"--resume goes on where it was: linnaeus train {given['out']} --resume"
+    again = f"--resume continues from the last checkpoint: linnaeus train {given['out']} --resume"
     assert said == [f"error: another process of this run has ended; {again}"]
     running = [machine.start(*arguments) for machine in machines]
     assert running[0].stdout is not None

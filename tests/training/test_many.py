@@ -17,7 +17,7 @@ import pytest
 import torch
 from killing import check_same, dying, story, train
 from several import several
-from tiny import mini, phase, samples, stream, write_idx, write_recipe
+from tiny import mini, phase, phase_run, samples, stream, write_idx, write_recipe
 from torch import nn
 
 import linnaeus
@@ -29,10 +29,10 @@ from linnaeus.distributed.sync_batchnorm import CpuSyncBatchNorm, synced_batchno
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer
 from linnaeus.models import Network, wrap
-from linnaeus.training import loop
-from linnaeus.training.loop import Above, fit
+from linnaeus.training.loop import fit
 from linnaeus.training.optim import freeze, training_stages
-from linnaeus.training.step import Stream
+from linnaeus.training.phase import Stream
+from linnaeus.training.step import Optimization
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
@@ -67,7 +67,7 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
     found: list[list[float]] = []
 
     def run() -> None:
-        for epoch in fit(Above(model), spec, train, valid, engine, classes=3, micro=micro):
+        for epoch in fit(phase_run(model, spec, train, valid, micro_batch=micro), engine):
             found.append([epoch.train_loss, epoch.valid.loss, epoch.valid.correct])
 
     if spec.norms == "synced" and world > 1:
@@ -108,7 +108,7 @@ def test_batchnorm_of_its_own_ends_with_the_same_statistics_everywhere():
     def work(rank: int) -> list[Any]:
         model = normed()
         data = stream(*samples(35), sampling=Sampling(shuffle=True), partition=Partition(rank, 2))
-        for _ in fit(Above(model), phase(), data, data, Engine("cpu", "32"), classes=3):
+        for _ in fit(phase_run(model, phase(), data), Engine("cpu", "32")):
             pass
         return [tensor.tolist() for tensor in model.state_dict().values()]
 
@@ -198,11 +198,11 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
 
     def work(rank: int, out: str, dies: bool) -> str:
         if dies and rank == 1:
-            dying(loop, "optimizer_step", 7)
+            dying(Optimization, "step", 7)
         return str(train(idx, recipe, tmp_path / out, resume=True).path)
 
     assert several(world, lambda rank: work(rank, "cut", True)) == [70, -signal.SIGKILL, 70][:world]
-    assert "another process of this run has ended; --resume goes on" in capfd.readouterr().err
+    assert "another process of this run has ended; --resume continues" in capfd.readouterr().err
     shutil.copytree(tmp_path / "cut", tmp_path / "alone")
     assert several(world, lambda rank: work(rank, "cut", False)) == [str(tmp_path / "cut")] * world
     assert several(world, lambda rank: work(rank, "whole", False)) == [str(tmp_path / "whole")] * world
@@ -219,7 +219,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_pat
     out = tmp_path / "cut"
 
     def work(rank: int) -> None:
-        real, calls = loop.optimizer_step, 0
+        real, calls = Optimization.step, 0
 
         def take(*args: Any) -> Any:
             nonlocal calls
@@ -228,7 +228,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_pat
                 os.kill(os.getpid(), signal.SIGTERM)
             return real(*args)
 
-        loop.optimizer_step = take  # type: ignore[assignment]
+        Optimization.step = take  # type: ignore
         train(idx, recipe, out, every="1000steps")
 
     assert several(2, work) == [143, 143]
@@ -329,7 +329,7 @@ def test_a_killed_process_of_the_command_ends_it(idx: Path, tmp_path: Path):
     _, said = running.communicate(timeout=60)
     assert time.monotonic() - started < 60
     assert running.returncode == 1
-    assert "another process of this run has ended; --resume goes on" in said
+    assert "another process of this run has ended; --resume continues" in said
     assert "process 1 of 2 was ended by SIGKILL" in said
     again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while "resumed   in phase 1" not in (line := again.stdout.readline() if again.stdout else ""):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.models import create, wrap
-from linnaeus.training.loop import Above
-from linnaeus.training.memory import Probe, probe
+from linnaeus.training.memory import SampleCost, measure_cost
 from linnaeus.training.optim import freeze
+from linnaeus.training.phase import AboveCut
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from linnaeus.training.optim import freeze
 )
 def test_a_step_is_divided_into_few_equal_pieces(batch: int, free: int, expected: int):
     """A sample of 1,000 bytes, of which half the free memory may be taken."""
-    assert Probe(bytes=1000, seconds=0.0).micro_batch(batch, free) == expected
+    assert SampleCost(bytes=1000, seconds=0.0).micro_batch(batch, free) == expected
 
 
 def test_the_memory_of_a_sample_is_what_is_kept_for_its_backward_pass():
@@ -29,7 +29,7 @@ def test_the_memory_of_a_sample_is_what_is_kept_for_its_backward_pass():
             return x**2  # keeps x
 
     model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(100, 5000), Square(), nn.Linear(5000, 10)), 10, 1)
-    cost = probe(Above(model), model.stages, torch.randn(8, 1, 10, 10))
+    cost = measure_cost(AboveCut(model), model.stages, torch.randn(8, 1, 10, 10))
     assert cost.bytes == pytest.approx(4 * (100 + 5000 + 5000), rel=0.01)
     assert cost.seconds > 0
 
@@ -37,19 +37,19 @@ def test_the_memory_of_a_sample_is_what_is_kept_for_its_backward_pass():
 def test_a_frozen_part_costs_no_memory():
     model = create("resnet20", 10)
     x = torch.randn(8, 3, 32, 32)
-    whole = probe(Above(model), model.stages, x)
+    whole = measure_cost(AboveCut(model), model.stages, x)
     freeze(model, ("head",))
-    assert probe(Above(model), ("head",), x).bytes < whole.bytes / 100
+    assert measure_cost(AboveCut(model), ("head",), x).bytes < whole.bytes / 100
 
 
 def test_the_trial_leaves_no_trace():
     model = create("resnet20", 10)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    probe(Above(model), model.stages, torch.randn(8, 3, 32, 32))
+    measure_cost(AboveCut(model), model.stages, torch.randn(8, 3, 32, 32))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_auxiliary_heads_do_not_disturb():
     model = create("inception_v1", 3, 1, aux=True)
-    assert probe(Above(model), model.stages, torch.randn(2, 1, 64, 64)).bytes > 0
+    assert measure_cost(AboveCut(model), model.stages, torch.randn(2, 1, 64, 64)).bytes > 0

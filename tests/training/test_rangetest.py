@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import mini, phase, samples, stream, write_idx, write_recipe
+from tiny import mini, phase, phase_run, samples, stream, write_idx, write_recipe
 
 import linnaeus
 from linnaeus.console import Console
@@ -16,7 +16,7 @@ from linnaeus.data.batches import Sampling
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.recipe import load_recipe
-from linnaeus.training.loop import Above, fit
+from linnaeus.training.loop import fit
 from linnaeus.training.rangetest import STEPS, choose, range_test, smooth
 
 RATES = np.logspace(-6, -1, STEPS)
@@ -28,26 +28,24 @@ def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_does_not(optimizer:
     model, data, engine = mini(), stream(*samples(48)), Engine("cpu", "32")
     before = copy.deepcopy(model.state_dict())
     spec = phase(optimizer=optimizer, lr="auto", epochs=30)
-    test = range_test(Above(model), spec, data, engine, classes=3, seed=0, epoch=0, micro=None)
+    test = range_test(phase_run(model, spec, data), engine)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert len(test.rates) == len(test.losses) <= STEPS
     loss = {}
     for factor in (0.01, 1):
         trained = spec.model_copy(update={"lr": test.chosen * factor})
-        *_, last = fit(Above(mini()), trained, data, data, engine, classes=3)
+        *_, last = fit(phase_run(mini(), trained, data), engine)
         loss[factor] = last.train_loss
     assert loss[1] < 0.5, (test.chosen, loss)
     assert loss[1] < 0.5 * loss[0.01], (test.chosen, loss)
 
 
 def test_the_same_test_again_gives_the_same_losses():
+    data = stream(*samples(30), sampling=Sampling(shuffle=True))
     first, again = (
-        range_test(
-            Above(mini()), phase(lr="auto"), stream(*samples(30), sampling=Sampling(shuffle=True)), Engine("cpu", "32"),
-            classes=3, seed=4, epoch=2, micro=None,
-        )
+        range_test(phase_run(mini(), phase(lr="auto"), data, seed=4, first_epoch=2), Engine("cpu", "32"))
         for _ in range(2)
-    )  # fmt: skip
+    )
     assert np.array_equal(first.losses, again.losses)
 
 
@@ -58,7 +56,7 @@ def test_a_tenth_of_the_rate_at_the_lowest_loss():
     losses = np.where(decades < 0, 3 - 2 * np.exp(4 * decades), 1 + 2 * decades) + 0.05 * generator.normal(size=STEPS)
     found = choose(RATES, list(losses))
     assert 1e-4 / 1.5 < found.chosen < 1e-4 * 1.5, found
-    assert "a tenth of where the loss was lowest" in found.why
+    assert "a tenth of the rate with the lowest loss" in found.reason
 
 
 def test_a_loss_that_falls_to_the_end_of_the_range_has_no_lowest_point():
@@ -66,14 +64,14 @@ def test_a_loss_that_falls_to_the_end_of_the_range_has_no_lowest_point():
     losses = 3 / (1 + (RATES / 1e-4) ** 1.5)
     found = choose(RATES, list(losses))
     assert 0.5e-4 < found.chosen < 2e-4
-    assert "half of the fall" in found.why
+    assert "half of the fall" in found.reason
 
 
 def test_what_is_good_already_gets_a_tenth_of_the_last_rate_that_does_no_harm():
     losses = 0.5 + 50 * np.maximum(0, RATES - 1e-3)
     found = choose(RATES, list(losses))
     assert 1e-4 < found.chosen < 4e-4, found
-    assert "did not rise" in found.why
+    assert "did not rise" in found.reason
 
 
 def test_what_broke_away_does_not_pull_up_what_came_before():

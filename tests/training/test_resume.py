@@ -22,7 +22,7 @@ from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
 from linnaeus.stores.cache import Cache
-from linnaeus.training import checkpoint, finish, job, loop, phases, run
+from linnaeus.training import checkpoint, finalize, loop, phases, prepare, recorder
 from linnaeus.training.identity import Identity
 
 pytestmark = [
@@ -65,7 +65,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(name: str, idx: Path, tmp_path:
     whole = train(idx, recipe, tmp_path / "whole", model=own()).path
 
     def work() -> None:
-        dying(loop, "optimizer_step", step)
+        dying(loop, "step_within_memory", step)
         train(idx, recipe, tmp_path / "cut", model=own())
 
     assert in_child(work) == -signal.SIGKILL
@@ -84,17 +84,17 @@ def own_network() -> nn.Module:
 
 MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
     # what is going on: (module, function, number of the call, whether after it)
-    "images are read": (run, "load_samples", 1, False),
+    "images are read": (prepare, "load_samples", 1, False),
     "it begins": (Identity, "write", 1, True),
-    "the first epoch": (loop, "optimizer_step", 3, False),
+    "the first epoch": (loop, "step_within_memory", 3, False),
     "the first validation": (loop, "answer", 1, False),
-    "the first model is written": (job, "write_model", 1, False),
+    "the first model is written": (recorder, "write_model", 1, False),
     "an epoch was written down": (RunFolder, "add", 2, True),
     "what the frozen part gives is stored": (activations, "_append", 1, True),
     "the store is about to be whole": (Cache, "commit", 1, False),
-    "the second phase": (loop, "optimizer_step", 2, True),
+    "the second phase": (loop, "step_within_memory", 2, True),
     "the last epoch is over": (RunFolder, "add", 1, True),
-    "the final evaluation": (finish, "answer", 1, False),
+    "the final evaluation": (finalize, "answer", 1, False),
     "figures are written": (RunFolder, "write_metrics", 1, True),
     "the end": (RunFolder, "close", 1, False),
     "the checkpoint is removed": (shutil, "rmtree", 2, False),
@@ -125,7 +125,7 @@ def test_the_model_file_is_never_ahead_of_the_checkpoint(idx: Path, tmp_path: Pa
     for step, every in ((7, "2steps"), (11, "1000steps")):
 
         def work(step: int = step, every: str = every) -> None:
-            dying(loop, "optimizer_step", step)
+            dying(loop, "step_within_memory", step)
             train(idx, recipe, out, every=every, resume=True)
 
         assert in_child(work) == -signal.SIGKILL

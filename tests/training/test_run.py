@@ -27,9 +27,9 @@ from linnaeus.metrics.classification import Figures
 from linnaeus.modelfile.safetensors import read_model
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
-from linnaeus.training import finish
+from linnaeus.training import finalize
 from linnaeus.training.best import Best
-from linnaeus.training.finish import Run
+from linnaeus.training.finalize import Run
 
 QUIET = Console(quiet=True)
 
@@ -43,7 +43,7 @@ def idx(tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their images and page, which take most of a second."""
-    monkeypatch.setattr(finish, "write_images", lambda *args: "")
+    monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
 
 

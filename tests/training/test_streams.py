@@ -20,8 +20,7 @@ from linnaeus.stores.cache import Cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import Samples
-from linnaeus.training.loop import Above
-from linnaeus.training.step import Stream
+from linnaeus.training.phase import AboveCut, Stream
 from linnaeus.training.streams import Streams
 
 CLASSES, SIZE = 3, 32
@@ -57,7 +56,7 @@ def logits(network: Network, cut: str | None, stream: Stream, epoch: int = 0) ->
     found: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for batch in stream.batches.epoch(epoch):
-            out = Above(network, cut)(stream.prepare(batch, epoch))
+            out = AboveCut(network, cut)(stream.prepare(batch, epoch))
             found |= dict(zip(batch.indices.tolist(), out, strict=True))
     return found
 

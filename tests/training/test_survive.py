@@ -28,7 +28,9 @@ from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK
 from linnaeus.stores.cache import Cache
 from linnaeus.training import loop
-from linnaeus.training.checkpoint import Checkpoints, Every
+from linnaeus.training.checkpoint import CheckpointInterval, Checkpoints
+from linnaeus.training.phase import AboveCut
+from linnaeus.training.step import Optimization, StepSums
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),
@@ -40,7 +42,7 @@ def kill_at(step: int, source: Path, recipe: Path, out: Path | None, **more: Any
     """A run that is killed at a step, counted from 1."""
 
     def work() -> None:
-        dying(loop, "optimizer_step", step)
+        dying(Optimization, "step", step)
         train(source, recipe, out, **more)
 
     assert in_child(work) == -signal.SIGKILL
@@ -50,7 +52,7 @@ def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> 
     """The command, which gets a signal in the middle of a step; its exit status."""
 
     def work() -> None:
-        real, calls = loop.optimizer_step, 0
+        real, calls = Optimization.step, 0
 
         def take(*args: Any) -> Any:
             nonlocal calls
@@ -59,7 +61,7 @@ def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> 
                 os.kill(os.getpid(), number)
             return real(*args)
 
-        loop.optimizer_step = take  # type: ignore[assignment]
+        Optimization.step = take  # type: ignore
         sys.argv = ["linnaeus", "train", str(source), "--recipe", str(recipe), "--out", str(out), "--device", "cpu"]
         try:
             cli.main()
@@ -155,7 +157,7 @@ def test_another_recipe_other_data_and_other_classes_are_refused(tmp_path: Path)
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
     def refused(*expected: str, **more: Any) -> None:
-        with pytest.raises(UserError, match="cannot be resumed, it is another run now: ") as caught:
+        with pytest.raises(UserError, match="cannot be resumed, because this is a different run: ") as caught:
             train(source, recipe, out, resume=True, **more)
         assert "\n" not in str(caught.value)
         assert [part for part in expected if part not in str(caught.value)] == [], caught.value
@@ -167,7 +169,7 @@ def test_another_recipe_other_data_and_other_classes_are_refused(tmp_path: Path)
     refused("images in valid: 10 → 9", "data: ")
     (tmp_path / "kept.png").rename(source / "0" / "0 3.png")
     write_images(source, ("3",), each=4)
-    refused("number of classes: 3 → 4", "none gone, 3 new")
+    refused("number of classes: 3 → 4", "none removed, 3 added")
     shutil.rmtree(source / "3")
     again = train(source, out / "recipe.toml", out, resume=True)  # its own recipe is the same recipe
     assert again.valid.n == 10
@@ -186,7 +188,7 @@ def test_a_image_replaced_by_one_of_as_many_bytes_is_refused_and_a_moved_folder_
     one, other = moved / "0" / "1.bmp", moved / "0" / "2.bmp"
     content = one.read_bytes(), other.read_bytes()
     one.write_bytes(content[1])
-    with pytest.raises(UserError, match="their pixels are others"):
+    with pytest.raises(UserError, match="their pixels have changed"):
         train(moved, recipe, tmp_path / "cut", resume=True)
     one.write_bytes(content[0])
     os.utime(other)  # copied anew
@@ -197,14 +199,14 @@ def test_a_image_that_goes_in_the_middle_of_a_run_does_not_matter_where_it_is_st
     source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
     whole = train(source, recipe, tmp_path / "whole")
-    real = loop.optimizer_step
+    real = Optimization.step
 
     def gone(*args: Any) -> Any:
         shutil.rmtree(source, ignore_errors=True)
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "optimizer_step", gone)
+        patch.setattr(Optimization, "step", gone)
         run = train(source, recipe, tmp_path / "run")
     assert not source.exists()
     assert run.figures == whole.figures
@@ -218,7 +220,7 @@ def test_where_images_are_decoded_anew_their_change_is_one_line(
 ):
     source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 4}, **settings(split={"valid": 0.2}))
-    monkeypatch.setattr("linnaeus.training.prepare.default_cache", lambda: Cache(tmp_path / "small", 4000))
+    monkeypatch.setattr("linnaeus.training.samples.default_cache", lambda: Cache(tmp_path / "small", 4000))
     real, image = RunFolder.add, source / "0" / "0 3.png"
 
     def changed(folder: RunFolder, row: Any) -> None:
@@ -227,7 +229,7 @@ def test_where_images_are_decoded_anew_their_change_is_one_line(
             image.unlink() if change == "gone" else shutil.copy(source / "1" / "1 0.png", image)
 
     monkeypatch.setattr(RunFolder, "add", changed)
-    with pytest.raises(JobError, match=f"{message}.*it could be read when the run began") as caught:
+    with pytest.raises(JobError, match=f"{message}.*it was readable when the run began") as caught:
         train(source, recipe, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert linnaeus.load(tmp_path / "run").about.metrics["valid"]["n"] == 10
@@ -241,7 +243,7 @@ def test_out_of_memory_halves_what_is_run_at_once(
     whole = train(idx, recipe, tmp_path / "whole")
     limit_memory(monkeypatch, 5)
     run = train(idx, recipe, tmp_path / "run")
-    assert "from here on 4 images at once. The batch stays 16" in capsys.readouterr().err
+    assert "from now on 4 images at once. The effective batch stays 16" in capsys.readouterr().err
     assert "micro_batch = 4" in (run.path / "recipe.toml").read_text()
     assert json.loads((run.path / "metrics.json").read_text())["micro_batch"] == {"phase 1": 4}
     assert run.valid.loss == pytest.approx(whole.valid.loss, rel=1e-4)
@@ -252,15 +254,15 @@ def test_out_of_memory_halves_what_is_run_at_once(
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Let a forward pass in training take so many images and no more."""
-    real = loop.Above.forward
+    real = AboveCut.forward
 
-    def forward(self: loop.Above, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: AboveCut, x: torch.Tensor) -> torch.Tensor:
         if self.training and len(x) > most and torch.is_grad_enabled() and not hasattr(self, "probed"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of that.")
         return real(self, x)
 
-    monkeypatch.setattr("linnaeus.training.phases.probe", lambda *args: Cheap())
-    monkeypatch.setattr(loop.Above, "forward", forward)
+    monkeypatch.setattr("linnaeus.training.phases.measure_cost", lambda *args: Cheap())
+    monkeypatch.setattr(AboveCut, "forward", forward)
 
 
 class Cheap:
@@ -284,18 +286,18 @@ def test_what_a_failed_try_did_to_batchnorm_is_undone():
                 norm(part)
                 if len(part) > most:
                     raise torch.OutOfMemoryError("full")
-            return torch.zeros(()), None
+            return StepSums(torch.zeros(()), None)
 
         return take
 
     class Now:
         def __init__(self, net: nn.Module, micro: int | None):
-            self.net, self.micro = nn.ModuleList([net]).train(), micro
+            self.net, self.micro_batch = nn.ModuleList([net]).train(), micro
 
     told: list[int] = []
     for norm, micro in zip(norms, (None, 2), strict=True):
         now = Now(norm, micro)
-        loop.step_that_fits(now, loop.Statistics(now.net), 8, step(norm, 2), told.append)  # type: ignore[arg-type]
+        loop.step_within_memory(now, loop.BufferBackup(now.net), 8, step(norm, 2), told.append)  # type: ignore[arg-type]
     assert told == [4, 2]
     for name, value in norms[0].state_dict().items():
         assert torch.equal(value, norms[1].state_dict()[name]), name
@@ -373,19 +375,21 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_guessed(idx: Path, tmp_path
 def test_a_folder_that_is_no_run_is_left_alone(idx: Path, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(UserError, match="mine: already exists and is no run that was cut"):
+    with pytest.raises(UserError, match="mine: already exists and is not an interrupted run"):
         train(idx, write_recipe(tmp_path / "r.toml"), tmp_path / "mine", resume=True)
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_how_often():
-    assert Every.parse("auto") == Every()
-    assert Every.parse("5min") == Every(seconds=300)
-    assert Every.parse("90s") == Every(seconds=90)
-    assert Every.parse("100steps") == Every.parse("100 steps") == Every(steps=100)
+    assert CheckpointInterval.parse("auto") == CheckpointInterval()
+    assert CheckpointInterval.parse("5min") == CheckpointInterval(seconds=300)
+    assert CheckpointInterval.parse("90s") == CheckpointInterval(seconds=90)
+    assert (
+        CheckpointInterval.parse("100steps") == CheckpointInterval.parse("100 steps") == CheckpointInterval(steps=100)
+    )
     for wrong in ("5", "0s", "often", "min", "-3s"):
         with pytest.raises(UserError, match="--checkpoint-every"):
-            Every.parse(wrong)
+            CheckpointInterval.parse(wrong)
 
 
 def test_checkpoints_take_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -394,11 +398,11 @@ def test_checkpoints_take_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("time.monotonic", lambda: now)
     found = Checkpoints(tmp_path)
     for cost, wait in ((3.0, 150.0), (0.0, 10.0)):
-        with found.paid():
+        with found.timed():
             now += cost
         now += wait - 0.1
         assert not found.due(1)
         now += 0.2
         assert found.due(1)
-    counted = Checkpoints(tmp_path, Every(steps=3))
+    counted = Checkpoints(tmp_path, CheckpointInterval(steps=3))
     assert [counted.due(1) for _ in range(3)] == [False, False, True]

@@ -19,6 +19,7 @@ from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import McNemar, holm
+from linnaeus.recipe.difference import differences
 from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE
 from linnaeus.runs.parsing import ADVICE, read_metrics, read_text
 from linnaeus.runs.predictions import PredictionRow, read_predictions
@@ -223,24 +224,8 @@ def _figures(run: ComparedRun, rows: list[PredictionRow], groups: np.ndarray | N
 
 def differing(recipes: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """Dotted keys whose values differ between recipes -> the value in each recipe as text; `-` if it is absent."""
-    flat = [_flatten(recipe) for recipe in recipes]
-    keys = list(dict.fromkeys(key for recipe in flat for key in recipe))
-    rows = {key: [str(recipe.get(key, "-")) for recipe in flat] for key in keys}
-    return {key: values for key, values in rows.items() if len(set(values)) > 1}
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"phase": [{"lr": 1}]} -> {"phase.1.lr": 1}."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        items = {str(i): item for i, item in enumerate(value, 1)}.items()
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
-    return flat
+    rows = differences(recipes, expand=True)
+    return {key: ["-" if value is None else str(value) for value in values] for key, values in rows.items()}
 
 
 def _short_names(paths: list[str]) -> list[str]:

@@ -17,8 +17,9 @@ from linnaeus.recipe import Recipe, override
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, told
 from linnaeus.sweeps.space import Space, combinations, load_space, settings_of
 from linnaeus.sweeps.study import Drawn, Study, Trial, differences, study_errors
-from linnaeus.training.prepare import resolve_recipe
-from linnaeus.training.run import place, train
+from linnaeus.training.request import Request, absolute_source
+from linnaeus.training.resolve import resolve_recipe
+from linnaeus.training.run import train
 from linnaeus.training.stop import StoppedError
 
 ABOUT = "sweep.json"
@@ -70,7 +71,7 @@ def sweep(
         raise UserError(f"--trials {trials}: at least one")
     if space is None:
         raise UserError("a sweep needs a space: a TOML file that says which keys vary, over what")
-    base, table = resolve_recipe(source, recipe, None, None, None, settings, seed, console)
+    base, table = resolve_recipe(Request(source, recipe, settings=settings, seed=seed), console)
     varied = load_space(space, base, settings or {})
     about = {
         "format": FORMAT,
@@ -79,7 +80,7 @@ def sweep(
         "space": {key: dimension.describe() for key, dimension in varied.items()},
     }
     folder = SweepFolder.create(out, base.name)
-    begin(folder.path, about, place(str(source)))
+    begin(folder.path, about, absolute_source(str(source)))
     minimize = base.best == "loss"
     warmup = 1 + sum(phase.epochs for phase in base.phase) // 4
     with study_errors(folder.path):

@@ -20,6 +20,7 @@ import numpy as np
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import acquire, disk_errors, locked
+from linnaeus.recipe import difference
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
 
 if TYPE_CHECKING:
@@ -273,17 +274,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """`key: was a, is b` for everything that differs between two descriptions."""
-    found = []
-    for key in dict.fromkeys([*then, *now]):
-        old, new, name = then.get(key), now.get(key), f"{above}{key}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{name}.")
-        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and old != new:
-            olds, news = ({str(i): value for i, value in enumerate(values, 1)} for values in (old, new))
-            found += differences(olds, news, f"{name}.")
-        elif old != new:
-            was, now_is = (("nothing" if v is None else json.dumps(v, ensure_ascii=False)) for v in (old, new))
-            found.append(f"{name} was {was}, is {now_is}")
-    return found
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key was a, is b` for every difference between two descriptions of a sweep."""
+
+    def text(value: Any) -> str:
+        return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+
+    return [f"{key} was {text(old)}, is {text(new)}" for key, (old, new) in difference.differences([then, now]).items()]

@@ -12,16 +12,21 @@ from linnaeus.models import Network
 
 @dataclass
 class Best:
-    """The best model so far, over all phases."""
+    """The best model over all phases so far, and the validation metrics that chose it."""
 
     by: str
+    """The metric that decides: `accuracy`, `balanced_accuracy` or `loss`."""
     figures: Figures | None = None
+    """Validation metrics; None before the first epoch."""
     phase: int = 0
+    """From 1."""
     epoch: int = 0
+    """From 1, inside the phase."""
     state: dict[str, Tensor] = field(default_factory=dict)
+    """The tensors of the network."""
 
     def beaten_by(self, figures: Figures) -> bool:
-        """Better by the recipe's measure; ties go to the lower loss, then to the earlier epoch."""
+        """Whether `figures` are better; ties go to the lower loss, then to the earlier epoch."""
         return self.figures is None or self._key(figures) > self._key(self.figures)
 
     def _key(self, figures: Figures) -> tuple[float, float]:
@@ -29,7 +34,7 @@ class Best:
         return value, -figures.loss
 
     def keep(self, figures: Figures, phase: int, epoch: int, model: Network, trained: tuple[str, ...]) -> None:
-        """Remember `model`. Only the stages that train have to be copied again."""
+        """Copy `model`, of which only the `trained` stages have changed since the last copy."""
         self.figures, self.phase, self.epoch = figures, phase, epoch
         for name, tensor in model.state_dict().items():
             if name not in self.state or model.stage_of(name) in trained:

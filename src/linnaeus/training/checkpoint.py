@@ -1,14 +1,15 @@
-"""Exact resume: what a run writes down of itself, to go on after it was killed at any instant.
+"""Checkpoints for exact resuming, after the process was killed at any instant.
 
 RUN/checkpoint/ holds
 
-    run.json               what the run is, and what it found out about itself (`training.identity`)
-    checkpoint.json        where the run stands, and the length and checksum of the two files that go with it
-    state-N.safetensors    the phase: network, moving average, optimizer, generators, sums of the epoch
-    best-N.safetensors     the best model so far, written again only when there is a better one
+    run.json               identity of the run and the values tuned at run time (`training.identity`)
+    checkpoint.json        progress of the run, and length and checksum of the two tensor files
+    state-N.safetensors    state of the phase: network, moving average, optimizer, generators, sums of the epoch
+    best-N.safetensors     the best model so far, rewritten only when there is a better one
 
-Each is written under a temporary name, synced and renamed (`files.atomic`). checkpoint.json comes last, and only after
-it are the files of the one before removed: at every instant one whole checkpoint is there, or none yet.
+Each file is written under a temporary name, synced and renamed (`files.atomic`). checkpoint.json is written last, and
+the files of the previous checkpoint are removed only after that, so that a complete checkpoint exists at every instant
+from the first one on.
 """
 
 from __future__ import annotations
@@ -36,44 +37,46 @@ from linnaeus.training.best import Best
 from linnaeus.training.snapshot import Snapshot
 
 FORMAT = 1
-SHARE = 0.02
-"""Of a run's time that checkpoints may take, where nobody says how often to write them."""
-OFTEN = 10.0
-"""Seconds that lie between two of them at least, where nobody says."""
+TIME_SHARE = 0.02
+"""Share of the run time that checkpoints may take with --checkpoint-every auto."""
+MIN_INTERVAL = 10.0
+"""Shortest time between two checkpoints with --checkpoint-every auto, in seconds."""
 
 
 @dataclass(frozen=True)
-class Every:
-    """How often to write: every so many seconds or steps; neither: as often as SHARE allows."""
+class CheckpointInterval:
+    """Time or number of steps between two checkpoints; neither: as often as TIME_SHARE allows."""
 
     seconds: float | None = None
     steps: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Every:
-        """`auto`, `30s`, `5min` or `100steps`."""
+    def parse(cls, text: str) -> CheckpointInterval:
+        """Parse `auto`, `30s`, `5min` or `100steps`."""
         if text == "auto":
             return cls()
-        for unit, worth in (("steps", 0), ("step", 0), ("min", 60), ("s", 1)):
+        for unit, seconds in (("steps", 0), ("step", 0), ("min", 60), ("s", 1)):
             number = text.removesuffix(unit).strip()
             if text.endswith(unit) and number.isdigit() and int(number) > 0:
-                return cls(seconds=float(number) * worth) if worth else cls(steps=int(number))
+                return cls(seconds=float(number) * seconds) if seconds else cls(steps=int(number))
         raise UserError(
-            f"--checkpoint-every {text}: expected auto, or a time or number of steps, as in 5min or 100steps"
+            f"--checkpoint-every {text}: expected auto, a time such as 5min, or a number of steps such as 100steps"
         )
 
 
 @dataclass
 class Checkpoint:
-    """Where a run stands."""
+    """Progress of a run."""
 
     phase: int
-    """From 1; one more than there are when all are over."""
+    """The current phase, from 1; the number of phases plus one after the last."""
     fit: Snapshot | None
-    """Inside the phase; None before its first step."""
+    """State inside the phase; None before its first step."""
     best: Best
     rows: list[Row]
+    """History so far."""
     seconds: dict[str, float]
+    """Durations so far, by part of the run."""
 
     def __str__(self) -> str:
         if self.fit is None:
@@ -83,49 +86,52 @@ class Checkpoint:
 
 @dataclass
 class Checkpoints:
-    """Writes the checkpoints of one run, when they are due, and reads the last."""
+    """Writes the checkpoints of one run when they are due, and reads the last one."""
 
     path: Path
     """The folder RUN/checkpoint."""
-    every: Every = field(default_factory=Every)
+    interval: CheckpointInterval = field(default_factory=CheckpointInterval)
     number: int = 0
+    """Number of the last checkpoint, which is part of its file names."""
     cost: float = 0.0
-    """Seconds that the last one took."""
+    """Seconds that the last checkpoint took."""
     spent: float = 0.0
-    """Seconds that all of them took."""
+    """Seconds that all checkpoints of this process took."""
     count: int = 0
+    """Checkpoints that this process wrote."""
     steps: int = 0
-    """Since the last one."""
+    """Steps since the last checkpoint."""
     written_best: tuple[int, int] | None = None
     """(phase, epoch) of the best model on the disk."""
     files: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Name -> length and checksum of the tensor files of the last checkpoint."""
 
     def __post_init__(self) -> None:
         self.written_at = time.monotonic()
 
     def due(self, steps: int = 0) -> bool:
-        """Whether it is time, `steps` after the last time this was asked."""
+        """Whether it is time for a checkpoint; `steps`: steps since the last call."""
         self.steps += steps
-        if self.every.steps is not None:
-            return self.steps >= self.every.steps
-        wait = max(OFTEN, self.cost / SHARE) if self.every.seconds is None else self.every.seconds
+        if self.interval.steps is not None:
+            return self.steps >= self.interval.steps
+        wait = max(MIN_INTERVAL, self.cost / TIME_SHARE) if self.interval.seconds is None else self.interval.seconds
         return time.monotonic() - self.written_at >= wait
 
-    def write(self, now: Checkpoint) -> None:
-        """Write `now`, whole or not at all. The one before stays until it is."""
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write `checkpoint` completely or not at all; the previous one stays until then."""
         try:
-            self._write(now)
+            self._write(checkpoint)
         except BaseException:
             self._remove_all_but(self.files)
             raise
 
-    def _write(self, now: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint) -> None:
         before, self.number = self.files, self.number + 1
         files: dict[str, dict[str, int]] = {}
         state = f"state-{self.number:06d}.safetensors"
-        if now.fit is not None:
-            files[state] = self._tensors(state, now.fit.tensors)
-        best = now.best
+        if checkpoint.fit is not None:
+            files[state] = self._tensors(state, checkpoint.fit.tensors)
+        best = checkpoint.best
         if best.figures is not None:
             kept = [name for name in before if name.startswith("best-")]
             if self.written_best == (best.phase, best.epoch) and kept:
@@ -138,13 +144,13 @@ class Checkpoints:
                 "format": FORMAT,
                 "number": self.number,
                 "files": files,
-                "phase": now.phase,
-                "fit": None if now.fit is None else now.fit.numbers,
+                "phase": checkpoint.phase,
+                "fit": None if checkpoint.fit is None else checkpoint.fit.numbers,
                 "best": None
                 if best.figures is None
                 else {"figures": best.figures.to_dict(), "phase": best.phase, "epoch": best.epoch},
-                "rows": [asdict(row) for row in now.rows],
-                "seconds": now.seconds,
+                "rows": [asdict(row) for row in checkpoint.rows],
+                "seconds": checkpoint.seconds,
             },
             allow_nan=False,
         )
@@ -154,14 +160,14 @@ class Checkpoints:
         self._remove_all_but(files)
 
     def _remove_all_but(self, files: Collection[str]) -> None:
-        """Remove the files of checkpoints that are past, or never became whole."""
+        """Remove the tensor files of older and of incomplete checkpoints."""
         for path in self.path.glob("*.safetensors"):
             if path.name not in files:
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def paid(self) -> Iterator[None]:
-        """What is done meanwhile is the cost of this checkpoint, whether it succeeds or not."""
+    def timed(self) -> Iterator[None]:
+        """Measure this block as the cost of a checkpoint, whether it succeeds or fails."""
         started = time.monotonic()
         try:
             yield
@@ -177,25 +183,25 @@ class Checkpoints:
             return {"bytes": temporary.stat().st_size, "crc32": crc32_of(temporary)}
 
     def read(self, by: str) -> Checkpoint | None:
-        """The last checkpoint, or None where there is none yet. `by`: the recipe's measure of the best model.
+        """Read the last checkpoint; None if there is none yet. `by`: the metric that chooses the best model.
 
-        Removes what a killed writer left. Raises UserError where the checkpoint was damaged after it was written.
+        Removes the remains of a killed writer. Raises JobError if the checkpoint was damaged after it was written.
         """
         for path in leftovers(self.path):
             path.unlink(missing_ok=True)
         if not (self.path / MANIFEST).exists():
             return None
-        found = self._manifest()
-        self.number, self.files = found["number"], found["files"]
+        manifest = self._manifest()
+        self.number, self.files = manifest["number"], manifest["files"]
         self._remove_all_but(self.files)
         tensors = {name.partition("-")[0]: self._read(name) for name in self.files}
         best = Best(by)
-        if found["best"] is not None:
-            best.figures, best.state = Figures.from_dict(found["best"]["figures"]), tensors["best"]
-            best.phase, best.epoch = found["best"]["phase"], found["best"]["epoch"]
+        if manifest["best"] is not None:
+            best.figures, best.state = Figures.from_dict(manifest["best"]["figures"]), tensors["best"]
+            best.phase, best.epoch = manifest["best"]["phase"], manifest["best"]["epoch"]
             self.written_best = best.phase, best.epoch
-        fit = None if found["fit"] is None else Snapshot(tensors["state"], found["fit"])
-        return Checkpoint(found["phase"], fit, best, [Row(**row) for row in found["rows"]], found["seconds"])
+        fit = None if manifest["fit"] is None else Snapshot(tensors["state"], manifest["fit"])
+        return Checkpoint(manifest["phase"], fit, best, [Row(**row) for row in manifest["rows"]], manifest["seconds"])
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path / MANIFEST
@@ -205,10 +211,13 @@ class Checkpoints:
             raise self._damaged(path, str(error)) from None
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
             raise self._damaged(path, "it does not match its checksum")
-        found = json.loads(text)
-        if found["format"] != FORMAT:
-            raise UserError(f"{path}: format {found['format']}, and this version reads {FORMAT}; resume with the other")
-        return found
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT:
+            raise UserError(
+                f"{path}: format {manifest['format']}, but this version reads format {FORMAT}; resume with the version "
+                "that wrote it"
+            )
+        return manifest
 
     def _read(self, name: str) -> dict[str, Tensor]:
         path, expected = self.path / name, self.files[name]
@@ -219,5 +228,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             raise self._damaged(path, str(error)) from None
 
-    def _damaged(self, path: Path, why: str) -> UserError:
-        return JobError(f"{path}: damaged since it was written ({why}); remove {self.path} to start from the beginning")
+    def _damaged(self, path: Path, reason: str) -> JobError:
+        return JobError(
+            f"{path}: damaged after it was written ({reason}); remove {self.path} to start from the beginning"
+        )

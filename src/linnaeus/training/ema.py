@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights (Polyak and Juditsky 1992; as used by Tan and Le 2019)."""
+"""Exponential moving average of the weights (Polyak and Juditsky 1992; as used by Tan and Le 2019)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 Net = TypeVar("Net", bound=nn.Module)
 
 
-class Average(Generic[Net]):
-    """A second copy of the network whose trained weights are an average over the recent steps.
+class MovingAverage(Generic[Net]):
+    """A copy of the network whose trained weights are averaged over the recent steps.
 
-    The decay warms up as (1 + step) / (10 + step), so that the random start is forgotten within a few steps. BatchNorm
-    buffers are copied, not averaged: they are averages already. Frozen parts stay as they are.
+    The decay warms up as (1 + step) / (10 + step), so that the random initial weights are forgotten within a few steps.
+    BatchNorm buffers are copied, since they are moving averages already. Frozen parts stay as they are.
     """
 
     def __init__(self, model: Net, decay: float):
@@ -24,11 +24,11 @@ class Average(Generic[Net]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step of `model` into the average."""
+        """Average in the weights of `model` after one more step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for mine, now in zip(self.model.parameters(), model.parameters(), strict=True):
-            if now.requires_grad:
-                mine.lerp_(now, 1 - decay)
-        for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            kept.copy_(buffer)
+        for average, current in zip(self.model.parameters(), model.parameters(), strict=True):
+            if current.requires_grad:
+                average.lerp_(current, 1 - decay)
+        for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            copied.copy_(buffer)

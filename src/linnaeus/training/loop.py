@@ -1,4 +1,4 @@
-"""fit(): the one training loop, a generator of epochs."""
+"""fit(): the training loop, a generator that yields once an epoch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from linnaeus.data.batches import Batch
 from linnaeus.distributed.engine import Engine, seed_step
@@ -16,47 +17,36 @@ from linnaeus.errors import JobError
 from linnaeus.inference.forward import answer
 from linnaeus.metrics.classification import Figures, figures
 from linnaeus.models import Network
-from linnaeus.recipe import Phase
-from linnaeus.training.ema import Average
-from linnaeus.training.optim import build_optimizer, train_mode, training_stages
+from linnaeus.training.ema import MovingAverage
+from linnaeus.training.loss import not_finite
+from linnaeus.training.optim import train_mode
+from linnaeus.training.phase import PhaseRun, Stream
 from linnaeus.training.schedule import Schedule
-from linnaeus.training.snapshot import Snapshot, Standing
-from linnaeus.training.step import Criterion, Stream, Totals, not_finite, optimizer_step
-
-Taken = tuple[Tensor, Tensor | None]
-"""(sum of the losses, number right) of a step, on the device."""
-
-
-class Above(nn.Module):
-    """What a phase runs of a network: all of it, or what lies above the cut."""
-
-    model: Network
-
-    def __init__(self, model: Network, start: str | None = None):
-        super().__init__()
-        self.model, self.start = model, start
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) if self.start is None else self.model.run(x, start=self.start)
+from linnaeus.training.snapshot import FitState, Snapshot
+from linnaeus.training.step import Optimization, StepSums
 
 
 @dataclass
 class Step:
-    """One step of the optimizer, told to whoever watches."""
+    """Progress after one optimizer step."""
 
     epoch: int
+    """From 1, inside the phase."""
     step: int
+    """From 1, inside the epoch."""
     steps: int
+    """Steps of an epoch."""
     samples: int
+    """Samples of this epoch so far."""
     means: Callable[[], tuple[float, float | None]]
-    """(mean loss, share right or None) of the epoch so far. On a GPU, asking waits for it."""
+    """Returns (mean loss, accuracy or None) of the epoch so far. On a GPU the call waits for the device."""
     snapshot: Callable[[], Snapshot]
-    """Where the phase stands after this step, to go on from there in another process."""
+    """Returns the state after this step, from which another process can continue."""
 
 
 @dataclass
 class Epoch:
-    """One epoch of training, evaluated."""
+    """One epoch of training and its validation."""
 
     epoch: int
     """From 1, inside the phase."""
@@ -64,144 +54,167 @@ class Epoch:
     train_loss: float
     """Mean over the samples, of the main head, in training mode and with augmentation."""
     train_accuracy: float | None
-    """As train_loss; None where images are mixed and have no one label."""
+    """As train_loss; None if images are mixed and have no single label."""
     valid: Figures
     seconds: float
     model: Network
-    """What was evaluated: the network, or its moving average. Save it before asking for the next epoch."""
+    """The network that was evaluated: the trained one, or its moving average. Save it before asking for the next
+    epoch."""
     snapshot: Callable[[], Snapshot] | None = None
-    """Where the phase stands after this epoch; None where there was nothing to repeat."""
+    """Returns the state after this epoch; None if the phase has a single epoch that needs no resuming."""
 
 
 def fit(
-    net: Above,
-    phase: Phase,
-    train: Stream,
-    valid: Stream,
+    run: PhaseRun,
     engine: Engine,
     *,
-    classes: int,
-    seed: int = 0,
-    first_epoch: int = 0,
-    micro: int | None = None,
-    better: Callable[[Figures], bool] | None = None,
     resume: Snapshot | None = None,
-    shrink: Callable[[int], None] = lambda micro: None,
-    watch: Callable[[Step], None] = lambda step: None,
+    better: Callable[[Figures], bool] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_out_of_memory: Callable[[int], None] | None = None,
 ) -> Iterator[Epoch]:
-    """Train `net` in place by `phase`, yielding once an epoch.
+    """Train `run.net` in place and yield after every epoch; the caller prints, saves or collects what is yielded.
 
-    The command prints what is yielded, a test collects it; any of them may evaluate or save between. `first_epoch`
-    counts the epochs of earlier phases, so that no two epochs of a run draw the same random numbers. `micro` is the
-    number of samples that go through the network at once. `better` says whether an epoch is the best yet (early stop).
-    Where the memory does not suffice on the way, it is halved, and `shrink` told; the effective batch stays.
-    With `resume` it goes on where that was taken, and does as if it had never been stopped, to the bit.
-    Raises JobError if the loss is not finite, or not even one sample fits the memory.
+    `resume` continues from a snapshot, and gives the same bits as a run that was never interrupted. `better` says
+    whether an epoch is the best so far, which early stopping needs. When the memory runs out, the micro-batch is
+    halved, `on_out_of_memory` receives its new size, and the effective batch stays the same.
+    Raises JobError if the loss is not finite, or if a single sample does not fit the memory.
     """
-    stages = training_stages(net.model, phase.train)
-    bare = build_optimizer(net.model, phase)
-    wrapped, optimizer = engine.setup(net, bare)
-    schedule = Schedule(optimizer, phase, len(train.batches))
-    average = Average(net, phase.ema) if phase.ema else None
-    criterion = Criterion(phase, train.batches.labels, classes, engine.device)
-    now = Standing(net, bare, schedule, average, engine, Totals(engine.device), micro)
+    loop = _Loop(run, engine, on_step, on_out_of_memory)
+    state, patience = loop.state, run.phase.early_stop
     if resume is not None:
-        now.put_back(resume)
+        state.restore(resume)
+    while state.epoch < run.phase.epochs and not (patience and state.since_best >= patience):
+        epoch = loop.train_epoch()
+        state.since_best = 0 if better is None or better(epoch.valid) else state.since_best + 1
+        state.next_epoch()
+        yield epoch
 
-    while now.epoch < phase.epochs and not (phase.early_stop and now.since_best >= phase.early_stop):
-        started = time.perf_counter() - now.seconds
-        train_mode(net.model, stages, phase.norms)
-        statistics = Statistics(net)
-        epoch, drawn = now.epoch, first_epoch + now.epoch
-        for batch in train.batches.epoch(drawn, now.step):
-            schedule.before_step(epoch * len(train.batches) + now.step)
 
-            def take(micro: int | None, batch: Batch = batch, drawn: int = drawn) -> Taken:
-                seed_step(seed, drawn, now.step, engine.rank)
-                return optimizer_step(wrapped, optimizer, batch, train, criterion, engine, phase, drawn, micro)
+class _Loop:
+    """The optimizer, schedule, moving average and state of one call of `fit`."""
 
-            loss, right = step_that_fits(
-                now, statistics, len(batch) - batch.portion.lead, take, shrink, engine.world_size
-            )
-            if average is not None:
-                average.update(net)
-            now.totals.add(loss, right, batch.portion.total)
-            now.totals.check(epoch, now.step, schedule.lr)
-            now.step, now.seconds = now.step + 1, time.perf_counter() - started
-            watch(Step(epoch + 1, now.step, len(train.batches), now.totals.samples, now.totals.means, now.take))
-        now.totals.check(epoch, now.step - 1, schedule.lr, now=True)
-        evaluated = net if average is None else average.model
-        result = validated(evaluated, valid, engine, epoch)
-        if not math.isfinite(result.loss):  # the last step went too far, which no training loss has shown yet
-            raise not_finite(result.loss, f"validation after epoch {epoch + 1}", schedule.lr)
-        train_loss, train_accuracy = now.totals.means()
+    def __init__(
+        self,
+        run: PhaseRun,
+        engine: Engine,
+        on_step: Callable[[Step], None] | None,
+        on_out_of_memory: Callable[[int], None] | None,
+    ):
+        self.run, self.engine, self.on_step, self.on_out_of_memory = run, engine, on_step, on_out_of_memory
+        self.steps = len(run.train.batches)
+        self.optimization = Optimization(run, engine)
+        self.schedule = Schedule(self.optimization.optimizer, run.phase, self.steps)
+        self.average = MovingAverage(run.net, run.phase.ema) if run.phase.ema else None
+        self.state = FitState(
+            run.net, self.optimization.bare_optimizer, self.schedule, self.average, engine, run.micro_batch
+        )
+
+    def train_epoch(self) -> Epoch:
+        """Train the rest of the current epoch, and evaluate."""
+        run, state, schedule = self.run, self.state, self.schedule
+        started = time.perf_counter() - state.seconds  # a resumed epoch has taken some seconds already
+        train_mode(run.net.model, run.stages, run.phase.norms)
+        buffers = BufferBackup(run.net)
+        for batch in run.train.batches.epoch(run.first_epoch + state.epoch, state.step):
+            self._train_batch(batch, buffers)
+            state.step, state.seconds = state.step + 1, time.perf_counter() - started
+            if self.on_step is not None:
+                samples, means = state.totals.samples, state.totals.means
+                self.on_step(Step(state.epoch + 1, state.step, self.steps, samples, means, state.snapshot))
+        state.totals.check_finite(state.epoch, state.step - 1, schedule.lr, always=True)
+        evaluated = run.net if self.average is None else self.average.model
+        valid = validate(evaluated, run.valid, self.engine, state.epoch)
+        if not math.isfinite(valid.loss):  # the last step diverged, which no training loss has shown yet
+            raise not_finite(valid.loss, f"validation after epoch {state.epoch + 1}", schedule.lr)
+        train_loss, train_accuracy = state.totals.means()
         lr, seconds = schedule.lr, time.perf_counter() - started
         schedule.after_epoch(
             {
                 "train_loss": train_loss,
                 "train_accuracy": math.nan if train_accuracy is None else train_accuracy,
-                "valid_loss": result.loss,
-                "valid_accuracy": result.accuracy,
+                "valid_loss": valid.loss,
+                "valid_accuracy": valid.accuracy,
             }
         )
-        now.since_best = 0 if better is None or better(result) else now.since_best + 1
-        now.next_epoch()
-        yield Epoch(epoch + 1, lr, train_loss, train_accuracy, result, seconds, evaluated.model, now.take)
+        return Epoch(state.epoch + 1, lr, train_loss, train_accuracy, valid, seconds, evaluated.model, state.snapshot)
+
+    def _train_batch(self, batch: Batch, buffers: BufferBackup) -> None:
+        """One optimizer step, and what follows from it: moving average and sums of the epoch."""
+        state = self.state
+        self.schedule.before_step(state.epoch * self.steps + state.step)
+        samples, world_size = len(batch) - batch.portion.lead, self.engine.world_size
+        step = partial(self._step, batch)
+        sums = step_within_memory(state, buffers, samples, step, self.on_out_of_memory, world_size)
+        if self.average is not None:
+            self.average.update(self.run.net)
+        state.totals.add(sums.loss, sums.correct, batch.portion.total)
+        state.totals.check_finite(state.epoch, state.step, self.schedule.lr)
+
+    def _step(self, batch: Batch, micro_batch: int | None) -> StepSums:
+        epoch = self.run.first_epoch + self.state.epoch
+        # Seeded at every try, so that a repeated or resumed step draws the same dropout masks.
+        seed_step(self.run.seed, epoch, self.state.step, self.engine.rank)
+        return self.optimization.step(batch, epoch, micro_batch)
 
 
-def validated(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
-    """The figures of `net` on the validation images, the same in all processes."""
-    found = answer(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine, engine.autocast)
-    return engine.broadcast(lambda: figures(found))
+def validate(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
+    """The metrics of `net` on the validation images, identical on all ranks."""
+    outputs = answer(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine, engine.autocast)
+    return engine.broadcast(lambda: figures(outputs))
 
 
-class Statistics:
-    """A copy of what BatchNorm has collected, so that a step that failed can be undone."""
+class BufferBackup:
+    """A copy of the BatchNorm statistics, to undo a step that failed."""
 
     def __init__(self, net: nn.Module):
-        """`net` in training mode: what is frozen collects nothing."""
+        """`net` is in training mode; frozen parts, in evaluation mode, collect no statistics."""
         buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
-        kinds = {buffer.dtype: [b for b in buffers if b.dtype == buffer.dtype] for buffer in buffers}
-        self.pairs = [([b.clone() for b in alike], alike) for alike in kinds.values()]
+        by_dtype = {buffer.dtype: [b for b in buffers if b.dtype == buffer.dtype] for buffer in buffers}
+        self.pairs = [([b.clone() for b in group], group) for group in by_dtype.values()]
 
     @torch.no_grad()
-    def keep(self) -> None:
-        for copies, buffers in self.pairs:  # all of a type at once: one launch on a GPU
+    def save(self) -> None:
+        for copies, buffers in self.pairs:  # all of one type at once: a single kernel launch on a GPU
             torch._foreach_copy_(copies, buffers)
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for copies, buffers in self.pairs:
             torch._foreach_copy_(buffers, copies)
 
 
-def step_that_fits(
-    now: Standing,
-    statistics: Statistics,
+def step_within_memory(
+    state: FitState,
+    buffers: BufferBackup,
     samples: int,
-    take: Callable[[int | None], Taken],
-    shrink: Callable[[int], None],
-    world: int = 1,
-) -> Taken:
-    """take(samples at once): one step. Where the memory does not suffice it is tried again with half as many at once,
-    which holds from then on."""
-    statistics.keep()
+    step: Callable[[int | None], StepSums],
+    on_out_of_memory: Callable[[int], None] | None,
+    world_size: int = 1,
+) -> StepSums:
+    """Call `step(micro_batch)`; when the memory runs out, halve the micro-batch for this and all later steps.
+
+    `samples`: samples of the batch in this process. Raises JobError if a single sample does not fit, and with several
+    processes at once.
+    """
+    buffers.save()
     while True:
         try:
-            return take(now.micro)
+            return step(state.micro_batch)
         except torch.OutOfMemoryError as error:
-            reason = str(error)
-        # Only here is what the failed try had taken free again: the exception held it.
-        at_once = min(now.micro or samples, samples)
-        if world > 1:  # the others are in the middle of adding up gradients, and would wait for ours
+            reason = str(error).splitlines()[0]
+        # Handled outside the except clause: while the exception lives it holds the memory of the failed step.
+        size = min(state.micro_batch or samples, samples)
+        if world_size > 1:  # the other processes wait in a collective for this one, so the step cannot be repeated
             raise JobError(
-                f"out of memory with {at_once} images at once ({reason.splitlines()[0]}); give another --out and "
-                f"--set phase.N.micro_batch={max(1, at_once // 2)}: the batch stays"
+                f"out of memory with {size} images at once ({reason}); use another --out and "
+                f"--set phase.N.micro_batch={max(1, size // 2)}, which keeps the effective batch"
             )
-        if at_once == 1:
-            raise JobError(f"out of memory with a single image at once ({reason.splitlines()[0]}); use smaller ones")
-        statistics.put_back()
+        if size == 1:
+            raise JobError(f"out of memory with a single image at once ({reason}); use a smaller data.size")
+        buffers.restore()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        now.micro = -(-at_once // 2)
-        shrink(now.micro)
+        state.micro_batch = -(-size // 2)
+        if on_out_of_memory is not None:
+            on_out_of_memory(state.micro_batch)

@@ -1,4 +1,4 @@
-"""How many samples fit at once, and how long a step takes: measured on a copy before training."""
+"""Memory and time of a training step, measured on a copy of the network before training."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnaeus.training.loop import Above
 from linnaeus.training.optim import train_mode
+from linnaeus.training.phase import AboveCut
 
-SHARE = 0.5  # of the free memory that activations may take: gradients, workspaces and other programs need the rest
+MEMORY_SHARE = 0.5
+"""Share of the free memory that activations may take; gradients, workspaces and other programs need the rest."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What one sample costs in a phase."""
+class SampleCost:
+    """Cost of one sample in a training step."""
 
     bytes: int
-    """Memory kept for the backward pass, in bytes a sample."""
+    """Memory that is kept for the backward pass."""
     seconds: float
-    """Forward and backward, in seconds a sample."""
+    """Forward and backward pass."""
 
     def micro_batch(self, batch: int, free: int) -> int:
-        """Samples that fit at once, out of a step of `batch`: equal pieces, as few as the memory allows."""
-        fits = max(1, int(SHARE * free / max(1, self.bytes)))
-        pieces = -(-batch // fits)
-        return -(-batch // pieces)
+        """The micro-batch for a batch of `batch` samples in `free` bytes: equal parts, as few as fit."""
+        fits = max(1, int(MEMORY_SHARE * free / max(1, self.bytes)))
+        count = -(-batch // fits)
+        return -(-batch // count)
 
 
-def probe(net: Above, stages: tuple[str, ...], x: Tensor) -> Probe:
-    """Run forward and backward on a copy of `net` for the samples `x`, in training mode, twice.
+def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCost:
+    """Run forward and backward twice on a copy of `net` in training mode, for the samples `x`.
 
-    What autograd keeps is counted storage by storage, so that views of one tensor count once.
+    Tensors saved by autograd are counted by storage, so that several views of one tensor count once.
     """
     twin = copy.deepcopy(net)
     train_mode(twin.model, stages)
     storages: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in twin.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in twin.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     seconds = 0.0
-    for _ in range(2):  # the first time warms caches and chooses algorithms
-        storages.clear()  # the second time, memory that was freed may or may not come back at the same place
+    for _ in range(2):  # the first pass warms caches and chooses algorithms; only the second is timed
+        storages.clear()  # freed memory may be reused at another address, so the passes are counted separately
         started = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             out = twin(x)
@@ -60,4 +61,4 @@ def probe(net: Above, stages: tuple[str, ...], x: Tensor) -> Probe:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         twin.zero_grad(set_to_none=True)
-    return Probe(sum(storages.values()) // len(x), seconds / len(x))
+    return SampleCost(sum(storages.values()) // len(x), seconds / len(x))

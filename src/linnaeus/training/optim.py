@@ -1,4 +1,4 @@
-"""Optimizers: which parameters train, in which group, at which rate."""
+"""Optimizers: the parameters that train, their groups and learning rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from linnaeus.recipe import Phase
 
 
 def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
-    """The stages that `train` names, in the network's order. Raises UserError for a stage it does not have."""
+    """The stages that `train` names, in the order of the network. Raises UserError for an unknown stage."""
     stages = model.stages
     if "all" in train:
         return stages
@@ -28,36 +28,37 @@ def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
 
 
 def freeze(model: Network, stages: Sequence[str]) -> None:
-    """Let only the parameters of `stages` have gradients."""
+    """Require gradients for the parameters of `stages` only."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(model.stage_of(name) in stages)
 
 
 def train_mode(model: Network, stages: Sequence[str], norms: str = "train") -> None:
-    """Training mode for `stages`, evaluation mode for the rest, and with `norms` "frozen" for every BatchNorm.
+    """Set `stages` to training mode and the rest to evaluation mode; with `norms` "frozen" every BatchNorm, too.
 
-    A frozen BatchNorm must not go on collecting statistics: its weights would stand still while its output drifts.
+    A frozen BatchNorm must not keep collecting statistics: its output would drift although its weights are fixed.
     """
     model.train()
     for name, module in model.named_modules():
         if name and not isinstance(module, nn.Sequential | nn.ModuleList):
-            still = norms == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            module.training = model.stage_of(name) in stages and not still
+            fixed = norms == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = model.stage_of(name) in stages and not fixed
 
 
 def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:
-    """One group a stage (two where norms are not decayed), the deepest last, holding only what trains.
+    """One group of trained parameters for each stage (two if norms are not decayed), in the order of the stages.
 
-    The learning rate falls by `lr_decay` with each stage away from the last (Howard and Ruder 2018, section 3.2).
+    The learning rate falls by the factor `lr_decay` with each stage away from the last (Howard and Ruder 2018,
+    section 3.2).
     """
-    assert isinstance(phase.lr, float), "a phase that is trained has a learning rate, found or given"
+    assert isinstance(phase.lr, float), "the learning rate is a number by now, also if the recipe says auto"
     stages = model.stages
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         depth = stages.index(model.stage_of(name))
-        decays = phase.decay_norms or parameter.ndim > 1
+        decays = phase.decay_norms or parameter.ndim > 1  # biases and BatchNorm have one dimension
         group = groups.setdefault(
             (depth, decays),
             {
@@ -69,12 +70,12 @@ def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:
         )
         group["params"].append(parameter)
     if not groups:
-        raise UserError(f"phase.train = {phase.train}: these stages have no parameters, so nothing would train")
+        raise UserError(f"phase.train = {phase.train}: these stages have no parameters to train; name other stages")
     return [groups[key] for key in sorted(groups)]
 
 
 def build_optimizer(model: Network, phase: Phase) -> torch.optim.Optimizer:
-    """The optimizer of a phase over what trains in it."""
+    """The optimizer of a phase, over the parameters that train."""
     groups = parameter_groups(model, phase)
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=phase.momentum, nesterov=phase.nesterov)

@@ -1,292 +1,281 @@
-"""A recipe's phases, one after the other: freeze, fit, keep the best."""
+"""Run the phases of a recipe in order: freeze, fit, keep the best model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 import torch
-from torch import nn
 
-from linnaeus.console import Console, counted, duration
-from linnaeus.data.batches import Batches
+from linnaeus.console import Advance, Console, counted, duration
 from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.sync_batchnorm import synced_batchnorm
-from linnaeus.errors import JobError, UserError
-from linnaeus.metrics.classification import Figures, figures
-from linnaeus.metrics.outputs import Outputs
+from linnaeus.errors import JobError
+from linnaeus.metrics.classification import Figures
 from linnaeus.models import Network
-from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.runs.history import Row
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
-from linnaeus.training.loop import Above, Epoch, Step, fit, validated
-from linnaeus.training.memory import probe
+from linnaeus.training.loop import Epoch, Step, fit
+from linnaeus.training.memory import SampleCost, measure_cost
 from linnaeus.training.optim import freeze, training_stages
-from linnaeus.training.rangetest import RangeTest, range_test
+from linnaeus.training.phase import AboveCut, PhaseRun
+from linnaeus.training.rangetest import range_test
+from linnaeus.training.recorder import Recorder
 from linnaeus.training.snapshot import Snapshot, network_state
-from linnaeus.training.step import Stream, balanced
-from linnaeus.training.stop import Stop
+from linnaeus.training.solve import solve_head
+from linnaeus.training.stop import StopSignals
 from linnaeus.training.streams import Streams
-from linnaeus.training.times import RunTimes
+from linnaeus.training.timings import Timings
 
-PROBED = 8  # samples for the trial step: enough to be past the fixed costs, few enough to take no time
+PROBED = 8
+"""Samples of the trial step: enough to outweigh fixed costs, few enough to take no time."""
 
 
 @dataclass
 class Phases:
-    """Runs the phases of `recipe` on `model`.
+    """Runs the phases of `recipe`.
 
-    `save(best)` writes the best model to the disk: the first, then with every checkpoint, and at the end of each phase.
-    An epoch of a head takes milliseconds, and a model file much longer. But for the first, the checkpoint that has the
-    same model comes before it, so that a run that is resumed never finds a better model than it knows of.
+    The best model is written after the first epoch, with every checkpoint, and at the end of each phase. It is not
+    written after every epoch, because an epoch of a head takes milliseconds and a model file takes longer. Except for
+    the first one, a model is written after the checkpoint that contains it, so that a resumed run never finds a better
+    model file than it knows of.
     """
 
     recipe: Recipe
-    model: Network
     streams: Streams
     classes: int
     engine: Engine
-    console: Console
-    save: Callable[[Best], None]
-    record: Callable[[Row], None]
-    divided: Callable[[int, int], None]
-    """Told (phase, samples at once) when that is found out."""
-    tuned: Callable[[int, RangeTest], None]
-    """Told (phase, test) where the learning rate was to be found."""
+    recorder: Recorder = field(default_factory=Recorder)
     checkpoints: Checkpoints | None = None
-    """None writes none."""
-    stop: Stop = field(default_factory=Stop)
-    rows: list[Row] = field(default_factory=list)
-    """The lines of the history so far, which `record` adds to."""
-    micro: Mapping[str, int] = field(default_factory=dict)
-    """Phase -> samples at once, where that is known from before the run was cut."""
-    seconds: RunTimes = field(default_factory=RunTimes)
-    trial: Callable[[int, Figures], None] | None = None
-    """Told (epochs so far, figures on validation) of every epoch; what it raises ends the run."""
+    """None writes neither checkpoints nor a model file: in sweeps, and on ranks above 0."""
+    stop: StopSignals = field(default_factory=StopSignals)
+    timings: Timings = field(default_factory=Timings)
+    observe: Callable[[int, Figures], None] | None = None
+    """Called with (epochs so far, validation metrics) after every epoch; an exception ends the run."""
 
     def __post_init__(self) -> None:
         self.best = Best(self.recipe.best)
-        self.unsaved = self.written = False
+        self.model_is_written = self.best_is_written = False
+
+    @property
+    def model(self) -> Network:
+        return self.streams.frozen.model
+
+    @property
+    def console(self) -> Console:
+        return self.streams.console
 
     def run(self, resume: Checkpoint | None = None) -> Best:
-        """All phases, each from the best weights so far. A KeyboardInterrupt passes through, with the best kept."""
+        """Run all phases, each from the best weights so far. After a KeyboardInterrupt, `best` holds the best model."""
         if resume is not None:
-            self.best, self.unsaved = resume.best, resume.best.figures is not None
-            self.written = self.unsaved
+            self.best, self.model_is_written = resume.best, resume.best.figures is not None
+            self.best_is_written = False
         first_epoch = 0
         for number, phase in enumerate(self.recipe.phase, start=1):
             if resume is None or number >= resume.phase:
-                within = resume.fit if resume is not None and number == resume.phase else None
-                state = self.best.state if within is None else network_state(within)
-                if state:
-                    self.model.load_state_dict(state)
-                self.since = time.perf_counter()
-                try:
-                    self._phase(number, phase, first_epoch, within)
-                    if self.engine.broadcast(lambda: self.unsaved):
-                        self._stand(number + 1, None, now=True)
-                finally:
-                    self._flush()
-                    self._lap(number)
+                snapshot = resume.fit if resume is not None and number == resume.phase else None
+                self._run_phase(number, phase, first_epoch, snapshot)
             first_epoch += phase.epochs
         return self.best
 
-    def _stand(
-        self, number: int, snapshot: Callable[[], Snapshot] | None, steps: int = 0, *, now: bool = False
-    ) -> None:
-        """Between two steps: write down where the run stands if it is time, and end it if somebody wants that."""
-        due = self.checkpoints is not None and self.checkpoints.due(steps)
-        # So that all end after the same step. A signal that comes from here on waits for the next time.
-        wanted = self.engine.all_reduce_max(self.stop.wanted)
-        if self.checkpoints is not None and (due or now or wanted is not None):
-            self._lap(number if snapshot is not None else number - 1)
-            fit = None if snapshot is None else snapshot()
-            try:
-                with self.checkpoints.paid():
-                    self.checkpoints.write(Checkpoint(number, fit, self.best, self.rows, dict(self.seconds)))
-                    self._flush()
-            except JobError as error:  # the run may end well without it
-                self.console.warn(f"{error}; the run goes on, and could only be resumed from an earlier place")
-        self.stop.end(wanted)
+    def _run_phase(self, number: int, phase: Phase, first_epoch: int, snapshot: Snapshot | None) -> None:
+        """One phase from the best weights so far, or from `snapshot`; then a checkpoint, if there is a better model."""
+        state = self.best.state if snapshot is None else network_state(snapshot)
+        if state:
+            self.model.load_state_dict(state)
+        self.phase_started = time.perf_counter()
+        try:
+            self._train_phase(number, phase, first_epoch, snapshot)
+            if self.engine.broadcast(lambda: self._has_unwritten_best()):
+                self._between_steps(number + 1, None, checkpoint=True)
+        finally:
+            self._write_model()
+            self._update_timings(number)
 
-    def _lap(self, number: int) -> None:
-        """Bring the seconds up to date."""
-        self.seconds.lap(f"phase {number}", self.since)
-        self.seconds.total()
-        self.since = time.perf_counter()
-
-    def _phase(self, number: int, phase: Phase, first_epoch: int, resume: Snapshot | None) -> None:
+    def _train_phase(self, number: int, phase: Phase, first_epoch: int, snapshot: Snapshot | None) -> None:
+        """Freeze what does not train, and train or solve the rest."""
         stages = training_stages(self.model, phase.train)
         freeze(self.model, stages)
         frozen = {n: b.clone() for n, b in self.model.named_buffers() if self.model.stage_of(n) not in stages}
         self.model.to(self.engine.device)
         self.console.say(f"phase {number}: {', '.join(phase.train)}")
         cut, train, valid = self.streams.of(number - 1)
-        net = Above(self.model, cut)
+        net = AboveCut(self.model, cut)
+        run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
-            self._finish(number, phase, self._solve_head(phase, net, train, valid), stages)
+            epoch = solve_head(run, self.streams.train.groups, self.engine, self.console)
+            self._after_epoch(run, epoch)
             return
-        micro = self._announce(number, phase, stages, net, train, valid)
+        run.micro_batch = self._choose_micro_batch(run)
         with synced_batchnorm(self.model) if self._synced(phase) else nullcontext():
             if phase.lr == "auto":
-                phase = phase.model_copy(update={"lr": self._find_rate(number, phase, first_epoch, net, train, micro)})
-            self._train(number, phase, first_epoch, resume, stages, net, train, valid, micro)
+                run.phase = phase.model_copy(update={"lr": self._find_rate(run)})
+            self._fit(run, snapshot)
         for name, buffer in frozen.items():
             now = self.model.get_buffer(name)
             assert torch.equal(buffer.to(now.device), now), f"{name} is frozen and changed in phase {number}"
 
-    def _synced(self, phase: Phase) -> bool:
-        """Whether BatchNorm sees the samples of all processes."""
-        return phase.norms == "synced" and self.engine.world_size > 1
-
-    def _train(
-        self, number: int, phase: Phase, first_epoch: int, resume: Snapshot | None, stages: tuple[str, ...], net: Above,
-        train: Stream, valid: Stream, micro: int,
-    ) -> None:  # fmt: skip
-        """The epochs of a phase, each written down and shown."""
-        with self.console.progress(f"phase {number}") as advance:
-
-            def watch(step: Step) -> None:
-                if self.recipe.log_every and step.step % self.recipe.log_every == 0:
-                    loss, _ = step.means()
-                    self.console.say(f"  epoch {step.epoch}  step {step.step} of {step.steps}  loss {loss:.4f}")
-                if self.console.terminal:
-                    loss, accuracy = step.means()
-                    note = f"epoch {step.epoch}/{phase.epochs}  loss {loss:.3f}"
-                    note += f"  accuracy {accuracy:.1%}" if accuracy is not None else ""
-                    done = (step.epoch - 1) * train.batches.samples + step.samples
-                    advance(done, phase.epochs * train.batches.samples, note)
-                self._stand(number, step.snapshot, 1)
-
-            def shrink(micro: int) -> None:
-                self.divided(number, micro)
-                self.console.warn(
-                    f"phase {number}: out of memory; from here on {micro} images at once. The batch stays "
-                    f"{phase.batch}, and micro_batch in recipe.toml says so"
-                )
-
+    def _fit(self, run: PhaseRun, snapshot: Snapshot | None) -> None:
+        """Train the epochs of a phase, and record each."""
+        with self.console.progress(f"phase {run.number}") as advance:
             epochs = fit(
-                net, phase, train, valid, self.engine,
-                classes=self.classes, seed=self.recipe.seed, first_epoch=first_epoch, micro=micro,
-                better=self.best.beaten_by, resume=resume, shrink=shrink, watch=watch,
-            )  # fmt: skip
-            with self.stop.between_steps():
+                run,
+                self.engine,
+                resume=snapshot,
+                better=self.best.beaten_by,
+                on_step=partial(self._after_step, run, advance),
+                on_out_of_memory=partial(self._after_out_of_memory, run),
+            )
+            with self.stop.deferring():
                 for epoch in epochs:
-                    self._finish(number, phase, epoch, stages)
-                    self._stand(number, epoch.snapshot)
-            self.stop.end(self.engine.all_reduce_max(self.stop.wanted))
+                    self._after_epoch(run, epoch)
+                    self._between_steps(run.number, epoch.snapshot)
+            self.stop.obey(self.engine.all_reduce_max(self.stop.pending))
 
-    def _find_rate(self, number: int, phase: Phase, first_epoch: int, net: Above, train: Stream, micro: int) -> float:
-        """The learning rate by a range test on a copy of the network."""
-        with self.console.progress(f"phase {number}, range test", "steps") as advance:
-            found = range_test(
-                net, phase, train, self.engine,
-                classes=self.classes, seed=self.recipe.seed, epoch=first_epoch, micro=micro, watch=advance,
-            )  # fmt: skip
-        test = self.engine.broadcast(lambda: found)
-        self.tuned(number, test)
-        self.console.say(
-            f"  lr = auto: {test.chosen:g}, {test.why}, in {len(test.losses)} steps from {test.rates[0]:.0e} "
-            f"to {test.rates[-1]:.0e}"
+    def _after_step(self, run: PhaseRun, advance: Advance, step: Step) -> None:
+        """Show the progress; write a checkpoint or stop if it is time."""
+        if self.recipe.log_every and step.step % self.recipe.log_every == 0:
+            loss, _ = step.means()
+            self.console.say(f"  epoch {step.epoch}  step {step.step} of {step.steps}  loss {loss:.4f}")
+        if self.console.terminal:  # elsewhere nobody sees it, and on a GPU the means cost time
+            loss, accuracy = step.means()
+            note = f"epoch {step.epoch}/{run.phase.epochs}  loss {loss:.3f}"
+            note += f"  accuracy {accuracy:.1%}" if accuracy is not None else ""
+            samples = run.train.batches.samples
+            advance((step.epoch - 1) * samples + step.samples, run.phase.epochs * samples, note)
+        self._between_steps(run.number, step.snapshot, 1)
+
+    def _after_out_of_memory(self, run: PhaseRun, micro_batch: int) -> None:
+        """Record the smaller micro-batch."""
+        self.recorder.record_micro_batch(run.number, micro_batch)
+        self.console.warn(
+            f"phase {run.number}: out of memory; from now on {micro_batch} images at once. The effective batch stays "
+            f"{run.phase.batch}; recipe.toml records the new micro_batch"
         )
-        return test.chosen
 
-    def _solve_head(self, phase: Phase, net: Above, train: Stream, valid: Stream) -> Epoch:
-        """Put the best linear head on the stored vectors: an epoch of its own, with nothing to repeat."""
-        started = time.perf_counter()
-        linear = [m for part in net.model.modules_of("head") for m in part.modules() if isinstance(m, nn.Linear)]
-        if len(linear) != 1:
-            raise UserError(f'head = "auto": the head of {net.model.arch["name"]} is not one linear layer; train it')
-
-        def solve() -> tuple[LinearProbe, Figures]:
-            rows, views = train.batches.rows, train.batches.views
-            batches = Batches(rows, train.batches.labels, batch=512, views=views, device=self.engine.device)
-            vectors = torch.cat([train.prepare(b, view) for view in range(views) for b in batches.epoch(view)])
-            labels = np.tile(batches.labels, views)
-            weights = balanced(labels, self.classes) if phase.class_weights == "balanced" else None
-            head = fit_linear_probe(
-                vectors, labels, self.classes, weights=weights, views=views, seed=self.recipe.seed,
-                groups=self.streams.train.groups,
-            )  # fmt: skip
-            learned = figures(Outputs(labels, (vectors @ head.weight.T + head.bias).cpu().numpy()))
-            right = (head.probabilities.argmax(1) == labels).mean()
-            self.console.say(
-                f"  a linear head on {len(labels)} vectors of {vectors.shape[1]}: penalty {head.penalty:g} of "
-                f"{len(head.losses)} tried, {right:.2%} right by cross-validation over the training images"
-            )
-            return replace(head, weight=head.weight.cpu(), bias=head.bias.cpu()), learned
-
-        head, learned = self.engine.broadcast(solve)
-        with torch.no_grad():
-            linear[0].weight.copy_(head.weight)
-            linear[0].bias.copy_(head.bias)
-        result = validated(net, valid, self.engine)
-        seconds = time.perf_counter() - started
-        return Epoch(1, 0.0, learned.loss, learned.accuracy, result, seconds, net.model)
-
-    def _finish(self, number: int, phase: Phase, epoch: Epoch, stages: tuple[str, ...]) -> None:
-        """An epoch is over: write its row, keep the model if it is the best, say how it went."""
-        v = epoch.valid
-        self.record(
+    def _after_epoch(self, run: PhaseRun, epoch: Epoch) -> None:
+        """Record the history row, keep the model if it is the best, print the result."""
+        valid, phase = epoch.valid, run.phase
+        self.recorder.add_epoch(
             Row(
-                number, epoch.epoch, epoch.lr, epoch.train_loss, epoch.train_accuracy, v.loss, v.accuracy, epoch.seconds
+                run.number,
+                epoch.epoch,
+                epoch.lr,
+                epoch.train_loss,
+                epoch.train_accuracy,
+                valid.loss,
+                valid.accuracy,
+                epoch.seconds,
             )
         )
-        best = self.best.beaten_by(v)
-        if best:
-            self.best.keep(v, number, epoch.epoch, epoch.model, stages)
-            first, self.unsaved = not self.written, True
-            if first:
-                self._flush()
+        is_best = self.best.beaten_by(valid)
+        if is_best:
+            self.best.keep(valid, run.number, epoch.epoch, epoch.model, run.stages)
+            self.best_is_written = False
+            if not self.model_is_written:
+                self._write_model()
         accuracy = "" if epoch.train_accuracy is None else f" accuracy {epoch.train_accuracy:6.2%}"
         self.console.say(
             f"  epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}  "
             f"{'solved' if phase.head == 'auto' else f'lr {epoch.lr:.2e}'}"
             f"  train loss {epoch.train_loss:.4f}{accuracy}"
-            f"  valid loss {v.loss:.4f} accuracy {v.accuracy:6.2%}{' *' if best else '  '}  {duration(epoch.seconds)}"
+            f"  valid loss {valid.loss:.4f} accuracy {valid.accuracy:6.2%}{' *' if is_best else '  '}  "
+            f"{duration(epoch.seconds)}"
         )
-        if self.trial is not None:
-            self.trial(len(self.rows), v)
+        if self.observe is not None:
+            self.observe(len(self.recorder.rows), valid)
 
-    def _flush(self) -> None:
+    def _between_steps(
+        self, number: int, snapshot: Callable[[], Snapshot] | None, steps: int = 0, *, checkpoint: bool = False
+    ) -> None:
+        """Write a checkpoint if one is due, and stop if a signal asks for it.
+
+        `number`: the phase to resume in; `snapshot`: its state, None at its start; `steps`: steps since the last call.
+        """
+        due = self.checkpoints is not None and self.checkpoints.due(steps)
+        # All ranks stop after the same step. A signal that arrives after this line waits for the next call.
+        signal = self.engine.all_reduce_max(self.stop.pending)
+        if self.checkpoints is not None and (due or checkpoint or signal is not None):
+            self._update_timings(number if snapshot is not None else number - 1)
+            fit_state = None if snapshot is None else snapshot()
+            rows, timings = self.recorder.rows, dict(self.timings)
+            try:
+                with self.checkpoints.timed():
+                    self.checkpoints.write(Checkpoint(number, fit_state, self.best, rows, timings))
+                    self._write_model()
+            except JobError as error:  # the run may still finish without it
+                self.console.warn(f"{error}; the run continues, but can only be resumed from the previous checkpoint")
+        self.stop.obey(signal)
+
+    def _has_unwritten_best(self) -> bool:
+        return self.best.figures is not None and not self.best_is_written
+
+    def _write_model(self) -> None:
         """Write the best model, unless the file holds it already."""
-        if self.unsaved:
-            self.save(self.best)
-            self.unsaved, self.written = False, True
+        if self._has_unwritten_best():
+            if self.checkpoints is not None:
+                self.recorder.save_model(self.best)
+            self.best_is_written = self.model_is_written = True
 
-    def _announce(
-        self, number: int, phase: Phase, stages: tuple[str, ...], net: Above, train: Stream, valid: Stream
-    ) -> int:
-        """Try one step on a copy; say what trains, at what cost. Returns the number of samples to run at once."""
-        batch = next(iter(train.batches.epoch())).part(0, PROBED)
-        x = train.prepare(batch, 0)
-        world = self.engine.world_size
-        share, together = -(-phase.batch // world), world if self._synced(phase) else 1
-        cost = self.engine.broadcast(lambda: probe(net, stages, x))
-        known = phase.micro_batch or self.micro.get(str(number), 0)
+    def _update_timings(self, number: int) -> None:
+        """Add the time since the last call to phase `number`."""
+        self.timings.add_since(f"phase {number}", self.phase_started)
+        self.timings.update_total()
+        self.phase_started = time.perf_counter()
+
+    def _synced(self, phase: Phase) -> bool:
+        """Whether BatchNorm uses the samples of all processes."""
+        return phase.norms == "synced" and self.engine.world_size > 1
+
+    def _find_rate(self, run: PhaseRun) -> float:
+        """The learning rate by a range test on a copy of the network."""
+        with self.console.progress(f"phase {run.number}, range test", "steps") as advance:
+            local_test = range_test(run, self.engine, advance)
+        test = self.engine.broadcast(lambda: local_test)
+        self.recorder.record_rate(run.number, test)
+        self.console.say(
+            f"  lr = auto: {test.chosen:g}, {test.reason}, in {len(test.losses)} steps from {test.rates[0]:.0e} to "
+            f"{test.rates[-1]:.0e}"
+        )
+        return test.chosen
+
+    def _choose_micro_batch(self, run: PhaseRun) -> int:
+        """Measure one step on a copy and print what trains at which cost; return the micro-batch of this process."""
+        phase, world_size = run.phase, self.engine.world_size
+        batch = next(iter(run.train.batches.epoch())).part(0, PROBED)
+        x = run.train.prepare(batch, 0)
+        local_batch = -(-phase.batch // world_size)
+        # With synchronized BatchNorm a micro-batch is what all processes run at once, otherwise what each of them runs.
+        shared_by = world_size if self._synced(phase) else 1
+        cost = self.engine.broadcast(lambda: measure_cost(run.net, run.stages, x))
+        known = phase.micro_batch or self.recorder.micro_batches.get(str(run.number), 0)
         if known:
-            micro = min(-(-known // together), share)
+            micro_batch = min(-(-known // shared_by), local_batch)
         else:
             free = free_memory(self.engine.device)
             if self.engine.device.type == "cpu":
                 free //= self.engine.local_world_size
-            micro = cost.micro_batch(share, min(self.engine.all_gather(free)))
-        self.divided(number, min(micro * together, phase.batch))
+            micro_batch = cost.micro_batch(local_batch, min(self.engine.all_gather(free)))
+        self.recorder.record_micro_batch(run.number, min(micro_batch * shared_by, phase.batch))
+        self._announce(run, cost, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")
+        return micro_batch
+
+    def _announce(self, run: PhaseRun, cost: SampleCost, x: torch.Tensor, division: str) -> None:
+        """Print the size of the phase and the time that it will take."""
+        phase, world_size, batches = run.phase, self.engine.world_size, run.train.batches
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        pieces = f", {share} for each process" if world > 1 else ""
-        pieces += "" if micro >= share else f" in pieces of {micro}, which fit the memory"
-        # Evaluation is a forward pass, about a third of a step's work.
-        seconds = phase.epochs * cost.seconds * (train.batches.samples + valid.batches.samples / 3) / world
-        shape = (min(phase.batch, train.batches.samples), *x.shape[1:])
-        work = f"{counted(phase.epochs, 'epoch')} of {counted(len(train.batches), 'step')}"
+        work = f"{counted(phase.epochs, 'epoch')} of {counted(len(batches), 'step')}"
+        shape, dtype = (min(phase.batch, batches.samples), *x.shape[1:]), str(x.dtype).removeprefix("torch.")
+        per_process = f", {-(-phase.batch // world_size)} for each process" if world_size > 1 else ""
+        # Evaluation is a forward pass, about a third of the work of a training step.
+        seconds = phase.epochs * cost.seconds * (batches.samples + run.valid.batches.samples / 3) / world_size
         self.console.say(
-            f"  {trained:,} parameters train, {work}; batch {shape} {str(x.dtype).removeprefix('torch.')}{pieces}; "
-            f"about {duration(seconds)}"
+            f"  {trained:,} trained parameters, {work}; batch {shape} {dtype}{per_process}{division}; about "
+            f"{duration(seconds)}"
         )
-        return micro

@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.engine import Engine
-from linnaeus.distributed.environment import process_info
+from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import is_connection_error
 from linnaeus.errors import JobError, LostError, UserError
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
-from linnaeus.runs.layout import CHECKPOINT
 from linnaeus.runs.lock import clear
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
-from linnaeus.training.checkpoint import Checkpoints, Every
-from linnaeus.training.finish import Run, finish
-from linnaeus.training.identity import Identity, identify, known_by
-from linnaeus.training.job import Job
-from linnaeus.training.optim import training_stages
+from linnaeus.training.checkpoint import Checkpoint, CheckpointInterval, Checkpoints
+from linnaeus.training.finalize import Ending, Run, finalize
 from linnaeus.training.phases import Phases
-from linnaeus.training.prepare import (
-    build_network,
-    check_size,
-    load_samples,
-    measure_pixels,
-    open_split,
-    preprocessing_of,
-    resolve_recipe,
-)
-from linnaeus.training.request import Request, latest
-from linnaeus.training.stop import StoppedError, Terminated
+from linnaeus.training.prepare import FinishedRun, Prepared, plan_run, prepare
+from linnaeus.training.recorder import RunRecorder
+from linnaeus.training.request import Request
+from linnaeus.training.stop import StoppedError, StopSignals, Terminated
 from linnaeus.training.streams import Streams
+from linnaeus.training.timings import Timings
+from linnaeus.training.workspace import Workspace
+
+Observer = Callable[[int, Figures], None]
+"""observe(epochs so far, validation metrics)"""
 
 
 def train(
@@ -65,325 +59,202 @@ def train(
     draw: bool = True,
     devices: int | None = None,
     console: Console | None = None,
-    trial: Callable[[int, Figures], None] | None = None,
+    trial: Observer | None = None,
 ) -> Run:
-    """Train a classifier on `source` and leave everything about it in a run folder.
+    """Train a classifier on `source` and write a run folder.
 
-    `source` is what the command takes, or a table of your own. `recipe` is a name, a file, or a Recipe; without one it
-    is chosen from the data. `model` is the name of a network, `file.py:function`, or a module of your own; `weights` a
-    name, a file or "none"; `epochs` a number for each phase; `settings` dotted keys on the recipe, such as
-    {"phase.1.lr": 1e-3}. `strict` refuses a source with unreadable images instead of leaving them out. Ctrl-C ends
-    the run with the best model so far.
+    The arguments are those of the command line. Besides, `source` may be a Table, `recipe` a Recipe, `model` a module,
+    and `settings` maps dotted recipe keys to values: {"phase.1.lr": 1e-3}. Without `draw` the run has no plots and no
+    report. `devices` is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is
+    called after each epoch, n counted over all phases, and may raise an exception to end the run; such a run writes
+    only its recipe and history, and does not look at test images.
 
-    With `resume`, a run that was cut goes on and ends as if it had not been, to the bit on CPU: the run in `out`, or
-    `source` itself where that is a run folder, or else the last of runs/<recipe>-<n> on that source. Where there
-    is none, a new one begins. One process at a time works in a run folder. `checkpoint_every`: "auto", as often as
-    takes 2 % of the time; or "5min", or "100steps".
-    Without `draw` there are no curves, images and report, which take longer than a very small network.
-
-    Several processes train one network where torchrun or srun starts this in each of them; the first one writes and
-    prints. `devices` is how many there are on this machine: from Python it can only be checked.
-
-    `trial(number, figures)` is told the validation of every epoch, counted over all phases, and ends the run by an
-    exception. A run with it is one of many, of which only figures are wanted: it leaves its recipe and history, and
-    neither a model nor a checkpoint nor what is made from one, and no test image is looked at.
-    Raises UserError for wrong input, and JobError where the input was right and the run failed all the same; one of
-    these is StoppedError, after SIGTERM, and another LostError, where another process is gone.
+    Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;
+    its subclasses are StoppedError after SIGTERM and LostError if another process has ended.
     """
-    here = process_info()
-    if devices is not None and devices != here.local_world_size:
-        raise UserError(
-            f"devices = {devices}, and this is one process of {here.local_world_size} on this machine; start it with "
-            f"torchrun --nproc-per-node {devices}, or as linnaeus train --devices {devices}"
-        )
-    if trial is not None and here.world_size > 1:
-        raise UserError("a sweep runs each of its trials in one process; start several sweeps on one study instead")
-    job = Job((console or Console()) if here.is_main else Console(silent=True), draw)
-    place_ = None if out is None else Path(out)
-    request = Request(source, recipe, model, weights, epochs, settings, seed, device, place_, strict, resume)
-    checkpoints = Checkpoints(Path(), Every.parse(checkpoint_every))
-    with job.stop.listening(), steady_heap():
+    place = None if out is None else Path(out)
+    request = Request(source, recipe, model, weights, epochs, settings, seed, device, place, strict, resume)
+    info = process_info()
+    _check_processes(info, devices, trial)
+    console = (console or Console()) if info.is_main else Console(silent=True)
+    session = Session(console, CheckpointInterval.parse(checkpoint_every), tensorboard, draw)
+    with session.stop.listening(), steady_heap(), _errors_explained(session.workspace):
+        return _train(request, session, trial)
+
+
+@dataclass
+class Session:
+    """How this process carries out a run; nothing here changes the result."""
+
+    console: Console
+    checkpoint_interval: CheckpointInterval
+    tensorboard: bool
+    draw: bool
+    workspace: Workspace = field(default_factory=Workspace)
+    stop: StopSignals = field(default_factory=StopSignals)
+    timings: Timings = field(default_factory=Timings)
+
+
+def _train(request: Request, session: Session, trial: Observer | None) -> Run:
+    """The steps of a run: plan, prepare, train, evaluate."""
+    started, console = time.perf_counter(), session.console
+    engine = Engine(request.device)  # first, because a missing device is the cheapest error to detect
+    plan = plan_run(request, engine, console)
+    if isinstance(plan, FinishedRun):
+        console.say(f"run       {plan.path} is finished: there is nothing to resume")
+        return engine.broadcast(lambda: _read_finished(plan.path))
+    if plan.recipe.precision != "auto":
+        engine = Engine(request.device, plan.recipe.precision)
+    prepared = prepare(plan, session.workspace, engine, console)
+    session.timings.add_since("prepare", started)
+    _introduce(prepared)
+    recorder = RunRecorder(prepared)
+    if trial is not None:
+        return _run_trial(prepared, recorder, session, trial)
+    ending = _run_phases(prepared, recorder, session)
+    run = finalize(prepared, recorder, ending)
+    if not ending.interrupted and engine.is_main:
+        prepared.folder.close()
+    return run
+
+
+def _run_phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Ending:
+    """Train all phases, from the last checkpoint if there is one. Ctrl-C keeps the best model so far."""
+    engine, console, folder = prepared.engine, prepared.console, prepared.folder
+    checkpoints = Checkpoints(folder.checkpoint, session.checkpoint_interval)
+    checkpoint = engine.broadcast(lambda: _last_checkpoint(prepared, checkpoints))
+    if checkpoint is not None:
+        console.say(f"resumed   {checkpoint}")
+        session.timings.add_earlier(checkpoint.seconds)
+    phases = _phases(prepared, recorder, session)
+    phases.checkpoints = checkpoints if engine.is_main else None
+    interrupted = False
+    with folder.tensorboard(session.tensorboard and engine.is_main):
         try:
-            return _train(job, request, checkpoints, tensorboard, trial)
-        except BaseException as error:
-            if hasattr(job, "folder") and here.is_main:
-                job.folder.abandon()
-            if isinstance(error, Terminated):
-                raise StoppedError(f"stopped by SIGTERM; {job.to_go_on()}") from None
-            if isinstance(error, torch.OutOfMemoryError):
-                raise JobError(f"out of memory on {job.engine.describe()}; {job.to_go_on()}") from None
-            if isinstance(error, RuntimeError) and here.world_size > 1 and is_connection_error(error):
-                raise LostError(f"another process of this run has ended; {job.to_go_on()}") from error
+            phases.run(checkpoint)
+        except Terminated:
             raise
-        finally:
-            job.release()
+        except KeyboardInterrupt:
+            if phases.best.figures is None:
+                raise JobError(f"stopped before the first epoch was over; {session.workspace.advice()}") from None
+            interrupted = True
+            console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
+        except JobError as error:
+            if phases.best.figures is None:
+                raise
+            epoch = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
+            raise JobError(f"{error}; the best model so far ({epoch}) is in {folder.model}") from None
+        except UnreadableError as error:  # only if images are decoded in every epoch
+            raise JobError(f"{error}; it was readable when the run began. {session.workspace.advice()}") from None
+    console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
+    return Ending(phases.best, interrupted, session.timings, session.draw)
 
 
-def _train(
-    job: Job,
-    request: Request,
-    checkpoints: Checkpoints,
-    tensorboard: bool,
-    trial: Callable[[int, Figures], None] | None,
-) -> Run:
-    """From the request to the finished run."""
-    since = time.perf_counter()
-    job.engine = Engine(request.device)  # a device that is not there is the cheapest thing to find
-    request = _completed(job.engine, request)
-    finished = job.engine.broadcast(lambda: request.finished)
-    if not finished:
-        job.recipe, table = job.engine.local_main_first(
-            lambda: resolve_recipe(
-                request.source, request.recipe, request.model, request.weights, request.epochs, request.settings,
-                request.seed, job.console,
-            )
-        )  # fmt: skip
-        if request.resume and request.out is None:
-            request = replace(request, out=job.engine.broadcast(lambda: latest(job.recipe.name, place(table.source))))
-            finished = job.engine.broadcast(lambda: request.finished)
-    if finished:
-        job.console.say(f"run       {request.out} is finished: there is nothing to resume")
-        return job.engine.broadcast(lambda: _finished(request))
-    _prepare(job, request, table)
-    job.seconds.lap("prepare", since)
-    _introduce(job)
-    return _run(job, checkpoints, tensorboard, trial)
+def _last_checkpoint(prepared: Prepared, checkpoints: Checkpoints) -> Checkpoint | None:
+    """Read the last checkpoint, if there is one, and cut the history back to its epochs."""
+    checkpoint = checkpoints.read(prepared.recipe.best)
+    prepared.folder.start([] if checkpoint is None else checkpoint.rows)
+    return checkpoint
 
 
-def _completed(engine: Engine, request: Request) -> Request:
-    """The request, completed from the run that is to go on; by the first process, who sees its folder for sure."""
-
-    def complete() -> tuple[str | Path, Path | None, str | Recipe | None]:
-        found = request.completed()
-        assert not isinstance(found.source, Table)
-        return found.source, found.out, found.recipe
-
-    if isinstance(request.source, Table):
-        return request
-    source, out, recipe = engine.broadcast(complete)
-    return replace(request, source=source, out=out, recipe=recipe)
+def _run_trial(prepared: Prepared, recorder: RunRecorder, session: Session, observe: Observer) -> Run:
+    """Train for the validation metrics alone: no checkpoints, no model file, no final evaluation."""
+    prepared.folder.start([])
+    phases = _phases(prepared, recorder, session)
+    phases.observe = observe
+    best = phases.run()
+    assert best.figures is not None
+    return Run(prepared.folder.path, best, {"valid": best.figures}, dict(session.timings))
 
 
-def _finished(request: Request) -> Run:
-    """The run that was to go on, and is over."""
-    assert request.out is not None
-    clear(request.out)
-    RunFolder(request.out).close()
-    return Run.read(request.out)
-
-
-def _prepare(job: Job, request: Request, table: Table) -> None:
-    """Everything before the first epoch. What can be wrong with the input is found here, the cheap things first."""
-    if job.recipe.precision != "auto":
-        job.engine = Engine(request.device, job.recipe.precision)
-    engine = job.engine
-    with engine.propagate_errors():
-        job.table = open_split(table, job.recipe, job.console)
-        # The place is found before there is a run folder, which may have the name of the source.
-        job.identity = identify(job.recipe, job.table, engine.environment(), place(job.table.source))
-    if len(set(engine.all_gather(job.fingerprint))) > 1:
-        raise UserError(f"{table.source}: is not the same on all machines")
-    continues = engine.broadcast(lambda: request.continues)
-    if continues:
-        engine.broadcast(lambda: _hold(job, request))
-    before = engine.broadcast(lambda: _same_run(job, request) if continues else None)
-    if before is not None:
-        job.identity.recipe = before.recipe
-        job.identity.found = before.found
-        job.recipe = before.found.apply(Recipe.model_validate(before.recipe))
-    if not continues:
-        engine.broadcast(lambda: RunFolder.check(request.out))
-    torch.manual_seed(job.recipe.seed)
-    channels = _build(job, request)
-    job.folder = RunFolder(engine.broadcast(lambda: _open_folder(job, request, continues).path))
-    job.folder.resumed = continues
-    job.samples, bad = engine.local_main_first(
-        lambda: load_samples(job.table, job.recipe, job.preprocessing, request.strict, job.console)
-    )
-    job.bad = len(bad)
-    with engine.propagate_errors():
-        if engine.is_main:
-            _inspect(job, request, bad)
-        else:
-            job.inspection = Inspection()
-    if job.recipe.data.normalise == "data":
-        job.preprocessing = engine.broadcast(lambda: measure_pixels(job.samples["train"], job.preprocessing))
-    assert job.preprocessing.channels == channels
-    engine.broadcast(lambda: _identify_pixels(job, before))
-
-
-def _build(job: Job, request: Request) -> int:
-    """The network, and the preprocessing as far as it is known before an image is read. Returns the channels."""
-    wanted = job.recipe.data.channels
-    channels = (job.table.channels or 3) if wanted == "auto" else wanted
-    module = request.model if isinstance(request.model, nn.Module) else None
-    job.network, normalisation = job.engine.local_main_first(
-        lambda: build_network(job.recipe, len(job.table.classes), channels, module, job.console)
-    )
-    with job.engine.propagate_errors():
-        check_size(job.network, job.recipe, channels)
-        for phase in job.recipe.phase:
-            training_stages(job.network, phase.train)
-    job.preprocessing = preprocessing_of(job.recipe, channels, normalisation)
-    return channels
-
-
-def _hold(job: Job, request: Request) -> None:
-    """Keep others out of the folder of the run that is to go on. Raises UserError where one has just finished it."""
-    assert request.out is not None
-    job.hold(request.out)
-    if request.finished:
-        raise UserError(f"{request.out}: another process has finished this run since; there is nothing left to resume")
-
-
-def _open_folder(job: Job, request: Request, continues: bool) -> RunFolder:
-    """The run folder, with what is known before an image is read."""
-    if continues:
-        assert request.out is not None
-        folder = RunFolder.resume(request.out)
-    else:
-        folder = RunFolder.create(request.out, job.recipe.name)
-        job.hold(folder.path)
-    job.folder = folder  # from here on there is something to abandon
-    folder.write_recipe(job.recipe)
-    folder.write_split(job.table)
-    return folder
-
-
-def _inspect(job: Job, request: Request, bad: list[tuple[str, str]]) -> None:
-    """Write down what is wrong with the images. Raises UserError where --strict refuses that."""
-    source = job.table.source
-    job.folder.write_bad_images(bad)
-    if bad and request.strict:
-        first, advice = ": ".join(bad[0]), "remove them, or go on without --strict, which names them all"
-        raise UserError(f"{source}: {len(bad)} unreadable image(s), such as {first}; {advice}")
-    job.inspection = inspect(job.table, job.console)
-    job.folder.write_check(job.inspection)
-    if job.inspection.leaked and request.strict:
-        counts = " and ".join(f"{len(found)} {split}" for split, found in job.inspection.leaked.items())
-        raise UserError(
-            f"{source}: copies of {counts} image(s) stand in an earlier split; remove them (`linnaeus check` "
-            "names them), or go on without --strict: figures then come with and without them"
-        )
-
-
-def _identify_pixels(job: Job, before: Identity | None) -> None:
-    """Write down what the decoded images are known by; refuse others than the run had `before`."""
-    job.identity.pixels = {split: known_by(samples.rows) for split, samples in job.samples.items()}
-    if before is not None:
-        before.refuse(job.folder.path, before.other_pixels(job.identity))
-    job.identity.write(job.folder.checkpoint)
-
-
-def _same_run(job: Job, request: Request) -> Identity | None:
-    """What the run that is to go on says of itself. Raises UserError where it is another one."""
-    assert request.out is not None
-    before = Identity.read(request.out / CHECKPOINT)
-    if before is not None:
-        before.refuse(request.out, before.differences(job.identity))
-        elsewhere = before.other_machine(job.identity)
-        if elsewhere:
-            job.console.warn(f"resumed on another machine ({'; '.join(elsewhere)}): the last bits may differ")
-    return before
-
-
-def _introduce(job: Job) -> None:
-    """Say what will be trained on what, where."""
-    say, table, network = job.console.say, job.table, job.network
-    counts = ", ".join(_count(job, split) for split in SPLITS if split in job.samples)
-    left_out = f"; {job.bad} unreadable, left out (bad_images.csv)" if job.bad else ""
-    say(f"run       {job.folder.path}")
-    say(f"device    {job.engine.describe()}")
-    say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
-    say(f"classes   {len(table.classes)}: {_class_map(table)}")
-    for line in job.inspection.lines:
-        job.console.warn(line)
-    if job.recipe.data.valid == "test":
-        job.console.warn('valid = "test": the best model is selected on the test images, so its figure flatters')
-    total = sum(p.numel() for p in network.parameters())
-    p = job.preprocessing
-    say(f"network   {network.arch['name']}, {total:,} parameters, weights: {job.recipe.model.weights}")
-    kind = "gray" if p.channels == 1 else "color"
-    say(f"images  {p.fit} to {p.resize}, center {p.size}, {kind}, {p.interpolation}")
-
-
-def _count(job: Job, split: str) -> str:
-    """How many images a split has, and in how many groups."""
-    groups = job.samples[split].groups
-    return f"{split} {len(job.samples[split])}" + ("" if groups is None else f" in {len(set(groups.tolist()))} groups")
-
-
-def _run(job: Job, checkpoints: Checkpoints, tensorboard: bool, trial: Callable[[int, Figures], None] | None) -> Run:
-    """The phases, then the final figures from the saved file, on pixels."""
-    checkpoints.path = job.folder.checkpoint
-    first = job.engine.is_main
-    last = job.engine.broadcast(lambda: checkpoints.read(job.recipe.best))
-    rows = [] if last is None else last.rows
-    job.engine.broadcast(lambda: job.folder.start(rows))
-    if last is not None:
-        job.console.say(f"resumed   {last}")
-        job.seconds.go_on(last.seconds)
-    found = job.identity.found
-    int8 = job.samples["train"] if job.recipe.model.frozen == "int8" else None
-    engine = job.engine
+def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phases:
+    """The phases over the decoded images, with a store for what the frozen stages compute."""
+    recipe, engine, samples = prepared.recipe, prepared.engine, prepared.samples
     frozen = FrozenStages(
-        job.network,
-        job.preprocessing,
+        prepared.network,
+        prepared.preprocessing,
         engine.device,
-        job.console,
+        prepared.console,
         default_cache(),
         engine,
         engine.precision,
         engine.autocast,
-        int8,
-        made_by=found.executors,
-        on_change=job.note,
+        samples["train"] if recipe.model.frozen == "int8" else None,
+        made_by=prepared.identity.tuned.executors,
+        on_change=recorder.record_tuned,
     )
-    train, valid = job.samples["train"], job.samples["valid"]
-    streams = Streams(frozen, train, valid, job.recipe.phase, job.recipe.seed)
-    phases = Phases(
-        job.recipe, job.network, streams, len(job.table.classes), job.engine, job.console,
-        job.save if trial is None else lambda best: None, job.folder.add if first else lambda row: None, job.divided,
-        job.tuned, checkpoints if first and trial is None else None, job.stop, job.folder.rows, found.micro,
-        job.seconds, trial,
-    )  # fmt: skip
-    interrupted = False
-    with job.folder.tensorboard(tensorboard and first):
-        try:
-            best = phases.run(last)
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            if trial is not None:
-                raise
-            interrupted, best = True, phases.best
-            if best.figures is None:
-                raise JobError(f"stopped before the first epoch was over; {job.to_go_on()}") from None
-            job.console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
-        except JobError as error:
-            if phases.best.figures is None or trial is not None:
-                raise
-            where = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
-            raise JobError(f"{error}; the best model so far ({where}) is in {job.folder.model}") from None
-        except UnreadableError as error:  # where images are decoded anew in every epoch
-            raise JobError(f"{error}; it could be read when the run began. {job.to_go_on()}") from None
-    if trial is not None:
-        assert best.figures is not None
-        return Run(job.folder.path, best, {"valid": best.figures}, dict(job.seconds))
-    job.console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
-    run = finish(job, best, interrupted)
-    if not interrupted and first:
-        job.folder.close()
-    return run
+    streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed)
+    classes, stop, timings = len(prepared.table.classes), session.stop, session.timings
+    return Phases(recipe, streams, classes, engine, recorder, stop=stop, timings=timings)
 
 
-def place(source: str) -> str:
-    """Where a source lies, to be found from any folder; a known name stays one."""
-    path = Path(source).expanduser()
-    return str(path.absolute()) if path.exists() else source
+def _read_finished(path: Path) -> Run:
+    """The finished run in a folder, from which the remains of a killed process are removed."""
+    clear(path)
+    RunFolder(path).close()
+    return Run.read(path)
 
 
-def _class_map(table: Table, most: int = 12) -> str:
-    """`0 daisy, 1 rose …`: index and display name, shortened where there are many."""
+def _check_processes(info: ProcessInfo, devices: int | None, trial: Observer | None) -> None:
+    """Raise UserError if the processes of this command do not fit the arguments."""
+    if devices is not None and devices != info.local_world_size:
+        raise UserError(
+            f"devices = {devices}, but {info.local_world_size} process(es) of this command run on this machine; start "
+            f"it with torchrun --nproc-per-node {devices}, or run linnaeus train --devices {devices}"
+        )
+    if trial is not None and info.world_size > 1:
+        raise UserError("a trial of a sweep runs in one process; start several sweeps on the same study instead")
+
+
+@contextmanager
+def _errors_explained(workspace: Workspace) -> Iterator[None]:
+    """Clean up after an error, and raise it with advice on how to continue."""
+    try:
+        yield
+    except BaseException as error:
+        workspace.abandon()
+        if isinstance(error, Terminated):
+            raise StoppedError(f"stopped by SIGTERM; {workspace.advice()}") from None
+        if isinstance(error, torch.OutOfMemoryError):
+            raise JobError(f"out of memory; {workspace.advice()}") from None
+        if isinstance(error, RuntimeError) and process_info().world_size > 1 and is_connection_error(error):
+            raise LostError(f"another process of this run has ended; {workspace.advice()}") from error
+        raise
+    finally:
+        workspace.release()
+
+
+def _introduce(prepared: Prepared) -> None:
+    """Print what is trained, on which data and where."""
+    say, table, network = prepared.console.say, prepared.table, prepared.network
+    counts = ", ".join(_count(prepared, split) for split in SPLITS if split in prepared.samples)
+    left_out = f"; {prepared.unreadable} unreadable, left out (bad_images.csv)" if prepared.unreadable else ""
+    say(f"run       {prepared.folder.path}")
+    say(f"device    {prepared.engine.describe()}")
+    say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
+    say(f"classes   {len(table.classes)}: {_class_list(table)}")
+    for line in prepared.inspection.lines:
+        prepared.console.warn(line)
+    if prepared.recipe.data.valid == "test":
+        prepared.console.warn(
+            'valid = "test": the best model is selected on the test images, so its score is optimistic'
+        )
+    parameters = sum(p.numel() for p in network.parameters())
+    say(f"network   {network.arch['name']}, {parameters:,} parameters, weights: {prepared.recipe.model.weights}")
+    p = prepared.preprocessing
+    say(
+        f"images    {p.fit} to {p.resize}, center {p.size}, {'gray' if p.channels == 1 else 'color'}, {p.interpolation}"
+    )
+
+
+def _count(prepared: Prepared, split: str) -> str:
+    """`valid 12 in 3 groups`: size of a split."""
+    samples = prepared.samples[split]
+    groups = "" if samples.groups is None else f" in {len(set(samples.groups.tolist()))} groups"
+    return f"{split} {len(samples)}{groups}"
+
+
+def _class_list(table: Table, most: int = 12) -> str:
+    """`0 daisy, 1 rose …`: index and display name, shortened if there are many classes."""
     shown = [name if name == str(i) else f"{i} {name}" for i, name in enumerate(table.names)]
     return ", ".join(shown) if len(shown) <= most else ", ".join(shown[:most]) + f", … {shown[-1]}"

@@ -1,4 +1,4 @@
-"""Learning-rate schedules. All but the plateau are a pure function of the step, so resuming needs no replay."""
+"""Learning-rate schedules. All but the plateau are pure functions of the step, so resuming needs no replay."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from linnaeus.recipe import Constant, Cosine, OneCycle, Phase, Plateau, Step
 
-REMEMBERED = ("num_bad_epochs", "cooldown_counter", "last_epoch")
+PLATEAU_STATE = ("num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 def factor(spec: Constant | Step | Cosine | OneCycle, step: int, per_epoch: int, epochs: int) -> float:
-    """What the learning rate is multiplied with at `step` (from 0) of a phase of `epochs` * `per_epoch` steps."""
+    """Factor on the learning rate at `step` (from 0) of a phase of `epochs` * `per_epoch` steps."""
     if isinstance(spec, Constant):
         return 1.0
     if isinstance(spec, Step):
@@ -24,7 +24,7 @@ def factor(spec: Constant | Step | Cosine | OneCycle, step: int, per_epoch: int,
     if isinstance(spec, Cosine):
         warmup = spec.warmup * per_epoch
         if step < warmup:
-            return (step + 1) / (warmup + 1)  # never 0: a first step that does nothing is a step lost
+            return (step + 1) / (warmup + 1)  # not 0: the first step would be wasted
         done = (step - warmup) / max(1, total - warmup)
         return spec.minimum + (1 - spec.minimum) * (1 + math.cos(math.pi * min(1.0, done))) / 2
     # One cycle: half a cosine up to the peak, half a cosine down; the last step has the lowest rate.
@@ -57,11 +57,11 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last stage that trains: in nearly every recipe, the head."""
+        """Learning rate of the last stage that trains, which is the head in nearly every recipe."""
         return float(self.optimizer.param_groups[-1]["lr"])
 
     def before_step(self, step: int) -> None:
-        """Set the rates for `step`, counted from the start of the phase."""
+        """Set the learning rates for `step`, counted from the start of the phase."""
         if isinstance(self.spec, Plateau):
             return
         scale = factor(self.spec, step, self.per_epoch, self.epochs)
@@ -69,15 +69,15 @@ class Schedule:
             group["lr"] = base * scale
 
     def after_epoch(self, figures: Mapping[str, float]) -> None:
-        """Tell the plateau how the epoch went: train_loss, train_accuracy, valid_loss, valid_accuracy."""
+        """Update the plateau schedule with train_loss, train_accuracy, valid_loss and valid_accuracy."""
         if isinstance(self.spec, Plateau) and self.plateau is not None:
             self.plateau.step(figures[self.spec.monitor])
 
     def state_dict(self) -> dict[str, Any]:
-        """What the plateau remembers, fit for JSON: its best is infinite before the first epoch."""
+        """State of the plateau schedule for JSON; `best` is a string because it is infinite before the first epoch."""
         if self.plateau is None:
             return {}
-        return {name: getattr(self.plateau, name) for name in REMEMBERED} | {"best": repr(float(self.plateau.best))}
+        return {name: getattr(self.plateau, name) for name in PLATEAU_STATE} | {"best": repr(float(self.plateau.best))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.plateau is not None:

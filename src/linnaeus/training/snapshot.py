@@ -1,4 +1,4 @@
-"""Where a phase stands, to the bit: taken between two steps, and put back in another process."""
+"""The exact state of a phase: taken between two steps, and restored in another process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from linnaeus.distributed.engine import Engine
-from linnaeus.training.ema import Average
+from linnaeus.training.ema import MovingAverage
+from linnaeus.training.loss import EpochTotals
 from linnaeus.training.schedule import Schedule
-from linnaeus.training.step import Totals
 
 
 @dataclass
 class Snapshot:
-    """All that a phase needs to go on: tensors, and numbers that JSON holds exactly. Both are the live ones: write now.
+    """The state from which a phase continues: tensors, and numbers that JSON represents exactly.
 
-    Nothing in it depends on the rank: several processes that train one network have the same.
+    Both refer to the live objects, so write the snapshot before the next step. Nothing depends on the rank: all
+    processes that train one network have the same state.
     """
 
     tensors: dict[str, Tensor]
@@ -28,39 +29,40 @@ class Snapshot:
 
 
 @dataclass
-class Standing:
-    """Where fit() is. All that changes from step to step hangs here."""
+class FitState:
+    """Everything that changes from step to step in fit()."""
 
     net: torch.nn.Module
-    """What trains, with a Network as its `model`."""
+    """The trained module, whose `model` is the Network."""
     optimizer: torch.optim.Optimizer
-    """Not wrapped."""
+    """The bare optimizer, not wrapped."""
     schedule: Schedule
-    average: Average | None
+    average: MovingAverage | None
     engine: Engine
-    totals: Totals
-    micro: int | None
-    """Samples that go through the network at once."""
+    micro_batch: int | None
+    """Samples that go through the network at once in this process; None: the whole batch."""
     epoch: int = 0
-    """Epochs of the phase that are over."""
+    """Finished epochs of the phase."""
     step: int = 0
-    """Steps of this epoch that are over."""
+    """Finished steps of this epoch."""
     since_best: int = 0
-    """Epochs without a better model (early stop)."""
+    """Epochs since the best one, for early stopping."""
     seconds: float = 0.0
-    """Of this epoch so far."""
-    _slots: list[torch.nn.Parameter] = field(init=False)
+    """Duration of this epoch so far."""
+    totals: EpochTotals = field(init=False)
+    _parameters: list[torch.nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._slots = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.totals = EpochTotals(self.engine.device)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
-        self.totals = Totals(self.engine.device)
+        self.totals = EpochTotals(self.engine.device)
 
-    def take(self) -> Snapshot:
-        """Where the phase stands now; call it between two steps."""
-        tensors = _prefixed("net", self.net.state_dict()) | _prefixed("random", _generators())
+    def snapshot(self) -> Snapshot:
+        """The state now; call it between two steps."""
+        tensors = _add_prefix("net", self.net.state_dict()) | _add_prefix("random", _torch_generators())
         numbers: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
@@ -73,12 +75,12 @@ class Standing:
             "random": _python_generators(),
         }
         tensors["totals.loss"] = self.totals.loss
-        if self.totals.right is not None:
-            tensors["totals.right"] = self.totals.right
+        if self.totals.correct is not None:
+            tensors["totals.right"] = self.totals.correct
         if self.average is not None:
-            tensors |= _prefixed("average", self.average.model.state_dict())
+            tensors |= _add_prefix("average", self.average.model.state_dict())
             numbers["averaged"] = self.average.steps
-        for i, parameter in enumerate(self._slots):
+        for i, parameter in enumerate(self._parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{i}.{name}"] = value
@@ -86,58 +88,61 @@ class Standing:
                     numbers.setdefault("optimizer", {})[f"{i}.{name}"] = value
         return Snapshot(tensors, numbers)
 
-    def put_back(self, found: Snapshot) -> None:
-        """Continue where `found` was taken."""
-        tensors, numbers = found.tensors, found.numbers
-        self.net.load_state_dict(_without("net", tensors))
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from `snapshot`."""
+        tensors, numbers = snapshot.tensors, snapshot.numbers
+        self.net.load_state_dict(_strip_prefix("net", tensors))
         self.epoch, self.step, self.since_best = numbers["epoch"], numbers["step"], numbers["since_best"]
         self.seconds = numbers["seconds"]
         if self.average is not None:
-            self.average.model.load_state_dict(_without("average", tensors))
+            self.average.model.load_state_dict(_strip_prefix("average", tensors))
             self.average.steps = numbers["averaged"]
         for group, rate in zip(self.optimizer.param_groups, numbers["rates"], strict=True):
             group["lr"] = rate
         self.schedule.load_state_dict(numbers["schedule"])
         self.engine.load_scaler_state(numbers["scaler"])
-        for key, value in [*_without("optimizer", tensors).items(), *numbers.get("optimizer", {}).items()]:
-            slot, _, name = key.partition(".")
-            parameter = self._slots[int(slot)]
-            self.optimizer.state[parameter][name] = _like(value, parameter)
-        self.totals.put_back(tensors["totals.loss"], tensors.get("totals.right"), numbers["samples"])
+        for key, value in [*_strip_prefix("optimizer", tensors).items(), *numbers.get("optimizer", {}).items()]:
+            index, _, name = key.partition(".")
+            parameter = self._parameters[int(index)]
+            self.optimizer.state[parameter][name] = _in_layout_of(parameter, value)
+        self.totals.restore(tensors["totals.loss"], tensors.get("totals.right"), numbers["samples"])
         torch.set_rng_state(tensors["random.torch"])
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])
         _set_python_generators(numbers["random"])
 
 
-def network_state(found: Snapshot) -> dict[str, Tensor]:
-    """The network's own tensors in a snapshot."""
-    return _without("net.model", found.tensors)
+def network_state(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The tensors of the network in a snapshot, by their names in the Network."""
+    return _strip_prefix("net.model", snapshot.tensors)
 
 
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _add_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix.`, without it."""
     start = prefix + "."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def _like(value: Any, parameter: Tensor) -> Any:
-    """`value` as the optimizer had it: in the parameter's memory layout, since the order of memory may decide which of
-    two ways, equal but for rounding, torch takes."""
+def _in_layout_of(parameter: Tensor, value: Any) -> Any:
+    """`value` of the optimizer in the memory layout of its parameter.
+
+    torch picks a kernel by layout, and two kernels may differ in rounding, so the layout is part of the exact state.
+    """
     if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     return value
 
 
-def _generators() -> dict[str, Tensor]:
-    """torch's generators. Our own draws come from (seed, epoch, sample), a network's own code from these."""
-    found = {"torch": torch.get_rng_state()}
+def _torch_generators() -> dict[str, Tensor]:
+    """State of torch's generators, which a network may use; our own draws come from (seed, epoch, sample)."""
+    states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def _python_generators() -> dict[str, Any]:
@@ -148,9 +153,9 @@ def _python_generators() -> dict[str, Any]:
     }
 
 
-def _set_python_generators(found: dict[str, Any]) -> None:
-    version, internal, gauss = found["python"]
+def _set_python_generators(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
-    state = dict(found["numpy"])
+    state = dict(states["numpy"])
     state["state"] = {**state["state"], "key": np.array(state["state"]["key"], dtype=np.uint32)}
     np.random.set_state(state)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends between two steps, where it can be written down; anywhere else, at once."""
+"""Ctrl-C and SIGTERM: while training, a run stops between two steps and writes a checkpoint; otherwise at once."""
 
 from __future__ import annotations
 
@@ -12,56 +12,60 @@ from linnaeus.errors import JobError
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send it some seconds before they kill."""
+    """SIGTERM, which batch systems send some seconds before they kill a process."""
 
 
 class StoppedError(JobError):
-    """The run was stopped by SIGTERM. Its exit status is that of a process that a SIGTERM ended: 128 + 15."""
+    """The run was stopped by SIGTERM. Exit status 128 + 15, as of a process that SIGTERM ended."""
 
     status = 143
 
 
-class Stop:
-    """Somebody's wish that the run should end."""
+class StopSignals:
+    """Signals that ask this run to stop."""
 
     def __init__(self) -> None:
-        self.wanted: int | None = None
-        """The signal that came."""
-        self.patient = False
+        self.pending: int | None = None
+        """Number of the signal that arrived and has not been obeyed."""
+        self.deferred = False
+        """Whether the first signal is only noted, so that the run can stop between two steps."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM. Only the main thread can, and only what nobody else has taken is taken."""
+        """Handle Ctrl-C and SIGTERM in this block.
+
+        Only the main thread can, and handlers that the calling program has installed stay.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        ours = [number for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)]
-        for number in ours:
+        unhandled = [number for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)]
+        for number in unhandled:
             signal.signal(number, self._handle)
         try:
             yield
         finally:
-            for number in ours:
+            for number in unhandled:
                 signal.signal(number, before[number])
 
     @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Meanwhile the first signal leaves a wish, `wanted`; a second one ends the run at once."""
-        self.patient = True
+    def deferring(self) -> Iterator[None]:
+        """In this block the first signal only sets `pending`; a second one ends the run at once."""
+        self.deferred = True
         try:
             yield
         finally:
-            self.patient = False
+            self.deferred = False
 
-    def end(self, number: int | None) -> None:
-        """End the run by a signal, if there is one: the wish of this process, or of another one."""
+    def obey(self, number: int | None) -> None:
+        """End the run by signal `number`, which this or another process received; None does nothing."""
         if number is not None:
-            self.wanted = None
+            self.pending = None
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.patient and self.wanted is None:
-            self.wanted = number
+        if self.deferred and self.pending is None:
+            self.pending = number
         else:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

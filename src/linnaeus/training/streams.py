@@ -20,7 +20,7 @@ from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, on_device, stored
 from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import training_stages
-from linnaeus.training.step import Stream
+from linnaeus.training.phase import Stream
 
 
 @dataclass

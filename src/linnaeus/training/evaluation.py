@@ -1,0 +1,96 @@
+"""The final evaluation of a run, as metrics.json and evaluation.json store it.
+
+`metrics.json` is one object:
+
+    valid, test     metrics of a split, from the saved model: n, correct, accuracy, accuracy_ci95, loss, top5 and more;
+                    groups, if the images come in groups
+    calibration     the temperature, and the probability from which on the model answers
+    source          path and kind of the data
+    selected_on     the split that chose the best epoch
+    best            the metric that chose the best epoch, and its phase and number
+    epochs          rows of history.csv
+    interrupted     whether the run was stopped before its end
+    bad_images      number of unreadable images, which were left out
+    micro_batch     images that went through the network at once, by phase
+    executors       the executors of the frozen part
+    seconds         durations of the parts of the run, and the total
+    hardware, versions, fingerprint     of the machine, the software and the data
+
+`evaluation.json` has for each split what `linnaeus evaluate --json` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from linnaeus.data.table import Table
+from linnaeus.metrics.assessment import assess
+from linnaeus.metrics.calibration import Calibration, calibration_failure
+from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.runs import predictions
+from linnaeus.runs.predictions import PredictionRow
+from linnaeus.stores.samples import Samples
+
+
+class FinalEvaluation:
+    """A calibration fitted on validation, and the metrics of every split with it."""
+
+    def __init__(self, outputs: dict[str, Outputs]):
+        """`outputs`: outputs of the saved model by split, `valid` among them."""
+        self.calibration = Calibration.fit(outputs["valid"], "valid")
+        self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
+        self.figures = {split: figures(out) for split, out in self.calibrated.items()}
+        # Validation fitted the calibration, so its calibrated metrics are cross-fitted.
+        self.assessments = {
+            split: assess(out, self.calibration, cross_fitted=split == "valid") for split, out in outputs.items()
+        }
+        self.without_leaks: dict[str, Figures | None] = {}
+        """Split -> metrics without the images that have a copy in an earlier split; None if no image is left. Only for
+        splits with such images."""
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which on the model answers."""
+        return self.calibration.rule.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json: the splits, and the calibration without its curve."""
+        calibration = {name: value for name, value in self.calibration.to_dict().items() if name != "curve"}
+        splits = {split: assessment.to_dict() for split, assessment in self.assessments.items()}
+        for split, clean in self.without_leaks.items():
+            splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+        return splits | {"calibration": calibration}
+
+    def long_dict(self, table: Table) -> dict[str, Any]:
+        """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
+        return {split: found.long_dict(table.classes, table.names) for split, found in self.assessments.items()}
+
+    def lines(self) -> list[str]:
+        """A short summary for the terminal."""
+        split = "test" if "test" in self.assessments else "valid"
+        quality = self.assessments[split].calibration
+        place = {"valid": "validation, cross-fitted"}.get(split, split)
+        chance = self.assessments[split].metrics.ece_by_chance[0]
+        change = f"{quality.before['ece']:.1%} before, {quality.after['ece']:.1%} after, {chance:.1%} by chance alone"
+        clean = [
+            f"{name:9} {figures_ or 'no image is left'}, without images that have a copy in an earlier split"
+            for name, figures_ in self.without_leaks.items()
+        ]
+        failure = calibration_failure(quality.temperature)
+        return [
+            *clean,
+            f"certainty temperature {quality.temperature:.3g}; calibration error {change} ({place})",
+            *([f"certainty {failure}"] if failure else []),
+            f"unsure    {self.calibration.rule}",
+        ]
+
+
+def prediction_rows(
+    table: Table, samples: dict[str, Samples], calibrated: dict[str, Outputs]
+) -> Iterator[PredictionRow]:
+    """The rows of predictions.csv."""
+    for split, outputs in calibrated.items():
+        names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+        yield from predictions.prediction_rows(split, names, outputs, table.classes)

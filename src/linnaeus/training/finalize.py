@@ -1,0 +1,209 @@
+"""The end of a run: evaluate the saved model on pixels, and write metrics, predictions, plots and report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from linnaeus.check.inspection import without_leaks
+from linnaeus.distributed.engine import hardware
+from linnaeus.inference.forward import answer, local_batches
+from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
+from linnaeus.models import Network
+from linnaeus.runs.parsing import read_metrics
+from linnaeus.training.best import Best
+from linnaeus.training.evaluation import FinalEvaluation, prediction_rows
+from linnaeus.training.plots import write_plots
+from linnaeus.training.prepare import Prepared
+from linnaeus.training.recorder import RunRecorder
+from linnaeus.training.timings import Timings
+
+BATCH = 64
+"""Images at once in the final evaluation."""
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, and the metrics of its best model."""
+
+    path: Path
+    """The run folder."""
+    best: Best
+    """The best epoch: the metric that chose it, its phase and number."""
+    figures: dict[str, Figures]
+    """By split: `valid`, and `test` if the source has one."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Durations of the parts of the run, and `total`."""
+    interrupted: bool = False
+    """Whether the run was stopped before its end."""
+    trust: list[str] = field(default_factory=list)
+    """Lines for the terminal: metrics without leaked images, calibration, and when the model abstains."""
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Read a finished run folder, without the weights of the model."""
+        metrics = read_metrics(path)
+        figures: dict[str, Figures] = {
+            split: Figures.from_dict(metrics[split]) for split in ("valid", "test") if split in metrics
+        }
+        best = Best(metrics["best"]["by"], figures["valid"], metrics["best"]["phase"], metrics["best"]["epoch"])
+        return cls(path, best, figures, metrics["seconds"], metrics["interrupted"])
+
+    @property
+    def valid(self) -> Figures:
+        """The validation metrics, which chose the best epoch."""
+        return self.figures["valid"]
+
+    @property
+    def test(self) -> Figures | None:
+        """The test metrics; None if the source has no test split."""
+        return self.figures.get("test")
+
+
+@dataclass
+class Ending:
+    """How the training ended."""
+
+    best: Best
+    interrupted: bool
+    timings: Timings
+    draw: bool
+    """Whether to make plots and report."""
+
+
+def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
+    """Evaluate the saved model; on rank 0, write everything that is made of the result."""
+    started = time.perf_counter()
+    network, header = _saved_model(prepared, recorder)
+    evaluation = FinalEvaluation(_outputs(prepared, network))
+    if prepared.engine.is_main:
+        evaluation.without_leaks = without_leaks(
+            prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked
+        )
+        _write_results(prepared, ending, evaluation, network, header, started)
+    return Run(
+        prepared.folder.path,
+        ending.best,
+        evaluation.figures,
+        dict(ending.timings),
+        ending.interrupted,
+        evaluation.lines(),
+    )
+
+
+def _saved_model(prepared: Prepared, recorder: RunRecorder) -> tuple[Network, ModelFile]:
+    """The network and header of the model file, on all ranks.
+
+    The results are those of the file, not of the network in memory, so that users of the file get the same.
+    """
+    engine, network = prepared.engine, prepared.network
+    if engine.is_main:
+        network, header = read_model(prepared.folder.model, _custom(network))
+    else:
+        header = recorder.model_file({})
+    state = engine.broadcast(network.state_dict)
+    if not engine.is_main:
+        network.load_state_dict(state, strict=False)  # the file has no auxiliary heads
+    return network.to(engine.device), header
+
+
+def _custom(network: Network) -> Network | None:
+    """The caller's own network, whose code is not in the model file."""
+    return network if network.arch["name"] == "custom" else None
+
+
+def _outputs(prepared: Prepared, network: Network) -> dict[str, Outputs]:
+    """Outputs of the network by split, computed from pixels."""
+    engine, preprocessing = prepared.engine, prepared.preprocessing
+    outputs: dict[str, Outputs] = {}
+    for split in ("valid", "test"):
+        if split in prepared.samples:
+            samples = prepared.samples[split]
+            batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
+            out = answer(network, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast)
+            outputs[split] = replace(out, groups=samples.groups)
+    return outputs
+
+
+def _write_results(
+    prepared: Prepared,
+    ending: Ending,
+    evaluation: FinalEvaluation,
+    network: Network,
+    header: ModelFile,
+    started: float,
+) -> None:
+    """Write model file, predictions, metrics, plots and report."""
+    folder, valid, chosen = prepared.folder, evaluation.figures["valid"], ending.best.figures
+    assert chosen is not None
+    if valid.correct != chosen.correct:
+        prepared.console.warn(
+            f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
+            "during training"
+        )
+    header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
+    header.calibration = evaluation.calibration.to_dict()
+    write_model(folder.model, network.state_dict(), header)
+    folder.write_predictions(prediction_rows(prepared.table, prepared.samples, evaluation.calibrated))
+    folder.write_evaluation(evaluation.long_dict(prepared.table))
+    ending.timings.add_since("evaluate", started)
+    if ending.draw:
+        _draw_plots(prepared, ending, evaluation)
+    ending.timings.update_total()
+    metrics = _metrics(prepared, ending, evaluation)
+    folder.write_metrics(metrics)
+    if ending.draw:
+        _write_report(prepared, ending, metrics)
+
+
+def _metrics(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) -> dict[str, Any]:
+    """The contents of metrics.json."""
+    identity, best = prepared.identity, ending.best
+    return {
+        **evaluation.to_dict(),
+        "source": {"path": identity.source, "kind": prepared.table.kind},
+        "selected_on": "test" if prepared.recipe.data.valid == "test" else "valid",
+        "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
+        "epochs": len(prepared.folder.rows),
+        "interrupted": ending.interrupted,
+        "bad_images": prepared.unreadable,
+        "micro_batch": {f"phase {number}": micro for number, micro in sorted(identity.tuned.micro.items())},
+        "executors": identity.tuned.executors,
+        "seconds": ending.timings.rounded(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "fingerprint": identity.fingerprint,
+    }
+
+
+def _draw_plots(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) -> None:
+    from linnaeus.report.plots import advice  # matplotlib takes long to import
+
+    started = time.perf_counter()
+    missing = write_plots(prepared, ending.best, evaluation)
+    if missing:
+        prepared.console.warn(advice(missing))
+    ending.timings.add_since("pictures", started)
+
+
+def _write_report(prepared: Prepared, ending: Ending, metrics: dict[str, Any]) -> None:
+    """Write report.html; an error there is a warning, because the model is complete without it."""
+    from linnaeus.inference.classifier import load
+    from linnaeus.report.maps import heat_maps
+    from linnaeus.report.page import write_report
+
+    started, folder = time.perf_counter(), prepared.folder
+    try:
+        classifier = load(folder.model, device=prepared.engine.device.type, model=_custom(prepared.network))
+        write_report(folder.path, prepared.table, heat=heat_maps(classifier))
+    except Exception as error:
+        prepared.console.warn(
+            f"report.html was not written ({type(error).__name__}: {error}); linnaeus report {folder.path} tries again"
+        )
+    ending.timings.add_since("report", started)
+    ending.timings.update_total()
+    folder.write_metrics({**metrics, "seconds": ending.timings.rounded()})

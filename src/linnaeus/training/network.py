@@ -1,0 +1,84 @@
+"""The network of a run with its weights, and the preprocessing that goes with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from linnaeus.console import Console
+from linnaeus.data.download import fetch
+from linnaeus.errors import UserError
+from linnaeus.models import Network, create, load_module, wrap
+from linnaeus.models.weights import load_weights
+from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from linnaeus.recipe import Recipe
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std), one value per channel, on the scale [0, 1]."""
+
+
+def build_network(
+    recipe: Recipe, classes: int, channels: int, module: nn.Module | None, console: Console
+) -> tuple[Network, Normalization | None]:
+    """The network with its weights, and the normalization that these were trained with; None without weights.
+
+    `module`: the caller's own network, which replaces the recipe's.
+    """
+    name, arguments = recipe.model.name, dict(recipe.model.arguments)
+    custom = module is not None or ".py:" in name
+    if custom and recipe.model.weights != "none":
+        raise UserError(f"weights = {recipe.model.weights!r}: a custom network loads its weights itself; use none")
+    if recipe.model.head is not None:
+        if custom:
+            raise UserError("model.head: not available for a custom network; leave it out, and change the code instead")
+        arguments["head_stages"] = recipe.model.head.stages
+    if module is not None:
+        return wrap(module, classes, channels), None
+    if ".py:" in name:
+        return load_module(name, classes, channels), None
+    if recipe.model.weights == "none":
+        return create(name, classes, channels, **arguments), None
+    with console.progress(f"weights {recipe.model.weights}", "bytes") as advance:
+        loaded = load_weights(
+            name,
+            recipe.model.weights,
+            classes=classes,
+            channels=channels,
+            arguments=arguments,
+            fetch=fetch,
+            progress=advance,
+        )
+    for note in loaded.notes:
+        console.say(f"weights   {note}")
+    return loaded.model, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"]))
+
+
+def check_size(network: Network, recipe: Recipe, channels: int) -> None:
+    """Raise UserError if the images are too small for one of our networks, without using memory or time."""
+    size, arch = recipe.data.size, network.arch
+    if arch["name"] == "custom":
+        return
+    with torch.device("meta"):
+        twin = create(arch["name"], arch["classes"], channels, **arch["arguments"])
+    try:
+        twin.eval()(torch.empty(1, channels, size, size, device="meta"))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"data.size = {size}: too small for {arch['name']}, which is normally used with {network.usual_size} "
+            f"({reason})"
+        ) from None
+
+
+def preprocessing_of(recipe: Recipe, channels: int, weights: Normalization | None) -> Preprocessing:
+    """The preprocessing of evaluation. With `normalise = "data"`, mean and std are measured later, on the pixels."""
+    data = recipe.data
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if data.normalise == "weights" and weights is not None:
+        mean, std = weights
+    elif data.normalise in ("weights", "imagenet"):
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if len(mean) != channels:  # color statistics for gray images: their mean over the channels is close enough
+        mean, std = (float(np.mean(mean)),) * channels, (float(np.mean(std)),) * channels
+    return Preprocessing(data.resize, data.size, data.fit, data.interpolation, channels, mean, std)

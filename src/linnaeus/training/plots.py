@@ -1,0 +1,76 @@
+"""The plots of a finished run: curves, a grid of images, the confusion matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from linnaeus.metrics.classification import confusion_matrix
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.training.best import Best
+from linnaeus.training.evaluation import FinalEvaluation
+from linnaeus.training.prepare import Prepared
+
+if TYPE_CHECKING:
+    from linnaeus.report.plots import Shown
+
+SHOWN = 24
+"""Images of the grid."""
+
+
+def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> str:
+    """Write curves.png, predictions.png and confusion.png. Returns the characters that no installed font has."""
+    from linnaeus.report.plots import confusion, curves, image_grid  # matplotlib takes long to import
+
+    folder, names, outputs = prepared.folder, prepared.table.names, evaluation.calibrated
+    split = "test" if "test" in outputs else "valid"
+    out, word = outputs[split], {"valid": "validation"}.get(split, split)
+    best_row = next(i for i, row in enumerate(folder.rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
+    missing = curves([vars(row) for row in folder.rows], folder.path / "curves.png", best=best_row)
+    matrix = confusion_matrix(out.labels, out.predicted, len(names))
+    missing += confusion(matrix, names, folder.path / "confusion.png", title=f"{word.capitalize()} images")
+    chosen = choose_shown(out)
+    tiles = [_tile(i, prepared, split, evaluation) for i in chosen]
+    is_wrong = out.predicted != out.labels
+    wrong, all_wrong = int(is_wrong[chosen].sum()), int(is_wrong.sum())
+    title = f"{len(out.labels)} {word} images, {all_wrong} wrong"
+    if len(chosen) < len(out.labels):
+        title += f"; {len(chosen)} shown"
+        title += f", among them the {wrong} most confident errors" if wrong < all_wrong else ""
+    missing += image_grid(tiles, folder.path / "predictions.png", title=title)
+    return "".join(dict.fromkeys(missing))
+
+
+def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:
+    """Indices of the samples to show: the most confident errors, at most half, then correct ones of all classes."""
+    wrong = np.flatnonzero(out.predicted != out.labels)
+    confidence = out.probabilities.max(1)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: most // 2]
+    right = np.flatnonzero(out.predicted == out.labels)
+    # One of each class in turn, in a fixed random order, so that no class comes twice before each has come once.
+    right = np.random.default_rng(0).permutation(right)
+    turn = np.zeros(len(right), dtype=np.int64)
+    for label in np.unique(out.labels[right]):
+        of_class = out.labels[right] == label
+        turn[of_class] = np.arange(of_class.sum())
+    right = right[np.argsort(turn, kind="stable")][: most - len(wrong)]
+    return np.concatenate([wrong, right]).astype(np.int64)
+
+
+def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -> Shown:
+    """Sample i as a tile of the image grid: the pixels that the network saw, the prediction and the true class."""
+    from linnaeus.report.plots import Shown
+
+    out, names = evaluation.calibrated[split], prepared.table.names
+    rows, shapes = prepared.samples[split].rows.gather(np.array([i]))
+    predicted = int(out.predicted[i])
+    probability = float(out.probabilities[i, predicted])
+    return Shown(
+        image=prepared.preprocessing.crop(torch.from_numpy(rows), shapes)[0].numpy(),
+        predicted=names[predicted],
+        probability=probability,
+        true=names[int(out.labels[i])],
+        note="unsure" if probability < evaluation.threshold else None,
+    )

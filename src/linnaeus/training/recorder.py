@@ -1,0 +1,101 @@
+"""Record what a run produces while it trains: history, tuned values, the best model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from linnaeus.modelfile.safetensors import ModelFile, write_model
+from linnaeus.runs.history import Row
+from linnaeus.training.best import Best
+from linnaeus.training.prepare import Prepared
+from linnaeus.training.rangetest import RangeTest
+
+
+class Recorder:
+    """Keeps the history in memory and nothing else; `RunRecorder` writes a run folder."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        """History so far."""
+        self.micro_batches: Mapping[str, int] = {}
+        """Phase -> micro-batch over all processes, for the phases where it is known."""
+
+    def add_epoch(self, row: Row) -> None:
+        """Record the history row of an epoch."""
+        self.rows.append(row)
+
+    def save_model(self, best: Best) -> None:
+        """Save the best model so far."""
+
+    def record_micro_batch(self, number: int, micro_batch: int) -> None:
+        """Record the micro-batch of phase `number` over all processes."""
+
+    def record_rate(self, number: int, test: RangeTest) -> None:
+        """Record the range test of phase `number`."""
+
+
+class RunRecorder(Recorder):
+    """Writes to the run folder, on rank 0; keeps the tuned values on all ranks."""
+
+    def __init__(self, prepared: Prepared):
+        super().__init__()
+        self.prepared, self.folder, self.identity = prepared, prepared.folder, prepared.identity
+        self.is_main = prepared.engine.is_main
+        self.recipe = prepared.recipe
+        """The recipe with the values that were tuned so far."""
+        self.rows = prepared.folder.rows
+        self.micro_batches = prepared.identity.tuned.micro
+
+    def add_epoch(self, row: Row) -> None:
+        if self.is_main:
+            self.folder.add(row)
+
+    def record_micro_batch(self, number: int, micro_batch: int) -> None:
+        """With BatchNorm the result depends on the micro-batch, so a resumed run must use the same."""
+        if self.identity.tuned.micro.get(str(number)) != micro_batch:
+            self.identity.tuned.micro[str(number)] = micro_batch
+            self.record_tuned()
+
+    def record_rate(self, number: int, test: RangeTest) -> None:
+        """Keep the learning rate in the recipe, and plot how it was chosen."""
+        from linnaeus.report.plots import ranges  # matplotlib takes long to import
+
+        if self.is_main:
+            path = self.folder.path / f"lr-phase{number}.png"
+            ranges(test.rates, test.losses, test.smoothed, test.chosen, test.reason, path)
+        self.identity.tuned.rates[str(number)] = test.chosen
+        self.record_tuned()
+
+    def record_tuned(self) -> None:
+        """Write the tuned values: to run.json for resuming, and to recipe.toml, which then repeats the run."""
+        if self.is_main:
+            self.identity.write(self.folder.checkpoint)
+        recipe = self.identity.tuned.apply(self.recipe)
+        if recipe != self.recipe:
+            self.recipe = recipe
+            if self.is_main:
+                self.folder.write_recipe(recipe)
+
+    def save_model(self, best: Best) -> None:
+        """Write the model file, with the validation metrics that chose the model."""
+        assert best.figures is not None
+        if self.is_main:
+            write_model(self.folder.model, best.state, self.model_file({"valid": best.figures.to_dict()}))
+
+    def model_file(self, metrics: dict[str, Any]) -> ModelFile:
+        """The header of the model file."""
+        prepared = self.prepared
+        arch = dict(prepared.network.arch)
+        if arch["arguments"].get("aux"):  # auxiliary heads are for training only
+            arch["arguments"] = {**arch["arguments"], "aux": False}
+        counts = {split: len(samples) for split, samples in prepared.samples.items()}
+        return ModelFile(
+            arch=arch,
+            classes=prepared.table.classes,
+            names=prepared.table.names,
+            preprocessing=prepared.preprocessing,
+            metrics=metrics,
+            data={"kind": prepared.table.kind, "counts": counts, "fingerprint": self.identity.fingerprint},
+            recipe=self.recipe.model_dump(mode="json"),
+        )

@@ -1,0 +1,105 @@
+"""Resolve a request: which recipe, with which overrides, on which table, divided into which splits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from linnaeus.check.inspection import group_copies
+from linnaeus.console import Console
+from linnaeus.data.split import split_table
+from linnaeus.data.table import NEAR_DUPLICATES, Table
+from linnaeus.errors import UserError
+from linnaeus.inference.source import open_for_recipe
+from linnaeus.models.weight_store import local_weights
+from linnaeus.recipe import Recipe, load_recipe, override
+from linnaeus.training.request import Request
+
+SMALL = 64
+"""Pixels. Up to this size, images need no stem that reduces them to a quarter of their width."""
+
+
+def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
+    """The recipe with the overrides of the request, and the table of the source, not split yet."""
+    recipe, overrides, epochs = request.recipe, _overrides(request), _epochs(request.epochs)
+    table: Table | None = None
+    if recipe is None:
+        data_keys = [overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")]
+        table = _open_table(request, *data_keys)
+        recipe, reason = choose_recipe(table, local_weights())
+        console.say(f"recipe    {recipe}: {reason}")
+    if isinstance(recipe, Recipe):
+        resolved = override(recipe.model_dump(mode="json", exclude_none=True), recipe.name, overrides, epochs)
+    else:
+        resolved = load_recipe(recipe, overrides, epochs)
+    if table is None:
+        data = resolved.data
+        table = _open_table(request, data.train, data.valid, data.test, data.split.groups)
+    return resolved, table
+
+
+def choose_recipe(table: Table, weights: list[str]) -> tuple[str, str]:
+    """Choose a packaged recipe for a source: (name, reason). `weights`: published weights on this machine."""
+    n = len(table)
+    if table.images is not None:
+        side = max(table.images.shape[1:3])
+        if side <= SMALL:
+            if table.channels == 1:
+                name = "digits" if n < 10_000 else "mnist"
+                return name, f"{n} gray images of {side} pixels"
+            return "small", f"{n} color images of {side} pixels"
+    if "resnet50" in {name.partition("-")[0] for name in weights}:
+        return "photos", f"{n} photographs, and ImageNet weights are available on this machine"
+    return "scratch", (
+        f"{n} photographs, and no ImageNet weights on this machine; with them, far fewer images give a far better "
+        "model: linnaeus weights pull resnet50-torchvision-v1"
+    )
+
+
+def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
+    """Assign every sample to a split, by the recipe's shares and seed; groups stay together."""
+    split = recipe.data.split
+    if split.groups and not (table.split == "").any() and (len(table.where("valid")) or recipe.data.valid == "test"):
+        raise UserError(
+            f"{table.source}: data.split.groups = {split.groups!r} has no effect, because the source defines its own "
+            "splits; leave it out, or give the images as one folder or CSV without splits"
+        )
+    if split.groups == NEAR_DUPLICATES:
+        table = group_copies(table, console)
+    elif table.offer:
+        console.say(f"groups    {table.offer}")
+    return split_table(
+        table, valid=split.valid, test=split.test, seed=split.seed, valid_is_test=recipe.data.valid == "test"
+    )
+
+
+def _overrides(request: Request) -> dict[str, Any]:
+    """The settings of the request by dotted recipe key; --model, --weights and --seed are such settings too."""
+    overrides, model = dict(request.settings or {}), request.model
+    if model is not None:
+        overrides["model.name"] = model if isinstance(model, str) else "custom"
+    if model is not None and (not isinstance(model, str) or ".py:" in model):
+        # Arguments and head of the recipe's network mean nothing to another network.
+        overrides |= {"model.arguments": {}, "model.head": None}
+        overrides.setdefault("model.weights", "none")
+    if request.weights is not None:
+        overrides["model.weights"] = request.weights
+    if request.seed is not None:
+        overrides["seed"] = request.seed
+    return overrides
+
+
+def _open_table(request: Request, train: str | None, valid: str | None, test: str | None, groups: str | None) -> Table:
+    if isinstance(request.source, Table):
+        return request.source
+    data = {"train": train, "valid": valid, "test": test, "split": {"groups": groups}}
+    return open_for_recipe(request.source, data)
+
+
+def _epochs(epochs: int | str | list[int] | None) -> list[int] | None:
+    """`5`, `"5,2"` or [5, 2] -> the number of epochs of each phase."""
+    if epochs is None or isinstance(epochs, list):
+        return epochs
+    parts = str(epochs).split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--epochs {epochs}: expected a number, or one number for each phase, such as 5,2")
+    return [int(part) for part in parts]

@@ -1,0 +1,74 @@
+"""The decoded images of a run, by split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from linnaeus.console import Console
+from linnaeus.data.decode import RowSpec
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.errors import UserError
+from linnaeus.preprocess import Preprocessing
+from linnaeus.recipe import Recipe
+from linnaeus.stores import default_cache
+from linnaeus.stores.samples import Samples, decode_split
+
+
+def load_samples(
+    table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
+) -> tuple[dict[str, Samples], list[tuple[str, str]]]:
+    """Decode every image of every split once: (samples by split, (path, reason) of every unreadable image).
+
+    Warns of unreadable images, unless `strict`: the caller then refuses them. Raises UserError if a split has no
+    readable image, or training has none of some class.
+    """
+    samples: dict[str, Samples] = {}
+    unreadable: list[tuple[str, str]] = []
+    evaluation = preprocessing.row_spec
+    training = RowSpec(
+        recipe.data.train_resize or evaluation.size, evaluation.fit, evaluation.interpolation, evaluation.channels
+    )
+    for split in SPLITS:
+        indices = table.where(split)
+        if not len(indices):
+            continue
+        spec = training if split == "train" else evaluation
+        with console.progress(f"decoding {split}") as advance:
+            decoded = decode_split(table, indices, spec, default_cache(), kind=f"{split} images", progress=advance)
+        if decoded.store.note:
+            console.say(f"{split:9} {decoded.store.note}")
+        unreadable += decoded.left_out
+        kept = decoded.indices
+        samples[split] = Samples(decoded.rows, table.labels[kept], table.group_numbers(kept))
+    if unreadable and not strict:
+        path, reason = unreadable[0]
+        console.warn(
+            f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}; bad_images.csv lists all"
+        )
+    missing = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))
+    if len(missing):
+        names = ", ".join(table.names[i] for i in missing)
+        raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")
+    return samples, unreadable
+
+
+def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Preprocessing:
+    """`normalise = "data"`: the preprocessing with mean and standard deviation of the training pixels, by channel."""
+    channels = preprocessing.channels
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(train), 256):
+        pixels, shapes = train.rows.gather(np.arange(start, min(start + 256, len(train))))
+        for row, (height, width) in zip(pixels, shapes, strict=True):
+            values = row[:height, :width].reshape(-1, channels).astype(np.float64) / 255  # without the padding
+            count += len(values)
+            total += values.sum(0)
+            squares += (values**2).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    return replace(
+        preprocessing,
+        mean=tuple(round(float(v), 4) for v in mean),
+        std=tuple(round(float(v), 4) for v in std),
+    )
