@@ -32,7 +32,7 @@ FORMATS = {
     "model.safetensors": ("modelfile.safetensors",),
     "history.csv": ("runs.history:Row",),
     "predictions.csv": ("runs.predictions:PredictionRow",),
-    "metrics.json and evaluation.json": ("training.results",),
+    "metrics.json and evaluation.json": ("training.evaluation",),
     "check.json": ("check.findings", "check.findings:Finding"),
     "Output of predict": ("inference.writers",),
     "checkpoint/": ("training.checkpoint",),
@@ -43,7 +43,7 @@ FORMATS = {
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("Top of the file", spec.Recipe),
     ("[model]", spec.Model),
-    ("[model] head", spec.HeadOf),
+    ("[model] head", spec.Head),
     ("[data]", spec.Data),
     ("[data] split", spec.Split),
     ("[[phase]]", spec.Phase),

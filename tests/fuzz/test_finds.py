@@ -11,6 +11,7 @@ from hostile import watched
 from PIL import Image
 from tiny import draw, write_images, write_recipe
 
+import linnaeus.report.plots  # noqa: F401 - matplotlib creates its configuration folder when it is first imported
 from linnaeus.console import Console
 from linnaeus.data.download import cache_dir
 from linnaeus.data.sources import open_source
@@ -28,7 +29,7 @@ from linnaeus.training.run import train
         ("a" + ".a" * 20_000 + " = 1", "a key of 20,000 parts"),  # took 6 s of processor time
         ("[a" + ".a" * 20_000 + "]", "a key of 20,000 parts"),
         ("# " + "x" * LONGEST, "characters"),
-        ("# " + "x" * 5 * LONGEST, "bytes are too many for a recipe"),
+        ("# " + "x" * 5 * LONGEST, "bytes, too large for a recipe"),
     ],
 )
 def test_recipes_that_were_made_to_hurt(tmp_path: Path, text: str, reason: str):

@@ -1,5 +1,6 @@
-"""A recipe: everything that changes a result, as validated models (`spec`) read from strict TOML (`load`)."""
+"""Recipes: everything that changes a result, as validated tables (`spec`) that are read from TOML (`load`)."""
 
+from linnaeus.recipe.augment import Augment
 from linnaeus.recipe.load import (
     RECIPES,
     load_recipe,
@@ -10,7 +11,8 @@ from linnaeus.recipe.load import (
     recipe_text,
     validate,
 )
-from linnaeus.recipe.spec import Augment, Constant, Cosine, OneCycle, Phase, Plateau, Recipe, Step
+from linnaeus.recipe.schedule import Constant, Cosine, OneCycle, Plateau, Step
+from linnaeus.recipe.spec import Phase, Recipe
 
 __all__ = [
     "RECIPES",

@@ -1,4 +1,4 @@
-"""Reading recipes: by name or from a file, with overrides, and one line for whatever is wrong with one."""
+"""Read recipes by name or from a file, with overrides; every mistake in a recipe is one line of error."""
 
 from __future__ import annotations
 
@@ -9,33 +9,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from linnaeus.errors import UserError, did_you_mean, visible
-from linnaeus.recipe.spec import (
-    Augment,
-    Constant,
-    Cosine,
-    Data,
-    HeadOf,
-    Model,
-    OneCycle,
-    Phase,
-    Plateau,
-    Recipe,
-    Split,
-    Step,
-)
+from linnaeus.recipe.augment import Augment
+from linnaeus.recipe.schedule import Constant, Cosine, OneCycle, Plateau, Step
+from linnaeus.recipe.spec import Data, Head, Model, Phase, Recipe, Split
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-LONGEST = 256 * 1024  # characters; ours have two thousand
+LONGEST = 256 * 1024
+"""Most characters of a recipe file; the packaged recipes have about two thousand."""
 MOST_PARTS = 1000
+"""Most parts of a dotted key."""
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the packaged recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def recipe_text(name: str) -> tuple[str, str]:
-    """The TOML of a recipe that comes with the package, or of a file: (origin to name in errors, text)."""
+    """The TOML of a packaged recipe, a file or a run folder: (origin for error messages, text)."""
     packaged = RECIPES / f"{name}.toml"
     if name in recipe_names():
         return f"recipe {name}", packaged.read_text(encoding="utf-8")
@@ -45,34 +36,34 @@ def recipe_text(name: str) -> tuple[str, str]:
             path = path / "recipe.toml"
         if path.is_file():
             if path.stat().st_size > 4 * LONGEST:
-                raise UserError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe; is it one?")
+                raise UserError(f"{path}: {path.stat().st_size:,} bytes, too large for a recipe; give a recipe file")
             return str(path), path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); is it a recipe?") from None
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); give a recipe file") from None
     except OSError as error:
         raise UserError(f"recipe {name[:80]!r}: cannot be read ({error.strerror}); give a name or a file") from None
-    near = did_you_mean(name, recipe_names())
-    raise UserError(f"recipe {name!r} is neither a file nor one of the recipes{near}: `linnaeus recipes` lists them")
+    suggestion = did_you_mean(name, recipe_names())
+    raise UserError(f"recipe {name!r}: no such file or recipe{suggestion}; `linnaeus recipes` lists all recipes")
 
 
 def parse_toml(origin: str, text: str) -> dict[str, Any]:
-    """What a TOML text holds. Raises UserError naming its origin."""
-    # Python's reader takes the square of a key's parts: a file of 40 kB would take seconds, one of a megabyte an hour.
+    """Parse TOML. Raises UserError, which names `origin`, if the text is not TOML or too complex to be a recipe."""
+    # tomllib takes quadratic time in the parts of a key: 40 kB would take seconds, a megabyte an hour.
     parts = max((piece.count(".") for line in text.split("\n") for piece in line.split("=")), default=0)
     if len(text) > LONGEST or parts > MOST_PARTS:
-        what = f"{len(text):,} characters" if len(text) > LONGEST else f"a key of {parts:,} parts"
-        raise UserError(f"{origin}: not a recipe, nor a part of one: {what}")
+        reason = f"{len(text):,} characters" if len(text) > LONGEST else f"a key of {parts:,} parts"
+        raise UserError(f"{origin}: not a recipe: {reason}")
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+    except (ValueError, RecursionError) as error:  # a number with too many digits is a plain ValueError
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{origin}: not TOML: {reason}") from None
 
 
 def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list[int] | None = None) -> Recipe:
-    """Read a recipe by name or file, with dotted overrides (`phase.1.lr`) and a number of epochs for each phase.
+    """Read a recipe by name or from a file, with dotted overrides (`phase.1.lr`) and the epochs of each phase.
 
-    Raises UserError naming the origin, the key and the value.
+    Raises UserError, which names the origin, the key and the value.
     """
     origin, text = recipe_text(name)
     raw = parse_toml(origin, text)
@@ -81,23 +72,25 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list
 
 
 def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs: list[int] | None) -> Recipe:
-    """A Recipe from what a TOML file held, with dotted overrides and a number of epochs for each phase."""
+    """Validate a parsed recipe with dotted overrides and the epochs of each phase."""
     for key, value in overrides.items():
         _set(raw, key, value)
     if epochs is not None:
         phases = raw.get("phase") or []
         if not (isinstance(phases, list) and all(isinstance(phase, dict) for phase in phases)):
-            raise UserError(f"{origin}: phase: expected a list of tables, each under [[phase]]")
+            raise UserError(f"{origin}: phase: expected a list of tables, each with the heading [[phase]]")
         if len(epochs) != len(phases):
-            given, form = ",".join(map(str, epochs)), ",".join("N" for _ in phases)
-            raise UserError(f"--epochs {given}: {origin} has {len(phases)} phase(s); give a number for each, as {form}")
+            numbers, form = ",".join(map(str, epochs)), ",".join("N" for _ in phases)
+            raise UserError(
+                f"--epochs {numbers}: {origin} has {len(phases)} phase(s); give one number for each: --epochs {form}"
+            )
         for phase, number in zip(phases, epochs, strict=True):
             phase["epochs"] = number
     return validate(raw, origin)
 
 
 def validate(raw: dict[str, Any], origin: str) -> Recipe:
-    """A Recipe from what a TOML file held. Raises UserError with the first thing wrong, as one line."""
+    """Validate a parsed recipe. Raises UserError with the first mistake, as one line."""
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -105,11 +98,11 @@ def validate(raw: dict[str, Any], origin: str) -> Recipe:
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
-    """`KEY=VALUE` of --set: the value is TOML, and a bare word is a string."""
+    """Parse `KEY=VALUE` of --set: the value is TOML, or else a string."""
     key, equals, value = setting.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise UserError(f"--set {setting!r}: expected KEY=VALUE, as in data.size=288 or phase.1.lr=1e-3")
+        raise UserError(f"--set {setting!r}: expected KEY=VALUE, such as data.size=288 or phase.1.lr=1e-3")
     try:
         return key, parse_toml("--set", f"value = {value}")["value"]
     except UserError:
@@ -117,31 +110,40 @@ def parse_setting(setting: str) -> tuple[str, Any]:
 
 
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put `value` at `dotted`, where a number after `phase` counts from 1."""
-    parts = dotted.split(".")
-    at: Any = raw
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        if isinstance(at, list):
-            if not part.isdigit() or not 1 <= int(part) <= len(at):
-                raise UserError(f"--set {dotted}: there are phases 1 to {len(at)}, not {part!r}")
-            if last:
-                at[int(part) - 1] = value
-            else:
-                at = at[int(part) - 1]
-        elif not isinstance(at, dict):
-            raise UserError(f"--set {dotted}: {'.'.join(parts[:i])} is {at!r} and has no keys")
-        elif last:
-            at[part] = value
+    """Set the key `dotted` to `value`; phases are numbered from 1."""
+    *parents, last = dotted.split(".")
+    table: Any = raw
+    for i, part in enumerate(parents):
+        if isinstance(table, list):
+            table = table[_phase_index(table, part, dotted)]
         else:
-            at = at.setdefault(part, {})
+            _check_table(table, parents[:i], dotted)
+            table = table.setdefault(part, {})
+    if isinstance(table, list):
+        table[_phase_index(table, last, dotted)] = value
+    else:
+        _check_table(table, parents, dotted)
+        table[last] = value
+
+
+def _phase_index(phases: list[Any], part: str, dotted: str) -> int:
+    """The index of the phase that `part` of a dotted key names."""
+    if not part.isdigit() or not 1 <= int(part) <= len(phases):
+        raise UserError(f"--set {dotted}: the recipe has phases 1 to {len(phases)}, not {part!r}")
+    return int(part) - 1
+
+
+def _check_table(table: Any, parts: list[str], dotted: str) -> None:
+    """Raise UserError if the value at `parts` is not a table."""
+    if not isinstance(table, dict):
+        raise UserError(f"--set {dotted}: {'.'.join(parts)} is {table!r} and has no keys")
 
 
 def _explain(error: ValidationError) -> str:
-    """The first of pydantic's findings as one line with the key as the user writes it."""
-    # A misspelt key comes first: it is the cause where the right one is missing.
-    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-    # A discriminated union puts the chosen name into the location, where the user wrote no such key.
+    """The first error of pydantic as one line, with the key as the user writes it."""
+    # Unknown keys come first: a misspelled key is the cause of the one that is missing.
+    first = min(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    # A discriminated union adds the chosen name to the location, which is not a key of the recipe.
     place = [part for part in first["loc"] if not (isinstance(part, str) and part in _SCHEDULES)]
     key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -154,6 +156,6 @@ def _explain(error: ValidationError) -> str:
     return f"{key}{value}: {message}{more}" if key else f"{message}{more}"
 
 
-_PARTS = (Recipe, Model, HeadOf, Data, Split, Phase, Augment, Constant, Step, Plateau, Cosine, OneCycle)
+_PARTS = (Recipe, Model, Head, Data, Split, Phase, Augment, Constant, Step, Plateau, Cosine, OneCycle)
 _ALL_KEYS = sorted({key for part in _PARTS for key in part.model_fields})
 _SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")
