@@ -56,7 +56,7 @@ def parse_toml(origin: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number with too many digits is a plain ValueError
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{origin}: not TOML: {reason}") from None
 
 

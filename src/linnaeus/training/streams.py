@@ -1,4 +1,4 @@
-"""What a phase trains on: pixels, or what crosses its cut, computed once and stored."""
+"""The data of a phase: pixels, or stored activations at the cut, which are computed once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from linnaeus.augment.pipeline import Augmentation
 from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batch, Batches, Partition, Rows, Sampling, Subset
 from linnaeus.distributed.group import ProcessGroup
+from linnaeus.models.executors import Executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.cache import OverBudgetError
@@ -22,10 +23,38 @@ from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phase import Stream
 
+STORED_BATCH = 256
+"""Stored validation samples of each process at once."""
+
+
+@dataclass
+class _Views:
+    """Computes the augmented versions of images that are to be stored.
+
+    Row k of the store holds view k % views of image k // views. A view is what the augmentation draws in the epoch of
+    the same number.
+    """
+
+    augment: Callable[[Batch, int], Tensor]
+    views: int
+
+    def __call__(self, batch: Batch) -> Tensor:
+        samples, view = batch.indices // self.views, batch.indices % self.views
+        positions: list[np.ndarray] = []
+        parts: list[Tensor] = []
+        for number in np.unique(view):
+            where = np.flatnonzero(view == number)
+            part = batch.take(where)
+            part.draws = samples[where]
+            positions.append(where)
+            parts.append(self.augment(part, int(number)))
+        original_order = np.argsort(np.concatenate(positions))
+        return torch.cat(parts)[torch.from_numpy(original_order)]
+
 
 @dataclass
 class Streams:
-    """Builds the streams of each phase over the same samples."""
+    """Builds the training and validation streams of each phase over the same samples."""
 
     frozen: FrozenStages
     train: Samples
@@ -50,10 +79,10 @@ class Streams:
         return self.frozen.preprocessing
 
     def cut(self, phase: Phase) -> str | None:
-        """The first stage that trains; None where that is the first of all.
+        """The first stage that trains; None if that is the first stage of the network.
 
-        Below it nothing trains, and nothing is random in evaluation mode: what crosses it depends on the image alone.
-        Where the head looks at lower stages too, the cut is low enough for it to see them.
+        Below the cut nothing trains and, in evaluation mode, nothing is random, so the activations there depend on the
+        image alone. If the head uses the output of lower stages, the cut is low enough to include them.
         """
         model = self.frozen.model
         first = training_stages(model, phase.train)[0]
@@ -62,23 +91,23 @@ class Streams:
         return None if cut == model.stages[0] else cut
 
     def of(self, number: int) -> tuple[str | None, Stream, Stream]:
-        """(the cut, training stream, validation stream) of phase `number`, from 0."""
+        """(cut, training stream, validation stream) of phase `number`, counted from 0."""
         phase = self.phases[number]
         cut = self.cut(phase)
         if cut is None:
-            return None, self._pixels(phase), self._validation()
-        valid = self._stored_validation(number, cut)
+            return None, self._augmented_pixels(phase), self._valid_pixels()
+        valid = self._valid_activations(number, cut)
         if phase.augment is None or phase.views:
-            return cut, self._stored_training(number, cut), valid
-        return cut, self._fresh(phase, cut), valid
+            return cut, self._train_activations(number, cut), valid
+        return cut, self._fresh_activations(phase, cut), valid
 
-    def _pixels(self, phase: Phase) -> Stream:
-        """Training images, augmented afresh in every epoch."""
-        batches = self._order(phase, on_device(self.train.rows, self.device), 1)
-        return Stream(batches, self._augment(phase))
+    def _augmented_pixels(self, phase: Phase) -> Stream:
+        """Training images, augmented anew in every epoch."""
+        batches = self._train_batches(phase, on_device(self.train.rows, self.device), 1)
+        return Stream(batches, self._augmentation(phase))
 
-    def _augment(self, phase: Phase) -> Callable[[Batch, int], Tensor]:
-        """The phase's augmentation, or the central crop where it has none, normalised."""
+    def _augmentation(self, phase: Phase) -> Callable[[Batch, int], Tensor]:
+        """The augmentation of the phase, or a center crop if it has none; both normalize."""
         p = self.preprocessing
         augmentation = Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
 
@@ -87,22 +116,22 @@ class Streams:
 
         return prepare
 
-    def _plain(self, batch: Batch, epoch: int = 0) -> Tensor:
+    def _preprocess(self, batch: Batch, epoch: int = 0) -> Tensor:
         """The preprocessing of evaluation."""
         return self.preprocessing(batch.pixels, batch.shapes)
 
-    def _validation(self) -> Stream:
+    def _valid_pixels(self) -> Stream:
         rows = on_device(self.valid.rows, self.device)
-        return Stream(self._in_order(rows, self.frozen.batch), self._plain)
+        return Stream(self._valid_batches(rows, self.frozen.batch), self._preprocess)
 
-    def _in_order(self, rows: Rows, batch: int) -> Batches:
-        """Validation batches over `rows`, of `batch` samples for each process."""
+    def _valid_batches(self, rows: Rows, batch: int) -> Batches:
+        """Validation batches over `rows`, with `batch` samples for each process."""
         world_size = self.group.world_size
         partition = Partition(self.group.rank, world_size)
         return Batches(rows, self.valid.labels, batch=batch * world_size, device=self.device, partition=partition)
 
-    def _order(self, phase: Phase, rows: Rows, views: int) -> Batches:
-        """Training batches over `rows`, shuffled, or balanced by class."""
+    def _train_batches(self, phase: Phase, rows: Rows, views: int) -> Batches:
+        """Training batches over `rows`, shuffled, or drawn so that classes are equally frequent."""
         weights = None
         if phase.sampling == "balanced":
             counts = np.bincount(self.train.labels)
@@ -118,78 +147,72 @@ class Streams:
             views=views,
         )
 
-    def _cuts(self, number: int, cut: str, alike: Callable[[Phase], bool]) -> list[str]:
-        """The cuts below `cut` that later phases of the same kind have, lowest first, and `cut` itself."""
+    def _cuts(self, number: int, cut: str, shares_rows: Callable[[Phase], bool]) -> list[str]:
+        """`cut` and the lower cuts of later phases whose rows are the same, lowest first.
+
+        A later phase needs a store at its lower cut anyway, and computing the upper store from it is fast.
+        """
         stages = self.frozen.model.stages
-        later = {self.cut(phase) for phase in self.phases[number + 1 :] if alike(phase)} - {None}
+        later = {self.cut(phase) for phase in self.phases[number + 1 :] if shares_rows(phase)} - {None}
         lower = [stage for stage in stages[: stages.index(cut)] if stage in later]
         return [*lower, cut]
 
-    def _stored_validation(self, number: int, cut: str) -> Stream:
+    def _valid_activations(self, number: int, cut: str) -> Stream:
+        """Stored activations of the validation images, or the frozen part in every epoch if they do not fit."""
         cuts = self._cuts(number, cut, lambda phase: True)
-        rows = self._rows(cuts, self.valid, self._plain, "validation", {})
+        rows = self._store(cuts, self.valid, self._preprocess, "validation", {})
         if rows is None:
-            pixels, executor = self._validation(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
-            return Stream(pixels.batches, lambda batch, epoch: executor(self._plain(batch)))
-        return Stream(self._in_order(rows, 256), lambda batch, epoch: stored(batch))
+            pixels, executor = self._valid_pixels(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
+            return Stream(pixels.batches, lambda batch, epoch: executor(self._preprocess(batch)))
+        return Stream(self._valid_batches(rows, STORED_BATCH), lambda batch, epoch: stored(batch))
 
-    def _stored_training(self, number: int, cut: str) -> Stream:
-        """What crosses the cut for each training image, or for each of its `views` augmented versions."""
-        phase, n = self.phases[number], len(self.train)
-        views = phase.views or 1
+    def _train_activations(self, number: int, cut: str) -> Stream:
+        """Stored activations of the training images, or of `views` augmented versions of each."""
+        phase, views = self.phases[number], self.phases[number].views or 1
         kind = (phase.augment, phase.views)
         cuts = self._cuts(number, cut, lambda other: (other.augment, other.views) == kind)
-        augment = self._augment(phase)
-
-        def prepare(batch: Batch) -> Tensor:
-            """Rows hold the views of an image one after the other; a view stands for an epoch of the augmentation."""
-            samples, view = batch.indices // views, batch.indices % views
-            made: list[tuple[np.ndarray, Tensor]] = []
-            for v in np.unique(view):
-                where = np.flatnonzero(view == v)
-                part = batch.take(where)
-                part.draws = samples[where]
-                made.append((where, augment(part, int(v))))
-            back = np.argsort(np.concatenate([where for where, _ in made]))
-            return torch.cat([x for _, x in made])[torch.from_numpy(back)]
-
-        variant: dict[str, Any] = {"trained": True}  # training rows may have another size than those of evaluation
+        # Part of the key of the store: training rows may have another size than evaluation rows.
+        variant: dict[str, Any] = {"trained": True}
         samples = self.train
         if phase.augment is not None:
             variant |= {"augment": phase.augment.model_dump(mode="json"), "views": views, "seed": self.seed}
-            samples = Samples(
-                Subset(self.train.rows, np.repeat(np.arange(n), views)), np.repeat(self.train.labels, views)
-            )
-        rows = self._rows(cuts, samples, prepare, f"training, {views} views" if phase.views else "training", variant)
+            repeated = np.repeat(np.arange(len(self.train)), views)
+            samples = Samples(Subset(self.train.rows, repeated), np.repeat(self.train.labels, views))
+        label = f"training, {views} views" if phase.views else "training"
+        rows = self._store(cuts, samples, _Views(self._augmentation(phase), views), label, variant)
         if rows is None:
-            return self._fresh(phase, cut)
-        return Stream(self._order(phase, rows, views), lambda batch, epoch: stored(batch))
+            return self._fresh_activations(phase, cut)
+        return Stream(self._train_batches(phase, rows, views), lambda batch, epoch: stored(batch))
 
-    def _rows(
-        self, cuts: list[str], samples: Samples, prepare: Prepare, what: str, variant: dict[str, Any]
+    def _store(
+        self, cuts: list[str], samples: Samples, prepare: Prepare, label: str, variant: dict[str, Any]
     ) -> Rows | None:
-        """The stored rows; where the stores on the way would not fit, those of the last cut alone; None if not even."""
-        for way in (cuts, cuts[-1:])[: len(cuts)]:
+        """The stored activations at the last of `cuts`; None if they do not fit the cache.
+
+        If the stores at the lower cuts do not fit, only the last one is made.
+        """
+        for attempt in (cuts, cuts[-1:])[: len(cuts)]:
             try:
-                return self.frozen.rows(way, samples, prepare, what, variant)
+                return self.frozen.rows(attempt, samples, prepare, label, variant)
             except OverBudgetError as error:
                 reason = error
-        self.console.say(f"  {what}: what the frozen part gives is not stored ({reason}); it runs in every epoch")
+        self.console.say(f"  {label}: activations are not stored ({reason}); the frozen part runs in every epoch")
         return None
 
-    def _fresh(self, phase: Phase, cut: str) -> Stream:
-        """Images augmented afresh, and the frozen part run on them, in every epoch."""
-        augment = self._augment(phase)
+    def _fresh_activations(self, phase: Phase, cut: str) -> Stream:
+        """Activations of training images that are augmented anew in every epoch."""
+        augment = self._augmentation(phase)
         executor = self._executor(cut, len(self.train) * phase.epochs)
         if phase.augment is not None:
             seconds, views = executor.seconds * len(self.train), min(4, phase.epochs)
             self.console.say(
-                f"  fresh augmentation: the frozen part runs in every epoch, about {duration(seconds * phase.epochs)} "
-                f"in all; views = {views} would run it for {duration(seconds * views)}"
+                f"  new augmentation in every epoch: the frozen part takes about {duration(seconds * phase.epochs)} in "
+                f"all; with views = {views} it would take {duration(seconds * views)}"
             )
-        return Stream(self._pixels(phase).batches, lambda batch, epoch: executor(augment(batch, epoch)))
+        return Stream(self._augmented_pixels(phase).batches, lambda batch, epoch: executor(augment(batch, epoch)))
 
-    def _executor(self, cut: str, images: int):
+    def _executor(self, cut: str, images: int) -> Executor:
+        """The executor of the frozen part for about `images` images."""
         rows, shapes = self.valid.rows.gather(np.arange(min(TRIAL_IMAGES, len(self.valid))))
         sample = self.preprocessing(torch.from_numpy(rows), shapes).to(self.device)
         return self.frozen.executor(cut, sample, images)
