@@ -1,5 +1,6 @@
-"""Runs that are killed: a real process, which is a fork of this one and has torch in memory already, so that it takes a
-fraction of a second. Where it dies is decided by patches in the fork; the product knows nothing of them.
+"""Runs that are killed. Each is a real process: a fork of this one, which has torch in memory already and starts fast.
+
+Patches in the fork decide where it dies; the product contains no code for that.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ QUIET = Console(quiet=True)
 
 
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs leave out their images and page, which take most of a second."""
+    """Let runs skip plots and report, which take most of a second."""
     monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
     monkeypatch.setattr("linnaeus.report.plots.ranges", lambda *args: "")
 
 
 def train(source: Path, recipe: Path | None, out: Path | None, every: str = "2steps", **more: Any) -> Run:
-    given = {"console": QUIET, "device": "cpu", **more}
-    return linnaeus.train(source, str(recipe) if recipe else None, out=out, checkpoint_every=every, **given)
+    arguments = {"console": QUIET, "device": "cpu", **more}
+    return linnaeus.train(source, str(recipe) if recipe else None, out=out, checkpoint_every=every, **arguments)
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Do `work` in a fork; its exit status, or minus the signal that ended it."""
+    """Run `work` in a fork and return its exit status, or minus the number of the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -54,9 +55,9 @@ def die() -> None:
 
 
 def dying(module: Any, name: str, nth: int = 1, after: bool = False, of: str = "") -> None:
-    """From now on the `nth` call of `module.name` kills the process, before or `after` it is carried out.
+    """Make the `nth` call of `module.name` kill the process, before or `after` the call is executed.
 
-    `of`: only calls count whose first argument is a path with a name that begins so.
+    `of`: count only calls whose first argument is a path with a name that starts with this text.
     """
     real, calls = getattr(module, name), 0
 
@@ -75,8 +76,8 @@ def dying(module: Any, name: str, nth: int = 1, after: bool = False, of: str = "
     setattr(module, name, call)
 
 
-def story(run: Path) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]]:
-    """Weights, history without seconds, metrics without seconds."""
+def contents(run: Path) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]]:
+    """Weights, history and metrics of a run, both without durations."""
     metrics = json.loads((run / "metrics.json").read_text())
     metrics.pop("seconds")
     history = [line.rpartition(",")[0] for line in (run / "history.csv").read_text().splitlines()]
@@ -84,8 +85,8 @@ def story(run: Path) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]
 
 
 def check_same(run: Path, whole: Path) -> None:
-    """Everything of two runs is the same, and neither has left anything behind that the other has not."""
-    (weights, history, metrics), (expected, *rest) = story(run), story(whole)
+    """Check that two runs have equal weights, history and metrics, and the same files."""
+    (weights, history, metrics), (expected, *rest) = contents(run), contents(whole)
     assert weights.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
     assert [history, metrics] == rest

@@ -1,4 +1,4 @@
-"""Several real processes that train together: forks of this one, which have torch in memory already."""
+"""Several real processes that train together: forks of this one, which has torch in memory already."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 60.0
-"""Seconds within which processes must have ended, whatever happens to one of them."""
+"""Seconds within which all processes must end, whatever happens to one of them."""
 
 
 def several(world: int, work: Callable[[int], Any], limit: float = LIMIT) -> list[Any]:
-    """What `work(rank)` returns, as JSON holds it, in each of `world` processes; minus a signal's number, or the exit
-    status where that is not 0, for one that did not come to its end."""
+    """Run `work(rank)` in each of `world` processes and return the results, which must be JSON values.
+
+    For a process that failed, the result is its exit status, or minus the number of the signal that ended it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -29,25 +31,25 @@ def several(world: int, work: Callable[[int], Any], limit: float = LIMIT) -> lis
             if pid == 0:
                 _work(work, rank, world, port, Path(folder) / str(rank))
             children[pid] = rank
-        found: list[Any] = [None] * world
-        until = time.monotonic() + limit
-        while children and time.monotonic() < until:
+        results: list[Any] = [None] * world
+        deadline = time.monotonic() + limit
+        while children and time.monotonic() < deadline:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 time.sleep(0.01)
                 continue
             rank, code = children.pop(pid), os.waitstatus_to_exitcode(status)
-            found[rank] = json.loads((Path(folder) / str(rank)).read_text()) if code == 0 else code
+            results[rank] = json.loads((Path(folder) / str(rank)).read_text()) if code == 0 else code
         for pid in children:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
         assert not children, f"process(es) {sorted(children.values())} did not end within {limit:.0f} s"
-    return found
+    return results
 
 
 def _work(work: Callable[[int], Any], rank: int, world: int, port: int, answer: Path) -> None:
-    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in here.items()}})
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in variables.items()}})
     try:
         answer.write_text(json.dumps(work(rank)))
         os._exit(0)

@@ -1,6 +1,6 @@
-"""Data and recipes so small that a run takes a second: images whose class a child could tell.
+"""Tiny data and recipes, with which a run takes a second.
 
-Class k is a bright square at the k-th of five places, on noise. Everything is drawn from the seed.
+An image of class k has a bright square at the k-th of five places, on noise. All random numbers come from the seed.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def draw(labels: np.ndarray, seed: int = 0, noise: int = 90) -> np.ndarray:
 
 
 def samples(n: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 28, 28) uint8 and labels (n,) int64, the classes in turn."""
+    """Images (n, 28, 28) uint8 and labels (n,) int64 that cycle through the classes."""
     labels = np.arange(n) % classes
     return draw(labels, seed), labels
 
 
 def write_idx(folder: Path, train: int = 120, test: int = 30, classes: int = 3) -> Path:
-    """A folder of four IDX files, as MNIST has them."""
+    """Write four IDX files, like those of MNIST."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, n, seed in (("train", train, 1), ("t10k", test, 2)):
         images, labels = samples(n, classes, seed)
@@ -59,7 +59,7 @@ def write_idx(folder: Path, train: int = 120, test: int = 30, classes: int = 3) 
 
 
 def write_images(folder: Path, classes: tuple[str, ...] = ("0", "1", "2"), each: int = 8, seed: int = 0) -> Path:
-    """Class folders of `each` gray PNG images of 28 pixels: `folder/class/class 0.png` …"""
+    """Write class folders of `each` gray PNG images of 28 pixels: `folder/class/class 0.png` …"""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(draw(np.full(each, label), seed + label)):
@@ -68,7 +68,7 @@ def write_images(folder: Path, classes: tuple[str, ...] = ("0", "1", "2"), each:
 
 
 def settings(**data: Any) -> dict[str, Any]:
-    """A recipe's model and data for these images: mini_resnet, gray, [0, 1]."""
+    """The recipe tables model and data for these images: mini_resnet, gray, [0, 1]."""
     return {
         "model": {"name": "mini_resnet", "arguments": {"widths": list(WIDTHS)}},
         "data": {"resize": SIDE, "size": SIDE, "channels": 1, "normalise": "none", **data},
@@ -76,15 +76,17 @@ def settings(**data: Any) -> dict[str, Any]:
 
 
 def write_recipe(path: Path, *phases: dict[str, Any], **more: Any) -> Path:
-    """A recipe file: `settings()`, changed by `more`, and the phases; by default one of two epochs."""
-    given = phases or ({},)
-    plain = {"epochs": 2, "batch": 16, "lr": 3e-3}
-    path.write_text(tomli_w.dumps({**settings(), **more, "phase": [{**plain, **p} for p in given]}), encoding="utf-8")
+    """Write a recipe: `settings()` updated by `more`, and the phases, by default one phase of two epochs."""
+    tables = phases or ({},)
+    defaults = {"epochs": 2, "batch": 16, "lr": 3e-3}
+    path.write_text(
+        tomli_w.dumps({**settings(), **more, "phase": [{**defaults, **table} for table in tables]}), encoding="utf-8"
+    )
     return path
 
 
 def mini(classes: int = 3, seed: int = 0, channels: int = 1) -> Network:
-    """A mini_resnet of a few thousand parameters; it has no BatchNorm."""
+    """A mini_resnet with a few thousand parameters and no BatchNorm."""
     torch.manual_seed(seed)
     return create("mini_resnet", classes, channels, widths=list(WIDTHS))
 
@@ -96,7 +98,7 @@ def stream(
     sampling: Sampling = IN_ORDER,
     partition: Partition = UNDIVIDED,
 ) -> Stream:
-    """A stream of images that are only scaled to [0, 1]."""
+    """A stream of images, scaled to [0, 1] and not augmented."""
     store = PixelStore.from_arrays(images)
     batches = Batches(store, labels, batch=batch, device=CPU, sampling=sampling, partition=partition)
 
@@ -107,7 +109,7 @@ def stream(
 
 
 def phase_run(model: Network, spec: Phase, train: Stream, valid: Stream | None = None, **more: Any) -> PhaseRun:
-    """A phase of `model`; validation on the training images unless others are given."""
+    """A phase that trains `model`; it is validated on the training images unless `valid` is given."""
     return PhaseRun(spec, AboveCut(model), train, valid or train, **{"classes": 3, **more})
 
 
@@ -116,7 +118,7 @@ def phase(**more: Any) -> Phase:
 
 
 def write_tiny_model(path: Path, model: nn.Module | None = None, classes: tuple[str, ...] = ("0", "1", "2")) -> Path:
-    """A model file of a mini_resnet for these images, untrained unless a model is given."""
+    """Write a model file of a mini_resnet for these images, untrained unless `model` is given."""
     network = model if isinstance(model, Network) else mini(len(classes))
     names = tuple(f"name of {name}" for name in classes)
     write_model(path, network.state_dict(), ModelFile(network.arch, classes, names, GRAY))

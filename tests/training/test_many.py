@@ -1,4 +1,4 @@
-"""Several processes that train one network do what one does: the same losses, every sample once, one run folder."""
+"""Several processes train like one: the same losses, every sample once, one run folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import check_same, dying, story, train
+from killing import check_same, contents, dying, train
 from several import several
 from tiny import mini, phase, phase_run, samples, stream, write_idx, write_recipe
 from torch import nn
@@ -37,21 +37,21 @@ from linnaeus.training.step import Optimization
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
-    # samples (in batches of 16), the phase
+    # number of samples (in batches of 16), phase
     "an odd number, a short last batch": (45, {}),
-    "a last batch of which one process has none": (35, {"optimizer": "sgd", "lr": 0.05}),
+    "a last batch without samples for one process": (35, {"optimizer": "sgd", "lr": 0.05}),
     "mixup and cutmix": (45, {"mixup": 0.2, "cutmix": 1.0}),
     "class weights and smoothing": (45, {"class_weights": "balanced", "label_smoothing": 0.1}),
-    "a moving average, clipped": (45, {"ema": 0.8, "clip": 0.5}),
+    "moving average and clipping": (45, {"ema": 0.8, "clip": 0.5}),
     "accumulation": (45, {"micro_batch": 3, "optimizer": "sgd", "lr": 0.05}),
-    "accumulation, and one has none": (35, {"micro_batch": 2, "mixup": 0.4}),
+    "accumulation, a process without samples": (35, {"micro_batch": 2, "mixup": 0.4}),
     "synchronized": (45, {"norms": "synced", "lr": 1e-2}),
-    "synchronized, in pieces, and one has none": (35, {"norms": "synced", "lr": 1e-2, "micro_batch": 16}),
+    "synchronized, micro-batches, a process without samples": (35, {"norms": "synced", "lr": 1e-2, "micro_batch": 16}),
 }
 
 
 def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
-    """(training loss, validation loss, right on validation) of two epochs in float64."""
+    """(training loss, validation loss, correct validation samples) of two epochs in float64."""
     n, change = CASES[case]
     spec = phase(epochs=2, **change)
     images, labels = samples(n)
@@ -64,11 +64,11 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
     freeze(model, training_stages(model, spec.train))
     micro = -(-spec.micro_batch // (world if spec.norms == "synced" else 1)) or None
     engine = Engine("cpu", "64-true")
-    found: list[list[float]] = []
+    epochs: list[list[float]] = []
 
     def run() -> None:
         for epoch in fit(phase_run(model, spec, train, valid, micro_batch=micro), engine):
-            found.append([epoch.train_loss, epoch.valid.loss, epoch.valid.correct])
+            epochs.append([epoch.train_loss, epoch.valid.loss, epoch.valid.correct])
 
     if spec.norms == "synced" and world > 1:
         with synced_batchnorm(model):
@@ -76,11 +76,11 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
         assert not any(isinstance(module, CpuSyncBatchNorm) for module in model.modules())
     else:
         run()
-    return found
+    return epochs
 
 
 def normed() -> Network:
-    """Two BatchNorms, before and after the images' positions are averaged."""
+    """A network with BatchNorm before and after the average over positions."""
     return wrap(
         nn.Sequential(
             nn.Conv2d(1, 6, 5, stride=3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
@@ -95,15 +95,15 @@ def doubled(data: Stream) -> Stream:
 
 
 def test_two_processes_have_the_losses_of_one():
-    """In float64, on networks without BatchNorm or with a synchronized one: within 1e-5, and by far."""
-    found = several(2, lambda rank: {case: curve(case, rank, 2) for case in CASES})
-    assert found[0] == found[1], "they disagree"
-    for case, theirs in found[0].items():
-        assert np.allclose(theirs, curve(case), rtol=0, atol=1e-7), case
+    """In float64, for networks without BatchNorm or with synchronized BatchNorm."""
+    results = several(2, lambda rank: {case: curve(case, rank, 2) for case in CASES})
+    assert results[0] == results[1], "the processes disagree"
+    for case, losses in results[0].items():
+        assert np.allclose(losses, curve(case), rtol=0, atol=1e-7), case
 
 
-def test_batchnorm_of_its_own_ends_with_the_same_statistics_everywhere():
-    """Each process sees its own images, and what is saved and evaluated is one network."""
+def test_batchnorm_that_is_not_synchronized_has_the_same_statistics_in_all_processes():
+    """Each process sees different images, but one network is evaluated and saved."""
 
     def work(rank: int) -> list[Any]:
         model = normed()
@@ -117,8 +117,8 @@ def test_batchnorm_of_its_own_ends_with_the_same_statistics_everywhere():
     assert np.isfinite(np.concatenate([np.ravel(value) for value in one])).all()
 
 
-def test_a_batch_is_divided_without_a_single_one():
-    """Every sample has one owner; nobody has one alone, on which BatchNorm cannot be trained, unless it is all."""
+def test_no_process_has_a_single_sample():
+    """Each sample belongs to one process. BatchNorm cannot be trained on one sample, unless the batch has only one."""
     for n in range(1, 40):
         for world in (1, 2, 3, 5, 8):
             parts = [list(range(n))[part_of(n, rank, world)] for rank in range(world)]
@@ -129,7 +129,7 @@ def test_a_batch_is_divided_without_a_single_one():
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_evaluation_counts_every_sample_once(n: int):
-    """With fewer samples than processes too."""
+    """Also with fewer samples than processes."""
 
     def work(rank: int) -> list[list[float]]:
         engine = Engine("cpu", "32")
@@ -151,12 +151,12 @@ PHASES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """63 training images, of 70: 4 steps of 16 an epoch."""
+    """63 training images of 70: 4 steps of 16 per epoch."""
     return write_idx(tmp_path / "idx", train=70, test=13)
 
 
 def rows(run: Path) -> list[list[float]]:
-    """history.csv in numbers, without the seconds."""
+    """history.csv as numbers, without the durations."""
     lines = [line.split(",")[:-1] for line in (run / "history.csv").read_text().splitlines()[1:]]
     return [[float(cell or 0) for cell in line] for line in lines]
 
@@ -165,7 +165,7 @@ def rows(run: Path) -> list[list[float]]:
 def test_two_processes_leave_one_run_folder_as_one_does(
     idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """A range test, a solved head and stored activations on the way; only the first one says anything."""
+    """With a range test, a solved head and stored activations; only rank 0 prints."""
     recipe = write_recipe(tmp_path / "r.toml", *PHASES, precision="32")
     one, two = tmp_path / "one", tmp_path / "two"
     train(idx, recipe, one)
@@ -174,26 +174,26 @@ def test_two_processes_leave_one_run_folder_as_one_does(
     def work(rank: int) -> float:
         return linnaeus.train(idx, str(recipe), out=two, device="cpu").valid.accuracy
 
-    found = several(2, work)
-    assert found[0] == found[1]
+    accuracies = several(2, work)
+    assert accuracies[0] == accuracies[1]
     assert np.allclose(rows(one), rows(two), atol=1e-3)
-    (weights, _, metrics), (expected, _, others) = story(two), story(one)
+    (weights, _, metrics), (expected, _, others) = contents(two), contents(one)
     assert weights.keys() == expected.keys()
     assert metrics["valid"]["n"] == others["valid"]["n"] == 7
     assert metrics["test"]["correct"] == others["test"]["correct"]
     assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
     assert len((two / "predictions.csv").read_text().splitlines()) == 1 + 7 + 13
-    said = capfd.readouterr()
-    assert said.out.count("epoch 1/2") == 2  # one for each phase that is trained
-    assert said.err == ""
+    output = capfd.readouterr()
+    assert output.out.count("epoch 1/2") == 2  # one for each phase that is trained
+    assert output.err == ""
 
 
 @pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
+def test_a_process_that_dies_ends_the_others_and_the_run_can_be_resumed(
     world: int, idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    """kill -9 of the second; the next start resumes to the bits of the run that was not cut."""
+    """kill -9 of rank 1; the resumed run has the same bits as an uninterrupted one."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "ema": 0.8, "mixup": 0.3}, {"train": ["head"]})
 
     def work(rank: int, out: str, dies: bool) -> str:
@@ -239,7 +239,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(idx: Path, tmp_pat
 @pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_signal_that_comes_while_they_agree_is_not_lost(world: int, idx: Path, tmp_path: Path):
-    """Right after a process has told the others that it wants nothing: all end one step later."""
+    """The signal arrives right after a process has reported that it has none: all end one step later."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3})
     out = tmp_path / "cut"
 
@@ -248,11 +248,11 @@ def test_a_signal_that_comes_while_they_agree_is_not_lost(world: int, idx: Path,
 
         def ask(self: Engine, number: int | None) -> int | None:
             nonlocal calls
-            told = real(self, number)
+            result = real(self, number)
             calls += 1
             if rank == world - 1 and calls == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return told
+            return result
 
         Engine.all_reduce_max = ask  # type: ignore
         train(idx, recipe, out, every="1000steps")
@@ -262,8 +262,8 @@ def test_a_signal_that_comes_while_they_agree_is_not_lost(world: int, idx: Path,
     assert (state["fit"]["epoch"], state["fit"]["step"]) == (0, 3)
 
 
-def test_wrong_input_is_told_once(idx: Path, tmp_path: Path):
-    """All end with the error, and only the first one's is for people. An error of another one is named."""
+def test_wrong_input_is_reported_once(idx: Path, tmp_path: Path):
+    """All processes raise the error, and only rank 0 prints it. An error of another rank names that rank."""
     recipe = write_recipe(tmp_path / "r.toml", {"train": ["nothing"]})
 
     def work(rank: int) -> list[Any]:
@@ -284,13 +284,13 @@ def test_wrong_input_is_told_once(idx: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_environment_says_who_is_who():
+def test_rank_and_world_size_come_from_the_environment():
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert process_info({}) == ProcessInfo()
     assert process_info(torchrun) == ProcessInfo(5, 8, 1, 4)
     assert process_info(torchrun).nodes == 2
     slurm = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
-    assert process_info(slurm) == ProcessInfo()  # a batch job that does not start its steps by srun
+    assert process_info(slurm) == ProcessInfo()  # a batch job that does not use srun
     assert process_info({**slurm, "SLURM_STEP_NUM_TASKS": "4"}) == ProcessInfo(3, 4, 1, 2, slurm=True)
     with pytest.raises(UserError, match="--ntasks-per-node"):
         process_info({"SLURM_STEP_NUM_TASKS": "4"})
@@ -298,12 +298,12 @@ def test_the_environment_says_who_is_who():
         process_info({**torchrun, "WORLD_SIZE": "7"})
 
 
-def test_devices_from_python_are_refused_with_what_to_do(idx: Path, tmp_path: Path):
+def test_devices_from_python_is_rejected_with_advice(idx: Path, tmp_path: Path):
     with pytest.raises(UserError, match="torchrun --nproc-per-node 2"):
         linnaeus.train(idx, device="cpu", devices=2, out=tmp_path / "run")
 
 
-def test_the_launcher_gives_the_status_of_its_processes(capfd: pytest.CaptureFixture[str]):
+def test_the_launcher_returns_the_status_of_its_processes(capfd: pytest.CaptureFixture[str]):
     assert launch(2, ["--version"], "") == 0
     assert capfd.readouterr().out.count("linnaeus, version") == 1
     assert launch(2, ["train"], "") == 2
@@ -312,7 +312,7 @@ def test_the_launcher_gives_the_status_of_its_processes(capfd: pytest.CaptureFix
 
 @pytest.mark.long
 def test_a_killed_process_of_the_command_ends_it(idx: Path, tmp_path: Path):
-    """Two processes by --devices 2, the second killed while they train: over within a minute, and it can go on."""
+    """--devices 2, and the second process is killed during training: the command ends and can be resumed."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 400})
     out = tmp_path / "run"
     command = [
@@ -326,11 +326,11 @@ def test_a_killed_process_of_the_command_ends_it(idx: Path, tmp_path: Path):
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     started = time.monotonic()
-    _, said = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=60)
     assert time.monotonic() - started < 60
     assert running.returncode == 1
-    assert "another process of this run has ended; --resume continues" in said
-    assert "process 1 of 2 was ended by SIGKILL" in said
+    assert "another process of this run has ended; --resume continues" in errors
+    assert "process 1 of 2 was ended by SIGKILL" in errors
     again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while "resumed   in phase 1" not in (line := again.stdout.readline() if again.stdout else ""):
         assert line
