@@ -1,7 +1,8 @@
-"""Plain-text tables and text widths."""
+"""Plain text: aligned columns, terminal widths, percentages."""
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -30,3 +31,8 @@ def shorten(text: str, most: int) -> str:
     while width(text) > most - 1:
         text = text[:-1]
     return text + "…"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """0.934 -> "93 %", with a narrow no-break space; a dash if `share` is NaN."""
+    return f"{100 * share:.{digits}f}\u202f%" if math.isfinite(share) else "–"

@@ -1,105 +1,107 @@
-"""The drawings of the page: values stand where they belong, and what is confused stands together."""
+"""The charts of the page: values lie where they belong, and classes that are confused lie side by side."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import threading
 import xml.etree.ElementTree as ET
 
+import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from markupsafe import Markup
 
-from linnaeus.report.charts import curves, interval, reliability, risk_coverage
-from linnaeus.report.matrix import DRAWN_UP_TO, cluster, draw_matrix
-from linnaeus.report.svg import HEIGHT, WIDTH, Axes, short, spread, ticks, whole_ticks
+from linnaeus.report.calibration import reliability, risk_coverage
+from linnaeus.report.canvas import BLUE, INK, new_figure
+from linnaeus.report.class_order import cluster
+from linnaeus.report.confusion import NAMES_UP_TO, confusion_chart
+from linnaeus.report.curves import curve_charts
+from linnaeus.report.page_sections import IntervalBar
+from linnaeus.report.svg import tag, to_svg
 from linnaeus.runs.history import Row
 
+PERCENT = "\u202f%"
 
-def parts(drawing: Markup, tag: str, style: str = "") -> list[ET.Element]:
-    """The elements of a drawing, which must be well-formed, with a tag and a class."""
-    return [e for e in ET.fromstring(str(drawing)).iter(tag) if style in (e.get("class") or "").split() or not style]
+
+def parts(drawing: Markup, css_class: str) -> list[ET.Element]:
+    """The groups of a drawing, which must be well-formed, with a class."""
+    return [e for e in ET.fromstring(str(drawing)).iter("g") if set(css_class.split()) <= set(classes_of(e))]
+
+
+def classes_of(element: ET.Element) -> list[str]:
+    return (element.get("class") or "").split()
+
+
+def label(drawing: Markup) -> str:
+    return ET.fromstring(str(drawing)).get("aria-label") or ""
+
+
+def position(dot: ET.Element) -> tuple[float, float]:
+    """Where a marker is, in units of the drawing."""
+    (use,) = dot.iter("use")
+    return float(use.get("x") or 0), float(use.get("y") or 0)
+
+
+def corners(element: ET.Element) -> np.ndarray:
+    """(n, 2): the points of a path of straight lines."""
+    (path,) = element.iter("path")
+    return np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.get("d") or ""), float)
 
 
 def epochs(*phases: int) -> list[Row]:
     numbered = [(phase, epoch) for phase, n in enumerate(phases, 1) for epoch in range(1, n + 1)]
-    return [Row(p, e, 1e-3, 1 / (i + 1), 0.5 + i / 100, 2 / (i + 1), 0.6 + i / 100, 1.0)
-            for i, (p, e) in enumerate(numbered)]  # fmt: skip
-
-
-def test_values_lie_where_the_axes_say():
-    axes = Axes((0, 10), (0, 1), left=100, top=0, right=200, bottom=50)
-    assert axes.at(0, 0) == (100, 50)
-    assert axes.at(10, 1) == (200, 0)
-    assert axes.at(5, 0.5) == (150, 25)
-    assert axes.at(-3, 7) == (100, 0), "what is outside stands at the edge"
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_few_even_and_inside(low: float, span: float):
-    found = ticks(low, low + span)
-    assert 1 <= len(found) <= 7
-    slack = span * 1e-6 + 4 * np.spacing(abs(low) + span)  # of a large number the last digits are all that moves
-    assert all(low - slack <= v <= low + span + slack for v in found)
-    steps = np.diff(found)
-    assert len(steps) == 0 or np.allclose(steps, steps[0], rtol=1e-3, atol=2 * slack)
-
-
-def test_epochs_are_whole_numbers_the_first_and_the_last_among_them():
-    assert whole_ticks(1, 3) == [1, 2, 3]
-    assert whole_ticks(1, 1) == [1]
-    assert whole_ticks(1, 50)[0] == 1
-    assert whole_ticks(1, 50)[-1] == 50
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=4))
-def test_words_at_the_ends_of_lines_do_not_meet(wanted: list[float]):
-    found = sorted(spread(wanted, 14, 0, 100))
-    assert all(b - a >= 14 - 1e-9 for a, b in itertools.pairwise(found))
-    assert found[-1] <= 100 + 1e-9
-
-
-def test_numbers_are_short():
-    assert [short(v) for v in (1.0, 0.125, 100.0, float("nan"))] == ["1", "0.12", "100", "0"]
+    return [
+        Row(p, e, 1e-3, 1 / (i + 1), 0.5 + i / 100, 2 / (i + 1), 0.6 + i / 100, 1.0)
+        for i, (p, e) in enumerate(numbered)
+    ]
 
 
 def test_curves_show_every_epoch_each_phase_and_ring_the_best():
-    (_, accuracy), (_, loss) = curves(epochs(2, 3), best=3)
-    assert len(parts(accuracy, "circle", "valid")) == len(parts(loss, "circle", "train")) == 5
-    assert len(parts(accuracy, "rect", "band")) == 1
-    ring, valid = parts(accuracy, "circle", "ring")[0], parts(accuracy, "circle", "valid")
-    assert (ring.get("cx"), ring.get("cy")) == (valid[3].get("cx"), valid[3].get("cy"))
-    heights = [float(c.get("cy") or 0) for c in valid]
+    accuracy, loss = curve_charts(epochs(2, 3), best=3)
+    assert (accuracy.title, loss.title) == ("Accuracy", "Loss")
+    assert accuracy.note == f"best epoch 4: 63.00{PERCENT} on validation"
+    for chart in (accuracy.drawing, loss.drawing):
+        assert len(parts(chart, "dot train")) == len(parts(chart, "dot valid")) == 5
+        assert len(parts(chart, "line train")) == len(parts(chart, "line valid")) == 1
+        assert len(parts(chart, "phase")) == 1
+    (ring,), valid = parts(accuracy.drawing, "best"), parts(accuracy.drawing, "dot valid")
+    assert position(ring) == position(valid[3])
+    assert ring.findtext("title") == "the best epoch, whose weights were kept"
+    assert valid[0].findtext("title") == f"epoch 1: validation accuracy 60.00{PERCENT}"
+    heights = [position(dot)[1] for dot in valid]
     assert heights == sorted(heights, reverse=True), "accuracy rises, so its line does"
-    assert "0.64" in (ET.fromstring(str(accuracy)).get("aria-label") or "")
+    assert np.allclose(np.diff(heights), np.diff(heights)[0], atol=0.02), "equal steps are equally high"
+    assert f"validation from 60.00{PERCENT} to 64.00{PERCENT}" in label(accuracy.drawing)
+    assert "The best epoch is number 4." in label(loss.drawing)
 
 
 def test_mixing_has_no_training_accuracy_and_a_loss_may_be_infinite():
     rows = [Row(1, 1, 1e-3, float("inf"), None, 1.0, 0.5, 1.0), Row(1, 2, 1e-3, 0.5, None, 0.8, 0.6, 1.0)]
-    (_, accuracy), (_, loss) = curves(rows, best=1)
-    assert parts(accuracy, "path", "train") == []
-    assert len(parts(loss, "circle", "train")) == 1
+    accuracy, loss = (chart.drawing for chart in curve_charts(rows, best=1))
+    assert parts(accuracy, "line train") == []
+    assert len(parts(loss, "dot train")) == 1
+    assert "no training accuracy" in label(accuracy)
 
 
 def test_an_interval_is_a_dot_on_its_bar():
-    drawing = interval(0.75, [0.5, 1.0], 0.5, 1.0, "accuracy")
-    dot, bar = parts(drawing, "circle")[0], parts(drawing, "line", "whisker")[0]
-    assert float(dot.get("cx") or 0) == pytest.approx(80)
-    assert (bar.get("x1"), bar.get("x2")) == ("5", "155")
-    assert ET.fromstring(str(drawing)).get("aria-label") == "accuracy"
+    bar = IntervalBar.of("accuracy", 0.75, [0.5, 1.0], start=0.5)
+    assert (bar.value, bar.low, bar.high) == (80.0, 5.0, 155.0)
+    assert IntervalBar.of("recall", 0.4, None, start=0.5) == IntervalBar("recall", 5.0, None, None)
 
 
 def test_a_calibrated_bin_lies_on_the_diagonal():
-    row = {"from": 0.6, "to": 2 / 3, "n": 30, "correct": 18, "confidence": 0.6, "accuracy": 0.6,
-           "accuracy_ci95": [0.42, 0.75]}  # fmt: skip
-    drawing = reliability({"before": [], "after": [row]})
-    dot, ideal = parts(drawing, "circle", "after")[0], parts(drawing, "line", "ideal")[0]
-    x1, y1, x2, y2 = (float(ideal.get(k) or 0) for k in ("x1", "y1", "x2", "y2"))
-    x, y = float(dot.get("cx") or 0), float(dot.get("cy") or 0)
+    row = {"from": 0.6, "to": 2 / 3, "n": 30, "correct": 18, "confidence": 0.6, "accuracy": 0.6}
+    drawing = reliability({"before": [], "after": [row | {"accuracy_ci95": [0.42, 0.75]}]})
+    (dot,), (ideal,) = parts(drawing, "dot after"), parts(drawing, "ideal")
+    (x1, y1), (x2, y2) = corners(ideal)
+    x, y = position(dot)
     assert (x - x1) / (x2 - x1) == pytest.approx(0.6, abs=1e-3)
     assert (y - y1) / (y2 - y1) == pytest.approx(0.6, abs=1e-3)
+    assert dot.findtext("title") == f"after: confidence 60.0{PERCENT}, 18 of 30 correct"
+    (bar,) = parts(drawing, "bar")
+    assert bar.findtext("title") == "30 images"
+    assert (corners(bar)[0, 0] - x1) / (x2 - x1) == pytest.approx(0.6, abs=5e-3), "below its bin"
 
 
 def test_the_risk_curve_marks_what_the_threshold_does():
@@ -107,19 +109,67 @@ def test_the_risk_curve_marks_what_the_threshold_does():
         {"threshold": t, "answered": a, "wrong": w, "coverage": a / 100, "risk": w / a, "risk_ci95": [0.0, 0.3]}
         for t, a, w in ((0.9, 50, 0), (0.7, 80, 2), (0.0, 100, 10))
     ]
-    about = ET.fromstring(str(risk_coverage(curve, 0.02, 0.7))).get("aria-label") or ""
-    assert "everything, 10.0\u202f% are wrong" in about
-    assert "80.0\u202f%, 2 of 80 wrong" in about
-    assert "100.0\u202f%, 10 of 100 wrong" in (
-        ET.fromstring(str(risk_coverage(curve, 0.2, 0.0))).get("aria-label") or ""
-    )
+    drawing = risk_coverage(curve, 0.02, 0.7)
+    assert f"everything is answered, 10.0{PERCENT} are wrong" in label(drawing)
+    assert f"80.0{PERCENT}, 2 of 80 wrong" in label(drawing)
+    assert f"100.0{PERCENT}, 10 of 100 wrong" in label(risk_coverage(curve, 0.2, 0.0))
+    (dot,), (line,) = parts(drawing, "dot"), parts(drawing, "line")
+    assert np.abs(corners(line) - position(dot)).max(axis=1).min() < 0.02, "the dot lies on the curve"
 
 
-@pytest.mark.parametrize("drawn", [reliability({"before": [], "after": []}), curves(epochs(1), 0)[0][1]])
+@pytest.mark.parametrize("drawn", [reliability({"before": [], "after": []}), curve_charts(epochs(1), 0)[0].drawing])
 def test_the_smallest_data_gives_a_drawing_of_the_usual_size(drawn: Markup):
     box = [float(v) for v in (ET.fromstring(str(drawn)).get("viewBox") or "").split()]
-    assert box[2] == WIDTH
-    assert box[3] >= HEIGHT
+    assert box[2] == pytest.approx(4.6 * 72, abs=0.01)
+    assert box[3] >= 200
+
+
+# SVG
+
+
+def test_a_drawing_is_the_same_every_time_and_its_ids_are_its_own():
+    history = epochs(3)
+    first, second = curve_charts(history, 1), curve_charts(history, 1)
+    assert [chart.drawing for chart in first] == [chart.drawing for chart in second]
+    ids = [re.findall(r' id="([^"]+)"', str(chart.drawing)) for chart in first]
+    assert len(ids[0]) == len(set(ids[0]))
+    assert not set(ids[0]) & set(ids[1]), "both are on one page"
+
+
+def test_colors_and_fonts_are_those_of_the_page():
+    drawing = str(curve_charts(epochs(2, 3), 3)[0].drawing)
+    assert "var(--right)" in drawing
+    assert "var(--wrong)" in drawing
+    assert not re.findall(r"#[0-9a-f]{6}", re.sub(r'(href="|url\()#\w+', "", drawing)), "no color is fixed"
+    assert "font-family" not in drawing
+    assert "<style" not in drawing, "a style sheet would apply to the whole page"
+    assert "<metadata" not in drawing
+
+
+def test_names_with_markup_and_odd_characters_stay_text():
+    figure = new_figure(2, 2)
+    axes = figure.subplots()
+    text = axes.text(0, 0, '<b>"&', color=INK, parse_math=False)
+    tag(text, "name", 'a\tb\x07 <i>"& \udcff 玫瑰')
+    tag(axes.axhline(0.5, color=BLUE), "line")
+    drawing = to_svg(figure, "test", "A <title>", "and\x00 more", "chart")
+    (name,) = parts(drawing, "name")
+    assert name.findtext("title") == 'a b <i>"& \ufffd 玫瑰'
+    assert name.findtext("text") == '<b>"&'
+    assert label(drawing) == "A <title>. and more"
+
+
+def test_no_setting_of_matplotlib_stays_changed():
+    before = dict(matplotlib.rcParams)
+    threads = [threading.Thread(target=curve_charts, args=(epochs(3), 1)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert dict(matplotlib.rcParams) == before
+
+
+# Confusion matrix
 
 
 def test_planted_groups_are_put_together():
@@ -130,7 +180,7 @@ def test_planted_groups_are_put_together():
     order = cluster(counts)
     assert sorted(order.tolist()) == list(range(30))
     changes = int((np.diff(groups[order]) != 0).sum())
-    assert changes == 5, "each group stands in one piece"
+    assert changes == 5, "each group is in one piece"
 
 
 def test_a_chain_of_confusions_is_laid_out_as_a_chain():
@@ -138,8 +188,7 @@ def test_a_chain_of_confusions_is_laid_out_as_a_chain():
     counts = 20 * np.eye(6, dtype=np.int64)
     for a, b in itertools.pairwise(order):
         counts[a, b] += 4
-    found = cluster(counts).tolist()
-    assert found in (order, order[::-1])
+    assert cluster(counts).tolist() in (order, order[::-1])
 
 
 def test_classes_that_are_never_confused_come_last_in_their_own_order():
@@ -147,30 +196,37 @@ def test_classes_that_are_never_confused_come_last_in_their_own_order():
     counts[5, 3] = 1
     assert set(cluster(counts).tolist()[:2]) == {3, 5}
     assert cluster(counts).tolist()[2:] == [0, 1, 2, 4]
+    assert cluster(9 * np.eye(6, dtype=np.int64)).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_few_classes_stand_in_their_own_order_with_their_counts():
+def test_few_classes_keep_their_order_and_show_their_counts():
     counts = np.array([[8, 2, 0], [0, 5, 0], [0, 0, 0]])
-    found = draw_matrix(counts, ["a", "b", "c"])
-    assert not found.clustered
-    wrong = parts(found.drawing, "g", "wrong")
-    assert [e.findtext("title") for e in wrong] == ["a taken for b: 2 of 10"]
-    assert [e.findtext("text") for e in wrong] == ["2"]
-    assert len(parts(found.drawing, "g", "right")) == 2, "a cell without images is empty"
+    matrix = confusion_chart(counts, ["a", "b", "c"])
+    assert not matrix.clustered
+    assert [e.findtext("title") for e in parts(matrix.drawing, "cell wrong")] == ["a taken for b: 2 of 10"]
+    cells, numbers = parts(matrix.drawing, "cell"), parts(matrix.drawing, "count")
+    assert [e.findtext("title") for e in cells] == ["a: 8 of 10 correct", "a taken for b: 2 of 10", "b: 5 of 5 correct"]
+    assert [e.findtext("text") for e in numbers] == ["8", "2", "5"], "a cell without images is empty"
+    for cell, number in zip(cells, numbers, strict=True):
+        (text,) = number.iter("text")
+        place = np.array([float(text.get("x") or 0), float(text.get("y") or 0)])
+        assert (corners(cell).min(0) < place).all(), "the count is in its cell"
+        assert (corners(cell).max(0) > place).all()
 
 
 def test_of_very_many_classes_the_confused_are_drawn():
-    k = DRAWN_UP_TO + 60
+    k = NAMES_UP_TO + 60
     counts = 5 * np.eye(k, dtype=np.int64)
     counts[150, 170] = 3
-    found = draw_matrix(counts, [f"class {i}" for i in range(k)])
-    assert (found.classes, found.left_out, found.clustered) == (DRAWN_UP_TO, 60, True)
-    assert "class 150 taken for class 170: 3 of 8" in str(found.drawing)
-    assert not re.search(r'<text[^>]*class="count', str(found.drawing))
+    matrix = confusion_chart(counts, [f"class {i}" for i in range(k)])
+    assert (matrix.classes, matrix.left_out, matrix.clustered) == (NAMES_UP_TO, 60, True)
+    assert "class 150 taken for class 170: 3 of 8" in str(matrix.drawing)
+    assert parts(matrix.drawing, "count") == []
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_name_in_a_drawing_is_text():
-    drawing = draw_matrix(np.eye(2, dtype=np.int64), ['<b>"&', "玫瑰"]).drawing
-    titles = [e.text for e in parts(drawing, "title")]
-    assert '<b>"&: 1 of 1 right' in titles
-    assert "玫瑰: 1 of 1 right" in titles
+    drawing = confusion_chart(np.eye(2, dtype=np.int64), ['<b>"&', "玫瑰\U000e0f00"]).drawing
+    titles = [e.findtext("title") for e in parts(drawing, "cell")]
+    assert titles == ['<b>"&: 1 of 1 correct', "玫瑰\U000e0f00: 1 of 1 correct"]
+    assert "玫瑰" in "".join(ET.fromstring(str(drawing)).itertext()), "the browser has fonts that this machine lacks"

@@ -56,7 +56,7 @@ def _forget() -> None:
 
 @pytest.mark.parametrize("text", ["rose", "évêque, Ærø, Łódź", "шиповник", "ρόδο", "−3 × 10² ✓ ✗ … → ·"])
 def test_matplotlibs_own_font_needs_no_other(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fonts, "_cover", lambda *_: pytest.fail("the machine's fonts were looked through"))
+    monkeypatch.setattr(fonts, "_add_families", lambda _: pytest.fail("the machine's fonts were looked through"))
     found = families_for([text])
     assert (found.families, found.missing) == ([BASE], "")
     assert found.text(text) == text
@@ -67,7 +67,7 @@ def test_what_no_font_has_is_named_in_order_and_drawn_as_a_box(bare_machine: lis
     assert found.missing == "月季节"
     assert found.text("月季 rose") == f"{MISSING}{MISSING} rose"
     assert families_for([MISSING, UNREADABLE]).missing == ""  # or the box itself would raise the warning
-    assert advice(found.missing).startswith("no font on this machine has 月季节; install e.g. Noto Sans CJK")
+    assert advice(found.missing).startswith("no font on this machine has 月季节; install for example Noto Sans CJK")
 
 
 def test_a_font_installed_after_matplotlib_listed_them_is_found(bare_machine: list[str], tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_differences_are_named():
 
 def test_the_plot_takes_whatever_a_sweep_gives(tmp_path: Path):
     from linnaeus.report.plots import sweep_plot
-    from linnaeus.report.slices import Slice, SweepImage
+    from linnaeus.report.sweep_plot import Slice, SweepImage
 
     one = SweepImage("one $x$", "says", "loss", [0], [0.5], [False], 0, {}, [Slice("k", [1.0], (0, 2))])
     sweep_plot(one, tmp_path / "one.png")

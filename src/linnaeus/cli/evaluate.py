@@ -69,7 +69,7 @@ def evaluate(
     from linnaeus.check.data_check import leaks, near_duplicates
     from linnaeus.files import write_text
     from linnaeus.inference.evaluate import evaluate_model, open_images
-    from linnaeus.report.tables import render
+    from linnaeus.report.evaluation_text import render
 
     console = make_console(sys.stderr, silent=not here.is_main)
 
@@ -127,7 +127,7 @@ def report(run: str, source: str | None, code: str | None, device: str) -> None:
     The report is made from the files of the run folder RUN. The page is a single file that needs no network connection.
     It omits the images if they are no longer available, and the heat maps if the code of a custom network is not given.
     """
-    from linnaeus.report.maps import heat_maps
+    from linnaeus.report.heat_maps import heat_maps
     from linnaeus.report.page import write_report
     from linnaeus.runs.reader import read_run
 

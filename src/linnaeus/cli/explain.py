@@ -192,7 +192,7 @@ class Sheets:
             yield p, (self._draw(p, next(explained)) if p.error is None else None)
 
     def _draw(self, prediction: Prediction, explanation: Explanation) -> ExplainedImage:
-        from linnaeus.report.explained import draw_explanation
+        from linnaeus.report.explanation import draw_explanation
 
         neighbors = None if self.gallery is None else self.gallery.nearest(prediction, self.top)
         sheet = ExplainedImage(explanation, self.method, self._new_file(prediction.path), neighbors)

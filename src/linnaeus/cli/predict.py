@@ -206,10 +206,10 @@ def _open_file(out: str | None, previous: Done) -> Iterator[TextIO]:
 
 def _draw_grid(path: str, predictions: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
     """Draw images with their predicted and true names."""
-    from linnaeus.report.plots import Shown, advice, image_grid
+    from linnaeus.report.plots import PredictedImage, advice, image_grid
 
     tiles = [
-        Shown(
+        PredictedImage(
             image=p.image,
             predicted=p.name,
             probability=p.probability,

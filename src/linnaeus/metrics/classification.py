@@ -21,9 +21,9 @@ account for images in groups.
 
 Where a new metric goes: a term that is averaged over the images becomes a property of `Outputs`. Its weighted mean, or
 any other statistic of weighted images, goes into `WeightedSample.metrics` (bootstrap.py), which gives it an interval.
-Then name it in `compute_metrics` below, and in the table of `report/tables.py`. `figures` and `point_estimates` are
-unweighted means of the same terms, without a bootstrap, for use in every epoch; they sum in another order, so the last
-digit may differ.
+Then name it in `compute_metrics` below, and in the table of `report/evaluation_text.py`. `figures` and
+`point_estimates` are unweighted means of the same terms, without a bootstrap, for use in every epoch; they sum in
+another order, so the last digit may differ.
 """
 
 from __future__ import annotations

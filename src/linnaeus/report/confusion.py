@@ -1,202 +1,280 @@
-"""Which class is taken for which."""
+"""The confusion matrix: one drawing for the run folder and for the report."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
-from linnaeus.report.fonts import Fonts, families_for
-from linnaeus.report.sheet import (
+from linnaeus.metrics.classification import most_confused
+from linnaeus.report.canvas import (
     BLUE,
-    FAINT,
+    GROUND,
     INK,
     MUTED,
+    ON_MEDIUM,
+    ON_STRONG,
     ORANGE,
+    PAGE,
     SMALL,
     TEXT,
     TITLE,
-    Sheet,
-    percent,
+    Canvas,
     shorten,
     text_width,
 )
+from linnaeus.report.class_order import cluster
+from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.svg import page_fonts, tag, to_svg
+from linnaeus.text import percent
 
-NUMBERS_UP_TO = 20  # classes; with more, a cell has no room for its count
-NAMES_UP_TO = 120  # classes; with more, a row has no room for its name
-LISTED = 20  # pairs beside a matrix without numbers
-GAMMA = 0.55  # color is share ** GAMMA: 2 % of a class taken for another must be seen
+NUMBERS_UP_TO = 20  # classes; with more, cells have no room for counts
+NAMES_UP_TO = 120  # classes; with more, rows have no room for names
+PAIRS = 20  # listed beside a matrix without numbers
+GAMMA, FAINTEST = 0.55, 0.14  # strength rises with share ** GAMMA, so that a single confused image is visible
+MEDIUM, STRONG = 0.55, 0.82  # strengths from which a count needs a lighter color: in dark mode, and in any mode
 LABEL = 2.0  # inches at most for a class name
 
 
-def confusion(
-    matrix: np.ndarray,
-    names: Sequence[str],
-    path: str | os.PathLike[str],
-    *,
-    title: str = "",
-) -> str:
-    """Draw a confusion matrix: rows are true classes, columns predicted ones, counts in the cells.
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix ready to be placed: counts, labels and sizes in inches."""
 
-    `matrix` is (classes, classes) of counts. A cell's color is its share of the row: blue where predicted is true,
-    orange where not. Up to 20 classes the counts stand in the cells and each row ends with how many were right; with
-    more, the pairs most often confused are listed beside. Returns the characters that no font on this machine has.
+    counts: np.ndarray
+    """(classes, classes) int64: rows true, columns predicted."""
+    support: np.ndarray
+    """(classes,) int64: images of each class, also those taken for a class that is not shown."""
+    names: list[str]
+    labels: list[str]
+    """The names as they fit; empty if there are too many classes."""
+    cell: float
+    size: float
+    """Points, of a label."""
+    label_width: float
+
+    @classmethod
+    def of(cls, counts: np.ndarray, support: np.ndarray, names: Sequence[str], cell: float, fonts: Fonts) -> Matrix:
+        size = min(TEXT, cell * 72 * 0.78)
+        labels = [shorten(name, fonts, size, LABEL) for name in names] if len(names) <= NAMES_UP_TO else []
+        width = max((text_width(label, fonts, size) for label in labels), default=0.3)
+        return cls(counts, support, list(names), labels, cell, size, width)
+
+    @property
+    def side(self) -> float:
+        return self.cell * len(self.names)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the names of the columns fit side by side; otherwise they are turned."""
+        return self.label_width < self.cell - 0.06
+
+    @property
+    def left(self) -> float:
+        """Room for the names of the rows."""
+        return self.label_width + 0.35
+
+    @property
+    def above(self) -> float:
+        """Room for the names of the columns."""
+        return 0.42 if self.flat or not self.labels else self.label_width + 0.35
+
+
+@dataclass(frozen=True)
+class MatrixChart:
+    """The matrix of the report, and which classes it shows."""
+
+    drawing: Markup
+    classes: int
+    left_out: int
+    clustered: bool
+    width: float
+    """Natural width, CSS pixels."""
+
+
+def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike[str], *, title: str = "") -> str:
+    """Draw a confusion matrix with (classes, classes) counts: rows are true classes, columns predicted ones.
+
+    The color of a cell shows its share of the row: blue on the diagonal, orange elsewhere. Up to 20 classes, cells
+    show counts and each row ends with its recall; with more, the most confused pairs are listed. Returns the
+    characters that no font on this machine has.
     """
-    matrix = np.asarray(matrix, dtype=np.int64)
-    classes = len(names)
-    assert matrix.shape == (classes, classes), f"{matrix.shape} counts for {classes} names"
+    counts = np.asarray(counts, np.int64)
+    assert counts.shape == (len(names), len(names)), f"{counts.shape} counts for {len(names)} names"
     fonts = families_for([title, *names])
-    cell = _cell(matrix, fonts)
-    size = min(TEXT, cell * 72 * 0.78)  # points: a name is lower than its row
-    side = cell * classes
-    labels = [shorten(name, fonts, size, LABEL) for name in names] if classes <= NAMES_UP_TO else []
-    widest = max((text_width(label, fonts, size) for label in labels), default=0.35)
-    left, top = 0.62 + widest, 1.16
-    most = matrix.sum(axis=1).max(initial=0)
-    beside = 0.8 + text_width(f"{most:,} of {most:,}", fonts, SMALL) if classes <= NUMBERS_UP_TO else 3.6
-    # Names under the columns stand at 45 degrees where they have room, upright where not.
-    below = (widest if classes > NUMBERS_UP_TO else 0.71 * widest + 0.1) + 0.1
-    sheet = Sheet(max(left + side + beside + 0.2, 5.4), top + max(side, 1.2) + below + 0.66, fonts)
-    _write_header(sheet, matrix, title)
-    _draw_cells(sheet, matrix, left, top, cell)
-    _write_names(sheet, labels, size, left, top, cell)
-    sheet.write(left + side / 2, top - 0.1, "predicted", size=SMALL, color=MUTED, align="center")
-    sheet.write(0.34, top + side / 2, "true", size=SMALL, color=MUTED, align="center", rotation=90)
-    if classes <= NUMBERS_UP_TO:
-        _write_counts(sheet, matrix, left, top, cell)
+    support = counts.sum(axis=1)
+    matrix = Matrix.of(counts, support, names, _cell(counts, fonts), fonts)
+    numbers = len(names) <= NUMBERS_UP_TO
+    most = support.max(initial=0)
+    beside = 0.8 + text_width(f"{most:,} of {most:,}", fonts, SMALL) if numbers else 3.6
+    left, top = 0.25 + matrix.left, 0.9 + matrix.above
+    canvas = Canvas(max(left + matrix.side + beside + 0.2, 5.4), top + max(matrix.side, 1.2) + 0.62, fonts)
+    total, right = int(counts.sum()), int(np.trace(counts))
+    canvas.write(0.3, 0.44, shorten(title or "Confusion matrix", fonts, TITLE, canvas.width - 0.6), size=TITLE)
+    summary = f"{right:,} of {total:,} correct, {percent(right / total, 1)}" if total else "no images"
+    canvas.write(0.3, 0.72, summary, color=MUTED)
+    draw_matrix(canvas, matrix, left, top)
+    if numbers:
+        _write_recalls(canvas, matrix, left, top)
     else:
-        _write_pairs(sheet, matrix, names, left + side + 0.35, top)
-        _write_indices(sheet, classes, left, top, cell)
-    _draw_key(sheet, left, sheet.height - 0.3)
-    sheet.save(path)
+        _write_pairs(canvas, matrix, left + matrix.side + 0.35, top)
+    _draw_key(canvas, left, canvas.height - 0.3)
+    canvas.save(path)
     return fonts.missing
 
 
-def _cell(matrix: np.ndarray, fonts: Fonts) -> float:
-    """Side of a cell, inches: wide enough for its number to be read, where there are numbers."""
-    classes = len(matrix)
+def confusion_chart(counts: np.ndarray, names: Sequence[str]) -> MatrixChart:
+    """The matrix for the report. Of many classes, those confused most, in an order that puts confused ones together."""
+    k = len(names)
+    clustered = k > NUMBERS_UP_TO
+    shown = np.arange(k)
+    if k > NAMES_UP_TO:
+        wrong = counts - np.diag(np.diag(counts))
+        shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:NAMES_UP_TO])
+    if clustered:
+        shown = shown[cluster(counts[np.ix_(shown, shown)])]
+    part, support = counts[np.ix_(shown, shown)], counts.sum(1)[shown]
+    cell = 0.125 if clustered else min(0.46, max(0.28, 4.4 / k))
+    with page_fonts(names) as fonts:
+        matrix = Matrix.of(part, support, [names[i] for i in shown.tolist()], cell, fonts)
+        canvas = Canvas(matrix.left + matrix.side + 0.08, matrix.above + matrix.side + 0.08, fonts)
+        draw_matrix(canvas, matrix, matrix.left, matrix.above)
+        right, total = int(np.trace(part)), int(support.sum())
+        about = f"{len(shown)} classes, rows true and columns predicted. {right} of {total} images are on the diagonal."
+        drawing = to_svg(canvas.figure, "confusion", "Confusion matrix", about, "matrix")
+    return MatrixChart(drawing, len(shown), k - len(shown), clustered, canvas.width * 96)
+
+
+def _cell(counts: np.ndarray, fonts: Fonts) -> float:
+    """Side of a cell in inches: wide enough for its count, if counts are shown."""
+    classes = len(counts)
     if classes > NUMBERS_UP_TO:
         return 8.6 / classes
-    return max(0.36, min(0.95, 5.0 / classes), text_width(f"{matrix.max():,}", fonts, 7.0) / 0.85)
+    return max(0.36, min(0.95, 5.0 / classes), text_width(f"{counts.max():,}", fonts, 7.0) / 0.85)
 
 
-def shares(matrix: np.ndarray) -> np.ndarray:
-    """Counts -> share of each row, float; a class without images has zeros."""
-    rows = matrix.sum(axis=1, keepdims=True)
-    return np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
+def shares(counts: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Counts -> share of each row, float64; the row of a class without images is zero."""
+    return counts / np.maximum(support, 1)[:, None]
 
 
-def confused_pairs(matrix: np.ndarray, most: int) -> list[tuple[int, int, int]]:
-    """(true, predicted, count) off the diagonal, the largest count first, then the largest share of its class."""
-    true, predicted = np.nonzero(matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype)))
-    count, share = matrix[true, predicted], shares(matrix)[true, predicted]
-    order = np.lexsort((predicted, true, -share, -count))[:most]
-    return [(int(true[i]), int(predicted[i]), int(count[i])) for i in order]
-
-
-def _colors(share: np.ndarray, color: str) -> np.ndarray:
-    """Shares in [0, 1] -> RGB from white to `color`."""
-    strength = np.clip(share, 0, 1)[..., None] ** GAMMA
-    return 1 - strength * (1 - np.array(to_rgb(color)))
-
-
-def _write_header(sheet: Sheet, matrix: np.ndarray, title: str) -> None:
-    total, right = int(matrix.sum()), int(np.trace(matrix))
-    heading = shorten(title or "Confusion matrix", sheet.fonts, TITLE, sheet.width - 0.6)
-    sheet.write(0.3, 0.44, heading, size=TITLE)
-    says = f"{right:,} of {total:,} right, {percent(right / total)}" if total else "no images"
-    sheet.write(0.3, 0.72, says, color=MUTED)
-
-
-def _draw_cells(sheet: Sheet, matrix: np.ndarray, left: float, top: float, cell: float) -> None:
-    classes = len(matrix)
-    share = shares(matrix)
-    image = np.where(np.eye(classes, dtype=bool)[..., None], _colors(share, BLUE), _colors(share, ORANGE))
-    axes = sheet.axes(left, top, cell * classes, cell * classes)
-    axes.imshow(image, interpolation="nearest", aspect="auto", extent=(0, classes, classes, 0))
-    axes.set_axis_off()
-    if classes <= NAMES_UP_TO:
+def draw_matrix(canvas: Canvas, matrix: Matrix, left: float, top: float) -> None:
+    """Draw cells, counts and names; the upper left cell is at (left, top)."""
+    classes, side = len(matrix.names), matrix.side
+    axes = canvas.axes(left, top, side, side)
+    axes.set(xlim=(0, classes), ylim=(classes, 0))
+    share = shares(matrix.counts, matrix.support)
+    strength = np.where(matrix.counts > 0, FAINTEST + (1 - FAINTEST) * share**GAMMA, 0.0)
+    tag(axes.add_patch(Rectangle((0, 0), classes, classes, facecolor=GROUND, linewidth=0, clip_on=False)), "ground")
+    if matrix.labels:
+        _draw_cells(axes, matrix, strength)
         edges = np.arange(classes + 1)
         weight = 1.0 if classes <= NUMBERS_UP_TO else 0.3
-        axes.hlines(edges, 0, classes, color=FAINT, linewidth=weight, clip_on=False)
-        axes.vlines(edges, 0, classes, color=FAINT, linewidth=weight, clip_on=False)
+        for lines in (axes.hlines(edges, 0, classes), axes.vlines(edges, 0, classes)):
+            lines.set(color=PAGE, linewidth=weight, clip_on=False)
     else:
-        axes.plot([0, classes, classes, 0, 0], [0, 0, classes, classes, 0], color=FAINT, linewidth=1, clip_on=False)
+        axes.imshow(_colors(strength), interpolation="nearest", aspect="auto", extent=(0, classes, classes, 0))
+    if classes <= NUMBERS_UP_TO:
+        _draw_counts(axes, matrix, strength, canvas.fonts)
+    _write_names(canvas, matrix, left, top)
+    canvas.write(left, top - matrix.above + 0.12, "predicted →", size=SMALL, color=MUTED)
+    canvas.write(left - matrix.left + 0.12, top, "← true", size=SMALL, color=MUTED, align="right", rotation=90)
 
 
-def _write_names(sheet: Sheet, labels: list[str], size: float, left: float, top: float, cell: float) -> None:
-    bottom = top + cell * len(labels)
-    upright = len(labels) > NUMBERS_UP_TO
-    flat = max((text_width(label, sheet.fonts, size) for label in labels), default=0.0) < cell - 0.1
-    lift = size / 72 * 0.36  # from the middle of a small letter down to its baseline
-    for i, label in enumerate(labels):
-        middle = (i + 0.5) * cell
-        sheet.write(left - 0.08, top + middle + lift, label, size=size, align="right")
-        if flat:
-            sheet.write(left + middle, bottom + 0.2, label, size=size, align="center")
-        elif upright:
-            sheet.write(left + middle + lift, bottom + 0.06, label, size=size, align="right", rotation=90)
-        else:
-            sheet.write(left + middle + 0.06, bottom + 0.13, label, size=size, align="right", rotation=45)
+def _colors(strength: np.ndarray) -> np.ndarray:
+    """(classes, classes) strengths -> RGBA."""
+    diagonal = np.eye(len(strength), dtype=bool)[..., None]
+    return np.concatenate([np.where(diagonal, to_rgb(BLUE), to_rgb(ORANGE)), strength[..., None]], axis=2)
 
 
-def _write_counts(sheet: Sheet, matrix: np.ndarray, left: float, top: float, cell: float) -> None:
-    """The count in each cell that has one; at the end of each row, how many of the class were right."""
-    share, rows = shares(matrix), matrix.sum(axis=1)
-    classes = len(matrix)
-    lift = TEXT / 72 * 0.36
-    size = min(TEXT, TEXT * 0.85 * cell / text_width(f"{matrix.max():,}", sheet.fonts, TEXT))
-    for i in range(classes):
-        y = top + (i + 0.5) * cell + lift
-        for j in np.flatnonzero(matrix[i]):
-            text = f"{matrix[i, j]:,}"
-            strong = share[i, j] ** GAMMA > (0.6 if i == j else 0.75)
-            sheet.write(left + (j + 0.5) * cell, y, text, size=size, align="center", color="white" if strong else INK)
-        x = left + cell * classes + 0.16
-        if rows[i]:
-            sheet.write(x, y, percent(share[i, i], 0))
-            sheet.write(x + 0.5, y, f"{matrix[i, i]:,} of {rows[i]:,}", size=SMALL, color=MUTED)
-        else:
-            sheet.write(x, y, "no images", size=SMALL, color=MUTED)
-    sheet.write(left + cell * classes + 0.16, top - 0.1, "right", size=SMALL, color=MUTED)
+def _draw_cells(axes: Axes, matrix: Matrix, strength: np.ndarray) -> None:
+    """The cells that hold images, each an artist of its own, so that it has a tooltip."""
+    names = matrix.names
+    for i, j in np.argwhere(matrix.counts).tolist():
+        color = (*to_rgb(BLUE if i == j else ORANGE), strength[i, j])
+        cell = Rectangle((j, i), 1, 1, facecolor=color, linewidth=0, clip_on=False)
+        count = f"{matrix.counts[i, j]} of {matrix.support[i]}"
+        tooltip = f"{names[i]}: {count} correct" if i == j else f"{names[i]} taken for {names[j]}: {count}"
+        tag(axes.add_patch(cell), "cell right" if i == j else "cell wrong", tooltip)
 
 
-def _write_pairs(sheet: Sheet, matrix: np.ndarray, names: Sequence[str], left: float, top: float) -> None:
-    """The most confused pairs: true over predicted, with count and share."""
-    sheet.write(left, top + 0.05, "Most often confused", size=TEXT + 1, bold=True)
-    pairs = confused_pairs(matrix, LISTED)
-    rows = matrix.sum(axis=1)
-    for i, (true, predicted, count) in enumerate(pairs):
-        y = top + 0.38 + 0.41 * i
-        sheet.write(left, y, shorten(names[true], sheet.fonts, TEXT, 2.2))
-        sheet.write(left + 3.25, y, f"{count:,} of {rows[true]:,}", align="right")
-        sheet.write(
-            left, y + 0.155, shorten(f"→ {names[predicted]}", sheet.fonts, SMALL, 2.6), size=SMALL, color=ORANGE
+def _draw_counts(axes: Axes, matrix: Matrix, strength: np.ndarray, fonts: Fonts) -> None:
+    """The count of each cell that holds images, in a color that can be read on it."""
+    size = min(TEXT, TEXT * 0.85 * matrix.cell / text_width(f"{matrix.counts.max():,}", fonts, TEXT))
+    for i, j in np.argwhere(matrix.counts).tolist():
+        color = ON_STRONG if strength[i, j] > STRONG else ON_MEDIUM if strength[i, j] > MEDIUM else INK
+        text = axes.text(
+            j + 0.5,
+            i + 0.5,
+            f"{matrix.counts[i, j]:,}",
+            size=size,
+            color=color,
+            ha="center",
+            va="center_baseline",
+            **fonts.style,
         )
-        sheet.write(left + 3.25, y + 0.155, percent(count / rows[true], 0), size=SMALL, color=MUTED, align="right")
+        tag(text, "count")
+
+
+def _write_names(canvas: Canvas, matrix: Matrix, left: float, top: float) -> None:
+    """Names of rows at the left and of columns above; where there is no room, every 20th or 100th index."""
+    labels = dict(enumerate(matrix.labels))
+    if not labels:
+        classes = len(matrix.names)
+        labels = {i: str(i) for i in range(0, classes, 20 if classes <= 300 else 100)}
+    size = matrix.size if matrix.labels else SMALL
+    lift = size / 72 * 0.36  # from the middle of a small letter down to its baseline
+    for i, label in labels.items():
+        middle = (i + 0.5) * matrix.cell
+        canvas.write(left - 0.08, top + middle + lift, label, size=size, align="right")
+        if matrix.flat or not matrix.labels:
+            canvas.write(left + middle, top - 0.08, label, size=size, align="center")
+        else:
+            canvas.write(left + middle + lift, top - 0.08, label, size=size, rotation=90)
+
+
+def _write_recalls(canvas: Canvas, matrix: Matrix, left: float, top: float) -> None:
+    """At the end of each row, how many images of the class are correct."""
+    x = left + matrix.side + 0.16
+    canvas.write(x, top - 0.1, "correct", size=SMALL, color=MUTED)
+    for i, of in enumerate(matrix.support.tolist()):
+        y = top + (i + 0.5) * matrix.cell + TEXT / 72 * 0.36
+        if of:
+            right = int(matrix.counts[i, i])
+            canvas.write(x, y, percent(right / of))
+            canvas.write(x + 0.5, y, f"{right:,} of {of:,}", size=SMALL, color=MUTED)
+        else:
+            canvas.write(x, y, "no images", size=SMALL, color=MUTED)
+
+
+def _write_pairs(canvas: Canvas, matrix: Matrix, left: float, top: float) -> None:
+    """The most confused pairs: true above predicted, with count and share."""
+    canvas.write(left, top + 0.05, "Most often confused", size=TEXT + 1)
+    names, fonts = matrix.names, canvas.fonts
+    pairs = most_confused(matrix.counts, PAIRS)
+    for i, (true, predicted, count) in enumerate(pairs):
+        y, of = top + 0.38 + 0.41 * i, int(matrix.support[true])
+        canvas.write(left, y, shorten(names[true], fonts, TEXT, 2.2))
+        canvas.write(left + 3.25, y, f"{count:,} of {of:,}", align="right")
+        arrow = shorten(f"→ {names[predicted]}", fonts, SMALL, 2.6)
+        canvas.write(left, y + 0.155, arrow, size=SMALL, color=ORANGE)
+        canvas.write(left + 3.25, y + 0.155, percent(count / of), size=SMALL, color=MUTED, align="right")
     if not pairs:
-        sheet.write(left, top + 0.38, "nothing: every image is right", color=MUTED)
+        canvas.write(left, top + 0.38, "none: every image is correct", color=MUTED)
 
 
-def _write_indices(sheet: Sheet, classes: int, left: float, top: float, cell: float) -> None:
-    """Where the names have no room: the class's index, here and there."""
-    if classes <= NAMES_UP_TO:
-        return
-    step = 20 if classes <= 300 else 100
-    for i in range(0, classes, step):
-        middle = (i + 0.5) * cell
-        sheet.write(left - 0.08, top + middle + 0.04, str(i), size=SMALL, color=MUTED, align="right")
-        sheet.write(left + middle, top + cell * classes + 0.16, str(i), size=SMALL, color=MUTED, align="center")
-
-
-def _draw_key(sheet: Sheet, left: float, y: float) -> None:
+def _draw_key(canvas: Canvas, left: float, y: float) -> None:
     """Two strips of color, from none of a class to all of it."""
-    left = min(left, sheet.width - 4.95)
-    for x, color, word in ((left, BLUE, "right"), (left + 1.5, ORANGE, "wrong")):
-        axes = sheet.axes(x, y - 0.1, 0.8, 0.11)
-        axes.imshow(_colors(np.linspace(0, 1, 60), color)[None], aspect="auto", interpolation="nearest")
-        axes.set_axis_off()
-        sheet.write(x + 0.88, y, word, size=SMALL, color=MUTED)
-    sheet.write(left + 3.0, y, "0 to 100 % of the true class", size=SMALL, color=MUTED)
+    left = min(left, canvas.width - 4.95)
+    strength = FAINTEST + (1 - FAINTEST) * np.linspace(0, 1, 60) ** GAMMA
+    for x, color, word in ((left, BLUE, "correct"), (left + 1.5, ORANGE, "wrong")):
+        axes = canvas.axes(x, y - 0.1, 0.8, 0.11)
+        strip = np.concatenate([np.broadcast_to(to_rgb(color), (60, 3)), strength[:, None]], axis=1)
+        axes.imshow(strip[None], aspect="auto", interpolation="nearest")
+        canvas.write(x + 0.88, y, word, size=SMALL, color=MUTED)
+    canvas.write(left + 3.0, y, "0 to 100 % of the true class", size=SMALL, color=MUTED)

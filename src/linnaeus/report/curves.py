@@ -1,200 +1,247 @@
-"""Loss and accuracy over the epochs of a run."""
+"""Loss and accuracy over the epochs of a run: one chart for the run folder and for the report."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from linnaeus.report.fonts import families_for
-from linnaeus.report.sheet import (
+from linnaeus.report.canvas import (
     BLUE,
-    FAINT,
+    GROUND,
     INK,
     MUTED,
     ORANGE,
-    SMALL,
+    PAGE,
     TEXT,
-    TITLE,
-    Sheet,
-    percent,
+    new_figure,
+    save_figure,
     shorten,
-    text_width,
+    style_axes,
+    write_title,
 )
+from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.svg import tag, to_svg
+from linnaeus.runs.history import Row
+from linnaeus.text import percent
 
-WIDTH, HEIGHT = 10.4, 4.2  # inches
-LOG_FROM = 40.0  # largest loss over smallest from which the scale is logarithmic: else an early peak flattens the rest
-MARKERS_UP_TO = 30  # epochs; with more, the points are a blur
+WIDTH, HEIGHT = 10.4, 4.0  # inches, of both panels
+PANEL = 3.6  # inches, about the width of a panel between its labels
+LOG_FROM = 40.0  # ratio of largest to smallest loss above which the scale is logarithmic: a peak flattens the rest
+MARKERS_UP_TO = 40  # epochs; with more, markers merge
+
+Quantity = Literal["loss", "accuracy"]
 
 
-def curves(
-    history: Sequence[Mapping[str, object]],
-    path: str | os.PathLike[str],
-    *,
-    best: int | None = None,
-    title: str = "",
-) -> str:
-    """Draw loss and accuracy, training and validation, over the running epoch of all phases.
+@dataclass(frozen=True)
+class Series:
+    """How the values of a split are drawn."""
 
-    `history` has a row an epoch, as `history.csv` has them; a value may be missing (None, "", NaN). `best` is the row
-    whose weights were kept, counted from 0. Returns the characters that no font on this machine has.
+    split: str
+    label: str
+    color: str
+    linewidth: float
+    linestyle: str
+
+
+SERIES = (Series("train", "training", ORANGE, 1.4, "--"), Series("valid", "validation", BLUE, 2.0, "-"))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the report with its caption."""
+
+    title: str
+    note: str
+    drawing: Markup
+
+
+def curves(history: Sequence[Row], path: str | os.PathLike[str], *, best: int | None = None, title: str = "") -> str:
+    """Draw loss and accuracy of training and validation over all epochs.
+
+    `best` is the index of the row whose weights were kept. Returns the characters that no font on this machine has.
     """
-    phases = [_phase_name(row.get("phase")) for row in history]
-    fonts = families_for([title, *phases])
-    sheet = Sheet(WIDTH, HEIGHT, fonts)
-    top = 1.2 if title else 0.75
+    fonts = families_for([title])
+    figure = new_figure(WIDTH, HEIGHT)
     if title:
-        sheet.write(0.45, 0.42, shorten(title, fonts, TITLE, WIDTH - 0.9), size=TITLE)
+        write_title(figure, title, fonts)
     if not history:
-        sheet.write(WIDTH / 2, HEIGHT / 2, "no epoch was finished", color=MUTED, align="center")
-        sheet.save(path)
-        return fonts.missing
-    loss = {kind: _column(history, f"{kind}_loss") for kind in ("train", "valid")}
-    accuracy = {kind: 100 * _column(history, f"{kind}_accuracy") for kind in ("train", "valid")}
-    for left, name, series in ((0.72, "Loss", loss), (5.84, "Accuracy", accuracy)):
-        width, height = 3.5, HEIGHT - top - 0.58
-        axes = sheet.axes(left, top, width, height)
-        logarithmic = name == "Loss" and _spread(series) > LOG_FROM
-        sheet.write(left - 0.27, top - 0.34, name, size=TEXT + 1.5, bold=True)
-        says = _says(name, series["valid"], best, logarithmic)
-        x = left - 0.13 + text_width(name, fonts, TEXT + 1.5, bold=True)
-        sheet.write(x, top - 0.34, says, size=TEXT, color=MUTED)
-        _scale(axes, name, series, len(history), logarithmic)
-        _draw_phases(sheet, axes, phases, left, top, width)
-        _draw_series(sheet, axes, series, best, left + width, top, height)
-        sheet.write(left + width / 2, HEIGHT - 0.17, "epoch", size=SMALL, color=MUTED, align="center")
-    sheet.save(path)
+        figure.text(0.5, 0.5, "no epoch was finished", color=MUTED, ha="center", **fonts.style)
+    else:
+        quantities: tuple[Quantity, ...] = ("loss", "accuracy")
+        for axes, quantity in zip(figure.subplots(1, 2), quantities, strict=True):
+            note = draw_curve(axes, history, quantity, best, fonts)
+            pad = 22 if len({row.phase for row in history}) > 1 else 10
+            axes.set_title(
+                quantity.capitalize(), loc="left", pad=pad, size=TEXT + 1.5, color=INK, weight="bold", **fonts.style
+            )
+            axes.set_title(note, loc="right", pad=pad, size=TEXT, color=MUTED, **fonts.style)
+    save_figure(figure, path)
     return fonts.missing
 
 
-def _column(history: Sequence[Mapping[str, object]], key: str) -> np.ndarray:
-    """One column as floats, (epochs,); NaN where there is no finite number."""
-    values = [row.get(key) for row in history]
-    numbers = np.array([math.nan if v is None or v == "" else float(str(v)) for v in values], dtype=np.float64)
-    numbers[~np.isfinite(numbers)] = math.nan
-    return numbers
+def curve_charts(history: Sequence[Row], best: int) -> list[Chart]:
+    """The charts of accuracy and loss for the report."""
+    charts = []
+    quantities: tuple[Quantity, ...] = ("accuracy", "loss")
+    for quantity in quantities:
+        figure, title = new_figure(4.6, 2.8, margin=0.04), quantity.capitalize()
+        note = draw_curve(figure.subplots(), history, quantity, best, families_for([]))
+        ranges = "; ".join(_range(history, series, quantity) for series in SERIES)
+        about = f"{len(history)} epochs: {ranges}. The best epoch is number {best + 1}."
+        charts.append(Chart(title, note, to_svg(figure, quantity, f"{title} by epoch", about)))
+    return charts
 
 
-def _phase_name(phase: object) -> str:
-    text = "" if phase is None else str(phase)
-    return f"phase {text}" if text.isdigit() else text
-
-
-def _spread(series: Mapping[str, np.ndarray]) -> float:
-    values = np.concatenate(list(series.values()))
-    values = values[np.isfinite(values)]
-    return float(values.max() / values.min()) if values.size and values.min() > 0 else 1.0
-
-
-def _says(name: str, valid: np.ndarray, best: int | None, logarithmic: bool) -> str:
-    """What stands beside the panel's name."""
-    words = ["log scale"] if logarithmic else []
-    if best is not None and math.isfinite(valid[best]):
-        value = percent(valid[best] / 100, 2) if name == "Accuracy" else f"{valid[best]:.3g}"
-        words.append(f"best epoch {best + 1}: {value} in validation")
-    return "  ·  ".join(words)
-
-
-def _scale(axes: Axes, name: str, series: Mapping[str, np.ndarray], epochs: int, logarithmic: bool) -> None:
-    values = np.concatenate(list(series.values()))
-    values = values[np.isfinite(values)]
-    axes.set_xlim(0.5, epochs + 0.5)
+def draw_curve(axes: Axes, history: Sequence[Row], quantity: Quantity, best: int | None, fonts: Fonts) -> str:
+    """Draw one quantity of training and validation. Returns a note on the best epoch and the scale."""
+    values = {series.split: _values(history, series.split, quantity) for series in SERIES}
+    known = np.concatenate([v[np.isfinite(v)] for v in values.values()])
+    logarithmic = quantity == "loss" and known.size > 0 and known.min() > 0 and known.max() / known.min() > LOG_FROM
+    style_axes(axes, fonts)
+    axes.set_xlim(0.5, len(history) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}" if 1 <= v <= epochs else ""))
-    axes.grid(axis="y", color=FAINT, linewidth=0.8, linestyle="-")
-    axes.set_axisbelow(True)
-    low, high = (
-        (float(values.min()), float(values.max())) if values.size else (0.0, 100.0 if name == "Accuracy" else 1.0)
-    )
-    unit = " %" if name == "Accuracy" else ""
-    plain = FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}".replace("-", "−"))
-    if logarithmic:
-        axes.set_yscale("log")
-        axes.set_ylim(low / 1.3, high * 1.3)
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(axis="y", which="both", length=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}" if 1 <= v <= len(history) else ""))
+    axes.set_xlabel("epoch", size=TEXT, color=MUTED, **fonts.style)
+    if known.size:
+        _scale(axes, quantity, float(known.min()), float(known.max()), logarithmic)
     else:
-        margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0  # one epoch, or a flat line, has no height of its own
-        low, high = low - margin, high + margin
-        axes.set_ylim((max(low, 0.0), min(high, 101.5)) if name == "Accuracy" else (low, high))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(plain)
-    if not values.size:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED, fontsize=TEXT)
-
-
-def _draw_phases(sheet: Sheet, axes: Axes, phases: list[str], left: float, top: float, width: float) -> None:
-    """A line where a phase begins, and its name above; nothing where there is one phase only."""
-    stretches = [(name, len(list(rows))) for name, rows in groupby(phases)]
-    if len(stretches) < 2:
-        return
-    start = 0
-    for name, count in stretches:
-        if start:
-            axes.axvline(start + 0.5, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-        room = width * count / len(phases) - 0.08
-        label = shorten(name, sheet.fonts, SMALL, room)
-        if len(label) < min(len(name), 4):  # no room for words: the number alone, or nothing
-            label = shorten(name.rsplit(" ", 1)[-1], sheet.fonts, SMALL, room).strip("…")
-        sheet.write(left + width * start / len(phases) + 0.05, top - 0.07, label, size=SMALL, color=MUTED)
-        start += count
-
-
-def _draw_series(
-    sheet: Sheet,
-    axes: Axes,
-    series: Mapping[str, np.ndarray],
-    best: int | None,
-    right: float,
-    top: float,
-    height: float,
-) -> None:
-    """Both lines, the best epoch on the validation's, and each line's name at its right end."""
-    ends = []
-    for kind, name, color, weight in (("train", "training", ORANGE, 1.4), ("valid", "validation", BLUE, 2.0)):
-        known = np.flatnonzero(np.isfinite(series[kind]))
-        if not known.size:
-            continue
-        marker = "o" if len(series[kind]) <= MARKERS_UP_TO or known.size == 1 else ""
-        values = series[kind][known]
-        axes.plot(
-            known + 1,
-            values,
-            color=color,
-            linewidth=weight,
-            linestyle="-",
-            marker=marker,
-            markersize=3.6 if known.size > 3 else 6,
-            markeredgewidth=0,
-            solid_capstyle="round",
-            clip_on=False,
+        axes.set_ylim(0, 1)
+        axes.text(
+            0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED, size=TEXT, **fonts.style
         )
-        end = axes.transAxes.inverted().transform(axes.transData.transform((known[-1] + 1, values[-1])))[1]
-        ends.append([top + height * (1 - end), name, color])
-    if best is not None and math.isfinite(series["valid"][best]):
-        axes.axvline(best + 1, color=BLUE, linewidth=0.8, alpha=0.35)
-        axes.plot(
-            [best + 1],
-            [series["valid"][best]],
-            marker="o",
+    _draw_phases(axes, [row.phase for row in history], fonts)
+    for series in SERIES:
+        _draw_line(axes, series, values[series.split], quantity)
+    _label_ends(axes, values, fonts)
+    notes = ["log scale"] if logarithmic else []
+    if best is not None and math.isfinite(value := values["valid"][best]):
+        (ring,) = axes.plot(
+            best + 1,
+            value,
+            "o",
             markersize=8.5,
-            markerfacecolor="white",
+            markerfacecolor=PAGE,
             markeredgecolor=BLUE,
             markeredgewidth=2,
             clip_on=False,
             zorder=5,
         )
+        tag(ring, "best", "the best epoch, whose weights were kept")
+        notes.append(f"best epoch {best + 1}: {_format(value, quantity)} on validation")
+    return "  ·  ".join(notes)
+
+
+def _values(history: Sequence[Row], split: str, quantity: Quantity) -> np.ndarray:
+    """(epochs,) float64; NaN where there is no finite number. Accuracies in percent."""
+    values = [getattr(row, f"{split}_{quantity}") for row in history]
+    numbers = np.array([math.nan if value is None else value for value in values], np.float64)
+    numbers[~np.isfinite(numbers)] = math.nan
+    return 100 * numbers if quantity == "accuracy" else numbers
+
+
+def _format(value: float, quantity: Quantity) -> str:
+    return percent(value / 100, 2) if quantity == "accuracy" else f"{value:.3g}"
+
+
+def _range(history: Sequence[Row], series: Series, quantity: Quantity) -> str:
+    values = _values(history, series.split, quantity)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return f"no {series.label} {quantity}"
+    return f"{series.label} from {_format(values[0], quantity)} to {_format(values[-1], quantity)}"
+
+
+def _scale(axes: Axes, quantity: Quantity, low: float, high: float, logarithmic: bool) -> None:
+    """Limits a little outside the values, and ticks at round numbers."""
+    unit = " %" if quantity == "accuracy" else ""
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0  # a single epoch or a flat line has no range of its own
+        bottom, top = low - margin, high + margin
+        axes.set_ylim((max(bottom, 0.0), min(top, 101.5)) if quantity == "accuracy" else (bottom, top))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}".replace("-", "−")))
+
+
+def _draw_phases(axes: Axes, phases: list[int], fonts: Fonts) -> None:
+    """A band behind every second phase, and its name above; nothing if there is only one phase."""
+    stretches = [(phase, len(list(rows))) for phase, rows in groupby(phases)]
+    if len(stretches) < 2:
+        return
+    start = 0.5
+    for index, (phase, count) in enumerate(stretches):
+        if index % 2:
+            axes.axvspan(start, start + count, facecolor=GROUND, edgecolor="none", zorder=0, gid="phase|")
+        room = PANEL * count / len(phases) - 0.08
+        labels = (f"phase {phase}", str(phase), "")
+        label = next(label for label in labels if shorten(label, fonts, TEXT, room) == label)
+        axes.text(
+            start + count / 2,
+            1.02,
+            label,
+            transform=axes.get_xaxis_transform(),
+            size=TEXT,
+            color=MUTED,
+            ha="center",
+            **fonts.style,
+        )
+        start += count
+
+
+def _draw_line(axes: Axes, series: Series, values: np.ndarray, quantity: Quantity) -> None:
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):  # the layout takes an empty line for a point in the corner of the figure
+        return
+    (line,) = axes.plot(
+        known + 1,
+        values[known],
+        color=series.color,
+        linewidth=series.linewidth,
+        linestyle=series.linestyle,
+        solid_capstyle="round",
+        clip_on=False,
+    )
+    tag(line, f"line {series.split}")
+    if len(values) > MARKERS_UP_TO and len(known) > 1:
+        return
+    size = 4.2 if len(known) > 3 else 6
+    for i in known.tolist():
+        # Each marker is an artist of its own, so that it has its own tooltip.
+        (dot,) = axes.plot(i + 1, values[i], "o", color=series.color, markersize=size, markeredgewidth=0, clip_on=False)
+        tag(dot, f"dot {series.split}", f"epoch {i + 1}: {series.label} {quantity} {_format(values[i], quantity)}")
+
+
+def _label_ends(axes: Axes, values: dict[str, np.ndarray], fonts: Fonts) -> None:
+    """The name of each line at its right end, the upper name above and the lower below, so that they never meet."""
+    ends = []
+    for series in SERIES:
+        known = values[series.split][np.isfinite(values[series.split])]
+        if len(known):
+            ends.append((float(known[-1]), series))
     ends.sort(key=lambda end: end[0])
-    apart = 0.16  # inches between baselines, so that two labels never touch
-    if len(ends) == 2 and ends[1][0] - ends[0][0] < apart:
-        middle = (ends[0][0] + ends[1][0]) / 2
-        ends[0][0], ends[1][0] = middle - apart / 2, middle + apart / 2
-    for y, name, color in ends:
-        sheet.write(right + 0.06, y, name, size=TEXT, color=color, vertical="center_baseline")
-    axes.axhline(axes.get_ylim()[0], color=INK, linewidth=0.9, clip_on=False)
+    for index, (value, series) in enumerate(ends):
+        axes.annotate(
+            series.label,
+            (1, value),
+            (6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color=series.color,
+            size=TEXT,
+            va="center" if len(ends) == 1 else ("top", "bottom")[index],
+            annotation_clip=False,
+            **fonts.style,
+        )

@@ -1,28 +1,32 @@
-"""Fonts that have the glyphs: class names are in any language, matplotlib's own font is not.
+"""Fonts for class names in any language, by matplotlib's list of fallback fonts.
 
-DejaVu Sans, which comes with matplotlib, draws Latin, Cyrillic, Greek, mathematical and many other signs. Chinese,
-Japanese, Korean and others need a font of the machine, found here. The machine's fonts are read only for what DejaVu
-Sans lacks.
+DejaVu Sans, which comes with matplotlib, covers Latin, Cyrillic, Greek and mathematical signs. Chinese, Japanese,
+Korean and other scripts need a font of this machine; its fonts are searched only for characters that DejaVu Sans lacks.
+
+matplotlib reports a missing glyph by a Python warning while it draws, after the layout is done, and warnings can only
+be caught for the whole process. So the character maps of the fonts are read before drawing.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from matplotlib import font_manager
 from matplotlib.font_manager import FontEntry, FontProperties, fontManager
 from matplotlib.ft2font import FT2Font
 
 BASE = "DejaVu Sans"
-MISSING = "□"  # drawn in place of a character that no font has
-UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # drawn in place of a byte of a file name that is no UTF-8
+MISSING = "□"  # replaces a character that no font has
+NO_BREAK = "\u00a0\u202f"  # spaces that are kept
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # replaces a byte of a file name that is not UTF-8
 
-# A Chinese character is drawn differently in China, Japan and Korea: among fonts that have it, prefer those made for
-# the language at hand. A family matches by its beginning.
+# Chinese characters look different in China, Japan and Korea, so the fonts of the text's language come first. A family
+# matches by the beginning of its name.
 CHINESE = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei"),
     *("WenQuanYi", "SimHei", "Noto Sans CJK", "Noto Sans TC", "Heiti", "Droid Sans Fallback"),
@@ -35,31 +39,39 @@ KOREAN = (
     *("Noto Sans CJK KR", "Noto Sans KR", "Source Han Sans KR", "Apple SD Gothic Neo", "Malgun Gothic"),
     *("NanumGothic", "UnDotum", "Baekmuk"),
 )
-ANY = ("Noto Sans", "Arial Unicode MS", "Segoe UI", "Noto Emoji", "Symbola", "FreeSans", "Unifont")
+OTHER = ("Noto Sans", "Arial Unicode MS", "Segoe UI", "Noto Emoji", "Symbola", "FreeSans", "Unifont")
 
 
 @dataclass(frozen=True)
 class Fonts:
-    """What to draw a set of texts with."""
+    """The fonts for a set of texts."""
 
-    families: list[str]  # for matplotlib's `family`: each glyph is taken from the first that has it
-    missing: str  # the characters that no font on the machine has, in the order of the texts
+    families: list[str]
+    """matplotlib takes each glyph from the first family that has it."""
+    missing: str
+    """Characters that no font on this machine has, in the order of the texts."""
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """Properties of a matplotlib text: these families, and a dollar sign in a class name starts no formula."""
+        return {"family": self.families, "parse_math": False, "usetex": False}
 
     def text(self, text: str) -> str:
-        """`text` as these fonts can draw it: a box for what is missing, and nothing that has no glyph."""
+        """`text` as these fonts can draw it, with a box for each missing character."""
         lacking = set(self.missing)
         return "".join(MISSING if c in lacking else c for c in drawable(text))
 
 
 def drawable(text: str) -> str:
     """One line of composed characters: blanks for tabs and line ends, nothing invisible, no lone surrogates."""
-    composed = unicodedata.normalize("NFC", text)
     kept = []
-    for c in composed:
+    for c in unicodedata.normalize("NFC", text):
         category = unicodedata.category(c)
-        if c.isspace():
+        if c in NO_BREAK:
+            kept.append(c)
+        elif c.isspace():
             kept.append(" ")
-        elif category == "Cs":  # from os.fsdecode, where a file name is not UTF-8
+        elif category == "Cs":  # from os.fsdecode, if a file name is not UTF-8
             kept.append(UNREADABLE)
         elif category not in ("Cc", "Cf") and not _is_variation_selector(c):
             kept.append(c)
@@ -71,32 +83,35 @@ def _is_variation_selector(c: str) -> bool:
 
 
 def families_for(texts: Iterable[str]) -> Fonts:
-    """The families that together have every character of `texts`, and the characters that none has.
+    """Families that together cover `texts`, and the characters that no font on this machine has."""
+    characters = dict.fromkeys(drawable("\n".join(texts)))  # each character once, in order
+    foreign = frozenset(c for c in characters if not c.isascii())
+    families, missing = _choose(foreign, len(fontManager.ttflist)) if foreign else ([], frozenset())
+    return Fonts([BASE, *families], "".join(c for c in characters if c in missing))
 
-    Costs nothing for what DejaVu Sans has; else the machine's fonts are looked through, once for a set of characters.
-    """
-    text = dict.fromkeys(drawable("\n".join(texts)))  # each character once, in order
-    foreign = frozenset(c for c in text if not c.isascii())
-    families, missing = _choose(foreign, len(fontManager.ttflist)) if foreign else ((), frozenset())
-    return Fonts([BASE, *families], "".join(c for c in text if c in missing))
+
+@lru_cache(maxsize=256)
+def _choose(characters: frozenset[str], fonts_known: int) -> tuple[list[str], frozenset[str]]:
+    """Families besides the base, and what is missing; `fonts_known` invalidates the cache when a font is added."""
+    left = set(characters - _covered(BASE, characters))
+    families = list(_add_families(left)) if left else []
+    if left and _add_new_fonts():
+        families += _add_families(left)
+    return families, frozenset(left)
 
 
 def advice(missing: str, most: int = 12) -> str:
-    """One line for the user about the characters of `Fonts.missing`; empty where nothing is missing."""
+    """One line for the user about the characters of `Fonts.missing`; empty if nothing is missing."""
     if not missing:
         return ""
     shown = missing[:most] + ("…" if len(missing) > most else "")
-    if any(_is_cjk(c) for c in missing):
+    if any(_is_hangul(c) or _is_kana(c) or unicodedata.name(c, "").startswith("CJK") for c in missing):
         font = "Noto Sans CJK (Debian, Ubuntu: fonts-noto-cjk)"
     elif all("\U0001f000" <= c <= "\U0001ffff" for c in missing):
-        font = "Noto Emoji, the one without color"
+        font = "Noto Emoji, the version without color"
     else:
         font = "Noto Sans (Debian, Ubuntu: fonts-noto)"
-    return f"no font on this machine has {shown}; install e.g. {font}"
-
-
-def _is_cjk(c: str) -> bool:
-    return _is_hangul(c) or _is_kana(c) or unicodedata.name(c, "").startswith("CJK")
+    return f"no font on this machine has {shown}; install for example {font}"
 
 
 def _is_kana(c: str) -> bool:
@@ -107,95 +122,59 @@ def _is_hangul(c: str) -> bool:
     return "\uac00" <= c <= "\ud7a3" or "\u1100" <= c <= "\u11ff" or "\u3131" <= c <= "\u318e"
 
 
-@lru_cache(maxsize=256)
-def _choose(characters: frozenset[str], fonts_known: int) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Families besides the base, and what is missing; `fonts_known` makes the cache forget where a font was added."""
-    del fonts_known
-    base = font_manager.findfont(FontProperties(family=[BASE]))
-    left = set(characters - _covered(getattr(base, "path", base), getattr(base, "face_index", 0), characters))
-    if not left:
-        return (), frozenset()
-    chosen = _cover(left, characters, fontManager.ttflist)
-    if left:  # matplotlib keeps its list of fonts from its first day on the machine: look for those installed since
-        chosen += _cover(left, characters, _new_fonts(frozenset(left)))
-    return tuple(chosen), frozenset(left)
-
-
-def _cover(left: set[str], characters: frozenset[str], fonts: list[FontEntry]) -> list[str]:
-    """Families of `fonts` that cover `left`, best first; removes from `left` what they cover."""
-    preferred = _preference(characters)
+def _add_families(left: set[str]) -> Iterator[str]:
+    """Families that cover some of `left`, preferred ones first; removes from `left` what they cover."""
+    if any(_is_kana(c) for c in left):
+        preferred = (*JAPANESE, *CHINESE, *KOREAN, *OTHER)
+    elif any(_is_hangul(c) for c in left):
+        preferred = (*KOREAN, *CHINESE, *JAPANESE, *OTHER)
+    else:
+        preferred = (*CHINESE, *JAPANESE, *KOREAN, *OTHER)
 
     def rank(family: str) -> int:
         return next((i for i, name in enumerate(preferred) if family.startswith(name)), len(preferred))
 
-    faces: dict[str, FontEntry] = {}
-    for entry in fonts:
+    faces: dict[str, list[FontEntry]] = {}
+    for entry in fontManager.ttflist:
+        # The Last Resort font has a placeholder for every character; names with a dot are fonts of the system itself.
         if entry.style == "normal" and not entry.name.startswith(("Last Resort", ".")):
-            other = faces.get(entry.name)
-            if other is None or _distance(entry) < _distance(other):
-                faces[entry.name] = entry
-    has: dict[str, frozenset[str]] = {}
-    wanted = frozenset(left)
+            faces.setdefault(entry.name, []).append(entry)
     for family in sorted(faces, key=lambda family: (rank(family), family)):
-        has[family] = _covered(faces[family].fname, getattr(faces[family], "index", 0), wanted)
-        if has[family] == wanted and _is_found(family, wanted):
-            left.clear()
-            return [family]
-    chosen: list[str] = []
-    while left and has:
-        best = min(has, key=lambda family: (-len(has[family] & left), rank(family), family))
-        gained = has.pop(best) & left
-        if not gained:
-            break
-        if _is_found(best, gained):
-            chosen.append(best)
-            left -= gained
-    return chosen
+        if not left:
+            return
+        if any(_character_map(entry.fname, getattr(entry, "index", 0), left) for entry in faces[family]):
+            covered = _covered(family, left)
+            if covered:
+                left -= covered
+                yield family
 
 
-def _preference(characters: frozenset[str]) -> tuple[str, ...]:
-    if any(_is_kana(c) for c in characters):
-        return (*JAPANESE, *CHINESE, *KOREAN, *ANY)
-    if any(_is_hangul(c) for c in characters):
-        return (*KOREAN, *CHINESE, *JAPANESE, *ANY)
-    return (*CHINESE, *JAPANESE, *KOREAN, *ANY)
-
-
-def _distance(entry: FontEntry) -> int:
-    """How far a face is from the regular one, in weight (100 to 900); narrow and wide ones come last."""
-    weight = font_manager.weight_dict.get(str(entry.weight), 400) if isinstance(entry.weight, str) else entry.weight
-    return abs(int(weight) - 400) + (0 if entry.stretch == "normal" else 1000)
-
-
-def _is_found(family: str, characters: frozenset[str]) -> bool:
-    """Whether matplotlib, asked for `family`, takes a face that has the characters: it has rules of its own."""
+def _covered(family: str, characters: Iterable[str]) -> set[str]:
+    """The characters that matplotlib can draw when it is asked for a family: it selects the face by its own rules."""
     try:
-        found = font_manager.findfont(FontProperties(family=[family]), fallback_to_default=False)
+        path = font_manager.findfont(FontProperties(family=[family]), fallback_to_default=False)
     except ValueError:
-        return False
-    return _covered(getattr(found, "path", found), getattr(found, "face_index", 0), characters) == characters
+        return set()
+    return _character_map(getattr(path, "path", path), getattr(path, "face_index", 0), characters)
 
 
-@lru_cache(maxsize=4096)
-def _covered(path: str, index: int, characters: frozenset[str]) -> frozenset[str]:
-    """Those of `characters` that a font file has; none for one that matplotlib cannot draw with (bitmaps, broken)."""
+def _character_map(path: str, index: int, characters: Iterable[str]) -> set[str]:
+    """Those of `characters` that a face of a font file has; none if matplotlib cannot draw with it."""
     try:
         font = FT2Font(path, face_index=index) if index else FT2Font(path)  # type: ignore[call-arg,unused-ignore]
-    except (OSError, RuntimeError, TypeError, ValueError):
-        return frozenset()
-    if not font.scalable:
-        return frozenset()
-    return frozenset(c for c in characters if font.get_char_index(ord(c)))
+    except (OSError, RuntimeError, TypeError, ValueError):  # a damaged file
+        return set()
+    return {c for c in characters if font.get_char_index(ord(c))} if font.scalable else set()
 
 
-def _new_fonts(wanted: frozenset[str]) -> list[FontEntry]:
-    """Fonts of the system that matplotlib does not know yet and that have some of `wanted`: made known to it."""
+def _add_new_fonts() -> bool:
+    """Add fonts that were installed after matplotlib listed the machine's fonts. Returns whether there are any."""
     known = {str(Path(entry.fname).resolve()) for entry in fontManager.ttflist}
     before = len(fontManager.ttflist)
     for path in sorted(font_manager.findSystemFonts()):
-        if str(Path(path).resolve()) not in known and _covered(path, 0, wanted):
+        if str(Path(path).resolve()) not in known:
             try:
                 fontManager.addfont(path)
-            except (OSError, RuntimeError, ValueError, KeyError):  # what its own scan skips as well
+            except (OSError, RuntimeError, ValueError, KeyError):  # matplotlib's own scan skips these as well
                 continue
-    return fontManager.ttflist[before:]
+    return len(fontManager.ttflist) > before

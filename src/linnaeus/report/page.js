@@ -1,4 +1,4 @@
-// Tables sort by their headings: a click, or Enter and Space on the heading. Without scripts they stay in their order.
+// Sort tables by a click on a column heading, or Enter or Space. Without scripts, tables keep their order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -19,5 +19,5 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// On paper nothing can be opened.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => (each.open = true)));
+// Open all details before printing.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));

@@ -1,6 +1,6 @@
-"""The images of a run. Each is drawn from plain arrays into a file and returns the characters that no font here has.
+"""The plots of a run folder. Each function draws plain arrays into a file and returns the characters without a font.
 
-Importing this imports matplotlib, which takes a third of a second: do it where a plot is drawn.
+Importing this imports matplotlib, which takes a third of a second: import it where something is drawn.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from linnaeus.report.confusion import confusion
 from linnaeus.report.curves import curves
 from linnaeus.report.fonts import advice
-from linnaeus.report.grid import Shown, image_grid
-from linnaeus.report.ranges import ranges
-from linnaeus.report.slices import sweep_plot
+from linnaeus.report.image_grid import PredictedImage, image_grid
+from linnaeus.report.range_test import ranges
+from linnaeus.report.sweep_plot import sweep_plot
 
-__all__ = ["Shown", "advice", "confusion", "curves", "image_grid", "ranges", "sweep_plot"]
+__all__ = ["PredictedImage", "advice", "confusion", "curves", "image_grid", "ranges", "sweep_plot"]

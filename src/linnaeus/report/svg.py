@@ -1,151 +1,110 @@
-"""Charts as SVG text: axes, lines and words, drawn in units that are CSS pixels at their natural size.
-
-Colors come from the page's style sheet by class names, so a chart follows light, dark and print. All text goes through
-`Markup.format`, which escapes it.
-"""
+"""Turn a matplotlib figure into inline SVG whose colors and fonts follow the style sheet of the page."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import io
+import re
+import threading
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import matplotlib
 from markupsafe import Markup
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 440.0, 270.0
-Point = tuple[float, float]
+from linnaeus.report.canvas import BLUE, FAINT, GROUND, INK, MUTED, ON_MEDIUM, ON_STRONG, ORANGE, PAGE, PALE_BLUE
+from linnaeus.report.fonts import Fonts, drawable, families_for
+
+VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    FAINT: "faint",
+    GROUND: "raised",
+    PAGE: "ground",
+    BLUE: "right",
+    ORANGE: "wrong",
+    PALE_BLUE: "part2",
+    ON_STRONG: "on",
+    ON_MEDIUM: "mid",
+}
+"""Color of the figure -> CSS variable of the page."""
+PIXELS_PER_POINT = 4 / 3
+_SETTINGS = threading.Lock()
 
 
-def draw(shape: str, /, **values: object) -> Markup:
-    """One element: `draw('<rect x="{x}"/>', x=1.5)`. Numbers are cut to two decimals, text is escaped."""
-    return Markup(shape).format(**{k: short(v) if isinstance(v, float) else v for k, v in values.items()})
+@contextmanager
+def page_fonts(texts: Iterable[str]) -> Iterator[Fonts]:
+    """Fonts for laying out `texts`. The browser draws them with fonts of its own, so no glyph is reported missing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield Fonts(families_for(texts).families, missing="")
 
 
-def short(value: float) -> str:
+def tag(artist: Artist, css_class: str, tooltip: str = "") -> None:
+    """Give the SVG element of an artist a CSS class and a tooltip."""
+    artist.set_gid(f"{css_class}|{drawable(tooltip)}")
+
+
+def to_svg(figure: Figure, name: str, title: str, description: str, css_class: str = "chart") -> Markup:
+    """Inline SVG at its natural size. `name` must be unique on the page; screen readers read title and description."""
+    buffer = io.StringIO()
+    figure.patch.set_visible(False)
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # a date would change the file on every run
+    with _SETTINGS, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    root = ET.fromstring(buffer.getvalue())
+    referenced = set(re.findall(r'(?:href="|url\()#([^")]+)', buffer.getvalue()))
+    for element in root.iter():
+        for child in [child for child in element if child.find("{*}style") is not None]:
+            element.remove(child)  # its rules would apply to the whole page
+        _clean(element, referenced)
+    width, height = (float(v) * PIXELS_PER_POINT for v in root.attrib["viewBox"].split()[2:])
+    root.attrib = {
+        "class": css_class,
+        "viewBox": root.attrib["viewBox"],
+        "width": f"{width:.0f}",
+        "height": f"{height:.0f}",
+        "role": "img",
+        "aria-label": drawable(f"{title}. {description}" if description else title),
+    }
+    return Markup(ET.tostring(root, encoding="unicode"))
+
+
+def _clean(element: ET.Element, referenced: set[str]) -> None:
+    """Map colors to variables, shorten numbers, and replace matplotlib's ids by class and tooltip where tagged."""
+    element.tag = element.tag.rpartition("}")[2]
+    element.tail = None
+    if element.tag not in ("text", "title"):
+        element.text = None
+    attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+    identifier = attributes.pop("id", "")
+    if "|" in identifier:
+        attributes["class"], _, tooltip = identifier.partition("|")
+        if tooltip:
+            title = ET.Element("title")
+            title.text = tooltip
+            element.insert(0, title)
+    elif identifier in referenced:
+        attributes["id"] = identifier
+    for key in attributes.keys() & {"d", "x", "y", "transform", "style", "viewBox"}:
+        attributes[key] = re.sub(r"-?\d+\.\d+", _short, attributes[key])
+    if attributes.get("transform", "").startswith("rotate(-0 "):
+        del attributes["transform"]
+    if "d" in attributes:
+        attributes["d"] = " ".join(attributes["d"].split())
+    if "style" in attributes:
+        style = re.sub(r"font-family: [^;]*;? ?", "", attributes["style"])
+        attributes["style"] = re.sub(r"#[0-9a-f]{6}", _variable, style)
+    element.attrib = attributes
+
+
+def _short(number: re.Match[str]) -> str:
     """At most two decimals, without trailing zeros."""
-    return f"{value:.2f}".rstrip("0").rstrip(".") if math.isfinite(value) else "0"
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def join(parts: Iterable[Markup]) -> Markup:
-    return Markup("").join(parts)
-
-
-def image(width: float, height: float, body: Markup, *, title: str, about: str, style: str = "chart") -> Markup:
-    """A whole image with its alternative text: `title` names it, `about` says what is to be seen."""
-    return draw(
-        '<svg class="{style}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{told}">'
-        "{body}</svg>",
-        style=style, w=float(width), h=float(height), told=f"{title}. {about}" if about else title, body=body,
-    )  # fmt: skip
-
-
-def text(x: float, y: float, words: str, style: str = "", anchor: str = "start") -> Markup:
-    return draw(
-        '<text x="{x}" y="{y}" text-anchor="{anchor}" class="{style}">{words}</text>',
-        x=float(x), y=float(y), anchor=anchor, style=style, words=words,
-    )  # fmt: skip
-
-
-def line(a: Point, b: Point, style: str) -> Markup:
-    return draw(
-        '<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" class="{style}"/>',
-        x1=float(a[0]), y1=float(a[1]), x2=float(b[0]), y2=float(b[1]), style=style,
-    )  # fmt: skip
-
-
-def path(points: Sequence[Point], style: str, *, closed: bool = False) -> Markup:
-    corners = "L".join(f"{short(x)} {short(y)}" for x, y in points)
-    return draw('<path d="M{corners}{end}" class="{style}"/>', corners=corners, end="Z" if closed else "", style=style)
-
-
-def circle(at: Point, radius: float, style: str, title: str = "") -> Markup:
-    told = draw("<title>{t}</title>", t=title) if title else Markup("")
-    return draw(
-        '<circle cx="{x}" cy="{y}" r="{r}" class="{style}">{told}</circle>',
-        x=float(at[0]), y=float(at[1]), r=float(radius), style=style, told=told,
-    )  # fmt: skip
-
-
-def rect(x: float, y: float, width: float, height: float, style: str) -> Markup:
-    return draw(
-        '<rect x="{x}" y="{y}" width="{w}" height="{h}" class="{style}"/>',
-        x=float(x), y=float(y), w=float(max(0.0, width)), h=float(max(0.0, height)), style=style,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Axes:
-    """An area of a chart, and where values lie in it."""
-
-    x: tuple[float, float]
-    """Values at the left and right edge."""
-    y: tuple[float, float]
-    """Values at the lower and upper edge."""
-    left: float = 46.0
-    top: float = 14.0
-    right: float = WIDTH - 24.0
-    bottom: float = HEIGHT - 38.0
-
-    def at(self, x: float, y: float) -> Point:
-        """Where a pair of values lies; what is outside is drawn at the edge."""
-        across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1.0)
-        up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1.0)
-        across, up = min(max(across, 0.0), 1.0), min(max(up, 0.0), 1.0)
-        return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
-
-    def points(self, xs: Sequence[float], ys: Sequence[float]) -> list[Point]:
-        return [self.at(x, y) for x, y in zip(xs, ys, strict=True)]
-
-    def frame(
-        self,
-        x_ticks: Sequence[float],
-        y_ticks: Sequence[float],
-        x_label: Callable[[float], str],
-        y_label: Callable[[float], str],
-        x_title: str = "",
-    ) -> Markup:
-        """Lines across at `y_ticks`, words below and at the left."""
-        parts = [line(self.at(self.x[0], y), self.at(self.x[1], y), "grid") for y in y_ticks]
-        parts += [text(self.left - 8, self.at(0, y)[1] + 4, y_label(y), "tick", "end") for y in y_ticks]
-        parts += [text(self.at(x, 0)[0], self.bottom + 17, x_label(x), "tick", "middle") for x in x_ticks]
-        parts.append(line((self.left, self.bottom), (self.right, self.bottom), "axis"))
-        if x_title:
-            parts.append(text((self.left + self.right) / 2, self.bottom + 34, x_title, "axis-title", "middle"))
-        return join(parts)
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round values from `low` to `high`, at most `most` or so."""
-    span = high - low
-    if not span > 0 or not math.isfinite(span):
-        return [low]
-    step = 10.0 ** math.floor(math.log10(span / most))
-    step *= next(m for m in (1, 2, 5, 10) if m * step * most >= span * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def whole_ticks(low: int, high: int, most: int = 8) -> list[float]:
-    """Round whole numbers from `low` to `high`, both among them."""
-    inner = [v for v in ticks(low, high, most) if v == int(v)]
-    near = (high - low) / 14
-    kept = [v for v in inner if v - low > near and high - v > near]
-    return [float(low), *kept, float(high)] if high > low else [float(low)]
-
-
-def percent(value: float, digits: int = 0) -> str:
-    """A share in 0..1 as people write it: `97.5 %`, which no line break divides."""
-    return f"{100 * value:.{digits}f}\u202f%"
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near those wanted, `gap` apart or more, between `low` and `high`: for words at the ends of lines."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed: list[float] = []
-    for i in order:
-        placed.append(max(wanted[i], placed[-1] + gap if placed else low))
-    over = max(0.0, (placed[-1] if placed else low) - high)
-    found = [0.0] * len(wanted)
-    for i, y in zip(order, placed, strict=True):
-        found[i] = y - over
-    return found
+def _variable(color: re.Match[str]) -> str:
+    return f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0]

@@ -18,7 +18,7 @@ from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.explain.saliency import choose_stages, explain
 from linnaeus.inference.classifier import Classifier, Prediction
-from linnaeus.report.heat import overlay
+from linnaeus.report.heat_maps import overlay
 from linnaeus.serve.batching import Batcher
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.metrics import Metrics

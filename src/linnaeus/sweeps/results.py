@@ -19,7 +19,7 @@ from linnaeus.sweeps.space import Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial
 
 if TYPE_CHECKING:
-    from linnaeus.report.slices import SweepImage
+    from linnaeus.report.sweep_plot import SweepImage
 
 BEST = "best.toml"
 COLUMNS = (
@@ -93,7 +93,7 @@ class SweepFolder:
         self, trials: Sequence[Trial], best: Trial, importances: dict[str, float], base: Recipe, space: Space
     ) -> SweepImage:
         """What sweep.png is drawn from."""
-        from linnaeus.report.slices import Slice, SweepImage
+        from linnaeus.report.sweep_plot import Slice, SweepImage
 
         done = [t for t in trials if t.state in ("complete", "pruned") and t.value is not None]
         slices = []

@@ -193,7 +193,7 @@ def _draw_plots(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation)
 def _write_report(prepared: Prepared, ending: Ending, metrics: dict[str, Any]) -> None:
     """Write report.html; an error there is a warning, because the model is complete without it."""
     from linnaeus.inference.classifier import load
-    from linnaeus.report.maps import heat_maps
+    from linnaeus.report.heat_maps import heat_maps
     from linnaeus.report.page import write_report
 
     started, folder = time.perf_counter(), prepared.folder

@@ -14,7 +14,7 @@ from linnaeus.training.evaluation import FinalEvaluation
 from linnaeus.training.prepare import Prepared
 
 if TYPE_CHECKING:
-    from linnaeus.report.plots import Shown
+    from linnaeus.report.plots import PredictedImage
 
 SHOWN = 24
 """Images of the grid."""
@@ -28,7 +28,7 @@ def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> 
     split = "test" if "test" in outputs else "valid"
     out, word = outputs[split], {"valid": "validation"}.get(split, split)
     best_row = next(i for i, row in enumerate(folder.rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
-    missing = curves([vars(row) for row in folder.rows], folder.path / "curves.png", best=best_row)
+    missing = curves(folder.rows, folder.path / "curves.png", best=best_row)
     matrix = confusion_matrix(out.labels, out.predicted, len(names))
     missing += confusion(matrix, names, folder.path / "confusion.png", title=f"{word.capitalize()} images")
     chosen = choose_shown(out)
@@ -59,15 +59,15 @@ def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:
     return np.concatenate([wrong, right]).astype(np.int64)
 
 
-def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -> Shown:
+def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -> PredictedImage:
     """Sample i as a tile of the image grid: the pixels that the network saw, the prediction and the true class."""
-    from linnaeus.report.plots import Shown
+    from linnaeus.report.plots import PredictedImage
 
     out, names = evaluation.calibrated[split], prepared.table.names
     rows, shapes = prepared.samples[split].rows.gather(np.array([i]))
     predicted = int(out.predicted[i])
     probability = float(out.probabilities[i, predicted])
-    return Shown(
+    return PredictedImage(
         image=prepared.preprocessing.crop(torch.from_numpy(rows), shapes)[0].numpy(),
         predicted=names[predicted],
         probability=probability,

@@ -12,11 +12,11 @@ from PIL import Image
 from linnaeus.explain.neighbors import Neighbor
 from linnaeus.explain.saliency import Explanation
 from linnaeus.inference.classifier import Prediction
-from linnaeus.report import explained as sheet_module
-from linnaeus.report.explained import draw_explanation
+from linnaeus.report import explanation as explanation_module
+from linnaeus.report.canvas import SMALL, text_width
+from linnaeus.report.explanation import draw_explanation
 from linnaeus.report.fonts import families_for
-from linnaeus.report.heat import overlay, ramp
-from linnaeus.report.sheet import SMALL, text_width
+from linnaeus.report.heat_maps import overlay, ramp
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -99,7 +99,7 @@ def test_the_image_and_its_heat_are_side_by_side(tmp_path: Path):
     side = round(2.9 * 150)
     assert e.prediction.image is not None
     assert found_in(overlay(e.prediction.image, e.maps["layer0"], side), sheet)
-    assert found_in(sheet_module.fit_square(e.prediction.image, side), sheet)
+    assert found_in(explanation_module.fit_square(e.prediction.image, side), sheet)
 
 
 @pytest.mark.parametrize(("maps", "columns"), [(2, 3), (3, 4), (5, 3), (7, 4)])
@@ -153,8 +153,8 @@ def test_what_no_font_has_is_told(tmp_path: Path):
 def test_of_a_long_path_the_end_is_kept():
     fonts = families_for(["…"])
     path = "/".join(["folder"] * 9) + "/rose 1.jpg"
-    text = sheet_module._end_of(path, fonts, 3.0)
+    text = explanation_module._end_of(path, fonts, 3.0)
     assert text.startswith("…/folder")
     assert text.endswith("folder/rose 1.jpg")
     assert 2.0 < text_width(text, fonts, SMALL) <= 3.0
-    assert sheet_module._end_of("a/rose.jpg", fonts, 3.0) == "a/rose.jpg"
+    assert explanation_module._end_of("a/rose.jpg", fonts, 3.0) == "a/rose.jpg"

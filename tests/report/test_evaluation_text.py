@@ -7,7 +7,7 @@ import numpy as np
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.report.tables import NAME, render
+from linnaeus.report.evaluation_text import NAME, render
 from linnaeus.text import align, shorten, width
 from linnaeus.training.evaluation import FinalEvaluation
 
@@ -51,7 +51,7 @@ def test_a_calibration_that_failed_is_said():
 
 def test_few_classes_are_all_shown_the_worst_first():
     text = said(assess(outputs(60, 4, occurring=3), None), 4)
-    assert "classes, the worst first; 1 of the model's do not occur" in text
+    assert "classes, the worst first; 1 of the model's classes do not occur" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("  class") and "taken" not in line]
     assert len(rows) == 3
     f1 = [float(row[-3].rstrip("%")) for row in rows]
@@ -67,7 +67,7 @@ def test_of_many_classes_the_worst_are_shown():
 def test_without_mistakes_there_is_nothing_confused():
     labels = np.arange(30) % 3
     text = said(assess(Outputs(labels, 4 * np.eye(3, dtype=np.float32)[labels]), None), 3)
-    assert "no image was taken for another class" in text
+    assert "no images were confused with another class" in text
     assert "calibration: the model has none" in text
     assert "none: at least 149 images are needed, and there were 30" in text
     assert "estimated  everything answered, 0 of 30 wrong" in text
@@ -79,7 +79,7 @@ def test_where_even_the_surest_is_wrong():
     labels = np.arange(200) % 2
     text = said(assess(Outputs(labels, 4 * np.eye(2, dtype=np.float32)[1 - labels]), None), 2)
     assert "guaranteed none: no threshold passes the test" in text
-    assert "estimated  none: even the surest answers are wrong more often" in text
+    assert "estimated  none: even the most confident answers are wrong more often" in text
 
 
 def test_views_stand_beside_the_plain_answers():

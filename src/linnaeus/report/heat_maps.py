@@ -1,12 +1,25 @@
-"""A heat map laid over its image: pixels, for a sheet or a page."""
+"""Heat maps over images, for the pages and for the image of an explanation."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from linnaeus.report.grid import fit_square
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.report.image_grid import fit_square
+
+if TYPE_CHECKING:
+    from linnaeus.inference.classifier import Classifier
+
+HeatMap = Callable[[int], np.ndarray | None]
+"""Index of an image in its table -> (side, side, 3) uint8: a heat map over the image; None without one."""
+
+SIDE = 224  # pixels at least
 
 # Inferno gets lighter evenly from end to end, so it is read by any kind of color vision, and in gray. Its lower end is
 # as dark as a shadow: the scale starts above it.
@@ -49,3 +62,29 @@ def _blend(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
     colors = colormaps[COLORS](LOWEST + (1 - LOWEST) * heat)[..., :3] * (1 - TEXTURE + TEXTURE * gray[..., None])
     cover = (COVER * heat**RISE)[..., None]
     return (255 * ((1 - cover) * beneath + cover * colors)).round().clip(0, 255).astype(np.uint8)
+
+
+def heat_maps(classifier: Classifier) -> Callable[[Table], HeatMap]:
+    """For `write_report`: Grad-CAM of the predicted class over each image of a table, as the network sees it.
+
+    There are no heat maps for a network without a stage that has positions.
+    """
+    from linnaeus.explain.saliency import choose_stages, explain
+
+    side = classifier.preprocessing.size
+    try:
+        stages = choose_stages(classifier.network, side)
+    except UserError:
+        return lambda table: lambda i: None
+
+    def of_table(table: Table) -> HeatMap:
+        def draw(i: int) -> np.ndarray | None:
+            (prediction,) = classifier.predict([table.image(i)])
+            if prediction.image is None:
+                return None
+            (explanation,) = explain(classifier, [prediction], stages=stages)
+            return overlay(prediction.image, explanation.maps[stages[0]], max(side, SIDE))
+
+        return draw
+
+    return of_table

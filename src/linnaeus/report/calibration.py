@@ -1,0 +1,136 @@
+"""The charts on calibration and abstention in the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, PALE_BLUE, TEXT, new_figure, style_axes
+from linnaeus.report.fonts import families_for
+from linnaeus.report.svg import tag, to_svg
+from linnaeus.text import percent
+
+FONTS = families_for([])  # all texts of these charts are our own
+TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
+    """Accuracy against confidence, before and after temperature scaling, with the number of images per bin below.
+
+    `diagram` is that of `linnaeus evaluate --json`: rows of non-empty bins for "before" and "after". The area of a
+    dot grows with the number of images.
+    """
+    after = diagram["after"]
+    most = max((row["n"] for row in after), default=1)
+    figure = new_figure(4.6, 3.9, margin=0.04)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
+    _percent_axes(axes, "accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1), yticks=TICKS)
+    axes.spines["bottom"].set_visible(True)
+    (ideal,) = axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle="--")
+    tag(ideal, "ideal")
+    for row in after:
+        low, high = row["accuracy_ci95"]
+        axes.plot([row["confidence"]] * 2, [low, high], color=BLUE, alpha=0.4, linewidth=2.4, solid_capstyle="round")
+    for kind, color in (("before", ORANGE), ("after", BLUE)):
+        for row in diagram[kind]:
+            (dot,) = axes.plot(
+                row["confidence"],
+                row["accuracy"],
+                "o",
+                color="none" if kind == "before" else color,
+                markersize=4 + 7 * math.sqrt(row["n"] / most),
+                markeredgecolor=color if kind == "before" else PAGE,
+                markeredgewidth=1.2 if kind == "before" else 0.8,
+                clip_on=False,
+            )
+            tag(
+                dot,
+                f"dot {kind}",
+                f"{kind}: confidence {percent(row['confidence'], 1)}, {row['correct']} of {row['n']} correct",
+            )
+    _percent_axes(below, f"images per bin, at most {most:,}")
+    below.yaxis.set_major_locator(NullLocator())
+    below.set(ylim=(0, most * 1.05), xticks=TICKS)
+    below.set_xlabel("confidence", size=TEXT, color=MUTED, **FONTS.style)
+    for row in after:
+        bar = below.bar(row["from"], row["n"], row["to"] - row["from"], align="edge", color=PALE_BLUE, edgecolor=PAGE)
+        tag(bar[0], "bar", f"{row['n']:,} images")
+    n = sum(row["n"] for row in after)
+    bins = "; ".join(f"confidence {percent(r['confidence'])}: {percent(r['accuracy'])} of {r['n']}" for r in after)
+    about = f"Accuracy of {n} images by confidence: {bins}." if after else "There are no images."
+    return to_svg(figure, "reliability", "Reliability diagram", about)
+
+
+def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: float) -> Markup:
+    """The error rate among answered images against the share answered, the most confident answers first.
+
+    `curve` is that of `linnaeus evaluate --json`; `allowed` is the error rate that the threshold was chosen for,
+    `threshold` the one that the model applies, 0 if it answers everything.
+    """
+    rows = [row for row in curve if row["answered"]]
+    coverage, risk = [row["coverage"] for row in rows], [row["risk"] for row in rows]
+    applied = [row for row in rows if row["threshold"] >= threshold] or rows[:1]
+    point = applied[-1] if threshold else rows[-1]
+    figure = new_figure(4.6, 3.9, margin=0.04)
+    axes = figure.subplots()
+    _percent_axes(axes, "error rate among the answered")
+    top = min(1.0, max(max(risk) * 1.35, allowed * 1.6, 0.02))
+    axes.set(xlim=(0, 1), ylim=(0, top), xticks=TICKS)
+    axes.set_xlabel("share answered", size=TEXT, color=MUTED, **FONTS.style)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v, 0 if top >= 0.05 else 1)))
+    low, high = ([row["risk_ci95"][side] for row in rows] for side in (0, 1))
+    axes.fill_between(coverage, low, high, color=BLUE, alpha=0.14, linewidth=0)
+    (line,) = axes.plot(coverage, risk, color=BLUE, linewidth=1.6)
+    tag(line, "line")
+    tag(axes.axhline(allowed, color=MUTED, linewidth=0.8, linestyle="--"), "limit")
+    axes.annotate(
+        percent(allowed),
+        (1, allowed),
+        (4, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        color=MUTED,
+        size=TEXT,
+        va="center",
+        annotation_clip=False,
+        **FONTS.style,
+    )
+    _mark_threshold(axes, point)
+    about = (
+        f"If everything is answered, {percent(risk[-1], 1)} are wrong. With the model's threshold it answers "
+        f"{percent(point['coverage'], 1)}, {point['wrong']} of {point['answered']} wrong."
+    )
+    return to_svg(figure, "risk", "Risk and coverage", about)
+
+
+def _mark_threshold(axes: Axes, point: dict[str, Any]) -> None:
+    """A dot where the model answers, with the share that it answers on the side that has room."""
+    (dot,) = axes.plot(point["coverage"], point["risk"], "o", color=BLUE, markersize=7, clip_on=False)
+    tag(dot, "dot", "the threshold that the model applies")
+    left = point["coverage"] > 0.3
+    axes.annotate(
+        f"answers {percent(point['coverage'])}",
+        (point["coverage"], point["risk"]),
+        (-7 if left else 7, 5),
+        textcoords="offset points",
+        color=BLUE,
+        size=TEXT,
+        weight="bold",
+        ha="right" if left else "left",
+        **FONTS.style,
+    )
+
+
+def _percent_axes(axes: Axes, title: str) -> None:
+    """Axes of shares in 0..1, with a title above their left edge."""
+    style_axes(axes, FONTS)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: percent(v)))
+    axes.set_title(title, loc="left", pad=6, size=TEXT, color=MUTED, **FONTS.style)

@@ -1,0 +1,161 @@
+"""What every figure is drawn with: colors, text sizes, a canvas measured in inches, text that fits, and saving.
+
+Nothing here uses pyplot or changes matplotlib's settings, so figures can be drawn in any process and thread.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import text_to_path
+
+from linnaeus.errors import UserError
+from linnaeus.files import atomic
+from linnaeus.report.fonts import Fonts
+
+DPI = 150
+INK, MUTED, FAINT, GROUND, PAGE = "#1b2530", "#66727f", "#dfe3e8", "#f2f4f6", "#ffffff"
+# Distinguishable with any kind of color vision (after Okabe and Ito 2008), and in gray by their lightness.
+BLUE, ORANGE, PALE_BLUE = "#0a6ebd", "#d9660a", "#9cc5e6"
+GREEN, RED = "#1a7f4b", "#c62f3b"
+# Text on colored cells. These hardly differ from PAGE and INK, but svg.py maps them to other variables.
+ON_STRONG, ON_MEDIUM = "#fffffe", "#1b2531"
+TITLE, TEXT, SMALL = 13.0, 9.0, 8.0  # points
+FORMATS = ("png", "jpg", "jpeg", "webp", "svg", "pdf")
+MAX_PIXELS = 2**15  # per side; Agg refuses 2**16
+
+
+def new_figure(width: float, height: float, margin: float = 0.15) -> Figure:
+    """A figure of `width` x `height` inches whose axes are arranged by matplotlib so that no text is cut off."""
+    layout = ConstrainedLayoutEngine(w_pad=margin, h_pad=margin, wspace=0.05, hspace=0.05)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="none", layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_title(figure: Figure, title: str, fonts: Fonts) -> None:
+    """A title above all axes, shortened to the width of the figure."""
+    width = figure.get_figwidth()
+    text = shorten(title, fonts, TITLE, width - 0.6)
+    figure.suptitle(text, x=0.2 / width, ha="left", size=TITLE, color=INK, **fonts.style)
+
+
+def style_axes(axes: Axes, fonts: Fonts) -> None:
+    """Only a line at the bottom and faint horizontal grid lines; tick labels without ticks."""
+    for side, spine in axes.spines.items():
+        spine.set(visible=side == "bottom", color=MUTED, linewidth=0.9)
+    axes.set_facecolor("none")
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8, linestyle="-")
+    axes.tick_params(which="both", length=0, labelsize=TEXT, labelcolor=MUTED, labelfontfamily=fonts.families, pad=5)
+
+
+class Canvas:
+    """A figure of `width` x `height` inches; positions are inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float, fonts: Fonts):
+        self.width, self.height, self.fonts = width, height, fonts
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="none")
+        FigureCanvasAgg(self.figure)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes without frame and ticks that cover the given area."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(box, label=f"{left:.4f} {top:.4f}")
+        axes.set_axis_off()
+        return axes
+
+    def write(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = TEXT,
+        color: str = INK,
+        align: str = "left",
+        rotation: float = 0,
+    ) -> None:
+        """Write one line of text with its baseline at (x, y)."""
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            self.fonts.text(text),
+            size=size,
+            color=color,
+            ha=align,
+            va="baseline",
+            rotation=rotation,
+            rotation_mode="anchor",
+            **self.fonts.style,
+        )
+
+    def image(self, left: int, top: int, pixels: np.ndarray) -> None:
+        """Show (H, W, 3) uint8 pixels at their own resolution; `left` and `top` are pixels of the canvas."""
+        height = round(self.height * DPI)
+        self.figure.figimage(pixels, left, height - top - pixels.shape[0], origin="upper")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        save_figure(self.figure, path)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure completely or not at all. The suffix of `path` is the format, PNG if there is none."""
+    path = Path(path)
+    kind = path.suffix.lower().lstrip(".") or "png"
+    if kind not in FORMATS:
+        raise UserError(f"{path}: a plot cannot be written as .{kind}; use one of {', '.join(FORMATS)}")
+    options: dict[str, Any] = {"dpi": DPI, "facecolor": "white", "edgecolor": "none", "bbox_inches": None}
+    if kind == "png":  # the default level 6 takes twice the time for a few percent of the size
+        options["pil_kwargs"] = {"compress_level": 4}
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=kind, **options)
+
+
+def text_width(text: str, fonts: Fonts, size: float) -> float:
+    """Width of one line of text, inches."""
+    return _text_width(fonts.text(text), tuple(fonts.families), size)
+
+
+@lru_cache(maxsize=8192)  # the same few names stand under many images
+def _text_width(text: str, families: tuple[str, ...], size: float) -> float:
+    properties = FontProperties(family=list(families), size=size)
+    return text_to_path.get_text_width_height_descent(text, properties, False)[0] / 72
+
+
+def shorten(text: str, fonts: Fonts, size: float, width: float) -> str:
+    """`text`, or as much of its beginning as fits `width` inches, with an ellipsis."""
+    text = fonts.text(text).strip()
+    if text_width(text, fonts, size) <= width:
+        return text
+    fits, too_long = 0, len(text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if text_width(text[:middle].rstrip() + "…", fonts, size) <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits].rstrip() + "…"
+
+
+def wrap(text: str, fonts: Fonts, size: float, width: float, lines: int) -> list[str]:
+    """`text` in at most `lines` lines of `width` inches, broken at blanks if there are any; the last is shortened."""
+    rest = fonts.text(text).strip()
+    wrapped: list[str] = []
+    while len(wrapped) < lines - 1 and text_width(rest, fonts, size) > width:
+        end = len(shorten(rest, fonts, size, width)) - 1  # the ellipsis is no part of it
+        at = max(rest.rfind(" ", 0, end + 1), *(rest.rfind(c, 0, end) + 1 for c in "_-/"))
+        # A break inside a word is right in Chinese, and better than a nearly empty line elsewhere.
+        end = at if at > end // 3 else max(end, 1)
+        wrapped.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    return [*wrapped, shorten(rest, fonts, size, width)]

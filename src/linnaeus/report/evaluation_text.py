@@ -1,0 +1,193 @@
+"""The text output of `linnaeus evaluate`: metrics as lines and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
+from linnaeus.metrics.calibration import calibration_failure
+from linnaeus.metrics.classification import ClassMetrics, Estimate, Metrics, most_confused
+from linnaeus.metrics.selective import required_samples
+from linnaeus.text import align, shorten
+
+ALL_CLASSES = 20  # up to this many classes are all shown; of more, the worst
+WORST = 10
+PAIRS = 10
+NAME = 24  # terminal columns of a class name
+PERCENT = ("accuracy", "top5", "balanced_accuracy", "macro_precision", "macro_f1", "ece", "ece_equal_mass")
+LABELS = {
+    "accuracy": "accuracy",
+    "top5": "top-5 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_precision": "macro precision",
+    "macro_f1": "macro F1",
+    "macro_roc_auc": "macro ROC AUC",
+    "macro_average_precision": "macro average precision",
+    "loss": "log loss",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+    "ece_equal_mass": "  with bins of equal mass",
+}
+"""Metric -> its name in texts and on the page, in the order in which they are shown."""
+
+
+def render(assessment: Assessment, names: Sequence[str]) -> str:
+    """The whole assessment; `names` are the display names of the classes."""
+    metrics = assessment.metrics
+    blocks = [
+        summary(metrics),
+        classes(metrics, names),
+        confused(metrics, names),
+        calibration(assessment.calibration, metrics),
+        abstention(assessment.abstention, metrics.n),
+        views(assessment),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def summary(metrics: Metrics) -> list[str]:
+    """One line per metric: value, 95 % interval, count."""
+    rows = [["", "", "95 % interval", ""]]
+    groups = "" if metrics.groups is None else f", in {metrics.groups} groups"
+    counts = {"accuracy": f"{metrics.correct} of {metrics.n}{groups}"}
+    top5 = metrics["top5"].value
+    if top5 is not None:
+        counts["top5"] = f"{round(top5 * metrics.n)} of {metrics.n}"
+    for name, label in LABELS.items():
+        if metrics[name].value is not None:
+            rows.append([label, *_with_interval(metrics[name], percent=name in PERCENT), counts.get(name, "")])
+    return align(rows, "<>><")
+
+
+def classes(metrics: Metrics, names: Sequence[str]) -> list[str]:
+    """One line per class that occurs, the lowest F1 first; of many classes, only the worst."""
+    occurring = [row for row in metrics.classes if row.support]
+    ordered = sorted(occurring, key=lambda row: (row.f1.value or 0.0, -row.support))
+    shown = ordered if len(ordered) <= ALL_CLASSES else ordered[:WORST]
+    title = f"classes, the worst first{'' if shown is ordered else f' ({WORST} of {len(ordered)}; all with --json)'}"
+    absent = len(metrics.classes) - len(occurring)
+    if absent:
+        title += f"; {absent} of the model's classes do not occur"
+    head = ["", "n", "correct", "recall", "95 % interval", "precision", "95 % interval", "F1", "ROC AUC", "avg. prec."]
+    return [title, *align([head, *(_class_row(row, names) for row in shown)], "<>>>>>>>>>")]
+
+
+def _class_row(row: ClassMetrics, names: Sequence[str]) -> list[str]:
+    return [
+        shorten(names[row.index], NAME),
+        str(row.support),
+        str(row.correct),
+        *_with_interval(row.recall, percent=True, digits=1),
+        *_with_interval(row.precision, percent=True, digits=1),
+        _format(row.f1.value, percent=True, digits=1),
+        _format(row.roc_auc.value, percent=False),
+        _format(row.average_precision.value, percent=False),
+    ]
+
+
+def confused(metrics: Metrics, names: Sequence[str]) -> list[str]:
+    """The pairs of classes that are confused most often."""
+    pairs = most_confused(metrics.confusion, PAIRS)
+    if not pairs:
+        return ["no images were confused with another class"]
+    short = [shorten(name, NAME) for name in names]
+    rows = [
+        [short[true], "taken for", short[predicted], f"{count} of {metrics.classes[true].support}"]
+        for true, predicted, count in pairs
+    ]
+    return ["most often confused", *align(rows, "<<<>")]
+
+
+def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
+    """Quality of the probabilities before and after temperature scaling."""
+    method = "cross-fitted in five folds" if effect.cross_fitted else "fitted on validation"
+    title = f"calibration by temperature {effect.temperature:.3g} ({method})"
+    if not effect.stored:
+        title = f"calibration: the model has none; the effect of a temperature of {effect.temperature:.3g} ({method})"
+    rows = [["", "uncalibrated", "calibrated"]]
+    for name in ("loss", "brier", "ece", "ece_equal_mass"):
+        values = (effect.before[name], effect.after[name])
+        rows.append([LABELS[name], *(_format(value, percent=name in PERCENT) for value in values)])
+    mean, p95 = metrics.ece_by_chance
+    failure = calibration_failure(effect.temperature)
+    return [
+        title,
+        *([failure] if failure else []),
+        *align(rows, "<>>"),
+        f"a perfectly calibrated model would show an ECE of {mean:.2%} on {metrics.n} images on average"
+        + (f", and up to {p95:.2%} in 95 of 100 samples" if p95 > mean else ""),
+    ]
+
+
+def abstention(found: Abstention, n: int) -> list[str]:
+    """The thresholds, and their effect on these images."""
+    rule, share = found.rule, f"{100 * found.rule.target_risk:.3g} %"
+    source = f"the {rule.n} {found.chosen_on} images of the training" if found.chosen_on else "these very images"
+    lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
+    for name, point in (("guaranteed", found.guaranteed), ("estimated", found.estimated)):
+        lines.append(f"  {name:10} " + (_no_threshold(found, name) if point is None else _effect(point, n)))
+    area, excess = found.aurc, found.excess_aurc
+    lines.append(f"  area under the risk-coverage curve {area:.4f}, of which {excess:.4f} due to imperfect ranking")
+    return lines
+
+
+def _effect(point: MeasuredPoint, n: int) -> str:
+    if point.threshold == 0:
+        return f"everything answered, {point.wrong} of {n} wrong ({point.wrong / n:.1%})"
+    wrong = f", {point.wrong} of them wrong ({point.wrong / point.answered:.1%})" if point.answered else ""
+    return f"unsure below {point.threshold:.1%}: {point.answered} of {n} answered ({point.answered / n:.1%}){wrong}"
+
+
+def _no_threshold(found: Abstention, name: str) -> str:
+    if name == "estimated":
+        return "none: even the most confident answers are wrong more often"
+    rule = found.rule
+    few = f", and there were {rule.n}" if rule.n < required_samples(rule.target_risk) and not rule.grouped else ""
+    return f"none: {rule.no_guarantee_reason}{few}"
+
+
+def views(assessment: Assessment) -> list[str]:
+    """Test-time augmentation compared with the plain predictions."""
+    if not assessment.views:
+        return []
+    metrics = assessment.metrics
+    errors = ["accuracy", "log loss", "Brier", "ECE"]
+    rows = [["", *errors, "gained", "lost", "difference", "95 % interval", "p"]]
+    plain = [f"{metrics[name].value:.4f}" for name in ("loss", "brier")]
+    accuracy, ece = f"{metrics['accuracy'].value:.2%}", f"{metrics['ece'].value:.2%}"
+    rows.append(["plain", accuracy, *plain, ece, *5 * [""]])
+    rows += [_view_row(name, effect) for name, effect in assessment.views.items()]
+    title = "test-time augmentation: mean probability of several views, each at the cost of one prediction"
+    note = "gained and lost: images that only the views, or only the plain prediction, classify correctly"
+    return [title, *align(rows, "<" + 9 * ">"), f"  {note}; p: McNemar's exact test"]
+
+
+def _view_row(name: str, effect: ViewsEffect) -> list[str]:
+    metrics, comparison = effect.metrics, effect.comparison
+    low, high = comparison.difference_ci95
+    return [
+        name,
+        f"{metrics['accuracy']:.2%}",
+        f"{metrics['loss']:.4f}",
+        f"{metrics['brier']:.4f}",
+        f"{metrics['ece']:.2%}",
+        str(comparison.only_second),
+        str(comparison.only_first),
+        f"{comparison.difference:+.2%}",
+        f"{low:+.1%} to {high:+.1%}",
+        f"{comparison.p:.3g}",
+    ]
+
+
+def _with_interval(estimate: Estimate, *, percent: bool, digits: int = 2) -> list[str]:
+    """Value and interval."""
+    interval = ""
+    if estimate.ci95 is not None:
+        interval = " to ".join(f"{v:.1%}" if percent else f"{v:.4f}" for v in estimate.ci95)
+    return [_format(estimate.value, percent=percent, digits=digits), interval]
+
+
+def _format(value: float | None, *, percent: bool, digits: int = 2) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}%}" if percent else f"{value:.4f}"

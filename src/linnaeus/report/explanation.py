@@ -1,0 +1,188 @@
+"""One image explained: what the network saw, heat maps of where it sees the class, and the most similar images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from linnaeus.explain.neighbors import Neighbor
+from linnaeus.explain.saliency import Explanation
+from linnaeus.report.canvas import (
+    BLUE,
+    DPI,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    RED,
+    SMALL,
+    TEXT,
+    TITLE,
+    Canvas,
+    shorten,
+    text_width,
+    wrap,
+)
+from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.heat_maps import overlay, ramp
+from linnaeus.report.image_grid import BAR, GAP, LINE, MARGIN, fit_square, format_probability, with_bar
+
+INPUT = "what the network saw"
+METHODS = {"occlusion": "occlusion: where covering lowers the score", "integrated-gradients": "integrated gradients"}
+NOTHING = "no evidence"
+SCALE_WIDTH, SCALE_HEIGHT = 1.1, 0.1  # inches, of the color scale
+TILE = 1.3  # inches, about the width of a similar image
+CAPTION = 0.3  # inches below a panel
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the heading."""
+
+    text: str
+    size: float
+    color: str
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The arrangement of the similar images; inches."""
+
+    across: int
+    """Images in a row."""
+    side: float
+    labels: list[list[str]]
+    """The class name under each image, at most two lines."""
+
+    @classmethod
+    def of(cls, neighbors: Sequence[Neighbor], width: float, fonts: Fonts) -> Tiles:
+        across = max(2, min(len(neighbors), round(width / TILE)))
+        side = (width - (across - 1) * GAP) / across
+        room = side - text_width("0.00", fonts, SMALL) - 0.08
+        return cls(across, side, [wrap(neighbor.name, fonts, SMALL, room, 2) for neighbor in neighbors])
+
+    def top(self, row: int) -> float:
+        """Distance of a row from the first one; for one row more than there are, the height of all."""
+        lines = [max(map(len, self.labels[i : i + self.across])) for i in range(0, len(self.labels), self.across)]
+        return sum(self.side + BAR + 0.2 + LINE * n for n in lines[:row])
+
+
+def draw_explanation(
+    explanation: Explanation,
+    path: str | os.PathLike[str],
+    *,
+    true: int | None = None,
+    neighbors: Sequence[Neighbor] = (),
+    trained: bool = True,
+) -> str:
+    """Draw an explanation: the image, one panel per heat map, and the `neighbors` if there are any.
+
+    `true` is the index of the true class, if known; `trained` says whether the neighbors are training images. Returns
+    the characters that no font on this machine has.
+    """
+    prediction, panels = explanation.prediction, len(explanation.maps) + 1
+    columns = _columns(panels)
+    side = {2: 2.9, 3: 2.2}.get(columns, 1.8)
+    width = columns * (side + GAP) - GAP
+    texts = [prediction.name, explanation.name, prediction.path, *explanation.maps, *(n.name for n in neighbors)]
+    fonts = families_for([*texts, prediction.names[true] if true is not None else "", "✓✗"])
+    heading = _heading(explanation, true, fonts, width)
+    top = MARGIN + 0.2 + 0.19 * (len(heading) - 1) + 0.16
+    below = top + math.ceil(panels / columns) * (side + CAPTION)
+    tiles = Tiles.of(neighbors, width, fonts)
+    end = below + 0.34 + (0.4 + tiles.top(len(neighbors)) if neighbors else 0.0)
+    canvas = Canvas(width + 2 * MARGIN, end + MARGIN - 0.12, fonts)
+    for i, line in enumerate(heading):
+        canvas.write(MARGIN, MARGIN + 0.2 + 0.19 * i, line.text, size=line.size, color=line.color)
+    probability = format_probability(prediction.probability)
+    canvas.write(MARGIN + width, MARGIN + 0.2, probability, size=TITLE, align="right")
+    _draw_panels(canvas, explanation, columns, side, top)
+    _draw_scale(canvas, explanation, below + 0.12, width)
+    if neighbors:
+        _draw_neighbors(canvas, explanation, neighbors, tiles, below + 0.72, trained)
+    canvas.save(path)
+    return fonts.missing
+
+
+def _columns(panels: int) -> int:
+    """Up to three panels side by side, five, six or nine in rows of three, others in rows of up to four."""
+    return panels if panels <= 3 else 3 if panels in (5, 6, 9) else 4
+
+
+def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: float) -> list[Line]:
+    """The predicted class, whether it is unsure or wrong, and the file."""
+    prediction = explanation.prediction
+    room = width - text_width(">99 %", fonts, TITLE) - 0.15
+    lines = [Line(shorten(prediction.name, fonts, TITLE, room), TITLE, INK)]
+    if prediction.unsure:
+        lines.append(Line("unsure: below the model's threshold", TEXT, ORANGE))
+    if explanation.target != prediction.index:
+        text = f"explained: {explanation.name}, {format_probability(explanation.probability)}"
+        lines.append(Line(shorten(text, fonts, TEXT, width), TEXT, BLUE))
+    if true is not None:
+        correct = true == prediction.index
+        text = "✓ correct" if correct else f"✗ true: {prediction.names[true]}"
+        lines.append(Line(shorten(text, fonts, TEXT, width), TEXT, GREEN if correct else RED))
+    lines.append(Line(_end_of(prediction.path, fonts, width), SMALL, MUTED))
+    return lines
+
+
+def _end_of(path: str, fonts: Fonts, width: float) -> str:
+    """As much of the end of a path as fits: the file name says more than the folders."""
+    parts = path.split("/")
+    for first in range(len(parts)):
+        text = "/".join(parts[first:]) if first == 0 else "…/" + "/".join(parts[first:])
+        if text_width(text, fonts, SMALL) <= 0.97 * width:  # hinting makes many narrow letters wider than measured
+            return text
+    return shorten(parts[-1], fonts, SMALL, 0.97 * width)
+
+
+def _draw_panels(canvas: Canvas, explanation: Explanation, columns: int, side: float, top: float) -> None:
+    """The image and the heat maps in rows, each with its caption."""
+    image = explanation.prediction.image
+    assert image is not None
+    pixels = round(side * DPI)
+    panels = [(fit_square(image, pixels), INPUT)]
+    for name, heat in explanation.maps.items():
+        caption = METHODS.get(name, f"Grad-CAM at {name}")
+        panels.append((overlay(image, heat, pixels), caption if heat.any() else f"{caption}: {NOTHING}"))
+    for i, (panel, caption) in enumerate(panels):
+        left, upper = MARGIN + (i % columns) * (side + GAP), top + (i // columns) * (side + CAPTION)
+        canvas.image(round(left * DPI), round(upper * DPI), panel)
+        canvas.write(left, upper + side + 0.16, shorten(caption, canvas.fonts, SMALL, side), size=SMALL, color=MUTED)
+
+
+def _draw_scale(canvas: Canvas, explanation: Explanation, y: float, width: float) -> None:
+    """What the colors mean."""
+    right = MARGIN + width
+    canvas.write(right, y + 0.085, "most", size=SMALL, color=MUTED, align="right")
+    left = right - text_width("most", canvas.fonts, SMALL) - 0.08 - SCALE_WIDTH
+    canvas.image(round(left * DPI), round(y * DPI), ramp(round(SCALE_WIDTH * DPI), round(SCALE_HEIGHT * DPI)))
+    canvas.write(left - 0.08, y + 0.085, "none", size=SMALL, color=MUTED, align="right")
+    room = left - MARGIN - text_width("none", canvas.fonts, SMALL) - 0.25
+    text = shorten(f"evidence for {explanation.name} at each position", canvas.fonts, SMALL, room)
+    canvas.write(MARGIN, y + 0.085, text, size=SMALL)
+
+
+def _draw_neighbors(
+    canvas: Canvas, explanation: Explanation, neighbors: Sequence[Neighbor], tiles: Tiles, top: float, trained: bool
+) -> None:
+    """The similar images with their classes: blue under those of the predicted class, orange under the others."""
+    prediction = explanation.prediction
+    same = [neighbor.label == prediction.classes[prediction.index] for neighbor in neighbors]
+    title = f"most similar {'training ' if trained else ''}images, with cosine similarity"
+    canvas.write(MARGIN, top - 0.14, title, size=TEXT)
+    count = f"{sum(same)} of {len(same)} are of the predicted class"
+    canvas.write(canvas.width - MARGIN, top - 0.14, count, size=SMALL, color=MUTED, align="right")
+    for i, (neighbor, lines) in enumerate(zip(neighbors, tiles.labels, strict=True)):
+        left = MARGIN + (i % tiles.across) * (tiles.side + GAP)
+        upper = top + tiles.top(i // tiles.across)
+        image = with_bar(fit_square(neighbor.image, round(tiles.side * DPI)), BLUE if same[i] else ORANGE)
+        canvas.image(round(left * DPI), round(upper * DPI), image)
+        y = upper + tiles.side + BAR + 0.16
+        canvas.write(left + tiles.side, y, f"{neighbor.similarity:.2f}", size=SMALL, color=MUTED, align="right")
+        for line in lines:
+            canvas.write(left, y, line, size=SMALL)
+            y += LINE

@@ -1,0 +1,140 @@
+"""The images of a report: read from the source again, cropped as the network sees them, embedded in the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
+from linnaeus.data.encode import data_uri, to_pillow
+from linnaeus.data.known_sources import known_sources, open_known
+from linnaeus.data.table import Table
+from linnaeus.device import available_cores
+from linnaeus.errors import UserError
+from linnaeus.inference.source import open_for_recipe
+from linnaeus.preprocess import Preprocessing
+from linnaeus.report.heat_maps import HeatMap
+from linnaeus.runs.reader import RunContents
+from linnaeus.stores.decoding import Decoding
+
+SMALL, LARGE = 128, 224  # pixels per side: one of many examples, and an image to study
+QUALITY = 74
+TINY = 48  # an image below this side is stored without loss, and the browser enlarges it pixel by pixel
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image in the page."""
+
+    data: str
+    """A data: address."""
+    side: int
+    pixelated: bool
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, side: int) -> Thumbnail:
+        """(h, h) or (h, h, C) uint8 -> at most `side` pixels per side."""
+        square = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        small = square.shape[0] < TINY
+        if square.shape[0] > side:
+            square = fit_row(square, RowSpec(side, "squash", "bilinear", square.shape[2]))
+        image = to_pillow(square)
+        data = data_uri(image, "PNG" if small else "JPEG", quality=QUALITY, optimize=True)
+        return cls(data, image.width, small)
+
+
+@dataclass(eq=False)
+class Thumbnails:
+    """The images of a run's source, by index in its table. Without a table there are none; `missing` says why."""
+
+    preprocessing: Preprocessing
+    table: Table | None
+    heat_map_of: HeatMap | None = None
+    missing: str = ""
+    _decoded: dict[int, np.ndarray | None] = field(default_factory=dict)
+    _index: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.table is not None:
+            self._index = {self.table.sample_id(i): i for i in range(len(self.table))}
+
+    def find(self, sample: str) -> int | None:
+        """The index of an image by its name."""
+        return self._index.get(sample)
+
+    def decode(self, indices: Iterable[int]) -> None:
+        """Decode many images at once with several threads, so that `image` has them."""
+        new = sorted({i for i in indices if i not in self._decoded})
+        if self.table is None or not new:
+            return
+        rows = Decoding(self.table, np.array(new, np.int64), self.preprocessing.row_spec, available_cores(), None)
+        for i, row in zip(new, rows.rows(), strict=True):
+            self._decoded[i] = None if isinstance(row, UnreadableError) else self._crop(row)
+
+    def image(self, i: int | None, side: int = SMALL) -> Thumbnail | None:
+        """Image i as the network sees it; None if it cannot be read."""
+        if i is None:
+            return None
+        self.decode([i])
+        pixels = self._decoded.get(i)
+        return None if pixels is None else Thumbnail.of(pixels, side)
+
+    def heat_map(self, i: int | None, side: int = LARGE) -> Thumbnail | None:
+        """The heat map over image i, if there is one."""
+        if i is None or self.heat_map_of is None or self.table is None:
+            return None
+        pixels = self.heat_map_of(i)
+        return None if pixels is None else Thumbnail.of(pixels, side)
+
+    def _crop(self, row: np.ndarray) -> np.ndarray:
+        row = np.require(row, requirements="W")  # torch warns about arrays that are read-only
+        return self.preprocessing.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
+
+
+def open_thumbnails(
+    run: RunContents, table: Table | None, source: str | None, heat: Callable[[Table], HeatMap] | None
+) -> Thumbnails:
+    """The images of a run from `table`, from `source`, or from where the run found them, in this order.
+
+    `heat` gives the heat maps of a table's images. Raises UserError only if `source` is given and does not fit.
+    """
+    preprocessing = run.model.preprocessing
+    if table is None:
+        try:
+            table = _reopen(run, source)
+        except UserError as error:
+            if source is not None:
+                raise
+            return Thumbnails(preprocessing, None, missing=str(error))
+    return Thumbnails(preprocessing, table, None if heat is None else heat(table))
+
+
+def _reopen(run: RunContents, source: str | None) -> Table:
+    """The table of a run's source, with its images in the order of split.csv. Raises UserError."""
+    place = source or (run.metrics.get("source") or {}).get("path")
+    if not place:
+        raise UserError("the run does not record where its images were; name the place with --source")
+    table = _open(place, run.model.recipe.get("data", {}), recorded=source is None)
+    index = np.array([run.class_index.get(name, -1) for name in table.classes], np.int64)
+    labels = index[table.labels]
+    if not np.array_equal(labels, run.labels):
+        raise UserError(
+            f"{place}: its images differ from those of the run ({len(labels)} here, {len(run.labels)} in the run); "
+            "name the right place with --source"
+        )
+    return table
+
+
+def _open(source: str, data: dict[str, Any], *, recorded: bool) -> Table:
+    """The table of a source. A recorded name of a known source means that source, not a folder of the same name."""
+    known = next((candidate for candidate in known_sources() if candidate.name == source), None)
+    if known is not None and (recorded or not Path(source).exists()):
+        if not known.present:  # a report never downloads
+            raise UserError(f"{source}: is not downloaded; run linnaeus data pull {source}")
+        return open_known(source)
+    return open_for_recipe(source, data, lenient=True)
