@@ -479,7 +479,7 @@ def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
     assert found["chosen_on"] == "valid"
     assert found["rule"]["error"] == 0.6
     assert found["rule"]["n"] == 12
-    assert "for at most 60 % wrong among the answered" in said.out
+    assert "so that at most 60 % of the answers are wrong" in said.out
     assert (here / "run" / "model.safetensors").read_bytes() == before
     said = say("evaluate", "run", "idx", "--split", "valid")
     assert said.err.count("\n") == 1
