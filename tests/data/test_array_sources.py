@@ -327,16 +327,16 @@ class Zeros(io.RawIOBase):
     def read(self, n=-1):
         return bytes(n)
 
-def bomb(name, kind):
+def bomb(name, kind, said):
     with tarfile.open(root / name, "w:gz", compresslevel=1) as archive:
         member = tarfile.TarInfo("data_batch_1.bin")
         member.type, member.size = kind, 1 << 30
         archive.addfile(member, Zeros())
-    refuse(root / name, "unpacks to more than")
+    refuse(root / name, said)
 
-bomb("file.tar.gz", tarfile.REGTYPE)
-bomb("longname.tar.gz", tarfile.GNUTYPE_LONGNAME)
-bomb("pax.tar.gz", tarfile.XHDTYPE)
+bomb("file.tar.gz", tarfile.REGTYPE, "unpacks to more than")
+bomb("longname.tar.gz", tarfile.GNUTYPE_LONGNAME, "claims 1,073,741,824 bytes")
+bomb("pax.tar.gz", tarfile.XHDTYPE, "claims 1,073,741,824 bytes")
 print("peak", int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)
 """
 

@@ -138,7 +138,7 @@ def test_the_table_exists_without_reading_a_image(shards: Path, monkeypatch: pyt
     def never(*given: Any) -> bytes:
         raise AssertionError("a shard was read")
 
-    monkeypatch.setattr(remote.Files, "read", never)
+    monkeypatch.setattr(remote.LocalFiles, "read", never)
     assert len(open_source(shards)) == 12
 
 
@@ -210,7 +210,7 @@ def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.M
         f"train-0.tar/{long}.jpg": ("9", f"image {long}".encode()),
         "val-0.tar/a.jpg": ("9", b"image a"),
     }
-    monkeypatch.setattr("linnaeus.data.shards._samples", None)  # what was found is kept
+    monkeypatch.setattr("linnaeus.data.webdataset.scan_samples", None)  # what was found is kept
     assert open_source(tmp_path / "set").fingerprint() == table.fingerprint()
     assert len(open_source(str(tmp_path / "set" / "train-{0..0}.tar"))) == 3
     monkeypatch.undo()
@@ -224,8 +224,8 @@ def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.M
     [
         ((("a.jpg", b"x"), ("b.cls", b"1")), "'a.jpg' has no label"),
         ((("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")), "two images of one sample"),
-        ((("a.cls", b"\xff"), ("a.jpg", b"x")), "not text"),
-        ((("a.cls", b" "), ("a.jpg", b"x")), "an empty label"),
+        ((("a.cls", b"\xff"), ("a.jpg", b"x")), "not UTF-8 text"),
+        ((("a.cls", b" "), ("a.jpg", b"x")), "the label is empty"),
         ((("a.json", b"{"), ("a.jpg", b"x")), "not JSON"),
         ((("a.jpg", b"x"), ("a.cls", b"1"), ("../b.jpg", b"x")), "'../b.jpg' has a name that leads out"),
         ((("a.jpg", b"x"), ("a.cls", b"1"), ("/etc/b.jpg", b"x")), "'/etc/b.jpg' has a name that leads out"),
@@ -239,6 +239,16 @@ def test_shards_of_others_that_are_wrong_are_refused_by_name(tmp_path: Path, mem
         open_source(path)
     assert said in str(found.value)
     assert str(path) in str(found.value)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path):
+    """tarfile stops at a header that is no header, and so would drop the images behind it."""
+    path = foreign(tmp_path / "x.tar", *sample("a", "1"), *sample("b", "2"))
+    data = bytearray(path.read_bytes())
+    data[2048 + 10] ^= 1  # a name: its checksum is wrong then
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.tar: not a readable tar archive \(no tar header at byte 2,048\)"):
+        open_source(path)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
@@ -260,13 +270,13 @@ def test_a_shard_that_was_cut_or_changed_is_told(shards: Path):
     data = bytearray(first.read_bytes())
     data[512] ^= 1
     first.write_bytes(data)
-    with pytest.raises(UnreadableError, match="not those that the index describes"):
+    with pytest.raises(UnreadableError, match="do not match the checksum in the index"):
         contents(table)
     first.write_bytes(data[:-512])
     with pytest.raises(UserError, match=r"bytes, but the index says"):
         open_source(shards)
     first.unlink()
-    with pytest.raises(UserError, match="a shard of the index that is not there"):
+    with pytest.raises(UserError, match="a shard of the index is missing"):
         open_source(shards)
 
 
@@ -274,12 +284,12 @@ def test_a_shard_that_was_cut_or_changed_is_told(shards: Path):
     ("line", "change", "said"),
     [
         (0, {"format": 2}, "format 2"),
-        (0, {"classes": ["a", "a"]}, "not all different"),
-        (0, {"shards": [{"file": "../x.tar", "bytes": 9}]}, "not beside the index"),
-        (1, {"label": 7}, "none of those above"),
+        (0, {"classes": ["a", "a"]}, "two classes have the same name"),
+        (0, {"shards": [{"file": "../x.tar", "bytes": 9}]}, "is not in the folder of the index"),
+        (1, {"label": 7}, "is not in the first line"),
         (1, {"label": True}, "label, shard, offset, size, crc32 are"),
         (1, {"offset": -1}, "label, shard, offset, size, crc32 are"),
-        (1, {"size": 1 << 40}, "behind the end of shard"),
+        (1, {"size": 1 << 40}, "beyond the end of shard"),
         (1, {"split": "other"}, "split 'other'"),
     ],
 )
@@ -290,7 +300,7 @@ def test_an_index_that_is_wrong_is_one_line(shards: Path, line: int, change: dic
     with pytest.raises(UserError) as found:
         open_source(shards)
     assert said in str(found.value)
-    assert f"{INDEX}:{line + 1}: no index of shards" in str(found.value)
+    assert f"{INDEX}:{line + 1}: not an index of shards" in str(found.value)
 
 
 def test_a_web_server_gives_the_same(shards: Path, server):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.archive import members
 from linnaeus.data.class_names import class_name
 from linnaeus.data.table import Table
+from linnaeus.data.tar import read_files
 from linnaeus.errors import UserError
 
 PIXELS = 3 * 32 * 32  # bytes: the red, green and blue planes, row by row
@@ -136,7 +136,7 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 
 def _read_archive(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    for name, data in members(path, _wanted, ARCHIVE_LIMIT):
+    for name, data in read_files(path, _wanted, ARCHIVE_LIMIT):
         if name in files:
             raise UserError(f"{path}: holds {name} twice; fetch it again")
         files[name] = data

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.data.archive import members
 from linnaeus.data.table import Table
+from linnaeus.data.tar import read_files
 from linnaeus.errors import UserError
 from linnaeus.files import disk_errors
 
@@ -63,7 +63,7 @@ def unpack(archive: Path, folder: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".jpg-", dir=folder.parent))
         try:
             count = 0
-            for name, data in members(archive, lambda name: IMAGE.fullmatch(name) is not None, ARCHIVE_LIMIT):
+            for name, data in read_files(archive, lambda name: IMAGE.fullmatch(name) is not None, ARCHIVE_LIMIT):
                 (temporary / name).write_bytes(data)
                 count += 1
             if count != COUNT:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards
+from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards, webdataset
 from linnaeus.data.class_names import listed
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.remote import is_address
@@ -50,7 +50,7 @@ def _open(
     text = str(source)
     given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
     path = Path(text).expanduser()
-    if (is_address(text) or shards.BRACES.search(text)) and not path.exists():
+    if (is_address(text) or shards.RANGE.search(text)) and not path.exists():
         if given:
             raise UserError(f"{text}: shards; {listed([*given])} name list files inside a folder")
         return _with_groups(shards.open_shards(text, text), group)
@@ -133,7 +133,7 @@ def _open_file(source: str, path: Path, group: str | None) -> Table:
     name = path.name.lower()
     if name.endswith(CSVS):
         return csvfile.open_csv(source, {"": path}, group)
-    if name.endswith(".tar") and shards.is_shard(path):
+    if name.endswith(".tar") and webdataset.is_shard(path):
         return shards.open_shards(source, path)
     if name.endswith(ARCHIVES):
         return cifar.open_cifar(source, path)

@@ -1,0 +1,105 @@
+"""Read tar archives from unknown sources with `tarfile`, under limits on what they may claim; nothing is unpacked."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from linnaeus.errors import UserError, visible
+
+HEADER_LIMIT = 64 << 10  # bytes of all headers of one member; a path has at most 4,096
+PIECE = 1 << 20  # bytes read at a time
+
+
+class _LimitedFile:
+    """The file as `tarfile` sees it: bounded headers, and no position beyond `limit`.
+
+    `tarfile` reads into memory as many bytes as a header claims, and follows any number of extended headers.
+    """
+
+    def __init__(self, file: BinaryIO, limit: int):
+        self.file, self.limit = file, limit
+        self.left = HEADER_LIMIT
+        self.last = b""  # the block read last
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"a header at byte {self.tell():,} claims {size:,} bytes")
+        self.left -= size
+        self.last = self.file.read(size)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        if not 0 <= position <= self.limit:
+            raise tarfile.ReadError(f"it unpacks to more than {self.limit:,} bytes")
+        return self.file.seek(position)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+def members(name: str, file: BinaryIO, limit: int) -> Iterator[tarfile.TarInfo]:
+    """The members of the tar in `file`, in order, with `offset_data` and `size` of each; `name` is for messages.
+
+    Raises UserError if the archive is damaged, cut short, or longer than `limit` bytes.
+    """
+    limited: Any = _LimitedFile(file, limit)
+    with _errors(name), tarfile.open(fileobj=limited, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+        archive: Any = tar  # typeshed omits `members`, and has a read-only `pax_headers`
+        while (member := tar.next()) is not None:
+            if member.size < 0:  # tarfile would go backwards, for ever
+                raise tarfile.ReadError(f"member {visible(member.name)[:200]!r} has a negative size")
+            if member.offset_data + member.size > limit:
+                raise tarfile.ReadError(f"it unpacks to more than {limit:,} bytes")
+            yield member
+            limited.left = HEADER_LIMIT
+            archive.members.clear()  # tarfile keeps every member it has read
+            archive.pax_headers.clear()
+        # tarfile takes a damaged header for the end of the archive, which is a block of zeros or the end of the file.
+        if limited.last.strip(b"\0"):
+            raise tarfile.ReadError(f"no tar header at byte {tar.offset:,}")
+
+
+def content(name: str, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a regular member. Raises UserError where the archive ends inside it."""
+    pieces: list[bytes] = []
+    with _errors(name):
+        file.seek(member.offset_data)
+        left = member.size
+        while left:  # in pieces: the claimed size may be larger than the archive
+            piece = file.read(min(PIECE, left))
+            if not piece:
+                raise tarfile.ReadError(f"unexpected end of data in {visible(member.name)[:200]!r}")
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
+
+
+def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> Iterator[tuple[str, bytes]]:
+    """Base name and bytes of each wanted regular file in a tar, gzipped or not.
+
+    Folders in member names are ignored, so that a hostile name cannot lead anywhere. The archive is read once, front to
+    back, up to `limit` bytes unpacked, so that neither a bomb nor a false size takes more memory than that.
+    """
+    with _errors(str(path)), path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
+        for member in members(str(path), file, limit):
+            name = member.name.rpartition("/")[2]
+            if member.isreg() and not member.issparse() and wanted(name):
+                yield name, content(str(path), file, member)
+
+
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """Turn everything that a hostile archive provokes in tarfile, gzip and the file system into one UserError."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{name}: not a readable tar archive ({error}); fetch it again, or write it again") from None

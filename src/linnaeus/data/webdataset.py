@@ -1,0 +1,211 @@
+"""Tar files as WebDataset writes them, without an index: an image and its label share a name up to the first dot.
+
+    train-0000.tar
+        000000.jpg
+        000000.cls      the class as text, or 000000.json with "label", "cls" or "class"
+        000001.jpg
+        000001.cls
+
+Each tar is read once from front to back; the positions of its images are kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from linnaeus.data.class_names import class_name, natural_order
+from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.download import cache_dir
+from linnaeus.data.members import ShardMembers
+from linnaeus.data.remote import head, is_address, open_remote
+from linnaeus.data.table import SPLIT_NAMES, Table
+from linnaeus.data.tar import content, members
+from linnaeus.errors import UserError, visible
+from linnaeus.files import write_text
+
+LABELS = (".cls", ".json")
+LABEL_KEYS = ("label", "cls", "class")
+LABEL_LIMIT = 1 << 20  # bytes of a label file
+IMAGE_LIMIT = 1 << 30  # bytes of an image file
+SHARD_LIMIT = 1 << 62  # bytes: a shard may have any length, which its file already proves
+CACHE_FORMAT = 1
+_REFUSED = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image in a tar and the class that its label file names."""
+
+    name: str
+    offset: int
+    size: int
+    label: str
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a tar begins like a shard: one of its first files is an image or a label."""
+    try:
+        with path.open("rb") as file:
+            for count, member in enumerate(_files(str(path), file)):
+                if _suffix(member.name) in (*LABELS, *IMAGE_SUFFIXES):
+                    return True
+                if count == 8:
+                    return False
+    except (OSError, UserError):
+        return False
+    return False
+
+
+def open_tars(source: str, places: list[str]) -> Table:
+    """Read tar files, given by path or address. The split is the one that all their names, or their folders', state."""
+    stamps = [_stamp(place) for place in places]
+    shards = [_cached_samples(place, stamp) for place, stamp in zip(places, stamps, strict=True)]
+    shard = np.repeat(np.arange(len(shards)), [len(samples) for samples in shards]).astype(np.int32)
+    samples = [sample for samples in shards for sample in samples]
+    if not samples:
+        raise UserError(f"{source}: its tar files hold no images ({', '.join(sorted(IMAGE_SUFFIXES))}); check the path")
+    classes = natural_order(sample.label for sample in samples)
+    position = {name: i for i, name in enumerate(classes)}
+    files = [Path(place).name for place in places]
+    images = ShardMembers(
+        tuple(places),
+        tuple(map(str, stamps)),
+        tuple(f"{files[k]}/{sample.name}" for k, sample in zip(shard.tolist(), samples, strict=True)),
+        shard,
+        np.array([sample.offset for sample in samples], np.int64),
+        np.array([sample.size for sample in samples], np.int64),
+        np.full(len(samples), -1, np.int64),
+    )
+    splits = [_split(place) for place in places]
+    split = np.array([splits[k] if all(splits) else "" for k in shard.tolist()], "<U5")
+    labels = np.array([position[sample.label] for sample in samples])
+    return Table(source, "shards", classes, classes, labels, split, members=images)
+
+
+def _split(place: str) -> str:
+    """The split that a shard's name begins with, as `train-0001.tar`, or its folder's name."""
+    words = [re.split(r"[-_.]", Path(place).name.lower())[0], Path(place).parent.name.lower()]
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+
+
+def _stamp(place: str) -> list[Any]:
+    """Version of a shard: length, and modification time or the server's version."""
+    if is_address(place):
+        return list(head(place))
+    try:
+        status = os.stat(place)  # noqa: PTH116
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}); check the path") from None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _cached_samples(place: str, stamp: list[Any]) -> list[Sample]:
+    """The samples of a shard, scanned only once as long as the shard does not change."""
+    key = hashlib.sha256(json.dumps([CACHE_FORMAT, place, stamp]).encode()).hexdigest()[:32]
+    cached = cache_dir() / "shards" / f"{key}.json"
+    try:
+        return [Sample(*row) for row in json.loads(cached.read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        samples = list(scan_samples(place))
+        write_text(cached, json.dumps([astuple(sample) for sample in samples]))
+        return samples
+
+
+def scan_samples(place: str) -> Iterator[Sample]:
+    """The samples of one shard, in its order. Raises UserError for members that a shard must not have."""
+    try:
+        with open_remote(place) if is_address(place) else open(place, "rb") as file:  # noqa: PTH123
+            yield from _pair(place, file)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _files(place: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a shard; folders are skipped, everything else is refused by name."""
+    for member in members(place, file, SHARD_LIMIT):
+        shown = repr(visible(member.name if len(member.name) <= 200 else member.name[:200] + "…"))
+        parts = member.name.replace("\\", "/").split("/")
+        if member.type in _REFUSED:
+            kind = _REFUSED[member.type]
+            raise UserError(f"{place}: member {shown} is {kind}, but a shard holds plain files only; write it again")
+        if member.issparse() or not (member.isreg() or member.isdir()):
+            raise UserError(f"{place}: member {shown} has the unsupported type {member.type!r}; write it again")
+        if member.name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":" or member.name == "":
+            raise UserError(f"{place}: member {shown} has a name that leads out of the shard; rename it")
+        if member.size > IMAGE_LIMIT:
+            raise UserError(f"{place}: member {shown} claims {member.size:,} bytes, more than any image; remove it")
+        if member.isreg():
+            yield member
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _pair(place: str, file: BinaryIO) -> Iterator[Sample]:
+    """Images with their labels: consecutive files that share a name up to its first dot."""
+    key: str | None = None
+    image: tarfile.TarInfo | None = None
+    label: str | None = None
+    for member in _files(place, file):
+        folder, _, last = member.name.rpartition("/")
+        stem = f"{folder}/{last.partition('.')[0]}"
+        if stem != key:
+            yield from _complete(place, image, label)
+            key, image, label = stem, None, None
+        suffix = _suffix(last)
+        if suffix in IMAGE_SUFFIXES:
+            if image is not None:
+                names = f"{visible(image.name)!r} and {visible(member.name)!r}"
+                raise UserError(f"{place}: {names} are two images of one sample; give them different names")
+            image = member
+        elif suffix in LABELS and (suffix == ".cls" or label is None):  # .cls takes precedence over .json
+            label = _read_label(place, file, member, suffix) or label
+    yield from _complete(place, image, label)
+
+
+def _complete(place: str, image: tarfile.TarInfo | None, label: str | None) -> Iterator[Sample]:
+    """The sample whose files have all been read, if there is an image among them."""
+    if image is None:
+        return
+    name = class_name(image.name)
+    if label is None:
+        raise UserError(f"{place}: {name!r} has no label; add a .cls file, or a .json file with a label, after it")
+    yield Sample(name, image.offset_data, image.size, label)
+
+
+def _read_label(place: str, file: BinaryIO, member: tarfile.TarInfo, suffix: str) -> str | None:
+    """The class that a label file names; None where a .json file has no label."""
+    shown = f"{place}: {visible(member.name)[:200]!r}"
+    if member.size > LABEL_LIMIT:
+        raise UserError(f"{shown} has {member.size:,} bytes, too many for a label; write the class only")
+    data = content(place, file, member)
+    try:
+        text = data.decode("utf-8")
+        value = text if suffix == ".cls" else json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{shown}: not {'UTF-8 text' if suffix == '.cls' else 'JSON'}; write it again") from None
+    if isinstance(value, dict):
+        value = next((value[key] for key in LABEL_KEYS if key in value), None)
+    if value is None or isinstance(value, bool | dict | list | float):
+        return None
+    name = class_name(str(value))
+    if not name:
+        raise UserError(f"{shown}: the label is empty; write the class")
+    return name
