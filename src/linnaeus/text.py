@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 
-def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Cells in columns: `<` left, `>` right, a letter a column. Wide characters count as two."""
+def align(rows: Sequence[Sequence[str]], sides: str, indent: str = "  ") -> list[str]:
+    """Rows of cells as lines with aligned columns: `sides` has a `<` (left) or `>` (right) for each column."""
     widths = [max(width(row[c]) for row in rows) for c in range(len(sides))]
 
     def cells(row: Sequence[str]) -> Iterator[str]:
@@ -16,16 +16,16 @@ def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
             blank = " " * (wide - width(cell))
             yield cell + blank if side == "<" else blank + cell
 
-    return [("  " + "  ".join(cells(row))).rstrip() for row in rows]
+    return [(indent + "  ".join(cells(row))).rstrip() for row in rows]
 
 
 def width(text: str) -> int:
-    """Columns of a terminal that a text takes."""
+    """Terminal columns that a text takes; East Asian wide characters take two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
 def shorten(text: str, most: int) -> str:
-    """`text` in at most so many columns."""
+    """`text`, or its beginning with an ellipsis, in at most `most` terminal columns."""
     if width(text) <= most:
         return text
     while width(text) > most - 1:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from linnaeus.export.gate import RAW_PIXELS, SAME_PIXELS, Comparison
 from linnaeus.export.run import Gate, Tried
-from linnaeus.models.layers import aligned
+from linnaeus.text import align
 
 
 def render(gate: Gate) -> str:
     """What was tried and how it fared, a line each, and below it what the figures are of."""
     head = ("", "same class", "largest difference", "accuracy", "p", "raw: same class", "largest", "speed", "")
     rows = [head, *(_row(each, i == gate.chosen) for i, each in enumerate(gate.tried))]
-    lines = [aligned(rows, right=(1, 2, 3, 4, 5, 6)), ""]
+    lines = [*align(rows, "<>>>>>><<", indent=""), ""]
     lines += [f"{each.scheme}: {each.refused}" for each in gate.tried if each.refused]
     first = gate.tried[0].prepared
     where = f"{first.n} images, {gate.material.images.split} of {gate.material.source}"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from linnaeus.models import MODELS, arguments_of
 from linnaeus.models.network import Network
+from linnaeus.text import align
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def render(rows: Sequence[Layer]) -> str:
     parameters, adds = totals(rows)
     cells.append(("total", "", "", "", "", f"{parameters:,}", f"{adds:,}"))
     cells.append(("", "", "", "", "", f"{parameters / 1e6:.2f} M", f"{adds / 1e9:.2f} G"))
-    return aligned(cells, right=(5, 6))
+    return "\n".join(align(cells, "<<<<<>>", indent=""))
 
 
 def summary() -> str:
@@ -184,7 +185,7 @@ def summary() -> str:
         arguments = ", ".join(f"{key} = {_toml(default)}" for key, default in arguments_of(name).items())
         task = f"{cost.size} x {cost.size} x {cost.channels}, {cost.classes} classes"
         cells.append((name, f"{cost.millions:.2f} M", f"{cost.billions:.2f} G", task, arguments))
-    return aligned(cells, right=(1, 2))
+    return "\n".join(align(cells, "<>><<", indent=""))
 
 
 def _toml(value: object) -> str:
@@ -194,16 +195,6 @@ def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def aligned(cells: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    """Rows of cells as lines with aligned columns; the columns in `right` are right-aligned."""
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = []
-    for line in cells:
-        columns = [t.rjust(w) if i in right else t.ljust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True))]
-        lines.append("  ".join(columns).rstrip())
-    return "\n".join(lines)
 
 
 def _times(shape: Sequence[int]) -> str:

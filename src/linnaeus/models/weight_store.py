@@ -18,9 +18,9 @@ from linnaeus.errors import JobError, UserError, did_you_mean
 from linnaeus.files import atomic, write_text
 from linnaeus.models import create
 from linnaeus.models.adapt import adapt_tensors
-from linnaeus.models.layers import aligned
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
 from linnaeus.models.weight_files import WeightsInfo, read_weights
+from linnaeus.text import align
 
 Progress = Callable[[int, int | None], None]
 """Callback(bytes done, total bytes); the total is None if the server does not state it."""
@@ -74,7 +74,7 @@ def render_list() -> str:
         arguments = ", ".join(f"{key} {value}" for key, value in entry.arguments.items())
         file = str(path) if path else "not downloaded" if entry.url else "not imported"
         cells.append((entry.name, entry.model, f"{entry.top1:.2f} %", str(entry.size), arguments, entry.license, file))
-    return aligned(cells, right=(2, 3))
+    return "\n".join(align(cells, "<<>><<<", indent=""))
 
 
 # Downloading
