@@ -1,4 +1,4 @@
-"""The space of a sweep: what is read from it, and the one line for whatever is wrong with one."""
+"""The search space of a sweep: reading, counting, and one line for every error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(tmp_path: Path, recipe: Recipe, text: str, **settings):
     return load_space(tmp_path / "space.toml", recipe, settings)
 
 
-def test_reads_ranges_and_choices(tmp_path: Path, recipe: Recipe):
+def test_ranges_and_choices(tmp_path: Path, recipe: Recipe):
     space = read(
         tmp_path,
         recipe,
@@ -36,13 +36,13 @@ def test_reads_ranges_and_choices(tmp_path: Path, recipe: Recipe):
     assert space["phase.2.epochs"] == Interval(5, 20, step=5)
     assert space["phase.2.epochs"].values() == [5, 10, 15, 20]
     assert space["phase.2.optimizer"] == Choices(("sgd", "adamw"))
-    drawn = {"phase.1.lr": 0.01, "phase.2.epochs": 10, "phase.1.schedule": '{"every": 2, "name": "step"}'}
-    found = settings_of(space, {**drawn, "phase.2.optimizer": "sgd"})
-    assert found["phase.1.schedule"] == {"name": "step", "every": 2}
+    params = {"phase.1.lr": 0.01, "phase.2.epochs": 10, "phase.1.schedule": '{"every": 2, "name": "step"}'}
+    settings = settings_of(space, {**params, "phase.2.optimizer": "sgd"})
+    assert settings["phase.1.schedule"] == {"name": "step", "every": 2}
     assert combinations(space) is None
 
 
-def test_counts_and_lists_what_is_finite(tmp_path: Path, recipe: Recipe):
+def test_finite_spaces_are_counted_and_listed(tmp_path: Path, recipe: Recipe):
     space = read(
         tmp_path, recipe, '"phase.1.batch" = { low = 8, high = 10 }\n"phase.1.nesterov" = { choices = [true, false] }'
     )
@@ -56,29 +56,29 @@ def test_counts_and_lists_what_is_finite(tmp_path: Path, recipe: Recipe):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no key varies"),
         ("x = [", "not TOML"),
         ('"phase.1.lr" = 0.1', "phase.1.lr = 0.1: expected a range or choices"),
         ('"phase.1.lr" = { low = 1e-4 }', "phase.1.lr: high is missing"),
         ('"phase.1.lr" = { low = 1e-4, hihg = 1e-1 }', "phase.1.lr: unknown key 'hihg' (did you mean high?)"),
-        ('"phase.1.lr" = { low = 0.1, high = 0.1 }', "low = 0.1 is not below high = 0.1"),
-        ('"phase.1.lr" = { low = 0.0, high = 0.1, log = true }', "a logarithmic scale begins above 0"),
-        ('"phase.1.lr" = { low = 0.1, high = 1, log = true, step = 0.1 }', "no even steps"),
+        ('"phase.1.lr" = { low = 0.1, high = 0.1 }', "low = 0.1 must be less than high = 0.1"),
+        ('"phase.1.lr" = { low = 0.0, high = 0.1, log = true }', "a logarithmic range must start above 0"),
+        ('"phase.1.lr" = { low = 0.1, high = 1, log = true, step = 0.1 }', "a logarithmic range has no steps"),
         ('"phase.1.lr" = { low = 0.1, high = inf }', "high = inf: expected a number"),
-        ('"phase.1.batch" = { low = 8, high = 17, step = 4 }', "step = 4: does not lead from 8 to 17"),
+        ('"phase.1.batch" = { low = 8, high = 17, step = 4 }', "step = 4: does not divide the range from 8 to 17"),
         ('"phase.1.batch" = { low = true, high = 17 }', "low = True: expected a number"),
-        ('"phase.1.batch" = { choices = [8] }', "expected a list of two or more"),
-        ('"phase.1.batch" = { choices = [8, 8] }', "8 stands there twice"),
+        ('"phase.1.batch" = { choices = [8] }', "expected a list of at least two values"),
+        ('"phase.1.batch" = { choices = [8, 8] }', "8 occurs twice"),
         ('"phase.1.batch" = { choices = [8, 16], low = 2 }', "choices and low"),
-        ('"phase.1.batch" = { choices = [8, 2020-01-01] }', "no recipe takes such a value"),
+        ('"phase.1.batch" = { choices = [8, 2020-01-01] }', "a recipe cannot have such a value"),
         ('"phase.1.lrr" = { low = 0.1, high = 1.0 }', "phase.1.lrr = 0.1: unknown key (did you mean lr?)"),
-        ('"phase.3.lr" = { low = 0.1, high = 1.0 }', "phase.3.lr = 0.1: there are phases 1 to 2, not '3'"),
-        ('"phase.1.lr" = { low = -1.0, high = 1.0 }', "phase.1.lr = -1.0: a number above 0"),
+        ('"phase.3.lr" = { low = 0.1, high = 1.0 }', "phase.3.lr = 0.1: the recipe has phases 1 to 2, not '3'"),
+        ('"phase.1.lr" = { low = -1.0, high = 1.0 }', "phase.1.lr = -1.0: expected a number above 0"),
         ('"phase.1.optimizer" = { choices = ["adam", "sdg"] }', "phase.1.optimizer = 'sdg'"),
-        ('"data.split.valid" = { low = 0.1, high = 0.3 }', "decides what trials are measured on"),
-        ('best = { choices = ["loss", "accuracy"] }', "decides what trials are measured on"),
+        ('"data.split.valid" = { low = 0.1, high = 0.3 }', "must not vary, or trials would not be comparable"),
+        ('best = { choices = ["loss", "accuracy"] }', "must not vary, or trials would not be comparable"),
         (
             '"phase.1.schedule" = { choices = [{ name = "cosine" }, { name = "constant" }] }\n'
             '"phase.1.schedule.warmup" = { low = 0.0, high = 1.0 }',
@@ -87,21 +87,21 @@ def test_counts_and_lists_what_is_finite(tmp_path: Path, recipe: Recipe):
         ('seed = { low = 0, high = 9 }', "--set seed fixes it too"),
     ],
 )  # fmt: skip
-def test_says_what_is_wrong_in_one_line(tmp_path: Path, recipe: Recipe, text: str, said: str):
-    with pytest.raises(UserError) as found:
+def test_errors_are_one_line(tmp_path: Path, recipe: Recipe, text: str, message: str):
+    with pytest.raises(UserError) as raised:
         read(tmp_path, recipe, text, seed=3)
-    assert said in str(found.value)
-    assert str(tmp_path / "space.toml") in str(found.value)
-    assert "\n" not in str(found.value)
+    assert message in str(raised.value)
+    assert str(tmp_path / "space.toml") in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, recipe: Recipe):
+def test_a_missing_file_is_one_line(tmp_path: Path, recipe: Recipe):
     with pytest.raises(UserError, match=r"none\.toml: cannot be read"):
         load_space(tmp_path / "none.toml", recipe, {})
 
 
-def test_values_that_agree_only_with_others_are_taken(tmp_path: Path, recipe: Recipe):
-    """resize = 20 is below the recipe's size = 28, and right with size = 16."""
+def test_values_that_are_valid_only_with_others_are_accepted(tmp_path: Path, recipe: Recipe):
+    """resize = 20 is invalid with the recipe's size = 28 and valid with size = 16."""
     space = read(
         tmp_path, recipe, '"data.resize" = { choices = [20, 32] }\n"data.size" = { choices = [16, 28] }'
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A sweep: drawn, pruned, resumed, shared by processes, and its best recipe repeated."""
+"""Sweeps: proposing, pruning and resuming trials, several processes, and the best recipe."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ def test_a_sweep_end_to_end(source: Path, recipe: str, tmp_path: Path, say, monk
     best = max(complete, key=lambda row: (float(row["accuracy"]), -float(row["loss"])))
     head = (folder / "best.toml").read_text(encoding="utf-8")
     assert f"Validation accuracy {float(best['accuracy']):.2%} ({best['correct']} of {best['n']} right" in head
-    assert "selected among 6 trials" in head
+    assert "selected among 6 on these same images" in head
     assert Image.open(folder / "sweep.png").size[0] > 1000
-    assert not list((folder / "trials").glob(".*")), "the folders of trials are thrown away"
+    assert not list((folder / "trials").glob(".*")), "the run folders of trials are removed"
 
     run = linnaeus.train(source, str(folder / "best.toml"), out="again", device="cpu", console=QUIET)
     assert run.best.figures is not None
-    assert f"{run.best.figures.loss}" == best["loss"], "the best recipe repeats the best trial, to the bit"
+    assert f"{run.best.figures.loss}" == best["loss"], "the best recipe reproduces the best trial, to the bit"
     assert run.best.epoch == int(best["epoch"])
 
 
-def test_the_second_trial_decodes_and_computes_nothing(tmp_path: Path, monkeypatch):
+def test_later_trials_decode_and_compute_nothing(tmp_path: Path, monkeypatch):
     from linnaeus.stores import decoding, distributed
 
     source = write_images(tmp_path / "photos", each=12)
@@ -101,7 +101,7 @@ def test_the_second_trial_decodes_and_computes_nothing(tmp_path: Path, monkeypat
 
 
 @pytest.mark.long
-def test_the_same_command_goes_on(source: Path, recipe: str, tmp_path: Path):
+def test_the_same_command_resumes(source: Path, recipe: str, tmp_path: Path):
     whole = sweeps.sweep(source, recipe, LR, trials=4, out=tmp_path / "whole", device="cpu", console=QUIET)
     for trials in (2, 4):
         parts = sweeps.sweep(source, recipe, LR, trials=trials, out=tmp_path / "parts", device="cpu", console=QUIET)
@@ -110,30 +110,30 @@ def test_the_same_command_goes_on(source: Path, recipe: str, tmp_path: Path):
 
 
 def run_study(folder: Path, seed: int, stops: tuple[int, ...], killed: int = -1) -> list[dict[str, Any]]:
-    """What a study draws that is opened anew after each of `stops`, and loses the trial `killed`, in order."""
+    """The parameters that a study proposes if it is reopened after each of `stops` and loses the trial `killed`."""
     folder.mkdir()
     space: Space = {"phase.1.lr": Interval(1e-4, 1e-1, log=True), "phase.1.optimizer": Choices(("sgd", "adam"))}
-    for wanted in stops:
+    for total in stops:
         study = Study(folder, space, minimize=False, seed=seed, warmup=1)
-        while (drawn := study.draw(wanted)) is not None:
-            if drawn.number == killed:
-                drawn.close()
+        while (trial := study.claim(total)) is not None:
+            if trial.number == killed:
+                trial.release()
                 break
-            study.finish(drawn, "complete", -abs(drawn.drawn["phase.1.lr"] - 0.02))
+            study.finish(trial, "complete", -abs(trial.params["phase.1.lr"] - 0.02))
     return [t.drawn for t in study.trials()]
 
 
 @pytest.mark.long
-def test_a_study_that_was_stopped_draws_what_an_undisturbed_one_draws(tmp_path: Path):
-    """Beyond the ten random draws, where the sampler looks at what it has seen."""
+def test_an_interrupted_study_proposes_the_same_trials(tmp_path: Path):
+    """Also beyond the first ten random trials, where the sampler depends on earlier results."""
     whole = run_study(tmp_path / "whole", 0, (12,))
-    assert len({drawn["phase.1.lr"] for drawn in whole}) == 12
+    assert len({params["phase.1.lr"] for params in whole}) == 12
     assert run_study(tmp_path / "parts", 0, (3, 12)) == whole
     assert run_study(tmp_path / "killed", 0, (12, 12), killed=5) == whole
     assert run_study(tmp_path / "other", 1, (1,)) != whole[:1]
 
 
-def test_what_was_begun_with_something_else_is_refused(source: Path, recipe: str, tmp_path: Path):
+def test_a_folder_of_another_sweep_is_rejected(source: Path, recipe: str, tmp_path: Path):
     out = tmp_path / "out"
     sweeps.sweep(source, recipe, LR, trials=1, out=out, device="cpu", console=QUIET)
     changed = {"phase.1.lr": {"low": 1e-4, "high": 0.5, "log": True}}
@@ -146,11 +146,11 @@ def test_what_was_begun_with_something_else_is_refused(source: Path, recipe: str
         sweeps.sweep(other, recipe, LR, trials=2, out=out, device="cpu", console=QUIET)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"holds 'notes\.txt' and no sweep"):
+    with pytest.raises(UserError, match=r"holds 'notes\.txt' but no sweep"):
         sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "full", device="cpu", console=QUIET)
 
 
-def test_a_trial_that_fails_is_put_down_and_the_sweep_goes_on(source: Path, recipe: str, tmp_path: Path):
+def test_a_failed_trial_does_not_end_the_sweep(source: Path, recipe: str, tmp_path: Path):
     space = {"phase.1.train": {"choices": [["head"], ["tail"], ["block3", "head"]]}, "seed": {"low": 0, "high": 1}}
     done = sweeps.sweep(source, recipe, space, trials=9, out=tmp_path / "out", device="cpu", console=QUIET)
     assert len(done.trials) == 6, "all combinations, each once"
@@ -162,15 +162,15 @@ def test_a_trial_that_fails_is_put_down_and_the_sweep_goes_on(source: Path, reci
     assert [row["reason"] for row in rows(tmp_path / "out") if row["reason"]] == [t.reason for t in failed]
 
 
-def test_a_sweep_of_failures_ends(source: Path, recipe: str, tmp_path: Path):
+def test_repeated_failures_end_the_sweep(source: Path, recipe: str, tmp_path: Path):
     settings = {"phase.1.train": ["tail"]}
-    with pytest.raises(JobError, match=r"5 trials in a row failed, the last so: .*tail"):
+    with pytest.raises(JobError, match=r"5 trials in a row failed, the last one: .*tail"):
         sweeps.sweep(source, recipe, LR, settings=settings, out=tmp_path / "out", device="cpu", console=QUIET)
 
 
 @pytest.mark.long
-def test_hopeless_trials_are_pruned(source: Path, tmp_path: Path):
-    """From the sixth on, a trial that does not learn ends before its last epoch."""
+def test_bad_trials_are_pruned(source: Path, tmp_path: Path):
+    """From the sixth trial on, a trial that does not learn ends before its last epoch."""
     recipe = str(write_recipe(tmp_path / "tiny.toml", {"epochs": 3, "batch": 8}))
     space = {"phase.1.lr": {"choices": [0.01, 0.008, 0.012, 0.009, 0.011, 1e-7, 2e-7, 3e-7]}}
     settings = {"best": "loss"}
@@ -186,7 +186,7 @@ def test_hopeless_trials_are_pruned(source: Path, tmp_path: Path):
     assert done.best.value == min(t.value for t in done.trials if t.state == "complete" and t.value is not None)
 
 
-def test_what_was_drawn_before_is_not_run_again(source: Path, recipe: str, tmp_path: Path, monkeypatch):
+def test_equal_trials_run_once(source: Path, recipe: str, tmp_path: Path, monkeypatch):
     ran = []
     train = sweeps.train
 
@@ -195,7 +195,7 @@ def test_what_was_drawn_before_is_not_run_again(source: Path, recipe: str, tmp_p
         return train(*given, **more)
 
     monkeypatch.setattr(sweeps, "train", counted)
-    monkeypatch.setattr("linnaeus.sweeps.study.combinations", lambda space: None)  # draw, as from a large space
+    monkeypatch.setattr("linnaeus.sweeps.study.combinations", lambda space: None)  # sample, as from a large space
     space = {"phase.1.lr": {"choices": [0.01, 0.02]}}
     monkeypatch.setattr(sweeps, "combinations", lambda space: None)
     done = sweeps.sweep(source, recipe, space, trials=5, out=tmp_path / "out", device="cpu", console=QUIET)
@@ -206,29 +206,29 @@ def test_what_was_drawn_before_is_not_run_again(source: Path, recipe: str, tmp_p
     assert all(t.figures == first[t.drawn["phase.1.lr"]] for t in done.trials)
 
 
-def test_what_one_process_holds_another_leaves_alone_and_takes_over_when_it_is_gone(tmp_path: Path):
+def test_a_running_trial_is_left_alone_until_its_process_ends(tmp_path: Path):
     space: Space = {"phase.1.lr": Interval(1e-4, 1e-1, log=True)}
     one, two = (Study(tmp_path, space, minimize=False, seed=0, warmup=1) for _ in range(2))
-    first, second = one.draw(2), two.draw(2)
+    first, second = one.claim(2), two.claim(2)
     assert first is not None
     assert second is not None
     assert (first.number, second.number) == (0, 1)
-    assert first.drawn != second.drawn
-    assert two.draw(2) is None, "both are being run"
-    first.close()  # as when its process is killed
-    third = two.draw(2)
+    assert first.params != second.params
+    assert two.claim(2) is None, "both are running"
+    first.release()  # as if its process were killed
+    third = two.claim(2)
     assert third is not None
     assert third.number == 2
-    assert third.drawn == first.drawn
+    assert third.params == first.params
     two.finish(third, "complete", 0.5)
     two.finish(second, "failed", reason="why")
-    assert one.draw(2) is None
+    assert one.claim(2) is None
     assert [(t.number, t.state, t.reason) for t in one.trials()] == [(1, "failed", "why"), (2, "complete", "")]
 
 
 @pytest.mark.long
-def test_two_processes_share_a_study_and_one_that_is_killed_loses_nothing(tmp_path: Path):
-    """Two real processes; one is killed in the middle of a trial, which another runs again."""
+def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(tmp_path: Path):
+    """One of two processes is killed during a trial, which another one repeats."""
     source = write_idx(tmp_path / "source", train=200, test=12)
     recipe = write_recipe(tmp_path / "tiny.toml", {"epochs": 8, "batch": 8})
     space = tmp_path / "space.toml"
@@ -254,11 +254,11 @@ def test_two_processes_share_a_study_and_one_that_is_killed_loses_nothing(tmp_pa
     table = rows(tmp_path / "out")
     assert len(table) == 4
     assert len({row["trial"] for row in table}) == 4, "numbers are unique"
-    assert len({row["phase.1.lr"] for row in table}) == 4, "no two processes draw the same"
+    assert len({row["phase.1.lr"] for row in table}) == 4, "no two processes run the same trial"
     assert {row["state"] for row in table} <= {"complete", "pruned"}
 
 
-def test_a_study_that_is_damaged_is_one_line(source: Path, recipe: str, tmp_path: Path):
+def test_a_damaged_study_is_one_line(source: Path, recipe: str, tmp_path: Path):
     sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
     (tmp_path / "out" / "study.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(JobError, match=r"study\.sqlite: cannot be used \(.*not a database"):
@@ -271,13 +271,13 @@ def test_without_optuna_it_is_one_line(source: Path, recipe: str, tmp_path: Path
         sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
 
 
-def test_differences_are_named():
+def test_differences():
     then = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": {"e": None, "f": 1}}
     now = {"a": 1, "b": [{"c": 1}, {"c": 3}], "d": {"e": None, "g": "x"}}
     assert differences(then, now) == ["b.2.c was 2, is 3", "d.f was 1, is nothing", 'd.g was nothing, is "x"']
 
 
-def test_the_plot_takes_whatever_a_sweep_gives(tmp_path: Path):
+def test_the_plot_of_one_trial_and_of_many(tmp_path: Path):
     from linnaeus.report.plots import sweep_plot
     from linnaeus.report.sweep_plot import Slice, SweepImage
 

@@ -1,1 +1,1 @@
-"""Sweeps: many trials of one recipe over a space of settings, by Optuna, and what they say."""
+"""Sweeps: search for the best settings of a recipe with Optuna."""

@@ -1,10 +1,10 @@
-"""The space of a sweep: which keys of a recipe vary, and over what; read from strict TOML.
+"""The search space of a sweep: the recipe keys that vary and their values, read from TOML.
 
-    "phase.1.lr" = { low = 1e-4, high = 1e-1, log = true }      numbers between two, on a logarithmic scale
-    "phase.1.epochs" = { low = 5, high = 30, step = 5 }         whole numbers, where both ends are
-    "phase.1.optimizer" = { choices = ["sgd", "adamw"] }        any values that TOML has, tables too
+    "phase.1.lr" = { low = 1e-4, high = 1e-1, log = true }      a range of numbers, here on a logarithmic scale
+    "phase.1.epochs" = { low = 5, high = 30, step = 5 }         a range of integers, because both bounds are integers
+    "phase.1.optimizer" = { choices = ["sgd", "adamw"] }        a list of TOML values of any type, including tables
 
-Any other entry is refused.
+Any other entry is an error.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from linnaeus.errors import UserError, did_you_mean
 from linnaeus.recipe import Recipe, override, parse_toml
 
 KEYS = ("low", "high", "log", "step", "choices")
-TRIED = 50  # random draws of the other keys, among which one must agree with each value
-MEASURES = ("name", "best", "data.train", "data.valid", "data.test", "data.split")
-"""What decides which images a trial is measured on, and how; trials that differ in it cannot be compared."""
+ATTEMPTS = 50  # random settings of the other keys, at least one of which must be valid with a value
+FIXED = ("name", "best", "data.train", "data.valid", "data.test", "data.split")
+"""Keys that must not vary: they decide how and on which images a trial is evaluated, so trials would not be
+comparable."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers from `low` to `high`, both included."""
+    """Numbers from `low` to `high`, both inclusive."""
 
     low: float
     high: float
@@ -39,28 +40,32 @@ class Interval:
 
     @property
     def whole(self) -> bool:
+        """Whether the values are integers."""
         return isinstance(self.low, int)
 
     @property
     def count(self) -> int | None:
-        """How many values there are; None where they are not counted."""
+        """Number of values; None for a continuous range."""
         if self.step is not None:
             return round((self.high - self.low) / self.step) + 1
         return int(self.high - self.low) + 1 if self.whole else None
 
     @property
     def ends(self) -> tuple[Any, ...]:
+        """The values that `load_space` tries."""
         return (self.low, self.high)
 
     def values(self) -> list[Any]:
-        """All values of an interval that can be counted."""
+        """All values of a finite range."""
         assert self.count is not None
         return [self.low + k * (1 if self.step is None else self.step) for k in range(self.count)]
 
     def value(self, drawn: Any) -> Any:
+        """The value for the recipe from the parameter in the study."""
         return drawn
 
     def draw(self, generator: random.Random) -> Any:
+        """A random value."""
         if self.count is not None:
             return self.low + generator.randrange(self.count) * (1 if self.step is None else self.step)
         if self.log:
@@ -68,195 +73,193 @@ class Interval:
         return generator.uniform(self.low, self.high)
 
     def describe(self) -> dict[str, Any]:
-        given = {"low": self.low, "high": self.high, "log": self.log or None, "step": self.step}
-        return {key: value for key, value in given.items() if value is not None}
+        """The entry as in the TOML file."""
+        entry = {"low": self.low, "high": self.high, "log": self.log or None, "step": self.step}
+        return {key: value for key, value in entry.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of several values. A value that is no word stands in the study as its JSON text, since it knows no tables."""
+    """A list of values. The study stores strings only, so any other value is stored as its JSON text."""
 
-    given: tuple[Any, ...]
+    options: tuple[Any, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(label(value) for value in self.given)
+        return tuple(label(value) for value in self.options)
 
     @property
     def count(self) -> int:
-        return len(self.given)
+        return len(self.options)
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        return self.given
+        return self.options
 
     def values(self) -> list[str]:
-        """All of them, as they stand in the study."""
+        """All values, as stored in the study."""
         return list(self.labels)
 
     def value(self, drawn: str) -> Any:
-        return deepcopy(self.given[self.labels.index(drawn)])
+        return deepcopy(self.options[self.labels.index(drawn)])
 
     def draw(self, generator: random.Random) -> Any:
-        return generator.choice(self.given)
+        return generator.choice(self.options)
 
     def describe(self) -> dict[str, Any]:
-        return {"choices": list(self.given)}
+        return {"choices": list(self.options)}
 
 
 Dimension = Interval | Choices
 Space = dict[str, Dimension]
-"""Dotted key of the recipe -> what it takes."""
+"""Dotted key of the recipe -> its range or choices."""
 
 
-def load_space(given: str | Path | Mapping[str, Any], recipe: Recipe, settings: Mapping[str, Any]) -> Space:
-    """Read a space from a TOML file, or from what such a file holds, and try every value of it on `recipe`.
+def load_space(space: str | Path | Mapping[str, Any], recipe: Recipe, settings: Mapping[str, Any]) -> Space:
+    """Read a space from a TOML file or from its content, and check bounds and choices against `recipe`.
 
-    `settings` are fixed overrides that the recipe has already. Raises UserError naming the file, the key and the value.
+    `settings` are fixed overrides that `recipe` includes. Raises UserError naming the file, the key and the value.
     """
-    origin = "space" if isinstance(given, Mapping) else str(given)
-    space = {key: _dimension(origin, key, value) for key, value in _leaves(origin, _read(given))}
-    if not space:
-        raise UserError(f'{origin}: no key varies; write one a line, as "phase.1.lr" = {{ low = 1e-4, high = 0.1 }}')
-    for key in space:
-        _check_key(origin, key, space, settings)
+    origin = "space" if isinstance(space, Mapping) else str(space)
+    dimensions = {key: _dimension(origin, key, entry) for key, entry in _entries(origin, _read(space))}
+    if not dimensions:
+        raise UserError(f'{origin}: no key varies; add a line such as "phase.1.lr" = {{ low = 1e-4, high = 0.1 }}')
+    for key in dimensions:
+        _check_key(origin, key, dimensions, settings)
     raw = recipe.model_dump(mode="json", exclude_none=True)
     generator = random.Random(0)
-    for key, dimension in space.items():
+    for key, dimension in dimensions.items():
         for value in dimension.ends:
-            _check_value(origin, key, value, space, raw, generator)
-    return space
+            _check_value(origin, key, value, dimensions, raw, generator)
+    return dimensions
 
 
-def settings_of(space: Space, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial drew -> overrides for its recipe."""
-    return {key: dimension.value(drawn[key]) for key, dimension in space.items()}
+def settings_of(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a trial -> overrides of its recipe."""
+    return {key: dimension.value(params[key]) for key, dimension in space.items()}
 
 
 def combinations(space: Space) -> int | None:
-    """How many different trials there are; None where they are not counted."""
+    """Number of different trials; None if a range is continuous."""
     counts = [dimension.count for dimension in space.values()]
     return None if None in counts else math.prod(count for count in counts if count is not None)
 
 
 def every_combination(space: Space) -> Iterator[dict[str, Any]]:
-    """All trials of a space that can be counted, as they stand in the study."""
+    """The parameters of every trial of a finite space, as stored in the study."""
     for values in itertools.product(*(dimension.values() for dimension in space.values())):
         yield dict(zip(space, values, strict=True))
 
 
 def label(value: Any) -> str:
+    """A choice as stored in the study."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _read(given: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(given, Mapping):
-        return dict(given)
-    path = Path(given)
+def _read(space: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(space, Mapping):
+        return dict(space)
+    path = Path(space)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}); give a TOML file of ranges") from None
+        raise UserError(f"{path}: cannot be read ({reason}); --space must be a TOML file") from None
     return parse_toml(str(path), text)
 
 
-def _leaves(origin: str, tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, what it takes): keys may be quoted, or stand in tables, as TOML reads dots."""
+def _entries(origin: str, tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, its entry): keys are quoted, or nested tables, which is how TOML reads unquoted dots."""
     for name, value in tables.items():
         key = f"{above}{name}"
         if not isinstance(value, dict):
             raise UserError(
-                f"{origin}: {key} = {value!r}: expected a range or choices, as {{ low = 1, high = 5 }}; a value that "
-                "does not vary belongs into the recipe, or --set"
+                f"{origin}: {key} = {value!r}: expected a range or choices, such as {{ low = 1, high = 5 }}; set fixed "
+                "values in the recipe or by --set"
             )
         if not value or set(value) & set(KEYS) or not all(isinstance(inner, dict) for inner in value.values()):
             yield key, value
         else:
-            yield from _leaves(origin, value, f"{key}.")
+            yield from _entries(origin, value, f"{key}.")
 
 
-def _dimension(origin: str, key: str, given: dict[str, Any]) -> Dimension:
+def _dimension(origin: str, key: str, entry: dict[str, Any]) -> Dimension:
     where = f"{origin}: {key}"
-    for name in given:
+    for name in entry:
         if name not in KEYS:
             raise UserError(f"{where}: unknown key {name!r}{did_you_mean(name, KEYS)}; use {', '.join(KEYS)}")
-    if "choices" in given:
-        if len(given) > 1:
-            raise UserError(
-                f"{where}: choices and {', '.join(sorted(set(given) - {'choices'}))}; give one or the other"
-            )
-        return _choices(where, given["choices"])
+    if "choices" in entry:
+        if len(entry) > 1:
+            raise UserError(f"{where}: choices and {', '.join(sorted(set(entry) - {'choices'}))}; use one or the other")
+        return _choices(where, entry["choices"])
     for name in ("low", "high"):
-        if name not in given:
-            raise UserError(f"{where}: {name} is missing; give low and high, or choices")
-    return _interval(where, given)
+        if name not in entry:
+            raise UserError(f"{where}: {name} is missing; set low and high, or choices")
+    return _interval(where, entry)
 
 
-def _choices(where: str, given: Any) -> Choices:
-    if not isinstance(given, list) or len(given) < 2:
-        raise UserError(f"{where}: choices = {given!r}: expected a list of two or more")
+def _choices(where: str, options: Any) -> Choices:
+    if not isinstance(options, list) or len(options) < 2:
+        raise UserError(f"{where}: choices = {options!r}: expected a list of at least two values")
     try:
-        found = Choices(tuple(given))
-        labels = found.labels
-    except (TypeError, ValueError):  # a date
-        raise UserError(f"{where}: choices = {given!r}: no recipe takes such a value") from None
+        choices = Choices(tuple(options))
+        labels = choices.labels
+    except (TypeError, ValueError):  # a date has no JSON text
+        raise UserError(f"{where}: choices = {options!r}: a recipe cannot have such a value") from None
     for i, text in enumerate(labels):
         if text in labels[:i]:
-            raise UserError(f"{where}: choices = {given!r}: {text} stands there twice; remove one")
-    return found
+            raise UserError(f"{where}: choices = {options!r}: {text} occurs twice; remove one")
+    return choices
 
 
-def _interval(where: str, given: dict[str, Any]) -> Interval:
+def _interval(where: str, entry: dict[str, Any]) -> Interval:
     for name in ("low", "high", "step"):
-        value = given.get(name, 1)
+        value = entry.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{where}: {name} = {value!r}: expected a number")
-    log = given.get("log", False)
+    log = entry.get("log", False)
     if not isinstance(log, bool):
         raise UserError(f"{where}: log = {log!r}: expected true or false")
-    low, high, step = given["low"], given["high"], given.get("step")
+    low, high, step = entry["low"], entry["high"], entry.get("step")
     if low >= high:
-        raise UserError(f"{where}: low = {low!r} is not below high = {high!r}")
+        raise UserError(f"{where}: low = {low!r} must be less than high = {high!r}")
     if log and low <= 0:
-        raise UserError(f"{where}: low = {low!r}: a logarithmic scale begins above 0")
+        raise UserError(f"{where}: low = {low!r}: a logarithmic range must start above 0")
     if log and step is not None:
-        raise UserError(f"{where}: step = {step!r}: a logarithmic scale has no even steps; leave out step or log")
+        raise UserError(f"{where}: step = {step!r}: a logarithmic range has no steps; remove step or log")
     if not all(isinstance(value, int) for value in (low, high, 1 if step is None else step)):
         low, high, step = float(low), float(high), None if step is None else float(step)
     if step is not None:
         steps = (high - low) / step
         if step <= 0 or steps < 1 or abs(steps - round(steps)) > 1e-9 * steps:
-            raise UserError(f"{where}: step = {step!r}: does not lead from {low!r} to {high!r} in whole steps")
+            raise UserError(f"{where}: step = {step!r}: does not divide the range from {low!r} to {high!r} evenly")
     return Interval(low, high, log, step)
 
 
 def _check_key(origin: str, key: str, space: Space, settings: Mapping[str, Any]) -> None:
-    for measured in MEASURES:
-        if key == measured or key.startswith(measured + "."):
-            raise UserError(
-                f"{origin}: {key}: decides what trials are measured on, and they could not be compared; fix it by --set"
-            )
+    for fixed in FIXED:
+        if key == fixed or key.startswith(fixed + "."):
+            raise UserError(f"{origin}: {key}: must not vary, or trials would not be comparable; set it by --set")
     for other in [*settings, *(name for name in space if name != key)]:
         if key == other or key.startswith(other + ".") or other.startswith(key + "."):
-            how = f"--set {other} fixes" if other in settings else f"{other} varies"
-            raise UserError(f"{origin}: {key}: {how} it too; keep one of the two")
+            conflict = f"--set {other} fixes" if other in settings else f"{other} varies"
+            raise UserError(f"{origin}: {key}: {conflict} it too; keep one of the two")
 
 
 def _check_value(
     origin: str, key: str, value: Any, space: Space, raw: dict[str, Any], generator: random.Random
 ) -> None:
-    """Raise UserError where `value` is wrong, whatever the other keys are."""
-    wrong: UserError | None = None
-    for attempt in range(TRIED + 1):
+    """Raise UserError if `value` is invalid with the recipe's other settings and with random ones from the space."""
+    first: UserError | None = None
+    for attempt in range(ATTEMPTS + 1):
         others = {name: at.draw(generator) for name, at in space.items() if name != key} if attempt else {}
         try:
             override(deepcopy(raw), origin, {**others, key: deepcopy(value)}, None)
             return
         except UserError as error:
-            wrong = wrong or error
-    assert wrong is not None
-    what = str(wrong).removeprefix(f"{origin}: ").removeprefix("--set ")
-    if not what.startswith(f"{key} = "):  # it names the key at most: the value belongs to the line
-        what = f"{key} = {label(value)}: {what.removeprefix(f'{key}: ')}"
-    raise UserError(f"{origin}: {what}")
+            first = first or error
+    assert first is not None
+    reason = str(first).removeprefix(f"{origin}: ").removeprefix("--set ")
+    if not reason.startswith(f"{key} = "):  # the message lacks the value, which the user must see
+        reason = f"{key} = {label(value)}: {reason.removeprefix(f'{key}: ')}"
+    raise UserError(f"{origin}: {reason}")

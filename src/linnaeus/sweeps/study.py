@@ -1,8 +1,13 @@
-"""The study of a sweep: an Optuna study in SQLite, shared by processes, of which any may die at any time.
+"""The study of a sweep: an Optuna study in SQLite that several processes share, any of which may be killed.
 
-The folder's lock is held while a trial is drawn, so that numbers are unique and no two processes draw beyond the
-wanted count. A process holds the lock of the trial that it runs; a trial that is said to be running and whose lock is
-free was lost with its process, and its settings are queued again.
+Optuna's ask-and-tell interface is used instead of its `optimize` loop, for guarantees that the loop does not give: the
+number of trials is exact with several processes, an interrupted sweep proposes the same trials as an undisturbed one,
+and a trial whose process was killed is repeated at once (Optuna's heartbeat waits, and takes a suspended process for a
+dead one).
+
+The lock of the folder is held while a trial is created, so that trials are numbered and counted by one process at a
+time. A process holds the lock of the trial that it runs. A running trial without a holder was lost with its process,
+and its parameters are queued again.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import json
 import random
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,208 +34,212 @@ if TYPE_CHECKING:
 
 STUDY = "study.sqlite"
 LOCKS = ".locks"
-AGAIN = "again"  # attribute of a trial: the number of the lost one that it repeats
-GRID_UP_TO = 10_000  # combinations that are listed, so that each is tried once
-PATIENT = 60  # seconds that one process waits for another's transaction
+REPEATS = "again"  # attribute of a trial: number of the lost trial that it repeats
+MAX_GRID = 10_000  # combinations up to which each is tried once
+TIMEOUT = 60  # seconds that a process waits for a transaction of another one
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, as the study has it."""
+    """One trial of a sweep."""
 
     number: int
     state: str
     """complete | pruned | failed | running"""
     drawn: dict[str, Any]
-    """What it drew, by dotted key; a choice that is no word as its JSON text."""
+    """Its parameters by dotted key; a choice that is not a string as its JSON text."""
     value: float | None = None
-    """The measure that is compared: of the best epoch where it is complete, of the last where it was pruned."""
+    """The objective: of the best epoch if complete, of the last epoch if pruned."""
     figures: dict[str, Any] = field(default_factory=dict)
     """Of the best epoch: n, correct, accuracy, accuracy_ci95, balanced_accuracy, loss."""
     phase: int = 0
+    """Phase of the best epoch."""
     epoch: int = 0
+    """The best epoch, in its phase."""
     epochs: int = 0
-    """The best epoch, its phase, and how many epochs there were in all."""
+    """Number of epochs over all phases."""
     seconds: float = 0.0
     reason: str = ""
     """Why it failed."""
     same_as: int | None = None
-    """The trial that drew the same before, whose figures these are."""
+    """An earlier trial with the same parameters, whose results were copied."""
+
+    @classmethod
+    def of(cls, trial: optuna.trial.FrozenTrial) -> Trial:
+        """A trial as the study stores it."""
+        attributes = trial.user_attrs
+        start, end = trial.datetime_start, trial.datetime_complete
+        return cls(
+            number=trial.number,
+            state=_state(trial),
+            drawn=dict(trial.params),
+            value=trial.value if trial.state.is_finished() else None,
+            figures=dict(attributes.get("figures") or {}),
+            phase=attributes.get("phase", 0),
+            epoch=attributes.get("epoch", 0),
+            epochs=len(trial.intermediate_values),
+            seconds=(end - start).total_seconds() if start and end else 0.0,
+            reason=attributes.get("reason", ""),
+            same_as=attributes.get("same_as"),
+        )
 
 
 @dataclass
-class Drawn:
-    """A trial that is this process's to run: held until `close`."""
+class ClaimedTrial:
+    """A trial that this process runs; other processes leave it alone until `release`."""
 
     handle: optuna.trial.Trial
     lock: BaseFileLock
     same_as: optuna.trial.FrozenTrial | None
+    """A finished trial with the same parameters."""
 
     @property
     def number(self) -> int:
         return self.handle.number
 
     @property
-    def drawn(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Any]:
         return self.handle.params
 
-    def close(self) -> None:
+    def report(self, epoch: int, value: float) -> bool:
+        """Record the objective after an epoch. Returns whether the pruner would end the trial here."""
+        self.handle.report(value, epoch)
+        return self.handle.should_prune()
+
+    def release(self) -> None:
+        """Give up the trial. If it is not finished, it is repeated."""
         self.lock.release()
 
 
 class Study:
-    """The trials of a sweep in `folder`. `minimize`: less is better; `warmup`: epochs before any trial is pruned."""
+    """The trials of the sweep in `folder`. No trial is pruned before its epoch `warmup`."""
 
     def __init__(self, folder: Path, space: Space, *, minimize: bool, seed: int, warmup: int):
         optuna = _optuna()
-        self.folder, self.space, self.minimize, self.seed = folder, space, minimize, seed
-        self._distributions = {key: _distribution(dimension) for key, dimension in space.items()}
+        self.folder, self.space, self.seed = folder, space, seed
+        self.distributions = {key: _distribution(dimension) for key, dimension in space.items()}
         with disk_errors(folder), self.locked():
             (folder / LOCKS).mkdir(exist_ok=True)
             path = (folder / STUDY).absolute()
             if "?" in str(path):
-                raise UserError(f"{folder}: SQLite's addresses end at a '?'; choose another --out")
-            storage = optuna.storages.RDBStorage(
-                f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENT}}
-            )
+                raise UserError(f"{folder}: SQLite cannot open a path with a '?'; choose another --out")
+            connection = {"connect_args": {"timeout": TIMEOUT}}
             self.study = optuna.create_study(
-                storage=storage,
+                storage=optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=connection),
                 study_name="sweep",
                 direction="minimize" if minimize else "maximize",
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup, n_min_trials=3),
                 load_if_exists=True,
             )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder, waiting until they are done."""
-        with locked(self.folder / ".lock"):
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the lock of the folder, waiting while another process holds it."""
+        return locked(self.folder / ".lock")
 
-    def draw(self, wanted: int) -> Drawn | None:
-        """The next trial, or None where `wanted` are there or being run."""
+    def claim(self, total: int) -> ClaimedTrial | None:
+        """The next trial, for this process to run; None if `total` trials are finished or running."""
         optuna = _optuna()
         with self.locked():
-            self._release()
+            self._requeue_lost()
             trials = self.study.get_trials(deepcopy=False)
-            waiting = optuna.trial.TrialState.WAITING
-            begun = [t for t in trials if t.state != waiting and t.number not in _lost(trials)]
-            if len(begun) >= wanted:
+            started = _started(trials)
+            if len(started) >= total:
                 return None
-            self._queue(trials, wanted)
-            # By the count of trials, so that a sweep that was stopped goes on as one that was not.
-            seed = int(np.random.SeedSequence([self.seed, len(begun)]).generate_state(1)[0])
-            self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-            with _quiet():
-                handle = self.study.ask(self._distributions)
-            same = [t for t in begun if t.params == handle.params and t.state.name in ("COMPLETE", "PRUNED")]
-            return Drawn(handle, self._hold(handle.number), same[0] if same else None)
+            self._queue_combinations(trials, total)
+            # Seeded by the number of trials, so that an interrupted sweep continues as an undisturbed one.
+            seed = int(np.random.SeedSequence([self.seed, len(started)]).generate_state(1)[0])
+            with _no_warnings():
+                self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+                handle = self.study.ask(self.distributions)
+            same = [t for t in started if t.params == handle.params and t.state.name in ("COMPLETE", "PRUNED")]
+            lock = acquire(self._lock_file(handle.number), wait=True)
+            assert lock is not None
+            return ClaimedTrial(handle, lock, same[0] if same else None)
 
-    def report(self, drawn: Drawn, step: int, value: float) -> bool:
-        """Note an epoch. Returns whether the trial is worse than half of those before at the same epoch."""
-        drawn.handle.report(value, step)
-        return drawn.handle.should_prune()
-
-    def finish(self, drawn: Drawn, state: str, value: float | None = None, **attributes: Any) -> Trial:
-        """Put down how a trial ended: "complete", "pruned" or "failed", with what `Trial` has of it."""
+    def finish(self, trial: ClaimedTrial, state: str, value: float | None = None, **attributes: Any) -> Trial:
+        """Store the result of a trial: "complete", "pruned" or "failed", its objective, and attributes of `Trial`."""
         states = _optuna().trial.TrialState
-        same = drawn.same_as
-        if same is not None:  # what is alike would end alike, to the bit
-            state, value, attributes = _word(same), same.value, {**same.user_attrs, "same_as": same.number}
-            attributes.pop(AGAIN, None)
-            for step, reported in same.intermediate_values.items():
-                drawn.handle.report(reported, step)
-        for name, given in attributes.items():
-            drawn.handle.set_user_attr(name, given)
+        for name, attribute in attributes.items():
+            trial.handle.set_user_attr(name, attribute)
         kind = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[state]
-        told = self.study.tell(drawn.handle, None if state != "complete" else value, kind)
-        drawn.close()
-        return _trial(told)
+        stored = self.study.tell(trial.handle, value if state == "complete" else None, kind)
+        trial.release()
+        return Trial.of(stored)
+
+    def copy_result(self, trial: ClaimedTrial) -> Trial:
+        """Finish a trial with the result of an equal one, which training would only repeat, to the bit."""
+        same = trial.same_as
+        assert same is not None
+        for epoch, value in same.intermediate_values.items():
+            trial.handle.report(value, epoch)
+        attributes = {name: attribute for name, attribute in same.user_attrs.items() if name != REPEATS}
+        return self.finish(trial, _state(same), same.value, **{**attributes, "same_as": same.number})
 
     def trials(self) -> list[Trial]:
-        """All that were begun, by number, without those that were lost with their process."""
-        trials = self.study.get_trials(deepcopy=False)
-        lost = _lost(trials)
-        return [_trial(t) for t in trials if t.state.name != "WAITING" and t.number not in lost]
+        """All trials that have started, by number; a lost trial is replaced by its repetition."""
+        return [Trial.of(trial) for trial in _started(self.study.get_trials(deepcopy=False))]
 
     def importances(self) -> dict[str, float]:
-        """Key -> its share of what made trials good, by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255).
+        """Dotted key -> its share of the effect on the objective, in 0..1; they sum to 1.
 
-        Empty where too few trials are complete, or all of them are alike.
+        By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) on the best quarter of the complete trials. Empty with
+        fewer than four complete trials, or where most of them are equal.
         """
         optuna = _optuna()
         complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         if len(complete) < 4 or len({t.value for t in complete}) < 2:
             return {}
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # that the best quarter is all of them, where many are equal
+            # Optuna warns if the best quarter comprises all trials, which happens where many are equal.
+            warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # The best quarter: with the usual tenth a sweep of twenty trials would be told by two.
+            # The best quarter: with the default tenth, a sweep of twenty trials would depend on two of them.
             evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
             try:
-                found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+                importances = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
             except UserWarning:
                 return {}
-        return {key: float(share) for key, share in found.items() if np.isfinite(share)}
+        return {key: float(share) for key, share in importances.items() if np.isfinite(share)}
 
-    def _release(self) -> None:
-        """Queue again what was lost with its process. Hold the folder's lock."""
+    def _requeue_lost(self) -> None:
+        """Queue the parameters of trials whose process has ended. The caller holds the lock of the folder."""
         states = _optuna().trial.TrialState
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             lock = acquire(self._lock_file(trial.number), wait=False)
             if lock is None:
                 continue
             try:
-                self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+                self.study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})
                 self.study.tell(trial.number, state=states.FAIL)
             finally:
                 lock.release()
 
-    def _queue(self, trials: list[Any], wanted: int) -> None:
-        """Where all combinations are wanted, queue those that nobody has begun. Hold the folder's lock."""
+    def _queue_combinations(self, trials: list[Any], total: int) -> None:
+        """If `total` trials cover all combinations, queue those that are missing. The caller holds the lock.
+
+        GridSampler is no alternative: it stops the study itself, which only works inside Optuna's own loop.
+        """
         count = combinations(self.space)
-        if count is None or count > min(wanted, GRID_UP_TO):
+        if count is None or count > min(total, MAX_GRID):
             return
         known = [t.params or t.system_attrs.get("fixed_params") for t in trials]
-        missing = [drawn for drawn in every_combination(self.space) if drawn not in known]
+        missing = [params for params in every_combination(self.space) if params not in known]
         random.Random(self.seed).shuffle(missing)
-        for drawn in missing:
-            self.study.enqueue_trial(drawn)
-
-    def _hold(self, number: int) -> BaseFileLock:
-        lock = acquire(self._lock_file(number), wait=True)
-        assert lock is not None
-        return lock
+        for params in missing:
+            self.study.enqueue_trial(params)
 
     def _lock_file(self, number: int) -> Path:
         return self.folder / LOCKS / str(number)
 
 
-def _lost(trials: list[Any]) -> set[int]:
-    """Numbers of trials that were lost with their process: another repeats each."""
-    return {t.user_attrs[AGAIN] for t in trials if AGAIN in t.user_attrs}
+def _started(trials: list[Any]) -> list[Any]:
+    """The trials that have started, without lost ones, which their repetitions replace."""
+    lost = {t.user_attrs[REPEATS] for t in trials if REPEATS in t.user_attrs}
+    return [t for t in trials if t.state.name != "WAITING" and t.number not in lost]
 
 
-def _trial(frozen: Any) -> Trial:
-    known = frozen.user_attrs
-    began, ended = frozen.datetime_start, frozen.datetime_complete
-    return Trial(
-        number=frozen.number,
-        state=_word(frozen),
-        drawn=dict(frozen.params),
-        value=frozen.value if frozen.state.is_finished() else None,
-        figures=dict(known.get("figures") or {}),
-        phase=known.get("phase", 0),
-        epoch=known.get("epoch", 0),
-        epochs=len(frozen.intermediate_values),
-        seconds=(ended - began).total_seconds() if began and ended else 0.0,
-        reason=known.get("reason", ""),
-        same_as=known.get("same_as"),
-    )
-
-
-def _word(frozen: Any) -> str:
-    return {"FAIL": "failed"}.get(frozen.state.name, frozen.state.name.lower())
+def _state(trial: Any) -> str:
+    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
 
 
 def _distribution(dimension: Any) -> Any:
@@ -244,7 +253,7 @@ def _distribution(dimension: Any) -> Any:
 
 
 def _optuna() -> Any:
-    """The package, silent: what it says of trials we say ourselves."""
+    """The package, without its log messages: the sweep prints its own line for each trial."""
     try:
         import optuna
     except ImportError:
@@ -255,7 +264,7 @@ def _optuna() -> Any:
 
 @contextmanager
 def study_errors(folder: Path) -> Iterator[None]:
-    """Turn what the database says into one line."""
+    """Turn errors of the database into one line."""
     optuna = _optuna()
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -263,21 +272,24 @@ def study_errors(folder: Path) -> Iterator[None]:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())[:200]
-        raise JobError(f"{folder / STUDY}: cannot be used ({reason}); is the disk full, or the file damaged?") from None
+        raise JobError(
+            f"{folder / STUDY}: cannot be used ({reason}); check the free disk space, or start again with another --out"
+        ) from None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings that something is experimental."""
+def _no_warnings() -> Iterator[None]:
+    """Suppress the warnings about experimental features."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _optuna().exceptions.ExperimentalWarning)
         yield
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`key was a, is b` for every difference between two descriptions of a sweep."""
 
     def text(value: Any) -> str:
         return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
 
-    return [f"{key} was {text(old)}, is {text(new)}" for key, (old, new) in difference.differences([then, now]).items()]
+    pairs = difference.differences([before, now])
+    return [f"{key} was {text(old)}, is {text(new)}" for key, (old, new) in pairs.items()]
