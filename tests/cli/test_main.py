@@ -18,7 +18,7 @@ from tiny import draw, mini, samples, write_idx, write_images, write_recipe, wri
 
 import linnaeus
 from linnaeus.cli.main import SECTIONS, cli
-from linnaeus.inference.writers import read_done
+from linnaeus.inference.resume import read_existing
 
 LINNAEUS = [sys.executable, "-m", "linnaeus"]
 
@@ -248,7 +248,7 @@ def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say,
     assert say("predict", "m.safetensors", "pics", "--out", name).status == 1
     whole = (here / name).read_bytes()
     (here / name).write_bytes(whole[:cut])
-    held = read_done(here / name, name[2:], 1)
+    held = read_existing(here / name, name[2:], 1)
     seen: list[str] = []
     stream = linnaeus.Classifier.stream
 
@@ -263,7 +263,7 @@ def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say,
     assert said.status == 1  # also where the unreadable one was done before
     assert said.err.splitlines()[-1] == "warning: 1 of 7 images could not be read"
     # The first and the last readable answer are made again, to see that this is the model that gave them.
-    assert len(seen) == 7 - len(held.paths) + len(held.some)
+    assert len(seen) == 7 - len(held.paths) + len(held.probes)
     assert len(held.paths) == {3: 0, 10_000: 7}.get(cut, len(held.paths))
 
 
@@ -280,7 +280,7 @@ def test_answers_of_another_model_are_not_mixed(here: Path, say):
     before = (here / "o.csv").read_bytes()
     said = say("predict", "m.safetensors", "pics", "--out", "o.csv")
     assert said.status == 2
-    assert "holds answers of another model" in said.err
+    assert "holds predictions of another model" in said.err
     assert len(said.err.splitlines()) == 1
     assert (here / "o.csv").read_bytes() == before
 
@@ -290,7 +290,7 @@ def test_answers_of_another_model_are_not_mixed(here: Path, say):
     [
         ("my,own,table\n1,2,3\n", "other columns"),
         ("path", "pictures"),
-        ("notes of mine", "no answers"),
+        ("notes of mine", "no predictions"),
         ("path,unsure,error,class_1,name_1,probability_1\na.png,0\n", "a line of 2 cells"),
         ("path,unsure,error,class_1,name_1,probability_1\na.png,0,,1,1,much\n", "'much'"),
         ("path,unsure,error,class_1,name_1,probability_1,class_2,name_2,probability_2\n", "--top 2"),
@@ -311,7 +311,7 @@ def test_a_file_of_lines_with_another_number_of_classes_stays(here: Path, say):
     assert say("predict", "m.safetensors", "pics", "--out", "o.jsonl").status == 0
     assert "--top 1" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl", "--top", "3").err
     (here / "o.jsonl").write_text('{"path": 3}\n')
-    assert "no answer" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl").err
+    assert "not a prediction" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl").err
 
 
 def test_the_grid_is_drawn(here: Path, say):

@@ -20,7 +20,7 @@ import linnaeus
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import BATCH, Classifier, Prediction, load
 from linnaeus.inference.inputs import expand
-from linnaeus.inference.writers import writer
+from linnaeus.inference.writers import open_writer
 from linnaeus.modelfile.safetensors import read_model, write_model
 
 
@@ -193,9 +193,9 @@ def test_the_true_class_is_that_of_the_folder(classifier: Classifier, tmp_path: 
 
 def written(form: str, predictions: list[Prediction], top: int) -> str:
     file = io.StringIO()
-    write = writer(form, file, top)
+    writer = open_writer(form, file, top)
     for prediction in predictions:
-        write(prediction)
+        writer.write(prediction)
     return file.getvalue()
 
 

@@ -28,7 +28,8 @@ from linnaeus.errors import UserError
 if TYPE_CHECKING:
     from linnaeus.distributed.group import ProcessGroup
     from linnaeus.inference.classifier import Classifier, Prediction
-    from linnaeus.inference.writers import Done, Write
+    from linnaeus.inference.resume import ExistingPredictions
+    from linnaeus.inference.writers import PredictionWriter
 
 GRID_SIZE = 64  # images in a grid; more would be too small to see
 FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
@@ -115,10 +116,10 @@ class PredictionJob:
         """(number of images, number of unreadable images), including those of earlier runs; main process only."""
         from linnaeus.files import disk_errors
         from linnaeus.inference.distributed import predictions
-        from linnaeus.inference.writers import Done
+        from linnaeus.inference.resume import ExistingPredictions
 
         done, failed, output = 0, 0, None
-        previous = Done()
+        previous = ExistingPredictions()
         path = Path(self.out or "-")
         with disk_errors(path), ExitStack() as stack:
             # Errors of the main process reach the others here, before any of them waits for images.
@@ -141,20 +142,20 @@ class PredictionJob:
     def _grid_has_room(self) -> bool:
         return len(self.grid) < self.grid_size
 
-    def _read_previous(self) -> Done:
+    def _read_previous(self) -> ExistingPredictions:
         """The answers that the output file already holds. Raises UserError if another model gave them."""
-        from linnaeus.inference.writers import Done, check_same, read_done
+        from linnaeus.inference.resume import ExistingPredictions, check_same_model, read_existing
 
-        previous = read_done(Path(self.out), self.form, self.top) if self.out else Done()
+        previous = read_existing(Path(self.out), self.form, self.top) if self.out else ExistingPredictions()
         if self.out and previous.paths:
-            check_same(Path(self.out), previous, self.classifier)
+            check_same_model(Path(self.out), previous, self.classifier)
             self.console.say(f"{self.out}: continuing after {counted(len(previous.paths), 'image')}")
         return previous
 
     @contextmanager
-    def _open_output(self, previous: Done) -> Iterator[Output]:
+    def _open_output(self, previous: ExistingPredictions) -> Iterator[Output]:
         from linnaeus.inference.inputs import expand
-        from linnaeus.inference.writers import writer
+        from linnaeus.inference.writers import open_writer
 
         with ExitStack() as stack:
             advance, total = None, None
@@ -162,8 +163,8 @@ class PredictionJob:
                 advance = stack.enter_context(self.console.progress("predicting"))
                 total = None if "-" in self.images else sum(1 for _ in expand(self.images))
             file = stack.enter_context(_open_file(self.out, previous))
-            write = writer(self.form, file, self.top, begin=not previous.length)
-            yield Output(file, write, advance, len(previous.paths), total)
+            writer = open_writer(self.form, file, self.top, header=not previous.length)
+            yield Output(file, writer, advance, len(previous.paths), total)
 
 
 @dataclass
@@ -171,20 +172,20 @@ class Output:
     """Where answers are written, and the progress bar that counts them."""
 
     file: TextIO
-    append: Write
+    writer: PredictionWriter
     advance: Advance | None
     done: int
     total: int | None
 
     def write(self, prediction: Prediction) -> None:
-        self.append(prediction)
+        self.writer.write(prediction)
         self.done += 1
         if self.advance is not None:
             self.file.flush()  # a killed process then loses nothing that was predicted
             self.advance(self.done, self.total)
 
 
-def _remaining(images: Iterable[str], previous: Done) -> Iterator[str]:
+def _remaining(images: Iterable[str], previous: ExistingPredictions) -> Iterator[str]:
     """The images that the output file does not hold yet."""
     from linnaeus.inference.inputs import expand
 
@@ -192,7 +193,7 @@ def _remaining(images: Iterable[str], previous: Done) -> Iterator[str]:
 
 
 @contextmanager
-def _open_file(out: str | None, previous: Done) -> Iterator[TextIO]:
+def _open_file(out: str | None, previous: ExistingPredictions) -> Iterator[TextIO]:
     """The output file, positioned after the answers it already holds, or standard output. Always UTF-8."""
     if out and previous.length:
         with Path(out).open("r+", encoding="utf-8", errors=ESCAPED, newline="\n") as file:

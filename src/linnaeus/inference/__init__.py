@@ -1,1 +1,1 @@
-"""Run a trained model: load, predict, evaluate."""
+"""Inference: load a model, predict images, evaluate on a split."""

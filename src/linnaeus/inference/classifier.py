@@ -1,4 +1,4 @@
-"""Predicting with a model file: the same preprocessing as validation, in constant memory."""
+"""Classifiers: a model file loaded for prediction, with the preprocessing of validation, in constant memory."""
 
 from __future__ import annotations
 
@@ -36,59 +36,59 @@ from linnaeus.models import Network, wrap
 
 BATCH = 32
 Image = str | Path | bytes | np.ndarray
-"""A file, its bytes, or its pixels (H, W) or (H, W, 3) uint8."""
+"""An image file, its bytes, or pixels (H, W) or (H, W, 3) uint8."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one image."""
+    """The prediction of a model for one image."""
 
     path: str
-    """As it was given; `image N` for what has no path."""
+    """The path as the caller passed it; `image N` for bytes and pixels."""
     classes: tuple[str, ...]
     """Class names in index order."""
     names: tuple[str, ...]
-    """How to show them."""
+    """Display names in index order."""
     probabilities: np.ndarray | None
     """(classes,) float64, summing to 1; None where the image cannot be read."""
     error: str | None = None
     """Why the image cannot be read."""
     image: np.ndarray | None = None
-    """(size, size, channels) uint8: what the network saw."""
+    """(size, size, channels) uint8: the pixels that the network saw."""
     threshold: float = 0.0
-    """The probability from which on the model answers; below it, it is unsure."""
+    """The model is unsure where the probability of the most likely class is below this."""
 
     @property
     def index(self) -> int:
-        """The most likely class. Raises UserError where the image could not be read."""
-        return int(self._known().argmax())
+        """Index of the most likely class. Raises UserError where the image cannot be read."""
+        return int(self._readable().argmax())
 
     @property
     def name(self) -> str:
-        """The most likely class, as it is shown."""
+        """Display name of the most likely class."""
         return self.names[self.index]
 
     @property
     def probability(self) -> float:
-        """Of the most likely class, calibrated."""
-        return float(self._known().max())
+        """Calibrated probability of the most likely class."""
+        return float(self._readable().max())
 
     @property
     def unsure(self) -> bool:
-        """Whether the most likely class is less likely than what the model was calibrated to answer from."""
+        """Whether the most likely class is less probable than the model's threshold."""
         return self.probabilities is not None and self.probability < self.threshold
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """(display name, probability) of the k most likely classes, the likeliest first."""
+        """(display name, probability) of the k most likely classes, the most likely first."""
         return [(self.names[i], p) for i, p in self.ranked(k)]
 
     def ranked(self, k: int) -> list[tuple[int, float]]:
-        """(class index, probability) of the k most likely classes."""
-        known = self._known()
-        return [(int(i), float(known[i])) for i in np.argsort(-known, kind="stable")[:k]]
+        """(class index, probability) of the k most likely classes, the most likely first."""
+        probabilities = self._readable()
+        return [(int(i), float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:k]]
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """The JSON line of `linnaeus predict`."""
+        """The object that `linnaeus predict` writes as a JSON line."""
         top = [] if self.probabilities is None else self.ranked(k)
         return {
             "path": self.path,
@@ -97,14 +97,15 @@ class Prediction:
             "error": self.error,
         }
 
-    def _known(self) -> np.ndarray:
+    def _readable(self) -> np.ndarray:
+        """The probabilities. Raises UserError where the image cannot be read."""
         if self.probabilities is None:
             raise UserError(f"{self.path}: {self.error}")
         return self.probabilities
 
 
 class Classifier:
-    """A trained network, in whatever runs it, with its classes and its preprocessing; made by `load`."""
+    """A trained network with its runner, classes, preprocessing and calibration; created by `load`."""
 
     def __init__(self, path: Path, about: ModelFile, run: Runner):
         self.path, self.about, self.run = path, about, run
@@ -116,22 +117,22 @@ class Classifier:
 
     @property
     def network(self) -> Network:
-        """The torch network, for those who look inside. Raises UserError where an ONNX file runs, which has none."""
+        """The torch network. Raises UserError for an ONNX file, which has none."""
         if isinstance(self.run, TorchRunner):
             return self.run.network
         raise UserError(
-            f"{self.path}: an ONNX file gives answers alone; explaining and comparing images need the network: "
+            f"{self.path}: an ONNX file can only predict; explaining images and finding similar ones needs the network: "
             "give the run folder or its model.safetensors"
         )
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by; 1 where the model was never calibrated."""
+        """The temperature that logits are divided by; 1 where the model is not calibrated."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def threshold(self) -> float:
-        """The probability from which on the model answers; 0 where it answers everything."""
+        """The probability below which the model is unsure; 0 where it never is."""
         return 0.0 if self.calibration is None else self.calibration.rule.threshold
 
     @overload
@@ -140,69 +141,72 @@ class Classifier:
     def predict(self, images: Sequence[Image]) -> list[Prediction]: ...
 
     def predict(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
-        """Predict one image or several. One that cannot be read raises UserError alone, and has `error` in a list."""
+        """Predict one image or several.
+
+        An unreadable image raises UserError if it is the only one; in a sequence its prediction has an `error`.
+        """
         if isinstance(images, str | Path | bytes | np.ndarray):
-            single = next(self.stream([images]))
-            single._known()
-            return single
+            prediction = next(self.stream([images]))
+            prediction._readable()
+            return prediction
         return list(self.stream(images))
 
     def stream(self, images: Iterable[Image], batch: int = BATCH) -> Iterator[Prediction]:
-        """Predictions in the order of the images, however many: only a few batches are in memory at a time.
+        """Yield predictions in the order of the images, with only a few batches in memory at a time.
 
-        Threads decode the next images while the network works on these.
+        Threads decode the next images while the network computes the current ones.
         """
         threads = threads_per_process(process_info().local_world_size)
         with steady_heap(), ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
-            waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
-            source = enumerate(images, start=1)
+            pending: deque[tuple[str, Future[np.ndarray]]] = deque()
+            numbered = enumerate(images, start=1)
             try:
                 while True:
-                    while len(waiting) < 2 * batch and (one := next(source, None)) is not None:
-                        number, image = one
+                    # Two batches: one for the network, and one that is decoded meanwhile.
+                    while len(pending) < 2 * batch and (item := next(numbered, None)) is not None:
+                        number, image = item
                         name = os.fspath(image) if isinstance(image, str | Path) else f"image {number}"
-                        waiting.append((name, pool.submit(self.preprocessing.load, image)))
-                    if not waiting:
+                        pending.append((name, pool.submit(self.preprocessing.load, image)))
+                    if not pending:
                         return
-                    yield from self._batch([waiting.popleft() for _ in range(min(batch, len(waiting)))])
+                    yield from self._predict_batch([pending.popleft() for _ in range(min(batch, len(pending)))])
             finally:
-                for _, future in waiting:
+                for _, future in pending:
                     future.cancel()
 
-    def _batch(self, tasks: list[tuple[str, Future[np.ndarray]]]) -> Iterator[Prediction]:
-        squares: list[np.ndarray] = []
+    def _predict_batch(self, tasks: list[tuple[str, Future[np.ndarray]]]) -> Iterator[Prediction]:
+        """Predictions for the (name, decoded image) of each task."""
+        images: list[np.ndarray] = []
         errors: list[str | None] = []
         for _, future in tasks:
             try:
-                squares.append(future.result())
+                images.append(future.result())
                 errors.append(None)
             except UnreadableError as error:
                 errors.append(error.reason)
-        probabilities = iter(self.probabilities(np.stack(squares)) if squares else [])
-        seen = iter(squares)
+        readable = iter(zip(images, self.probabilities(np.stack(images)) if images else [], strict=True))
         for (path, _), reason in zip(tasks, errors, strict=True):
             if reason is None:
-                yield Prediction(
-                    path, self.classes, self.names, next(probabilities), image=next(seen), threshold=self.threshold
-                )
+                image, probabilities = next(readable)
+                yield Prediction(path, self.classes, self.names, probabilities, image=image, threshold=self.threshold)
             else:
                 yield Prediction(path, self.classes, self.names, None, error=reason)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """(N, size, size, channels) uint8, as `preprocessing.load` gives them -> (N, classes) float64, calibrated."""
+        """Cropped images (N, size, size, channels) uint8 -> calibrated probabilities (N, classes) float64."""
         logits = self.run(torch.from_numpy(images))
         return Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
 
     def images(self, source: str | Path, split: str | None = None) -> LabeledImages:
         """The images of a split of a source, with their labels in the model's classes.
 
-        Without `split`: test where the source has one, else valid, else all. A source without parts of its own, which
-        this model was trained on, is split as it was then; "all" would count what it was trained on.
+        `split` None means test if the source has one, else valid, else all. A source without splits that the model
+        was trained on is split as for the training, since "all" would include the training images.
         """
         return load_labeled_images(self.about, self.path, source, split)
 
     def table(self, source: str | Path) -> tuple[Table, bool]:
-        """The source's table, and whether it is the one that this model was trained on; it is then split as it was."""
+        """The source's table, and whether the model was trained on it; in that case it is split as for the training."""
         return reopen_source(self.about, self.path, source)
 
     def outputs(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
@@ -219,11 +223,11 @@ class Classifier:
         return local_batches(images.rows, images.labels, BATCH, self.device, group)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
-        """The figures on `split` of a source, calibrated; `images` says which that is where none is named."""
+        """Calibrated figures on a split of a source; `split` None is resolved as in `images`."""
         return figures(self.outputs(self.images(source, split)).at(self.temperature))
 
     def true_class(self, path: str) -> int | None:
-        """The class that the image's folder tells, where the folder is named like one."""
+        """Index of the class that the image's folder is named after; None where no class has that name."""
         parent = class_name(Path(path).absolute().parent.name)
         return self.classes.index(parent) if parent in self.classes else None
 
@@ -231,21 +235,23 @@ class Classifier:
 def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = None) -> Classifier:
     """Load a run folder or a model file: a model.safetensors, or an ONNX file that `linnaeus export` wrote.
 
-    `model` is for a network of your own, whose code no model file holds.
-    Raises UserError, naming the file, where it is no model file, cut short, altered, or of an unknown format.
+    `model` is the module of a custom network, whose code a model file does not hold.
+    Raises UserError, naming the file, where it is not a model file, is damaged, or has an unknown format.
     """
     path = model_path(path)
     if path.suffix.lower() == ".onnx":
         if device not in ("auto", "cpu"):
-            raise UserError(f"--device {device}: {path} runs on CPU; give the run folder or its model.safetensors")
+            raise UserError(
+                f"--device {device}: {path} runs only on the CPU; give the run folder or its model.safetensors"
+            )
         if model is not None:
-            raise UserError(f"{path}: an ONNX file holds its network; leave out the model's code")
+            raise UserError(f"{path}: an ONNX file contains its network; leave out --model, or model=")
         session, about, export = read_onnx(path)
         return Classifier(path, about, OnnxRunner(session, about.preprocessing, str(export["kind"])))
     chosen = choose_device(device)
-    own: Network | None = None
+    custom: Network | None = None
     if model is not None:
         arch = read_header(path).arch
-        own = wrap(model, int(arch["classes"]), int(arch["channels"]))
-    network, about = read_model(path, own)
+        custom = wrap(model, int(arch["classes"]), int(arch["channels"]))
+    network, about = read_model(path, custom)
     return Classifier(path, about, TorchRunner(network, about.preprocessing, chosen))

@@ -1,8 +1,8 @@
-"""Predicting by several processes: each answers its share of the images, and the first has all answers in order.
+"""Prediction with several processes: each predicts a share of the images, and rank 0 gets all predictions in order.
 
-The first process hands the images out in rounds of a batch for each process, so that nobody else lists a folder or
-reads standard input. A process decodes the next round while its network answers this one. A batch holds the images
-that it holds in one process, whatever the number of processes, and with them come the same answers.
+Rank 0 hands the images out in rounds of one batch per process, so that only rank 0 lists a folder or reads standard
+input. A process decodes the next round while its network computes this one. Batches hold the same images whatever the
+number of processes, so the predictions are the same.
 """
 
 from __future__ import annotations
@@ -18,80 +18,85 @@ from linnaeus.inference.classifier import BATCH, Classifier, Prediction
 
 
 class _StoppedError(Exception):
-    """The first process wants no more answers."""
+    """Rank 0 takes no more predictions."""
 
 
-class _Shares:
-    """This process's images, as they are handed out; iterating takes part in handing out."""
+class _Rounds:
+    """This process's images, handed out by rank 0. Iterating is a collective operation."""
 
-    def __init__(self, peers: ProcessGroup, images: Iterable[str], seen: Callable[[], bool]):
-        self.peers, self.images, self.seen = peers, iter(images), seen
-        self.rounds = 0
-        """Handed out so far."""
-        self.last = False
-        """Whether there are no more. Only the last round is smaller than a batch for each."""
-        self.wanted: list[bool] = []
-        """For each round whether the images are wanted with the answers."""
-        self.wrong: UserError | None = None
-        """What ended the images before their end; to be raised when those before it are answered."""
+    def __init__(self, group: ProcessGroup, images: Iterable[str], keep_pixels: Callable[[], bool] | None):
+        self.group, self.images, self.keep_pixels = group, iter(images), keep_pixels
+        self.count = 0
+        """Rounds handed out so far."""
+        self.complete = False
+        """Whether the last round was handed out: only that one is smaller than a batch per process."""
+        self.pixels_wanted: list[bool] = []
+        """For each round, whether the predictions are to have the images' pixels."""
+        self.error: UserError | None = None
+        """The error that ended the images, raised by rank 0 after the predictions of the images before it."""
 
     def __iter__(self) -> Iterator[str]:
-        peers = self.peers
-        while not self.last:
-            handed = peers.broadcast(self._round)
-            if handed is None:
+        group = self.group
+        while not self.complete:
+            assignment = group.broadcast(self._next_round)
+            if assignment is None:
                 raise _StoppedError
-            paths, wanted = handed
-            self.rounds += 1
-            self.last = len(paths) < peers.world_size * BATCH
-            self.wanted.append(wanted)
-            yield from paths[peers.rank * BATCH : (peers.rank + 1) * BATCH]
+            paths, pixels_wanted = assignment
+            self.count += 1
+            self.complete = len(paths) < group.world_size * BATCH
+            self.pixels_wanted.append(pixels_wanted)
+            yield from paths[group.rank * BATCH : (group.rank + 1) * BATCH]
 
-    def _round(self) -> tuple[list[str], bool] | None:
+    def _next_round(self) -> tuple[list[str], bool] | None:
+        """On rank 0: the paths of a round for all processes, and whether the pixels are wanted."""
         paths: list[str] = []
         try:
-            for path in islice(self.images, self.peers.world_size * BATCH):
-                paths.append(path)
+            for path in islice(self.images, self.group.world_size * BATCH):
+                paths.append(path)  # one by one: those before an error are predicted
         except UserError as error:
-            self.wrong = error
-        return paths, self.seen()
+            self.error = error
+        return paths, self.keep_pixels is None or self.keep_pixels()
 
 
 def predictions(
-    classifier: Classifier, peers: ProcessGroup, images: Iterable[str], seen: Callable[[], bool] = lambda: True
+    classifier: Classifier,
+    group: ProcessGroup,
+    images: Iterable[str],
+    keep_pixels: Callable[[], bool] | None = None,
 ) -> Generator[Prediction]:
-    """Predictions of all processes, in the order of the images, in the first process; nothing in the others.
+    """Yield the predictions of all processes, in the order of the images, on rank 0, and nothing on the other ranks.
 
-    `images` and `seen` are the first one's: which images, and whether what the network saw is still wanted with the
-    answers. Close it where not all answers are taken, so that the others end too. At most three rounds are in memory.
-    Raises the UserError of `images` in the first process, when what came before it is answered.
+    `images` and `keep_pixels` count on rank 0 only. `keep_pixels`, asked once per round, says whether predictions are
+    to have the pixels that the network saw; None: always. Close the generator if not all predictions are taken, so
+    that the other processes end too. At most three rounds are in memory. A UserError of `images` is raised on rank 0
+    after the predictions of the images before it.
     """
-    shares = _Shares(peers, images, seen)
-    answers = classifier.stream(shares)
+    rounds = _Rounds(group, images, keep_pixels)
+    local = classifier.stream(rounds)
     gathered = 0
-    while gathered < shares.rounds or not shares.last:
+    while gathered < rounds.count or not rounds.complete:
         try:
-            mine = list(islice(answers, BATCH))
+            batch = list(islice(local, BATCH))
         except _StoppedError:
             return
-        if peers.world_size > 1 and not shares.wanted[gathered]:
-            mine = [replace(prediction, image=None) for prediction in mine]
-        parts = peers.gather(mine)
+        if group.world_size > 1 and not rounds.pixels_wanted[gathered]:
+            batch = [replace(prediction, image=None) for prediction in batch]
+        batches = group.gather(batch)
         gathered += 1
         try:
-            yield from chain.from_iterable(parts)
+            yield from chain.from_iterable(batches)
         except GeneratorExit:
-            _stop(peers, shares, gathered)
+            _stop(group, rounds, gathered)
             raise
-    if shares.wrong is not None:
-        raise shares.wrong
+    if rounds.error is not None:
+        raise rounds.error
 
 
-def _stop(peers: ProcessGroup, shares: _Shares, gathered: int) -> None:
-    """Let the others end, who wait for the next round, or bring the answers to the last."""
-    with suppress(RuntimeError):  # who is gone need not be told
-        if not shares.last:
-            peers.broadcast(lambda: None)
+def _stop(group: ProcessGroup, rounds: _Rounds, gathered: int) -> None:
+    """Let the other processes end: they wait for the next round, or to deliver the predictions of the last ones."""
+    with suppress(RuntimeError):  # a process that is gone cannot be told
+        if not rounds.complete:
+            group.broadcast(lambda: None)
             return
-        for _ in range(gathered, shares.rounds):
-            peers.gather([])
+        for _ in range(gathered, rounds.count):
+            group.gather([])

@@ -1,4 +1,4 @@
-"""Evaluate a model on a split of a source."""
+"""Evaluation of a model on the images of a split."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Evaluation:
 
     def to_json(self) -> str:
         """The whole evaluation as JSON, by split as in a run's metrics.json."""
-        about = {
+        details = {
             "source": self.images.source,
             "left_out": [{"path": path, "reason": reason} for path, reason in self.images.left_out],
             "trained_on": self.images.trained_on,
             "calibrated_on": self.images.calibrated_on,
         }
         if self.without_leaks is not None:
-            about["without_leaks"] = self.without_leaks.to_dict()
+            details["without_leaks"] = self.without_leaks.to_dict()
         long = self.assessment.long_dict(self.classifier.classes, self.classifier.names)
-        return json.dumps({self.split: long | about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps({self.split: long | details}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def open_images(
@@ -83,20 +83,20 @@ def evaluate_model(
     console: Console,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluation | None:
-    """Assess a model on images with labels. Each process of `group` answers a share; only the first gets the result.
+    """Assess a model on labeled images. Each process of `group` computes a share; only rank 0 gets the result.
 
-    `error` is the share of errors allowed among the answered images; None: as the model was calibrated. `tta` assesses
-    sets of views too. `leaks` finds, by split, the samples that have a copy in an earlier split; the result then has
-    figures without them.
+    `error` is the risk allowed among the answered images; None: the one that the model was calibrated for. `tta`
+    evaluates sets of views too. `leaks` finds the samples that have a copy in an earlier split, by split; the result
+    then has figures without them.
     """
     n = len(images.labels)
     since = time.perf_counter()
     outputs = classifier.outputs(images, group)
-    console.detail(f"{counted(n, 'image')} answered in {time.perf_counter() - since:.1f} s")
+    console.detail(f"{counted(n, 'image')} classified in {time.perf_counter() - since:.1f} s")
     views = {}
     if tta:
         if classifier.preprocessing.resize == classifier.preprocessing.size:
-            console.say("the network sees the whole image: no crops to try, only the mirrored view")
+            console.say("the network sees the whole image, so no crops are evaluated, only the mirrored view")
         batches = classifier.batches(images, group)
         views = answer_views(classifier.run, classifier.preprocessing, batches, classifier.temperature, group)
     if not group.is_main:
@@ -104,10 +104,11 @@ def evaluate_model(
     assessment = assess(
         outputs, classifier.calibration, cross_fitted=images.calibrated_on, target_risk=error, views=views
     )
-    clean = None
+    without_leaks = None
     if leaks is not None and images.split in SPLITS[1:] and images.table.paths is not None:
         kept = ~np.isin(images.indices, leaks(images.table).get(images.split, []))
         if kept.any() and not kept.all():
-            clean = figures(outputs.at(classifier.temperature).take(kept))
-            console.warn(f"{n - clean.n} of these {n} images have a copy in an earlier split; without them: {clean}")
-    return Evaluation(classifier, images, assessment, clean)
+            without_leaks = figures(outputs.at(classifier.temperature).take(kept))
+            leaked = n - without_leaks.n
+            console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
+    return Evaluation(classifier, images, assessment, without_leaks)

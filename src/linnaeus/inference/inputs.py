@@ -1,4 +1,4 @@
-"""What the user calls IMAGE: a file, a folder, a glob, or `-` for paths on standard input."""
+"""The IMAGE arguments of commands: files, folders, globs, and `-` for paths on standard input."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from linnaeus.errors import UserError
 
 
 def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
-    """Files, folders (all images below, in natural order), globs, and `-` for `lines` -> paths of images.
+    """Expand IMAGE arguments into paths: files, folders (all images below, in natural order), globs, `-` for `lines`.
 
-    Raises UserError for a folder without images and a glob that fits nothing. A single file that is not there comes
-    out all the same: it is reported as unreadable in its place and does not stop the rest.
+    Raises UserError for a folder without images and for a glob without matches. A missing file is passed on: it is
+    reported as unreadable in its turn and does not stop the others.
     """
     for image in images:
         if image == "-":
             yield from (line.rstrip("\r\n") for line in lines if line.strip())
         elif Path(image).is_dir():
-            found = False
+            is_empty = True
             for path in _walk(Path(image)):
-                found = True
+                is_empty = False
                 yield path
-            if not found:
+            if is_empty:
                 raise UserError(f"{image}: no images in this folder; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
         elif glob.has_magic(image) and not Path(image).exists():
             matches = sorted(glob.glob(image, recursive=True), key=natural_key)  # noqa: PTH207 - takes absolute patterns too
             if not matches:
-                raise UserError(f"{image}: no file fits this pattern")
+                raise UserError(f"{image}: no file matches this pattern; check it, and quote it against the shell")
             yield from (match for match in matches if not Path(match).is_dir())
         else:
             yield image
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Images below `folder`, folder by folder, in natural order; hidden ones are passed over."""
+    """Images below `folder`, folder by folder, in natural order, without hidden files and folders."""
     try:
         entries = list(os.scandir(folder))
     except OSError as error:

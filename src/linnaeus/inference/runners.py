@@ -1,4 +1,4 @@
-"""What runs a classifier: the torch network, or an ONNX file. Both take what preprocessing cut, and give logits."""
+"""Runners compute the logits of cropped images: with the torch network, or with an ONNX file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from linnaeus.preprocess import Preprocessing
 
 
 class Runner(Protocol):
-    """The squares that a network sees, (N, size, size, C) uint8 -> (N, classes) float32 logits, not calibrated."""
+    """Cropped images (N, size, size, C) uint8 -> uncalibrated logits (N, classes) float32."""
 
     kind: str
     """`torch`, `onnx` or `onnx-int8`."""
     device: torch.device
-    """Where images are wanted."""
+    """The device that images are best on; others are copied there."""
 
     def __call__(self, images: Tensor) -> np.ndarray: ...
 
@@ -40,8 +40,8 @@ class TorchRunner:
 class OnnxRunner:
     """An ONNX Runtime session of a file that `export` wrote.
 
-    The graph resizes and cuts what it is given. What is cut already is laid into the middle of a black square of side
-    `resize`, where the graph's resizing does nothing and its cut finds it again: it sees the same pixels as torch.
+    The graph resizes and crops its input. A cropped image is therefore put into the middle of a black square of side
+    `resize`: the graph does not resize that, and its center crop is the image again, the same pixels as in torch.
     """
 
     device = torch.device("cpu")
@@ -53,12 +53,12 @@ class OnnxRunner:
 
     def __call__(self, images: Tensor) -> np.ndarray:
         n, *_, channels = images.shape
-        laid = np.zeros((n, self.side, self.side, channels), np.uint8)
+        padded = np.zeros((n, self.side, self.side, channels), np.uint8)
         inner = slice(self.start, self.start + self.size)
-        laid[:, inner, inner] = images.cpu().numpy()
-        return self.session.run([LOGITS], {INPUT: laid})[0]
+        padded[:, inner, inner] = images.cpu().numpy()
+        return self.session.run([LOGITS], {INPUT: padded})[0]
 
     def raw(self, image: np.ndarray, output: str = LOGITS) -> np.ndarray:
-        """A whole image, (H, W) or (H, W, C) uint8 -> (classes,) logits, all of it inside the graph."""
-        given = image if image.ndim == 3 else image[:, :, None]
-        return self.session.run([output], {INPUT: np.ascontiguousarray(given)[None]})[0][0]
+        """Logits (classes,) of an image of any size, (H, W) or (H, W, C) uint8; the graph does the preprocessing."""
+        image = image if image.ndim == 3 else image[:, :, None]
+        return self.session.run([output], {INPUT: np.ascontiguousarray(image)[None]})[0][0]

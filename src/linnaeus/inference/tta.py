@@ -1,9 +1,9 @@
-"""Test-time augmentation: an image is judged by several views of it. Shown beside the plain answers only.
+"""Test-time augmentation: several views of an image are classified and their probabilities averaged.
 
-The views are those of Krizhevsky et al. (2012, section 4.1): the central crop and four that are moved into the corners
-of the central square, each as it is and mirrored; all cut by the one preprocessing. Probabilities are averaged, not
-logits: in the mean of logarithms, one view that is certain of nonsense overrules nine others, in that of probabilities
-it has a tenth of the vote.
+The views are those of Krizhevsky et al. (2012, section 4.1): the center crop and the four corners of the central
+square, each plain and mirrored. They are evaluated beside the plain classification and never replace it. Probabilities
+are averaged, not logits: in a mean of logarithms, one view that is certain of a wrong class overrules nine others,
+while in a mean of probabilities it has a tenth of the weight.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.preprocess import Preprocessing
 
 View = tuple[int, int, bool]
-"""Pixels to the right, pixels down, mirrored."""
+"""(pixels to the right, pixels down, whether mirrored)"""
 PLAIN: View = (0, 0, False)
 
 
 def view_sets(preprocessing: Preprocessing) -> dict[str, list[View]]:
-    """What is tried, by name. Crops only where rows are larger than what the network sees."""
+    """The sets of views to evaluate, by name. Crops need rows that are larger than the network's input."""
     d = (preprocessing.resize - preprocessing.size) // 2
     sets = {"mirror": [PLAIN, (0, 0, True)]}
     if d > 0:
@@ -62,5 +62,5 @@ def answer_views(
 
 
 def averaged(probabilities: Iterable[np.ndarray]) -> np.ndarray:
-    """(n, classes) probabilities of several views -> logits (n, classes) float64 of their mean."""
+    """Probabilities (n, classes) of several views -> logarithms (n, classes) float64 of their mean."""
     return np.log(np.maximum(np.mean(list(probabilities), axis=0), np.finfo(np.float64).tiny))

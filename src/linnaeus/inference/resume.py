@@ -1,0 +1,164 @@
+"""Continuing a file of predictions: its complete lines are kept, and their images are not predicted again.
+
+A process that is killed may leave half a line at the end, which is cut off. A file of another format, of another
+number of classes, or of another model is refused and left as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from linnaeus.console import ESCAPED
+from linnaeus.errors import UserError
+from linnaeus.inference.classifier import Classifier
+from linnaeus.inference.writers import csv_header
+
+TOLERANCE = 0.02
+"""Largest difference between two probabilities of the same model, which another executor or int8 may cause."""
+
+
+@dataclass(frozen=True)
+class WrittenPrediction:
+    """One prediction of the file."""
+
+    path: str
+    error: str
+    """Why the image cannot be read; empty where it can."""
+    best_class: str
+    """Name of the most likely class; empty where there is an error."""
+    probability: float
+
+
+@dataclass
+class ExistingPredictions:
+    """The complete predictions that a file holds."""
+
+    paths: set[str] = field(default_factory=set)
+    errors: int = 0
+    """Number of unreadable images."""
+    length: int = 0
+    """Bytes up to the end of the last complete prediction; the rest of the file is to be cut off."""
+    probes: list[WrittenPrediction] = field(default_factory=list)
+    """The first and the last prediction of a readable image, to be compared with the model's."""
+
+    def __contains__(self, path: str) -> bool:
+        return _escaped(path) in self.paths
+
+    def add(self, prediction: WrittenPrediction, end: int) -> None:
+        """Add a prediction that ends at byte `end` of the file."""
+        self.paths.add(_escaped(prediction.path))
+        self.length = end
+        if prediction.error:
+            self.errors += 1
+        else:
+            self.probes = [*self.probes[:1], prediction]
+
+
+def read_existing(path: Path, form: str, top: int) -> ExistingPredictions:
+    """The predictions in the file `path`; none where it is missing or empty, or where the form is a table.
+
+    Raises UserError where the file holds anything but predictions of this form with `top` classes.
+    """
+    existing = ExistingPredictions()
+    if form == "table" or not path.is_file():
+        return existing
+    with path.open("rb") as file:
+        lines = _CompleteLines(file)
+        if form == "jsonl":
+            for line in lines:
+                existing.add(_parse_json(path, line, top), lines.end)
+            return existing
+        rows = csv.reader(lines, strict=True)
+        if not _read_header(path, rows, top):
+            return existing
+        existing.length = lines.end
+        try:
+            for row in rows:
+                existing.add(_parse_row(path, row, top), lines.end)
+        except csv.Error:  # the file ends inside a quoted name, which may take several lines
+            pass
+    return existing
+
+
+def check_same_model(path: Path, existing: ExistingPredictions, classifier: Classifier) -> None:
+    """Raise UserError if the predictions in the file `path` differ from those of this model."""
+    for written in existing.probes:
+        if not Path(written.path).is_file():
+            continue
+        prediction = next(classifier.stream([written.path]))
+        if prediction.error is not None:
+            continue
+        probabilities = {prediction.classes[k]: p for k, p in prediction.ranked(len(prediction.classes))}
+        if abs(probabilities.get(written.best_class, 0.0) - written.probability) > TOLERANCE:
+            raise UserError(
+                f"{path}: holds predictions of another model, or of images that have changed since ({written.path}: "
+                f"{written.best_class} {written.probability:.1%}, now {prediction.classes[prediction.index]} "
+                f"{prediction.probability:.1%}); remove it, or give another --out"
+            )
+
+
+class _CompleteLines:
+    """Iterates over the lines of a file that end in a newline."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.end = 0
+        """Bytes up to the end of the last line."""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.file:
+            if not line.endswith(b"\n"):
+                return
+            self.end += len(line)
+            yield line.decode("utf-8", "surrogateescape")
+
+
+def _read_header(path: Path, rows: Iterator[list[str]], top: int) -> bool:
+    """Whether the CSV file has its header. Raises UserError where its first line is another one."""
+    header, expected = next(rows, None), csv_header(top)
+    if header == expected:
+        return True
+    if header is None:
+        with path.open("rb") as file:  # no complete line: at most the beginning of the header may be there
+            if (",".join(expected) + "\n").encode().startswith(file.read(1 << 16)):
+                return False
+        raise _foreign(path, "no predictions")
+    classes = sum(column.startswith("class_") for column in header)
+    raise _foreign(path, f"predictions with --top {classes}" if header == csv_header(classes) else "other columns")
+
+
+def _parse_row(path: Path, row: list[str], top: int) -> WrittenPrediction:
+    columns = len(csv_header(top))
+    if len(row) != columns:
+        raise _foreign(path, f"a line of {len(row)} cells instead of {columns}")
+    try:
+        return WrittenPrediction(row[0], row[2], row[3], float(row[5] or 0))
+    except ValueError:
+        raise _foreign(path, f"a probability of {row[5]!r}") from None
+
+
+def _parse_json(path: Path, line: str, top: int) -> WrittenPrediction:
+    try:
+        values = json.loads(line)
+        classes = len(values["top"])
+        best: dict[str, Any] = values["top"][0] if classes else {"class": "", "probability": 0.0}
+        written = WrittenPrediction(values["path"], values["error"] or "", best["class"], float(best["probability"]))
+    except (ValueError, KeyError, TypeError):
+        raise _foreign(path, "a line that is not a prediction") from None
+    if classes != top and not written.error:
+        raise _foreign(path, f"predictions with --top {classes}")
+    return written
+
+
+def _escaped(path: str) -> str:
+    """The path as it is written: bytes that are not UTF-8 become escapes."""
+    return path.encode("utf-8", ESCAPED).decode()
+
+
+def _foreign(path: Path, content: str) -> UserError:
+    return UserError(f"{path}: exists and holds {content}; remove it, or give another --out")
