@@ -163,7 +163,7 @@ def test_unreadable_images_are_told_and_do_not_stop_the_rest(here: Path, say):  
         ("pics --method lime", ["lime", "gradcam"]),
         ("pics --like nowhere", ["nowhere", "no such file or folder"]),
         ("pics --out m.safetensors", ["m.safetensors", "cannot be written"]),
-        ("nothing/*.png", ["nothing/*.png", "no file fits"]),
+        ("nothing/*.png", ["nothing/*.png", "no file matches"]),
         ("pics --device tpu", ["--device tpu"]),
     ],
 )

@@ -120,7 +120,7 @@ def make_wrong_inputs(here: Path) -> None:
         ("predict pics pics", ["pics", "holds no model.safetensors"]),
         ("predict words.txt pics", ["words.txt", "not a model file"]),
         ("predict m.safetensors empty", ["empty", "no images"]),
-        ("predict m.safetensors *.gif", ["*.gif", "no file fits"]),
+        ("predict m.safetensors *.gif", ["*.gif", "no file matches"]),
         ("predict m.safetensors pics --grid a.gif", ["a.gif", ".png"]),
         ("predict m.safetensors pics --out gone/a.csv", ["gone/a.csv", "cannot be written"]),
         ("predict m.safetensors pics --grid words.txt/a.png", ["words.txt/a.png", "cannot be written"]),

@@ -178,7 +178,7 @@ def test_globs_lists_and_files_in_the_order_given(tmp_path: Path, monkeypatch: p
     assert list(expand(["**/3.png"])) == ["sub/3.png"]
     assert list(expand(["[1].png"])) == ["[1].png"]  # a file that looks like a pattern
     assert list(expand(["gone.png"])) == ["gone.png"]  # reported in its place
-    with pytest.raises(UserError, match=r"\*\.gif: no file fits"):
+    with pytest.raises(UserError, match=r"\*\.gif: no file matches"):
         list(expand(["*.gif"]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no images in this folder"):

@@ -108,15 +108,15 @@ def test_it_runs_on_cpu_and_gives_answers_alone(whole: bytes, tmp_path: Path, sa
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"--device cuda: .*m\.onnx runs on CPU"):
         load(path, device="cuda")
-    with pytest.raises(UserError, match="an ONNX file gives answers alone"):
+    with pytest.raises(UserError, match="an ONNX file can only predict"):
         _ = load(path).network
     said = say("explain", path, "x.png")
     assert said.status == 2
-    assert "an ONNX file gives answers alone" in said.err
+    assert "an ONNX file can only predict" in said.err
     assert len(said.err.strip().splitlines()) == 1
     said = say("predict", path, "x.png", "--model", "net.py:build")
     assert said.status == 2
-    assert "holds its network" in said.err
+    assert "contains its network" in said.err
 
 
 def test_without_onnx_runtime_it_says_what_to_install(whole: bytes, tmp_path: Path, monkeypatch):

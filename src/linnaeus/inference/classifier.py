@@ -121,8 +121,8 @@ class Classifier:
         if isinstance(self.run, TorchRunner):
             return self.run.network
         raise UserError(
-            f"{self.path}: an ONNX file can only predict; explaining images and finding similar ones needs the network: "
-            "give the run folder or its model.safetensors"
+            f"{self.path}: an ONNX file can only predict; explanations and similar images need the network: give the "
+            "run folder or its model.safetensors"
         )
 
     @property
@@ -241,9 +241,7 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
     path = model_path(path)
     if path.suffix.lower() == ".onnx":
         if device not in ("auto", "cpu"):
-            raise UserError(
-                f"--device {device}: {path} runs only on the CPU; give the run folder or its model.safetensors"
-            )
+            raise UserError(f"--device {device}: {path} runs on CPU only; give the run folder or its model.safetensors")
         if model is not None:
             raise UserError(f"{path}: an ONNX file contains its network; leave out --model, or model=")
         session, about, export = read_onnx(path)
