@@ -19,7 +19,7 @@ def one_weight() -> nn.Linear:
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
 def test_the_average_follows_its_formula(decay: float):
-    """With the warm-up of the decay, (1 + step) / (10 + step), which forgets the random start soon."""
+    """With the warm-up of the decay, (1 + step) / (10 + step)."""
     model = one_weight()
     average = MovingAverage(model, decay)
     expected = 1.0
@@ -32,7 +32,7 @@ def test_the_average_follows_its_formula(decay: float):
     assert mine.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_buffers_are_copied_and_frozen_weights_left():
+def test_buffers_are_copied_and_frozen_weights_kept():
     model = create("resnet20", 3, 1)
     freeze(model, ("head",))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -49,7 +49,7 @@ def test_buffers_are_copied_and_frozen_weights_left():
             assert torch.equal(tensor, before[name]) == (model.stage_of(name) != "head"), name
 
 
-def test_the_average_is_for_evaluation_and_the_network_is_left_alone():
+def test_the_average_is_in_evaluation_mode_and_the_network_is_unchanged():
     model = one_weight().train()
     average = MovingAverage(model, 0.9)
     assert not average.model.training

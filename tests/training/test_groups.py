@@ -1,4 +1,4 @@
-"""Images that come in groups, of patients perhaps: divided as groups, and counted as such in every interval."""
+"""Images in groups, such as patients: a group is never divided by the split, and intervals account for groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("undrawn_runs")
 
 @pytest.fixture
 def patients(tmp_path: Path) -> Path:
-    """A CSV of 3 classes of 16 images, 4 of each patient."""
+    """A CSV with 3 classes of 16 images, 4 of each patient."""
     write_images(tmp_path / "pictures", each=16)
     with (tmp_path / "patients.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -53,7 +53,7 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
     assert again["balanced_accuracy_ci95"] == valid["balanced_accuracy_ci95"]
 
 
-def test_without_groups_nothing_is_said_of_them(say, patients: Path, tmp_path: Path):
+def test_without_groups_there_are_no_messages_about_them(say, patients: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
     said = say("train", patients, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert said.status == 0, said.err

@@ -1,4 +1,4 @@
-"""The training loop: what is minimized, reported, frozen, averaged, and when it stops."""
+"""The training loop: loss, reported metrics, freezing, moving average and early stopping."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plain_data(n: int = 48, batch: int = 16, **more) -> Stream:
 
 
 @pytest.mark.parametrize(("name", "epochs", "lr"), [("mini_resnet", 60, 0.01), ("resnet20", 10, 0.005)])
-def test_one_batch_can_be_learned_by_heart(name: str, epochs: int, lr: float, engine: Engine):
+def test_one_batch_can_be_memorized(name: str, epochs: int, lr: float, engine: Engine):
     torch.manual_seed(0)
     model = mini() if name == "mini_resnet" else create(name, 3, 1)
     last = train(model, phase(epochs=epochs, lr=lr), plain_data(16), engine)[-1]
@@ -63,16 +63,16 @@ def test_one_batch_can_be_learned_by_heart(name: str, epochs: int, lr: float, en
         assert last.valid.loss < 0.01
 
 
-def test_epochs_without_a_better_model_are_counted_across_a_cut(engine: Engine):
-    """With patience for 3, a phase that is cut after 2 has one to go; and one that was over stays so."""
+def test_early_stopping_counts_epochs_across_an_interruption(engine: Engine):
+    """With a patience of 3, a phase interrupted after 2 epochs has one left; a finished phase stays finished."""
     spec = phase(epochs=9, early_stop=3)
-    cut: list[Any] = []
+    snapshots: list[Any] = []
     for epoch in fit(phase_run(mini(), spec, plain_data()), engine, better=lambda valid: False):
         assert epoch.snapshot is not None
-        cut.append(copy.deepcopy(epoch.snapshot()))
-    assert len(cut) == 3
+        snapshots.append(copy.deepcopy(epoch.snapshot()))
+    assert len(snapshots) == 3
     for over in (1, 2, 3):
-        left = train(mini(), spec, plain_data(), engine, better=lambda valid: False, resume=cut[over - 1])
+        left = train(mini(), spec, plain_data(), engine, better=lambda valid: False, resume=snapshots[over - 1])
         assert [epoch.epoch for epoch in left] == list(range(over + 1, 4))
 
 
@@ -85,58 +85,58 @@ def test_the_loss_starts_at_the_logarithm_of_the_number_of_classes(name: str, en
 
 
 def test_the_training_loss_is_the_mean_over_samples(engine: Engine):
-    """13 samples in batches of 5, 5 and 3: the mean of the batches' means would weigh the last three too much."""
+    """13 samples in batches of 5, 5 and 3: a mean of batch means would give the last three too much weight."""
     images, labels = samples(13)
     model = mini()
     data = stream(images, labels, batch=5)
     seen: list[float] = []
-    wanted = torch.from_numpy(labels)
+    targets = torch.from_numpy(labels)
 
-    def look(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
+    def record(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
         if module.training:
-            mine = wanted[len(seen) :][: len(out)]
-            seen.extend(F.cross_entropy(out, mine, reduction="none").tolist())
+            batch_targets = targets[len(seen) :][: len(out)]
+            seen.extend(F.cross_entropy(out, batch_targets, reduction="none").tolist())
 
-    model.register_forward_hook(look)
+    model.register_forward_hook(record)
     epoch = train(model, phase(batch=5, lr=0.05, optimizer="sgd"), data, engine)[0]
     assert len(seen) == 13
     assert epoch.train_loss == pytest.approx(float(np.mean(seen)), rel=1e-6)
     batches = [np.mean(seen[:5]), np.mean(seen[5:10]), np.mean(seen[10:])]
-    assert abs(epoch.train_loss - np.mean(batches)) > 1e-5  # the two differ here, so the test can tell
+    assert abs(epoch.train_loss - np.mean(batches)) > 1e-5  # otherwise the test could not tell them apart
 
 
 @pytest.mark.parametrize(
     "change", [{}, {"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"mixup": 0.4, "cutmix": 1.0}]
 )
-def test_pieces_of_a_batch_give_the_step_of_the_whole(change: dict, engine: Engine):
-    """Micro-batches save memory and must change nothing else (where there is no BatchNorm); mixing included."""
-    whole, pieces = mini(), mini()
+def test_micro_batches_give_the_same_step_as_the_whole_batch(change: dict, engine: Engine):
+    """Without BatchNorm, micro-batches change nothing but the memory; also with mixup and CutMix."""
+    whole, divided = mini(), mini()
     spec = phase(optimizer="sgd", lr=0.1, momentum=0, batch=21, **change)
     data = stream(*samples(21), batch=21)
     one = train(whole, spec, data, engine)[0]
-    other = train(pieces, spec, data, engine, micro_batch=4)[0]
-    for (name, a), b in zip(whole.named_parameters(), pieces.parameters(), strict=True):
+    other = train(divided, spec, data, engine, micro_batch=4)[0]
+    for (name, a), b in zip(whole.named_parameters(), divided.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
     assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
     assert one.train_accuracy == other.train_accuracy
 
 
-def test_pieces_are_never_a_single_image(engine: Engine):
-    """17 in pieces of at most 16 are 8 and 9: BatchNorm cannot be trained on one image of one position."""
+def test_no_micro_batch_is_a_single_image(engine: Engine):
+    """17 images in micro-batches of at most 16 are 8 and 9: BatchNorm cannot be trained on a single image."""
     sizes: list[int] = []
     model = mini()
 
-    def look(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
+    def record(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
         if module.training:
             sizes.append(len(out))
 
-    model.register_forward_hook(look)
+    model.register_forward_hook(record)
     train(model, phase(batch=17), stream(*samples(17), batch=17), engine, micro_batch=16)
     assert sizes == [8, 9]
 
 
 def step_gradients(model: Network, spec: Phase, data: Stream, engine: Engine) -> dict[str, torch.Tensor]:
-    """The gradients of one step: with SGD at rate 1 and no momentum, what the weights lost."""
+    """The gradients of one step: with SGD at rate 1 and no momentum, the change of the weights."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, spec, data, engine)
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}
@@ -162,10 +162,10 @@ def test_clipping_bounds_the_norm_of_the_gradient(engine: Engine):
 
     free = norm(0)
     assert norm(free / 3) == pytest.approx(free / 3, rel=1e-3)
-    assert norm(free * 3) == pytest.approx(free, rel=1e-3)  # a short one is left as it is
+    assert norm(free * 3) == pytest.approx(free, rel=1e-3)  # a short gradient is not changed
 
 
-def test_class_weights_raise_what_is_rare_and_average_one():
+def test_class_weights_favor_rare_classes_and_have_mean_one():
     labels = np.array([0] * 8 + [1] * 2)
     criterion = Criterion(phase(class_weights="balanced"), labels, 3, CPU)
     assert criterion.weights is not None
@@ -175,11 +175,11 @@ def test_class_weights_raise_what_is_rare_and_average_one():
     targets = torch.from_numpy(labels)
     weighted = F.cross_entropy(logits, targets, reduction="none") * criterion.weights[targets]
     assert float(criterion(logits, targets)) == pytest.approx(float(weighted.sum()), rel=1e-6)
-    shares = F.one_hot(targets, 3).float()  # the same targets as shares, as mixing gives them
+    shares = F.one_hot(targets, 3).float()  # the same targets in the format of mixup
     assert float(criterion(logits, shares)) == pytest.approx(float(weighted.sum()), rel=1e-6)
 
 
-def test_label_smoothing_is_that_of_torch():
+def test_label_smoothing_equals_torch():
     logits, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     ours = Criterion(phase(label_smoothing=0.1), targets.numpy(), 3, CPU)(logits, targets)
     torch.testing.assert_close(ours, F.cross_entropy(logits, targets, label_smoothing=0.1, reduction="sum"))
@@ -200,7 +200,7 @@ def test_label_smoothing_is_that_of_torch():
     ids=lambda change: "-".join(change),
 )
 def test_every_option_trains(change: dict, engine: Engine):
-    """And with mixing no image has one label, so there is no training accuracy to report."""
+    """With mixup or CutMix images have no single label, so there is no training accuracy."""
     data = plain_data(sampling=Sampling(shuffle=True), batch=12)
     epochs = train(mini(), phase(**{"epochs": 8, "lr": 0.01} | change), data, engine)
     assert epochs[-1].valid.accuracy > 0.8
@@ -208,7 +208,7 @@ def test_every_option_trains(change: dict, engine: Engine):
     assert all((epoch.train_accuracy is None) == mixes for epoch in epochs)
 
 
-def test_a_stop_after_epochs_without_a_better_model(engine: Engine):
+def test_early_stopping_after_epochs_without_a_better_model(engine: Engine):
     def better_until(last: int) -> Callable:
         count = iter(range(1, 100))
         return lambda figures: next(count) <= last
@@ -220,19 +220,19 @@ def test_a_stop_after_epochs_without_a_better_model(engine: Engine):
         assert [epoch.epoch for epoch in epochs] == list(range(1, expected + 1))
 
 
-def test_the_moving_average_is_what_is_evaluated_and_handed_on(engine: Engine):
-    """An average that hardly moves is still near the start when the trained network is far from it."""
+def test_the_moving_average_is_evaluated_and_returned(engine: Engine):
+    """The returned network is the average, not the trained network, and has the reported validation loss."""
     model = mini()
     data = plain_data(48, batch=4)
     epoch = train(model, phase(epochs=1, batch=4, ema=0.5), data, engine)[0]
     assert epoch.model is not model
-    theirs = epoch.model.state_dict()
-    assert all(not torch.equal(theirs[name], value) for name, value in model.state_dict().items())
+    average = epoch.model.state_dict()
+    assert all(not torch.equal(average[name], value) for name, value in model.state_dict().items())
     again = train(epoch.model, phase(epochs=1, lr=1e-30), data, engine)[0]
     assert again.valid.loss == pytest.approx(epoch.valid.loss, abs=1e-6)
 
 
-def test_balanced_sampling_shows_rare_classes_as_often(engine: Engine):
+def test_balanced_sampling_draws_all_classes_equally_often(engine: Engine):
     labels = np.array([0] * 90 + [1] * 10)
     weights = np.where(labels == 0, 1 / 90, 1 / 10) / 2
     data = stream(samples(100)[0], labels, sampling=Sampling(shuffle=True, weights=weights))
@@ -243,7 +243,7 @@ def test_balanced_sampling_shows_rare_classes_as_often(engine: Engine):
 
 @pytest.mark.parametrize("first", [False, True])
 def test_a_loss_that_is_not_finite_stops_the_run(first: bool, engine: Engine):
-    """It says at which step and with what learning rate, be it in a step or in the validation after it."""
+    """The error names step and learning rate, after a training step as well as after validation."""
     data = plain_data(16 if first else 48)
     spec = phase(epochs=3, lr=1e30, optimizer="sgd")
     with pytest.raises(JobError, match=r"epoch 1\b.*learning rate 1e\+30.*phase\.N\.lr=1e\+29") as caught:
@@ -252,8 +252,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(first: bool, engine: Engine):
     assert ("validation" if first else "step") in str(caught.value)
 
 
-def test_on_a_gpu_too_an_epoch_with_such_a_loss_is_not_reported():
-    """There the loss is looked at now and then, and in any case at the end of an epoch."""
+def test_a_loss_that_is_not_finite_is_found_at_the_end_of_the_epoch_on_a_gpu():
+    """On a GPU the loss is checked every 50 steps, and always at the end of an epoch."""
     total = EpochTotals(CPU)
     total.check_every = 50
     total.add(torch.tensor(math.nan), torch.tensor(0.0), 4)
@@ -263,8 +263,8 @@ def test_on_a_gpu_too_an_epoch_with_such_a_loss_is_not_reported():
 
 
 @pytest.mark.parametrize("trained", [["head"], ["layer2"], ["layer3", "head"]])
-def test_what_is_frozen_stays_to_the_bit(trained: list[str], engine: Engine):
-    """Weights and BatchNorm's buffers alike; and what trains does change, buffers included."""
+def test_frozen_stages_keep_every_bit(trained: list[str], engine: Engine):
+    """Weights and BatchNorm buffers; those of the trained stages change."""
     torch.manual_seed(0)
     model = create("resnet20", 3, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -275,7 +275,7 @@ def test_what_is_frozen_stays_to_the_bit(trained: list[str], engine: Engine):
 
 
 def test_frozen_norms_keep_their_statistics_and_train_the_rest(engine: Engine):
-    """No buffer changes, every parameter does, and training starts with the loss that evaluation sees."""
+    """No buffer changes and every parameter does; the first training loss equals that of evaluation."""
     torch.manual_seed(0)
     model = create("resnet20", 3, 1)
     model.train()(torch.randn(32, 1, 28, 28))
@@ -308,7 +308,7 @@ def test_dropout_of_a_frozen_stage_is_off(engine: Engine):
 
 
 def test_auxiliary_heads_train_with_their_weight(engine: Engine):
-    """Without weight they stay as they were; the loss that is reported is that of the main head alone."""
+    """With weight 0 they do not change; the reported loss is that of the main head."""
     images, labels = samples(8)
     data = stream(images, labels, batch=8)
     losses = []
@@ -322,17 +322,17 @@ def test_auxiliary_heads_train_with_their_weight(engine: Engine):
     assert losses[0] == losses[1]
 
 
-def test_steps_are_told_to_whoever_watches(engine: Engine):
-    told: list[Step] = []
-    epochs = train(mini(), phase(epochs=2, batch=20), plain_data(48, batch=20), engine, on_step=told.append)
-    assert [(step.epoch, step.step, step.steps, step.samples) for step in told] == [
+def test_the_step_callback_receives_every_step(engine: Engine):
+    steps: list[Step] = []
+    epochs = train(mini(), phase(epochs=2, batch=20), plain_data(48, batch=20), engine, on_step=steps.append)
+    assert [(step.epoch, step.step, step.steps, step.samples) for step in steps] == [
         (1, 1, 3, 20), (1, 2, 3, 40), (1, 3, 3, 48), (2, 1, 3, 20), (2, 2, 3, 40), (2, 3, 3, 48),
     ]  # fmt: skip
-    assert told[-1].means() == (epochs[-1].train_loss, epochs[-1].train_accuracy)
+    assert steps[-1].means() == (epochs[-1].train_loss, epochs[-1].train_accuracy)
 
 
 def test_the_epochs_of_a_run_are_counted_through_its_phases(engine: Engine):
-    """So that no two phases show the same order or draw the same augmentation."""
+    """Otherwise two phases would have the same order and the same augmentation."""
     seen: list[tuple[int, list[int]]] = []
     data = plain_data(16, sampling=Sampling(shuffle=True))
 

@@ -1,4 +1,4 @@
-"""Two machines: network namespaces of this one, joined by a cable of the kernel's, with a process in each."""
+"""Two machines: two network namespaces of this machine, joined by a virtual cable, with one process in each."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.long
 NET = "10.213.77"
 PORT = 29577
 LIMIT = 60.0
-"""Seconds within which one machine has ended when the other's process was killed."""
+"""Seconds within which one machine must end after the process of the other was killed."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A network of its own: it reaches the other one through `interface`, and nothing else."""
+    """A network namespace that reaches only the other one, through `interface`."""
 
     name: str
     interface: str
@@ -38,15 +38,19 @@ class Machine:
     cache: Path
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """`torchrun -m linnaeus ARGUMENTS`, as one of two machines with a process each."""
+        """Start `torchrun -m linnaeus ARGUMENTS` as one of two machines with one process each."""
         command = [
             "ip", "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run", "--nnodes", 2,
             "--node-rank", self.rank, "--nproc-per-node", 1, "--master-addr", f"{NET}.1", "--master-port", PORT,
             "-m", "linnaeus", *arguments,
         ]  # fmt: skip
-        mine = {"GLOO_SOCKET_IFNAME": self.interface, "LINNAEUS_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
+        variables = {"GLOO_SOCKET_IFNAME": self.interface, "LINNAEUS_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [*map(str, command)], env={**os.environ, **mine}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*map(str, command)],
+            env={**os.environ, **variables},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
 
@@ -58,7 +62,7 @@ def ip(*words: object) -> None:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[Machine]]:
-    """Two of them; skipped, by name, without iproute2 or the right to make a network."""
+    """Two machines; the test is skipped without iproute2 or the permission to create networks."""
     if shutil.which("ip") is None:
         pytest.skip("needs iproute2: apt-get install iproute2")
     both = [Machine(f"lin{os.getpid()}-{k}", f"veth-lin{k}", k, tmp_path / f"cache {k}") for k in range(2)]
@@ -73,7 +77,7 @@ def machines(tmp_path: Path) -> Iterator[list[Machine]]:
                 for name in ("lo", machine.interface):
                     ip("-n", machine.name, "link", "set", name, "up")
         except OSError as error:
-            pytest.skip(f"needs the right to make networks: {error}")
+            pytest.skip(f"needs permission to create networks: {error}")
         yield both
     finally:
         for machine in both:
@@ -81,16 +85,16 @@ def machines(tmp_path: Path) -> Iterator[list[Machine]]:
 
 
 def ended(running: list[subprocess.Popen[str]], limit: float = 240.0) -> list[tuple[int, str, str]]:
-    """Exit status and streams of each, when all have ended."""
-    found = []
+    """Wait for all; return exit status and streams of each."""
+    results = []
     try:
         for one in running:
             out, err = one.communicate(timeout=limit)
-            found.append((one.returncode, out, err))
+            results.append((one.returncode, out, err))
     finally:
         for one in running:
             one.kill()
-    return found
+    return results
 
 
 def rows(run: Path) -> list[list[float]]:
@@ -104,7 +108,7 @@ def given(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_two_machines_train_as_one_process(machines: list[Machine], given: dict[str, Any], tmp_path: Path):
-    """The same history; the first one's process alone writes and speaks."""
+    """The history is the same; only rank 0 writes and prints."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3}, {"train": ["block3", "head"]}, precision="32")
     arguments = ("train", given["source"], "--recipe", recipe, "--out", given["out"], "--device", "cpu")
     first, other = ended([machine.start(*arguments) for machine in machines])
@@ -124,10 +128,10 @@ def test_two_machines_predict_as_one_process(machines: list[Machine], tmp_path: 
     assert first[1] == say(*arguments).out
 
 
-def test_a_machine_whose_process_dies_ends_the_other_and_the_run_goes_on(
+def test_a_machine_whose_process_dies_ends_the_other_and_the_run_can_be_resumed(
     machines: list[Machine], given: dict[str, Any], tmp_path: Path
 ):
-    """Within a minute, with one line; the next start resumes."""
+    """Within a minute and with one line; the next start resumes."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 2000})
     arguments = (
         "train", given["source"], "--recipe", recipe, "--out", given["out"], "--device", "cpu",
@@ -143,14 +147,14 @@ def test_a_machine_whose_process_dies_ends_the_other_and_the_run_goes_on(
     first, other = ended(running)
     assert time.monotonic() - since < LIMIT
     assert min(first[0], other[0]) > 0
-    said = [line for line in first[2].splitlines() if line.startswith("error: ")]
+    errors = [line for line in first[2].splitlines() if line.startswith("error: ")]
     again = f"--resume continues from the last checkpoint: linnaeus train {given['out']} --resume"
-    assert said == [f"error: another process of this run has ended; {again}"]
+    assert errors == [f"error: another process of this run has ended; {again}"]
     running = [machine.start(*arguments) for machine in machines]
     assert running[0].stdout is not None
     for wanted in ("resumed   in phase 1, after ", "epoch "):
         while wanted not in (line := running[0].stdout.readline()):
-            assert line, f"{wanted} was not said"
+            assert line, f"{wanted} was not printed"
     for one in running:
         one.terminate()
     first, other = ended(running, LIMIT)

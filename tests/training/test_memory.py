@@ -1,4 +1,4 @@
-"""How many samples fit at once."""
+"""Memory of a training step, and the micro-batch that fits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from linnaeus.training.phase import AboveCut
     ("batch", "free", "expected"),
     [(64, 10**9, 64), (64, 64 * 2000, 64), (64, 63 * 2000, 32), (100, 40 * 2000, 34), (64, 0, 1), (1, 0, 1)],
 )
-def test_a_step_is_divided_into_few_equal_pieces(batch: int, free: int, expected: int):
-    """A sample of 1,000 bytes, of which half the free memory may be taken."""
+def test_a_step_is_divided_into_few_equal_micro_batches(batch: int, free: int, expected: int):
+    """A sample takes 1,000 bytes, and samples may take half of the free memory."""
     assert SampleCost(bytes=1000, seconds=0.0).micro_batch(batch, free) == expected
 
 
 def test_the_memory_of_a_sample_is_what_is_kept_for_its_backward_pass():
-    """Of this network that can be said by hand: the input of each linear layer, and the softmax of the loss' input."""
+    """For this network it can be computed by hand: the inputs of the layers and the softmax of the loss."""
 
     class Square(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x**2  # keeps x
+            return x**2  # saves x
 
     model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(100, 5000), Square(), nn.Linear(5000, 10)), 10, 1)
     cost = measure_cost(AboveCut(model), model.stages, torch.randn(8, 1, 10, 10))
@@ -42,7 +42,7 @@ def test_a_frozen_part_costs_no_memory():
     assert measure_cost(AboveCut(model), ("head",), x).bytes < whole.bytes / 100
 
 
-def test_the_trial_leaves_no_trace():
+def test_measuring_does_not_change_the_network():
     model = create("resnet20", 10)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     measure_cost(AboveCut(model), model.stages, torch.randn(8, 3, 32, 32))
@@ -50,6 +50,6 @@ def test_the_trial_leaves_no_trace():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_auxiliary_heads_do_not_disturb():
+def test_networks_with_auxiliary_heads_are_measured_too():
     model = create("inception_v1", 3, 1, aux=True)
     assert measure_cost(AboveCut(model), model.stages, torch.randn(2, 1, 64, 64)).bytes > 0

@@ -1,4 +1,4 @@
-"""Optimizers: what trains, in which group, at which rate."""
+"""Optimizers: trained parameters, groups and learning rates."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_stages_come_in_the_order_of_the_network(asked: list[str], found: tuple[
     assert training_stages(create("resnet20", 3), asked) == found
 
 
-def test_a_stage_that_is_not_there_is_refused_with_what_was_meant():
+def test_an_unknown_stage_is_rejected_with_a_suggestion():
     with pytest.raises(UserError, match=r"phase\.train: 'layer33'.*did you mean layer3.*stem, layer1"):
         training_stages(create("resnet20", 3), ["layer33"])
 
 
-def test_freezing_leaves_gradients_to_the_stages_alone():
+def test_only_the_trained_stages_require_gradients():
     model = create("resnet20", 3)
     freeze(model, ("layer3", "head"))
     train_mode(model, ("layer3", "head"))
@@ -41,8 +41,8 @@ def test_freezing_leaves_gradients_to_the_stages_alone():
             assert module.training == name.startswith("layer3"), name
 
 
-def test_the_stages_of_a_network_of_ones_own():
-    """Those of an nn.Sequential are its children, whatever is inside them."""
+def test_the_stages_of_a_custom_network():
+    """The stages of an nn.Sequential are its children."""
     model = wrap(
         nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), nn.Flatten(), nn.Linear(4, 3)), 3, 1
     )
@@ -53,14 +53,14 @@ def test_the_stages_of_a_network_of_ones_own():
     assert model.get_submodule("module.2").training
 
 
-def test_each_stage_further_from_the_head_trains_slower():
+def test_stages_further_from_the_head_have_lower_rates():
     groups = parameter_groups(create("resnet20", 3), phase(lr=0.1, lr_decay=0.5))
     assert [(g["stage"], round(g["lr"], 6)) for g in groups] == [
         ("stem", 0.00625), ("layer1", 0.0125), ("layer2", 0.025), ("layer3", 0.05), ("head", 0.1),
     ]  # fmt: skip
 
 
-def test_norms_and_biases_can_be_spared_of_weight_decay():
+def test_norms_and_biases_can_be_excluded_from_weight_decay():
     model = create("resnet20", 3)
     groups = parameter_groups(model, phase(weight_decay=0.1, decay_norms=False))
     for group in groups:
@@ -71,8 +71,8 @@ def test_norms_and_biases_can_be_spared_of_weight_decay():
     assert {g["weight_decay"] for g in parameter_groups(model, phase(weight_decay=0.1))} == {0.1}
 
 
-def test_the_last_group_is_that_of_the_head():
-    """Its rate is the one that is reported, with and without weight decay of norms."""
+def test_the_last_group_is_the_head():
+    """Its rate is reported, with and without weight decay of norms."""
     for spec in (phase(), phase(decay_norms=False), phase(lr_decay=0.5)):
         groups = parameter_groups(create("resnet20", 3), spec)
         assert (groups[-1]["stage"], groups[-1]["lr"]) == ("head", spec.lr)

@@ -1,4 +1,4 @@
-"""lr = "auto": the range test finds a rate that trains, and leaves the network as it was."""
+"""lr = "auto": the range test finds a rate that trains, and does not change the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATES = np.logspace(-6, -1, STEPS)
 
 @pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_does_not(optimizer: str):
+def test_the_chosen_rate_trains_and_a_hundredth_of_it_does_not(optimizer: str):
     model, data, engine = mini(), stream(*samples(48)), Engine("cpu", "32")
     before = copy.deepcopy(model.state_dict())
     spec = phase(optimizer=optimizer, lr="auto", epochs=30)
@@ -50,39 +50,39 @@ def test_the_same_test_again_gives_the_same_losses():
 
 
 def test_a_tenth_of_the_rate_at_the_lowest_loss():
-    """A loss that falls steeply before 1e-3 and then rises; noise of a twentieth does not move it by half."""
+    """The loss falls steeply before 1e-3 and then rises; noise of 0.05 changes the rate by less than half."""
     generator = np.random.default_rng(0)
     decades = np.log10(RATES) + 3
     losses = np.where(decades < 0, 3 - 2 * np.exp(4 * decades), 1 + 2 * decades) + 0.05 * generator.normal(size=STEPS)
-    found = choose(RATES, list(losses))
-    assert 1e-4 / 1.5 < found.chosen < 1e-4 * 1.5, found
-    assert "a tenth of the rate with the lowest loss" in found.reason
+    test = choose(RATES, list(losses))
+    assert 1e-4 / 1.5 < test.chosen < 1e-4 * 1.5, test
+    assert "a tenth of the rate with the lowest loss" in test.reason
 
 
 def test_a_loss_that_falls_to_the_end_of_the_range_has_no_lowest_point():
-    """As when a few images are learned by heart: half of the fall is done at 1e-4, and 1e-2 would be far too much."""
+    """As when a few images are memorized: half of the fall is reached at 1e-4, and 1e-2 would be far too high."""
     losses = 3 / (1 + (RATES / 1e-4) ** 1.5)
-    found = choose(RATES, list(losses))
-    assert 0.5e-4 < found.chosen < 2e-4
-    assert "half of the fall" in found.reason
+    test = choose(RATES, list(losses))
+    assert 0.5e-4 < test.chosen < 2e-4
+    assert "half of the fall" in test.reason
 
 
-def test_what_is_good_already_gets_a_tenth_of_the_last_rate_that_does_no_harm():
+def test_a_trained_network_gets_a_tenth_of_the_largest_harmless_rate():
     losses = 0.5 + 50 * np.maximum(0, RATES - 1e-3)
-    found = choose(RATES, list(losses))
-    assert 1e-4 < found.chosen < 4e-4, found
-    assert "did not rise" in found.reason
+    test = choose(RATES, list(losses))
+    assert 1e-4 < test.chosen < 4e-4, test
+    assert "did not rise" in test.reason
 
 
-def test_what_broke_away_does_not_pull_up_what_came_before():
+def test_divergence_does_not_raise_the_smoothed_loss_before_it():
     losses = [3.0] * 20 + [1.0] * 10 + [1e9]
     assert smooth(np.array(losses))[:25] == pytest.approx(smooth(np.array(losses[:-1]))[:25], abs=0.1)
 
 
-def test_a_loss_that_becomes_nan_ends_the_test_and_one_that_starts_so_is_an_error():
-    found = choose(RATES, [2.0, 1.5, 1.0, float("nan")])
-    assert len(found.losses) == 3
-    assert found.chosen == pytest.approx(RATES[2] / 10, rel=0.05)
+def test_a_loss_that_becomes_nan_ends_the_test_and_one_that_starts_as_nan_is_an_error():
+    test = choose(RATES, [2.0, 1.5, 1.0, float("nan")])
+    assert len(test.losses) == 3
+    assert test.chosen == pytest.approx(RATES[2] / 10, rel=0.05)
     with pytest.raises(JobError, match="not finite before the first step"):
         choose(RATES, [float("nan")])
 

@@ -1,4 +1,4 @@
-"""A run that is killed at any instant and resumed ends as one that was not: weights, history, metrics, to the bit."""
+"""A run that is killed at any instant and resumed ends with the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 AUGMENT = {"rotate": 20, "hflip": 0.5, "erase": 0.3}
 RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
-    # name: phases, the rest of the recipe, a step to die at
+    # name: phases, other recipe tables, the step at which the process dies
     "everything at once": (
         [{"augment": AUGMENT, "mixup": 0.2, "cutmix": 1.0, "ema": 0.8, "clip": 1.0}, {"train": ["head"], "epochs": 1}],
         {}, 7,
@@ -43,39 +43,41 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
         [{"epochs": 6, "lr": 0.05, "early_stop": 2, "schedule": {"name": "plateau", "patience": 0, "threshold": 0.5}}],
         {}, 12,
     ),
-    "pieces, and classes drawn alike": (
+    "micro-batches and balanced sampling": (
         [{"micro_batch": 5, "sampling": "balanced", "class_weights": "balanced", "optimizer": "adamw"}],
-        {"own network": True}, 5,
+        {"custom network": True}, 5,
     ),
-    "a head that is solved, then trained on what is stored": (
+    "a solved head, then training on stored activations": (
         [{"train": ["head"], "head": "auto", "epochs": 1},
          {"train": ["block3", "head"], "views": 2, "augment": AUGMENT}],
         {}, 7,
     ),
-    "fresh images through a frozen part": ([{"train": ["head"], "augment": AUGMENT, "epochs": 3}], {}, 11),
-    "a rate that was found": ([{"lr": "auto", "schedule": {"name": "cosine", "warmup": 0.5}}], {}, 7),
+    "fresh augmentation through a frozen part": ([{"train": ["head"], "augment": AUGMENT, "epochs": 3}], {}, 11),
+    "a learning rate from a range test": ([{"lr": "auto", "schedule": {"name": "cosine", "warmup": 0.5}}], {}, 7),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_killed_run_ends_as_if_it_had_not_been(name: str, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    given, more, step = RECIPES[name]
-    own = own_network if more.pop("own network", False) else lambda: None
-    recipe = write_recipe(tmp_path / "r.toml", *given, **more)
-    whole = train(idx, recipe, tmp_path / "whole", model=own()).path
+def test_a_killed_run_ends_like_an_uninterrupted_one(
+    name: str, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    phase_tables, more, step = RECIPES[name]
+    network = custom_network if more.pop("custom network", False) else lambda: None
+    recipe = write_recipe(tmp_path / "r.toml", *phase_tables, **more)
+    whole = train(idx, recipe, tmp_path / "whole", model=network()).path
 
     def work() -> None:
         dying(loop, "step_within_memory", step)
-        train(idx, recipe, tmp_path / "cut", model=own())
+        train(idx, recipe, tmp_path / "cut", model=network())
 
     assert in_child(work) == -signal.SIGKILL
     assert (tmp_path / "cut" / "checkpoint" / "checkpoint.json").exists()
-    monkeypatch.setattr(phases, "range_test", None)  # what was found is not sought again
-    check_same(train(idx, recipe, tmp_path / "cut", model=own(), resume=True).path, whole)
+    monkeypatch.setattr(phases, "range_test", None)  # the resumed run uses the rate that was found
+    check_same(train(idx, recipe, tmp_path / "cut", model=network(), resume=True).path, whole)
 
 
-def own_network() -> nn.Module:
-    """With BatchNorm, whose statistics depend on the pieces; dropout, which draws; and weights shared."""
+def custom_network() -> nn.Module:
+    """A network with BatchNorm, which depends on the micro-batches, with dropout, and with shared weights."""
     torch.manual_seed(5)
     twice = nn.Conv2d(8, 8, 3, padding=1)
     body = [nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), twice, nn.ReLU(), twice, nn.Dropout(0.3)]
@@ -83,15 +85,15 @@ def own_network() -> nn.Module:
 
 
 MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
-    # what is going on: (module, function, number of the call, whether after it)
-    "images are read": (prepare, "load_samples", 1, False),
-    "it begins": (Identity, "write", 1, True),
+    # moment: (module, function, number of the call, whether after it)
+    "images are decoded": (prepare, "load_samples", 1, False),
+    "the identity is written": (Identity, "write", 1, True),
     "the first epoch": (loop, "step_within_memory", 3, False),
     "the first validation": (loop, "answer", 1, False),
     "the first model is written": (recorder, "write_model", 1, False),
-    "an epoch was written down": (RunFolder, "add", 2, True),
-    "what the frozen part gives is stored": (activations, "_append", 1, True),
-    "the store is about to be whole": (Cache, "commit", 1, False),
+    "an epoch was recorded": (RunFolder, "add", 2, True),
+    "activations are stored": (activations, "_append", 1, True),
+    "the store is about to be committed": (Cache, "commit", 1, False),
     "the second phase": (loop, "step_within_memory", 2, True),
     "the last epoch is over": (RunFolder, "add", 1, True),
     "the final evaluation": (finalize, "answer", 1, False),
@@ -102,8 +104,8 @@ MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
 
 
 @pytest.mark.long
-def test_a_run_may_be_killed_again_and_again(idx: Path, tmp_path: Path):
-    """One run that dies at each of these moments in turn, and goes on from there."""
+def test_a_run_may_be_killed_repeatedly(idx: Path, tmp_path: Path):
+    """One run that dies at each of these moments in turn and is resumed after each."""
     recipe = write_recipe(tmp_path / "r.toml", {}, {"train": ["head"], "epochs": 1}, best="loss")
     out = tmp_path / "cut"
     for name, moment in MOMENTS.items():
@@ -113,13 +115,13 @@ def test_a_run_may_be_killed_again_and_again(idx: Path, tmp_path: Path):
             train(idx, recipe, out, every="3steps", resume=True)
 
         assert in_child(work) == -signal.SIGKILL, name
-    assert train(idx, recipe, out, resume=True).best.figures is not None  # which says that it is finished
-    os.environ["LINNAEUS_CACHE"] += "-2"  # as if the other had never been
+    assert train(idx, recipe, out, resume=True).best.figures is not None  # the run is reported as finished
+    os.environ["LINNAEUS_CACHE"] += "-2"  # a cache of its own
     check_same(out, train(idx, recipe, tmp_path / "whole").path)
 
 
 def test_the_model_file_is_never_ahead_of_the_checkpoint(idx: Path, tmp_path: Path):
-    """Else a run that is resumed and stopped would put an older model over a better one."""
+    """Otherwise a run that is resumed and stopped would overwrite a better model with an older one."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 6, "lr": 1e-3}, best="loss")
     out = tmp_path / "cut"
     for step, every in ((7, "2steps"), (11, "1000steps")):
@@ -129,34 +131,36 @@ def test_the_model_file_is_never_ahead_of_the_checkpoint(idx: Path, tmp_path: Pa
             train(idx, recipe, out, every=every, resume=True)
 
         assert in_child(work) == -signal.SIGKILL
-    kept = checkpoint.Checkpoints(out / "checkpoint").read("loss")
-    assert kept is not None
-    assert kept.best.figures is not None
-    assert len((out / "history.csv").read_text().splitlines()) > 1 + len(kept.rows)  # it was further when it died
-    assert linnaeus.load(out).about.metrics["valid"]["loss"] == kept.best.figures.loss
+    saved = checkpoint.Checkpoints(out / "checkpoint").read("loss")
+    assert saved is not None
+    assert saved.best.figures is not None
+    assert len((out / "history.csv").read_text().splitlines()) > 1 + len(
+        saved.rows
+    )  # the history was ahead of the checkpoint
+    assert linnaeus.load(out).about.metrics["valid"]["loss"] == saved.best.figures.loss
 
 
 WRITING: dict[str, tuple[Any, str, int, bool, str]] = {
-    # where the writer is: (module, function, number of the call, whether after it, of which file)
+    # place: (module, function, number of the call, whether after it, start of the file name)
     "before a file is synced": (files, "sync", 2, False, ".state-"),
-    "after it is": (files, "sync", 2, True, ".state-"),
+    "after a file is synced": (files, "sync", 2, True, ".state-"),
     "before the state is renamed": (Path, "replace", 2, False, ".state-"),
-    "after the state is": (Path, "replace", 2, True, ".state-"),
+    "after the state is renamed": (Path, "replace", 2, True, ".state-"),
     "before the best model is synced": (files, "sync", 1, False, ".best-"),
     "before the best model is renamed": (Path, "replace", 1, False, ".best-"),
-    "after the best model is": (Path, "replace", 1, True, ".best-"),
-    "before the list of files is synced": (files, "sync", 1, False, ".checkpoint-"),
-    "before it is the new one": (Path, "replace", 1, False, ".checkpoint-"),
-    "when it is, and nothing else": (Path, "replace", 1, True, ".checkpoint-"),
+    "after the best model is renamed": (Path, "replace", 1, True, ".best-"),
+    "before the manifest is synced": (files, "sync", 1, False, ".checkpoint-"),
+    "before the manifest is renamed": (Path, "replace", 1, False, ".checkpoint-"),
+    "after the manifest is renamed": (Path, "replace", 1, True, ".checkpoint-"),
     "before the old files are removed": (Path, "unlink", 1, False, "state-"),
-    "after one of them is": (Path, "unlink", 1, True, "state-"),
+    "after one of them is removed": (Path, "unlink", 1, True, "state-"),
 }
 
 
-def test_a_checkpoint_is_whole_wherever_its_writer_dies(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_is_complete_wherever_its_writer_dies(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 12, "lr": 1e-3}, best="loss")
     out = tmp_path / "cut"
-    for name, point in {"half of a file is there": None, **WRITING}.items():
+    for name, point in {"half of a file is written": None, **WRITING}.items():
 
         def work(point: tuple[Any, str, int, bool, str] | None = point) -> None:
             if point is None:
@@ -171,7 +175,7 @@ def test_a_checkpoint_is_whole_wherever_its_writer_dies(idx: Path, tmp_path: Pat
 
 
 def half_written(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """As much of a file as was on the disk when the power went."""
+    """Write half of a file and die, as in a power failure."""
     save_tensors(tensors, path)
     os.truncate(path, path.stat().st_size // 2)
     die()
@@ -179,9 +183,9 @@ def half_written(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 @pytest.mark.long
 def test_fifty_random_kills():
-    """At any instant, not only between steps and writings: `benchmarks/kills.py`, which by itself does 500."""
+    """At any instant, not only between steps and writes, by `benchmarks/kills.py`, whose default is 500 kills."""
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
     command = [sys.executable, str(script), "--kills", "50", "--seed", str(os.getpid())]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "50 kills in" in found.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "50 kills in" in result.stdout

@@ -1,4 +1,4 @@
-"""Whole runs: what is in the folder afterwards, that it can be repeated, and how a run ends."""
+"""Complete runs: the files of the folder, repeating a run, and how a run ends."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """120 training images, of which a tenth becomes validation, and 30 of test."""
+    """120 training images, of which a tenth becomes validation, and 30 test images."""
     return write_idx(tmp_path / "idx")
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without their images and page, which take most of a second."""
+    """Runs without plots and report, which take most of a second."""
     monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
 
@@ -64,8 +64,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
-    """On class folders with Chinese names, blanks and letters, so that paths, plots and tables meet them too."""
+def test_a_run_writes_all_files_and_they_agree(tmp_path: Path):
+    """Class names with Chinese characters, accents and spaces, which occur in paths, plots and tables."""
     names = ("rosa × alba", "玫瑰", "ñandú 3")
     source = write_images(tmp_path / "mit Wörtern 图", names, each=20)
     data = settings(split={"valid": 0.2, "test": 0.2})
@@ -94,19 +94,19 @@ def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path):
     model = linnaeus.load(run.path)
     assert model.classes == ("rosa × alba", "ñandú 3", "玫瑰")
     for split in ("valid", "test"):
-        said = model.about.metrics[split]
-        assert said["n"] == 12
-        for name, value in said.items():
+        stored = model.about.metrics[split]
+        assert stored["n"] == 12
+        for name, value in stored.items():
             assert metrics[split][name] == pytest.approx(value), name
     assert model.about.data["fingerprint"] == metrics["fingerprint"]
     check_predictions_add_up(run, model, metrics)
-    again = model.evaluate(run.path / "split.csv", "test")  # the split that was written is a source
+    again = model.evaluate(run.path / "split.csv", "test")  # split.csv can be used as a source
     assert (again.n, again.correct) == (12, metrics["test"]["correct"])
     assert again.loss == pytest.approx(metrics["test"]["loss"], abs=1e-6)
 
 
 def check_predictions_add_up(run: Run, model: linnaeus.Classifier, metrics: dict[str, Any]) -> None:
-    """Prediction of the very files, through its own way of reading them, counts as many right as metrics.json."""
+    """Predicting the image files gives as many correct images as metrics.json."""
     with (run.path / "split.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for split in ("valid", "test"):
@@ -124,7 +124,7 @@ def check_predictions_add_up(run: Run, model: linnaeus.Classifier, metrics: dict
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_is_repeated_to_the_bit_by_its_recipe(idx: Path, tmp_path: Path):
-    """By the recipe.toml that it left behind; augmentation and mixing included. Another seed differs."""
+    """By its recipe.toml, with augmentation and mixup. Another seed gives another result."""
     augment = {"rotate": 20, "hflip": 0.5, "erase": 0.3}
     recipe = write_recipe(
         tmp_path / "r.toml", {"augment": augment, "mixup": 0.2, "ema": 0.8}, {"train": ["head"], "epochs": 1}
@@ -136,7 +136,7 @@ def test_a_run_is_repeated_to_the_bit_by_its_recipe(idx: Path, tmp_path: Path):
     assert same(weights(first.path), weights(second.path))
     assert not same(weights(first.path), weights(other.path))
 
-    def rows(run: Run) -> list[str]:  # without the seconds
+    def rows(run: Run) -> list[str]:  # without the durations
         return [line.rpartition(",")[0] for line in (run.path / "history.csv").read_text().splitlines()]
 
     assert rows(first) == rows(second)
@@ -145,7 +145,7 @@ def test_a_run_is_repeated_to_the_bit_by_its_recipe(idx: Path, tmp_path: Path):
 
 
 def collected(monkeypatch: pytest.MonkeyPatch, valid: list[tuple[float, float, float]] | None = None) -> list:
-    """The states after each epoch, in order; and figures (accuracy, balanced accuracy, loss) of one's own choice."""
+    """Collect the state after each epoch; `valid` replaces the metrics (accuracy, balanced accuracy, loss)."""
     from linnaeus.training import loop, phases
 
     states: list[dict[str, torch.Tensor]] = []
@@ -168,7 +168,7 @@ def collected(monkeypatch: pytest.MonkeyPatch, valid: list[tuple[float, float, f
 def test_the_file_holds_the_best_model_not_the_last(
     by: str, expected: int, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """By the measure of the recipe; ties go to the lower loss, then to the earlier epoch."""
+    """By the metric of the recipe; ties go to the lower loss, then to the earlier epoch."""
     figures = [(0.5, 0.8, 0.9), (0.75, 0.9, 0.8), (0.75, 0.7, 0.5), (0.5, 0.5, 0.4), (0.75, 0.7, 0.5)]
     states = collected(monkeypatch, figures)
     run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 5, "lr": 1e-3}, best=by), tmp_path / "run")
@@ -192,7 +192,7 @@ def test_ties():
 
 @pytest.mark.usefixtures("undrawn")
 def test_each_phase_starts_from_the_best_so_far(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The second phase trains nothing but the head, so the blocks are those of the best epoch of the first."""
+    """The second phase trains only the head, so the blocks are those of the best epoch of the first phase."""
     figures = [(0.5, 0.5, 0.9), (0.9, 0.9, 0.5), (0.5, 0.5, 0.9), (1.0, 1.0, 0.1), (0.0, 0.0, 9.0)]
     states = collected(monkeypatch, figures)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3}, {"train": ["head"], "epochs": 2})
@@ -207,18 +207,18 @@ def test_each_phase_starts_from_the_best_so_far(idx: Path, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_auxiliary_heads_train_and_vanish_from_the_file(tmp_path: Path):
+def test_auxiliary_heads_are_not_in_the_model_file(tmp_path: Path):
     idx = write_idx(tmp_path / "small", train=20, test=6)
     more = {"model": {"name": "inception_v1", "arguments": {"aux": True}}}
     run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}, **more), tmp_path / "run")
     assert not any("aux" in name for name in weights(run.path))
     about = linnaeus.load(run.path).about
     assert about.arch["arguments"]["aux"] is False
-    assert about.recipe["model"]["arguments"]["aux"] is True  # which is what would repeat it
+    assert about.recipe["model"]["arguments"]["aux"] is True  # the recipe repeats the run, with auxiliary heads
 
 
 def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C when epoch `after` has been written down."""
+    """Ctrl-C after epoch `after` has been recorded."""
     add = RunFolder.add
 
     def stop(folder: RunFolder, row: Row) -> None:
@@ -242,7 +242,7 @@ def test_an_interrupted_run_keeps_the_best_so_far(idx: Path, tmp_path: Path, mon
     assert len(history(run.path)) == 3
 
 
-def test_a_run_stopped_before_its_first_epoch_says_so(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_stopped_before_its_first_epoch_is_an_error(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stopping(1, monkeypatch)
     with pytest.raises(JobError, match="stopped before the first epoch was over"):
         train(idx, write_recipe(tmp_path / "r.toml"), tmp_path / "run")
@@ -251,7 +251,7 @@ def test_a_run_stopped_before_its_first_epoch_says_so(idx: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
-    """A real signal to a real process: exit status 1, no traceback, a model that loads."""
+    """A real signal to a real process: exit status 1, no traceback, and a model that loads."""
     idx = write_idx(tmp_path / "idx")
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 100_000})
     command = [sys.executable, "-m", "linnaeus", "train", str(idx), "--recipe", str(recipe)]
@@ -266,7 +266,7 @@ def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
             assert time.monotonic() < end, "no model within a minute"
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        if times == 2:  # once more, while the best model is evaluated and drawn
+        if times == 2:  # a second time, during the final evaluation
             assert process.stdout is not None
             while "Ctrl-C again" not in process.stdout.readline():
                 pass
@@ -282,7 +282,7 @@ def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_loss_that_explodes_keeps_the_best_model(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_diverging_loss_keeps_the_best_model(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"optimizer": "sgd", "lr": 1e30})
     with pytest.raises(JobError, match=r"learning rate 1e\+30.*the best model so far \(phase 1, epoch 1\) is in .*run"):
         train(idx, recipe, tmp_path / "run")
@@ -303,7 +303,7 @@ def with_bad_images(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_bad_images_are_left_out_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_unreadable_images_are_left_out_listed_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = with_bad_images(tmp_path / "pictures")
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
     run = train(source, recipe, tmp_path / "run")
@@ -330,7 +330,7 @@ def test_a_class_without_a_readable_image_is_named(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_selecting_on_the_test_images_is_said(idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_selecting_on_the_test_images_is_reported(idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(valid="test")), tmp_path / "run")
     assert set(run.figures) == {"valid"}
     assert run.figures["valid"].n == 30
@@ -340,8 +340,8 @@ def test_selecting_on_the_test_images_is_said(idx: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_normalising_by_the_data(idx: Path, tmp_path: Path):
-    """Mean and standard deviation of the training pixels alone, written into the model file."""
+def test_normalization_by_the_data(idx: Path, tmp_path: Path):
+    """The model file holds mean and standard deviation of the training pixels only."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(normalise="data"))
     run = train(idx, recipe, tmp_path / "run")
     with (run.path / "split.csv").open() as file:
@@ -357,8 +357,8 @@ def build(classes: int, channels: int) -> nn.Module:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_network_of_ones_own(idx: Path, tmp_path: Path):
-    """As a module, and as file.py:function; and predicting with each again, which needs its code."""
+def test_a_custom_network(idx: Path, tmp_path: Path):
+    """As a module and as file.py:function; predicting with it needs its code."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "lr": 1e-3})
     code = tmp_path / "my nets" / "net.py"
     code.parent.mkdir()
@@ -372,7 +372,7 @@ def test_a_network_of_ones_own(idx: Path, tmp_path: Path):
         assert run.valid.accuracy > 0.5
         with pytest.raises(UserError, match="your own code"):
             linnaeus.load(run.path)
-        if isinstance(given, nn.Module):  # it holds the best weights now
+        if isinstance(given, nn.Module):  # the module holds the best weights now
             x = torch.from_numpy(image / 255).float()[None, None]
             again = linnaeus.load(run.path, model=build(3, 1))
             expected = (given.eval()(x) / again.temperature).softmax(1)[0].detach().numpy()
@@ -390,7 +390,7 @@ def test_a_network_of_ones_own(idx: Path, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_wrong_input_is_found_before_anything_is_made(idx: Path, tmp_path: Path):
+def test_wrong_input_is_found_before_anything_is_written(idx: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x").touch()

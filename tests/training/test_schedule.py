@@ -1,4 +1,4 @@
-"""Schedules against torch's own, step by step."""
+"""Schedules equal those of torch, step by step."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def reference(make, per_step: bool) -> list[list[float]]:
     return found
 
 
-def test_step_is_torchs():
+def test_step_equals_torch():
     ours = rates(Schedule(optimizer(0.1, 0.01), phase(name="step", every=3, factor=0.5), STEPS))
     theirs = reference(lambda o: StepLR(o, step_size=3, gamma=0.5), per_step=False)
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs))
 
 
-def test_cosine_is_torchs_by_step():
+def test_cosine_equals_torch():
     ours = rates(Schedule(optimizer(0.1, 0.01), phase(name="cosine"), STEPS))
     theirs = reference(lambda o: CosineAnnealingLR(o, T_max=EPOCHS * STEPS), per_step=True)
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs))
 
 
-def test_onecycle_is_torchs():
+def test_onecycle_equals_torch():
     ours = rates(Schedule(optimizer(0.1, 0.01), phase(name="onecycle", rise=0.3, start_div=25, end_div=1e4), STEPS))
     theirs = reference(
         lambda o: OneCycleLR(
@@ -73,7 +73,7 @@ def test_warmup_rises_to_the_peak_and_never_starts_at_zero():
 
 
 @pytest.mark.parametrize("monitor", ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy"])
-def test_plateau_is_torchs_with_all_its_keys(monitor: str):
+def test_plateau_equals_torch_with_all_keys(monitor: str):
     figures = [1.0, 0.9, 0.9, 0.9, 0.95, 0.9, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
     spec = phase(
         name="plateau", monitor=monitor, factor=0.5, patience=1, threshold=0.05, threshold_mode="abs", cooldown=1,

@@ -1,4 +1,4 @@
-"""What a phase trains on: the same as running the whole network, with no work done twice."""
+"""The data of a phase: stored activations give the results of the whole network, and nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LAST = {"train": ["layer3", "head"], "epochs": 2, "lr": 0.1, "batch": 8}
 
 @pytest.fixture
 def network() -> Network:
-    """A small network whose BatchNorms have seen something, in the training mode that a run leaves it in."""
+    """A small network with BatchNorm statistics, in training mode, as it is after an epoch."""
     torch.manual_seed(0)
     network = create("resnet20", CLASSES)
     network.train()(torch.randn(16, 3, SIZE, SIZE))
@@ -51,18 +51,18 @@ def streams(network: Network, *phases: dict, cache: Cache | None = None) -> Stre
 
 
 def logits(network: Network, cut: str | None, stream: Stream, epoch: int = 0) -> dict[int, torch.Tensor]:
-    """What the network says to each sample of a stream."""
+    """The logits of the network for each sample of a stream."""
     network.eval()
-    found: dict[int, torch.Tensor] = {}
+    outputs: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for batch in stream.batches.epoch(epoch):
             out = AboveCut(network, cut)(stream.prepare(batch, epoch))
-            found |= dict(zip(batch.indices.tolist(), out, strict=True))
-    return found
+            outputs |= dict(zip(batch.indices.tolist(), out, strict=True))
+    return outputs
 
 
 def whole(network: Network, s: Streams, which: str) -> torch.Tensor:
-    """The plain way: every image through the whole network."""
+    """The reference: every image through the whole network."""
     samples: Samples = getattr(s, which)
     batch = next(iter(Batches(samples.rows, samples.labels, batch=99, device=torch.device("cpu")).epoch()))
     with torch.no_grad():
@@ -70,7 +70,7 @@ def whole(network: Network, s: Streams, which: str) -> torch.Tensor:
 
 
 def count_runs(network: Network, stage: str) -> list[int]:
-    """Images that go through a stage of the network or of any copy of it from now on."""
+    """Record the number of images that go through a stage of the network or of a copy of it."""
     seen: list[int] = []
     getattr(network, stage).register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     return seen
@@ -93,7 +93,7 @@ def test_stored_activations_give_the_logits_of_the_whole_network(network: Networ
 
 
 def test_nothing_below_the_cut_runs_after_the_first_time(network: Network):
-    """Neither in the second epoch nor in the next run."""
+    """Not in the second epoch, and not in the next run."""
     streams(network, HEAD).of(0)
     seen = count_runs(network, "layer1")
     cut, train, valid = streams(network, HEAD).of(0)
@@ -108,11 +108,11 @@ def test_nothing_below_the_cut_runs_after_the_first_time(network: Network):
     [
         (["layer2", "layer3"], ["head"], "head"),
         (["layer2", "layer3"], ["layer3", "head"], "layer3"),
-        (["layer1", "layer3"], ["layer3", "head"], "layer2"),  # from layer3 on, the head would not see layer1
+        (["layer1", "layer3"], ["layer3", "head"], "layer2"),  # a cut at layer3 would hide layer1 from the head
         (["stem", "layer3"], ["layer3", "head"], "layer1"),
     ],
 )
-def test_a_head_that_looks_at_several_stages_sees_them_through_the_stores(looks_at, train, cut: str):
+def test_a_head_on_several_stages_gets_them_from_the_stores(looks_at, train, cut: str):
     torch.manual_seed(0)
     network = create("resnet20", CLASSES, head_stages=looks_at)
     network.train()(torch.randn(16, 3, SIZE, SIZE))
@@ -124,8 +124,8 @@ def test_a_head_that_looks_at_several_stages_sees_them_through_the_stores(looks_
 
 
 @pytest.mark.long
-def test_int8_is_close_or_refused_and_kept_apart(network: Network, monkeypatch: pytest.MonkeyPatch):
-    """Rows of both kinds, under keys of their own; and a network that loses too much is refused in one line."""
+def test_int8_is_close_or_rejected_and_stored_separately(network: Network, monkeypatch: pytest.MonkeyPatch):
+    """float and int8 activations have separate keys; a network that changes too much is rejected in one line."""
     pytest.importorskip("onnxruntime")
     _, plain, _ = streams(network, HEAD).of(0)
     s = streams(network, HEAD)
@@ -143,7 +143,7 @@ def test_int8_is_close_or_refused_and_kept_apart(network: Network, monkeypatch: 
     assert s.frozen.made_by == {"stem to layer3": "int8"}
 
 
-def test_the_same_network_with_another_view_of_the_head_shares_what_lies_lower():
+def test_networks_that_differ_in_the_head_stages_share_the_lower_stores():
     torch.manual_seed(0)
     network = create("resnet20", CLASSES)
     streams(network, LAST).of(0)
@@ -153,17 +153,17 @@ def test_the_same_network_with_another_view_of_the_head_shares_what_lies_lower()
     streams(other, LAST).of(0)
     assert sum(seen) == 0
     streams(other, HEAD).of(0)
-    assert sum(seen) > 0, "its vectors are others"
+    assert sum(seen) > 0, "its features differ"
 
 
-def test_a_later_phase_gets_its_store_on_the_way(network: Network):
-    """One pass to layer3 serves the head, which is made from there, and the phase that trains layer3."""
+def test_the_store_of_a_later_phase_is_built_first(network: Network):
+    """The store at layer3 serves the phase that trains layer3, and the input of the head is computed from it."""
     s = streams(network, HEAD, LAST)
     cut, train, _ = s.of(0)
     expected = whole(network, s, "train")
     found = logits(network, cut, train)
     torch.testing.assert_close(torch.stack([found[i] for i in range(21)]), expected, rtol=5e-3, atol=5e-3)
-    assert len(default_cache().entries()) == 4  # layer3's and the head's input, of training and validation
+    assert len(default_cache().entries()) == 4  # input of layer3 and of the head, for training and validation
     s.of(1)
     assert len(default_cache().entries()) == 4
 
@@ -187,7 +187,7 @@ def test_views_are_drawn_once_and_take_turns(network: Network):
     for first in range(3):
         torch.testing.assert_close(epochs[first], epochs[first + 3])
         assert not torch.allclose(epochs[first], epochs[(first + 1) % 3])
-    # Each is what fresh augmentation gives for that view as its epoch.
+    # View v equals fresh augmentation in epoch v.
     fresh = streams(network, {**HEAD, "augment": augment})
     cut, stream, _ = fresh.of(0)
     of_view = [torch.stack([logits(network, cut, stream, v)[i] for i in range(21)]) for v in range(3)]
@@ -202,7 +202,7 @@ def test_fresh_augmentation_stores_nothing_of_training(network: Network):
     assert [entry.about["n"] for entry in default_cache().entries()] == [10]
 
 
-def test_over_the_budget_it_streams_and_gives_the_same(network: Network, tmp_path: Path):
+def test_without_room_for_stores_the_results_are_the_same(network: Network, tmp_path: Path):
     s = streams(network, HEAD, cache=Cache(tmp_path / "small", 64))
     cut, train, valid = s.of(0)
     for which, stream in (("train", train), ("valid", valid)):

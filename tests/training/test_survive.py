@@ -1,4 +1,4 @@
-"""What a run does when somebody stops it, when the machine fails it, and when it is not the same run any more."""
+"""Runs that are stopped by a signal or a failure of the machine, and runs that may not be resumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = [
 
 
 def kill_at(step: int, source: Path, recipe: Path, out: Path | None, **more: Any) -> None:
-    """A run that is killed at a step, counted from 1."""
+    """A run that is killed at step `step`, counted from 1."""
 
     def work() -> None:
         dying(Optimization, "step", step)
@@ -49,7 +49,7 @@ def kill_at(step: int, source: Path, recipe: Path, out: Path | None, **more: Any
 
 
 def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> int:
-    """The command, which gets a signal in the middle of a step; its exit status."""
+    """Run the command, send it signal `number` in the middle of a step, and return its exit status."""
 
     def work() -> None:
         real, calls = Optimization.step, 0
@@ -76,15 +76,15 @@ def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> 
 def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     number: int, status: int, idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    """No checkpoint is due in so short a run: the signal alone makes it write one."""
+    """No checkpoint is due in such a short run; only the signal causes one."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3}, best="loss")
     out = tmp_path / "cut"
     assert signalled(number, 6, idx, recipe, out) == status
-    said = capfd.readouterr()
-    assert "Traceback" not in said.err
-    assert f"linnaeus train {out} --resume" in said.err
-    assert len(said.err.strip().splitlines()) == 1
-    model = linnaeus.load(out)  # the best so far
+    output = capfd.readouterr()
+    assert "Traceback" not in output.err
+    assert f"linnaeus train {out} --resume" in output.err
+    assert len(output.err.strip().splitlines()) == 1
+    model = linnaeus.load(out)  # the best model so far
     assert (out / "metrics.json").exists() == (number == signal.SIGINT)
     assert model.about.metrics["valid"]["n"] == 7
     state = json.loads((out / "checkpoint" / "checkpoint.json").read_text().partition("\n")[2])
@@ -93,7 +93,7 @@ def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
 
 
 def test_sigterm_before_the_first_step_leaves_no_folder(idx: Path, tmp_path: Path):
-    """There is nothing to go on with, and the next try may have the name."""
+    """There is nothing to resume, and the next run can have the name."""
     recipe = write_recipe(tmp_path / "r.toml")
 
     def work() -> None:
@@ -108,7 +108,7 @@ def test_sigterm_before_the_first_step_leaves_no_folder(idx: Path, tmp_path: Pat
     assert not (tmp_path / "cut").exists()
 
 
-def test_a_finished_run_says_so(idx: Path, tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
+def test_resuming_a_finished_run_reports_it(idx: Path, tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path / "mine.toml")
     done = train(idx, recipe, None)
@@ -121,10 +121,8 @@ def test_a_finished_run_says_so(idx: Path, tmp_path: Path, say, monkeypatch: pyt
     assert {file: file.stat().st_mtime_ns for file in done.path.iterdir()} == before
 
 
-def test_resume_begins_where_there_is_nothing_and_finds_the_last_run(
-    idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The same command, whatever has happened: what a batch system starts again and again."""
+def test_resume_starts_a_new_run_or_finds_the_last_one(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A batch system can always start the same command."""
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path / "mine.toml", best="loss")
     train(idx, recipe, None)
@@ -133,14 +131,14 @@ def test_resume_begins_where_there_is_nothing_and_finds_the_last_run(
     assert train(idx, recipe, None, resume=True).path == Path("runs/mine-2")
     check_same(Path("runs/mine-2"), Path("runs/mine-1"))
     other = write_idx(tmp_path / "other", train=70, test=12)
-    assert train(other, recipe, None, resume=True).path == Path("runs/mine-3")  # what others have finished is not ours
+    assert train(other, recipe, None, resume=True).path == Path("runs/mine-3")  # a run on other data is not resumed
     assert train(idx, recipe, None, resume=True).path == Path("runs/mine-2")
     (tmp_path / "runs").rename(tmp_path / "old")
     assert train(idx, recipe, None, resume=True).path == Path("runs/mine-1")
 
 
-def test_a_run_folder_is_enough_to_go_on(idx: Path, tmp_path: Path):
-    """It knows its source, its recipe and what was changed of it."""
+def test_a_run_folder_is_enough_to_resume(idx: Path, tmp_path: Path):
+    """The folder records the source, the recipe and the overrides."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 5})
     whole = train(idx, recipe, tmp_path / "whole", epochs=2, seed=7, settings={"phase.1.lr": 1e-3})
     kill_at(6, idx, recipe, tmp_path / "cut", epochs=2, seed=7, settings={"phase.1.lr": 1e-3})
@@ -148,34 +146,34 @@ def test_a_run_folder_is_enough_to_go_on(idx: Path, tmp_path: Path):
     check_same(train(tmp_path / "cut", None, None, resume=True).path, whole.path)
 
 
-def test_another_recipe_other_data_and_other_classes_are_refused(tmp_path: Path):
+def test_resuming_with_another_recipe_data_or_classes_is_rejected(tmp_path: Path):
     source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
     out = tmp_path / "cut"
     kill_at(4, source, recipe, out)
-    (out / LOCK).unlink()  # which the killed one has left
+    (out / LOCK).unlink()  # left by the killed process
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
-    def refused(*expected: str, **more: Any) -> None:
+    def rejected(*expected: str, **more: Any) -> None:
         with pytest.raises(UserError, match="cannot be resumed, because this is a different run: ") as caught:
             train(source, recipe, out, resume=True, **more)
         assert "\n" not in str(caught.value)
         assert [part for part in expected if part not in str(caught.value)] == [], caught.value
         assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
-    refused("phase.1.lr: 0.003 → 0.01", "seed: 0 → 3", settings={"phase.1.lr": 0.01}, seed=3)
-    refused("phase.2: none → ", settings={"phase": [{"epochs": 2, "batch": 16, "lr": 3e-3}, {"epochs": 1, "lr": 1.0}]})
+    rejected("phase.1.lr: 0.003 → 0.01", "seed: 0 → 3", settings={"phase.1.lr": 0.01}, seed=3)
+    rejected("phase.2: none → ", settings={"phase": [{"epochs": 2, "batch": 16, "lr": 3e-3}, {"epochs": 1, "lr": 1.0}]})
     (source / "0" / "0 3.png").rename(tmp_path / "kept.png")
-    refused("images in valid: 10 → 9", "data: ")
+    rejected("images in valid: 10 → 9", "data: ")
     (tmp_path / "kept.png").rename(source / "0" / "0 3.png")
     write_images(source, ("3",), each=4)
-    refused("number of classes: 3 → 4", "none removed, 3 added")
+    rejected("number of classes: 3 → 4", "none removed, 3 added")
     shutil.rmtree(source / "3")
-    again = train(source, out / "recipe.toml", out, resume=True)  # its own recipe is the same recipe
+    again = train(source, out / "recipe.toml", out, resume=True)  # the recipe of the run itself is accepted
     assert again.valid.n == 10
 
 
-def test_a_image_replaced_by_one_of_as_many_bytes_is_refused_and_a_moved_folder_is_not(tmp_path: Path):
+def test_a_replaced_image_of_the_same_size_is_rejected_and_a_moved_folder_is_not(tmp_path: Path):
     source = tmp_path / "pictures"
     for label in range(3):
         (source / str(label)).mkdir(parents=True)
@@ -191,11 +189,11 @@ def test_a_image_replaced_by_one_of_as_many_bytes_is_refused_and_a_moved_folder_
     with pytest.raises(UserError, match="their pixels have changed"):
         train(moved, recipe, tmp_path / "cut", resume=True)
     one.write_bytes(content[0])
-    os.utime(other)  # copied anew
+    os.utime(other)  # as after copying the file again
     assert train(moved, recipe, tmp_path / "cut", resume=True).valid.n == 6
 
 
-def test_a_image_that_goes_in_the_middle_of_a_run_does_not_matter_where_it_is_stored(tmp_path: Path):
+def test_images_may_be_deleted_during_a_run_if_they_are_stored(tmp_path: Path):
     source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
     whole = train(source, recipe, tmp_path / "whole")
@@ -215,7 +213,7 @@ def test_a_image_that_goes_in_the_middle_of_a_run_does_not_matter_where_it_is_st
 @pytest.mark.parametrize(
     ("change", "message"), [("gone", "0 3.png: .*No such file"), ("other", "0 3.png: was replaced")]
 )
-def test_where_images_are_decoded_anew_their_change_is_one_line(
+def test_a_changed_image_is_one_line_if_images_are_decoded_in_every_epoch(
     change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     source = write_images(tmp_path / "pictures", each=16)
@@ -235,10 +233,10 @@ def test_where_images_are_decoded_anew_their_change_is_one_line(
     assert linnaeus.load(tmp_path / "run").about.metrics["valid"]["n"] == 10
 
 
-def test_out_of_memory_halves_what_is_run_at_once(
+def test_out_of_memory_halves_the_micro_batch(
     idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The batch stays, so without BatchNorm the result does but for rounding; what was found is in the recipe."""
+    """The effective batch stays, so without BatchNorm the result is the same but for rounding."""
     recipe = write_recipe(tmp_path / "r.toml", {"optimizer": "sgd"})
     whole = train(idx, recipe, tmp_path / "whole")
     limit_memory(monkeypatch, 5)
@@ -253,7 +251,7 @@ def test_out_of_memory_halves_what_is_run_at_once(
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Let a forward pass in training take so many images and no more."""
+    """Make a forward pass in training fail with more than `most` images."""
     real = AboveCut.forward
 
     def forward(self: AboveCut, x: torch.Tensor) -> torch.Tensor:
@@ -266,7 +264,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
 
 
 class Cheap:
-    """A probe that found plenty of memory."""
+    """A measurement that found plenty of memory."""
 
     seconds = 0.0
 
@@ -274,8 +272,8 @@ class Cheap:
         return batch
 
 
-def test_what_a_failed_try_did_to_batchnorm_is_undone():
-    """The statistics after a step that needed three tries are those of the pieces that fit, each seen once."""
+def test_a_failed_step_does_not_change_batchnorm_statistics():
+    """After a step that needed three attempts, the statistics are those of the micro-batches that fit, each once."""
     torch.manual_seed(0)
     norms = [nn.BatchNorm1d(3) for _ in range(2)]
     x = torch.randn(8, 3)
@@ -294,11 +292,11 @@ def test_what_a_failed_try_did_to_batchnorm_is_undone():
         def __init__(self, net: nn.Module, micro: int | None):
             self.net, self.micro_batch = nn.ModuleList([net]).train(), micro
 
-    told: list[int] = []
+    sizes: list[int] = []
     for norm, micro in zip(norms, (None, 2), strict=True):
         now = Now(norm, micro)
-        loop.step_within_memory(now, loop.BufferBackup(now.net), 8, step(norm, 2), told.append)  # type: ignore[arg-type]
-    assert told == [4, 2]
+        loop.step_within_memory(now, loop.BufferBackup(now.net), 8, step(norm, 2), sizes.append)  # type: ignore[arg-type]
+    assert sizes == [4, 2]
     for name, value in norms[0].state_dict().items():
         assert torch.equal(value, norms[1].state_dict()[name]), name
 
@@ -306,7 +304,7 @@ def test_what_a_failed_try_did_to_batchnorm_is_undone():
 def test_a_disk_too_full_for_a_checkpoint_does_not_end_the_run(
     idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    """By a limit on the size of a file that the model, but not the checkpoint, keeps to."""
+    """A limit on the file size stands for a full disk: the model is smaller, the checkpoint larger."""
     recipe = write_recipe(tmp_path / "r.toml")
     whole = train(idx, recipe, tmp_path / "whole")
     limit = (whole.path / "model.safetensors").stat().st_size + 20_000
@@ -320,7 +318,7 @@ def test_a_disk_too_full_for_a_checkpoint_does_not_end_the_run(
     check_same(tmp_path / "run", whole.path)
 
 
-def test_a_disk_too_full_for_the_model_is_one_line_and_the_run_can_go_on(idx: Path, tmp_path: Path):
+def test_a_disk_too_full_for_the_model_is_one_line_and_the_run_can_be_resumed(idx: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml", best="loss")
     kill_at(6, idx, recipe, tmp_path / "run")
     kept = (tmp_path / "run" / "model.safetensors").read_bytes()
@@ -358,7 +356,7 @@ def test_a_folder_that_becomes_read_only_is_one_line_and_keeps_the_model(
     assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
 
 
-def test_a_damaged_checkpoint_is_told_and_nothing_is_guessed(idx: Path, tmp_path: Path):
+def test_a_damaged_checkpoint_is_rejected(idx: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml")
     kill_at(7, idx, recipe, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoint"
@@ -372,7 +370,7 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_guessed(idx: Path, tmp_path
     assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
 
 
-def test_a_folder_that_is_no_run_is_left_alone(idx: Path, tmp_path: Path):
+def test_a_folder_that_is_not_a_run_is_not_touched(idx: Path, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(UserError, match="mine: already exists and is not an interrupted run"):
@@ -380,7 +378,7 @@ def test_a_folder_that_is_no_run_is_left_alone(idx: Path, tmp_path: Path):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_how_often():
+def test_checkpoint_intervals():
     assert CheckpointInterval.parse("auto") == CheckpointInterval()
     assert CheckpointInterval.parse("5min") == CheckpointInterval(seconds=300)
     assert CheckpointInterval.parse("90s") == CheckpointInterval(seconds=90)
@@ -393,16 +391,16 @@ def test_how_often():
 
 
 def test_checkpoints_take_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A writing of 3 seconds is followed by 150 seconds without; one of no time at all by 10."""
+    """A checkpoint that took 3 seconds is followed by 150 seconds without one; a very fast one by 10."""
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    found = Checkpoints(tmp_path)
+    automatic = Checkpoints(tmp_path)
     for cost, wait in ((3.0, 150.0), (0.0, 10.0)):
-        with found.timed():
+        with automatic.timed():
             now += cost
         now += wait - 0.1
-        assert not found.due(1)
+        assert not automatic.due(1)
         now += 0.2
-        assert found.due(1)
+        assert automatic.due(1)
     counted = Checkpoints(tmp_path, CheckpointInterval(steps=3))
     assert [counted.due(1) for _ in range(3)] == [False, False, True]
