@@ -1,4 +1,4 @@
-"""Temperature, calibration error, and what a model file keeps of them."""
+"""Temperature scaling, calibration error, and their representation in a model file."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from linnaeus.metrics.outputs import Outputs, softmax
 from linnaeus.metrics.selective import choose_thresholds
 
 
-def drawn(n: int, temperature: float, seed: int = 0, classes: int = 5) -> Outputs:
-    """Logits, and labels that follow the probabilities of the logits divided by `temperature`."""
+def simulated(n: int, temperature: float, seed: int = 0, classes: int = 5) -> Outputs:
+    """Random logits, with labels drawn from the probabilities of the logits divided by `temperature`."""
     rng = np.random.default_rng(seed)
     logits = 3 * rng.normal(size=(n, classes))
     labels = (softmax(logits / temperature).cumsum(1) < rng.random((n, 1))).sum(1)
@@ -41,8 +41,8 @@ def drawn(n: int, temperature: float, seed: int = 0, classes: int = 5) -> Output
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
-def test_a_planted_temperature_is_found(temperature: float):
-    out = drawn(20_000, temperature)
+def test_a_known_temperature_is_recovered(temperature: float):
+    out = simulated(20_000, temperature)
     assert fit_temperature(out) == pytest.approx(temperature, rel=0.03)
     after = out.at(temperature)
     confidence = after.probabilities.max(1)
@@ -52,9 +52,9 @@ def test_a_planted_temperature_is_found(temperature: float):
 
 
 @pytest.mark.parametrize("n", [1, 7, 60, 500])
-def test_it_is_where_the_loss_is_smallest(n: int):
-    """Against a general minimizer, on few images too; without the pseudo-images and with them."""
-    out = drawn(n, 2.0, seed=n)
+def test_the_temperature_minimizes_the_loss(n: int):
+    """Against a general minimizer, also on few images, with and without the prior."""
+    out = simulated(n, 2.0, seed=n)
     plain = out.probabilities
 
     def loss(log_t: float, pseudo: float) -> float:
@@ -68,8 +68,8 @@ def test_it_is_where_the_loss_is_smallest(n: int):
         assert loss(np.log(fit_temperature(out, pseudo)), pseudo) == pytest.approx(best.fun, rel=1e-7, abs=1e-7)
 
 
-def test_a_small_sample_without_mistakes_asks_for_no_certainty():
-    """Twenty right answers that were 78 % sure: doubt shrinks, and not to nothing as without the pseudo-images."""
+def test_the_prior_prevents_certainty_on_small_samples():
+    """Twenty right answers with a confidence of 78 %: the doubt shrinks, but not to zero as without the prior."""
     labels = np.arange(20) % 3
     out = Outputs(labels, 2 * np.eye(3, dtype=np.float32)[labels])
     assert fit_temperature(out, prior=0) < 1.01 * MIN_TEMPERATURE
@@ -81,7 +81,7 @@ def test_a_small_sample_without_mistakes_asks_for_no_certainty():
     assert 1 < fit_temperature(wrong) < MAX_TEMPERATURE
 
 
-def test_what_cannot_be_fitted_stays_as_it_is():
+def test_degenerate_logits():
     certain = Outputs(np.array([0, 1, 1]), np.array([[1e4, 0], [0, 1e4], [0, 3e38]], np.float32))
     assert fit_temperature(certain) == 1.0
     assert fit_temperature(Outputs(np.array([0, 1]), np.zeros((2, 2), np.float32))) == 1.0
@@ -101,15 +101,15 @@ def test_what_cannot_be_fitted_stays_as_it_is():
     hnp.arrays(np.float32, (8, 4), elements=st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)),
     st.floats(MIN_TEMPERATURE, MAX_TEMPERATURE),
 )
-def test_no_temperature_changes_what_comes_first(logits: np.ndarray, temperature: float):
+def test_no_temperature_changes_the_prediction(logits: np.ndarray, temperature: float):
     out = Outputs(np.zeros(8, np.int64), logits)
     scaled = out.at(temperature)
     assert np.array_equal(scaled.predicted, out.predicted)
     assert np.array_equal(scaled.probabilities.argmax(1), out.predicted)
 
 
-def test_neighbors_in_float32_stay_apart():
-    """Dividing float32 would make these two equal, and the first of them the answer."""
+def test_adjacent_float32_logits_stay_different():
+    """Divided in float32 the two logits would become equal, and the first class would be predicted."""
     pairs = np.float32(1.75) + np.float32(2**-23) * np.arange(8, dtype=np.float32)
     out = Outputs(np.ones(7, np.int64), np.stack([pairs[:-1], pairs[1:]], axis=1))
     assert ((out.logits / np.float32(1.5)).argmax(1) == 0).any()
@@ -117,21 +117,21 @@ def test_neighbors_in_float32_stay_apart():
     assert (out.at(1.5).probabilities.argmax(1) == 1).all()
 
 
-def test_cross_fitting_keeps_each_image_out_of_its_own_temperature():
-    out = drawn(60, 2.0)
+def test_cross_fitting_excludes_the_image_itself():
+    out = simulated(60, 2.0)
     crossed = cross_fit(out)
     for i in range(0, 60, 11):
         labels = out.labels.copy()
         labels[i] = (labels[i] + 1) % 5
         again = cross_fit(Outputs(labels, out.logits))
         assert np.array_equal(again.logits[i], crossed.logits[i])
-        assert not np.array_equal(again.logits, crossed.logits)  # others' temperature it did change
+        assert not np.array_equal(again.logits, crossed.logits)  # the temperatures of the other folds change
     assert np.array_equal(crossed.predicted, out.predicted)
     assert cross_fit(Outputs(out.labels[:1], out.logits[:1])).logits.shape == (1, 5)
 
 
-def test_cross_fitting_keeps_a_group_out_of_its_own_temperature():
-    out = drawn(60, 2.0)
+def test_cross_fitting_excludes_the_whole_group():
+    out = simulated(60, 2.0)
     groups = np.arange(60) // 6
     crossed = cross_fit(Outputs(out.labels, out.logits, groups))
     for group in range(10):
@@ -149,7 +149,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(confidence, right) == pytest.approx(expected)
 
 
-def test_bins_are_closed_above():
+def test_bins_include_their_upper_edge():
     edges = np.arange(1, BINS + 1) / BINS
     assert bin_indices(edges).tolist() == list(range(BINS))
     assert bin_indices(edges[:-1] + 1e-9).tolist() == list(range(1, BINS))
@@ -157,7 +157,7 @@ def test_bins_are_closed_above():
 
 
 @pytest.mark.parametrize("n", [1, 14, 15, 100, 101])
-def test_bin_indices_equal_mass(n: int):
+def test_bins_of_equal_mass(n: int):
     confidence = np.random.default_rng(0).random(n)
     bins = bin_indices(confidence, equal_mass=True)
     counts = np.bincount(bins, minlength=BINS)
@@ -165,8 +165,8 @@ def test_bin_indices_equal_mass(n: int):
     assert (np.diff(bins[np.argsort(confidence)]) >= 0).all()
 
 
-def test_the_reliability_diagram_is_that_of_scikit_learn():
-    out = drawn(2_000, 1.7)
+def test_the_reliability_diagram_equals_that_of_scikit_learn():
+    out = simulated(2_000, 1.7)
     confidence, right = out.probabilities.max(1), out.predicted == out.labels
     rows = reliability_diagram(confidence, right)
     accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
@@ -178,8 +178,8 @@ def test_the_reliability_diagram_is_that_of_scikit_learn():
     assert calibration_error(confidence, right) == pytest.approx(gaps)
 
 
-def test_a_calibration_is_plain_json_and_back():
-    found = Calibration.fit(drawn(400, 1.8), "valid")
+def test_a_calibration_survives_json():
+    found = Calibration.fit(simulated(400, 1.8), "valid")
     text = json.dumps(found.to_dict(), allow_nan=False)
     again = Calibration.from_dict(json.loads(text), "m")
     assert (again.temperature, again.split, again.rule) == (found.temperature, "valid", found.rule)
@@ -187,15 +187,15 @@ def test_a_calibration_is_plain_json_and_back():
     assert np.array_equal(again.curve.wrong, found.curve.wrong)
 
 
-def test_a_calibration_remembers_that_its_images_came_in_groups():
-    """Another error is looked up from the curve: it must not be promised then either."""
-    out = drawn(400, 1.8)
+def test_a_calibration_stores_that_images_came_in_groups():
+    """Thresholds for another target risk, chosen from the stored curve, must have no guarantee either."""
+    out = simulated(400, 1.8)
     found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid")
     again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())), "m")
     assert again.rule.grouped
     assert choose_thresholds(again.curve, 0.9).guaranteed is None
     older = found.to_dict()
-    del older["abstention"]["grouped"]  # files of before
+    del older["abstention"]["grouped"]  # files written before groups existed
     assert choose_thresholds(Calibration.from_dict(older, "m").curve, 0.9).guaranteed is not None
 
 
@@ -218,9 +218,9 @@ WRONG: list[tuple[list[str], Any]] = [
 
 
 @pytest.mark.parametrize(("at", "value"), WRONG, ids=lambda v: str(v))
-def test_a_calibration_from_anybody_is_checked(at: list[str], value: Any):
-    """A model file may come from a stranger: whatever it claims, it is one line that names the file."""
-    whole = Calibration.fit(drawn(400, 1.8), "valid").to_dict()
+def test_an_untrusted_calibration_is_checked(at: list[str], value: Any):
+    """A model file may come from anywhere: any invalid value is one line that names the file."""
+    whole = Calibration.fit(simulated(400, 1.8), "valid").to_dict()
     changed = copy.deepcopy(whole)
     inner = changed
     for key in at[:-1]:

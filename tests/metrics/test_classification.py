@@ -1,4 +1,4 @@
-"""Every figure against scikit-learn's, with ties and absent classes; and what the intervals are worth."""
+"""Every metric against scikit-learn, with ties and absent classes, and the coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIGHT = 1e-9
 
 
 def outputs(n: int, classes: int, seed: int = 0, *, ties: bool = False, absent: int = 0, skill: float = 1.5) -> Outputs:
-    """Answers with skill; `ties`: logits of few values; `absent`: that many classes, the last, do not occur."""
+    """Random outputs with some skill. `ties`: rounded logits; `absent`: number of final classes that do not occur."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(classes - absent, n, p=rng.dirichlet(np.full(classes - absent, 5.0)))
     logits = rng.normal(size=(n, classes))
@@ -47,7 +47,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_figures_are_those_of_scikit_learn(case: dict[str, Any]):
+def test_overall_metrics_equal_those_of_scikit_learn(case: dict[str, Any]):
     out = outputs(**case)
     found, k = compute_metrics(out), out.logits.shape[1]
     y, p, said, every = out.labels, out.probabilities, out.predicted, np.arange(k)
@@ -71,7 +71,7 @@ def test_the_figures_are_those_of_scikit_learn(case: dict[str, Any]):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_figures_of_a_class_are_those_of_scikit_learn(case: dict[str, Any]):
+def test_class_metrics_equal_those_of_scikit_learn(case: dict[str, Any]):
     out = outputs(**case)
     found, k = compute_metrics(out), out.logits.shape[1]
     y, p, said = out.labels, out.probabilities, out.predicted
@@ -94,8 +94,8 @@ def test_the_figures_of_a_class_are_those_of_scikit_learn(case: dict[str, Any]):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_what_a_resample_gives_is_what_scikit_learn_gives_with_weights(ties: bool):
-    """The bootstrap is these figures on weighted images, so they are checked with weights too, 0 among them."""
+def test_weighted_metrics_equal_those_of_scikit_learn(ties: bool):
+    """The bootstrap computes the metrics on weighted images; some weights are 0."""
     out = outputs(120, 6, ties=ties, absent=1)
     sample = WeightedSample(out)
     order = np.argsort(out.labels, kind="stable")  # the order in which a WeightedSample takes its weights
@@ -124,7 +124,7 @@ def test_what_a_resample_gives_is_what_scikit_learn_gives_with_weights(ties: boo
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=2, max_size=30))
-def test_areas_with_any_ties_and_weights(rows: list[tuple[int, bool, int]]):
+def test_areas_with_ties_and_weights(rows: list[tuple[int, bool, int]]):
     scores, positive, weights = (np.array(column) for column in zip(*rows, strict=True))
     if not positive.any():
         return
@@ -137,8 +137,8 @@ def test_areas_with_any_ties_and_weights(rows: list[tuple[int, bool, int]]):
         assert area[0] == pytest.approx(metrics.roc_auc_score(positive, scores, sample_weight=weights), abs=1e-6)
 
 
-def test_a_resample_draws_as_many_images_as_there_are(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bootstrap, "CHUNK", 500)  # so that there are several chunks, the last a smaller one
+def test_resamples_have_as_many_images_as_the_sample(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bootstrap, "CHUNK", 500)  # several chunks, the last one smaller
     weights = list(resample_weights(70, 24, np.random.default_rng(0)))
     assert [w.shape for w in weights] == [(70, 7)] * 3 + [(70, 3)]
     every = np.concatenate(weights, axis=1)
@@ -146,7 +146,7 @@ def test_a_resample_draws_as_many_images_as_there_are(monkeypatch: pytest.Monkey
     assert every.var() == pytest.approx(1 - 1 / 70, abs=0.1)  # multinomial, not a permutation
 
 
-def test_intervals_are_repeatable_and_hold_the_figure():
+def test_intervals_are_reproducible_and_contain_the_estimate():
     out = outputs(250, 5)
     one, again, other = (
         bootstrap_intervals(out, seed=0),
@@ -163,7 +163,7 @@ def test_intervals_are_repeatable_and_hold_the_figure():
 
 
 def test_intervals_cover_the_truth():
-    """Of 150 samples of 150 images, about 95 % of the intervals hold the figure of the whole population."""
+    """About 95 % of the intervals from 150 samples of 150 images contain the value of the population."""
     population = outputs(40_000, 4, seed=7)
     truth = WeightedSample(population).metrics(np.ones((40_000, 1), np.float32))
     rng = np.random.default_rng(0)
@@ -179,8 +179,8 @@ def test_intervals_cover_the_truth():
     assert all(hit >= 132 for hit in hits.values()), hits  # 142 expected, standard deviation 2.7
 
 
-def test_where_nothing_went_wrong_the_bootstrap_has_nothing_to_say():
-    """It knows no mistakes to resample_weights; an interval from 100 % to 100 % would be a lie. Wilson's is honest."""
+def test_without_errors_the_bootstrap_gives_no_interval():
+    """Resamples contain no error, so their interval would be 100 % to 100 %. Wilson's interval has a lower bound."""
     out = Outputs(np.arange(60) % 3, np.eye(3, dtype=np.float32)[np.arange(60) % 3] * 5)
     found = compute_metrics(out)
     assert found["balanced_accuracy"].value == 1
@@ -224,17 +224,21 @@ def test_json_has_names_counts_and_no_nan():
     assert {f"{name}_ci95" for name in CLASS_METRICS} <= said["classes"][0].keys()
 
 
-def test_the_pairs_most_often_confused():
+def test_most_confused_pairs():
     labels = np.array([0] * 5 + [1] * 4 + [2] * 3)
     predicted = np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0])
     found = compute_metrics(Outputs(labels, np.eye(3, dtype=np.float32)[predicted]))
-    assert most_confused(found.confusion) == [(0, 1, 3), (2, 0, 1), (1, 2, 1)]  # equal counts: by their share
+    assert most_confused(found.confusion) == [
+        (0, 1, 3),
+        (2, 0, 1),
+        (1, 2, 1),
+    ]  # equal counts are sorted by their share of the class
     assert most_confused(found.confusion, 1) == [(0, 1, 3)]
 
 
-def test_one_image_has_figures_too():
+def test_a_single_image():
     found = compute_metrics(outputs(1, 7))
     assert found["accuracy"].value in (0, 1)
     assert found["accuracy"].ci95 is not None
     assert found["loss"].value is not None
-    assert found["loss"].ci95 is None  # one image, drawn again and again
+    assert found["loss"].ci95 is None  # all resamples are equal

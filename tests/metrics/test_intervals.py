@@ -1,4 +1,4 @@
-"""Intervals of shares, where images come in groups: they hold the truth as often as they say."""
+"""Intervals of proportions and of metrics with images in groups, and their coverage."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def test_students_quantile(freedom: int):
     assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-8)
 
 
-def test_images_that_stand_alone_have_wilsons_interval():
+def test_independent_images_have_wilsons_interval():
     hits = np.arange(40) < 31
     assert proportion_interval(hits) == proportion_interval(hits, np.arange(40)[::-1]) == wilson(31, 40)
     assert proportion_interval(hits[:0], np.arange(0)) == (0.0, 1.0)
 
 
-def test_images_that_are_copies_count_once():
-    """Each of 60 groups alike throughout: what 60 images tell, with Student's quantile."""
+def test_identical_images_of_a_group_count_once():
+    """60 groups of identical images give the interval of 60 images with Student's quantile."""
     truth = np.arange(60) < 51
     hits, groups = np.repeat(truth, 7), np.repeat(np.arange(60), 7)
     low, high = proportion_interval(hits, groups)
     assert (low, high) == pytest.approx(wilson(51, 60, student_quantile(59)), abs=0.003)
 
 
-def test_what_is_unrelated_in_a_group_costs_little():
+def test_uncorrelated_groups_widen_the_interval_little():
     rng = np.random.default_rng(0)
     hits, groups = rng.random(1_000) < 0.8, np.repeat(np.arange(250), 4)
     low, high = proportion_interval(hits, groups)
@@ -39,7 +39,7 @@ def test_what_is_unrelated_in_a_group_costs_little():
     assert 1 <= (high - low) / (plain_high - plain_low) < 1.15
 
 
-def test_without_a_mistake_groups_are_taken_to_be_alike():
+def test_without_errors_groups_count_as_identical():
     hits, groups = np.full(200, True), np.repeat(np.arange(20), 10)
     low, high = proportion_interval(hits, groups)
     assert high == 1
@@ -51,7 +51,7 @@ def test_without_a_mistake_groups_are_taken_to_be_alike():
 
 
 def clustered(rng: np.random.Generator, groups: int, share: float, alike: float) -> tuple[np.ndarray, np.ndarray]:
-    """(hits, groups): groups of 1 to 12, each right with a probability of its own, drawn from a beta distribution."""
+    """(hits, groups): groups of 1 to 12 images whose accuracy is drawn from a beta distribution for each group."""
     scale = (1 - alike) / alike
     chances = rng.beta(share * scale, (1 - share) * scale, groups)
     sizes = rng.integers(1, 13, groups)
@@ -59,8 +59,8 @@ def clustered(rng: np.random.Generator, groups: int, share: float, alike: float)
 
 
 @pytest.mark.parametrize(("share", "alike"), [(0.95, 0.2), (0.9, 0.6), (0.7, 0.9)])
-def test_intervals_hold_the_truth(share: float, alike: float):
-    """Of 400 samples of 40 groups, and what the plain interval would do."""
+def test_intervals_of_groups_cover_the_truth(share: float, alike: float):
+    """Coverage on 400 samples of 40 groups, with the plain Wilson interval for comparison."""
     rng = np.random.default_rng(1)
     held = plain = 0
     for _ in range(400):
@@ -83,8 +83,8 @@ def test_whole_groups_are_drawn():
     assert weights.sum(0).std() > 0
 
 
-def answers(copies: int) -> Outputs:
-    """80 images, each `copies` times."""
+def repeated_outputs(copies: int) -> Outputs:
+    """Outputs for 80 images, each repeated `copies` times."""
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 3, 80)
     logits = rng.normal(size=(80, 3))
@@ -93,7 +93,7 @@ def answers(copies: int) -> Outputs:
     return Outputs(np.repeat(labels, copies), np.repeat(logits, copies, axis=0).astype(np.float32), groups)
 
 
-def test_few_groups_are_given_wider_intervals():
+def test_few_groups_have_wider_intervals():
     values = np.random.default_rng(0).normal(size=1_000)
     plain, many, few = percentile_interval(values), percentile_interval(values, 2_000), percentile_interval(values, 6)
     assert plain is not None
@@ -104,13 +104,13 @@ def test_few_groups_are_given_wider_intervals():
 
 
 def widths(found: Metrics) -> dict[str, float]:
-    """How wide the intervals are."""
+    """Widths of the intervals."""
     every = found.overall | {f"recall of {c.index}": c.recall for c in found.classes}
     return {name: float(np.ptp(each.ci95)) for name, each in every.items() if each.ci95 is not None}
 
 
-def test_no_figure_gains_by_showing_images_again():
-    once, often = answers(1), answers(5)
+def test_repeated_images_narrow_no_interval():
+    once, often = repeated_outputs(1), repeated_outputs(5)
     one, five, blind = (
         compute_metrics(once),
         compute_metrics(often),
@@ -125,15 +125,15 @@ def test_no_figure_gains_by_showing_images_again():
         assert widths(blind)[name] < 0.6 * widths(one)[name], name
 
 
-def test_the_words_name_the_groups():
-    said = str(figures(answers(5)))
+def test_groups_are_printed_and_stored():
+    said = str(figures(repeated_outputs(5)))
     assert " of 400 in 80 groups, 95 % interval " in said
-    assert figures(answers(5)).to_dict()["groups"] == 80
-    assert "groups" not in figures(answers(1)).to_dict()
+    assert figures(repeated_outputs(5)).to_dict()["groups"] == 80
+    assert "groups" not in figures(repeated_outputs(1)).to_dict()
 
 
-def test_groups_survive_what_is_done_to_answers():
-    often = answers(5)
+def test_groups_survive_selection_and_scaling():
+    often = repeated_outputs(5)
     first = often.take(often.labels == 0).at(2.0).groups
     assert first is not None
     assert often.groups is not None

@@ -1,4 +1,4 @@
-"""Risk, coverage, and whether promises are kept."""
+"""Risk, coverage, and simulations of the guarantee."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_equal_probabilities_are_answered_together():
     assert curve.wrong.tolist() == [1, 1]
 
 
-def test_a_curve_of_many_has_a_hundred_rows():
+def test_the_curve_has_at_most_a_hundred_rows():
     assert len(candidate_counts(10_000)) == 100
     assert candidate_counts(10_000)[-1] == 10_000
     assert candidate_counts(7).tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -48,11 +48,11 @@ def test_a_curve_of_many_has_a_hundred_rows():
 def test_the_area_is_the_mean_risk():
     right = np.array([True, True, False, True])
     assert aurc(np.array([0.9, 0.8, 0.7, 0.6]), right)[0] == pytest.approx((0 + 0 + 1 / 3 + 1 / 4) / 4)
-    area, excess = aurc(np.array([0.9, 0.8, 0.1, 0.6]), right)  # the mistake comes last: the best order
+    area, excess = aurc(np.array([0.9, 0.8, 0.1, 0.6]), right)  # the error ranks last, which is the best order
     assert (area, excess) == pytest.approx((1 / 16, 0))
 
 
-def test_among_equals_the_area_is_that_of_a_random_order():
+def test_equal_confidences_count_as_in_random_order():
     confidence, right = np.array([0.9, 0.5, 0.5, 0.5, 0.2]), np.array([True, False, True, True, False])
     areas = []
     for order in permutations([1, 2, 3]):
@@ -80,7 +80,7 @@ def test_binomial_limits(alpha: float, risk: float):
 
 
 @pytest.mark.parametrize(("n", "error"), [(30_000, 0.4), (10**7, 0.5)])
-def test_very_many_images_are_promised_quickly_and_on_the_safe_side(n: int, error: float):
+def test_very_many_images_use_the_conservative_level(n: int, error: float):
     tried = tuple(candidate_counts(n).tolist())
     allowed = allowed_errors(tried, error, 0.05)
     safe = stats.binom.ppf(0.05 / 100, np.array(tried), error)
@@ -88,15 +88,15 @@ def test_very_many_images_are_promised_quickly_and_on_the_safe_side(n: int, erro
     assert (stats.binom.cdf(allowed, np.array(tried), error) <= 0.05 / 100).all()
 
 
-def test_how_many_images_a_promise_takes():
+def test_required_samples():
     assert required_samples(0.02) == 149  # 0.98 ** 149 is the first below 0.05
     assert required_samples(0.5) == 5
     assert 0.98**149 <= 0.05 < 0.98**148
 
 
 @pytest.mark.parametrize(("n", "error"), [(180, 0.02), (1000, 0.02), (400, 0.1), (60, 0.3)])
-def test_chance_alone_passes_in_one_of_twenty_samples(n: int, error: float):
-    """Mistakes made with just the probability that is allowed, looked at after every rank: by simulation."""
+def test_the_false_pass_probability_by_simulation(n: int, error: float):
+    """Errors occur with exactly the target risk, and every count is tested: about 5 % of the samples pass."""
     tried = tuple(k for k in candidate_counts(n).tolist() if k >= required_samples(error))
     allowed = allowed_errors(tried, error, 0.05)
     mistakes = np.cumsum(np.random.default_rng(0).random((8_000, n)) < error, axis=1)[:, np.array(tried) - 1]
@@ -108,24 +108,24 @@ def test_chance_alone_passes_in_one_of_twenty_samples(n: int, error: float):
 
 
 @pytest.mark.parametrize("n", [300, 2_000])
-def test_promises_are_kept(n: int):
-    """Of 1,000 samples from a population whose risk is known, at most one in twenty promises too much."""
+def test_the_guarantee_holds(n: int):
+    """At most 5 % of 1,000 samples from a known population give a guaranteed threshold that exceeds the target risk."""
     rng = np.random.default_rng(0)
-    broken = promised = optimistic = 0
+    exceeded = guaranteed = optimistic = 0
     for _ in range(1_000):
         confidence = rng.beta(6, 1, n)
         rule = choose_thresholds(risk_coverage_curve(confidence, rng.random(n) < confidence), 0.05)
         points = [rule.guaranteed, rule.estimated]
         risks = [0.0 if p is None else 1 - 6 / 7 * (1 - p.threshold**7) / (1 - p.threshold**6) for p in points]
-        promised += rule.guaranteed is not None  # above, the mean doubt of a Beta(6, 1) beyond a threshold
-        broken += risks[0] > 0.05
+        guaranteed += rule.guaranteed is not None  # the risks above are the mean doubt of a Beta(6, 1) above it
+        exceeded += risks[0] > 0.05
         optimistic += risks[1] > 0.05
-    assert promised > 100 * n / 300  # it is no promise never to promise
-    assert broken <= 50 + 2 * 7
-    assert optimistic > 300  # the estimate is none
+    assert guaranteed > 100 * n / 300  # it must not hold by never guaranteeing anything
+    assert exceeded <= 50 + 2 * 7
+    assert optimistic > 300  # the estimated threshold has no guarantee
 
 
-def test_the_estimate_answers_most_and_flatters():
+def test_the_estimate_has_the_larger_coverage():
     rng = np.random.default_rng(0)
     confidence = rng.random(2_000)
     right = rng.random(2_000) < confidence ** (1 / 8)
@@ -138,7 +138,7 @@ def test_the_estimate_answers_most_and_flatters():
     assert rule.threshold == rule.guaranteed.threshold
 
 
-def test_twenty_images_promise_nothing():
+def test_twenty_images_give_no_guarantee():
     rule = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 20), np.full(20, True)), 0.02)
     assert rule.guaranteed is None
     assert rule.estimated is not None
@@ -158,8 +158,8 @@ def test_where_no_threshold_helps():
     assert str(rule) == "never: even among the most confident answers more than 2 % are wrong, so no threshold helps"
 
 
-def test_equal_probabilities_are_promised_together_or_not_at_all():
-    """Where a rank lies among equals nothing can be promised of it; of all of them it can."""
+def test_equal_confidences_are_guaranteed_together():
+    """There is no guarantee for a count inside a tie, but there is for all images of the tie."""
     right = np.full(400, True)
     right[:40] = False
     confidence = np.where(np.arange(400) < 60, 0.5, 1.0)
@@ -169,8 +169,8 @@ def test_equal_probabilities_are_promised_together_or_not_at_all():
     assert rule.guaranteed.threshold == 0.75
 
 
-def test_a_rank_among_equals_is_none_to_judge_by():
-    """855 of 1,000 are equally sure and all right: their number was not fixed before, and 1,000 are too often wrong."""
+def test_a_tie_that_ends_between_counts_has_no_guarantee():
+    """855 of 1,000 images tie and are right, but 855 is not a candidate count, and at 1,000 the risk is too high."""
     first = np.arange(1_000) < 855
     rule = choose_thresholds(risk_coverage_curve(np.where(first, 0.9, 0.5), first), 0.02)
     assert rule.guaranteed is None
@@ -178,8 +178,8 @@ def test_a_rank_among_equals_is_none_to_judge_by():
     assert rule.estimated.answered == 855
 
 
-def test_images_in_groups_are_promised_nothing():
-    """A patient's mistakes come together: 300 images may be of three patients."""
+def test_images_in_groups_have_no_guarantee():
+    """Errors of a patient are correlated, and 300 images may show only three patients."""
     sure, right = np.linspace(0.5, 1, 300), np.full(300, True)
     assert choose_thresholds(risk_coverage_curve(sure, right), 0.02).guaranteed is not None
     rule = choose_thresholds(risk_coverage_curve(sure, right, grouped=True), 0.02)
@@ -188,7 +188,7 @@ def test_images_in_groups_are_promised_nothing():
     assert "an estimate, not guaranteed: the images come in groups" in str(rule)
 
 
-def test_a_rule_says_what_it_is():
+def test_the_text_of_a_rule():
     few = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
     assert "19 of 20 answered (95.0%), 0 wrong; an estimate, not guaranteed: at least 149 images" in str(few)
     many = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
