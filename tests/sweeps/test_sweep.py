@@ -119,7 +119,7 @@ def run_study(folder: Path, seed: int, stops: tuple[int, ...], killed: int = -1)
             if trial.number == killed:
                 trial.release()
                 break
-            study.finish(trial, "complete", -abs(trial.params["phase.1.lr"] - 0.02))
+            study.finish(trial, "complete", {}, -abs(trial.params["phase.1.lr"] - 0.02))
     return [t.drawn for t in study.trials()]
 
 
@@ -220,8 +220,8 @@ def test_a_running_trial_is_left_alone_until_its_process_ends(tmp_path: Path):
     assert third is not None
     assert third.number == 2
     assert third.params == first.params
-    two.finish(third, "complete", 0.5)
-    two.finish(second, "failed", reason="why")
+    two.finish(third, "complete", {}, 0.5)
+    two.finish(second, "failed", {"reason": "why"})
     assert one.claim(2) is None
     assert [(t.number, t.state, t.reason) for t in one.trials()] == [(1, "failed", "why"), (2, "complete", "")]
 

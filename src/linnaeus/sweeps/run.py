@@ -200,16 +200,16 @@ class _Worker:
         except StoppedError:
             raise
         except _PrunedError:
-            return self.study.finish(claimed, "pruned", figures=best[0].to_dict())
+            return self.study.finish(claimed, "pruned", {"figures": best[0].to_dict()})
         except Exception as error:  # a bad combination of settings must not end the sweep
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            return self.study.finish(claimed, "failed", reason=" ".join(reason.split())[:500])
+            return self.study.finish(claimed, "failed", {"reason": " ".join(reason.split())[:500]})
         else:
             self.folder.keep(claimed.number, folder)
             figures = run.best.figures
             assert figures is not None
-            where = {"phase": run.best.phase, "epoch": run.best.epoch}
-            return self.study.finish(claimed, "complete", getattr(figures, metric), figures=figures.to_dict(), **where)
+            attributes = {"figures": figures.to_dict(), "phase": run.best.phase, "epoch": run.best.epoch}
+            return self.study.finish(claimed, "complete", attributes, getattr(figures, metric))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

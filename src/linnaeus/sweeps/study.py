@@ -156,8 +156,10 @@ class Study:
             assert lock is not None
             return ClaimedTrial(handle, lock, same[0] if same else None)
 
-    def finish(self, trial: ClaimedTrial, state: str, value: float | None = None, **attributes: Any) -> Trial:
-        """Store the result of a trial: "complete", "pruned" or "failed", its objective, and attributes of `Trial`."""
+    def finish(
+        self, trial: ClaimedTrial, state: str, attributes: Mapping[str, Any], value: float | None = None
+    ) -> Trial:
+        """Store the result of a trial: "complete", "pruned" or "failed", some attributes of `Trial`, the objective."""
         states = _optuna().trial.TrialState
         for name, attribute in attributes.items():
             trial.handle.set_user_attr(name, attribute)
@@ -172,8 +174,9 @@ class Study:
         assert same is not None
         for epoch, value in same.intermediate_values.items():
             trial.handle.report(value, epoch)
-        attributes = {name: attribute for name, attribute in same.user_attrs.items() if name != REPEATS}
-        return self.finish(trial, _state(same), same.value, **{**attributes, "same_as": same.number})
+        attributes = {**same.user_attrs, "same_as": same.number}
+        attributes.pop(REPEATS, None)
+        return self.finish(trial, _state(same), attributes, same.value)
 
     def trials(self) -> list[Trial]:
         """All trials that have started, by number; a lost trial is replaced by its repetition."""
