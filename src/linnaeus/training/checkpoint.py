@@ -121,7 +121,7 @@ class Checkpoints:
         """Write `checkpoint` completely or not at all; the previous one stays until then."""
         try:
             self._write(checkpoint)
-        except BaseException:
+        except BaseException:  # also Ctrl-C; a partial checkpoint must not fill a disk that is full
             self._remove_all_but(self.files)
             raise
 
@@ -134,6 +134,7 @@ class Checkpoints:
         best = checkpoint.best
         if best.figures is not None:
             kept = [name for name in before if name.startswith("best-")]
+            # The best model changes rarely and is large, so its file is carried over to the next checkpoint.
             if self.written_best == (best.phase, best.epoch) and kept:
                 files[kept[0]] = before[kept[0]]
             else:
@@ -193,6 +194,7 @@ class Checkpoints:
             return None
         manifest = self._manifest()
         self.number, self.files = manifest["number"], manifest["files"]
+        # A writer that died before its manifest has left files that no checkpoint lists.
         self._remove_all_but(self.files)
         tensors = {name.partition("-")[0]: self._read(name) for name in self.files}
         best = Best(by)

@@ -140,6 +140,7 @@ def _write_results(
     """Write model file, predictions, metrics, plots and report."""
     folder, valid, chosen = prepared.folder, evaluation.figures["valid"], ending.best.figures
     assert chosen is not None
+    # Stored activations and another executor may round differently; more than that would be an error.
     if valid.correct != chosen.correct:
         prepared.console.warn(
             f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
@@ -155,6 +156,7 @@ def _write_results(
         _draw_plots(prepared, ending, evaluation)
     ending.timings.update_total()
     metrics = _metrics(prepared, ending, evaluation)
+    # Written before the report, which reads it, and again after it with the duration of the report.
     folder.write_metrics(metrics)
     if ending.draw:
         _write_report(prepared, ending, metrics)

@@ -114,6 +114,7 @@ class _Loop:
         """Train the rest of the current epoch, and evaluate."""
         run, state, schedule = self.run, self.state, self.schedule
         started = time.perf_counter() - state.seconds  # a resumed epoch has taken some seconds already
+        # Validation has left the network in evaluation mode.
         train_mode(run.net.model, run.stages, run.phase.norms)
         buffers = BufferBackup(run.net)
         for batch in run.train.batches.epoch(run.first_epoch + state.epoch, state.step):
@@ -129,6 +130,7 @@ class _Loop:
             raise not_finite(valid.loss, f"validation after epoch {state.epoch + 1}", schedule.lr)
         train_loss, train_accuracy = state.totals.means()
         lr, seconds = schedule.lr, time.perf_counter() - started
+        # Called after the learning rate was read for the report: a plateau may lower it for the next epoch.
         schedule.after_epoch(
             {
                 "train_loss": train_loss,
@@ -213,6 +215,7 @@ def step_within_memory(
         if size == 1:
             raise JobError(f"out of memory with a single image at once ({reason}); use a smaller data.size")
         buffers.restore()
+        # Cached blocks have the sizes of the failed step and would fragment the memory.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         state.micro_batch = -(-size // 2)

@@ -45,7 +45,7 @@ def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCos
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if storage.data_ptr() not in parameters:  # weights are in memory anyway
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 

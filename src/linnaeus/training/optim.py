@@ -57,7 +57,7 @@ def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = stages.index(model.stage_of(name))
+        depth = stages.index(model.stage_of(name))  # 0 is the first stage
         decays = phase.decay_norms or parameter.ndim > 1  # biases and BatchNorm have one dimension
         group = groups.setdefault(
             (depth, decays),

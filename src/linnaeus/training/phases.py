@@ -87,7 +87,7 @@ class Phases:
     def _run_phase(self, number: int, phase: Phase, first_epoch: int, snapshot: Snapshot | None) -> None:
         """One phase from the best weights so far, or from `snapshot`; then a checkpoint, if there is a better model."""
         state = self.best.state if snapshot is None else network_state(snapshot)
-        if state:
+        if state:  # empty before the first epoch of the first phase
             self.model.load_state_dict(state)
         self.phase_started = time.perf_counter()
         try:
@@ -102,6 +102,7 @@ class Phases:
         """Freeze what does not train, and train or solve the rest."""
         stages = training_stages(self.model, phase.train)
         freeze(self.model, stages)
+        # Checked after the phase: a frozen BatchNorm that drifts is the classic silent error of fine-tuning.
         frozen = {n: b.clone() for n, b in self.model.named_buffers() if self.model.stage_of(n) not in stages}
         self.model.to(self.engine.device)
         self.console.say(f"phase {number}: {', '.join(phase.train)}")
@@ -132,6 +133,7 @@ class Phases:
                 on_step=partial(self._after_step, run, advance),
                 on_out_of_memory=partial(self._after_out_of_memory, run),
             )
+            # From here on a signal waits for the end of a step, where a checkpoint can be written.
             with self.stop.deferring():
                 for epoch in epochs:
                     self._after_epoch(run, epoch)
@@ -237,6 +239,7 @@ class Phases:
         """The learning rate by a range test on a copy of the network."""
         with self.console.progress(f"phase {run.number}, range test", "steps") as advance:
             local_test = range_test(run, self.engine, advance)
+        # The losses are the same on all ranks, but rounding might choose another rate on another machine.
         test = self.engine.broadcast(lambda: local_test)
         self.recorder.record_rate(run.number, test)
         self.console.say(
@@ -253,14 +256,16 @@ class Phases:
         local_batch = -(-phase.batch // world_size)
         # With synchronized BatchNorm a micro-batch is what all processes run at once, otherwise what each of them runs.
         shared_by = world_size if self._synced(phase) else 1
+        # Measured on rank 0 alone: all ranks must divide their batches in the same way.
         cost = self.engine.broadcast(lambda: measure_cost(run.net, run.stages, x))
+        # A resumed run keeps its micro-batch, on which BatchNorm depends, even if more memory is free now.
         known = phase.micro_batch or self.recorder.micro_batches.get(str(run.number), 0)
         if known:
             micro_batch = min(-(-known // shared_by), local_batch)
         else:
             free = free_memory(self.engine.device)
             if self.engine.device.type == "cpu":
-                free //= self.engine.local_world_size
+                free //= self.engine.local_world_size  # the processes of a machine share its memory
             micro_batch = cost.micro_batch(local_batch, min(self.engine.all_gather(free)))
         self.recorder.record_micro_batch(run.number, min(micro_batch * shared_by, phase.batch))
         self._announce(run, cost, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")

@@ -102,8 +102,9 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     if earlier is not None:
         identity.recipe, identity.tuned = earlier.recipe, earlier.tuned
         recipe = earlier.tuned.apply(Recipe.model_validate(earlier.recipe))
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # the initial weights of the network are drawn next
     network, preprocessing = _build_network(request, recipe, table, engine, console)
+    # Opened only now, so that none of the errors above leaves a folder behind.
     folder = workspace.folder = engine.broadcast(lambda: workspace.open(request, recipe, table))
     samples, unreadable = engine.local_main_first(
         lambda: load_samples(table, recipe, preprocessing, request.strict, console)
@@ -137,6 +138,7 @@ def _check_folder(request: Request, identity: Identity, workspace: Workspace, co
         return None
     assert request.out is not None
     workspace.lock(request.out)
+    # Asked again under the lock: another process may have finished the run meanwhile.
     if request.finished:
         raise UserError(f"{request.out}: another process has just finished this run; there is nothing left to resume")
     earlier = Identity.read(request.out / CHECKPOINT)

@@ -53,7 +53,7 @@ class RunRecorder(Recorder):
 
     def record_micro_batch(self, number: int, micro_batch: int) -> None:
         """With BatchNorm the result depends on the micro-batch, so a resumed run must use the same."""
-        if self.identity.tuned.micro.get(str(number)) != micro_batch:
+        if self.identity.tuned.micro.get(str(number)) != micro_batch:  # JSON keys are strings
             self.identity.tuned.micro[str(number)] = micro_batch
             self.record_tuned()
 

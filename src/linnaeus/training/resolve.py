@@ -22,7 +22,7 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
     """The recipe with the overrides of the request, and the table of the source, not split yet."""
     recipe, overrides, epochs = request.recipe, _overrides(request), _epochs(request.epochs)
     table: Table | None = None
-    if recipe is None:
+    if recipe is None:  # the images choose the recipe, so the table is opened first
         data_keys = [overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")]
         table = _open_table(request, *data_keys)
         recipe, reason = choose_recipe(table, local_weights())

@@ -37,6 +37,7 @@ def complete(request: Request) -> Request:
         )
     if identity is None:
         return replace(request, out=out)
+    # A recipe that the user names again is compared with that of the run later.
     recipe = request.recipe if request.recipe is not None else Recipe.model_validate(identity.recipe)
     return replace(request, out=out, source=identity.source if source_is_run else request.source, recipe=recipe)
 

@@ -132,7 +132,7 @@ def _run_phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> 
     with folder.tensorboard(session.tensorboard and engine.is_main):
         try:
             phases.run(checkpoint)
-        except Terminated:
+        except Terminated:  # SIGTERM leaves no time for the final evaluation
             raise
         except KeyboardInterrupt:
             if phases.best.figures is None:

@@ -97,6 +97,7 @@ class FitState:
         if self.average is not None:
             self.average.model.load_state_dict(_strip_prefix("average", tensors))
             self.average.steps = numbers["averaged"]
+        # The plateau schedule keeps no rate of its own: it multiplies those of the optimizer.
         for group, rate in zip(self.optimizer.param_groups, numbers["rates"], strict=True):
             group["lr"] = rate
         self.schedule.load_state_dict(numbers["schedule"])
@@ -106,6 +107,7 @@ class FitState:
             parameter = self._parameters[int(index)]
             self.optimizer.state[parameter][name] = _in_layout_of(parameter, value)
         self.totals.restore(tensors["totals.loss"], tensors.get("totals.right"), numbers["samples"])
+        # Last, so that nothing draws a random number after it.
         torch.set_rng_state(tensors["random.torch"])
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -154,7 +156,7 @@ def _python_generators() -> dict[str, Any]:
 
 
 def _set_python_generators(states: dict[str, Any]) -> None:
-    version, internal, gauss = states["python"]
+    version, internal, gauss = states["python"]  # JSON has turned the tuples into lists
     random.setstate((version, tuple(internal), gauss))
     state = dict(states["numpy"])
     state["state"] = {**state["state"], "key": np.array(state["state"]["key"], dtype=np.uint32)}

@@ -56,7 +56,7 @@ def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Co
     stored, views = run.train.batches, run.train.batches.views
     batches = Batches(stored.rows, stored.labels, batch=BATCH, views=views, device=engine.device)
     features = torch.cat([run.train.prepare(batch, view) for view in range(views) for batch in batches.epoch(view)])
-    labels = np.tile(batches.labels, views)
+    labels = np.tile(batches.labels, views)  # the features of all views follow each other
     weights = balanced_weights(labels, run.classes) if run.phase.class_weights == "balanced" else None
     head = fit_linear_probe(features, labels, run.classes, weights=weights, views=views, seed=run.seed, groups=groups)
     train = figures(Outputs(labels, (features @ head.weight.T + head.bias).cpu().numpy()))

@@ -45,6 +45,7 @@ class Optimization:
         """
         engine, phase = self.engine, self.run.phase
         dtype = torch.float32 if engine.device.type == "mps" else torch.float64
+        # float64 makes the rounding of the sums negligible, however many micro-batches there are; MPS has none.
         sums = torch.zeros(2, device=engine.device, dtype=dtype)
         self.optimizer.zero_grad(set_to_none=True)
         # Images are mixed before the batch is divided: partners and targets must not depend on the free memory.
@@ -62,10 +63,11 @@ class Optimization:
                 sums[1] += (logits.argmax(1) == targets).sum()
         if not in_backward and engine.world_size > 1:
             engine.average_gradients(self.wrapped)
-        engine.all_reduce_sum(sums)
+        engine.all_reduce_sum(sums)  # all ranks need the same loss: a plateau schedule may depend on it
         if phase.clip:
             engine.clip_gradients(self.wrapped, self.optimizer, phase.clip)
         self._update()
+        # Each process has collected BatchNorm statistics from its own samples.
         engine.average_buffers(self.wrapped)
         return StepSums(sums[0], None if mixed is not None else sums[1])
 
@@ -111,7 +113,7 @@ def micro_batches(batch: Batch, engine: Engine, size: int | None, synced: bool) 
     With synchronized BatchNorm every process has the same number of them, some perhaps empty, since the processes
     communicate in the forward pass.
     """
-    samples = len(batch) - batch.portion.lead
+    samples = len(batch) - batch.portion.lead  # the lead belongs to another process: it is only a mixing partner
     if not synced or engine.world_size == 1:
         ranges = even_ranges(samples, -(-samples // (size or samples))) if samples else []
     else:
