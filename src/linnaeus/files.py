@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: atomic writes, locks, checksums, and one-line errors for a disk that is full or read-only."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says of writing `path` into one line that names it. Everything else passes through.
+    """Turn errors of the operating system about writing `path` into one line that names it.
 
-    A full disk or a place that is read-only is a JobError; a name where no file can be, a UserError.
+    A full disk or a read-only place is a JobError; a name that no file can have is a UserError. Other errors pass.
     """
     try:
         yield
@@ -53,10 +53,10 @@ def _concerns(error: OSError, path: Path) -> bool:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed over it when the block ends well and removed when it does not.
+    """A temporary path beside `path`, renamed over it if the block succeeds and removed if it fails.
 
-    The bytes are on the disk before the name is, and the name before this returns: after a power cut there is the old
-    file or the new one, never a part.
+    The bytes are synced before the rename, and the rename before this returns: after a power cut the file is the old
+    one or the new one, never a part.
     """
     with disk_errors(path):
         try:
@@ -78,7 +78,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary files that writers killed in `atomic` left in `folder`; nobody else may be writing there."""
+    """Temporary files that killed writers left in `folder`; no other process may be writing there."""
     return [path for path in folder.glob(".*-????????*") if path.is_file()] if folder.is_dir() else []
 
 
@@ -102,7 +102,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def crc32_of(path: Path) -> int:
-    """The CRC-32 of a file's bytes, read in pieces."""
+    """The CRC-32 of a file, read in blocks."""
     checksum = 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(1 << 20):
@@ -123,7 +123,7 @@ def sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    """mkstemp makes files private; what we leave behind should be as readable as any other file of the user's."""
+    """The process's umask: mkstemp makes files private, and ours should be as readable as other files of the user."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,10 +1,9 @@
-"""Memory that is freed and wanted again a moment later stays with the process.
+"""Keep freed memory in the process instead of returning it to the operating system.
 
-glibc gives every block above 32 MB back to the system when it is freed, and takes it anew, page by page, when it is
-wanted: for a network's maps, in every batch. On CPU that is a third of the time of ResNet-50, training and answering
-(`docs/LOG.md` has the figures). It costs memory, in training a quarter: blocks of many sizes leave holes, and of
-aligned ones, which torch's are, glibc's small caches keep up to seven from growing together again. Where there is no
-glibc nothing happens here.
+glibc returns every freed block above 32 MB and maps it again, page by page, at the next allocation: for the feature
+maps of a network, in every batch. On CPU that takes a third of the time of ResNet-50, in training and inference
+(`docs/LOG.md` has the measurements). Keeping the memory costs up to a quarter more of it in training, since blocks of
+many sizes leave holes. Without glibc this module does nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Any
 # Parameters of mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 
-# What the two thresholds grow to by themselves in a process that frees blocks of 32 MB. They no longer move once they
-# were set, so this is what is left behind.
+# The values that both thresholds reach by themselves in a process that frees blocks of 32 MB. Once set, they no longer
+# adapt, so these are the values to leave behind.
 LARGEST_MMAP_THRESHOLD = 32 << 20
 GROWN_TRIM_THRESHOLD = 2 * LARGEST_MMAP_THRESHOLD
 
@@ -31,9 +30,9 @@ _holders = 0
 
 @contextmanager
 def steady_heap() -> Iterator[None]:
-    """While it lasts, memory that is freed is kept for the next one who asks, whatever its size.
+    """Inside the block, freed memory of any size is kept for the next allocation.
 
-    May be nested and held by several threads: what the last one leaves is given back to the system at once.
+    Blocks may be nested and held by several threads; when the last one ends, free memory is returned to the system.
     """
     _hold(1)
     try:
@@ -66,7 +65,7 @@ def _keep(keep: bool) -> None:
 
 @cache
 def _glibc() -> Any:
-    """The C library, where it is glibc and has what is needed; else None."""
+    """The C library if it is glibc with the needed functions; else None."""
     if platform.system() != "Linux":
         return None
     libc = ctypes.CDLL(None)

@@ -6,8 +6,8 @@
     search = GridSearchCV(ImageClassifier("photos"), {"settings": [{"data.size": 224}, {"data.size": 288}]}, cv=5)
     search.fit(paths, labels)
 
-Decoded images and what a frozen network makes of them are stored and shared, so a second fit on the same files starts
-where the first one's stores end.
+Decoded images and the activations of frozen stages are stored and shared: a second fit on the same files computes
+neither again.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return np.stack([_known(answer) for answer in answers]) if answers else np.zeros((0, len(self.classes_)))
 
     def predict(self, X: Images) -> np.ndarray:
-        """(n,) the likeliest of `classes_`."""
+        """(n,) the most likely of `classes_`."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def _own_network(self) -> nn.Module | None:
-        """A copy of `model` where that is a network: training and loading write into what they are given."""
+        """A copy of `model` if it is a network, since training and loading change the weights of their argument."""
         return None if self.model is None or isinstance(self.model, str) else copy.deepcopy(self.model)
 
     def _loaded(self) -> Classifier:
@@ -126,7 +126,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self._classifier
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pickle holds the model file's bytes; the network is built from them again where it is needed."""
+        """A pickle holds the bytes of the model file, from which the network is built again when it is needed."""
         state = super().__getstate__()
         return state | {"_classifier": None} if "_classifier" in state else state
 

@@ -1,4 +1,4 @@
-"""It looks like these: the training images that a network sees as most alike to an image."""
+"""Nearest neighbors: the training images whose features are most similar to those of an image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPLIT = "split.csv"  # of a run folder
 
 @dataclass(frozen=True, eq=False)
 class Neighbor:
-    """An image that looks alike to a network."""
+    """A training image that is similar to a predicted one."""
 
     path: str
     """As its source names it: relative to the source, or train[17]."""
@@ -49,7 +49,7 @@ class Neighbor:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Images to compare with, and their vectors below a network's head."""
+    """Images to compare with, and their features: the input of the network's head."""
 
     table: Table
     indices: np.ndarray
@@ -66,7 +66,7 @@ class Gallery:
         return len(self.indices)
 
     def nearest(self, prediction: Prediction, k: int) -> list[Neighbor]:
-        """The k images most alike to one that was predicted, the nearest first; never the very same file."""
+        """The k images most similar to a predicted one, the nearest first, without the same file."""
         assert prediction.image is not None
         pixels = torch.from_numpy(prediction.image)[None].to(self.classifier.device)
         vector = vectors(self.classifier.network, self.classifier.preprocessing.normalise(pixels))[0].cpu()

@@ -1,7 +1,7 @@
-"""Why this class? Heat maps over an image: Grad-CAM at any stage; through captum occlusion and integrated gradients.
+"""Saliency maps: Grad-CAM at any stage, and occlusion and integrated gradients through captum.
 
-A map says where the image speaks *for* a class, on a scale of its own from 0 to 1 = the strongest place. It does not
-say how strong that is, and two images' maps cannot be compared by their colors.
+A map shows where an image supports a class, on its own scale from 0 to 1, the strongest place. It does not show how
+strong the support is, so the colors of two maps cannot be compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Maps = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where in an image a model sees a class."""
+    """Saliency maps of one image for one class."""
 
     prediction: Prediction
     target: int

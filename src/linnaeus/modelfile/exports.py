@@ -1,4 +1,4 @@
-"""Which of a run's files is fastest here: the exports that passed their gate are noted beside it, in exports.json."""
+"""The record of exports that passed verification, exports.json beside a model, and the choice of the fastest file."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ EXPORTS = "exports.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """The file that predicts fastest, and a word on how it was chosen."""
+    """The file that predicts fastest, and a line that says why it was chosen."""
 
     path: Path
     said: str
     passed_over: list[str]
-    """A line for each export that is there and was not trusted."""
+    """A line for each export that is not used, with the reason."""
 
 
 def note(file: Path, kind: str, digest: str, model_digest: str, speed: dict[str, float]) -> None:
-    """Note beside an export that it passed its gate, of which model it is, and how many times faster it ran here."""
+    """Record that an export passed verification, which model it was made from, and its speedup by batch size."""
     record = file.with_name(EXPORTS)
     entry = {"kind": kind, "sha256": digest, "model_sha256": model_digest, "speed": speed, "machine": machine()}
     write_text(record, json.dumps(_read(record) | {file.name: entry}, indent=2, ensure_ascii=False) + "\n")
 
 
 def fastest(folder: Path, device: str) -> Choice:
-    """The fastest of a run's model.safetensors and the exports noted beside it; on a GPU the network itself.
+    """The fastest file of a run: model.safetensors or a recorded export; on a GPU always model.safetensors.
 
-    An export counts where it is of this very model, is the file that passed, and was measured on a machine like this.
+    An export is used only if it was made from this model, is unchanged, and was measured on this kind of machine.
     """
     model = folder / MODEL
     noted = _read(folder / EXPORTS)
@@ -59,7 +59,7 @@ def fastest(folder: Path, device: str) -> Choice:
 
 
 def _unusable(file: Path, entry: Any, digest: str, here: dict[str, Any]) -> str | None:
-    """Why an export is not used; None where it may be."""
+    """Why an export cannot be used; None if it can."""
     if not isinstance(entry, dict) or Path(file.name).suffix != ".onnx" or not file.is_file():
         return "the file is not there"
     if entry.get("model_sha256") != digest:
@@ -74,7 +74,7 @@ def _unusable(file: Path, entry: Any, digest: str, here: dict[str, Any]) -> str 
 
 
 def _ratio(entry: dict[str, Any]) -> float:
-    """How many times faster than the network, at the largest batch that was measured."""
+    """Speedup over the torch network at the largest measured batch."""
     speed = {int(size): float(ratio) for size, ratio in dict(entry.get("speed") or {}).items()}
     return speed[max(speed)] if speed else 0.0
 

@@ -1,4 +1,4 @@
-"""model.onnx: the whole classifier as one graph, described like the model file that it was made of.
+"""model.onnx: the whole classifier as one graph, with the metadata of the model file that it was made from.
 
 Input `images` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
 calibrated, and `logits`, as the network gives them. Opset 18. Its metadata, each entry a text, holds
@@ -36,7 +36,7 @@ NEEDS = 'pip install "linnaeus[onnx]"'
 
 
 def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:
-    """The entries of the metadata, not sealed yet."""
+    """The entries of the metadata, with zeros in place of the checksum."""
     said = describe(about)
     entries = {key: json.dumps(said[key], ensure_ascii=False, allow_nan=False) for key in OURS}
     return entries | {
@@ -48,7 +48,7 @@ def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict
 
 
 def seal(raw: bytes) -> bytes:
-    """The bytes of a file with the checksum in its place."""
+    """The bytes of a file with the checksum filled in."""
     (found,) = SEAL.finditer(raw)
     assert found[1] == UNSEALED.encode()
     return raw[: found.start(1)] + hashlib.sha256(raw).hexdigest().encode() + raw[found.end(1) :]
@@ -71,9 +71,9 @@ def checksum(path: Path, raw: bytes) -> str:
 
 
 def file_digest(path: Path) -> str | None:
-    """The checksum that a file bears, not verified; None where it bears none.
+    """The checksum in the metadata of a file, not verified; None where there is none.
 
-    It stands in the metadata, at the end: as a rule the last MB is read, and not the weights.
+    The metadata is at the end of the file, so usually only the last MB is read.
     """
     try:
         with path.open("rb") as file:

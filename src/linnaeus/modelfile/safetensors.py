@@ -1,4 +1,4 @@
-"""model.safetensors: all that is needed to predict, in one file that holds no code.
+"""model.safetensors: everything that prediction needs, in one file without code.
 
 The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON text; format 1 holds
 
@@ -50,7 +50,7 @@ AUXILIARY = ("aux1.", "aux2.")
 
 @dataclass
 class ModelFile:
-    """What a model file says, beside its weights."""
+    """The description in a model file, without the weights."""
 
     arch: dict[str, Any]
     classes: tuple[str, ...]
@@ -99,7 +99,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def describe(about: ModelFile) -> dict[str, Any]:
-    """What a model file says beside its weights, for JSON; `parse` reads it."""
+    """The description as JSON values; `parse` reads it."""
     return {
         "format": FORMAT,
         "arch": about.arch,
@@ -153,12 +153,12 @@ def model_path(given: str | Path) -> Path:
 
 
 def read_header(path: Path) -> ModelFile:
-    """What the file says, without reading its weights."""
+    """Read the description without the weights."""
     return parse(path, _read(path, weights=False)[0])
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """The versions of the software that a result depends on."""
     from linnaeus._version import __version__
 
     return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -169,7 +169,7 @@ _UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, Ke
 
 
 def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header, and the tensors where they are wanted."""
+    """The header, and with `weights` the tensors."""
     if not path.is_file():
         raise UserError(f"{path}: no such model file; give a run folder or a model.safetensors")
     tensors: dict[str, Tensor] = {}
@@ -258,7 +258,7 @@ def _check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[s
 
 
 def _line(what: object) -> str:
-    """Anything as a short piece of one line."""
+    """The text on one line, at most 200 characters."""
     return " ".join(str(what).split())[:200]
 
 
