@@ -83,7 +83,7 @@ def test_errors_exit_with_status_1(say, faulty: Path, tmp_path: Path):
     assert said.status == 1
     assert "2 errors" in said.out
     assert "train/oak/3.jpg = valid/oak/leak.jpg: 2 images are nearly identical, in train and valid" in said.out
-    assert "train/oak/4.jpg: cut short or damaged" in said.out
+    assert "train/oak/4.jpg: truncated or damaged" in said.out
     assert "linnaeus weights pull" in said.out
     assert "next: leaks between splits" in said.out
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))

@@ -104,7 +104,7 @@ def test_a_lack_of_memory_is_not_stored(tmp_path: Path, monkeypatch: pytest.Monk
     table = open_source(write_scenes(tmp_path))
 
     def starved(path: str) -> np.ndarray:
-        raise UnreadableError(path, "needs more memory than there is", passing=True)
+        raise UnreadableError(path, "not enough memory to decode it", passing=True)
 
     with monkeypatch.context() as short:
         short.setattr(image_statistics, "file_statistics", starved)

@@ -126,7 +126,7 @@ def test_a_broken_and_a_huge_file_are_said_and_the_rest_answered(open_page: Open
     assert len(failed) == 3
     assert "truncated" in failed[0] or "cut short" in failed[0]
     assert failed[1] == EN["too_large"].format(size="30 KiB", most="20 KiB"), "without asking the server"
-    assert failed[2] == "not an image, or of a kind that is not read"
+    assert failed[2] == "not an image, or in an unsupported format"
     assert page.locator("#progress").inner_text() == "1 of 4 answered, 3 failed"
 
 
@@ -143,7 +143,7 @@ def test_the_table_is_copied_and_downloaded_without_harm(open_page: Open, classi
     assert [each["path"] for each in rows] == [f"'{EVIL}", 'a "quoted", name.png', "broken.png"]
     best = classifier.predict(png(1))
     assert (rows[0]["name_1"], rows[0]["probability_1"]) == (best.name, f"{best.probability:.6f}")
-    assert rows[2]["error"] == "not an image, or of a kind that is not read"
+    assert rows[2]["error"] == "not an image, or in an unsupported format"
     page.locator("#copy").click()
     page.get_by_role("button", name=EN["copied"]).wait_for()
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()

@@ -66,7 +66,7 @@ def test_one_broken_image_does_not_stop_the_rest(web: Client):
     answer = web.post("/predict", files=files(png(), b"nothing", png(1)))
     assert answer.status_code == 200
     found = answer.json()["predictions"]
-    assert [each["error"] for each in found] == [None, "not an image, or of a kind that is not read", None]
+    assert [each["error"] for each in found] == [None, "not an image, or in an unsupported format", None]
     assert [len(each["top"]) for each in found] == [3, 0, 3]
 
 

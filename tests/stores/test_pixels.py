@@ -114,7 +114,7 @@ def test_rows_are_the_images(table: Images, cache: Cache, with_cache: bool, spec
     assert isinstance(store, PixelStore)
     check(store, table, indices, spec)
     assert calls == [(done, 6) for done in range(1, 7)]
-    assert store.failed == {2: "not an image, or of a kind that is not read"}
+    assert store.failed == {2: "not an image, or in an unsupported format"}
     assert store.uniform == (None if spec.fit == "crop" else (spec.size, spec.size))
     assert store.data.dtype == np.uint8
     assert store.nbytes == len(store.data)
