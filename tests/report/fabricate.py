@@ -1,4 +1,4 @@
-"""Run folders made from arrays: whatever names and however many classes, in a second, without training."""
+"""Run folders made from arrays without training, with any class names and any number of classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEEN = Preprocessing(36, 32, channels=3)
 
 
 def draw(label: int, number: int) -> Image.Image:
-    """A gradient whose color tells the class, 40 x 52 pixels."""
+    """A gradient in a color of the class, 40 x 52 pixels."""
     rng = np.random.default_rng([label, number])
     color = np.array([(37 * label) % 256, (91 * label) % 256, (151 * label) % 256])
     ramp = np.linspace(0.3, 1, SIDE + 12)[None, :, None]
@@ -35,7 +35,7 @@ def draw(label: int, number: int) -> Image.Image:
 
 
 def write_source(folder: Path, names: Sequence[str], each: Sequence[int] = (6, 3, 4)) -> Path:
-    """A CSV, whose labels may be anything, and its images: `each` of a class in train, valid and test."""
+    """A CSV with any labels, and its images: so many per class in train, valid and test. Returns the CSV."""
     (folder / "pictures").mkdir(parents=True)
     with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -50,7 +50,7 @@ def write_source(folder: Path, names: Sequence[str], each: Sequence[int] = (6, 3
 
 
 def answers(labels: np.ndarray, classes: int, skill: float, seed: int) -> Outputs:
-    """Logits that are right mostly, and otherwise name the next class in steps of seven."""
+    """Logits that are mostly correct; mistakes are a class seven or fourteen positions further."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(len(labels), classes)).astype(np.float32)
     logits[np.arange(len(labels)), labels] += skill
@@ -67,7 +67,7 @@ def fabricate(
     seen: Preprocessing = SEEN,
     **more: Any,
 ) -> Table:
-    """A finished run on a source, with answers of a given skill. `more` goes into metrics.json. Returns its table."""
+    """A finished run on a source; `skill` raises the accuracy, `more` goes into metrics.json. Returns the table."""
     table = open_source(source)
     k = len(table.classes)
     folder = RunFolder.create(run, "fabricated")

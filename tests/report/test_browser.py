@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, driven by Playwright, without a network."""
+"""The page in Chromium, driven by Playwright, without a network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Any]:
-    """open_page(**options of a browser context) -> the page; at the end nothing may have been fetched or complained."""
+    """open_page(**options of a browser context) -> the page. Requests and console messages fail the test."""
     contexts, said, fetched = [], [], []
 
     def refuse(dialog: Any) -> None:
@@ -68,7 +68,7 @@ def column(page: Any, number: int) -> list[str]:
 
 
 def contrast(page: Any, selector: str, what: str = "color") -> float:
-    """Between the text of the first such element and the ground of the page (WCAG 2.2, contrast ratio)."""
+    """Contrast ratio (WCAG 2.2) of the text of the first such element and the background of the page."""
     colors = page.evaluate(
         "([s, w]) => [getComputedStyle(document.querySelector(s))[w], getComputedStyle(document.body).backgroundColor]",
         [selector, what],
@@ -98,7 +98,7 @@ def test_it_opens_whole_with_every_image_in_it(open_page: Any):
     broken = page.eval_on_selector_all("img", "all => all.filter(i => !i.complete || !i.naturalWidth).length")
     assert broken == 0
     assert page.locator("img").count() > 60
-    assert page.get_by_text(EVIL, exact=True).count() > 0, "an attack is shown as the text that it is"
+    assert page.get_by_text(EVIL, exact=True).count() > 0, "the injection attempt is shown as text"
 
 
 @pytest.mark.parametrize("way", ["click", "Enter", "Space"])
@@ -163,7 +163,7 @@ def test_counts_can_be_read_on_their_cells(open_page: Any, scheme: str):
         return (Math.max(cell, text) + 0.05) / (Math.min(cell, text) + 0.05);
       }));
     }""")
-    assert worst >= 3.5, "where the color changes, neither is better"
+    assert worst >= 3.5, "at the change of color, both colors have this contrast"
 
 
 def test_a_phone_scrolls_in_one_direction(open_page: Any):
@@ -179,13 +179,13 @@ def test_a_phone_scrolls_in_one_direction(open_page: Any):
     assert letters >= 9, "words of a chart, in CSS pixels"
 
 
-def test_it_prints_light_and_whole(open_page: Any, tmp_path: Path):
+def test_it_prints_light_and_complete(open_page: Any, tmp_path: Path):
     page = open_page(color_scheme="dark")
     page.pdf(path=str(tmp_path / "page.pdf"), format="A4", print_background=True)
     pdf = (tmp_path / "page.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Type /Page\n") >= 3
-    assert page.locator("details").get_attribute("open") is not None, "on paper nothing can be opened"
+    assert page.locator("details").get_attribute("open") is not None, "details are open in print"
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
@@ -193,7 +193,7 @@ def test_it_prints_light_and_whole(open_page: Any, tmp_path: Path):
     assert table.evaluate("e => e.scrollHeight - e.clientHeight") <= 1, "no row is cut off"
 
 
-def test_it_can_be_read_by_ear_and_used_by_keyboard(open_page: Any):
+def test_it_works_with_a_screen_reader_and_the_keyboard(open_page: Any):
     page = open_page()
     assert page.eval_on_selector_all("img", "all => all.filter(i => !i.alt).length") == 0
     assert page.eval_on_selector_all("svg", "all => all.filter(s => !s.getAttribute('aria-label')).length") == 0
@@ -207,4 +207,4 @@ def test_it_can_be_read_by_ear_and_used_by_keyboard(open_page: Any):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "To the report"
     scrolls = page.eval_on_selector_all(".scroll, pre", "all => all.filter(e => e.tabIndex !== 0).length")
-    assert scrolls == 0, "what scrolls can be scrolled by keys"
+    assert scrolls == 0, "scrolling areas can be scrolled with the keyboard"

@@ -1,4 +1,4 @@
-"""Figures as text: what stands where, and what is left out."""
+"""The text output of an evaluation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def outputs(n: int, classes: int, occurring: int | None = None, seed: int = 0, s
     return Outputs(labels, logits.astype(np.float32))
 
 
-def said(found: Assessment, classes: int) -> str:
+def text_of(found: Assessment, classes: int) -> str:
     return render(found, [f"class {i}" for i in range(classes)])
 
 
-def test_every_figure_has_its_interval_and_its_count():
+def test_every_metric_has_its_interval_and_its_count():
     out = outputs(300, 8)
-    text = said(assess(out, Calibration.fit(outputs(400, 8, seed=1), "valid")), 8)
+    text = text_of(assess(out, Calibration.fit(outputs(400, 8, seed=1), "valid")), 8)
     right = int((out.predicted == out.labels).sum())
     line = next(line for line in text.splitlines() if line.startswith("  accuracy"))
     assert f"{right / 300:.2%}" in line
@@ -39,18 +39,18 @@ def test_every_figure_has_its_interval_and_its_count():
     assert "test-time augmentation" not in text
 
 
-def test_a_calibration_that_failed_is_said():
-    """By the command that evaluates, and at the end of the training that fitted it."""
+def test_a_failed_calibration_is_reported():
+    """By `linnaeus evaluate`, and at the end of the training that fitted it."""
     wrong = outputs(400, 8, skill=-3.0)
     failed = "calibration failed, temperature at its bound of 100: the predictions are no better than chance"
-    assert failed in said(assess(wrong, Calibration.fit(wrong, "valid")), 8)
+    assert failed in text_of(assess(wrong, Calibration.fit(wrong, "valid")), 8)
     assert [failed in line for line in FinalEvaluation({"valid": wrong}).lines()] == [False, True, False]
-    assert "failed" not in said(assess(outputs(300, 8), None), 8)
+    assert "failed" not in text_of(assess(outputs(300, 8), None), 8)
     assert not any("failed" in line for line in FinalEvaluation({"valid": outputs(300, 8)}).lines())
 
 
-def test_few_classes_are_all_shown_the_worst_first():
-    text = said(assess(outputs(60, 4, occurring=3), None), 4)
+def test_few_classes_are_all_shown_with_the_worst_first():
+    text = text_of(assess(outputs(60, 4, occurring=3), None), 4)
     assert "classes, the worst first; 1 of the model's classes do not occur" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("  class") and "taken" not in line]
     assert len(rows) == 3
@@ -58,42 +58,46 @@ def test_few_classes_are_all_shown_the_worst_first():
     assert f1 == sorted(f1)
 
 
-def test_of_many_classes_the_worst_are_shown():
-    text = said(assess(outputs(300, 30), None), 30)
+def test_only_the_worst_of_many_classes_are_shown():
+    text = text_of(assess(outputs(300, 30), None), 30)
     assert "(10 of 30; all with --json)" in text
     assert len([line for line in text.splitlines() if line.startswith("  class") and "taken" not in line]) == 10
 
 
-def test_without_mistakes_there_is_nothing_confused():
+def test_without_mistakes_no_classes_are_confused():
     labels = np.arange(30) % 3
-    text = said(assess(Outputs(labels, 4 * np.eye(3, dtype=np.float32)[labels]), None), 3)
+    text = text_of(assess(Outputs(labels, 4 * np.eye(3, dtype=np.float32)[labels]), None), 3)
     assert "no images were confused with another class" in text
     assert "calibration: the model has none" in text
     assert "none: at least 149 images are needed, and there were 30" in text
     assert "estimated  everything answered, 0 of 30 wrong" in text
     balanced = next(line for line in text.splitlines() if "balanced" in line)
-    assert balanced.split() == ["balanced", "accuracy", "100.00%"]  # no interval: nothing went wrong to resample
+    assert balanced.split() == [
+        "balanced",
+        "accuracy",
+        "100.00%",
+    ]  # no interval: without mistakes all resamples are the same
 
 
-def test_where_even_the_surest_is_wrong():
+def test_no_threshold_helps_if_the_most_confident_answers_are_wrong():
     labels = np.arange(200) % 2
-    text = said(assess(Outputs(labels, 4 * np.eye(2, dtype=np.float32)[1 - labels]), None), 2)
+    text = text_of(assess(Outputs(labels, 4 * np.eye(2, dtype=np.float32)[1 - labels]), None), 2)
     assert "guaranteed none: no threshold passes the test" in text
     assert "estimated  none: even the most confident answers are wrong more often" in text
 
 
-def test_views_stand_beside_the_plain_answers():
+def test_views_are_compared_with_the_plain_predictions():
     out = outputs(200, 4, skill=1.0)
     better = outputs(200, 4, skill=6.0)
     found = assess(out, None, views={"mirror": better})
-    text = said(found, 4)
+    text = text_of(found, 4)
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("  plain", "  mirror"))}
     assert f"{(out.predicted == out.labels).mean():.2%}" in rows["plain"]
     assert f"{(better.predicted == better.labels).mean():.2%}" in rows["mirror"]
-    assert found.metrics.correct == (out.predicted == out.labels).sum()  # they replace nothing
+    assert found.metrics.correct == (out.predicted == out.labels).sum()  # the views do not replace the metrics
 
 
-def test_columns_are_aligned_whatever_the_script():
+def test_columns_with_wide_characters_are_aligned():
     rows = [["玫瑰", "1"], ["rose", "22"], ["ñ", "3"]]
     lines = align(rows, "<>")
     assert {width(line) for line in lines} == {2 + 4 + 2 + 2}

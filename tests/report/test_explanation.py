@@ -1,4 +1,4 @@
-"""The heat over an image, and the sheet that shows it: looked at by eye as well, here by its pixels."""
+"""Heat maps over images, and the figure of an explanation, checked by their pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def image(side: int = 64, seed: int = 0, channels: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (40, 50, 3)])
-def test_without_heat_a_image_is_gray_and_stays_what_it_is(shape: tuple[int, ...]):
+def test_without_heat_an_image_is_gray_and_otherwise_unchanged(shape: tuple[int, ...]):
     seen = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     out = overlay(seen, np.zeros((40, 50), np.float32))
     assert out.shape == (40, 50, 3)
@@ -37,7 +37,7 @@ def test_without_heat_a_image_is_gray_and_stays_what_it_is(shape: tuple[int, ...
 
 
 def test_more_heat_is_lighter_and_more_colorful():
-    """In gray, and so for any kind of color vision, the scale rises from end to end."""
+    """The scale gets lighter from end to end, so that it works for any color vision and in gray."""
     scale = ramp(200, 4)
     assert scale.shape == (4, 200, 3)
     light = scale[0] @ LUMA
@@ -71,7 +71,7 @@ def test_heat_is_enlarged_with_its_image():
 
 
 def explanation(maps: dict[str, np.ndarray], path: str = "photos/petunia/1.jpg", target: int = 1) -> Explanation:
-    names = ("Calla ß", "petunia", "a class whose name is so long that no sheet can ever show the whole of it")
+    names = ("Calla ß", "petunia", "a class whose name is so long that no figure can show all of it")
     probabilities = np.array([0.25, 0.7, 0.05])
     return Explanation(Prediction(path, ("0", "1", "2"), names, probabilities, image=image()), target, maps)
 
@@ -85,35 +85,35 @@ def drawn(path: Path, e: Explanation, **more) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def found_in(pixels: np.ndarray, sheet: np.ndarray) -> bool:
-    """Whether `pixels` are somewhere on the sheet, one to one."""
-    rows, columns = np.nonzero((sheet == pixels[0, 0]).all(2))
+def found_in(pixels: np.ndarray, figure: np.ndarray) -> bool:
+    """Whether `pixels` are somewhere in the figure, unscaled."""
+    rows, columns = np.nonzero((figure == pixels[0, 0]).all(2))
     height, width = pixels.shape[:2]
     places = zip(rows, columns, strict=True)
-    return any(np.array_equal(sheet[y : y + height, x : x + width], pixels) for y, x in places)
+    return any(np.array_equal(figure[y : y + height, x : x + width], pixels) for y, x in places)
 
 
 def test_the_image_and_its_heat_are_side_by_side(tmp_path: Path):
     e = explanation(heats(1))
-    sheet = drawn(tmp_path / "a.png", e)
+    figure = drawn(tmp_path / "a.png", e)
     side = round(2.9 * 150)
     assert e.prediction.image is not None
-    assert found_in(overlay(e.prediction.image, e.maps["layer0"], side), sheet)
-    assert found_in(explanation_module.fit_square(e.prediction.image, side), sheet)
+    assert found_in(overlay(e.prediction.image, e.maps["layer0"], side), figure)
+    assert found_in(explanation_module.fit_square(e.prediction.image, side), figure)
 
 
 @pytest.mark.parametrize(("maps", "columns"), [(2, 3), (3, 4), (5, 3), (7, 4)])
 def test_every_stage_has_a_panel(maps: int, columns: int, tmp_path: Path):
     e = explanation(heats(maps))
-    sheet = drawn(tmp_path / "a.png", e)
+    figure = drawn(tmp_path / "a.png", e)
     side = round({2: 2.9, 3: 2.2, 4: 1.8}[columns] * 150)
     assert e.prediction.image is not None
-    assert all(found_in(overlay(e.prediction.image, heat, side), sheet) for heat in e.maps.values())
-    assert sheet.shape[1] <= 1300
+    assert all(found_in(overlay(e.prediction.image, heat, side), figure) for heat in e.maps.values())
+    assert figure.shape[1] <= 1300
 
 
 def test_neighbors_are_marked_by_class(tmp_path: Path):
-    """Blue bars under those of the predicted class, orange under the others; the sheet grows by their rows."""
+    """Blue bars under those of the predicted class, orange under the others; the figure grows by their rows."""
     e = explanation(heats(1))
     without = drawn(tmp_path / "a.png", e)
     close = [
@@ -126,31 +126,31 @@ def test_neighbors_are_marked_by_class(tmp_path: Path):
     assert orange == pytest.approx(1.5 * blue, rel=0.02)  # three and two of the same bars
 
 
-def test_what_is_drawn_for_awkward_names(tmp_path: Path):
-    """A zero map, another class than the predicted one, a name and a path that do not fit, bytes that are no UTF-8."""
+def test_awkward_names_stay_inside_the_figure(tmp_path: Path):
+    """An empty map, a target that is not the predicted class, a long name and path, bytes that are not UTF-8."""
     e = explanation({"layer4": np.zeros((64, 64), np.float32)}, "/a" * 70 + "/b\udcff $x$.jpg", target=2)
-    sheet = drawn(tmp_path / "a.png", e, true=2)
-    assert sheet.shape[1] == round((2 * 2.9 + 0.16 + 0.6) * 150)
-    assert (sheet[:, -40:] == 255).all()  # nothing reaches into the margin
-    assert (sheet[-20:] == 255).all()
+    figure = drawn(tmp_path / "a.png", e, true=2)
+    assert figure.shape[1] == round((2 * 2.9 + 0.16 + 0.6) * 150)
+    assert (figure[:, -40:] == 255).all()  # nothing reaches into the margin
+    assert (figure[-20:] == 255).all()
 
 
-def test_an_unsure_answer_is_called_so(tmp_path: Path):
+def test_an_unsure_prediction_is_marked(tmp_path: Path):
     e = explanation(heats(1))
     sure = drawn(tmp_path / "a.png", e)
     unsure = Explanation(dataclasses.replace(e.prediction, threshold=0.8), e.target, e.maps)
-    sheet = drawn(tmp_path / "b.png", unsure)
-    assert sheet.shape[0] > sure.shape[0]
-    assert (sheet == np.array((217, 102, 10))).all(2).sum() > 50 > (sure == np.array((217, 102, 10))).all(2).sum()
+    figure = drawn(tmp_path / "b.png", unsure)
+    assert figure.shape[0] > sure.shape[0]
+    assert (figure == np.array((217, 102, 10))).all(2).sum() > 50 > (sure == np.array((217, 102, 10))).all(2).sum()
 
 
-def test_what_no_font_has_is_told(tmp_path: Path):
+def test_missing_characters_are_returned(tmp_path: Path):
     e = explanation(heats(1))
     odd = Neighbor("1.jpg", "1", "petunia \U000e1234", 0.5, image())
     assert draw_explanation(e, tmp_path / "a.png", neighbors=[odd]) == "\U000e1234"
 
 
-def test_of_a_long_path_the_end_is_kept():
+def test_the_end_of_a_long_path_is_kept():
     fonts = families_for(["…"])
     path = "/".join(["folder"] * 9) + "/rose 1.jpg"
     text = explanation_module._end_of(path, fonts, 3.0)

@@ -1,4 +1,4 @@
-"""Fonts are found for what is to be drawn, and what none has is said, with and without fonts on the machine."""
+"""Fonts for any text, and the characters that no font has, with and without fonts on the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from linnaeus.report.fonts import BASE, MISSING, UNREADABLE, advice, drawable, f
 
 
 def build_font(path: Path, family: str, characters: str) -> Path:
-    """A TrueType font whose every glyph is a square, with the given characters only."""
+    """A TrueType font with the given characters only; every glyph is a square."""
     pen = TTGlyphPen(None)
     for i, point in enumerate([(100, 0), (100, 700), (800, 700), (800, 0)]):
         (pen.lineTo if i else pen.moveTo)(point)
@@ -39,7 +39,7 @@ def build_font(path: Path, family: str, characters: str) -> Path:
 
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A machine with no fonts but matplotlib's own; the list returned is what its system has, empty at first."""
+    """A machine with only matplotlib's own fonts; the list returned holds the fonts of its system, none at first."""
     own = str(Path(matplotlib.get_data_path()))
     system: list[str] = []
     monkeypatch.setattr(fontManager, "ttflist", [e for e in fontManager.ttflist if e.fname.startswith(own)])
@@ -55,18 +55,18 @@ def _forget() -> None:
 
 
 @pytest.mark.parametrize("text", ["rose", "évêque, Ærø, Łódź", "шиповник", "ρόδο", "−3 × 10² ✓ ✗ … → ·"])
-def test_matplotlibs_own_font_needs_no_other(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matplotlibs_own_font_is_enough_for_many_scripts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "_add_families", lambda _: pytest.fail("the machine's fonts were looked through"))
     found = families_for([text])
     assert (found.families, found.missing) == ([BASE], "")
     assert found.text(text) == text
 
 
-def test_what_no_font_has_is_named_in_order_and_drawn_as_a_box(bare_machine: list[str]) -> None:
+def test_missing_characters_are_named_in_order_and_drawn_as_boxes(bare_machine: list[str]) -> None:
     found = families_for(["rose", "月季 rose", "季节"])
     assert found.missing == "月季节"
     assert found.text("月季 rose") == f"{MISSING}{MISSING} rose"
-    assert families_for([MISSING, UNREADABLE]).missing == ""  # or the box itself would raise the warning
+    assert families_for([MISSING, UNREADABLE]).missing == ""  # otherwise the box itself would be missing
     assert advice(found.missing).startswith("no font on this machine has 月季节; install for example Noto Sans CJK")
 
 
@@ -77,10 +77,10 @@ def test_a_font_installed_after_matplotlib_listed_them_is_found(bare_machine: li
     (tmp_path / "broken.ttf").write_bytes(b"not a font")
     found = families_for(["月季花"])
     assert (found.families, found.missing) == ([BASE, "Late Song"], "花")
-    assert families_for(["月"]).missing == ""  # and what was missing before is asked again
+    assert families_for(["月"]).missing == ""  # the earlier result is not reused
 
 
-def test_the_fewest_families_and_the_language_of_the_text(bare_machine: list[str], tmp_path: Path) -> None:
+def test_fonts_of_the_language_of_the_text_are_preferred(bare_machine: list[str], tmp_path: Path) -> None:
     for family, characters in (
         ("Aaa One", "月"),
         ("Bbb Both", "月季"),
@@ -124,7 +124,7 @@ def test_a_family_whose_face_matplotlib_does_not_take_is_passed_over(
         ("\ufeffrose\x00\x07", "rose"),
     ],
 )
-def test_what_has_no_glyph_of_its_own_is_not_drawn(text: str, drawn: str) -> None:
+def test_characters_without_a_glyph_are_removed(text: str, drawn: str) -> None:
     assert drawable(text) == drawn
     families_for([text]).missing.encode()  # can be printed: no lone surrogate
 
@@ -133,7 +133,7 @@ def test_what_has_no_glyph_of_its_own_is_not_drawn(text: str, drawn: str) -> Non
     ("missing", "font"),
     [("バ", "Noto Sans CJK"), ("장", "Noto Sans CJK"), ("🌹", "Noto Emoji"), ("हि", "Noto Sans (")],
 )
-def test_advice_names_a_font_that_would_do(missing: str, font: str) -> None:
+def test_advice_names_a_suitable_font(missing: str, font: str) -> None:
     assert font in advice(missing)
     assert advice("") == ""
     assert "…" in advice("月" * 13)

@@ -1,4 +1,4 @@
-"""The page of a run: what stands in it, what it does without, and that nothing in a name can harm its reader."""
+"""The report page: its contents, missing files, and names that contain markup."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMAGE = re.compile(r'<img src="([^"]*)"')
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of three classes on 39 images, one class with a name that is an attack."""
+    """A run of three classes on 39 images; the name of one class is an injection attempt."""
     source = write_source(tmp_path / "source", NAMES)
     fabricate(source, tmp_path / "run", skill=0.5)
     return tmp_path / "run"
@@ -88,7 +88,7 @@ def test_nothing_is_fetched_and_only_its_own_script_may_run(run: Path):
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
 
 
-def test_a_name_is_text_and_never_markup(run: Path):
+def test_names_are_text_and_never_markup(run: Path):
     (run / "check.json").write_text(findings({"detail": EVIL, "paths": [EVIL], "kind": EVIL, "severity": EVIL}))
     (run / "bad_images.csv").write_text("path,reason\n<b>bold</b>/1.jpg,<i>no</i>\n")
     (run / "recipe.toml").write_text("# </pre><script>alert(2)</script>\n")
@@ -103,7 +103,7 @@ def test_a_name_is_text_and_never_markup(run: Path):
     assert '{{ 7 * 7 }}"' not in "".join(re.findall(r"<[^>]*>", page)), "a quote in a name ends no attribute"
 
 
-def test_names_that_are_no_utf8_can_be_written(run: Path):
+def test_names_that_are_not_utf8_are_written(run: Path):
     (run / "check.json").write_text(findings({"paths": ["caf\udce9.jpg"], "detail": "odd \udce9"}))
     assert "odd \\udce9" in page_of(run)
 
@@ -149,13 +149,13 @@ def test_a_known_source_is_found_by_its_name_and_never_fetched(
     assert "name the place with --source" in write_report(run)[1]
 
 
-def test_a_image_that_is_gone_leaves_a_gap(run: Path, tmp_path: Path):
+def test_a_deleted_image_leaves_a_gap(run: Path, tmp_path: Path):
     wrong = next(a for a in read_run(run).predictions["test"] if not a.correct)
     (tmp_path / "source" / wrong.sample).unlink()
     assert '<span class="none">no image</span>' in page_of(run)
 
 
-def test_heat_maps_are_asked_of_the_mistakes_alone(run: Path):
+def test_only_mistakes_have_heat_maps(run: Path):
     asked: list[int] = []
 
     def heat(table: Table) -> Callable[[int], np.ndarray | None]:
@@ -211,7 +211,7 @@ def test_images_left_out_are_named(run: Path):
     assert "and 3 more" in page
 
 
-def test_without_evaluation_json_the_rest_stands(run: Path):
+def test_without_evaluation_json_the_rest_is_shown(run: Path):
     (run / "evaluation.json").unlink()
     page = page_of(run)
     assert "this run has no evaluation.json" in page
@@ -219,7 +219,7 @@ def test_without_evaluation_json_the_rest_stands(run: Path):
     assert 'class="matrix"' in page
 
 
-def test_a_run_without_test_says_on_what_it_is_measured(tmp_path: Path):
+def test_a_run_without_test_says_which_images_were_used(tmp_path: Path):
     source = write_source(tmp_path / "source", NAMES, (6, 4, 0))
     fabricate(source, tmp_path / "run", interrupted=True)
     page = page_of(tmp_path / "run")
@@ -228,7 +228,7 @@ def test_a_run_without_test_says_on_what_it_is_measured(tmp_path: Path):
     assert "stopped before its end" in page
 
 
-def test_groups_are_told_beside_the_images(run: Path):
+def test_the_number_of_groups_is_shown(run: Path):
     assert " groups " not in page_of(run)
     path = run / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -237,7 +237,7 @@ def test_groups_are_told_beside_the_images(run: Path):
     assert "test images</b> in 5 groups of " in page_of(run)
 
 
-def test_leaks_are_told_before_the_figures(run: Path):
+def test_leaks_are_mentioned_before_the_figures(run: Path):
     path = run / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
     metrics["test"]["without_leaks"] = {"n": 9, "correct": 6, "accuracy": 2 / 3, "accuracy_ci95": [0.354, 0.879]}
@@ -249,7 +249,7 @@ def test_leaks_are_told_before_the_figures(run: Path):
     assert "no images are left without them" in page
 
 
-def test_a_hundred_classes_stay_bounded(tmp_path: Path):
+def test_a_hundred_classes_give_a_small_page(tmp_path: Path):
     names = [f"class {i}" for i in range(102)]
     fabricate(write_source(tmp_path / "source", names, (4, 2, 2)), tmp_path / "run")
     page = page_of(tmp_path / "run")
@@ -284,13 +284,13 @@ def test_photographs_with_heat_maps_stay_below_five_megabytes(tmp_path: Path, sh
         ("predictions.csv", ""),
     ],
 )
-def test_what_cannot_be_read_is_named(run: Path, name: str, text: str):
+def test_an_unreadable_file_is_named(run: Path, name: str, text: str):
     (run / name).write_text(text)
     with pytest.raises(UserError, match=re.escape(name)):
         write_report(run)
 
 
-def test_the_command_rebuilds_the_page_and_refuses_what_is_no_run(run: Path, tmp_path: Path):
+def test_the_command_rebuilds_the_page_and_rejects_other_folders(run: Path, tmp_path: Path):
     done = CliRunner().invoke(cli, ["report", str(run)])
     assert done.exit_code == 0, done.output
     assert done.output.strip() == str(run / "report.html")
@@ -303,7 +303,7 @@ def test_the_command_rebuilds_the_page_and_refuses_what_is_no_run(run: Path, tmp
             CliRunner().invoke(cli, ["report", str(wrong)], catch_exceptions=False, standalone_mode=False)
 
 
-def test_a_training_ends_with_its_page_and_survives_without(
+def test_training_writes_the_page_and_survives_if_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     source = write_images(tmp_path / "photos", each=20)
@@ -345,7 +345,7 @@ class Plain(nn.Module):
         return self.head(x.flatten(1))
 
 
-def test_a_network_of_ones_own_has_its_page_too(tmp_path: Path):
+def test_a_custom_network_has_a_page(tmp_path: Path):
     source = write_images(tmp_path / "photos", each=20)
     recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1}, **settings(split={"valid": 0.2, "test": 0.2}))
     out = tmp_path / "run"

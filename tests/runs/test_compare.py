@@ -1,4 +1,4 @@
-"""Runs side by side: joined by sample, tested in pairs, refused where they cannot be compared."""
+"""Runs are joined by sample and tested in pairs; runs that cannot be compared are rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_run(
     folder: Path, right: np.ndarray, *, first: int = 0, split: str = "test", label: str = "a", each: int = 0,
     **recipe: Any,
 ) -> Path:  # fmt: skip
-    """A run folder with answers to samples first, first + 1 …, 0.8 sure of each, `each` of them in a group."""
+    """A run folder with predictions for samples first, first + 1 …, each with probability 0.8, `each` in a group."""
     folder.mkdir()
     with (folder / PREDICTIONS).open("w", newline="") as file:
         writer = csv.writer(file)
@@ -57,23 +57,23 @@ def test_runs_are_joined_by_sample_whatever_their_order(tmp_path: Path):
     assert found.corrected == holm([pair.p for pair in pairs.values()])
 
 
-def test_what_is_said_of_a_difference(tmp_path: Path):
+def test_differences_are_described(tmp_path: Path):
     right = np.full(100, True)
     fewer, much = right.copy(), right.copy()
     fewer[:3], much[:20] = False, False
     runs = [write_run(tmp_path / name, r) for name, r in (("one", right), ("two", fewer), ("three", much))]
     text = compare_runs(runs).render()
-    said = {line.split("  ")[1]: line for line in text.splitlines() if " - " in line}
-    assert "no significant difference" in said["two - one"]
-    assert "-3.00% (" in said["two - one"]
-    assert "one is better" in said["three - one"]
-    assert "two is better" in said["three - two"]
-    assert "0 correct only in two, 3 only in one" in said["two - one"]
+    verdicts = {line.split("  ")[1]: line for line in text.splitlines() if " - " in line}
+    assert "no significant difference" in verdicts["two - one"]
+    assert "-3.00% (" in verdicts["two - one"]
+    assert "one is better" in verdicts["three - one"]
+    assert "two is better" in verdicts["three - two"]
+    assert "0 correct only in two, 3 only in one" in verdicts["two - one"]
     assert "the recipes are the same" in text
     assert "97 of 100" in text
 
 
-def test_images_that_differ_are_counted_or_refused(tmp_path: Path):
+def test_runs_on_different_images_are_compared_on_shared_ones_or_rejected(tmp_path: Path):
     runs = [
         write_run(tmp_path / "a", hits(200, 0.9, 0)),
         write_run(tmp_path / "b", hits(200, 0.9, 1), first=140),
@@ -88,12 +88,12 @@ def test_images_that_differ_are_counted_or_refused(tmp_path: Path):
         compare_runs([runs[0], runs[2]])
 
 
-def test_few_images_are_enough_where_they_are_the_same(tmp_path: Path):
+def test_few_images_are_enough_if_they_are_the_same(tmp_path: Path):
     runs = [write_run(tmp_path / name, hits(12, 0.5, i)) for i, name in enumerate("ab")]
     assert compare_runs(runs).rows[0].n == 12
 
 
-def test_the_split_is_test_where_every_run_has_it(tmp_path: Path):
+def test_the_split_is_test_if_every_run_has_it(tmp_path: Path):
     both = write_run(tmp_path / "a", hits(30, 0.9, 0))
     valid = write_run(tmp_path / "b", hits(30, 0.9, 0), split="valid")
     with (both / PREDICTIONS).open("a") as file:
@@ -105,8 +105,8 @@ def test_the_split_is_test_where_every_run_has_it(tmp_path: Path):
         compare_runs([both, valid], "test")
 
 
-def test_patients_are_compared_not_images(tmp_path: Path):
-    """The same answers: ten images only one run got right, all of two patients."""
+def test_groups_are_compared_not_images(tmp_path: Path):
+    """Ten images that only one run classifies correctly, all from two groups."""
     one, other = np.full(100, True), np.full(100, True)
     other[20:30] = False
     found = compare_runs([write_run(tmp_path / name, r, each=5) for name, r in (("a", one), ("b", other))])
@@ -116,11 +116,11 @@ def test_patients_are_compared_not_images(tmp_path: Path):
     blind = compare_runs([write_run(tmp_path / name, r) for name, r in (("c", one), ("d", other))])
     assert blind.pairs[0, 1].p < 0.01
     assert "one trial per group" not in blind.render()
-    mixed = compare_runs([tmp_path / "d", tmp_path / "a"])  # one of before groups were written
+    mixed = compare_runs([tmp_path / "d", tmp_path / "a"])  # one run has no groups recorded
     assert mixed.pairs[0, 1].p == 0.5
 
 
-def test_a_run_of_before_there_were_groups(tmp_path: Path):
+def test_predictions_without_a_group_column_are_read(tmp_path: Path):
     runs = [write_run(tmp_path / name, hits(60, 0.9, i)) for i, name in enumerate("ab")]
     for run in runs:
         lines = (run / PREDICTIONS).read_text().splitlines()
@@ -128,7 +128,7 @@ def test_a_run_of_before_there_were_groups(tmp_path: Path):
     assert compare_runs(runs).rows[0].n == 60
 
 
-def test_runs_that_cannot_be_compared(tmp_path: Path):
+def test_runs_that_cannot_be_compared_are_rejected(tmp_path: Path):
     good = write_run(tmp_path / "good", hits(60, 0.9, 0))
     other = write_run(tmp_path / "other", hits(60, 0.9, 0), label="c")
     with pytest.raises(UserError, match=r"60 of 60 test images have other labels than in .*other.*the same source"):
@@ -153,7 +153,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path):
         compare_runs([good, write_run(tmp_path / "third", hits(60, 0.9, 0))])
 
 
-def test_what_differs_in_recipes():
+def test_recipe_differences():
     one = {"seed": 0, "data": {"size": 28, "mean": [1, 2]}, "phase": [{"lr": 0.1}, {"lr": 0.2}]}
     other = {"seed": 1, "data": {"size": 28, "mean": [1, 3]}, "phase": [{"lr": 0.1, "ema": 0.9}]}
     assert differing([one, other]) == {
@@ -164,10 +164,18 @@ def test_what_differs_in_recipes():
     }
 
 
-def test_json_holds_it_all(tmp_path: Path):
+def test_json_has_runs_pairs_and_recipes(tmp_path: Path):
     runs = [write_run(tmp_path / name, hits(90, 0.9, i), seed=i) for i, name in enumerate("ab")]
-    said = json.loads(compare_runs(runs).to_json())
-    assert [row["n"] for row in said["runs"]] == [90, 90]
-    assert said["runs"][0]["accuracy"] == hits(90, 0.9, 0).mean()
-    assert said["pairs"][0].keys() >= {"first", "second", "only_first", "only_second", "p", "p_holm", "difference_ci95"}
-    assert said["recipes"] == {"seed": ["0", "1"]}
+    content = json.loads(compare_runs(runs).to_json())
+    assert [row["n"] for row in content["runs"]] == [90, 90]
+    assert content["runs"][0]["accuracy"] == hits(90, 0.9, 0).mean()
+    assert content["pairs"][0].keys() >= {
+        "first",
+        "second",
+        "only_first",
+        "only_second",
+        "p",
+        "p_holm",
+        "difference_ci95",
+    }
+    assert content["recipes"] == {"seed": ["0", "1"]}

@@ -1,4 +1,4 @@
-"""What a run leaves behind, file by file."""
+"""The files of a run folder."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def test_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert RunFolder.create(None, "mnist").path == Path("runs/mnist-1")
 
 
-def test_a_folder_of_ones_own(tmp_path: Path):
-    """It may be there if it is empty: somebody made it for this."""
+def test_a_named_folder_may_exist_if_it_is_empty(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "a" / "b ü", tmp_path / "empty"):
         assert RunFolder.create(out, "digits").path == out
         assert out.is_dir()
 
 
-def test_what_exists_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_existing_file_or_full_folder_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
     (tmp_path / "file").touch()
@@ -48,8 +47,8 @@ def row(epoch: int = 1, accuracy: float | None = 0.5) -> Row:
     return Row(1, epoch, 1e-3, 1.23456789, accuracy, 2.5, 0.25, 1.5)
 
 
-def test_the_history_grows_by_whole_lines(tmp_path: Path):
-    """The header once, an empty cell where there is no accuracy, numbers that parse."""
+def test_the_history_grows_by_complete_lines(tmp_path: Path):
+    """One header, an empty cell for a missing accuracy, six significant digits."""
     folder = RunFolder(tmp_path)
     for number in (1, 2):
         folder.add(row(number, None if number == 2 else 0.5))
@@ -64,7 +63,7 @@ def test_the_history_grows_by_whole_lines(tmp_path: Path):
     assert folder.rows == [row(1), row(2, None)]
 
 
-def test_bad_images_are_named_with_any_name(tmp_path: Path):
+def test_bad_images_may_have_any_name(tmp_path: Path):
     RunFolder(tmp_path).write_bad_images([('玫瑰/a, "b".jpg', "cut short"), ("c\nd.png", "empty file")])
     with (tmp_path / "bad_images.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
@@ -72,20 +71,20 @@ def test_bad_images_are_named_with_any_name(tmp_path: Path):
         ]  # fmt: skip
 
 
-def test_the_recipe_comes_back(tmp_path: Path):
+def test_the_recipe_is_read_back(tmp_path: Path):
     recipe = Recipe.model_validate({**settings(), "name": "mine", "phase": [phase(schedule={"name": "cosine"})]})
     RunFolder(tmp_path).write_recipe(recipe)
     assert load_recipe(str(tmp_path)) == recipe
     assert load_recipe(str(tmp_path / "recipe.toml")) == recipe
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path):
     (tmp_path / "history.csv").symlink_to("/dev/full")
     with pytest.raises(JobError, match=r"history\.csv: no space left on the disk"):
         RunFolder(tmp_path).add(row())
 
 
-def test_metrics_hold_no_nan(tmp_path: Path):
+def test_metrics_must_not_contain_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunFolder(tmp_path).write_metrics({"loss": float("nan")})
     assert not list(tmp_path.iterdir())

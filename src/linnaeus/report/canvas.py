@@ -133,7 +133,7 @@ def _text_width(text: str, families: tuple[str, ...], size: float) -> float:
 
 
 def shorten(text: str, fonts: Fonts, size: float, width: float) -> str:
-    """`text`, or as much of its beginning as fits `width` inches, with an ellipsis."""
+    """`text`, or its beginning with an ellipsis, within `width` inches."""
     text = fonts.text(text).strip()
     if text_width(text, fonts, size) <= width:
         return text
@@ -148,13 +148,13 @@ def shorten(text: str, fonts: Fonts, size: float, width: float) -> str:
 
 
 def wrap(text: str, fonts: Fonts, size: float, width: float, lines: int) -> list[str]:
-    """`text` in at most `lines` lines of `width` inches, broken at blanks if there are any; the last is shortened."""
+    """`text` in at most `lines` lines of `width` inches, broken at spaces if possible; the last is shortened."""
     rest = fonts.text(text).strip()
     wrapped: list[str] = []
     while len(wrapped) < lines - 1 and text_width(rest, fonts, size) > width:
-        end = len(shorten(rest, fonts, size, width)) - 1  # the ellipsis is no part of it
+        end = len(shorten(rest, fonts, size, width)) - 1  # without the ellipsis
         at = max(rest.rfind(" ", 0, end + 1), *(rest.rfind(c, 0, end) + 1 for c in "_-/"))
-        # A break inside a word is right in Chinese, and better than a nearly empty line elsewhere.
+        # Chinese breaks inside words; elsewhere that is still better than a nearly empty line.
         end = at if at > end // 3 else max(end, 1)
         wrapped.append(rest[:end].rstrip())
         rest = rest[end:].lstrip()

@@ -21,22 +21,22 @@ HeatMap = Callable[[int], np.ndarray | None]
 
 SIDE = 224  # pixels at least
 
-# Inferno gets lighter evenly from end to end, so it is read by any kind of color vision, and in gray. Its lower end is
-# as dark as a shadow: the scale starts above it.
+# Inferno gets lighter evenly from end to end, so it works for any kind of color vision and in gray. Its lower end is as
+# dark as a shadow, so the scale starts above it.
 COLORS, LOWEST = "inferno", 0.25
-DARKEST, LIGHTEST = 0.06, 0.6  # of the gray image beneath: darker than the upper half of the scale
-DIM = 0.3  # an image without anything lighter than this is not brightened any further
-COVER = 0.82  # of the image's gray, where the heat is 1
-RISE = 0.7  # below 1: little heat is seen too
-TEXTURE = 0.2  # of the image's light and shadow stays in the colors
+DARKEST, LIGHTEST = 0.06, 0.6  # range of the gray image beneath: darker than the upper half of the scale
+DIM = 0.3  # images are brightened as if their lightest parts had at least this value
+COVER = 0.82  # opacity of the color where the heat is 1
+RISE = 0.7  # exponent below 1, so that little heat is visible
+TEXTURE = 0.2  # share of the light and shadow of the image that stays in the colors
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, side: int | None = None) -> np.ndarray:
-    """A heat map over its image: (H, W, 3) uint8, or (side, side, 3) where a square image is to be enlarged.
+    """A heat map over its image: (H, W, 3) uint8, or (side, side, 3) to enlarge a square image.
 
-    image (H, W), (H, W, 1) or (H, W, 3) uint8; heat (H, W) in 0..1. The image is gray, so that all color is the
-    heat's, and its lights are dimmed, so that more heat is lighter; dark images are brightened to be seen at all.
+    `image` is (H, W), (H, W, 1) or (H, W, 3) uint8, `heat` (H, W) in 0..1. The image is shown in gray, so that color
+    means heat, and dimmed, so that more heat is lighter; dark images are brightened first.
     """
     assert image.shape[:2] == heat.shape, f"an image of {image.shape} and a map of {heat.shape}"
     if side is not None:
@@ -51,13 +51,13 @@ def overlay(image: np.ndarray, heat: np.ndarray, side: int | None = None) -> np.
 
 
 def ramp(width: int, height: int) -> np.ndarray:
-    """The scale from 0 to 1, as it looks over a place of middling light: (height, width, 3) uint8."""
+    """The color scale from 0 to 1 over medium gray: (height, width, 3) uint8."""
     heat = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (height, width))
     return _blend(np.full_like(heat, 0.4), heat)
 
 
 def _blend(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """(H, W) and (H, W), both in 0..1 -> (H, W, 3) uint8."""
+    """Blend colors for `heat` over `gray`, both (H, W) in 0..1 -> (H, W, 3) uint8."""
     beneath = (DARKEST + (LIGHTEST - DARKEST) * gray)[..., None]
     colors = colormaps[COLORS](LOWEST + (1 - LOWEST) * heat)[..., :3] * (1 - TEXTURE + TEXTURE * gray[..., None])
     cover = (COVER * heat**RISE)[..., None]
