@@ -484,7 +484,7 @@ def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
     said = say("evaluate", "run", "idx", "--split", "valid")
     assert said.err.count("\n") == 1
     assert "selected and calibrated on these images" in said.err
-    assert "each fifth of the images by the others" in said.out
+    assert "cross-fitted in five folds" in said.out
 
 
 def test_a_model_without_calibration_is_evaluated_too(here: Path, say):

@@ -1,81 +1,89 @@
-"""Who may ask `linnaeus serve`, what every answer carries, and what a browser loads."""
+"""Access control of `linnaeus serve`: token, host names, security headers, and what a browser loads."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from served import OCTETS, Client, client, error, png, write_model_with_opinions
+from served import OCTETS, Client, client, error, png, write_random_model
 
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.serve.access import is_loopback
 from linnaeus.serve.limits import Limits
-from linnaeus.serve.pages import choose_language, words
+from linnaeus.serve.pages import choose_language, translations
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return load(write_model_with_opinions(tmp_path_factory.mktemp("model")))
+    return load(write_random_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
 def web(classifier: Classifier) -> Iterator[Client]:
-    with client(classifier, Limits(request_bytes=50_000, images=4, pixels=1_000_000)) as found:
-        yield found
+    with client(classifier, Limits(request_bytes=50_000, images=4, pixels=1_000_000)) as web:
+        yield web
 
 
-def test_the_token_is_asked_of_all_that_says_something_of_the_model(classifier: Classifier):
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/predict"),
+        ("GET", "/model"),
+        ("GET", "/metrics"),
+        ("GET", "/report"),
+        ("POST", "/login"),
+        ("GET", "/unknown"),
+    ],
+)
+def test_the_token_protects_everything_about_the_model(classifier: Classifier, method: str, path: str):
     with client(classifier, token="geheim", report="<p>report") as web:
-        for method, path in (
-            ("POST", "/predict"),
-            ("GET", "/model"),
-            ("GET", "/metrics"),
-            ("GET", "/report"),
-            ("POST", "/login"),
-            ("GET", "/x"),
+        for headers, message in (
+            ({}, "a token is required: "),
+            ({"Authorization": "Bearer gehei"}, "invalid token"),
+            ({"Authorization": "Basic geheim"}, "must be sent as Authorization: Bearer"),
+            ({"Cookie": "linnaeus=geheim"}, "invalid token"),
+            ({"Cookie": "other=geheim"}, "a token is required: "),
         ):
-            for given, told in (
-                ({}, "needs the token: "),
-                ({"Authorization": "Bearer gehei"}, "a wrong token"),
-                ({"Authorization": "Basic geheim"}, "not in another scheme"),
-                ({"Cookie": "linnaeus=geheim"}, "a wrong token"),
-                ({"Cookie": "other=geheim"}, "needs the token: "),
-            ):
-                answer = web.request(method, path, headers=given)
-                assert answer.status_code == 401, path
-                assert answer.headers["www-authenticate"] == "Bearer"
-                assert told in error(answer)
+            response = web.request(method, path, headers=headers)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert message in error(response)
+
+
+def test_the_token_opens_the_api_and_the_cookie_opens_links(classifier: Classifier):
+    with client(classifier, token="geheim", report="<p>report") as web:
         bearer = {"Authorization": "Bearer geheim"}
         assert web.get("/model", headers=bearer).status_code == 200
         assert web.post("/predict", content=png(), headers={**OCTETS, **bearer}).status_code == 200
         for path in ("/", "/page.js", "/health", "/ready", "/docs", "/openapi.json"):
             assert web.get(path).status_code == 200, path
-            assert "tiny" not in web.get(path).text, "the name of the model"
+            assert "tiny" not in web.get(path).text, "public pages do not contain the name of the model"
         assert web.post("/login", headers=bearer).status_code == 204
-        assert web.get("/report").status_code == 200, "by the cookie"
+        assert web.get("/report").status_code == 200, "authorized by the cookie"
         cookie = web.cookies["linnaeus"]
         assert "geheim" not in cookie
         assert "tiny" in web.get("/").text
 
 
-def test_a_server_of_this_machine_answers_to_no_other_name(classifier: Classifier):
+def test_a_local_server_rejects_other_host_names(classifier: Classifier):
     with client(classifier, hosts=frozenset({"flowers.example"})) as web:
         for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "flowers.example:80", "FLOWERS.example", "127.9.9.9"):
             assert web.get("/health", headers={"Host": host}).status_code == 200, host
         for host in ("evil.example", "localhost.evil.example:80", "", "10.0.0.1"):
-            answer = web.get("/health", headers={"Host": host})
-            assert answer.status_code == 421, host
-            assert "--allow-host" in error(answer)
+            response = web.get("/health", headers={"Host": host})
+            assert response.status_code == 421, host
+            assert "--allow-host" in error(response)
 
 
-def test_loopback():
+def test_loopback_addresses():
     assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "[::1]", "127.1.2.3")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.com", "")))
 
 
-@pytest.mark.parametrize("path", ["/", "/page.css", "/model", "/nowhere", "/docs", "/report"])
-def test_every_answer_has_the_security_headers(web: Client, path: str):
+@pytest.mark.parametrize("path", ["/", "/page.css", "/model", "/unknown", "/docs", "/report"])
+def test_every_response_has_the_security_headers(web: Client, path: str):
     headers = web.get(path).headers
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -86,65 +94,77 @@ def test_every_answer_has_the_security_headers(web: Client, path: str):
     assert "server" not in headers
 
 
-def test_a_failure_of_ours_is_one_line_too(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+def test_an_internal_error_is_one_line_without_details(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
     with client(classifier) as web:
 
         def broken(images: np.ndarray) -> np.ndarray:
             raise RuntimeError("secret")
 
-        monkeypatch.setattr(web.service.batcher, "_answer", broken)
-        answer = web.post("/predict", content=png(), headers=OCTETS)
-        assert answer.status_code == 500
-        assert "secret" not in error(answer)
-        assert "default-src" in answer.headers["content-security-policy"]
+        monkeypatch.setattr(web.service.batcher, "_predict", broken)
+        response = web.post("/predict", content=png(), headers=OCTETS)
+        assert response.status_code == 500
+        assert "secret" not in error(response)
+        assert "default-src" in response.headers["content-security-policy"]
         monkeypatch.undo()
-        assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200, "the next batch goes on"
+        assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200, "the next batch is answered"
 
 
-def test_the_report_runs_its_own_script_and_nothing_else(classifier: Classifier):
+def test_the_report_can_run_its_own_script_only(classifier: Classifier):
     report = "<html><script>let a = 1</script>"
     with client(classifier, report=report) as web:
-        answer = web.get("/report")
-        assert answer.text == report
-        policy = answer.headers["content-security-policy"]
+        response = web.get("/report")
+        assert response.text == report
+        policy = response.headers["content-security-policy"]
         assert "sandbox allow-scripts" in policy
         assert policy.count("sha256-") == 1
     with client(classifier) as web:
         assert web.get("/report").status_code == 404
 
 
-def test_the_page_is_light_and_needs_nothing_from_elsewhere(web: Client):
-    page = web.get("/")
-    parts = [page.text] + [
-        web.get(path).text
-        for path in ("/page.css", "/page.js", "/i18n.js", "/requests.js", "/answers.js", "/table.js", "/icon.svg")
-    ]
-    assert sum(len(each.encode()) for each in parts) < 100_000
-    for each in parts:
-        assert "//" not in each.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
-        assert "innerHTML" not in each
+def test_the_page_is_small_and_loads_nothing_from_elsewhere(web: Client):
+    paths = ("/", "/page.css", "/page.js", "/i18n.js", "/requests.js", "/answers.js", "/table.js", "/icon.svg")
+    texts = [web.get(path).text for path in paths]
+    assert sum(len(text.encode()) for text in texts) < 100_000
+    for text in texts:
+        assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
+        assert "innerHTML" not in text
     tag = web.get("/page.js").headers["etag"]
     assert web.get("/page.js", headers={"If-None-Match": tag}).status_code == 304
 
 
 @pytest.mark.parametrize(
-    ("accepted", "language"),
-    [("", "en"), ("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-US,zh;q=0.9", "en"), ("fr, zh-TW;q=0.3", "zh"), ("fr", "en"),
-     ("zh;q=0", "en"), ("en;q=0.5, zh;q=0.7", "zh"), (";;;,zh;q=9", "en"), ("," * 5000 + "zh", "en")],
-)  # fmt: skip
-def test_the_page_speaks_what_the_browser_asks_for(web: Client, accepted: str, language: str):
-    assert choose_language(accepted) == language
-    page = web.get("/", headers={"Accept-Language": accepted})
+    ("header", "language"),
+    [
+        ("", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("en-US,zh;q=0.9", "en"),
+        ("fr, zh-TW;q=0.3", "zh"),
+        ("fr", "en"),
+        ("zh;q=0", "en"),
+        ("en;q=0.5, zh;q=0.7", "zh"),
+        (";;;,zh;q=9", "en"),
+        ("," * 5000 + "zh", "en"),
+    ],
+)
+def test_the_page_is_in_the_language_that_the_browser_prefers(web: Client, header: str, language: str):
+    assert choose_language(header) == language
+    page = web.get("/", headers={"Accept-Language": header})
     assert page.headers["content-language"] == language
-    assert words()[language]["drop"] in page.text.partition("<main>")[2]
+    assert translations()[language]["drop"] in page.text.partition("<main>")[2]
 
 
-def test_both_languages_have_the_same_words():
-    english, chinese = words()["en"], words()["zh"]
+def test_both_languages_have_the_same_keys_and_placeholders():
+    english, chinese = translations()["en"], translations()["zh"]
     assert list(english) == list(chinese)
     for key, text in english.items():
-        assert set(_slots(text)) == set(_slots(chinese[key])), key
+        assert set(re.findall(r"\{(\w+)\}", text)) == set(re.findall(r"\{(\w+)\}", chinese[key])), key
 
 
-def _slots(text: str) -> list[str]:
-    return [each.partition("}")[0] for each in text.split("{")[1:]]
+def test_translations_and_page_have_the_same_keys(web: Client):
+    scripts = "".join(web.get(f"/{name}.js").text for name in ("page", "i18n", "requests", "answers", "table"))
+    sources = scripts + web.get("/").text.partition("</head>")[2]
+    keys = set(translations()["en"])
+    assert set(re.findall(r'(?:\bt\(|data-t=)"(\w+)"', sources)) <= keys
+    inserted_by_the_template = {"title", "noscript"}
+    names_of_splits = {"train", "valid", "test"}
+    assert keys - set(re.findall(r"""["'](\w+)["']""", sources)) <= inserted_by_the_template | names_of_splits

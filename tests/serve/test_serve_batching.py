@@ -1,4 +1,4 @@
-"""Images of many clients go through the network together; each gets its own answer, and none waits without need."""
+"""Images of several clients share batches; each client gets its own result, without needless delay."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from served import OCTETS, client, files, png, until, write_model_with_opinions
+from served import OCTETS, client, files, png, wait_until, write_random_model
 
 from linnaeus.inference.classifier import load
-from linnaeus.serve.batching import Batcher
+from linnaeus.serve.batching import Batcher, Predict
 from linnaeus.serve.limits import Limits, RefusedError
 
 
 class Network:
-    """Takes its time, and answers an image with its first pixel."""
+    """A slow network whose result for an image is the image's first pixel."""
 
     def __init__(self, seconds: float = 0.02):
         self.seconds, self.sizes, self.threads = seconds, list[int](), set[int]()
@@ -35,165 +36,166 @@ def image(value: int) -> np.ndarray:
     return np.full((2, 2, 1), value, np.uint8)
 
 
-def run(work: Callable[[Batcher], Awaitable[None]], network: Network, **options: float) -> None:
-    """Run `work` with a batcher of `network`, in an event loop of its own."""
-    given = {"most": 8, "window": 0.005, "queue": 1000, "observe": lambda n, waited, took: None, **options}
+def run(test: Callable[[Batcher], Awaitable[None]], network: Predict, **options: Any) -> None:
+    """Run `test` with a batcher of `network`, in an event loop of its own."""
+    settings = {"batch": 8, "window": 0.005, "queue": 1000, "observe": lambda images, waited, seconds: None, **options}
 
-    async def all_of_it() -> None:
-        batcher = Batcher(network, **given)  # type: ignore[arg-type]
+    async def main() -> None:
+        batcher = Batcher(network, **settings)
         batcher.start()
         try:
             async with asyncio.timeout(30):
-                await work(batcher)
+                await test(batcher)
         finally:
             await batcher.stop()
 
-    asyncio.run(all_of_it())
+    asyncio.run(main())
 
 
-def test_what_waits_goes_together_and_everybody_gets_his_own():
+def test_waiting_images_form_full_batches_and_results_are_not_mixed_up():
     network = Network()
 
-    async def work(batcher: Batcher) -> None:
-        found = await asyncio.gather(*(batcher.submit(image(i)) for i in range(40)))
-        assert [each[0] for each in found] == list(range(40))
+    async def test(batcher: Batcher) -> None:
+        results = await asyncio.gather(*(batcher.submit(image(i)) for i in range(40)))
+        assert [result[0] for result in results] == list(range(40))
 
-    run(work, network)
+    run(test, network)
     assert network.sizes == [8, 8, 8, 8, 8]
-    assert len(network.threads) == 1, "one thread computes, and no other"
+    assert len(network.threads) == 1, "a single thread computes"
     assert threading.get_ident() not in network.threads
 
 
-def test_a_single_client_never_waits_for_company():
+def test_a_single_client_is_not_delayed():
     network = Network(0.0)
 
-    async def work(batcher: Batcher) -> None:
+    async def test(batcher: Batcher) -> None:
         for i in range(3):
             started = time.perf_counter()
             await batcher.submit(image(i))
             assert time.perf_counter() - started < 5
 
-    run(work, network, window=60.0)
+    run(test, network, window=60.0)
     assert network.sizes == [1, 1, 1]
 
 
-def test_a_batch_waits_for_what_is_on_its_way_and_no_longer_than_the_window():
+def test_a_batch_waits_for_images_being_decoded_but_only_for_the_window():
     network = Network(0.0)
 
-    async def slow(batcher: Batcher, value: int, seconds: float) -> None:
-        with batcher.on_the_way():
+    async def slow_client(batcher: Batcher, value: int, seconds: float) -> None:
+        with batcher.prepare():
             await asyncio.sleep(seconds)
         await batcher.submit(image(value))
 
-    async def together(batcher: Batcher) -> None:
-        await asyncio.gather(slow(batcher, 1, 0.05), batcher.submit(image(2)))
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(slow_client(batcher, 1, 0.05), batcher.submit(image(2)))
 
-    run(together, network, window=30.0)
+    run(test, network, window=30.0)
     assert network.sizes == [2]
     network.sizes.clear()
-    run(together, network, window=0.001)
+    run(test, network, window=0.001)
     assert network.sizes == [1, 1]
 
 
-def test_a_batch_that_fails_fails_its_own_images_only():
-    def answer(images: np.ndarray) -> np.ndarray:
+def test_a_failing_batch_affects_its_own_images_only():
+    def predict(images: np.ndarray) -> np.ndarray:
         if (images == 7).any():
             raise ValueError("seven")
         return images[:, 0, 0, :1]
 
-    async def work(batcher: Batcher) -> None:
-        found = await asyncio.gather(*(batcher.submit(image(i)) for i in (1, 7, 2, 3)), return_exceptions=True)
-        assert [str(each) if isinstance(each, ValueError) else int(each[0]) for each in found] == [1, "seven", 2, 3]  # type: ignore[index]
+    async def test(batcher: Batcher) -> None:
+        tasks = [batcher.submit(image(i)) for i in (1, 7, 2, 3)]
+        results: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(r) if isinstance(r, ValueError) else int(r[0]) for r in results] == [1, "seven", 2, 3]
 
-    run(work, answer, most=1)  # type: ignore[arg-type]
+    run(test, predict, batch=1)
 
 
-def test_a_client_that_goes_takes_nobody_along():
+def test_clients_that_disconnect_do_not_affect_others():
     network = Network(0.05)
 
-    async def work(batcher: Batcher) -> None:
+    async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher.submit(image(1)))
-        rest = [asyncio.create_task(batcher.submit(image(i))) for i in (2, 3, 4)]
+        others = [asyncio.create_task(batcher.submit(image(i))) for i in (2, 3, 4)]
         await asyncio.sleep(0.01)
         first.cancel()
-        rest[0].cancel()
-        assert [int((await each)[0]) for each in rest[1:]] == [3, 4]
+        others[0].cancel()
+        assert [int((await task)[0]) for task in others[1:]] == [3, 4]
 
-    run(work, network, most=2)
+    run(test, network, batch=2)
 
 
-def test_the_queue_is_bounded_and_says_when_to_come_back():
-    async def work(batcher: Batcher) -> None:
-        with batcher.room(3), batcher.room(2):
+def test_the_queue_is_bounded_and_tells_when_to_retry():
+    async def test(batcher: Batcher) -> None:
+        with batcher.admit(3), batcher.admit(2):
             assert batcher.full
-            with pytest.raises(RefusedError, match="5 images wait") as refused, batcher.room(1):
-                raise AssertionError("let in")
+            with pytest.raises(RefusedError, match="5 images are in progress") as refused, batcher.admit(1):
+                raise AssertionError("admitted")
             assert refused.value.status == 503
             assert refused.value.retry_after == 1
-        assert batcher.in_hand == 0
-        with batcher.room(5):
+        assert batcher.in_progress == 0
+        with batcher.admit(5):
             pass
 
-    run(work, Network(), queue=5)
+    run(test, Network(), queue=5)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_with_opinions(tmp_path_factory.mktemp("model"))
+    return write_random_model(tmp_path_factory.mktemp("model"))
 
 
 def test_clients_share_batches_and_get_their_own_answers(model: Path):
     classifier = load(model)
     expected = {seed: classifier.predict(png(seed, seed % 3)).probability for seed in range(24)}
-    sizes, answer = list[int](), classifier.probabilities
+    sizes, probabilities = list[int](), classifier.probabilities
 
     def slow(images: np.ndarray) -> np.ndarray:
         sizes.append(len(images))
         time.sleep(0.05)
-        return answer(images)
+        return probabilities(images)
 
     classifier.probabilities = slow  # type: ignore[method-assign]
     with client(classifier, Limits(batch=8)) as web, ThreadPoolExecutor(12) as clients:
 
-        def ask(seed: int) -> float:
-            found = web.post("/predict?top=1", content=png(seed, seed % 3), headers=OCTETS)
-            return found.json()["predictions"][0]["top"][0]["probability"]
+        def predict(seed: int) -> float:
+            response = web.post("/predict?top=1", content=png(seed, seed % 3), headers=OCTETS)
+            return response.json()["predictions"][0]["top"][0]["probability"]
 
         sizes.clear()
-        found = dict(zip(expected, clients.map(ask, expected), strict=True))
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert max(sizes) >= 4, "images of several clients in one batch"
+        actual = dict(zip(expected, clients.map(predict, expected), strict=True))
+    assert actual == pytest.approx(expected, abs=1e-6)
+    assert max(sizes) >= 4, "a batch contains images of several clients"
     assert max(sizes) <= 8
     assert sum(sizes) == 24
 
 
-def test_a_full_queue_refuses_and_serves_on(model: Path):
+def test_a_full_queue_refuses_requests_and_recovers(model: Path):
     classifier = load(model)
-    answer, go = classifier.probabilities, threading.Event()
+    probabilities, go = classifier.probabilities, threading.Event()
 
     def blocked(images: np.ndarray) -> np.ndarray:
         go.wait(20)
-        return answer(images)
+        return probabilities(images)
 
     go.set()
     classifier.probabilities = blocked  # type: ignore[method-assign]
     with client(classifier, Limits(batch=2, queue=4, images=4)) as web, ThreadPoolExecutor(4) as clients:
         go.clear()
         waiting = [clients.submit(web.post, "/predict", content=png(i), headers=OCTETS) for i in range(4)]
-        until(lambda: web.service.batcher.in_hand == 4)
+        wait_until(lambda: web.service.batcher.in_progress == 4)
         refused = web.post("/predict", files=files(png()))
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert web.get("/health").status_code == 200, "whoever only asks how it goes is answered"
+        assert web.get("/health").status_code == 200, "health checks are answered meanwhile"
         assert web.get("/ready").status_code == 503
         go.set()
-        assert [each.result(20).status_code for each in waiting] == [200] * 4
+        assert [future.result(20).status_code for future in waiting] == [200] * 4
         assert web.post("/predict", files=files(png())).status_code == 200
 
 
-def test_large_images_do_not_hold_up_small_ones(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.MonkeyPatch):
     from linnaeus.serve import service
 
-    monkeypatch.setattr(service, "LARGE", 2000)  # so that 50 x 50 pixels are large
+    monkeypatch.setattr(service, "LARGE", 2000)  # 50 x 50 pixels are then large
     classifier = load(model)
     load_image, go = classifier.preprocessing.load, threading.Event()
     with client(classifier) as web, ThreadPoolExecutor(8) as clients:
@@ -206,8 +208,8 @@ def test_large_images_do_not_hold_up_small_ones(model: Path, monkeypatch: pytest
 
         object.__setattr__(classifier.preprocessing, "load", slow)
         waiting = [clients.submit(web.post, "/predict", content=large, headers=OCTETS) for _ in range(6)]
-        until(lambda: web.service.batcher.coming == 6)
+        wait_until(lambda: web.service.batcher.preparing == 6)
         assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
-        assert not any(each.done() for each in waiting)
+        assert not any(future.done() for future in waiting)
         go.set()
-        assert {each.result(20).status_code for each in waiting} == {200}
+        assert {future.result(20).status_code for future in waiting} == {200}

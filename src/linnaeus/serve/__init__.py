@@ -1,5 +1,6 @@
-"""`linnaeus serve`: a model behind HTTP, and a page to use it by.
+"""`linnaeus serve`: a model behind HTTP, with a web page.
 
-A request's way: `connections` (patience with clients) -> `gate` (who may) -> `app` (routes) -> `uploads` (its images,
-counted while they arrive) -> `service` (decode, batch, answer) -> `batching` (one network for all clients).
+The path of a request: `connections` (time limits) -> `access` (token, host, security headers) -> `app` (routes) ->
+`uploads` (its images, counted as they arrive) -> `service` (decode, predict, explain) -> `batching` (one network shared
+by all clients).
 """

@@ -1,4 +1,4 @@
-"""Who may ask, and what every answer carries: token, host, security headers, counts. Plain ASGI."""
+"""Access control: token, host names, security headers on every response, and request metrics. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from time import perf_counter
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linnaeus.serve.metrics import Metrics
 from linnaeus.serve.pages import STATIC
 
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json", *(f"/{name}" for name in STATIC)})
-"""What is served without the token: it says nothing of the model."""
+"""Paths served without the token: they reveal nothing about the model."""
 
-POLICY = (
+CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "Content-Security-Policy": POLICY,
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -40,30 +40,33 @@ COOKIE = "linnaeus"
 
 @dataclass
 class Credentials:
-    """The token, and what a browser that has shown it holds instead: a cookie goes to every port of a host."""
+    """The token, and the session secret that a browser gets in exchange for it.
+
+    The cookie must not contain the token itself: browsers send cookies to every port of a host.
+    """
 
     token: str | None
     session: str = field(default_factory=lambda: secrets.token_urlsafe(32))
 
     def accepts(self, headers: Headers) -> bool:
-        """Whether a request has the token, as `Authorization: Bearer`, or the cookie. Takes the same time always."""
+        """Whether a request carries the token (`Authorization: Bearer`) or the cookie. Runs in constant time."""
         if self.token is None:
             return True
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        by_token = hmac.compare_digest(given.strip().encode(), self.token.encode()) and scheme.lower() == "bearer"
-        return by_token | hmac.compare_digest(_cookie(headers).encode(), self.session.encode())
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        has_token = hmac.compare_digest(token.strip().encode(), self.token.encode()) and scheme.lower() == "bearer"
+        return has_token | hmac.compare_digest(_cookie(headers).encode(), self.session.encode())
 
 
 def _cookie(headers: Headers) -> str:
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
         return ""
-    return "" if found is None else found.value
+    return "" if cookie is None else cookie.value
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Whether `host` can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -73,16 +76,22 @@ def is_loopback(host: str) -> bool:
 
 
 class AccessControl:
-    """The outermost layer: refuses, adds headers, counts.
+    """The outermost ASGI layer: rejects requests, adds security headers, counts requests.
 
-    `hosts`: the names that may stand in `Host`; None takes any. A server on the loopback answers to no other name, or
-    a page from anywhere could reach it through the browser of whoever runs it (DNS rebinding).
+    `hosts`: accepted names in the Host header besides loopback addresses; None accepts any name. A server on the
+    loopback interface must reject other names, or any web page could reach it through the browser of its user (DNS
+    rebinding). Starlette's TrustedHostMiddleware accepts no address ranges and does not answer in JSON.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Credentials, metrics: Metrics, routes: Iterable[str], hosts: frozenset[str] | None
+        self,
+        app: ASGIApp,
+        credentials: Credentials,
+        metrics: Metrics,
+        routes: Iterable[str],
+        hosts: frozenset[str] | None,
     ):
-        self.app, self.keys, self.metrics = app, keys, metrics
+        self.app, self.credentials, self.metrics = app, credentials, metrics
         self.routes, self.hosts = frozenset(routes), hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,53 +99,49 @@ class AccessControl:
             await self.app(scope, receive, send)
             return
         started, status = perf_counter(), 0
-        path = scope["path"]
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
+        path = scope["path"]
         try:
-            headers = Headers(scope=scope)
-            if self.hosts is not None and not self._known(headers.get("host", "")):
-                await refuse(answer, 421, "unknown host; name it with --allow-host")
-            elif path not in PUBLIC_PATHS and not self.keys.accepts(headers):
-                await refuse(answer, 401, _unopened(headers), {"WWW-Authenticate": "Bearer"})
-            else:
-                await self.app(scope, receive, answer)
+            refusal = self._refusal(path, Headers(scope=scope))
+            await (refusal or self.app)(scope, receive, send_with_headers)
         finally:
+            # Unknown paths share one label, or a scanner would create a time series per address it tries.
             route = path if path in self.routes else "other"
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(perf_counter() - started)
 
-    def _known(self, host: str) -> bool:
+    def _refusal(self, path: str, headers: Headers) -> Response | None:
+        """The response to a request that is not allowed; None if it is."""
+        if not self._accepts_host(headers.get("host", "")):
+            return error_response(421, "unknown Host header; start the server with --allow-host NAME to accept it")
+        if path not in PUBLIC_PATHS and not self.credentials.accepts(headers):
+            return error_response(401, _missing_token(headers), {"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _accepts_host(self, host: str) -> bool:
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        return self.hosts is not None and (name.lower() in self.hosts or is_loopback(name))
+        return self.hosts is None or name.lower() in self.hosts or is_loopback(name)
 
 
-def _unopened(headers: Headers) -> str:
-    """Why a request is refused: it shows nothing, or something else than the token."""
+def _missing_token(headers: Headers) -> str:
+    """Why a request without valid credentials is refused."""
     if "authorization" not in headers and not _cookie(headers):
-        return "needs the token: Authorization: Bearer …"
+        return "a token is required: Authorization: Bearer …"
     if headers.get("authorization", "bearer").partition(" ")[0].lower() != "bearer":
-        return "needs the token as Authorization: Bearer …, not in another scheme"
-    return "a wrong token, or one of a server that ran before; the server prints its own when it starts"
+        return "the token must be sent as Authorization: Bearer …"
+    return "invalid token, or a session of an earlier server process"
 
 
-async def refuse(send: Send, status: int, why: str, headers: dict[str, str] | None = None) -> None:
-    """Answer with one line of JSON."""
-    body = error_line(why)
-    given: dict[str, Any] = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
-    raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in given.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
-
-
-def error_line(why: str) -> bytes:
-    """One line of JSON that says what is wrong."""
-    return json.dumps({"error": " ".join(why.split())}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+def error_response(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
+    """{"error": reason} on one line."""
+    text = json.dumps({"error": " ".join(reason.split())}, ensure_ascii=False)
+    return Response(text.encode("utf-8", "backslashreplace") + b"\n", status, headers, "application/json")

@@ -1,4 +1,4 @@
-"""The routes. What a browser loads is read once, at the start: nothing that a request says reaches the disk."""
+"""The routes. Files are read once at startup: nothing in a request is ever used as a path."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from starlette.requests import ClientDisconnect
 from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
 from linnaeus.serve import openapi, pages
-from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_line
-from linnaeus.serve.limits import Held, RefusedError
+from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_response
+from linnaeus.serve.limits import RefusedError, UploadMemory
 from linnaeus.serve.model_info import model_info
 from linnaeus.serve.service import Service
-from linnaeus.serve.uploads import receive
+from linnaeus.serve.uploads import read_uploads
 
-JSON, LINES = "application/json", "application/x-ndjson"
-MOST_TOP = 1000
+JSON, JSON_LINES = "application/json", "application/x-ndjson"
+MAX_TOP = 1000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server was told, beside the limits."""
+    """What a server shows and whom it serves, besides its limits."""
 
     name: str
-    """Of the model, to show."""
+    """Name of the model."""
     token: str | None = None
     hosts: frozenset[str] | None = None
-    """Names that may stand in a request's Host, in lower case; None takes any."""
+    """Accepted names in the Host header, in lower case; None accepts any."""
     report: str | None = None
-    """The text of the run's report.html, where there is one."""
+    """Text of the run's report.html, if there is one."""
 
 
 def make_app(service: Service, settings: Settings) -> AccessControl:
-    """The whole server as an ASGI application. `service` starts and stops with it."""
+    """The complete server as an ASGI application. `service` starts and stops with it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,143 +49,145 @@ def make_app(service: Service, settings: Settings) -> AccessControl:
         yield
         await service.stop()
 
+    # FastAPI's own documentation pages load scripts from the internet; /docs is rendered here instead.
     app = FastAPI(
-        title="linnaeus serve", version=__version__, description=openapi.ABOUT, docs_url=None,
-        redoc_url=None, lifespan=lifespan,
-    )  # fmt: skip
-    keys = Credentials(settings.token)
-    _refusals(app)
-    _asking(app, service, settings)
-    _watching(app, service)
-    _browsing(app, settings, keys)
+        title="linnaeus serve",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    credentials = Credentials(settings.token)
+    _add_error_handlers(app)
+    _add_prediction_routes(app, service, settings)
+    _add_monitoring_routes(app, service)
+    _add_page_routes(app, settings, credentials)
     routes = [route.path for route in app.routes if hasattr(route, "path")]
-    return AccessControl(app, keys, service.metrics, routes, settings.hosts)
+    return AccessControl(app, credentials, service.metrics, routes, settings.hosts)
 
 
-def _refusals(app: FastAPI) -> None:
-    """Whatever goes wrong is one line of JSON."""
-
-    def line(status: int, why: str, headers: Any = None) -> Response:
-        return Response(error_line(why), status, dict(headers or {}), JSON)
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with one line of JSON."""
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> Response:
-        return line(error.status, error.why, error.headers)
+        return error_response(error.status, error.reason, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return line(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+        return error_response(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
-        return line(error.status_code, str(error.detail), error.headers)
+        return error_response(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return line(400, "the request was cut short")  # nobody reads it, but it is counted
+    async def disconnected(request: Request, error: ClientDisconnect) -> Response:
+        return error_response(400, "the request is incomplete")  # nobody receives it, but it is counted
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return line(500, "the server failed; its log says why")
+        return error_response(500, "internal server error; see the server's log")
 
 
-def _asking(app: FastAPI, service: Service, settings: Settings) -> None:
-    held = Held(service.limits.held_bytes)
-    service.metrics.held_bytes.set_function(lambda: held.now)
-    unread: dict[int | str, dict[str, Any]] = {
-        422: {"model": openapi.Answers | openapi.Refusal, "description": "no image of the request can be read"}
+def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -> None:
+    memory = UploadMemory(service.limits.total_bytes)
+    service.metrics.upload_bytes.set_function(lambda: memory.used)
+    unreadable: dict[int | str, dict[str, Any]] = {
+        422: {"model": openapi.Predictions | openapi.Error, "description": "no image in the request can be read"}
     }
 
     @app.post(
         "/predict",
         summary="Classify images",
-        response_model=openapi.Answers,
-        responses={**openapi.refusals(400, 401, 408, 413, 415, 421, 503), **unread},
-        openapi_extra=openapi.BODY,
+        response_model=openapi.Predictions,
+        responses={**openapi.error_responses(400, 401, 408, 413, 415, 421, 503), **unreadable},
+        openapi_extra=openapi.REQUEST_BODY,
     )
     async def predict(
         request: Request,
-        top: Annotated[int, Query(ge=1, le=MOST_TOP, description="classes to name")] = 5,
-        explain: Annotated[bool, Query(description="with heat map, and what looks alike")] = False,
+        top: Annotated[int, Query(ge=1, le=MAX_TOP, description="number of classes")] = 5,
+        explain: Annotated[bool, Query(description="add a heat map and similar training images")] = False,
     ) -> Response:
-        """Answers in the order of the images, as JSON; as JSON lines where Accept is application/x-ndjson.
+        """Predictions in the order of the images, as JSON, or as JSON lines with Accept: application/x-ndjson.
 
-        The status is 422 where none of the images can be read.
+        The status is 422 if none of the images can be read.
         """
-        with held.account() as account:
-            uploads = await receive(request, service.limits, account)
-            answers = [each.to_dict() for each in await service.predict(uploads, top, explain)]
-        status = 422 if all(each["error"] is not None for each in answers) else 200
-        if request.headers.get("accept", "") == LINES:
-            lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in answers)
-            return Response(printable(lines), status, media_type=LINES)
-        text = json.dumps({"predictions": answers}, ensure_ascii=False) + "\n"
+        with memory.reserve() as reservation:
+            uploads = await read_uploads(request, service.limits, reservation)
+            results = [result.to_dict() for result in await service.predict(uploads, top, explain)]
+        status = 422 if all(result["error"] is not None for result in results) else 200
+        if request.headers.get("accept", "") == JSON_LINES:
+            lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+            return Response(printable(lines), status, media_type=JSON_LINES)
+        text = json.dumps({"predictions": results}, ensure_ascii=False) + "\n"
         return Response(printable(text), status, media_type=JSON)
 
-    @app.get("/model", summary="The model's card", responses=openapi.refusals(401, 421))
+    @app.get("/model", summary="Describe the model", responses=openapi.error_responses(401, 421))
     async def model() -> dict[str, Any]:
-        """What the model is, how good it is with counts and intervals, and what this server takes."""
+        """Classes, metrics with counts and intervals, and the limits of this server."""
         return model_info(service, settings.name, report=settings.report is not None)
 
 
-def _watching(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Whether the process lives", responses=openapi.refusals(421))
+def _add_monitoring_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/health", summary="Liveness: whether the process responds", responses=openapi.error_responses(421))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Whether an image would be let in", responses=openapi.refusals(421, 503))
+    @app.get("/ready", summary="Readiness: whether images are accepted", responses=openapi.error_responses(421, 503))
     async def ready() -> dict[str, str]:
         if not service.ready or service.batcher.full:
-            raise RefusedError(503, "starting, stopping, or full", retry_after=1)
+            raise RefusedError(503, "starting, stopping, or at capacity", retry_after=1)
         return {"status": "ready"}
 
     @app.get(
-        "/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse,
-        responses=openapi.refusals(401, 421),
-    )  # fmt: skip
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=PlainTextResponse,
+        responses=openapi.error_responses(401, 421),
+    )
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _browsing(app: FastAPI, settings: Settings, keys: Credentials) -> None:
-    hidden: dict[str, Any] = {"include_in_schema": False}
-
-    @app.get("/", response_class=HTMLResponse, **hidden)
+def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page(request: Request) -> Response:
         language = pages.choose_language(request.headers.get("accept-language", ""))
-        name = settings.name if keys.accepts(request.headers) else ""
-        vary = {"Vary": "Accept-Language", "Content-Language": language}
-        return HTMLResponse(pages.render_page(language, name), headers=vary)
+        name = settings.name if credentials.accepts(request.headers) else ""
+        headers = {"Vary": "Accept-Language", "Content-Language": language}
+        return HTMLResponse(pages.render_page(language, name), headers=headers)
 
-    for name, kind in pages.STATIC.items():
-        _serve_static(app, name, kind)
+    for name, media_type in pages.STATIC.items():
+        _add_static_route(app, name, media_type)
 
-    @app.get("/docs", response_class=HTMLResponse, **hidden)
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs(request: Request) -> Response:
         return HTMLResponse(pages.render_docs(app.openapi(), str(request.base_url).rstrip("/")))
 
-    @app.get("/report", response_class=HTMLResponse, **hidden)
+    @app.get("/report", response_class=HTMLResponse, include_in_schema=False)
     async def report() -> Response:
         if settings.report is None:
-            raise HTTPException(404, "this model has no report: give the run folder as MODEL")
+            raise HTTPException(404, "no report: the server was not started with a run folder that has one")
         return HTMLResponse(settings.report, headers={"Content-Security-Policy": pages.report_policy(settings.report)})
 
-    @app.post("/login", **hidden)
+    @app.post("/login", include_in_schema=False)
     async def login(request: Request) -> Response:
-        """For a browser, which has shown the token once: a cookie, so that links work too."""
-        answer = Response(status_code=204)
+        """Exchange the token for a cookie, so that a browser can follow links."""
+        response = Response(status_code=204)
         secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, keys.session, httponly=True, samesite="strict", secure=secure)
-        return answer
+        response.set_cookie(COOKIE, credentials.session, httponly=True, samesite="strict", secure=secure)
+        return response
 
 
-def _serve_static(app: FastAPI, name: str, kind: str) -> None:
-    body, tag = pages.static(name)
+def _add_static_route(app: FastAPI, name: str, media_type: str) -> None:
+    body, tag = pages.read_static(name)
 
     @app.get(f"/{name}", include_in_schema=False)
     async def static(request: Request) -> Response:
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        return Response(body, media_type=kind, headers=headers)
+        return Response(body, media_type=media_type, headers=headers)

@@ -1,7 +1,7 @@
-"""One network for all clients: images that come within a few milliseconds of each other go through it together.
+"""Dynamic batching: images that arrive within a few milliseconds of each other go through the network together.
 
-A batch is whatever waits when the network gets free. Only a batch that is not full waits for company, for `window`
-seconds at most, and only while more images are on their way (being decoded): a single client never waits.
+A batch consists of the images that wait when the network becomes free. An incomplete batch waits for more, up to
+`window` seconds, only while other images are being decoded: a single client is never delayed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -19,111 +21,120 @@ import numpy as np
 from linnaeus.serve.limits import RefusedError
 
 T = TypeVar("T")
-Answer = Callable[[np.ndarray], np.ndarray]
+Predict = Callable[[np.ndarray], np.ndarray]
 """(N, size, size, channels) uint8 -> (N, classes)."""
 Observe = Callable[[int, float, float], None]
-"""observe(images, seconds that the first of them waited, seconds in the network)."""
-SMOOTH = 0.2  # weight of the newest batch in the mean time that an image takes
+"""observe(number of images, seconds that the first one waited, seconds in the network)."""
+SMOOTHING = 0.2  # weight of the newest batch in the moving average of the time per image
+INITIAL_SECONDS = 0.05  # per image, before the first batch has been measured
+
+
+@dataclass(eq=False)
+class Waiting:
+    """An image that waits for the network."""
+
+    image: np.ndarray
+    future: asyncio.Future[np.ndarray]
+    since: float
 
 
 class Batcher:
-    """Collects images of many clients into batches, and gives each its own answer. Lives in one event loop.
+    """Collects images of many clients into batches and returns each client its own result. Bound to one event loop.
 
-    The network has a thread of its own: nothing else computes in it, and never two at once.
+    The network runs in a single thread that computes nothing else.
     """
 
-    def __init__(self, answer: Answer, *, most: int, window: float, queue: int, observe: Observe):
-        self._answer, self._most, self._window, self._queue_most, self._observe = answer, most, window, queue, observe
-        self._waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future[np.ndarray], float]] = asyncio.Queue()
+    def __init__(self, predict: Predict, *, batch: int, window: float, queue: int, observe: Observe):
+        self._predict, self._batch, self._window, self._capacity, self._observe = predict, batch, window, queue, observe
+        self._waiting: asyncio.Queue[Waiting] = asyncio.Queue()
         self._network = ThreadPoolExecutor(1, "linnaeus-network")
-        self._pump: asyncio.Task[None] | None = None
-        self.coming = 0
-        """Images that are on their way to `submit`."""
-        self.in_hand = 0
-        """Images that were let in and have no answer yet."""
-        self._seconds = 0.05
-        """What an image takes, on average."""
+        self._task: asyncio.Task[None] | None = None
+        self.preparing = 0
+        """Images that are being decoded for `submit`."""
+        self.in_progress = 0
+        """Images that were accepted and not yet answered."""
+        self._seconds_per_image = INITIAL_SECONDS
 
     def start(self) -> None:
-        self._pump = asyncio.get_running_loop().create_task(self._run(), name="batches")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="batches")
 
     async def stop(self) -> None:
-        """End once nothing is in hand. What still waits when the server may wait no longer is canceled."""
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+        """Stop the network. uvicorn calls this when all requests are answered or the grace period is over."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         self._network.shutdown(wait=True, cancel_futures=True)
 
     @property
     def full(self) -> bool:
-        return self.in_hand >= self._queue_most
+        return self.in_progress >= self._capacity
 
     @contextmanager
-    def room(self, n: int) -> Iterator[None]:
-        """Let n images in. Raises RefusedError (503) where that would be too many at once."""
-        if self.in_hand + n > self._queue_most:
-            seconds = math.ceil(self.in_hand * self._seconds)
+    def admit(self, n: int) -> Iterator[None]:
+        """Accept n images. Raises RefusedError (503) if too many are in progress."""
+        if self.in_progress + n > self._capacity:
+            seconds = math.ceil(self.in_progress * self._seconds_per_image)
             raise RefusedError(
                 503,
-                f"busy: {self.in_hand} images wait, and at most {self._queue_most} may",
+                f"busy: {self.in_progress} images are in progress, and the limit is {self._capacity}",
                 retry_after=min(max(seconds, 1), 60),
             )
-        self.in_hand += n
+        self.in_progress += n
         try:
             yield
         finally:
-            self.in_hand -= n
+            self.in_progress -= n
 
     @contextmanager
-    def on_the_way(self) -> Iterator[None]:
-        """While an image is made ready for `submit`: a batch that is not full waits for it, for a moment."""
-        self.coming += 1
+    def prepare(self) -> Iterator[None]:
+        """Announce an image that will be submitted soon, so that an incomplete batch waits for it."""
+        self.preparing += 1
         try:
             yield
         finally:
-            self.coming -= 1
+            self.preparing -= 1
 
     async def submit(self, image: np.ndarray) -> np.ndarray:
-        """(size, size, channels) uint8 -> (classes,) float64. Raises whatever the network raised."""
+        """(size, size, channels) uint8 -> (classes,) float64. Raises the exception of the network, if any."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((image, future, perf_counter()))
+        self._waiting.put_nowait(Waiting(image, future, perf_counter()))
         return await future
 
-    async def in_network(self, work: Callable[[], T]) -> T:
-        """Run something else in the network's thread, in its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._network, work)
+    async def run_in_network_thread(self, function: Callable[[], T]) -> T:
+        """Run `function` between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._network, function)
 
     async def _run(self) -> None:
         while True:
             batch = await self._collect()
-            images = np.stack([image for image, _, _ in batch])
+            images = np.stack([waiting.image for waiting in batch])
             started = perf_counter()
             try:
-                answers = await self.in_network(lambda: self._answer(images))  # noqa: B023 - awaited here
-            except Exception as error:  # whatever it is, those who wait must hear of it, and the next batch go on
-                for _, future, _ in batch:
-                    if not future.done():
-                        future.set_exception(error)
+                results = await self.run_in_network_thread(partial(self._predict, images))
+            except Exception as error:  # any failure is passed to the clients of this batch; the next batch goes on
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(error)
                 continue
-            took = perf_counter() - started
-            self._seconds += SMOOTH * (took / len(batch) - self._seconds)
-            self._observe(len(batch), started - batch[0][2], took)
-            for (_, future, _), answer in zip(batch, answers, strict=True):
-                if not future.done():  # its client has gone
-                    future.set_result(answer)
+            seconds = perf_counter() - started
+            self._seconds_per_image += SMOOTHING * (seconds / len(batch) - self._seconds_per_image)
+            self._observe(len(batch), started - batch[0].since, seconds)
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.future.done():  # cancelled: the client has disconnected
+                    waiting.future.set_result(result)
 
-    async def _collect(self) -> list[tuple[np.ndarray, asyncio.Future[np.ndarray], float]]:
-        """One image, those that wait beside it, and those that come within the window."""
+    async def _collect(self) -> list[Waiting]:
+        """One image, the others that wait already, and those that arrive within the window."""
         batch = [await self._waiting.get()]
-        until = asyncio.get_running_loop().time() + self._window
-        while len(batch) < self._most:
+        deadline = asyncio.get_running_loop().time() + self._window
+        while len(batch) < self._batch:
             if not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
                 continue
-            if not self.coming:
+            if not self.preparing:
                 break
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     batch.append(await self._waiting.get())
             except TimeoutError:
                 break

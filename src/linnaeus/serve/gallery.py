@@ -1,4 +1,4 @@
-"""Work beside the server: finding the training images to compare with, which may take minutes the first time."""
+"""Loads the training images that answers are compared with, in a thread, because it can take minutes the first time."""
 
 from __future__ import annotations
 
@@ -11,51 +11,59 @@ from linnaeus.errors import UserError
 from linnaeus.serve.service import Service
 
 
-class GalleryCancelledError(Exception):
-    """The server has stopped, and with it what is done beside it."""
+class CancelledError(Exception):
+    """The server has stopped before the images were loaded."""
 
 
 class CancellableConsole(Console):
-    """A console that says nothing of progress, and ends the work that reports to it when `over` is set."""
+    """A console without progress bars, whose `cancel` ends the work that reports progress to it.
+
+    Long computations already report their progress after every chunk, which makes this the one place where they can be
+    interrupted without passing a flag through all of them.
+    """
 
     def __init__(self, console: Console):
         super().__init__(quiet=console.quiet, verbose=console.verbose, stream=console.stream)
-        self.over = threading.Event()
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Raise CancelledError in the work at its next report of progress."""
+        self._cancelled.set()
 
     @contextmanager
     def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
         def advance(done: int, total: int | None, note: str = "") -> None:
-            if self.over.is_set():
-                raise GalleryCancelledError
+            if self._cancelled.is_set():
+                raise CancelledError
 
         yield advance
 
 
 @contextmanager
 def load_gallery(service: Service, source: str | None, console: Console) -> Iterator[None]:
-    """Make the service's gallery of `source` in a thread, if there is one; at the end of the block the thread ends.
+    """Load the service's gallery from `source` in a thread that ends with the block; nothing if `source` is None.
 
-    Until the gallery is there, answers come without what looks alike. A source that is gone is a warning.
+    Until it is loaded, answers come without similar images. If the source is missing, a warning is printed.
     """
     if source is None:
         yield
         return
-    aside = CancellableConsole(console)
-    thread = threading.Thread(target=_compare, args=(service, source, aside), name="linnaeus-gallery")
+    cancellable = CancellableConsole(console)
+    thread = threading.Thread(target=_load, args=(service, source, cancellable), name="linnaeus-gallery")
     thread.start()
     try:
         yield
     finally:
-        aside.over.set()
+        cancellable.cancel()
         thread.join()
 
 
-def _compare(service: Service, source: str, console: Console) -> None:
+def _load(service: Service, source: str, console: Console) -> None:
     from linnaeus.explain.neighbors import gallery
 
     try:
         service.gallery = gallery(service.original, source, console)
-    except GalleryCancelledError:
+    except CancelledError:
         return
     except (UserError, OSError) as error:
         console.warn(f"no training images to compare with: {error}")

@@ -1,4 +1,4 @@
-"""What a client may cost: bytes, images, pixels, seconds. And how a refusal looks."""
+"""Resource limits per client, and the error for a request that exceeds them."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a server. Everything that waits is bounded, so that memory is too."""
+    """Limits of a server. Everything that can queue up is bounded, and memory with it."""
 
     request_bytes: int = 32 * MIB
-    """Of one request's body."""
+    """Size of one request body."""
     images: int = 32
-    """Of one request."""
+    """Images in one request."""
     pixels: int | None = None
-    """Of one image, as its header says; None leaves it to `data.decode`, which has bounds of its own."""
+    """Pixels of one image according to its header; None for the limits of `data.decode` alone."""
     queue: int = 256
-    """Images of all requests that are being decoded, wait, or are in the network."""
-    held_bytes: int = 256 * MIB
-    """Of all requests' bodies together."""
+    """Images in progress: being decoded, waiting, or in the network, over all requests."""
+    total_bytes: int = 256 * MIB
+    """Size of all request bodies in memory."""
     batch: int = 16
-    """Images that go through the network at once."""
+    """Batch size of the network."""
     window: float = 0.004
-    """Seconds that an image waits for company, at most, while others are being decoded."""
+    """Seconds that an incomplete batch waits for images that are being decoded."""
     body_seconds: float = 30.0
-    """From the end of a request's header to the end of its body."""
+    """Time from the end of a request header to the end of the body."""
     header_seconds: float = 10.0
-    """For a request's header, and for a connection that says nothing."""
+    """Time for a request header, and for an idle connection."""
     send_seconds: float = 30.0
-    """For a client to take its answer."""
+    """Time without progress while a client receives its response."""
     connections: int = 1000
-    """Open ones; beyond them those go first that have kept the server waiting longest."""
+    """Open connections; above this number, the connection that has been idle longest is closed."""
 
 
 class RefusedError(Exception):
-    """A request that is not served: an HTTP status, one line that says why, and when to try again, in seconds."""
+    """A request that is not served.
 
-    def __init__(self, status: int, why: str, *, retry_after: int | None = None, close: bool = False):
-        super().__init__(why)
-        self.status, self.why, self.retry_after, self.close = status, why, retry_after, close
+    `status`: HTTP status. `reason`: one line. `retry_after`: seconds. `close`: whether the connection must be closed,
+    because the rest of the body is not read.
+    """
+
+    def __init__(self, status: int, reason: str, *, retry_after: int | None = None, close: bool = False):
+        super().__init__(reason)
+        self.status, self.reason, self.retry_after, self.close = status, reason, retry_after, close
 
     @property
     def headers(self) -> dict[str, str]:
@@ -50,32 +54,32 @@ class RefusedError(Exception):
         return retry | ({"Connection": "close"} if self.close else {})
 
 
-class Held:
-    """Counts the bytes of all requests' bodies, and refuses what would be too many of them."""
+class UploadMemory:
+    """Counts the bytes of all request bodies in memory and refuses requests beyond `limit`."""
 
-    def __init__(self, most: int):
-        self.most, self.now = most, 0
+    def __init__(self, limit: int):
+        self.limit, self.used = limit, 0
 
     @contextmanager
-    def account(self) -> Iterator[Account]:
-        """What one request holds; given back at the end, whatever happens."""
-        account = Account(self)
+    def reserve(self) -> Iterator[UploadReservation]:
+        """The bytes of one request, released at the end of the block."""
+        reservation = UploadReservation(self)
         try:
-            yield account
+            yield reservation
         finally:
-            self.now -= account.size
+            self.used -= reservation.size
 
 
 @dataclass
-class Account:
-    """The bytes that one request holds."""
+class UploadReservation:
+    """The bytes that one request occupies."""
 
-    held: Held
+    memory: UploadMemory
     size: int = 0
 
     def add(self, n: int) -> None:
-        """Take n more bytes. Raises RefusedError where all requests together would hold too many."""
-        if self.held.now + n > self.held.most:
-            raise RefusedError(503, "too many uploads at once; try again in a moment", retry_after=1)
-        self.held.now += n
+        """Reserve n more bytes. Raises RefusedError (503) if all requests together would exceed the limit."""
+        if self.memory.used + n > self.memory.limit:
+            raise RefusedError(503, "too many uploads at the moment; try again later", retry_after=1)
+        self.memory.used += n
         self.size += n

@@ -1,43 +1,50 @@
-"""What a server counts, as Prometheus text. No name or address of a client is kept."""
+"""Server metrics in Prometheus format. They contain no names or addresses of clients."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-BATCH = (1, 2, 4, 8, 16, 32, 64)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own: two servers in a process do not meet."""
+    """The metrics of one server, in their own registry so that two servers in one process stay separate."""
 
     def __init__(self) -> None:
-        own = self.registry = CollectorRegistry()
-        ProcessCollector(registry=own)
-        self.requests = Counter("linnaeus_requests", "Requests by route and status.", ("route", "status"), registry=own)
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "linnaeus_requests", "Requests by route and status.", ("route", "status"), registry=registry
+        )
         self.request_seconds = Histogram(
-            "linnaeus_request_seconds", "Seconds from header to answer.", ("route",), buckets=SECONDS, registry=own
+            "linnaeus_request_seconds",
+            "Time from request header to response.",
+            ("route",),
+            buckets=SECONDS,
+            registry=registry,
         )
         self.images = Counter(
-            "linnaeus_pictures", "Images: answered, unsure, or unreadable.", ("result",), registry=own
+            "linnaeus_pictures", "Images by result: answered, unsure or unreadable.", ("result",), registry=registry
         )
         self.decode_seconds = Histogram(
-            "linnaeus_decode_seconds", "Seconds to decode an image.", buckets=SECONDS, registry=own
+            "linnaeus_decode_seconds", "Time to decode an image.", buckets=SECONDS, registry=registry
         )
         self.wait_seconds = Histogram(
-            "linnaeus_wait_seconds", "Seconds that the first image of a batch waited.", buckets=SECONDS, registry=own
+            "linnaeus_wait_seconds", "Waiting time of the first image of a batch.", buckets=SECONDS, registry=registry
         )
         self.network_seconds = Histogram(
-            "linnaeus_network_seconds", "Seconds of a batch in the network.", buckets=SECONDS, registry=own
+            "linnaeus_network_seconds", "Time of a batch in the network.", buckets=SECONDS, registry=registry
         )
-        self.batch_size = Histogram("linnaeus_batch_size", "Images of a batch.", buckets=BATCH, registry=own)
-        self.in_hand = Gauge("linnaeus_pictures_in_hand", "Images let in and not yet answered.", registry=own)
-        self.held_bytes = Gauge("linnaeus_held_bytes", "Bytes of requests' bodies in memory.", registry=own)
+        self.batch_size = Histogram("linnaeus_batch_size", "Images per batch.", buckets=BATCH_SIZES, registry=registry)
+        self.in_progress = Gauge("linnaeus_pictures_in_hand", "Images in progress.", registry=registry)
+        self.upload_bytes = Gauge("linnaeus_held_bytes", "Bytes of request bodies in memory.", registry=registry)
 
-    def batch(self, images: int, waited: float, seconds: float) -> None:
+    def observe_batch(self, images: int, waited: float, seconds: float) -> None:
+        """Record a batch: number of images, seconds that the first one waited, seconds in the network."""
         self.batch_size.observe(images)
         self.wait_seconds.observe(waited)
         self.network_seconds.observe(seconds)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         return generate_latest(self.registry)

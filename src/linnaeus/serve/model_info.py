@@ -1,4 +1,4 @@
-"""What a server tells of its model: GET /model, and the page. No place on the server's disk is in it."""
+"""The response of GET /model, which the page shows too. It contains no paths of the server's disk."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from linnaeus.serve.service import Service
 
 
 def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
-    """The model's card as JSON: what it is, how good with counts and intervals, and what this server takes.
+    """The model as JSON: classes, metrics with counts and intervals, and the limits of this server.
 
-    `report`: whether GET /report shows one.
+    `report`: whether GET /report is available.
     """
-    c, limits = service.classifier, service.limits
-    about, calibration = c.about, c.calibration
+    classifier, limits = service.classifier, service.limits
+    about, calibration = classifier.about, classifier.calibration
     gallery = service.gallery
     return {
         "name": name,
-        "file": c.path.name,
+        "file": classifier.path.name,
         "network": about.arch["name"],
-        "classes": [{"class": each, "name": shown} for each, shown in zip(c.classes, c.names, strict=True)],
-        "preprocessing": c.preprocessing.to_dict(),
+        "classes": [
+            {"class": label, "name": shown} for label, shown in zip(classifier.classes, classifier.names, strict=True)
+        ],
+        "preprocessing": classifier.preprocessing.to_dict(),
         "calibrated": calibration is not None,
-        "threshold": c.threshold,
+        "threshold": classifier.threshold,
         "rule": None if calibration is None else str(calibration.rule),
         "metrics": about.metrics,
         "data": {key: about.data[key] for key in ("kind", "counts", "fingerprint") if key in about.data},

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the routes, beyond what their signatures tell."""
+"""OpenAPI descriptions of the routes, beyond what FastAPI derives from their signatures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-ABOUT = (
-    "Images in, classes with probabilities out: the same answers as `linnaeus predict`. A request may hold several "
-    "images; one that cannot be read has `error` and does not stop the rest. Every refusal is one line of JSON, "
-    '{"error": "…"}.'
+DESCRIPTION = (
+    "Classify images: send images, receive classes with probabilities, the same as those of `linnaeus predict`. A "
+    "request may contain several images; if one cannot be read, its prediction has an `error` and the others are "
+    'answered. Every error response is one line of JSON: {"error": "…"}.'
 )
 
 
-class Ranked(BaseModel):
-    """A class and how likely it is."""
+class ClassProbability(BaseModel):
+    """A class and its probability."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -23,42 +23,46 @@ class Ranked(BaseModel):
     probability: float = Field(ge=0, le=1)
 
 
-class Like(BaseModel):
-    """A training image that looks alike to the network."""
+class SimilarImage(BaseModel):
+    """A training image with similar features."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     path: str
     label: str = Field(alias="class")
     name: str
-    similarity: float = Field(description="cosine; 1 is the same direction")
-    picture: str = Field(description="a data: address")
+    similarity: float = Field(description="cosine similarity, -1 to 1")
+    picture: str = Field(description="thumbnail as a data: URL")
 
 
-class Answer(BaseModel):
-    """What `linnaeus predict --format jsonl` says of an image; with ?explain=1 also why."""
+class Prediction(BaseModel):
+    """The prediction for one image, as printed by `linnaeus predict --format jsonl`; the rest with ?explain=1."""
 
-    path: str = Field(description="the name that the client gave, or its number")
-    top: list[Ranked]
-    unsure: bool = Field(description="the model abstains: its first class is less likely than the threshold")
+    path: str = Field(description="name given by the client, or the number of the image")
+    top: list[ClassProbability]
+    unsure: bool = Field(description="whether the best class is below the threshold of the model")
     error: str | None = Field(description="why the image could not be read")
-    explained: Ranked | None = None
-    stage: str | None = None
-    heat_map: str | None = Field(default=None, description="PNG as a data: address: what the network saw, and where")
-    like: list[Like] | None = None
+    explained: ClassProbability | None = Field(default=None, description="class that the heat map explains")
+    stage: str | None = Field(default=None, description="stage of the network used for the heat map")
+    heat_map: str | None = Field(default=None, description="image with heat map, PNG as a data: URL")
+    like: list[SimilarImage] | None = Field(default=None, description="most similar training images")
 
 
-class Answers(BaseModel):
-    predictions: list[Answer]
+class Predictions(BaseModel):
+    """One prediction per image, in the order of the request."""
+
+    predictions: list[Prediction]
 
 
-class Refusal(BaseModel):
+class Error(BaseModel):
+    """Why a request failed."""
+
     error: str
 
 
 IMAGE = {"type": "string", "format": "binary"}
 BASE64 = {"type": "string", "contentEncoding": "base64"}
-BODY: dict[str, Any] = {
+REQUEST_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -97,18 +101,18 @@ BODY: dict[str, Any] = {
     }
 }
 
-WHY = {
-    400: "the request was cut short",
-    401: "the token is missing or wrong",
-    408: "the body took too long",
+ERRORS = {
+    400: "the request is incomplete",
+    401: "the token is missing or invalid",
+    408: "the request body took too long",
     413: "too many bytes or images",
-    415: "a kind of body that is not read",
-    421: "a Host that this server does not answer to",
-    422: "nothing in the request can be read as it says it is",
-    503: "too much is waiting; Retry-After says when to try again",
+    415: "unsupported content type",
+    421: "unknown Host header",
+    422: "malformed request",
+    503: "at capacity; retry after the seconds in Retry-After",
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may refuse with these."""
-    return {status: {"model": Refusal, "description": WHY[status]} for status in statuses}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` argument of a route that can fail with these statuses."""
+    return {status: {"model": Error, "description": ERRORS[status]} for status in statuses}

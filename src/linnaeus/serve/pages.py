@@ -1,4 +1,4 @@
-"""What a browser shows: the page in its language, and the documentation of the routes. No network beyond the server."""
+"""The web page in the browser's language, and the API documentation. They load nothing from other servers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from typing import Any
 
 from linnaeus.data.class_names import printable
 
-HERE = Path(__file__).parent / "static"
+FOLDER = Path(__file__).parent / "static"
 SCRIPTS = ("page.js", "i18n.js", "requests.js", "answers.js", "table.js")
 STATIC = {"page.css": "text/css", "icon.svg": "image/svg+xml", **dict.fromkeys(SCRIPTS, "text/javascript")}
 LANGUAGES = ("en", "zh")
-CHOICE = re.compile(r"\s*([A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]*)?\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?")
+HEADER_LENGTH = 1000  # characters of an Accept-Language header that are parsed
+LANGUAGE_RANGE = re.compile(r"\s*([A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]*)?\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?")
 
 
-def choose_language(accepted: str) -> str:
-    """The one of `LANGUAGES` that an Accept-Language header likes best (RFC 9110, section 12.5.4); else English."""
-    best, chosen = 0.0, LANGUAGES[0]
-    for each in accepted[:1000].split(","):
-        found = CHOICE.fullmatch(each)
-        if found is not None and found[1].lower() in LANGUAGES and float(found[2] or 1) > best:
-            best, chosen = float(found[2] or 1), found[1].lower()
-    return chosen
+def choose_language(accept_language: str) -> str:
+    """The one of `LANGUAGES` that an Accept-Language header prefers (RFC 9110, section 12.5.4), or English."""
+    best, language = 0.0, LANGUAGES[0]
+    for part in accept_language[:HEADER_LENGTH].split(","):
+        match = LANGUAGE_RANGE.fullmatch(part)
+        if match is not None and match[1].lower() in LANGUAGES and float(match[2] or 1) > best:
+            best, language = float(match[2] or 1), match[1].lower()
+    return language
 
 
 @functools.cache
-def words() -> dict[str, dict[str, str]]:
+def translations() -> dict[str, dict[str, str]]:
     """Language -> key -> text."""
-    return json.loads((HERE / "translations.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / "translations.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -40,37 +41,42 @@ def _environment() -> Any:
     import jinja2
 
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
 
 
 def render_page(language: str, name: str) -> str:
-    """The page in a language, `name` being the model's. The words of all are in it, as data, for the switch."""
+    """The page in a language; `name` is that of the model. All translations are embedded for the language switch."""
     template = _environment().get_template("page.html.j2")
-    return printable(template.render(language=language, words=words()[language], all_words=words(), name=name))
+    texts = translations()
+    return printable(template.render(language=language, texts=texts[language], translations=texts, name=name))
 
 
 def render_docs(api: dict[str, Any], origin: str) -> str:
-    """OpenAPI as a page to read, without the scripts that FastAPI would load from elsewhere. `origin`: http://host."""
+    """The OpenAPI description as a static HTML page. `origin`: http://host of this server."""
     template = _environment().get_template("docs.html.j2")
     return printable(template.render(api=api, schemas=api["components"]["schemas"], origin=origin))
 
 
-def static(name: str) -> tuple[bytes, str]:
-    """(bytes, ETag) of a file of `STATIC`."""
-    body = (HERE / name).read_bytes()
+def read_static(name: str) -> tuple[bytes, str]:
+    """(content, ETag) of a file of `STATIC`."""
+    body = (FOLDER / name).read_bytes()
     return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
 
 
 def report_policy(report: str) -> str:
-    """The Content-Security-Policy that lets a report run its own script and nothing else.
+    """A Content-Security-Policy under which a report can run its own scripts and nothing else.
 
-    It runs apart from the server's own pages (sandbox): a report of a stranger's run cannot ask the server anything.
+    The sandbox gives the report an origin of its own: the report of an untrusted run cannot send requests to the
+    server.
     """
     scripts = re.findall(r"<script>(.*?)</script>", report, re.DOTALL)
-    hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts]
-    allowed = " ".join(f"'sha256-{each}'" for each in hashes) or "'none'"
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
     return (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts"

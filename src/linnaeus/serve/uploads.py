@@ -1,4 +1,4 @@
-"""The images of a request: multipart, raw bytes, or base64 in JSON. Counted as they arrive, before they are kept."""
+"""The images of a request: multipart/form-data, raw bytes, or base64 in JSON. Bytes are counted as they arrive."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
 
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from linnaeus.data.class_names import printable
-from linnaeus.serve.limits import Account, Limits, RefusedError
+from linnaeus.serve.limits import Limits, RefusedError, UploadReservation
 
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else a line for every stranger's broken request
-LONGEST_NAME = 255
-HEADERS, HEADER_BYTES = 8, 4096  # of one part of a multipart body: how many, and how long one may be
-BASE64 = 4 / 3  # letters for a byte
-TAKES = (
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs a warning for every malformed request
+NAME_LENGTH = 255
+BASE64_OVERHEAD = 4 / 3
+ACCEPTED = (
     "multipart/form-data with files, the bytes of one image as image/* or application/octet-stream, "
     'or JSON {"pictures": [base64, …]}'
 )
@@ -30,193 +30,138 @@ TAKES = (
 
 @dataclass(frozen=True)
 class Upload:
-    """An image as it was sent. Its name is only ever shown, never used as a path."""
+    """An uploaded image. The name is chosen by the client: it is displayed, and never used as a path."""
 
     name: str
     data: bytes
 
 
-async def receive(request: Request, limits: Limits, account: Account) -> list[Upload]:
-    """The images of a request, one at least.
+async def read_uploads(request: Request, limits: Limits, reservation: UploadReservation) -> list[Upload]:
+    """The images of a request, at least one.
 
-    Raises RefusedError: 408 where the body takes too long, 413 where it is too large or has too many images, 415
-    where it is of another kind, 422 where it is not what it says, 503 where too many bytes are in hand already.
+    Raises RefusedError with status 408 if the body takes too long, 413 if it is too large or has too many images, 415
+    for another content type, 422 if it is malformed, 503 if all requests together hold too many bytes.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    kind = parse_options_header(request.headers.get("content-type", ""))[0].decode("latin-1")
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise RefusedError(415, "a body with a Content-Encoding is not read: send it as it is")
-    reader: _Multipart | _Whole
-    factor = 1.0
-    if kind == b"multipart/form-data":
-        reader = _Multipart(options.get(b"boundary", b""), limits)
-    elif kind == b"application/json":
-        reader, factor = _Whole(_from_json), BASE64
-    elif kind.startswith(b"image/") or kind == b"application/octet-stream":
-        reader = _Whole(_from_bytes)
-    else:
-        said = printable(kind.decode("latin-1"))[:80] or "nothing"
-        raise RefusedError(415, f"Content-Type says {said}; send {TAKES}")
+        raise RefusedError(415, "Content-Encoding is not supported; send the body uncompressed")
+    is_json = kind == "application/json"
+    body = _read_body(request, int(limits.request_bytes * (BASE64_OVERHEAD if is_json else 1)), reservation)
     try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for chunk in _body(request, int(limits.request_bytes * factor)):
-                account.add(len(chunk))
-                reader.feed(chunk)
+        async with asyncio.timeout(limits.body_seconds), aclosing(body):
+            if kind == "multipart/form-data":
+                uploads = await _from_multipart(request, body, limits)
+            elif is_json:
+                uploads = _from_json(await _join(body), limits)
+            elif kind.startswith("image/") or kind == "application/octet-stream":
+                data = await _join(body)
+                uploads = [Upload("image 1", data)] if data else []
+            else:
+                name = printable(kind)[:80] or "missing"
+                raise RefusedError(415, f"unsupported Content-Type ({name}); send {ACCEPTED}")
     except TimeoutError:
-        why = f"the body did not arrive within {limits.body_seconds:g} seconds"
-        raise RefusedError(408, why, close=True) from None
-    uploads = reader.finish(limits)
+        reason = f"the body did not arrive within {limits.body_seconds:g} seconds"
+        raise RefusedError(408, reason, close=True) from None
     if not uploads:
-        raise RefusedError(422, f"no image in the request; send {TAKES}")
-    if len(uploads) > limits.images:
-        raise _too_many(limits)
+        raise RefusedError(422, f"no image in the request; send {ACCEPTED}")
     return uploads
 
 
-async def _body(request: Request, most: int) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises RefusedError before a byte too many is kept, or read where the header tells."""
+async def _read_body(request: Request, limit: int, reservation: UploadReservation) -> AsyncGenerator[bytes, None]:
+    """The body in chunks. Raises RefusedError as soon as the header or the bytes so far show that it is too large."""
+    error = RefusedError(413, f"the body exceeds {limit:,} bytes; send fewer or smaller images")
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > most:
-        raise _too_large(most)
+    if length.isdigit() and int(length[:20]) > limit:
+        raise error
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > most:
-            raise _too_large(most)
+        if size > limit:
+            raise error
+        reservation.add(len(chunk))
         yield chunk
 
 
-def _too_large(most: int) -> RefusedError:
-    return RefusedError(413, f"the body is over {most:,} bytes; send fewer or smaller images")
+async def _join(body: AsyncGenerator[bytes, None]) -> bytes:
+    data = bytearray()
+    async for chunk in body:
+        data += chunk
+    return bytes(data)
 
 
-def _too_many(limits: Limits) -> RefusedError:
-    return RefusedError(413, f"more than {limits.images} images; send them in several requests")
+class _UploadParser(MultiPartParser):
+    """Starlette's multipart parser; keeps files in memory, detects truncated bodies, and accepts unnamed images."""
+
+    spool_max_size = 0  # a SpooledTemporaryFile of unlimited size: uploads are never written to disk
+    complete = False
+
+    def on_headers_finished(self) -> None:
+        # Some clients send an image without a file name, and Starlette would then decode it as text.
+        part = self._current_part
+        options = parse_options_header(part.content_disposition)[1]
+        typed = any(name == b"content-type" and kind.startswith(b"image/") for name, kind in part.item_headers)
+        if typed and b"filename" not in options:
+            name = b"image %d" % (len(self.items) + 1)
+            part.content_disposition = (part.content_disposition or b"form-data") + b'; filename="' + name + b'"'
+        super().on_headers_finished()
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
-class _Whole:
-    """A body that is read when all of it is there."""
-
-    def __init__(self, read: Any):
-        self._body, self._read = bytearray(), read
-
-    def feed(self, chunk: bytes) -> None:
-        self._body += chunk
-
-    def finish(self, limits: Limits) -> list[Upload]:
-        return self._read(bytes(self._body), limits)
-
-
-def _from_bytes(body: bytes, limits: Limits) -> list[Upload]:
-    return [Upload("image 1", body)] if body else []
+async def _from_multipart(request: Request, body: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
+    parser = _UploadParser(request.headers, body, max_files=limits.images, max_fields=limits.images)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise _too_many_images(limits) from None
+        raise RefusedError(422, f"the body is not valid multipart/form-data: {error.message}") from None
+    try:
+        uploads = []
+        for field, file in form.multi_items():
+            if not isinstance(file, UploadFile):
+                name = printable(field)[:40]
+                raise RefusedError(422, f"the field {name!r} is not a file; pass top and explain in the query string")
+            if file.filename:  # browsers send an empty name for a field in which no file was chosen
+                uploads.append(Upload(_display_name(file.filename), await file.read()))
+    finally:
+        await form.close()
+    if not parser.complete:
+        raise RefusedError(422, "the multipart body is truncated")
+    return uploads
 
 
 def _from_json(body: bytes, limits: Limits) -> list[Upload]:
     try:
-        said = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
-        raise RefusedError(422, "the body is not JSON") from None
-    images = said.get("pictures") if isinstance(said, dict) else None
+        raise RefusedError(422, "the body is not valid JSON") from None
+    images = content.get("pictures") if isinstance(content, dict) else None
     if not isinstance(images, list):
-        raise RefusedError(422, 'the JSON is not {"pictures": [base64, …]}')
+        raise RefusedError(422, 'the JSON must have the form {"pictures": [base64, …]}')
     if len(images) > limits.images:
-        raise _too_many(limits)
-    return [_one(each, number) for number, each in enumerate(images, 1)]
+        raise _too_many_images(limits)
+    return [_from_json_image(image, number) for number, image in enumerate(images, 1)]
 
 
-def _one(given: object, number: int) -> Upload:
-    """An image of a JSON body: base64, a data: address, or {"name", "data"} with one of them."""
+def _from_json_image(image: object, number: int) -> Upload:
+    """An image of a JSON body: base64, a data: URL, or {"name", "data"} with either of them."""
     name: object = f"image {number}"
-    if isinstance(given, dict):
-        name, given = given.get("name", name), given.get("data")
-    if not isinstance(given, str) or not isinstance(name, str):
+    if isinstance(image, dict):
+        name, image = image.get("name", name), image.get("data")
+    if not isinstance(image, str) or not isinstance(name, str):
         raise RefusedError(422, f'image {number} is neither base64 nor {{"name": text, "data": base64}}')
-    text = given.partition(",")[2] if given.startswith("data:") else given
+    text = image.partition(",")[2] if image.startswith("data:") else image
     try:
-        return Upload(_shown(name), base64.b64decode(text, validate=True))
+        return Upload(_display_name(name), base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
-        raise RefusedError(422, f"image {number} is not base64") from None
+        raise RefusedError(422, f"image {number} is not valid base64") from None
 
 
-def _shown(name: str) -> str:
-    return printable(name)[:LONGEST_NAME]
+def _too_many_images(limits: Limits) -> RefusedError:
+    return RefusedError(413, f"more than {limits.images} images; send them in several requests")
 
 
-@dataclass
-class _Part:
-    """A part of a multipart body, while it arrives."""
-
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    data: bytearray = field(default_factory=bytearray)
-    kept: bool = False
-
-
-class _Multipart:
-    """Reads a multipart body as it arrives (RFC 7578). Nothing is written to disk."""
-
-    def __init__(self, boundary: bytes, limits: Limits):
-        self._limits = limits
-        self._uploads: list[Upload] = []
-        self._part = _Part()
-        self._name, self._value = bytearray(), bytearray()
-        self._ended = False
-        if not 0 < len(boundary) <= 70:  # RFC 2046, section 5.1.1
-            raise RefusedError(422, "multipart/form-data without a boundary")
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_begin": self._header,
-                "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_finished,
-                "on_part_data": self._data,
-                "on_part_end": self._part_end,
-                "on_end": self._end,
-            },
-            max_header_count=HEADERS,
-            max_header_size=HEADER_BYTES,
-        )
-
-    def feed(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except MultipartParseError:
-            raise RefusedError(422, "the body is not multipart/form-data as its header says") from None
-
-    def finish(self, limits: Limits) -> list[Upload]:
-        if not self._ended:
-            raise RefusedError(422, "the multipart body has no end")
-        return self._uploads
-
-    def _begin(self) -> None:
-        self._part = _Part()
-
-    def _header(self) -> None:
-        self._name, self._value = bytearray(), bytearray()
-
-    def _header_end(self) -> None:
-        self._part.headers[bytes(self._name).lower()] = bytes(self._value)
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
-        named = options.get(b"filename")
-        if named is None and not self._part.headers.get(b"content-type", b"").startswith(b"image/"):
-            field_name = printable(options.get(b"name", b"?").decode("utf-8", "replace"))[:40]
-            raise RefusedError(422, f"the field {field_name!r} is no file; top and explain belong into the address")
-        self._part.kept = named != b""  # what a browser sends for a field where no file was chosen
-        if self._part.kept and len(self._uploads) >= self._limits.images:
-            raise _too_many(self._limits)
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._part.kept:
-            self._part.data += data[start:end]
-
-    def _part_end(self) -> None:
-        if self._part.kept or self._part.data:
-            _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
-            name = options.get(b"filename", b"").decode("utf-8", "replace")
-            self._uploads.append(Upload(_shown(name) or f"image {len(self._uploads) + 1}", bytes(self._part.data)))
-
-    def _end(self) -> None:
-        self._ended = True
+def _display_name(name: str) -> str:
+    return printable(name)[:NAME_LENGTH]

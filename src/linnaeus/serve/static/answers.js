@@ -1,104 +1,106 @@
-// How one answer looks. All text comes in as text: nothing that a server or a file says is ever markup.
+// Display of one answer. All text is inserted as text: nothing from a server or a file is ever parsed as HTML.
 import { percent, t } from "./i18n.js";
 
-const THUMB = 448; // pixels of a side: twice what is shown, for fine screens
+const THUMBNAIL = 448; // pixels of the short side: twice the displayed size, for high-density screens
+const TINY = 96; // pixels; smaller images are enlarged without smoothing
 
-// make("p", {class: "small"}, "text", child, …)
-export function make(tag, attributes = {}, ...children) {
+// createElement("p", {class: "small"}, "text", child, …)
+export function createElement(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value != null) element.setAttribute(name, value);
   }
-  element.append(...children.filter((each) => each != null));
+  element.append(...children.filter((child) => child != null));
   return element;
 }
 
-// A thumbnail, made when it comes into view, and small: the photograph itself does not stay in memory.
-const seen = "IntersectionObserver" in window && new IntersectionObserver((entries) => {
+// Thumbnails are drawn when they come into view. Only the small version stays in memory, not the photograph.
+const observer = "IntersectionObserver" in window && new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
-    seen.unobserve(entry.target);
+    observer.unobserve(entry.target);
     entry.target.load();
   }
 }, { rootMargin: "400px" });
 
-export function thumbnail(file) {
-  const canvas = make("canvas", { role: "img", width: 1, height: 1 });
+export function createThumbnail(file) {
+  const canvas = createElement("canvas", { role: "img", width: 1, height: 1 });
   canvas.load = async () => {
     try {
-      const whole = await createImageBitmap(file);
-      const scale = Math.min(1, THUMB / Math.min(whole.width, whole.height));
-      const size = [whole.width, whole.height].map((side) => Math.max(1, Math.min(4 * THUMB, Math.round(side * scale))));
+      const bitmap = await createImageBitmap(file);
+      const scale = Math.min(1, THUMBNAIL / Math.min(bitmap.width, bitmap.height));
+      const size = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.min(4 * THUMBNAIL, Math.round(side * scale))));
       [canvas.width, canvas.height] = size;
       const context = canvas.getContext("2d");
       context.imageSmoothingQuality = "high";
-      context.drawImage(whole, 0, 0, ...size);
-      canvas.classList.toggle("tiny", Math.max(whole.width, whole.height) < 96);
-      whole.close();
+      context.drawImage(bitmap, 0, 0, ...size);
+      canvas.classList.toggle("tiny", Math.max(bitmap.width, bitmap.height) < TINY);
+      bitmap.close();
     } catch {
-      canvas.classList.add("blank"); // of a kind that the browser does not show
+      canvas.classList.add("blank"); // a format that the browser cannot display, although the server may read it
     }
   };
-  if (seen) seen.observe(canvas); else canvas.load();
+  if (observer) observer.observe(canvas); else canvas.load();
   return canvas;
 }
 
-// Fill an item's <li> anew. item: {path, state, answer, why, heat, element, thumb}; acts: {heat, retry, remove}.
-export function draw(item, acts) {
-  const { element, thumb, answer } = item;
-  thumb.setAttribute("aria-label", t("picture_alt", { path: item.path }));
-  const shown = item.heat && answer.heat_map
-    ? make("img", { src: answer.heat_map, alt: t("heat_alt", { path: item.path, name: answer.explained.name }) })
-    : thumb;
-  const focused = element.contains(document.activeElement) && document.activeElement.dataset.act;
+// Redraw the <li> of an item: {path, state, answer, reason, showHeat, element, thumbnail}. actions: {explains, heat, retry, remove}.
+export function drawItem(item, actions) {
+  const { element, thumbnail, answer } = item;
+  thumbnail.setAttribute("aria-label", t("image_alt", { path: item.path }));
+  const image = item.showHeat && answer.heat_map
+    ? createElement("img", { src: answer.heat_map, alt: t("heat_alt", { path: item.path, name: answer.explained.name }) })
+    : thumbnail;
+  // Redrawing replaces the buttons: the keyboard focus must move to the new one.
+  const focused = element.contains(document.activeElement) && document.activeElement.dataset.action;
   element.className = `answer ${item.state}`;
   element.replaceChildren(
-    make("div", { class: "image" }, shown),
-    make("div", { class: "says" },
-      make("p", { class: "path small" }, make("span", {}, item.path),
-        make("button", { type: "button", class: "plain remove", "data-act": "remove", "aria-label": t("remove", { path: item.path }), onclick: acts.remove }, "×")),
-      ...says(item, acts)),
+    createElement("div", { class: "image" }, image),
+    createElement("div", { class: "content" },
+      createElement("p", { class: "path small" }, createElement("span", {}, item.path),
+        createElement("button", { type: "button", class: "plain remove", "data-action": "remove", "aria-label": t("remove", { path: item.path }), onclick: actions.remove }, "×")),
+      ...content(item, actions)),
   );
-  if (focused) element.querySelector(`[data-act="${focused}"]`)?.focus();
+  if (focused) element.querySelector(`[data-action="${focused}"]`)?.focus();
 }
 
-function says(item, acts) {
-  if (item.state === "waiting" || item.state === "asking") {
-    return [make("p", { class: "muted" }, t(item.state))];
+function content(item, actions) {
+  if (item.state === "waiting" || item.state === "processing") {
+    return [createElement("p", { class: "muted" }, t(item.state))];
   }
   if (item.state === "failed") {
-    return [make("p", { class: "wrong-word" }, item.why()),
-      item.curable ? make("p", { class: "buttons" }, make("button", { type: "button", "data-act": "retry", onclick: acts.retry }, t("retry"))) : null];
+    return [createElement("p", { class: "error" }, item.reason()),
+      item.retryable ? createElement("p", { class: "buttons" }, createElement("button", { type: "button", "data-action": "retry", onclick: actions.retry }, t("retry"))) : null];
   }
   const { top, unsure } = item.answer;
   const headline = unsure
-    ? [make("b", {}, t("unsure")), make("span", { class: "muted" }, t("unsure_of", { name: top[0].name }))]
-    : [make("b", {}, top[0].name), make("span", { class: "number muted" }, percent(top[0].probability))];
+    ? [createElement("b", {}, t("unsure")), createElement("span", { class: "muted" }, t("unsure_of", { name: top[0].name }))]
+    : [createElement("b", {}, top[0].name), createElement("span", { class: "number muted" }, percent(top[0].probability))];
   return [
-    make("p", { class: "headline" }, headline[0], " ", headline[1]),
-    make("ol", { class: "bars" }, ...top.map(bar)),
-    acts.explains ? make("p", { class: "buttons" }, make("button", {
-      type: "button", "data-act": "heat", "aria-pressed": String(item.heat), "aria-busy": String(item.explaining),
-      onclick: acts.heat,
+    createElement("p", { class: "headline" }, headline[0], " ", headline[1]),
+    createElement("ol", { class: "bars" }, ...top.map(bar)),
+    actions.explains ? createElement("p", { class: "buttons" }, createElement("button", {
+      type: "button", "data-action": "heat", "aria-pressed": String(item.showHeat), "aria-busy": String(item.explaining),
+      onclick: actions.heat,
     }, t("heat"))) : null,
-    item.heat && item.answer.explained ? make("p", { class: "small" }, t("heat_note", { name: item.answer.explained.name })) : null,
-    item.heat && item.answer.like ? alike(item.answer.like) : null,
+    item.showHeat && item.answer.explained ? createElement("p", { class: "small" }, t("heat_note", { name: item.answer.explained.name })) : null,
+    item.showHeat && item.answer.like ? similarImages(item.answer.like) : null,
   ];
 }
 
 function bar({ name, probability }) {
-  const fill = make("i");
+  const fill = createElement("i");
   fill.style.width = `${100 * probability}%`;
-  return make("li", {}, make("span", { class: "name" }, name), make("span", { class: "number" }, percent(probability)),
-    make("span", { class: "track", "aria-hidden": "true" }, fill));
+  return createElement("li", {}, createElement("span", { class: "name" }, name), createElement("span", { class: "number" }, percent(probability)),
+    createElement("span", { class: "track", "aria-hidden": "true" }, fill));
 }
 
-function alike(like) {
-  return make("div", { class: "alike" }, make("p", { class: "small" }, t("like")),
-    make("ul", {}, ...like.map(({ name, path, picture, similarity }) =>
-      make("li", { title: `${path} (${similarity.toFixed(3)})` },
-        make("img", { src: picture, alt: t("like_alt", { name, path }), loading: "lazy" }),
-        make("span", { class: "small" }, name)))));
+function similarImages(images) {
+  return createElement("div", { class: "similar" }, createElement("p", { class: "small" }, t("like")),
+    createElement("ul", {}, ...images.map(({ name, path, picture, similarity }) =>
+      createElement("li", { title: `${path} (${similarity.toFixed(3)})` },
+        createElement("img", { src: picture, alt: t("like_alt", { name, path }), loading: "lazy" }),
+        createElement("span", { class: "small" }, name)))));
 }

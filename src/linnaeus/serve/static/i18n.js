@@ -1,40 +1,41 @@
-// The page's words in all its languages, and how numbers are said.
-const all = JSON.parse(document.getElementById("words").textContent);
+// Translations of the page, and number formats.
+const translations = JSON.parse(document.getElementById("translations").textContent);
 const tags = { en: "en", zh: "zh-CN" };
+const STORAGE_KEY = "linnaeus-language";
 
 let language = document.documentElement.lang.startsWith("zh") ? "zh" : "en";
 try {
-  const kept = localStorage.getItem("linnaeus-language");
-  if (kept in all) language = kept;
-} catch { /* storage may be forbidden: then the browser's language counts each time */ }
+  const saved = localStorage.getItem(STORAGE_KEY);
+  if (saved in translations) language = saved;
+} catch { /* storage can be blocked; the browser's language is used instead */ }
 
-export const other = () => (language === "zh" ? "en" : "zh");
+export const otherLanguage = () => (language === "zh" ? "en" : "zh");
 
 export function t(key, values = {}) {
-  return all[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  return translations[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-export function speak(next) {
+export function setLanguage(next) {
   language = next;
-  try { localStorage.setItem("linnaeus-language", next); } catch { /* as above */ }
-  apply();
+  try { localStorage.setItem(STORAGE_KEY, next); } catch { /* as above */ }
+  translatePage();
 }
 
-// Put the language's words wherever the page has them by name.
-export function apply() {
+// Fill in every element that has a data-t key.
+export function translatePage() {
   document.documentElement.lang = tags[language];
-  for (const each of document.querySelectorAll("[data-t]")) each.textContent = t(each.dataset.t);
+  for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   const button = document.getElementById("language");
   button.textContent = t("language");
-  button.lang = tags[other()];
+  button.lang = tags[otherLanguage()];
 }
 
-// 0.0 % would say that something is impossible, and 100.0 % that it is certain.
+// Rounding must not show 0.0 % for something possible, nor 100.0 % for something uncertain.
 export function percent(p) {
-  const form = new Intl.NumberFormat(tags[language], { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  if (p > 0 && p < 0.0005) return `< ${form.format(0.001)}`;
-  return p < 1 && p >= 0.9995 ? `> ${form.format(0.999)}` : form.format(p);
+  const format = new Intl.NumberFormat(tags[language], { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  if (p > 0 && p < 0.0005) return `< ${format.format(0.001)}`;
+  return p < 1 && p >= 0.9995 ? `> ${format.format(0.999)}` : format.format(p);
 }
-export const count = (n) => new Intl.NumberFormat(tags[language]).format(n);
-export const bytes = (n) =>
-  n < 1 << 20 ? `${count(Math.ceil(n / 1024))} KiB` : `${count(Math.round((10 * n) / (1 << 20)) / 10)} MiB`;
+export const formatCount = (n) => new Intl.NumberFormat(tags[language]).format(n);
+export const formatBytes = (n) =>
+  n < 1 << 20 ? `${formatCount(Math.ceil(n / 1024))} KiB` : `${formatCount(Math.round((10 * n) / (1 << 20)) / 10)} MiB`;

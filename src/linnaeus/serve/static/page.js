@@ -1,225 +1,233 @@
-// The page: pictures in, answers out.
-import { ask, enqueue, legible, now, on, predict, release } from "./requests.js";
-import { draw, make, thumbnail } from "./answers.js";
-import { copy, csv, download, fill, tsv } from "./table.js";
-import { apply, bytes, count, other, percent, speak, t } from "./i18n.js";
+// The page: collects images, requests predictions, and shows them with a description of the model.
+import { createElement, createThumbnail, drawItem } from "./answers.js";
+import { formatBytes, formatCount, otherLanguage, percent, setLanguage, t, translatePage } from "./i18n.js";
+import { enqueue, handlers, isReadable, predict, request, resume, retryNow } from "./requests.js";
+import { copyText, download, fillTable, toCsv, toTsv } from "./table.js";
+
+const ANNOUNCE_DELAY = 400; // ms in which announcements for screen readers are collected
+const ANNOUNCE_MAX = 3; // answers announced one by one; more are summarized
+const COPIED_DELAY = 1500; // ms that the copy button shows its success
 
 const $ = (id) => document.getElementById(id);
-const items = []; // newest first, in the order in which they are shown
-let card = null;
+const items = []; // newest first, as displayed
+let model = null; // the response of /model
 let pasted = 0;
 let trouble = null;
 
-// ---- pictures in
+// ---- images
 
 function add(files) {
-  const some = files.map((file) => ({
-    file, path: file.path ?? file.name, state: "waiting", answer: null, heat: false, explaining: false,
-    element: make("li"), thumb: thumbnail(file),
+  const added = files.map((file) => ({
+    file, path: file.path ?? file.name, state: "waiting", answer: null, showHeat: false, explaining: false,
+    element: createElement("li"), thumbnail: createThumbnail(file),
   }));
-  items.unshift(...some);
-  $("list").prepend(...some.map((item) => item.element));
-  for (const item of some) { redraw(item); start(item); }
-  summary();
+  items.unshift(...added);
+  $("list").prepend(...added.map((item) => item.element));
+  for (const item of added) { redraw(item); submit(item); }
+  updateSummary();
 }
 
-async function start(item) {
-  const most = card?.limits.request_bytes ?? Infinity;
-  if (item.file.size > most) return fail(item, () => t("too_large", { size: bytes(item.file.size), most: bytes(most) }));
-  if (!(await legible(item.file))) return fail(item, () => t("unreadable_file"));
-  enqueue(() => question(item));
+async function submit(item) {
+  const limit = model?.limits.request_bytes ?? Infinity;
+  if (item.file.size > limit) return fail(item, () => t("too_large", { size: formatBytes(item.file.size), limit: formatBytes(limit) }));
+  if (!(await isReadable(item.file))) return fail(item, () => t("unreadable_file"));
+  enqueue(() => requestAnswer(item));
 }
 
-async function question(item) {
-  if (!items.includes(item)) return;
-  set(item, "asking");
-  let found;
+async function requestAnswer(item) {
+  if (!items.includes(item)) return; // removed while it waited
+  setState(item, "processing");
+  let response;
   try {
-    found = await predict(item.file, false);
+    response = await predict(item.file, false);
   } catch (error) {
-    set(item, "waiting");
+    setState(item, "waiting");
     throw error;
   }
-  const answer = found.body.predictions?.[0];
+  const answer = response.body.predictions?.[0];
   if (answer && answer.error === null) {
     item.answer = answer;
-    set(item, answer.unsure ? "unsure" : "answered");
+    setState(item, answer.unsure ? "unsure" : "answered");
     const { name, probability } = answer.top[0];
-    tell(t(answer.unsure ? "said_unsure" : "said", { path: item.path, name, probability: percent(probability) }));
+    announce(t(answer.unsure ? "announce_unsure" : "announce", { path: item.path, name, probability: percent(probability) }));
   } else {
-    const why = answer?.error ?? found.body.error ?? String(found.status);
-    item.curable = found.status >= 500 || found.status === 408;
-    fail(item, () => (answer ? why : t("failed", { why })));
+    const reason = answer?.error ?? response.body.error ?? String(response.status);
+    item.retryable = response.status >= 500 || response.status === 408;
+    fail(item, () => (answer ? reason : t("failed", { reason })));
   }
 }
 
-function fail(item, why) {
-  item.why = why;
-  set(item, "failed");
-  tell(t("said_failed", { path: item.path, why: why() }));
+// `reason` is a function, because the language can change later.
+function fail(item, reason) {
+  item.reason = reason;
+  setState(item, "failed");
+  announce(t("announce_failed", { path: item.path, reason: reason() }));
 }
 
-function set(item, state) {
+function setState(item, state) {
   item.state = state;
   redraw(item);
-  summary();
+  updateSummary();
 }
 
 function redraw(item) {
-  draw(item, {
-    explains: card?.explains || card?.neighbors,
-    heat: () => toggle(item),
-    retry: () => { set(item, "waiting"); start(item); },
+  drawItem(item, {
+    explains: model?.explains || model?.neighbors,
+    heat: () => toggleHeat(item),
+    retry: () => { setState(item, "waiting"); submit(item); },
     remove: () => remove(item),
   });
 }
 
 function remove(item) {
-  const at = items.indexOf(item);
-  items.splice(at, 1);
+  const index = items.indexOf(item);
+  items.splice(index, 1);
   item.element.remove();
-  (items[at] ?? items[at - 1])?.element.querySelector("button")?.focus();
-  summary();
+  (items[index] ?? items[index - 1])?.element.querySelector("button")?.focus();
+  updateSummary();
 }
 
-function toggle(item) {
-  item.heat = !item.heat;
-  if (item.heat && !item.answer.explained && !item.explaining) {
+// Heat maps are requested on demand, before waiting images: the user is looking at this one.
+function toggleHeat(item) {
+  item.showHeat = !item.showHeat;
+  if (item.showHeat && !item.answer.explained && !item.explaining) {
     item.explaining = true;
     enqueue(async () => {
-      const found = await predict(item.file, true);
+      const response = await predict(item.file, true);
       item.explaining = false;
-      const answer = found.body.predictions?.[0];
-      if (answer?.error === null) item.answer = answer; else item.heat = false;
+      const answer = response.body.predictions?.[0];
+      if (answer?.error === null) item.answer = answer; else item.showHeat = false;
       redraw(item);
     }, true);
   }
   redraw(item);
 }
 
-// Said once for all that came since the last time: a hundred pictures are not a hundred sentences.
-let sayings = [];
-let saying = 0;
-function tell(line) {
-  sayings.push(line);
-  clearTimeout(saying);
-  saying = setTimeout(() => {
-    $("live").textContent = sayings.length <= 3 ? sayings.join("; ") : progress();
-    sayings = [];
-  }, 400);
+// Screen readers get one announcement for all answers of a short time: a hundred images must not become a hundred sentences.
+let announcements = [];
+let announceTimer = 0;
+function announce(line) {
+  announcements.push(line);
+  clearTimeout(announceTimer);
+  announceTimer = setTimeout(() => {
+    $("live").textContent = announcements.length <= ANNOUNCE_MAX ? announcements.join("; ") : progress();
+    announcements = [];
+  }, ANNOUNCE_DELAY);
 }
 
-// ---- around the answers
+// ---- progress, table, errors
 
-const done = () => items.filter((item) => item.answer || item.state === "failed");
+const finished = () => items.filter((item) => item.answer || item.state === "failed");
 
 function progress() {
   const failed = items.filter((item) => item.state === "failed").length;
   const answered = items.filter((item) => item.answer).length;
-  return t(failed ? "progress_failed" : "progress", { done: count(answered), all: count(items.length), failed: count(failed) });
+  return t(failed ? "progress_failed" : "progress", { done: formatCount(answered), all: formatCount(items.length), failed: formatCount(failed) });
 }
 
-let drawing = 0;
-function summary() {
+let frame = 0;
+function updateSummary() {
   $("answers").hidden = !items.length;
-  document.body.classList.toggle("some", items.length > 0);
+  document.body.classList.toggle("has-items", items.length > 0);
   $("progress").textContent = progress();
-  cancelAnimationFrame(drawing);
-  drawing = requestAnimationFrame(() => {
-    const finished = done();
-    $("all").hidden = !finished.length;
-    fill($("rows"), finished);
+  cancelAnimationFrame(frame); // many answers in one frame fill the table once
+  frame = requestAnimationFrame(() => {
+    const rows = finished();
+    $("all").hidden = !rows.length;
+    fillTable($("rows"), rows);
   });
 }
 
-on.trouble = (kind, seconds) => {
-  if (kind === null && trouble) tell(t("back"));
+handlers.trouble = (kind, seconds) => {
+  if (kind === null && trouble) announce(t("back"));
   trouble = kind && { kind, seconds };
   $("trouble").hidden = !trouble;
-  $("trouble-text").textContent = trouble ? t(kind, { seconds: count(seconds) }) : "";
+  $("trouble-text").textContent = trouble ? t(kind, { seconds: formatCount(seconds) }) : "";
 };
 
-on.token = () => { if (!$("ask-token").open) $("ask-token").showModal(); };
+handlers.tokenRequired = () => { if (!$("token-dialog").open) $("token-dialog").showModal(); };
 
 async function login(event) {
   event.preventDefault();
-  $("token-wrong").textContent = "";
-  const answer = await fetch("/login", { method: "POST", headers: { Authorization: `Bearer ${$("token").value}` } }).catch(() => null);
-  if (answer?.ok) {
+  $("token-error").textContent = "";
+  const response = await fetch("/login", { method: "POST", headers: { Authorization: `Bearer ${$("token").value}` } }).catch(() => null);
+  if (response?.ok) {
     $("token").value = "";
-    $("ask-token").close();
-    release();
+    $("token-dialog").close();
+    resume();
   } else {
-    $("token-wrong").textContent = t(answer ? "token_wrong" : "gone", { seconds: 0 });
+    $("token-error").textContent = t(response ? "token_invalid" : "gone", { seconds: 0 });
   }
 }
 
 // ---- the model
 
-async function introduce() {
-  const { body } = await ask("/model");
-  card = body;
-  describe();
+async function loadModel() {
+  const { body } = await request("/model");
+  model = body;
+  describeModel();
   items.forEach(redraw);
 }
 
-function describe() {
-  if (!card) return;
-  $("name").textContent = document.title = card.name;
-  const figures = Object.entries(card.metrics).filter(([, found]) => found?.n && found.accuracy_ci95);
-  const [split, best] = figures.at(-1) ?? [];
-  const classes = count(card.classes.length);
-  $("lead").textContent = best
-    ? t("lead", { classes, accuracy: percent(best.accuracy), n: count(best.n), split: t(split), low: percent(best.accuracy_ci95[0]), high: percent(best.accuracy_ci95[1]) })
+function describeModel() {
+  if (!model) return;
+  $("name").textContent = document.title = model.name;
+  const splits = Object.entries(model.metrics).filter(([, metrics]) => metrics?.n && metrics.accuracy_ci95);
+  const [split, last] = splits.at(-1) ?? []; // test comes after validation
+  const classes = formatCount(model.classes.length);
+  $("lead").textContent = last
+    ? t("lead", { classes, accuracy: percent(last.accuracy), n: formatCount(last.n), split: t(split), low: percent(last.accuracy_ci95[0]), high: percent(last.accuracy_ci95[1]) })
     : t("lead_plain", { classes });
-  $("figures").hidden = !figures.length;
-  $("figures").tBodies[0].replaceChildren(...figures.map(([name, found]) => figure(name, found)));
-  const counts = Object.entries(card.data.counts ?? {});
+  $("figures").hidden = !splits.length;
+  $("figures").tBodies[0].replaceChildren(...splits.map(([name, metrics]) => metricsRow(name, metrics)));
+  const counts = Object.entries(model.data.counts ?? {});
   const facts = [
-    ["f_network", card.network],
-    ["f_data", counts.map(([name, n]) => `${count(n)} ${t(name)}`).join(" · ")],
-    ["f_size", t("f_size_value", { size: card.preprocessing.size })],
-    ["f_threshold", card.threshold ? percent(card.threshold) : t("f_never")],
-    ["f_neighbors", card.neighbors ? t("f_pictures", { n: count(card.neighbors) }) : ""],
-    ["f_limits", t("f_limits_value", { size: bytes(card.limits.request_bytes) })],
-    ["f_version", card.versions.linnaeus ?? ""],
+    ["f_network", model.network],
+    ["f_data", counts.map(([name, n]) => `${formatCount(n)} ${t(name)}`).join(" · ")],
+    ["f_size", t("f_size_value", { size: model.preprocessing.size })],
+    ["f_threshold", model.threshold ? percent(model.threshold) : t("f_never")],
+    ["f_neighbors", model.neighbors ? t("f_images", { n: formatCount(model.neighbors) }) : ""],
+    ["f_limits", t("f_limits_value", { size: formatBytes(model.limits.request_bytes) })],
+    ["f_version", model.versions.linnaeus ?? ""],
   ];
   $("facts").replaceChildren(...facts.filter(([, value]) => value).map(([label, value]) =>
-    make("div", {}, make("dt", {}, t(label)), make("dd", {}, value))));
+    createElement("div", {}, createElement("dt", {}, t(label)), createElement("dd", {}, value))));
   $("classes-h").textContent = t("classes_list", { n: classes });
-  $("classes").replaceChildren(...card.classes.map((each) => make("li", {}, each.name, each.class === each.name ? null : make("span", { class: "small" }, ` ${each.class}`))));
-  $("report").hidden = !card.report;
+  $("classes").replaceChildren(...model.classes.map((entry) =>
+    createElement("li", {}, entry.name, entry.class === entry.name ? null : createElement("span", { class: "small" }, ` ${entry.class}`))));
+  $("report").hidden = !model.report;
   $("model").hidden = false;
 }
 
-function figure(name, found) {
-  const [low, high] = found.accuracy_ci95;
-  const band = make("i");
-  band.style.left = `${100 * low}%`;
-  band.style.width = `${100 * (high - low)}%`;
-  const dot = make("b");
-  dot.style.left = `${100 * found.accuracy}%`;
-  return make("tr", {}, make("th", { scope: "row" }, t(name)),
-    make("td", { class: "number" }, `${count(found.correct)} / ${count(found.n)}`),
-    make("td", { class: "number strong" }, percent(found.accuracy)),
-    make("td", {}, make("span", { class: "number muted" }, `${percent(low)} – ${percent(high)}`), make("span", { class: "range", "aria-hidden": "true" }, band, dot)));
+function metricsRow(name, metrics) {
+  const [low, high] = metrics.accuracy_ci95;
+  const interval = createElement("i");
+  interval.style.left = `${100 * low}%`;
+  interval.style.width = `${100 * (high - low)}%`;
+  const point = createElement("b");
+  point.style.left = `${100 * metrics.accuracy}%`;
+  return createElement("tr", {}, createElement("th", { scope: "row" }, t(name)),
+    createElement("td", { class: "number" }, `${formatCount(metrics.correct)} / ${formatCount(metrics.n)}`),
+    createElement("td", { class: "number strong" }, percent(metrics.accuracy)),
+    createElement("td", {}, createElement("span", { class: "number muted" }, `${percent(low)} – ${percent(high)}`), createElement("span", { class: "range", "aria-hidden": "true" }, interval, point)));
 }
 
-// ---- wiring
+// ---- event handlers
 
-// All files of what was dropped: folders too, level by level.
-async function dropped(transfer) {
+// All files of a drop, including those in folders.
+async function droppedFiles(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
   const files = [];
   while (entries.length) {
     const entry = entries.shift();
     if (entry.isFile) {
-      const file = await new Promise((found, lost) => entry.file(found, lost)).catch(() => null);
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject)).catch(() => null);
       if (file && !file.name.startsWith(".")) files.push(Object.assign(file, { path: entry.fullPath.slice(1) }));
     } else {
+      // readEntries returns a folder in portions, the last of which is empty.
       const reader = entry.createReader();
-      for (let some; (some = await new Promise((found, lost) => reader.readEntries(found, lost))).length;) entries.push(...some);
+      for (let portion; (portion = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))).length;) entries.push(...portion);
     }
   }
   return files;
@@ -229,44 +237,46 @@ for (const [button, input] of [["choose", "files"], ["photograph", "camera"]]) {
   $(button).addEventListener("click", () => $(input).click());
   $(input).addEventListener("change", () => { add([...$(input).files]); $(input).value = ""; });
 }
-let depth = 0;
-const over = (event, change) => {
+
+// dragenter and dragleave fire for every element on the way: only their balance tells whether the page is left.
+let dragDepth = 0;
+const updateDrag = (event, change) => {
   if (![...event.dataTransfer.types].includes("Files")) return;
   event.preventDefault();
-  depth = change === 0 ? 0 : depth + change;
-  document.body.classList.toggle("over", depth > 0);
+  dragDepth = change === 0 ? 0 : dragDepth + change;
+  document.body.classList.toggle("dragging", dragDepth > 0);
 };
-addEventListener("dragenter", (event) => over(event, 1));
-addEventListener("dragleave", (event) => over(event, -1));
+addEventListener("dragenter", (event) => updateDrag(event, 1));
+addEventListener("dragleave", (event) => updateDrag(event, -1));
 addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", async (event) => { over(event, 0); add(await dropped(event.dataTransfer)); });
+addEventListener("drop", async (event) => { updateDrag(event, 0); add(await droppedFiles(event.dataTransfer)); });
 addEventListener("paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
   if (!files.length) return;
   event.preventDefault();
-  // The clipboard calls every picture image.png.
+  // Browsers name every pasted image image.png.
   add(files.map((file) => Object.assign(file, { path: file.name === "image.png" ? `clipboard-${(pasted += 1)}.png` : file.name })));
 });
 
-$("now").addEventListener("click", now);
-$("clear").addEventListener("click", () => { items.splice(0); $("list").replaceChildren(); summary(); $("choose").focus(); });
+$("retry").addEventListener("click", retryNow);
+$("clear").addEventListener("click", () => { items.splice(0); $("list").replaceChildren(); updateSummary(); $("choose").focus(); });
 $("copy").addEventListener("click", async () => {
-  await copy(tsv(done()));
+  await copyText(toTsv(finished()));
   $("copy").textContent = t("copied");
-  tell(t("copied"));
-  setTimeout(() => { $("copy").replaceChildren(make("span", { "data-t": "copy" }, t("copy"))); }, 1500);
+  announce(t("copied"));
+  setTimeout(() => { $("copy").replaceChildren(createElement("span", { "data-t": "copy" }, t("copy"))); }, COPIED_DELAY);
 });
-$("csv").addEventListener("click", () => download(csv(done()), "predictions.csv"));
+$("csv").addEventListener("click", () => download(toCsv(finished()), "predictions.csv"));
 $("language").addEventListener("click", () => {
-  speak(other());
-  describe();
+  setLanguage(otherLanguage());
+  describeModel();
   items.forEach(redraw);
-  summary();
-  if (trouble) on.trouble(trouble.kind, trouble.seconds);
+  updateSummary();
+  if (trouble) handlers.trouble(trouble.kind, trouble.seconds);
 });
-$("ask-token").querySelector("form").addEventListener("submit", login);
-$("ask-token").addEventListener("cancel", (event) => event.preventDefault());
+$("token-dialog").querySelector("form").addEventListener("submit", login);
+$("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
 $("photograph").hidden = !matchMedia("(pointer: coarse)").matches;
 
-apply();
-enqueue(introduce, true);
+translatePage();
+enqueue(loadModel, true);

@@ -1,85 +1,84 @@
-// Asking the server: a few pictures at a time, patiently. Knows nothing of how answers look.
-const AT_ONCE = 4;
-const LONGEST = 120_000; // ms that an answer may take
-const PAUSES = [1, 2, 4, 8, 15]; // seconds between tries, the last one for ever
+// Requests to the server: a few at a time, retried while the server is busy or unreachable. Knows nothing of the display.
+const CONCURRENCY = 4;
+const TIMEOUT = 120_000; // ms
+const RETRY_DELAYS = [1, 2, 4, 8, 15]; // seconds; the last one repeats
 
-const waiting = [];
-let asked = 0;
+const queue = [];
+let active = 0;
 let timer = 0;
-let tries = 0;
-let held = false; // until the token is known
+let retries = 0;
+let paused = false; // until the user has entered the token
 
-export const on = { trouble() {}, token() {} };
+export const handlers = { trouble() {}, tokenRequired() {} };
 
-// Run job() in its turn: it returns the server's answer. Jobs with `soon` go first.
-export function enqueue(job, soon = false) {
-  waiting[soon ? "unshift" : "push"](job);
-  pump();
+// Run job() when a slot is free; it returns the server's response. Jobs with `first` overtake the others.
+export function enqueue(job, first = false) {
+  queue[first ? "unshift" : "push"](job);
+  runQueue();
 }
 
-export function release() {
-  held = false;
-  now();
+export function resume() {
+  paused = false;
+  retryNow();
 }
 
-// Do not wait for the next try.
-export function now() {
+export function retryNow() {
   clearInterval(timer);
   timer = 0;
-  pump();
+  runQueue();
 }
 
-function pump() {
-  while (!held && !timer && asked < AT_ONCE && waiting.length) {
-    const job = waiting.shift();
-    asked += 1;
-    job().then(() => { if (tries) { tries = 0; on.trouble(null); } }, (error) => later(job, error)).finally(() => {
-      asked -= 1;
-      pump();
+function runQueue() {
+  while (!paused && !timer && active < CONCURRENCY && queue.length) {
+    const job = queue.shift();
+    active += 1;
+    job().then(() => { if (retries) { retries = 0; handlers.trouble(null); } }, (error) => retryLater(job, error)).finally(() => {
+      active -= 1;
+      runQueue();
     });
-    if (tries) return; // one knocks, and the others wait for what it finds
+    if (retries) return; // after a failure, a single job tests the server; the others wait for its result
   }
 }
 
-// Something that trying again may cure: put the job back, and say when.
-function later(job, error) {
-  waiting.unshift(job);
+// Put a job back after an error that can go away by itself, and count down to the next try.
+function retryLater(job, error) {
+  queue.unshift(job);
   if (error.token) {
-    if (!held) { held = true; on.token(); }
+    if (!paused) { paused = true; handlers.tokenRequired(); }
     return;
   }
   if (timer) return;
-  let left = error.after ?? PAUSES[Math.min(tries, PAUSES.length - 1)];
-  tries += 1;
-  on.trouble(error.kind, left);
+  let seconds = error.after ?? RETRY_DELAYS[Math.min(retries, RETRY_DELAYS.length - 1)];
+  retries += 1;
+  handlers.trouble(error.kind, seconds);
   timer = setInterval(() => {
-    left -= 1;
-    if (left <= 0) now();
-    else on.trouble(error.kind, left);
+    seconds -= 1;
+    if (seconds <= 0) retryNow();
+    else handlers.trouble(error.kind, seconds);
   }, 1000);
 }
 
-// fetch, with what can be cured by waiting thrown as {kind, after} or {token}.
-export async function ask(address, options = {}) {
-  let answer, body;
+// fetch that throws temporary errors as {kind, after}, and a missing token as {token}.
+export async function request(url, options = {}) {
+  let response, body;
   try {
-    answer = await fetch(address, { ...options, credentials: "same-origin", signal: AbortSignal.timeout(LONGEST) });
-    body = await answer.json().catch((error) => { if (error instanceof SyntaxError) return {}; throw error; });
+    response = await fetch(url, { ...options, credentials: "same-origin", signal: AbortSignal.timeout(TIMEOUT) });
+    body = await response.json().catch((error) => { if (error instanceof SyntaxError) return {}; throw error; });
   } catch {
     throw { kind: "gone" };
   }
-  if (answer.status === 401) throw { token: true };
-  if (answer.status === 503) throw { kind: "busy", after: Number(answer.headers.get("Retry-After")) || 1 };
-  return { status: answer.status, body };
+  if (response.status === 401) throw { token: true };
+  if (response.status === 503) throw { kind: "busy", after: Number(response.headers.get("Retry-After")) || 1 };
+  return { status: response.status, body };
 }
 
 export async function predict(file, explain) {
-  const kind = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-  return ask(`/predict?top=5${explain ? "&explain=1" : ""}`, { method: "POST", body: file, headers: { "Content-Type": kind } });
+  const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
+  return request(`/predict?top=5${explain ? "&explain=1" : ""}`, { method: "POST", body: file, headers: { "Content-Type": type } });
 }
 
-// Whether the browser can read the file at all: a fetch that fails for that looks like a server that is gone.
-export async function legible(file) {
+// Whether the browser can read the file: fetch reports an unreadable file like an unreachable server.
+export async function isReadable(file) {
   try {
     await file.slice(0, 1).arrayBuffer();
     return true;
