@@ -1,12 +1,14 @@
-"""Hook of mkdocs: adds the generated pages of the reference to the site."""
+"""Hooks of mkdocs: add the generated pages of the reference, and unlink files that are not part of the site."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,3 +19,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in generate.pages().items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+OUTSIDE = re.compile(r"\[([^\]\n]+)\]\(\.\./(?:src/|[A-Z]+\.md)[^)\s]*\)")
+"""A link of docs/architecture.md to the source, which works in the repository but not on the site."""
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    return OUTSIDE.sub(r"\1", markdown) if page.file.src_uri == "architecture.md" else markdown
