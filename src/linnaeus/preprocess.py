@@ -39,9 +39,9 @@ class Preprocessing:
     channels: int = 3
     """1 gray, 3 color."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """What is taken away from each channel."""
+    """Mean subtracted from each channel, on the scale [0, 1]."""
     std: tuple[float, ...] = IMAGENET_STD
-    """What each channel is then divided by."""
+    """Standard deviation that divides each channel, on the scale [0, 1]."""
 
     def __post_init__(self) -> None:
         numbers = (self.resize, self.size, self.channels)

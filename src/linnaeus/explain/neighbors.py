@@ -37,7 +37,7 @@ class Neighbor:
     label: str
     """Its class."""
     name: str
-    """Its class, as it is shown."""
+    """Display name of the class."""
     similarity: float
     """Cosine of the angle between the two vectors below the head: 1 is the same direction."""
     image: np.ndarray
@@ -55,7 +55,7 @@ class Gallery:
     indices: np.ndarray
     """(n,) the samples of the table."""
     rows: Rows
-    """Their pixels."""
+    """Pixels of the samples."""
     vectors: Tensor
     """(n, features) float32 on the CPU, of length 1."""
     classifier: Classifier

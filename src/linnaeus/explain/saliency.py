@@ -48,7 +48,7 @@ class Explanation:
 
     @property
     def probability(self) -> float:
-        """What the model gives the explained class."""
+        """Predicted probability of the explained class."""
         assert self.prediction.probabilities is not None
         return float(self.prediction.probabilities[self.target])
 

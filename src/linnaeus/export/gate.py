@@ -1,4 +1,4 @@
-"""The gate: an export runs on real images beside its original, and is written only where it answers the same."""
+"""The gate: compare an export with the original model on real images, and reject it if predictions differ."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ LONG_ENOUGH = 30.0  # seconds of one size after which no further turn is taken
 
 @dataclass(frozen=True)
 class Comparison:
-    """What an export answered beside its original, on the same images."""
+    """Predictions of an export compared with those of the original model, on the same images."""
 
     n: int
     differing: int
-    """Images with another class first."""
+    """Number of images whose predicted class differs."""
     clearly: int
     """Those among them where the original's two likeliest classes are RAW_PIXELS or more apart."""
     largest: float
@@ -53,7 +53,7 @@ class Comparison:
 
     @classmethod
     def of(cls, original: Outputs, export: Outputs) -> Comparison:
-        """Both calibrated."""
+        """Compare two sets of calibrated outputs for the same images."""
         p, q = original.probabilities, export.probabilities
         top = np.sort(p, axis=1)
         margin = top[:, -1] - top[:, -2] if p.shape[1] > 1 else np.ones(len(p))
@@ -107,7 +107,7 @@ class Drafted:
 
 
 class Original:
-    """The model as it is, and what it answers: each image once."""
+    """The original model and its cached outputs, computed once per image."""
 
     def __init__(self, run: Runner, temperature: float, material: Material, console: Console):
         self.run, self.temperature, self.material, self.console = run, temperature, material, console
@@ -132,7 +132,7 @@ class Original:
         return self._prepared
 
     def compare(self, run: Runner) -> Comparison:
-        """An export on the same pixels."""
+        """Compare an export with the original on the same preprocessed pixels."""
         return Comparison.of(self.prepared, self.answers(run, "export"))
 
     def compare_raw(self, run: OnnxRunner) -> Comparison:

@@ -35,7 +35,7 @@ class Scheme:
     ranges: str
     """Of activations: `min-max`, `percentile` (99.99 %) or `least-squares`."""
     wide: bool = False
-    """Weights of 8 bits, not 7."""
+    """Use 8-bit weights instead of 7-bit weights."""
     in_float: str = ""
     """What stays as it is: nothing, `ends` (the first convolution, which sees the pixels, and the last layer, which
     gives the logits), `start` (the first fifth of the convolutions, and the last layer), or `half` of them."""
@@ -61,12 +61,12 @@ LAST_RESORT = Scheme("least-squares", in_float="half")
 
 @dataclass(frozen=True)
 class Seen:
-    """The values of one tensor over all images."""
+    """Range and sample of the values of one tensor over all images."""
 
     low: float
     high: float
     some: np.ndarray
-    """A sample of them."""
+    """Random sample of the values."""
 
     def range(self, how: str) -> tuple[float, float]:
         """Least and largest value to round to. It holds 0, which padding and ReLU need exact."""

@@ -26,7 +26,7 @@ class Material:
 
     about: ModelFile
     path: Path
-    """Of the model."""
+    """Path of the model file."""
     source: str
     images: LabeledImages
     chosen: np.ndarray
@@ -105,7 +105,7 @@ def run_source(path: Path) -> str:
 
 
 def _usual(about: ModelFile, path: Path, source: str) -> str:
-    """The split to compare on where none is named."""
+    """The default split for the comparison: valid, else test, else all images."""
     from linnaeus.inference.source import reopen_source
 
     parts = reopen_source(about, path, source)[0].counts()

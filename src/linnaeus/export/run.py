@@ -26,7 +26,7 @@ from linnaeus.modelfile.safetensors import MODEL, versions
 
 @dataclass(frozen=True)
 class Tried:
-    """One way to write the model, and how it fared."""
+    """One candidate export and its comparison with the original."""
 
     scheme: str
     prepared: Comparison
@@ -34,7 +34,7 @@ class Tried:
     speed: dict[str, float] | None = None
     """Times faster than the original, by images at once."""
     refused: str | None = None
-    """Why it may not be written."""
+    """Reason for rejecting the candidate; None if it passed."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -54,7 +54,7 @@ class Gate:
     original: Original
     tried: list[Tried]
     chosen: int | None
-    """Which of them is written."""
+    """Index in `tried` of the candidate to write; None if none passed."""
 
     @property
     def material(self) -> Material:
@@ -79,7 +79,7 @@ class Gate:
         }
 
     def warnings(self) -> list[str]:
-        """What passed and should be known all the same."""
+        """Warnings about a passing export: few images, or slower than the original."""
         said = []
         if self.passed is not None and len(self.material) < FEW:
             said.append(f"compared on {len(self.material)} images, which shows little; give --data with {FEW} or more")

@@ -26,7 +26,7 @@ from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
 
 KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
-"""What there is, and its name beside the model file."""
+"""Export kind -> file name in the run folder."""
 
 INPUT, PROBABILITIES, LOGITS = "pictures", "probabilities", "logits"
 UNSEALED = "0" * 64
