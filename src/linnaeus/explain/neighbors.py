@@ -39,7 +39,7 @@ class Neighbor:
     name: str
     """Display name of the class."""
     similarity: float
-    """Cosine of the angle between the two vectors below the head: 1 is the same direction."""
+    """Cosine similarity of the two feature vectors, -1 to 1."""
     image: np.ndarray
     """(size, size, channels) uint8, as the network sees it."""
 
@@ -60,7 +60,7 @@ class Gallery:
     """(n, features) float32 on the CPU, of length 1."""
     classifier: Classifier
     trained: bool
-    """Whether they are known to be what the model was trained on."""
+    """Whether the samples are known to be the training images of the model."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -70,6 +70,7 @@ class Gallery:
         assert prediction.image is not None
         pixels = torch.from_numpy(prediction.image)[None].to(self.classifier.device)
         vector = vectors(self.classifier.network, self.classifier.preprocessing.normalise(pixels))[0].cpu()
+        # One more than k, because the image itself may be in the gallery.
         similarity, found = torch.topk(self.vectors @ vector, min(k + 1, len(self)))
         pairs = zip(found.tolist(), similarity.tolist(), strict=True)
         return [self._neighbor(at, s) for at, s in pairs if not self._is(prediction.path, at)][:k]

@@ -44,6 +44,7 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
     with torch.inference_mode():
         expected = network(x)
         off = (fused(x) - expected).abs().max()
+    # Fusing can amplify rounding where a variance is tiny, so the fused network must match within TOLERANCE.
     chosen: nn.Module = fused if off <= TOLERANCE * expected.abs().max() else network
     try:
         return export_graph(chosen, x)
@@ -69,7 +70,7 @@ def wrapped(network: bytes, classifier: Classifier) -> Any:
 
 
 def write(path: Path, graph: Any, classifier: Classifier, said: dict[str, Any]) -> str:
-    """Write the file with its description, whole or not at all. Returns its checksum."""
+    """Write the file with its description, atomically. Returns its checksum."""
     del graph.metadata_props[:]
     for key, value in metadata(classifier.about, classifier.threshold, said).items():
         graph.metadata_props.add(key=key, value=value)
@@ -84,5 +85,5 @@ def write(path: Path, graph: Any, classifier: Classifier, said: dict[str, Any]) 
 
 
 def two(squares: torch.Tensor) -> torch.Tensor:
-    """At least two images, since the exporter takes a batch of one for a constant."""
+    """Two images, repeating a single one: the exporter treats a batch size of 1 as a constant."""
     return squares[:2] if len(squares) > 1 else torch.from_numpy(np.repeat(squares.numpy(), 2, 0))

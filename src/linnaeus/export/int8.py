@@ -1,4 +1,4 @@
-"""int8 in several ways, from one look at the training images: which is best is for the gate to say.
+"""int8 quantization schemes, calibrated in one pass over sample images; the gate chooses among the results.
 
 What can be chosen are the ranges that activations are rounded in, how many bits weights keep, and what stays in float.
 All ranges come from one pass of the float network over the images.
@@ -117,7 +117,7 @@ def quantized(network: bytes, shown: Material, console: Console) -> Iterator[tup
 
 
 def observe(network: bytes, shown: Material, console: Console) -> dict[str, Seen]:
-    """What every float tensor of the network is, over the images; by name."""
+    """Measure the range, and sample the values, of every float tensor of the network. Returns them by tensor name."""
     import onnx
 
     model = onnx.load_model_from_string(network)

@@ -1,4 +1,4 @@
-"""The gate's table, for people."""
+"""Text table of the results of the gate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from linnaeus.text import align
 
 
 def render(gate: Gate) -> str:
-    """What was tried and how it fared, a line each, and below it what the figures are of."""
+    """One line per candidate, followed by the reasons for rejection, the images and the tolerances."""
     head = ("", "same class", "largest difference", "accuracy", "p", "raw: same class", "largest", "speed", "")
     rows = [head, *(_row(each, i == gate.chosen) for i, each in enumerate(gate.tried))]
     lines = [*align(rows, "<>>>>>><<", indent=""), ""]

@@ -66,7 +66,7 @@ class ModelFile:
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> None:
-    """Write weights and description, whole or not at all. Auxiliary heads, which only training needs, stay behind."""
+    """Write weights and description, atomically. Auxiliary heads, used only in training, are omitted."""
     # Tensors are copied to plain contiguous memory: safetensors takes neither channels-last nor shared storage.
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
@@ -91,7 +91,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
         seen.add(place)
     try:
         save_file(plain, path, metadata=metadata)
-    except SafetensorError as error:  # a full disk too comes as one, and only its text tells
+    except SafetensorError as error:  # also raised for a full disk; only its text has the OS error number
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -133,7 +133,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
             "holds; give it with --model FILE.py:FUNCTION, or linnaeus.load(path, model=module)"
         )
     else:
-        # Without memory at first: what the file claims costs nothing until its weights are seen to be that large.
+        # Build on the meta device: a forged description must not allocate memory before the weights are checked.
         with torch.device("meta"):
             model = _create(path, about.arch)
         _check_weights(path, about, model, tensors)
