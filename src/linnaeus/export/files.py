@@ -44,7 +44,7 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
     with torch.inference_mode():
         expected = network(x)
         off = (fused(x) - expected).abs().max()
-    # Fusing can amplify rounding where a variance is tiny, so the fused network must match within TOLERANCE.
+    # Fusing changes rounding, so the fused network is used only if its logits match within TOLERANCE.
     chosen: nn.Module = fused if off <= TOLERANCE * expected.abs().max() else network
     try:
         return export_graph(chosen, x)
