@@ -1,14 +1,14 @@
 """model.onnx: the whole classifier as one graph, with the metadata of the model file that it was made from.
 
-Input `images` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
-calibrated, and `logits`, as the network gives them. Opset 18. Its metadata, each entry a text, holds
+Input `pictures` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
+calibrated, and `logits` (N, classes) float32, uncalibrated. Opset 18. Every metadata entry is a text:
 
     format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
-                    as JSON, as `modelfile` has them
+                    as JSON, as in the model file
     threshold       the probability below which the model is unsure
-    model_sha256    of the weights in the model file that it was made of
-    export          as JSON: what it is (onnx or onnx-int8), when it was compared with the model file on real images
-                    the figures of that, versions, the machine
+    model_sha256    of the weights in the model file that was exported
+    export          as JSON: kind (onnx or onnx-int8), versions, machine, and the figures of the comparison with the
+                    model file on real images, if there was one
     sha256          of the file's own bytes, with zeros in place of these 64 digits
 """
 
