@@ -1,14 +1,14 @@
 """Augmentation of whole batches on the device: uint8 rows in, normalized float batches out.
 
 One affine map a sample holds all geometry and one resample carries it out; one matrix a sample holds all color and the
-normalization. What is no matrix is a pass of its own (`passes.py`). The order is fixed:
+normalization. What is no matrix is a pass of its own (`filters.py`). The order is fixed:
 
     crop, rotate, scale and shift, flips (TrivialAugment's geometry)      -> one resample
     posterize, solarize, equalize, autocontrast, sharpness                -> a pass each, over the samples that drew it
     brightness, contrast, saturation, hue, gray, clip, normalize          -> one matrix
     erase                                                                 -> boxes of zeros
 
-Every random number is a hash of (seed, epoch, sample index, purpose): see `counter.py`.
+Every random number is a hash of (seed, epoch, sample index, purpose): see `random.py`.
 """
 
 from __future__ import annotations
