@@ -30,7 +30,6 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.metrics.intervals import wilson
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.network import preprocessing_of
 from linnaeus.training.optim import build_optimizer, freeze, training_stages
@@ -57,9 +56,7 @@ def on_stores(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple
     preprocessing = preprocessing_of(plan, 3, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"])))
     started = time.perf_counter()
     samples, _ = load_samples(table, plan, preprocessing, False, console)
-    frozen = FrozenStages(
-        loaded.model, preprocessing, engine.device, console, default_cache(), engine, engine.precision, engine.autocast
-    )
+    frozen = FrozenStages.on_engine(loaded.model, preprocessing, engine, console)
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
     phases = Phases(plan, streams, len(table.classes), engine)
     phases.run()

@@ -30,7 +30,6 @@ from linnaeus.malloc import steady_heap
 from linnaeus.models import Network
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Phase, Recipe
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples
 from linnaeus.training.network import preprocessing_of
@@ -52,16 +51,7 @@ def ours(
     freeze(network, stages)
     network.to(engine.device)
     preprocessing = preprocessing_of(plan, 3, None)
-    frozen = FrozenStages(
-        network,
-        preprocessing,
-        engine.device,
-        Console(quiet=True),
-        default_cache(),
-        engine,
-        engine.precision,
-        engine.autocast,
-    )
+    frozen = FrozenStages.on_engine(network, preprocessing, engine, Console(quiet=True))
     cut, train, valid = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed).of(0)
     net = AboveCut(network, cut)
     optimization = Optimization(PhaseRun(phase, net, train, valid, len(table.classes)), engine)

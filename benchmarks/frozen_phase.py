@@ -28,7 +28,6 @@ from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Recipe
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
 from linnaeus.training.network import preprocessing_of
 from linnaeus.training.phases import Phases
@@ -54,9 +53,7 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
     preprocessing = preprocessing_of(plan, 3, normalisation)
     started = time.perf_counter()
     samples, _ = load_samples(table, plan, preprocessing, False, console)
-    frozen = FrozenStages(
-        loaded.model, preprocessing, engine.device, console, default_cache(), engine, engine.precision, engine.autocast
-    )
+    frozen = FrozenStages.on_engine(loaded.model, preprocessing, engine, console)
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
     best = Phases(plan, streams, len(table.classes), engine).run()
     assert best.figures is not None
@@ -66,16 +63,7 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
 def choose_first(table: Table, weights: str, plan: Recipe, engine: Engine) -> None:
     """The trial of executors, which a machine remembers."""
     model = load_weights("resnet50", weights, classes=len(table.classes)).model.to(engine.device)
-    frozen = FrozenStages(
-        model,
-        preprocessing_of(plan, 3, None),
-        engine.device,
-        Console(quiet=True),
-        default_cache(),
-        engine,
-        engine.precision,
-        engine.autocast,
-    )
+    frozen = FrozenStages.on_engine(model, preprocessing_of(plan, 3, None), engine, Console(quiet=True))
     images = torch.randn(TRIAL_IMAGES, 3, 224, 224, device=engine.device)
     frozen.executor("head", images, len(table.where("train")))
 

@@ -32,7 +32,6 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.malloc import steady_heap
 from linnaeus.models import create
 from linnaeus.recipe import Recipe, load_recipe
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.network import preprocessing_of
 from linnaeus.training.optim import train_mode
@@ -96,16 +95,7 @@ def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[
     phase, network = recipe.phase[0], create(recipe.model.name, len(table.classes)).to(engine.device)
     preprocessing = preprocessing_of(recipe, 3, (MEAN, STD))
     samples, _ = load_samples(table, recipe, preprocessing, False, Console(silent=True))
-    frozen = FrozenStages(
-        network,
-        preprocessing,
-        engine.device,
-        Console(silent=True),
-        default_cache(),
-        engine,
-        engine.precision,
-        engine.autocast,
-    )
+    frozen = FrozenStages.on_engine(network, preprocessing, engine, Console(silent=True))
     cut, train, valid = Streams(frozen, samples["train"], samples["valid"], recipe.phase, 0).of(0)
     net = AboveCut(network, cut)
     optimization = Optimization(PhaseRun(phase, net, train, valid, len(table.classes)), engine)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,15 @@ from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.models import Network
 from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
+from linnaeus.stores import default_cache
 from linnaeus.stores.activations import ActivationStore, StoreSpec, content_key, find_activations
 from linnaeus.stores.cache import Cache
 from linnaeus.stores.distributed import build_with_group
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import Samples
+
+if TYPE_CHECKING:  # importing it loads Lightning Fabric, which only training needs
+    from linnaeus.distributed.engine import Engine
 
 BATCH = 32  # images through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
@@ -85,6 +89,22 @@ class FrozenStages:
     Stages that run again are run by the same executor."""
     on_change: Callable[[], None] | None = None
     """Called after `made_by` has changed."""
+
+    @classmethod
+    def on_engine(
+        cls, network: Network, preprocessing: Preprocessing, engine: Engine, console: Console
+    ) -> FrozenStages:
+        """The frozen stages of a network as `engine` runs them, with their stores in the user's cache."""
+        return cls(
+            network,
+            preprocessing,
+            engine.device,
+            console,
+            default_cache(),
+            group=engine,
+            precision=engine.precision,
+            autocast=engine.autocast,
+        )
 
     @property
     def batch(self) -> int:

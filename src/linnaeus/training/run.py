@@ -24,7 +24,6 @@ from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import clear
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.checkpoint import Checkpoint, CheckpointInterval, Checkpoints
 from linnaeus.training.finalize import Ending, Run, finalize
@@ -170,19 +169,10 @@ def _run_trial(prepared: Prepared, recorder: RunRecorder, session: Session, obse
 def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phases:
     """The phases over the decoded images, with a store for what the frozen stages compute."""
     recipe, engine, samples = prepared.recipe, prepared.engine, prepared.samples
-    frozen = FrozenStages(
-        prepared.network,
-        prepared.preprocessing,
-        engine.device,
-        prepared.console,
-        default_cache(),
-        engine,
-        engine.precision,
-        engine.autocast,
-        samples["train"] if recipe.model.frozen == "int8" else None,
-        made_by=prepared.identity.tuned.executors,
-        on_change=recorder.record_tuned,
-    )
+    frozen = FrozenStages.on_engine(prepared.network, prepared.preprocessing, engine, prepared.console)
+    frozen.int8 = samples["train"] if recipe.model.frozen == "int8" else None
+    frozen.made_by = prepared.identity.tuned.executors
+    frozen.on_change = recorder.record_tuned
     streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed)
     classes, stop, timings = len(prepared.table.classes), session.stop, session.timings
     return Phases(recipe, streams, classes, engine, recorder, stop=stop, timings=timings)
