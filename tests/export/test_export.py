@@ -17,9 +17,9 @@ from tiny import GRAY, draw, mini, write_images
 
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
-from linnaeus.export import files, gate, int8
-from linnaeus.export import run as run_module
-from linnaeus.export.run import Gate, export_onnx
+from linnaeus.export import gate, int8, onnx_file
+from linnaeus.export import onnx as export_module
+from linnaeus.export.onnx import GateResult, export_onnx
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.inputs import expand
 from linnaeus.modelfile.exports import EXPORTS, fastest
@@ -44,7 +44,7 @@ def write_run(folder: Path, network: Network, preprocessing: Preprocessing = GRA
     return folder
 
 
-def told_apart(network: Network) -> Network:
+def with_distinct_outputs(network: Network) -> Network:
     """A network whose answers differ from image to image."""
     torch.manual_seed(1)
     torch.nn.init.normal_(network.get_parameter("fc.weight"), std=0.3)
@@ -61,7 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("run"), told_apart(mini()))
+    return write_run(tmp_path_factory.mktemp("run"), with_distinct_outputs(mini()))
 
 
 GRAPHS: dict[str, bytes] = {}
@@ -71,20 +71,20 @@ GRAPHS: dict[str, bytes] = {}
 def _graphs_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter takes seconds; the graph of the same weights is the same."""
     if request.node.get_closest_marker("long") is None:
-        monkeypatch.setattr(run_module, "network_graph", graph_once)
+        monkeypatch.setattr(export_module, "network_graph", graph_once)
 
 
 def graph_once(classifier: Classifier, squares: torch.Tensor) -> bytes:
     if classifier.about.digest not in GRAPHS:
-        GRAPHS[classifier.about.digest] = files.network_graph(classifier, squares)
+        GRAPHS[classifier.about.digest] = onnx_file.network_graph(classifier, squares)
     return GRAPHS[classifier.about.digest]
 
 
 @pytest.fixture(scope="module")
-def exported(run: Path, data: Path) -> tuple[Path, Gate]:
-    path, found = export_onnx(load(run, device="cpu"), "onnx", data=str(data), agree=0.99, console=QUIET)
+def exported(run: Path, data: Path) -> tuple[Path, GateResult]:
+    path, result = export_onnx(load(run, device="cpu"), "onnx", data=str(data), agree=0.99, console=QUIET)
     assert path is not None
-    return path, found
+    return path, result
 
 
 def photographs(folder: Path, n: int = 6) -> Path:
@@ -105,30 +105,31 @@ def plain(path: Path, image: np.ndarray) -> np.ndarray:
     return ort.InferenceSession(str(path)).run([PROBABILITIES], {INPUT: image[None]})[0][0]
 
 
-def test_the_file_lies_beside_the_model_and_says_what_it_is(exported: tuple[Path, Gate], run: Path):
-    path, found = exported
+def test_the_file_lies_beside_the_model_and_says_what_it_is(exported: tuple[Path, GateResult], run: Path):
+    path, result = exported
     assert path == run / "model.onnx"
     session = ort.InferenceSession(str(path))
     assert [(i.name, i.type, i.shape[3]) for i in session.get_inputs()] == [("pictures", "tensor(uint8)", "channels")]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [
-        (PROBABILITIES, ["pictures", 3]), (LOGITS, ["pictures", 3]),
-    ]  # fmt: skip
-    said = session.get_modelmeta().custom_metadata_map
+        (PROBABILITIES, ["pictures", 3]),
+        (LOGITS, ["pictures", 3]),
+    ]
+    output = session.get_modelmeta().custom_metadata_map
     about = read_header(run / "model.safetensors")
-    assert json.loads(said["format"]) == 1
-    assert json.loads(said["classes"]) == list(CLASSES)
-    assert json.loads(said["preprocessing"]) == about.preprocessing.to_dict()
-    assert json.loads(said["threshold"]) == 0.75
-    assert json.loads(said["calibration"]) == CALIBRATION
-    assert said["model_sha256"] == about.digest
-    noted = json.loads(said["export"])
-    assert noted["tried"] == found.to_dict()["tried"]
+    assert json.loads(output["format"]) == 1
+    assert json.loads(output["classes"]) == list(CLASSES)
+    assert json.loads(output["preprocessing"]) == about.preprocessing.to_dict()
+    assert json.loads(output["threshold"]) == 0.75
+    assert json.loads(output["calibration"]) == CALIBRATION
+    assert output["model_sha256"] == about.digest
+    noted = json.loads(output["export"])
+    assert noted["tried"] == result.to_dict()["tried"]
     assert noted["tried"][0]["same_pixels"]["n"] == 15
     assert noted["versions"]["linnaeus"]
     assert {o.domain: o.version for o in onnx.load(path).opset_import}[""] == 18
 
 
-def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, Gate], run: Path, data: Path):
+def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, GateResult], run: Path, data: Path):
     model, export = load(run, device="cpu"), load(exported[0])
     assert (export.run.kind, export.classes, export.names) == ("onnx", model.classes, model.names)
     assert (export.preprocessing, export.threshold) == (model.preprocessing, model.threshold)
@@ -142,7 +143,9 @@ def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, Gat
     assert len({model.predict(path).index for path in paths}) > 1, "a network that says one thing shows nothing"
 
 
-def test_plain_onnx_runtime_gives_the_same_answer_from_raw_pixels(exported: tuple[Path, Gate], run: Path, data: Path):
+def test_plain_onnx_runtime_gives_the_same_answer_from_raw_pixels(
+    exported: tuple[Path, GateResult], run: Path, data: Path
+):
     """Whatever it is given: a gray image, the same in color, several at once."""
     model = load(run, device="cpu")
     for path in list(expand([str(data / "valid")]))[::4]:
@@ -180,10 +183,10 @@ def test_networks_fits_and_channels_on_odd_photographs(
     with torch.no_grad():
         network.train()(torch.randn(8, channels, 32, 32))
     p = Preprocessing(37, 32, fit, channels=channels, mean=(0.4,) * channels, std=(0.3,) * channels)
-    run = write_run(tmp_path / "run", told_apart(network.eval()), p)
+    run = write_run(tmp_path / "run", with_distinct_outputs(network.eval()), p)
     photos = photographs(tmp_path / "photos")
-    path, found = export_onnx(load(run, device="cpu"), "onnx", data=str(photos), agree=0.99, console=QUIET)
-    assert path is not None, found.tried[0].refused
+    path, result = export_onnx(load(run, device="cpu"), "onnx", data=str(photos), agree=0.99, console=QUIET)
+    assert path is not None, result.attempts[0].refused
     model = load(run, device="cpu")
     for photo in expand([str(photos)]):
         pixels = np.asarray(Image.open(photo))
@@ -206,33 +209,33 @@ def test_a_network_of_ones_own_is_exported_too(tmp_path: Path, data: Path):
 def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(int8, "SCHEMES", (int8.SCHEMES[0], int8.SCHEMES[-1]))
     out = tmp_path / "small.onnx"
-    path, found = export_onnx(load(run), "onnx-int8", data=str(data), out=out, agree=0.9, console=QUIET)
+    path, result = export_onnx(load(run), "onnx-int8", data=str(data), out=out, agree=0.9, console=QUIET)
     assert path == out
-    assert [each.scheme for each in found.tried] == [str(scheme) for scheme in int8.SCHEMES]
-    assert found.material.images.split == "valid"
+    assert [attempt.scheme for attempt in result.attempts] == [str(scheme) for scheme in int8.SCHEMES]
+    assert result.samples.images.split == "valid"
     assert load(path).run.kind == "onnx-int8"
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert "QuantizeLinear" in kinds
-    best = min(found.tried, key=lambda each: each.prepared.differing)  # of equals the first, which is faster
-    assert found.passed is not None
-    assert found.passed.scheme == best.scheme
+    best = min(result.attempts, key=lambda attempt: attempt.prepared.differing)  # of equals the first, which is faster
+    assert result.passed is not None
+    assert result.passed.scheme == best.scheme
     types = {i.data_type for i in onnx.load(path).graph.initializer if len(i.dims) == 4}
     assert types <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT}
-    wide = found.passed.scheme == str(int8.SCHEMES[1])
+    wide = result.passed.scheme == str(int8.SCHEMES[1])
     assert (onnx.TensorProto.UINT8 if wide else onnx.TensorProto.INT8) in types
 
 
 def test_what_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Path, monkeypatch, say):
     """int8 that rounds to nonsense: nothing is written, the table says why, status 1; the old file stays."""
     monkeypatch.setattr(int8, "SCHEMES", int8.SCHEMES[:1])
-    monkeypatch.setattr(int8.Seen, "range", lambda self, how: (0.0, 1e-3))
+    monkeypatch.setattr(int8.TensorStatistics, "range", lambda self, how: (0.0, 1e-3))
     out = tmp_path / "m.onnx"
     out.write_bytes(b"old")
-    said = say("export", run, "--to", "onnx-int8", "--data", data, "--out", out, "--json", tmp_path / "gate.json")
-    assert said.status == 1
-    assert "min-max, 7-bit weights: agrees on" in said.out
-    assert "99.0% is asked for" in said.out
-    assert "no file was written" in said.err
+    output = say("export", run, "--to", "onnx-int8", "--data", data, "--out", out, "--json", tmp_path / "gate.json")
+    assert output.status == 1
+    assert "min-max, 7-bit weights: agrees on" in output.out
+    assert "99.0% is required" in output.out
+    assert "no file was written" in output.err
     assert out.read_bytes() == b"old"
     written = json.loads((tmp_path / "gate.json").read_text())
     assert written["chosen"] is None
@@ -242,21 +245,21 @@ def test_what_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Pat
 
 
 def test_a_float_graph_that_computes_something_else_is_not_written(run: Path, data: Path, tmp_path: Path, monkeypatch):
-    """A wrong mean by one level, a wrong temperature: each is found."""
+    """A wrong mean by one level, a wrong temperature: each is result."""
     classifier = load(run, device="cpu")
-    right = files.wrapped
+    original = onnx_file.with_preprocessing
 
     def shifted(network: bytes, given: Classifier) -> Any:
-        model = right(network, given)
+        model = original(network, given)
         for constant in model.graph.initializer:
             if constant.name.startswith("preprocess") and constant.data_type == onnx.TensorProto.FLOAT:
                 constant.raw_data = (np.frombuffer(constant.raw_data, np.float32) + np.float32(0.01)).tobytes()
         return model
 
-    monkeypatch.setattr(files, "wrapped", shifted)
-    path, found = export_onnx(classifier, "onnx", data=str(data), out=tmp_path / "m.onnx", agree=0.99, console=QUIET)
+    monkeypatch.setattr(onnx_file, "with_preprocessing", shifted)
+    path, result = export_onnx(classifier, "onnx", data=str(data), out=tmp_path / "m.onnx", agree=0.99, console=QUIET)
     assert path is None
-    assert "on the same pixels" in str(found.tried[0].refused)
+    assert "on the same pixels" in str(result.attempts[0].refused)
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -266,35 +269,37 @@ def test_raw_pixels_have_a_check_of_their_own(tmp_path: Path, monkeypatch):
 
     p = Preprocessing(37, 32, "crop", channels=3, mean=(0.4,) * 3, std=(0.05,) * 3)
     torch.manual_seed(0)
-    run = write_run(tmp_path / "run", told_apart(create("mini_resnet", 3, 3, widths=[6, 8, 12])), p)
+    run = write_run(tmp_path / "run", with_distinct_outputs(create("mini_resnet", 3, 3, widths=[6, 8, 12])), p)
     for name in CLASSES:
         (tmp_path / "photos" / name).mkdir(parents=True)
         noise = np.random.default_rng(int(name)).integers(0, 256, (200, 200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "photos" / name / "noise.png")
     monkeypatch.setitem(assemble.FILTERS, "bilinear", {"mode": "linear"})
     photos = str(tmp_path / "photos")
-    path, found = export_onnx(load(run, device="cpu"), "onnx", data=photos, agree=0.99, console=QUIET)
+    path, result = export_onnx(load(run, device="cpu"), "onnx", data=photos, agree=0.99, console=QUIET)
     assert path is None
-    assert "from raw pixels" in str(found.tried[0].refused)
-    assert found.tried[0].prepared.largest < gate.SAME_PIXELS
+    assert "from raw pixels" in str(result.attempts[0].refused)
+    assert result.attempts[0].prepared.largest < gate.SAME_PIXELS
 
 
 def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_path: Path, say):
     out = tmp_path / "m.onnx"
-    said = say("export", run, "--to", "onnx", "--data", data, "--out", out)
-    assert said.status == 0
-    lines = said.out.splitlines()
+    output = say("export", run, "--to", "onnx", "--data", data, "--out", out)
+    assert output.status == 0
+    lines = output.out.splitlines()
     assert lines[-1] == str(out)
     assert "15/15" in lines[1]
     assert "written" in lines[1]
-    assert f"15 images, valid of {data}" in said.out
+    assert f"15 images, valid of {data}" in output.out
     assert (
         say("predict", out, data / "valid" / "0").out
         == say("predict", run / "model.safetensors", data / "valid" / "0").out
     )
 
 
-def test_predict_knows_of_an_export_that_lies_beside_its_model(exported: tuple[Path, Gate], run: Path, tmp_path: Path):
+def test_predict_knows_of_an_export_that_lies_beside_its_model(
+    exported: tuple[Path, GateResult], run: Path, tmp_path: Path
+):
     """Its gate, its ratio and its checksum are noted in the run folder; an export elsewhere is nobody's."""
     noted = json.loads((run / EXPORTS).read_text())
     assert list(noted) == ["model.onnx"]
@@ -327,29 +332,29 @@ def test_the_page_about_it_runs(tmp_path: Path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--to", "onnx"], r"it does not say where images are, .* give --data SOURCE"),
+        (["--to", "onnx"], r"it does not record its training images, .* give --data SOURCE"),
         (["--to", "onnx", "--agree", "0.5"], "--agree 0.5: --to onnx must agree on every image"),
         (["--to", "onnx", "--data", "gone"], "gone"),
         (["--to", "tflite"], "tflite"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], reason: str, run: Path, say):
-    said = say("export", run, *arguments)
-    assert (said.status, said.out) == (2, "")
-    assert re.search(reason, said.err)
-    assert len(said.err.strip().splitlines()) == 1
+    output = say("export", run, *arguments)
+    assert (output.status, output.out) == (2, "")
+    assert re.search(reason, output.err)
+    assert len(output.err.strip().splitlines()) == 1
 
 
 def test_packages_that_are_not_there_are_named(run: Path, monkeypatch):
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else True)
+    monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else True)
     with pytest.raises(UserError, match=r"--to onnx: needs onnxscript, .* pip install"):
-        files.require("onnx")
+        onnx_file.require("onnx")
 
 
 def test_too_large_for_one_file_is_said_before_the_work(run: Path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_BYTES", 1000)
-    with pytest.raises(UserError, match=r"model\.safetensors: .* GB of weights, and an ONNX file holds 2 GB"):
-        files.network_graph(load(run, device="cpu"), torch.zeros(2, 28, 28, 1, dtype=torch.uint8))
+    monkeypatch.setattr(onnx_file, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"model\.safetensors: .* GB of weights, but an ONNX file holds 2 GB"):
+        onnx_file.network_graph(load(run, device="cpu"), torch.zeros(2, 28, 28, 1, dtype=torch.uint8))
 
 
 def test_a_full_disk_leaves_the_old_file(run: Path, data: Path, tmp_path: Path, monkeypatch):
@@ -363,7 +368,7 @@ def test_a_full_disk_leaves_the_old_file(run: Path, data: Path, tmp_path: Path, 
 
 def test_the_images_of_a_run_are_found_again(tmp_path: Path, data: Path):
     """By what metrics.json notes; where it notes nothing, by the paths of split.csv."""
-    from linnaeus.export.material import run_source
+    from linnaeus.export.sample_images import run_source
 
     run = write_run(tmp_path, mini())
     (run / "metrics.json").write_text(json.dumps({"source": {"path": str(data)}}))
@@ -377,21 +382,26 @@ def test_the_images_of_a_run_are_found_again(tmp_path: Path, data: Path):
 
 
 def test_what_int8_sees_is_not_what_it_is_judged_on(tmp_path: Path, data: Path):
-    from linnaeus.export.material import collect, with_shown
+    from linnaeus.export.sample_images import collect_samples, split_calibration
 
     run = write_run(tmp_path / "run", mini()) / "model.safetensors"
     about = read_model(run)[1]
-    shown, compared = with_shown(collect(about, run, str(data), None), 128)
-    assert (shown.images.split, compared.images.split, len(shown), len(compared)) == ("train", "valid", 24, 15)
+    calibration, compared = split_calibration(collect_samples(about, run, str(data), None), 128)
+    assert (calibration.images.split, compared.images.split, len(calibration), len(compared)) == (
+        "train",
+        "valid",
+        24,
+        15,
+    )
     one = write_images(tmp_path / "one", each=4)  # no parts of its own
-    shown, compared = with_shown(collect(about, run, str(one), None), 128)
-    assert shown.images is compared.images
-    assert sorted([*shown.chosen, *compared.chosen]) == list(range(12))
+    calibration, compared = split_calibration(collect_samples(about, run, str(one), None), 128)
+    assert calibration.images is compared.images
+    assert sorted([*calibration.positions, *compared.positions]) == list(range(12))
 
 
-def test_the_network_stays_as_it_was(exported: tuple[Path, Gate], run: Path):
+def test_the_network_stays_as_it_was(exported: tuple[Path, GateResult], run: Path):
     """It was fused, exported and compared, and may go on to be trained."""
-    network = exported[1].original.run.network  # type: ignore[attr-defined]
+    network = exported[1].reference.run.network  # type: ignore[attr-defined]
     before = read_model(run / "model.safetensors")[0].state_dict()
     assert network.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

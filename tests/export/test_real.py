@@ -14,7 +14,7 @@ from PIL import Image
 
 from linnaeus.console import Console
 from linnaeus.export import int8
-from linnaeus.export.run import export_onnx
+from linnaeus.export.onnx import export_onnx
 from linnaeus.inference.classifier import load
 from linnaeus.inference.inputs import expand
 from linnaeus.modelfile.onnx import INPUT, PROBABILITIES
@@ -45,8 +45,8 @@ def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(photos: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network, its head the mean vector of each class: nearest in angle."""
     file = shared_data / "weights" / "resnet50-v1-imagenet.safetensors"
-    found = load_weights("resnet50", str(file), classes=CLASSES)
-    network, p = found.model.eval(), Preprocessing(256, 224)
+    result = load_weights("resnet50", str(file), classes=CLASSES)
+    network, p = result.model.eval(), Preprocessing(256, 224)
     classes = sorted(folder.name for folder in (photos / "train").iterdir())
     with torch.inference_mode():
         means = []
@@ -67,22 +67,22 @@ def run(photos: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.long
 def test_float_agrees_on_photographs_and_so_do_other_programs(run: Path, photos: Path):
     model = load(run, device="cpu")
-    path, found = export_onnx(model, "onnx", data=str(photos), agree=0.99, console=Console(quiet=True))
-    assert path is not None, found.tried[0].refused
-    best = found.tried[0]
+    path, result = export_onnx(model, "onnx", data=str(photos), agree=0.99, console=Console(quiet=True))
+    assert path is not None, result.attempts[0].refused
+    best = result.attempts[0]
     assert best.prepared.largest < 1e-5
     assert best.raw is not None
     assert best.raw.largest < 1e-2
-    drafted = found.original.drafted
+    drafted = result.reference.draft_effect
     assert drafted is not None
     assert drafted.n == 1, "the large one is decoded at a fraction by predict, the others are not"
     assert drafted.largest > 0
     session = ort.InferenceSession(str(path))
     for photo in list(expand([str(photos / "valid")]))[::3]:
         expected = model.predict(photo)
-        (said,) = session.run([PROBABILITIES], {INPUT: np.asarray(Image.open(photo))[None]})
-        assert said[0].argmax() == expected.index
-        assert said[0] == pytest.approx(expected.probabilities, abs=2e-2)
+        (output,) = session.run([PROBABILITIES], {INPUT: np.asarray(Image.open(photo))[None]})
+        assert output[0].argmax() == expected.index
+        assert output[0] == pytest.approx(expected.probabilities, abs=2e-2)
         assert load(path).predict(photo).probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
@@ -103,11 +103,15 @@ def test_javascript_gives_the_same_answer(photos: Path):
 @pytest.mark.long
 def test_int8_nearly_agrees(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(int8, "SCHEMES", int8.SCHEMES[:1])
-    path, found = export_onnx(
-        load(run, device="cpu"), "onnx-int8", data=str(photos), out=tmp_path / "m.onnx", agree=0.8,
+    path, result = export_onnx(
+        load(run, device="cpu"),
+        "onnx-int8",
+        data=str(photos),
+        out=tmp_path / "m.onnx",
+        agree=0.8,
         console=Console(quiet=True),
-    )  # fmt: skip
-    assert path is not None, found.tried[0].refused
-    assert found.tried[0].prepared.agreement >= 0.8
-    assert 0 < found.tried[0].prepared.mean < 0.1, "it rounds, and not much"
+    )
+    assert path is not None, result.attempts[0].refused
+    assert result.attempts[0].prepared.agreement >= 0.8
+    assert 0 < result.attempts[0].prepared.mean < 0.1, "it rounds, and not much"
     assert path.stat().st_size < 0.3 * (run / "model.safetensors").stat().st_size

@@ -41,10 +41,15 @@ def written(path: Path, name: str, **arguments: Any) -> Path:
     with torch.no_grad():
         network.train()(torch.randn(4, 3, 64, 64))
     about = ModelFile(
-        network.arch, CLASSES, CLASSES, COLORS, calibration=CALIBRATION, metrics=METRICS,
+        network.arch,
+        CLASSES,
+        CLASSES,
+        COLORS,
+        calibration=CALIBRATION,
+        metrics=METRICS,
         data={"kind": "folder", "counts": {"train": 100, "valid": 50}, "fingerprint": "abc"},
         recipe={"name": "flowers", "model": {"weights": "imagenet"}},
-    )  # fmt: skip
+    )
     write_model(path / "model.safetensors", network.state_dict(), about)
     return path / "model.safetensors"
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from linnaeus.console import Console
-from linnaeus.export.run import export_onnx
+from linnaeus.export.onnx import export_onnx
 from linnaeus.inference.classifier import load
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import Network, create, wrap
@@ -28,11 +28,16 @@ CALIBRATION = {
     "temperature": 1.7,
     "split": "valid",
     "abstention": {
-        "error": 0.02, "confidence": 0.95, "n": 200, "smallest_n": 149,
-        "estimated": {"threshold": 0.6, "answered": 180, "wrong": 3}, "promised": None, "threshold": 0.6,
+        "error": 0.02,
+        "confidence": 0.95,
+        "n": 200,
+        "smallest_n": 149,
+        "estimated": {"threshold": 0.6, "answered": 180, "wrong": 3},
+        "promised": None,
+        "threshold": 0.6,
     },
     "curve": [[0.6, 180, 3], [0.0, 200, 12]],
-}  # fmt: skip
+}
 METRICS = {"valid": {"n": 200, "correct": 188, "accuracy": 0.94, "accuracy_ci95": [0.898, 0.965], "loss": 0.2}}
 DATA = {"kind": "folder", "counts": {"train": 800, "valid": 200}, "fingerprint": "0" * 64}
 GRAY = Preprocessing(30, 28, "squash", channels=1, mean=(0.1,), std=(0.3,))
@@ -85,9 +90,13 @@ def main(folder: Path) -> None:
         (images / name).mkdir(parents=True)
         Image.open(image).save(images / name / "picture.png")
     written, _ = export_onnx(
-        load(folder / "color.safetensors"), "onnx", data=str(images), out=folder / "color.onnx", agree=1,
+        load(folder / "color.safetensors"),
+        "onnx",
+        data=str(images),
+        out=folder / "color.onnx",
+        agree=1,
         console=Console(),
-    )  # fmt: skip
+    )
     assert written is not None
     for file in images.rglob("*.png"):
         file.unlink()

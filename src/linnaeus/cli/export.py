@@ -12,7 +12,7 @@ from linnaeus.cli.options import code_option, load_model, make_console, verbosit
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
-    from linnaeus.export.run import Gate
+    from linnaeus.export.onnx import GateResult
 
 
 @click.command()
@@ -64,12 +64,12 @@ def export(
         return
     if agree is not None and kind == "onnx":
         raise UserError(f"--agree {agree}: --to onnx must agree on every image; --agree is for onnx-int8 only")
-    from linnaeus.export.files import require
     from linnaeus.export.gate import AGREEMENT
-    from linnaeus.export.run import export_onnx
+    from linnaeus.export.onnx import export_onnx
+    from linnaeus.export.onnx_file import require
 
     require(kind)
-    written, gate = export_onnx(
+    written, result = export_onnx(
         load_model(model, "cpu", code),
         kind,
         data=data,
@@ -78,7 +78,7 @@ def export(
         agree=AGREEMENT if agree is None else agree,
         console=make_console(sys.stderr),
     )
-    _print_comparison(written, gate, json_file)
+    _print_comparison(written, result, json_file)
 
 
 def _export_torchvision(model: str, out: str | None, code: str | None) -> None:
@@ -88,18 +88,18 @@ def _export_torchvision(model: str, out: str | None, code: str | None) -> None:
     click.echo(f"{weights}\n{card}")
 
 
-def _print_comparison(written: Path | None, gate: Gate, json_file: str | None) -> None:
+def _print_comparison(written: Path | None, result: GateResult, json_file: str | None) -> None:
     """Print the comparison and the exported file. Exits with status 1 if nothing was written."""
-    from linnaeus.export.table import render
+    from linnaeus.export.gate_table import render
     from linnaeus.files import write_text
 
     console = make_console(sys.stderr)
-    click.echo(render(gate))
+    click.echo(render(result))
     if json_file:
-        write_text(Path(json_file), gate.to_json())
+        write_text(Path(json_file), result.to_json())
     if written is None:
-        console.warn("no file was written: " + (gate.tried[0].refused or "no variant passed"))
+        console.warn("no file was written: " + (result.attempts[0].refused or "no variant passed"))
         raise SystemExit(1)
-    for line in gate.warnings():
+    for line in result.warnings():
         console.warn(line)
     click.echo(written)

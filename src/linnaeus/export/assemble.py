@@ -1,8 +1,8 @@
-"""One ONNX graph from the pixels of an image to probabilities: preprocessing, network, calibration.
+"""Assembles one ONNX graph from image pixels to probabilities: preprocessing, network, calibration.
 
-The preprocessing is that of `data.resize` and `Preprocessing.crop`, node by node: the same sizes, the same rounding.
-The `Resize` of ONNX with antialiasing comes within one of Pillow's 255 levels with the bilinear filter, and within a
-few with the bicubic one; `exclude_outside` is what makes it treat the edges as Pillow does.
+The preprocessing repeats `data.resize` and `Preprocessing.crop` node by node, with the same sizes and rounding. ONNX's
+antialiased `Resize` is within one of Pillow's 255 levels for the bilinear filter and within a few for the bicubic one;
+`exclude_outside` makes it treat the edges as Pillow does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES
 from linnaeus.models.onnx_graph import OPSET
 from linnaeus.preprocess import Preprocessing
 
-IR = 10  # what ONNX Runtime reads since 1.18
+IR = 10  # readable by ONNX Runtime 1.18 and later
 MOST_BYTES = (1 << 31) - (1 << 20)  # protobuf holds no more than 2 GB, and the file is one message
 
 LUMA = (19595, 38470, 7471)  # of 65536: Rec. 601, as Pillow rounds it
@@ -29,7 +29,7 @@ FILTERS: dict[str, dict[str, Any] | None] = {
 
 
 class Nodes:
-    """Nodes in the order in which they are written, each called by the name of its output."""
+    """Builds a list of nodes in execution order. Calling it adds a node and returns the name of its output."""
 
     def __init__(self, prefix: str):
         from onnx import helper, numpy_helper
@@ -39,11 +39,11 @@ class Nodes:
         self.constants: list[Any] = []
 
     def __call__(self, op: str, *inputs: str | np.ndarray | int, name: str | None = None, **attributes: Any) -> str:
-        """A node of one output. Whole numbers become constants (1,) int64, arrays constants of their own type."""
+        """Add a node with one output. Integers become (1,) int64 constants; arrays keep their type."""
         name = name or f"{self.prefix}/{len(self.nodes)}"
-        given = [each if isinstance(each, str) else self.constant(each) for each in inputs]
+        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         self.nodes.append(
-            self._helper.make_node(op, given, [name], name=f"{self.prefix}/{op}{len(self.nodes)}", **attributes)
+            self._helper.make_node(op, names, [name], name=f"{self.prefix}/{op}{len(self.nodes)}", **attributes)
         )
         return name
 
@@ -55,10 +55,10 @@ class Nodes:
 
 
 def assemble(network: bytes, preprocessing: Preprocessing, classes: int, temperature: float) -> Any:
-    """An `onnx.ModelProto` around the graph of a network (`x` (N, C, size, size) float32 -> `y` (N, classes) logits).
+    """Wrap the graph of a network (`x` (N, C, size, size) float32 -> `y` (N, classes) logits) in an `onnx.ModelProto`.
 
-    images (N, H, W, 3 or 1) uint8, all of one size -> probabilities (N, classes) float32, calibrated, and logits
-    (N, classes) float32, as the network gives them.
+    Input of the result: images of one size, (N, H, W, 3 or 1) uint8. Outputs: calibrated probabilities and the
+    network's logits, both (N, classes) float32.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -81,17 +81,20 @@ def assemble(network: bytes, preprocessing: Preprocessing, classes: int, tempera
         ],
         initializer=[*front.constants, *model.graph.initializer, *back.constants],
     )
-    opsets = [each for each in model.opset_import if each.domain]
-    made = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET), *opsets], producer_name="linnaeus", ir_version=IR,
+    opsets = [opset for opset in model.opset_import if opset.domain]
+    assembled = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET), *opsets],
+        producer_name="linnaeus",
+        ir_version=IR,
         functions=model.functions,
-    )  # fmt: skip
-    onnx.checker.check_model(made)
-    return made
+    )
+    onnx.checker.check_model(assembled)
+    return assembled
 
 
 def prepare(g: Nodes, p: Preprocessing) -> None:
-    """The nodes from INPUT (N, H, W, 3 or 1) uint8 to `x` (N, C, size, size) float32: Preprocessing.load, normalise."""
+    """Add the preprocessing: INPUT (N, H, W, 3 or 1) uint8 to the network's `x` (N, C, size, size) float32."""
     if p.interpolation not in FILTERS:
         raise UserError(
             f"interpolation = {p.interpolation!r}: ONNX cannot resize so, only by {', '.join(FILTERS)}; "
@@ -102,13 +105,13 @@ def prepare(g: Nodes, p: Preprocessing) -> None:
     height, width = (g("Gather", shape, np.array([axis], np.int64)) for axis in (1, 2))
     x = {"crop": crop, "squash": squash, "pad": pad}[p.fit](g, x, height, width, p)
     x = g("Cast", g("Transpose", x, perm=[0, 3, 1, 2]), to=1)
-    std, mean = (np.array(each, np.float64).reshape(-1, 1, 1) for each in (p.std, p.mean))
+    std, mean = (np.array(values, np.float64).reshape(-1, 1, 1) for values in (p.std, p.mean))
     x = g("Mul", x, (1 / (255 * std)).astype(np.float32))
     g("Add", x, (-mean / std).astype(np.float32), name="x")
 
 
 def with_channels(g: Nodes, channels: int) -> str:
-    """Gray or RGB -> RGB, or its luma, uint8: `data.resize.with_channels`. Gray is RGB with three equal channels."""
+    """Convert gray or RGB to RGB, or to luma, as uint8, like `data.resize.with_channels`."""
     x = g("Expand", INPUT, np.array([1, 1, 1, 3], np.int64))
     if channels == 3:
         return x
@@ -118,7 +121,7 @@ def with_channels(g: Nodes, channels: int) -> str:
 
 
 def crop(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
-    """The central 4:1 at most, the short side to `resize`, the long side rounded down; then the central square."""
+    """Cut to at most 4:1, resize the short side to `resize` (the long one rounded down), cut the center."""
     kept = [g("Min", side, g("Mul", other, MAX_ASPECT)) for side, other in ((height, width), (width, height))]
     start = [g("Div", g("Sub", side, k), 2) for side, k in zip((height, width), kept, strict=True)]
     x = cut(g, x, start, kept)
@@ -130,12 +133,12 @@ def crop(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
 
 
 def squash(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
-    """Both sides to `resize`; then the central square."""
+    """Resize both sides to `resize`, then cut the central square."""
     return center(g, resize(g, x, [g.constant(p.resize)] * 2, p), p)
 
 
 def pad(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
-    """The long side to `resize`, the short side rounded half to even and at least 1, black around; then the center."""
+    """Resize the long side to `resize` (the short one rounded half to even), pad with black, cut the center."""
     long = g("Cast", g("Max", height, width), to=11)
     goal = []
     for side in (height, width):
@@ -150,7 +153,7 @@ def pad(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
 
 
 def resize(g: Nodes, x: str, goal: list[str], p: Preprocessing) -> str:
-    """To (height, width) `goal`, antialiased."""
+    """Resize to (height, width) `goal` with antialiasing."""
     how = FILTERS[p.interpolation]
     if how is None:
         return g("Gather", g("Gather", x, nearest(g, x, 1, goal[0]), axis=1), nearest(g, x, 2, goal[1]), axis=2)
@@ -160,10 +163,10 @@ def resize(g: Nodes, x: str, goal: list[str], p: Preprocessing) -> str:
 
 
 def nearest(g: Nodes, x: str, axis: int, goal: str) -> str:
-    """(goal,) int64: where the middle of each new pixel falls.
+    """Index of the source pixel under the center of each new pixel, (goal,) int64.
 
-    Pillow walks there in steps of float64, and where a middle falls between two pixels, what these steps have rounded
-    decides; so the graph walks too.
+    Pillow adds up float64 steps. Where a center falls exactly between two pixels, the accumulated rounding decides, so
+    the graph accumulates in the same way.
     """
     side = g("Gather", g("Shape", x), np.array([axis], np.int64))
     step = g("Div", g("Cast", side, to=11), g("Cast", goal, to=11))
@@ -172,19 +175,19 @@ def nearest(g: Nodes, x: str, axis: int, goal: str) -> str:
 
 
 def center(g: Nodes, x: str, p: Preprocessing) -> str:
-    """The central size x size of resize x resize."""
+    """Cut the central size x size from resize x resize."""
     start = round((p.resize - p.size) / 2)
     return cut(g, x, [g.constant(start)] * 2, [g.constant(p.size)] * 2)
 
 
 def cut(g: Nodes, x: str, start: list[str], sides: list[str]) -> str:
-    """The box of (height, width) `sides` at (top, left) `start`."""
+    """Cut a box of (height, width) `sides` whose corner (top, left) is `start`."""
     begin = g("Concat", *start, axis=0)
     end = g("Add", begin, g("Concat", *sides, axis=0))
     return g("Slice", x, begin, end, np.array([1, 2], np.int64))
 
 
 def half_to_even(g: Nodes, spare: str) -> str:
-    """Half of a whole number 0 or above, halves rounded to even, as numpy rounds them."""
+    """Half of a non-negative integer, rounded half to even as NumPy does."""
     down = g("Div", spare, 2)
     return g("Add", down, g("Mul", g("Mod", spare, 2), g("Mod", down, 2)))

@@ -1,7 +1,7 @@
 """int8 quantization schemes, calibrated in one pass over sample images; the gate chooses among the results.
 
-What can be chosen are the ranges that activations are rounded in, how many bits weights keep, and what stays in float.
-All ranges come from one pass of the float network over the images.
+A scheme sets the ranges of activations, the bits of weights, and the layers that stay in float. All ranges come from
+one pass of the float network over the images.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 
 from linnaeus.console import Console
 from linnaeus.errors import UserError
-from linnaeus.export.material import Material
+from linnaeus.export.sample_images import SampleImages
 from linnaeus.models.onnx_graph import inference_session
 from linnaeus.models.quantize import Ranges, quantize
 
-SHOWN = 128  # images that show the ranges
-KEPT = 4096  # values of a tensor that are kept of each image; over all, enough for the 99.99th percentile
-TOGETHER = 8
+CALIBRATION_IMAGES = 128
+SAMPLED_VALUES = 4096  # per tensor and image; over all images enough for the 99.99th percentile
+BATCH = 8
 LEVELS = 255
-FIRST = 0.2
-"""Share of the convolutions that the start is. They are few in channels, so rounding has few values to average over:
-in ResNet-50 they are a fifth of the work and make a third of the error."""
+START_SHARE = 0.2
+"""Share of the convolutions that `in_float="start"` leaves in float. They have few channels, so rounding errors average
+out less: in ResNet-50 they are a fifth of the work and cause a third of the error."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Scheme:
     """One way to make a network int8."""
 
     ranges: str
-    """Of activations: `min-max`, `percentile` (99.99 %) or `least-squares`."""
+    """Method for the ranges of activations: `min-max`, `percentile` (99.99 %) or `least-squares`."""
     wide: bool = False
     """Use 8-bit weights instead of 7-bit weights."""
     in_float: str = ""
-    """What stays as it is: nothing, `ends` (the first convolution, which sees the pixels, and the last layer, which
-    gives the logits), `start` (the first fifth of the convolutions, and the last layer), or `half` of them."""
+    """Layers that stay in float: none, `ends` (the first convolution and the last layer), `start` (the first fifth of
+    the convolutions and the last layer), or `half` (the first half and the last layer)."""
 
     def __str__(self) -> str:
         first = {"ends": "first", "start": "first fifth", "half": "first half"}.get(self.in_float)
@@ -56,67 +56,76 @@ SCHEMES = (  # the fastest arithmetic first
     Scheme("least-squares", wide=True, in_float="start"),
 )
 LAST_RESORT = Scheme("least-squares", in_float="half")
-"""Tried where none of the others passes: much of the speed is gone with it."""
+"""Attempt where none of the others passes: much of the speed is gone with it."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class TensorStatistics:
     """Range and sample of the values of one tensor over all images."""
 
     low: float
     high: float
-    some: np.ndarray
+    sample: np.ndarray
     """Random sample of the values."""
 
     def range(self, how: str) -> tuple[float, float]:
-        """Least and largest value to round to. It holds 0, which padding and ReLU need exact."""
+        """Smallest and largest representable value. The range contains 0, which padding and ReLU need exactly."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if how == "percentile":
-            cut = np.quantile(self.some, [1e-4, 1 - 1e-4])
+            cut = np.quantile(self.sample, [1e-4, 1 - 1e-4])
             return max(low, min(float(cut[0]), 0.0)), min(high, max(float(cut[1]), 0.0))
         if how == "least-squares":
             return self._least_squares(low, high)
         return low, high
 
     def _least_squares(self, low: float, high: float) -> tuple[float, float]:
-        """The share of the whole range that rounds the values with the least squared error (Banner et al. 2018).
+        """The share of the whole range that rounds the values with the smallest squared error (Banner et al. 2018).
 
         R. Banner, Y. Nahshan, E. Hoffer and D. Soudry, arXiv:1810.05723, section 2, by search instead of a formula.
         """
         if high == low:
             return low, high
-        best, found = np.inf, 1.0
+        smallest_error, best_share = np.inf, 1.0
         for share in np.linspace(0.3, 1, 29):
             scale = (high - low) * share / LEVELS
             zero = round(-low * share / scale)
-            rounded = (np.clip(np.rint(self.some / scale) + zero, 0, LEVELS) - zero) * scale
-            error = float(np.square(rounded - self.some).mean())
-            if error < best:
-                best, found = error, float(share)
-        return low * found, high * found
+            rounded = (np.clip(np.rint(self.sample / scale) + zero, 0, LEVELS) - zero) * scale
+            error = float(np.square(rounded - self.sample).mean())
+            if error < smallest_error:
+                smallest_error, best_share = error, float(share)
+        return low * best_share, high * best_share
 
 
-def quantized(network: bytes, shown: Material, console: Console) -> Iterator[tuple[str, bytes]]:
-    """(name, graph) of each of SCHEMES and of LAST_RESORT, made of a network's graph when it is asked for.
+def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, graph) for each of SCHEMES and for LAST_RESORT, quantized from a network's graph one at a time.
 
     Raises UserError where the network cannot be made int8 at all.
     """
-    seen = observe(network, shown, console)
-    kept = {"": [], "ends": in_float(network, 0), "start": in_float(network, FIRST), "half": in_float(network, 0.45)}
-    example = [batch(next(shown.squares(1)), shown)]
+    statistics = observe(network, samples, console)
+    float_nodes = {
+        "": [],
+        "ends": in_float(network, 0),
+        "start": in_float(network, START_SHARE),
+        "half": in_float(network, 0.45),
+    }
+    example = [network_input(next(samples.squares(1)), samples)]
     for scheme in (*SCHEMES, LAST_RESORT):
-        ranges: Ranges = {name: each.range(scheme.ranges) for name, each in seen.items()}
+        ranges: Ranges = {name: tensor.range(scheme.ranges) for name, tensor in statistics.items()}
         try:
             graph = quantize(
-                network, example, ranges=ranges, float_nodes=kept[scheme.in_float], weight_bits=8 if scheme.wide else 7
+                network,
+                example,
+                ranges=ranges,
+                float_nodes=float_nodes[scheme.in_float],
+                weight_bits=8 if scheme.wide else 7,
             )
-        except Exception as error:  # ONNX Runtime raises kinds of its own
+        except Exception as error:  # ONNX Runtime has exceptions of its own
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"{shown.path}: its network cannot be made int8 ({reason}); use --to onnx") from None
+            raise UserError(f"{samples.path}: its network cannot be made int8 ({reason}); use --to onnx") from None
         yield str(scheme), graph
 
 
-def observe(network: bytes, shown: Material, console: Console) -> dict[str, Seen]:
+def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str, TensorStatistics]:
     """Measure the range, and sample the values, of every float tensor of the network. Returns them by tensor name."""
     import onnx
 
@@ -125,31 +134,31 @@ def observe(network: bytes, shown: Material, console: Console) -> dict[str, Seen
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
     run = inference_session(model.SerializeToString())
-    names = [each.name for each in run.get_outputs() if each.type == "tensor(float)"]
+    names = [output.name for output in run.get_outputs() if output.type == "tensor(float)"]
     generator = np.random.default_rng(0)
-    some: dict[str, list[np.ndarray]] = {name: [] for name in ["x", *names]}
-    lows, highs = dict.fromkeys(some, np.inf), dict.fromkeys(some, -np.inf)
+    sampled: dict[str, list[np.ndarray]] = {name: [] for name in ["x", *names]}
+    lows, highs = dict.fromkeys(sampled, np.inf), dict.fromkeys(sampled, -np.inf)
     with console.progress("measuring ranges") as advance:
         done = 0
-        for squares in shown.squares(TOGETHER):
-            x = batch(squares, shown)
-            for name, values in zip(some, [x, *run.run(names, {"x": x})], strict=True):
-                flat, keep = values.reshape(-1), KEPT * len(squares)
+        for squares in samples.squares(BATCH):
+            x = network_input(squares, samples)
+            for name, values in zip(sampled, [x, *run.run(names, {"x": x})], strict=True):
+                flat, keep = values.reshape(-1), SAMPLED_VALUES * len(squares)
                 lows[name] = min(lows[name], float(flat.min()))
                 highs[name] = max(highs[name], float(flat.max()))
-                some[name].append(flat if flat.size <= keep else flat[generator.integers(0, flat.size, keep)])
+                sampled[name].append(flat if flat.size <= keep else flat[generator.integers(0, flat.size, keep)])
             done += len(squares)
-            advance(done, len(shown))
-    return {name: Seen(lows[name], highs[name], np.concatenate(parts)) for name, parts in some.items()}
+            advance(done, len(samples))
+    return {name: TensorStatistics(lows[name], highs[name], np.concatenate(parts)) for name, parts in sampled.items()}
 
 
-def batch(squares: torch.Tensor, shown: Material) -> np.ndarray:
-    """What the network's graph takes: (N, C, size, size) float32."""
-    return np.ascontiguousarray(shown.about.preprocessing.normalise(squares).numpy())
+def network_input(squares: torch.Tensor, samples: SampleImages) -> np.ndarray:
+    """Input of the network's graph: (N, C, size, size) float32."""
+    return np.ascontiguousarray(samples.about.preprocessing.normalise(squares).numpy())
 
 
 def in_float(network: bytes, share: float) -> list[str]:
-    """The nodes through the first `share` of the convolutions, at least one, and what follows; the last layer."""
+    """Names of the nodes up to the first `share` of the convolutions, at least one, and of the last layer."""
     import onnx
 
     nodes = list(onnx.load_model_from_string(network).graph.node)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from linnaeus.errors import UserError
-from linnaeus.export.card import CARD, card
+from linnaeus.export.model_card import CARD, model_card
 from linnaeus.files import atomic, write_text
 from linnaeus.inference.classifier import Classifier
 from linnaeus.models import Network
@@ -30,7 +30,7 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     with atomic(path) as temporary:
         torch.save(tensors, temporary)
     beside = path.with_name(CARD)
-    write_text(beside, card(classifier, path.name, call))
+    write_text(beside, model_card(classifier, path.name, call))
     return path, beside
 
 

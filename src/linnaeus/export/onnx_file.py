@@ -1,4 +1,4 @@
-"""Writing ONNX files: the graph of the network, what goes around it, and the file."""
+"""ONNX files: the graph of the network, the preprocessing and calibration around it, and the file itself."""
 
 from __future__ import annotations
 
@@ -30,49 +30,49 @@ def require(kind: str) -> None:
 def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
     """The network alone, fused, as an ONNX graph from `x` (N, C, size, size) float32 to logits `y`.
 
-    `squares` (2 or more, size, size, C) uint8 are images like those to come. Raises UserError where the network is
+    `squares` (2 or more, size, size, C) uint8 are sample images. Raises UserError where the network is
     too large for an ONNX file, or cannot be exported.
     """
     network = classifier.network
-    held = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    if held > MOST_BYTES:
+    weight_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    if weight_bytes > MOST_BYTES:
         raise UserError(
-            f"{classifier.path}: {held / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB; use the model.safetensors"
+            f"{classifier.path}: {weight_bytes / 1e9:.1f} GB of weights, but an ONNX file holds 2 GB; use "
+            "model.safetensors"
         )
     x = classifier.preprocessing.normalise(squares)
     fused = fuse_batchnorms(network, x)
     with torch.inference_mode():
         expected = network(x)
-        off = (fused(x) - expected).abs().max()
+        difference = (fused(x) - expected).abs().max()
     # Fusing changes rounding, so the fused network is used only if its logits match within TOLERANCE.
-    chosen: nn.Module = fused if off <= TOLERANCE * expected.abs().max() else network
+    chosen: nn.Module = fused if difference <= TOLERANCE * expected.abs().max() else network
     try:
         return export_graph(chosen, x)
-    except Exception as error:  # the exporter raises its own kinds; a network of one's own may hold anything
+    except Exception as error:  # the exporter has exceptions of its own, and custom networks may raise any
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{classifier.path}: its network cannot be written as ONNX ({reason})") from None
 
 
 def open_runner(network: bytes, classifier: Classifier, kind: str) -> OnnxRunner:
-    """The graph of a network with all that goes around it, ready to run."""
+    """Open a session on the network's graph with its preprocessing and calibration."""
     try:
-        return OnnxRunner(
-            inference_session(wrapped(network, classifier).SerializeToString()), classifier.preprocessing, kind
-        )
-    except Exception as error:  # ONNX Runtime raises kinds of its own
+        session = inference_session(with_preprocessing(network, classifier).SerializeToString())
+        return OnnxRunner(session, classifier.preprocessing, kind)
+    except Exception as error:  # ONNX Runtime has exceptions of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise JobError(f"{classifier.path}: ONNX Runtime does not run its graph ({reason})") from None
 
 
-def wrapped(network: bytes, classifier: Classifier) -> Any:
+def with_preprocessing(network: bytes, classifier: Classifier) -> Any:
     """The graph of the network between preprocessing and calibration."""
     return assemble(network, classifier.preprocessing, len(classifier.classes), classifier.temperature)
 
 
-def write(path: Path, graph: Any, classifier: Classifier, said: dict[str, Any]) -> str:
+def write(path: Path, graph: Any, classifier: Classifier, record: dict[str, Any]) -> str:
     """Write the file with its description, atomically. Returns its checksum."""
     del graph.metadata_props[:]
-    for key, value in metadata(classifier.about, classifier.threshold, said).items():
+    for key, value in metadata(classifier.about, classifier.threshold, record).items():
         graph.metadata_props.add(key=key, value=value)
     if graph.ByteSize() > MOST_BYTES:
         raise UserError(
@@ -84,6 +84,6 @@ def write(path: Path, graph: Any, classifier: Classifier, said: dict[str, Any]) 
     return checksum(path, raw)
 
 
-def two(squares: torch.Tensor) -> torch.Tensor:
+def two_images(squares: torch.Tensor) -> torch.Tensor:
     """Two images, repeating a single one: the exporter treats a batch size of 1 as a constant."""
     return squares[:2] if len(squares) > 1 else torch.from_numpy(np.repeat(squares.numpy(), 2, 0))

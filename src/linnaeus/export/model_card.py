@@ -1,0 +1,92 @@
+"""MODEL_CARD.md: what a model does, how accurate it is, its training data and its limits.
+
+The Hugging Face hub reads the front matter; the sections follow Mitchell et al. 2019, arXiv:1810.03993.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from linnaeus._version import __version__
+from linnaeus.inference.classifier import Classifier
+from linnaeus.metrics.intervals import wilson
+
+CARD = "MODEL_CARD.md"
+MAX_CLASSES = 200  # listed by name
+
+VIEW = {
+    "crop": "the central square; the ends of a long image are cut off",
+    "squash": "the whole image, its sides changed to a square",
+    "pad": "the whole image, with black bars around it",
+}
+RESIZE = {
+    "crop": "short side to {} pixels",
+    "squash": "both sides to {} pixels",
+    "pad": "long side to {} pixels, black around to a square",
+}
+OTHER_METRICS = (("top5", "top-5"), ("balanced_accuracy", "balanced accuracy"))
+
+
+def model_card(classifier: Classifier, file: str, call: str) -> str:
+    """Text of the card. `call` creates the network that loads `file`, for example `resnet50(num_classes=16)`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+    )
+    filters = {"yaml": _yaml_text, "plain": _without_markdown, "interval": _interval, "other_metrics": _other_metrics}
+    environment.filters |= filters
+    return environment.get_template("model_card.md.j2").render(file=file, call=call, **_values(classifier))
+
+
+def _values(classifier: Classifier) -> dict[str, Any]:
+    """The variables of the template."""
+    about, preprocessing = classifier.about, classifier.preprocessing
+    weights = about.recipe.get("model", {}).get("weights")
+    pairs = zip(classifier.classes, classifier.names, strict=True)
+    names = [name if name == label else f"{label}: {name}" for label, name in pairs]
+    counts = ", ".join(f"{n} {split}" for split, n in about.data.get("counts", {}).items())
+    return {
+        "about": about,
+        "preprocessing": preprocessing,
+        "calibration": classifier.calibration,
+        "measured": [
+            (split, about.metrics[split]) for split in ("valid", "test") if "accuracy" in about.metrics.get(split, {})
+        ],
+        "dataset": f"{about.recipe.get('name', 'images')}, {len(about.classes)} classes",
+        "start": "from scratch" if weights in (None, "none") else f"starting from the weights `{weights}`",
+        "version": about.versions.get("linnaeus", __version__),
+        "counts": counts or "unknown numbers of",
+        "view": VIEW[preprocessing.fit],
+        "resize": RESIZE[preprocessing.fit].format(preprocessing.resize),
+        "classes": names[:MAX_CLASSES],
+        "unlisted": max(0, len(names) - MAX_CLASSES),
+    }
+
+
+def _yaml_text(value: object) -> str:
+    """A JSON string, which YAML reads as the same text whatever it contains."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _interval(metrics: dict[str, Any]) -> str:
+    low, high = metrics.get("accuracy_ci95") or wilson(metrics["correct"], metrics["n"])
+    return f"{low:.1%} to {high:.1%}"
+
+
+def _other_metrics(metrics: dict[str, Any]) -> str:
+    parts = [f"{label} {metrics[key]:.2%}" for key, label in OTHER_METRICS if metrics.get(key) is not None]
+    loss = [] if metrics.get("loss") is None else [f"loss {metrics['loss']:.3f}"]
+    return ", ".join(parts + loss)
+
+
+def _without_markdown(name: str) -> str:
+    """A class name on one line, its Markdown characters escaped."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in " ".join(name.split()))

@@ -1,0 +1,180 @@
+"""export_onnx(): write a model file as ONNX, after a comparison with the original on real images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linnaeus.console import Console
+from linnaeus.device import machine
+from linnaeus.export import int8
+from linnaeus.export.gate import FEW, Comparison, why_not_float, why_not_int8
+from linnaeus.export.int8 import CALIBRATION_IMAGES, quantized
+from linnaeus.export.onnx_file import network_graph, open_runner, require, two_images, with_preprocessing, write
+from linnaeus.export.reference_model import ReferenceModel
+from linnaeus.export.sample_images import SampleImages, collect_samples, split_calibration
+from linnaeus.inference.classifier import Classifier
+from linnaeus.modelfile.exports import note
+from linnaeus.modelfile.onnx import KINDS
+from linnaeus.modelfile.safetensors import MODEL, versions
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One candidate export and its comparison with the original."""
+
+    scheme: str
+    prepared: Comparison
+    """On images that Linnaeus resized."""
+    raw: Comparison | None = None
+    """On images of full size, which the graph resizes; None if the candidate was rejected before."""
+    speed: dict[str, float] | None = None
+    """Speed as a multiple of the original's, by batch size."""
+    refused: str | None = None
+    """Reason for rejecting the candidate; None if it passed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "scheme": self.scheme,
+            "same_pixels": self.prepared.to_dict(),
+            "raw_pixels": None if self.raw is None else self.raw.to_dict(),
+            "speed": self.speed,
+            "refused": self.refused,
+        }
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """All candidates, the images they were compared on, and the candidate that passed."""
+
+    kind: str
+    reference: ReferenceModel
+    attempts: list[Attempt]
+    chosen: int | None
+    """Index in `attempts` of the candidate to write; None if none passed."""
+
+    @property
+    def samples(self) -> SampleImages:
+        return self.reference.samples
+
+    @property
+    def passed(self) -> Attempt | None:
+        return None if self.chosen is None else self.attempts[self.chosen]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and for the metadata of the file."""
+        draft = self.reference.draft_effect
+        return {
+            "kind": self.kind,
+            "pictures": {"source": Path(self.samples.source).name, "split": self.samples.images.split},
+            "n": len(self.samples),
+            "tried": [attempt.to_dict() for attempt in self.attempts],
+            "chosen": self.chosen,
+            "draft": None if draft is None else asdict(draft),
+            "machine": machine(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def warnings(self) -> list[str]:
+        """Warnings about a passing export: few images, or slower than the original."""
+        warnings = []
+        if self.passed is not None and len(self.samples) < FEW:
+            warnings.append(
+                f"compared on {len(self.samples)} images, which shows little; give --data with {FEW} or more"
+            )
+        speed = {} if self.passed is None else self.passed.speed or {}
+        slow = [f"{ratio:.2f} times at {size}" for size, ratio in speed.items() if ratio < 1]
+        if slow:
+            warnings.append(f"slower than the original on this machine: {', '.join(slow)} at once; others may differ")
+        return warnings
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def export_onnx(
+    classifier: Classifier,
+    kind: str,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    out: Path | None = None,
+    agree: float,
+    console: Console,
+) -> tuple[Path | None, GateResult]:
+    """Write `classifier`, a network on CPU, as ONNX of `kind` if it passes the gate.
+
+    Without `out` the file lies beside the model file. Returns its path, or None if no candidate passed and nothing was
+    written, and the result of the gate. Raises UserError where packages or images are missing, or the network cannot be
+    exported.
+    """
+    require(kind)
+    samples = collect_samples(classifier.about, classifier.path, data, split)
+    calibration = None
+    if kind == "onnx-int8":
+        calibration, samples = split_calibration(samples, CALIBRATION_IMAGES)
+    reference = ReferenceModel(classifier.run, classifier.temperature, samples, console)
+    console.say(f"comparing on {len(samples)} images, {samples.images.split} of {samples.source}")
+    network = network_graph(classifier, two_images(next(samples.squares())))
+    if calibration is None:
+        result, graph = _try_float(classifier, reference, network)
+    else:
+        candidates = quantized(network, calibration, console)
+        result, graph = _try_int8(classifier, reference, candidates, agree, console)
+    if result.passed is None:
+        return None, result
+    path = out or classifier.path.with_name(KINDS[kind])
+    record = result.to_dict() | {"made": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
+    checksum = write(path, with_preprocessing(graph, classifier), classifier, record)
+    if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:
+        note(path, kind, checksum, classifier.about.digest, result.passed.speed or {})
+    return path, result
+
+
+def _try_float(classifier: Classifier, reference: ReferenceModel, network: bytes) -> tuple[GateResult, bytes]:
+    """Compare the float graph with the original."""
+    runner = open_runner(network, classifier, "onnx")
+    prepared, raw = reference.compare(runner), reference.compare_raw(runner)
+    attempt = Attempt("float32", prepared, raw, reference.speed(runner), why_not_float(prepared, raw))
+    return GateResult("onnx", reference, [attempt], None if attempt.refused else 0), network
+
+
+def _try_int8(
+    classifier: Classifier,
+    reference: ReferenceModel,
+    candidates: Iterator[tuple[str, bytes]],
+    agree: float,
+    console: Console,
+) -> tuple[GateResult, bytes]:
+    """Compare every scheme on the same pixels, then choose the best one that also passes from raw pixels.
+
+    The last resort is only built if none of SCHEMES passes.
+    """
+    attempts: list[Attempt] = []
+    passing: dict[int, bytes] = {}
+    for scheme, graph in candidates:
+        prepared = reference.compare(open_runner(graph, classifier, "onnx-int8"))
+        attempts.append(Attempt(scheme, prepared, refused=why_not_int8(prepared, agree)))
+        console.detail(f"{scheme}: {prepared.agreement:.1%} of {prepared.n} images get the same class")
+        if attempts[-1].refused is None:
+            passing[len(attempts) - 1] = graph
+        if passing and len(attempts) == len(int8.SCHEMES):
+            break
+    chosen = None
+    # Among schemes that change equally few answers the first wins: SCHEMES begins with the fastest arithmetic.
+    for i in sorted(passing, key=lambda i: (attempts[i].prepared.differing, i)):
+        runner = open_runner(passing[i], classifier, "onnx-int8")
+        raw = reference.compare_raw(runner)
+        refused = why_not_int8(raw, agree)
+        attempts[i] = replace(attempts[i], raw=raw, refused=refused and f"from raw pixels it {refused}")
+        if refused is None:
+            attempts[i] = replace(attempts[i], speed=reference.speed(runner))
+            chosen = i
+            break
+    return GateResult("onnx-int8", reference, attempts, chosen), b"" if chosen is None else passing[chosen]

@@ -1,0 +1,114 @@
+"""The original model during an export: its predictions on the sample images, computed once per image."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from linnaeus.console import Console
+from linnaeus.export.gate import Comparison
+from linnaeus.export.sample_images import SampleImages
+from linnaeus.inference.runners import OnnxRunner, Runner
+from linnaeus.malloc import steady_heap
+from linnaeus.metrics.outputs import Outputs
+
+MAX_RAW_IMAGES = 256  # they are decoded at full size and predicted one by one
+TURNS = 5
+MAX_SECONDS = 30.0  # per batch size: no further turn is taken after it
+
+
+@dataclass(frozen=True)
+class DraftEffect:
+    """How predictions change because `linnaeus predict` decodes large JPEGs at a fraction of their size."""
+
+    n: int
+    """Number of raw images whose pixels change."""
+    differing: int
+    """Number of images whose predicted class changes."""
+    largest: float
+    """Largest difference of a probability."""
+
+
+class ReferenceModel:
+    """The original model and its cached predictions."""
+
+    def __init__(self, run: Runner, temperature: float, samples: SampleImages, console: Console):
+        self.run, self.temperature, self.samples, self.console = run, temperature, samples, console
+        self._prepared: Outputs | None = None
+        self._raw: Outputs | None = None
+        count = min(len(samples), MAX_RAW_IMAGES)
+        self.raw_positions = np.unique(np.linspace(0, len(samples) - 1, count).astype(np.int64))
+        self.draft_effect: DraftEffect | None = None
+
+    def predict(self, run: Callable[[torch.Tensor], np.ndarray], owner: str) -> Outputs:
+        """Outputs of `run` for the prepared images, with the temperature of the original."""
+        logits: list[np.ndarray] = []
+        with self.console.progress(f"answers of the {owner}") as advance:
+            for square in self.samples.squares():
+                logits.append(run(square))
+                advance(sum(map(len, logits)), len(self.samples))
+        return Outputs(self.samples.labels, np.concatenate(logits)).at(self.temperature)
+
+    @property
+    def prepared(self) -> Outputs:
+        if self._prepared is None:
+            self._prepared = self.predict(self.run, "original")
+        return self._prepared
+
+    def compare(self, run: Runner) -> Comparison:
+        """Compare an export with the original on the same preprocessed pixels."""
+        return Comparison.of(self.prepared, self.predict(run, "export"))
+
+    def compare_raw(self, run: OnnxRunner) -> Comparison:
+        """Compare an export that resizes images of full size in its graph with the original."""
+        samples = self.samples.part(self.raw_positions)
+        logits, original, known = [], [], self.prepared.logits * self.temperature
+        changed = []
+        squares = (square[None] for batch in samples.squares() for square in batch)
+        with self.console.progress("answers from raw pixels") as advance:
+            for i, drafted in enumerate(squares):
+                raw = samples.raw(i)
+                logits.append(run.raw(raw))
+                if self._raw is None:
+                    square = samples.square_of(raw)
+                    # Most images are decoded at full size anyway: their logits are known.
+                    same = torch.equal(square, drafted)
+                    original.append(known[self.raw_positions[i]] if same else self.run(square)[0])
+                    changed.append(not same)
+                advance(i + 1, len(samples))
+        if self._raw is None:
+            self._raw = Outputs(samples.labels, np.stack(original)).at(self.temperature)
+            self._measure_draft(self._raw, np.array(changed))
+        return Comparison.of(self._raw, Outputs(samples.labels, np.stack(logits)).at(self.temperature))
+
+    def _measure_draft(self, raw: Outputs, changed: np.ndarray) -> None:
+        at = np.flatnonzero(changed)
+        whole, drafted = raw.take(at), self.prepared.take(self.raw_positions[at])
+        largest = float(np.abs(whole.probabilities - drafted.probabilities).max()) if len(at) else 0.0
+        self.draft_effect = DraftEffect(len(at), int((whole.predicted != drafted.predicted).sum()), largest)
+
+    def speed(self, run: Runner) -> dict[str, float]:
+        """Speed of `run` as a multiple of the original's, by batch size: medians of ratios measured in turns."""
+        batch = next(iter(self.samples.squares()))
+        ratios = {}
+        for size in sorted({1, len(batch)}):
+            part = batch[:size]
+            seconds: list[tuple[float, float]] = []
+            with steady_heap():  # both have it when they predict
+                for _ in range(TURNS + 1):
+                    seconds.append((_seconds(self.run, part), _seconds(run, part)))
+                    if len(seconds) > 1 and sum(map(sum, seconds)) > MAX_SECONDS:
+                        break
+            ratios[str(size)] = statistics.median(ours / theirs for ours, theirs in seconds[1:])  # the first warms up
+        return ratios
+
+
+def _seconds(run: Runner, part: torch.Tensor) -> float:
+    since = time.perf_counter()
+    run(part)
+    return time.perf_counter() - since
