@@ -68,9 +68,15 @@ def test_quiet_has_no_bar():
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0.04, "0.0 s"), (0.84, "0.8 s"), (9.96, "10 s"), (42.3, "42 s"), (119.6, "2 min 00 s"), (185, "3 min 05 s"),
-        (7199.6, "2 h 00 min"), (7800, "2 h 10 min"),
+        (0.04, "0.0 s"),
+        (0.84, "0.8 s"),
+        (9.96, "10 s"),
+        (42.3, "42 s"),
+        (119.6, "2 min 00 s"),
+        (185, "3 min 05 s"),
+        (7199.6, "2 h 00 min"),
+        (7800, "2 h 10 min"),
     ],
-)  # fmt: skip
+)
 def test_a_time_as_a_person_says_it(seconds: float, said: str):
     assert duration(seconds) == said

@@ -88,11 +88,19 @@ def test_it_survives_json():
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": 50}, {"size": 0}, {"resize": "40"}, {"size": 30.0}, {"resize": 10**9, "size": 10**9}, {"channels": 2},
-        {"channels": 1}, {"std": (0.0, 1.0, 1.0)}, {"mean": (float("inf"), 0.0, 0.0)}, {"fit": "stretch"},
+        {"size": 50},
+        {"size": 0},
+        {"resize": "40"},
+        {"size": 30.0},
+        {"resize": 10**9, "size": 10**9},
+        {"channels": 2},
+        {"channels": 1},
+        {"std": (0.0, 1.0, 1.0)},
+        {"mean": (float("inf"), 0.0, 0.0)},
+        {"fit": "stretch"},
         {"interpolation": "best"},
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(change: dict):
     with pytest.raises(UserError):
         Preprocessing(**{"resize": 40, "size": 32, **change})

@@ -48,10 +48,15 @@ def test_every_unusual_image_is_found(tmp_path: Path):
     found = kinds(tmp_path)
     assert found.pop("oak/large.png") in ("large", "blurred")  # an image enlarged five times is both
     assert found == {
-        "oak/flat.png": "one-color", "oak/dark.png": "dark", "oak/bright.png": "bright", "oak/blurred.png": "blurred",
-        "oak/small.png": "small", "oak/long.png": "elongated", "oak/png.jpg": "wrong-extension",
+        "oak/flat.png": "one-color",
+        "oak/dark.png": "dark",
+        "oak/bright.png": "bright",
+        "oak/blurred.png": "blurred",
+        "oak/small.png": "small",
+        "oak/long.png": "elongated",
+        "oak/png.jpg": "wrong-extension",
         "oak/empty.jpg": "empty",
-    }  # fmt: skip
+    }
 
 
 def test_a_wrong_extension_names_the_right_one(tmp_path: Path):

@@ -188,12 +188,23 @@ def test_training_and_what_it_prints(here: Path, say):
     assert said.err == ""
     lines = [" ".join(line.split()) for line in said.out.splitlines()]
     for piece in (
-        "run run 一", "source idx (idx): train 108, valid 12, test 30", "classes 3: 0, 1, 2",
-        "network mini_resnet", "images crop to 28", "trained parameters, 2 epochs of 7 steps",
+        "run run 一",
+        "source idx (idx): train 108, valid 12, test 30",
+        "classes 3: 0, 1, 2",
+        "network mini_resnet",
+        "images crop to 28",
+        "trained parameters, 2 epochs of 7 steps",
         "batch (16, 1, 28, 28) float32",
-        "epoch 1 step 4 of 7 loss", "epoch 1/2 lr", "epoch 2/2 lr", "valid ", "test ", "best phase 1, epoch",
-        "run 一/curves.png", "run 一/predictions.png", "run 一/confusion.png",
-    ):  # fmt: skip
+        "epoch 1 step 4 of 7 loss",
+        "epoch 1/2 lr",
+        "epoch 2/2 lr",
+        "valid ",
+        "test ",
+        "best phase 1, epoch",
+        "run 一/curves.png",
+        "run 一/predictions.png",
+        "run 一/confusion.png",
+    ):
         assert any(piece in line for line in lines), (piece, said.out)
     metrics = json.loads((here / "run 一" / "metrics.json").read_text())
     for split in ("valid", "test"):
@@ -402,9 +413,15 @@ def test_a_full_disk_is_one_line_and_status_1(here: Path, small_disk: Path, say)
 def test_a_limit_on_the_size_of_files_is_a_full_disk(here: Path):
     """The same without the right to mount: what the system refuses to write ends the job in one line."""
     result = run(
-        "train", "idx", "--recipe", "r.toml", "--out", "run", "-q",
+        "train",
+        "idx",
+        "--recipe",
+        "r.toml",
+        "--out",
+        "run",
+        "-q",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )  # fmt: skip
+    )
     assert result.returncode == 1, result.stderr
     assert result.stderr.count(b"\n") == 1, result.stderr
     assert b"model.safetensors: no space left on the disk" in result.stderr

@@ -67,11 +67,16 @@ def trained() -> Network:
     """A small network of one's own that tells stripes, wherever they are; it works in place where it can."""
     torch.manual_seed(0)
     layers = OrderedDict(
-        conv1=nn.Conv2d(1, 8, 3, padding=1), relu1=nn.ReLU(inplace=True),
-        conv2=nn.Conv2d(8, 16, 3, stride=2, padding=1), relu2=nn.ReLU(inplace=True),
-        conv3=nn.Conv2d(16, 16, 3, padding=1), relu3=nn.ReLU(inplace=True),
-        pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(16, 3),
-    )  # fmt: skip
+        conv1=nn.Conv2d(1, 8, 3, padding=1),
+        relu1=nn.ReLU(inplace=True),
+        conv2=nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        conv3=nn.Conv2d(16, 16, 3, padding=1),
+        relu3=nn.ReLU(inplace=True),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(16, 3),
+    )
     network = wrap(nn.Sequential(layers), 3, 1)
     x, y, _ = stripes(192, 1, classes=3)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)

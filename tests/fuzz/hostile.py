@@ -28,13 +28,67 @@ SECONDS = 20.0  # of processor time for one example: generous, for what is looke
 DIRTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "dirty"
 
 NAMES = (
-    "..", ".", "../x", "../../etc/passwd", "/etc/passwd", "a/../../b", "C:\\x", "..\\..\\x", "~", "~root/x", "con",
-    "NUL", "aux.txt", "com1", "a\x00b", "a\nb", "a\rb", "a\tb", " ", "", "x ", " x", ".hidden", "-rf", "--help",
-    "$(id)", "`id`", "%s%n", "{0}", "a,b", 'a"b', "=1+1", "a;b", "<script>alert(1)</script>", "&amp;",
-    "\u202egnp.exe", "a\u200bb", "\ufeffa", "e\u0301", "\xe9", "\ud800", "\udcff", "\U0001f339", "x" * 300,
-    "\u0660\u0661", "\xb2", "1e999", "nan", "0", "-1", "\x1b[31m", "\u2028", "\x85", "\ufb01", "train", "test",
-    "cat_to_name.json", "classes.txt", "None", "__class__",
-)  # fmt: skip
+    "..",
+    ".",
+    "../x",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a/../../b",
+    "C:\\x",
+    "..\\..\\x",
+    "~",
+    "~root/x",
+    "con",
+    "NUL",
+    "aux.txt",
+    "com1",
+    "a\x00b",
+    "a\nb",
+    "a\rb",
+    "a\tb",
+    " ",
+    "",
+    "x ",
+    " x",
+    ".hidden",
+    "-rf",
+    "--help",
+    "$(id)",
+    "`id`",
+    "%s%n",
+    "{0}",
+    "a,b",
+    'a"b',
+    "=1+1",
+    "a;b",
+    "<script>alert(1)</script>",
+    "&amp;",
+    "\u202egnp.exe",
+    "a\u200bb",
+    "\ufeffa",
+    "e\u0301",
+    "\xe9",
+    "\ud800",
+    "\udcff",
+    "\U0001f339",
+    "x" * 300,
+    "\u0660\u0661",
+    "\xb2",
+    "1e999",
+    "nan",
+    "0",
+    "-1",
+    "\x1b[31m",
+    "\u2028",
+    "\x85",
+    "\ufb01",
+    "train",
+    "test",
+    "cat_to_name.json",
+    "classes.txt",
+    "None",
+    "__class__",
+)
 """Names that have hurt somebody: they climb, end a string, run, hide, or mean something to some system."""
 
 name = st.one_of(st.sampled_from(NAMES), st.text(max_size=12))
@@ -148,9 +202,14 @@ def images() -> tuple[bytes, ...]:
     """A small image in every format that is read, and the small ones of the dirty corpus where it lies beside."""
     generator = np.random.default_rng(0)
     found = []
-    for mode, formats in {"RGB": ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA"),
-                          "L": ("JPEG", "PNG", "TIFF"), "RGBA": ("PNG", "WEBP", "TIFF"), "CMYK": ("JPEG", "TIFF"),
-                          "I;16": ("PNG", "TIFF"), "P": ("PNG", "GIF")}.items():  # fmt: skip
+    for mode, formats in {
+        "RGB": ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA"),
+        "L": ("JPEG", "PNG", "TIFF"),
+        "RGBA": ("PNG", "WEBP", "TIFF"),
+        "CMYK": ("JPEG", "TIFF"),
+        "I;16": ("PNG", "TIFF"),
+        "P": ("PNG", "GIF"),
+    }.items():
         for kind in formats:
             pixels = generator.integers(0, 255, (9, 14, 4), dtype=np.uint8)
             image = Image.fromarray(pixels).convert("RGB")

@@ -197,12 +197,16 @@ def check_archive(data: tuple[bytes, bool], folder: Path) -> None:
 
 VALUE: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), name,
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        name,
         st.sampled_from([10**400, -1, 0, "auto", "head", "all", "cosine", "resnet50", "../x.py:f", 1e308]),
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(name, inner, max_size=3),
     max_leaves=4,
-)  # fmt: skip
+)
 
 
 def check_shards(drawn: tuple[bytes, bytes, bool], folder: Path) -> None:
@@ -306,15 +310,47 @@ def matlab_seeds() -> tuple[bytes, ...]:
     return tuple(found)
 
 
-KEYS = st.sampled_from(
-    [
-    "name", "seed", "best", "precision", "model", "model.name", "model.weights", "model.arguments", "model.head",
-    "model.head.stages", "data", "data.resize", "data.size", "data.fit", "data.split", "data.split.valid",
-    "data.split.groups", "data.train", "phase", "phase.1", "phase.1.lr", "phase.1.train", "phase.1.epochs",
-    "phase.1.betas", "phase.1.schedule", "phase.1.schedule.name", "phase.1.augment", "phase.1.augment.scale",
-    "phase.0.lr", "phase.9999999999999999999.lr", "phase.-1.lr", "phase.", ".lr", "..",
-]
-) | name  # fmt: skip
+KEYS = (
+    st.sampled_from(
+        [
+            "name",
+            "seed",
+            "best",
+            "precision",
+            "model",
+            "model.name",
+            "model.weights",
+            "model.arguments",
+            "model.head",
+            "model.head.stages",
+            "data",
+            "data.resize",
+            "data.size",
+            "data.fit",
+            "data.split",
+            "data.split.valid",
+            "data.split.groups",
+            "data.train",
+            "phase",
+            "phase.1",
+            "phase.1.lr",
+            "phase.1.train",
+            "phase.1.epochs",
+            "phase.1.betas",
+            "phase.1.schedule",
+            "phase.1.schedule.name",
+            "phase.1.augment",
+            "phase.1.augment.scale",
+            "phase.0.lr",
+            "phase.9999999999999999999.lr",
+            "phase.-1.lr",
+            "phase.",
+            ".lr",
+            "..",
+        ]
+    )
+    | name
+)
 
 
 def check_recipe(drawn: tuple[list[tuple[str, Any]], list[tuple[str, str]], bytes], folder: Path) -> None:
@@ -386,13 +422,34 @@ def with_header(changes: list[tuple[str, Any]]) -> bytes:
 
 MODEL_KEYS = st.sampled_from(
     [
-    "format", "arch", "arch.name", "arch.classes", "arch.channels", "arch.arguments", "arch.arguments.widths",
-    "classes", "names", "preprocessing", "preprocessing.resize", "preprocessing.size", "preprocessing.mean",
-    "preprocessing.std", "preprocessing.fit", "preprocessing.channels", "calibration", "calibration.temperature",
-    "calibration.abstention", "calibration.threshold", "calibration.curve", "metrics", "data", "recipe", "versions",
-    "sha256",
-]
-)  # fmt: skip
+        "format",
+        "arch",
+        "arch.name",
+        "arch.classes",
+        "arch.channels",
+        "arch.arguments",
+        "arch.arguments.widths",
+        "classes",
+        "names",
+        "preprocessing",
+        "preprocessing.resize",
+        "preprocessing.size",
+        "preprocessing.mean",
+        "preprocessing.std",
+        "preprocessing.fit",
+        "preprocessing.channels",
+        "calibration",
+        "calibration.temperature",
+        "calibration.abstention",
+        "calibration.threshold",
+        "calibration.curve",
+        "metrics",
+        "data",
+        "recipe",
+        "versions",
+        "sha256",
+    ]
+)
 
 
 def check_model(data: bytes, folder: Path) -> None:
@@ -412,9 +469,11 @@ def check_model(data: bytes, folder: Path) -> None:
 
 ANY = st.binary(max_size=200)
 TOML_BOMBS = (
-    b"a=" + b"[" * 50_000, b"a" + b".a" * 50_000, b"a=" + b"9" * 5000,
+    b"a=" + b"[" * 50_000,
+    b"a" + b".a" * 50_000,
+    b"a=" + b"9" * 5000,
     b"[model]\nname='resnet18'\narguments={a=" + b"[" * 150 + b"]" * 150 + b"}",
-)  # fmt: skip
+)
 PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Property]] = {
     "decode": (image_bytes(), check_decode),
     "folder": (TREE, check_folder),
@@ -441,8 +500,14 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Property]] = {
         st.lists(
             st.tuples(
                 st.sampled_from(
-                    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte.gz",
-                     "t10k-labels-idx1-ubyte.gz", "emnist-letters-mapping.txt", "classes.txt"]
+                    [
+                        "train-images-idx3-ubyte",
+                        "train-labels-idx1-ubyte",
+                        "t10k-images-idx3-ubyte.gz",
+                        "t10k-labels-idx1-ubyte.gz",
+                        "emnist-letters-mapping.txt",
+                        "classes.txt",
+                    ]
                 ),
                 st.sampled_from(idx_seeds()).flatmap(mutated),
             ),
@@ -468,6 +533,6 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Property]] = {
         | st.lists(st.tuples(MODEL_KEYS, VALUE), max_size=3).map(with_header),
         check_model,
     ),
-}  # fmt: skip
+}
 
 assert images()

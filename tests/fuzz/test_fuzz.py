@@ -22,9 +22,13 @@ def test_only_one_line_comes_out_and_nothing_is_written_elsewhere(kind: str):
     strategy, holds = PROPERTIES[kind]
 
     @settings(
-        max_examples=EXAMPLES.get(kind, 40), derandomize=True, database=None, deadline=None,
-        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+        max_examples=EXAMPLES.get(kind, 40),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def run(drawn: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:

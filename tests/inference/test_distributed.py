@@ -259,8 +259,13 @@ def started(*command: object, stdin: str = "") -> subprocess.CompletedProcess[st
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", *map(str, command)],
-        input=stdin, capture_output=True, text=True, env=environment, check=False, timeout=300,
-    )  # fmt: skip
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=300,
+    )
 
 
 @pytest.mark.long

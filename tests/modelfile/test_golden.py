@@ -56,8 +56,11 @@ def test_what_is_said_beside_the_weights_is_kept():
 
 def test_there_are_golden_files_and_they_are_small():
     assert [f"{file.parent.name}/{file.name}" for file in FILES] == [
-        "format1/color.onnx", "format1/color.safetensors", "format1/custom.safetensors", "format1/gray.safetensors",
-    ]  # fmt: skip
+        "format1/color.onnx",
+        "format1/color.safetensors",
+        "format1/custom.safetensors",
+        "format1/gray.safetensors",
+    ]
     sizes = [file.stat().st_size for file in FILES]
     assert max(sizes) < 300_000
     assert sum(sizes) < 800_000

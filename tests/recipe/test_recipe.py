@@ -115,9 +115,14 @@ def test_a_run_folder_is_a_recipe(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
-    [("sampling", "balanced", "class_weights"), ("label_smoothing", 0.1, "does not use"), ("ema", 0.9, "does not use"),
-     ("clip", 1.0, "does not use"), ("early_stop", 3, "does not use")],
-)  # fmt: skip
+    [
+        ("sampling", "balanced", "class_weights"),
+        ("label_smoothing", 0.1, "does not use"),
+        ("ema", 0.9, "does not use"),
+        ("clip", 1.0, "does not use"),
+        ("early_stop", 3, "does not use"),
+    ],
+)
 def test_a_solved_head_refuses_what_it_would_ignore(key: str, value: object, told: str) -> None:
     made = {"model": {"name": "resnet18"}, "data": {"resize": 32, "size": 32}}
     Recipe.model_validate(made | {"phase": [{"train": ["head"], "head": "auto", "class_weights": "balanced"}]})

@@ -41,9 +41,14 @@ def test_recipe_trains(name: str, tmp_path: Path):
     settings = {f"phase.{i}.batch": 5 for i in range(1, len(phases) + 1)}
     settings |= {"data.channels": 1} if name in GRAY else {}
     run = linnaeus.train(
-        source, recipe=name, weights="none", epochs=[1] * len(phases), settings=settings, out=tmp_path / "run",
+        source,
+        recipe=name,
+        weights="none",
+        epochs=[1] * len(phases),
+        settings=settings,
+        out=tmp_path / "run",
         console=Console(quiet=True),
-    )  # fmt: skip
+    )
     assert run.valid.n == 4
     assert len((run.path / "history.csv").read_text().splitlines()) == 1 + len(phases)
     model = linnaeus.load(run.path)

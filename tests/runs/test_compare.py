@@ -20,17 +20,32 @@ from linnaeus.runs.predictions import COLUMNS
 
 
 def write_run(
-    folder: Path, right: np.ndarray, *, first: int = 0, split: str = "test", label: str = "a", each: int = 0,
+    folder: Path,
+    right: np.ndarray,
+    *,
+    first: int = 0,
+    split: str = "test",
+    label: str = "a",
+    each: int = 0,
     **recipe: Any,
-) -> Path:  # fmt: skip
+) -> Path:
     """A run folder with predictions for samples first, first + 1 …, each with probability 0.8, `each` in a group."""
     folder.mkdir()
     with (folder / PREDICTIONS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for i, hit in enumerate(right.tolist(), first):
-            writer.writerow([f"pic {i}.png", split, label, label if hit else "b", 0.8, 0.8 if hit else 0.2,
-                             i // each if each else ""])  # fmt: skip
+            writer.writerow(
+                [
+                    f"pic {i}.png",
+                    split,
+                    label,
+                    label if hit else "b",
+                    0.8,
+                    0.8 if hit else 0.2,
+                    i // each if each else "",
+                ]
+            )
     (folder / "metrics.json").write_text(json.dumps({"seconds": {"total": 12.5}}))
     (folder / "recipe.toml").write_text(tomli_w.dumps({"seed": 0, "phase": [{"lr": 0.1}], **recipe}))
     return folder

@@ -56,8 +56,15 @@ def test_the_history_grows_by_complete_lines(tmp_path: Path):
         assert len(lines) == 1 + number
     rows = list(csv.DictReader(lines))
     assert list(rows[0]) == [
-        "phase", "epoch", "lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "seconds",
-    ]  # fmt: skip
+        "phase",
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "valid_loss",
+        "valid_accuracy",
+        "seconds",
+    ]
     assert rows[0]["train_loss"] == "1.23457"
     assert [r["train_accuracy"] for r in rows] == ["0.5", ""]
     assert folder.rows == [row(1), row(2, None)]
@@ -67,8 +74,10 @@ def test_bad_images_may_have_any_name(tmp_path: Path):
     RunFolder(tmp_path).write_bad_images([('玫瑰/a, "b".jpg', "cut short"), ("c\nd.png", "empty file")])
     with (tmp_path / "bad_images.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
-            ["path", "reason"], ['玫瑰/a, "b".jpg', "cut short"], ["c\nd.png", "empty file"],
-        ]  # fmt: skip
+            ["path", "reason"],
+            ['玫瑰/a, "b".jpg', "cut short"],
+            ["c\nd.png", "empty file"],
+        ]
 
 
 def test_the_recipe_is_read_back(tmp_path: Path):

@@ -84,9 +84,9 @@ def test_finite_spaces_are_counted_and_listed(tmp_path: Path, recipe: Recipe):
             '"phase.1.schedule.warmup" = { low = 0.0, high = 1.0 }',
             "phase.1.schedule: phase.1.schedule.warmup varies it too",
         ),
-        ('seed = { low = 0, high = 9 }', "--set seed fixes it too"),
+        ("seed = { low = 0, high = 9 }", "--set seed fixes it too"),
     ],
-)  # fmt: skip
+)
 def test_errors_are_one_line(tmp_path: Path, recipe: Recipe, text: str, message: str):
     with pytest.raises(UserError) as raised:
         read(tmp_path, recipe, text, seed=3)
@@ -102,9 +102,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path, recipe: Recipe):
 
 def test_values_that_are_valid_only_with_others_are_accepted(tmp_path: Path, recipe: Recipe):
     """resize = 20 is invalid with the recipe's size = 28 and valid with size = 16."""
-    space = read(
-        tmp_path, recipe, '"data.resize" = { choices = [20, 32] }\n"data.size" = { choices = [16, 28] }'
-    )  # fmt: skip
+    space = read(tmp_path, recipe, '"data.resize" = { choices = [20, 32] }\n"data.size" = { choices = [16, 28] }')
     assert combinations(space) == 4
     with pytest.raises(UserError, match=r"data\.resize = 8"):
         read(tmp_path, recipe, '"data.resize" = { choices = [8, 32] }\n"data.size" = { choices = [16, 28] }')

@@ -234,9 +234,21 @@ def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(tmp_path: Pa
     space = tmp_path / "space.toml"
     space.write_text('"phase.1.lr" = { low = 1e-4, high = 1e-1, log = true }\n')
     command = [
-        sys.executable, "-m", "linnaeus", "sweep", str(source), "--recipe", str(recipe), "--space", str(space),
-        "--out", str(tmp_path / "out"), "--device", "cpu", "--trials",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "linnaeus",
+        "sweep",
+        str(source),
+        "--recipe",
+        str(recipe),
+        "--space",
+        str(space),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--trials",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen([*command, "4"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     second = subprocess.Popen([*command, "4"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -290,8 +302,15 @@ def test_the_plot_of_one_trial_and_of_many(tmp_path: Path):
         Slice("phase.1.lr", (10.0 ** generator.uniform(-5, -1, n)).tolist(), (1e-5, 1e-1), log=True),
     ]
     many = SweepImage(
-        "many", "", "accuracy", list(range(n)), generator.uniform(0, 1, n).tolist(), [i % 3 == 1 for i in range(n)], 0,
-        {"phase.1.lr": 0.9, "data.size": 0.1}, slices,
-    )  # fmt: skip
+        "many",
+        "",
+        "accuracy",
+        list(range(n)),
+        generator.uniform(0, 1, n).tolist(),
+        [i % 3 == 1 for i in range(n)],
+        0,
+        {"phase.1.lr": 0.9, "data.size": 0.1},
+        slices,
+    )
     sweep_plot(many, tmp_path / "many.png")
     assert Image.open(tmp_path / "many.png").size == Image.open(tmp_path / "one.png").size

@@ -32,8 +32,20 @@ def patients(tmp_path: Path) -> Path:
 def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"train": ["head"], "head": "auto", "epochs": 1})
     run = tmp_path / "run"
-    said = say("train", patients, "--recipe", recipe, "--out", run, "--set", "data.split.groups=patient",
-               "--set", "data.split.valid=0.25", "--device", "cpu")  # fmt: skip
+    said = say(
+        "train",
+        patients,
+        "--recipe",
+        recipe,
+        "--out",
+        run,
+        "--set",
+        "data.split.groups=patient",
+        "--set",
+        "data.split.valid=0.25",
+        "--device",
+        "cpu",
+    )
     assert said.status == 0, said.err
     assert "train 36 in 9 groups, valid 12 in 3 groups" in said.out
     assert " of 12 in 3 groups, 95 % interval " in said.out

@@ -326,8 +326,13 @@ def test_the_step_callback_receives_every_step(engine: Engine):
     steps: list[Step] = []
     epochs = train(mini(), phase(epochs=2, batch=20), plain_data(48, batch=20), engine, on_step=steps.append)
     assert [(step.epoch, step.step, step.steps, step.samples) for step in steps] == [
-        (1, 1, 3, 20), (1, 2, 3, 40), (1, 3, 3, 48), (2, 1, 3, 20), (2, 2, 3, 40), (2, 3, 3, 48),
-    ]  # fmt: skip
+        (1, 1, 3, 20),
+        (1, 2, 3, 40),
+        (1, 3, 3, 48),
+        (2, 1, 3, 20),
+        (2, 2, 3, 40),
+        (2, 3, 3, 48),
+    ]
     assert steps[-1].means() == (epochs[-1].train_loss, epochs[-1].train_accuracy)
 
 

@@ -40,10 +40,27 @@ class Machine:
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start `torchrun -m linnaeus ARGUMENTS` as one of two machines with one process each."""
         command = [
-            "ip", "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run", "--nnodes", 2,
-            "--node-rank", self.rank, "--nproc-per-node", 1, "--master-addr", f"{NET}.1", "--master-port", PORT,
-            "-m", "linnaeus", *arguments,
-        ]  # fmt: skip
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            2,
+            "--node-rank",
+            self.rank,
+            "--nproc-per-node",
+            1,
+            "--master-addr",
+            f"{NET}.1",
+            "--master-port",
+            PORT,
+            "-m",
+            "linnaeus",
+            *arguments,
+        ]
         variables = {"GLOO_SOCKET_IFNAME": self.interface, "LINNAEUS_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [*map(str, command)],
@@ -134,9 +151,18 @@ def test_a_machine_whose_process_dies_ends_the_other_and_the_run_can_be_resumed(
     """Within a minute and with one line; the next start resumes."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 2000})
     arguments = (
-        "train", given["source"], "--recipe", recipe, "--out", given["out"], "--device", "cpu",
-        "--checkpoint-every", "2steps", "--resume",
-    )  # fmt: skip
+        "train",
+        given["source"],
+        "--recipe",
+        recipe,
+        "--out",
+        given["out"],
+        "--device",
+        "cpu",
+        "--checkpoint-every",
+        "2steps",
+        "--resume",
+    )
     running = [machine.start(*arguments) for machine in machines]
     while not (given["out"] / "checkpoint" / "checkpoint.json").exists():
         assert [one.poll() for one in running] == [None, None]

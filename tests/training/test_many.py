@@ -83,11 +83,17 @@ def normed() -> Network:
     """A network with BatchNorm before and after the average over positions."""
     return wrap(
         nn.Sequential(
-            nn.Conv2d(1, 6, 5, stride=3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-            nn.BatchNorm1d(24, momentum=None), nn.Linear(24, 3),
+            nn.Conv2d(1, 6, 5, stride=3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.BatchNorm1d(24, momentum=None),
+            nn.Linear(24, 3),
         ),
-        3, 1,
-    )  # fmt: skip
+        3,
+        1,
+    )
 
 
 def doubled(data: Stream) -> Stream:
@@ -316,9 +322,23 @@ def test_a_killed_process_of_the_command_ends_it(idx: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 400})
     out = tmp_path / "run"
     command = [
-        sys.executable, "-m", "linnaeus", "train", str(idx), "--recipe", str(recipe), "--out", str(out),
-        "--device", "cpu", "--devices", "2", "--checkpoint-every", "2steps", "--resume",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "linnaeus",
+        "train",
+        str(idx),
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--devices",
+        "2",
+        "--checkpoint-every",
+        "2steps",
+        "--resume",
+    ]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not (out / "checkpoint" / "checkpoint.json").exists():
         assert running.poll() is None

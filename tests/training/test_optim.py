@@ -56,8 +56,12 @@ def test_the_stages_of_a_custom_network():
 def test_stages_further_from_the_head_have_lower_rates():
     groups = parameter_groups(create("resnet20", 3), phase(lr=0.1, lr_decay=0.5))
     assert [(g["stage"], round(g["lr"], 6)) for g in groups] == [
-        ("stem", 0.00625), ("layer1", 0.0125), ("layer2", 0.025), ("layer3", 0.05), ("head", 0.1),
-    ]  # fmt: skip
+        ("stem", 0.00625),
+        ("layer1", 0.0125),
+        ("layer2", 0.025),
+        ("layer3", 0.05),
+        ("head", 0.1),
+    ]
 
 
 def test_norms_and_biases_can_be_excluded_from_weight_decay():

@@ -36,25 +36,31 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
     # name: phases, other recipe tables, the step at which the process dies
     "everything at once": (
         [{"augment": AUGMENT, "mixup": 0.2, "cutmix": 1.0, "ema": 0.8, "clip": 1.0}, {"train": ["head"], "epochs": 1}],
-        {}, 7,
+        {},
+        7,
     ),
     "momentum and one cycle": ([{"optimizer": "sgd", "schedule": {"name": "onecycle"}}], {"best": "loss"}, 7),
     "a plateau and an early stop": (
         [{"epochs": 6, "lr": 0.05, "early_stop": 2, "schedule": {"name": "plateau", "patience": 0, "threshold": 0.5}}],
-        {}, 12,
+        {},
+        12,
     ),
     "micro-batches and balanced sampling": (
         [{"micro_batch": 5, "sampling": "balanced", "class_weights": "balanced", "optimizer": "adamw"}],
-        {"custom network": True}, 5,
+        {"custom network": True},
+        5,
     ),
     "a solved head, then training on stored activations": (
-        [{"train": ["head"], "head": "auto", "epochs": 1},
-         {"train": ["block3", "head"], "views": 2, "augment": AUGMENT}],
-        {}, 7,
+        [
+            {"train": ["head"], "head": "auto", "epochs": 1},
+            {"train": ["block3", "head"], "views": 2, "augment": AUGMENT},
+        ],
+        {},
+        7,
     ),
     "fresh augmentation through a frozen part": ([{"train": ["head"], "augment": AUGMENT, "epochs": 3}], {}, 11),
     "a learning rate from a range test": ([{"lr": "auto", "schedule": {"name": "cosine", "warmup": 0.5}}], {}, 7),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)

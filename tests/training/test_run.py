@@ -73,9 +73,19 @@ def test_a_run_writes_all_files_and_they_agree(tmp_path: Path):
     run = train(source, recipe, tmp_path / "run ö")
     files = {file.name for file in run.path.iterdir()}
     assert files >= {
-        "model.safetensors", "recipe.toml", "history.csv", "metrics.json", "bad_images.csv", "split.csv", "curves.png",
-        "predictions.png", "confusion.png", "predictions.csv", "evaluation.json", "report.html",
-    }  # fmt: skip
+        "model.safetensors",
+        "recipe.toml",
+        "history.csv",
+        "metrics.json",
+        "bad_images.csv",
+        "split.csv",
+        "curves.png",
+        "predictions.png",
+        "confusion.png",
+        "predictions.csv",
+        "evaluation.json",
+        "report.html",
+    }
     assert not [name for name in files if name.startswith(".")]
     for name in ("curves.png", "predictions.png", "confusion.png"):
         assert Image.open(run.path / name).size > (200, 200)

@@ -57,11 +57,16 @@ def test_onecycle_equals_torch():
     ours = rates(Schedule(optimizer(0.1, 0.01), phase(name="onecycle", rise=0.3, start_div=25, end_div=1e4), STEPS))
     theirs = reference(
         lambda o: OneCycleLR(
-            o, max_lr=[0.1, 0.01], total_steps=EPOCHS * STEPS, pct_start=0.3, div_factor=25, final_div_factor=1e4 / 25,
+            o,
+            max_lr=[0.1, 0.01],
+            total_steps=EPOCHS * STEPS,
+            pct_start=0.3,
+            div_factor=25,
+            final_div_factor=1e4 / 25,
             cycle_momentum=False,
         ),
         per_step=True,
-    )  # fmt: skip
+    )
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-9)
 
 
@@ -76,15 +81,29 @@ def test_warmup_rises_to_the_peak_and_never_starts_at_zero():
 def test_plateau_equals_torch_with_all_keys(monitor: str):
     figures = [1.0, 0.9, 0.9, 0.9, 0.95, 0.9, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
     spec = phase(
-        name="plateau", monitor=monitor, factor=0.5, patience=1, threshold=0.05, threshold_mode="abs", cooldown=1,
-        minimum=1e-3, eps=1e-9,
-    )  # fmt: skip
+        name="plateau",
+        monitor=monitor,
+        factor=0.5,
+        patience=1,
+        threshold=0.05,
+        threshold_mode="abs",
+        cooldown=1,
+        minimum=1e-3,
+        eps=1e-9,
+    )
     ours = Schedule(optimizer(0.1, 0.002), spec, STEPS)
     mine = optimizer(0.1, 0.002)
     theirs = ReduceLROnPlateau(
-        mine, mode="min" if monitor.endswith("loss") else "max", factor=0.5, patience=1, threshold=0.05,
-        threshold_mode="abs", cooldown=1, min_lr=1e-3, eps=1e-9,
-    )  # fmt: skip
+        mine,
+        mode="min" if monitor.endswith("loss") else "max",
+        factor=0.5,
+        patience=1,
+        threshold=0.05,
+        threshold_mode="abs",
+        cooldown=1,
+        min_lr=1e-3,
+        eps=1e-9,
+    )
     seen = set()
     for epoch, value in enumerate(figures):
         ours.before_step(epoch * STEPS)
