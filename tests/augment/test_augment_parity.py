@@ -203,7 +203,7 @@ def test_passes_reach_only_the_samples_that_drew_them() -> None:
     rows = torch.stack([image(seed=i) for i in range(40)])
     spec = Augment(solarize=0.3, equalize=0.3)
     augmentation = Augmentation(spec, size=SIZE, mean=[0.0] * 3, std=[1.0] * 3, seed=0)
-    drawn = passes.draw_passes(spec, 0, 0, np.arange(40))
+    drawn = passes.draw_filters(spec, 0, 0, np.arange(40))
     out = augmentation(rows, np.full((40, 2), SIZE), np.arange(40), 0)
     changed = ((out.permute(0, 2, 3, 1) * 255 - rows).abs().amax((1, 2, 3)) > 0.01).numpy()
     assert np.array_equal(changed, drawn.active)

@@ -1,4 +1,4 @@
-"""Color of augmentation: one matrix a sample for brightness, contrast, saturation, hue, gray and normalization."""
+"""Color augmentation: brightness, contrast, saturation, hue, gray and normalization as one matrix per sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from linnaeus.augment.trivial_augment import Trivial
 from linnaeus.recipe import Augment
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY = range(20, 25)  # streams of random numbers
-LUMA = np.array([0.2989, 0.587, 0.114])  # ITU-R BT.601, the digits that torchvision's rgb_to_grayscale has
+LUMA = np.array([0.2989, 0.587, 0.114])  # ITU-R BT.601, with the digits of torchvision's rgb_to_grayscale
 NONE, GAIN, MIX = range(3)
 
 
@@ -22,14 +22,14 @@ NONE, GAIN, MIX = range(3)
 class Colors:
     """N color changes on [0, 1]: `y = direct @ x + through @ mean(x)`, the mean taken over the sample's own pixels.
 
-    Contrast turns about the image's mean luma, which is known only once the pixels are; all else is known before.
+    The mean term is needed for contrast only: it scales around the image's mean luma, which depends on the pixels.
     """
 
     direct: np.ndarray  # (N, C, C)
     through: np.ndarray  # (N, C, C)
 
     def kinds(self) -> np.ndarray:
-        """(N,) NONE where nothing changes, GAIN where no channel enters another but through the mean, MIX elsewhere."""
+        """(N,) NONE: no change; GAIN: channels interact only through the mean; MIX: channels are mixed."""
         eye = np.eye(self.direct.shape[1])
         changes = (self.direct != eye).any((1, 2)) | (self.through != 0).any((1, 2))
         mixes = (self.direct * (1 - eye) != 0).any((1, 2))
@@ -38,7 +38,7 @@ class Colors:
 
 @dataclass(frozen=True)
 class Factors:
-    """What was drawn: (N,) each. 1 changes nothing, except for hue (in turns, 0) and gray (False)."""
+    """Drawn factors, (N,) each. Neutral values: 1, for hue 0 (in turns), for gray False."""
 
     brightness: np.ndarray
     contrast: np.ndarray
@@ -48,9 +48,9 @@ class Factors:
 
 
 def draw_factors(spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivial: Trivial | None = None) -> Factors:
-    """Factors uniform in [max(0, 1 - v), 1 + v] and hue uniform in ±v, as torchvision's ColorJitter draws them.
+    """Draw factors uniform in [max(0, 1 - v), 1 + v] and hue uniform in ±v, as torchvision's ColorJitter draws them.
 
-    TrivialAugment's factor multiplies: two blends with the same gray image are one blend with the product.
+    TrivialAugment's factor is multiplied in: two blends with the same gray image equal one with the product.
     """
 
     def between(low: float, high: float, stream: int) -> np.ndarray:
@@ -72,10 +72,10 @@ def draw_factors(spec: Augment, seed: int, epoch: int, indices: np.ndarray, triv
 
 
 def color_matrices(factors: Factors, channels: int) -> Colors:
-    """Brightness, then contrast, then saturation, then hue, then gray, always in this order.
+    """Combine brightness, contrast, saturation, hue and gray, in this order, into one matrix per sample.
 
-    torchvision's ColorJitter shuffles the first four and clips after each; here what leaves [0, 1] is clipped once, at
-    the end. With one channel saturation, hue and gray change nothing.
+    torchvision's ColorJitter shuffles the first four and clips to [0, 1] after each; here values are clipped once, at
+    the end. With one channel, saturation, hue and gray change nothing.
     """
     n = len(factors.brightness)
     luma = LUMA if channels == 3 else np.full(channels, 1.0 / channels)
@@ -95,13 +95,12 @@ def color_matrices(factors: Factors, channels: int) -> Colors:
 
 
 def hue_rotation(turns: np.ndarray) -> np.ndarray:
-    """A turn of the color wheel as a rotation of RGB about the gray axis (Haeberli 1993, "Matrix operations").
+    """Rotate hue as a rotation of RGB about the gray axis (Haeberli 1993, "Matrix operations").
 
-    turns (N,), 1/3 takes red to green -> (N, 3, 3)
+    turns (N,), where 1/3 takes red to green. Returns (N, 3, 3).
 
-    Grays stay as they are, and it is linear. HSV, which torchvision goes through, is not: there the largest and the
-    smallest channel keep their values, here the sum and the length of the color vector do. At thirds of a turn the two
-    agree.
+    The map is linear and keeps grays. torchvision goes through HSV, which is not linear and keeps the largest and the
+    smallest channel; this rotation keeps the sum and the length of the color vector. At thirds of a turn both agree.
     """
     angle = 2 * np.pi * turns[:, None, None]
     third, root = 1.0 / 3.0, np.sqrt(1.0 / 3.0)
@@ -110,11 +109,11 @@ def hue_rotation(turns: np.ndarray) -> np.ndarray:
 
 
 class Finish:
-    """The last step of a batch: color, clip to black and white, normalize with mean and std, in one linear map.
+    """Last step of a batch: color, clipping and normalization with mean and std, in one linear map.
 
-    The tables of the N samples are made once and moved to the device once. Where the channels lie interleaved they are
-    laid out along lines or blocks of pixels: to broadcast over an innermost axis of three, or to multiply by a 3x3
-    matrix there, is about eight times slower.
+    The tables of the N samples are computed and moved to the device once. For interleaved channels they are repeated
+    along lines or blocks of pixels: broadcasting over an innermost axis of three, or multiplying by a 3x3 matrix there,
+    is about eight times slower.
     """
 
     def __init__(self, colors: Colors, mean: np.ndarray, std: np.ndarray, size: int, device: torch.device):
@@ -127,18 +126,18 @@ class Finish:
         self.matrix = to_device(scaled, device)  # (N, C, C)
         self.through = to_device(colors.through * self.scale[:, None], device)
         self.needs_mean = (colors.through != 0).any(axis=(1, 2))
-        # Several pixels at once: a block-diagonal matrix wastes arithmetic and is still faster than pixels by 3 x 3.
+        # A block-diagonal matrix for several pixels wastes arithmetic but is faster than a 3 x 3 matrix per pixel.
         self.block = next(b for b in (8, 4, 2, 1) if size * size % b == 0)
         self.blocks = to_device(np.kron(np.eye(self.block), scaled.transpose(0, 2, 1)), device)
 
     def _bias(self, x: Tensor, which: slice | np.ndarray) -> Tensor:
-        """x (K, C, size, size) in 0..255 -> (K, C): where black goes."""
+        """Image of black after the map, (K, C), for x (K, C, size, size) in 0..255."""
         if not self.needs_mean[which].any():
             return self.dark.expand(len(x), -1)
         return (self.through[which] * over_pixels(x, torch.mean)[:, None, :]).sum(2).add_(self.dark)
 
     def interleaved(self, x: Tensor, which: slice | np.ndarray, out: Tensor) -> None:
-        """x (K, size, size, C) in 0..255 -> `out`, both contiguous; the samples `which` of the batch, of one kind."""
+        """Write x (K, size, size, C) in 0..255 to `out`, both contiguous. The samples `which` must be of one kind."""
         k, channels, kind = len(x), x.shape[-1], self.kinds[which][0]
         scale, black, white = self.lines
         source, target = x.view(k, self.size, -1), out.view(k, self.size, -1)
@@ -155,7 +154,7 @@ class Finish:
         torch.clamp(target, black, white, out=target)
 
     def planes(self, x: Tensor, which: slice | np.ndarray, out: Tensor, scratch: Scratch) -> None:
-        """x (K, C, size, size) in 0..255 -> `out` (K, size, size, C), contiguous; samples `which`, of one kind."""
+        """Write x (K, C, size, size) in 0..255 to `out` (K, size, size, C), contiguous; `which` is of one kind."""
         k, channels = x.shape[:2]
         if self.kinds[which][0] == NONE:
             for c in range(channels):

@@ -1,6 +1,6 @@
-"""Augmentations that are no matrix: each a pass of its own over the samples that drew it.
+"""Augmentations that are not linear maps: each filter runs over the samples that drew it.
 
-All take and give (N, C, H, W) float32 in 0..255.
+Input and output are (N, C, H, W) float32 in 0..255.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from linnaeus.augment.trivial_augment import Trivial
 from linnaeus.recipe import Augment
 
 POSTERIZE, SOLARIZE, EQUALIZE, AUTOCONTRAST, SHARPNESS, ERASE = range(30, 36)  # streams of random numbers
-TRIES = 10  # torchvision gives up on a box to erase after as many
+TRIES = 10  # as in torchvision, which then erases nothing
 
 
 @dataclass(frozen=True)
-class Passes:
-    """What was drawn: (N,) each; the neutral value means that the sample is left alone."""
+class FilterParameters:
+    """Drawn parameters, (N,) each. A sample with the neutral value is not changed."""
 
     bits: np.ndarray  # int, 8 is neutral
     threshold: np.ndarray  # float, 256 is neutral
@@ -33,13 +33,15 @@ class Passes:
 
     @property
     def active(self) -> np.ndarray:
-        """(N,) bool: the samples on which any pass works."""
+        """(N,) bool: the samples that any filter changes."""
         changed = (self.bits < 8) | (self.threshold < 256) | (self.sharpness != 1)
         return changed | self.equalize | self.autocontrast
 
 
-def draw_passes(spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivial: Trivial | None = None) -> Passes:
-    """Each pass with its own probability. Where TrivialAugment drew one as well, the stronger of the two holds."""
+def draw_filters(
+    spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivial: Trivial | None = None
+) -> FilterParameters:
+    """Draw each filter with its own probability. If TrivialAugment drew it too, the stronger of the two applies."""
 
     def hit(probability: float, stream: int) -> np.ndarray:
         if not probability:
@@ -55,18 +57,20 @@ def draw_passes(spec: Augment, seed: int, epoch: int, indices: np.ndarray, trivi
         threshold = np.minimum(threshold, trivial.pick("solarize", 256.0))
         equal, auto = equal | trivial.of("equalize"), auto | trivial.of("autocontrast")
         sharp = np.where(trivial.of("sharpness"), 1.0 + trivial.strength, sharp)
-    return Passes(bits, threshold, equal, auto, sharp)
+    return FilterParameters(bits, threshold, equal, auto, sharp)
 
 
-def run_passes(x: Tensor, passes: Passes, which: slice | np.ndarray) -> None:
-    """Work on `x` (K, C, H, W), the K samples `which` of the batch, in place: posterize, solarize, equalize,
-    autocontrast, sharpness."""
-    bits, threshold, sharp = passes.bits[which], passes.threshold[which], passes.sharpness[which]
+def apply_filters(x: Tensor, parameters: FilterParameters, which: slice | np.ndarray) -> None:
+    """Apply posterize, solarize, equalize, autocontrast and sharpness in place.
+
+    `x` (K, C, H, W) are the K samples `which` of the batch.
+    """
+    bits, threshold, sharp = parameters.bits[which], parameters.threshold[which], parameters.sharpness[which]
     for mask, change in (
         (bits < 8, lambda part, rows: posterize(part, _column(bits[rows], part))),
         (threshold < 256, lambda part, rows: solarize(part, _column(threshold[rows], part))),
-        (passes.equalize[which], lambda part, rows: equalize(part)),
-        (passes.autocontrast[which], lambda part, rows: autocontrast(part)),
+        (parameters.equalize[which], lambda part, rows: equalize(part)),
+        (parameters.autocontrast[which], lambda part, rows: autocontrast(part)),
         (sharp != 1, lambda part, rows: sharpness(part, _column(sharp[rows], part))),
     ):
         rows = np.flatnonzero(mask)
@@ -86,32 +90,34 @@ def _column(values: np.ndarray, like: Tensor) -> Tensor:
 
 
 def posterize(x: Tensor, bits: Tensor) -> Tensor:
-    """Keep the upper `bits` (K, 1, 1, 1) of the eight."""
+    """Keep the upper `bits` (K, 1, 1, 1) of the eight bits of each level."""
     step = 2.0 ** (8 - bits)
     return x.round().div_(step).floor_().mul_(step)
 
 
 def solarize(x: Tensor, threshold: Tensor) -> Tensor:
-    """Invert what is at or above `threshold` (K, 1, 1, 1)."""
+    """Invert the levels at or above `threshold` (K, 1, 1, 1)."""
     x = x.round()
-    inverted = (x - (threshold.ceil() - 1.0)).clamp_(0, 1)  # of whole levels this is the comparison, much faster
+    inverted = (x - (threshold.ceil() - 1.0)).clamp_(
+        0, 1
+    )  # equals `x >= threshold` for integer levels, and is much faster
     return torch.addcmul(x, inverted, (-2.0 * x).add_(255.0))
 
 
 def autocontrast(x: Tensor) -> Tensor:
-    """Stretch each channel to 0..255; a channel of one value stays."""
+    """Stretch each channel to 0..255. A channel with a single value is not changed."""
     x = x.round()
     view, lay = lines(x)
     low, high = over_pixels(x, torch.amin), over_pixels(x, torch.amax)
     flat = low == high
     step = torch.where(flat, torch.ones_like(low), (high - low) * (1.0 / 255.0))
-    # Divided, not multiplied by the inverse: what falls on a whole level must not fall just below it.
+    # Division, not multiplication by the inverse: a result that is exactly an integer must not end just below it.
     view.sub_(lay(torch.where(flat, torch.zeros_like(low), low))).div_(lay(step)).clamp_(0, 255).floor_()
     return x
 
 
 def equalize(x: Tensor) -> Tensor:
-    """Flatten the histogram of each channel, by Pillow's rule: whole steps, the top bin left out of the mean."""
+    """Equalize the histogram of each channel by Pillow's rule: integer steps, top bin excluded from the mean."""
     k, c, h, w = x.shape
     view, lay = lines(x.round().to(torch.int32))
     first = torch.arange(k * c, device=x.device, dtype=torch.int32).view(k, c) * 256
@@ -127,7 +133,7 @@ def equalize(x: Tensor) -> Tensor:
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a smoothed copy: factor (K, 1, 1, 1), 0 smooths, 1 leaves, 2 sharpens. The rim of one pixel stays.
+    """Blend with a smoothed copy: factor (K, 1, 1, 1): 0 smooths, 1 keeps, 2 sharpens. Border pixels stay.
 
     The smoothing is Pillow's SMOOTH filter: ones with a 5 in the center, over 13.
     """
@@ -145,7 +151,7 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
 def draw_erasures(spec: Augment, size: int, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     """Boxes of random erasing (Zhong et al. 2017, arXiv:1708.04896, algorithm 1), drawn as torchvision draws them.
 
-    -> (N, 4) int64 as (left, top, width, height); width 0 where nothing is erased
+    Returns (N, 4) int64 as (left, top, width, height); the width is 0 where nothing is erased.
     """
     u = uniforms(seed, epoch, indices, 3 + 2 * TRIES, ERASE)
     low, high = spec.erase_scale

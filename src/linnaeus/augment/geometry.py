@@ -1,7 +1,7 @@
-"""Geometry of augmentation: one affine map a sample, from output pixels to the row's own coordinates.
+"""Geometric augmentation: one affine map per sample, from output pixels to coordinates of the stored row.
 
-Coordinates are continuous: pixel i covers [i, i + 1] and its center lies at i + 0.5. A map is kept as a linear part and
-an offset: `row = linear @ (output - size / 2) + offset`, so that the center of the output falls on `offset`.
+Coordinates are continuous: pixel i covers [i, i + 1] and its center lies at i + 0.5. A map has a linear part and an
+offset, `row = linear @ (output - size / 2) + offset`: the center of the output maps to `offset`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from linnaeus.augment.trivial_augment import Trivial
 from linnaeus.recipe import Augment
 
 CROP, PAD, ROTATE, AFFINE, FLIP = range(10, 15)  # streams of random numbers
-TRIES = 10  # torchvision gives up on a random resized crop after as many
-EXACT = 1e-6  # pixels: how near a box must be to whole pixels to count as whole
+TRIES = 10  # as in torchvision, which then falls back to a central crop
+EXACT = 1e-6  # pixels: tolerance for a box to count as aligned to whole pixels
 
 
 CUT, RESIZE, WARP = range(3)
@@ -25,20 +25,20 @@ CUT, RESIZE, WARP = range(3)
 
 @dataclass(frozen=True)
 class Maps:
-    """N maps from a size x size output to the rows, and how each is best carried out."""
+    """N maps from a size x size output to the rows, and the cheapest operation for each."""
 
     linear: np.ndarray  # (N, 2, 2) float64, acting on (x, y)
     offset: np.ndarray  # (N, 2) float64, (x, y)
-    boxes: np.ndarray  # (N, 4) int64, (left, top, width, height) of what the output shows, where the map is straight
-    flips: np.ndarray  # (N, 2) bool, in x and in y, where the map is straight
-    kinds: np.ndarray  # (N,) CUT: whole pixels, none resized; RESIZE: a box of whole pixels inside the row; or WARP
+    boxes: np.ndarray  # (N, 4) int64, (left, top, width, height) of the visible part, if the map is axis-aligned
+    flips: np.ndarray  # (N, 2) bool, in x and in y, if the map is axis-aligned
+    kinds: np.ndarray  # (N,) CUT: whole pixels, not resized; RESIZE: a box of whole pixels inside the row; or WARP
 
     def select(self, which: np.ndarray | slice) -> Maps:
         return Maps(self.linear[which], self.offset[which], self.boxes[which], self.flips[which], self.kinds[which])
 
 
 def plan(linear: np.ndarray, offset: np.ndarray, size: int, shapes: np.ndarray) -> Maps:
-    """See which maps need no general resample; shapes (N, 2) as (height, width)."""
+    """Find the maps that need no general resampling. shapes (N, 2) as (height, width)."""
     diagonal = linear[:, [0, 1], [0, 1]]
     extent = np.abs(diagonal) * size
     exact = np.concatenate([offset - extent / 2, extent], axis=1)
@@ -54,7 +54,7 @@ def plan(linear: np.ndarray, offset: np.ndarray, size: int, shapes: np.ndarray) 
 def center_boxes(shapes: np.ndarray, size: int) -> np.ndarray:
     """Left and top of the central size x size box, rounded as torchvision does.
 
-    shapes (N, 2) as (height, width) -> (N, 2) int64 as (left, top), negative where the row is smaller than the box
+    shapes (N, 2) as (height, width). Returns (N, 2) int64 (left, top), negative where the row is smaller.
     """
     spare = shapes[:, ::-1].astype(np.int64) - size
     # np.round rounds halves to even, as Python's round does in torchvision's center_crop; padding rounds down there.
@@ -64,7 +64,7 @@ def center_boxes(shapes: np.ndarray, size: int) -> np.ndarray:
 def resized_crops(spec: Augment, shapes: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Boxes of the random resized crop (Szegedy et al. 2015, section 6), with torchvision's ten tries and fallback.
 
-    shapes (N, 2) as (height, width); u (N, 22) uniforms -> (N, 4) int64 as (left, top, width, height)
+    shapes (N, 2) as (height, width); u (N, 22) uniforms. Returns (N, 4) int64 as (left, top, width, height).
     """
     assert spec.crop_scale is not None
     height, width = shapes[:, :1].astype(np.float64), shapes[:, 1:].astype(np.float64)
@@ -81,11 +81,11 @@ def resized_crops(spec: Augment, shapes: np.ndarray, u: np.ndarray) -> np.ndarra
     top = np.floor(u[:, -1] * (height[:, 0] - h + 1))
     # No try fitted: the central crop of the nearest allowed aspect ratio.
     full_w, full_h = width[:, 0], height[:, 0]
-    back_w = np.where(full_w / full_h > wide, np.round(full_h * wide), full_w)
-    back_h = np.where(full_w / full_h < narrow, np.round(full_w / narrow), full_h)
-    back = np.stack([(full_w - back_w) // 2, (full_h - back_h) // 2, back_w, back_h], axis=1)
-    found = fits.any(axis=1, keepdims=True)
-    return np.where(found, np.stack([left, top, w, h], axis=1), back).astype(np.int64)
+    fallback_w = np.where(full_w / full_h > wide, np.round(full_h * wide), full_w)
+    fallback_h = np.where(full_w / full_h < narrow, np.round(full_w / narrow), full_h)
+    fallback = np.stack([(full_w - fallback_w) // 2, (full_h - fallback_h) // 2, fallback_w, fallback_h], axis=1)
+    fitted = fits.any(axis=1, keepdims=True)
+    return np.where(fitted, np.stack([left, top, w, h], axis=1), fallback).astype(np.int64)
 
 
 def padded_crops(pad: int, shapes: np.ndarray, size: int, u: np.ndarray) -> np.ndarray:
@@ -104,9 +104,9 @@ def draw_maps(
     indices: np.ndarray,
     trivial: Trivial | None = None,
 ) -> Maps:
-    """The map of each sample: crop, then rotate, then scale and shift, then flips, then TrivialAugment's geometry.
+    """Draw the map of each sample: crop, rotate, scale and shift, flip, then TrivialAugment's geometry.
 
-    Read from the output backwards, each step undoes one change, so the matrices multiply in that order from the left.
+    The maps go from output to input and each step undoes one change, so the matrices multiply in this order.
     """
     n = len(indices)
     center = center_boxes(shapes, size)
@@ -119,7 +119,7 @@ def draw_maps(
     offset = box[:, :2] + box[:, 2:] / 2
 
     def then(change: np.ndarray, move: np.ndarray | None = None) -> None:
-        """One more change to the image, given as its own map from output to input about the center."""
+        """Append a change to the image, given as a map from output to input about the center."""
         nonlocal linear, offset
         offset = offset if move is None else offset + np.einsum("nij,nj->ni", linear, move)
         linear = linear @ change
@@ -142,7 +142,7 @@ def draw_maps(
 
 
 def rotation(degrees: np.ndarray) -> np.ndarray:
-    """(N,) degrees, counterclockwise as seen -> (N, 2, 2) from output to input; y points down."""
+    """(N,) degrees, counterclockwise on the screen -> (N, 2, 2) from output to input; y points down."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
 

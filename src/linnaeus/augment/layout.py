@@ -1,4 +1,4 @@
-"""How batches of pixels lie in memory, and how to work on them without moving them."""
+"""Memory layout of pixel batches, and operations that avoid copying them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SMALL = 1 << 16  # bytes of float pixels: up to here a CPU works on many samples at once, above it on one by one
+SMALL = 1 << 16  # bytes of float pixels: a CPU processes smaller samples together and larger ones one by one
 
 
 def together(pixels: Tensor, size: int) -> bool:
-    """Whether samples are worked on together: small ones for the calls' sake, and on a GPU all; pixels (N, H, W, C)."""
+    """Whether to process samples together: small ones, to save calls, and all on a GPU. pixels (N, H, W, C)."""
     return pixels.device.type != "cpu" or 4 * size * size * pixels.shape[-1] <= SMALL
 
 
 def take(x: Tensor, which: slice | np.ndarray) -> Tensor:
-    """The samples `which`: a view for a slice, else a copy."""
+    """Select the samples `which`: a view for a slice, otherwise a copy."""
     return x[which] if isinstance(which, slice) else x.index_select(0, torch.from_numpy(which).to(x.device))
 
 
@@ -27,7 +27,7 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 class Scratch:
-    """Memory for what lives no longer than a piece of a batch, used again for the next piece.
+    """Buffers for temporaries of one micro-batch, reused for the next.
 
     Asked for afresh, every page of it may have to be mapped again, which costs more than the arithmetic on it.
     """
@@ -37,7 +37,7 @@ class Scratch:
         self.held: dict[str, Tensor] = {}
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """A float32 tensor with arbitrary content, contiguous."""
+        """A contiguous float32 tensor with arbitrary content."""
         size = math.prod(shape)
         if name not in self.held or len(self.held[name]) < size:
             self.held[name] = torch.empty(size, device=self.device)
@@ -45,7 +45,7 @@ class Scratch:
 
 
 def lines(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """A view of `x` (K, C, H, W), interleaved or in planes, with a long last axis; and values (K, C) laid out for it.
+    """A view of `x` (K, C, H, W) with a long last axis, and a function that lays out values (K, C) for it.
 
     To broadcast along an innermost axis of three channels is some ten times slower.
     """
@@ -56,7 +56,7 @@ def lines(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 
 def over_pixels(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    """(K, C, H, W) -> (K, C), by torch.mean, amin or amax; of interleaved pixels whole lines first."""
+    """Reduce (K, C, H, W) to (K, C) by torch.mean, amin or amax; interleaved pixels line by line first."""
     k, c, _, w = x.shape
     view = lines(x)[0]
     return reduce(reduce(view, dim=1).view(k, w, c), dim=1) if _interleaved(x) else reduce(view, dim=2)

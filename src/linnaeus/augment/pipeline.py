@@ -1,10 +1,10 @@
 """Augmentation of whole batches on the device: uint8 rows in, normalized float batches out.
 
-One affine map a sample holds all geometry and one resample carries it out; one matrix a sample holds all color and the
-normalization. What is no matrix is a pass of its own (`filters.py`). The order is fixed:
+One affine map per sample holds all geometry and takes one resample; one matrix per sample holds all color and the
+normalization. Operations that are not linear are filters of their own (`filters.py`). The order is fixed:
 
     crop, rotate, scale and shift, flips (TrivialAugment's geometry)      -> one resample
-    posterize, solarize, equalize, autocontrast, sharpness                -> a pass each, over the samples that drew it
+    posterize, solarize, equalize, autocontrast, sharpness                -> one filter each, on samples that drew it
     brightness, contrast, saturation, hue, gray, clip, normalize          -> one matrix
     erase                                                                 -> boxes of zeros
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.augment.color import Finish, color_matrices, draw_factors
-from linnaeus.augment.filters import draw_erasures, draw_passes, erase, run_passes
+from linnaeus.augment.filters import apply_filters, draw_erasures, draw_filters, erase
 from linnaeus.augment.geometry import WARP, center_boxes, draw_maps
 from linnaeus.augment.layout import Scratch, take, together
 from linnaeus.augment.random import uniforms
@@ -32,12 +32,12 @@ from linnaeus.recipe import Augment
 
 __all__ = ["Augmentation", "center_crop", "uniforms"]
 
-CPU_PIECE = 1 << 20  # bytes of float pixels worked on at a time: they stay in a core's cache
+CPU_PIECE = 1 << 20  # bytes of float pixels processed at a time, so that they stay in a core's cache
 DEVICE_PIECE = 256 << 20
 
 
 def center_crop(pixels: Tensor, shapes: Tensor | np.ndarray, size: int, shift: tuple[int, int] = (0, 0)) -> Tensor:
-    """The central size x size of each row, black where a row is smaller; rounded as torchvision's center_crop.
+    """Cut the central size x size from each row, black where a row is smaller, rounded as torchvision's center_crop.
 
     pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width) -> (N, size, size, C) uint8;
     `shift` moves all boxes to the right and down
@@ -52,7 +52,7 @@ class Augmentation:
     pixels (N, H, W, C) uint8, rows at the top left; shapes (N, 2) as (height, width); indices (N,) of the samples
     -> (N, C, size, size) float32 in channels-last memory, on the device of `pixels`
 
-    What a sample gets depends on (seed, epoch, its index) and its own pixels, never on the batch around it.
+    The result for a sample depends on (seed, epoch, index) and its own pixels, never on the rest of the batch.
     """
 
     def __init__(self, spec: Augment, *, size: int, mean: Sequence[float], std: Sequence[float], seed: int):
@@ -71,7 +71,7 @@ class Augmentation:
         shapes, indices = _on_host(shapes), np.asarray(indices)
         trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial else None
         maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
-        passes = draw_passes(spec, self.seed, epoch, indices, trivial)
+        passes = draw_filters(spec, self.seed, epoch, indices, trivial)
         colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)
         out = torch.empty(len(indices), size, size, channels, device=pixels.device)
         on_cpu = pixels.device.type == "cpu"
@@ -85,12 +85,12 @@ class Augmentation:
                 if warp is not None and part.kinds[0] == WARP:
                     x = warp(rows, which, scratch)
                     if active[which].any():
-                        run_passes(x, passes, which)
+                        apply_filters(x, passes, which)
                     finish.planes(x, which, target, scratch)
                 else:
                     x = scratch.get("straight", *target.shape).copy_(straight(rows, shapes[which], part, size))
                     if active[which].any():
-                        run_passes(x.permute(0, 3, 1, 2), passes, which)
+                        apply_filters(x.permute(0, 3, 1, 2), passes, which)
                     finish.interleaved(x, which, target)
                 if isinstance(which, np.ndarray):
                     out.index_copy_(0, torch.from_numpy(which).to(out.device), target)

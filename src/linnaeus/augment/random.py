@@ -1,4 +1,4 @@
-"""Random numbers without a state: each is a hash of what it is for."""
+"""Stateless random numbers: each is a hash of its seed, epoch, stream, sample and column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, k: int, stream: int = 0) -> np.ndarray:
-    """`k` uniform numbers for each sample, from (seed, epoch, stream, sample index, column) and nothing else.
+    """Draw `k` uniform numbers per sample, which depend only on (seed, epoch, stream, sample index, column).
 
     indices (N,) integers -> (N, k) float64 in [0, 1)
 

@@ -1,4 +1,4 @@
-"""Carrying out the maps of `geometry.py`: cut where nothing is resized, resize straight boxes, warp the rest."""
+"""Apply the maps of `geometry.py`: cut boxes that keep their size, resize axis-aligned boxes, warp the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from linnaeus.augment.layout import Scratch, to_device, together
 
 
 def cut(pixels: Tensor, shapes: np.ndarray, corners: np.ndarray, size: int) -> Tensor:
-    """Boxes of whole pixels, black where they reach beyond the row.
+    """Cut boxes of whole pixels. Pixels outside the row are black.
 
     pixels (N, H, W, C) uint8; shapes (N, 2) as (height, width); corners (N, 2) as (left, top)
     -> (N, size, size, C), a view of `pixels` where all boxes are the same
@@ -36,7 +36,7 @@ def cut(pixels: Tensor, shapes: np.ndarray, corners: np.ndarray, size: int) -> T
 
 
 def _cut_windows(pixels: Tensor, corners: np.ndarray, size: int) -> Tensor:
-    """The same for rows of one shape: one padding of all, one gather of windows."""
+    """The same for rows of one shape: pad all at once and gather the windows."""
     height, width = pixels.shape[1:3]
     before = np.maximum(-corners.min(axis=0), 0)
     after = np.maximum(corners.max(axis=0) + size - (width, height), 0)
@@ -48,7 +48,7 @@ def _cut_windows(pixels: Tensor, corners: np.ndarray, size: int) -> Tensor:
 
 
 def straight(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
-    """Cut or resize, then flip: for maps of the kinds CUT and RESIZE, one kind a call.
+    """Cut or resize, then flip: for maps of kind CUT or RESIZE, one kind per call.
 
     pixels (N, H, W, C) uint8 -> (N, size, size, C) uint8. A box that shrinks is antialiased.
     """
@@ -67,17 +67,17 @@ def straight(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tenso
 
 
 def _resize(row: Tensor, box: list[int], size: int) -> Tensor:
-    """row (H, W, C) uint8, box (left, top, width, height) -> (size, size, C) uint8, antialiased, edges repeated."""
+    """Resize a box (left, top, width, height) of a row (H, W, C) uint8 to (size, size, C) uint8 with antialiasing."""
     left, top, width, height = box
     x = row[top : top + height, left : left + width].contiguous().permute(2, 0, 1)[None]
-    if row.device.type != "cpu":  # only the CPU resizes bytes
+    if row.device.type != "cpu":  # torch resizes uint8 only on the CPU
         x = x.float()
     y = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return (y if y.dtype == torch.uint8 else y.round_().clamp_(0, 255).to(torch.uint8))[0].permute(1, 2, 0)
 
 
 class Warp:
-    """The general resample: one bilinear `grid_sample`. What lies outside of a row is black.
+    """General resampling by one bilinear `grid_sample`. Pixels outside the row are black.
 
     A grid of coordinates is a sum of what changes along x and what changes along y; both are made for the whole batch
     and moved to the device once.
@@ -89,7 +89,7 @@ class Warp:
         all rows go together in the batch's frame."""
         self.size, self.shapes, self.apart = size, shapes, apart
         frames = shapes[:, ::-1] if apart else np.broadcast_to((pixels.shape[2], pixels.shape[1]), shapes.shape)
-        scale = 2.0 / frames[:, :, None]  # grid_sample measures from -1 to 1
+        scale = 2.0 / frames[:, :, None]  # grid_sample's coordinates range from -1 to 1
         u = np.arange(size) + (0.5 - size / 2)
         self.along = to_device(maps.linear[:, :, :1] * scale * u, pixels.device)  # (N, 2, size)
         self.across = to_device((maps.linear[:, :, 1:] * u + maps.offset[:, :, None]) * scale - 1, pixels.device)
@@ -111,7 +111,7 @@ class Warp:
         return out
 
     def _blacken(self, pixels: Tensor, shapes: np.ndarray, scratch: Scratch) -> Tensor:
-        """As float, with black beyond each row whatever the batch holds there."""
+        """As float, with black outside each row, where the batch may hold anything."""
         height, width = to_device(shapes, pixels.device)[:, :, None, None, None].unbind(1)
         inside = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None] < height
         inside = inside & (torch.arange(pixels.shape[2], device=pixels.device)[None, None, :, None] < width)
@@ -120,7 +120,7 @@ class Warp:
     def _sample(self, rows: Tensor, along: Tensor, across: Tensor, scratch: Scratch) -> Tensor:
         """rows (K, h, w, C) float32; along, across (K, 2, size) -> (K, C, size, size) float32."""
         n = len(rows)
-        grid = scratch.get("grid", n, 2, self.size, self.size)  # planes of x and of y are cheaper to make than pairs
+        grid = scratch.get("grid", n, 2, self.size, self.size)  # planes of x and y are cheaper to compute than pairs
         torch.add(along[:, :, None, :], across[:, :, :, None], out=grid)
         x = rows.permute(0, 3, 1, 2)
         return F.grid_sample(x, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False)

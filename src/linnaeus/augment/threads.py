@@ -1,4 +1,4 @@
-"""Threads that share out the samples of a batch, one image each, in place of threads inside each operation.
+"""Threads that divide the samples of a batch, instead of threads inside each operation.
 
 An operation on one image takes some 50 microseconds: too little to be worth sharing, and where other programs use the
 cores as well, threads that wait for one another after each operation made augmentation 30 times slower.
@@ -22,7 +22,7 @@ os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a for
 
 
 def share(items: Sequence[T], work: Callable[[Sequence[T]], None], threads: int) -> None:
-    """Call `work` on parts of `items`, one part a thread; at once and in this thread where there is nothing to share.
+    """Call `work` on parts of `items`, one part per thread; in this thread if there is only one part.
 
     An exception in any part is raised here, after all have ended.
     """
@@ -30,7 +30,7 @@ def share(items: Sequence[T], work: Callable[[Sequence[T]], None], threads: int)
     if threads <= 1:
         work(items)
         return
-    inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
+    inference = torch.is_inference_mode_enabled()  # inference mode is thread-local
 
     def part(i: int) -> None:
         with torch.inference_mode(inference):
@@ -43,7 +43,7 @@ def share(items: Sequence[T], work: Callable[[Sequence[T]], None], threads: int)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """A pool whose threads run every torch operation alone."""
+    """A pool whose threads run each torch operation on a single thread."""
     with _lock:
         if threads in _pools:
             return _pools[threads]
@@ -51,13 +51,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         started = Barrier(threads + 1)
 
         def start() -> None:
-            torch.set_num_threads(1)  # for this thread, and by the way for every thread that is yet to start
+            torch.set_num_threads(1)  # also changes the default of threads that start later
             started.wait()
 
         pool = ThreadPoolExecutor(threads, thread_name_prefix="augment", initializer=start)
         for _ in range(threads):
             pool.submit(int)
         started.wait()
-        torch.set_num_threads(before)  # which is undone here
+        torch.set_num_threads(before)  # restores that default
         _pools[threads] = pool
         return pool

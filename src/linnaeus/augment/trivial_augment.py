@@ -1,4 +1,4 @@
-"""TrivialAugment: one random operation of random strength an image (Müller and Hutter 2021, arXiv:2103.10158)."""
+"""TrivialAugment: one random operation of random strength per image (Müller and Hutter 2021, arXiv:2103.10158)."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ UNSIGNED = frozenset({"posterize", "solarize"})
 
 @dataclass(frozen=True)
 class Trivial:
-    """What TrivialAugment drew for each of N samples."""
+    """The operation and strength that TrivialAugment drew for each of N samples."""
 
     operation: np.ndarray  # (N,) int64, an index into OPERATIONS
-    strength: np.ndarray  # (N,) float64, with its sign; 0 where the operation has none
+    strength: np.ndarray  # (N,) float64, signed; 0 if the operation has no strength
 
     def of(self, name: str) -> np.ndarray:
         """(N,) bool: the samples that drew this operation."""
         return self.operation == OPERATIONS.index(name)
 
     def pick(self, name: str, otherwise: float) -> np.ndarray:
-        """(N,) float64: the strength where the sample drew `name`, else `otherwise`."""
+        """(N,) float64: the strength for samples that drew `name`, otherwise `otherwise`."""
         return np.where(self.of(name), self.strength, otherwise)
 
 
 def draw_trivial(seed: int, epoch: int, indices: np.ndarray) -> Trivial:
-    """Operation uniform over the 14, bin uniform over the 31, sign ± with equal chance where the operation has one."""
+    """Draw one of 14 operations, one of 31 bins, and a sign if the operation has one, all uniformly."""
     u = uniforms(seed, epoch, indices, 3, STREAM)
     operation = (u[:, 0] * len(OPERATIONS)).astype(np.int64)
     bins = (u[:, 1] * BINS).astype(np.int64)
