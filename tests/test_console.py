@@ -34,9 +34,9 @@ def test_elsewhere_there_are_plain_lines_now_and_then(monkeypatch: pytest.Monkey
             now += 1.0
             advance(done, 100)
     assert stream.getvalue().splitlines() == [
-        "decoding: 30 of 100 (30%) images, 1 a second",
-        "decoding: 60 of 100 (60%) images, 1 a second",
-        "decoding: 90 of 100 (90%) images, 1 a second",
+        "decoding: 30 of 100 (30 %) images, 1 a second",
+        "decoding: 60 of 100 (60 %) images, 1 a second",
+        "decoding: 90 of 100 (90 %) images, 1 a second",
     ]
 
 

@@ -34,7 +34,8 @@ MANY_PARAMETERS = {
 
 # A module may import from its own row and from the rows above it, never from a row below.
 LAYERS = (
-    ("_version", "errors", "console", "text"),
+    ("_version", "errors", "text"),
+    ("console",),
     ("files", "device", "malloc", "metrics", "recipe"),
     ("distributed", "data", "augment", "models"),
     ("preprocess",),
@@ -55,6 +56,9 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 WITH_TORCH = {"batches"}
 
 FILES = sorted(SRC.rglob("*.py"))
+
+# A percentage in a format specification; text.py contains the one formatter.
+PERCENT = re.compile(r":[^{}\"]*\.?\{?\w*\}?%\}|\{100 \* [^}]*\} ?%")
 
 
 def module_of(file: Path) -> tuple[str, ...]:
@@ -192,7 +196,7 @@ def test_metrics_need_numpy_and_scipy_only() -> None:
     allowed = {"numpy", "scipy", *sys.stdlib_module_names}
     for file in metrics:
         for line, name in imports_of(file):
-            own = name[:2] == ("linnaeus", "metrics") or name[:2] == ("linnaeus", "errors")
+            own = name[0] == "linnaeus" and name[1] in ("metrics", "errors", "text")
             assert own or name[0] in allowed, f"{file.relative_to(ROOT)}:{line}: {'.'.join(name)}"
     modules = ", ".join("linnaeus." + ".".join(module_of(f)) for f in metrics)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
@@ -214,6 +218,13 @@ def test_nothing_unpickles() -> None:
                 if not safe:
                     unsafe.append(f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert unsafe == []
+
+
+def test_percentages_have_one_formatter() -> None:
+    """A format such as `{:.1%}` turns 0.9996 into 100.0%; `linnaeus.text.percent` does not."""
+    for file in FILES:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            assert not PERCENT.search(line), f"{file.relative_to(ROOT)}:{number}: use percent of linnaeus.text"
 
 
 def test_torchvision_is_not_imported() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from linnaeus.text import percent
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
@@ -76,7 +78,7 @@ class Console:
             now = time.monotonic()
             if now - last >= every and done < (total or done + 1):
                 last = now
-                share = f" of {total} ({done / total:.0%})" if total else ""
+                share = f" of {total} ({percent(done / total, 0)})" if total else ""
                 self.say(
                     f"{what}: {done}{share} {unit}, {done / (now - started):.0f} a second{'  ' + note if note else ''}"
                 )

@@ -14,6 +14,7 @@ from test_main import here  # noqa: F401 - a fixture
 from tiny import write_tiny_model
 
 from linnaeus.models import load_module
+from linnaeus.text import percent
 
 
 def test_a_line_and_a_sheet_for_each_image(here: Path, say):  # noqa: F811
@@ -61,7 +62,7 @@ def test_all_stages_for_another_class_as_json(here: Path, say):  # noqa: F811
         assert (each["method"], each["stages"]) == ("gradcam", ["block1", "block2"])
         assert (here / each["sheet"]).is_file()
         assert "like" not in each
-        assert (f"for name of 2 ({by_class['2']:.1%})" in line) == (predicted["top"][0]["class"] != "2")
+        assert (f"for name of 2 ({percent(by_class['2'])})" in line) == (predicted["top"][0]["class"] != "2")
 
 
 def test_what_looks_alike_is_listed(here: Path, say):  # noqa: F811

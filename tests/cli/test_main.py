@@ -19,6 +19,7 @@ from tiny import draw, mini, samples, write_idx, write_images, write_recipe, wri
 import linnaeus
 from linnaeus.cli.main import SECTIONS, cli
 from linnaeus.inference.resume import read_existing
+from linnaeus.text import percent
 
 LINNAEUS = [sys.executable, "-m", "linnaeus"]
 
@@ -210,7 +211,7 @@ def test_training_and_what_it_prints(here: Path, say):
     for split in ("valid", "test"):
         share = metrics[split]["accuracy"]
         line = next(line for line in lines if line.startswith(split))
-        assert f"{share:.2%} ({metrics[split]['correct']} of {metrics[split]['n']}" in line
+        assert f"{percent(share, 2)} ({metrics[split]['correct']} of {metrics[split]['n']}" in line
     assert "\x1b" not in said.out
 
 

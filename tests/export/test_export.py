@@ -234,7 +234,7 @@ def test_what_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Pat
     output = say("export", run, "--to", "onnx-int8", "--data", data, "--out", out, "--json", tmp_path / "gate.json")
     assert output.status == 1
     assert "min-max, 7-bit weights: agrees on" in output.out
-    assert "99.0% is required" in output.out
+    assert "99.0 % is required" in output.out
     assert "no file was written" in output.err
     assert out.read_bytes() == b"old"
     written = json.loads((tmp_path / "gate.json").read_text())

@@ -115,8 +115,8 @@ def test_the_card_says_what_where_how_good_and_how(tmp_path: Path):
     assert "value: 0.900000" in front
     assert "value: 0.800000" in front
     for said in (
-        "| valid | 50 | 90.00% (45) | 79.0% to 96.0% | balanced accuracy 88.00% |",
-        "| test | 10 | 80.00% (8) | 49.0% to 94.3% | loss 0.500 |",  # an interval where the file has none
+        "| valid | 50 | 90.00 % (45) | 79.0 % to 96.0 % | balanced accuracy 88.00 % |",
+        "| test | 10 | 80.00 % (8) | 49.0 % to 94.3 % | loss 0.500 |",  # an interval where the file has none
         "the temperature 1.5, fitted on `valid`",
         "Below a probability of 0.75",
         "100 train, 50 valid images (a folder source; fingerprint `abc`)",

@@ -235,10 +235,10 @@ def test_csv_has_the_same_columns_in_every_row(two: list[Prediction]):
 def test_the_table_is_a_line_or_a_paragraph_a_image(two: list[Prediction]):
     lines = written("table", two, 1).splitlines()
     assert len(lines) == 1  # the unreadable one is told on stderr
-    assert lines[0].split() == ["70.0%", "玫瑰", "a", "b/ü.jpg"]
+    assert lines[0].split() == ["70.0", "%", "玫瑰", "a", "b/ü.jpg"]
     lines = written("table", two, 3).splitlines()
     assert lines[0] == "a b/ü.jpg"
-    assert [line.split()[0] for line in lines[1:]] == ["70.0%", "20.0%", "10.0%"]
+    assert [line.split()[0] for line in lines[1:]] == ["70.0", "20.0", "10.0"]
 
 
 TEMPERATURE, THRESHOLD = 0.2, 0.75

@@ -190,11 +190,11 @@ def test_images_in_groups_have_no_guarantee():
 
 def test_the_text_of_a_rule():
     few = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
-    assert "19 of 20 answered (95.0%), 0 wrong; an estimate, not guaranteed: at least 149 images" in str(few)
+    assert "19 of 20 answered (95.0 %), 0 wrong; an estimate, not guaranteed: at least 149 images" in str(few)
     many = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
-    assert "guaranteed with 95% confidence" in str(many)
+    assert "guaranteed with 95 % confidence" in str(many)
     every = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 0), 0.02)
-    assert str(every) == "never: 1 of 400 answers are wrong, and 2 % are allowed; guaranteed with 95% confidence"
+    assert str(every) == "never: 1 of 400 answers are wrong, and 2 % are allowed; guaranteed with 95 % confidence"
     perfect = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 15), np.ones(15, dtype=bool)), 0.02)
     assert str(perfect).startswith(
         "never: 0 of 15 answers are wrong, and 2 % are allowed; an estimate, not guaranteed: at least 149"

@@ -27,7 +27,7 @@ from linnaeus.report.canvas import BLUE, GREEN, ORANGE, RED, shorten, text_width
 from linnaeus.report.confusion import confusion, shares
 from linnaeus.report.curves import curves
 from linnaeus.report.fonts import Fonts, families_for
-from linnaeus.report.image_grid import PredictedImage, _columns, fit_square, format_probability, image_grid
+from linnaeus.report.image_grid import PredictedImage, _columns, fit_square, image_grid
 from linnaeus.report.range_test import ranges
 from linnaeus.runs.history import Row, read_history, write_rows
 
@@ -241,12 +241,6 @@ def test_more_images_than_an_image_holds_are_counted(
 
 def test_columns_fill_their_rows() -> None:
     assert [_columns(n) for n in (0, 1, 2, 4, 12, 16, 64)] == [1, 1, 2, 2, 4, 4, 8]
-
-
-def test_no_probability_is_rounded_to_certainty() -> None:
-    assert [format_probability(p) for p in (1.0, 0.9996, 0.93, 0.004, 0.0, float("nan"))] == [
-        *("100 %", ">99 %", "93 %", "<1 %", "0 %", "–")
-    ]
 
 
 # Confusion

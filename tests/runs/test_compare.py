@@ -80,7 +80,7 @@ def test_differences_are_described(tmp_path: Path):
     text = compare_runs(runs).render()
     verdicts = {line.split("  ")[1]: line for line in text.splitlines() if " - " in line}
     assert "no significant difference" in verdicts["two - one"]
-    assert "-3.00% (" in verdicts["two - one"]
+    assert "-3.00 % (" in verdicts["two - one"]
     assert "one is better" in verdicts["three - one"]
     assert "two is better" in verdicts["three - two"]
     assert "0 correct only in two, 3 only in one" in verdicts["two - one"]

@@ -11,6 +11,7 @@ import numpy as np
 from linnaeus.check.findings import Finding
 from linnaeus.data.class_names import class_name, listed
 from linnaeus.data.table import Table
+from linnaeus.text import percent
 
 FEW_TO_LEARN = 10  # training images of a class
 FEW_TO_MEASURE = 5  # images of a class in valid or test; one error is then a fifth of its recall
@@ -58,7 +59,7 @@ def _evaluated_sizes(table: Table, split: str, n: np.ndarray, learned: np.ndarra
         findings.append(Finding("missing-class", "warning", (), (table.classes[c],), detail))
     few = np.flatnonzero((n > 0) & (n < FEW_TO_MEASURE)).tolist()
     for c in sorted(few, key=lambda c: n[c]):
-        detail = f"{n[c]} images in {split}: each one is {1 / n[c]:.0%} of the recall of the class"
+        detail = f"{n[c]} images in {split}: each one is {percent(1 / n[c], 0)} of the recall of the class"
         findings.append(Finding("few-to-measure", "info", (), (table.classes[c],), detail))
     if n.sum() < FEW_IN_ALL:
         detail = f"{n.sum()} images in {split}: metrics on them are imprecise, see their intervals"

@@ -18,6 +18,7 @@ from linnaeus.check.findings import Finding
 from linnaeus.data.table import Table
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.stores.embeddings import Embeddings
+from linnaeus.text import percent
 
 MIN_IMAGES = 2  # of a class, so that one can be held out
 
@@ -87,8 +88,8 @@ def suspicious_labels(table: Table, embeddings: Embeddings) -> list[Finding]:
         i = int(embeddings.indices[rows[k]])
         label, predicted = int(table.labels[i]), int(present[ranking.predicted[k]])
         detail = (
-            f"labelled {_class_and_name(table, label)} ({ranking.label_probability[k]:.1%} probable), looks like "
-            f"{_class_and_name(table, predicted)} ({ranking.predicted_probability[k]:.1%})"
+            f"labelled {_class_and_name(table, label)} ({percent(ranking.label_probability[k])} probable), looks like "
+            f"{_class_and_name(table, predicted)} ({percent(ranking.predicted_probability[k])})"
         )
         severity = "warning" if ranking.confident[k] else "info"
         classes = (table.classes[label], table.classes[predicted])

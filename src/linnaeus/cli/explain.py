@@ -15,6 +15,7 @@ import click
 from linnaeus.cli.options import code_option, device_option, load_model, make_console, verbosity
 from linnaeus.console import Console, counted
 from linnaeus.errors import UserError
+from linnaeus.text import percent
 
 if TYPE_CHECKING:
     from linnaeus.explain.neighbors import Gallery, Neighbor
@@ -141,9 +142,9 @@ class ExplainedImage:
     def __str__(self) -> str:
         """The line of `linnaeus predict`, the path of the sheet, then one line per similar image."""
         p, e = self.explanation.prediction, self.explanation
-        other = "" if e.target == p.index else f"  for {e.name} ({e.probability:.1%})"
+        other = "" if e.target == p.index else f"  for {e.name} ({percent(e.probability)})"
         name = f"unsure ({p.name})" if p.unsure else p.name
-        lines = [f"{p.probability:>6.1%}  {name:<24}  {p.path}{other}  -> {self.sheet}"]
+        lines = [f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}  -> {self.sheet}"]
         return "\n".join([*lines, *(f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or [])])
 
     def to_dict(self) -> dict[str, Any]:

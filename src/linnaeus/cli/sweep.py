@@ -15,6 +15,7 @@ from linnaeus.cli.options import (
     settings_option,
     verbosity,
 )
+from linnaeus.text import percent
 
 if TYPE_CHECKING:
     from linnaeus.console import Console
@@ -85,13 +86,13 @@ def _print_sweep(result: Sweep, console: Console) -> None:
     console.say()
     console.say(f"trials    {len(result.trials)}: {counts(result.trials)}")
     console.say(
-        f"best      trial {result.best.number}, validation {figures['accuracy']:.2%} ({figures['correct']} of "
-        f"{figures['n']}, 95 % interval {low:.1%} to {high:.1%})"
+        f"best      trial {result.best.number}, validation {percent(figures['accuracy'], 2)} ({figures['correct']} of "
+        f"{figures['n']}, 95 % interval {percent(low)} to {percent(high)})"
     )
     # The best of many trials was selected on these very images: its accuracy is biased upwards.
     console.say(f"          selected from {len(result.trials)} trials on the same images, so this score is optimistic")
     if result.importances:
-        shares = ", ".join(f"{key} {share:.0%}" for key, share in result.importances.items())
+        shares = ", ".join(f"{key} {percent(share, 0)}" for key, share in result.importances.items())
         console.say(f"important {shares}")
     for label, name in (("recipe", "best.toml"), ("trials", "trials.csv"), ("plot", "sweep.png")):
         console.say(f"{label:9} {result.path / name}")

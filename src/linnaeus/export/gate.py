@@ -9,6 +9,7 @@ import numpy as np
 
 from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.text import percent
 
 SAME_PIXELS = 1e-4
 """Largest allowed difference of a probability on the same pixels, for a float export."""
@@ -85,8 +86,9 @@ def why_not_float(prepared: Comparison, raw: Comparison) -> str | None:
 def why_not_int8(comparison: Comparison, agree: float) -> str | None:
     """Reason to reject an int8 export after a comparison on prepared or raw images; None if it passes."""
     if comparison.agreement < agree:
-        return f"agrees on {comparison.agreement:.1%} of {comparison.n} images; {agree:.1%} is required"
+        required = percent(agree, exact=True)
+        return f"agrees on {percent(comparison.agreement)} of {comparison.n} images; {required} is required"
     if comparison.paired.difference < 0 and comparison.paired.p < SIGNIFICANT:
         before, after, p = comparison.original_accuracy, comparison.accuracy, comparison.paired.p
-        return f"is less accurate ({after:.1%} instead of {before:.1%}, p = {p:.2g})"
+        return f"is less accurate ({percent(after)} instead of {percent(before)}, p = {p:.2g})"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from linnaeus.export.gate import RAW_PIXELS, SAME_PIXELS, Comparison
 from linnaeus.export.onnx import Attempt, GateResult
-from linnaeus.text import align
+from linnaeus.text import align, percent
 
 HEADER = ("", "same class", "largest difference", "accuracy", "p", "raw: same class", "largest", "speed", "")
 
@@ -16,7 +16,7 @@ def render(result: GateResult) -> str:
     lines += [f"{attempt.scheme}: {attempt.refused}" for attempt in result.attempts if attempt.refused]
     first = result.attempts[0].prepared
     images = f"{first.n} images, {result.samples.images.split} of {result.samples.source}"
-    lines.append(f"{images}; accuracy of the original: {first.original_accuracy:.2%}")
+    lines.append(f"{images}; accuracy of the original: {percent(first.original_accuracy, 2)}")
     if result.kind == "onnx":
         lines.append(
             f"allowed: no other class and {SAME_PIXELS:g} on the same pixels; {RAW_PIXELS:g} from raw pixels, which "
@@ -44,7 +44,12 @@ def _row(attempt: Attempt, chosen: bool) -> tuple[str, ...]:
     prepared, raw = attempt.prepared, attempt.raw
     speed = ", ".join(f"{ratio:.1f}x at {size}" for size, ratio in (attempt.speed or {}).items())
     outcome = "written" if chosen else "refused" if attempt.refused else ""
-    measured = [_agreement(prepared), f"{prepared.largest:.1e}", f"{prepared.accuracy:.2%}", f"{prepared.paired.p:.2g}"]
+    measured = [
+        _agreement(prepared),
+        f"{prepared.largest:.1e}",
+        percent(prepared.accuracy, 2),
+        f"{prepared.paired.p:.2g}",
+    ]
     measured_raw = ["", ""] if raw is None else [_agreement(raw), f"{raw.largest:.1e}"]
     return (attempt.scheme, *measured, *measured_raw, speed, outcome)
 

@@ -12,6 +12,7 @@ from typing import Any
 from linnaeus._version import __version__
 from linnaeus.inference.classifier import Classifier
 from linnaeus.metrics.intervals import wilson
+from linnaeus.text import percent
 
 CARD = "MODEL_CARD.md"
 MAX_CLASSES = 200  # listed by name
@@ -41,8 +42,8 @@ def model_card(classifier: Classifier, file: str, call: str) -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,
     )
-    filters = {"yaml": _yaml_text, "plain": _without_markdown, "interval": _interval, "other_metrics": _other_metrics}
-    environment.filters |= filters
+    environment.filters |= {"yaml": _yaml_text, "plain": _without_markdown, "percent": percent}
+    environment.filters |= {"interval": _interval, "other_metrics": _other_metrics}
     return environment.get_template("model_card.md.j2").render(file=file, call=call, **_values(classifier))
 
 
@@ -78,11 +79,11 @@ def _yaml_text(value: object) -> str:
 
 def _interval(metrics: dict[str, Any]) -> str:
     low, high = metrics.get("accuracy_ci95") or wilson(metrics["correct"], metrics["n"])
-    return f"{low:.1%} to {high:.1%}"
+    return f"{percent(low)} to {percent(high)}"
 
 
 def _other_metrics(metrics: dict[str, Any]) -> str:
-    parts = [f"{label} {metrics[key]:.2%}" for key, label in OTHER_METRICS if metrics.get(key) is not None]
+    parts = [f"{label} {percent(metrics[key], 2)}" for key, label in OTHER_METRICS if metrics.get(key) is not None]
     loss = [] if metrics.get("loss") is None else [f"loss {metrics['loss']:.3f}"]
     return ", ".join(parts + loss)
 

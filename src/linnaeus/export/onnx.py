@@ -23,6 +23,7 @@ from linnaeus.inference.classifier import Classifier
 from linnaeus.modelfile.exports import note
 from linnaeus.modelfile.onnx import KINDS
 from linnaeus.modelfile.safetensors import MODEL, versions
+from linnaeus.text import percent
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _try_int8(
     for scheme, graph in candidates:
         prepared = reference.compare(open_runner(graph, classifier, "onnx-int8"))
         attempts.append(Attempt(scheme, prepared, refused=why_not_int8(prepared, agree)))
-        console.detail(f"{scheme}: {prepared.agreement:.1%} of {prepared.n} images get the same class")
+        console.detail(f"{scheme}: {percent(prepared.agreement)} of {prepared.n} images get the same class")
         if attempts[-1].refused is None:
             passing[len(attempts) - 1] = graph
         if passing and len(attempts) == len(int8.SCHEMES):

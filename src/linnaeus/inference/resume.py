@@ -17,6 +17,7 @@ from linnaeus.console import ESCAPED
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.writers import csv_header
+from linnaeus.text import percent
 
 TOLERANCE = 0.02
 """Largest difference between two probabilities of the same model, which another executor or int8 may cause."""
@@ -97,8 +98,8 @@ def check_same_model(path: Path, existing: ExistingPredictions, classifier: Clas
         if abs(probabilities.get(written.best_class, 0.0) - written.probability) > TOLERANCE:
             raise UserError(
                 f"{path}: holds predictions of another model, or of images that have changed since ({written.path}: "
-                f"{written.best_class} {written.probability:.1%}, now {prediction.classes[prediction.index]} "
-                f"{prediction.probability:.1%}); remove it, or give another --out"
+                f"{written.best_class} {percent(written.probability)}, now {prediction.classes[prediction.index]} "
+                f"{percent(prediction.probability)}); remove it, or give another --out"
             )
 
 

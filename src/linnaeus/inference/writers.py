@@ -15,6 +15,7 @@ import json
 from typing import Protocol, TextIO
 
 from linnaeus.inference.classifier import Prediction
+from linnaeus.text import percent
 
 NAME_WIDTH = 24
 
@@ -48,10 +49,10 @@ class TableWriter:
         if len(ranked) == 1:
             name, probability = ranked[0]
             name = f"unsure ({name})" if prediction.unsure else name
-            self.file.write(f"{probability:>6.1%}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
+            self.file.write(f"{percent(probability):>7}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
             return
         unsure = "  unsure" if prediction.unsure else ""
-        self.file.write(f"{prediction.path}{unsure}\n" + "".join(f"{p:>8.1%}  {name}\n" for name, p in ranked))
+        self.file.write(f"{prediction.path}{unsure}\n" + "".join(f"{percent(p):>9}  {name}\n" for name, p in ranked))
 
 
 def csv_header(top: int) -> list[str]:

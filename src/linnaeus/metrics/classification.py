@@ -38,6 +38,7 @@ from linnaeus.metrics.bootstrap import BootstrapIntervals, Interval, WeightedSam
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.text import percent
 
 CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 
@@ -72,7 +73,7 @@ class Figures:
     def __str__(self) -> str:
         low, high = self.accuracy_ci95
         n = f"{self.n}" if self.groups is None else f"{self.n} in {self.groups} groups"
-        return f"{self.accuracy:.2%} ({self.correct} of {n}, 95 % interval {low:.1%} to {high:.1%})"
+        return f"{percent(self.accuracy, 2)} ({self.correct} of {n}, 95 % interval {percent(low)} to {percent(high)})"
 
 
 def figures(outputs: Outputs) -> Figures:

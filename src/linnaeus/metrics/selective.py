@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr, bdtrik
 
+from linnaeus.text import percent
+
 TARGET_RISK = 0.02
 CONFIDENCE = 0.95
 COVERAGES = 100  # coverages that are tested, in equal steps
@@ -88,16 +90,16 @@ class AbstentionRule:
         return 0.0 if self.applied is None else self.applied.threshold
 
     def __str__(self) -> str:
-        point, share = self.applied, f"{100 * self.target_risk:.3g} %"
+        point, share = self.applied, percent(self.target_risk, 0, exact=True)
         if point is None:
             return f"never: even among the most confident answers more than {share} are wrong, so no threshold helps"
         if point.threshold == 0:
             text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed; "
         else:
-            text = f"below {point.threshold:.1%}, so that at most {share} of the answers are wrong: "
-            text += f"{point.answered} of {self.n} answered ({point.answered / self.n:.1%}), {point.wrong} wrong; "
+            text = f"below {percent(point.threshold, exact=True)}, so that at most {share} of the answers are wrong: "
+            text += f"{point.answered} of {self.n} answered ({percent(point.answered / self.n)}), {point.wrong} wrong; "
         if self.guaranteed is not None:
-            return f"{text}guaranteed with {CONFIDENCE:.0%} confidence"
+            return f"{text}guaranteed with {percent(CONFIDENCE, 0)} confidence"
         return f"{text}an estimate, not guaranteed: {self.no_guarantee_reason}"
 
     @property

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from linnaeus.errors import UserError
 from linnaeus.models.network import Network, pooled
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
+from linnaeus.text import percent
 
 WORTH_TRYING = 120.0
 """Seconds of eager computation above which ONNX Runtime is tried; the export itself takes about ten."""
@@ -135,7 +136,9 @@ def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
         expected = front(held_out)
         error_rms = float((run(held_out) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
     if not error_rms <= INT8_TOLERANCE:  # also refuses NaN
-        raise UserError(f"{setting}: it changes the outputs of the network by {error_rms:.0%}; remove the setting")
+        raise UserError(
+            f"{setting}: it changes the outputs of the network by {percent(error_rms, 0)}; remove the setting"
+        )
     return _timed("int8", run, held_out, nullcontext)
 
 

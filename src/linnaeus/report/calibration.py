@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, PALE_BLUE, TEXT, new_figure, style_axes
 from linnaeus.report.fonts import families_for
 from linnaeus.report.svg import tag, to_svg
-from linnaeus.text import percent
+from linnaeus.text import typeset_percent
 
 FONTS = families_for([])  # all texts of these charts are our own
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -52,7 +52,7 @@ def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
             tag(
                 dot,
                 f"dot {kind}",
-                f"{kind}: confidence {percent(row['confidence'], 1)}, {row['correct']} of {row['n']} correct",
+                f"{kind}: confidence {typeset_percent(row['confidence'], 1)}, {row['correct']} of {row['n']} correct",
             )
     _percent_axes(below, f"images per bin, at most {most:,}")
     below.yaxis.set_major_locator(NullLocator())
@@ -62,7 +62,9 @@ def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
         bar = below.bar(row["from"], row["n"], row["to"] - row["from"], align="edge", color=PALE_BLUE, edgecolor=PAGE)
         tag(bar[0], "bar", f"{row['n']:,} images")
     n = sum(row["n"] for row in after)
-    bins = "; ".join(f"confidence {percent(r['confidence'])}: {percent(r['accuracy'])} of {r['n']}" for r in after)
+    bins = "; ".join(
+        f"confidence {typeset_percent(r['confidence'])}: {typeset_percent(r['accuracy'])} of {r['n']}" for r in after
+    )
     about = f"Accuracy of {n} images by confidence: {bins}." if after else "There are no images."
     return to_svg(figure, "reliability", "Reliability diagram", about)
 
@@ -84,14 +86,14 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     axes.set(xlim=(0, 1), ylim=(0, top), xticks=TICKS)
     axes.set_xlabel("share answered", size=TEXT, color=MUTED, **FONTS.style)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v, 0 if top >= 0.05 else 1)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: typeset_percent(v, 0 if top >= 0.05 else 1, exact=True)))
     low, high = ([row["risk_ci95"][side] for row in rows] for side in (0, 1))
     axes.fill_between(coverage, low, high, color=BLUE, alpha=0.14, linewidth=0)
     (line,) = axes.plot(coverage, risk, color=BLUE, linewidth=1.6)
     tag(line, "line")
     tag(axes.axhline(allowed, color=MUTED, linewidth=0.8, linestyle="--"), "limit")
     axes.annotate(
-        percent(allowed),
+        typeset_percent(allowed, exact=True),
         (1, allowed),
         (4, 0),
         xycoords=("axes fraction", "data"),
@@ -104,8 +106,8 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     )
     _mark_threshold(axes, point)
     about = (
-        f"If everything is answered, {percent(risk[-1], 1)} are wrong. With the model's threshold it answers "
-        f"{percent(point['coverage'], 1)}, {point['wrong']} of {point['answered']} wrong."
+        f"If everything is answered, {typeset_percent(risk[-1], 1)} are wrong. With the model's threshold it answers "
+        f"{typeset_percent(point['coverage'], 1)}, {point['wrong']} of {point['answered']} wrong."
     )
     return to_svg(figure, "risk", "Risk and coverage", about)
 
@@ -116,7 +118,7 @@ def _mark_threshold(axes: Axes, point: dict[str, Any]) -> None:
     tag(dot, "dot", "the threshold that the model applies")
     left = point["coverage"] > 0.3
     axes.annotate(
-        f"answers {percent(point['coverage'])}",
+        f"answers {typeset_percent(point['coverage'])}",
         (point["coverage"], point["risk"]),
         (-7 if left else 7, 5),
         textcoords="offset points",
@@ -132,5 +134,5 @@ def _percent_axes(axes: Axes, title: str) -> None:
     """Axes of shares in 0..1, with a title above their left edge."""
     style_axes(axes, FONTS)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda v, _: percent(v)))
+        axis.set_major_formatter(FuncFormatter(lambda v, _: typeset_percent(v, exact=True)))
     axes.set_title(title, loc="left", pad=6, size=TEXT, color=MUTED, **FONTS.style)

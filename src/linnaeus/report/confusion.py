@@ -32,7 +32,7 @@ from linnaeus.report.canvas import (
 from linnaeus.report.class_order import cluster
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.svg import page_fonts, tag, to_svg
-from linnaeus.text import percent
+from linnaeus.text import typeset_percent
 
 NUMBERS_UP_TO = 20  # classes; with more, cells have no room for counts
 NAMES_UP_TO = 120  # classes; with more, rows have no room for names
@@ -116,7 +116,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike[
     canvas = Canvas(max(left + matrix.side + beside + 0.2, 5.4), top + max(matrix.side, 1.2) + 0.62, fonts)
     total, right = int(counts.sum()), int(np.trace(counts))
     canvas.write(0.3, 0.44, shorten(title or "Confusion matrix", fonts, TITLE, canvas.width - 0.6), size=TITLE)
-    summary = f"{right:,} of {total:,} correct, {percent(right / total, 1)}" if total else "no images"
+    summary = f"{right:,} of {total:,} correct, {typeset_percent(right / total, 1)}" if total else "no images"
     canvas.write(0.3, 0.72, summary, color=MUTED)
     draw_matrix(canvas, matrix, left, top)
     if numbers:
@@ -246,7 +246,7 @@ def _write_recalls(canvas: Canvas, matrix: Matrix, left: float, top: float) -> N
         y = top + (i + 0.5) * matrix.cell + TEXT / 72 * 0.36
         if of:
             right = int(matrix.counts[i, i])
-            canvas.write(x, y, percent(right / of))
+            canvas.write(x, y, typeset_percent(right / of))
             canvas.write(x + 0.5, y, f"{right:,} of {of:,}", size=SMALL, color=MUTED)
         else:
             canvas.write(x, y, "no images", size=SMALL, color=MUTED)
@@ -263,7 +263,7 @@ def _write_pairs(canvas: Canvas, matrix: Matrix, left: float, top: float) -> Non
         canvas.write(left + 3.25, y, f"{count:,} of {of:,}", align="right")
         arrow = shorten(f"→ {names[predicted]}", fonts, SMALL, 2.6)
         canvas.write(left, y + 0.155, arrow, size=SMALL, color=ORANGE)
-        canvas.write(left + 3.25, y + 0.155, percent(count / of), size=SMALL, color=MUTED, align="right")
+        canvas.write(left + 3.25, y + 0.155, typeset_percent(count / of), size=SMALL, color=MUTED, align="right")
     if not pairs:
         canvas.write(left, top + 0.38, "none: every image is correct", color=MUTED)
 

@@ -31,7 +31,7 @@ from linnaeus.report.canvas import (
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.runs.history import Row
-from linnaeus.text import percent
+from linnaeus.text import typeset_percent
 
 WIDTH, HEIGHT = 10.4, 4.0  # inches, of both panels
 PANEL = 3.6  # inches, about the width of a panel between its labels
@@ -149,7 +149,7 @@ def _values(history: Sequence[Row], split: str, quantity: Quantity) -> np.ndarra
 
 
 def _format(value: float, quantity: Quantity) -> str:
-    return percent(value / 100, 2) if quantity == "accuracy" else f"{value:.3g}"
+    return typeset_percent(value / 100, 2) if quantity == "accuracy" else f"{value:.3g}"
 
 
 def _range(history: Sequence[Row], series: Series, quantity: Quantity) -> str:

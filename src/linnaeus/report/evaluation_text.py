@@ -8,7 +8,7 @@ from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffec
 from linnaeus.metrics.calibration import calibration_failure
 from linnaeus.metrics.classification import ClassMetrics, Estimate, Metrics, most_confused
 from linnaeus.metrics.selective import required_samples
-from linnaeus.text import align, shorten
+from linnaeus.text import align, percent, shorten
 
 ALL_CLASSES = 20  # up to this many classes are all shown; of more, the worst
 WORST = 10
@@ -55,7 +55,7 @@ def summary(metrics: Metrics) -> list[str]:
         counts["top5"] = f"{round(top5 * metrics.n)} of {metrics.n}"
     for name, label in LABELS.items():
         if metrics[name].value is not None:
-            rows.append([label, *_with_interval(metrics[name], percent=name in PERCENT), counts.get(name, "")])
+            rows.append([label, *_with_interval(metrics[name], as_percent=name in PERCENT), counts.get(name, "")])
     return align(rows, "<>><")
 
 
@@ -77,11 +77,11 @@ def _class_row(row: ClassMetrics, names: Sequence[str]) -> list[str]:
         shorten(names[row.index], NAME),
         str(row.support),
         str(row.correct),
-        *_with_interval(row.recall, percent=True, digits=1),
-        *_with_interval(row.precision, percent=True, digits=1),
-        _format(row.f1.value, percent=True, digits=1),
-        _format(row.roc_auc.value, percent=False),
-        _format(row.average_precision.value, percent=False),
+        *_with_interval(row.recall, as_percent=True, digits=1),
+        *_with_interval(row.precision, as_percent=True, digits=1),
+        _format(row.f1.value, as_percent=True, digits=1),
+        _format(row.roc_auc.value, as_percent=False),
+        _format(row.average_precision.value, as_percent=False),
     ]
 
 
@@ -107,21 +107,21 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
     rows = [["", "uncalibrated", "calibrated"]]
     for name in ("loss", "brier", "ece", "ece_equal_mass"):
         values = (effect.before[name], effect.after[name])
-        rows.append([LABELS[name], *(_format(value, percent=name in PERCENT) for value in values)])
+        rows.append([LABELS[name], *(_format(value, as_percent=name in PERCENT) for value in values)])
     mean, p95 = metrics.ece_by_chance
     failure = calibration_failure(effect.temperature)
     return [
         title,
         *([failure] if failure else []),
         *align(rows, "<>>"),
-        f"a perfectly calibrated model would show an ECE of {mean:.2%} on {metrics.n} images on average"
-        + (f", and up to {p95:.2%} in 95 of 100 samples" if p95 > mean else ""),
+        f"a perfectly calibrated model would show an ECE of {percent(mean, 2)} on {metrics.n} images on average"
+        + (f", and up to {percent(p95, 2)} in 95 of 100 samples" if p95 > mean else ""),
     ]
 
 
 def abstention(found: Abstention, n: int) -> list[str]:
     """The thresholds, and their effect on these images."""
-    rule, share = found.rule, f"{100 * found.rule.target_risk:.3g} %"
+    rule, share = found.rule, percent(found.rule.target_risk, 0, exact=True)
     source = f"the {rule.n} {found.chosen_on} images of the training" if found.chosen_on else "these very images"
     lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
     for name, point in (("guaranteed", found.guaranteed), ("estimated", found.estimated)):
@@ -133,9 +133,10 @@ def abstention(found: Abstention, n: int) -> list[str]:
 
 def _effect(point: MeasuredPoint, n: int) -> str:
     if point.threshold == 0:
-        return f"everything answered, {point.wrong} of {n} wrong ({point.wrong / n:.1%})"
-    wrong = f", {point.wrong} of them wrong ({point.wrong / point.answered:.1%})" if point.answered else ""
-    return f"unsure below {point.threshold:.1%}: {point.answered} of {n} answered ({point.answered / n:.1%}){wrong}"
+        return f"everything answered, {point.wrong} of {n} wrong ({percent(point.wrong / n)})"
+    wrong = f", {point.wrong} of them wrong ({percent(point.wrong / point.answered)})" if point.answered else ""
+    answered = f"{point.answered} of {n} answered ({percent(point.answered / n)})"
+    return f"unsure below {percent(point.threshold, exact=True)}: {answered}{wrong}"
 
 
 def _no_threshold(found: Abstention, name: str) -> str:
@@ -154,7 +155,7 @@ def views(assessment: Assessment) -> list[str]:
     errors = ["accuracy", "log loss", "Brier", "ECE"]
     rows = [["", *errors, "gained", "lost", "difference", "95 % interval", "p"]]
     plain = [f"{metrics[name].value:.4f}" for name in ("loss", "brier")]
-    accuracy, ece = f"{metrics['accuracy'].value:.2%}", f"{metrics['ece'].value:.2%}"
+    accuracy, ece = percent(metrics["accuracy"].value, 2), percent(metrics["ece"].value, 2)
     rows.append(["plain", accuracy, *plain, ece, *5 * [""]])
     rows += [_view_row(name, effect) for name, effect in assessment.views.items()]
     title = "test-time augmentation: mean probability of several views, each at the cost of one prediction"
@@ -167,27 +168,27 @@ def _view_row(name: str, effect: ViewsEffect) -> list[str]:
     low, high = comparison.difference_ci95
     return [
         name,
-        f"{metrics['accuracy']:.2%}",
+        percent(metrics["accuracy"], 2),
         f"{metrics['loss']:.4f}",
         f"{metrics['brier']:.4f}",
-        f"{metrics['ece']:.2%}",
+        percent(metrics["ece"], 2),
         str(comparison.only_second),
         str(comparison.only_first),
-        f"{comparison.difference:+.2%}",
-        f"{low:+.1%} to {high:+.1%}",
+        percent(comparison.difference, 2, signed=True),
+        f"{percent(low, signed=True)} to {percent(high, signed=True)}",
         f"{comparison.p:.3g}",
     ]
 
 
-def _with_interval(estimate: Estimate, *, percent: bool, digits: int = 2) -> list[str]:
+def _with_interval(estimate: Estimate, *, as_percent: bool, digits: int = 2) -> list[str]:
     """Value and interval."""
     interval = ""
     if estimate.ci95 is not None:
-        interval = " to ".join(f"{v:.1%}" if percent else f"{v:.4f}" for v in estimate.ci95)
-    return [_format(estimate.value, percent=percent, digits=digits), interval]
+        interval = " to ".join(percent(v) if as_percent else f"{v:.4f}" for v in estimate.ci95)
+    return [_format(estimate.value, as_percent=as_percent, digits=digits), interval]
 
 
-def _format(value: float | None, *, percent: bool, digits: int = 2) -> str:
+def _format(value: float | None, *, as_percent: bool, digits: int = 2) -> str:
     if value is None:
         return "-"
-    return f"{value:.{digits}%}" if percent else f"{value:.4f}"
+    return percent(value, digits) if as_percent else f"{value:.4f}"

@@ -27,7 +27,8 @@ from linnaeus.report.canvas import (
 )
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.heat_maps import overlay, ramp
-from linnaeus.report.image_grid import BAR, GAP, LINE, MARGIN, fit_square, format_probability, with_bar
+from linnaeus.report.image_grid import BAR, GAP, LINE, MARGIN, fit_square, with_bar
+from linnaeus.text import percent
 
 INPUT = "what the network saw"
 METHODS = {"occlusion": "occlusion: where covering lowers the score", "integrated-gradients": "integrated gradients"}
@@ -96,7 +97,7 @@ def draw_explanation(
     canvas = Canvas(width + 2 * MARGIN, end + MARGIN - 0.12, fonts)
     for i, line in enumerate(heading):
         canvas.write(MARGIN, MARGIN + 0.2 + 0.19 * i, line.text, size=line.size, color=line.color)
-    probability = format_probability(prediction.probability)
+    probability = percent(prediction.probability, 0)
     canvas.write(MARGIN + width, MARGIN + 0.2, probability, size=TITLE, align="right")
     _draw_panels(canvas, explanation, columns, side, top)
     _draw_scale(canvas, explanation, below + 0.12, width)
@@ -119,7 +120,7 @@ def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: fl
     if prediction.unsure:
         lines.append(Line("unsure: below the model's threshold", TEXT, ORANGE))
     if explanation.target != prediction.index:
-        text = f"explained: {explanation.name}, {format_probability(explanation.probability)}"
+        text = f"explained: {explanation.name}, {percent(explanation.probability, 0)}"
         lines.append(Line(shorten(text, fonts, TEXT, width), TEXT, BLUE))
     if true is not None:
         correct = true == prediction.index

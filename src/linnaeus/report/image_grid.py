@@ -28,6 +28,7 @@ from linnaeus.report.canvas import (
     wrap,
 )
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.text import percent
 
 MARGIN, GAP, BAR = 0.3, 0.16, 0.045  # inches; the bar under an image has the color of its verdict
 LINE = 0.165  # inches from one line of text to the next
@@ -143,7 +144,7 @@ def _draw_tile(canvas: Canvas, item: PredictedImage, caption: Caption, left: flo
     x = left + item.mark_width
     if item.mark:
         canvas.write(left, y, item.mark, color=item.color)
-    canvas.write(left + side, y, format_probability(item.probability), color=MUTED, align="right")
+    canvas.write(left + side, y, percent(item.probability, 0), color=MUTED, align="right")
     for line in caption.predicted:
         canvas.write(x, y, line, color=item.color)
         y += LINE
@@ -161,17 +162,6 @@ def _draw_tile(canvas: Canvas, item: PredictedImage, caption: Caption, left: flo
             bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "none", "alpha": 0.88},
             **canvas.fonts.style,
         )
-
-
-def format_probability(probability: float) -> str:
-    """Whole percents; "0 %" and "100 %" only for exactly 0 and 1."""
-    if not math.isfinite(probability):
-        return "–"
-    if 0 < probability < 0.005:
-        return "<1 %"
-    if 0.995 <= probability < 1:
-        return ">99 %"
-    return f"{100 * probability:.0f} %"
 
 
 def with_bar(pixels: np.ndarray, color: str) -> np.ndarray:

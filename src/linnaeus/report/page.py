@@ -20,7 +20,7 @@ from linnaeus.report.heat_maps import HeatMap
 from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.reader import RunContents, read_run
-from linnaeus.text import percent
+from linnaeus.text import typeset_percent
 
 HERE = Path(__file__).parent
 
@@ -77,8 +77,8 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "split": run.split,
         "word": sections.WORDS[run.split],
         "words": sections.WORDS,
-        "accuracy": percent(run.metrics[run.split]["accuracy"], 1),
-        "interval": [percent(v, 1) for v in run.metrics[run.split]["accuracy_ci95"]],
+        "accuracy": typeset_percent(run.metrics[run.split]["accuracy"], 1),
+        "interval": [typeset_percent(v, 1) for v in run.metrics[run.split]["accuracy_ci95"]],
         "figures": run.metrics[run.split],
         "threshold": run.threshold,
         "facts": sections.facts(run),
@@ -114,10 +114,10 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "risk": risk_coverage(evaluation["risk_coverage"], rule.target_risk, rule.threshold),
         "temperature": f"{effect['temperature']:.3g}",
         "cross_fitted": effect["cross_fitted"],
-        "before": percent(effect["before"]["ece"], 1),
-        "after": percent(effect["after"]["ece"], 1),
-        "chance": percent(by_chance["mean"], 1),
-        "chance_p95": percent(by_chance["p95"], 1),
+        "before": typeset_percent(effect["before"]["ece"], 1),
+        "after": typeset_percent(effect["after"]["ece"], 1),
+        "chance": typeset_percent(by_chance["mean"], 1),
+        "chance_p95": typeset_percent(by_chance["p95"], 1),
         "rule": str(rule).replace("never: ", "never, because ", 1),
     }
 
@@ -146,6 +146,6 @@ def _without_leaks(split: str, clean: dict[str, Any] | None) -> str:
     start = f"Some {sections.WORDS[split]} images have copies in an earlier split, so the figures are optimistic"
     if clean is None:
         return f"{start}; no images are left without them."
-    low, high = (percent(v, 1) for v in clean["accuracy_ci95"])
+    low, high = (typeset_percent(v, 1) for v in clean["accuracy_ci95"])
     correct = f"{clean['correct']:,} of {clean['n']:,}, 95 % interval {low} to {high}"
-    return f"{start}. Without these images the accuracy is {percent(clean['accuracy'], 1)} ({correct})."
+    return f"{start}. Without these images the accuracy is {typeset_percent(clean['accuracy'], 1)} ({correct})."

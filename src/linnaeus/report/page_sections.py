@@ -16,7 +16,7 @@ from linnaeus.report.evaluation_text import LABELS
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import percent
+from linnaeus.text import typeset_percent
 
 CLASS_IMAGES, PER_CLASS = 320, 6  # images of classes on the page, and of one class
 PAIRS, EXAMPLES = 10, 3  # pairs of confused classes, and images of each
@@ -85,7 +85,7 @@ def metrics(run: RunContents) -> dict[str, Any]:
         if any(cell is not None for cell in cells):
             rows.append({"label": label, "cells": cells})
     heads = [(split, WORDS[split], values[split]["n"]) for split in splits]
-    return {"rows": rows, "splits": heads, "start": percent(start)}
+    return {"rows": rows, "splits": heads, "start": typeset_percent(start)}
 
 
 def _metric(values: dict[str, Any], name: str, label: str, start: float) -> dict[str, Any] | None:
@@ -98,7 +98,7 @@ def _metric(values: dict[str, Any], name: str, label: str, start: float) -> dict
 
 
 def _format(name: str, value: float) -> str:
-    return f"{value:.3f}" if name in DECIMAL else percent(value, 1)
+    return f"{value:.3f}" if name in DECIMAL else typeset_percent(value, 1)
 
 
 def classes(run: RunContents, images: Thumbnails) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def class_table(run: RunContents) -> list[dict[str, Any]]:
         for name in ("recall", "precision", "f1", "roc_auc", "average_precision"):
             value, ci95 = values[name], values.get(f"{name}_ci95")
             text = "–" if value is None else _format(name, value)
-            interval = " to ".join(percent(v) for v in ci95) if ci95 and name not in DECIMAL else ""
+            interval = " to ".join(typeset_percent(v) for v in ci95) if ci95 and name not in DECIMAL else ""
             bar = None
             if name in ("recall", "precision") and value is not None:
                 bar = IntervalBar.of(f"{name} of {values['name']}: {text}, {interval}", value, ci95)
@@ -218,8 +218,8 @@ def shown_prediction(
         heat_map=images.heat_map(i) if heat_map else None,
         predicted=run.name_of(row.predicted),
         true=run.name_of(row.true),
-        probability=percent(row.probability, 1),
-        probability_of_true=percent(row.probability_of_true, 1),
+        probability=typeset_percent(row.probability, 1),
+        probability_of_true=typeset_percent(row.probability_of_true, 1),
         correct=row.correct,
         unsure=row.probability < run.threshold,
     )
@@ -246,7 +246,7 @@ def times(run: RunContents) -> dict[str, Any]:
         {
             "name": PARTS.get(name, name.capitalize()),
             "duration": duration(value),
-            "share": percent(value / total),
+            "share": typeset_percent(value / total),
             "grow": round(1000 * value / total, 2),
         }
         for name, value in seconds.items()

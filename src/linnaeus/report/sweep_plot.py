@@ -24,7 +24,7 @@ from linnaeus.report.canvas import (
     write_title,
 )
 from linnaeus.report.fonts import Fonts, families_for
-from linnaeus.text import percent
+from linnaeus.text import typeset_percent
 
 WIDTH, ROW = 10.4, 2.6  # inches
 COLUMNS = 3
@@ -204,4 +204,4 @@ def _draw_importances(axes: Axes, sweep: SweepImage, fonts: Fonts) -> None:
     for row, (key, share) in enumerate(shown):
         axes.text(0, row + 0.3, shorten(key, fonts, SMALL, PANEL), size=SMALL, color=INK, **fonts.style)
         axes.barh(row + 0.6, share, height=0.25, color=BLUE)
-        axes.text(share, row + 0.6, f" {percent(share)}", size=SMALL, color=MUTED, va="center", **fonts.style)
+        axes.text(share, row + 0.6, f" {typeset_percent(share)}", size=SMALL, color=MUTED, va="center", **fonts.style)

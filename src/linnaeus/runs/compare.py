@@ -23,7 +23,7 @@ from linnaeus.recipe.difference import differences
 from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE
 from linnaeus.runs.parsing import ADVICE, read_metrics, read_text
 from linnaeus.runs.predictions import PredictionRow, read_predictions
-from linnaeus.text import align, shorten
+from linnaeus.text import align, percent, shorten
 
 MIN_SHARED = 50
 """Images that runs must share if their splits differ; a comparison on fewer is not informative."""
@@ -92,9 +92,9 @@ class Comparison:
     def _runs(self, names: list[str]) -> list[list[str]]:
         rows = []
         for name, row in zip(names, self.rows, strict=True):
-            ci95 = " to ".join(f"{v:.1%}" for v in row.accuracy_ci95)
-            accuracy = [f"{row.correct / row.n:.2%}", ci95, f"{row.correct} of {row.n}"]
-            rows.append([name, *accuracy, f"{row.loss:.4f}", f"{row.ece:.1%}", duration(row.seconds)])
+            ci95 = " to ".join(percent(v) for v in row.accuracy_ci95)
+            accuracy = [percent(row.correct / row.n, 2), ci95, f"{row.correct} of {row.n}"]
+            rows.append([name, *accuracy, f"{row.loss:.4f}", percent(row.ece), duration(row.seconds)])
         return rows
 
     def _pairs(self, names: list[str]) -> list[list[str]]:
@@ -104,7 +104,8 @@ class Comparison:
             better = names[j] if pair.difference > 0 else names[i]
             verdict = f"{better} is better" if p < SIGNIFICANT else "no significant difference"
             counts = f"{pair.only_second} correct only in {names[j]}, {pair.only_first} only in {names[i]}"
-            difference = f"{pair.difference:+.2%} ({low:+.1%} to {high:+.1%})"
+            ci95 = f"{percent(low, signed=True)} to {percent(high, signed=True)}"
+            difference = f"{percent(pair.difference, 2, signed=True)} ({ci95})"
             rows.append([f"{names[j]} - {names[i]}", difference, f"p = {p:.3g}", verdict, counts])
         return rows
 

@@ -17,6 +17,7 @@ from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Dimension, Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial
+from linnaeus.text import percent
 
 if TYPE_CHECKING:
     from linnaeus.report.sweep_plot import SweepImage
@@ -153,9 +154,9 @@ def header(best: Trial, trials: Sequence[Trial], base: Recipe, space: Space) -> 
         "",
         *(f"{key} = {_toml(best.drawn[key], space[key])}" for key in space),
         "",
-        f"{split} accuracy {figures['accuracy']:.2%} ({figures['correct']} of {figures['n']} right; 95 % interval "
-        f"{low:.1%} to {high:.1%}), loss {figures['loss']:.4g}; trial {best.number}, phase {best.phase}, "
-        f"epoch {best.epoch}.",
+        f"{split} accuracy {percent(figures['accuracy'], 2)} ({figures['correct']} of {figures['n']} right; 95 % "
+        f"interval {percent(low)} to {percent(high)}), loss {figures['loss']:.4g}; trial {best.number}, "
+        f"phase {best.phase}, epoch {best.epoch}.",
         f"This trial was selected among {len(trials)} on these same images, so its result is optimistic, and the",
         "interval does not account for the selection. Measure the recipe on images that no trial was compared on.",
         f"linnaeus {__version__}; all trials are in trials.csv and {STUDY}.",
@@ -184,7 +185,7 @@ def trial_line(trial: Trial, trials: Sequence[Trial], metric: str) -> str:
 def _result(trial: Trial, metric: str) -> str:
     """The selection metric of a trial as text."""
     value = trial.figures.get(metric, trial.value)
-    return f"loss {value:.4f}" if metric == "loss" else f"{value:.2%}"
+    return f"loss {value:.4f}" if metric == "loss" else percent(value, 2)
 
 
 def _short(value: Any) -> str:

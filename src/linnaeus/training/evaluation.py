@@ -32,6 +32,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs import predictions
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
+from linnaeus.text import percent
 
 
 class FinalEvaluation:
@@ -73,7 +74,8 @@ class FinalEvaluation:
         quality = self.assessments[split].calibration
         place = {"valid": "validation, cross-fitted"}.get(split, split)
         chance = self.assessments[split].metrics.ece_by_chance[0]
-        change = f"{quality.before['ece']:.1%} before, {quality.after['ece']:.1%} after, {chance:.1%} by chance alone"
+        before, after = percent(quality.before["ece"]), percent(quality.after["ece"])
+        change = f"{before} before, {after} after, {percent(chance)} by chance alone"
         clean = [
             f"{name:9} {figures_ or 'no image is left'}, without images that have a copy in an earlier split"
             for name, figures_ in self.without_leaks.items()

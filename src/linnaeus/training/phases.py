@@ -19,6 +19,7 @@ from linnaeus.metrics.classification import Figures
 from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.runs.history import Row
+from linnaeus.text import percent
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.loop import Epoch, Step, fit
@@ -148,7 +149,7 @@ class Phases:
         if self.console.terminal:  # elsewhere nobody sees it, and on a GPU the means cost time
             loss, accuracy = step.means()
             note = f"epoch {step.epoch}/{run.phase.epochs}  loss {loss:.3f}"
-            note += f"  accuracy {accuracy:.1%}" if accuracy is not None else ""
+            note += f"  accuracy {percent(accuracy)}" if accuracy is not None else ""
             samples = run.train.batches.samples
             advance((step.epoch - 1) * samples + step.samples, run.phase.epochs * samples, note)
         self._between_steps(run.number, step.snapshot, 1)
@@ -182,12 +183,12 @@ class Phases:
             self.best_is_written = False
             if not self.model_is_written:
                 self._write_model()
-        accuracy = "" if epoch.train_accuracy is None else f" accuracy {epoch.train_accuracy:6.2%}"
+        accuracy = "" if epoch.train_accuracy is None else f" accuracy {percent(epoch.train_accuracy, 2):>8}"
         self.console.say(
             f"  epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}  "
             f"{'solved' if phase.head == 'auto' else f'lr {epoch.lr:.2e}'}"
             f"  train loss {epoch.train_loss:.4f}{accuracy}"
-            f"  valid loss {valid.loss:.4f} accuracy {valid.accuracy:6.2%}{' *' if is_best else '  '}  "
+            f"  valid loss {valid.loss:.4f} accuracy {percent(valid.accuracy, 2):>8}{' *' if is_best else '  '}  "
             f"{duration(epoch.seconds)}"
         )
         if self.observe is not None:

@@ -17,6 +17,7 @@ from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
 from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
+from linnaeus.text import percent
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
 from linnaeus.training.phase import PhaseRun
@@ -63,7 +64,7 @@ def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Co
     accuracy = (head.probabilities.argmax(1) == labels).mean()
     console.say(
         f"  linear head on {len(labels)} feature vectors of length {features.shape[1]}: penalty {head.penalty:g}, "
-        f"chosen from {len(head.losses)}; cross-validated training accuracy {accuracy:.2%}"
+        f"chosen from {len(head.losses)}; cross-validated training accuracy {percent(accuracy, 2)}"
     )
     return SolvedHead(replace(head, weight=head.weight.cpu(), bias=head.bias.cpu()), train)
 

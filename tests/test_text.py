@@ -1,0 +1,47 @@
+"""Percentages: one formatter, which never rounds to certainty."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linnaeus.text import percent, typeset_percent
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "text"),
+    [
+        (1.0, 1, "100.0 %"), (0.9996, 1, ">99.9 %"), (0.9996, 2, "99.96 %"), (0.99996, 2, ">99.99 %"),
+        (0.93, 0, "93 %"), (0.9996, 0, ">99 %"), (0.004, 0, "<1 %"), (0.0004, 1, "<0.1 %"), (0.0, 1, "0.0 %"),
+        (float("nan"), 0, "–"), (float("inf"), 1, "–"), (1.5, 0, "150 %"), (1 - 1e-16, 0, "100 %"),
+    ],
+)  # fmt: skip
+def test_zero_and_one_hundred_are_exact(share: float, digits: int, text: str):
+    assert percent(share, digits) == text
+    assert typeset_percent(share, digits) == text.replace(" ", "\u202f")
+
+
+def test_a_threshold_has_as_many_digits_as_it_takes():
+    assert [percent(share, exact=True) for share in (0.945, 0.99996, 0.0004, 1.0)] == [
+        *("94.5 %", "99.996 %", "0.04 %", "100.0 %")
+    ]
+
+
+def test_a_difference_has_its_sign():
+    assert [percent(share, 2, signed=True) for share in (0.012, -0.012, 0.0, -0.00001)] == [
+        *("+1.20 %", "-1.20 %", "+0.00 %", "-<0.01 %")
+    ]
+
+
+@given(st.floats(0, 1), st.integers(0, 4), st.booleans())
+def test_no_share_is_shown_as_certain(share: float, digits: int, exact: bool):
+    text = percent(share, digits, exact=exact)
+    number = re.fullmatch(r"([<>]?)([0-9.]+) %", text)
+    assert number is not None
+    if 1e-11 < share < 1 - 1e-11:
+        assert float(number[2]) not in (0.0, 100.0)
+    if not number[1]:
+        assert abs(float(number[2]) - 100 * share) <= 0.5 * 10**-digits + 1e-9
