@@ -18,6 +18,7 @@ from torch import nn
 
 import linnaeus
 from linnaeus import files
+from linnaeus.errors import JobError
 from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
@@ -195,3 +196,39 @@ def test_fifty_random_kills():
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "50 kills in" in result.stdout
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_model_file_keeps_both_in_agreement(idx: Path, tmp_path: Path):
+    """The checkpoint says that all phases are over and holds a better model than the file does."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "lr": 1e-3}, best="loss")
+    out = tmp_path / "cut"
+
+    def work() -> None:
+        dying(recorder, "write_model", 2)
+        train(idx, recipe, out, every="1000steps")
+
+    assert in_child(work) == -signal.SIGKILL
+    saved = checkpoint.Checkpoints(out / "checkpoint").read("loss")
+    assert saved is not None
+    assert (saved.phase, saved.best.epoch) == (2, 3)
+    assert linnaeus.load(out).about.metrics["valid"]["loss"] > saved.best.figures.loss  # type: ignore[union-attr]
+    check_same(train(idx, recipe, out, resume=True).path, train(idx, recipe, tmp_path / "whole").path)
+
+
+def test_a_model_file_that_another_program_changed_is_not_reported_as_the_result(
+    idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe, out = write_recipe(tmp_path / "r.toml", best="loss"), tmp_path / "run"
+    other = train(idx, recipe, tmp_path / "other", seed=7).path / "model.safetensors"
+    real = finalize.read_model
+
+    def replaced(path: Path, *arguments: Any) -> Any:
+        shutil.copy(other, path)
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finalize, "read_model", replaced)
+        with pytest.raises(JobError, match=r"is not the model that this run has written.* --resume writes it again"):
+            train(idx, recipe, out)
+    assert not (out / "metrics.json").exists()
+    check_same(train(idx, recipe, out, resume=True).path, train(idx, recipe, tmp_path / "whole").path)

@@ -27,7 +27,7 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK
 from linnaeus.stores.cache import Cache
-from linnaeus.training import loop
+from linnaeus.training import loop, recorder
 from linnaeus.training.checkpoint import CheckpointInterval, Checkpoints
 from linnaeus.training.phase import AboveCut
 from linnaeus.training.step import Optimization, StepSums
@@ -325,12 +325,33 @@ def test_a_disk_too_full_for_the_model_is_one_line_and_the_run_can_be_resumed(id
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        with pytest.raises(JobError, match=r"model\.safetensors: no space left on the disk"):
+        message = r"model\.safetensors: no space left on the disk.*model\.safetensors is the model of phase 1, epoch 1$"
+        with pytest.raises(JobError, match=message):
             train(idx, recipe, tmp_path / "run", resume=True)
 
     assert in_child(work) == 0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
     check_same(train(idx, recipe, tmp_path / "run", resume=True).path, train(idx, recipe, tmp_path / "whole").path)
+
+
+@pytest.mark.parametrize(("first_failure", "left"), [(1, "there is no model yet"), (2, "phase 1, epoch 1")])
+def test_a_full_disk_names_the_model_that_is_there(
+    first_failure: int, left: str, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not the best model in memory, which could not be written."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "lr": 1e-3}, best="loss")
+    real, calls = recorder.write_model, 0
+
+    def full(*args: Any) -> str:
+        nonlocal calls
+        calls += 1
+        if calls >= first_failure:
+            raise JobError("no space left on the disk")
+        return real(*args)
+
+    monkeypatch.setattr(recorder, "write_model", full)
+    with pytest.raises(JobError, match=f"{left}$"):
+        train(idx, recipe, tmp_path / "run", every="1000steps")
 
 
 def test_a_folder_that_becomes_read_only_is_one_line_and_keeps_the_model(

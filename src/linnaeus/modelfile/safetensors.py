@@ -65,8 +65,11 @@ class ModelFile:
     """SHA-256 of the tensors, where this was read from a file."""
 
 
-def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> None:
-    """Write weights and description, atomically. Auxiliary heads, used only in training, are omitted."""
+def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> str:
+    """Write weights and description, atomically. Auxiliary heads, used only in training, are omitted.
+
+    Returns the SHA-256 of the tensors, which `ModelFile.digest` has where the file is read.
+    """
     # Tensors are copied to plain contiguous memory: safetensors takes neither channels-last nor shared storage.
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
@@ -77,6 +80,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> No
     text = json.dumps(header, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
         save_tensors(tensors, temporary, {"linnaeus": text})
+    return header["sha256"]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

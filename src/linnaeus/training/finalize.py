@@ -9,6 +9,7 @@ from typing import Any
 
 from linnaeus.check.inspection import without_leaks
 from linnaeus.distributed.engine import hardware
+from linnaeus.errors import JobError
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.outputs import Outputs
@@ -101,14 +102,26 @@ def _saved_model(prepared: Prepared, recorder: RunRecorder) -> tuple[Network, Mo
     The results are those of the file, not of the network in memory, so that users of the file get the same.
     """
     engine, network = prepared.engine, prepared.network
-    if engine.is_main:
-        network, header = read_model(prepared.folder.model, _custom(network))
-    else:
-        header = recorder.model_file({})
+    header = recorder.model_file({})
+    with engine.propagate_errors():
+        if engine.is_main:
+            network, header = _verified_model(prepared, recorder.digest)
     state = engine.broadcast(network.state_dict)
     if not engine.is_main:
         network.load_state_dict(state, strict=False)  # the file has no auxiliary heads
     return network.to(engine.device), header
+
+
+def _verified_model(prepared: Prepared, digest: str) -> tuple[Network, ModelFile]:
+    """The network and header of the model file. Raises JobError unless its tensors have the SHA-256 `digest`."""
+    path = prepared.folder.model
+    network, header = read_model(path, _custom(prepared.network))
+    if header.digest != digest:
+        raise JobError(
+            f"{path}: is not the model that this run has written, so another program changed it; linnaeus train "
+            f"{prepared.folder.path} --resume writes it again"
+        )
+    return network, header
 
 
 def _custom(network: Network) -> Network | None:

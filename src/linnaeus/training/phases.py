@@ -45,7 +45,8 @@ class Phases:
     The best model is written after the first epoch, with every checkpoint, and at the end of each phase. It is not
     written after every epoch, because an epoch of a head takes milliseconds and a model file takes longer. Except for
     the first one, a model is written after the checkpoint that contains it, so that a resumed run never finds a better
-    model file than it knows of.
+    model file than it knows of. A process that dies between the two leaves an older model file, so a resumed run first
+    writes the model of its checkpoint.
     """
 
     recipe: Recipe
@@ -75,8 +76,8 @@ class Phases:
     def run(self, resume: Checkpoint | None = None) -> Best:
         """Run all phases, each from the best weights so far. After a KeyboardInterrupt, `best` holds the best model."""
         if resume is not None:
-            self.best, self.model_is_written = resume.best, resume.best.figures is not None
-            self.best_is_written = False
+            self.best = resume.best
+            self._write_model()
         first_epoch = 0
         for number, phase in enumerate(self.recipe.phase, start=1):
             if resume is None or number >= resume.phase:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from linnaeus.modelfile.safetensors import ModelFile, write_model
+from linnaeus.errors import UserError
+from linnaeus.modelfile.safetensors import ModelFile, read_header, write_model
 from linnaeus.runs.history import Row
 from linnaeus.training.best import Best
 from linnaeus.training.prepare import Prepared
@@ -28,6 +29,10 @@ class Recorder:
     def save_model(self, best: Best) -> None:
         """Save the best model so far."""
 
+    def saved_model(self) -> str:
+        """Where the best model so far is saved, for a message."""
+        return "not saved"
+
     def record_micro_batch(self, number: int, micro_batch: int) -> None:
         """Record the micro-batch of phase `number` over all processes."""
 
@@ -46,6 +51,8 @@ class RunRecorder(Recorder):
         """The recipe with the values that were tuned so far."""
         self.rows = prepared.folder.rows
         self.micro_batches = prepared.identity.tuned.micro
+        self.digest = ""
+        """SHA-256 of the tensors of the model file that this process wrote."""
 
     def add_epoch(self, row: Row) -> None:
         if self.is_main:
@@ -81,7 +88,19 @@ class RunRecorder(Recorder):
         """Write the model file, with the validation metrics that chose the model."""
         assert best.figures is not None
         if self.is_main:
-            write_model(self.folder.model, best.state, self.model_file({"valid": best.figures.to_dict()}))
+            about = self.model_file({"valid": best.figures.to_dict()})
+            self.digest = write_model(self.folder.model, best.state, about)
+
+    def saved_model(self) -> str:
+        path = self.folder.model
+        try:
+            figures = read_header(path).metrics["valid"]
+        except (UserError, KeyError):
+            return "there is no model yet"
+        # The file itself is asked, since the last attempt to replace it may have failed.
+        row = next((row for row in self.rows if row.valid_loss == figures["loss"]), None)
+        epoch = "an earlier epoch" if row is None else f"phase {row.phase}, epoch {row.epoch}"
+        return f"{path} is the model of {epoch}"
 
     def model_file(self, metrics: dict[str, Any]) -> ModelFile:
         """The header of the model file."""

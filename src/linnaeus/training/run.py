@@ -141,8 +141,7 @@ def _run_phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> 
         except JobError as error:
             if phases.best.figures is None:
                 raise
-            epoch = f"phase {phases.best.phase}, epoch {phases.best.epoch}"
-            raise JobError(f"{error}; the best model so far ({epoch}) is in {folder.model}") from None
+            raise JobError(f"{error}; {recorder.saved_model()}") from None
         except UnreadableError as error:  # only if images are decoded in every epoch
             raise JobError(f"{error}; it was readable when the run began. {session.workspace.advice()}") from None
     console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
