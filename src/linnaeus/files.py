@@ -1,17 +1,25 @@
-"""Files: atomic writes, locks, checksums, and one-line errors for a disk that is full or read-only."""
+"""Files: atomic writes, locks, checksums, and one-line errors for a disk that is full, read-only or failing."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linnaeus.errors import JobError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -19,28 +27,46 @@ if TYPE_CHECKING:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+SCRATCH = ".linnaeus-tmp-"
+"""Start of the names of folders for files in the making."""
+_SCRATCH_NAME = re.compile(re.escape(SCRATCH) + r"[a-z0-9_]{8}")  # as `tempfile` names them
 BRIEFLY = 0.1  # seconds until a lock counts as held
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of a folder, on some network file systems
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system about writing `path` into one line that names it.
+    """Turn errors of the operating system about writing `path` into one line that names it, by `explained`.
 
-    A full disk or a read-only place is a JobError; a name that no file can have is a UserError. Other errors pass.
+    The absence of another file, and a closed pipe or connection, are not blamed on `path`: these errors pass.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise JobError(
-                f"{path}: no space left on the disk ({error.strerror}); free some, or choose another place"
-            ) from None
-        if error.errno in FORBIDDEN:
-            raise JobError(f"{path}: may not be written ({error.strerror}); choose another place") from None
-        if error.errno in NO_PLACE and _concerns(error, path):
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    except ConnectionError:
         raise
+    except OSError as error:
+        if error.errno in NO_PLACE and not _concerns(error, path):
+            raise
+        raise explained(error, path) from None
+
+
+def explained(error: OSError, path: Path | None = None) -> UserError:
+    """The error as one line with the file, the reason and the next step. `path`: the file that was to be written.
+
+    A full disk, a read-only place and a failing disk are a JobError; a name that no file can have is a UserError.
+    """
+    reason = error.strerror or str(error) or type(error).__name__
+    if path is None:
+        place = error.filename if isinstance(error.filename, str | os.PathLike) else "a file"
+        return JobError(f"{place}: cannot be used ({reason}); check the file and the disk, then run the command again")
+    if error.errno in FULL:
+        return JobError(f"{path}: no space left on the disk ({reason}); free some, or choose another place")
+    if error.errno in FORBIDDEN:
+        return JobError(f"{path}: may not be written ({reason}); choose another place")
+    if error.errno in NO_PLACE:
+        return UserError(f"{path}: cannot be written ({reason}); choose another place")
+    return JobError(f"{path}: cannot be written ({reason}); check the disk, then run the command again")
 
 
 def _concerns(error: OSError, path: Path) -> bool:
@@ -48,38 +74,105 @@ def _concerns(error: OSError, path: Path) -> bool:
     if not isinstance(error.filename, str | os.PathLike):
         return False
     about = Path(error.filename)
-    return about.parent == path.parent or about in (path, *path.parents)
+    return path.parent in (about.parent, about.parent.parent) or about in (path, *path.parents)
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed over it if the block succeeds and removed if it fails.
+    """A temporary path in a folder beside `path`, renamed over it if the block succeeds and removed if it fails.
 
     The bytes are synced before the rename, and the rename before this returns: after a power cut the file is the old
-    one or the new one, never a part.
+    one or the new one, never a part. A symbolic link stays, and the file that it names is replaced; a device or a pipe,
+    such as /dev/stdout, gets the bytes.
     """
     with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
-        # The suffix stays, because writers such as matplotlib choose the format by it.
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        if _is_stream(path):
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder) / path.name
+                path.write_bytes((Path(folder) / path.name).read_bytes())
+            return
+        path = path.resolve() if path.is_symlink() else path
+        with scratch(path.parent) as folder:
+            # It keeps the name, because writers such as matplotlib choose the format by it.
+            temporary = folder / path.name
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(stat.S_IMODE(mode))  # safetensors makes files private
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Temporary files that killed writers left in `folder`; no other process may be writing there."""
-    return [path for path in folder.glob(".*-????????*") if path.is_file()] if folder.is_dir() else []
+def _is_stream(path: Path) -> bool:
+    """Whether `path` is a device, a pipe or an open file of a process, which a rename must not replace."""
+    named = str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))  # these may lead to a regular file
+    return named or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` for files in the making, which is removed at the end.
+
+    What killed writers have left in `parent` is removed first. A writer holds a lock on its folder, so that the folders
+    of other processes that are still writing are left alone.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent)) from None
+    remove_scratch(parent)
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+        lock = _FolderLock(path)
+        if path.is_dir():
+            break
+        lock.close()  # another process removed the folder before it was locked
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        lock.close()
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether `path` is a folder of `scratch`."""
+    return _SCRATCH_NAME.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+
+
+def remove_scratch(parent: Path, *, alone: bool = False) -> None:
+    """Remove the folders of `scratch` that killed writers have left in `parent`.
+
+    `alone`: no other process writes in `parent`, so that they are removed also where the file system has no locks.
+    """
+    with suppress(OSError):
+        for path in list(filter(is_scratch, parent.iterdir())):
+            lock = _FolderLock(path)
+            if lock.is_ours or (alone and not lock.is_taken):
+                shutil.rmtree(path, ignore_errors=True)
+            lock.close()
+
+
+class _FolderLock:
+    """An attempt to lock a folder. The operating system drops the lock when this process ends."""
+
+    def __init__(self, folder: Path):
+        self.is_ours = self.is_taken = False
+        """Both are false where the file system has no locks for folders."""
+        self._handle: int | None = None
+        if fcntl is None:
+            return
+        with suppress(OSError):
+            self._handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.is_ours = True
+            except BlockingIOError:
+                self.is_taken = True
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
 
 
 def numbered(stem: Path) -> Path:
@@ -87,12 +180,12 @@ def numbered(stem: Path) -> Path:
     n = 1
     while True:
         path = stem.with_name(f"{stem.name}-{n}")
-        try:
-            with disk_errors(path):
+        with disk_errors(path):
+            try:
                 path.mkdir(parents=True)
-            return path
-        except FileExistsError:  # mkdir decides, so that two programs started at once get two folders
-            n += 1
+                return path
+            except FileExistsError:  # mkdir decides, so that two programs started at once get two folders
+                n += 1
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,15 +211,11 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows flushes only what may be written
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not folder or error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    """The process's umask: mkstemp makes files private, and ours should be as readable as other files of the user."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def acquire(path: Path, *, wait: bool) -> BaseFileLock | None:

@@ -14,8 +14,8 @@ from killing import check_same, in_child, train
 from tiny import write_recipe
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK, Lock
+from linnaeus.training.identity import Identity
 from linnaeus.training.step import Optimization
 
 pytestmark = [
@@ -78,7 +78,7 @@ def test_the_second_is_refused_in_one_line_and_a_kill_lets_it_in(idx: Path, tmp_
 def test_two_that_begin_at_once(idx: Path, tmp_path: Path):
     """The one that comes second to an empty folder is refused, and takes nothing away from the first."""
     recipe, out = write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "run"
-    pid = halted(RunFolder, "write_recipe", 1, idx, recipe, out)
+    pid = halted(Identity, "write", 1, idx, recipe, out)
     for resume in (False, True):
         with pytest.raises(UserError, match=f"being trained by process {pid} "):
             train(idx, recipe, out, resume=resume)

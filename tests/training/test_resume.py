@@ -20,6 +20,7 @@ import linnaeus
 from linnaeus import files
 from linnaeus.errors import JobError
 from linnaeus.modelfile.safetensors import save_tensors
+from linnaeus.runs import folder
 from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
 from linnaeus.stores.cache import Cache
@@ -106,7 +107,7 @@ MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
     "the final evaluation": (finalize, "answer", 1, False),
     "figures are written": (RunFolder, "write_metrics", 1, True),
     "the end": (RunFolder, "close", 1, False),
-    "the checkpoint is removed": (shutil, "rmtree", 2, False),
+    "the checkpoint is removed": (folder, "remove_checkpoint", 1, False),
 }
 
 
@@ -149,16 +150,16 @@ def test_the_model_file_is_never_ahead_of_the_checkpoint(idx: Path, tmp_path: Pa
 
 WRITING: dict[str, tuple[Any, str, int, bool, str]] = {
     # place: (module, function, number of the call, whether after it, start of the file name)
-    "before a file is synced": (files, "sync", 2, False, ".state-"),
-    "after a file is synced": (files, "sync", 2, True, ".state-"),
-    "before the state is renamed": (Path, "replace", 2, False, ".state-"),
-    "after the state is renamed": (Path, "replace", 2, True, ".state-"),
-    "before the best model is synced": (files, "sync", 1, False, ".best-"),
-    "before the best model is renamed": (Path, "replace", 1, False, ".best-"),
-    "after the best model is renamed": (Path, "replace", 1, True, ".best-"),
-    "before the manifest is synced": (files, "sync", 1, False, ".checkpoint-"),
-    "before the manifest is renamed": (Path, "replace", 1, False, ".checkpoint-"),
-    "after the manifest is renamed": (Path, "replace", 1, True, ".checkpoint-"),
+    "before a file is synced": (files, "sync", 2, False, "state-"),
+    "after a file is synced": (files, "sync", 2, True, "state-"),
+    "before the state is renamed": (Path, "replace", 2, False, "state-"),
+    "after the state is renamed": (Path, "replace", 2, True, "state-"),
+    "before the best model is synced": (files, "sync", 1, False, "best-"),
+    "before the best model is renamed": (Path, "replace", 1, False, "best-"),
+    "after the best model is renamed": (Path, "replace", 1, True, "best-"),
+    "before the manifest is synced": (files, "sync", 1, False, "checkpoint.json"),
+    "before the manifest is renamed": (Path, "replace", 1, False, "checkpoint.json"),
+    "after the manifest is renamed": (Path, "replace", 1, True, "checkpoint.json"),
     "before the old files are removed": (Path, "unlink", 1, False, "state-"),
     "after one of them is removed": (Path, "unlink", 1, True, "state-"),
 }

@@ -325,7 +325,7 @@ def test_a_disk_too_full_for_the_model_is_one_line_and_the_run_can_be_resumed(id
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        message = r"model\.safetensors: no space left on the disk.*model\.safetensors is the model of phase 1, epoch 1$"
+        message = r"model\.safetensors: no space left on the disk.*best model so far \(phase 1, epoch 1\) is in"
         with pytest.raises(JobError, match=message):
             train(idx, recipe, tmp_path / "run", resume=True)
 
@@ -334,7 +334,10 @@ def test_a_disk_too_full_for_the_model_is_one_line_and_the_run_can_be_resumed(id
     check_same(train(idx, recipe, tmp_path / "run", resume=True).path, train(idx, recipe, tmp_path / "whole").path)
 
 
-@pytest.mark.parametrize(("first_failure", "left"), [(1, "there is no model yet"), (2, "phase 1, epoch 1")])
+@pytest.mark.parametrize(
+    ("first_failure", "left"),
+    [(1, "there is no model yet"), (2, r"phase 1, epoch 1\) is in .*safetensors")],
+)
 def test_a_full_disk_names_the_model_that_is_there(
     first_failure: int, left: str, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -366,7 +369,7 @@ def test_a_folder_that_becomes_read_only_is_one_line_and_keeps_the_model(
     def add(folder: RunFolder, row: Any) -> None:
         real(folder, row)
         if len(folder.rows) == 2:
-            monkeypatch.setattr("tempfile.mkstemp", read_only)
+            monkeypatch.setattr("tempfile.mkdtemp", read_only)
 
     monkeypatch.setattr(RunFolder, "add", add)
     with pytest.raises(JobError, match="may not be written"):

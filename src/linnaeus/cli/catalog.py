@@ -157,10 +157,11 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
     on a web server. The dataset may be larger than the disk: nothing is unpacked and no pixel store is built.
     """
     from linnaeus.data.shardwriter import write_shards
-    from linnaeus.data.sources import open_source
+    from linnaeus.data.sources import open_source, refuse_inside
 
     console = make_console(sys.stderr)
     table = open_source(source)
+    refuse_inside(Path(out), table)
     with console.progress("writing") as advance:
         summary = write_shards(table, out, size=size, resize=resize, progress=advance)
     if summary.left_out:

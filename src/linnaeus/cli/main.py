@@ -29,7 +29,7 @@ from linnaeus.cli.predict import predict
 from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
 from linnaeus.console import ESCAPED, Console, duration
-from linnaeus.errors import LostError, UserError
+from linnaeus.errors import JobError, LostError, UserError
 
 if TYPE_CHECKING:
     from linnaeus.training.run import Run
@@ -224,3 +224,8 @@ def main() -> None:
         # The reader, such as `head`, has closed the pipe: discard what is still buffered instead of failing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        from linnaeus.files import explained
+
+        click.echo(f"error: {explained(error)}", err=True)
+        raise SystemExit(JobError.status) from None

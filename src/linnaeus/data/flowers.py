@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from linnaeus.data.table import Table
 from linnaeus.data.tar import read_files
 from linnaeus.errors import UserError
-from linnaeus.files import disk_errors
+from linnaeus.files import disk_errors, scratch
 
 IMAGE = re.compile(r"image_[0-9]{5}\.jpg")
 COUNT = 8189
@@ -59,19 +57,16 @@ def open_flowers(folder: Path) -> Table:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Write the archive's images to `folder`, which appears whole or not at all."""
-    with disk_errors(folder):
-        temporary = Path(tempfile.mkdtemp(prefix=".jpg-", dir=folder.parent))
-        try:
-            count = 0
-            for name, data in read_files(archive, lambda name: IMAGE.fullmatch(name) is not None, ARCHIVE_LIMIT):
-                (temporary / name).write_bytes(data)
-                count += 1
-            if count != COUNT:
-                raise UserError(f"{archive}: holds {count} images instead of {COUNT}; remove it to fetch it again")
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(folder), scratch(folder.parent) as parent:
+        temporary = parent / folder.name
+        temporary.mkdir()
+        count = 0
+        for name, data in read_files(archive, lambda name: IMAGE.fullmatch(name) is not None, ARCHIVE_LIMIT):
+            (temporary / name).write_bytes(data)
+            count += 1
+        if count != COUNT:
+            raise UserError(f"{archive}: holds {count} images instead of {COUNT}; remove it to fetch it again")
+        temporary.rename(folder)
 
 
 def _matlab(path: Path, key: str, largest: int) -> np.ndarray:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from linnaeus.data.decode import IMAGE_SUFFIXES, MAX_BYTES, RowSpec, UnreadableE
 from linnaeus.data.shards import FORMAT, INDEX
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
-from linnaeus.files import disk_errors, write_text
+from linnaeus.files import disk_errors, scratch, sync, write_text
 
 JPEG_QUALITY = 95
 SEED = 0
@@ -55,17 +53,14 @@ def write_shards(
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: already exists; choose another --out, or remove it")
-    with disk_errors(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
-        try:
-            written = _Writer(table, temporary, size * 1_000_000, resize).write(progress)
-            temporary.chmod(0o755)
-            if out.exists():
-                out.rmdir()
-            temporary.rename(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(out), scratch(out.absolute().parent) as folder:
+        temporary = folder / out.name
+        temporary.mkdir()
+        written = _Writer(table, temporary, size * 1_000_000, resize).write(progress)
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+        sync(out.absolute().parent)
     return written
 
 
@@ -99,6 +94,7 @@ class _Writer:
                     following = next(pending, None)
                     if file.tell() >= self.limit:
                         break
+            sync(path)
             self.shards.append({"file": path.name, "bytes": path.stat().st_size})
             self.done.bytes += path.stat().st_size
             number += 1

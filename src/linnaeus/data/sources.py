@@ -155,3 +155,12 @@ def _open_file(source: str, path: Path, group: str | None) -> Table:
             f"{source}: not a text file, nor a format that is read; give a folder, a list file, a CSV, CIFAR or IDX"
         )
     return listfile.open_lists(source, {"": path})
+
+
+def refuse_inside(out: Path, table: Table) -> None:
+    """Raise UserError where the folder `out` lies inside a source whose folders are its classes."""
+    if table.kind == "folder" and out.resolve().is_relative_to(Path(table.source).resolve()):
+        raise UserError(
+            f"{out}: lies inside the source {table.source}, whose folders are its classes, so its images would become "
+            "part of the data; choose an --out elsewhere"
+        )

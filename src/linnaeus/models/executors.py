@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
+from linnaeus.files import write_text
 from linnaeus.models.network import Network, pooled
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
 from linnaeus.text import percent
@@ -207,8 +208,5 @@ def _read_record(record: Path | None) -> dict[str, str]:
 def _write_record(record: Path | None, key: str, name: str) -> None:
     """Store the choice. Without it the next run measures again, so an unwritable folder is not an error."""
     if record is not None:
-        with suppress(OSError):
-            record.parent.mkdir(parents=True, exist_ok=True)
-            temporary = record.with_name(f"{record.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(_read_record(record) | {key: name}), encoding="utf-8")
-            temporary.replace(record)
+        with suppress(OSError, UserError):
+            write_text(record, json.dumps(_read_record(record) | {key: name}))

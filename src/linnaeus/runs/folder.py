@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +14,7 @@ from linnaeus.check.inspection import Inspection
 from linnaeus.data.split import write_split
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
-from linnaeus.files import atomic, disk_errors, leftovers, numbered, sync, write_text
+from linnaeus.files import atomic, disk_errors, numbered, sync, write_text
 from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.recipe import Recipe
 from linnaeus.runs import predictions
@@ -25,6 +25,7 @@ from linnaeus.runs.layout import (
     CHECKPOINT,
     EVALUATION,
     HISTORY,
+    IDENTITY,
     MANIFEST,
     METRICS,
     PREDICTIONS,
@@ -32,13 +33,14 @@ from linnaeus.runs.layout import (
     SPLIT,
 )
 from linnaeus.runs.lock import LOCK
+from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint, remove_remains
 from linnaeus.runs.parsing import read_metrics
 
 WRITTEN_FIRST = frozenset({RECIPE, CHECK, SPLIT, BAD_IMAGES, HISTORY})
 """Files that a run may have written before its first model."""
 RANGE_TESTS = "lr-phase*.png"
 _REMOVED = ".checkpoint-finished"
-"""The checkpoint is renamed to this before it is deleted, so that it disappears in one step."""
+"""Earlier versions renamed the checkpoint to this before they deleted it."""
 
 
 class RunFolder:
@@ -53,9 +55,7 @@ class RunFolder:
     @staticmethod
     def check(out: str | Path | None) -> None:
         """Raise UserError if `out` is a file or a folder that is not empty."""
-        if out is None or not Path(out).exists():
-            return
-        if not Path(out).is_dir() or any(file.name != LOCK for file in Path(out).iterdir()):
+        if out is not None and os.path.lexists(out) and not (Path(out).is_dir() and is_vacant(Path(out))):
             raise UserError(f"{out}: already exists; choose another --out, or remove it")
 
     @classmethod
@@ -71,20 +71,20 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> RunFolder:
-        """Open the folder of an interrupted run and delete the temporary files that killed processes left.
-
-        Raises UserError if it is not the folder of a run.
-        """
+        """Open the folder of an interrupted run, whose lock the caller holds, and delete what killed writers left."""
         folder = cls(path)
-        names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
-        expected = {file.name for file in (*leftovers(path), *path.glob(RANGE_TESTS))}
-        expected |= WRITTEN_FIRST | {MODEL, CHECKPOINT, LOCK}
-        if not folder.checkpoint.is_dir() and names - expected:
-            raise UserError(f"{path}: already exists and is not an interrupted run; choose another --out")
-        for file in leftovers(path):
-            file.unlink(missing_ok=True)
+        remove_remains(path, alone=True)
         folder.resumed = True
         return folder
+
+    @staticmethod
+    def check_interrupted(path: Path) -> None:
+        """Raise UserError if `path` is not the folder of an interrupted run."""
+        if not is_in_progress(path):
+            raise UserError(
+                f"{path}: already exists and is not an interrupted run (it has no {CHECKPOINT}/{IDENTITY}); choose "
+                "another --out"
+            )
 
     @property
     def checkpoint(self) -> Path:
@@ -95,29 +95,30 @@ class RunFolder:
         return self.path / MODEL
 
     def finished(self) -> bool:
-        """Whether the run completed: metrics.json says so, and there is no checkpoint to resume from."""
+        """Whether the run completed: metrics.json says so, and there is nothing to resume from."""
         try:
             metrics = read_metrics(self.path)
         except UserError:
             return False
-        return metrics.get("interrupted") is False and not self.checkpoint.exists()
+        complete = metrics.get("interrupted") is False and {"best", "valid", "seconds"} <= metrics.keys()
+        return complete and self.model.is_file() and not is_in_progress(self.path)
 
     def close(self) -> None:
-        """Delete the checkpoint of a completed run."""
-        removed = self.path / _REMOVED
-        shutil.rmtree(removed, ignore_errors=True)
-        if self.checkpoint.exists():
-            # A kill during rmtree must not leave half a checkpoint under the name that --resume looks for.
-            with disk_errors(self.checkpoint):
-                self.checkpoint.rename(removed)
-                sync(self.path)
-            shutil.rmtree(removed, ignore_errors=True)
+        """Delete the checkpoint of a completed run, and what killed writers left."""
+        with disk_errors(self.checkpoint):
+            if is_in_progress(self.path):
+                # First, because it decides whether the run has finished: half a checkpoint is never resumed.
+                (self.checkpoint / IDENTITY).unlink()
+                sync(self.checkpoint)
+            for folder in (self.checkpoint, self.path / _REMOVED):
+                remove_checkpoint(folder)
+        remove_remains(self.path)
 
     def abandon(self) -> None:
         """Remove the folder after a failure if it holds nothing to resume from, so that its name is free again."""
         if not self.model.exists() and not self.resumed and not (self.checkpoint / MANIFEST).exists():
             with suppress(OSError):  # the failure itself is the error to report
-                shutil.rmtree(self.checkpoint, ignore_errors=True)
+                remove_checkpoint(self.checkpoint)
                 for path in (*map(self.path.joinpath, {*WRITTEN_FIRST, LOCK}), *self.path.glob(RANGE_TESTS)):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()

@@ -56,10 +56,6 @@ class SweepFolder:
     def plot(self) -> Path:
         return self.path / "sweep.png"
 
-    def trial(self, number: int) -> Path:
-        """Run folder of a trial, removed when the trial ends."""
-        return self.path / "trials" / f".{number}"
-
     def recipe(self, number: int) -> Path:
         """Recipe of a complete trial."""
         return self.path / "trials" / f"{number}.toml"

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.console import Console
+from linnaeus.data.sources import refuse_inside
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import disk_errors, locked, write_text
 from linnaeus.metrics.classification import Figures
-from linnaeus.recipe import Recipe, override
+from linnaeus.recipe import Recipe, difference, override
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, trial_line
 from linnaeus.sweeps.space import combinations, load_space, settings_of
-from linnaeus.sweeps.study import ClaimedTrial, Study, Trial, differences, study_errors
+from linnaeus.sweeps.study import ClaimedTrial, Study, Trial, study_errors, trial_folder
 from linnaeus.training.request import Request, absolute_source
 from linnaeus.training.resolve import resolve_recipe
 from linnaeus.training.run import train
@@ -79,6 +80,7 @@ def sweep(
         "recipe": base.model_dump(mode="json", exclude_none=True),
         "space": {key: dimension.describe() for key, dimension in dimensions.items()},
     }
+    refuse_inside(Path(out or "runs"), table)
     folder = SweepFolder.create(out, base.name)
     record_description(folder.path, description, absolute_source(str(source)))
     warmup = 1 + sum(phase.epochs for phase in base.phase) // 4
@@ -109,6 +111,16 @@ def record_description(folder: Path, description: dict[str, Any], source: str) -
             f"{folder}: this sweep was started with different settings: {'; '.join(changes[:3])}{more}; its trials "
             "would not be comparable: choose another --out, or repeat the settings"
         )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key was a, is b` for every difference between two descriptions of a sweep."""
+
+    def text(value: Any) -> str:
+        return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+
+    pairs = difference.differences([before, now])
+    return [f"{key} was {text(old)}, is {text(new)}" for key, (old, new) in pairs.items()]
 
 
 def print_introduction(console: Console, path: Path, base: Recipe, study: Study, trials: int) -> None:
@@ -191,7 +203,7 @@ class _Worker:
             if pruned and epoch < epochs:  # after the last epoch the trial is complete
                 raise _PrunedError
 
-        folder = self.folder.trial(claimed.number)
+        folder = trial_folder(self.folder.path, claimed.number)
         try:
             raw = self.base.model_dump(mode="json", exclude_none=True)
             recipe = override(raw, self.base.name, settings_of(self.study.space, claimed.params), None)

@@ -12,8 +12,8 @@ and its parameters are queued again.
 
 from __future__ import annotations
 
-import json
 import random
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +25,6 @@ import numpy as np
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import acquire, disk_errors, locked
-from linnaeus.recipe import difference
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
 
 if TYPE_CHECKING:
@@ -212,6 +211,7 @@ class Study:
             if lock is None:
                 continue
             try:
+                shutil.rmtree(trial_folder(self.folder, trial.number), ignore_errors=True)
                 self.study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})
                 self.study.tell(trial.number, state=states.FAIL)
             finally:
@@ -233,6 +233,11 @@ class Study:
 
     def _lock_file(self, number: int) -> Path:
         return self.folder / LOCKS / str(number)
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Run folder of a trial, removed when the trial ends."""
+    return folder / "trials" / f".{number}"
 
 
 def _started(trials: list[Any]) -> list[Any]:
@@ -286,13 +291,3 @@ def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _optuna().exceptions.ExperimentalWarning)
         yield
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key was a, is b` for every difference between two descriptions of a sweep."""
-
-    def text(value: Any) -> str:
-        return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-
-    pairs = difference.differences([before, now])
-    return [f"{key} was {text(old)}, is {text(new)}" for key, (old, new) in pairs.items()]

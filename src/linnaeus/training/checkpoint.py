@@ -28,11 +28,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.files import atomic, crc32_of, leftovers, write_text
+from linnaeus.files import atomic, crc32_of, write_text
 from linnaeus.metrics.classification import Figures
 from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import MANIFEST
+from linnaeus.runs.ownership import CHECKPOINT_FILE, remove_remains
 from linnaeus.training.best import Best
 from linnaeus.training.snapshot import Snapshot
 
@@ -163,7 +164,7 @@ class Checkpoints:
     def _remove_all_but(self, files: Collection[str]) -> None:
         """Remove the tensor files of older and of incomplete checkpoints."""
         for path in self.path.glob("*.safetensors"):
-            if path.name not in files:
+            if path.name not in files and CHECKPOINT_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -188,8 +189,7 @@ class Checkpoints:
 
         Removes the remains of a killed writer. Raises JobError if the checkpoint was damaged after it was written.
         """
-        for path in leftovers(self.path):
-            path.unlink(missing_ok=True)
+        remove_remains(self.path, alone=True)
         if not (self.path / MANIFEST).exists():
             return None
         manifest = self._manifest()

@@ -13,10 +13,10 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.files import write_text
 from linnaeus.recipe import Recipe
 from linnaeus.recipe.difference import differences
+from linnaeus.runs.layout import IDENTITY
 from linnaeus.stores.activations import content_key
 from linnaeus.stores.pixelstore import PixelStore
 
-RUN = "run.json"
 FORMAT = 1
 SHOWN = 6
 """Differences that an error message names."""
@@ -72,16 +72,18 @@ class Identity:
         source, tuned = values.pop("source"), values.pop("tuned")
         values = {"format": FORMAT, "place": source, **values, "found": tuned}
         text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False)
-        write_text(folder / RUN, text + "\n")
+        write_text(folder / IDENTITY, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Identity | None:
         """Read run.json; None if there is none."""
-        path = folder / RUN
+        path = folder / IDENTITY
         if not path.is_file():
             return None
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict) or not {"format", "place", "recipe"} <= values.keys():
+                raise UserError(f"{path}: is not of a run of linnaeus; choose another --out")
             if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of linnaeus; resume with that version")
             return cls(source=values.pop("place"), tuned=TunedValues(**values.pop("found")), **values)

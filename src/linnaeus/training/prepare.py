@@ -14,6 +14,7 @@ from torch import nn
 
 from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
+from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
@@ -94,6 +95,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     request, recipe = plan.request, plan.recipe
     with engine.propagate_errors():
         table = open_split(plan.table, recipe, console)
+        refuse_inside(request.out or Path("runs"), table)
         # Made absolute before the run folder exists, since that may have the name of a known source.
         identity = identify(recipe, table, engine.environment(), absolute_source(table.source))
     if len(set(engine.all_gather(identity.fingerprint))) > 1:
@@ -105,7 +107,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     torch.manual_seed(recipe.seed)  # the initial weights of the network are drawn next
     network, preprocessing = _build_network(request, recipe, table, engine, console)
     # Opened only now, so that none of the errors above leaves a folder behind.
-    folder = workspace.folder = engine.broadcast(lambda: workspace.open(request, recipe, table))
+    folder = workspace.folder = engine.broadcast(lambda: workspace.open(request, recipe, table, identity))
     samples, unreadable = engine.local_main_first(
         lambda: load_samples(table, recipe, preprocessing, request.strict, console)
     )
@@ -137,6 +139,7 @@ def _check_folder(request: Request, identity: Identity, workspace: Workspace, co
         RunFolder.check(request.out)
         return None
     assert request.out is not None
+    RunFolder.check_interrupted(request.out)  # before the lock, which is a file in the folder
     workspace.lock(request.out)
     # Asked again under the lock: another process may have finished the run meanwhile.
     if request.finished:

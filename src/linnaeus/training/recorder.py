@@ -100,7 +100,7 @@ class RunRecorder(Recorder):
         # The file itself is asked, since the last attempt to replace it may have failed.
         row = next((row for row in self.rows if row.valid_loss == figures["loss"]), None)
         epoch = "an earlier epoch" if row is None else f"phase {row.phase}, epoch {row.epoch}"
-        return f"{path} is the model of {epoch}"
+        return f"the best model so far ({epoch}) is in {path}"
 
     def model_file(self, metrics: dict[str, Any]) -> ModelFile:
         """The header of the model file."""

@@ -11,6 +11,7 @@ from torch import nn
 from linnaeus.data.table import Table
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.ownership import is_vacant
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Request:
     @property
     def continues(self) -> bool:
         """Whether an earlier run in `out` is to be resumed."""
-        return self.resume and self.out is not None and self.out.is_dir() and any(self.out.iterdir())
+        return self.resume and self.out is not None and self.out.is_dir() and not is_vacant(self.out)
 
     @property
     def finished(self) -> bool:

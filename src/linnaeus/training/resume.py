@@ -11,9 +11,10 @@ from linnaeus.errors import UserError
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECKPOINT, RECIPE, SPLIT
+from linnaeus.runs.ownership import is_in_progress
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.training.identity import Identity
-from linnaeus.training.request import Request
+from linnaeus.training.request import Request, absolute_source
 
 
 def complete(request: Request) -> Request:
@@ -24,11 +25,13 @@ def complete(request: Request) -> Request:
     if not request.resume or isinstance(request.source, Table):
         return request
     out, folder = request.out, Path(request.source)
-    source_is_run = (folder / CHECKPOINT).is_dir() or ((folder / RECIPE).is_file() and (folder / SPLIT).is_file())
+    source_is_run = is_in_progress(folder) or ((folder / RECIPE).is_file() and (folder / SPLIT).is_file())
     if source_is_run:
         if out is not None and out.resolve() != folder.resolve():
             raise UserError(f"{folder}: this run folder is resumed in place; leave out --out {out}")
         out = folder
+    if out is not None and not source_is_run:
+        _refuse_finished_run_of_another_source(out, str(request.source))
     identity = None if out is None else Identity.read(out / CHECKPOINT)
     if source_is_run and identity is None and not RunFolder(folder).finished():
         raise UserError(
@@ -40,6 +43,13 @@ def complete(request: Request) -> Request:
     # A recipe that the user names again is compared with that of the run later.
     recipe = request.recipe if request.recipe is not None else Recipe.model_validate(identity.recipe)
     return replace(request, out=out, source=identity.source if source_is_run else request.source, recipe=recipe)
+
+
+def _refuse_finished_run_of_another_source(out: Path, source: str) -> None:
+    """It would be reported as the result of this one."""
+    recorded = recorded_source(out) if RunFolder(out).finished() else None
+    if recorded is not None and recorded != absolute_source(source):
+        raise UserError(f"{out}: is a finished run of {recorded}, not of {source}; choose another --out")
 
 
 def latest_run(name: str, source: str) -> Path | None:

@@ -19,6 +19,7 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import is_connection_error
 from linnaeus.errors import JobError, LostError, UserError
+from linnaeus.files import explained
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe
@@ -204,6 +205,8 @@ def _errors_explained(workspace: Workspace) -> Iterator[None]:
         workspace.abandon()
         if isinstance(error, Terminated):
             raise StoppedError(f"stopped by SIGTERM; {workspace.advice()}") from None
+        if isinstance(error, OSError):
+            raise JobError(f"{explained(error)}; {workspace.advice()}") from error
         if isinstance(error, torch.OutOfMemoryError):
             raise JobError(f"out of memory; {workspace.advice()}") from None
         if isinstance(error, RuntimeError) and process_info().world_size > 1 and is_connection_error(error):

@@ -9,6 +9,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import MANIFEST
 from linnaeus.runs.lock import Lock
+from linnaeus.training.identity import Identity
 from linnaeus.training.request import Request
 
 
@@ -24,8 +25,8 @@ class Workspace:
         """Keep other processes out of `folder`. Raises UserError if another process trains in it."""
         self._lock = Lock(folder)
 
-    def open(self, request: Request, recipe: Recipe, table: Table) -> RunFolder:
-        """Create the run folder, or open the one to resume, and write recipe and split. For rank 0."""
+    def open(self, request: Request, recipe: Recipe, table: Table, identity: Identity) -> RunFolder:
+        """Create the run folder, or open the one to resume, and write identity, recipe and split. For rank 0."""
         if request.continues:
             assert request.out is not None
             folder = RunFolder.resume(request.out)
@@ -33,6 +34,8 @@ class Workspace:
             folder = RunFolder.create(request.out, recipe.name)
             self.lock(folder.path)
         self.folder = folder  # assigned before the first write, so that an error there removes the folder
+        if not folder.resumed:
+            identity.write(folder.checkpoint)
         folder.write_recipe(recipe)
         folder.write_split(table)
         return folder
