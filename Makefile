@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several test processes share the cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all check lint docs clean
+.PHONY: demo test test-all test-rounding check lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/linnaeus train digits --recipe digits
@@ -16,6 +16,11 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(TEST)
+
+# The tests of training with the instructions of an older processor, which rounds differently. ISA=AVX2 is another one.
+ISA ?= SSE41
+test-rounding: $(VENV)/.installed
+	ONEDNN_MAX_CPU_ISA=$(ISA) ATEN_CPU_CAPABILITY=default $(TEST) -m "not long" tests/training tests/models tests/sweeps
 
 # The hooks of .pre-commit-config.yaml on all files; needs a git checkout and no network.
 check: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Iterator
@@ -183,6 +184,12 @@ class Batches:
         assert len(rows) == len(labels) * views, f"{len(rows)} rows for {len(labels)} samples"
         self.rows, self.labels, self.batch, self.device = rows, labels, batch, device
         self.sampling, self.partition, self.views = sampling, partition, views
+
+    def undivided(self) -> Batches:
+        """The same batches with all samples in this process."""
+        twin = copy.copy(self)
+        twin.partition = UNDIVIDED
+        return twin
 
     @property
     def samples(self) -> int:

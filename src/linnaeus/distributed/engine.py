@@ -26,9 +26,10 @@ from linnaeus.errors import UserError
 class Engine(ProcessGroup):
     """Device, precision and process group, behind the few operations that the training loop needs."""
 
-    def __init__(self, device: str = "auto", precision: str = "auto"):
+    def __init__(self, device: str = "auto", precision: str = "auto", info: ProcessInfo | None = None):
+        """`info`: the place of this process; by default as its launcher says."""
         kind = choose_device(device).type
-        info = process_info()
+        info = info or process_info()
         self.precision = _fabric_precision(kind, precision)
         self.fabric = _fabric(kind, self.precision, info)
         self.device = self.fabric.device
@@ -37,6 +38,10 @@ class Engine(ProcessGroup):
             # All images of a run have one size, so the search for the fastest kernels pays for itself.
             torch.backends.cudnn.benchmark = True
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+    def alone(self) -> Engine:
+        """An engine on the same device that ignores the other processes; for decisions of rank 0."""
+        return self if self.world_size == 1 else Engine(self.device.type, self.precision, ProcessInfo())
 
     @property
     def reduces_in_backward(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -52,6 +52,14 @@ class PhaseRun:
     """Epochs of earlier phases: no two epochs of a run may draw the same random numbers."""
     micro_batch: int | None = None
     """Samples that go through the network at once in each process; None: the whole batch."""
+
+    whole_micro_batch: int | None = None
+    """The micro-batch of a single process that has all samples of a batch."""
+
+    def undivided(self) -> PhaseRun:
+        """The phase as a single process runs it, with the whole batches."""
+        train = replace(self.train, batches=self.train.batches.undivided())
+        return replace(self, train=train, micro_batch=self.whole_micro_batch)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -116,9 +116,9 @@ class Phases:
             self._after_epoch(run, epoch)
             return
         run.micro_batch = self._choose_micro_batch(run)
+        if phase.lr == "auto":
+            run.phase = phase.model_copy(update={"lr": self._find_rate(run)})
         with synced_batchnorm(self.model) if self._synced(phase) else nullcontext():
-            if phase.lr == "auto":
-                run.phase = phase.model_copy(update={"lr": self._find_rate(run)})
             self._fit(run, snapshot)
         for name, buffer in frozen.items():
             now = self.model.get_buffer(name)
@@ -240,9 +240,8 @@ class Phases:
     def _find_rate(self, run: PhaseRun) -> float:
         """The learning rate by a range test on a copy of the network."""
         with self.console.progress(f"phase {run.number}, range test", "steps") as advance:
-            local_test = range_test(run, self.engine, advance)
-        # The losses are the same on all ranks, but rounding might choose another rate on another machine.
-        test = self.engine.broadcast(lambda: local_test)
+            # By rank 0 alone, on whole batches: the rate must not depend on the number of processes.
+            test = self.engine.broadcast(lambda: range_test(run.undivided(), self.engine.alone(), advance))
         self.recorder.record_rate(run.number, test)
         self.console.say(
             f"  lr = auto: {test.chosen:g}, {test.reason}, in {len(test.losses)} steps from {test.rates[0]:.0e} to "
@@ -262,6 +261,7 @@ class Phases:
         cost = self.engine.broadcast(lambda: measure_cost(run.net, run.stages, x))
         # A resumed run keeps its micro-batch, on which BatchNorm depends, even if more memory is free now.
         known = phase.micro_batch or self.recorder.micro_batches.get(str(run.number), 0)
+        run.whole_micro_batch = known or cost.micro_batch(phase.batch, free_memory(self.engine.device))
         if known:
             micro_batch = min(-(-known // shared_by), local_batch)
         else:

@@ -10,9 +10,9 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
@@ -28,9 +28,10 @@ SMOOTHING = 2.0
 DIVERGED = 2.0
 """The test ends when the loss exceeds the lowest loss so far by this factor, plus one nat."""
 SAFETY = 10.0
-"""At the rate with the lowest smoothed loss the loss is about to rise; training uses a rate lower by this factor."""
-CHANCE = 0.1
-"""A fall of the loss by less than this share of its start is taken for noise: the loss was low already."""
+"""At the last rate that does no harm the loss is about to rise; training uses a rate lower by this factor."""
+FELL = 0.1
+"""A fall of the loss by about this share of its start may be noise: the loss was low already."""
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,15 @@ class RangeTest:
     """(steps,) learning rates of the last stage that trains, ascending."""
     losses: np.ndarray
     """(steps,) mean training loss of each batch, in nats, before the step with that rate."""
-    chosen: float
+    exact: float
+    """The rate by the rule; a continuous function of the losses."""
     reason: str
     """How the rate was chosen, for messages."""
+
+    @property
+    def chosen(self) -> float:
+        """The rate that is used: two digits."""
+        return float(f"{self.exact:.2g}")
 
     @property
     def smoothed(self) -> np.ndarray:
@@ -81,11 +88,14 @@ def range_test(run: PhaseRun, engine: Engine, progress: Callable[[int, int, str]
 
 
 def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
-    """Choose the rate to train with: a tenth of the rate with the lowest smoothed loss, or less.
+    """Choose the rate to train with: a tenth of the largest rate that does no harm, or less.
 
-    On a few images, which the network can memorize, the loss may fall until the end of the range and has no minimum, so
-    the rate at which half of the fall is done is a second bound. If the loss hardly falls because the network is good
-    already, the rate is a tenth of the largest one that does no harm.
+    A rate does no harm up to the point after which the smoothed loss stays above its minimum. On a few images, which
+    the network can memorize, the loss may fall until the end of the range, so the rate at which half of the fall is
+    done is a second bound, the more so the more the loss fell.
+
+    The rate is a continuous function of the losses, because their last digits depend on the processor: thresholds are
+    ramps, and steps are counted by how far they are below one.
     """
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite == 0:
@@ -95,17 +105,46 @@ def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
         )
     measured, tried = np.array(losses[:finite]), rates[:finite]
     smoothed = smooth(measured)
-    lowest = int(smoothed.argmin())
-    fall = smoothed[0] - smoothed[lowest]
-    if fall < CHANCE * smoothed[0]:
-        harmless = np.flatnonzero(smoothed <= smoothed[lowest] + CHANCE * smoothed[0])[-1]
-        chosen, reason = tried[harmless] / SAFETY, "a tenth of the largest rate at which the loss did not rise"
-    else:
-        half = tried[np.flatnonzero(smoothed <= smoothed[0] - fall / 2)[0]]
-        chosen, reason = tried[lowest] / SAFETY, "a tenth of the rate with the lowest loss"
-        if half < chosen:
-            chosen, reason = half, "the rate at which half of the fall of the loss was reached"
-    return RangeTest(tried, measured, float(f"{chosen:.2g}"), reason)
+    share = 1 - smoothed.min() / smoothed[0]
+    safe = _last_harmless(smoothed, share) * _decades(tried) - math.log10(SAFETY)
+    bound = min(0.0, _half_fallen(smoothed) * _decades(tried) - safe) * ramp(share, FELL / 2, 5 / 2 * FELL)
+    reason = "a tenth of the largest rate at which the loss did not rise"
+    if bound < 0:
+        reason = "the rate at which half of the fall of the loss was reached"
+    return RangeTest(tried, measured, float(tried[0] * 10 ** (safe + bound)), reason)
+
+
+def _last_harmless(smoothed: np.ndarray, share: float) -> float:
+    """The last step, as a real number, whose loss or a later one is near the minimum.
+
+    `share`: the part of its start by which the loss falls. Near is half a tenth of the fall; but a loss that hardly
+    falls, because the network is good already, falls by no more than noise, so that near is a tenth of the loss.
+    """
+    lowest, start = smoothed.min(), smoothed[0]
+    near = FELL * (start * (1 - ramp(share, 0.0, 2 * FELL)) + (start - lowest) / 2)
+    return float(ramp(lowest + near - _lowest_later(smoothed), 0.0, near).sum()) - 1
+
+
+def _half_fallen(smoothed: np.ndarray) -> float:
+    """The step, as a real number, until which half of the fall of the loss is done: the middle of 40 to 60 %."""
+    fall = max(smoothed[0] - smoothed.min(), TINY)
+    done = (smoothed[0] - np.minimum.accumulate(smoothed)) / fall
+    return float(ramp(0.6 - done, 0.0, 0.2).sum())
+
+
+def _lowest_later(smoothed: np.ndarray) -> np.ndarray:
+    """(steps,): the lowest loss of each step and all later ones."""
+    return np.minimum.accumulate(smoothed[::-1])[::-1]
+
+
+def _decades(rates: np.ndarray) -> float:
+    """Decades between one rate and the next."""
+    return math.log10(rates[1] / rates[0]) if len(rates) > 1 else 0.0
+
+
+def ramp(values: Any, low: float, high: float) -> Any:
+    """0 up to `low`, 1 from `high` on, linear between."""
+    return np.clip((values - low) / max(high - low, TINY), 0.0, 1.0)
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
@@ -113,7 +152,7 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
     Losses are capped at twice the first one, so that divergence does not raise the average of the steps before it.
     """
-    capped = torch.from_numpy(np.minimum(losses, 2 * losses[0] + 1))
-    distance = torch.arange(len(losses))[:, None] - torch.arange(len(losses))
-    weights = torch.exp(-0.5 * (distance / SMOOTHING) ** 2).double()
-    return ((weights @ capped.double()) / weights.sum(1)).numpy()
+    capped = np.minimum(losses, 2 * losses[0] + 1)
+    distance = np.arange(len(losses))[:, None] - np.arange(len(losses))
+    weights = np.exp(-0.5 * (distance / SMOOTHING) ** 2)
+    return (weights @ capped) / weights.sum(1)
