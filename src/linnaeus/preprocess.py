@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from linnaeus.errors import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIZE = 8192  # pixels of a side, as in recipes
+MAX_MEAN, MIN_STD, MAX_STD = 100.0, 1e-4, 1e4  # normalized pixels stay within 1e6; published deviations are 0.2 to 1
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,12 @@ class Preprocessing:
             )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise UserError(f"preprocessing: {self.channels} channel(s) but mean {self.mean} and std {self.std}")
-        if not (all(map(math.isfinite, (*self.mean, *self.std))) and min(self.std) > 0):
-            raise UserError(f"preprocessing: mean {self.mean} and std {self.std}: finite numbers, std above 0")
+        usable = all(abs(m) <= MAX_MEAN for m in self.mean) and all(MIN_STD <= s <= MAX_STD for s in self.std)
+        if not usable:  # NaN fails every comparison
+            raise UserError(
+                f"preprocessing: mean {self.mean} and std {self.std}, but a mean is at most {MAX_MEAN:g} in size and a "
+                f"std in {MIN_STD:g} to {MAX_STD:g}: both are on the scale [0, 1]"
+            )
         _ = self.row_spec  # which checks the rest
 
     @property

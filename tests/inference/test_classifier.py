@@ -301,9 +301,8 @@ def test_figures_of_a_calibrated_model(model: Path, classifier: Classifier, tmp_
 
 
 def test_a_calibration_that_is_none_names_the_file(model: Path, tmp_path: Path):
-    path = calibrated_copy(model, tmp_path / "odd.safetensors", CALIBRATION | {"temperature": -1})
     with pytest.raises(UserError, match=r"odd\.safetensors: its calibration .*temperature -1"):
-        load(path, device="cpu")
+        calibrated_copy(model, tmp_path / "odd.safetensors", CALIBRATION | {"temperature": -1})
 
 
 def test_loading_says_what_is_wrong(tmp_path: Path, model: Path):

@@ -94,7 +94,7 @@ def test_other_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="model file format 2, and this version reads format 1; upgrade"):
         load(path)
     path.write_bytes(made(classes='["a"]'))
-    with pytest.raises(UserError, match="1 class names for 2 outputs"):
+    with pytest.raises(UserError, match="1 classes and 2 class names for 2 outputs"):
         load(path)
     path.write_bytes(made(names="[" * 9))
     with pytest.raises(UserError, match="cannot be opened"):

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,8 +17,21 @@ from tiny import GRAY, mini, write_tiny_model
 
 import linnaeus
 from linnaeus.errors import JobError, UserError
-from linnaeus.modelfile.safetensors import MODEL, ModelFile, model_path, read_header, read_model, write_model
+from linnaeus.modelfile.safetensors import (
+    MODEL,
+    ModelFile,
+    description_digest,
+    model_path,
+    read_header,
+    read_model,
+    write_model,
+)
 from linnaeus.models import create, wrap
+
+CALIBRATION: dict[str, Any] = {
+    "temperature": 1.7, "split": "valid", "curve": [[0.6, 180, 3], [0.0, 200, 12]],
+    "abstention": {"error": 0.02, "n": 200, "estimated": None, "promised": None},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +59,11 @@ def joined(header: dict[str, Any], tensors: bytes) -> bytes:
 
 
 def changed(raw: bytes, **description: Any) -> bytes:
-    """The file with other entries in its description; None removes one."""
+    """The file with other entries in its description, and a checksum that fits them; None removes one."""
     header, tensors = parts(raw)
     about = json.loads(header["__metadata__"]["linnaeus"]) | description
     about = {key: value for key, value in about.items() if value is not None}
-    header["__metadata__"]["linnaeus"] = json.dumps(about)
+    header["__metadata__"]["linnaeus"] = json.dumps(about | {"sha256": description_digest(about)})
     return joined(header, tensors)
 
 
@@ -139,13 +153,13 @@ def test_weights_under_exchanged_names_are_found(whole: bytes, tmp_path: Path):
     [
         ({"format": 2}, "model file format 2, and this version reads format 1"),
         ({"format": None}, "format None"),
-        ({"classes": None}, "not whole (KeyError: 'classes')"),
-        ({"classes": 5}, "not whole"),
-        ({"classes": ["a", "b"]}, "2 class names for 3 outputs"),
-        ({"names": ["a"]}, "3 class names"),
-        ({"arch": None}, "not whole"),
-        ({"arch": []}, "not whole"),
-        ({"arch": {"name": "mini_resnet", "classes": 3}}, "not whole (KeyError: 'channels')"),
+        ({"classes": None}, "classes: Field required"),
+        ({"classes": 5}, "classes = 5: Input should be a valid list"),
+        ({"classes": ["a", "b"]}, "2 classes and 3 class names for 3 outputs"),
+        ({"names": ["a"]}, "3 classes and 1 class names"),
+        ({"arch": None}, "arch: Field required"),
+        ({"arch": []}, "arch: Input should be"),
+        ({"arch": {"name": "mini_resnet", "classes": 3}}, "arch.channels: Field required"),
         ({"arch": {"name": "mini_resnet", "classes": 3, "channels": 3}}, "for a network of 3"),
         ({"arch": {"name": "resnet20", "classes": 3, "channels": 1}}, "do not fit the network resnet20"),
         ({"arch": {"name": "os.system", "classes": 3, "channels": 1}}, "unknown model 'os.system'"),
@@ -153,19 +167,89 @@ def test_weights_under_exchanged_names_are_found(whole: bytes, tmp_path: Path):
         ({"arch": {"name": "mini_resnet", "classes": 3, "channels": 1, "arguments": {"x": 1}}}, "no argument 'x'"),
         ({"arch": {"name": "resnet20", "classes": 3, "channels": 1, "arguments": {"name": "resnet110"}}}, "resnet20"),
         ({"arch": {"name": "custom", "classes": 3, "channels": 1}}, "your own code (None)"),
-        ({"preprocessing": {}}, "not whole (TypeError"),
-        ({"preprocessing": "crop"}, "not whole (AttributeError"),
-        ({"preprocessing": {**GRAY.to_dict(), "resize": "28"}}, "not pixels"),
-        ({"preprocessing": {**GRAY.to_dict(), "size": 10**9, "resize": 10**9}}, "not pixels"),
-        ({"preprocessing": {**GRAY.to_dict(), "fit": "stretch"}}, "fit = 'stretch'"),
+        ({"preprocessing": {}}, "preprocessing.resize: Field required"),
+        ({"preprocessing": "crop"}, "preprocessing = 'crop'"),
+        ({"preprocessing": {**GRAY.to_dict(), "resize": "28"}}, "preprocessing.resize = '28'"),
+        ({"preprocessing": {**GRAY.to_dict(), "size": 10**9, "resize": 10**9}}, "less than or equal to 8192"),
+        ({"preprocessing": {**GRAY.to_dict(), "fit": "stretch"}}, "preprocessing.fit = 'stretch'"),
         ({"preprocessing": {**GRAY.to_dict(), "mean": [0.1, 0.2]}}, "1 channel(s) but mean"),
-        ({"preprocessing": {**GRAY.to_dict(), "std": [0.0]}}, "std above 0"),
-        ({"preprocessing": {**GRAY.to_dict(), "std": [float("nan")]}}, "finite"),
+        ({"preprocessing": {**GRAY.to_dict(), "std": [0.0]}}, "preprocessing.std.0 = 0.0"),
+        ({"preprocessing": {**GRAY.to_dict(), "std": [float("nan")]}}, "finite number"),
+        ({"preprocessing": {**GRAY.to_dict(), "std": [1e-45]}}, "preprocessing.std.0 = 1e-45"),
+        ({"preprocessing": {**GRAY.to_dict(), "mean": [1e39]}}, "preprocessing.mean.0 = 1e+39"),
+        ({"preprocessing": {**GRAY.to_dict(), "channels": True}}, "preprocessing.channels = True"),
+        ({"preprocessing": {**GRAY.to_dict(), "size": 1}}, "does not take images of 1 pixels"),
+        ({"preprocessing": {**GRAY.to_dict(), "resize": 27}}, "size 28 is larger than resize 27"),
+        ({"preprocessing": {**GRAY.to_dict(), "levels": [0, 4095]}}, "upgrade linnaeus"),
+        ({"abstains": True, "versions": {"linnaeus": "9.1"}}, "written by version 9.1); upgrade linnaeus"),
+        ({"classes": ["a", "b", "a"]}, "class 'a' occurs twice"),
+        ({"classes": ["a", "", "c"]}, "classes.1 = ''"),
+        ({"names": ["a", 5, "c"]}, "names.1 = 5"),
+        ({"calibration": {**CALIBRATION, "temperature": 1e-320}}, "temperature 1e-320"),
+        ({"calibration": {**CALIBRATION, "temperature": 1e9}}, "temperature 1000000000.0"),
+        ({"calibration": {**CALIBRATION, "curve": [[0.6, 200, 3], [0.0, 180, 12]]}}, "out of range"),
+        ({"calibration": {**CALIBRATION, "curve": []}}, "out of range"),
+        ({"calibration": {}}, "calibration is incomplete"),
+        ({"metrics": {"valid": {"n": 9, "correct": 3, "accuracy": 0.99}}}, "accuracy 0.99 with 3 correct of 9"),
+        ({"metrics": {"valid": {"accuracy": "high"}}}, "metrics.valid.accuracy = 'high'"),
+        ({"data": {"counts": {"train": -1}}}, "data.counts.train = -1"),
+        ({"recipe": {"data": {"split": {"seed": "x"}}}}, "recipe.data.split.seed = 'x'"),
+        ({"versions": {"linnaeus": 1}}, "versions.linnaeus = 1"),
+        ({"tensors": "0" * 64}, "the weights do not match their checksum"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_description_that_does_not_hold_is_refused(change: dict, message: str, whole: bytes, tmp_path: Path):
     assert message in refused(tmp_path / "m.safetensors", changed(whole, **change))
+
+
+def test_entries_that_change_no_answer_may_be_added(whole: bytes, tmp_path: Path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(changed(whole, data={"hashes": "abc"}, metrics={"valid": {"n": 3, "auc": 0.5}}))
+    about = read_model(path)[1]
+    assert (about.data, about.metrics) == ({"hashes": "abc"}, {"valid": {"n": 3, "auc": 0.5}})
+
+
+def test_every_entry_is_covered_by_the_checksum(whole: bytes, tmp_path: Path):
+    """Another meaning of any entry is noticed, also without the weights; other spellings of the same one are not."""
+    header, tensors = parts(whole)
+    about = json.loads(header["__metadata__"]["linnaeus"])
+    path = tmp_path / "m.safetensors"
+    for key in about.keys() - {"sha256", "format"}:
+        values: list[Any] = [{}, "x", [about["names"]]]
+        for value in values:
+            if about[key] == value:
+                continue
+            header["__metadata__"]["linnaeus"] = json.dumps({**about, key: value})
+            line = refused(path, joined(header, tensors))
+            assert "does not match its checksum" in line or key == "tensors"
+            with pytest.raises(UserError):
+                read_header(path)
+    without = {key: value for key, value in about.items() if key != "tensors"}  # as an earlier version wrote it
+    header["__metadata__"]["linnaeus"] = json.dumps(without)
+    assert "the weights do not match their checksum" in refused(path, joined(header, tensors))
+    header["__metadata__"]["linnaeus"] = json.dumps(about, indent=3, sort_keys=True)
+    path.write_bytes(joined(header, tensors))
+    assert read_model(path)[1] == read_header(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
+    model = mini()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = float("nan")
+    path = write_tiny_model(tmp_path / MODEL, model)
+    assert "not finite" in refused(path, path.read_bytes())
+
+
+def test_an_answer_that_is_not_finite_is_no_answer(tmp_path: Path):
+    """Finite weights whose product is not: the first class would be answered, and surely."""
+    model = mini()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1e30)
+    path = write_tiny_model(tmp_path / MODEL, model)
+    with pytest.raises(UserError, match="not finite"):
+        linnaeus.load(path).predict(np.full((28, 28), 200, np.uint8))
 
 
 def test_a_network_larger_than_its_weights_takes_no_memory(whole: bytes, tmp_path: Path):

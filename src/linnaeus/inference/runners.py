@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.errors import UserError
 from linnaeus.modelfile.onnx import INPUT, LOGITS
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
@@ -34,7 +35,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
-        return self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy()
+        return _finite(self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy())
 
 
 class OnnxRunner:
@@ -56,9 +57,16 @@ class OnnxRunner:
         padded = np.zeros((n, self.side, self.side, channels), np.uint8)
         inner = slice(self.start, self.start + self.size)
         padded[:, inner, inner] = images.cpu().numpy()
-        return self.session.run([LOGITS], {INPUT: padded})[0]
+        return _finite(self.session.run([LOGITS], {INPUT: padded})[0])
 
     def raw(self, image: np.ndarray, output: str = LOGITS) -> np.ndarray:
         """Logits (classes,) of an image of any size, (H, W) or (H, W, C) uint8; the graph does the preprocessing."""
         image = image if image.ndim == 3 else image[:, :, None]
         return self.session.run([output], {INPUT: np.ascontiguousarray(image)[None]})[0][0]
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    """The logits. Raises UserError where one is not finite: the first class would be answered, with certainty."""
+    if not np.isfinite(logits).all():
+        raise UserError("the network computes values that are not finite, so there is no answer; train the model again")
+    return logits

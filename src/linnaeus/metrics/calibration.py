@@ -200,13 +200,24 @@ class Calibration:
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
             raise UserError(f"{origin}: its calibration is incomplete ({reason}); get a fresh copy") from None
-        valid = np.isfinite(rows).all() and (rows >= 0).all() and (curve.answered <= n).all() and 1 <= n <= MAX_SAMPLES
-        if not (valid and 0 < temperature < math.inf and 0 < target_risk < 1):
+        valid = 1 <= n <= MAX_SAMPLES and _is_curve(rows, n)
+        # A fit ends within its range; a temperature far outside makes every answer certain, or all equal.
+        fitted = MIN_TEMPERATURE * 0.99 <= temperature <= MAX_TEMPERATURE * 1.01
+        if not (valid and fitted and 0 < target_risk < 1):
             raise UserError(
                 f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, error "
                 f"{target_risk}); get a fresh copy"
             )
         return cls(temperature, split, curve, AbstentionRule(target_risk, n, estimated, guaranteed, grouped))
+
+
+def _is_curve(rows: np.ndarray, n: int) -> bool:
+    """Whether rows of threshold, answered, wrong are a curve of n images: thresholds fall, and the counts rise."""
+    if not (np.isfinite(rows).all() and (rows >= 0).all() and len(rows)):
+        return False
+    thresholds, answered, wrong = rows.T
+    falls, rise = (np.diff(thresholds) <= 0).all(), (np.diff(answered) > 0).all() and (np.diff(wrong) >= 0).all()
+    return bool(falls and rise and thresholds[0] <= 1 and (wrong <= answered).all() and answered[-1] <= n)
 
 
 def _operating_point(values: Any, n: int) -> OperatingPoint | None:

@@ -6,7 +6,7 @@ calibrated, and `logits` (N, classes) float32, uncalibrated. Opset 18. Every met
     format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
                     as JSON, as in the model file
     threshold       the probability below which the model is unsure
-    model_sha256    of the weights in the model file that was exported
+    model_sha256    `sha256` of the model file that was exported
     export          as JSON: kind (onnx or onnx-int8), versions, machine, and the figures of the comparison with the
                     model file on real images, if there was one
     sha256          of the file's own bytes, with zeros in place of these 64 digits
@@ -21,6 +21,8 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
@@ -118,4 +120,21 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: cannot be opened ({reason}); export it again") from None
     check_format(path, header)
-    return opened, parse(path, header | {"sha256": entries.get("model_sha256", "")}), export
+    about = parse(path, header | {"sha256": entries.get("model_sha256", "")})
+    if export.get("kind") not in KINDS:
+        raise UserError(f"{path}: its export has the kind {str(export.get('kind'))[:60]!r}, not {' or '.join(KINDS)}")
+    _check_output(path, opened, about)
+    return opened, about, export
+
+
+def _check_output(path: Path, opened: Any, about: ModelFile) -> None:
+    """Raise UserError unless an image of the file's size becomes one logit per class."""
+    side, channels = about.preprocessing.resize, about.preprocessing.channels
+    try:
+        (found,) = opened.run([LOGITS], {INPUT: np.zeros((1, side, side, channels), np.uint8)})
+    except Exception as error:  # ONNX Runtime raises kinds of its own
+        raise UserError(
+            f"{path}: does not take images of {side} pixels ({str(error).splitlines()[0][:200]}); export it again"
+        ) from None
+    if found.shape != (1, len(about.classes)):
+        raise UserError(f"{path}: gives {found.shape} for an image, not (1, {len(about.classes)}); export it again")

@@ -18,7 +18,11 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
     data            source, kind, counts by split, fingerprint
     recipe          the recipe as resolved
     versions        of linnaeus, torch, python
-    sha256          of the tensors: names, types, shapes and bytes in name order
+    tensors         SHA-256 of the tensors: names, types, shapes and bytes in name order
+    sha256          of all other entries as canonical JSON (sorted keys, ASCII, no blanks), and so of the tensors too;
+                    files without `tensors`, which earlier versions wrote, have here the value of `tensors`
+
+`schema.py` says which values an entry may have, and where entries can be added.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
-from linnaeus.models import Network, create
+from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights, line
+from linnaeus.modelfile.schema import check_description
+from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1
@@ -62,7 +68,7 @@ class ModelFile:
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     digest: str = ""
-    """SHA-256 of the tensors, where this was read from a file."""
+    """`sha256` of the file that this was read from."""
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> str:
@@ -76,7 +82,9 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> st
         for name, tensor in state.items()
         if not name.startswith(AUXILIARY)
     }
-    header = describe(about) | {"versions": versions(), "sha256": _digest(tensors)}
+    header = describe(about) | {"versions": versions(), "tensors": _digest(tensors)}
+    header["sha256"] = description_digest(header)
+    check_description(str(path), header)  # a file that no version would read must not be written
     text = json.dumps(header, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
         save_tensors(tensors, temporary, {"linnaeus": text})
@@ -127,10 +135,12 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     """
     header, tensors = _read(path)
     about = parse(path, header)
-    if _digest(tensors) != header.get("sha256"):
+    if _digest(tensors) != header.get("tensors", header.get("sha256")):
         raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
+    check_finite(path, tensors)
     if model is not None:
-        _check_weights(path, about, model, tensors)
+        check_weights(path, about, model, tensors)
+        check_output(path, about, model.eval())
     elif about.arch["name"] == "custom":
         raise UserError(
             f"{path}: its network is your own code ({about.arch['arguments'].get('source')}), which a model file never "
@@ -139,8 +149,9 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     else:
         # Build on the meta device: a forged description must not allocate memory before the weights are checked.
         with torch.device("meta"):
-            model = _create(path, about.arch)
-        _check_weights(path, about, model, tensors)
+            model = build(path, about.arch)
+            check_weights(path, about, model, tensors)
+            check_output(path, about, model.eval())
         model.to_empty(device="cpu")
     model.load_state_dict(tensors)
     return model.eval().to(memory_format=torch.channels_last), about  # type: ignore[call-overload]
@@ -168,10 +179,6 @@ def versions() -> dict[str, str]:
     return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-# What safetensors and torch raise for files that are no model file, or were made to do harm.
-_UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
-
-
 def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header, and with `weights` the tensors."""
     if not path.is_file():
@@ -182,8 +189,8 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
             text = (file.metadata() or {}).get("linnaeus")
             if text is not None and weights:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: cut short, or not a model file ({_line(error)}); get a fresh copy") from None
+    except UNREADABLE as error:
+        raise UserError(f"{path}: cut short, or not a model file ({line(error)}); get a fresh copy") from None
     if text is None:
         raise UserError(
             f"{path}: safetensors, but not a model that linnaeus wrote; its weights can be imported instead"
@@ -191,8 +198,13 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its description is not JSON ({_line(error)}); get a fresh copy") from None
+        raise UserError(f"{path}: its description is not JSON ({line(error)}); get a fresh copy") from None
     check_format(path, header)
+    # Files of earlier versions have no `tensors`; their checksum is compared with the weights, in `read_model`.
+    if "tensors" in header and header.get("sha256") != description_digest(header):
+        raise UserError(
+            f"{path}: its description does not match its checksum, so the file was altered; get a fresh copy"
+        )
     return header, tensors
 
 
@@ -201,69 +213,40 @@ def check_format(path: Path, header: Any) -> None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise UserError(
-            f"{path}: model file format {_line(repr(found))}, and this version reads format {FORMAT}; upgrade linnaeus"
+            f"{path}: model file format {line(repr(found))}, and this version reads format {FORMAT}; upgrade linnaeus"
         )
 
 
 def parse(path: Path, header: dict[str, Any]) -> ModelFile:
-    """The description, checked as far as what follows relies on it: it may come from anybody."""
+    """The description, with every value checked by the schema. Raises UserError: it may come from anybody."""
+    check_description(str(path), header)
+    arch = header["arch"]
     try:
-        arch = header["arch"]
-        about = ModelFile(
-            # The names in it come from the file, so nothing but these four is passed on to create().
-            arch={
-                "name": str(arch["name"]),
-                "classes": int(arch["classes"]),
-                "channels": int(arch["channels"]),
-                "arguments": dict(arch.get("arguments") or {}),
-            },
-            classes=tuple(map(str, header["classes"])),
-            names=tuple(map(str, header["names"])),
-            preprocessing=Preprocessing.from_dict(header["preprocessing"]),
-            calibration=header.get("calibration"),
-            metrics=dict(header.get("metrics") or {}),
-            data=dict(header.get("data") or {}),
-            recipe=dict(header.get("recipe") or {}),
-            versions=dict(header.get("versions") or {}),
-            digest=str(header.get("sha256") or ""),
-        )
-    except (*_UNREADABLE, UserError) as error:
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: its description is not whole ({_line(reason)}); get a fresh copy") from None
-    if not len(about.classes) == len(about.names) == about.arch["classes"]:
-        raise UserError(f"{path}: {len(about.classes)} class names for {about.arch['classes']} outputs")
-    if about.preprocessing.channels != about.arch["channels"]:
-        raise UserError(
-            f"{path}: images of {about.preprocessing.channels} channel(s) for a network of {about.arch['channels']}"
-        )
-    return about
+        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}; get a fresh copy") from None
+    return ModelFile(
+        arch={**arch, "arguments": dict(arch.get("arguments", {}))},
+        classes=tuple(header["classes"]),
+        names=tuple(header["names"]),
+        preprocessing=preprocessing,
+        calibration=header.get("calibration"),
+        metrics=header.get("metrics", {}),
+        data=header.get("data", {}),
+        recipe=header.get("recipe", {}),
+        versions=header.get("versions", {}),
+        digest=header.get("sha256", ""),
+    )
 
 
-def _create(path: Path, arch: dict[str, Any]) -> Network:
-    """The network that the file names, by its four entries."""
-    given = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
+def description_digest(header: dict[str, Any]) -> str:
+    """SHA-256 over all entries but `sha256` as canonical JSON; empty where a value is no JSON."""
+    covered = {key: value for key, value in header.items() if key != "sha256"}
     try:
-        return create(**given)
-    except (*_UNREADABLE, UserError) as error:
-        raise UserError(f"{path}: names a network that cannot be made ({_line(error)}); get a fresh copy") from None
-
-
-def _check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[str, Tensor]) -> None:
-    """Raise UserError unless the file has just the tensors of `model`, in name, shape and type."""
-    wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
-    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    for name in [*wanted, *found]:
-        if wanted.get(name) != found.get(name):
-            has, needs = (" ".join(map(str, each[name])) if name in each else "none" for each in (found, wanted))
-            raise UserError(
-                f"{path}: the weights do not fit the network {about.arch['name']}: "
-                f"of {name} the file has {has}, the network {needs}"
-            )
-
-
-def _line(what: object) -> str:
-    """The text on one line, at most 200 characters."""
-    return " ".join(str(what).split())[:200]
+        text = json.dumps(covered, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError):
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -1,0 +1,69 @@
+"""The network of a model file: built from its description, and compared with its weights before they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from linnaeus.errors import UserError
+from linnaeus.models import Network, create
+
+if TYPE_CHECKING:
+    from linnaeus.modelfile.safetensors import ModelFile
+
+# What safetensors and torch raise for files that are no model file, or were made to do harm.
+UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+
+
+def build(path: Path, arch: dict[str, Any]) -> Network:
+    """The network that the file names, by its four entries."""
+    given = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
+    try:
+        return create(**given)
+    except (*UNREADABLE, UserError) as error:
+        raise UserError(f"{path}: names a network that cannot be made ({line(error)}); get a fresh copy") from None
+
+
+def check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[str, Tensor]) -> None:
+    """Raise UserError unless the file has just the tensors of `model`, in name, shape and type."""
+    wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            has, needs = (" ".join(map(str, each[name])) if name in each else "none" for each in (found, wanted))
+            raise UserError(
+                f"{path}: the weights do not fit the network {about.arch['name']}: "
+                f"of {name} the file has {has}, the network {needs}"
+            )
+
+
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise UserError where a weight is NaN or infinite: every answer would be the first class."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} has values that are not finite, so it cannot predict; train it again")
+
+
+def check_output(path: Path, about: ModelFile, model: Network) -> None:
+    """Raise UserError unless an image of the file's size becomes one logit per class."""
+    size, channels, classes = about.preprocessing.size, about.preprocessing.channels, about.arch["classes"]
+    try:
+        with torch.inference_mode():
+            device = next((parameter.device for parameter in model.parameters()), None)
+            found = tuple(model(torch.zeros(1, channels, size, size, device=device)).shape)
+    except Exception as error:  # with a network of the user's own, anything
+        raise UserError(
+            f"{path}: the network {about.arch['name']} does not take images of {size} pixels ({line(error)}); "
+            "get a fresh copy"
+        ) from None
+    if found != (1, classes):
+        raise UserError(f"{path}: the network {about.arch['name']} gives {found} for an image, not (1, {classes})")
+
+
+def line(what: object) -> str:
+    """The text on one line, at most 200 characters."""
+    return " ".join(str(what).split())[:200]
