@@ -21,7 +21,7 @@ from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.sweeps import run as sweeps
 from linnaeus.sweeps.space import Choices, Interval, Space
-from linnaeus.sweeps.study import Study, differences
+from linnaeus.sweeps.study import Study
 from linnaeus.text import percent
 
 QUIET = Console(quiet=True)
@@ -287,7 +287,7 @@ def test_without_optuna_it_is_one_line(source: Path, recipe: str, tmp_path: Path
 def test_differences():
     then = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": {"e": None, "f": 1}}
     now = {"a": 1, "b": [{"c": 1}, {"c": 3}], "d": {"e": None, "g": "x"}}
-    assert differences(then, now) == ["b.2.c was 2, is 3", "d.f was 1, is nothing", 'd.g was nothing, is "x"']
+    assert sweeps.differences(then, now) == ["b.2.c was 2, is 3", "d.f was 1, is nothing", 'd.g was nothing, is "x"']
 
 
 def test_the_plot_of_one_trial_and_of_many(tmp_path: Path):
