@@ -75,7 +75,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         labels, wrong = flip(true, classes, arguments.flipped, seed)
         started = time.perf_counter()
-        head = fit_linear_probe(torch.from_numpy(x), labels, classes)
+        head = fit_linear_probe(torch.from_numpy(x.copy()), labels, classes)
         found = rank_labels(labels, head.probabilities)
         seconds = time.perf_counter() - started
         note("ours", found.order, wrong)

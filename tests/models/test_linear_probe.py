@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from linnaeus.errors import JobError
-from linnaeus.models.linear_probe import PENALTIES, _solve, fit_linear_probe, stratified_folds
+from linnaeus.models.folds import stratified_folds
+from linnaeus.models.linear_probe import STRONGEST, fit_linear_probe
 
 
 def blobs(n: int, features: int, classes: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -25,7 +26,7 @@ def test_it_matches_scikit_learn(n: int, features: int):
     from sklearn.linear_model import LogisticRegression
 
     x, labels = blobs(n, features, 4, 1.0)
-    probe = fit_linear_probe(x, labels, 4)
+    probe = fit_linear_probe(x.clone(), labels, 4)
     z = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     theirs = LogisticRegression(C=1 / (probe.penalty * n), tol=1e-8, max_iter=5000).fit(z, labels)
     ours = torch.softmax(x @ probe.weight.T + probe.bias, 1).numpy()
@@ -40,7 +41,7 @@ def test_class_weights_match_scikit_learn():
     kept = np.flatnonzero((labels != 1) | (np.arange(600) % 8 == 0))
     x, labels = x[kept], labels[kept]
     weights = torch.tensor([1.0, 6.0, 1.0])
-    plain, probe = fit_linear_probe(x, labels, 3), fit_linear_probe(x, labels, 3, weights=weights)
+    plain, probe = fit_linear_probe(x.clone(), labels, 3), fit_linear_probe(x.clone(), labels, 3, weights=weights)
     z = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     total = weights.numpy()[labels].sum()
     theirs = LogisticRegression(C=1 / (probe.penalty * total), class_weight={1: 6.0}, tol=1e-8, max_iter=5000)
@@ -57,12 +58,48 @@ def test_the_penalty_is_the_best_on_held_out_samples():
     chosen = []
     for spread in (0.3, 4.0):
         x, labels = blobs(150, 60, 3, spread)
-        probe = fit_linear_probe(x, labels, 3)
+        probe = fit_linear_probe(x.clone(), labels, 3)
         assert probe.penalty == min(probe.losses, key=probe.losses.__getitem__)
         loss = -np.log(probe.probabilities[np.arange(150), labels]).mean()
         assert loss == pytest.approx(probe.losses[probe.penalty], rel=1e-5)
         chosen.append(probe.penalty)
-    assert chosen[0] < chosen[1] <= PENALTIES[0]
+    assert chosen[0] < chosen[1]
+
+
+def test_the_search_for_the_penalty_goes_beyond_the_first_decades():
+    """Separable features need next to no penalty, random labels as much as is allowed, which the probe reports."""
+    generator = np.random.default_rng(0)
+    labels = np.tile(np.arange(4), 50)
+    separable = torch.eye(4)[labels] + 1e-3 * torch.from_numpy(generator.normal(size=(200, 4))).float()
+    probe = fit_linear_probe(separable, labels, 4)
+    assert probe.penalty < 1e-5
+    noise = torch.from_numpy(generator.normal(size=(200, 60))).float()
+    probe = fit_linear_probe(noise, generator.integers(0, 2, 200), 2)
+    assert probe.penalty >= 1
+    assert probe.at_bound == (probe.penalty == STRONGEST)
+
+
+def test_one_refinement_between_the_decades():
+    """The last penalty lies between the best decade and one of its neighbors, which are worse."""
+    x, labels = blobs(400, 30, 4, 3.0)
+    probe = fit_linear_probe(x, labels, 4)
+    *decades, refined = probe.losses
+    best = min(decades, key=probe.losses.__getitem__)
+    assert best / 10 < refined < best * 10
+    assert refined != best
+    assert probe.losses[best] < min(probe.losses[best / 10], probe.losses[best * 10])
+
+
+def test_the_features_are_overwritten_not_copied():
+    x, labels = blobs(200, 12, 3, 1.0)
+    fit_linear_probe(x, labels, 3)
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(12))
+
+
+def test_training_logits_are_those_of_the_head():
+    x, labels = blobs(60, 90, 3, 1.0)
+    probe = fit_linear_probe(x.clone(), labels, 3)
+    torch.testing.assert_close(probe.training_logits, x @ probe.weight.T + probe.bias, atol=2e-3, rtol=1e-3)
 
 
 def test_held_out_probabilities_do_not_depend_on_their_own_label():
@@ -70,7 +107,7 @@ def test_held_out_probabilities_do_not_depend_on_their_own_label():
     generator = np.random.default_rng(1)
     x = torch.from_numpy(generator.normal(size=(200, 300))).float()
     labels = generator.integers(0, 2, 200)
-    probe = fit_linear_probe(x, labels, 2)
+    probe = fit_linear_probe(x.clone(), labels, 2)
     training = ((x @ probe.weight.T + probe.bias).argmax(1).numpy() == labels).mean()
     held_out = (probe.probabilities.argmax(1) == labels).mean()
     assert training > 0.9
@@ -83,19 +120,12 @@ def test_views_of_a_sample_share_a_fold():
     x = torch.from_numpy(generator.normal(size=(120, 200))).float()
     labels = generator.integers(0, 2, 120)
     twice, both = torch.cat([x, x + 1e-3]), np.tile(labels, 2)
-    separate = (fit_linear_probe(twice, both, 2, views=2).probabilities.argmax(1) == both).mean()
-    mixed = (fit_linear_probe(twice, both, 2).probabilities.argmax(1) == both).mean()
+    separate = (
+        fit_linear_probe(twice.clone(), both, 2, fold=np.tile(stratified_folds(labels), 2)).probabilities.argmax(1)
+        == both
+    ).mean()
+    mixed = (fit_linear_probe(twice.clone(), both, 2).probabilities.argmax(1) == both).mean()
     assert separate < 0.65 < mixed
-
-
-def test_folds_are_stratified_and_the_only_sample_of_a_class_is_never_held_out():
-    labels = np.array([0] * 23 + [1] * 10 + [2])
-    folds = stratified_folds(labels, 5, seed=3)
-    assert np.ptp(np.bincount(folds[labels == 0])) <= 1
-    assert np.bincount(folds[labels == 1]).tolist() == [2] * 5
-    assert folds[labels == 2].tolist() == [-1]
-    assert np.array_equal(folds, stratified_folds(labels, 5, seed=3))
-    assert not np.array_equal(folds, stratified_folds(labels, 5, seed=4))
 
 
 def test_a_group_shares_a_fold():
@@ -106,39 +136,17 @@ def test_a_group_shares_a_fold():
     x = torch.from_numpy(
         np.repeat(generator.normal(size=(60, 200)), 4, axis=0) + 0.01 * generator.normal(size=(240, 200))
     )
-    separate = (fit_linear_probe(x, labels, 2, groups=patients).probabilities.argmax(1) == labels).mean()
-    mixed = (fit_linear_probe(x, labels, 2).probabilities.argmax(1) == labels).mean()
+    separate = (
+        fit_linear_probe(x.clone(), labels, 2, fold=stratified_folds(labels, groups=patients)).probabilities.argmax(1)
+        == labels
+    ).mean()
+    mixed = (fit_linear_probe(x.clone(), labels, 2).probabilities.argmax(1) == labels).mean()
     assert separate < 0.7 < 0.95 < mixed
 
 
-def test_folds_of_groups_are_stratified():
-    generator = np.random.default_rng(0)
-    groups = np.repeat(np.arange(40), generator.integers(1, 8, 40))
-    labels = np.where(groups % 4 == 0, 1, 0)
-    folds = stratified_folds(labels, 5, seed=3, groups=groups)
-    assert all(len(np.unique(folds[groups == g])) == 1 for g in range(40))
-    for label in (0, 1):
-        sizes = np.bincount(folds[labels == label], minlength=5)
-        assert sizes.min() > 0.6 * sizes.mean()
-        assert sizes.max() < 1.5 * sizes.mean()
-    assert not np.array_equal(folds, stratified_folds(labels, 5, seed=4, groups=groups))
-    labels[groups == 7] = 2
-    assert (stratified_folds(labels, 5, seed=3, groups=groups) == -1).sum() == (groups == 7).sum()
-
-
-def test_solving_several_problems_together_equals_solving_each_alone():
-    x, labels = blobs(80, 6, 3, 1.0)
-    y = torch.from_numpy(labels)
-    weights = torch.rand(80, 2, generator=torch.Generator().manual_seed(0))
-    weights = weights / weights.sum(0)
-    both = _solve(x, y, weights, 0.1, torch.zeros(6, 7), 300).view(2, 3, 7)
-    for k in range(2):
-        alone = _solve(x, y, weights[:, k : k + 1], 0.1, torch.zeros(3, 7), 300)
-        torch.testing.assert_close(both[k], alone, atol=0.03, rtol=0.03)
-
-
 def test_features_that_are_not_finite_are_refused():
-    x, labels = blobs(40, 5, 2, 1.0)
-    x[3, 2] = float("nan")
-    with pytest.raises(JobError, match="not finite"):
-        fit_linear_probe(x, labels, 2)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        x, labels = blobs(40, 5, 2, 1.0)
+        x[3, 2] = value
+        with pytest.raises(JobError, match="not finite"):
+            fit_linear_probe(x, labels, 2)

@@ -16,6 +16,7 @@ import torch
 
 from linnaeus.check.findings import Finding
 from linnaeus.data.table import Table
+from linnaeus.models.folds import stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.stores.embeddings import Embeddings
 from linnaeus.text import percent
@@ -79,7 +80,8 @@ def suspicious_labels(table: Table, embeddings: Embeddings) -> list[Finding]:
         return []
     compact = np.searchsorted(present, labels[rows])
     groups = table.group_numbers(embeddings.indices[rows])
-    head = fit_linear_probe(torch.from_numpy(embeddings.values[rows]), compact, len(present), groups=groups)
+    fold = stratified_folds(compact, groups=groups)
+    head = fit_linear_probe(torch.from_numpy(embeddings.values[rows]), compact, len(present), fold=fold)
     ranking = rank_labels(compact, head.probabilities)
     findings = []
     for k in ranking.order.tolist():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from linnaeus.console import Console
 from linnaeus.data.batches import Batches
@@ -16,7 +16,8 @@ from linnaeus.errors import UserError
 from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
-from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
+from linnaeus.models.folds import stratified_folds
+from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.text import percent
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
@@ -30,7 +31,10 @@ BATCH = 512
 class SolvedHead:
     """A linear head and its metrics on the training features."""
 
-    head: LinearProbe
+    weight: Tensor
+    """(classes, features)"""
+    bias: Tensor
+    """(classes,)"""
     train: Figures
 
 
@@ -45,8 +49,8 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
     # Solved on rank 0 only: two machines might differ in the last bits.
     solved = engine.broadcast(lambda: _solve(run, groups, engine, console))
     with torch.no_grad():
-        linear.weight.copy_(solved.head.weight)
-        linear.bias.copy_(solved.head.bias)
+        linear.weight.copy_(solved.weight)
+        linear.bias.copy_(solved.bias)
     valid = validate(run.net, run.valid, engine)
     seconds = time.perf_counter() - started
     return Epoch(1, 0.0, solved.train.loss, solved.train.accuracy, valid, seconds, run.net.model)
@@ -54,19 +58,49 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
 
 def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedHead:
     """Solve the head on the features of all views of the training images."""
-    stored, views = run.train.batches, run.train.batches.views
-    batches = Batches(stored.rows, stored.labels, batch=BATCH, views=views, device=engine.device)
-    features = torch.cat([run.train.prepare(batch, view) for view in range(views) for batch in batches.epoch(view)])
-    labels = np.tile(batches.labels, views)  # the features of all views follow each other
+    features, labels = _features(run, engine, console)
+    views = run.train.batches.views
     weights = balanced_weights(labels, run.classes) if run.phase.class_weights == "balanced" else None
-    head = fit_linear_probe(features, labels, run.classes, weights=weights, views=views, seed=run.seed, groups=groups)
-    train = figures(Outputs(labels, (features @ head.weight.T + head.bias).cpu().numpy()))
+    # All views of an image are in the same fold: another view in training would reveal its label.
+    fold = np.tile(stratified_folds(labels[: len(labels) // views], seed=run.seed, groups=groups), views)
+    with console.progress("solving the head", unit="penalties") as advance:
+        tried: list[float] = []
+
+        def note(penalty: float) -> None:
+            tried.append(penalty)
+            advance(len(tried), None, f"penalty {penalty:g}")
+
+        head = fit_linear_probe(features, labels, run.classes, fold=fold, weights=weights, advance=note)
+    train = figures(Outputs(labels, head.training_logits.cpu().numpy()))
     accuracy = (head.probabilities.argmax(1) == labels).mean()
     console.say(
         f"  linear head on {len(labels)} feature vectors of length {features.shape[1]}: penalty {head.penalty:g}, "
-        f"chosen from {len(head.losses)}; cross-validated training accuracy {percent(accuracy, 2)}"
+        f"chosen from {len(head.losses)}; cross-validated training accuracy {percent(accuracy)}"
     )
-    return SolvedHead(replace(head, weight=head.weight.cpu(), bias=head.bias.cpu()), train)
+    if head.at_bound:
+        console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")
+    return SolvedHead(head.weight.cpu(), head.bias.cpu(), train)
+
+
+def _features(run: PhaseRun, engine: Engine, console: Console) -> tuple[Tensor, np.ndarray]:
+    """Features (n, d) float32 and labels (n,) of all views of the training images, one view after the other."""
+    stored, views = run.train.batches.rows, run.train.batches.views
+    labels = run.train.batches.labels
+    batches = Batches(stored, labels, batch=BATCH, views=views, device=engine.device)
+    features: Tensor | None = None
+    done, total = 0, views * len(labels)
+    with console.progress("features") as advance:
+        for view in range(views):
+            for batch in batches.epoch(view):
+                part = run.train.prepare(batch, view)
+                if features is None:
+                    # Filled in place: a list of parts and its concatenation would take twice the memory.
+                    features = torch.empty(total, part.shape[1], device=part.device)
+                features[done : done + len(part)] = part
+                done += len(part)
+                advance(done, total)
+    assert features is not None
+    return features, np.tile(batches.labels, views)
 
 
 def _linear_head(model: Network) -> nn.Linear:
