@@ -36,14 +36,14 @@ def shorten(text: str, most: int) -> str:
     return text + "…"
 
 
-def percent(share: float, digits: int = 1, *, signed: bool = False, exact: bool = False) -> str:
+def percent(share: float | None, digits: int = 1, *, signed: bool = False, exact: bool = False) -> str:
     """0.934 -> "93.4 %". The only place where the package writes a percentage for people.
 
     "0.0 %" and "100.0 %" mean exactly 0 and 1: what rounding would make of 0.0004 and 0.9996 is "<0.1 %" and ">99.9 %",
     or with `exact`, for thresholds, as many more digits as it takes: "0.04 %" and "99.96 %". `signed` writes "+" before
-    a difference that is not negative. A dash if `share` is not finite.
+    a difference that is not negative. A dash if `share` is None or not finite.
     """
-    if not math.isfinite(share):
+    if share is None or not math.isfinite(share):
         return "–"
     sign, size = ("-" if share < -ROUNDING else "+" if signed else ""), abs(share)
     low, high = size > ROUNDING, size < 1 - ROUNDING
@@ -60,6 +60,6 @@ def _rounded_away(text: str, positive: bool, below_one: bool) -> bool:
     return (positive and float(text) == 0) or (below_one and float(text) == 100)
 
 
-def typeset_percent(share: float, digits: int = 0, *, exact: bool = False) -> str:
+def typeset_percent(share: float | None, digits: int = 0, *, exact: bool = False) -> str:
     """As `percent`, with the narrow no-break space of typography, for documents and drawings."""
     return percent(share, digits, exact=exact).replace(" ", "\u202f")

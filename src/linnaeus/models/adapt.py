@@ -48,6 +48,22 @@ def trained_arguments(
     return arguments, notes
 
 
+def recognize_model(tensors: Mapping[str, Tensor]) -> str | None:
+    """The network whose tensors below the head have these names and shapes; None if there is none."""
+    for name in MODELS:
+        with torch.device("meta"):
+            twin = create(name, 2)
+        needed = {
+            key: tensor.shape
+            for key, tensor in twin.state_dict().items()
+            if twin.stage_of(key) != "head" and not key.startswith(AUXILIARY) and not key.endswith("_tracked")
+        }
+        others = {key for key in tensors if key not in twin.state_dict() and not key.startswith(AUXILIARY)}
+        if not others and all(key in tensors and tensors[key].shape == shape for key, shape in needed.items()):
+            return name
+    return None
+
+
 def adapt_tensors(tensors: dict[str, Tensor], network: Network, source: str) -> tuple[dict[str, Tensor], list[str]]:
     """`tensors` changed to fit `network` where that is sound, ready for `load_state_dict`, and a note on each change.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from linnaeus.errors import UserError
 from linnaeus.models import MODELS, create
-from linnaeus.models.adapt import adapt_tensors, trained_arguments
+from linnaeus.models.adapt import adapt_tensors, recognize_model, trained_arguments
 from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
 from linnaeus.models.weight_files import WeightsInfo, read_weights
@@ -66,6 +66,32 @@ def load_weights(
     return LoadedWeights(network, source, notes, _normalization(info, channels))
 
 
+def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
+    """What is known about weights, named as in `load_weights`, without loading or downloading them.
+
+    The network of a file that does not name it is recognized by the names and shapes of its tensors.
+    Raises UserError if the weights are unknown or missing.
+    """
+    if weights == "imagenet":
+        return WeightsInfo(model)
+    file = _file_of(weights)
+    if file is None:
+        return WeightsInfo.of(lookup(weights))
+    info = _recognize(file)[0]
+    if info is None:
+        tensors, info = read_weights(file)
+        info = info if info.model is not None else replace(info, model=recognize_model(tensors))
+    return info
+
+
+def _file_of(weights: str) -> Path | None:
+    """The file that `weights` refers to, perhaps in a run folder; None for the name of pretrained weights."""
+    file = Path(weights).expanduser()
+    file = file / "model.safetensors" if file.is_dir() else file
+    named = weights in PRETRAINED or not (file.is_file() or file.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+    return None if named else file
+
+
 def _resolve(
     model: str, weights: str, fetch: Fetch | None, progress: Progress | None
 ) -> tuple[Path, WeightsInfo | None, str]:
@@ -73,12 +99,11 @@ def _resolve(
 
     The information is None, and the name the path, for a file that is not in the table.
     """
-    file = Path(weights).expanduser()
-    file = file / "model.safetensors" if file.is_dir() else file  # a run folder
+    file = _file_of(weights)
+    if file is not None:
+        return (file, *_recognize(file))
     if weights == "imagenet":
         weights = _preferred(model)
-    elif weights not in PRETRAINED and (file.is_file() or file.suffix in (".safetensors", ".pth", ".pt", ".bin")):
-        return (file, *_recognize(file))
     entry = lookup(weights)
     if entry.model != model:
         raise UserError(f"{weights}: these weights are for {entry.model}, not for {model}")

@@ -12,10 +12,8 @@ from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
 from linnaeus.models.weight_store import local_weights
 from linnaeus.recipe import Recipe, load_recipe, override
+from linnaeus.training.choice import choose_recipe, training_conflict
 from linnaeus.training.request import Request
-
-SMALL = 64
-"""Pixels. Up to this size, images need no stem that reduces them to a quarter of their width."""
 
 
 def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
@@ -25,34 +23,25 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
     if recipe is None:  # the images choose the recipe, so the table is opened first
         data_keys = [overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")]
         table = _open_table(request, *data_keys)
-        recipe, reason = choose_recipe(table, local_weights())
-        console.say(f"recipe    {recipe}: {reason}")
-    if isinstance(recipe, Recipe):
-        resolved = override(recipe.model_dump(mode="json", exclude_none=True), recipe.name, overrides, epochs)
-    else:
-        resolved = load_recipe(recipe, overrides, epochs)
+        choice = choose_recipe(table, overrides, local_weights())
+        recipe, overrides = choice.recipe, choice.settings | overrides
+        console.say(f"recipe    {recipe}: {choice.reason}")
+    elif overrides.get("model.weights") is not None:
+        warning = training_conflict(_overridden(recipe, overrides, epochs), _overridden(recipe, {}, None))
+        if warning is not None:
+            console.warn(warning)
+    resolved = _overridden(recipe, overrides, epochs)
     if table is None:
         data = resolved.data
         table = _open_table(request, data.train, data.valid, data.test, data.split.groups)
     return resolved, table
 
 
-def choose_recipe(table: Table, weights: list[str]) -> tuple[str, str]:
-    """Choose a packaged recipe for a source: (name, reason). `weights`: published weights on this machine."""
-    n = len(table)
-    if table.images is not None:
-        side = max(table.images.shape[1:3])
-        if side <= SMALL:
-            if table.channels == 1:
-                name = "digits" if n < 10_000 else "mnist"
-                return name, f"{n} gray images of {side} pixels"
-            return "small", f"{n} color images of {side} pixels"
-    if "resnet50" in {name.partition("-")[0] for name in weights}:
-        return "photos", f"{n} photographs, and ImageNet weights are available on this machine"
-    return "scratch", (
-        f"{n} photographs, and no ImageNet weights on this machine; with them, far fewer images give a far better "
-        "model: linnaeus weights pull resnet50-torchvision-v1"
-    )
+def _overridden(recipe: str | Recipe, overrides: dict[str, Any], epochs: list[int] | None) -> Recipe:
+    """The recipe with dotted overrides and the epochs of each phase."""
+    if isinstance(recipe, Recipe):
+        return override(recipe.model_dump(mode="json", exclude_none=True), recipe.name, overrides, epochs)
+    return load_recipe(recipe, overrides, epochs)
 
 
 def open_split(table: Table, recipe: Recipe, console: Console) -> Table:

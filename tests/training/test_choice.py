@@ -1,0 +1,113 @@
+"""The choice of a recipe knows all options: model, weights, images, and what is on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import write_tiny_model
+
+from linnaeus.console import Console
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.models import create
+from linnaeus.models.adapt import recognize_model
+from linnaeus.recipe import load_recipe, override
+from linnaeus.training.choice import choose_recipe, training_conflict
+from linnaeus.training.request import Request
+from linnaeus.training.resolve import resolve_recipe
+
+V1 = "resnet50-torchvision-v1"
+
+
+def photographs(n: int = 100) -> Table:
+    paths, names = tuple(f"/{i}.jpg" for i in range(n)), ("a", "b")
+    return Table("photos", "folder", names, names, np.arange(n) % 2, np.full(n, "", "<U5"), paths)
+
+
+def chosen(local: list[str] | None = None, **overrides: str) -> tuple[str, str, str]:
+    """(recipe, its network, its weights) after the overrides `model`, `weights`."""
+    settings = {f"model.{'name' if key == 'model' else key}": value for key, value in overrides.items()}
+    choice = choose_recipe(photographs(), settings, local or [])
+    recipe = load_recipe(choice.recipe, choice.settings | settings)
+    return choice.recipe, recipe.model.name, recipe.model.weights
+
+
+def test_weights_that_the_user_names_are_kept():
+    """Also without any on this machine. `scratch` would overwrite them in 40 epochs at 1e-3."""
+    assert chosen(weights=V1) == ("photos", "resnet50", V1)
+    assert chosen(weights="resnet18-timm-a1") == ("photos", "resnet18", "resnet18-timm-a1")
+    assert chosen(weights="imagenet") == ("photos", "resnet50", "imagenet")
+    assert chosen(weights="imagenet", model="resnet34") == ("photos", "resnet34", "imagenet")
+    assert chosen(weights="inception_v1-torchvision-v1")[:2] == ("photos", "inception_v1")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet152", "inception_v1", "resnet56"])
+def test_a_weights_file_tells_its_network(name: str, tmp_path: Path):
+    file = tmp_path / "w.pth"
+    torch.save(create(name, 1000).state_dict(), file)
+    assert chosen(weights=str(file)) == ("photos", name, str(file))
+
+
+def test_a_model_of_ours_tells_its_network_and_its_size(tmp_path: Path):
+    choice = choose_recipe(photographs(), {"model.weights": str(write_tiny_model(tmp_path / "model.safetensors"))}, [])
+    assert (choice.recipe, choice.settings["model.name"], choice.settings["data.size"]) == ("photos", "mini_resnet", 28)
+    assert choose_recipe(photographs(), {"model.weights": str(tmp_path)}, []).settings == choice.settings
+
+
+def test_weights_that_cannot_be_used_are_refused_before_anything_is_read(tmp_path: Path):
+    with pytest.raises(UserError, match="are for resnet50, not for resnet18; leave out --model"):
+        chosen(weights=V1, model="resnet18")
+    with pytest.raises(UserError, match="no such weights file"):
+        chosen(weights=str(tmp_path / "missing.pth"))
+    with pytest.raises(UserError, match="did you mean"):
+        chosen(weights="resnet50-torchvision-v7")
+
+
+def test_without_named_weights_those_on_this_machine_decide():
+    assert chosen() == ("scratch", "resnet18", "none")
+    assert chosen([V1]) == ("photos", "resnet50", "imagenet")
+    assert chosen(["resnet18-torchvision-v1", V1], model="resnet18") == ("photos", "resnet18", "imagenet")
+    assert chosen([V1], model="resnet18") == ("scratch", "resnet18", "none")
+    assert chosen(["resnet18-torchvision-v1"]) == ("photos", "resnet18", "imagenet")
+    assert chosen([V1], weights="none") == ("scratch", "resnet18", "none")
+    assert "weights pull resnet101-" in choose_recipe(photographs(), {"model.name": "resnet101"}, []).reason
+
+
+@pytest.mark.parametrize("name", ["inception_v1", "resnet18"])
+def test_the_recipe_fits_the_network(name: str):
+    """The head of `photos` uses stages that only a ResNet has."""
+    choice = choose_recipe(photographs(), {"model.weights": "imagenet", "model.name": name}, [])
+    recipe = load_recipe(choice.recipe, choice.settings | {"model.weights": "imagenet"})
+    create(name, 2, head_stages=recipe.model.head.stages if recipe.model.head else None)
+
+
+def test_networks_are_recognized_by_all_of_their_tensors():
+    tensors = create("resnet50", 7).state_dict()
+    assert recognize_model(tensors) == "resnet50"
+    assert recognize_model({key: value for key, value in tensors.items() if not key.startswith("layer4.2")}) is None
+    assert recognize_model({}) is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights", "warning"),
+    [
+        ("scratch", "resnet18-torchvision-v1", "trains all stages with lr = 0.001 from the first step"),
+        ("photos", "none", "the stages below head stay random"),
+        ("photos", V1, None),
+        ("scratch", "none", None),
+    ],
+)
+def test_a_recipe_says_when_it_does_not_fit_the_weights(recipe: str, weights: str, warning: str | None):
+    before = load_recipe(recipe)
+    after = override(before.model_dump(mode="json", exclude_none=True), recipe, {"model.weights": weights}, None)
+    found = training_conflict(after, before)
+    assert found is None if warning is None else warning in (found or "")
+
+
+def test_it_is_said_when_the_recipe_is_resolved(capsys: pytest.CaptureFixture[str]):
+    request = Request(photographs(), "scratch", weights="resnet18-torchvision-v1")
+    resolve_recipe(request, Console())
+    assert "overwrites much of resnet18-torchvision-v1" in capsys.readouterr().err
