@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from served import OCTETS, Client, client, error, png, write_random_model
+from served import OCTETS, Client, client, error, png
 
-from linnaeus.inference.classifier import Classifier, load
+from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.access import is_loopback
-from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import choose_language, translations
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return load(write_random_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def web(classifier: Classifier) -> Iterator[Client]:
-    with client(classifier, Limits(request_bytes=50_000, images=4, pixels=1_000_000)) as web:
-        yield web
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served import OCTETS, client, files, png, wait_until, write_random_model
+from served import OCTETS, client, files, png, wait_until
 
 from linnaeus.inference.classifier import load
 from linnaeus.serve.batching import Batcher, Predict
@@ -137,11 +137,6 @@ def test_the_queue_is_bounded_and_tells_when_to_retry():
             pass
 
     run(test, Network(), queue=5)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_model(tmp_path_factory.mktemp("model"))
 
 
 def test_clients_share_batches_and_get_their_own_answers(model: Path):

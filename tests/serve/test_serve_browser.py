@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import ThreadServer, png, write_random_model
+from served import ThreadServer, png
 
-from linnaeus.inference.classifier import Classifier, load
+from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import translations
 
@@ -21,11 +21,6 @@ EN, ZH = translations()["en"], translations()["zh"]
 EVIL = '=HYPERLINK("http://evil","x"),<img src=x onerror=alert(1)>.png'
 PHONE = {"width": 390, "height": 844}
 MIN_CONTRAST = 4.5  # of text (WCAG 2.2, 1.4.3)
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return load(write_random_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

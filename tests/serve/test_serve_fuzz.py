@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import ThreadServer, png, write_random_model
+from served import ThreadServer, png
 
-from linnaeus.inference.classifier import load
+from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
 
 pytestmark = pytest.mark.long
@@ -21,8 +21,7 @@ EXAMPLES = 150  # per route
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
-    classifier = load(write_random_model(tmp_path_factory.mktemp("model")))
+def server(classifier: Classifier) -> Iterator[ThreadServer]:
     limits = Limits(request_bytes=100_000, images=4, body_seconds=0.5, header_seconds=0.5)
     with ThreadServer(classifier, limits) as server:
         yield server

@@ -13,18 +13,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from served import ProcessServer, ThreadServer, png, wait_until, write_random_model
+from served import ProcessServer, ThreadServer, png, wait_until
 from tiny import write_tiny_model
 
 from linnaeus.inference.classifier import load
 from linnaeus.models import load_module, wrap
 from linnaeus.serve.connections import close_longest_waiting
 from linnaeus.serve.limits import Limits
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +120,8 @@ def test_silent_and_slow_clients_are_disconnected(server: ThreadServer):
 
 def test_too_many_connections_close_the_one_that_waits_longest():
     class Connection:
-        def __init__(self, since: float, waiting: bool):
+        def __init__(self, since: float, waiting: bool, address: str = "10.0.0.1"):
+            self.client = (address, 1234)
             self.waiting_since, self.waiting_for_client, self.transport, self.closed = since, waiting, object(), False
 
         def disconnect(self) -> None:
@@ -136,6 +132,9 @@ def test_too_many_connections_close_the_one_that_waits_longest():
     assert (working.closed, old.closed, young.closed) == (False, True, False)
     close_longest_waiting({working})
     assert not working.closed
+    alone = Connection(0, True, "10.0.0.2")
+    close_longest_waiting({alone, old, young})
+    assert not alone.closed, "of the address with the most connections"
 
 
 SLOW = """

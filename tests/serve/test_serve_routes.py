@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from served import OCTETS, Client, client, error, files, png, write_random_model
+from served import OCTETS, Client, client, error, files, png
 
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.metrics.calibration import Calibration
@@ -19,17 +18,6 @@ from linnaeus.serve.limits import Limits
 from linnaeus.serve.service import Service
 
 NOT_AN_IMAGE = "not an image, or in an unsupported format"
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return load(write_random_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def web(classifier: Classifier) -> Iterator[Client]:
-    with client(classifier, Limits(request_bytes=50_000, images=4, pixels=1_000_000)) as web:
-        yield web
 
 
 def test_all_formats_of_a_request_give_the_predictions_of_the_classifier(web: Client, classifier: Classifier):

@@ -7,22 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from served import OCTETS, Client, client, error, files, png, write_random_model
+from served import OCTETS, Client, client, error, files, png
 
-from linnaeus.inference.classifier import Classifier, load
+from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return load(write_random_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def web(classifier: Classifier) -> Iterator[Client]:
-    with client(classifier, Limits(request_bytes=50_000, images=4)) as web:
-        yield web
-
 
 JSON = {"Content-Type": "application/json"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}

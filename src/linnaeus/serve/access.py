@@ -143,5 +143,10 @@ def _missing_token(headers: Headers) -> str:
 
 def error_response(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
     """{"error": reason} on one line."""
+    return Response(error_body(reason), status, headers, "application/json")
+
+
+def error_body(reason: str) -> bytes:
+    """{"error": reason} on one line."""
     text = json.dumps({"error": " ".join(reason.split())}, ensure_ascii=False)
-    return Response(text.encode("utf-8", "backslashreplace") + b"\n", status, headers, "application/json")
+    return text.encode("utf-8", "backslashreplace") + b"\n"

@@ -1,4 +1,4 @@
-"""Time limits for connections: idle and slow clients are disconnected.
+"""Limits for connections: idle and slow clients, and those that do not speak HTTP, are disconnected.
 
 uvicorn waits indefinitely for a request header, and its `limit_concurrency` counts idle connections as load, so that
 500 of them would lock out everybody else. Here an idle connection is closed after a while, and earlier if there are too
@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, cast
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from linnaeus.serve.access import error_body
+from linnaeus.serve.framing import LimitedConnection
 from linnaeus.serve.limits import Limits
 
 SHUTDOWN_SECONDS = 30  # beyond the time for a request body: for requests in progress when the server is stopped
@@ -56,6 +61,7 @@ class TimeoutProtocol(H11Protocol):
         return cast(ServerConfig, self.config).limits
 
     def connection_made(self, transport: Any) -> None:
+        self.conn = LimitedConnection()
         super().connection_made(transport)
         self.waiting_since = self.loop.time()
         if len(self.connections) > self.limits.connections:
@@ -63,11 +69,31 @@ class TimeoutProtocol(H11Protocol):
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except h11.ProtocolError:  # garbage while the response is being sent: asyncio would log a traceback
+            self.disconnect()
         if self.in_progress:
             self._stop_header_timer()
         elif self._header_timer is None:  # an incomplete header: further bytes do not extend the time limit
             self._start_header_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is not valid HTTP in one line of JSON, unless its response has started already."""
+        if self.in_progress and self.cycle.response_started:
+            self.disconnect()
+            return
+        problem = cast(LimitedConnection, self.conn).problem
+        body = error_body(f"invalid HTTP request: {problem or msg}")
+        length = str(len(body)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+        events = (
+            h11.Response(status_code=400 if problem is None else problem.error_status_hint, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
@@ -113,8 +139,12 @@ class TimeoutProtocol(H11Protocol):
             self._send_timer = None
 
 
-def close_longest_waiting(connections: set[Any]) -> None:
-    """Close the connection that has waited longest for its client; none if the server owes every client a response."""
+def close_longest_waiting(connections: Iterable[Any]) -> None:
+    """Close a connection that waits for its client; none if the server owes every client a response.
+
+    Of the address with the most such connections, the one that has waited longest.
+    """
     idle = [c for c in connections if c.transport is not None and c.waiting_for_client]
     if idle:
-        min(idle, key=lambda connection: connection.waiting_since).disconnect()
+        counts = Counter(c.client and c.client[0] for c in idle)
+        min(idle, key=lambda c: (-counts[c.client and c.client[0]], c.waiting_since)).disconnect()

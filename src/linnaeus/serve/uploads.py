@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -17,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from linnaeus.data.class_names import printable
+from linnaeus.serve.json_body import JsonBody, MalformedError
 from linnaeus.serve.limits import Limits, RefusedError, UploadReservation
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs a warning for every malformed request
@@ -52,7 +50,7 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
             if kind == "multipart/form-data":
                 uploads = await _from_multipart(request, body, limits)
             elif is_json:
-                uploads = _from_json(await _join(body), limits)
+                uploads = await _from_json(body, limits)
             elif kind.startswith("image/") or kind == "application/octet-stream":
                 data = await _join(body)
                 uploads = [Upload("image 1", data)] if data else []
@@ -132,31 +130,33 @@ async def _from_multipart(request: Request, body: AsyncGenerator[bytes, None], l
     return uploads
 
 
-def _from_json(body: bytes, limits: Limits) -> list[Upload]:
+async def _from_json(body: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
+    document = JsonBody(2 * limits.images)  # an image has a name, too
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        raise RefusedError(422, "the body is not valid JSON") from None
+        async for chunk in body:
+            document.feed(chunk)
+        content = document.finish()
+    except MalformedError as error:
+        raise RefusedError(422, f"the body is not valid JSON: {error}") from None
     images = content.get("pictures") if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise RefusedError(422, 'the JSON must have the form {"pictures": [base64, …]}')
     if len(images) > limits.images:
         raise _too_many_images(limits)
-    return [_from_json_image(image, number) for number, image in enumerate(images, 1)]
+    return [_from_json_image(document, image, number) for number, image in enumerate(images, 1)]
 
 
-def _from_json_image(image: object, number: int) -> Upload:
+def _from_json_image(document: JsonBody, image: object, number: int) -> Upload:
     """An image of a JSON body: base64, a data: URL, or {"name", "data"} with either of them."""
     name: object = f"image {number}"
     if isinstance(image, dict):
         name, image = image.get("name", name), image.get("data")
     if not isinstance(image, str) or not isinstance(name, str):
         raise RefusedError(422, f'image {number} is neither base64 nor {{"name": text, "data": base64}}')
-    text = image.partition(",")[2] if image.startswith("data:") else image
-    try:
-        return Upload(_display_name(name), base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        raise RefusedError(422, f"image {number} is not valid base64") from None
+    data = document.decoded(image)
+    if data is None:
+        raise RefusedError(422, f"image {number} is not valid base64")
+    return Upload(_display_name(document.text(name)), data)
 
 
 def _too_many_images(limits: Limits) -> RefusedError:

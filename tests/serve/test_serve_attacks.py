@@ -1,0 +1,148 @@
+"""Requests made to cost more than they should: each is refused at once, and another client is answered meanwhile."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from served import Client, ThreadServer, error, png
+
+from linnaeus.inference.classifier import Classifier
+from linnaeus.serve.json_body import LONG, JsonBody, MalformedError
+from linnaeus.serve.limits import Limits
+
+JSON = {"Content-Type": "application/json"}
+MIB = 1 << 20
+START = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(classifier: Classifier) -> Iterator[ThreadServer]:
+    with ThreadServer(classifier, Limits(request_bytes=4 * MIB)) as server:
+        yield server
+
+
+def exchange(server: ThreadServer, request: bytes) -> bytes:
+    """The response to raw bytes, until the server closes the connection or is silent for a second."""
+    response = b""
+    with socket.create_connection((server.host, server.port), timeout=1) as connection, suppress(OSError):
+        with suppress(ConnectionError):  # the server may refuse before it has read everything
+            connection.sendall(request)
+        while chunk := connection.recv(65536):
+            response += chunk
+    return response
+
+
+def feed(document: JsonBody, body: bytes, size: int) -> None:
+    for start in range(0, len(body), size):
+        document.feed(body[start : start + size])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"pictures": [' + b"[]," * MIB + b"[]]}",
+        b"[" * (4 * MIB),
+        b"{" + b",".join(b'"%d":0' % i for i in range(300_000)) + b"}",
+        b'{"pictures": [' + b'"",' * MIB + b'""]}',
+        b'{"pictures": [' + b",".join([b'"%b"' % (b"A" * 3000)] * 1000) + b"]}",
+    ],
+    ids=["items", "depth", "keys", "empty strings", "long strings"],
+)
+def test_json_is_refused_before_it_becomes_large(body: bytes):
+    document = JsonBody(max_strings=64)
+    with pytest.raises(MalformedError, match="more than"):
+        feed(document, body, 65536)
+    assert len(document._outline) < 2 * MIB, "little more than the limit and a piece are held"
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000, 10**6])
+@pytest.mark.parametrize("escape", [False, True])
+def test_json_images_do_not_depend_on_how_they_arrive(size: int, escape: bool):
+    data = [bytes(range(256)) * 20, b"", b"ab"]
+    texts = [base64.encodebytes(d).decode() for d in data]
+    body = json.dumps({"pictures": [*texts, {"name": "ü" * 2000, "data": texts[0]}]}, ensure_ascii=escape).encode()
+    document = JsonBody(max_strings=4)
+    feed(document, body, size)
+    content = document.finish()
+    assert isinstance(content, dict)
+    *plain, named = content["pictures"]
+    assert [document.decoded(text) for text in [*plain, named["data"]]] == [*data, data[0]]
+    assert document.text(named["name"])[:255] == "ü" * 255
+
+
+def test_base64_as_phones_and_other_languages_send_it(web: Client):
+    image = png() + bytes(3 * LONG)
+    plain = base64.b64encode(image).decode()
+    lines = base64.encodebytes(image).decode()
+    url_safe = base64.urlsafe_b64encode(image).decode()
+    texts = [lines, lines.replace("\n", "\r\n"), url_safe, url_safe.rstrip("="), f"data:image/png;base64,{lines}"]
+    escaped = [
+        json.dumps(plain).replace("/", "\\/"),  # PHP
+        json.dumps(plain).replace("=", "\\u003d").replace("+", "\\u002B"),  # Gson
+        f'"{lines}"',  # line breaks that were not escaped
+        f'"DATA:;Base64,{plain}"',
+    ]
+    for text in [*map(json.dumps, texts), *escaped]:
+        response = web.post("/predict", content=f'{{"pictures": [{text}]}}'.encode(), headers=JSON)
+        assert response.status_code == 200, (text[:60], response.text)
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "AAAA=AAA", "AAA=AAAA" * 500, "AAAA" * 500 + "A", "data:image/png,abc", "ä" * 2000]
+)
+def test_what_is_not_base64_is_named(web: Client, text: str):
+    response = web.post("/predict", json={"pictures": ["", text]})
+    assert (response.status_code, error(response)) == (422, "image 2 is not valid base64")
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"pictures": ["\\x"]}', b'{"pictures": ["%b\\u12"]}' % (b"A" * 3000), b'{"pictures": ["', b'"\xff"']
+)
+def test_json_with_invalid_strings_is_refused(web: Client, body: bytes):
+    response = web.post("/predict", content=body, headers=JSON)
+    assert response.status_code == 422
+    assert "not valid JSON" in error(response)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "reason"),
+    [
+        (START + b"a:\r\n" * 60_000 + b"\r\n", b"431", b"too many header lines"),
+        (START + b"a: " + b"b" * 60_000 + b"\r\n\r\n", b"431", b"too long"),
+        (b"GET /model?" + b"a&" * 30_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"414", b"too long"),
+        (START + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * MIB, b"400", b"chunks"),
+        (START + b"Transfer-Encoding: gzip, chunked\r\n\r\n", b"501", b"invalid HTTP request"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400", b"Host"),
+    ],
+    ids=["header lines", "header bytes", "query", "chunks", "coding", "no host"],
+)
+def test_requests_in_too_many_parts_are_refused_at_once(
+    server: ThreadServer, request_: bytes, status: bytes, reason: bytes
+):
+    started = time.process_time()
+    response = exchange(server, request_)
+    assert time.process_time() - started < 2
+    if response:  # a connection that is closed while it sends may lose the response
+        head, _, body = response.partition(b"\r\n\r\n")
+        assert head.split()[1] == status
+        assert reason in body
+        assert body.count(b"\n") == 1
+    assert server.predict(png()).status_code == 200
+
+
+def test_ordinary_chunks_and_upgrades_are_accepted(server: ThreadServer):
+    image = png()
+    pieces = (b"%x\r\n%b\r\n" % (len(image[i : i + 9]), image[i : i + 9]) for i in range(0, len(image), 9))
+    head = START + b"Content-Type: image/png\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b"200 OK" in exchange(server, head + b"".join(pieces) + b"0\r\n\r\n")[:20]
+    upgrade = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    assert b"101" not in exchange(server, upgrade + b"Sec-WebSocket-Key: x\r\n\r\n")[:20]
+    assert (
+        b"200 OK" in exchange(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-1,2-3\r\n\r\n")[:20]
+    )
