@@ -220,6 +220,14 @@ def test_nothing_unpickles() -> None:
     assert unsafe == []
 
 
+def test_console_is_the_only_module_that_prints() -> None:
+    """It knows what to do where a stream is missing, closed, full or not read any more."""
+    for file in FILES:
+        if module_of(file) != ("console",):
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w.])print\(|click\.s?echo\(|sys\.std(out|err)\.(write|flush)", text), file
+
+
 def test_percentages_have_one_formatter() -> None:
     """A format such as `{:.1%}` turns 0.9996 into 100.0%; `linnaeus.text.percent` does not."""
     for file in FILES:

@@ -1,13 +1,22 @@
-"""What a command prints: progress bars on a terminal, plain lines elsewhere. NO_COLOR is rich's own business."""
+"""The only place that writes to standard output and standard error: results, progress bars, plain lines, errors.
+
+Either stream may be missing (pythonw, a daemon), closed, full, read no longer, unable to encode a character, or the
+object of a notebook or a window that has no `isatty`. Messages are then left out, because they must not end a run.
+Results are written whole or end the command. NO_COLOR is rich's own business.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from linnaeus.errors import JobError
 from linnaeus.text import percent
 
 if TYPE_CHECKING:
@@ -20,6 +29,115 @@ Advance = Callable[..., None]
 """advance(done, total, note=""): where a piece of work stands."""
 
 
+class MessageStream:
+    """A text stream for messages: what cannot be written is escaped or left out, and never raises an exception."""
+
+    def __init__(self, stream: Any):
+        """`stream`: anything with `write`, or None."""
+        self.stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self.stream.isatty())
+        except Exception:  # no such method, or a closed stream
+            return False
+
+    def fileno(self) -> int:
+        try:
+            return int(self.stream.fileno())
+        except Exception:
+            raise io.UnsupportedOperation("fileno") from None
+
+    def write(self, text: str) -> int:
+        with suppress(Exception):  # whatever a stream of somebody else raises
+            write_text(self.stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self.stream.flush()
+
+
+def write_text(stream: Any, text: str) -> None:
+    """Write `text`, with escapes for the characters that the stream cannot encode."""
+    try:
+        stream.write(text)
+    except UnicodeEncodeError as error:
+        stream.write(text.encode(error.encoding, ESCAPED).decode(error.encoding))
+
+
+def echo(result: object = "", end: str = "\n") -> None:
+    """Write a result to standard output, if there is one.
+
+    Raises BrokenPipeError if nobody reads it any more, and JobError if it cannot be written, as on a full disk.
+    """
+    stream = sys.stdout
+    if stream is None or getattr(stream, "closed", False):
+        return
+    try:
+        write_text(stream, f"{result}{end}")
+        if hasattr(stream, "flush"):
+            stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(stream)
+        raise JobError(f"standard output: cannot be written ({error.strerror}); redirect it to another place") from None
+
+
+def echo_error(line: str) -> None:
+    """Write a line to standard error, if there is one that takes it."""
+    stream = MessageStream(sys.stderr)
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+def prepare_streams() -> None:
+    """Make the three standard streams usable, at the start of a command.
+
+    A closed descriptor is opened on the null device: otherwise the next file of the run would get its number, and what
+    some library prints would be written into it. File names may hold bytes that are not UTF-8, or characters that the
+    terminal cannot encode: they are read as lone surrogates and written as \\udcxx, which JSON reads back.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for name, mode, errors in (("stdin", "r", "surrogateescape"), ("stdout", "w", ESCAPED), ("stderr", "w", ESCAPED)):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8", errors=errors))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+        elif mode == "w" and not hasattr(stream, "isatty"):  # libraries ask for it
+            setattr(sys, name, MessageStream(stream))
+
+
+def finish_streams() -> None:
+    """Write what is still buffered, at the end of a command. Raises JobError if standard output cannot be written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+    except OSError as error:
+        discard(sys.stdout)
+        raise JobError(f"standard output: cannot be written ({error.strerror}); redirect it to another place") from None
+    except Exception:  # closed, or not a file
+        discard(sys.stdout)
+    try:
+        sys.stderr.flush()
+    except Exception:
+        discard(sys.stderr)
+
+
+def discard(stream: Any) -> None:
+    """Send what is buffered for `stream`, and what follows, to the null device: the interpreter flushes at its end."""
+    with suppress(Exception):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class Console:
     """Lines on `stream` for whoever started the command. Results go to stdout by the command itself, not through here.
 
@@ -28,10 +146,15 @@ class Console:
     """
 
     def __init__(
-        self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: TextIO | None = None
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        silent: bool = False,
+        stream: TextIO | MessageStream | None = None,
     ):
         self.quiet, self.verbose, self.silent = quiet or silent, verbose, silent
-        self.stream = stream if stream is not None else sys.stdout
+        self.stream = stream if isinstance(stream, MessageStream) else MessageStream(stream or sys.stdout)
         self._bar: Progress | None = None
 
     @property
@@ -51,13 +174,14 @@ class Console:
     def warn(self, line: str) -> None:
         """A line that matters even to those who asked for quiet."""
         if not self.silent:
-            self._print(f"warning: {line}", sys.stderr)
+            self._print(f"warning: {line}", MessageStream(sys.stderr))
 
-    def _print(self, line: str, stream: TextIO) -> None:
+    def _print(self, line: str, stream: MessageStream) -> None:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the bar, which stays
         else:
-            print(line, file=stream, flush=True)
+            stream.write(f"{line}\n")
+            stream.flush()
 
     @contextmanager
     def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
@@ -98,7 +222,7 @@ class Console:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        with Progress(*columns, console=RichConsole(file=self.stream), transient=True) as bar:
+        with Progress(*columns, console=RichConsole(file=cast(TextIO, self.stream)), transient=True) as bar:
             task = bar.add_task(what, total=None, note="")
             self._bar = bar
             try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from linnaeus.check.data_check import check
 from linnaeus.check.gallery import write_gallery
 from linnaeus.check.terminal import SHOWN, render
-from linnaeus.console import Console
+from linnaeus.console import Console, echo
 from linnaeus.errors import UserError
 from linnaeus.files import write_text
 
@@ -36,7 +35,7 @@ def run(
         write_gallery(result, Path(gallery))
     if not console.quiet:
         for line in render(result, SHOWN * (VERBOSE if console.verbose else 1)):
-            print(line, file=sys.stdout)
+            echo(line)
         if gallery:
-            print(f"page: {gallery}")
+            echo(f"page: {gallery}")
     return result.errors

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from linnaeus.cli.options import make_console, parse_settings, verbosity
-from linnaeus.console import counted
+from linnaeus.console import counted, echo
 
 
 @click.command()
@@ -42,16 +42,16 @@ def models(name: str | None, size: int, classes: int | None, channels: int | Non
     from linnaeus.models.layers import COSTS, layer_table, render, summary, totals
 
     if name is None:
-        click.echo(summary())
+        echo(summary())
         return
     defaults = COSTS.get(name, COSTS["resnet50"])  # create() reports an unknown name
     network = create(name, classes or defaults.classes, channels or defaults.channels, **parse_settings(settings))
     table = layer_table(network, size or None)
-    click.echo(render(table))
+    echo(render(table))
     # Auxiliary heads have parameters, but the table follows one image to its answer and never meets them.
     auxiliary = sum(p.numel() for p in network.parameters()) - totals(table)[0]
     if auxiliary:
-        click.echo(f"and {auxiliary:,} parameters of auxiliary heads, which are used in training only")
+        echo(f"and {auxiliary:,} parameters of auxiliary heads, which are used in training only")
 
 
 @click.command()
@@ -62,11 +62,11 @@ def recipes(name: str | None) -> None:
     from linnaeus.recipe import recipe_names, recipe_text
 
     if name is not None:
-        click.echo(recipe_text(name)[1], nl=False)
+        echo(recipe_text(name)[1], end="")
         return
     for recipe in recipe_names():
         summary = recipe_text(recipe)[1].splitlines()[0].lstrip("# ")
-        click.echo(f"{recipe:16} {summary}")
+        echo(f"{recipe:16} {summary}")
 
 
 @click.group()
@@ -80,7 +80,7 @@ def weights_list() -> None:
     """List the published weights and which are already downloaded."""
     from linnaeus.models.weight_store import render_list
 
-    click.echo(render_list())
+    echo(render_list())
 
 
 @weights.command("pull")
@@ -93,7 +93,7 @@ def weights_pull(name: str) -> None:
 
     with make_console(sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, fetch=fetch, progress=advance)
-    click.echo(path)
+    echo(path)
 
 
 @weights.command("import")
@@ -112,7 +112,7 @@ def weights_import(name: str, file: Path) -> None:
     console = make_console(sys.stderr)
     for note in notes:
         console.say(note)
-    click.echo(path)
+    echo(path)
 
 
 @click.group()
@@ -129,7 +129,7 @@ def data_list() -> None:
     for dataset in known_sources():
         size = f"{dataset.size / 1e6:,.0f} MB" if dataset.size else ""
         status = "present" if dataset.present else "download"
-        click.echo(f"{dataset.name:14} {status:9} {size:>8}  {dataset.description}")
+        echo(f"{dataset.name:14} {status:9} {size:>8}  {dataset.description}")
 
 
 @data.command("pull")
@@ -141,7 +141,7 @@ def data_pull(name: str) -> None:
 
     with make_console(sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, progress=advance)
-    click.echo(path)
+    echo(path)
 
 
 @data.command("shard")
@@ -168,7 +168,7 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
         example = ": ".join(summary.left_out[0])
         console.warn(f"{len(summary.left_out)} image(s) could not be read and were skipped, such as {example}")
     images, shards = counted(summary.images, "image"), counted(summary.shards, "shard")
-    click.echo(f"{images} in {shards}, {summary.bytes / 1e6:,.1f} MB, in {out}")
+    echo(f"{images} in {shards}, {summary.bytes / 1e6:,.1f} MB, in {out}")
 
 
 @data.command("cache")
@@ -182,12 +182,12 @@ def data_cache(clear: bool) -> None:
 
     cache = default_cache()
     if clear:
-        click.echo(f"{cache.clear() / 1e6:,.0f} MB freed in {cache.root}")
+        echo(f"{cache.clear() / 1e6:,.0f} MB freed in {cache.root}")
         return
     entries = cache.entries()
     for entry in entries:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         rows = "unfinished" if entry.unfinished else f"{entry.about.get('rows', entry.about.get('n', '?'))} rows"
-        click.echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {rows:>14}  {entry.name}")
+        echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {rows:>14}  {entry.name}")
     total = sum(entry.bytes for entry in entries) / 1e9
-    click.echo(f"{total:.2f} of {cache.budget / 1e9:g} GB in {cache.root} (LINNAEUS_CACHE, LINNAEUS_CACHE_GB)")
+    echo(f"{total:.2f} of {cache.budget / 1e9:g} GB in {cache.root} (LINNAEUS_CACHE, LINNAEUS_CACHE_GB)")

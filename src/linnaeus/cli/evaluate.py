@@ -18,7 +18,7 @@ from linnaeus.cli.options import (
     process_group,
     verbosity,
 )
-from linnaeus.console import counted
+from linnaeus.console import counted, echo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,8 +85,8 @@ def evaluate(
         )
     if evaluation is None:  # only the main process gets the result and prints it
         return
-    click.echo(f"{evaluation.split} of {source}: {counted(evaluation.assessment.metrics.n, 'image')}\n")
-    click.echo(render(evaluation.assessment, classifier.names))
+    echo(f"{evaluation.split} of {source}: {counted(evaluation.assessment.metrics.n, 'image')}\n")
+    echo(render(evaluation.assessment, classifier.names))
     if json_file:
         write_text(Path(json_file), evaluation.to_json())
 
@@ -110,7 +110,7 @@ def compare(runs: tuple[str, ...], split: str | None, json_file: str | None) -> 
     console = make_console(sys.stderr)
     for line in comparison.warnings:
         console.warn(line)
-    click.echo(comparison.render())
+    echo(comparison.render())
     if json_file:
         write_text(Path(json_file), comparison.to_json())
 
@@ -140,4 +140,4 @@ def report(run: str, source: str | None, code: str | None, device: str) -> None:
     path, missing = write_report(run, source=source, heat=maps)
     if missing:
         console.warn(f"no images in the report: {missing}")
-    click.echo(path)
+    echo(path)

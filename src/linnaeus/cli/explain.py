@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from linnaeus.cli.options import code_option, device_option, load_model, make_console, verbosity
-from linnaeus.console import Console, counted
+from linnaeus.console import Console, counted, echo
 from linnaeus.errors import UserError
 from linnaeus.text import percent
 
@@ -124,7 +124,7 @@ def _explain_images(
                 failed += 1
                 console.warn(f"{prediction.path}: {prediction.error}")
             else:
-                click.echo(str(sheet))
+                echo(str(sheet))
     if sheets.missing:
         console.warn(advice(sheets.missing))
     return records, failed

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.cli.options import code_option, load_model, make_console, verbosity
+from linnaeus.console import echo
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _export_torchvision(model: str, out: str | None, code: str | None) -> None:
     from linnaeus.export.torchvision import export_torchvision
 
     weights, card = export_torchvision(load_model(model, "cpu", code), None if out is None else Path(out))
-    click.echo(f"{weights}\n{card}")
+    echo(f"{weights}\n{card}")
 
 
 def _print_comparison(written: Path | None, result: GateResult, json_file: str | None) -> None:
@@ -94,7 +95,7 @@ def _print_comparison(written: Path | None, result: GateResult, json_file: str |
     from linnaeus.files import write_text
 
     console = make_console(sys.stderr)
-    click.echo(render(result))
+    echo(render(result))
     if json_file:
         write_text(Path(json_file), result.to_json())
     if written is None:
@@ -102,4 +103,4 @@ def _print_comparison(written: Path | None, result: GateResult, json_file: str |
         raise SystemExit(1)
     for line in result.warnings():
         console.warn(line)
-    click.echo(written)
+    echo(written)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,7 @@ from linnaeus.cli.options import (
 from linnaeus.cli.predict import predict
 from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
-from linnaeus.console import ESCAPED, Console, duration
+from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
 from linnaeus.errors import JobError, LostError, UserError
 
 if TYPE_CHECKING:
@@ -44,8 +44,28 @@ SECTIONS = {
 """Section of the help page -> its commands, in the order of a project."""
 
 
+@contextmanager
+def closed_pipe_is_no_error() -> Iterator[None]:
+    """End the command with status 0 where the reader has closed the pipe; click would make it status 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        discard(sys.stdout)
+        raise SystemExit(0) from None
+
+
 class SectionedGroup(click.Group):
-    """A group of commands whose help page lists them under `SECTIONS` instead of alphabetically."""
+    """The commands. Help lists them under `SECTIONS`; a reader that closes the pipe, such as `head`, is no error."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with closed_pipe_is_no_error():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with closed_pipe_is_no_error():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.commands))
@@ -198,34 +218,38 @@ for command in (evaluate, compare, explain, report, predict, export, serve, mode
 
 def main() -> None:
     """Run the command line. Invalid input is one line on stderr and exit status 2; a failed job has exit status 1."""
-    # File names may hold bytes that are not UTF-8, or characters that the terminal cannot encode. Neither may end a
-    # run: such bytes are read as lone surrogates and written as \udcxx, which JSON reads back.
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, ESCAPED), (sys.stderr, ESCAPED)):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+    prepare_streams()
+    try:
+        try:
+            _run()
+        finally:
+            finish_streams()
+    except JobError as error:
+        echo_error(f"error: {error}")
+        raise SystemExit(error.status) from None
+
+
+def _run() -> None:
+    """Run the command line, with every exception that the user can act on as one line."""
     try:
         cli(standalone_mode=False)
     except UserError as error:
         if error.told:  # process 0 prints the same message
             raise SystemExit(LostError.status) from None
-        click.echo(f"error: {error}", err=True)
+        echo_error(f"error: {error}")
         raise SystemExit(error.status) from None
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; earlier versions exit with status 0
-            click.echo(error.format_message(), err=True)
+            echo_error(error.format_message())
             raise SystemExit(2) from None
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-        click.echo(f"error: {error.format_message()}" + (f" (see {command} --help)" if command else ""), err=True)
+        echo_error(f"error: {error.format_message()}" + (f" (see {command} --help)" if command else ""))
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        echo_error("stopped")
         raise SystemExit(1) from None
-    except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe: discard what is still buffered instead of failing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except OSError as error:
         from linnaeus.files import explained
 
-        click.echo(f"error: {explained(error)}", err=True)
+        echo_error(f"error: {explained(error)}")
         raise SystemExit(JobError.status) from None

@@ -120,7 +120,7 @@ class PredictionJob:
 
         done, failed, output = 0, 0, None
         previous = ExistingPredictions()
-        path = Path(self.out or "-")
+        path = Path(self.out or "standard output")
         with disk_errors(path), ExitStack() as stack:
             # Errors of the main process reach the others here, before any of them waits for images.
             with self.group.propagate_errors(), disk_errors(path):
@@ -200,6 +200,9 @@ def _open_file(out: str | None, previous: ExistingPredictions) -> Iterator[TextI
             file.truncate(previous.length)
             file.seek(previous.length)
             yield file
+        return
+    if not out and not hasattr(sys.stdout, "buffer"):  # the object of a notebook or a window
+        yield sys.stdout
         return
     with click.open_file(out or "-", "w", encoding="utf-8", errors=ESCAPED) as stream:
         yield cast(TextIO, stream)

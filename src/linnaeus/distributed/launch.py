@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
+from linnaeus.console import echo_error
 from linnaeus.device import available_cores
 from linnaeus.distributed.environment import PARENT
 from linnaeus.errors import LostError
@@ -139,10 +140,10 @@ def _report_failure(rank: int, children: list[Child], advice: str | None) -> int
     if status < 0 and advice is not None:
         reason = "the machine may have run out of memory; " if status == -signal.SIGKILL else ""
         name = signal.Signals(-status).name
-        print(f"error: process {rank} of {count} was ended by {name}; {reason}{advice}", file=sys.stderr)
+        echo_error(f"error: process {rank} of {count} was ended by {name}; {reason}{advice}")
     # If rank 0 ended with the same status it has already printed the same error.
     if output is not None and children[0].process.returncode != status:
         output.seek(0)
         for line in output.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]:
-            print(f"process {rank} of {count}: {line}", file=sys.stderr)
+            echo_error(f"process {rank} of {count}: {line}")
     return status if status > 0 else 1
