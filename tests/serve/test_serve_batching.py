@@ -126,14 +126,14 @@ def test_clients_that_disconnect_do_not_affect_others():
 
 def test_the_queue_is_bounded_and_tells_when_to_retry():
     async def test(batcher: Batcher) -> None:
-        with batcher.admit(3), batcher.admit(2):
-            assert batcher.full
-            with pytest.raises(RefusedError, match="5 images are in progress") as refused, batcher.admit(1):
+        with batcher.admission.admit(3), batcher.admission.admit(2):
+            assert batcher.admission.full
+            with pytest.raises(RefusedError, match="5 images are in progress") as refused, batcher.admission.admit(1):
                 raise AssertionError("admitted")
             assert refused.value.status == 503
             assert refused.value.retry_after == 1
-        assert batcher.in_progress == 0
-        with batcher.admit(5):
+        assert batcher.admission.in_progress == 0
+        with batcher.admission.admit(5):
             pass
 
     run(test, Network(), queue=5)
@@ -177,7 +177,7 @@ def test_a_full_queue_refuses_requests_and_recovers(model: Path):
     with client(classifier, Limits(batch=2, queue=4, images=4)) as web, ThreadPoolExecutor(4) as clients:
         go.clear()
         waiting = [clients.submit(web.post, "/predict", content=png(i), headers=OCTETS) for i in range(4)]
-        wait_until(lambda: web.service.batcher.in_progress == 4)
+        wait_until(lambda: web.service.batcher.admission.in_progress == 4)
         refused = web.post("/predict", files=files(png()))
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert web.get("/health").status_code == 200, "health checks are answered meanwhile"
@@ -188,9 +188,9 @@ def test_a_full_queue_refuses_requests_and_recovers(model: Path):
 
 
 def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.MonkeyPatch):
-    from linnaeus.serve import service
+    from linnaeus.serve import decoding
 
-    monkeypatch.setattr(service, "LARGE", 2000)  # 50 x 50 pixels are then large
+    monkeypatch.setattr(decoding, "LARGE", 4000)  # a PNG of 50 x 50 pixels is then large
     classifier = load(model)
     load_image, go = classifier.preprocessing.load, threading.Event()
     with client(classifier) as web, ThreadPoolExecutor(8) as clients:

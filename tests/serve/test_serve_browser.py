@@ -208,7 +208,7 @@ def test_a_busy_server_is_asked_again(browser: Any, classifier: Classifier):
         page = browser.new_page()
         page.goto(server.address)
         wait_for_model(page)
-        with server.server.service.batcher.admit(2):
+        with server.server.service.batcher.admission.admit(2):
             add_files(page, ("a.png", png(1)))
             page.get_by_text("busy").wait_for()
         wait_for_answers(page, 1)

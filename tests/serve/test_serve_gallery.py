@@ -20,7 +20,7 @@ def test_explanations_contain_similar_images(tmp_path: Path):
     source = write_images(tmp_path / "source", each=4)
     service = Service(load(model))
     with load_gallery(service, str(source), Console(quiet=True)):
-        wait_until(lambda: service.gallery is not None)
+        wait_until(lambda: service.explainer.gallery is not None)
     with client(service) as web:
         assert web.get("/model").json()["neighbors"] == 12
         path = source / "1" / "1 2.png"
@@ -38,7 +38,7 @@ def test_a_missing_source_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixt
     service = Service(load(write_random_model(tmp_path)))
     with load_gallery(service, str(tmp_path / "missing"), Console(quiet=True)):
         pass
-    assert service.gallery is None
+    assert service.explainer.gallery is None
     assert "no training images to compare with" in capfd.readouterr().err
 
 

@@ -151,7 +151,7 @@ def test_health_readiness_and_metrics(classifier: Classifier):
         assert 'linnaeus_pictures_total{result="unreadable"} 1.0' in text
         assert 'linnaeus_pictures_total{result="answered"} 1.0' in text
         assert "linnaeus_batch_size_count 1.0" in text
-        with web.service.batcher.admit(4):
+        with web.service.batcher.admission.admit(4):
             assert web.get("/ready").status_code == 503
             full = web.post("/predict", content=png(), headers=OCTETS)
             assert full.status_code == 503

@@ -49,7 +49,7 @@ def test_an_invalid_request_is_refused_in_one_line(
     response = web.post("/predict", content=content, headers=headers)
     assert response.status_code == status
     assert message in error(response)
-    assert web.service.batcher.in_progress == 0
+    assert web.service.batcher.admission.in_progress == 0
     assert "linnaeus_held_bytes 0.0" in web.get("/metrics").text
 
 

@@ -126,7 +126,16 @@ def serve(
         console.warn(f"--host {host}: anyone who can reach this machine can use the model; set --token to prevent that")
     pixels = None if max_megapixels is None else int(max_megapixels * 1e6)
     upload_bytes = max(256, 4 * max_mb) * MIB
-    limits = Limits(max_mb * MIB, max_images, pixels, queue, upload_bytes, batch=batch, body_seconds=body_seconds)
+    limits = Limits(
+        request_bytes=max_mb * MIB,
+        images=max_images,
+        pixels=pixels,
+        queue=queue,
+        explanations=max(Limits.explanations, max_images),
+        total_bytes=upload_bytes,
+        batch=batch,
+        body_seconds=body_seconds,
+    )
     service = _load_service(model, device, code, limits, console)
     folder = service.classifier.path.parent
     allowed = frozenset(name.lower() for name in hosts) if hosts or is_loopback(host) else None

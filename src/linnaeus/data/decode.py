@@ -32,7 +32,7 @@ from linnaeus.data.resize import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, 
 from linnaeus.errors import UserError
 
 __all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "Inspected", "RowSpec", "UnreadableError"]
-__all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row"]
+__all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row", "read_header"]
 
 DECODE_VERSION = f"1-{PIL.__version__}"
 """Changes whenever the same file may decode to different pixels; part of the key of every store."""
@@ -106,6 +106,16 @@ class Inspected:
     """One of FORMATS, detected from the content and not from the file name"""
 
 
+@dataclass(frozen=True)
+class Header:
+    """The header of an image; `format` is one of FORMATS."""
+
+    height: int
+    width: int
+    format: str
+    progressive: bool
+
+
 def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None) -> np.ndarray:
     """The pixels of an image, given as a path or as the bytes of a file: (H, W, channels) uint8, upright.
 
@@ -129,13 +139,19 @@ def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarr
     return pixels(resize(_load(source, spec.channels, math.ceil(_HEADROOM * spec.size)), spec))
 
 
-def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
-    """(height, width) from the header of an image, before orientation is applied; None if the header is unreadable."""
+def read_header(source: str | Path | bytes) -> Header | None:
+    """What the header of an image says, before orientation is applied; None if the header is unreadable."""
     try:
         with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
-            return image.height, image.width
+            return Header(image.height, image.width, image.format or "", bool(image.info.get("progressive")))
     except Exception:  # as in _load; decoding will report the reason
         return None
+
+
+def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
+    """(height, width) from the header of an image, before orientation is applied; None if the header is unreadable."""
+    header = read_header(source)
+    return None if header is None else (header.height, header.width)
 
 
 def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Upright:

@@ -18,9 +18,11 @@ from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
 from linnaeus.serve import openapi, pages
 from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_response
-from linnaeus.serve.limits import RefusedError, UploadMemory
+from linnaeus.serve.disconnection import until_disconnected
+from linnaeus.serve.limits import RefusedError
 from linnaeus.serve.model_info import model_info
 from linnaeus.serve.service import Service
+from linnaeus.serve.upload_memory import UploadMemory
 from linnaeus.serve.uploads import read_uploads
 
 JSON, JSON_LINES = "application/json", "application/x-ndjson"
@@ -115,9 +117,11 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
 
         The status is 422 if none of the images can be read.
         """
-        with memory.reserve() as reservation:
+        client = "" if request.client is None else request.client.host
+        with memory.reserve(client) as reservation:
             uploads = await read_uploads(request, service.limits, reservation)
-            results = [result.to_dict() for result in await service.predict(uploads, top, explain)]
+            answers = await until_disconnected(request, service.predict(uploads, top, explain, client))
+        results = [answer.to_dict() for answer in answers]
         status = 422 if all(result["error"] is not None for result in results) else 200
         if request.headers.get("accept", "") == JSON_LINES:
             lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
@@ -138,7 +142,7 @@ def _add_monitoring_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", summary="Readiness: whether images are accepted", responses=openapi.error_responses(421, 503))
     async def ready() -> dict[str, str]:
-        if not service.ready or service.batcher.full:
+        if not service.ready or service.batcher.admission.full:
             raise RefusedError(503, "starting, stopping, or at capacity", retry_after=1)
         return {"status": "ready"}
 

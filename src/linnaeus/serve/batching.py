@@ -7,7 +7,6 @@ A batch consists of the images that wait when the network becomes free. An incom
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from linnaeus.serve.limits import RefusedError
+from linnaeus.serve.admission import Admission
 
 T = TypeVar("T")
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -26,7 +25,6 @@ Predict = Callable[[np.ndarray], np.ndarray]
 Observe = Callable[[int, float, float], None]
 """observe(number of images, seconds that the first one waited, seconds in the network)."""
 SMOOTHING = 0.2  # weight of the newest batch in the moving average of the time per image
-INITIAL_SECONDS = 0.05  # per image, before the first batch has been measured
 
 
 @dataclass(eq=False)
@@ -45,15 +43,13 @@ class Batcher:
     """
 
     def __init__(self, predict: Predict, *, batch: int, window: float, queue: int, observe: Observe):
-        self._predict, self._batch, self._window, self._capacity, self._observe = predict, batch, window, queue, observe
+        self._predict, self._batch, self._window, self._observe = predict, batch, window, observe
+        self.admission = Admission(queue)
         self._waiting: asyncio.Queue[Waiting] = asyncio.Queue()
         self._network = ThreadPoolExecutor(1, "linnaeus-network")
         self._task: asyncio.Task[None] | None = None
         self.preparing = 0
         """Images that are being decoded for `submit`."""
-        self.in_progress = 0
-        """Images that were accepted and not yet answered."""
-        self._seconds_per_image = INITIAL_SECONDS
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="batches")
@@ -64,26 +60,6 @@ class Batcher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._network.shutdown(wait=True, cancel_futures=True)
-
-    @property
-    def full(self) -> bool:
-        return self.in_progress >= self._capacity
-
-    @contextmanager
-    def admit(self, n: int) -> Iterator[None]:
-        """Accept n images. Raises RefusedError (503) if too many are in progress."""
-        if self.in_progress + n > self._capacity:
-            seconds = math.ceil(self.in_progress * self._seconds_per_image)
-            raise RefusedError(
-                503,
-                f"busy: {self.in_progress} images are in progress, and the limit is {self._capacity}",
-                retry_after=min(max(seconds, 1), 60),
-            )
-        self.in_progress += n
-        try:
-            yield
-        finally:
-            self.in_progress -= n
 
     @contextmanager
     def prepare(self) -> Iterator[None]:
@@ -106,7 +82,9 @@ class Batcher:
 
     async def _run(self) -> None:
         while True:
-            batch = await self._collect()
+            batch = [waiting for waiting in await self._collect() if not waiting.future.done()]
+            if not batch:  # all clients have disconnected
+                continue
             images = np.stack([waiting.image for waiting in batch])
             started = perf_counter()
             try:
@@ -117,10 +95,11 @@ class Batcher:
                         waiting.future.set_exception(error)
                 continue
             seconds = perf_counter() - started
-            self._seconds_per_image += SMOOTHING * (seconds / len(batch) - self._seconds_per_image)
+            per_image = self.admission.seconds_per_image
+            self.admission.seconds_per_image += SMOOTHING * (seconds / len(batch) - per_image)
             self._observe(len(batch), started - batch[0].since, seconds)
             for waiting, result in zip(batch, results, strict=True):
-                if not waiting.future.done():  # cancelled: the client has disconnected
+                if not waiting.future.done():
                     waiting.future.set_result(result)
 
     async def _collect(self) -> list[Waiting]:

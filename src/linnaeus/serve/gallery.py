@@ -62,10 +62,10 @@ def _load(service: Service, source: str, console: Console) -> None:
     from linnaeus.explain.neighbors import gallery
 
     try:
-        service.gallery = gallery(service.original, source, console)
+        service.explainer.gallery = gallery(service.explainer.classifier, source, console)
     except CancelledError:
         return
     except (UserError, OSError) as error:
         console.warn(f"no training images to compare with: {error}")
         return
-    console.say(f"compares  with {len(service.gallery):,} training images")
+    console.say(f"compares  with {len(service.explainer.gallery):,} training images")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -21,6 +19,8 @@ class Limits:
     """Pixels of one image according to its header; None for the limits of `data.decode` alone."""
     queue: int = 256
     """Images in progress: being decoded, waiting, or in the network, over all requests."""
+    explanations: int = 32
+    """Images being explained or waiting for it, over all requests; at least `images`."""
     total_bytes: int = 256 * MIB
     """Size of all request bodies in memory."""
     batch: int = 16
@@ -34,7 +34,9 @@ class Limits:
     send_seconds: float = 30.0
     """Time without progress while a client receives its response."""
     connections: int = 1000
-    """Open connections; above this number, the connection that has been idle longest is closed."""
+    """Open connections; above this number, one that waits for its client is closed."""
+    unread_responses: int = 32
+    """Connections whose client does not read its response; above this number, the one without progress is closed."""
 
 
 class RefusedError(Exception):
@@ -52,34 +54,3 @@ class RefusedError(Exception):
     def headers(self) -> dict[str, str]:
         retry = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return retry | ({"Connection": "close"} if self.close else {})
-
-
-class UploadMemory:
-    """Counts the bytes of all request bodies in memory and refuses requests beyond `limit`."""
-
-    def __init__(self, limit: int):
-        self.limit, self.used = limit, 0
-
-    @contextmanager
-    def reserve(self) -> Iterator[UploadReservation]:
-        """The bytes of one request, released at the end of the block."""
-        reservation = UploadReservation(self)
-        try:
-            yield reservation
-        finally:
-            self.used -= reservation.size
-
-
-@dataclass
-class UploadReservation:
-    """The bytes that one request occupies."""
-
-    memory: UploadMemory
-    size: int = 0
-
-    def add(self, n: int) -> None:
-        """Reserve n more bytes. Raises RefusedError (503) if all requests together would exceed the limit."""
-        if self.memory.used + n > self.memory.limit:
-            raise RefusedError(503, "too many uploads at the moment; try again later", retry_after=1)
-        self.memory.used += n
-        self.size += n

@@ -15,7 +15,7 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
     """
     classifier, limits = service.classifier, service.limits
     about, calibration = classifier.about, classifier.calibration
-    gallery = service.gallery
+    gallery = service.explainer.gallery
     return {
         "name": name,
         "file": classifier.path.name,
@@ -31,7 +31,7 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
         "data": {key: about.data[key] for key in ("kind", "counts", "fingerprint") if key in about.data},
         "recipe": {key: about.recipe[key] for key in ("name",) if key in about.recipe},
         "versions": about.versions,
-        "explains": service.explains,
+        "explains": bool(service.explainer.stages),
         "neighbors": None if gallery is None else len(gallery),
         "report": report,
         "formats": list(FORMATS),

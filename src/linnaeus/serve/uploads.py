@@ -15,7 +15,8 @@ from starlette.requests import Request
 
 from linnaeus.data.class_names import printable
 from linnaeus.serve.json_body import JsonBody, MalformedError
-from linnaeus.serve.limits import Limits, RefusedError, UploadReservation
+from linnaeus.serve.limits import Limits, RefusedError
+from linnaeus.serve.upload_memory import UploadReservation, too_many_uploads
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs a warning for every malformed request
 NAME_LENGTH = 255
@@ -46,7 +47,8 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
     is_json = kind == "application/json"
     body = _read_body(request, int(limits.request_bytes * (BASE64_OVERHEAD if is_json else 1)), reservation)
     try:
-        async with asyncio.timeout(limits.body_seconds), aclosing(body):
+        async with asyncio.timeout(limits.body_seconds) as deadline, aclosing(body):
+            reservation.end = lambda: deadline.reschedule(0)
             if kind == "multipart/form-data":
                 uploads = await _from_multipart(request, body, limits)
             elif is_json:
@@ -58,8 +60,12 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
                 name = printable(kind)[:80] or "missing"
                 raise RefusedError(415, f"unsupported Content-Type ({name}); send {ACCEPTED}")
     except TimeoutError:
+        if reservation.ended:
+            raise too_many_uploads() from None
         reason = f"the body did not arrive within {limits.body_seconds:g} seconds"
         raise RefusedError(408, reason, close=True) from None
+    finally:
+        reservation.end = None
     if not uploads:
         raise RefusedError(422, f"no image in the request; send {ACCEPTED}")
     return uploads

@@ -1,0 +1,76 @@
+"""Heat maps and similar training images. They are bounded apart from predictions, and run between two batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from linnaeus.data.encode import data_uri, to_pillow
+from linnaeus.errors import UserError
+from linnaeus.explain.saliency import choose_stages, explain
+from linnaeus.inference.classifier import Classifier, Prediction
+from linnaeus.report.heat_maps import overlay
+from linnaeus.serve.admission import Admission
+
+if TYPE_CHECKING:
+    from linnaeus.explain.neighbors import Gallery, Neighbor
+
+NEIGHBORS = 5
+THUMBNAIL = 112  # longest side of a similar image, in pixels
+Run = Callable[[Callable[[], dict[str, Any]]], Awaitable[dict[str, Any]]]
+
+
+class Explainer:
+    """Explains one image at a time, so that at most one explanation delays a batch of predictions."""
+
+    def __init__(self, classifier: Classifier, capacity: int, run: Run):
+        """`run`: runs a function in the thread of the network. `capacity`: images in progress, over all requests."""
+        self.classifier, self._run = classifier, run
+        self.stages = _heat_map_stages(classifier)
+        self.gallery: Gallery | None = None
+        self.admission = Admission(capacity, "explanations are in progress")
+        self._one = asyncio.Semaphore(1)
+
+    async def explain(self, prediction: Prediction) -> dict[str, Any]:
+        """JSON of the heat map and the similar images, as far as they are available."""
+        async with self._one:
+            return await self._run(partial(self._explain, prediction))
+
+    def _explain(self, prediction: Prediction) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        if self.stages:
+            (e,) = explain(self.classifier, [prediction], stages=self.stages)
+            assert prediction.image is not None
+            explained = {"class": prediction.classes[e.target], "name": e.name, "probability": e.probability}
+            heat_map = data_uri(to_pillow(overlay(prediction.image, e.maps[self.stages[0]])), "PNG")
+            record |= {"explained": explained, "stage": self.stages[0], "heat_map": heat_map}
+        if self.gallery is not None:
+            # Without the client's name: the gallery would check whether that path is one of its own files.
+            p = prediction
+            anonymous = Prediction("", p.classes, p.names, p.probabilities, image=p.image)
+            record["like"] = [_similar_image(n) for n in self.gallery.nearest(anonymous, NEIGHBORS)]
+        return record
+
+
+def _heat_map_stages(classifier: Classifier) -> tuple[str, ...]:
+    """The stage for heat maps; empty if the model has no network to look into, as with ONNX files."""
+    try:
+        return choose_stages(classifier.network, classifier.preprocessing.size)
+    except UserError:
+        return ()
+
+
+def _similar_image(neighbor: Neighbor) -> dict[str, Any]:
+    return neighbor.to_dict() | {"picture": _thumbnail(neighbor.image)}
+
+
+def _thumbnail(pixels: np.ndarray) -> str:
+    """(H, W, C) uint8 -> data URI of a JPEG of at most THUMBNAIL pixels per side."""
+    image = to_pillow(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return data_uri(image, "JPEG")

@@ -1,0 +1,84 @@
+"""The memory for request bodies, shared fairly: when it is short, the client that holds most gives way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from linnaeus.serve.limits import RefusedError
+
+
+class UploadMemory:
+    """Counts the bytes of all request bodies in memory, at most `limit`.
+
+    Beyond it, the largest upload that is still arriving ends, of the client that holds most: many large uploads that
+    never end cannot keep out small ones.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.used = limit, 0
+        self.clients = Counter[str]()
+        self._open: set[UploadReservation] = set()
+
+    @contextmanager
+    def reserve(self, client: str = "") -> Iterator[UploadReservation]:
+        """The bytes of one request, released at the end of the block."""
+        reservation = UploadReservation(self, client)
+        self._open.add(reservation)
+        try:
+            yield reservation
+        finally:
+            self._open.discard(reservation)
+            reservation.release()
+
+    def make_room(self, n: int, newcomer: UploadReservation) -> None:
+        """End uploads until n more bytes fit. Raises RefusedError (503) if only the newcomer could give way."""
+        while self.used + n > self.limit:
+            arriving = [r for r in self._open if r.end is not None and r.size]
+            largest = max(arriving, key=self._weight, default=newcomer)
+            if self._weight(largest) <= self._weight(newcomer):
+                raise too_many_uploads()
+            largest.release()
+            largest.ended = True
+            assert largest.end is not None
+            largest.end()
+            largest.end = None
+
+    def _weight(self, reservation: UploadReservation) -> tuple[int, int]:
+        return self.clients[reservation.client], reservation.size
+
+
+@dataclass(eq=False)
+class UploadReservation:
+    """The bytes that one request occupies."""
+
+    memory: UploadMemory
+    client: str
+    size: int = 0
+    end: Callable[[], None] | None = None
+    """Ends the upload, while it is arriving; None when it is complete."""
+    ended: bool = False
+    """Whether the upload gave way to another."""
+
+    def add(self, n: int) -> None:
+        """Reserve n more bytes. Raises RefusedError (503) if there is no room for them."""
+        if self.ended:
+            raise too_many_uploads()
+        self.memory.make_room(n, self)
+        self._change(n)
+
+    def release(self) -> None:
+        self._change(-self.size)
+
+    def _change(self, n: int) -> None:
+        self.size += n
+        self.memory.used += n
+        self.memory.clients[self.client] += n
+        if not self.memory.clients[self.client]:
+            del self.memory.clients[self.client]
+
+
+def too_many_uploads() -> RefusedError:
+    return RefusedError(503, "too many uploads at the moment; try again later", retry_after=1, close=True)
