@@ -79,7 +79,7 @@ def test_classes_txt_names_the_numbers(images: Path):
     (images / "classes.txt").write_text("Tulpe\n\nRose\n")
     refused(images, "classes.txt:2: an empty line would shift the classes")
     (images / "classes.txt").write_text("Tulpe\nRose\nTulpe\n")
-    refused(images, "classes.txt:3: class 'Tulpe' stands on line 1 too")
+    refused(images, "classes.txt:3: class 'Tulpe' is on line 1 too")
 
 
 def test_classes_txt_orders_names(images: Path):

@@ -91,7 +91,7 @@ def check_table(
     with console.progress("reading images") as advance:
         statistics = compute_statistics(table, cache=cache, progress=advance)
     seconds["looking"] = time.perf_counter() - started
-    notes = [table.offer] if table.offer else []
+    notes = [*table.notes, *([table.offer] if table.offer else [])]
     started = time.perf_counter()
     embeddings = _embeddings(table, statistics, weights, device, console, notes)
     seconds["vectors"] = time.perf_counter() - started

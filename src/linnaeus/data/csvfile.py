@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.class_names import NAMES_TEXT, listed, natural_order, read_classes, read_text, spelled_apart
-from linnaeus.data.listfile import Rows, clip, label_of, locate
+from linnaeus.data.class_names import listed, natural_order, read_text, spelling_variants
+from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
+from linnaeus.data.listfile import Rows, clip, folder_of_label, label_of, locate
 from linnaeus.data.table import SPLIT_NAMES, Table
 from linnaeus.errors import UserError
 
@@ -35,13 +37,7 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> T
     classes = natural_order(texts)
     position = {name: k for k, name in enumerate(classes)}
     folder = parts[0].file.absolute().parent
-    names = classes
-    if (folder / NAMES_TEXT).is_file() and all(name.isascii() and name.isdigit() for name in classes):
-        named = read_classes(folder / NAMES_TEXT)
-        unnamed = [name for name in classes if int(name[:18]) not in named]
-        if unnamed:
-            raise UserError(f"{folder / NAMES_TEXT}: no line for label {listed(unnamed)}; add it, or remove the file")
-        names = tuple(named[int(name[:18])] for name in classes)
+    names, notes = _names(folder, classes, zip(texts, paths, strict=True))
     groups = None
     if any(part.groups for part in parts):
         groups = tuple(group for part in parts for group in part.groups or [""] * len(part.texts))
@@ -56,8 +52,26 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> T
         groups=groups,
         offered=tuple(dict.fromkeys(name for part in parts for name in part.offered)),
         root=str(folder),
-        spellings=spelled_apart(pair for part in parts for pair in part.written),
+        spellings=spelling_variants(pair for part in parts for pair in part.written),
+        notes=tuple(notes),
     )
+
+
+def _names(
+    folder: Path, classes: tuple[str, ...], rows: Iterable[tuple[str, str]]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Display names where all labels are numbers and a file beside the CSV names them, and a note that says so."""
+    named = names_by_index(folder) if all(name.isascii() and name.isdigit() for name in classes) else None
+    if named is None:
+        return classes, []
+    path, by_index = named
+    unnamed = [name for name in classes if int(name[:18]) not in by_index]
+    if unnamed:
+        raise UserError(f"{path}: no line for label {listed(unnamed)}; add it, or remove the file")
+    names = {name: by_index[int(name[:18])] for name in classes}
+    folders = folder_of_label(rows)
+    refuse_swapped(path, folders.values(), {folders[name]: names[name] for name in folders})
+    return tuple(names.values()), naming_note(path, names, "by index")
 
 
 def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.class_names import (
-    NAMES_JSON,
-    NAMES_TEXT,
     class_name,
-    display,
     listed,
     natural_order,
-    spelled_apart,
+    spelling_variants,
 )
 from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.display_names import JSON_FILES, TEXT_FILES, display_names
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, visible
 
@@ -35,7 +33,7 @@ class Scan:
 
     def passed_over(self, path: str, mark: str = "") -> None:
         name = os.path.relpath(path, self.root)
-        if name not in (NAMES_JSON, NAMES_TEXT):  # these two are read, if they are there
+        if name not in (*TEXT_FILES, *JSON_FILES):  # these are read, not ignored
             self.ignored.append(visible(name.replace(os.sep, "/")) + mark)
 
 
@@ -59,23 +57,24 @@ def open_folder(source: str, path: Path) -> Table:
             where = os.path.join(parts[split], name)  # noqa: PTH118
             raise UserError(f"{where}: class folder without images; add some, or remove the folder")
     identities = natural_order(name for split, name, images in found if images)
-    classes, names = display(path, identities)
-    position = {name: k for k, name in enumerate(classes)}
+    shown = display_names(path, identities)
+    position = {name: k for k, name in enumerate(shown.classes)}
     found = [part for part in found if part[2]]
     table = Table(
         source,
         "folder",
-        classes,
-        names,
+        shown.classes,
+        shown.names,
         np.repeat([position[name] for _, name, _ in found], [len(images) for *_, images in found]),
         np.repeat(np.array([split for split, *_ in found], dtype="<U5"), [len(images) for *_, images in found]),
         paths=tuple(image for *_, images in found for image in images),
         ignored=tuple(sorted(scan.ignored)),
         root=root,
-        spellings=spelled_apart(scan.written),
+        spellings=spelling_variants(scan.written),
+        notes=shown.notes,
     )
-    if len(classes) == 1 and "" in parts:
-        _refuse_wrapper(path, Path(parts[""]), classes[0])
+    if len(shown.classes) == 1 and "" in parts:
+        _refuse_wrapper(path, Path(parts[""]), shown.classes[0])
     return table
 
 

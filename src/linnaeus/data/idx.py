@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import math
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from linnaeus.data.class_names import NAMES_TEXT, class_name, listed, read_classes, read_text
+from linnaeus.data.class_names import class_name, listed, read_text
+from linnaeus.data.display_names import names_by_index, naming_note
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -31,8 +33,8 @@ PARTS = {"train": "train", "valid": "valid", "val": "valid", "test": "test", "t1
 
 
 @dataclass(frozen=True)
-class Found:
-    """One IDX file, understood by its name."""
+class IdxFile:
+    """One IDX file, described by its name."""
 
     path: Path
     collection: str  # "", or such as "emnist-letters"
@@ -40,21 +42,21 @@ class Found:
     what: str  # "images" | "labels"
 
 
-def find_idx(folder: Path) -> list[Found]:
+def find_idx(folder: Path) -> list[IdxFile]:
     """The IDX files in `folder`, or in its subfolder `raw`. A raw file hides the gzipped one of the same name."""
     for place in (folder, folder / "raw"):
         names = set(os.listdir(place)) if place.is_dir() else set()  # noqa: PTH208
-        found = [_by_name(place / name) for name in sorted(names) if name.removesuffix(".gz") not in names - {name}]
-        if any(found):
-            return [file for file in found if file]
+        files = [_by_name(place / name) for name in sorted(names) if name.removesuffix(".gz") not in names - {name}]
+        if any(files):
+            return [file for file in files if file]
     return []
 
 
-def _by_name(path: Path) -> Found | None:
+def _by_name(path: Path) -> IdxFile | None:
     match = NAME.fullmatch(path.name)
     if match is None:
         return None
-    return Found(path, match["set"].rstrip("-"), PARTS[(match["part"] or "").lower()], match["what"].lower())
+    return IdxFile(path, match["set"].rstrip("-"), PARTS[(match["part"] or "").lower()], match["what"].lower())
 
 
 def open_idx(source: str, path: Path) -> Table:
@@ -67,10 +69,10 @@ def open_idx(source: str, path: Path) -> Table:
     files = find_idx(folder)
     sets = sorted({file.collection for file in files if file.what == "images"})
     if path.is_file():
-        pointed = _by_name(path)
-        if pointed is None:
+        named = _by_name(path)
+        if named is None:
             raise UserError(f"{path}: an IDX file by another name; call it as published (train-images-idx3-ubyte)")
-        sets = [pointed.collection]
+        sets = [named.collection]
     if not sets:
         raise UserError(f"{folder}: IDX labels without images; add train-images-idx3-ubyte(.gz) beside them")
     if len(sets) > 1:
@@ -78,27 +80,28 @@ def open_idx(source: str, path: Path) -> Table:
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     split: list[str] = []
-    mine = [file for file in files if file.collection == sets[0] and file.what == "images"]
-    for file in sorted(mine, key=lambda file: ("train", "valid", "test", "").index(file.split)):
-        pictures, numbers = _read_pair(file, files)
-        if images and pictures.shape[1:] != images[0].shape[1:]:
+    image_files = [file for file in files if file.collection == sets[0] and file.what == "images"]
+    for file in sorted(image_files, key=lambda file: ("train", "valid", "test", "").index(file.split)):
+        batch, numbers = _read_pair(file, files)
+        if images and batch.shape[1:] != images[0].shape[1:]:
             raise UserError(
-                f"{file.path}: images of {pictures.shape[1:]}, but {images[0].shape[1:]} before; check the files"
+                f"{file.path}: images of {batch.shape[1:]}, but {images[0].shape[1:]} before; check the files"
             )
-        images.append(pictures)
+        images.append(batch)
         labels.append(numbers)
         split += [file.split] * len(numbers)
     if not images:
         raise UserError(f"{folder}: set {sets[0]!r} has labels but no images; add its images file")
     values, indices = np.unique(np.concatenate(labels), return_inverse=True)
     classes = tuple(str(value) for value in values)
-    names = _display(folder, files[0].path.parent, sets[0], classes)
+    names, notes = _display(files[0].path.parent, sets[0], classes)
     pixels = images[0] if len(images) == 1 else np.concatenate(images)
     root = os.path.abspath(folder)  # noqa: PTH100
-    return Table(source, "idx", classes, names, indices.reshape(-1), np.array(split), images=pixels, root=root)
+    table = Table(source, "idx", classes, names, indices.reshape(-1), np.array(split), images=pixels, root=root)
+    return dataclasses.replace(table, notes=tuple(notes))
 
 
-def _read_pair(file: Found, files: list[Found]) -> tuple[np.ndarray, np.ndarray]:
+def _read_pair(file: IdxFile, files: list[IdxFile]) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, H, W) or (n, H, W, 3) uint8 and labels (n,) of one part."""
     partner = [f for f in files if (f.collection, f.split, f.what) == (file.collection, file.split, "labels")]
     if not partner:
@@ -140,20 +143,18 @@ def read_idx(path: Path) -> np.ndarray:
             while len(data) < size and (piece := stream.read(min(CHUNK, size - len(data)))):
                 data += piece
             if len(data) < size or stream.read(1):
-                found = begin + len(data)
-                count = found if len(data) < size else "more"
-                cut = _cut(found, begin + size)
+                unpacked = begin + len(data)
+                count = unpacked if len(data) < size else "more"
+                cut = _cut(unpacked, begin + size)
                 raise UserError(f"{path}: {count} bytes unpacked, but its header says {begin + size}; it is {cut}")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({class_name(str(error))}); fetch it again") from None
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
-def _cut(found: int, expected: int) -> str:
+def _cut(size: int, expected: int) -> str:
     return (
-        "cut short: fetch it again"
-        if found < expected
-        else "not an IDX file, or has something appended: fetch it again"
+        "cut short: fetch it again" if size < expected else "not an IDX file, or has something appended: fetch it again"
     )
 
 
@@ -174,18 +175,19 @@ def _header(path: Path, magic: bytes, read) -> tuple[int, ...]:
     return shape
 
 
-def _display(folder: Path, beside: Path, collection: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _display(folder: Path, collection: str, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """Display names for class numbers: from `classes.txt`, else from EMNIST's mapping, else the numbers themselves."""
-    for path in (beside / NAMES_TEXT, folder / NAMES_TEXT):
-        if path.is_file():
-            names = read_classes(path)
-            missing = [name for name in classes if int(name) not in names]
-            if missing:
-                raise UserError(f"{path}: no line for label {listed(missing)}; add it, or remove the file")
-            return tuple(names[int(name)] for name in classes)
-    path = beside / f"{collection}-mapping.txt"
+    named = names_by_index(folder) or names_by_index(folder.parent if folder.name == "raw" else folder)
+    if named is not None:
+        path, names = named
+        missing = [name for name in classes if int(name) not in names]
+        if missing:
+            raise UserError(f"{path}: no line for label {listed(missing)}; add it, or remove the file")
+        shown = {name: names[int(name)] for name in classes}
+        return tuple(shown.values()), naming_note(path, shown, "by index")
+    path = folder / f"{collection}-mapping.txt"
     if not collection or not path.is_file():
-        return classes
+        return classes, []
     letters: dict[str, str] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         cells = line.split()
@@ -193,4 +195,5 @@ def _display(folder: Path, beside: Path, collection: str, classes: tuple[str, ..
             raise UserError(f"{path}:{number}: {line.strip()!r} is not `label code [code]`; correct or remove the file")
         if cells:
             letters[cells[0]] = "/".join(chr(int(code)) for code in cells[1:])
-    return tuple(letters.get(name) or name for name in classes)
+    shown = {name: letters.get(name) or name for name in classes}
+    return tuple(shown.values()), naming_note(path, shown, "by index")

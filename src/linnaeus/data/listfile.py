@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +16,10 @@ from linnaeus.data.class_names import (
     class_name,
     natural_order,
     printable,
-    read_classes,
     read_text,
-    spelled_apart,
+    spelling_variants,
 )
+from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -49,11 +51,12 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
     parts = [read_list(path, split) for split, path in files.items()]
     folder = parts[0].file.parent
     paths = [path for part in parts for path in locate(part)]
-    labels, classes = _resolve_labels(parts, paths, folder / NAMES_TEXT)
+    labels, classes, notes = _resolve_labels(parts, paths, folder)
     split = np.array([split for part in parts for split in part.splits], dtype="<U5")
     root = str(folder.absolute())
-    spellings = spelled_apart(pair for part in parts for pair in part.written)
-    return Table(source, "list", classes, classes, labels, split, paths=tuple(paths), root=root, spellings=spellings)
+    spellings = spelling_variants(pair for part in parts for pair in part.written)
+    table = Table(source, "list", classes, classes, labels, split, paths=tuple(paths), root=root, spellings=spellings)
+    return dataclasses.replace(table, notes=tuple(notes))
 
 
 def read_list(path: Path, split: str = "") -> Rows:
@@ -126,46 +129,58 @@ def _find(text: str, folder: str) -> str | None:
     return None
 
 
-def _resolve_labels(parts: list[Rows], paths: list[str], names_path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as written -> indices (n,) int64 and the class names in index order."""
+def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """Labels as written -> indices (n,) int64, the class names in index order, and where the names come from."""
     texts = [label for part in parts for label in part.labels]
-    named = read_classes(names_path) if names_path.is_file() else None
     numeric = [NUMBER.fullmatch(text) is not None for text in texts]
+    named = names_by_index(folder)
+    notes: list[str] = []
     if all(numeric):
         keys = [int(text) for text in texts]
-        names = named if named is not None else _folder_names(keys, paths)
-        order = sorted(set(keys))
+        folders = folder_of_label(zip(map(str, keys), paths, strict=True))
+        names = {key: folders.get(str(key), str(key)) for key in keys}
+        if named is not None:
+            names = named[1]
+            by_folder = {folders[str(key)]: names[key] for key in set(keys) if str(key) in folders and key in names}
+            refuse_swapped(named[0], by_folder, by_folder)
+            used = {str(key): names[key] for key in sorted(set(keys)) if key in names}
+            notes = naming_note(named[0], used, "by index")
         bad = next((k for k, key in enumerate(keys) if key not in names), None)
     else:
         # Names throughout; numbers among them are names only if classes.txt says so.
-        names = dict(enumerate(natural_order(texts))) if named is None else named
+        listing = named if named is not None and named[0].name == NAMES_TEXT else None
+        if listing is None and any(numeric):
+            raise _mixed_kinds(parts, texts, numeric, folder)
+        names = dict(enumerate(natural_order(texts))) if listing is None else listing[1]
         index = {name: i for i, name in names.items()}
         bad = next((k for k, text in enumerate(texts) if text not in index), None)
-        if named is None and any(numeric):
-            rare = sum(numeric) * 2 <= len(numeric)  # the rarer kind is most likely the slip
-            bad = numeric.index(rare)
-            kind, rest = ("a number", "names") if rare else ("a name", "numbers")
-            raise UserError(
-                f"{_place(parts, bad)}: label {clip(texts[bad])} is {kind} where the other labels are {rest}; "
-                f"use one kind, or name every class in {names_path}"
-            )
         keys = [index.get(text, -1) for text in texts]
-        order = sorted(set(keys))
     if bad is not None:
+        assert named is not None
         what = f"has {len(names)} classes, {min(names)} to {max(names)}" if all(numeric) and names else "lacks it"
-        raise UserError(f"{_place(parts, bad)}: label {clip(texts[bad])}, but {names_path} {what}; correct one of them")
+        raise UserError(f"{_place(parts, bad)}: label {clip(texts[bad])}, but {named[0]} {what}; correct one of them")
+    order = sorted(set(keys))
     position = {key: k for k, key in enumerate(order)}
-    return np.array([position[key] for key in keys], dtype=np.int64), tuple(names[key] for key in order)
+    labels = np.array([position[key] for key in keys], dtype=np.int64)
+    return labels, tuple(names[key] for key in order), notes
 
 
-def _folder_names(keys: list[int], paths: list[str]) -> dict[int, str]:
-    """Number -> the folder its images lie in, if each has one and none the same; else -> the number itself."""
-    folders = (class_name(path.rsplit(os.sep, 2)[-2]) for path in paths)
-    pairs = set(zip(keys, folders, strict=True))
-    names = dict(pairs)
-    if len(names) == len(pairs) == len(set(names.values())) and all(names.values()):
-        return names
-    return {key: str(key) for key in names}
+def _mixed_kinds(parts: list[Rows], texts: list[str], numeric: list[bool], folder: Path) -> UserError:
+    """The error for numbers among names or names among numbers: the rarer kind is most likely the mistake."""
+    rare = sum(numeric) * 2 <= len(numeric)
+    k = numeric.index(rare)
+    kind, rest = ("a number", "names") if rare else ("a name", "numbers")
+    return UserError(
+        f"{_place(parts, k)}: label {clip(texts[k])} is {kind} where the other labels are {rest}; "
+        f"use one kind, or name every class in {folder / NAMES_TEXT}"
+    )
+
+
+def folder_of_label(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """(label, path) of each row -> label to the folder of its images; empty unless that is one to one."""
+    pairs = {(label, class_name(path.rsplit(os.sep, 2)[-2])) for label, path in rows}
+    folders = dict(pairs)
+    return folders if len(folders) == len(pairs) == len(set(folders.values())) and all(folders.values()) else {}
 
 
 def _place(parts: list[Rows], k: int) -> str:

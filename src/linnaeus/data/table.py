@@ -71,6 +71,7 @@ class Table:
     offered: tuple[str, ...] = ()  # columns of a CSV that may say so, where none was named
     ignored: tuple[str, ...] = ()  # hidden files and non-images that were passed over
     spellings: tuple[tuple[str, str], ...] = ()  # (split, name as written) of classes written in more than one way
+    notes: tuple[str, ...] = ()  # how the source was understood, where another reading was possible: lines to print
     root: str = ""  # absolute folder that sample ids are relative to
     origin: np.ndarray | None = None  # (n,) "<U5": the part of the source a sample came from; where images
     number: np.ndarray | None = None  # (n,) int64: its position in that part; where images

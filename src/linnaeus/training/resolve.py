@@ -47,6 +47,8 @@ def _overridden(recipe: str | Recipe, overrides: dict[str, Any], epochs: list[in
 def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
     """Assign every sample to a split, by the recipe's shares and seed; groups stay together."""
     split = recipe.data.split
+    for note in table.notes:
+        console.say(f"data      {note}")
     if split.groups and not (table.split == "").any() and (len(table.where("valid")) or recipe.data.valid == "test"):
         raise UserError(
             f"{table.source}: data.split.groups = {split.groups!r} has no effect, because the source defines its own "
