@@ -41,6 +41,10 @@ class JobError(UserError):
     status = 1
 
 
+class DiskError(JobError):
+    """A file could not be written: the disk is full, read-only or failing."""
+
+
 class LostError(JobError):
     """Another of the processes that train together is gone; which, and why, it said itself or whoever started it."""
 

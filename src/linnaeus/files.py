@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import DiskError, UserError
 
 try:
     import fcntl
@@ -54,19 +54,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 def explained(error: OSError, path: Path | None = None) -> UserError:
     """The error as one line with the file, the reason and the next step. `path`: the file that was to be written.
 
-    A full disk, a read-only place and a failing disk are a JobError; a name that no file can have is a UserError.
+    A full disk, a read-only place and a failing disk are a DiskError; a name that no file can have is a UserError.
     """
     reason = error.strerror or str(error) or type(error).__name__
     if path is None:
         place = error.filename if isinstance(error.filename, str | os.PathLike) else "a file"
-        return JobError(f"{place}: cannot be used ({reason}); check the file and the disk, then run the command again")
+        return DiskError(f"{place}: cannot be used ({reason}); check the file and the disk, then run the command again")
     if error.errno in FULL:
-        return JobError(f"{path}: no space left on the disk ({reason}); free some, or choose another place")
+        return DiskError(f"{path}: no space left on the disk ({reason}); free some, or choose another place")
     if error.errno in FORBIDDEN:
-        return JobError(f"{path}: may not be written ({reason}); choose another place")
+        return DiskError(f"{path}: may not be written ({reason}); choose another place")
     if error.errno in NO_PLACE:
         return UserError(f"{path}: cannot be written ({reason}); choose another place")
-    return JobError(f"{path}: cannot be written ({reason}); check the disk, then run the command again")
+    return DiskError(f"{path}: cannot be written ({reason}); check the disk, then run the command again")
 
 
 def _concerns(error: OSError, path: Path) -> bool:

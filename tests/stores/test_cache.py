@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from linnaeus.errors import UserError
+from linnaeus.errors import DiskError, UserError
 from linnaeus.stores.cache import HEADER, Cache, OverBudgetError
 
 MB = 1_000_000
@@ -165,9 +165,10 @@ def test_too_little_disk_is_told_before_the_work(cache: Cache, monkeypatch: pyte
     assert cache.find(A) is not None
 
 
-def test_other_errors_stay(cache: Cache):
-    with pytest.raises(PermissionError), cache.building(A):
+def test_other_errors_are_one_line_and_keep_the_build(cache: Cache):
+    with pytest.raises(DiskError, match=r"pixels-0+\.partial: may not be written \(no\)"), cache.building(A):
         raise PermissionError(errno.EACCES, "no")
+    assert (cache.root / f"{A}.partial").is_dir()
 
 
 def test_a_root_that_cannot_be(tmp_path: Path):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,84 @@ def test_a_folder_that_becomes_read_only_is_one_line_and_keeps_the_model(
     undrawn(monkeypatch)
     assert linnaeus.load(tmp_path / "run").about.metrics["valid"]["n"] == 7
     assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
+
+
+@pytest.mark.parametrize("moment", ["first epoch", "last epoch", "figures"])
+@pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
+def test_a_run_whose_folder_is_moved_or_removed_ends_in_one_line(
+    change: str, moment: str, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It does not go on in a new folder, which would have neither recipe nor history."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 2}, best="loss")
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+
+    def leave(*arguments: Any) -> Any:
+        shutil.rmtree(out) if change == "removed" else out.rename(elsewhere)
+        if change == "replaced":
+            out.mkdir()
+            (out / ".lock").write_text("of another process")
+
+    owner, name, nth = {
+        "first epoch": (RunFolder, "add", 1),
+        "last epoch": (RunFolder, "add", 2),
+        "figures": (RunFolder, "write_evaluation", 1),
+    }[moment]
+    real, calls = getattr(owner, name), 0
+
+    def call(*arguments: Any) -> Any:
+        nonlocal calls
+        result, calls = real(*arguments), calls + 1
+        if calls == nth:
+            leave()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, call)
+        with pytest.raises(JobError, match=f"{out}: was moved or removed while the run was writing to it") as caught:
+            train(idx, recipe, out, every="1steps")
+    assert "\n" not in str(caught.value)
+    assert out.exists() == (change == "replaced")
+    if change == "replaced":
+        assert [file.name for file in out.iterdir()] == [".lock"]
+    if change != "removed":
+        check_same(train(elsewhere, None, None, resume=True).path, train(idx, recipe, tmp_path / "whole").path)
+
+
+def test_a_cache_that_is_removed_while_training_costs_one_line_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write_images(tmp_path / "pictures", each=16)
+    tables: list[dict[str, Any]] = [{"epochs": 1}, {"train": ["head"], "epochs": 1}]
+    recipe = write_recipe(tmp_path / "r.toml", *tables, **settings(split={"valid": 0.2}))
+    real = RunFolder.add
+
+    def add(folder: RunFolder, row: Any) -> None:
+        real(folder, row)
+        shutil.rmtree(os.environ["LINNAEUS_CACHE"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "add", add)
+        with suppress(UserError):
+            train(source, recipe, tmp_path / "run")
+    check_same(train(source, recipe, tmp_path / "run", resume=True).path, train(source, recipe, tmp_path / "w").path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("model.arguments.widths", [100_000, 100_000, 100_000], "model.name = mini_resnet: with gradients it takes"),
+        ("model.arguments.widths", [2**40, 2**40, 2**40], "model.name = mini_resnet: cannot be built"),
+        ("data.size", 2_000_000, "data.(re)?size = 2000000: "),
+        ("data.resize", 2_000_000, "data.resize = 2000000: "),
+    ],
+)
+def test_a_recipe_that_no_memory_holds_is_refused_in_one_line(
+    setting: str, value: Any, message: str, idx: Path, tmp_path: Path
+):
+    recipe = write_recipe(tmp_path / "r.toml")
+    more = {"data.resize": value} if setting == "data.size" else {}
+    with pytest.raises(UserError, match=message) as caught:
+        train(idx, recipe, tmp_path / "run", settings={setting: value, **more})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint_is_rejected(idx: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ from linnaeus.device import available_cores
 from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding, Progress, in_order
 from linnaeus.stores.pixels import lookup
+from linnaeus.stores.rows import save_array
 
 VERSION = 1
 SIDE = 32  # side of the thumbnail by which images are compared, in pixels
@@ -133,7 +134,7 @@ def compute_statistics(table: Table, *, cache: Cache | None, progress: Progress 
         try:
             cache.room(name, statistics.rows.nbytes)
             with cache.building(name) as folder:
-                np.save(folder / ROWS, statistics.rows)
+                save_array(folder / ROWS, statistics.rows)
                 failed = {i: [failure.kind, failure.reason] for i, failure in statistics.failed.items()}
                 (folder / FAILED).write_text(json.dumps(failed), encoding="utf-8")
                 cache.commit(name, {"form": ["looks", VERSION, DECODE_VERSION], "rows": len(table)})

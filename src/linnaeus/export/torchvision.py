@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -28,7 +29,10 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     path = out or classifier.path.with_name(NAME)
     with atomic(path) as temporary:
-        torch.save(tensors, temporary)
+        # torch's own writer of files raises no OSError where the disk is full.
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        temporary.write_bytes(buffer.getbuffer())
     beside = path.with_name(CARD)
     write_text(beside, model_card(classifier, path.name, call))
     return path, beside

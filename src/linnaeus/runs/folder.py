@@ -13,7 +13,7 @@ from typing import Any
 from linnaeus.check.inspection import Inspection
 from linnaeus.data.split import write_split
 from linnaeus.data.table import Table
-from linnaeus.errors import UserError
+from linnaeus.errors import JobError, UserError
 from linnaeus.files import atomic, disk_errors, numbered, sync, write_text
 from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.recipe import Recipe
@@ -51,6 +51,7 @@ class RunFolder:
         self.rows: list[Row] = []
         self.resumed = False
         self._events: Any = None
+        self._opened = _identity_of(path)
 
     @staticmethod
     def check(out: str | Path | None) -> None:
@@ -86,6 +87,19 @@ class RunFolder:
                 "another --out"
             )
 
+    def require(self) -> None:
+        """Raise JobError if the folder was moved or removed since it was opened: no second one is begun there."""
+        if self._opened is not None and _identity_of(self.path) != self._opened:
+            raise JobError(
+                f"{self.path}: was moved or removed while the run was writing to it, so the run has ended; if it was "
+                "moved, `linnaeus train NEW_PLACE --resume` continues it"
+            )
+
+    def file(self, name: str) -> Path:
+        """The path of a file that is about to be written. Raises JobError as `require` does."""
+        self.require()
+        return self.path / name
+
     @property
     def checkpoint(self) -> Path:
         return self.path / CHECKPOINT
@@ -116,7 +130,8 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Remove the folder after a failure if it holds nothing to resume from, so that its name is free again."""
-        if not self.model.exists() and not self.resumed and not (self.checkpoint / MANIFEST).exists():
+        moved = _identity_of(self.path) != self._opened
+        if not moved and not self.model.exists() and not self.resumed and not (self.checkpoint / MANIFEST).exists():
             with suppress(OSError):  # the failure itself is the error to report
                 remove_checkpoint(self.checkpoint)
                 for path in (*map(self.path.joinpath, {*WRITTEN_FIRST, LOCK}), *self.path.glob(RANGE_TESTS)):
@@ -124,11 +139,11 @@ class RunFolder:
                 self.path.rmdir()
 
     def write_recipe(self, recipe: Recipe) -> None:
-        write_text(self.path / RECIPE, recipe.to_toml())
+        write_text(self.file(RECIPE), recipe.to_toml())
 
     def write_bad_images(self, bad: list[tuple[str, str]]) -> None:
         """Write (path, reason) of every image that was left out."""
-        with atomic(self.path / BAD_IMAGES) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic(self.file(BAD_IMAGES)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "reason"])
             writer.writerows(bad)
@@ -136,27 +151,27 @@ class RunFolder:
     def write_check(self, inspection: Inspection) -> None:
         """Write check.json in the format of `linnaeus check --json`."""
         if inspection.result:
-            write_text(self.path / CHECK, inspection.json)
+            write_text(self.file(CHECK), inspection.json)
 
     def write_split(self, table: Table) -> None:
         """Write split.csv in the format that the CSV reader reads."""
-        write_split(table, self.path / SPLIT)
+        write_split(table, self.file(SPLIT))
 
     def write_predictions(self, rows: Iterable[predictions.PredictionRow]) -> None:
         """Write what the saved model predicts for every validation and test image."""
-        predictions.write_predictions(self.path / PREDICTIONS, rows)
+        predictions.write_predictions(self.file(PREDICTIONS), rows)
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Write evaluation.json. It is long, so it is not indented."""
-        write_text(self.path / EVALUATION, json.dumps(evaluation, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(self.file(EVALUATION), json.dumps(evaluation, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        write_text(self.path / METRICS, json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(self.file(METRICS), json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def start(self, rows: list[Row]) -> None:
         """Restart history.csv with the epochs recorded in a checkpoint; later epochs will run again."""
         self.rows[:] = rows
-        path = self.path / HISTORY
+        path = self.file(HISTORY)
         if rows:
             with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 write_rows(file, rows, header=True)
@@ -167,7 +182,7 @@ class RunFolder:
     def add(self, row: Row) -> None:
         """Append an epoch to history.csv."""
         self.rows.append(row)
-        path = self.path / HISTORY
+        path = self.file(HISTORY)
         with disk_errors(path), path.open("a", newline="", encoding="utf-8") as file:
             write_rows(file, [row], header=file.tell() == 0)
         if self._events is not None:
@@ -199,3 +214,12 @@ class RunFolder:
         finally:
             self._events.close()
             self._events = None
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    """Device and number of a folder, which a move keeps; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

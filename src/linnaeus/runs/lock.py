@@ -32,12 +32,14 @@ class Lock:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             with suppress(PermissionError):  # Windows lets nobody write to a locked file
                 self.path.write_text(f"process {os.getpid()} on {platform.node()} since {since}\n", encoding="utf-8")
+            self._file = self.path.stat()
 
     def release(self) -> None:
         """Unlock the folder and remove the file. A second call does nothing."""
         if self.lock.is_locked:
             with suppress(OSError):  # while it is still locked, so that no other process's file is removed
-                self.path.unlink(missing_ok=True)
+                if os.path.samestat(self.path.stat(), self._file):  # the folder may have been moved and made anew
+                    self.path.unlink(missing_ok=True)
             self.lock.release()
 
     def _holder(self) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.errors import UserError
-from linnaeus.files import FULL, acquire, crc32_of, sync
+from linnaeus.files import FULL, acquire, crc32_of, explained, sync
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -83,7 +83,7 @@ class Cache:
         """The folder to build `name` in, with the files that an interrupted build left there. Hold the lock.
 
         If the disk or the budget is full, the folder is removed; after any other error it stays for the next build.
-        Raises UserError where the disk is full.
+        Raises UserError where the disk is full, fails, or the cache was removed meanwhile.
         """
         partial = self.root / (_checked(name) + _PARTIAL)
         try:
@@ -94,7 +94,7 @@ class Cache:
             raise
         except OSError as error:
             if error.errno not in FULL:
-                raise
+                raise explained(error, partial) from None
             self.discard(name)
             raise self._disk_is_full() from None
 
@@ -210,6 +210,7 @@ class Cache:
             ) from None
 
     def _free(self) -> int:
+        self.root.mkdir(parents=True, exist_ok=True)  # somebody may have removed it by hand
         return shutil.disk_usage(self.root).free
 
     def _disk_is_full(self, needed: int = 0) -> UserError:

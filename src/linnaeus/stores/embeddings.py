@@ -24,6 +24,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.frozen import FrozenStages
+from linnaeus.stores.rows import save_array
 from linnaeus.stores.samples import NoneReadableError, Samples, decode_split
 
 PREFERRED = ("resnet50", "resnet34", "resnet18", "resnet101", "resnet152")
@@ -89,8 +90,8 @@ def _write(cache: Cache, name: str, embeddings: Embeddings) -> None:
     values = half if np.array_equal(half, embeddings.values) else embeddings.values
     with cache.building(name) as folder:
         cache.room(name, values.nbytes)
-        np.save(folder / VALUES, values)
-        np.save(folder / INDICES, embeddings.indices)
+        save_array(folder / VALUES, values)
+        save_array(folder / INDICES, embeddings.indices)
         cache.commit(name, {"n": len(embeddings.indices)})
 
 

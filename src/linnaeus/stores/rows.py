@@ -14,6 +14,7 @@ import zlib
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import numpy as np
@@ -154,8 +155,17 @@ class RowWriter:
 def write_index(folder: Path, index: Index) -> None:
     table = np.empty(len(index.shapes), INDEX_DTYPE)
     table["height"], table["width"], table["signature"] = index.shapes[:, 0], index.shapes[:, 1], index.signatures
-    np.save(folder / INDEX, table)
+    save_array(folder / INDEX, table)
     (folder / FAILED).write_text(json.dumps(index.failed, ensure_ascii=False), encoding="utf-8")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `numpy.save` does. Raises OSError where the disk does not take all of it.
+
+    Given a file, numpy writes with C's buffered functions and ignores the error of the last flush.
+    """
+    with path.open("wb") as file:
+        np.save(SimpleNamespace(write=file.write), array)  # type: ignore[call-overload]
 
 
 def read_index(folder: Path) -> Index:

@@ -11,7 +11,7 @@ from typing import Any
 
 from linnaeus.console import Console
 from linnaeus.data.sources import refuse_inside
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import DiskError, JobError, UserError
 from linnaeus.files import disk_errors, locked, write_text
 from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe, difference, override
@@ -174,6 +174,9 @@ class _Worker:
         while (claimed := self.study.claim(total)) is not None:
             try:
                 trial = self.study.copy_result(claimed) if claimed.same_as is not None else self._train(claimed)
+            except DiskError:
+                claimed.release()  # the settings are not at fault, so the next start repeats the trial
+                raise
             except StoppedError as error:
                 claimed.release()
                 raise StoppedError(
@@ -199,7 +202,8 @@ class _Worker:
 
         def observe(epoch: int, figures: Figures) -> None:
             best[:] = [max([*best, figures], key=lambda f: better(metric, f))]
-            pruned = claimed.report(epoch, getattr(figures, metric))
+            with study_errors(self.folder.path):
+                pruned = claimed.report(epoch, getattr(figures, metric))
             if pruned and epoch < epochs:  # after the last epoch the trial is complete
                 raise _PrunedError
 
@@ -209,7 +213,7 @@ class _Worker:
             recipe = override(raw, self.base.name, settings_of(self.study.space, claimed.params), None)
             epochs = sum(phase.epochs for phase in recipe.phase)
             run = train(self.source, recipe, out=folder, device=self.device, console=self.console, trial=observe)
-        except StoppedError:
+        except (StoppedError, DiskError):
             raise
         except _PrunedError:
             return self.study.finish(claimed, "pruned", {"figures": best[0].to_dict()})

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import DiskError, UserError
 from linnaeus.files import acquire, disk_errors, locked
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
 
@@ -280,7 +280,7 @@ def study_errors(folder: Path) -> Iterator[None]:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())[:200]
-        raise JobError(
+        raise DiskError(
             f"{folder / STUDY}: cannot be used ({reason}); check the free disk space, or start again with another --out"
         ) from None
 

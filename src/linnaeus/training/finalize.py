@@ -161,6 +161,7 @@ def _write_results(
         )
     header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
     header.calibration = evaluation.calibration.to_dict()
+    folder.require()
     write_model(folder.model, network.state_dict(), header)
     folder.write_predictions(prediction_rows(prepared.table, prepared.samples, evaluation.calibrated))
     folder.write_evaluation(evaluation.long_dict(prepared.table))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 
 from linnaeus.console import Console
 from linnaeus.data.download import fetch
+from linnaeus.device import free_memory
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create, load_module, wrap
 from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe
 
+COPIES = 3
+"""Copies of the weights that training holds at least: the network, its gradients, the best model."""
+IMAGE_BYTES = 8
+"""Bytes per value of an image that training holds at least: before and after augmentation, in float32."""
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), one value per channel, on the scale [0, 1]."""
 
@@ -37,6 +44,7 @@ def build_network(
         return wrap(module, classes, channels), None
     if ".py:" in name:
         return load_module(name, classes, channels), None
+    check_memory(recipe, classes, channels, arguments)
     if recipe.model.weights == "none":
         return create(name, classes, channels, **arguments), None
     with console.progress(f"weights {recipe.model.weights}", "bytes") as advance:
@@ -52,6 +60,33 @@ def build_network(
     for note in loaded.notes:
         console.say(f"weights   {note}")
     return loaded.model, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"]))
+
+
+def check_memory(recipe: Recipe, classes: int, channels: int, arguments: dict[str, Any]) -> None:
+    """Raise UserError if network or images are larger than this machine's free memory, before any of it is taken.
+
+    Linux grants more memory than there is, and kills the process that uses it.
+    """
+    name, data = recipe.model.name, recipe.data
+    free = free_memory(torch.device("cpu"))
+    try:
+        with torch.device("meta"):
+            network = create(name, classes, channels, **arguments)
+        needed = COPIES * sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    except (RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"model.name = {name}: cannot be built ({reason}); check model.arguments") from None
+    if needed > free:
+        raise UserError(
+            f"model.name = {name}: with gradients it takes at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB "
+            "of memory are free; choose smaller values in model.arguments, or another network"
+        )
+    for key, side in (("size", data.size), ("resize", data.resize)):
+        if side * side * channels * IMAGE_BYTES > free:
+            raise UserError(
+                f"data.{key} = {side}: a single image takes {side * side * channels * IMAGE_BYTES / 1e9:,.1f} GB of "
+                f"memory, and {free / 1e9:,.1f} GB are free; choose a smaller one"
+            )
 
 
 def check_size(network: Network, recipe: Recipe, channels: int) -> None:

@@ -209,6 +209,7 @@ class Phases:
             self._update_timings(number if snapshot is not None else number - 1)
             fit_state = None if snapshot is None else snapshot()
             rows, timings = self.recorder.rows, dict(self.timings)
+            self.recorder.require_folder()
             try:
                 with self.checkpoints.timed():
                     self.checkpoints.write(Checkpoint(number, fit_state, self.best, rows, timings))

@@ -29,6 +29,9 @@ class Recorder:
     def save_model(self, best: Best) -> None:
         """Save the best model so far."""
 
+    def require_folder(self) -> None:
+        """Raise JobError if the folder of the run was moved or removed."""
+
     def saved_model(self) -> str:
         """Where the best model so far is saved, for a message."""
         return "not saved"
@@ -58,6 +61,10 @@ class RunRecorder(Recorder):
         if self.is_main:
             self.folder.add(row)
 
+    def require_folder(self) -> None:
+        if self.is_main:
+            self.folder.require()
+
     def record_micro_batch(self, number: int, micro_batch: int) -> None:
         """With BatchNorm the result depends on the micro-batch, so a resumed run must use the same."""
         if self.identity.tuned.micro.get(str(number)) != micro_batch:  # JSON keys are strings
@@ -77,6 +84,7 @@ class RunRecorder(Recorder):
     def record_tuned(self) -> None:
         """Write the tuned values: to run.json for resuming, and to recipe.toml, which then repeats the run."""
         if self.is_main:
+            self.folder.require()
             self.identity.write(self.folder.checkpoint)
         recipe = self.identity.tuned.apply(self.recipe)
         if recipe != self.recipe:
@@ -89,6 +97,7 @@ class RunRecorder(Recorder):
         assert best.figures is not None
         if self.is_main:
             about = self.model_file({"valid": best.figures.to_dict()})
+            self.folder.require()
             self.digest = write_model(self.folder.model, best.state, about)
 
     def saved_model(self) -> str:

@@ -18,7 +18,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import is_connection_error
-from linnaeus.errors import JobError, LostError, UserError
+from linnaeus.errors import DiskError, JobError, LostError, UserError
 from linnaeus.files import explained
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.classification import Figures
@@ -206,8 +206,8 @@ def _errors_explained(workspace: Workspace) -> Iterator[None]:
         if isinstance(error, Terminated):
             raise StoppedError(f"stopped by SIGTERM; {workspace.advice()}") from None
         if isinstance(error, OSError):
-            raise JobError(f"{explained(error)}; {workspace.advice()}") from error
-        if isinstance(error, torch.OutOfMemoryError):
+            raise DiskError(f"{explained(error)}; {workspace.advice()}") from error
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise JobError(f"out of memory; {workspace.advice()}") from None
         if isinstance(error, RuntimeError) and process_info().world_size > 1 and is_connection_error(error):
             raise LostError(f"another process of this run has ended; {workspace.advice()}") from error
