@@ -36,14 +36,14 @@ docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # torch is installed first, with a pinned version: as a dependency with a range it would bring several GB of CUDA libraries.
-# torchvision is only a reference for the tests; with a CPU build of torch it can be installed only with --no-deps.
+# torchvision is a reference for the tests, and timm imports it; with a CPU build of torch both need --no-deps.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision==0.28.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision==0.28.0 timm==1.0.31
 	@touch $@
 
 clean:

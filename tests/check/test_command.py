@@ -25,7 +25,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.models import create
-from linnaeus.models.weight_store import sha256_of, store_checksum, weights_dir
+from linnaeus.models.weight_store import lookup, sha256_of, store_checksum, weights_dir
 from linnaeus.stores import default_cache
 from linnaeus.stores.embeddings import default_weights, embed
 
@@ -52,7 +52,7 @@ def store_weights() -> None:
     weights_dir().mkdir(parents=True, exist_ok=True)
     path = weights_dir() / f"{WEIGHTS}.safetensors"
     save_file(create("resnet18", 1000).state_dict(), path)
-    store_checksum(WEIGHTS, path.name, sha256_of(path))
+    store_checksum(lookup(WEIGHTS), path.name, sha256_of(path))
 
 
 class Page(HTMLParser):

@@ -19,7 +19,7 @@ from linnaeus.data.batches import Batch, Rows, Subset
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier, Prediction
-from linnaeus.models import Network, pooled
+from linnaeus.models import Network
 from linnaeus.stores import default_cache
 from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import FrozenStages
@@ -130,11 +130,11 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
 def vectors(network: Network, x: Tensor) -> Tensor:
     """What the network's head sees of images (N, C, H, W), pooled, as directions: (N, features) of length 1."""
     with torch.inference_mode():
-        return _unit(network.run(x, stop=network.stages[-1]))
+        return _unit(network.pool(network.run(x, stop=network.stages[-1])))
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(pooled(x.float()).flatten(1), dim=1)
+    return F.normalize(x.float().flatten(1), dim=1)
 
 
 def _parts(n: int, size: int = 4096) -> list[np.ndarray]:

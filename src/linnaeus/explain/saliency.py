@@ -103,7 +103,10 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
     where = receptive_field_centers(network, height, width)
     maps = {}
     for stage, slope in zip(stages, slopes, strict=True):
-        weighted = (slope.mean((2, 3), keepdim=True) * found[stage].detach()).sum(1).relu()
+        slope_map, activation = (network.as_map(stage, y.detach()) for y in (slope, found[stage]))
+        assert slope_map is not None
+        assert activation is not None
+        weighted = (slope_map.mean((2, 3), keepdim=True) * activation).sum(1).relu()
         maps[stage] = _to_one(upsample(weighted.float(), where, height, width))
     return maps
 
@@ -141,8 +144,9 @@ def map_sizes(network: Network, size: int) -> dict[str, tuple[int, int]]:
         found, _ = network.stage_outputs(
             torch.zeros(1, network.arch["channels"], size, size, device=at), network.stages
         )
-    maps = {stage: y.shape[2:] for stage, y in found.items() if y.dim() == 4}
-    return {stage: (height, width) for stage, (height, width) in maps.items() if height * width > 1}
+    maps = {stage: network.as_map(stage, y) for stage, y in found.items()}
+    sizes = {stage: (y.shape[2], y.shape[3]) for stage, y in maps.items() if y is not None}
+    return {stage: (height, width) for stage, (height, width) in sizes.items() if height * width > 1}
 
 
 def find_class(classifier: Classifier, name: str) -> int:

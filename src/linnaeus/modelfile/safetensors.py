@@ -152,7 +152,10 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
             model = build(path, about.arch)
             check_weights(path, about, model, tensors)
             check_output(path, about, model.eval())
-        model.to_empty(device="cpu")
+        if {name for name, _ in model.named_buffers()} - set(model.state_dict()):
+            model = build(path, about.arch)  # buffers that no file holds are computed by the constructor
+        else:
+            model.to_empty(device="cpu")
     model.load_state_dict(tensors)
     return model.eval().to(memory_format=torch.channels_last), about  # type: ignore[call-overload]
 

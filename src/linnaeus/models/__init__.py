@@ -29,6 +29,20 @@ MODELS: dict[str, Callable[..., Network]] = {
 """Name -> function of (classes, channels, *, arguments of this network) that creates the network."""
 
 
+def constructor(name: str) -> Callable[..., Network]:
+    """The function that creates a network: one of MODELS, or an adapter for `timm/NAME`. UserError if it is unknown."""
+    if name in MODELS:
+        return MODELS[name]
+    if name.startswith("timm/"):
+        from linnaeus.models.timm_backbone import TimmBackbone
+
+        return partial(TimmBackbone, name)
+    raise UserError(
+        f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them; timm/NAME takes any "
+        "network of timm, net.py:build one of your own"
+    )
+
+
 def create(
     name: str, classes: int, channels: int = 3, *, head_stages: Sequence[str] | None = None, **arguments: Any
 ) -> Network:
@@ -41,8 +55,7 @@ def create(
     if name == "custom":
         source = arguments.get("source", "a module")
         raise UserError(f"this network was made by your own code ({source}), which is never stored: pass it as model")
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them")
+    make = constructor(name)
     known = arguments_of(name)
     for argument in arguments:
         if argument not in known:
@@ -51,11 +64,13 @@ def create(
     for quantity, number in (("classes", classes), ("channels", channels)):
         if number < 1:
             raise UserError(f"{name}: {quantity} = {number}, but must be at least 1")
-    network = MODELS[name](classes, channels, **arguments)
+    network = make(classes, channels, **arguments)
     if head_stages is not None:
+        if name not in MODELS:
+            raise UserError(f"{name}: model.head is available for the networks of `linnaeus models` only; leave it out")
         chosen = check_stages(network, head_stages)
         with torch.device("meta"):  # computes shapes only, to find the number of features
-            twin = MODELS[name](classes, channels, **arguments).eval()
+            twin = make(classes, channels, **arguments).eval()
             twin.head_stages = chosen
             features = twin.run(torch.empty(1, channels, twin.usual_size, twin.usual_size), stop="head")
         network.set_head_stages(chosen, features.shape[1])
@@ -79,5 +94,5 @@ def check_stages(network: Network, head_stages: Sequence[str]) -> tuple[str, ...
 
 def arguments_of(name: str) -> dict[str, Any]:
     """The arguments of a network by name, with their defaults: {"stem": "imagenet", …}."""
-    parameters = inspect.signature(MODELS[name]).parameters.values()
+    parameters = inspect.signature(constructor(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

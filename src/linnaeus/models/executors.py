@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UserError
 from linnaeus.files import write_text
-from linnaeus.models.network import Network, pooled
+from linnaeus.models.network import Network
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
 from linnaeus.text import percent
 
@@ -76,7 +76,7 @@ class FrozenPart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.network.run(x, start=self.start, stop=self.stop)
-        return pooled(x) if self.pool else x
+        return self.network.pool(x) if self.pool else x
 
 
 def choose_executor(

@@ -101,6 +101,14 @@ class Network(nn.Module):
         logits = self._run(x, None, None, {stage: observed(stage) for stage in self.stages})
         return outputs, logits
 
+    def pool(self, x: Tensor) -> Tensor:
+        """The input of the head: the output of the last stage below it -> features (N, F)."""
+        return pooled(x)
+
+    def as_map(self, stage: str, x: Tensor) -> Tensor | None:
+        """The output of a stage as feature maps (N, C, H, W); None if its positions are not places in the image."""
+        return x if x.dim() == 4 else None
+
     @property
     def starts(self) -> tuple[str | None, ...]:
         """Where a run may start: up to right above the lowest stage in `head_stages`, and at the head itself."""

@@ -42,7 +42,10 @@ def fuse_batchnorms(module: nn.Module, sample: Tensor) -> nn.Module:
         handle.remove()
     replacements: dict[nn.Module, nn.Module] = {}
     for convolution, norm in pairs:
-        replacements |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: nn.Identity()}  # type: ignore[arg-type]
+        # timm's norms include their activation, which stays.
+        activation = getattr(norm, "act", None)
+        rest = activation if isinstance(activation, nn.Module) else nn.Identity()
+        replacements |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: rest}  # type: ignore[arg-type]
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if child in replacements:

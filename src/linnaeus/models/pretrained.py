@@ -43,7 +43,12 @@ class PretrainedWeights:
     @property
     def file(self) -> str:
         """File name in the local weights folder: the name in `url`, or NAME.safetensors without a URL."""
-        return PurePosixPath(self.url).name or f"{self.name}.safetensors"
+        return (PurePosixPath(self.url).name if self.sha256 else "") or f"{self.key}.safetensors"
+
+    @property
+    def key(self) -> str:
+        """The name without slashes, for files in the local weights folder."""
+        return self.name.replace("/", "--")
 
 
 def torchvision(model: str, version: int, file: str, top1: float) -> PretrainedWeights:

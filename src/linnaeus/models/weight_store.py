@@ -47,7 +47,8 @@ def find(name: str) -> Path | None:
     Either the file has its published name and is verified against the published checksum; or it is named
     NAME.safetensors or NAME.pth, and NAME.json beside it has the checksum from the time when it was stored.
     """
-    candidates = (lookup(name).file, f"{name}.safetensors", f"{name}.pth")
+    entry = lookup(name)
+    candidates = (entry.file, f"{entry.key}.safetensors", f"{entry.key}.pth")
     return next((weights_dir() / file for file in candidates if (weights_dir() / file).is_file()), None)
 
 
@@ -58,6 +59,10 @@ def local_weights() -> list[str]:
 
 def lookup(name: str) -> PretrainedWeights:
     """The table's entry `name`. Raises UserError, with a suggestion, if there is none."""
+    if name.startswith("timm/"):
+        from linnaeus.models.timm_backbone import pretrained_weights  # needs an extra
+
+        return pretrained_weights(name)
     if name not in PRETRAINED:
         raise UserError(
             f"unknown weights {name!r}{did_you_mean(name, PRETRAINED)}: `linnaeus weights list` shows the names; "
@@ -95,15 +100,16 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
         raise UserError(f"{name}: has no download address; get the file and run: linnaeus weights import {name} FILE")
     url, checksum, file = download_address(entry)
     try:
-        fetch(url, weights_dir() / file, sha256=checksum, progress=progress)
+        fetch(url, weights_dir() / file, sha256=checksum or None, progress=progress)
     except UserError as error:
         reason = getattr(error, "reason", str(error))
         raise JobError(
             f"{name}: could not be downloaded ({reason}); download {entry.url} by other means, "
             f"then run: linnaeus weights import {name} FILE"
         ) from None
-    if file != entry.file:
-        store_checksum(name, file, checksum)
+    if file != entry.file or not checksum:
+        # No checksum is published for these weights, so the first download is trusted and later reads are compared.
+        store_checksum(entry, file, checksum or sha256_of(weights_dir() / file))
     return weights_dir() / file
 
 
@@ -122,7 +128,7 @@ def download_address(entry: PretrainedWeights) -> tuple[str, str, str]:
         except Exception:  # no client, no network, or one of the client's many exceptions: fall back to the .pth file
             checksum = ""
         if len(checksum) == 64:
-            return url, checksum, f"{entry.name}.safetensors"
+            return url, checksum, f"{entry.key}.safetensors"
     return entry.url, entry.sha256, entry.file
 
 
@@ -140,25 +146,28 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file to import as {name}")
     checksum = sha256_of(path)
-    recognized = checksum.startswith(entry.sha256)
+    recognized = bool(entry.sha256) and checksum.startswith(entry.sha256)
     notes = []
     if recognized:
         target = weights_dir() / entry.file
     else:
         _check_importable(entry, path, checksum)
-        target = weights_dir() / f"{name}{'.safetensors' if path.suffix == '.safetensors' else '.pth'}"
+        target = weights_dir() / f"{entry.key}{'.safetensors' if path.suffix == '.safetensors' else '.pth'}"
+        what = "not the published file" if entry.sha256 else "no checksum is published for them"
         notes.append(
-            f"not the published file (its SHA-256 begins with {checksum[:8]}), but all tensors fit: "
-            "imported without verification"
+            f"{what} (its SHA-256 begins with {checksum[:8]}), but all tensors fit: imported without verification"
         )
-    for file in (entry.file, f"{name}.safetensors", f"{name}.pth", f"{name}.json"):  # earlier files of this name
+    for file in (
+        entry.file,
+        *(f"{entry.key}{suffix}" for suffix in (".safetensors", ".pth", ".json")),
+    ):  # earlier files of this name
         if weights_dir() / file not in (target, path.absolute()):
             (weights_dir() / file).unlink(missing_ok=True)
     if path.absolute() != target:
         with atomic(target) as temporary:
             shutil.copyfile(path, temporary)
     if not recognized:
-        store_checksum(name, target.name, checksum)
+        store_checksum(entry, target.name, checksum)
     return target, notes
 
 
@@ -173,6 +182,11 @@ def _check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> No
     if other is not None:
         raise UserError(f"{path}: is the published file of {other}; run: linnaeus weights import {other} {path}")
     tensors, info = read_weights(path)
+    if entry.model.startswith("timm/"):
+        from linnaeus.models.timm_backbone import body_tensors
+
+        adapt_tensors(body_tensors(entry.model, tensors), create(entry.model, classes=2), str(path))
+        return
     table = WeightsInfo.of(entry)
     claims: list[tuple[str, Any, Any]] = [("arch", info.model, table.model)]
     claims += [(key, value, table.arguments.get(key)) for key, value in info.arguments.items()]
@@ -209,7 +223,7 @@ def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
     """Why a local file cannot be trusted; None if it has the published checksum, or the one from when it was stored."""
     expected = entry.sha256 if path.name == entry.file else None
     try:
-        stored = json.loads((weights_dir() / f"{entry.name}.json").read_text(encoding="utf-8"))
+        stored = json.loads((weights_dir() / f"{entry.key}.json").read_text(encoding="utf-8"))
         expected = stored["sha256"] if stored["file"] == path.name else expected
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is no such record: the file is the published one, or unverifiable
@@ -221,9 +235,9 @@ def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
     return f"its SHA-256 begins with {checksum[:8]} instead of {expected[:8]}"
 
 
-def store_checksum(name: str, file: str, checksum: str) -> None:
+def store_checksum(entry: PretrainedWeights, file: str, checksum: str) -> None:
     """Record the checksum of a local file that is not the published one, in NAME.json."""
-    write_text(weights_dir() / f"{name}.json", json.dumps({"file": file, "sha256": checksum}))
+    write_text(weights_dir() / f"{entry.key}.json", json.dumps({"file": file, "sha256": checksum}))
 
 
 def sha256_of(path: Path) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from linnaeus.errors import UserError
-from linnaeus.models import MODELS, create
+from linnaeus.models import constructor, create
 from linnaeus.models.adapt import adapt_tensors, recognize_model, trained_arguments
 from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
@@ -27,6 +29,8 @@ class LoadedWeights:
     """One line for each adaptation and each assumption."""
     normalization: dict[str, Any]
     """`mean` and `std`, one value per channel; `resize`, `size` and `interpolation`, None if unknown."""
+    license: str = ""
+    """License of the weights, such as `apache-2.0`; empty if unknown."""
 
 
 def load_weights(
@@ -47,11 +51,12 @@ def load_weights(
     Raises UserError if the weights are unknown, missing or damaged, or do not fit the network or its arguments.
     """
     arguments = dict(arguments or {})
-    if model not in MODELS:
-        create(model, classes)  # raises a UserError with a suggestion
+    constructor(model)  # raises a UserError with a suggestion for an unknown name
     path, info, source = _resolve(model, weights, fetch, progress)
     tensors, info_in_file = read_weights(path)
     info = info if info is not None else info_in_file
+    if model.startswith("timm/") and not any(name.startswith("body.") for name in tensors):
+        tensors, info = _timm_weights(model, tensors, info, source)
     if info.model is not None and info.model != model:
         raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
     notes = [f"{source}: {path}" if source != str(path) else source]
@@ -63,7 +68,14 @@ def load_weights(
     if info.mean is None:
         notes.append("the file does not say how its images were normalized: assuming ImageNet's mean and std")
         info = replace(info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return LoadedWeights(network, source, notes, _normalization(info, channels))
+    license = lookup(model if model.startswith("timm/") else source).license if _is_published(model, source) else ""
+    if license:
+        notes.append(f"license {license}")
+    return LoadedWeights(network, source, notes, _normalization(info, channels), license)
+
+
+def _is_published(model: str, source: str) -> bool:
+    return model.startswith("timm/") or source in PRETRAINED
 
 
 def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
@@ -72,7 +84,7 @@ def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
     The network of a file that does not name it is recognized by the names and shapes of its tensors.
     Raises UserError if the weights are unknown or missing.
     """
-    if weights == "imagenet":
+    if weights in ("imagenet", "pretrained"):
         return WeightsInfo(model)
     file = _file_of(weights)
     if file is None:
@@ -102,7 +114,7 @@ def _resolve(
     file = _file_of(weights)
     if file is not None:
         return (file, *_recognize(file))
-    if weights == "imagenet":
+    if weights in ("imagenet", "pretrained"):
         weights = _preferred(model)
     entry = lookup(weights)
     if entry.model != model:
@@ -116,8 +128,21 @@ def _resolve(
     return pull(weights, fetch=fetch, progress=progress), WeightsInfo.of(entry), weights
 
 
+def _timm_weights(
+    model: str, tensors: dict[str, Tensor], info: WeightsInfo, source: str
+) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """Tensors under timm's names as those of a `TimmBackbone`, with the preprocessing of timm's configuration."""
+    from linnaeus.models.timm_backbone import PREFIX, body_tensors  # needs an extra
+
+    if info.model not in (None, model, model.removeprefix(PREFIX)):
+        raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
+    return body_tensors(model, tensors), WeightsInfo.of(lookup(model))
+
+
 def _preferred(model: str) -> str:
     """The pretrained weights that "imagenet" means: the first with a local file, otherwise the first in the table."""
+    if model.startswith("timm/"):
+        return model
     names = [name for name, entry in PRETRAINED.items() if entry.model == model]
     if not names:
         models = ", ".join(dict.fromkeys(entry.model for entry in PRETRAINED.values()))

@@ -59,6 +59,8 @@ def build_network(
         )
     for note in loaded.notes:
         console.say(f"weights   {note}")
+    if "-nc" in loaded.license:
+        console.warn(f"the license of these weights, {loaded.license}, forbids commercial use of the model")
     return loaded.model, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"]))
 
 
@@ -94,14 +96,14 @@ def check_size(network: Network, recipe: Recipe, channels: int) -> None:
     size, arch = recipe.data.size, network.arch
     if arch["name"] == "custom":
         return
-    with torch.device("meta"):
-        twin = create(arch["name"], arch["classes"], channels, **arch["arguments"])
     try:
-        twin.eval()(torch.empty(1, channels, size, size, device="meta"))
-    except RuntimeError as error:
+        with torch.device("meta"):
+            twin = create(arch["name"], arch["classes"], channels, **arch["arguments"])
+            twin.eval()(torch.empty(1, channels, size, size))
+    except (RuntimeError, AssertionError) as error:  # networks of timm assert that a size is divisible by their patch
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"data.size = {size}: too small for {arch['name']}, which is normally used with {network.usual_size} "
+            f"data.size = {size}: does not suit {arch['name']}, which is normally used with {network.usual_size} "
             f"({reason})"
         ) from None
 

@@ -10,7 +10,7 @@ from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
-from linnaeus.models.weight_store import local_weights
+from linnaeus.models.weight_store import local_weights, lookup
 from linnaeus.recipe import Recipe, load_recipe, override
 from linnaeus.training.choice import choose_recipe, training_conflict
 from linnaeus.training.request import Request
@@ -72,11 +72,21 @@ def _overrides(request: Request) -> dict[str, Any]:
         # Arguments and head of the recipe's network mean nothing to another network.
         overrides |= {"model.arguments": {}, "model.head": None}
         overrides.setdefault("model.weights", "none")
+    elif model is not None and model.startswith("timm/"):
+        overrides = {"model.arguments": {}, "model.head": None} | _image_size(model, overrides) | overrides
     if request.weights is not None:
         overrides["model.weights"] = request.weights
     if request.seed is not None:
         overrides["seed"] = request.seed
     return overrides
+
+
+def _image_size(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The image size and interpolation that the weights of `model` were trained with, unless the user chose a size."""
+    if not {"data.size", "data.resize"}.isdisjoint(overrides):
+        return {}
+    entry = lookup(model)
+    return {"data.size": entry.size, "data.resize": entry.resize, "data.interpolation": entry.interpolation}
 
 
 def _open_table(request: Request, train: str | None, valid: str | None, test: str | None, groups: str | None) -> Table:
