@@ -188,15 +188,23 @@ def test_one_clear_line_for_each_mistake_in_a_csv(images: Path):
     place = images / "x.csv"
     for content, said in (
         ("", "x.csv:1: no column 'path', none; the first line must name path, label"),
-        ("image,label\n", "x.csv:1: no column 'path', only 'image', 'label'"),
-        ("file,label\n", "the first line must name path, label [, split]: rename the columns that hold them"),
+        ("photo,label\n", "x.csv:1: no column 'path', only 'photo', 'label'"),
+        ("path,label,class,label\n", "x.csv:1: columns 2 and 4 are both called 'label'; rename or remove one"),
+        ("file,image,label\n", "x.csv:1: no column 'path', and 'file', 'image' may be it; rename one of them to path"),
+        ("path,label\nimg/rose/1.jpg,a,b\n", "x.csv:2: 3 cells, but 2 columns; put quotes around"),
+        ("path,label\nhttps://a.org/1.jpg,a\n", "it is an address, and a list names files: download"),
+        ("path,label\nD:\\data\\img\\rose\\1.jpg,a\n", "img/rose/1.jpg does exist: remove what comes before it"),
+        ("nothing,label\n", "the first line must name path, label [, split]: rename the columns that hold them"),
         ("path,label\n", "x.csv: lists no images"),
         ("path,label\nimg/rose/1.jpg\n", "x.csv:2: no label; write one"),
         ("path,label\n,rose\n", "x.csv:2: no path"),
         ("path,label\na,\nb,rose\n,rose\nc,\n", "x.csv:4: no path; write one, or remove the line"),
         ("path,label\na,\nb,rose\nc, \nd\n", "x.csv:2: no label, nor in 2 more (4, 5); write one"),
         ("path,label\n" + "a,\n" * 9, "x.csv:2: no label, nor in 8 more (3, 4, 5, 6, 7 …)"),
-        ("path,label,split\nimg/rose/1.jpg,a,dev\n", "x.csv:2: split 'dev' is none of train, valid, test"),
+        (
+            "path,label,split\nimg/rose/1.jpg,a,trian\n",
+            "split 'trian' is none of train, valid, test (did you mean train",
+        ),
         ("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n", "x.csv:3: 'img/rose/9.jpg' does not exist, neither in"),
         ("path,label\nimg/rose/1.jpg," + "a" * 200_000 + "\n", "x.csv:2: field larger than field limit"),
     ):

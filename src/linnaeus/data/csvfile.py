@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.class_names import listed, natural_order, read_text, spelling_variants
+from linnaeus.data.columns import Row, find_column, one_hot, refuse_repeated, splits_of
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
-from linnaeus.data.listfile import Rows, clip, folder_of_label, label_of, locate
-from linnaeus.data.table import SPLIT_NAMES, Table
+from linnaeus.data.listfile import Rows, folder_of_label, label_of, locate
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
 BELONGS = re.compile(
@@ -53,7 +54,7 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> T
         offered=tuple(dict.fromkeys(name for part in parts for name in part.offered)),
         root=str(folder),
         spellings=spelling_variants(pair for part in parts for pair in part.written),
-        notes=tuple(notes),
+        notes=(*(note for part in parts for note in part.notes), *notes),
     )
 
 
@@ -76,61 +77,89 @@ def _names(
 
 def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
     """Read one CSV or TSV file into rows; the images are not looked for yet."""
-    column = (group or "group").strip().lower()
-    text = read_text(path)
-    head = text.split("\n", 1)[0]
-    separators = "\t" if path.suffix.lower() == ".tsv" else ",;\t"  # spreadsheets write ; where the comma is decimal
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(separators, key=head.count))
+    wanted = (group or "group").strip().lower()
+    columns, records = _records(path)
+    refuse_repeated(path, columns)
+    image, label = (find_column(path, columns, role) for role in ("path", "label"))
+    others = [name for name in columns if name and name != image and name not in ("split", wanted)]
+    labels = None if label or not image else one_hot(path, others, records)
+    for role, column in (("path", image), ("label", label or labels)):
+        if not column:
+            names = f"only {listed(columns)}" if any(columns) else "none"
+            raise UserError(
+                f"{path}:1: no column {role!r}, {names}; the first line must name path, label [, split]: "
+                "rename the columns that hold them"
+            )
+    if group is not None and wanted not in columns:
+        raise UserError(f"{path}:1: no column {group!r} for data.split.groups; the columns are {listed(columns)}")
+    assert image is not None
     rows = Rows(path)
-    try:
-        columns = [name.strip().lower() for name in next(reader, [])]
-        for need in ("path", "label"):
-            if need not in columns:
-                found = f"only {listed(columns)}" if any(columns) else "none"
-                raise UserError(
-                    f"{path}:1: no column {need!r}, {found}; the first line must name path, label [, split]: "
-                    "rename the columns that hold them"
-                )
-        if column in columns:
-            rows.groups = []
-        elif group is not None:
-            raise UserError(f"{path}:1: no column {group!r} for data.split.groups; the columns are {listed(columns)}")
-        likely: dict[str, set[str]] = {name: set() for name in columns if BELONGS.fullmatch(name)}
-        blank: dict[str, list[int]] = {"path": [], "label": []}
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                cells = dict(zip(columns, row, strict=False))
-                missing = [need for need in blank if not cells.get(need, "").strip()]
-                for need in missing:
-                    blank[need].append(reader.line_num)
-                if not missing:
-                    _add(rows, cells, reader.line_num, split, column)
-                    for name, values in likely.items():
-                        values.add(cells.get(name, "").strip())
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: {error}; correct the line") from None
-    for need, numbers in blank.items():
-        if numbers:
-            others = ", ".join(map(str, numbers[1:6])) + (" …" if numbers[6:] else "")
-            more = f", nor in {len(numbers) - 1} more ({others})" if numbers[1:] else ""
-            raise UserError(f"{path}:{numbers[0]}: no {need}{more}; write one, or remove the line")
-    if rows.groups is None:
-        rows.offered = tuple(name for name, values in likely.items() if 1 < len(values) < len(rows.texts))
+    texts = labels or {line: cells[str(label)] for line, cells in records}
+    _refuse_blank(path, {"path": {line: cells[image] for line, cells in records}, "label": texts})
+    rest = [name for name in others if name != label and labels is None]
+    splits, rows.notes = ([split] * len(records), []) if split else splits_of(path, [*rest, *_split(columns)], records)
+    for (line, cells), part in zip(records, splits, strict=True):
+        rows.texts.append(cells[image])
+        rows.labels.append(label_of(texts[line], path, line))
+        rows.splits.append(part)
+        rows.written.add((part, texts[line]))
+        rows.lines.append(line)
+    if wanted in columns:
+        rows.groups = [cells[wanted].strip() for _, cells in records]
+    else:
+        values = {name: {cells[name].strip() for _, cells in records} for name in rest if BELONGS.fullmatch(name)}
+        rows.offered = tuple(name for name, found in values.items() if 1 < len(found) < len(records))
     if not rows.texts:
         raise UserError(f"{path}: lists no images; write a line for each below the header")
+    rows.notes[:0] = [
+        f"{path.name}: {role} is read from {source}"
+        for role, column, source in (
+            ("path", image, f"column {image!r}"),
+            ("label", label, f"column {label!r}" if label else f"the columns {listed(others)}, one for each class"),
+        )
+        if column != role
+    ]
     return rows
 
 
-def _add(rows: Rows, cells: dict[str, str], number: int, split: str, group: str) -> None:
-    """Append one row that has a path and a label, after looking at each of its cells."""
-    path, label = cells["path"], cells["label"]
-    part = cells.get("split", "").strip().lower()
-    if part and part not in SPLIT_NAMES:
-        raise UserError(f"{rows.file}:{number}: split {clip(part)} is none of train, valid, test; correct it")
-    rows.texts.append(path)
-    rows.labels.append(label_of(label, rows.file, number))
-    rows.splits.append(split or (SPLIT_NAMES[part] if part else ""))
-    rows.written.add((rows.splits[-1], label))
-    rows.lines.append(number)
-    if rows.groups is not None:
-        rows.groups.append(cells.get(group, "").strip())
+def _split(columns: list[str]) -> list[str]:
+    return ["split"] if "split" in columns else []
+
+
+def _records(path: Path) -> tuple[list[str], list[Row]]:
+    """The header in lower case, and the rows that are not blank. Spreadsheets may announce the separator: `sep=;`."""
+    text, first = read_text(path), 1
+    head = text.split("\n", 1)[0].strip()
+    if announced := re.fullmatch(r'"?sep=(.)"?', head, re.IGNORECASE):
+        text, first = text.partition("\n")[2], 2
+        delimiter = announced[1]
+    else:
+        # Spreadsheets write ; where the comma is the decimal point.
+        delimiter = "\t" if path.suffix.lower() == ".tsv" and "\t" in head else max(",;\t|", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    records = []
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+        for row in reader:
+            line = reader.line_num + first - 1
+            if any(cell.strip() for cell in row[len(columns) :]):
+                raise UserError(
+                    f"{path}:{line}: {len(row)} cells, but {len(columns)} columns; put quotes around a cell that "
+                    f"contains {delimiter!r}"
+                )
+            if any(cell.strip() for cell in row):
+                blanks = [""] * (len(columns) - len(row))
+                records.append((line, dict(zip(columns, [*row, *blanks], strict=False))))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num + first - 1}: {error}; correct the line") from None
+    return columns, records
+
+
+def _refuse_blank(path: Path, cells: dict[str, dict[int, str]]) -> None:
+    """Raise UserError for rows (role -> line -> cell) that lack a path or a label; those that lack a path first."""
+    for role, by_line in cells.items():
+        lines = [line for line, text in by_line.items() if not text.strip()]
+        if lines:
+            others = ", ".join(map(str, lines[1:6])) + (" …" if lines[6:] else "")
+            more = f", nor in {len(lines) - 1} more ({others})" if lines[1:] else ""
+            raise UserError(f"{path}:{lines[0]}: no {role}{more}; write one, or remove the line")

@@ -82,7 +82,7 @@ def display_names(folder: Path, classes: tuple[str, ...]) -> DisplayNames:
             notes.append(f"{error}; not used")
             continue
         refuse_swapped(path, classes, renamed)
-        for name in renamed.keys() & names.keys():
+        for name in sorted(renamed.keys() & names.keys()):
             if len({stem(names[name]), stem(renamed[name])} - {stem(name)}) == 2:
                 raise UserError(
                     f"{path}: class {name!r} is {renamed[name]!r}, but {names[name]!r} in {origin[name]}; remove one"

@@ -24,6 +24,8 @@ from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
 NUMBER = re.compile("-?[0-9]{1,18}")
+IMAGE_FOLDERS = ("images", "image", "img", "imgs", "jpg", "train", "train_images", "data")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Rows:
     groups: list[str] | None = None
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, label as written)
     offered: tuple[str, ...] = ()  # columns that may say which images belong together
+    notes: list[str] = field(default_factory=list)  # how the file was understood
 
 
 def open_lists(source: str, files: dict[str, Path]) -> Table:
@@ -56,7 +59,7 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
     root = str(folder.absolute())
     spellings = spelling_variants(pair for part in parts for pair in part.written)
     table = Table(source, "list", classes, classes, labels, split, paths=tuple(paths), root=root, spellings=spellings)
-    return dataclasses.replace(table, notes=tuple(notes))
+    return dataclasses.replace(table, notes=(*(note for part in parts for note in part.notes), *notes))
 
 
 def read_list(path: Path, split: str = "") -> Rows:
@@ -94,27 +97,48 @@ def label_of(text: str, path: Path, number: int) -> str:
 def locate(rows: Rows) -> list[str]:
     """Absolute paths of the images: relative to the list, then to the working directory.
 
-    Raises UserError for the first that does not exist, with the number of others: a list that names what is not there
-    is a wrong list, and the figures would silently be about something else.
+    Names that do not exist as written are sought in the usual folders beside the list and with the usual suffixes
+    (IMAGE_FOLDERS, SUFFIXES); one such rule holds for the whole list, and `rows.notes` states it. Raises UserError for
+    the first image that does not exist, with the number of others.
     """
     folder = str(rows.file.absolute().parent)
-    found, missing = [], []
-    for k, text in enumerate(rows.texts):
-        path = _find(text, folder)
-        if path is None:
-            missing.append(k)
-        else:
-            found.append(path)
+    paths = [_find(text, folder) for text in rows.texts]
+    missing = [k for k, path in enumerate(paths) if path is None]
+    if missing and (rule := _rule(rows.texts[missing[0]].strip(), folder, rows.file.stem)) is not None:
+        place, suffix = rule
+        for k in missing:
+            paths[k] = _find(os.path.join(place, rows.texts[k].strip() + suffix), folder)  # noqa: PTH118
+        missing = [k for k in missing if paths[k] is None]
+        where = f" in {place}/" if place else ""
+        rows.notes.append(f"{rows.file.name}: images are found{where}{f' with {suffix} added' if suffix else ''}")
     if missing:
         first = missing[0]
+        text = rows.texts[first].strip()
         others = f" (nor do {len(missing) - 1} more of {len(rows.texts)})" if len(missing) > 1 else ""
         here = str(Path.cwd())
         where = f" in {folder}" if folder == here else f", neither in {folder} nor in {here}"
+        hint = "correct the path or remove the line"
+        parts = text.replace("\\", "/").split("/")
+        tails = ["/".join(parts[k:]) for k in range(1, len(parts))]
+        if re.match("[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+            hint = "it is an address, and a list names files: download the images first"
+        elif tail := next((tail for tail in tails if _find(tail, folder)), None):
+            hint = f"{tail} does exist: remove what comes before it from the paths"
         raise UserError(
-            f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}{where}; "
-            "correct the path or remove the line"
+            f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}{where}; {hint}"
         )
-    return found
+    return [path for path in paths if path is not None]
+
+
+def _rule(text: str, folder: str, stem: str) -> tuple[str, str] | None:
+    """(folder beside the list, suffix) with which a name that does not exist as written is a file."""
+    names = (stem, f"{stem}_images", *IMAGE_FOLDERS)
+    places = [name for name in dict.fromkeys(names) if os.path.isdir(os.path.join(folder, name))]  # noqa: PTH112, PTH118
+    for place in ("", *places):
+        for suffix in ("", *SUFFIXES):
+            if _find(os.path.join(place, text + suffix), folder):  # noqa: PTH118
+                return place, suffix
+    return None
 
 
 def _find(text: str, folder: str) -> str | None:
@@ -141,7 +165,9 @@ def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[
         names = {key: folders.get(str(key), str(key)) for key in keys}
         if named is not None:
             names = named[1]
-            by_folder = {folders[str(key)]: names[key] for key in set(keys) if str(key) in folders and key in names}
+            by_folder = {
+                folders[str(key)]: names[key] for key in sorted(set(keys)) if str(key) in folders and key in names
+            }
             refuse_swapped(named[0], by_folder, by_folder)
             used = {str(key): names[key] for key in sorted(set(keys)) if key in names}
             notes = naming_note(named[0], used, "by index")
@@ -179,7 +205,7 @@ def _mixed_kinds(parts: list[Rows], texts: list[str], numeric: list[bool], folde
 def folder_of_label(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
     """(label, path) of each row -> label to the folder of its images; empty unless that is one to one."""
     pairs = {(label, class_name(path.rsplit(os.sep, 2)[-2])) for label, path in rows}
-    folders = dict(pairs)
+    folders = dict(sorted(pairs))
     return folders if len(folders) == len(pairs) == len(set(folders.values())) and all(folders.values()) else {}
 
 

@@ -1,0 +1,142 @@
+"""What the columns of a CSV hold, by their names and values: path, label, split, or one column for each class."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from linnaeus.data.class_names import listed
+from linnaeus.data.table import SPLIT_NAMES
+from linnaeus.errors import UserError, did_you_mean
+
+PATH = ("filepath", "file", "filename", "image", "img", "imagepath", "imgpath", "imagename", "imagefile", "images")
+IDENTIFIER = ("imageid", "id", "imgid")  # names the image only where no other column does
+LABEL = ("class", "classname", "labels", "labelname", "category", "target", "species", "breed", "diagnosis")
+SPLIT = ("set", "subset", "partition", "phase", "usage", "fold", "kfold", "datasplit", "dataset", "stage", "mode")
+FLAGS = {
+    re.sub("[^a-z]", "", prefix + word): split
+    for split, words in {
+        "train": ("train", "training", "trainingimage"),
+        "valid": ("valid", "val", "validation"),
+        "test": ("test", "testing"),
+    }.items()
+    for word in words
+    for prefix in ("", "is_")
+}
+BOOLEANS = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True)
+BOOLEANS |= dict.fromkeys(("false", "f", "no", "n", "0", "0.0", ""), False)
+WORDS = SPLIT_NAMES | {"dev": "valid", "publictest": "valid", "privatetest": "test"}
+
+Row = tuple[int, dict[str, str]]
+"""The line number, from 1, and the cells by column."""
+
+
+def key(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def refuse_repeated(file: Path, columns: Sequence[str]) -> None:
+    """Raise UserError where two columns have the same name, since one would hide the other."""
+    repeated = [name for name, n in Counter(columns).items() if n > 1 and name]
+    if repeated:
+        places = [k for k, name in enumerate(columns, 1) if name == repeated[0]]
+        raise UserError(
+            f"{file}:1: columns {' and '.join(map(str, places))} are both called {repeated[0]!r}; rename or remove one"
+        )
+
+
+def find_column(file: Path, columns: Sequence[str], role: str) -> str | None:
+    """The column `path` or `label`, under this or a usual other name; None if there is none.
+
+    Raises UserError where several columns may be meant.
+    """
+    if role in columns:
+        return role
+    for known in (PATH, IDENTIFIER) if role == "path" else (LABEL,):
+        candidates = [name for name in columns if key(name) in known]
+        if len(candidates) > 1:
+            raise UserError(
+                f"{file}:1: no column {role!r}, and {listed(candidates)} may be it; rename one of them to {role}"
+            )
+        if candidates:
+            return candidates[0]
+    return None
+
+
+def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int, str] | None:
+    """Line -> class, where each of two or more `columns` says by 1 or 0 whether an image is of its class.
+
+    None if the columns hold anything else. Raises UserError for a row with several classes or none.
+    """
+    if len(columns) < 2 or not rows:
+        return None
+    if any(cells[name].strip().lower() not in BOOLEANS for _, cells in rows for name in columns):
+        return None
+    labels = {}
+    for line, cells in rows:
+        names = [name for name in columns if BOOLEANS[cells[name].strip().lower()]]
+        if len(names) != 1:
+            what = f"classes {listed(names)}" if names else "no class"
+            raise UserError(
+                f"{file}:{line}: the columns {listed(columns)} give this image {what}; exactly one class per image is "
+                "supported: correct the row, or write a column label with the class to learn"
+            )
+        labels[line] = names[0]
+    return labels
+
+
+def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The split of each row ("" where the file states none), and notes on the column that states it.
+
+    The column is `split`, or one whose values are names of splits, or flags such as `is_valid`. A column that is named
+    like a split but holds something else, such as the number of a fold, is not used, which a note says.
+    """
+    if "split" in columns:
+        return [_word(file, line, cells["split"]) for line, cells in rows], []
+    values = {name: {cells[name].strip().lower() for _, cells in rows} - {""} for name in columns if name}
+    flags = [name for name in values if key(name) in FLAGS and values[name] and values[name] <= BOOLEANS.keys()]
+    named = [name for name in values if key(name) in SPLIT and any(key(value) in WORDS for value in values[name])]
+    named += [name for name in values if name not in named and len(values[name]) > 1 and _all_words(values[name])]
+    if len(named) > 1 or (named and flags):
+        raise UserError(
+            f"{file}:1: columns {listed([*named, *flags])} all tell the split; rename the right one to split"
+        )
+    if named:
+        splits = [_word(file, line, cells[named[0]]) for line, cells in rows]
+    elif flags:
+        splits = [_flagged(file, line, {name: cells[name] for name in flags}) for line, cells in rows]
+    else:
+        unused = [name for name in values if key(name) in SPLIT and 1 < len(values[name]) < max(3, len(rows))]
+        return [""] * len(rows), [
+            f"{file.name}: column {name!r} ({listed(sorted(values[name]))}) is not used; to split by it, add a column "
+            "split with train, valid or test"
+            for name in unused
+        ]
+    counts = ", ".join(f"{n} {split or 'without'}" for split, n in Counter(splits).items())
+    return splits, [f"{file.name}: the split is that of column {listed(named or flags)}: {counts}"]
+
+
+def _all_words(values: set[str]) -> bool:
+    return all(key(value) in WORDS for value in values)
+
+
+def _word(file: Path, line: int, cell: str) -> str:
+    text = cell.strip()
+    if text and key(text) not in WORDS:
+        shown = repr(text[:120])
+        raise UserError(
+            f"{file}:{line}: split {shown} is none of train, valid, test{did_you_mean(key(text), WORDS)}; correct it"
+        )
+    return WORDS[key(text)] if text else ""
+
+
+def _flagged(file: Path, line: int, cells: dict[str, str]) -> str:
+    """The split of a row with flags; what no flag claims is train, or the first of test and valid without a flag."""
+    flags = {FLAGS[key(name)]: BOOLEANS[cell.strip().lower()] for name, cell in cells.items()}
+    claims = [split for split, flag in flags.items() if flag]
+    if len(claims) > 1:
+        raise UserError(f"{file}:{line}: {listed(list(cells))} put this image into {listed(claims)}; correct the row")
+    rest = next((split for split in ("train", "test", "valid") if split not in flags), "")
+    return claims[0] if claims else rest

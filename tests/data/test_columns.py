@@ -1,0 +1,73 @@
+"""Columns of a CSV under other names: used or refused, and always said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from linnaeus.data.sources import open_source
+from linnaeus.errors import UserError
+
+ROWS = ("images/a.jpg", "images/b.jpg", "images/c.jpg", "images/d.jpg")
+
+
+def write(root: Path, header: str, *cells: str, paths: tuple[str, ...] = ROWS) -> Path:
+    (root / "images").mkdir()
+    for name in ROWS:
+        (root / name).touch()
+    lines = [f"{path},{cell}" for path, cell in zip(paths, cells, strict=True)]
+    (root / "all.csv").write_text("\n".join([header, *lines]))
+    return root / "all.csv"
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "splits"),
+    [
+        ("is_valid", "False True False True", "train valid train valid"),
+        ("is_test", "0 1 0 0", "train test train train"),
+        ("Is_Train", "yes no yes yes", "train test train train"),
+        ("set", "training validation testing train", "train valid test train"),
+        ("Usage", "Training PublicTest PrivateTest Training", "train valid test train"),
+        ("whatever", "train dev train test", "train valid train test"),
+    ],
+)
+def test_a_split_under_another_name_is_used_and_said(tmp_path: Path, column: str, values: str, splits: str):
+    cells = [f"{'xy'[k % 2]},{value}" for k, value in enumerate(values.split())]
+    table = open_source(write(tmp_path, f"path,label,{column}", *cells), lenient=True)
+    assert table.split.tolist() == splits.split()
+    assert column.lower() in table.notes[0]
+
+
+def test_folds_are_not_used_and_that_is_said(tmp_path: Path):
+    table = open_source(write(tmp_path, "path,label,fold", "x,0", "y,1", "x,0", "y,1"))
+    assert set(table.split) == {""}
+    assert "column 'fold' ('0', '1') is not used" in table.notes[0]
+
+
+def test_two_columns_that_tell_the_split(tmp_path: Path):
+    with pytest.raises(UserError, match="columns 'set', 'is_valid' all tell the split"):
+        open_source(write(tmp_path, "path,label,set,is_valid", "x,train,0", "y,val,1", "x,train,0", "y,train,0"))
+
+
+def test_one_column_for_each_class(tmp_path: Path):
+    path = write(tmp_path, "image,rose,tulip", "1,0", "0.0,1.0", "1,0", "0,1", paths=("a", "b", "c", "d"))
+    table = open_source(path)
+    assert [table.classes[label] for label in table.labels] == ["rose", "tulip", "rose", "tulip"]
+    assert table.sample_id(0) == "images/a.jpg"  # an id without folder and suffix
+    assert "the columns 'rose', 'tulip', one for each class" in table.notes[1]
+    assert "images are found in images/ with .jpg added" in table.notes[2]
+    path.write_text("image,rose,tulip\na,1,1\nb,0,1\n")
+    with pytest.raises(UserError, match=r"all.csv:2: .* give this image classes 'rose', 'tulip'; exactly one class"):
+        open_source(path)
+
+
+def test_labels_under_another_name_and_the_separator_line_of_excel(tmp_path: Path):
+    path = write(tmp_path, "filename,species", *"xyxy")
+    path.write_bytes(("sep=;\r\n" + path.read_text().replace(",", ";") + ";;").encode("utf-16"))
+    table = open_source(path)
+    assert table.classes == ("x", "y")
+    assert "path is read from column 'filename'" in table.notes[0]
+    path.write_text("path,species,category\nimages/a.jpg,x,1\n")
+    with pytest.raises(UserError, match="'species', 'category' may be it; rename one of them to label"):
+        open_source(path)
