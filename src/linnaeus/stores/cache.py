@@ -2,7 +2,8 @@
 
 An entry is a folder `<kind>-<key>` of data files and a header. It is built in `<name>.partial` and renamed once it is
 complete, so no other process sees half an entry. Processes that need the same entry at once wait for each other. The
-header has its own checksum, and the length, time and checksum of every file, so damaged entries are not used.
+header has its own checksum, and the length, time and checksum of every file. A process compares each file with its
+checksum before the first use, since a failing disk may change bytes and keep the time: damaged entries are not used.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.files import FULL, acquire, crc32_of, explained, sync
 
@@ -58,12 +60,23 @@ class Cache:
         self.root = Path(root)
         self.budget = budget
 
-    def find(self, name: str) -> Entry | None:
-        """The entry, marked as used now; None where it is missing or damaged."""
+    def find(self, name: str, by_row: Collection[str] = ()) -> Entry | None:
+        """The entry, marked as used now; None where it is missing or damaged, which a warning says.
+
+        The files `by_row` are not read here unless their time differs: whoever reads their rows checks each.
+        """
         path = self.root / _checked(name)
         header = _read_header(path)
-        if header is None or not all(_is_intact(path / file, expected) for file, expected in header["files"].items()):
+        if header is None:
             return None
+        for file, expected in header["files"].items():
+            if not _is_intact(path / file, expected, file in by_row):
+                if (path / file).is_file():  # otherwise another process has removed it
+                    Console().warn(
+                        f"{path / file}: damaged on the disk; the store is not used, and built again if needed"
+                    )
+                    self._evict(Entry(name, path, 0, 0.0, {}))
+                return None
         with suppress(OSError):  # a shared cache may be read-only
             os.utime(path / HEADER)
         return Entry(name, path, _size(path), time.time(), header["about"])
@@ -114,6 +127,7 @@ class Cache:
                     checksum = crc32_of(file)
                 status = file.stat()
                 files[file.name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "crc32": checksum}
+                _seen.add(_state(status))  # nothing to compare with: it was written just now
         text = json.dumps({"format": FORMAT, "files": files, "about": dict(about)}, ensure_ascii=False)
         header = partial / HEADER
         header.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
@@ -247,13 +261,26 @@ def known_checksum(file: Path) -> int | None:
     return None if header is None or file.name not in header["files"] else int(header["files"][file.name]["crc32"])
 
 
-def _is_intact(file: Path, expected: dict[str, int]) -> bool:
-    """Whether a file is as it was committed: its content is read only if its time differs, as after a copy."""
+_seen: set[tuple[int, ...]] = set()
+"""The files whose content this process has compared with their checksums."""
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_intact(file: Path, expected: dict[str, int], by_row: bool) -> bool:
+    """Whether a file is as it was committed; `by_row`: its content is read only if its time differs, as in a copy."""
     try:
         status = file.stat()
         if status.st_size != expected["bytes"]:
             return False
-        return status.st_mtime_ns == expected["mtime_ns"] or crc32_of(file) == expected["crc32"]
+        if _state(status) in _seen or (by_row and status.st_mtime_ns == expected["mtime_ns"]):
+            return True
+        if crc32_of(file) != expected["crc32"]:
+            return False
+        _seen.add(_state(status))
+        return True
     except OSError:
         return False
 

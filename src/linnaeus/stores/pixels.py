@@ -14,12 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.console import Console
 from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
 from linnaeus.device import available_cores
 from linnaeus.stores.cache import Cache, Entry, OverBudgetError
 from linnaeus.stores.decoding import Decoding, ImageSource, Progress, Row, select, with_channels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
-from linnaeus.stores.rows import ROWS, Index, RowWriter, map_rows, read_index, write_index
+from linnaeus.stores.rows import (
+    ROWS,
+    DamagedRowError,
+    Index,
+    RowGuard,
+    RowWriter,
+    map_rows,
+    read_index,
+    rewrite,
+    write_index,
+)
 
 __all__ = ["PixelStore", "StreamedRows", "build_pixels"]
 
@@ -81,10 +92,14 @@ class _EarlierStore:
         position = int(self.positions[k])
         if position < 0:
             return None
-        reason = self.store.failed.get(position)
-        return self.store.read(position) if reason is None else UnreadableError("", reason)
+        if (reason := self.store.failed.get(position)) is not None:
+            return UnreadableError("", reason)
+        try:
+            return self.store.read(position)
+        except DamagedRowError:
+            return None
 
-    def view(self, more_failed: dict[int, str]) -> PixelStore:
+    def view(self, more_failed: dict[int, str], decoding: Decoding) -> PixelStore:
         """A store of the wanted rows on the same file. `more_failed` names the rows that it lacks."""
         store, present = self.store, np.flatnonzero(self.positions >= 0)
         positions = self.positions[present]
@@ -94,7 +109,13 @@ class _EarlierStore:
         if store.failed:
             pairs = zip(present.tolist(), positions.tolist(), strict=True)
             failed |= {k: store.failed[position] for k, position in pairs if position in store.failed}
-        return PixelStore(store.data, offsets, shapes, store.channels, dict(sorted(failed.items())), store.path)
+        guard = None
+        if store.guard is not None:
+            before, after = np.zeros(len(self.positions), np.uint32), np.zeros(len(self.positions), np.uint32)
+            before[present], after[present] = store.guard.before[positions], store.guard.after[positions]
+            guard = RowGuard(before, after)
+        failed = dict(sorted(failed.items()))
+        return _restoring(PixelStore(store.data, offsets, shapes, store.channels, failed, store.path, guard), decoding)
 
 
 def _find(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> PixelStore | None:
@@ -108,7 +129,7 @@ def _find(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
     # In the store of this very name only images are missing that failed for a temporary reason: try them again.
     retried = {int(k): decoding.load(int(k)) for k in missing}
     failed = {k: error.reason for k, error in retried.items() if isinstance(error, UnreadableError)}
-    return earlier.view(failed) if len(failed) == len(missing) else None
+    return earlier.view(failed, decoding) if len(failed) == len(missing) else None
 
 
 def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> _EarlierStore | None:
@@ -118,12 +139,14 @@ def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
         if entry.about.get("form") != _form(decoding.spec):
             continue
         try:
-            positions = lookup(read_index(entry.path).signatures, signatures)
+            index = read_index(entry.path)
+            positions = lookup(index.signatures, signatures)
             count = len(positions) if entry.name == name else int((positions >= 0).sum())
-            if count > most and cache.find(entry.name) is not None:
+            by_row = () if index.checksums is None else (ROWS,)
+            if count > most and cache.find(entry.name, by_row) is not None:
                 best, most = _EarlierStore(_open(entry, decoding.spec), positions, entry.name), count
-        except (OSError, ValueError):
-            continue  # damaged, or removed meanwhile
+        except Exception:  # removed meanwhile, or damaged: NumPy evaluates the header of a file
+            cache.find(entry.name, (ROWS,))  # says so
         if most == len(signatures):
             break
     return best
@@ -132,8 +155,26 @@ def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
 def _open(entry: Entry, spec: RowSpec) -> PixelStore:
     index = read_index(entry.path)
     data = map_rows(entry.path)
-    path = entry.path / ROWS
-    return PixelStore(data, index.offsets(spec.channels), index.shapes, spec.channels, index.failed, path)
+    path, guard = entry.path / ROWS, RowGuard.of(index)
+    return PixelStore(data, index.offsets(spec.channels), index.shapes, spec.channels, index.failed, path, guard)
+
+
+def _restoring(store: PixelStore, decoding: Decoding) -> PixelStore:
+    """The store, whose damaged rows are decoded again, written back and named; row k is image k of `decoding`."""
+    path, guard = store.path, store.guard
+    if guard is None or path is None:
+        return store
+
+    def restore(k: int) -> np.ndarray | None:
+        row = decoding.load(k)
+        if isinstance(row, UnreadableError) or not guard.matches(k, row):
+            return None
+        Console().warn(f"{path}: row {k} was damaged on the disk; its image was decoded again")
+        rewrite(path, int(store.offsets[k]), row)
+        return row
+
+    guard.restore = restore
+    return store
 
 
 def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> PixelStore:
@@ -152,7 +193,7 @@ def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) 
             checksums = writer.finish()
             write_index(folder, writer.index(signatures))
         entry = cache.commit(name, {"form": _form(decoding.spec), "rows": len(signatures)}, checksums)
-    return _open(entry, decoding.spec)
+    return _restoring(_open(entry, decoding.spec), decoding)
 
 
 def _stream(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str, hash_content: bool) -> StreamedRows:

@@ -13,7 +13,7 @@ import numpy as np
 from linnaeus.data.decode import UnreadableError, load_row
 from linnaeus.stores.cache import known_checksum
 from linnaeus.stores.decoding import Decoding
-from linnaeus.stores.rows import open_reader
+from linnaeus.stores.rows import RowGuard, open_reader
 
 
 class PixelStore:
@@ -41,10 +41,11 @@ class PixelStore:
         channels: int,
         failed: dict[int, str] | None = None,
         path: Path | None = None,
+        guard: RowGuard | None = None,
     ):
         self.data, self.offsets, self.shapes, self.channels = data, offsets, shapes, channels
         self.failed = failed or {}
-        self.path = path
+        self.path, self.guard = path, guard
         self.uniform = _uniform_shape(shapes)
         self._reader = open_reader(path)
 
@@ -88,19 +89,21 @@ class PixelStore:
         """(N, H, W, C) uint8, zero-padded right and below to the largest row, and (N, 2) int32 shapes."""
         indices = np.asarray(indices, dtype=np.int64)
         shapes = _readable_shapes(self, indices)
-        if self.uniform is not None and self._reader is None:
+        if self.uniform is not None and self._reader is None and self.guard is None:
             row_bytes = self.uniform[0] * self.uniform[1] * self.channels
             grid = self.data[: len(self.data) // row_bytes * row_bytes].reshape(-1, *self.uniform, self.channels)
             return grid[self.offsets[indices] // row_bytes], shapes
         return _pad(map(self.read, indices), shapes, self.channels), shapes
 
     def read(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8: a copy, read without mapping the file's pages into this process."""
+        """(h, w, C) uint8: a copy, read without mapping the file's pages into this process, and compared with its
+        checksum. Raises DamagedRowError."""
         if self._reader is None:
-            return self.row(i)
-        row = np.empty((*self.shapes[i], self.channels), np.uint8)
-        self._reader.read(row, int(self.offsets[i]))
-        return row
+            row = self.row(i)
+        else:
+            row = np.empty((*self.shapes[i], self.channels), np.uint8)
+            self._reader.read(row, int(self.offsets[i]))
+        return row if self.guard is None else self.guard.checked(i, row, self.path)
 
 
 class StreamedRows:

@@ -1,8 +1,9 @@
 """The disk format of stores: rows in one file, appended with a journal while the store is built, then an index.
 
 While a store is built: `rows.bin`, `journal.bin` (16 bytes a row: height, width, CRC-32 of all rows so far, CRC-32 of
-these three) and `reasons.jsonl` for images that cannot be read. A finished pixel store has `rows.bin`, `index.npy` and
-`failed.json`; a finished activation store has `rows.bin` alone, and appends a chunk of its rows as one row.
+these three) and `reasons.jsonl` for images that cannot be read. A finished pixel store has `rows.bin`, `index.npy`,
+`failed.json` and `checksums.npy`, which earlier versions did not write; a finished activation store has `rows.bin`
+alone, and appends a chunk of its rows as one row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import struct
 import zlib
 from array import array
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +23,12 @@ from typing import BinaryIO
 import numpy as np
 
 from linnaeus.data.decode import UnreadableError
+from linnaeus.errors import JobError
 
 ROWS = "rows.bin"
 INDEX = "index.npy"
 FAILED = "failed.json"
+CHECKSUMS = "checksums.npy"
 JOURNAL = "journal.bin"
 _REASONS = "reasons.jsonl"
 _RECORD = struct.Struct("<iiII")
@@ -42,6 +47,8 @@ class Index:
     """(n,) uint64"""
     failed: dict[int, str]
     """row -> why the image could not be read"""
+    checksums: np.ndarray | None = None
+    """(n,) uint32: CRC-32 of all rows up to and including each; None in stores of earlier versions"""
 
     def offsets(self, channels: int) -> np.ndarray:
         """(n,) int64: the byte at which each row starts."""
@@ -60,6 +67,7 @@ class RowWriter:
         self.temporary: set[int] = set()
         """Failed rows whose reason may go away, such as a network file system that does not answer."""
         self._sizes = array("i")  # height, width, height, width, ...
+        self._checksums = array("I")
         for name in (ROWS, JOURNAL, _REASONS):
             (folder / name).touch()
         self._rows = (folder / ROWS).open("r+b")
@@ -98,6 +106,7 @@ class RowWriter:
             self.bytes += len(flat)
             _write(self._rows, flat)
         self._sizes.extend((height, width))
+        self._checksums.append(self.crc32)
         head = struct.pack("<iiI", height, width, checksum)
         # The record comes last: a process that is killed before it leaves a row that the next build cuts off.
         _write(self._journal, head + struct.pack("<I", zlib.crc32(head)))
@@ -106,7 +115,7 @@ class RowWriter:
         """The index of the rows, given the (n,) uint64 signatures of their images."""
         known = signatures.copy()
         known[list(self.temporary)] = 0
-        return Index(self.shapes, known, self.failed)
+        return Index(self.shapes, known, self.failed, np.array(self._checksums, np.uint32))
 
     def finish(self) -> dict[str, int]:
         """Close the files and remove the journal. Returns the CRC-32 of the rows, by file name."""
@@ -138,6 +147,7 @@ class RowWriter:
                 self.crc32 = checksum
                 self.bytes += len(row)
             self._sizes.extend((height, width))
+            self._checksums.append(self.crc32)
         sound_lengths = (
             (self._rows, self.bytes),
             (self._journal, self.done * _RECORD.size),
@@ -156,6 +166,8 @@ def write_index(folder: Path, index: Index) -> None:
     table = np.empty(len(index.shapes), INDEX_DTYPE)
     table["height"], table["width"], table["signature"] = index.shapes[:, 0], index.shapes[:, 1], index.signatures
     save_array(folder / INDEX, table)
+    if index.checksums is not None:
+        save_array(folder / CHECKSUMS, index.checksums)
     (folder / FAILED).write_text(json.dumps(index.failed, ensure_ascii=False), encoding="utf-8")
 
 
@@ -175,7 +187,63 @@ def read_index(folder: Path) -> Index:
         raise ValueError(f"{folder / INDEX}: {table.dtype}")
     shapes = np.stack([table["height"], table["width"]], axis=1).astype(np.int32)
     failed = json.loads((folder / FAILED).read_text(encoding="utf-8"))
-    return Index(shapes, table["signature"].astype(np.uint64), {int(row): reason for row, reason in failed.items()})
+    checksums = np.load(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else None
+    if checksums is not None and (checksums.dtype != np.uint32 or checksums.shape != (len(shapes),)):
+        raise ValueError(f"{folder / CHECKSUMS}: {checksums.dtype} {checksums.shape}")
+    known = {int(row): reason for row, reason in failed.items()}
+    return Index(shapes, table["signature"].astype(np.uint64), known, checksums)
+
+
+class DamagedRowError(JobError):
+    """A row on the disk is not the one that was written, and cannot be made again."""
+
+
+class RowGuard:
+    """Compares each row with its checksum when it is first read: a disk may change bytes and keep a file's time."""
+
+    def __init__(
+        self, before: np.ndarray, after: np.ndarray, restore: Callable[[int], np.ndarray | None] | None = None
+    ):
+        """CRC-32 of all rows before and up to each row, (n,) uint32. `restore` makes a row again from its image."""
+        self.before, self.after, self.restore = before, after, restore
+        self._sound = np.zeros(len(after), bool)
+
+    @classmethod
+    def of(cls, index: Index) -> RowGuard | None:
+        """The guard of a whole store; None without checksums."""
+        if index.checksums is None:
+            return None
+        return cls(
+            np.concatenate([np.zeros(1, np.uint32), index.checksums[:-1]])[: len(index.checksums)], index.checksums
+        )
+
+    def matches(self, i: int, row: np.ndarray) -> bool:
+        """Whether row i is the one that was written."""
+        return zlib.crc32(np.ascontiguousarray(row).reshape(-1).data, int(self.before[i])) == int(self.after[i])
+
+    def checked(self, i: int, row: np.ndarray, path: Path | None) -> np.ndarray:
+        """The row, or where it is damaged the one that `restore` makes. Raises DamagedRowError without one."""
+        if not self._sound[i]:
+            if not self.matches(i, row):
+                again = None if self.restore is None else self.restore(i)
+                if again is None or not self.matches(i, again):
+                    raise DamagedRowError(
+                        f"{path}: row {i} was damaged on the disk, and its image no longer gives the same pixels; "
+                        "remove the store with `linnaeus data cache --clear` and start again"
+                    )
+                row = again
+            self._sound[i] = True
+        return row
+
+
+def rewrite(path: Path, offset: int, row: np.ndarray) -> None:
+    """Put a row back where it was, and keep the file's time, by which the cache knows it. A shared cache may refuse."""
+    with suppress(OSError):
+        status = path.stat()
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(np.ascontiguousarray(row).reshape(-1).data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def map_rows(folder: Path) -> np.ndarray:
