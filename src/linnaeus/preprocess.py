@@ -42,6 +42,8 @@ class Preprocessing:
     """Mean subtracted from each channel, on the scale [0, 1]."""
     std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation that divides each channel, on the scale [0, 1]."""
+    bits: int = 16
+    """Used bits of 16-bit gray images, as measured on the training images; larger values are clipped."""
 
     def __post_init__(self) -> None:
         numbers = (self.resize, self.size, self.channels)
@@ -62,7 +64,7 @@ class Preprocessing:
     @property
     def row_spec(self) -> RowSpec:
         """The part that decoding does: what a row of the pixel store is."""
-        return RowSpec(self.resize, self.fit, self.interpolation, self.channels)
+        return RowSpec(self.resize, self.fit, self.interpolation, self.channels, self.bits)
 
     def load(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
         """Image -> (size, size, channels) uint8. Raises UserError where it is no image."""
@@ -87,8 +89,9 @@ class Preprocessing:
         return self.normalise(self.crop(rows, shapes, shift))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as the model file holds it."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain data, as the model file holds it; without `bits` if 16, as in older versions."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return values if self.bits != 16 else {key: value for key, value in values.items() if key != "bits"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:

@@ -136,7 +136,7 @@ def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarr
     """An image, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError."""
     if isinstance(source, np.ndarray):
         return fit_row(source, spec)
-    return pixels(resize(_load(source, spec.channels, math.ceil(_HEADROOM * spec.size)), spec))
+    return pixels(resize(_load(source, spec.channels, math.ceil(_HEADROOM * spec.size), spec.bits), spec))
 
 
 def read_header(source: str | Path | bytes) -> Header | None:
@@ -154,7 +154,7 @@ def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
     return None if header is None else (header.height, header.width)
 
 
-def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> Upright:
+def _load(source: str | Path | bytes, channels: int, short_side: int | None, bits: int = 16) -> Upright:
     """An upright image of mode RGB or L. A JPEG may be decoded smaller, its short side being at least `short_side`."""
     name = "image" if isinstance(source, bytes) else os.fspath(source)
     try:
@@ -175,7 +175,7 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None) -> 
                 orientation = _orientation(image)
                 if image.format == "TIFF":  # Pillow rotates TIFF while loading
                     size, box = image.size, (0, 0, *image.size)
-                upright = _turn(with_channels(flatten(image), channels), size, box, orientation)
+                upright = _turn(with_channels(flatten(image, bits), channels), size, box, orientation)
                 return replace(upright, format=image.format or "")
     except UnreadableError:
         raise

@@ -30,6 +30,8 @@ class RowSpec:
     fit: str = "crop"
     interpolation: str = "bilinear"
     channels: int = 3
+    bits: int = 16
+    """Used bits of 16-bit gray images, 8 to 16."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -38,8 +40,15 @@ class RowSpec:
             raise UserError(f"fit = {self.fit!r}: one of {', '.join(FITS)}")
         if self.interpolation not in RESAMPLING:
             raise UserError(f"interpolation = {self.interpolation!r}: one of {', '.join(RESAMPLING)}")
+        if not 8 <= self.bits <= 16:
+            raise UserError(f"bits = {self.bits!r}: 8 to 16")
         if self.channels not in (1, 3):
             raise UserError(f"channels = {self.channels!r}: 1 (gray) or 3 (RGB)")
+
+    def key(self) -> tuple[int | str, ...]:
+        """What distinguishes stores. 16 bits are left out, as in the stores of versions without `bits`."""
+        key = (self.size, self.fit, self.interpolation, self.channels)
+        return key if self.bits == 16 else (*key, self.bits)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class Pixels(Entry):
     channels: Channels
     mean: list[Mean]
     std: list[Deviation]
+    bits: Annotated[int, Field(ge=8, le=16)] = 16
 
 
 class SplitFigures(Open):

@@ -91,6 +91,8 @@ class Data(Strict):
     """Source of mean and standard deviation: the weights, ImageNet, the training pixels, or `none` for [0, 1]."""
     channels: Literal["auto", 1, 3] = "auto"
     """1 for gray, 3 for color; `auto`: as the images are."""
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """Used bits of 16-bit gray images: 12 makes 4095 white. Without it, they are measured on the training images."""
     train: str | None = None
     """List file of the training images, such as `trainda.txt`, if it does not have the usual name."""
     valid: str | None = None

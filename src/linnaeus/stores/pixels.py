@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def build_pixels(
     if cache is None:
         return _in_memory(decoding)
     signatures = decoding.signatures(hash_content)
-    key = hashlib.sha256(f"{DECODE_VERSION} {astuple(spec)}".encode() + signatures.tobytes()).hexdigest()[:32]
+    key = hashlib.sha256(f"{DECODE_VERSION} {spec.key()}".encode() + signatures.tobytes()).hexdigest()[:32]
     name = f"pixels-{key}"
     if table.members is None and (store := _find(cache, decoding, signatures, name)) is not None:
         return store
@@ -243,7 +243,7 @@ def _in_memory(decoding: Decoding) -> PixelStore:
 
 def _form(spec: RowSpec) -> list[Any]:
     """The form of a row, equal for stores that can share rows; a list, since it is compared with JSON."""
-    return ["pixels", DECODE_VERSION, *astuple(spec)]
+    return ["pixels", DECODE_VERSION, *spec.key()]
 
 
 def lookup(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -118,4 +118,4 @@ def preprocessing_of(recipe: Recipe, channels: int, weights: Normalization | Non
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     if len(mean) != channels:  # color statistics for gray images: their mean over the channels is close enough
         mean, std = (float(np.mean(mean)),) * channels, (float(np.mean(std)),) * channels
-    return Preprocessing(data.resize, data.size, data.fit, data.interpolation, channels, mean, std)
+    return Preprocessing(data.resize, data.size, data.fit, data.interpolation, channels, mean, std, data.bits or 16)

@@ -14,6 +14,7 @@ from torch import nn
 
 from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
+from linnaeus.data.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
@@ -95,6 +96,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     request, recipe = plan.request, plan.recipe
     with engine.propagate_errors():
         table = open_split(plan.table, recipe, console)
+        recipe = _with_bits(request, recipe, table, console)
         refuse_inside(request.out or Path("runs"), table)
         # Made absolute before the run folder exists, since that may have the name of a known source.
         identity = identify(recipe, table, engine.environment(), absolute_source(table.source))
@@ -121,6 +123,23 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     return Prepared(
         recipe, table, network, preprocessing, samples, len(unreadable), inspection, identity, folder, engine, console
     )
+
+
+def _with_bits(request: Request, recipe: Recipe, table: Table, console: Console) -> Recipe:
+    """The recipe with the used bits of 16-bit gray images, measured once: a resumed run keeps those of its start."""
+    if recipe.data.bits is not None:
+        return recipe
+    earlier = Identity.read(request.out / CHECKPOINT) if request.continues and request.out else None
+    if earlier is not None:
+        bits = earlier.recipe.get("data", {}).get("bits")
+    else:
+        bits = used_bits(table, table.where("train"))
+        if bits is not None:
+            console.warn(
+                f"the 16-bit training images use {bits} bits: {2**bits - 1} becomes white, in every later use of the "
+                f"model too (data.bits = {bits}; --set data.bits=16 for the whole range)"
+            )
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"bits": bits})})
 
 
 def _completed(request: Request) -> tuple[str | Path, Path | None, str | Recipe | None]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from linnaeus.console import Console
-from linnaeus.data.decode import RowSpec
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
@@ -27,9 +26,7 @@ def load_samples(
     samples: dict[str, Samples] = {}
     unreadable: list[tuple[str, str]] = []
     evaluation = preprocessing.row_spec
-    training = RowSpec(
-        recipe.data.train_resize or evaluation.size, evaluation.fit, evaluation.interpolation, evaluation.channels
-    )
+    training = replace(evaluation, size=recipe.data.train_resize or evaluation.size)
     for split in SPLITS:
         indices = table.where(split)
         if not len(indices):
