@@ -155,3 +155,57 @@ def test_translations_and_page_have_the_same_keys(web: Client):
     inserted_by_the_template = {"title", "noscript"}
     names_of_splits = {"train", "valid", "test"}
     assert keys - set(re.findall(r"""["'](\w+)["']""", sources)) <= inserted_by_the_template | names_of_splits
+
+
+CROSS = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Origin": "https://evil.example"}
+LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "accepted"),
+    [
+        ("POST", "/predict", {}, True),
+        ("POST", "/predict", {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxied.example"}, True),
+        ("POST", "/predict", {"Sec-Fetch-Site": "none"}, True),
+        ("POST", "/predict", {"Origin": "http://testserver"}, True),
+        ("POST", "/predict", {"Origin": "https://testserver", "Host": "testserver:443"}, True),
+        ("POST", "/predict", CROSS, False),
+        ("POST", "/predict", {"Sec-Fetch-Site": "same-site"}, False),
+        ("POST", "/predict", {"Origin": "http://testserver:81"}, False),
+        ("POST", "/predict", {"Origin": "null"}, False),
+        ("POST", "/predict", {"Origin": "http://["}, False),
+        ("POST", "/predict", {**LINK, "Origin": "null"}, False),
+        ("POST", "/login", CROSS, False),
+        ("GET", "/model", CROSS, False),
+        ("GET", "/docs", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, False),
+        ("OPTIONS", "/predict", {**CROSS, "Access-Control-Request-Method": "POST"}, False),
+        ("GET", "/", LINK, True),
+    ],
+)
+def test_pages_of_other_origins_cannot_make_the_server_work(
+    web: Client, method: str, path: str, headers: dict[str, str], accepted: bool
+):
+    response = web.request(method, path, content=png() if method == "POST" else None, headers={**OCTETS, **headers})
+    if accepted:
+        assert response.status_code == 200
+    else:
+        assert response.status_code == 403
+        assert "--allow-origin" in error(response)
+
+
+def test_allowed_origins_can_use_the_api_from_a_browser(classifier: Classifier):
+    page = {**CROSS, "Origin": "https://Shop.example"}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    with client(classifier, origins=frozenset({"https://shop.example"}), token="geheim") as web:
+        own = {**CROSS, "Origin": "https://shop.example"}
+        preflight = web.options("/predict", headers={**own, **asks})
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
+        bearer = {**OCTETS, "Authorization": "Bearer geheim"}
+        response = web.post("/predict", content=png(), headers={**own, **bearer})
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, own["Origin"])
+        assert web.post("/predict", content=png(), headers={**own, **OCTETS}).status_code == 401
+        assert web.post("/predict", content=png(), headers={**CROSS, **bearer}).status_code == 403
+        assert web.post("/predict", content=png(), headers={**page, **bearer}).status_code == 200
+    with client(classifier, origins=frozenset({"*"})) as web:
+        assert web.post("/predict", content=png(), headers={**CROSS, **OCTETS}).status_code == 200

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
+import random
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
-from served import Client, ThreadServer, error, png
+from served import Client, ProcessServer, ThreadServer, error, png, wait_until
 
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.json_body import LONG, JsonBody, MalformedError
 from linnaeus.serve.limits import Limits
+from linnaeus.serve.repeated_errors import OneTraceback
 
 JSON = {"Content-Type": "application/json"}
 MIB = 1 << 20
@@ -146,3 +152,61 @@ def test_ordinary_chunks_and_upgrades_are_accepted(server: ThreadServer):
     assert (
         b"200 OK" in exchange(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-1,2-3\r\n\r\n")[:20]
     )
+
+
+def test_responses_that_nobody_reads_are_bounded(classifier: Classifier):
+    report = "x" * (16 << 20)
+    request = b"GET /report HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with ThreadServer(classifier, Limits(unread_responses=3), report=report) as server:
+        readers = []
+        for _ in range(8):
+            readers.append(socket.create_connection((server.host, server.port)))
+            readers[-1].sendall(request)
+        connections: set[Any] = server.server.server_state.connections
+        wait_until(lambda: sum(c.flow.write_paused for c in connections) == 3)
+        unread = [c.transport.get_write_buffer_size() for c in connections]
+        assert max(unread) < MIB, "of 16 MiB, only what is being written is copied"
+        assert server.predict(png()).status_code == 200
+        for reader in readers:
+            reader.close()
+
+
+def test_garbage_writes_nothing_to_the_log(model: Path):
+    part = b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
+    form = START + b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n" % len(part) + part
+    chunked = START + b"Transfer-Encoding: chunked\r\n\r\n"
+    health = chunked.replace(b"POST /predict", b"GET /health")
+    bad = [chunked + b"x\r\n", chunked + b"3\r\nabcd\r\n0\r\n\r\n", health + b"-\r\n"]
+    rng = random.Random(0)
+    for _ in range(300):
+        data = bytearray(rng.choice([form, chunked + b"3\r\nabc\r\n0\r\n\r\n", form + form]))
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.randrange(len(data))
+            data[at : at + rng.choice((0, 1, 5))] = rng.randbytes(rng.choice((0, 1, 3)))
+        bad.append(bytes(data))
+    with ProcessServer(model) as server:
+        for garbage in [*bad, b"\x16\x03\x01\x02\x00" + bytes(300), b"\r\n" * 3000]:
+            with socket.create_connection((server.host, server.port), timeout=5) as connection, suppress(OSError):
+                connection.sendall(garbage)
+                if rng.random() < 0.5:
+                    connection.recv(100)
+        assert server.predict(png()).status_code == 200
+        server.stop()
+    log = "".join(server.output)
+    assert "Traceback" not in log
+    assert len(log.splitlines()) < 10, log
+
+
+def test_an_error_that_happens_again_is_one_line(capsys: pytest.CaptureFixture[str]):
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(OneTraceback())
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    for text in ("a\n", "50 %", "c"):
+        try:
+            raise ValueError(text)
+        except ValueError as problem:
+            logger.error("failed %s\n", text, exc_info=problem)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("Traceback" in line for line in lines) == 1
+    assert lines[-2:] == ["failed 50 %: ValueError again", "failed c: ValueError again"]

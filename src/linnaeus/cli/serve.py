@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,13 @@ MIB = 1 << 20
     "--token", metavar="TOKEN", envvar="LINNAEUS_TOKEN", help="Token that clients must present.  [env: LINNAEUS_TOKEN]"
 )
 @click.option("--allow-host", "hosts", metavar="NAME", multiple=True, help="Accepted Host header. Repeatable.")
+@click.option(
+    "--allow-origin",
+    "origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Origin whose pages may use the API, such as https://example.com; * for any. Repeatable.",
+)
 @click.option("--like", metavar="SOURCE|none", help="Training images to compare with.  [default: those of the run]")
 @click.option(
     "--max-mb",
@@ -97,6 +105,7 @@ def serve(
     port: int,
     token: str | None,
     hosts: tuple[str, ...],
+    origins: tuple[str, ...],
     like: str | None,
     max_mb: int,
     max_images: int,
@@ -113,7 +122,7 @@ def serve(
     multipart/form-data, as the bytes of one image, or as base64 in JSON; /docs describes the API. Only this machine can
     connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
     """
-    _check_options(token, max_images, queue)
+    _check_options(token, max_images, queue, origins)
     try:
         from linnaeus.serve.access import is_loopback
         from linnaeus.serve.app import Settings
@@ -124,33 +133,36 @@ def serve(
     console = make_console(sys.stderr)
     if token is None and not is_loopback(host):
         console.warn(f"--host {host}: anyone who can reach this machine can use the model; set --token to prevent that")
-    pixels = None if max_megapixels is None else int(max_megapixels * 1e6)
-    upload_bytes = max(256, 4 * max_mb) * MIB
     limits = Limits(
         request_bytes=max_mb * MIB,
         images=max_images,
-        pixels=pixels,
+        pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
         queue=queue,
         explanations=max(Limits.explanations, max_images),
-        total_bytes=upload_bytes,
+        total_bytes=max(256, 4 * max_mb) * MIB,
         batch=batch,
         body_seconds=body_seconds,
     )
     service = _load_service(model, device, code, limits, console)
     folder = service.classifier.path.parent
     allowed = frozenset(name.lower() for name in hosts) if hosts or is_loopback(host) else None
-    settings = Settings(_model_name(Path(model)), token, allowed, _read_report(folder))
+    pages = frozenset(origin.lower().rstrip("/") for origin in origins)
+    settings = Settings(_model_name(Path(model)), token, allowed, pages, _read_report(folder))
     run_server(service, settings, host, port, console, _training_source(folder, like))
 
 
-def _check_options(token: str | None, max_images: int, queue: int) -> None:
-    """Raise UserError for a token that a header cannot carry, and for a queue that a single request would overfill."""
+def _check_options(token: str | None, max_images: int, queue: int, origins: tuple[str, ...]) -> None:
+    """Raise UserError for a token that a header cannot carry, a queue that a single request would overfill, and for
+    origins that no browser sends."""
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         raise UserError(
             "--token: must be printable ASCII without leading or trailing spaces; omit --token to serve without one"
         )
     if max_images > queue:
         raise UserError(f"--max-images {max_images}: exceeds --queue {queue}, so a full request could never be served")
+    for origin in origins:
+        if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+/?", origin, re.IGNORECASE) is None:
+            raise UserError(f"--allow-origin {origin}: must have the form https://example.com, without a path")
 
 
 def _load_service(model: str, device: str, code: str | None, limits: Limits, console: Console) -> Service:

@@ -6,16 +6,18 @@ import hmac
 import ipaddress
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from time import perf_counter
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linnaeus.serve.metrics import Metrics
+from linnaeus.serve.origins import is_foreign
 from linnaeus.serve.pages import STATIC
 
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json", *(f"/{name}" for name in STATIC)})
@@ -36,6 +38,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 COOKIE = "linnaeus"
+PART = 64 << 10  # bytes of a response that are written at once
 
 
 @dataclass
@@ -78,6 +81,7 @@ def is_loopback(host: str) -> bool:
 class AccessControl:
     """The outermost ASGI layer: rejects requests, adds security headers, counts requests.
 
+    `origins`: origins of other servers whose pages may send requests, in lower case, or `*`.
     `hosts`: accepted names in the Host header besides loopback addresses; None accepts any name. A server on the
     loopback interface must reject other names, or any web page could reach it through the browser of its user (DNS
     rebinding). Starlette's TrustedHostMiddleware accepts no address ranges and does not answer in JSON.
@@ -90,9 +94,11 @@ class AccessControl:
         metrics: Metrics,
         routes: Iterable[str],
         hosts: frozenset[str] | None,
+        origins: frozenset[str] = frozenset(),
     ):
-        self.app, self.credentials, self.metrics = app, credentials, metrics
-        self.routes, self.hosts = frozenset(routes), hosts
+        self.credentials, self.metrics = credentials, metrics
+        self.routes, self.hosts, self.origins = frozenset(routes), hosts, origins
+        self.app = _with_cors(app, origins) if origins else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,11 +113,12 @@ class AccessControl:
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
-            await send(message)
+            for part in _parts(message):
+                await send(part)
 
         path = scope["path"]
         try:
-            refusal = self._refusal(path, Headers(scope=scope))
+            refusal = self._refusal(scope["method"], path, Headers(scope=scope))
             await (refusal or self.app)(scope, receive, send_with_headers)
         finally:
             # Unknown paths share one label, or a scanner would create a time series per address it tries.
@@ -119,10 +126,14 @@ class AccessControl:
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(perf_counter() - started)
 
-    def _refusal(self, path: str, headers: Headers) -> Response | None:
+    def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
         """The response to a request that is not allowed; None if it is."""
         if not self._accepts_host(headers.get("host", "")):
             return error_response(421, "unknown Host header; start the server with --allow-host NAME to accept it")
+        if is_foreign(method, headers, self.origins):
+            return error_response(403, "a page of another origin sent this; --allow-origin ORIGIN accepts its requests")
+        if method == "OPTIONS" and self.origins:
+            return None  # browsers ask without a token whether they may send one
         if path not in PUBLIC_PATHS and not self.credentials.accepts(headers):
             return error_response(401, _missing_token(headers), {"WWW-Authenticate": "Bearer"})
         return None
@@ -130,6 +141,20 @@ class AccessControl:
     def _accepts_host(self, host: str) -> bool:
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         return self.hosts is None or name.lower() in self.hosts or is_loopback(name)
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """The message, with a long body in several: a client that does not read must not make uvicorn copy all of it."""
+    body = message.get("body", b"")
+    last = max(len(body) - 1, 0) // PART * PART
+    for start in range(0, last, PART):
+        yield {**message, "body": body[start : start + PART], "more_body": True}
+    yield {**message, "body": body[last:]} if last else message
+
+
+def _with_cors(app: ASGIApp, origins: frozenset[str]) -> ASGIApp:
+    headers = ["Authorization", "Content-Type"]
+    return CORSMiddleware(app, allow_origins=sorted(origins), allow_methods=["GET", "POST"], allow_headers=headers)
 
 
 def _missing_token(headers: Headers) -> str:

@@ -27,15 +27,19 @@ class Admission:
     def full(self) -> bool:
         return self.in_progress >= self.capacity
 
-    @contextmanager
-    def admit(self, n: int, client: str = "") -> Iterator[None]:
-        """Accept n images of a client. Raises RefusedError (503) if there is no room for them."""
+    def check(self, n: int, client: str = "") -> None:
+        """Raise RefusedError (503) if there is no room for n images of a client."""
         share = self.capacity // 8
         room = self.capacity - share * (n > 1) - share * (self._held[client] >= 2 * share)
         if (self.in_progress + n > room and self.in_progress > 0) or n > self.capacity:
             seconds = round(self.in_progress * self.seconds_per_image)
             reason = f"busy: {self.in_progress} {self._work}, and the limit is {self.capacity}"
             raise RefusedError(503, reason, retry_after=min(max(seconds, 1), 60))
+
+    @contextmanager
+    def admit(self, n: int, client: str = "") -> Iterator[None]:
+        """Accept n images of a client. Raises RefusedError (503) if there is no room for them."""
+        self.check(n, client)
         self.in_progress += n
         self._held[client] += n
         try:

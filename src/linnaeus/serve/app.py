@@ -38,6 +38,8 @@ class Settings:
     token: str | None = None
     hosts: frozenset[str] | None = None
     """Accepted names in the Host header, in lower case; None accepts any."""
+    origins: frozenset[str] = frozenset()
+    """Origins of other servers whose pages may send requests, in lower case, or `*`."""
     report: str | None = None
     """Text of the run's report.html, if there is one."""
 
@@ -66,7 +68,7 @@ def make_app(service: Service, settings: Settings) -> AccessControl:
     _add_monitoring_routes(app, service)
     _add_page_routes(app, settings, credentials)
     routes = [route.path for route in app.routes if hasattr(route, "path")]
-    return AccessControl(app, credentials, service.metrics, routes, settings.hosts)
+    return AccessControl(app, credentials, service.metrics, routes, settings.hosts, settings.origins)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -105,7 +107,7 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
         "/predict",
         summary="Classify images",
         response_model=openapi.Predictions,
-        responses={**openapi.error_responses(400, 401, 408, 413, 415, 421, 503), **unreadable},
+        responses={**openapi.error_responses(400, 401, 403, 408, 413, 415, 421, 503), **unreadable},
         openapi_extra=openapi.REQUEST_BODY,
     )
     async def predict(
@@ -118,6 +120,8 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
         The status is 422 if none of the images can be read.
         """
         client = "" if request.client is None else request.client.host
+        if explain:
+            service.explainer.admission.check(1, client)  # before the body is read and parsed
         with memory.reserve(client) as reservation:
             uploads = await read_uploads(request, service.limits, reservation)
             answers = await until_disconnected(request, service.predict(uploads, top, explain, client))
@@ -129,18 +133,20 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
         text = json.dumps({"predictions": results}, ensure_ascii=False) + "\n"
         return Response(printable(text), status, media_type=JSON)
 
-    @app.get("/model", summary="Describe the model", responses=openapi.error_responses(401, 421))
+    @app.get("/model", summary="Describe the model", responses=openapi.error_responses(401, 403, 421))
     async def model() -> dict[str, Any]:
         """Classes, metrics with counts and intervals, and the limits of this server."""
         return model_info(service, settings.name, report=settings.report is not None)
 
 
 def _add_monitoring_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Liveness: whether the process responds", responses=openapi.error_responses(421))
+    @app.get("/health", summary="Liveness: whether the process responds", responses=openapi.error_responses(403, 421))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Readiness: whether images are accepted", responses=openapi.error_responses(421, 503))
+    @app.get(
+        "/ready", summary="Readiness: whether images are accepted", responses=openapi.error_responses(403, 421, 503)
+    )
     async def ready() -> dict[str, str]:
         if not service.ready or service.batcher.admission.full:
             raise RefusedError(503, "starting, stopping, or at capacity", retry_after=1)
@@ -150,7 +156,7 @@ def _add_monitoring_routes(app: FastAPI, service: Service) -> None:
         "/metrics",
         summary="Metrics for Prometheus",
         response_class=PlainTextResponse,
-        responses=openapi.error_responses(401, 421),
+        responses=openapi.error_responses(401, 403, 421),
     )
     async def metrics() -> Response:
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -164,6 +170,8 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
         headers = {"Vary": "Accept-Language", "Content-Language": language}
         return HTMLResponse(pages.render_page(language, name), headers=headers)
 
+    report_body = (settings.report or "").encode()  # once: responses that are not read share it
+
     for name, media_type in pages.STATIC.items():
         _add_static_route(app, name, media_type)
 
@@ -175,7 +183,8 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
     async def report() -> Response:
         if settings.report is None:
             raise HTTPException(404, "no report: the server was not started with a run folder that has one")
-        return HTMLResponse(settings.report, headers={"Content-Security-Policy": pages.report_policy(settings.report)})
+        policy = pages.report_policy(settings.report)
+        return HTMLResponse(report_body, headers={"Content-Security-Policy": policy})
 
     @app.post("/login", include_in_schema=False)
     async def login(request: Request) -> Response:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from heapq import nsmallest
 from typing import Any, cast
 
 import h11
@@ -23,7 +23,9 @@ from linnaeus.serve.framing import LimitedConnection
 from linnaeus.serve.limits import Limits
 
 SHUTDOWN_SECONDS = 30  # beyond the time for a request body: for requests in progress when the server is stopped
-BACKLOG = 1024
+BACKLOG = 1024  # connections that the system accepts while the server is busy
+ACCEPTED_AT_ONCE = 32  # asyncio accepts as many before it serves the others
+CLOSED_AT_ONCE = 0.1  # share of the connections; closing one by one would search all of them for each new one
 
 
 class ServerConfig(uvicorn.Config):
@@ -39,7 +41,7 @@ class ServerConfig(uvicorn.Config):
             log_level=logging.ERROR,
             access_log=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=int(limits.header_seconds),
             timeout_graceful_shutdown=int(limits.body_seconds + SHUTDOWN_SECONDS),
         )
@@ -53,6 +55,8 @@ class TimeoutProtocol(H11Protocol):
 
     waiting_since = 0.0
     """When the client was last answered, or connected (time of the event loop)."""
+    paused_since = 0.0
+    """When the client stopped reading its response."""
     _header_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
 
@@ -65,7 +69,7 @@ class TimeoutProtocol(H11Protocol):
         super().connection_made(transport)
         self.waiting_since = self.loop.time()
         if len(self.connections) > self.limits.connections:
-            close_longest_waiting(self.connections)
+            close_longest_waiting(self.connections, max(1, int(CLOSED_AT_ONCE * self.limits.connections)))
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -80,7 +84,9 @@ class TimeoutProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not valid HTTP in one line of JSON, unless its response has started already."""
-        if self.in_progress and self.cycle.response_started:
+        if self.in_progress:
+            self.cycle.disconnected = True  # or the application would send a response, too
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.disconnect()
             return
         problem = cast(LimitedConnection, self.conn).problem
@@ -102,7 +108,11 @@ class TimeoutProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.paused_since = self.loop.time()
         self._send_timer = self.loop.call_later(self.limits.send_seconds, self.disconnect)
+        paused = [c for c in cast(set[TimeoutProtocol], self.connections) if c.flow is not None and c.flow.write_paused]
+        if len(paused) > self.limits.unread_responses:
+            min(paused, key=lambda c: c.paused_since).disconnect()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -139,12 +149,13 @@ class TimeoutProtocol(H11Protocol):
             self._send_timer = None
 
 
-def close_longest_waiting(connections: Iterable[Any]) -> None:
-    """Close a connection that waits for its client; none if the server owes every client a response.
+def close_longest_waiting(connections: set[Any], n: int = 1) -> None:
+    """Close up to n connections that wait for their clients; none if the server owes every client a response.
 
-    Of the address with the most such connections, the one that has waited longest.
+    Those of the address with the most such connections come first, and of these the ones that have waited longest.
     """
     idle = [c for c in connections if c.transport is not None and c.waiting_for_client]
-    if idle:
-        counts = Counter(c.client and c.client[0] for c in idle)
-        min(idle, key=lambda c: (-counts[c.client and c.client[0]], c.waiting_since)).disconnect()
+    counts = Counter(c.client and c.client[0] for c in idle)
+    for connection in nsmallest(n, idle, key=lambda c: (-counts[c.client and c.client[0]], c.waiting_since)):
+        connection.disconnect()
+        connections.discard(connection)  # the transport reports the end later; until then it must not count

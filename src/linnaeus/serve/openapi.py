@@ -104,6 +104,7 @@ REQUEST_BODY: dict[str, Any] = {
 ERRORS = {
     400: "the request is incomplete",
     401: "the token is missing or invalid",
+    403: "a page of another origin sent the request",
     408: "the request body took too long",
     413: "too many bytes or images",
     415: "unsupported content type",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import socket
 from contextlib import suppress
@@ -12,8 +13,9 @@ import uvicorn
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.serve.app import Settings, make_app
-from linnaeus.serve.connections import ServerConfig
+from linnaeus.serve.connections import BACKLOG, ServerConfig
 from linnaeus.serve.gallery import load_gallery
+from linnaeus.serve.repeated_errors import OneTraceback
 from linnaeus.serve.service import Service
 
 OTHER_FILES = 256  # file descriptors that a process needs besides its connections
@@ -40,6 +42,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            self.listener.listen(BACKLOG)  # asyncio takes one number for this and for what it accepts at once
             self.console.say(f"serving   {self.address}   (press Ctrl-C to stop)")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -57,6 +60,8 @@ def serve(
     the server does not start.
     """
     server = Server(service, settings, bind(host, port), console)
+    for logger in ("uvicorn.error", "asyncio"):
+        logging.getLogger(logger).addFilter(OneTraceback())
     _raise_file_limit(service.limits.connections + OTHER_FILES)
     # After shutdown, uvicorn raises the signal again, which would turn a regular stop into a failure.
     for number in (signal.SIGINT, signal.SIGTERM):
