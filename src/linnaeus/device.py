@@ -18,10 +18,10 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 def choose_device(name: str) -> torch.device:
     """Resolve `auto` to the fastest device. Raises UserError if the device is not available."""
-    import torch
-
     if name not in DEVICES:
         raise UserError(f"--device {name}: not one of {', '.join(DEVICES)}")
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from html import unescape
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 import linnaeus
 from linnaeus.cli.main import cli
 from linnaeus.console import Console
+from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
@@ -65,6 +67,15 @@ def test_the_figures_of_the_run_are_on_its_page(run: Path):
     assert "70 s in total" in page
     assert 'name = "mini_resnet"' in unescape(page)
     assert re.search(r"玫瑰</b>.*?6</span>.*?3</span>.*?4</span>", page, re.DOTALL), "counts of a class by split"
+
+
+def test_the_command_that_repeats_the_run_can_be_typed(run: Path):
+    found = re.search(r"<code>(linnaeus train .*?)</code>", page_of(run))
+    assert found is not None
+    program, command, source, option, recipe = shlex.split(unescape(found[1]))
+    assert (program, command, option) == ("linnaeus", "train", "--recipe")
+    assert len(open_source(source)) > 0
+    assert (run / recipe).is_file()
 
 
 def test_every_section_has_its_images_and_they_lie_in_the_page(run: Path):

@@ -198,7 +198,9 @@ def test_two_processes_leave_one_run_folder_as_one_does(
     assert len((two / "predictions.csv").read_text().splitlines()) == 1 + 7 + 13
     output = capfd.readouterr()
     assert output.out.count("epoch 1/2") == 2  # one for each phase that is trained
-    assert output.err == ""
+    # Which penalty of the solved head is best depends on rounding, where the classes are separable.
+    assert [line for line in output.err.splitlines() if "the penalty" not in line] == []
+    assert output.err.count("the penalty") <= 2  # once for each run
 
 
 @pytest.mark.usefixtures("undrawn_runs")

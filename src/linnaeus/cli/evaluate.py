@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from linnaeus.cli import early
 from linnaeus.cli.options import (
     code_option,
     device_option,
@@ -65,6 +66,11 @@ def evaluate(
 
     Several machines: torchrun --nproc-per-node N -m linnaeus evaluate ..., or srun linnaeus evaluate ...
     """
+    with early.one_report():
+        early.check_device(device)
+        early.check_output("--json", json_file, (".json",))
+        early.check_model(model)
+        early.check_source(source)
     here = join_processes(devices, RESTART)
     from linnaeus.check.data_check import leaks, near_duplicates
     from linnaeus.files import write_text
@@ -103,6 +109,7 @@ def compare(runs: tuple[str, ...], split: str | None, json_file: str | None) -> 
     pairs. If p is 0.05 or larger, the data do not show that either model is better. The test compares these models
     only: training the same recipe with another seed gives another model.
     """
+    early.check_output("--json", json_file, (".json",))
     from linnaeus.files import write_text
     from linnaeus.runs.compare import compare_runs
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from linnaeus.cli import early
 from linnaeus.cli.options import code_option, device_option, load_model, make_console, verbosity
 from linnaeus.console import Console, counted, echo
 from linnaeus.errors import UserError
@@ -69,6 +70,10 @@ def explain(
     require captum.
     """
     _check_options(method, stage, like, top)
+    early.check_device(device)
+    early.check_output("--json", json_file, (".json",))
+    early.check_model(model)
+    early.check_images(images)
     classifier = load_model(model, device, code)
     console = make_console(sys.stderr)
     sheets = _prepare_sheets(classifier, Path(out), class_name, method, stage)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from linnaeus.cli import early
 from linnaeus.cli.options import code_option, load_model, make_console, verbosity
 from linnaeus.console import echo
 from linnaeus.errors import UserError
@@ -57,12 +58,16 @@ def export(
     """
     if model.lower().endswith(".onnx"):
         raise UserError(f"{model}: already an ONNX file; give the run folder or its model.safetensors")
+    early.check_model(model)
     if kind == "torchvision":
         for option, value in (("--data", data), ("--split", split), ("--agree", agree), ("--json", json_file)):
             if value is not None:
                 raise UserError(f"{option} {value}: --to torchvision compares no images; omit {option}")
         _export_torchvision(model, out, code)
         return
+    early.check_output("--json", json_file, (".json",))
+    if data is not None:
+        early.check_source(data)
     if agree is not None and kind == "onnx":
         raise UserError(f"--agree {agree}: --to onnx must agree on every image; --agree is for onnx-int8 only")
     from linnaeus.export.gate import AGREEMENT

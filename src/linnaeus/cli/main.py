@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from linnaeus._version import __version__
+from linnaeus.cli import early
 from linnaeus.cli.catalog import data, models, recipes, weights
 from linnaeus.cli.evaluate import compare, evaluate, report
 from linnaeus.cli.explain import explain
@@ -134,6 +136,7 @@ def train(
 
     Several machines: torchrun --nproc-per-node N -m linnaeus train ..., or srun linnaeus train ...
     """
+    early.check_training(click.get_current_context().params)
     here = join_processes(devices, "--resume continues from the last checkpoint")
     from linnaeus.training.run import train as run_training
 
@@ -172,7 +175,7 @@ def _print_run(run: Run, console: Console) -> None:
             label = "images" if name == "predictions.png" else name.partition(".")[0]
             console.say(f"{label:9} {run.path / name}")
     if run.interrupted:
-        resume = f"linnaeus train {run.path} --resume"
+        resume = f"linnaeus train {shlex.quote(str(run.path))} --resume"
         console.warn(f"the run was interrupted; the saved model is the best one so far. To resume: {resume}")
         raise SystemExit(1)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
+from linnaeus.cli import early
 from linnaeus.cli.options import (
     code_option,
     device_option,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from linnaeus.inference.writers import PredictionWriter
 
 GRID_SIZE = 64  # images in a grid; more would be too small to see
-FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
+FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 
 
 @click.command()
@@ -75,7 +76,12 @@ def predict(
     Several machines: torchrun --nproc-per-node N -m linnaeus predict ..., or srun linnaeus predict ... Process 0
     reads standard input and writes the output; all machines need the images under the same paths.
     """
-    form = form or FORMATS.get(Path(out or "").suffix.lower(), "table")
+    with early.one_report():
+        form = _form(form, out)
+        early.check_device(device)
+        early.check_model(model)
+        early.check_images(images)
+        early.check_output("--grid", grid, (".png",))
     resumable = out is not None and form != "table"
     advice = f"run the same command again to continue {out}" if resumable else "run it again"
     here = join_processes(devices, advice)
@@ -95,6 +101,16 @@ def predict(
     if failed:
         console.warn(f"{failed} of {counted(total, 'image')} could not be read")
         raise SystemExit(1)
+
+
+def _form(form: str | None, out: str | None) -> str:
+    """The format of the answers, by option or by the suffix of the file. Raises UserError if both disagree."""
+    named = FORMATS.get(Path(out or "").suffix.lower())
+    if form is not None and named is not None and form != named:
+        raise UserError(f"--out {out}: its name says {named}, but --format says {form}; change one of them")
+    suffixes = tuple(suffix for suffix, name in FORMATS.items() if form in (None, name))
+    early.check_output("--out", out, suffixes)
+    return form or named or "table"
 
 
 @dataclass

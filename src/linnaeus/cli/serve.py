@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from linnaeus.cli import early
 from linnaeus.cli.options import code_option, device_option, fastest_model, load_model, make_console, verbosity
 from linnaeus.console import Console
 from linnaeus.errors import UserError
@@ -122,7 +123,7 @@ def serve(
     multipart/form-data, as the bytes of one image, or as base64 in JSON; /docs describes the API. Only this machine can
     connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
     """
-    _check_options(token, max_images, queue, origins)
+    _check_options(model, device, token, max_images, queue, origins)
     try:
         from linnaeus.serve.access import is_loopback
         from linnaeus.serve.app import Settings
@@ -151,9 +152,13 @@ def serve(
     run_server(service, settings, host, port, console, _training_source(folder, like))
 
 
-def _check_options(token: str | None, max_images: int, queue: int, origins: tuple[str, ...]) -> None:
+def _check_options(
+    model: str, device: str, token: str | None, max_images: int, queue: int, origins: tuple[str, ...]
+) -> None:
     """Raise UserError for a token that a header cannot carry, a queue that a single request would overfill, and for
     origins that no browser sends."""
+    early.check_device(device)
+    early.check_model(model)
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         raise UserError(
             "--token: must be printable ASCII without leading or trailing spaces; omit --token to serve without one"

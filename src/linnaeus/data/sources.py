@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards, webdataset
@@ -92,6 +92,11 @@ def _not_found(text: str) -> str:
     return f"{text}: no such file or folder; {hint}"
 
 
+def is_run_folder(names: Collection[str]) -> bool:
+    """Whether a folder with entries of these `names` is a run folder, not a folder of images."""
+    return "recipe.toml" in names and not {"model.safetensors", "split.csv", "history.csv"}.isdisjoint(names)
+
+
 def _open_folder(source: str, path: Path, given: dict[str, str], group: str | None) -> Table:
     """A folder: what is in it decides. List files go before class folders, binaries before both."""
     try:
@@ -100,6 +105,8 @@ def _open_folder(source: str, path: Path, given: dict[str, str], group: str | No
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     if given:
         return _open_lists(source, path, given, names, group)
+    if is_run_folder(names):
+        raise UserError(f"{source}: a run folder, not images; give the folder of images that the run was trained on")
     if shards.find_shards(path, names):
         return shards.open_shards(source, path)
     binaries = cifar.find_cifar(path)

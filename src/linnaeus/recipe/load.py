@@ -109,6 +109,16 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return key, value.strip()
 
 
+def parse_epochs(epochs: int | str | list[int] | None) -> list[int] | None:
+    """`5`, `"5,2"` or [5, 2] -> the number of epochs of each phase."""
+    if epochs is None or isinstance(epochs, list):
+        return epochs
+    parts = str(epochs).split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--epochs {epochs}: expected a number, or one number for each phase, such as 5,2")
+    return [int(part) for part in parts]
+
+
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     """Set the key `dotted` to `value`; phases are numbered from 1."""
     *parents, last = dotted.split(".")

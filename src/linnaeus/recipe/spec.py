@@ -234,6 +234,11 @@ class Recipe(Strict):
     phase: Annotated[list[Phase], Field(min_length=1)]
     """The phases of training in order, see below."""
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _bits(cls, value: Any) -> Any:
+        return "32" if value == 32 and not isinstance(value, bool) else value  # as everyone writes it in TOML
+
     @field_validator("name")
     @classmethod
     def _plain(cls, value: str) -> str:

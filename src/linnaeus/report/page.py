@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from linnaeus.report.curves import curve_charts
 from linnaeus.report.heat_maps import HeatMap
 from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
+from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.reader import RunContents, read_run
 from linnaeus.text import typeset_percent
 
@@ -96,9 +98,16 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "least_confident": unsure,
         "has_heat_maps": any(prediction.heat_map for prediction in wrong),
         "times": sections.times(run),
+        "command": _repeat_command(run),
         "versions": {**run.metrics.get("versions", {}), **(run.metrics.get("executors") or {})},
         "fingerprint": run.metrics.get("fingerprint", ""),
     }
+
+
+def _repeat_command(run: RunContents) -> str:
+    """The command that trains the recipe again, with the source where the run had it."""
+    source = recorded_source(run.path)
+    return f"linnaeus train {'SOURCE' if source is None else shlex.quote(source)} --recipe recipe.toml"
 
 
 def _trust(run: RunContents) -> dict[str, Any] | None:

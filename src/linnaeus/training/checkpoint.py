@@ -35,6 +35,7 @@ from linnaeus.runs.history import Row
 from linnaeus.runs.layout import MANIFEST
 from linnaeus.runs.ownership import CHECKPOINT_FILE, remove_remains
 from linnaeus.training.best import Best
+from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.snapshot import Snapshot
 
 FORMAT = 1
@@ -42,27 +43,6 @@ TIME_SHARE = 0.02
 """Share of the run time that checkpoints may take with --checkpoint-every auto."""
 MIN_INTERVAL = 10.0
 """Shortest time between two checkpoints with --checkpoint-every auto, in seconds."""
-
-
-@dataclass(frozen=True)
-class CheckpointInterval:
-    """Time or number of steps between two checkpoints; neither: as often as TIME_SHARE allows."""
-
-    seconds: float | None = None
-    steps: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> CheckpointInterval:
-        """Parse `auto`, `30s`, `5min` or `100steps`."""
-        if text == "auto":
-            return cls()
-        for unit, seconds in (("steps", 0), ("step", 0), ("min", 60), ("s", 1)):
-            number = text.removesuffix(unit).strip()
-            if text.endswith(unit) and number.isdigit() and int(number) > 0:
-                return cls(seconds=float(number) * seconds) if seconds else cls(steps=int(number))
-        raise UserError(
-            f"--checkpoint-every {text}: expected auto, a time such as 5min, or a number of steps such as 100steps"
-        )
 
 
 @dataclass

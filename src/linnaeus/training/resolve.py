@@ -11,14 +11,14 @@ from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
 from linnaeus.models.weight_store import local_weights, lookup
-from linnaeus.recipe import Recipe, load_recipe, override
+from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs
 from linnaeus.training.choice import choose_recipe, training_conflict
 from linnaeus.training.request import Request
 
 
 def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
     """The recipe with the overrides of the request, and the table of the source, not split yet."""
-    recipe, overrides, epochs = request.recipe, _overrides(request), _epochs(request.epochs)
+    recipe, overrides, epochs = request.recipe, _overrides(request), parse_epochs(request.epochs)
     table: Table | None = None
     if recipe is None:  # the images choose the recipe, so the table is opened first
         data_keys = [overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")]
@@ -94,13 +94,3 @@ def _open_table(request: Request, train: str | None, valid: str | None, test: st
         return request.source
     data = {"train": train, "valid": valid, "test": test, "split": {"groups": groups}}
     return open_for_recipe(request.source, data)
-
-
-def _epochs(epochs: int | str | list[int] | None) -> list[int] | None:
-    """`5`, `"5,2"` or [5, 2] -> the number of epochs of each phase."""
-    if epochs is None or isinstance(epochs, list):
-        return epochs
-    parts = str(epochs).split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--epochs {epochs}: expected a number, or one number for each phase, such as 5,2")
-    return [int(part) for part in parts]

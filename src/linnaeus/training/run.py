@@ -26,8 +26,9 @@ from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import clear
 from linnaeus.stores.frozen import FrozenStages
-from linnaeus.training.checkpoint import Checkpoint, CheckpointInterval, Checkpoints
+from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.finalize import Ending, Run, finalize
+from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import FinishedRun, Prepared, plan_run, prepare
 from linnaeus.training.recorder import RunRecorder

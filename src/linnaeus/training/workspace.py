@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from linnaeus.data.table import Table
@@ -54,4 +55,6 @@ class Workspace:
         """What the user can do after the run has stopped, for error messages."""
         if self.folder is None or not (self.folder.checkpoint / MANIFEST).exists():
             return "there is no checkpoint yet, so --resume will start from the beginning"
-        return f"--resume continues from the last checkpoint: linnaeus train {self.folder.path} --resume"
+        return (
+            f"--resume continues from the last checkpoint: linnaeus train {shlex.quote(str(self.folder.path))} --resume"
+        )

@@ -1,0 +1,223 @@
+"""Checks of a command's arguments that need no torch: a mistake is reported within half a second, not after four.
+
+They find the same mistakes as the commands themselves, with the same messages, and never refuse anything else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from linnaeus.cli.options import parse_settings
+from linnaeus.distributed.environment import process_info
+from linnaeus.errors import UserError, did_you_mean
+from linnaeus.files import disk_errors
+
+MODEL = "model.safetensors"
+MOST_ENTRIES = 2000
+"""A source with more files is not read here, because it will be read again."""
+MOST_BYTES = 1 << 22
+OTHER_FORMATS = frozenset(
+    (
+        ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".xlsx", ".xls", ".ods",
+        ".parquet", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".md", ".pdf",
+        ".png", ".jpg", ".jpeg", ".svg", ".zip", ".gz", ".db", ".sqlite", ".pkl",
+        ".npy", ".npz", ".feather", ".arrow",
+    )
+)  # fmt: skip
+"""Suffixes of formats, by which another program would open a file."""
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """Arguments of `train` that can be checked before torch is imported."""
+
+    source: str
+    recipe: str | None
+    model: str | None
+    weights: str | None
+    epochs: str | None
+    out: str | None
+    settings: Mapping[str, Any]
+    resume: bool
+
+    def check(self) -> None:
+        """Raise UserError for a mistake in the recipe, its overrides, the source, the weights or the run folder."""
+        if self.resume:
+            return  # the run that is resumed completes the arguments
+        check_not_a_run(self.source)
+        data = self._check_recipe()
+        check_source(self.source, {split: data.get(split) for split in ("train", "valid", "test")})
+        self._check_network()
+        if self.out is not None:
+            check_new_folder(self.out)
+
+    def _check_recipe(self) -> dict[str, Any]:
+        """The `data` table of the recipe, or of the overrides where the images will choose the recipe."""
+        from linnaeus.recipe import load_recipe, parse_epochs, recipe_names
+
+        overrides, epochs = dict(self.settings), parse_epochs(self.epochs)
+        if self.recipe is not None:
+            return load_recipe(self.recipe, overrides, epochs).data.model_dump(mode="json")
+        errors = []
+        for name in ("photos", *recipe_names()):  # a mistake is what no recipe accepts
+            try:
+                load_recipe(name, overrides, epochs)
+            except UserError as error:
+                errors.append(error)
+            else:
+                return {split: overrides.get(f"data.{split}") for split in ("train", "valid", "test")}
+        raise errors[0]
+
+    def _check_network(self) -> None:
+        model = self.model or self.settings.get("model.name")
+        weights = self.weights or self.settings.get("model.weights")
+        if isinstance(model, str) and ".py:" in model:
+            file = Path(model.rpartition(":")[0])
+            if not file.is_file():
+                raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
+        if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():
+            raise UserError(f"{weights}: there is no such weights file")
+
+
+@contextmanager
+def one_report() -> Iterator[None]:
+    """Let only the first process of each machine print a mistake that all of them find."""
+    try:
+        yield
+    except UserError as error:
+        error.told = process_info().local_rank > 0
+        raise
+
+
+def check_training(parameters: Mapping[str, Any]) -> None:
+    """Raise UserError for a mistake in the parameters of `train`, which are given by name."""
+    from linnaeus.training.interval import CheckpointInterval
+
+    names = [field.name for field in fields(TrainingArguments)]
+    with one_report():
+        check_device(parameters["device"])
+        CheckpointInterval.parse(parameters["checkpoint_every"])
+        settings = parse_settings(parameters["settings"])
+        TrainingArguments(*({**parameters, "settings": settings}[name] for name in names)).check()
+
+
+def check_device(name: str) -> None:
+    """Raise UserError for a device that does not exist anywhere."""
+    from linnaeus.device import DEVICES
+
+    if name not in DEVICES:
+        raise UserError(f"--device {name}: not one of {', '.join(DEVICES)}{did_you_mean(name, DEVICES)}")
+
+
+def check_not_a_run(source: str) -> None:
+    """Raise UserError, with the two commands that the user may mean, if a source is a run folder."""
+    from linnaeus.data.sources import is_run_folder
+    from linnaeus.runs.parsing import recorded_source
+
+    folder = Path(source)
+    if folder.is_dir() and is_run_folder({path.name for path in folder.iterdir()}):
+        images, run = recorded_source(folder) or "SOURCE", shlex.quote(source)
+        raise UserError(
+            f"{source}: a run folder, not images; to continue it: linnaeus train {run} --resume; to train its recipe "
+            f"again: linnaeus train {images if images == 'SOURCE' else shlex.quote(images)} --recipe {run}"
+        )
+
+
+def check_source(source: str, lists: Mapping[str, str | None] | None = None) -> None:
+    """Raise UserError if a source is missing or, where it is small enough to be read twice, cannot be read.
+
+    `lists`: names of list files by split; None checks only whether the source is there.
+    """
+    from linnaeus.data.known_sources import KNOWN
+    from linnaeus.data.sources import open_source
+
+    path = Path(source).expanduser()
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        exists = False
+    if source in KNOWN and not exists:
+        return  # it may be downloaded
+    if not exists and source.lower().startswith(("http://", "https://")):
+        return
+    if not exists or (lists is not None and _is_small(path)):
+        given = {split: name for split, name in (lists or {}).items() if (split, name) != ("valid", "test")}
+        open_source(source, train=given.get("train"), valid=given.get("valid"), test=given.get("test"))
+
+
+def _is_small(path: Path) -> bool:
+    if path.is_file():
+        return path.stat().st_size <= MOST_BYTES
+    files = (name for _, folders, names in os.walk(path) for name in (*folders, *names))
+    return sum(1 for _ in islice(files, MOST_ENTRIES + 1)) <= MOST_ENTRIES
+
+
+def check_model(model: str) -> None:
+    """Raise UserError if there is no such model file or run folder."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / MODEL).is_file():
+            raise UserError(f"{path}: holds no {MODEL}; give a run folder, or train one with `linnaeus train`")
+    elif not path.is_file():
+        raise UserError(f"{path}: no such model file; give a run folder or a {MODEL}")
+
+
+def check_images(images: Iterable[str]) -> None:
+    """Raise UserError for a folder without images and a pattern without matches."""
+    from linnaeus.inference.inputs import expand
+
+    for image in images:
+        if image != "-":
+            for _ in islice(expand([image]), 1):
+                pass
+
+
+def check_new_folder(out: str) -> None:
+    """Raise UserError if a run folder exists already, and JobError or UserError if it cannot be made."""
+    folder = Path(out)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    taken = any(not name.startswith(".") and name != "checkpoint" for name in names)
+    if taken or (os.path.lexists(folder) and not folder.is_dir()):
+        raise UserError(f"{out}: already exists; choose another --out, or remove it")
+    _check_writable(folder / "recipe.toml", folder)
+
+
+def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = ()) -> None:
+    """Raise UserError or JobError if an output file cannot be written, or has the suffix of another format.
+
+    `suffixes`: those of the formats that the option writes. Names without a suffix and devices are accepted.
+    """
+    if file is None:
+        return
+    path = Path(file)
+    if suffixes and path.suffix.lower() in OTHER_FORMATS and path.suffix.lower() not in suffixes:
+        names = " or ".join(suffixes)
+        raise UserError(f"{option} {file}: this format is not written; give a name that ends in {names}")
+    if not os.path.lexists(path):
+        _check_writable(path, path)
+    elif path.is_dir():
+        raise UserError(f"{option} {file}: is a folder; give the name of a file")
+
+
+def _check_writable(file: Path, named: Path) -> None:
+    """Make a temporary file in the folder of `file`, or in the lowest folder above it that exists."""
+    folder = next(parent for parent in file.absolute().parents if os.path.lexists(parent))
+    with disk_errors(named):
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(named))
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            error.filename = str(named)
+            raise

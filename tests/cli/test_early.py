@@ -1,0 +1,116 @@
+"""Mistakes that need no torch are reported without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import write_images, write_recipe, write_tiny_model
+
+PROGRAM = """
+import resource, sys
+from linnaeus.cli.main import main
+sys.argv = ["linnaeus", *sys.argv[1:]]
+status = 0
+try:
+    main()
+except SystemExit as exit:
+    status = exit.code
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(status, "torch" in sys.modules, usage.ru_utime + usage.ru_stime)
+"""
+LIMIT = 1.0
+"""Seconds of CPU. Measured: 0.25 to 0.4 on an Intel Xeon; with torch, 3 and more."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("early")
+    write_tiny_model(folder / "m.safetensors")
+    write_images(folder / "images", each=4)
+    write_recipe(folder / "r.toml")
+    (folder / "r.toml").with_name("bad.toml").write_text((folder / "r.toml").read_text().replace("batch", "bach"))
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("x")
+    run = folder / "run"
+    run.mkdir()
+    for name in ("recipe.toml", "model.safetensors", "split.csv"):
+        (run / name).write_text("")
+    (run / "metrics.json").write_text('{"source": {"path": "/some where/images"}}')
+    return folder
+
+
+TRAIN = {
+    "missing source": ("nowhere", "nowhere: no such file or folder"),
+    "empty source": ("empty", "empty"),
+    "an image": ("images/0/0 0.png", "one image is no source"),
+    "run folder": (
+        "run",
+        "train its recipe again: linnaeus train '/some where/images' --recipe run",
+    ),
+    "unknown recipe": ("images --recipe phots", "did you mean photos?"),
+    "unknown key in a file": ("images --recipe bad.toml", "phase.1.bach: unknown key (did you mean batch?)"),
+    "unknown key": ("images --recipe r.toml --set data.siz=3", "did you mean size or resize?"),
+    "unknown key without a recipe": ("images --set data.siz=3", "did you mean size or resize?"),
+    "value": (
+        "images --recipe r.toml --set phase.1.lr=fast",
+        "phase.1.lr = 'fast': expected a number above 0, or \"auto\"",
+    ),
+    "value without a recipe": ("images --set phase.1.batch=0", "phase.1.batch = 0"),
+    "setting": ("images --set lr", "expected KEY=VALUE"),
+    "epochs": ("images --epochs three", "--epochs three: expected a number"),
+    "epochs of phases": ("images --recipe r.toml --epochs 3,4", "has 1 phase(s)"),
+    "weights": ("images --weights w.pth", "w.pth: there is no such weights file"),
+    "code": ("images --model net.py:build", "net.py: there is no such file"),
+    "device": ("images --device gpu", "--device gpu: not one of auto, cpu, cuda, mps"),
+    "checkpoints": ("images --checkpoint-every often", "--checkpoint-every often: expected auto"),
+    "taken folder": ("images --recipe r.toml --out images", "images: already exists"),
+    "folder below a file": ("images --recipe r.toml --out file/run", "file/run: cannot be written (Not a directory)"),
+    "option": ("images --epoch", "No such option"),
+}
+OTHERS = {
+    "predict model": ("predict nowhere images", "nowhere: no such model file"),
+    "predict folder": ("predict images images", "images: holds no model.safetensors"),
+    "predict images": ("predict m.safetensors empty", "empty: no images in this folder"),
+    "predict pattern": ("predict m.safetensors nothing*.jpg", "no file matches this pattern"),
+    "predict json": ("predict m.safetensors images --out x.json", "ends in .csv or .jsonl"),
+    "predict xlsx": ("predict m.safetensors images --out x.xlsx", "this format is not written"),
+    "predict formats": ("predict m.safetensors images --out x.csv --format jsonl", "its name says csv"),
+    "predict table as csv": ("predict m.safetensors images --out x.csv --format table", "its name says csv"),
+    "predict folder as file": ("predict m.safetensors images --out images", "--out images: is a folder"),
+    "evaluate model": ("evaluate nowhere images", "nowhere: no such model file"),
+    "evaluate source": ("evaluate m.safetensors nowhere", "nowhere: no such file or folder"),
+    "evaluate json": ("evaluate m.safetensors images --json x.xlsx", "ends in .json"),
+    "explain": ("explain nowhere images", "nowhere: no such model file"),
+    "export": ("export nowhere --to onnx", "nowhere: no such model file"),
+    "serve": ("serve nowhere", "nowhere: no such model file"),
+    "compare": ("compare a b --json x.csv", "ends in .json"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="measures CPU time as POSIX does")
+@pytest.mark.parametrize("name", [*TRAIN, *OTHERS])
+def test_a_mistake_is_reported_without_torch(name: str, place: Path):
+    line, message = (f"train {TRAIN[name][0]}", TRAIN[name][1]) if name in TRAIN else OTHERS[name]
+    arguments = ["images/0/0 0.png" if word == "images/0/0" else word for word in line.split() if word != "0.png"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert done.stdout, done.stderr
+    status, torch, seconds = done.stdout.split()[-3:]
+    assert (status, torch) == ("2", "False"), done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert float(seconds) < LIMIT
+
+
+def test_an_integer_is_a_precision(tmp_path: Path):
+    from linnaeus.errors import UserError
+    from linnaeus.recipe import load_recipe
+
+    assert load_recipe(str(write_recipe(tmp_path / "r.toml", precision=32))).precision == "32"
+    for value in (16, True, 32.5, "33"):
+        with pytest.raises(UserError, match="precision"):
+            load_recipe(str(write_recipe(tmp_path / "r.toml", precision=value)))
