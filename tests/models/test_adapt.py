@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import torchvision
+from safetensors.torch import save_file
 from sample_weights import trained
 
 from linnaeus.errors import UserError
@@ -20,7 +22,7 @@ def test_adapting(tmp_path: Path) -> None:
     state = trained()
     path = tmp_path / "w.pth"
     torch.save({key: t for key, t in state.items() if not key.endswith("num_batches_tracked")}, path)
-    loaded = load_weights("resnet20", str(path), classes=7, channels=1)
+    loaded = load_weights("resnet20", str(path), classes=7, channels=1, arguments={"shortcut": "A"})
     assert any(note == "new head for 7 classes (the weights have 1000)" for note in loaded.notes)
     ours = loaded.model.state_dict()
     assert ours["fc.weight"].shape == (7, 64)
@@ -30,7 +32,7 @@ def test_adapting(tmp_path: Path) -> None:
     assert loaded.normalization["mean"] == (0.449,)
     assert loaded.normalization["std"] == (0.226,)
     # A gray image in one channel gives the same features as the same image in three channels.
-    color = load_weights("resnet20", str(path), classes=7)
+    color = load_weights("resnet20", str(path), classes=7, arguments={"shortcut": "A"})
     gray = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         one = loaded.model.eval().run(gray, stop="head")
@@ -83,7 +85,8 @@ def test_a_head_on_several_stages_is_new_and_says_so(tmp_path: Path) -> None:
     """Even for the same classes. Weights trained with such a head are refused for a network without it."""
     path = tmp_path / "w.pth"
     torch.save(trained(), path)
-    loaded = load_weights("resnet20", str(path), classes=1000, arguments={"head_stages": ["layer2", "layer3"]})
+    chosen = {"head_stages": ["layer2", "layer3"], "shortcut": "A"}
+    loaded = load_weights("resnet20", str(path), classes=1000, arguments=chosen)
     assert "new head for 1000 classes, on 96 features of layer2, layer3" in loaded.notes
     assert loaded.model.state_dict()["fc.weight"].shape == (1000, 96)
     file = tmp_path / "model.safetensors"
@@ -93,3 +96,63 @@ def test_a_head_on_several_stages_is_new_and_says_so(tmp_path: Path) -> None:
     assert torch.equal(again.model.state_dict()["fc.weight"], wide.state_dict()["fc.weight"])
     with pytest.raises(UserError, match=r"fc.weight is \(3, 96\) and should be \(3, 64\)"):
         load_weights("resnet20", str(file), classes=3)
+
+
+def published_resnet20(x: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits as the most used public ResNet-20 for CIFAR computes them, whose zeros enclose the channels."""
+
+    def block(x: torch.Tensor, name: str, stride: int) -> torch.Tensor:
+        y = x
+        for i, step in ((1, stride), (2, 1)):
+            y = F.conv2d(y, state[f"{name}.conv{i}.weight"], stride=step, padding=1)
+            scale, shift, mean, variance = (
+                state[f"{name}.bn{i}.{key}"] for key in ("weight", "bias", "running_mean", "running_var")
+            )
+            y = F.batch_norm(y, mean, variance, scale, shift)
+            y = F.relu(y) if i == 1 else y
+        quarter = y.shape[1] // 4
+        return F.relu(y + (x if stride == 1 else F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, quarter, quarter))))
+
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    x = F.relu(F.batch_norm(x, *(state[f"bn1.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))))
+    for layer in (1, 2, 3):
+        for i in range(3):
+            x = block(x, f"layer{layer}.{i}", 2 if layer > 1 and i == 0 else 1)
+    return F.linear(x.mean((2, 3)), state["linear.weight"], state["linear.bias"])
+
+
+def test_public_names_and_centered_zeros(tmp_path: Path) -> None:
+    """`module.linear.weight` is our `fc.weight`, and A-centered computes what the public network does."""
+    path = tmp_path / "resnet20.th"
+    torch.manual_seed(0)
+    public = {name.replace("fc.", "linear."): tensor for name, tensor in create("resnet20", 10).state_dict().items()}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in public.items()}, "best_prec1": 91.7}, path)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        theirs = published_resnet20(x, public)
+        logits = {
+            kind: load_weights("resnet20", str(path), classes=10, arguments={"shortcut": kind}).model.eval()(x)
+            for kind in ("A", "A-centered")
+        }
+    torch.testing.assert_close(logits["A-centered"], theirs, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(logits["A"], theirs, atol=1e-5, rtol=1e-2)
+
+
+def test_the_kind_of_shortcut_is_never_guessed(tmp_path: Path) -> None:
+    """Projections have tensors; zeros have none, so the header of the file or the user has to tell their kind."""
+    path = tmp_path / "w.safetensors"
+    save_file(trained(), path)
+    with pytest.raises(
+        UserError, match=r"w\.safetensors: fits both kinds .* model\.arguments\.shortcut to A .* or A-centered"
+    ):
+        load_weights("resnet20", str(path), classes=5)
+    save_file(trained(), path, metadata={"shortcut": "A-centered"})
+    assert load_weights("resnet20", str(path), classes=5).model.arch["arguments"]["shortcut"] == "A-centered"
+    with pytest.raises(UserError, match="trained with shortcut = 'A-centered', not 'A'"):
+        load_weights("resnet20", str(path), classes=5, arguments={"shortcut": "A"})
+    projected = trained(shortcut="B")
+    names = {name: name.replace("fc.", "linear.").replace(".downsample.", ".shortcut.") for name in projected}
+    save_file({names[name]: tensor for name, tensor in projected.items()}, path)
+    assert load_weights("resnet20", str(path), classes=5).model.arch["arguments"]["shortcut"] == "B"
+    with pytest.raises(UserError, match="trained with shortcut = 'B', not 'A'"):
+        load_weights("resnet20", str(path), classes=5, arguments={"shortcut": "A"})

@@ -27,7 +27,7 @@ def test_forms_of_files(tmp_path: Path, form: str) -> None:
         torch.save({key: t.half() if t.is_floating_point() else t for key, t in state.items()}, path)
     else:
         torch.save({form: state, "epoch": 3, "args": {"lr": 0.1}}, path)
-    loaded = load_weights("resnet20", str(path), classes=1000)
+    loaded = load_weights("resnet20", str(path), classes=1000, arguments={"shortcut": "A"})
     for key, tensor in loaded.model.state_dict().items():
         assert tensor.dtype == state[key].dtype
         torch.testing.assert_close(tensor, state[key], atol=1e-3, rtol=1e-3)

@@ -31,6 +31,8 @@ def trained_arguments(
     branch = tensors.get("inception3a.branch3.1.conv.weight")
     if "branch5x5" in defaults and branch is not None:
         arguments["branch5x5"] = f"{branch.shape[2]}x{branch.shape[3]}"  # the tensor shape tells the kernel size
+    if "shortcut" in defaults and any(".downsample." in name for name in tensors):
+        arguments["shortcut"] = "B"  # only projections have tensors
     for key, value in arguments.items():
         if key in chosen and chosen[key] != value:
             raise UserError(
@@ -62,6 +64,19 @@ def recognize_model(tensors: Mapping[str, Tensor]) -> str | None:
         if not others and all(key in tensors and tensors[key].shape == shape for key, shape in needed.items()):
             return name
     return None
+
+
+def check_shortcut(known: Mapping[str, Any], network: Network, source: str) -> None:
+    """Raise a UserError if nothing tells how the shortcuts of a CIFAR ResNet were padded with zeros in training.
+
+    The tensors fit both kinds of padding, and the wrong one leaves hardly any accuracy. `known` are the arguments that
+    the weights or the user state.
+    """
+    if "shortcut" in network.arch["arguments"] and "shortcut" not in known:
+        raise UserError(
+            f"{source}: fits both kinds of zero-padded shortcuts, and the file does not say which it was trained with; "
+            "set model.arguments.shortcut to A (zeros after the channels) or A-centered (half of them before)"
+        )
 
 
 def adapt_tensors(tensors: dict[str, Tensor], network: Network, source: str) -> tuple[dict[str, Tensor], list[str]]:

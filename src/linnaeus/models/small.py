@@ -33,15 +33,18 @@ class Subsample(nn.Module):
     """A shortcut without parameters: every second position, and zeros in the new channels (section 3.3, option A).
 
     (N, c_in, H, W) -> (N, c_out, H / 2, W / 2), rounded up
+
+    The new channels follow the old ones; with `centered`, half of them precede the old ones.
     """
 
-    def __init__(self, c_in: int, c_out: int):
+    def __init__(self, c_in: int, c_out: int, centered: bool = False):
         super().__init__()
-        self.new_channels = c_out - c_in
+        self.before = (c_out - c_in) // 2 if centered else 0
+        self.after = c_out - c_in - self.before
 
     def forward(self, x: Tensor) -> Tensor:
         # The padding is listed from the last dimension: two widths, two heights, then the channels (before, after).
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class PlainBlock(nn.Module):
@@ -107,17 +110,19 @@ def cifar_resnet(
     """ResNet-20, 32, 44, 56 or 110, with 0.27 to 1.7 million parameters (section 4.2, table 6).
 
     Arguments:
-        shortcut: "A" or "B", the shortcut where channels and size change. "A" pads with zeros, so the network has
-            exactly as many parameters as its plain counterpart and the comparison is fair: this is the paper's choice
-            for CIFAR. "B" projects with a 1x1 convolution, as in the networks for ImageNet.
+        shortcut: "A", "A-centered" or "B", the shortcut where channels and size change. "A" pads with zeros, so the
+            network has exactly as many parameters as its plain counterpart and the comparison is fair: this is the
+            paper's choice for CIFAR. "A-centered" puts half of the zeros before the channels, as many public
+            checkpoints do; the tensors have the same shapes, but weights trained with one setting are useless with the
+            other. "B" projects with a 1x1 convolution, as in the networks for ImageNet.
         zero_init: start every block as the identity; see `zero_last_batchnorm`.
     """
-    check_choice(name, "shortcut", shortcut, ("A", "B"))
+    check_choice(name, "shortcut", shortcut, ("A", "A-centered", "B"))
     layers = []
     for c_in, c_out, stride in LAYER_SHAPES:
         first = BasicBlock(c_in, c_out, stride)
-        if shortcut == "A" and stride > 1:
-            first.downsample = Subsample(c_in, c_out)  # replaces the projection
+        if shortcut != "B" and stride > 1:
+            first.downsample = Subsample(c_in, c_out, centered=shortcut == "A-centered")  # replaces the projection
         rest = (BasicBlock(c_out, c_out) for _ in range(CIFAR_RESNETS[name] - 1))
         layers.append(nn.Sequential(first, *rest))
     network = CifarNet(classes, channels, layers)

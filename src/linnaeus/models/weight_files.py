@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         raise UserError(f"{path}: contains no tensors")
     if all(name.startswith("module.") for name in tensors):  # saved from inside DataParallel or DDP
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = _with_our_names(tensors)
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, info
+
+
+def _with_our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ResNets that call the head `linear` and the projections `shortcut`, as many for CIFAR do, under our names."""
+    if not {"conv1.weight", "layer1.0.conv1.weight", "linear.weight"} <= tensors.keys():
+        return tensors
+    return {
+        re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample."): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
@@ -111,13 +123,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 def _info_from_metadata(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
     """The information in a safetensors header.
 
-    Model files of Linnaeus have it under `linnaeus`. Other files may have the keys `arch`, `stride_in`, `branch5x5`
-    and `normalisation`.
+    Model files of Linnaeus have it under `linnaeus`. Other files may have the keys `arch`, `stride_in`, `branch5x5`,
+    `shortcut` and `normalisation`.
     """
     try:
         if "linnaeus" in metadata:
             return _info_from_model_header(json.loads(metadata["linnaeus"]))
-        arguments = {key: metadata[key] for key in ("stride_in", "branch5x5") if key in metadata}
+        arguments = {key: metadata[key] for key in ("stride_in", "branch5x5", "shortcut") if key in metadata}
         normalization = metadata.get("normalisation")
         mean, std = (None, None) if normalization is None else _parse_normalization(normalization)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

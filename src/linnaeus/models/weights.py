@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.models import constructor, create
-from linnaeus.models.adapt import adapt_tensors, recognize_model, trained_arguments
+from linnaeus.models.adapt import adapt_tensors, check_shortcut, recognize_model, trained_arguments
 from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
 from linnaeus.models.weight_files import WeightsInfo, read_weights
@@ -63,6 +63,7 @@ def load_weights(
     trained, argument_notes = trained_arguments(info, tensors, model, arguments, source)
     network = create(model, classes, channels, **(arguments | trained))
     tensors, changes = adapt_tensors(tensors, network, source)
+    check_shortcut(arguments | trained, network, source)
     network.load_state_dict(tensors)
     notes += argument_notes + changes
     if info.mean is None:
