@@ -466,7 +466,7 @@ def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
         "balanced accuracy",
         "calibration error (ECE)",
         "the worst first",
-        "guaranteed",
+        "tested",
         "estimated",
         "mirror",
     ):

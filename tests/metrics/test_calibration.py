@@ -193,10 +193,10 @@ def test_a_calibration_stores_that_images_came_in_groups():
     found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid")
     again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())), "m")
     assert again.rule.grouped
-    assert choose_thresholds(again.curve, 0.9).guaranteed is None
+    assert choose_thresholds(again.curve, 0.9).tested is None
     older = found.to_dict()
     del older["abstention"]["grouped"]  # files written before groups existed
-    assert choose_thresholds(Calibration.from_dict(older, "m").curve, 0.9).guaranteed is not None
+    assert choose_thresholds(Calibration.from_dict(older, "m").curve, 0.9).tested is not None
 
 
 WRONG: list[tuple[list[str], Any]] = [

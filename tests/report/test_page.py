@@ -304,7 +304,7 @@ def test_an_unreadable_file_is_named(run: Path, name: str, text: str):
 def test_the_command_rebuilds_the_page_and_rejects_other_folders(run: Path, tmp_path: Path):
     done = CliRunner().invoke(cli, ["report", str(run)])
     assert done.exit_code == 0, done.output
-    assert done.output.strip() == str(run / "report.html")
+    assert done.stdout.strip() == str(run / "report.html")
     first = (run / "report.html").read_bytes()
     (run / "report.html").unlink()
     CliRunner().invoke(cli, ["report", str(run)])

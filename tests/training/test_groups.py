@@ -59,7 +59,7 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
         assert len({row["group"] for row in csv.DictReader(file)}) == 3
     judged = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")
     assert f"{valid['correct']} of 12, in 3 groups" in judged.out
-    assert "guaranteed none: the images come in groups, whose errors are correlated\n" in judged.out
+    assert "tested     none: the images come in groups, whose errors are correlated\n" in judged.out
     again = json.loads((tmp_path / "e.json").read_text())["valid"]
     assert again["accuracy_ci95"] == valid["accuracy_ci95"]
     assert again["balanced_accuracy_ci95"] == valid["balanced_accuracy_ci95"]

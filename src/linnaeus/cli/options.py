@@ -139,4 +139,7 @@ def load_model(model: str, device: str, code: str | None) -> Classifier:
     if code:
         arch = read_header(model_path(model)).arch
         module = load_module(code, int(arch["classes"]), int(arch["channels"]))
-    return load(model, device=device, model=module)
+    classifier = load(model, device=device, model=module)
+    if classifier.calibration is not None and classifier.calibration.rule.notice:
+        make_console(sys.stderr).warn(f"{model}: {classifier.calibration.rule.notice}")
+    return classifier

@@ -56,7 +56,7 @@ class Abstention:
     chosen_on: str
     """The training split that chose the thresholds; empty where these images did."""
     estimated: MeasuredPoint | None
-    guaranteed: MeasuredPoint | None
+    tested: MeasuredPoint | None
     """The two thresholds of the rule, measured on these images."""
     aurc: float
     excess_aurc: float
@@ -65,7 +65,7 @@ class Abstention:
 
     def to_dict(self, n: int) -> dict[str, Any]:
         """The summary for JSON, without the curve; n is the number of images."""
-        points = {"estimated": self.estimated, "promised": self.guaranteed}
+        points = {"estimated": self.estimated, "promised": self.tested}
         return {
             "rule": self.rule.to_dict(),
             "chosen_on": self.chosen_on or None,
@@ -189,7 +189,7 @@ def _abstention(outputs: Outputs, calibration: Calibration | None, target_risk: 
         rule,
         chosen_on="" if calibration is None else calibration.split,
         estimated=None if rule.estimated is None else measure(rule.estimated.threshold),
-        guaranteed=None if rule.guaranteed is None else measure(rule.guaranteed.threshold),
+        tested=None if rule.tested is None else measure(rule.tested.threshold),
         aurc=area,
         excess_aurc=excess,
         curve=[measure(threshold).to_dict(curve.n) for threshold in curve.thresholds.tolist()],

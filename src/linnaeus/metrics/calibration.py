@@ -195,7 +195,7 @@ class Calibration:
             n, target_risk = int(abstention["n"]), float(abstention["error"])
             grouped = bool(abstention.get("grouped", False))
             curve = RiskCoverageCurve(n, rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64), grouped)
-            estimated, guaranteed = (_operating_point(abstention[name], n) for name in ("estimated", "promised"))
+            estimated, tested = (_operating_point(abstention[name], n) for name in ("estimated", "promised"))
             split = str(values["split"])
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
@@ -208,7 +208,7 @@ class Calibration:
                 f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, error "
                 f"{target_risk}); get a fresh copy"
             )
-        return cls(temperature, split, curve, AbstentionRule(target_risk, n, estimated, guaranteed, grouped))
+        return cls(temperature, split, curve, AbstentionRule(target_risk, n, estimated, tested, grouped))
 
 
 def _is_curve(rows: np.ndarray, n: int) -> bool:

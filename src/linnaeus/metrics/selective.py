@@ -4,19 +4,22 @@ The model answers an image where the probability of its predicted class reaches 
 The share of images it answers is the coverage, the share of errors among the answers the risk (El-Yaniv and Wiener
 2010; Geifman and El-Yaniv 2017, arXiv:1705.08500). For a target risk two thresholds are chosen on a labelled sample:
 
-estimated    The largest coverage whose risk on the sample is at most the target. On new images the risk exceeds the
-             target about as often as not.
-guaranteed   The largest coverage whose risk is at most the target with 95 % confidence: a model whose true risk equals
-             the target passes, at whichever coverage, in at most 5 % of samples. This needs many images; for a
-             target of 2 % at least 149, without any error.
+estimated    The largest coverage whose risk on the sample, with one more image that is wrong as often as all of
+             them, is at most the target. On new images the risk exceeds the target about as often as not.
+tested       The largest coverage that passes a test: a model whose true risk equals the target passes, at whichever
+             coverage, in at most 5 % of samples. This needs many images; for a target of 2 % at least 149, without
+             any error. It is a statement about all samples, not about those that pass: of a model that seldom
+             passes, a larger share of the passes is by luck.
+
+Where neither exists the model answers no image: its threshold is NO_ANSWER.
 
 Checked by simulation on 1,000 samples from a known population with a target of 5 %. With 300 images 551 of the
-estimated thresholds exceeded the target, and 11 of 139 guaranteed ones; with 2,000 images 521, and 4 of 987.
+estimated thresholds exceeded the target, and 11 of 139 tested ones; with 2,000 images 521, and 4 of 987.
 
-The guarantee assumes that new images come from the distribution of the sample, that a more confident answer is not
+The test assumes that new images come from the distribution of the sample, that a more confident answer is not
 more often wrong, and that the model was fixed before the sample was drawn. A validation set that also chose the best
 epoch and the temperature violates the last assumption slightly, so quote the risk on a test set where there is one.
-There is no guarantee for images in groups: errors within a group are correlated, and the binomial test assumes
+There is no test for images in groups: errors within a group are correlated, and the binomial test assumes
 independent images.
 """
 
@@ -35,7 +38,9 @@ from linnaeus.text import percent
 TARGET_RISK = 0.02
 CONFIDENCE = 0.95
 COVERAGES = 100  # coverages that are tested, in equal steps
-EXACT = 2e8  # n * n * target risk up to which the guarantee is computed exactly, in about half a second
+NO_ANSWER = 2.0
+"""The threshold of a model that answers no image: above every probability, and a number that JSON can hold."""
+EXACT = 2e8  # n * n * target risk up to which the test is computed exactly, in about half a second
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class RiskCoverageCurve:
     wrong: np.ndarray
     """(k,) int64."""
     grouped: bool = False
-    """Whether the images come in groups, which rules out a guarantee."""
+    """Whether the images come in groups, which rules out the test."""
 
 
 @dataclass(frozen=True)
@@ -75,36 +80,53 @@ class AbstentionRule:
     n: int
     """Number of images on which the thresholds were chosen."""
     estimated: OperatingPoint | None
-    guaranteed: OperatingPoint | None
+    tested: OperatingPoint | None
     grouped: bool = False
-    """Whether these images came in groups, for which there is no guarantee."""
+    """Whether these images came in groups, for which there is no test."""
 
     @property
     def applied(self) -> OperatingPoint | None:
-        """The threshold in use: the guaranteed one, else the estimated one."""
-        return self.guaranteed or self.estimated
+        """The threshold in use: the tested one, else the estimated one."""
+        return self.tested or self.estimated
 
     @property
     def threshold(self) -> float:
-        """The model abstains below this probability; 0 where no threshold qualifies, so that it answers everything."""
-        return 0.0 if self.applied is None else self.applied.threshold
+        """The model abstains below this probability; NO_ANSWER where no threshold qualifies."""
+        return NO_ANSWER if self.applied is None else self.applied.threshold
+
+    @property
+    def answers(self) -> str:
+        """Which images the model answers: `all`, `some` or `none`."""
+        if self.applied is None:
+            return "none"
+        return "some" if self.applied.threshold > 0 else "all"
+
+    @property
+    def notice(self) -> str:
+        """What to say first of a model that answers no image; empty for the others."""
+        if self.applied is not None:
+            return ""
+        share = percent(self.target_risk, 0, exact=True)
+        return (
+            f'at no threshold are at most {share} of the answers wrong, so this model answers "unsure" to every image'
+        )
 
     def __str__(self) -> str:
         point, share = self.applied, percent(self.target_risk, 0, exact=True)
         if point is None:
-            return f"never: even among the most confident answers more than {share} are wrong, so no threshold helps"
+            return f"always: even among the most confident of {self.n} answers more than {share} are wrong"
         if point.threshold == 0:
             text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed; "
         else:
             text = f"below {percent(point.threshold, exact=True)}, so that at most {share} of the answers are wrong: "
             text += f"{point.answered} of {self.n} answered ({percent(point.answered / self.n)}), {point.wrong} wrong; "
-        if self.guaranteed is not None:
-            return f"{text}guaranteed with {percent(CONFIDENCE, 0)} confidence"
-        return f"{text}an estimate, not guaranteed: {self.no_guarantee_reason}"
+        if self.tested is not None:
+            return f"{text}tested: with more errors it would pass in at most {percent(1 - CONFIDENCE, 0)} of samples"
+        return f"{text}an estimate, not tested: {self.why_not_tested}"
 
     @property
-    def no_guarantee_reason(self) -> str:
-        """Why there is no guaranteed threshold, in words."""
+    def why_not_tested(self) -> str:
+        """Why no threshold passed the test, in words."""
         if self.grouped:
             return "the images come in groups, whose errors are correlated"
         required = required_samples(self.target_risk)
@@ -121,15 +143,16 @@ class AbstentionRule:
             "smallest_n": required_samples(self.target_risk),
             "grouped": self.grouped,
             "estimated": None if self.estimated is None else asdict(self.estimated),
-            "promised": None if self.guaranteed is None else asdict(self.guaranteed),
+            "promised": None if self.tested is None else asdict(self.tested),
             "threshold": None if self.applied is None else self.threshold,
+            "answers": self.answers,
         }
 
 
 def candidate_counts(n: int, steps: int = COVERAGES) -> np.ndarray:
     """Numbers of answered images that are candidates, rising to n.
 
-    They depend on n alone: counts chosen after looking at the answers would invalidate the guarantee.
+    They depend on n alone: counts chosen after looking at the answers would invalidate the test.
     """
     return np.unique(np.ceil(n * np.arange(1, steps + 1) / steps - 1e-9).astype(np.int64))
 
@@ -167,17 +190,19 @@ def aurc(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
 def choose_thresholds(
     curve: RiskCoverageCurve, target_risk: float = TARGET_RISK, confidence: float = CONFIDENCE
 ) -> AbstentionRule:
-    """The thresholds of largest coverage that keep the risk at `target_risk`, estimated and guaranteed."""
-    estimated = np.flatnonzero(curve.wrong <= target_risk * curve.answered + 1e-9)
+    """The thresholds of largest coverage that keep the risk at `target_risk`, estimated and tested."""
+    # One image right by chance is no evidence. The pseudo-image makes a model that is often wrong need more of them.
+    overall = curve.wrong[-1] / curve.answered[-1]
+    estimated = np.flatnonzero(curve.wrong + overall <= target_risk * (curve.answered + 1) + 1e-9)
     counts = candidate_counts(curve.n)
     counts = counts[(counts >= required_samples(target_risk, confidence)) & (not curve.grouped)]
-    guaranteed: np.ndarray = np.array([], np.int64)
+    tested: np.ndarray = np.array([], np.int64)
     if len(counts):
         limits = allowed_errors(tuple(counts.tolist()), target_risk, 1 - confidence)
         limit_at = dict(zip(counts.tolist(), limits.tolist(), strict=True))
         # With equal confidences more images are answered than the tested count, and there is no limit for that number.
         allowed = np.array([limit_at.get(count, -1) for count in curve.answered.tolist()])
-        guaranteed = np.flatnonzero(curve.wrong <= allowed)
+        tested = np.flatnonzero(curve.wrong <= allowed)
 
     def last(rows: np.ndarray) -> OperatingPoint | None:
         if not len(rows):
@@ -185,11 +210,11 @@ def choose_thresholds(
         row = rows[-1]
         return OperatingPoint(float(curve.thresholds[row]), int(curve.answered[row]), int(curve.wrong[row]))
 
-    return AbstentionRule(target_risk, curve.n, last(estimated), last(guaranteed), curve.grouped)
+    return AbstentionRule(target_risk, curve.n, last(estimated), last(tested), curve.grouped)
 
 
 def required_samples(target_risk: float, confidence: float = CONFIDENCE) -> int:
-    """The smallest number of images, all answered correctly, that guarantees a risk: 149 for 2 %."""
+    """The smallest number of images, all answered correctly, that passes the test of a risk: 149 for 2 %."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-target_risk) - 1e-9)
 
 

@@ -5,7 +5,7 @@ calibrated, and `logits` (N, classes) float32, uncalibrated. Opset 18. Every met
 
     format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
                     as JSON, as in the model file
-    threshold       the probability below which the model is unsure
+    threshold       the probability below which the model is unsure; above 1 if it is unsure about every image
     model_sha256    `sha256` of the model file that was exported
     export          as JSON: kind (onnx or onnx-int8), versions, machine, and the figures of the comparison with the
                     model file on real images, if there was one

@@ -73,12 +73,12 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     """The error rate among answered images against the share answered, the most confident answers first.
 
     `curve` is that of `linnaeus evaluate --json`; `allowed` is the error rate that the threshold was chosen for,
-    `threshold` the one that the model applies, 0 if it answers everything.
+    `threshold` the one that the model applies: 0 if it answers everything, above 1 if nothing.
     """
     rows = [row for row in curve if row["answered"]]
     coverage, risk = [row["coverage"] for row in rows], [row["risk"] for row in rows]
-    applied = [row for row in rows if row["threshold"] >= threshold] or rows[:1]
-    point = applied[-1] if threshold else rows[-1]
+    applied = [row for row in rows if row["threshold"] >= threshold]
+    point = None if threshold > 1 else (applied or rows[:1])[-1] if threshold else rows[-1]
     figure = new_figure(4.6, 3.9, margin=0.04)
     axes = figure.subplots()
     _percent_axes(axes, "error rate among the answered")
@@ -104,11 +104,13 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
         annotation_clip=False,
         **FONTS.style,
     )
-    _mark_threshold(axes, point)
-    about = (
-        f"If everything is answered, {typeset_percent(risk[-1], 1)} are wrong. With the model's threshold it answers "
-        f"{typeset_percent(point['coverage'], 1)}, {point['wrong']} of {point['answered']} wrong."
-    )
+    about = f"If everything is answered, {typeset_percent(risk[-1], 1)} are wrong. "
+    if point is None:
+        about += "No threshold keeps the error rate at the allowed one, so the model answers nothing."
+    else:
+        _mark_threshold(axes, point)
+        answered = typeset_percent(point["coverage"], 1)
+        about += f"With the model's threshold it answers {answered}, {point['wrong']} of {point['answered']} wrong."
     return to_svg(figure, "risk", "Risk and coverage", about)
 
 

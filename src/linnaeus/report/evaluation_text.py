@@ -124,7 +124,7 @@ def abstention(found: Abstention, n: int) -> list[str]:
     rule, share = found.rule, percent(found.rule.target_risk, 0, exact=True)
     source = f"the {rule.n} {found.chosen_on} images of the training" if found.chosen_on else "these very images"
     lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
-    for name, point in (("guaranteed", found.guaranteed), ("estimated", found.estimated)):
+    for name, point in (("tested", found.tested), ("estimated", found.estimated)):
         lines.append(f"  {name:10} " + (_no_threshold(found, name) if point is None else _effect(point, n)))
     area, excess = found.aurc, found.excess_aurc
     lines.append(f"  area under the risk-coverage curve {area:.4f}, of which {excess:.4f} due to imperfect ranking")
@@ -144,7 +144,7 @@ def _no_threshold(found: Abstention, name: str) -> str:
         return "none: even the most confident answers are wrong more often"
     rule = found.rule
     few = f", and there were {rule.n}" if rule.n < required_samples(rule.target_risk) and not rule.grouped else ""
-    return f"none: {rule.no_guarantee_reason}{few}"
+    return f"none: {rule.why_not_tested}{few}"
 
 
 def views(assessment: Assessment) -> list[str]:

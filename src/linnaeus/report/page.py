@@ -128,6 +128,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "chance": typeset_percent(by_chance["mean"], 1),
         "chance_p95": typeset_percent(by_chance["p95"], 1),
         "rule": str(rule).replace("never: ", "never, because ", 1),
+        "notice": rule.notice,
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from linnaeus.data.table import SPLITS
 from linnaeus.errors import UserError
 from linnaeus.metrics.classification import confusion_matrix
+from linnaeus.metrics.selective import NO_ANSWER
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.layout import BAD_IMAGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
@@ -76,7 +77,10 @@ class RunContents:
     @property
     def threshold(self) -> float:
         """Answers with a lower probability count as unsure; 0 if the model never abstains."""
-        return float((self.metrics.get("calibration") or {}).get("abstention", {}).get("threshold") or 0.0)
+        abstention = (self.metrics.get("calibration") or {}).get("abstention")
+        if abstention is None:
+            return 0.0
+        return NO_ANSWER if abstention.get("threshold") is None else float(abstention["threshold"])
 
     @cached_property
     def confusion(self) -> np.ndarray:

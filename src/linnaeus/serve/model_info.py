@@ -27,6 +27,7 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
         "calibrated": calibration is not None,
         "threshold": classifier.threshold,
         "rule": None if calibration is None else str(calibration.rule),
+        "answers": "all" if calibration is None else calibration.rule.answers,
         "metrics": about.metrics,
         "data": {key: about.data[key] for key in ("kind", "counts", "fingerprint") if key in about.data},
         "recipe": {key: about.recipe[key] for key in ("name",) if key in about.recipe},

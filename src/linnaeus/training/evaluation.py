@@ -88,6 +88,12 @@ class FinalEvaluation:
             f"unsure    {self.calibration.rule}",
         ]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a user has to know before any figure."""
+        notice = self.calibration.rule.notice
+        return [notice] if notice else []
+
 
 def prediction_rows(
     table: Table, samples: dict[str, Samples], calibrated: dict[str, Outputs]

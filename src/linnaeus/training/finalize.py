@@ -159,6 +159,8 @@ def _write_results(
             f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
             "during training"
         )
+    for line in evaluation.warnings:
+        prepared.console.warn(line)
     header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
     header.calibration = evaluation.calibration.to_dict()
     folder.require()
