@@ -1,10 +1,14 @@
-"""Plain text: aligned columns, terminal widths, percentages."""
+"""Plain text: aligned columns, terminal widths, percentages, cells of CSV files."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TextIO
 
 ROUNDING = 1e-12
 """Shares this close to 0 or 1 are 0 or 1, but for the rounding of sums."""
@@ -63,3 +67,50 @@ def _rounded_away(text: str, positive: bool, below_one: bool) -> bool:
 def typeset_percent(share: float | None, digits: int = 0, *, exact: bool = False) -> str:
     """As `percent`, with the narrow no-break space of typography, for documents and drawings."""
     return percent(share, digits, exact=exact).replace(" ", "\u202f")
+
+
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""What a spreadsheet may take for the start of a formula (OWASP, CSV injection)."""
+
+
+class SafeCsvWriter:
+    """Writes the rows of a CSV file; the only writer of the package. A text that could be a formula gets a quote mark
+    in front, which spreadsheets do not show and `plain_cell` removes."""
+
+    def __init__(self, file: TextIO, lineterminator: str = "\n"):
+        self._file, self._end, self._line = file, lineterminator, io.StringIO(newline="")
+        # Before Python 3.13 a carriage return in a cell is quoted only where the line ends have one.
+        self._rows = csv.writer(self._line, lineterminator="\r\n")
+
+    def writerow(self, row: Iterable[object]) -> None:
+        """Write a row."""
+        self._rows.writerow(safe_cell(cell) if isinstance(cell, str) else cell for cell in row)
+        self._file.write(self._line.getvalue().removesuffix("\r\n") + self._end)
+        self._line.seek(0)
+        self._line.truncate()
+
+    def writerows(self, rows: Iterable[Iterable[object]]) -> None:
+        """Write several rows."""
+        for row in rows:
+            self.writerow(row)
+
+
+def safe_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: `=1+1` -> `'=1+1`. Numbers stay: -0.5."""
+    return f"'{text}" if _is_formula(text) else text
+
+
+def plain_cell(text: str) -> str:
+    """The inverse of `safe_cell`."""
+    return text[1:] if text.startswith("'") and _is_formula(text) else text
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text, apart from quote marks before it, could be a formula."""
+    bare = text.lstrip("'")
+    if not (bare.startswith(FORMULA) or bare.lstrip().startswith(FORMULA)):  # some programs skip blanks
+        return False
+    with suppress(ValueError):
+        float(bare)
+        return False
+    return True

@@ -16,6 +16,7 @@ from linnaeus.data.display_names import names_by_index, naming_note, refuse_swap
 from linnaeus.data.listfile import Rows, folder_of_label, label_of, locate
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
+from linnaeus.text import plain_cell
 
 BELONGS = re.compile(
     "(patient|subject|person|individual|case|lesion|animal|specimen|plant|tree|camera|scene|location|site|series|burst"
@@ -149,7 +150,7 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
                 )
             if any(cell.strip() for cell in row):
                 blanks = [""] * (len(columns) - len(row))
-                records.append((line, dict(zip(columns, [*row, *blanks], strict=False))))
+                records.append((line, dict(zip(columns, map(plain_cell, [*row, *blanks]), strict=False))))
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num + first - 1}: {error}; correct the line") from None
     return columns, records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import os
@@ -14,6 +13,7 @@ from linnaeus.data.class_names import listed
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError, visible
 from linnaeus.files import atomic
+from linnaeus.text import SafeCsvWriter
 
 
 def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_test: bool = False) -> Table:
@@ -136,7 +136,7 @@ def write_split(table: Table, path: str | Path) -> None:
     """
     beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
     with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
+        writer = SafeCsvWriter(file, "\r\n")
         writer.writerow(["path", "label", "split", *(["group"] if table.groups is not None else [])])
         for i in range(len(table)):
             image = table.sample_id(i) if table.paths is None else table.paths[i].removeprefix(beside)

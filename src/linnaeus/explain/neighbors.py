@@ -24,6 +24,7 @@ from linnaeus.stores import default_cache
 from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples, decode_split
+from linnaeus.text import plain_cell
 
 SPLIT = "split.csv"  # of a run folder
 
@@ -163,6 +164,8 @@ def _training(classifier: Classifier, source: str | Path) -> tuple[Table, np.nda
 def _trained_on(split: Path) -> set[str]:
     """The training images that a run's split.csv names, as absolute paths, or as the ids of an array source."""
     with split.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        named = [row["path"] for row in csv.DictReader(file) if row.get("split") == "train" and row.get("path")]
+        named = [
+            plain_cell(row["path"]) for row in csv.DictReader(file) if row.get("split") == "train" and row.get("path")
+        ]
     folder = os.path.abspath(split.parent)  # noqa: PTH100 - as the table's own paths are made
     return {*named, *(os.path.join(folder, name) for name in named)}  # noqa: PTH118

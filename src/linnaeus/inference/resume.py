@@ -17,7 +17,7 @@ from linnaeus.console import ESCAPED
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.writers import csv_header
-from linnaeus.text import percent
+from linnaeus.text import percent, plain_cell
 
 TOLERANCE = 0.02
 """Largest difference between two probabilities of the same model, which another executor or int8 may cause."""
@@ -138,7 +138,7 @@ def _parse_row(path: Path, row: list[str], top: int) -> WrittenPrediction:
     if len(row) != columns:
         raise _foreign(path, f"a line of {len(row)} cells instead of {columns}")
     try:
-        return WrittenPrediction(row[0], row[2], row[3], float(row[5] or 0))
+        return WrittenPrediction(plain_cell(row[0]), plain_cell(row[2]), plain_cell(row[3]), float(row[5] or 0))
     except ValueError:
         raise _foreign(path, f"a probability of {row[5]!r}") from None
 

@@ -10,12 +10,11 @@ Where an image cannot be read, `error` gives the reason and `top` is empty.
 
 from __future__ import annotations
 
-import csv
 import json
 from typing import Protocol, TextIO
 
 from linnaeus.inference.classifier import Prediction
-from linnaeus.text import percent
+from linnaeus.text import SafeCsvWriter, percent
 
 NAME_WIDTH = 24
 
@@ -65,7 +64,7 @@ class CsvWriter:
     """A row per image. Every row has the cells of the header, also that of an unreadable image."""
 
     def __init__(self, file: TextIO, top: int, *, header: bool = True):
-        self.rows, self.top = csv.writer(file, lineterminator="\n"), top
+        self.rows, self.top = SafeCsvWriter(file), top
         if header:
             self.rows.writerow(csv_header(top))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -35,6 +34,7 @@ from linnaeus.runs.layout import (
 from linnaeus.runs.lock import LOCK
 from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint, remove_remains
 from linnaeus.runs.parsing import read_metrics
+from linnaeus.text import SafeCsvWriter
 
 WRITTEN_FIRST = frozenset({RECIPE, CHECK, SPLIT, BAD_IMAGES, HISTORY})
 """Files that a run may have written before its first model."""
@@ -144,7 +144,7 @@ class RunFolder:
     def write_bad_images(self, bad: list[tuple[str, str]]) -> None:
         """Write (path, reason) of every image that was left out."""
         with atomic(self.file(BAD_IMAGES)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = SafeCsvWriter(file)
             writer.writerow(["path", "reason"])
             writer.writerows(bad)
 

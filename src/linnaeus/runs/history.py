@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TextIO
 
 from linnaeus.runs.parsing import invalid_row, read_csv
+from linnaeus.text import SafeCsvWriter
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Row:
 
 def write_rows(file: TextIO, rows: Iterable[Row], *, header: bool) -> None:
     """Write rows to an open file; floats have six significant digits, seconds are rounded to milliseconds."""
-    writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
+    writer = SafeCsvWriter(file)
     if header:
-        writer.writeheader()
+        writer.writerow(field.name for field in fields(Row))
     for row in rows:
         values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
-        writer.writerow({**values, "seconds": f"{row.seconds:.3f}"})
+        writer.writerow({**values, "seconds": f"{row.seconds:.3f}"}.values())
 
 
 def read_history(path: Path) -> list[Row]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from linnaeus.errors import UserError
 from linnaeus.runs.layout import METRICS
+from linnaeus.text import plain_cell
 
 ADVICE = "train the run again"
 
@@ -36,7 +37,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows as dictionaries from column name to text."""
     try:
-        return list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        # A row that is too long or too short has a list or None in place of a text.
+        return [{k: plain_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
     except csv.Error as error:
         raise UserError(f"{path}: is not valid CSV ({error}); {ADVICE}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.parsing import ADVICE, invalid_row, read_csv
+from linnaeus.text import SafeCsvWriter
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def prediction_rows(
 def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
     """Write predictions.csv; probabilities have ten significant digits."""
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = SafeCsvWriter(file)
         writer.writerow(COLUMNS)
         for row in rows:
             writer.writerow(f"{value:.10g}" if isinstance(value, float) else value for value in astuple(row))

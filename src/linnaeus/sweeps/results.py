@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from linnaeus.metrics.classification import Figures
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Dimension, Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial
-from linnaeus.text import percent
+from linnaeus.text import SafeCsvWriter, percent
 
 if TYPE_CHECKING:
     from linnaeus.report.sweep_plot import SweepImage
@@ -67,7 +66,7 @@ class SweepFolder:
     def write(self, trials: Sequence[Trial], base: Recipe, space: Space) -> None:
         """Write trials.csv, and best.toml if a trial is complete."""
         with atomic(self.path / "trials.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = SafeCsvWriter(file)
             writer.writerow([*COLUMNS, *space])
             writer.writerows(self._row(trial, space) for trial in trials)
         best = best_of(trials, base.best)

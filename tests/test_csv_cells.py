@@ -1,0 +1,104 @@
+"""No cell of a CSV file that the package writes is a formula, and each is read back as it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import write_images, write_recipe
+
+import linnaeus
+from linnaeus.data.sources import open_source
+from linnaeus.data.split import split_table, write_split
+from linnaeus.inference.resume import read_existing
+from linnaeus.inference.writers import CsvWriter
+from linnaeus.runs.predictions import PredictionRow, read_predictions, write_predictions
+from linnaeus.text import FORMULA, SafeCsvWriter, plain_cell, safe_cell
+
+EVIL = ("=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''=1", " =1", "＝1", "-5x", "=cmd|' /C calc'!A0")
+PLAIN = ("", "rose", "'rose", "-0.5", "+3", "-1e-3", "a=b", "-inf")
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_a_formula_gets_a_quote_mark(text: str):
+    assert safe_cell(text) == f"'{text}"
+    assert plain_cell(safe_cell(text)) == text
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_other_texts_and_numbers_stay(text: str):
+    assert safe_cell(text) == text
+    assert plain_cell(text) == text
+
+
+@given(st.text(alphabet=st.sampled_from([*FORMULA, "'", " ", "1", "e", "a", "."])) | st.text())
+def test_every_cell_is_read_back_as_it_was(text: str):
+    assert plain_cell(safe_cell(text)) == text
+    assert plain_cell(safe_cell(safe_cell(text))) == safe_cell(text)
+
+
+def test_the_writer_escapes_names_and_leaves_numbers(tmp_path: Path):
+    file = io.StringIO()
+    SafeCsvWriter(file).writerows([["=1+1", -0.5, -3, None], ["a,b", "-0.5"]])
+    assert file.getvalue() == '\'=1+1,-0.5,-3,\n"a,b",-0.5\n'
+
+
+def cells(path: Path) -> list[str]:
+    return [cell for row in csv.reader(io.StringIO(path.read_bytes().decode(), newline="")) for cell in row]
+
+
+def formulas(path: Path) -> list[str]:
+    """The cells that a spreadsheet would compute."""
+
+    def number(cell: str) -> bool:
+        try:
+            float(cell)
+        except ValueError:
+            return False
+        return True
+
+    return [cell for cell in cells(path) if cell.lstrip().startswith(FORMULA) and not number(cell)]
+
+
+def test_a_run_on_classes_that_are_formulas(tmp_path: Path):
+    """Every CSV file of a run is free of formulas, and the run is read, evaluated and split again by its files."""
+    classes = ("=1+1", "@x", "-y+2")
+    source = write_images(tmp_path / "data", classes, each=8)
+    (source / "=1+1" / "=broken.png").write_bytes(b"no image")
+    run = linnaeus.train(source, recipe=write_recipe(tmp_path / "r.toml"), out=tmp_path / "run")
+    files = sorted(run.path.glob("*.csv"))
+    assert {"bad_images.csv", "history.csv", "predictions.csv", "split.csv"} <= {file.name for file in files}
+    for file in files:
+        assert formulas(file) == [], file.name
+        assert any(cell.startswith("'") for cell in cells(file)) or file.name in ("history.csv", "bad_images.csv")
+    assert {row.true for row in read_predictions(run.path / "predictions.csv")} <= set(classes)
+    assert set(open_source(run.path / "split.csv").classes) == set(classes)
+    model = linnaeus.load(run.path)
+    assert model.evaluate(run.path / "split.csv", "valid").n == run.valid.n
+    out = tmp_path / "p.csv"
+    with out.open("w", newline="") as file:
+        writer = CsvWriter(file, 1)
+        for image in sorted((source / "@x").iterdir()):
+            writer.write(model.predict(image))
+    assert formulas(out) == []
+    assert {probe.best_class for probe in read_existing(out, "csv", 1).probes} <= set(classes)
+
+
+def test_a_split_beside_images_whose_names_are_formulas(tmp_path: Path):
+    source = write_images(tmp_path, ("=a", "+b"), each=4)
+    table = split_table(open_source(source), valid=0.5, test=0, seed=0)
+    write_split(table, tmp_path / "split.csv")
+    assert formulas(tmp_path / "split.csv") == []
+    again = open_source(tmp_path / "split.csv")
+    assert sorted(again.paths or ()) == sorted(table.paths or ())
+
+
+def test_predictions_are_read_back(tmp_path: Path):
+    rows = [PredictionRow(text, "valid", text, text, 0.5, 0.5, text) for text in EVIL]
+    write_predictions(tmp_path / "predictions.csv", rows)
+    assert formulas(tmp_path / "predictions.csv") == []
+    assert read_predictions(tmp_path / "predictions.csv") == rows
