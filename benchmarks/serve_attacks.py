@@ -1,0 +1,231 @@
+"""Attacks on `linnaeus serve`, each in a process of its own: python benchmarks/serve_attacks.py NAME HOST:PORT [BOMBS]
+
+An attack repeats one act in several threads until the process gets SIGTERM.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MIB = 1 << 20
+HOLD = 8.0  # seconds that a held connection is kept
+Act = Callable[["Target"], None]
+
+
+class Target:
+    """The server under attack."""
+
+    def __init__(self, address: str, bombs: list[bytes]):
+        host, _, port = address.rpartition(":")
+        self.host, self.port, self.bombs = host, int(port), bombs
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=30)
+
+    def send(self, *parts: bytes, read: bool = True) -> None:
+        """Send a request over a connection of its own, and read the start of the response."""
+        with self.connect() as connection:
+            for part in parts:
+                connection.sendall(part)
+            if read:
+                connection.recv(1000)
+
+    def hold(self, data: bytes) -> None:
+        """Send `data` and keep the connection, without reading, until the server closes it or `HOLD` is over."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            time.sleep(HOLD)
+
+
+def post(body: bytes, kind: str = "image/png", path: str = "/predict", length: int | None = None) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: "
+    return f"{head}{len(body) if length is None else length}\r\n\r\n".encode() + body
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width), np.uint8))
+
+
+def multipart(*images: bytes, disposition: str = 'name="a"; filename="b"') -> bytes:
+    parts = (f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + i + b"\r\n" for i in images)
+    return b"".join(parts) + b"--x--\r\n"
+
+
+FORM = "multipart/form-data; boundary=x"
+JSON = "application/json"
+
+
+def json_items(target: Target) -> None:
+    target.send(post(b'{"pictures": [' + b"[]," * (40 * MIB // 3) + b"[]]}", JSON))
+
+
+def json_depth(target: Target) -> None:
+    target.send(post(b"[" * (40 * MIB), JSON))
+
+
+def json_keys(target: Target) -> None:
+    target.send(post(b"{" + b",".join(b'"%d":{}' % i for i in range(3_000_000)) + b"}", JSON))
+
+
+def json_strings(target: Target) -> None:
+    target.send(post(b'{"pictures": ["' + rb"\n" * (20 * MIB) + b'"]}', JSON))
+
+
+def multipart_names(target: Target) -> None:
+    target.send(post(multipart(b"", disposition='name=""; filename=""') * 400_000, FORM))
+
+
+def multipart_empty(target: Target) -> None:
+    target.send(post(b'--x\r\nContent-Disposition: form-data; name=""\r\n\r\n\r\n' * 500_000 + b"--x--\r\n", FORM))
+
+
+def tiny_chunks(target: Target) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    target.send(head, b"1\r\nx\r\n" * (4 * MIB))
+
+
+def many_headers(target: Target) -> None:
+    target.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * 60_000 + b"\r\n")
+
+
+def long_query(target: Target) -> None:
+    target.send(b"GET /model?" + b"a&" * 30_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+def pipelining(target: Target) -> None:
+    target.hold(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000)
+
+
+def hang_up(target: Target) -> None:
+    images = [encoded(noise(28, 28), "PNG")] * 32
+    with target.connect() as connection:
+        connection.sendall(post(multipart(*images), FORM, "/predict?explain=1"))
+        time.sleep(0.1)
+
+
+def explanations(target: Target) -> None:
+    images = [encoded(noise(28, 28), "PNG")] * 32
+    target.send(post(multipart(*images), FORM, "/predict?explain=1"))
+
+
+def held_uploads(target: Target) -> None:
+    target.hold(post(bytes(30 * MIB), length=30 * MIB + 1))
+
+
+def slow_readers(target: Target) -> None:
+    target.hold(post(multipart(*[encoded(noise(28, 28), "PNG")] * 32), FORM, "/predict?top=1000") * 20)
+    target.hold(b"GET /report HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+
+
+def many_images(target: Target) -> None:
+    target.send(post(multipart(*[encoded(noise(64, 64), "PNG")] * 32), FORM))
+
+
+def images() -> Iterator[bytes]:
+    """Images within the limits that take long to decode."""
+    yield encoded(Image.new("L", (8000, 8000)), "PNG")
+    yield encoded(noise(4000, 4000), "JPEG", progressive=True, quality=95)
+    yield encoded(noise(4900, 4900), "JPEG", quality=100)
+    first, *others = (Image.new("L", (3000, 3000), i) for i in range(20))
+    yield encoded(first, "GIF", save_all=True, append_images=others)
+    yield encoded(Image.new("RGB", (7000, 7000)), "TIFF", compression="tiff_deflate")
+    yield encoded(noise(2400, 2400), "JPEG2000")
+    yield encoded(noise(2400, 2400).convert("RGB"), "WEBP", lossless=True)
+    progressive = encoded(noise(1500, 1500), "JPEG", progressive=True)
+    start, end = progressive.rindex(b"\xff\xda"), progressive.rindex(b"\xff\xd9")
+    yield progressive[:end] + 50 * progressive[start:end] + progressive[end:]
+
+
+def slow_images(target: Target) -> None:
+    target.send(post(random.choice(SLOW)))
+
+
+def garbage(target: Target) -> None:
+    whole = post(multipart(b"abc"), FORM)
+    damaged = bytearray(whole)
+    for _ in range(3):
+        damaged[random.randrange(len(damaged))] = random.randrange(256)
+    for data in (os.urandom(2000), b"\x16\x03\x01\x02\x00" + os.urandom(200), bytes(damaged), whole + os.urandom(99)):
+        target.send(data, read=False)
+    time.sleep(0.01)
+
+
+def half_requests(target: Target) -> None:
+    target.hold(post(b"x" * 5000, length=100_000))
+
+
+def bombs(target: Target) -> None:
+    target.send(post(random.choice(target.bombs)))
+    time.sleep(0.05)
+
+
+def idle(target: Target) -> None:
+    target.hold(b"")
+
+
+ATTACKS: dict[str, tuple[Act, int]] = {
+    "json items": (json_items, 5),
+    "json depth": (json_depth, 2),
+    "json keys": (json_keys, 2),
+    "json strings": (json_strings, 2),
+    "multipart names": (multipart_names, 2),
+    "multipart empty": (multipart_empty, 2),
+    "tiny chunks": (tiny_chunks, 2),
+    "many headers": (many_headers, 2),
+    "long query": (long_query, 2),
+    "pipelining": (pipelining, 4),
+    "hang up": (hang_up, 8),
+    "explanations": (explanations, 8),
+    "held uploads": (held_uploads, 60),
+    "slow readers": (slow_readers, 60),
+    "many images": (many_images, 8),
+    "slow images": (slow_images, 8),
+    "garbage": (garbage, 4),
+    "half requests": (half_requests, 50),
+    "bombs": (bombs, 2),
+    "idle": (idle, 500),
+}
+"""Name -> (act, number of threads that repeat it)."""
+SLOW: list[bytes] = []
+
+
+def _repeat(act: Act, target: Target) -> None:
+    while True:
+        with suppress(OSError):
+            act(target)
+        time.sleep(0.001)
+
+
+def main() -> None:
+    name, address, *folder = sys.argv[1:]
+    act, threads = ATTACKS[name]
+    files = [p for f in folder for p in sorted(Path(f).rglob("*")) if p.is_file() and 0 < p.stat().st_size < 5_000_000]
+    target = Target(address, [p.read_bytes() for p in files] or [b"\x89PNG"])
+    if act is slow_images:
+        SLOW.extend(images())
+    print("ready", flush=True)
+    for _ in range(threads):
+        threading.Thread(target=_repeat, args=(act, target), daemon=True).start()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
