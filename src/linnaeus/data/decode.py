@@ -75,9 +75,7 @@ _UPRIGHT = {  # EXIF 2.32, section 4.6.4 A, tag 274
 }
 
 _NOT_OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # the filter that filterwarnings() adds
-logging.getLogger("PIL").addHandler(
-    logging.NullHandler()
-)  # otherwise Pillow's errors reach stderr where logging is not set up
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise Pillow's errors reach stderr
 
 
 class UnreadableError(UserError):
@@ -274,12 +272,14 @@ def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], ori
 def _what_else(source: str | Path | bytes) -> str:
     """Why no decoder recognized the file, guessed from its first bytes."""
     if isinstance(source, bytes):
-        head = source[:16]
+        head = source[:32]
     else:
         with open(source, "rb") as file:  # noqa: PTH123
-            head = file.read(16)
+            head = file.read(32)
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
         return "HEIC is not supported; convert it to JPEG"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself; run `git lfs pull` in its repository"
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")):
         return "its header is damaged, or its format is not supported (such as 12-bit or lossless JPEG)"
     if head.startswith((b"%PDF", b"%!PS", b"<svg", b"<?xml", b"<!DOCTYPE", b"<html")):

@@ -16,6 +16,7 @@ from linnaeus.data.class_names import (
 )
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.display_names import JSON_FILES, TEXT_FILES, display_names
+from linnaeus.data.layouts import layout_note, refuse_detection, refuse_parts, refuse_unnamed_split
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, visible
 
@@ -46,8 +47,14 @@ def open_folder(source: str, path: Path) -> Table:
     root = os.path.abspath(path)  # noqa: PTH100  links stay as the user wrote them
     scan = Scan(root)
     parts = _parts(scan, root)
+    notes: list[str] = []
     found: list[tuple[str, str, list[str]]] = []  # split, class, images
     for split, folder in parts.items():
+        folders = [entry.name for entry in _entries(Scan(root), folder)[0]]
+        refuse_detection(folder, folders)
+        inner = {name: _inner(folder, name) for name in folders}
+        refuse_parts(folder, [name for name in folders if inner[name] is not None], _known(inner))
+        notes += layout_note(folder, folders, _known(inner))
         found += [(split, name, images) for name, images in _classes(scan, folder, split).items()]
         if not any(images for part, _, images in found if part == split):
             raise UserError(_nothing(scan, folder, split, path))
@@ -71,11 +78,27 @@ def open_folder(source: str, path: Path) -> Table:
         ignored=tuple(sorted(scan.ignored)),
         root=root,
         spellings=spelling_variants(scan.written),
-        notes=shown.notes,
+        notes=(*notes, *shown.notes),
     )
-    if len(shown.classes) == 1 and "" in parts:
-        _refuse_wrapper(path, Path(parts[""]), shown.classes[0])
+    top = parts.get(learns)
+    if len(shown.classes) == 1 and top is not None:
+        _refuse_wrapper(Path(top), shown.classes[0])
     return table
+
+
+def _inner(folder: str, name: str) -> set[str] | None:
+    """The folders with images directly inside a class folder; None where the class folder holds images itself."""
+    path = os.path.join(folder, name)  # noqa: PTH118
+    folders, files = _entries(Scan(path), path)
+    if any(_is_image(entry) for entry in files):
+        return None
+    return {entry.name for entry in folders if any(map(_is_image, _entries(Scan(path), entry.path)[1]))} | {
+        entry.name for entry in folders if _entries(Scan(path), entry.path)[0]
+    }
+
+
+def _known(inner: dict[str, set[str] | None]) -> dict[str, set[str]]:
+    return {name: folders or set() for name, folders in inner.items()}
 
 
 def _parts(scan: Scan, root: str) -> dict[str, str]:
@@ -98,6 +121,7 @@ def _parts(scan: Scan, root: str) -> dict[str, str]:
     train = parts.get("train")
     if not parts or (others and not (train and _entries(Scan(root), train)[0])):
         return {"": root}
+    refuse_unnamed_split(root, [entry.name for entry in others])
     for entry in others:
         scan.passed_over(entry.path, "/")
     for entry in _entries(scan, root)[1]:
@@ -195,10 +219,10 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
     return f"{folder}: {what} ({kinds}); put the images of each class into a folder of their own"
 
 
-def _refuse_wrapper(path: Path, root: Path, only: str) -> None:
-    """One folder that holds several: most likely an unpacked archive, one level too high."""
-    for entry in _entries(Scan(str(root)), str(root))[0]:
-        inside = _entries(Scan(str(root)), entry.path)[0]
+def _refuse_wrapper(path: Path, only: str) -> None:
+    """Refuse a single folder that holds several: most likely an unpacked archive, one level too high."""
+    for entry in _entries(Scan(str(path)), str(path))[0]:
+        inside = _entries(Scan(str(path)), entry.path)[0]
         if class_name(entry.name) == only and len(inside) > 1:
             raise UserError(
                 f"{path}: only one class folder, {only!r}; its folders {listed([e.name for e in inside])} may be the "

@@ -65,18 +65,23 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
 def read_list(path: Path, split: str = "") -> Rows:
     """Read one list file into rows; the images are not looked for yet."""
     rows = Rows(path)
+    by_folder = False
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip()
         if not line:
             continue
-        cut = line.rsplit(None, 1)
-        if len(cut) < 2:
+        cut = line.rsplit("\t", 1) if "\t" in line else line.rsplit(None, 1)  # labels may hold blanks after a tab
+        if len(cut) < 2 and "/" in line and (by_folder or not rows.texts):  # as in Food-101: class/image
+            by_folder, cut = True, [line, line.split("/")[-2]]
+        elif len(cut) < 2 or by_folder:
             raise UserError(f"{path}:{number}: {clip(line)} has no label; write `path label` on each line")
         rows.texts.append(cut[0])
         rows.labels.append(label_of(cut[1], path, number))
         rows.written.add((split, cut[1]))
         rows.splits.append(split)
         rows.lines.append(number)
+    if by_folder:
+        rows.notes.append(f"{path.name}: lines have no label; the class is the folder of each image")
     if not rows.texts:
         raise UserError(f"{path}: lists no images; write `path label`, one a line")
     return rows
@@ -132,7 +137,7 @@ def locate(rows: Rows) -> list[str]:
 
 def _rule(text: str, folder: str, stem: str) -> tuple[str, str] | None:
     """(folder beside the list, suffix) with which a name that does not exist as written is a file."""
-    names = (stem, f"{stem}_images", *IMAGE_FOLDERS)
+    names = (stem, f"{stem}_images", *IMAGE_FOLDERS, "../images")
     places = [name for name in dict.fromkeys(names) if os.path.isdir(os.path.join(folder, name))]  # noqa: PTH112, PTH118
     for place in ("", *places):
         for suffix in ("", *SUFFIXES):

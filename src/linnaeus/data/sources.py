@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -13,7 +14,11 @@ from linnaeus.data.remote import is_address
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
 
-LISTS = {"train": ("train.txt",), "valid": ("valid.txt", "val.txt"), "test": ("test.txt",)}
+LISTS = {
+    "train": ("train.txt", "train_list.txt"),
+    "valid": ("valid.txt", "val.txt", "val_list.txt", "valid_list.txt"),
+    "test": ("test.txt", "test_list.txt"),
+}
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 CSVS = (".csv", ".tsv")
 
@@ -114,9 +119,32 @@ def _open_folder(source: str, path: Path, given: dict[str, str], group: str | No
         return cifar.open_cifar(source, binaries)
     if idx.find_idx(path):
         return idx.open_idx(source, path)
-    if "train.txt" in names or "test.txt" in names:
+    if names.intersection(LISTS["train"] + LISTS["test"]):
         return _open_lists(source, path, {}, names, group)
+    meta = path / "meta"  # Food-101 as published: meta/train.txt beside images/
+    if "images" in names and (meta / "train.txt").is_file():
+        return _open_lists(source, meta, {}, {entry.name for entry in meta.iterdir()}, group)
+    labels = _labels_beside_images(path, names)
+    if labels is not None:
+        table = csvfile.open_csv(source, {"": labels}, group)
+        return dataclasses.replace(table, notes=(f"labels are read from {labels}", *table.notes))
     return folder.open_folder(source, path)
+
+
+def _labels_beside_images(path: Path, names: set[str]) -> Path | None:
+    """The CSV with the labels of a folder whose images lie in a folder such as `images`, not in class folders."""
+    tables = sorted(name for name in names if name.lower().endswith(CSVS))
+    places = [path / name for name in sorted(names) if name.lower() in (*listfile.IMAGE_FOLDERS, *SPLITS)]
+    if not tables or not any(_has_images(place) for place in places):
+        return None
+    usual = [name for name in tables if Path(name).stem.lower() in ("train", "labels", "train_labels", "metadata")]
+    if len(tables) > 1 and len(usual) != 1:
+        raise UserError(f"{path}: images without class folders, and {listed(tables)}; point at the CSV with the labels")
+    return path / (usual or tables)[0]
+
+
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
 
 
 def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str], group: str | None) -> Table:
