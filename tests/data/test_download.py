@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -268,3 +270,36 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("LINNAEUS_CACHE")
     assert cache_dir().name == "linnaeus"
     assert cache_dir().is_absolute()
+
+
+def test_a_body_of_unknown_size_is_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download, "LIMIT", len(BODY) - 1)
+    server.files["x"], server.ways["x"] = BODY, {"no length"}
+    with pytest.raises(FetchError, match=f"sends more than {len(BODY) - 1} bytes"):
+        fetch(server.url("x"), tmp_path / "x")
+    assert not list(tmp_path.glob("*.part"))
+
+
+class Drip:
+    """A response that sends a byte at a time."""
+
+    def read1(self, _: int) -> bytes:
+        time.sleep(0.01)
+        return b"x"
+
+
+def test_a_slow_drip_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    monkeypatch.setattr(download, "_read", lambda _: Drip().read1(1))
+    server.files["x"] = BODY
+    with pytest.raises(FetchError, match="sends less than 1024 bytes a second"):
+        fetch(server.url("x"), tmp_path / "x")
+
+
+@pytest.mark.parametrize("target", ["http://example.org/x", "ftp://example.org/x", "file:///etc/passwd"])
+def test_a_redirect_away_from_https_is_refused(target: str):
+    request = urllib.request.Request("https://example.org/x")
+    with pytest.raises(download._RefusedError, match="not HTTPS"):
+        download._Redirects().redirect_request(request, None, 302, "Found", {}, target)
+    allowed = download._Redirects().redirect_request(request, None, 302, "Found", {}, "https://example.com/x")
+    assert allowed.full_url == "https://example.com/x"

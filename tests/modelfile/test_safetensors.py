@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +402,11 @@ def test_any_description_is_refused_or_harmless(
         about[entry] = value
     header["__metadata__"]["linnaeus"] = json.dumps(about)
     read_or_refuse(folder / "described.safetensors", joined(header, tensors))
+
+
+def test_a_mutated_file_is_refused_or_answers_the_same():
+    """A little of what `benchmarks/mutations.py` does for long."""
+    script = Path(__file__).parents[2] / "benchmarks" / "mutations.py"
+    done = subprocess.run([sys.executable, script, "--count", "400"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "400 mutations" in done.stdout

@@ -29,6 +29,9 @@ Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 STALLS = 3  # attempts at one address that bring nothing, before the next address
+LIMIT = 4 << 30  # bytes of a body whose size neither the server nor we know
+SLOWEST, PATIENCE = 1024, 60.0  # bytes a second over this many seconds: a slower address is given up
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
@@ -229,13 +232,18 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
         if total is not None and total - start > shutil.disk_usage(wanted.destination.parent).free:
             raise OSError(errno.ENOSPC, "no space")
         part.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        done = start
+        done = mark = start
+        since, most = time.monotonic(), total or wanted.size or LIMIT
         while piece := _read(response):
             part.file.write(piece)
             done += len(piece)
-            if wanted.size is not None and done > wanted.size:
+            if done > most:
                 part.file.truncate(0)
-                raise _RefusedError(f"sends more than {wanted.size} bytes")
+                raise _RefusedError(f"sends more than {most} bytes")
+            if time.monotonic() - since > PATIENCE:
+                if done - mark < SLOWEST * PATIENCE:
+                    raise _RefusedError(f"sends less than {SLOWEST} bytes a second")
+                mark, since = done, time.monotonic()
             if progress is not None:
                 progress(done, total or wanted.size)
         if total is not None and done < total:
@@ -252,7 +260,7 @@ def _open(url: str, start: int, version: str | None) -> Any:
         if version and not version.startswith("W/"):  # from the start again, should the file have changed meanwhile
             request.add_header("If-Range", version)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
+        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -268,8 +276,19 @@ def _open(url: str, start: int, version: str | None) -> Any:
         raise (_RefusedError if final else _DroppedError)(why) from None
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to HTTPS, and those of a plain HTTP server to itself."""
+
+    def redirect_request(self, request: Any, *more: Any) -> Any:
+        old, new = urllib.parse.urlsplit(request.full_url), urllib.parse.urlsplit(more[-1])
+        same = (new.scheme, new.hostname) == (old.scheme, old.hostname) and old.scheme == "http"
+        if new.scheme != "https" and not same and new.hostname not in LOOPBACK:
+            raise _RefusedError(f"redirects to {new.scheme}://{new.hostname}, which is not HTTPS")
+        return super().redirect_request(request, *more)
+
+
 def _read(response: Any) -> bytes:
     try:
-        return response.read(CHUNK)
+        return response.read1(CHUNK)  # what has come: `read` would wait for all of it, however slowly it drips
     except (OSError, http.client.HTTPException) as error:
         raise _DroppedError(str(error) or type(error).__name__) from None
