@@ -48,7 +48,7 @@ def test_values_beyond_the_range_are_clipped_and_reported(tmp_path: Path, caplog
 def test_recorded_in_recipe_and_model_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], undrawn_runs: None):
     data = write_deep(tmp_path / "data", 12)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
-    run = linnaeus.train(data, recipe=recipe, out=tmp_path / "run")
+    run = linnaeus.train(data, recipe=str(recipe), out=tmp_path / "run")
     assert "use 12 bits: 4095 becomes white" in capfd.readouterr().err
     assert "bits = 12" in (run.path / "recipe.toml").read_text()
     model = linnaeus.load(run.path)

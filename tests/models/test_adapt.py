@@ -114,7 +114,8 @@ def published_resnet20(x: torch.Tensor, state: dict[str, torch.Tensor]) -> torch
         return F.relu(y + (x if stride == 1 else F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, quarter, quarter))))
 
     x = F.conv2d(x, state["conv1.weight"], padding=1)
-    x = F.relu(F.batch_norm(x, *(state[f"bn1.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))))
+    scale, shift, mean, variance = (state[f"bn1.{key}"] for key in ("weight", "bias", "running_mean", "running_var"))
+    x = F.relu(F.batch_norm(x, mean, variance, scale, shift))
     for layer in (1, 2, 3):
         for i in range(3):
             x = block(x, f"layer{layer}.{i}", 2 if layer > 1 and i == 0 else 1)

@@ -177,7 +177,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     Given a file, numpy writes with C's buffered functions and ignores the error of the last flush.
     """
     with path.open("wb") as file:
-        np.save(SimpleNamespace(write=file.write), array)  # type: ignore[call-overload]
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def read_index(folder: Path) -> Index:
