@@ -158,6 +158,15 @@ def test_scikit_learns_own_checks(check: str):
         (np.zeros((4, 8, 8), np.uint8), [0, 1], r"4 images, but labels of shape \(2,\)"),
         ([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)], [0, 1], "several sizes"),
         (np.zeros((2, 8, 8), np.uint8), np.array([1, "1"], object), "several kinds"),
+        (np.zeros((2, 8, 8), np.uint8), [1, "1"], "several kinds"),
+        (
+            np.zeros((4, 8, 8), np.uint8),
+            [0.0, np.nan, 1.0, np.nan],
+            r"2 of 4 labels are missing, .* position 1 \(nan\)",
+        ),
+        (np.zeros((3, 8, 8), np.uint8), ["a", "b", float("nan")], "1 of 3 labels are missing"),
+        (np.zeros((3, 8, 8), np.uint8), ["a", None, "b"], r"position 1 \(None\)"),
+        (np.zeros((2, 8, 8), np.uint8), np.array(["2026", "NaT"], "datetime64[Y]"), "1 of 2 labels are missing"),
         ([f"gone/{i}.png" for i in range(20)], [0, 1] * 10, "gone"),
     ],
 )

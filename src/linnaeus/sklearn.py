@@ -150,12 +150,8 @@ def _table(
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
             raise UserError(f"fit: {len(images)} images, but {what} of shape {np.shape(values)}; give one for each")
-    try:
-        values, index = np.unique(labels, return_inverse=True)
-    except TypeError:
-        raise UserError(
-            "fit: labels of several kinds, which have no order; make them all numbers or all words"
-        ) from None
+    _check_labels(list(y), labels)
+    values, index = np.unique(labels, return_inverse=True)
     names = tuple(str(value) for value in values)
     table = Table(
         source="the images given to fit",
@@ -169,6 +165,32 @@ def _table(
         groups=None if groups is None else tuple(str(group) for group in groups),
     )
     return table, values
+
+
+def _check_labels(given: list[Any], labels: np.ndarray) -> None:
+    """Raise UserError where a label is missing, or where labels of several kinds have no order.
+
+    `given` are the values before NumPy made them `labels`, which turns NaN among words into the word "nan", and 1
+    beside "1" into the same word.
+    """
+    missing = [i for i, value in enumerate(given) if _is_missing(value)]
+    if missing:
+        raise UserError(
+            f"fit: {len(missing)} of {len(given)} labels are missing, the first at position {missing[0]} "
+            f"({given[missing[0]]}); leave these images out, or label them"
+        )
+    mixed = labels.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in given)
+    try:
+        np.unique(labels)
+    except TypeError:
+        mixed = True
+    if mixed:
+        raise UserError("fit: labels of several kinds, which have no order; make them all numbers or all words")
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether a label is None, NaN, or the missing value of pandas, whose comparison is neither true nor false."""
+    return label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label)
 
 
 def _images(X: Images) -> np.ndarray | list[str | Path]:

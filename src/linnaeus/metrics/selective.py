@@ -18,7 +18,9 @@ estimated thresholds exceeded the target, and 11 of 139 tested ones; with 2,000 
 
 The test assumes that new images come from the distribution of the sample, that a more confident answer is not
 more often wrong, and that the model was fixed before the sample was drawn. A validation set that also chose the best
-epoch and the temperature violates the last assumption slightly, so quote the risk on a test set where there is one.
+epoch violates the last assumption. Of 1,500 simulated samples of 400 images, in which every epoch had just more than
+the target risk of 2 %, 13 % passed with the best of 20 epochs whose errors overlap by 86 %, 18 % at an overlap of
+70 %, and 26 % with the best of 60. Quote the risk on a test set where there is one.
 There is no test for images in groups: errors within a group are correlated, and the binomial test assumes
 independent images.
 """
