@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,6 +173,14 @@ class _FolderLock:
     def close(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
+
+
+def check_output(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raise UserError if `path` is a folder, or a file with content that is not ours to replace."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file in it")
+    if path.is_file() and path.stat().st_size and not is_ours(path):
+        raise UserError(f"{path}: already exists and is another kind of file; remove it, or choose another name")
 
 
 def numbered(stem: Path) -> Path:

@@ -88,8 +88,7 @@ def predict(
     console = make_console(sys.stderr, silent=not here.is_main)
     with process_group(here, devices, device, advice) as group:
         with group.propagate_errors():
-            if grid and Path(grid).suffix.lower() != ".png":
-                raise UserError(f"--grid {grid}: must end in .png")
+            _check_outputs(out, form, grid, images)
         file = group.broadcast(lambda: fastest_model(model, device, code, console))
         with group.propagate_errors():
             classifier = load_model(file, device, code)
@@ -111,6 +110,18 @@ def _form(form: str | None, out: str | None) -> str:
     suffixes = tuple(suffix for suffix, name in FORMATS.items() if form in (None, name))
     early.check_output("--out", out, suffixes)
     return form or named or "table"
+
+
+def _check_outputs(out: str | None, form: str, grid: str | None, images: tuple[str, ...]) -> None:
+    """Raise UserError if --out or --grid would replace a file of the user."""
+    from linnaeus.files import check_output
+
+    if grid and Path(grid).suffix.lower() != ".png":
+        raise UserError(f"--grid {grid}: must end in .png")
+    if grid and grid in images:
+        raise UserError(f"--grid {grid}: is one of the images; choose another name")
+    if out and form == "table":  # files of the other formats are continued
+        check_output(Path(out), lambda path: False)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from linnaeus.data.decode import IMAGE_SUFFIXES, MAX_BYTES, RowSpec, UnreadableE
 from linnaeus.data.shards import FORMAT, INDEX
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
-from linnaeus.files import disk_errors, scratch, sync, write_text
+from linnaeus.files import disk_errors, remove_scratch, scratch, sync
 
 JPEG_QUALITY = 95
 SEED = 0
@@ -51,6 +51,7 @@ def write_shards(
     Raises UserError where `out` is there already.
     """
     out = Path(out)
+    remove_scratch(out.absolute().parent)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: already exists; choose another --out, or remove it")
     with disk_errors(out), scratch(out.absolute().parent) as folder:
@@ -78,7 +79,8 @@ class _Writer:
                 self._split(split, np.random.default_rng(SEED).permutation(indices), progress)
         head = {"format": FORMAT, "classes": self.table.classes, "names": self.table.names, "shards": self.shards}
         texts = [json.dumps(head, ensure_ascii=False), *self.lines]
-        write_text(self.folder / INDEX, "\n".join(texts) + "\n")
+        (self.folder / INDEX).write_text("\n".join(texts) + "\n", encoding="utf-8")
+        sync(self.folder / INDEX)
         self.done.shards = len(self.shards)
         return self.done
 

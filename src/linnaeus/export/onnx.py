@@ -19,6 +19,7 @@ from linnaeus.export.int8 import CALIBRATION_IMAGES, quantized
 from linnaeus.export.onnx_file import network_graph, open_runner, require, two_images, with_preprocessing, write
 from linnaeus.export.reference_model import ReferenceModel
 from linnaeus.export.sample_images import SampleImages, collect_samples, split_calibration
+from linnaeus.files import check_output
 from linnaeus.inference.classifier import Classifier
 from linnaeus.modelfile.exports import note
 from linnaeus.modelfile.onnx import KINDS
@@ -116,6 +117,8 @@ def export_onnx(
     exported.
     """
     require(kind)
+    path = out or classifier.path.with_name(KINDS[kind])
+    check_output(path, lambda path: path.suffix.lower() == ".onnx")  # before the work
     samples = collect_samples(classifier.about, classifier.path, data, split)
     calibration = None
     if kind == "onnx-int8":
@@ -130,7 +133,6 @@ def export_onnx(
         result, graph = _try_int8(classifier, reference, candidates, agree, console)
     if result.passed is None:
         return None, result
-    path = out or classifier.path.with_name(KINDS[kind])
     record = result.to_dict() | {"made": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
     checksum = write(path, with_preprocessing(graph, classifier), classifier, record)
     if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:

@@ -9,7 +9,7 @@ import torch
 
 from linnaeus.errors import UserError
 from linnaeus.export.model_card import CARD, model_card
-from linnaeus.files import atomic, write_text
+from linnaeus.files import atomic, check_output, write_text
 from linnaeus.inference.classifier import Classifier
 from linnaeus.models import Network
 from linnaeus.models.resnet import RESNETS, Bottleneck
@@ -26,16 +26,23 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     """
     network = classifier.network
     call = torchvision_call(network, str(classifier.path))
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     path = out or classifier.path.with_name(NAME)
+    beside = path.with_name(CARD)
+    check_output(path, lambda path: path.suffix.lower() in (".pth", ".pt"))
+    check_output(beside, _is_card)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     with atomic(path) as temporary:
         # torch's own writer of files raises no OSError where the disk is full.
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
         temporary.write_bytes(buffer.getbuffer())
-    beside = path.with_name(CARD)
     write_text(beside, model_card(classifier, path.name, call))
     return path, beside
+
+
+def _is_card(path: Path) -> bool:
+    """Whether `path` is a model card that linnaeus wrote."""
+    return path.is_file() and b"linnaeus" in path.read_bytes().lower()
 
 
 def torchvision_call(network: Network, path: str) -> str:

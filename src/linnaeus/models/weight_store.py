@@ -15,7 +15,7 @@ import platformdirs
 import torch
 
 from linnaeus.errors import JobError, UserError, did_you_mean
-from linnaeus.files import atomic, write_text
+from linnaeus.files import atomic, disk_errors, write_text
 from linnaeus.models import create
 from linnaeus.models.adapt import adapt_tensors
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
@@ -157,18 +157,23 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
         notes.append(
             f"{what} (its SHA-256 begins with {checksum[:8]}), but all tensors fit: imported without verification"
         )
-    for file in (
-        entry.file,
-        *(f"{entry.key}{suffix}" for suffix in (".safetensors", ".pth", ".json")),
-    ):  # earlier files of this name
-        if weights_dir() / file not in (target, path.absolute()):
-            (weights_dir() / file).unlink(missing_ok=True)
     if path.absolute() != target:
         with atomic(target) as temporary:
             shutil.copyfile(path, temporary)
     if not recognized:
         store_checksum(entry, target.name, checksum)
+    _remove_others(entry, (target, path.absolute()), keep_checksum=not recognized)
     return target, notes
+
+
+def _remove_others(entry: PretrainedWeights, kept: tuple[Path, ...], *, keep_checksum: bool) -> None:
+    """Remove earlier files of the same weights: last, so that a failure before loses none of them."""
+    checksum = [] if keep_checksum else [f"{entry.key}.json"]
+    for file in (entry.file, f"{entry.key}.safetensors", f"{entry.key}.pth", *checksum):
+        path = weights_dir() / file
+        if path not in kept:
+            with disk_errors(path):
+                path.unlink(missing_ok=True)
 
 
 def _check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> None:
