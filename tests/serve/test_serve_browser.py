@@ -274,6 +274,7 @@ def test_a_phone_scrolls_vertically_only_and_offers_its_camera(open_page: Open):
     wait_for_answers(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.get_by_role("button", name=EN["photograph"]).is_visible()
+    assert page.locator("#drop-h").inner_text() == EN["drop_touch"]
     assert page.locator("#camera").get_attribute("capture") == "environment"
     small = page.eval_on_selector_all(
         "button",

@@ -181,7 +181,8 @@ def test_requests_in_progress_are_answered_before_shutdown(tmp_path: Path, numbe
 
 @pytest.mark.long
 def test_an_idle_server_stops_immediately(model: Path):
-    with ProcessServer(model) as server:
+    with ProcessServer(model, "--title", "Flowers & <trees>") as server:
+        assert '<h1 id="name">Flowers &amp; &lt;trees&gt;</h1>' in httpx2.get(server.address).text
         idle = connect(server, b"")
         started = time.monotonic()
         assert server.stop() == 0

@@ -43,6 +43,7 @@ MIB = 1 << 20
 @click.option(
     "--token", metavar="TOKEN", envvar="LINNAEUS_TOKEN", help="Token that clients must present.  [env: LINNAEUS_TOKEN]"
 )
+@click.option("--title", metavar="TEXT", help="Heading of the page.  [default: the name of the run folder]")
 @click.option("--allow-host", "hosts", metavar="NAME", multiple=True, help="Accepted Host header. Repeatable.")
 @click.option(
     "--allow-origin",
@@ -105,6 +106,7 @@ def serve(
     host: str,
     port: int,
     token: str | None,
+    title: str | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     like: str | None,
@@ -119,9 +121,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, with a web page and an API.
 
-    MODEL is a run folder or a model file. The page is at /, the API at /predict. Clients send images as
-    multipart/form-data, as the bytes of one image, or as base64 in JSON; /docs describes the API. Only this machine can
-    connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
+    MODEL is a run folder or a model file. The page is at /, the API at /predict; /docs describes how to send images.
+    Only this machine can connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
     """
     _check_options(model, device, token, max_images, queue, origins)
     try:
@@ -148,7 +149,7 @@ def serve(
     folder = service.classifier.path.parent
     allowed = frozenset(name.lower() for name in hosts) if hosts or is_loopback(host) else None
     pages = frozenset(origin.lower().rstrip("/") for origin in origins)
-    settings = Settings(_model_name(Path(model)), token, allowed, pages, _read_report(folder))
+    settings = Settings(title or _model_name(Path(model)), token, allowed, pages, _read_report(folder))
     run_server(service, settings, host, port, console, _training_source(folder, like))
 
 

@@ -276,7 +276,9 @@ $("language").addEventListener("click", () => {
 });
 $("token-dialog").querySelector("form").addEventListener("submit", login);
 $("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
-$("photograph").hidden = !matchMedia("(pointer: coarse)").matches;
+const touch = matchMedia("(pointer: coarse)").matches;
+$("photograph").hidden = !touch;
+if (touch) $("drop-h").firstElementChild.dataset.t = "drop_touch"; // nothing can be dropped on a touch screen
 
 translatePage();
 enqueue(loadModel, true);
