@@ -18,6 +18,7 @@ from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.models import create
 from linnaeus.models.executors import FrozenPart
 from linnaeus.models.onnx_graph import fuse_batchnorms
+from linnaeus.models.pretrained import license_warning
 from linnaeus.models.timm_backbone import library, pretrained_weights
 from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import Preprocessing
@@ -132,7 +133,8 @@ def test_a_model_file_holds_it(name: str, tmp_path: Path):
     size = model.usual_size
     about = ModelFile(model.arch, ("a", "b", "c"), ("a", "b", "c"), Preprocessing(size, size))
     write_model(tmp_path / "model.safetensors", model.state_dict(), about)
-    again, _ = read_model(tmp_path / "model.safetensors")
+    again, about = read_model(tmp_path / "model.safetensors")
+    assert about.versions["timm"] == library().__version__
     x = images(model)
     with torch.inference_mode():
         torch.testing.assert_close(again(x), model(x), atol=1e-5, rtol=1e-4)
@@ -224,3 +226,32 @@ def test_without_timm_or_with_an_unfit_torchvision_one_line_says_what_to_install
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     with pytest.raises(UserError, match=r"nms does not exist.*torchvision 0\.28 .* torch 2\.13\.0\+cpu"):
         library()
+
+
+def test_a_model_file_without_timm_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = network("resnet18")
+    about = ModelFile(model.arch, ("a", "b", "c"), ("a", "b", "c"), Preprocessing(64, 64))
+    write_model(tmp_path / "model.safetensors", model.state_dict(), about)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"model\.safetensors: .*pip install 'linnaeus\[timm\]'") as caught:
+        read_model(tmp_path / "model.safetensors")
+    assert "fresh copy" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("license", "warning"),
+    [
+        ("apache-2.0", ""),
+        ("BSD-3-Clause", ""),
+        ("", ""),
+        ("cc-by-nc-4.0", "forbids commercial use"),
+        ("fair-noncommercial-research-license", "forbids commercial use"),
+        ("apple-amlr", "forbids commercial use"),
+        ("dinov3-license", "read its conditions"),
+        ("unknown", "read its conditions"),
+    ],
+)
+def test_a_license_with_conditions_is_a_warning(license: str, warning: str):
+    found = license_warning(license)
+    assert warning in found
+    assert bool(found) == bool(warning)

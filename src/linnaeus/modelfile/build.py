@@ -11,6 +11,7 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create
+from linnaeus.models.timm_backbone import PREFIX, library
 
 if TYPE_CHECKING:
     from linnaeus.modelfile.safetensors import ModelFile
@@ -22,6 +23,11 @@ UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, Key
 def build(path: Path, arch: dict[str, Any]) -> Network:
     """The network that the file names, by its four entries."""
     given = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
+    if arch["name"].startswith(PREFIX):
+        try:
+            library()
+        except UserError as error:  # the file is fine: what is missing is on this machine
+            raise UserError(f"{path}: {line(error)}") from None
     try:
         return create(**given)
     except (*UNREADABLE, UserError) as error:

@@ -17,7 +17,7 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
     metrics         figures with their counts, by split
     data            source, kind, counts by split, fingerprint
     recipe          the recipe as resolved
-    versions        of linnaeus, torch, python
+    versions        of linnaeus, torch, python, and timm where the network is of timm
     tensors         SHA-256 of the tensors: names, types, shapes and bytes in name order
     sha256          of all other entries as canonical JSON (sorted keys, ASCII, no blanks), and so of the tensors too;
                     files without `tensors`, which earlier versions wrote, have here the value of `tensors`
@@ -28,6 +28,7 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -82,7 +83,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> st
         for name, tensor in state.items()
         if not name.startswith(AUXILIARY)
     }
-    header = describe(about) | {"versions": versions(), "tensors": _digest(tensors)}
+    header = describe(about) | {"versions": versions(about.arch["name"]), "tensors": _digest(tensors)}
     header["sha256"] = description_digest(header)
     check_description(str(path), header)  # a file that no version would read must not be written
     text = json.dumps(header, ensure_ascii=False, allow_nan=False)
@@ -175,11 +176,12 @@ def read_header(path: Path) -> ModelFile:
     return parse(path, _read(path, weights=False)[0])
 
 
-def versions() -> dict[str, str]:
-    """The versions of the software that a result depends on."""
+def versions(network: str = "") -> dict[str, str]:
+    """The versions of the software that a result depends on, with that of the library that `network` comes from."""
     from linnaeus._version import __version__
 
-    return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    library = {"timm": importlib.metadata.version("timm")} if network.startswith("timm/") else {}
+    return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()} | library
 
 
 def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

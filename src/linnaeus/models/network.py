@@ -33,6 +33,9 @@ class Network(nn.Module):
     head_stages: tuple[str, ...] = ()
     """Stages whose pooled outputs are concatenated for the head. Empty: the output of the last stage alone."""
 
+    license: str = ""
+    """License of the weights that training started from, such as `apache-2.0`; empty if unknown or without weights."""
+
     usual_size: int = 224
     """Side in pixels of the square images that the network was designed for. Others work too."""
 

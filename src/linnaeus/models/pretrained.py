@@ -95,6 +95,22 @@ def checksum_prefix(file: str) -> str:
     return PurePosixPath(file).stem.rpartition("-")[2]
 
 
+RESTRICTED = ("-nc", "noncommercial", "apple-amlr", "seer-license")
+"""Parts of the names of licenses that allow research or other noncommercial use only."""
+
+PERMISSIVE = ("apache", "bsd", "cc-by-4.0", "mit")
+"""Beginnings of the names of licenses that permit any use."""
+
+
+def license_warning(license: str) -> str:
+    """What a user of weights under this license must know before training; empty if it permits any use."""
+    if any(part in license.lower() for part in RESTRICTED):
+        return f"the license of these weights, {license}, forbids commercial use of the model"
+    if license and not license.lower().startswith(PERMISSIVE):
+        return f"the license of these weights is {license}: read its conditions before you use or publish the model"
+    return ""
+
+
 BOTTLENECK_NETWORKS = ("resnet50", "resnet101", "resnet152")
 """Networks for which `stride_in` has to be recorded: both settings accept the same tensors."""
 

@@ -72,6 +72,7 @@ def load_weights(
     license = lookup(model if model.startswith("timm/") else source).license if _is_published(model, source) else ""
     if license:
         notes.append(f"license {license}")
+    network.license = license
     return LoadedWeights(network, source, notes, _normalization(info, channels), license)
 
 

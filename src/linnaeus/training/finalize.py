@@ -193,7 +193,7 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) ->
         "executors": identity.tuned.executors,
         "seconds": ending.timings.rounded(),
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions(prepared.network.arch["name"]),
         "fingerprint": identity.fingerprint,
     }
 

@@ -13,6 +13,7 @@ from linnaeus.data.download import fetch
 from linnaeus.device import free_memory
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create, load_module, wrap
+from linnaeus.models.pretrained import license_warning
 from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe
@@ -59,8 +60,9 @@ def build_network(
         )
     for note in loaded.notes:
         console.say(f"weights   {note}")
-    if "-nc" in loaded.license:
-        console.warn(f"the license of these weights, {loaded.license}, forbids commercial use of the model")
+    warning = license_warning(loaded.license)
+    if warning:
+        console.warn(warning)
     return loaded.model, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"]))
 
 

@@ -117,6 +117,7 @@ class RunRecorder(Recorder):
         arch = dict(prepared.network.arch)
         if arch["arguments"].get("aux"):  # auxiliary heads are for training only
             arch["arguments"] = {**arch["arguments"], "aux": False}
+        license = {"weights_license": prepared.network.license} if prepared.network.license else {}
         counts = {split: len(samples) for split, samples in prepared.samples.items()}
         return ModelFile(
             arch=arch,
@@ -124,6 +125,6 @@ class RunRecorder(Recorder):
             names=prepared.table.names,
             preprocessing=prepared.preprocessing,
             metrics=metrics,
-            data={"kind": prepared.table.kind, "counts": counts, "fingerprint": self.identity.fingerprint},
+            data={"kind": prepared.table.kind, "counts": counts, "fingerprint": self.identity.fingerprint} | license,
             recipe=self.recipe.model_dump(mode="json"),
         )
