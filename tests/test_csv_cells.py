@@ -69,7 +69,7 @@ def test_a_run_on_classes_that_are_formulas(tmp_path: Path):
     classes = ("=1+1", "@x", "-y+2")
     source = write_images(tmp_path / "data", classes, each=8)
     (source / "=1+1" / "=broken.png").write_bytes(b"no image")
-    run = linnaeus.train(source, recipe=write_recipe(tmp_path / "r.toml"), out=tmp_path / "run")
+    run = linnaeus.train(source, recipe=str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run")
     files = sorted(run.path.glob("*.csv"))
     assert {"bad_images.csv", "history.csv", "predictions.csv", "split.csv"} <= {file.name for file in files}
     for file in files:
@@ -80,8 +80,8 @@ def test_a_run_on_classes_that_are_formulas(tmp_path: Path):
     model = linnaeus.load(run.path)
     assert model.evaluate(run.path / "split.csv", "valid").n == run.valid.n
     out = tmp_path / "p.csv"
-    with out.open("w", newline="") as file:
-        writer = CsvWriter(file, 1)
+    with out.open("w", newline="") as stream:
+        writer = CsvWriter(stream, 1)
         for image in sorted((source / "@x").iterdir()):
             writer.write(model.predict(image))
     assert formulas(out) == []
