@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from linnaeus.data.csvfile import open_frame
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 
@@ -71,3 +72,21 @@ def test_labels_under_another_name_and_the_separator_line_of_excel(tmp_path: Pat
     path.write_text("path,species,category\nimages/a.jpg,x,1\n")
     with pytest.raises(UserError, match="'species', 'category' may be it; rename one of them to label"):
         open_source(path)
+
+
+def test_one_image_with_two_labels(tmp_path: Path):
+    with pytest.raises(UserError, match=r"'images/a.jpg' is listed with the labels 'x', 'y'"):
+        open_source(write(tmp_path, "path,label", *"xyxy", paths=(ROWS[0], ROWS[0], ROWS[1], ROWS[2])))
+
+
+def test_a_data_frame(tmp_path: Path):
+    pandas = pytest.importorskip("pandas")
+    write(tmp_path, "path,label", *"xyxy")
+    paths = [str(tmp_path / row) for row in ROWS]
+    frame = pandas.DataFrame({"filename": paths, "label": [1, 2, 1, 2], "is_valid": [True, False, False, False]})
+    table = open_frame(frame)
+    assert table.classes == ("1", "2")
+    assert table.split.tolist() == ["valid", "train", "train", "train"]
+    frame.loc[1, "filename"] = None
+    with pytest.raises(UserError, match="DataFrame:2: no path"):
+        open_frame(frame)

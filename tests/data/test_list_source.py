@@ -118,7 +118,7 @@ def test_the_usual_names_fill_in(images: Path):
 def test_paths_relative_to_the_working_directory(images: Path, monkeypatch: pytest.MonkeyPatch):
     lists = lay(images / "lists", "x") / "all.txt"
     absolute = images / "img/rose/2.jpg"
-    lists.write_text(f"img/rose/1.jpg a\n{absolute} b\nimg\\tulip\\4.jpg b\n../img/tulip/4.jpg a\n")
+    lists.write_text(f"img/rose/1.jpg a\n{absolute} b\nimg\\tulip\\4.jpg b\n../img/tulip/4.jpg b\n")
     refused(lists, "all.txt:1: 'img/rose/1.jpg' does not exist (nor do 1 more of 4)", "correct the path")
     monkeypatch.chdir(images)
     table = open_source("lists/all.txt")

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from linnaeus.data.class_names import listed, natural_order, read_text, spelling
 from linnaeus.data.columns import Row, find_column, one_hot, refuse_repeated, splits_of
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
 from linnaeus.data.listfile import Rows, folder_of_label, label_of, locate
-from linnaeus.data.table import Table
+from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
 from linnaeus.text import plain_cell
 
@@ -33,7 +34,22 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> T
     A label is a class name, also where it is a number; classes are in natural order. Where all labels are numbers,
     `classes.txt` beside the file gives the names to display: line k, from 0, for label k (or that line `number name`).
     """
-    parts = [read_csv(path, split, group) for split, path in files.items()]
+    return _table(source, [read_csv(path, split, group) for split, path in files.items()])
+
+
+def open_frame(frame: Any, group: str | None = None) -> Table:
+    """Read a pandas DataFrame with the columns of a CSV; relative paths start at the working directory."""
+    columns = [str(name).strip().lower() for name in frame.columns]
+    blank = frame.isna().to_numpy()
+    cells = [
+        ["" if empty else str(value) for value, empty in zip(row, missing, strict=True)]
+        for row, missing in zip(frame.itertuples(index=False, name=None), blank, strict=True)
+    ]
+    records = [(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(cells, 1)]
+    return checked(_table("DataFrame", [_rows(Path("DataFrame"), columns, records, "", group)]))
+
+
+def _table(source: str, parts: list[Rows]) -> Table:
     paths = tuple(path for part in parts for path in locate(part))
     texts = [label for part in parts for label in part.labels]
     classes = natural_order(texts)
@@ -78,8 +94,12 @@ def _names(
 
 def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
     """Read one CSV or TSV file into rows; the images are not looked for yet."""
+    return _rows(path, *_records(path), split, group)
+
+
+def _rows(path: Path, columns: list[str], records: list[Row], split: str, group: str | None) -> Rows:
+    """The rows of a table that was read from `path`, checked."""
     wanted = (group or "group").strip().lower()
-    columns, records = _records(path)
     refuse_repeated(path, columns)
     image, label = (find_column(path, columns, role) for role in ("path", "label"))
     others = [name for name in columns if name and name != image and name not in ("split", wanted)]

@@ -215,6 +215,7 @@ def checked(table: Table) -> Table:
     source = table.source
     if not len(table):
         raise UserError(f"{source}: holds no images; point at a folder of class folders, a list file or a CSV")
+    _refuse_two_labels(table)
     counts = table.counts()
     learned = sum((counts[split] for split in ("train", "") if split in counts), np.zeros(len(table.classes), np.int64))
     if not learned.any():  # only validation or test: something to evaluate on
@@ -233,3 +234,17 @@ def checked(table: Table) -> Table:
             "a classifier needs two or more: give each class a folder, or a label, of its own"
         )
     return table
+
+
+def _refuse_two_labels(table: Table) -> None:
+    """Raise UserError for a file that a list or CSV names twice, with different labels."""
+    if table.kind not in ("list", "csv") or table.paths is None or len(set(table.paths)) == len(table):
+        return
+    labels: dict[str, int] = {}
+    for i, (path, label) in enumerate(zip(table.paths, table.labels.tolist(), strict=True)):
+        if labels.setdefault(path, label) != label:
+            names = listed([table.classes[labels[path]], table.classes[label]])
+            raise UserError(
+                f"{table.source}: {table.sample_id(i)!r} is listed with the labels {names}; an image has one label: "
+                "correct or remove a row"
+            )

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from linnaeus.console import Console
+from linnaeus.data.csvfile import open_frame
 from linnaeus.data.decode import UnreadableError
-from linnaeus.data.table import SPLITS, Table
+from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import is_connection_error
@@ -43,7 +44,7 @@ Observer = Callable[[int, Figures], None]
 
 
 def train(
-    source: str | Path | Table,
+    source: Any,
     recipe: str | Recipe | None = None,
     *,
     model: str | nn.Module | None = None,
@@ -64,7 +65,8 @@ def train(
 ) -> Run:
     """Train a classifier on `source` and write a run folder.
 
-    The arguments are those of the command line. Besides, `source` may be a Table, `recipe` a Recipe, `model` a module,
+    The arguments are those of the command line. Besides, `source` may be a Table or a pandas
+    DataFrame, `recipe` a Recipe, `model` a module,
     and `settings` maps dotted recipe keys to values: {"phase.1.lr": 1e-3}. Without `draw` the run has no plots and no
     report. `devices` is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is
     called after each epoch, n counted over all phases, and may raise an exception to end the run; such a run writes
@@ -73,6 +75,9 @@ def train(
     Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;
     its subclasses are StoppedError after SIGTERM and LostError if another process has ended.
     """
+    if hasattr(source, "itertuples"):  # a DataFrame, without importing pandas
+        groups = (settings or {}).get("data.split.groups")
+        source = open_frame(source, None if groups == NEAR_DUPLICATES else groups)
     place = None if out is None else Path(out)
     request = Request(source, recipe, model, weights, epochs, settings, seed, device, place, strict, resume)
     info = process_info()
