@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import GRAY, mini, write_images
 
-from linnaeus.inference.classifier import load
+from linnaeus.inference.classifier import Prediction, load
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 
 CLASSES = ("0", "1", "2")
@@ -47,3 +48,9 @@ def test_evaluate_says_so_first_and_counts_no_answer_as_given(model: Path, tmp_p
     said = say("evaluate", model, images)
     assert said.err.splitlines()[0] == f"warning: {model}: {NOTICE}"
     assert "none: even the most confident answers are wrong more often" in said.out
+
+
+def test_a_probability_that_is_not_a_number_is_unsure():
+    broken = Prediction("a.png", ("a", "b"), ("a", "b"), np.full(2, np.nan), threshold=0.5)
+    assert broken.unsure
+    assert not Prediction("a.png", ("a", "b"), ("a", "b"), np.array([0.5, 0.5]), threshold=0.5).unsure

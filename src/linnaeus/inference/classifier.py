@@ -76,7 +76,7 @@ class Prediction:
     @property
     def unsure(self) -> bool:
         """Whether the most likely class is less probable than the model's threshold."""
-        return self.probabilities is not None and self.probability < self.threshold
+        return self.probabilities is not None and not self.probability >= self.threshold  # NaN is no certainty
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """(display name, probability) of the k most likely classes, the most likely first."""
