@@ -15,12 +15,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from conftest import SHARED
 from docblocks import COMPARED, ROOT, RUN, SHOWN_ONLY, Block, blocks, commands, console, excerpt_of, name, pages, same
 from PIL import Image
 
 from linnaeus.cli.main import cli
 from linnaeus.recipe import Recipe
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 PAGES = pages()
 ALL = [block for page in PAGES for block in blocks(page)]
