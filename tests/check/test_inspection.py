@@ -118,15 +118,14 @@ def test_evaluation_reports_leaks_too(leaky: Path, tmp_path: Path, say):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_split_by_copies_is_not_drawn_again_for_evaluation(tmp_path: Path, say):
+def test_a_split_by_copies_is_known_again_by_its_images(tmp_path: Path, say):
     source = write_images(tmp_path / "pictures", each=8)
     settings = {"data.split.groups": "near-duplicates"}
     run = linnaeus.train(
         source, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, settings=settings
     )
-    refused = say("evaluate", run.path, source)
-    assert refused.status == 2
-    assert f"give the split of its run: {run.path / 'split.csv'}" in refused.err
-    said = say("evaluate", run.path, run.path / "split.csv")
-    assert said.status == 0
-    assert f"valid of {run.path / 'split.csv'}: {run.valid.n} images" in said.out
+    for place in (source, run.path / "split.csv"):
+        said = say("evaluate", run.path, place, "--json", tmp_path / "e.json")
+        assert said.status == 0
+        assert f"valid of {place}: {run.valid.n} images" in said.out
+        assert json.loads((tmp_path / "e.json").read_text())["valid"]["correct"] == run.valid.correct

@@ -102,7 +102,7 @@ def test_a_training_image_is_not_its_own_neighbor(
 
 
 def test_the_run_knows_its_images_where_the_source_has_changed(run: Path, tmp_path: Path):
-    """An image more, and the source's fingerprint is another; split.csv still says what was trained on."""
+    """An image more, and the source's fingerprint is another; the images of the training are known by their content."""
     shutil.copytree(run / "run", tmp_path / "run")
     train = {path for path, split in split_of(run).items() if split == "train"}
     new = run / "pics" / "0" / "new.png"
@@ -111,11 +111,10 @@ def test_the_run_knows_its_images_where_the_source_has_changed(run: Path, tmp_pa
         found = gallery(load(tmp_path / "run", device="cpu"), run / "pics", QUIET)
         assert found.trained
         assert set(names_of(found)) == train
-        (tmp_path / "run" / "split.csv").unlink()
+        (tmp_path / "run" / "split.csv").unlink()  # the model file alone knows them too
         found = gallery(load(tmp_path / "run", device="cpu"), run / "pics", QUIET)
-        assert not found.trained
-        assert "0/new.png" in names_of(found)
-        assert len(found) == 31
+        assert found.trained
+        assert set(names_of(found)) == train
     finally:
         new.unlink()
 
@@ -170,7 +169,7 @@ def test_vectors_are_computed_once(run: Path, classifier: Classifier, tmp_path: 
 
 
 def test_unreadable_images_are_left_out(classifier: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    write_images(tmp_path / "pics", each=3)
+    write_images(tmp_path / "pics", each=3, seed=40)
     (tmp_path / "pics" / "1" / "1 0.png").write_bytes(b"no image")
     found = gallery(classifier, tmp_path / "pics", QUIET)
     assert len(found) == 8

@@ -33,7 +33,7 @@ RESTART = "run it again"
 @click.argument("model")
 @click.argument("source")
 @click.option(
-    "--split", metavar="NAME", help="Split: train, valid, test or all.  [default: test, else valid, else all]"
+    "--split", metavar="NAME", help="Split: train, valid, test, all or unseen.  [default: test, else valid, else all]"
 )
 @click.option("--tta", is_flag=True, help="Also evaluate with test-time augmentation: mirrored and shifted views.")
 @click.option(
@@ -60,7 +60,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a split of a dataset.
 
-    If SOURCE is the data that MODEL was trained on, it is split in the same way as in training. MODEL is not changed.
+    Images that MODEL was trained on are recognized by their content, wherever they lie in SOURCE, and left out; those
+    that chose it are counted apart. --split train measures what the model remembers. MODEL is not changed.
     Its temperature and its thresholds for "unsure" were fitted on the validation split by `linnaeus train`; --error
     selects other thresholds for this evaluation only.
 
@@ -93,6 +94,8 @@ def evaluate(
         return
     echo(f"{evaluation.split} of {source}: {counted(evaluation.assessment.metrics.n, 'image')}\n")
     echo(render(evaluation.assessment, classifier.names))
+    if evaluation.validation is not None:
+        echo(f"\nthe images that chose the model, counted apart: accuracy {evaluation.validation}")
     if json_file:
         write_text(Path(json_file), evaluation.to_json())
 

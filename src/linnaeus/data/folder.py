@@ -38,10 +38,11 @@ class Scan:
             self.ignored.append(visible(name.replace(os.sep, "/")) + mark)
 
 
-def open_folder(source: str, path: Path) -> Table:
+def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
     """Read a folder: `train/`, `valid/` (or `val/`), `test/` with class folders inside, or class folders at the top.
 
     A class folder's images may lie in folders of their own. Hidden files and non-images are listed in `ignored`.
+    `lenient` ignores class folders without images, which are refused where something is to be trained on them.
     Links are followed, each folder once for a class. Classes stand in natural order, or as `classes.txt` has them.
     """
     root = os.path.abspath(path)  # noqa: PTH100  links stay as the user wrote them
@@ -62,6 +63,9 @@ def open_folder(source: str, path: Path) -> Table:
     for split, name, images in found:
         if split == learns and not images:
             where = os.path.join(parts[split], name)  # noqa: PTH118
+            if lenient:
+                scan.passed_over(where, "/")
+                continue
             raise UserError(f"{where}: class folder without images; add some, or remove the folder")
     identities = natural_order(name for split, name, images in found if images)
     shown = display_names(path, identities)

@@ -40,7 +40,7 @@ def open_source(
     need be, with `progress(bytes done, bytes in all)`. Raises UserError; for a table that no classifier can be made of
     too, unless `lenient`: who checks data wants to see all that is wrong with it.
     """
-    table = _open(source, train, valid, test, group, progress)
+    table = _open(source, train, valid, test, group, progress, lenient)
     return table if lenient and len(table) else checked(table)
 
 
@@ -51,6 +51,7 @@ def _open(
     test: str | None,
     group: str | None,
     progress: Callable[[int, int | None], None] | None,
+    lenient: bool,
 ) -> Table:
     text = str(source)
     given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
@@ -68,7 +69,7 @@ def _open(
     if given and not is_folder:
         raise UserError(f"{text}: not a folder; {listed([*given])} name list files inside a folder")
     if is_folder:
-        return _with_groups(_open_folder(text, path, given, group), group)
+        return _with_groups(_open_folder(text, path, given, group, lenient), group)
     if is_file:
         return _with_groups(_open_file(text, path, group), group)
     if exists:
@@ -102,7 +103,7 @@ def is_run_folder(names: Collection[str]) -> bool:
     return "recipe.toml" in names and not {"model.safetensors", "split.csv", "history.csv"}.isdisjoint(names)
 
 
-def _open_folder(source: str, path: Path, given: dict[str, str], group: str | None) -> Table:
+def _open_folder(source: str, path: Path, given: dict[str, str], group: str | None, lenient: bool) -> Table:
     """A folder: what is in it decides. List files go before class folders, binaries before both."""
     try:
         names = {entry.name for entry in path.iterdir()}
@@ -128,7 +129,7 @@ def _open_folder(source: str, path: Path, given: dict[str, str], group: str | No
     if labels is not None:
         table = csvfile.open_csv(source, {"": labels}, group)
         return dataclasses.replace(table, notes=(f"labels are read from {labels}", *table.notes))
-    return folder.open_folder(source, path)
+    return folder.open_folder(source, path, lenient=lenient)
 
 
 def _labels_beside_images(path: Path, names: set[str]) -> Path | None:

@@ -128,8 +128,10 @@ def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
     return floor.tolist()
 
 
-def write_split(table: Table, path: str | Path) -> None:
+def write_split(table: Table, path: str | Path, contents: np.ndarray | None = None) -> None:
     """Write the samples as CSV: path, label, split (and group), as the CSV reader reads them back.
+
+    `contents` (n,) adds a column with the content hash of each image: for a file the first 12 digits of its SHA-256.
 
     Paths are relative to the CSV where the images lie beside or below it, else absolute. A sample of an array source
     has no path; its id stands there, for the record only.
@@ -137,8 +139,11 @@ def write_split(table: Table, path: str | Path) -> None:
     beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
     with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = SafeCsvWriter(file, "\r\n")
-        writer.writerow(["path", "label", "split", *(["group"] if table.groups is not None else [])])
+        writer.writerow(
+            ["path", "label", "split"] + ["group"] * (table.groups is not None) + ["content"] * (contents is not None)
+        )
         for i in range(len(table)):
             image = table.sample_id(i) if table.paths is None else table.paths[i].removeprefix(beside)
             group = [table.groups[i]] if table.groups is not None else []
-            writer.writerow([image, table.classes[table.labels[i]], table.split[i], *group])
+            content = [] if contents is None else [f"{contents[i]:012x}" if contents[i] else ""]
+            writer.writerow([image, table.classes[table.labels[i]], table.split[i], *group, *content])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,9 +23,6 @@ from linnaeus.stores import default_cache
 from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples, decode_split
-from linnaeus.text import plain_cell
-
-SPLIT = "split.csv"  # of a run folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +92,10 @@ class Gallery:
 def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gallery:
     """The training images of `source`, with their vectors, which are computed once and kept in the cache.
 
-    Where the source is the one that the model was trained on they are those it was trained on: as its model file says,
-    or the split.csv beside it where the source has changed since. Else they are the source's own training part, or all
-    of it. Unreadable images are left out, with a warning. Raises UserError where nothing is left, where the network
-    has nothing below a head, and where the cache is too small.
+    They are the images that the model was trained on, recognized by content (by path in the split.csv beside it for a
+    model file of an earlier version). Where none is known they are the source's own training part, or all of it.
+    Unreadable images are left out, with a warning. Raises UserError where nothing is left, where the network has
+    nothing below a head, and where the cache is too small.
     """
     network, preprocessing, cache = classifier.network, classifier.preprocessing, default_cache()
     if len(network.stages) < 2:
@@ -144,28 +140,13 @@ def _parts(n: int, size: int = 4096) -> list[np.ndarray]:
 
 def _training(classifier: Classifier, source: str | Path) -> tuple[Table, np.ndarray, bool]:
     """(table, samples to compare with, whether the model is known to have been trained on them)."""
-    table, same = classifier.table(source)
-    if same:
-        return table, table.where("train"), True
-    beside = classifier.path.parent / SPLIT
-    if beside.is_file():
-        known = _trained_on(beside)
-        names = [table.sample_id(i) for i in range(len(table))] if table.paths is None else table.paths
-        found = np.array([i for i, name in enumerate(names) if name in known], np.int64)
-        if len(found):
-            return table, found, True
+    known = classifier.recognize(source)
+    table = known.table
+    trained = np.flatnonzero(known.all() == "train")
+    if len(trained):
+        return table, trained, True
     indices = table.where("train")
     indices = indices if len(indices) else np.arange(len(table))
     if not len(indices):
         raise UserError(f"{source}: holds no images to compare with; give the source of the training")
     return table, indices, False
-
-
-def _trained_on(split: Path) -> set[str]:
-    """The training images that a run's split.csv names, as absolute paths, or as the ids of an array source."""
-    with split.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        named = [
-            plain_cell(row["path"]) for row in csv.DictReader(file) if row.get("split") == "train" and row.get("path")
-        ]
-    folder = os.path.abspath(split.parent)  # noqa: PTH100 - as the table's own paths are made
-    return {*named, *(os.path.join(folder, name) for name in named)}  # noqa: PTH118

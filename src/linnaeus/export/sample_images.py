@@ -11,7 +11,7 @@ import torch
 
 from linnaeus.data.decode import decode, fit_row
 from linnaeus.errors import UserError
-from linnaeus.inference.source import LabeledImages, load_labeled_images
+from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.parsing import recorded_source
@@ -109,10 +109,9 @@ def run_source(path: Path) -> str:
 
 def _default_split(about: ModelFile, path: Path, source: str) -> str:
     """The default split for the comparison: valid, else test, else all images."""
-    from linnaeus.inference.source import reopen_source
-
-    parts = reopen_source(about, path, source)[0].counts()
-    return next((part for part in ("valid", "test") if part in parts), "all")
+    known = recognize(about, path, source)
+    splits = known.table.split if (known.table.split != "").any() else known.all()
+    return next((split for split in ("valid", "test") if (splits == split).any()), "all")
 
 
 def spread(n: int, most: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,15 +18,15 @@ from torch import nn
 from linnaeus.data.batches import Batch, Batches
 from linnaeus.data.class_names import class_name
 from linnaeus.data.decode import UnreadableError
-from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.distributed.environment import process_info
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer, local_batches
+from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.runners import OnnxRunner, Runner, TorchRunner
-from linnaeus.inference.source import LabeledImages, load_labeled_images, reopen_source
+from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import Figures, figures
@@ -200,14 +201,14 @@ class Classifier:
     def images(self, source: str | Path, split: str | None = None) -> LabeledImages:
         """The images of a split of a source, with their labels in the model's classes.
 
-        `split` None means test if the source has one, else valid, else all. A source without splits that the model
-        was trained on is split as for the training, since "all" would include the training images.
+        `split` None means test if the source has one, else valid, else all. Images that the model was trained on are
+        left out, unless `split` is train; those that chose it are kept apart, as `validation`.
         """
         return load_labeled_images(self.about, self.path, source, split)
 
-    def table(self, source: str | Path) -> tuple[Table, bool]:
-        """The source's table, and whether the model was trained on it; in that case it is split as for the training."""
-        return reopen_source(self.about, self.path, source)
+    def recognize(self, source: str | Path) -> KnownImages:
+        """The images of a source, and which of them the model was trained on."""
+        return recognize(self.about, self.path, source)
 
     def outputs(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
         """Uncalibrated outputs for the images. The processes of `group` compute a share each and all get the whole."""
@@ -223,8 +224,14 @@ class Classifier:
         return local_batches(images.rows, images.labels, BATCH, self.device, group)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
-        """Calibrated figures on a split of a source; `split` None is resolved as in `images`."""
-        return figures(self.outputs(self.images(source, split)).at(self.temperature))
+        """Calibrated figures on a split of a source, by the images that `images` chooses.
+
+        Warns of images that are left out because the model was trained on them, and of figures that are optimistic.
+        """
+        images = self.images(source, split)
+        for line in images.notes():
+            warnings.warn(f"{source}: {line}", stacklevel=2)
+        return figures(self.outputs(images).at(self.temperature))
 
     def true_class(self, path: str) -> int | None:
         """Index of the class that the image's folder is named after; None where no class has that name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ class Evaluation:
     assessment: Assessment
     without_leaks: Figures | None = None
     """Figures without the images that have a copy in an earlier split; None where none has or all have."""
+    validation: Figures | None = None
+    """Figures of the images that chose the model, where they are counted apart."""
 
     @property
     def split(self) -> str:
@@ -42,11 +44,14 @@ class Evaluation:
             "left_out": [{"path": path, "reason": reason} for path, reason in self.images.left_out],
             "trained_on": self.images.trained_on,
             "calibrated_on": self.images.calibrated_on,
+            "recognized_by": self.images.recognized_by or None,
+            "training_left_out": self.images.training,
         }
         if self.without_leaks is not None:
             details["without_leaks"] = self.without_leaks.to_dict()
         long = self.assessment.long_dict(self.classifier.classes, self.classifier.names)
-        return json.dumps({self.split: long | details}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        apart = {} if self.validation is None else {"valid": self.validation.to_dict()}
+        return json.dumps({self.split: long | details} | apart, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def open_images(
@@ -63,13 +68,10 @@ def open_images(
     images = group.local_main_first(lambda: classifier.images(source, split))
     if len(set(group.all_gather((images.table.fingerprint(), images.indices.tobytes())))) > 1:
         raise UserError(f"{source}: is not the same on all machines; copy it to each of them again")
-    n = len(images.labels)
     for path, reason in images.left_out:
         console.warn(f"{path}: {reason}; left out")
-    if images.trained_on:
-        console.warn(f"the model was trained on {images.trained_on} of these {n} images: these scores are optimistic")
-    if images.calibrated_on:
-        console.warn("the model was selected and calibrated on these images: these scores are slightly optimistic")
+    for line in images.notes():
+        console.warn(line)
     return images
 
 
@@ -99,16 +101,30 @@ def evaluate_model(
             console.say("the network sees the whole image, so no crops are evaluated, only the mirrored view")
         batches = classifier.batches(images, group)
         views = answer_views(classifier.run, classifier.preprocessing, batches, classifier.temperature, group)
+    apart = None if images.validation is None else classifier.outputs(images.validation, group)
     if not group.is_main:
         return None
     assessment = assess(
         outputs, classifier.calibration, cross_fitted=images.calibrated_on, target_risk=error, views=views
     )
     without_leaks = None
-    if leaks is not None and images.split in SPLITS[1:] and images.table.paths is not None:
-        kept = ~np.isin(images.indices, leaks(images.table).get(images.split, []))
+    if leaks is not None and images.split != "train" and images.table.paths is not None:
+        kept = ~np.isin(images.indices, leaks(_judged_last(images)).get(_rank(images.split), []))
         if kept.any() and not kept.all():
             without_leaks = figures(outputs.at(classifier.temperature).take(kept))
             leaked = n - without_leaks.n
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
-    return Evaluation(classifier, images, assessment, without_leaks)
+    validation = None if apart is None else figures(apart.at(classifier.temperature))
+    return Evaluation(classifier, images, assessment, without_leaks, validation)
+
+
+def _rank(split: str) -> str:
+    """The split as which images are compared with earlier ones: images of no split come after all others."""
+    return split if split in SPLITS else "test"
+
+
+def _judged_last(images: LabeledImages) -> Table:
+    """The table with the measured images in their `_rank`, for finding their copies in earlier splits."""
+    split = images.table.split.copy()
+    split[images.indices] = _rank(images.split)
+    return replace(images.table, split=split)

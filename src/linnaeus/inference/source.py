@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError, did_you_mean
+from linnaeus.inference.membership import SPLIT, KnownImages, Membership
+from linnaeus.inference.selection import select
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.stores import default_cache
 from linnaeus.stores.samples import decode_split
@@ -40,13 +43,48 @@ class LabeledImages:
     """The whole source."""
     indices: np.ndarray
     """(n,) int64: the index of each image in the table."""
+    recognized_by: str = ""
+    """What images of the training are recognized by, as in `KnownImages.basis`."""
+    total: int = 0
+    """Number of images that were asked for, those left out included."""
+    training: int = 0
+    """Number of images left out because the model was trained on them."""
+    validation: LabeledImages | None = None
+    """Images that were asked for and chose the model, kept apart."""
+
+    def notes(self) -> list[str]:
+        """What must be said of the figures on these images: what was left out, and what makes them optimistic."""
+        n, lines = len(self.labels), []
+        if self.split == "train":
+            lines.append(
+                f"the model was trained on {self.trained_on:,} of these {n:,} images: these scores are optimistic"
+            )
+        if not self.recognized_by and self.split != "train":
+            lines.append(
+                "the model file holds no record of the images it was trained on, and no split.csv of its run lies "
+                "beside it: whether these are among them cannot be checked, so these scores may be optimistic"
+            )
+        apart = 0 if self.validation is None else len(self.validation.labels)
+        left_out = f"{self.training:,} of {self.total:,} images were used for training and are left out"
+        chose = "the model was selected and calibrated on these images: these scores are slightly optimistic"
+        if apart:
+            also = f"; {apart:,} chose the model and are counted apart; {n:,} are unseen and measured"
+            lines.append((left_out if self.training else f"of {self.total:,} images none was used for training") + also)
+        elif self.training and self.calibrated_on:
+            lines.append(f"{left_out}; none is unseen, so the {n:,} validation images are measured: {chose}")
+        elif self.training:
+            lines.append(f"{left_out}; {n:,} are measured")
+        elif self.calibrated_on:
+            lines.append(chose)
+        return lines
 
 
 def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: bool = False) -> Table:
     """The table of a source, with the list files and the groups that a recipe's `data` section names.
 
-    `lenient`: the source may be another one than the recipe was made for, so list files are ignored unless it is a
-    folder, and a missing column of groups is no error. Raises UserError where the source cannot be read.
+    `lenient`: nothing is trained on the source, which may be another one than the recipe was made for. So list files
+    are ignored unless it is a folder, a missing column of groups is no error, and one class is enough.
+    Raises UserError where the source cannot be read.
     """
     train, valid, test = (data.get(split) for split in ("train", "valid", "test"))
     if valid == "test":  # the test images serve as validation: there is no list of validation images
@@ -56,66 +94,78 @@ def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: boo
     groups = (data.get("split") or {}).get("groups")
     column = None if groups == NEAR_DUPLICATES else groups  # near-duplicates are found in the images, not in a column
     try:
-        return open_source(source, train=train, valid=valid, test=test, group=column)
+        return open_source(source, train=train, valid=valid, test=test, group=column, lenient=lenient)
     except UserError:
         if not lenient or column is None:
             raise
-        return open_source(source, train=train, valid=valid, test=test)
+        return open_source(source, train=train, valid=valid, test=test, lenient=True)
 
 
-def reopen_source(about: ModelFile, path: Path, source: str | Path) -> tuple[Table, bool]:
-    """The table of a source, and whether it is the one that the model at `path` was trained on.
-
-    In that case the table is split as it was for the training.
-    """
+def recognize(about: ModelFile, path: Path, source: str | Path) -> KnownImages:
+    """The images of a source, and which of them the model at `path` was trained on."""
     data = about.recipe.get("data", {})
     table = open_for_recipe(source, data, lenient=True)
     split = data.get("split")
+    membership = Membership.from_dict(about.data.get("contents"), path)
     samples = sum(int(n) for n in about.data.get("counts", {}).values())
-    if (split or {}).get("groups") == NEAR_DUPLICATES and (table.split == "").any() and len(table) >= samples:
+    by_copies = (split or {}).get("groups") == NEAR_DUPLICATES and (table.split == "").any()
+    if by_copies and membership is None and len(table) >= samples:
         raise UserError(
             f"{source}: the model was trained on a split that keeps near-duplicates together, which cannot be drawn "
-            f"again here; give the split of its run: {path.parent / 'split.csv'}"
+            f"again here; give the split of its run: {path.parent / SPLIT}"
         )
+    return KnownImages(table, _split_again(about, table), membership, path.parent, default_cache())
+
+
+def _split_again(about: ModelFile, table: Table) -> Table | None:
+    """The table split as it was for the training; None unless it is the one that the model was trained on."""
+    data = about.recipe.get("data", {})
+    split = data.get("split")
     if split is None or not (table.where("train").size or table.where("").size):
-        return table, False
+        return None
     valid_is_test = data.get("valid") == "test"
     try:
         again = split_table(
             table, valid=split["valid"], test=split["test"], seed=split["seed"], valid_is_test=valid_is_test
         )
     except (UserError, KeyError, TypeError):  # another source than that of the training
-        return table, False
-    return (again, True) if again.fingerprint() == about.data.get("fingerprint") else (table, False)
+        return None
+    return again if again.fingerprint() == about.data.get("fingerprint") else None
 
 
 def load_labeled_images(about: ModelFile, path: Path, source: str | Path, split: str | None = None) -> LabeledImages:
     """Decode the images of a split of a source, with their labels in the classes of the model at `path`.
 
-    `split` None means test if the source has one, else valid, else all. A source without splits that the model was
-    trained on is split as for the training, since "all" would include the training images.
+    `split` None means test if the source has one, else valid, else all. Images that the model was trained on are left
+    out, wherever they lie in the source, unless `split` is train; those that chose the model are kept apart, and
+    measured only where nothing else is left. "unseen" is all but these two.
     Raises UserError where the source has a class that the model does not know, no such split, or no readable image.
     """
-    table, is_training_source = reopen_source(about, path, source)
-    _check_classes(about, source, table.classes)
-    splits = [name or "all" for name in table.counts()]
-    split = split or next((name for name in ("test", "valid") if name in splits), "all")
-    indices = np.arange(len(table)) if split == "all" else table.where(split)
-    if not len(indices):
-        raise UserError(f"{source}: has no split {split!r}; choose from {', '.join({*splits, 'all'})}")
+    known = recognize(about, path, source)
+    _check_classes(about, source, known.table.classes)
+    chosen = select(known, split, str(source))
+    images = _decode(about, known, chosen.split, chosen.measured, str(source))
+    apart = None
+    if len(chosen.validation):
+        apart = _decode(about, known, "valid", chosen.validation, str(source))
+    return replace(images, recognized_by=known.basis, total=chosen.total, training=chosen.training, validation=apart)
+
+
+def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarray, source: str) -> LabeledImages:
+    table = known.table
     decoded = decode_split(table, indices, about.preprocessing.row_spec, default_cache())
     class_indices = np.array([about.classes.index(name) for name in table.classes])
-    splits_of_images = table.split[decoded.indices] if is_training_source else np.array([])
+    splits = known.split_of(decoded.indices)
     calibration_split = None if about.calibration is None else about.calibration.get("split")
     return LabeledImages(
-        source=str(source),
+        source=source,
         split=split,
         rows=decoded.rows,
         labels=class_indices[table.labels[decoded.indices]],
         left_out=decoded.left_out,
-        trained_on=int((splits_of_images == "train").sum()),
-        calibrated_on=about.calibration is not None and bool((splits_of_images == calibration_split).any()),
-        table=table,
+        trained_on=int((splits == "train").sum()),
+        calibrated_on=about.calibration is not None and bool((splits == calibration_split).any()),
+        table=table if (table.split != "").any() else dataclasses.replace(table, split=known.all()),
         indices=decoded.indices,
     )
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from linnaeus.check.inspection import Inspection
 from linnaeus.data.split import write_split
 from linnaeus.data.table import Table
@@ -153,9 +155,9 @@ class RunFolder:
         if inspection.result:
             write_text(self.file(CHECK), inspection.json)
 
-    def write_split(self, table: Table) -> None:
-        """Write split.csv in the format that the CSV reader reads."""
-        write_split(table, self.file(SPLIT))
+    def write_split(self, table: Table, contents: np.ndarray | None = None) -> None:
+        """Write split.csv in the format that the CSV reader reads, with the content hash (n,) of every image."""
+        write_split(table, self.file(SPLIT), contents)
 
     def write_predictions(self, rows: Iterable[predictions.PredictionRow]) -> None:
         """Write what the saved model predicts for every validation and test image."""

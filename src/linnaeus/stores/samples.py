@@ -11,7 +11,7 @@ from linnaeus.data.decode import RowSpec
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.stores.cache import Cache
-from linnaeus.stores.decoding import Progress
+from linnaeus.stores.decoding import ImageSource, Progress
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable
 
@@ -65,12 +65,14 @@ def decode_split(
     *,
     kind: str = "images",
     progress: Progress | None = None,
+    images: ImageSource | None = None,
 ) -> DecodedSplit:
     """Decode the images `indices` of a table into a store of the cache, or find them there.
 
-    `kind` names the images in the message ("valid images"). Raises NoneReadableError where no image can be read.
+    `kind` names the images in the message ("valid images"). `images` reads them; by default the table does.
+    Raises NoneReadableError where no image can be read.
     """
-    store = build_pixels(table, indices, spec, cache=cache, progress=progress)
+    store = build_pixels(table if images is None else images, indices, spec, cache=cache, progress=progress)
     kept = readable(store)
     left_out = [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(store.failed.items())]
     if not len(kept):

@@ -19,6 +19,7 @@ from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
+from linnaeus.inference.membership import Membership
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
@@ -71,6 +72,8 @@ class Prepared:
     folder: RunFolder
     engine: Engine
     console: Console
+    membership: Membership
+    """The content of all images, by split."""
 
 
 def plan_run(request: Request, engine: Engine, console: Console) -> Plan | FinishedRun:
@@ -110,18 +113,31 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     network, preprocessing = _build_network(request, recipe, table, engine, console)
     # Opened only now, so that none of the errors above leaves a folder behind.
     folder = workspace.folder = engine.broadcast(lambda: workspace.open(request, recipe, table, identity))
-    samples, unreadable = engine.local_main_first(
+    samples, unreadable, contents = engine.local_main_first(
         lambda: load_samples(table, recipe, preprocessing, request.strict, console)
     )
     with engine.propagate_errors():
         inspection = Inspection()
         if engine.is_main:
+            folder.write_split(table, contents)
             inspection = _inspect(table, folder, unreadable, request.strict, console)
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, folder))
+    membership = Membership.of(contents, table.split)
     return Prepared(
-        recipe, table, network, preprocessing, samples, len(unreadable), inspection, identity, folder, engine, console
+        recipe,
+        table,
+        network,
+        preprocessing,
+        samples,
+        len(unreadable),
+        inspection,
+        identity,
+        folder,
+        engine,
+        console,
+        membership,
     )
 
 

@@ -125,6 +125,12 @@ class RunRecorder(Recorder):
             names=prepared.table.names,
             preprocessing=prepared.preprocessing,
             metrics=metrics,
-            data={"kind": prepared.table.kind, "counts": counts, "fingerprint": self.identity.fingerprint} | license,
+            data={
+                "kind": prepared.table.kind,
+                "counts": counts,
+                "fingerprint": self.identity.fingerprint,
+                "contents": prepared.membership.to_dict(),
+            }
+            | license,
             recipe=self.recipe.model_dump(mode="json"),
         )

@@ -12,19 +12,23 @@ from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
+from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.samples import Samples, decode_split
 
 
 def load_samples(
     table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
-) -> tuple[dict[str, Samples], list[tuple[str, str]]]:
-    """Decode every image of every split once: (samples by split, (path, reason) of every unreadable image).
+) -> tuple[dict[str, Samples], list[tuple[str, str]], np.ndarray]:
+    """Decode every image of every split once.
+
+    Returns samples by split, (path, reason) of every unreadable image, and the content hash of every image (n,).
 
     Warns of unreadable images, unless `strict`: the caller then refuses them. Raises UserError if a split has no
     readable image, or training has none of some class.
     """
     samples: dict[str, Samples] = {}
     unreadable: list[tuple[str, str]] = []
+    images = HashedImages(table, default_cache())
     evaluation = preprocessing.row_spec
     training = replace(evaluation, size=recipe.data.train_resize or evaluation.size)
     for split in SPLITS:
@@ -33,7 +37,8 @@ def load_samples(
             continue
         spec = training if split == "train" else evaluation
         with console.progress(f"decoding {split}") as advance:
-            decoded = decode_split(table, indices, spec, default_cache(), kind=f"{split} images", progress=advance)
+            kind = f"{split} images"
+            decoded = decode_split(table, indices, spec, default_cache(), kind=kind, progress=advance, images=images)
         if decoded.store.note:
             console.say(f"{split:9} {decoded.store.note}")
         unreadable += decoded.left_out
@@ -48,7 +53,7 @@ def load_samples(
     if len(missing):
         names = ", ".join(table.names[i] for i in missing)
         raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")
-    return samples, unreadable
+    return samples, unreadable, images.hashes(np.arange(len(table)))
 
 
 def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Preprocessing:

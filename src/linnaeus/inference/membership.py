@@ -1,0 +1,131 @@
+"""Membership: which images a model was trained, chosen and tested on, recognized by content or, failing that, by path.
+
+A model file holds the content hashes of the images of its run, by split: 8 bytes an image (1,330 images 11 kB, 1.3
+million 10 MB), in the entry `contents` of its `data`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.data.content import HASH, UNKNOWN
+from linnaeus.data.table import SPLITS, Table
+from linnaeus.errors import UserError
+from linnaeus.stores.cache import Cache
+from linnaeus.stores.contents import HashedImages
+from linnaeus.text import plain_cell
+
+SPLIT = "split.csv"  # of a run folder
+
+
+@dataclass(frozen=True, eq=False)
+class Membership:
+    """The content hashes of the images of a run."""
+
+    hashes: Mapping[str, np.ndarray]
+    """Split -> (k,) uint64, ascending."""
+
+    @classmethod
+    def of(cls, contents: np.ndarray, splits: np.ndarray) -> Membership:
+        """From the content hash (n,) and the split (n,) of every image."""
+        known = contents != UNKNOWN
+        return cls({split: np.unique(contents[known & (splits == split)]) for split in SPLITS})
+
+    def to_dict(self) -> dict[str, str]:
+        """For the model file: by split, the 48-bit hashes in ascending order, in base64."""
+        return {"hash": HASH} | {
+            split: base64.b64encode(hashes.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()).decode()
+            for split, hashes in self.hashes.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any, path: Path) -> Membership | None:
+        """The inverse; None where there is nothing, or another kind of hash. Raises UserError where it is damaged."""
+        if not isinstance(values, dict) or values.get("hash") != HASH:
+            return None
+        hashes = {}
+        try:
+            for split in SPLITS:
+                raw = np.frombuffer(base64.b64decode(values[split], validate=True), np.uint8).reshape(-1, 6)
+                wide = np.zeros((len(raw), 8), np.uint8)
+                wide[:, 2:] = raw
+                hashes[split] = np.sort(wide.reshape(-1).view(">u8").astype(np.uint64))
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise UserError(
+                f"{path}: its record of the images of its run is damaged ({error}); get a fresh copy"
+            ) from None
+        return cls(hashes)
+
+    def split_of(self, contents: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
+        """(n,) "<U5": the split that each content hash was in, "" for none.
+
+        An image that was in several counts as seen in training, unless it was also in its `expected` split.
+        """
+        found = np.full(len(contents), "", "<U5")
+        within = {split: np.isin(contents, hashes) & (contents != UNKNOWN) for split, hashes in self.hashes.items()}
+        for split in reversed(SPLITS):
+            found[within[split]] = split
+        for split in SPLITS if expected is not None else ():
+            found[within[split] & (expected == split)] = split
+        return found
+
+
+class KnownImages:
+    """The images of a source, and which of them a model knows from its training."""
+
+    table: Table
+    """As the source itself splits it; where it is the unchanged source of the training, as the training split it."""
+    own: np.ndarray
+    """(n,) "<U5": the splits of the source itself."""
+    basis: str
+    """What images are recognized by: "content", "split" (the unchanged source of a model that holds no hashes), "paths"
+    (those of split.csv beside such a model), or "" where they cannot be recognized."""
+
+    def __init__(self, table: Table, again: Table | None, membership: Membership | None, folder: Path, cache: Cache):
+        """`again` is the table split as for the training, if the source is unchanged by all that shows from outside;
+        `folder` that of the model file."""
+        self.own, self.table = table.split, again or table
+        self._expected = None if again is None else again.split
+        self._membership, self._hashed = membership, HashedImages(table, cache)
+        self._by_path: np.ndarray | None = None
+        if membership is not None:
+            self.basis = "content"
+        elif again is not None:
+            self.basis = "split"
+        else:
+            self._by_path = _splits_by_path(table, folder / SPLIT)
+            self.basis = "" if self._by_path is None else "paths"
+
+    def split_of(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) "<U5": the split of the training that each of these images was in; "" for none, or unknown."""
+        if self._membership is not None:
+            expected = None if self._expected is None else self._expected[indices]
+            return self._membership.split_of(self._hashed.hashes(indices), expected)
+        known = self._by_path if self._expected is None else self._expected
+        return np.full(len(indices), "", "<U5") if known is None else known[indices]
+
+    def all(self) -> np.ndarray:
+        """The same for all images of the table."""
+        return self.split_of(np.arange(len(self.table)))
+
+
+def _splits_by_path(table: Table, file: Path) -> np.ndarray | None:
+    """(n,) "<U5": the split of each image by its path or id in a run's split.csv; None where it names none of them."""
+    if not file.is_file():
+        return None
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as rows:
+        named = [(plain_cell(row.get("path") or ""), row.get("split") or "") for row in csv.DictReader(rows)]
+    folder = os.path.abspath(file.parent)  # noqa: PTH100 - as the table's own paths are made
+    known = dict(named) if table.paths is None else {os.path.join(folder, path): split for path, split in named}  # noqa: PTH118
+    names = [table.sample_id(i) for i in range(len(table))] if table.paths is None else table.paths
+    found = np.array([known.get(name, "") for name in names], "<U5")
+    return found if (found != "").any() else None

@@ -1,0 +1,108 @@
+"""Content hashes of the images of a table, computed while the images are read and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from linnaeus.data.content import HASH, UNKNOWN, content_hash
+from linnaeus.data.decode import RowSpec, UnreadableError
+from linnaeus.data.table import Members, Table
+from linnaeus.device import available_cores
+from linnaeus.stores.cache import Cache, OverBudgetError
+from linnaeus.stores.decoding import Decoding, in_order
+from linnaeus.stores.pixels import lookup
+
+CONTENTS = "contents.npy"
+FORM = ["contents", HASH]
+DTYPE = np.dtype([("signature", "<u8"), ("content", "<u8")])
+
+
+class HashedImages:
+    """The images of a table. Whoever decodes them through this object has their content hashed on the way.
+
+    A file is hashed just before its decoder reads it, so that the disk is read once. The hashes of files that have not
+    changed since (same path, size and time) come from the cache, and so do those of images whose pixels are stored.
+    """
+
+    def __init__(self, table: Table, cache: Cache | None):
+        self._table, self._cache = table, cache
+        self._hashes = np.full(len(table), UNKNOWN, np.uint64)
+        self._read = np.zeros(len(table), bool)
+
+    @property
+    def paths(self) -> Sequence[str] | None:
+        return self._table.paths
+
+    @property
+    def images(self) -> np.ndarray | None:
+        return self._table.images
+
+    @property
+    def members(self) -> Members | None:
+        return self._table.members
+
+    def image(self, i: int) -> str | bytes | np.ndarray:
+        """Image i as the decoder takes it."""
+        source = self._table.image(i)
+        if self._hashes[i] == UNKNOWN:
+            self._hashes[i] = content_hash(source)
+            self._read[i] = True
+        return source
+
+    def hashes(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) uint64: the content hashes of these images, UNKNOWN where one cannot be read."""
+        missing = indices[self._hashes[indices] == UNKNOWN]
+        if self._table.images is not None:  # in memory already: the cache would only slow this down
+            for i in missing.tolist():
+                self.image(i)
+            return self._hashes[indices]
+        self._hashes[missing] = self._stored(missing)
+        missing = missing[self._hashes[missing] == UNKNOWN]
+
+        def read(k: int) -> None:
+            with suppress(UnreadableError):
+                self.image(int(missing[k]))
+
+        for _ in in_order(read, 0, len(missing), available_cores()):
+            pass
+        if self._read[indices].any():
+            self._store(indices)
+        return self._hashes[indices]
+
+    def _stored(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) uint64: the hashes that the cache has of these images, else UNKNOWN."""
+        found = np.full(len(indices), UNKNOWN, np.uint64)
+        signatures = self._signature(indices)
+        for entry in self._cache.entries() if self._cache is not None else ():
+            unknown = np.flatnonzero(found == UNKNOWN)
+            if not len(unknown):
+                break
+            if entry.about.get("form") == FORM and self._cache is not None and self._cache.find(entry.name):
+                with suppress(OSError, ValueError):  # removed meanwhile, or damaged
+                    known = np.load(entry.path / CONTENTS)
+                    place = lookup(known["signature"], signatures[unknown])
+                    found[unknown[place >= 0]] = known["content"][place[place >= 0]]
+        return found
+
+    def _store(self, indices: np.ndarray) -> None:
+        """Keep the hashes of these images in the cache, as far as it has room."""
+        cache, known = self._cache, indices[self._hashes[indices] != UNKNOWN]
+        if cache is None or not len(known):
+            return
+        rows = np.empty(len(known), DTYPE)
+        rows["signature"], rows["content"] = self._signature(known), self._hashes[known]
+        name = f"contents-{hashlib.sha256(rows.tobytes()).hexdigest()[:32]}"
+        if cache.find(name) is not None:
+            return
+        with cache.lock(name), suppress(OverBudgetError), cache.building(name) as folder:
+            cache.room(name, rows.nbytes)
+            np.save(folder / CONTENTS, rows)
+            cache.commit(name, {"form": FORM, "rows": len(rows)})
+
+    def _signature(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) uint64: what a file, or a member of a shard, is known by without reading it."""
+        return Decoding(self._table, indices, RowSpec(1), 1, None).signatures(False)

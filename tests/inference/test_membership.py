@@ -1,0 +1,315 @@
+"""A model is never measured, unasked, on images that it was trained on: they are recognized by content."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_images, write_recipe, write_tiny_model
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.errors import UserError
+from linnaeus.inference.membership import Membership
+from linnaeus.modelfile.safetensors import read_model, write_model
+from linnaeus.stores import default_cache
+from linnaeus.training.best import Best
+
+QUIET = Console(quiet=True)
+CLASSES = ("a", "b")
+EACH = 24
+NEW = 123  # the seed of an image that no other is like
+SHARE = 0.25  # of the images that validate
+
+
+def noise(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)  # bitmaps: all files have the same size
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows pure noise by heart, in `run`, and its images, in `noise`."""
+    from killing import undrawn
+
+    folder = tmp_path_factory.mktemp("membership")
+    for label, name in enumerate(CLASSES):
+        for i in range(EACH):
+            noise(folder / "noise" / name / f"{i:02}.bmp", 1000 * label + i)
+    recipe = write_recipe(folder / "r.toml", {"epochs": 40, "batch": 12, "lr": 1e-2})
+    settings = {"data.split.valid": SHARE}
+    with pytest.MonkeyPatch.context() as patch:
+        undrawn(patch)
+        patch.setattr(Best, "beaten_by", lambda best, figures: True)  # the last epoch, which has learned most by heart
+        linnaeus.train(folder / "noise", str(recipe), out=folder / "run", settings=settings, console=QUIET)
+    return folder
+
+
+@pytest.fixture
+def place(learned: Path, tmp_path: Path) -> Path:
+    """A copy of both that a test may change."""
+    shutil.copytree(learned / "noise", tmp_path / "noise")
+    shutil.copytree(learned / "run", tmp_path / "run")
+    return tmp_path
+
+
+def members(folder: Path) -> dict[str, list[Path]]:
+    """Split -> images of the run, as they lie in this copy."""
+    found: dict[str, list[Path]] = {}
+    with (folder / "run" / "split.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["split"], []).append(folder / "noise" / row["label"] / Path(row["path"]).name)
+    return found
+
+
+def evaluated(say, place: Path, *arguments: object) -> tuple[dict, str]:
+    """(figures by split, standard error) of `evaluate`."""
+    said = say("evaluate", *arguments, "--json", place / "e.json", "--device", "cpu")
+    assert said.status == 0, said.err
+    return json.loads((place / "e.json").read_text()), said.err
+
+
+def test_a_model_knows_its_images_by_heart(place: Path, say):
+    """What would be reported without the check; only asked for, and called what it is."""
+    found, said = evaluated(say, place, place / "run", place / "noise", "--split", "train")
+    assert found["train"]["accuracy"] > 0.95
+    assert found["train"]["trained_on"] == found["train"]["n"] == len(members(place)["train"])
+    assert "the model was trained on 36 of these 36 images" in said
+
+
+def test_an_unchanged_source(place: Path, say):
+    found, said = evaluated(say, place, place / "run", place / "noise")
+    assert found.keys() == {"valid"}
+    metrics = json.loads((place / "run" / "metrics.json").read_text())["valid"]
+    assert [found["valid"][key] for key in ("n", "correct")] == [metrics["n"], metrics["correct"]]
+    assert "36 of 48 images were used for training and are left out; none is unseen" in said
+
+
+def added(folder: Path) -> tuple[Path, int]:
+    noise(folder / "noise" / "a" / "new.bmp", NEW)
+    return folder / "noise", 1
+
+
+def removed(folder: Path) -> tuple[Path, int]:
+    members(folder)["train"][0].unlink()
+    return folder / "noise", 0
+
+
+def renamed(folder: Path) -> tuple[Path, int]:
+    for i, path in enumerate(sorted((folder / "noise").glob("*/*"))):
+        path.rename(path.with_name(f"renamed {i}.bmp"))
+    return folder / "noise", 0
+
+
+def exchanged(folder: Path) -> tuple[Path, int]:
+    """Files that swap their names: nothing that a listing shows has changed."""
+    found = members(folder)
+    for other in found["valid"]:
+        one = next(path for path in found["train"] if path.parent == other.parent)
+        found["train"].remove(one)
+        contents = one.read_bytes(), other.read_bytes()
+        for path, content in zip((other, one), contents, strict=True):
+            path.write_bytes(content)
+    return folder / "noise", 0
+
+
+def relabelled(folder: Path) -> tuple[Path, int]:
+    path = members(folder)["train"][0]
+    path.rename(folder / "noise" / ("b" if path.parent.name == "a" else "a") / "moved.bmp")
+    return folder / "noise", 0
+
+
+def copied_twice(folder: Path) -> tuple[Path, int]:
+    for path in members(folder)["train"][:4]:
+        shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    return folder / "noise", 0
+
+
+def listed(folder: Path) -> tuple[Path, int]:
+    paths = sorted((folder / "noise").glob("*/*"), key=lambda path: path.name[::-1])
+    lines = [f"{path},{path.parent.name}" for path in paths]
+    (folder / "list.csv").write_text("\n".join(["path,label", *lines]))
+    return folder / "list.csv", 0
+
+
+def as_test_images(folder: Path) -> tuple[Path, int]:
+    """All of it, under the name of a test part, which nothing distinguishes from honest test images."""
+    (folder / "other").mkdir()
+    (folder / "noise").rename(folder / "other" / "test")
+    noise(folder / "other" / "test" / "b" / "new.bmp", NEW)
+    return folder / "other", 1
+
+
+CHANGES = [added, removed, renamed, exchanged, relabelled, copied_twice, listed, as_test_images]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_training_images_are_left_out_of_a_changed_source(place: Path, say, change):
+    """By the run folder, and by the model file alone, from another place."""
+    source, new = change(place)
+    shutil.copy(place / "run" / "model.safetensors", place / "alone.safetensors")
+    known = json.loads((place / "run" / "metrics.json").read_text())["valid"]
+    for model in (place / "run", place / "alone.safetensors"):
+        found, said = evaluated(say, place, model, source)
+        name = next(iter(found))
+        assert found[name]["trained_on"] == 0
+        assert found[name]["n"] == (new or known["n"])
+        assert "images were used for training and are left out" in said
+        assert found["valid"]["n"] == known["n"]
+        assert found["valid"]["correct"] == known["correct"]
+        assert found["valid"]["accuracy"] < 0.85
+        found, _ = evaluated(say, place, model, source, "--split", "all")
+        assert found["all"]["n"] == (new or known["n"])
+    with pytest.warns(UserWarning, match="were used for training and are left out"):
+        assert linnaeus.load(place / "run", device="cpu").evaluate(source).n == (new or known["n"])
+
+
+def test_only_training_images(place: Path, say):
+    for path in members(place)["valid"]:
+        path.unlink()
+    said = say("evaluate", place / "run", place / "noise")
+    assert said.status == 2
+    assert "the model was trained on 36 of these 36 images, and none is unseen" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_only_new_images(place: Path, say, tmp_path: Path):
+    write_images(tmp_path / "new", CLASSES, each=3)
+    found, said = evaluated(say, place, place / "run", tmp_path / "new")
+    assert found["all"]["n"] == 6
+    assert said == ""
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_model_file_of_an_earlier_version(place: Path, say, beside: bool):
+    """It holds no hashes: paths decide if the run folder is there, and otherwise the command says what it cannot do."""
+    shutil.copytree(place / "run", place / "old")
+    file = place / "old" / "model.safetensors"
+    network, about = read_model(file)
+    write_model(
+        file, network.state_dict(), replace(about, data={k: v for k, v in about.data.items() if k != "contents"})
+    )
+    rows = list(csv.DictReader((place / "old" / "split.csv").open(newline="")))
+    with (place / "old" / "split.csv").open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["path", "label", "split"])
+        writer.writerows([place / "noise" / r["label"] / Path(r["path"]).name, r["label"], r["split"]] for r in rows)
+    noise(place / "noise" / "a" / "new.bmp", NEW)
+    if not beside:
+        (place / "old" / "split.csv").unlink()
+    found, said = evaluated(say, place, place / "old", place / "noise")
+    if beside:
+        assert (found["unseen"]["n"], found["unseen"]["recognized_by"]) == (1, "paths")
+        assert "36 of 49 images were used for training" in said
+    else:
+        assert (found["all"]["n"], found["all"]["recognized_by"]) == (49, None)
+        assert "whether these are among them cannot be checked" in said
+
+
+def test_similar_images_are_those_that_were_trained_on(place: Path, say):
+    """`explain --like` of a source that has changed."""
+    noise(place / "noise" / "a" / "new.bmp", NEW)
+    said = say(
+        "explain", place / "run", place / "noise" / "a" / "new.bmp", "--like", place / "noise", "--top", "99",
+        "--json", place / "x.json", "--out", place / "sheets",
+    )  # fmt: skip
+    assert said.status == 0, said.err
+    like = json.loads((place / "x.json").read_text())[0]["like"]
+    assert {place / "noise" / row["path"] for row in like} == set(members(place)["train"])
+
+
+def test_the_images_of_an_export_are_none_of_the_training(place: Path):
+    from linnaeus.export.sample_images import collect_samples
+
+    noise(place / "noise" / "a" / "new.bmp", NEW)
+    model = linnaeus.load(place / "run", device="cpu")
+    material = collect_samples(model.about, model.path, str(place / "noise"), None)
+    paths = {Path(str(material.images.table.image(int(i)))) for i in material.images.indices}
+    assert paths == set(members(place)["valid"])
+
+
+def test_the_record_of_a_run(place: Path):
+    """split.csv has the beginning of what sha256sum prints, the model file eight characters for each image."""
+    import hashlib
+
+    rows = list(csv.DictReader((place / "run" / "split.csv").open(newline="")))
+    for row in rows:
+        content = (place / "noise" / row["label"] / Path(row["path"]).name).read_bytes()
+        assert row["content"] == hashlib.sha256(content).hexdigest()[:12]
+    stored = linnaeus.load(place / "run", device="cpu").about.data["contents"]
+    assert {split: len(stored[split]) for split in ("train", "valid", "test")} == {
+        "train": 8 * 36,
+        "valid": 96,
+        "test": 0,
+    }
+    assert sorted(stored["train"][i : i + 8] for i in range(0, 288, 8)) != []
+
+
+def test_hashes_are_kept_and_files_read_once(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """A second evaluation reads no file to hash it."""
+    from linnaeus.stores import contents
+
+    model = linnaeus.load(place / "run", device="cpu")
+    noise(place / "noise" / "a" / "new.bmp", NEW)
+    model.recognize(place / "noise").all()
+    calls: list[object] = []
+
+    def counted(source: str) -> int:
+        calls.append(source)
+        return 1
+
+    monkeypatch.setattr(contents, "content_hash", counted)
+    model.recognize(place / "noise").all()
+    assert not calls
+    changed = members(place)["train"][0]
+    noise(changed, NEW + 1)
+    os.utime(changed, (1, 1))
+    model.recognize(place / "noise").all()
+    assert calls == [str(changed)]
+    assert any(entry.name.startswith("contents-") for entry in default_cache().entries())
+
+
+@pytest.mark.parametrize("value", ["?", "AAAA", 5, None, [1]])
+def test_a_damaged_record_is_refused(value: object):
+    with pytest.raises(UserError, match=r"m\.safetensors: its record of the images of its run is damaged"):
+        Membership.from_dict({"hash": "sha256/48", "train": value, "valid": "", "test": ""}, Path("m.safetensors"))
+
+
+def test_the_record_survives_writing():
+    contents = np.array([5, 2**48 - 1, 0, 7, 5], np.uint64)
+    splits = np.array(["train", "valid", "train", "test", "valid"])
+    again = Membership.from_dict(Membership.of(contents, splits).to_dict(), Path("m"))
+    assert again is not None
+    assert again.split_of(contents).tolist() == ["train", "valid", "", "test", "train"]
+    assert again.split_of(contents, splits).tolist() == ["train", "valid", "", "test", "valid"]
+
+
+def test_measuring_needs_neither_two_classes_nor_all_of_them(tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
+    """What a training needs is not asked of images that a model is measured on."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_model(tmp_path / "m.safetensors")
+    write_images(tmp_path / "one", ("2",), each=5)
+    write_images(tmp_path / "two", ("2", "0"), each=5)
+    (tmp_path / "two" / "1").mkdir()
+    write_images(tmp_path / "part" / "test", ("1",), each=5)
+    write_images(tmp_path / "part" / "train", ("0",), each=5)
+    for source, n in (("one", 5), ("two", 10), ("part", 5)):
+        said = say("evaluate", "m.safetensors", source, "--json", "e.json", "--device", "cpu")
+        assert said.status == 0, said.err
+        (found,) = json.loads((tmp_path / "e.json").read_text()).values()
+        assert found["n"] == n
+        said = say("explain", "m.safetensors", "one/2/2 0.png", "--like", source, "--device", "cpu", "--out", "sheets")
+        assert said.status == 0, said.err
+        said = say("export", "m.safetensors", "--to", "onnx", "--data", source, "--out", f"{source}.onnx")
+        assert said.status == 0, said.err
+    said = say("train", "one", "--device", "cpu")
+    assert said.status == 2
+    assert "a classifier needs two or more" in said.err
