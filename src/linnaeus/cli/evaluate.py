@@ -61,9 +61,8 @@ def evaluate(
     """Evaluate a model on a split of a dataset.
 
     Images that MODEL was trained on are recognized by their content, wherever they lie in SOURCE, and left out; those
-    that chose it are counted apart. --split train measures what the model remembers. MODEL is not changed.
-    Its temperature and its thresholds for "unsure" were fitted on the validation split by `linnaeus train`; --error
-    selects other thresholds for this evaluation only.
+    that chose it are counted apart. --split train measures what the model remembers. MODEL is not changed. Its
+    thresholds for "unsure" were fitted by `linnaeus train`; --error selects others for this evaluation only.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus evaluate ..., or srun linnaeus evaluate ...
     """
