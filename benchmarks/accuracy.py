@@ -55,7 +55,7 @@ def on_stores(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple
     loaded = load_weights("resnet50", weights, classes=len(table.classes))
     preprocessing = preprocessing_of(plan, 3, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"])))
     started = time.perf_counter()
-    samples, _ = load_samples(table, plan, preprocessing, False, console)
+    samples, *_ = load_samples(table, plan, preprocessing, False, console)
     frozen = FrozenStages.on_engine(loaded.model, preprocessing, engine, console)
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
     phases = Phases(plan, streams, len(table.classes), engine)

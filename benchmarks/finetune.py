@@ -123,7 +123,7 @@ def main() -> None:
             plan = Recipe.model_validate(
                 {"model": {"name": "resnet50"}, "data": {"resize": 256, "size": 224}, "phase": [phase]}
             )
-            samples, _ = load_samples(table, plan, preprocessing_of(plan, 3, None), False, Console(quiet=True))
+            samples, *_ = load_samples(table, plan, preprocessing_of(plan, 3, None), False, Console(quiet=True))
             sides = {"stores": ours(table, network(), samples, plan, engine, arguments.steps)}
             for workers in map(int, filter(None, arguments.workers.split(","))):
                 sides[f"plain loop, num_workers {workers}"] = plain(

@@ -52,7 +52,7 @@ def stored(table: Table, weights: str, plan: Recipe, engine: Engine) -> tuple[fl
     normalisation = tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"])
     preprocessing = preprocessing_of(plan, 3, normalisation)
     started = time.perf_counter()
-    samples, _ = load_samples(table, plan, preprocessing, False, console)
+    samples, *_ = load_samples(table, plan, preprocessing, False, console)
     frozen = FrozenStages.on_engine(loaded.model, preprocessing, engine, console)
     streams = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed)
     best = Phases(plan, streams, len(table.classes), engine).run()

@@ -94,7 +94,7 @@ def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[
     torch.manual_seed(0)
     phase, network = recipe.phase[0], create(recipe.model.name, len(table.classes)).to(engine.device)
     preprocessing = preprocessing_of(recipe, 3, (MEAN, STD))
-    samples, _ = load_samples(table, recipe, preprocessing, False, Console(silent=True))
+    samples, *_ = load_samples(table, recipe, preprocessing, False, Console(silent=True))
     frozen = FrozenStages.on_engine(network, preprocessing, engine, Console(silent=True))
     cut, train, valid = Streams(frozen, samples["train"], samples["valid"], recipe.phase, 0).of(0)
     net = AboveCut(network, cut)
