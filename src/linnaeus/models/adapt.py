@@ -51,18 +51,12 @@ def trained_arguments(
 
 
 def recognize_model(tensors: Mapping[str, Tensor]) -> str | None:
-    """The network whose tensors below the head have these names and shapes; None if there is none."""
-    for name in MODELS:
-        with torch.device("meta"):
-            twin = create(name, 2)
-        needed = {
-            key: tensor.shape
-            for key, tensor in twin.state_dict().items()
-            if twin.stage_of(key) != "head" and not key.startswith(AUXILIARY) and not key.endswith("_tracked")
-        }
-        others = {key for key in tensors if key not in twin.state_dict() and not key.startswith(AUXILIARY)}
-        if not others and all(key in tensors and tensors[key].shape == shape for key, shape in needed.items()):
-            return name
+    """The first network whose tensors, apart from the head, have these names and shapes; None if there is none."""
+    shapes = _shapes_below_the_head(tensors)
+    for model in MODELS:
+        with torch.device("meta"):  # shapes only: nothing is allocated or initialized
+            if _shapes_below_the_head(create(model, classes=2).state_dict()) == shapes:
+                return model
     return None
 
 
@@ -152,19 +146,9 @@ def _check_matches(tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor],
         if names
     ]
     if problems:
-        model = _matching_model(tensors)
+        model = recognize_model(tensors)
         hint = f"; they fit {model}" if model else ""
         raise UserError(f"{source}: these weights do not fit the network: {'; '.join(problems)}{hint}")
-
-
-def _matching_model(tensors: Mapping[str, Tensor]) -> str:
-    """The first network whose tensors, apart from the head, have these names and shapes; "" if there is none."""
-    shapes = _shapes_below_the_head(tensors)
-    for model in MODELS:
-        with torch.device("meta"):  # shapes only: nothing is allocated or initialized
-            if _shapes_below_the_head(create(model, classes=2).state_dict()) == shapes:
-                return model
-    return ""
 
 
 def _shapes_below_the_head(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
