@@ -48,6 +48,7 @@ from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights, line
 from linnaeus.modelfile.schema import check_description
 from linnaeus.models import Network
+from linnaeus.models.timm_backbone import PREFIX
 from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1
@@ -180,7 +181,7 @@ def versions(network: str = "") -> dict[str, str]:
     """The versions of the software that a result depends on, with that of the library that `network` comes from."""
     from linnaeus._version import __version__
 
-    library = {"timm": importlib.metadata.version("timm")} if network.startswith("timm/") else {}
+    library = {"timm": importlib.metadata.version("timm")} if network.startswith(PREFIX) else {}
     return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()} | library
 
 

@@ -15,6 +15,7 @@ from linnaeus.models.inception import InceptionV1
 from linnaeus.models.network import Network, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
 from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net
+from linnaeus.models.timm_backbone import PREFIX, TimmBackbone
 
 __all__ = ["MODELS", "Custom", "Network", "create", "load_module", "pooled", "wrap"]
 
@@ -33,9 +34,7 @@ def constructor(name: str) -> Callable[..., Network]:
     """The function that creates a network: one of MODELS, or an adapter for `timm/NAME`. UserError if it is unknown."""
     if name in MODELS:
         return MODELS[name]
-    if name.startswith("timm/"):
-        from linnaeus.models.timm_backbone import TimmBackbone
-
+    if name.startswith(PREFIX):
         return partial(TimmBackbone, name)
     raise UserError(
         f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them; timm/NAME takes any "

@@ -25,7 +25,7 @@ WEAKEST, STRONGEST = 1e-8, 1e3
 
 STEPS, TOLERANCE = 30, 3e-3  # of a fit during cross-validation, from the solution for a stronger penalty
 FINAL_STEPS, FINAL_TOLERANCE = 300, 1e-5
-CHUNK = 4096  # rows rotated at a time
+CHUNK = 4096  # held-out samples judged at a time
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ class TimmBackbone(Network):
                 return stage
         # Position embeddings and class tokens are parameters of the network itself; they enter below the first block.
         first, last = next(iter(self._layout)), list(self._layout)[-1]
-        return first if "." not in path and hasattr(self.body, "pos_embed") and path in _tokens(self.body) else last
+        own = dict(self.body.named_parameters(recurse=False))
+        return first if path in own and hasattr(self.body, "pos_embed") else last
 
     def modules_of(self, stage: str) -> list[nn.Module]:
         if stage == "head":
@@ -131,10 +132,6 @@ def _attribute(body: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
     for part in path.split("."):
         value = getattr(value, part)
     return value
-
-
-def _tokens(body: nn.Module) -> list[str]:
-    return [name for name, _ in body.named_parameters(recurse=False)]
 
 
 def _layout(body: nn.Module) -> dict[str, tuple[str, ...]]:

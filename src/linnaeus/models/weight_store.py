@@ -19,6 +19,7 @@ from linnaeus.files import atomic, disk_errors, write_text
 from linnaeus.models import create
 from linnaeus.models.adapt import adapt_tensors
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.models.timm_backbone import PREFIX, body_tensors, pretrained_weights
 from linnaeus.models.weight_files import WeightsInfo, read_weights
 from linnaeus.text import align
 
@@ -59,9 +60,7 @@ def local_weights() -> list[str]:
 
 def lookup(name: str) -> PretrainedWeights:
     """The table's entry `name`. Raises UserError, with a suggestion, if there is none."""
-    if name.startswith("timm/"):
-        from linnaeus.models.timm_backbone import pretrained_weights  # needs an extra
-
+    if name.startswith(PREFIX):
         return pretrained_weights(name)
     if name not in PRETRAINED:
         raise UserError(
@@ -187,9 +186,7 @@ def _check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> No
     if other is not None:
         raise UserError(f"{path}: is the published file of {other}; run: linnaeus weights import {other} {path}")
     tensors, info = read_weights(path)
-    if entry.model.startswith("timm/"):
-        from linnaeus.models.timm_backbone import body_tensors
-
+    if entry.model.startswith(PREFIX):
         adapt_tensors(body_tensors(entry.model, tensors), create(entry.model, classes=2), str(path))
         return
     table = WeightsInfo.of(entry)

@@ -14,6 +14,7 @@ from linnaeus.models import constructor, create
 from linnaeus.models.adapt import adapt_tensors, check_shortcut, recognize_model, trained_arguments
 from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
+from linnaeus.models.timm_backbone import PREFIX, body_tensors
 from linnaeus.models.weight_files import WeightsInfo, read_weights
 from linnaeus.models.weight_store import Fetch, Progress, find, lookup, pull, sha256_of, verify
 
@@ -55,7 +56,7 @@ def load_weights(
     path, info, source = _resolve(model, weights, fetch, progress)
     tensors, info_in_file = read_weights(path)
     info = info if info is not None else info_in_file
-    if model.startswith("timm/") and not any(name.startswith("body.") for name in tensors):
+    if model.startswith(PREFIX) and not any(name.startswith("body.") for name in tensors):
         tensors, info = _timm_weights(model, tensors, info, source)
     if info.model is not None and info.model != model:
         raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
@@ -69,15 +70,12 @@ def load_weights(
     if info.mean is None:
         notes.append("the file does not say how its images were normalized: assuming ImageNet's mean and std")
         info = replace(info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    license = lookup(model if model.startswith("timm/") else source).license if _is_published(model, source) else ""
+    published = model if model.startswith(PREFIX) else source if source in PRETRAINED else None
+    license = "" if published is None else lookup(published).license
     if license:
         notes.append(f"license {license}")
     network.license = license
     return LoadedWeights(network, source, notes, _normalization(info, channels), license)
-
-
-def _is_published(model: str, source: str) -> bool:
-    return model.startswith("timm/") or source in PRETRAINED
 
 
 def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
@@ -134,8 +132,6 @@ def _timm_weights(
     model: str, tensors: dict[str, Tensor], info: WeightsInfo, source: str
 ) -> tuple[dict[str, Tensor], WeightsInfo]:
     """Tensors under timm's names as those of a `TimmBackbone`, with the preprocessing of timm's configuration."""
-    from linnaeus.models.timm_backbone import PREFIX, body_tensors  # needs an extra
-
     if info.model not in (None, model, model.removeprefix(PREFIX)):
         raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
     return body_tensors(model, tensors), WeightsInfo.of(lookup(model))
@@ -143,7 +139,7 @@ def _timm_weights(
 
 def _preferred(model: str) -> str:
     """The pretrained weights that "imagenet" means: the first with a local file, otherwise the first in the table."""
-    if model.startswith("timm/"):
+    if model.startswith(PREFIX):
         return model
     names = [name for name, entry in PRETRAINED.items() if entry.model == model]
     if not names:

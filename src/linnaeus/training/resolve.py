@@ -10,6 +10,7 @@ from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
+from linnaeus.models.timm_backbone import PREFIX
 from linnaeus.models.weight_store import local_weights, lookup
 from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs
 from linnaeus.training.choice import choose_recipe, training_conflict
@@ -72,7 +73,7 @@ def _overrides(request: Request) -> dict[str, Any]:
         # Arguments and head of the recipe's network mean nothing to another network.
         overrides |= {"model.arguments": {}, "model.head": None}
         overrides.setdefault("model.weights", "none")
-    elif model is not None and model.startswith("timm/"):
+    elif model is not None and model.startswith(PREFIX):
         overrides = {"model.arguments": {}, "model.head": None} | _image_size(model, overrides) | overrides
     if request.weights is not None:
         overrides["model.weights"] = request.weights
