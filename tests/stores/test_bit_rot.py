@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +64,21 @@ def test_a_flip_in_any_file_of_a_pixel_store_changes_nothing(share: float, table
         assert "damaged on the disk" in capsys.readouterr().err
     assert content(table, cache, order) == expected
     assert capsys.readouterr().err == ""  # what was damaged is sound again
+
+
+def test_a_store_and_its_file_go_when_nobody_uses_them(table, cache):  # noqa: F811
+    """What restores its rows must not hold the store: the file would stay open until the garbage collector runs."""
+    build_pixels(table, np.arange(len(table)), SPEC, cache=cache)
+    store = build_pixels(table, np.arange(len(table)), SPEC, cache=cache)
+    assert isinstance(store, PixelStore)
+    assert store.guard is not None
+    alive = weakref.ref(store)
+    gc.disable()
+    try:
+        del store
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_only_the_damaged_row_is_decoded_again(table, cache, flip, decoded, capsys):  # noqa: F811

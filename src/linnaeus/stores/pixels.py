@@ -26,6 +26,7 @@ from linnaeus.stores.rows import (
     Index,
     RowGuard,
     RowWriter,
+    extends,
     map_rows,
     read_index,
     rewrite,
@@ -165,12 +166,15 @@ def _restoring(store: PixelStore, decoding: Decoding) -> PixelStore:
     if guard is None or path is None:
         return store
 
+    # Arrays, not the store and its guard: these hold the function, and a cycle would keep the file open.
+    offsets, before, after = store.offsets, guard.before, guard.after
+
     def restore(k: int) -> np.ndarray | None:
         row = decoding.load(k)
-        if isinstance(row, UnreadableError) or not guard.matches(k, row):
+        if isinstance(row, UnreadableError) or extends(int(before[k]), row) != int(after[k]):
             return None
         Console().warn(f"{path}: row {k} was damaged on the disk; its image was decoded again")
-        rewrite(path, int(store.offsets[k]), row)
+        rewrite(path, int(offsets[k]), row)
         return row
 
     guard.restore = restore

@@ -198,6 +198,11 @@ class DamagedRowError(JobError):
     """A row on the disk is not the one that was written, and cannot be made again."""
 
 
+def extends(before: int, row: np.ndarray) -> int:
+    """CRC-32 of all rows up to `row`, from that of the rows before it."""
+    return zlib.crc32(np.ascontiguousarray(row).reshape(-1).data, before)
+
+
 class RowGuard:
     """Compares each row with its checksum when it is first read: a disk may change bytes and keep a file's time."""
 
@@ -219,7 +224,7 @@ class RowGuard:
 
     def matches(self, i: int, row: np.ndarray) -> bool:
         """Whether row i is the one that was written."""
-        return zlib.crc32(np.ascontiguousarray(row).reshape(-1).data, int(self.before[i])) == int(self.after[i])
+        return extends(int(self.before[i]), row) == int(self.after[i])
 
     def checked(self, i: int, row: np.ndarray, path: Path | None) -> np.ndarray:
         """The row, or where it is damaged the one that `restore` makes. Raises DamagedRowError without one."""
