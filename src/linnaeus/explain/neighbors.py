@@ -120,18 +120,19 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
         stored = frozen.rows([network.stages[-1]], samples, prepare, "vectors", {})
     except OverBudgetError as error:
         raise UserError(f"{source}: its vectors do not fit ({error}); raise LINNAEUS_CACHE_GB") from None
-    values = torch.cat([_unit(torch.from_numpy(stored.gather(part)[0])) for part in _parts(len(samples))])
+    parts = _parts(len(samples))
+    values = torch.cat([_unit(network, torch.from_numpy(stored.gather(part)[0])) for part in parts])
     return Gallery(table, decoded.indices, samples.rows, values, classifier, trained)
 
 
 def vectors(network: Network, x: Tensor) -> Tensor:
     """What the network's head sees of images (N, C, H, W), pooled, as directions: (N, features) of length 1."""
     with torch.inference_mode():
-        return _unit(network.pool(network.run(x, stop=network.stages[-1])))
+        return _unit(network, network.run(x, stop=network.stages[-1]))
 
 
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float().flatten(1), dim=1)
+def _unit(network: Network, x: Tensor) -> Tensor:
+    return F.normalize(network.pool(x.float()).flatten(1), dim=1)
 
 
 def _parts(n: int, size: int = 4096) -> list[np.ndarray]:
