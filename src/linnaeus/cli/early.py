@@ -173,10 +173,13 @@ def check_model(model: str) -> None:
 
 
 def check_images(images: Iterable[str]) -> None:
-    """Raise UserError for a folder without images and a pattern without matches."""
+    """Raise UserError for a folder without images and a pattern without matches, if they come first.
+
+    What comes before a later one is predicted before it is reported.
+    """
     from linnaeus.inference.inputs import expand
 
-    for image in images:
+    for image in islice(images, 1):
         if image != "-":
             for _ in islice(expand([image]), 1):
                 pass
