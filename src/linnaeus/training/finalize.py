@@ -160,7 +160,7 @@ def _write_results(
             "during training"
         )
     for line in evaluation.warnings:
-        prepared.console.warn(line)
+        prepared.console.say(f"unsure    {line}")
     header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
     header.calibration = evaluation.calibration.to_dict()
     folder.require()
