@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several test processes share the cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all test-rounding check lint docs clean
+.PHONY: demo test test-all test-rounding test-faults check lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/linnaeus train digits --recipe digits
@@ -21,6 +21,10 @@ test-all: $(VENV)/.installed
 ISA ?= SSE41
 test-rounding: $(VENV)/.installed
 	ONEDNN_MAX_CPU_ISA=$(ISA) ATEN_CPU_CAPABILITY=default $(TEST) -m "not long" tests/training tests/models tests/sweeps
+
+# A kill and three kinds of failure at every system call of everything that writes; takes about an hour, and needs strace.
+test-faults: $(VENV)/.installed
+	$(TEST) --every-fault -m long tests/training/test_faults.py
 
 # The hooks of .pre-commit-config.yaml on all files; needs a git checkout and no network.
 check: $(VENV)/.installed

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,10 +125,12 @@ def options(point: Point, fault: str) -> tuple[str, str]:
     return "-e", f"inject={point.call}:{effect}:when={point.number}"
 
 
-def chosen(recorded: list[Point], every: int, offset: int = 0) -> Iterator[tuple[Point, str]]:
-    """Every `every`-th pair of a point and a fault; 1 gives all of them."""
+def chosen(recorded: list[Point], count: int | None) -> list[tuple[Point, str]]:
+    """`count` pairs of a point and a fault, evenly spread over all of them; None gives all."""
     pairs = [(point, fault) for point in recorded for fault in FAULTS]
-    return iter(pairs[offset::every])
+    if count is None or count >= len(pairs):
+        return pairs
+    return [pairs[k * len(pairs) // count + k % len(FAULTS)] for k in range(count)]
 
 
 def check_one_line(ended: Ended, what: str) -> None:
