@@ -126,11 +126,10 @@ def options(point: Point, fault: str) -> tuple[str, str]:
 
 
 def chosen(recorded: list[Point], count: int | None) -> list[tuple[Point, str]]:
-    """`count` pairs of a point and a fault, evenly spread over all of them; None gives all."""
-    pairs = [(point, fault) for point in recorded for fault in FAULTS]
-    if count is None or count >= len(pairs):
-        return pairs
-    return [pairs[k * len(pairs) // count + k % len(FAULTS)] for k in range(count)]
+    """`count` pairs of a point and a fault, evenly spread over the points; None gives every pair."""
+    if count is None:
+        return [(point, fault) for point in recorded for fault in FAULTS]
+    return [(recorded[k * len(recorded) // count], FAULTS[k % len(FAULTS)]) for k in range(count)]
 
 
 def check_one_line(ended: Ended, what: str) -> None:
