@@ -1,8 +1,8 @@
-"""The only place that writes to standard output and standard error: results, progress bars, plain lines, errors.
+"""The only module that writes to standard output and standard error: results, progress bars, messages, errors.
 
-Either stream may be missing (pythonw, a daemon), closed, full, read no longer, unable to encode a character, or the
-object of a notebook or a window that has no `isatty`. Messages are then left out, because they must not end a run.
-Results are written whole or end the command. NO_COLOR is rich's own business.
+Either stream may be missing (pythonw, a daemon), closed, full, without a reader, unable to encode a character, or an
+object of a notebook or window without `isatty`. A message that cannot be written is dropped, because it must not end a
+run. A result that cannot be written ends the command. rich honors NO_COLOR.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 ESCAPED = "backslashreplace"
-"""How a name that is no UTF-8, or that a stream cannot show, is written."""
+"""How characters are written that are not valid UTF-8 or that the stream cannot encode."""
 
 Advance = Callable[..., None]
-"""advance(done, total, note=""): where a piece of work stands."""
+"""advance(done, total, note=""): reports the progress of a task."""
 
 
 class MessageStream:
-    """A text stream for messages: what cannot be written is escaped or left out, and never raises an exception."""
+    """A text stream for messages. What cannot be written is escaped or dropped; no exception is raised."""
 
     def __init__(self, stream: Any):
         """`stream`: anything with `write`, or None."""
@@ -50,7 +50,7 @@ class MessageStream:
             raise io.UnsupportedOperation("fileno") from None
 
     def write(self, text: str) -> int:
-        with suppress(Exception):  # whatever a stream of somebody else raises
+        with suppress(Exception):  # a foreign stream may raise anything
             write_text(self.stream, text)
         return len(text)
 
@@ -60,7 +60,7 @@ class MessageStream:
 
 
 def write_text(stream: Any, text: str) -> None:
-    """Write `text`, with escapes for the characters that the stream cannot encode."""
+    """Write `text`, and escape the characters that the stream cannot encode."""
     try:
         stream.write(text)
     except UnicodeEncodeError as error:
@@ -70,7 +70,7 @@ def write_text(stream: Any, text: str) -> None:
 def echo(result: object = "", end: str = "\n") -> None:
     """Write a result to standard output, if there is one.
 
-    Raises BrokenPipeError if nobody reads it any more, and JobError if it cannot be written, as on a full disk.
+    Raises BrokenPipeError if the reader has closed it, and JobError if it cannot be written.
     """
     stream = sys.stdout
     if stream is None or getattr(stream, "closed", False):
@@ -87,7 +87,7 @@ def echo(result: object = "", end: str = "\n") -> None:
 
 
 def echo_error(line: str) -> None:
-    """Write a line to standard error, if there is one that takes it."""
+    """Write a line to standard error, if possible."""
     stream = MessageStream(sys.stderr)
     stream.write(f"{line}\n")
     stream.flush()
@@ -96,9 +96,9 @@ def echo_error(line: str) -> None:
 def prepare_streams() -> None:
     """Make the three standard streams usable, at the start of a command.
 
-    A closed descriptor is opened on the null device: otherwise the next file of the run would get its number, and what
-    some library prints would be written into it. File names may hold bytes that are not UTF-8, or characters that the
-    terminal cannot encode: they are read as lone surrogates and written as \\udcxx, which JSON reads back.
+    A closed descriptor is opened on the null device. Otherwise the next file that is opened would get its number, and
+    output of a library would be written into that file. File names may contain bytes that are not UTF-8, or characters
+    that the terminal cannot encode: they are read as lone surrogates and written as \\udcxx, which JSON can read.
     """
     for descriptor in range(3):
         try:
@@ -116,7 +116,7 @@ def prepare_streams() -> None:
 
 
 def finish_streams() -> None:
-    """Write what is still buffered, at the end of a command. Raises JobError if standard output cannot be written."""
+    """Flush both streams at the end of a command. Raises JobError if standard output cannot be written."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -133,16 +133,16 @@ def finish_streams() -> None:
 
 
 def discard(stream: Any) -> None:
-    """Send what is buffered for `stream`, and what follows, to the null device: the interpreter flushes at its end."""
+    """Redirect `stream` to the null device, so that the flush at the end of the interpreter does not fail."""
     with suppress(Exception):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Console:
-    """Lines on `stream` for whoever started the command. Results go to stdout by the command itself, not through here.
+    """Writes messages to `stream`. Commands write their results with `echo`.
 
-    quiet: warnings only. verbose: details too. A library call that wants silence passes quiet=True. silent: not even
-    warnings, as of all processes but the first where several do one job.
+    quiet: only warnings; library calls pass quiet=True. verbose: details too. silent: not even warnings; used by all
+    ranks but 0.
     """
 
     def __init__(
@@ -162,17 +162,17 @@ class Console:
         return not self.silent and self.stream.isatty()
 
     def say(self, line: str = "") -> None:
-        """A line of the story."""
+        """Write a message."""
         if not self.quiet:
             self._print(line, self.stream)
 
     def detail(self, line: str) -> None:
-        """A line for those who asked for more."""
+        """Write a message that is shown only with `verbose`."""
         if self.verbose and not self.quiet:
             self._print(line, self.stream)
 
     def warn(self, line: str) -> None:
-        """A line that matters even to those who asked for quiet."""
+        """Write a warning to standard error, also if `quiet`."""
         if not self.silent:
             self._print(f"warning: {line}", MessageStream(sys.stderr))
 
@@ -185,7 +185,7 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
-        """A bar on a terminal. Elsewhere a plain line now and then, so that logs stay short."""
+        """A progress bar on a terminal; elsewhere a line every 30 s, so that logs stay short."""
         if self.quiet:
             yield lambda done, total, note="": None
         elif not self.terminal:
@@ -232,7 +232,7 @@ class Console:
 
 
 def _speed_column(unit: str) -> ProgressColumn:
-    """A column that says how many a second. Made late, so that rich is imported only on a terminal."""
+    """A column with the rate per second. Defined in a function, so that rich is imported only on a terminal."""
     from rich.progress import ProgressColumn, Task
     from rich.table import Column
     from rich.text import Text
@@ -251,7 +251,7 @@ def counted(n: int, what: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Seconds in readable units: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 119.5:

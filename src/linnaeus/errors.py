@@ -1,4 +1,4 @@
-"""The exceptions that reach the user without a traceback."""
+"""Exceptions that are shown to the user as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in CONTRO
 
 
 def visible(text: str) -> str:
-    r"""`text` on one line that any stream takes, in the order in which it is written.
+    r"""`text` on one line, with escapes for everything that could change how a terminal shows it.
 
-    Ends of lines, what moves a terminal's cursor or colors it, what turns the direction of writing around, and bytes
-    that are no UTF-8 become escapes: `\n`, `\x1b`, `\u202e`, `\udcff`. A name may hold them all.
+    Line breaks, control characters, marks that change the direction of writing, and bytes that are not UTF-8 become
+    escapes: `\n`, `\x1b`, `\u202e`, `\udcff`. File names may contain them.
     """
     if text.isprintable():
         return text
@@ -23,20 +23,20 @@ def visible(text: str) -> str:
 class UserError(Exception):
     """Bad input: one line that names the file, the value and the next step.
 
-    Whatever the names in it hold, it stays one line, and shows what a terminal would obey. The command line prints it
-    on stderr and exits with `status`; in Python it is raised like any other exception.
+    The message is escaped by `visible`, so that it stays one line whatever names it contains. The command line prints
+    it to stderr and exits with `status`; in Python it is an exception like any other.
     """
 
     status = 2
     told = False
-    """Whether the first of several processes tells the same, so that the others need not."""
+    """Whether rank 0 reports the same error, so that the other ranks need not."""
 
     def __init__(self, message: str = ""):
         super().__init__(visible(message))
 
 
 class JobError(UserError):
-    """The input was right and the job failed all the same: a loss that is NaN, a disk that is full."""
+    """The input was valid, but the job failed: the loss became NaN, the disk is full."""
 
     status = 1
 
@@ -46,12 +46,12 @@ class DiskError(JobError):
 
 
 class LostError(JobError):
-    """Another of the processes that train together is gone; which, and why, it said itself or whoever started it."""
+    """Another process of the group has ended; that process, or the launcher, reports which one and why."""
 
     status = 70
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean resnet50?)` where something known is close to `word`, else nothing."""
+    """` (did you mean resnet50?)` if `word` resembles a known name, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

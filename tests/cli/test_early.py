@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TRAIN = {
     "missing source": ("nowhere", "nowhere: no such file or folder"),
     "empty source": ("empty", "empty"),
-    "an image": ("images/0/0 0.png", "one image is no source"),
+    "an image": ("images/0/0 0.png", "a single image"),
     "run folder": (
         "run",
         "train its recipe again: linnaeus train '/some where/images' --recipe run",

@@ -163,11 +163,11 @@ def test_damaged_cifar(tmp_path: Path):
     refused(lay(tmp_path / "pickled", {"data_batch_1": b""}), "pickled and may hold code; get the binary version")
     whole = pack(tmp_path / "c.tar.gz", files).read_bytes()
     (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
-    refused(tmp_path / "cut.tar.gz", "cut.tar.gz: not a readable tar archive", "fetch it again")
+    refused(tmp_path / "cut.tar.gz", "cut.tar.gz: not a readable tar archive", "download it again")
     (tmp_path / "cut.tar").write_bytes(pack(tmp_path / "c.tar", files, "w").read_bytes()[:20_000])
     refused(tmp_path / "cut.tar", "cut.tar: not a readable tar archive", "unexpected end of data")
     refused(pack(tmp_path / "other.tar.gz", {"x/readme": b"hello"}), "holds no CIFAR binaries")
-    refused(lay(tmp_path / "one", {"x.bin": b""}) / "x.bin", "one file of a set; give the folder it lies in")
+    refused(lay(tmp_path / "one", {"x.bin": b""}) / "x.bin", "one file of several; give its folder")
 
 
 def test_hostile_names_in_an_archive_go_nowhere(tmp_path: Path):

@@ -222,7 +222,7 @@ def test_offline(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_wrong_file_is_left_alone_and_named(server: Server, tmp_path: Path):
     (tmp_path / "x.bin").write_bytes(b"mine")
-    with pytest.raises(FetchError, match=r"x.bin: 4 bytes instead of 1024000; remove it to fetch it again"):
+    with pytest.raises(FetchError, match=r"x.bin: 4 bytes instead of 1024000; remove it to download it again"):
         fetch(server.url("x.bin"), tmp_path / "x.bin", size=len(BODY))
     assert (tmp_path / "x.bin").read_bytes() == b"mine"
 

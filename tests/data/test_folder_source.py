@@ -117,8 +117,8 @@ def test_one_clear_line_for_each_mistake(tmp_path: Path):
     refused(lay(tmp_path / "flat2", "train/1.jpg", "valid/1.jpg"), "train: 1 images, but in no class folder")
     refused(lay(tmp_path / "kaggle", "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"), "test: 1 images", "predict")
     refused(lay(tmp_path / "both", "train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"), "two folders for valid; keep one")
-    refused(lay(tmp_path / "blank", " /1.jpg", "a/1.jpg"), "named by blanks alone")
-    refused(lay(tmp_path / "picture", "a.jpg") / "a.jpg", "one image is no source", "predict")
+    refused(lay(tmp_path / "blank", " /1.jpg", "a/1.jpg"), "name of this class folder is blank")
+    refused(lay(tmp_path / "picture", "a.jpg") / "a.jpg", "a single image", "predict")
 
 
 def test_links_that_loop(tmp_path: Path):

@@ -212,7 +212,7 @@ def test_what_cannot_be_split_is_refused():
         split_table(table_of([0, 1], "test"), valid=0.1, test=0.1, seed=0)
     with pytest.raises(UserError, match=r"set aside for test .* too few"):
         split_table(table_of([0, 1]), valid=0.1, test=0.1, seed=0)
-    with pytest.raises(UserError, match="together less than 1"):
+    with pytest.raises(UserError, match="their sum less than 1"):
         split_table(table_of([0, 1, 0, 1]), valid=0.5, test=0.5, seed=0)
     with pytest.raises(UserError, match="groups are too large"):
         split_table(table_of([0, 0, 1, 1], groups=("a", "a", "b", "b")), valid=0.25, test=0, seed=0)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, the binary release, as a folder or as the published archive."""
+"""Read the binary version of CIFAR-10 and CIFAR-100, from a folder or from the published archive."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ARCHIVE_LIMIT = 1 << 29  # bytes unpacked; both published archives have about 18
 
 @dataclass(frozen=True)
 class Release:
-    """What distinguishes the two releases."""
+    """The differences between the two releases."""
 
     classes: int
     header: int  # label bytes before the pixels; the last of them is the class
     train: str  # pattern of the training files
     test: str
-    names: str  # file of the class names
-    folder: str  # what the archive unpacks to
+    names: str  # file with the class names
+    folder: str  # folder inside the archive
 
 
 CIFAR10 = Release(10, 1, r"data_batch_\d+\.bin", r"test_batch\.bin", "batches.meta.txt", "cifar-10-batches-bin")
@@ -39,7 +39,7 @@ PICKLED = ("cifar-10-batches-py", "cifar-100-python", "data_batch_1", "batches.m
 
 
 def find_cifar(folder: Path) -> Path | None:
-    """The folder with binaries, or the archive, in `folder` or one published name below it; None if there is none."""
+    """The folder with the binary files, or the archive, at `folder` or inside it by its published name; else None."""
     for place in (folder, *(folder / release.folder for release in RELEASES)):
         names = os.listdir(place) if place.is_dir() else []  # noqa: PTH208
         if any(_release(name) for name in names):
@@ -58,9 +58,9 @@ def find_cifar(folder: Path) -> Path | None:
 
 
 def open_cifar(source: str, path: Path) -> Table:
-    """Read the folder with the binaries, or the `.tar.gz` without unpacking it to disk.
+    """Read the folder with the binary files, or the `.tar.gz` without unpacking it to disk.
 
-    Images (n, 32, 32, 3) uint8; the training files are "train", the test file "test". All published classes are kept.
+    Images are (n, 32, 32, 3) uint8. The training files become "train", the test file "test".
     """
     files = _read_folder(path) if path.is_dir() else _read_archive(path)
     release = next((release for name in files if (release := _release(name))), None)
@@ -93,13 +93,13 @@ def open_cifar(source: str, path: Path) -> Table:
 
 
 def parse(raw: bytes, release: Release, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One binary file -> images (n, 32, 32, 3) uint8 and labels (n,) int64 (Krizhevsky 2009, "Binary version").
+    """Parse one binary file into images (n, 32, 32, 3) uint8 and labels (n,) int64 (Krizhevsky 2009, "Binary version").
 
-    Raises UserError, naming the file, if it is cut short or a label is out of range.
+    Raises UserError if the file is truncated or a label is out of range.
     """
     record = release.header + PIXELS
     if not raw or len(raw) % record:
-        raise UserError(f"{path}: {len(raw)} bytes is not a whole number of {record}-byte records; fetch it again")
+        raise UserError(f"{path}: {len(raw)} bytes is not a whole number of {record}-byte records; download it again")
     rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record)
     labels = rows[:, release.header - 1].astype(np.int64)
     wrong = np.flatnonzero(labels >= release.classes)
@@ -113,7 +113,7 @@ def parse(raw: bytes, release: Release, path: Path) -> tuple[np.ndarray, np.ndar
 
 
 def _release(name: str) -> Release | None:
-    """The release that a data file belongs to, by its name."""
+    """The release that a data file belongs to, judged by its name."""
     return next((r for r in RELEASES if re.fullmatch(f"{r.train}|{r.test}", name)), None)
 
 
@@ -138,13 +138,13 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for name, data in read_files(path, _wanted, ARCHIVE_LIMIT):
         if name in files:
-            raise UserError(f"{path}: holds {name} twice; fetch it again")
+            raise UserError(f"{path}: contains {name} twice; download it again")
         files[name] = data
     return files
 
 
 def _names(raw: bytes | None, release: Release, path: Path) -> tuple[str, ...]:
-    """Class names in index order, from the release's text file; the published ones, or numbers, where it is missing."""
+    """Class names in index order, from the text file of the release. Without it, the published names or numbers."""
     if raw is None:
         return PUBLISHED_NAMES if release is CIFAR10 else tuple(str(i) for i in range(release.classes))
     names = tuple(name for line in raw.decode("utf-8-sig", "replace").splitlines() if (name := class_name(line)))

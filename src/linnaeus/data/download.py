@@ -119,7 +119,7 @@ def fetch(
         fault = wanted.fault(destination)
         if fault is None:
             return destination
-        raise FetchError(fault, f"{destination}: {fault}; remove it to fetch it again")
+        raise FetchError(fault, f"{destination}: {fault}; remove it to download it again")
     if offline():
         raise _failed("LINNAEUS_OFFLINE is set", urls, destination)
     reasons = []

@@ -1,4 +1,4 @@
-"""Oxford 102 Flowers, as its authors publish it: an archive of JPEGs and two MATLAB files."""
+"""Read Oxford 102 Flowers as published: an archive of JPEG files and two MATLAB files."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ foxglove, bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket fl
 
 
 def open_flowers(folder: Path) -> Table:
-    """The images, unpacked on first use, with the authors' split. Classes are "1" to "102", named by the flowers."""
+    """The table of all images, which are unpacked on first use, in the authors' split. Classes are "1" to "102"."""
     labels = _matlab(folder / "imagelabels.mat", "labels", 102)
     if len(labels) != COUNT:
-        raise UserError(f"{folder / 'imagelabels.mat'}: {len(labels)} labels instead of {COUNT}; fetch it again")
+        raise UserError(f"{folder / 'imagelabels.mat'}: {len(labels)} labels instead of {COUNT}; download it again")
     split = np.full(COUNT, "", dtype="<U5")
     for key, name in PARTS.items():
         split[_matlab(folder / "setid.mat", key, COUNT) - 1] = name
@@ -56,7 +56,7 @@ def open_flowers(folder: Path) -> Table:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Write the archive's images to `folder`, which appears whole or not at all."""
+    """Write the images of the archive to `folder`, atomically: it is complete or does not exist."""
     with disk_errors(folder), scratch(folder.parent) as parent:
         temporary = parent / folder.name
         temporary.mkdir()
@@ -65,22 +65,22 @@ def unpack(archive: Path, folder: Path) -> None:
             (temporary / name).write_bytes(data)
             count += 1
         if count != COUNT:
-            raise UserError(f"{archive}: holds {count} images instead of {COUNT}; remove it to fetch it again")
+            raise UserError(f"{archive}: holds {count} images instead of {COUNT}; remove it to download it again")
         temporary.rename(folder)
 
 
 def _matlab(path: Path, key: str, largest: int) -> np.ndarray:
-    """A vector (n,) int64 of a MATLAB file, in 1..largest."""
+    """The vector `key` (n,) int64 of a MATLAB file, with values in 1..largest."""
     try:
         from scipy.io import loadmat
     except ImportError:
         raise UserError(
-            f'{path}: reading MATLAB files takes scipy, which is missing; pip install "linnaeus[digits]"'
+            f'{path}: reading MATLAB files needs SciPy, which is not installed; pip install "linnaeus[digits]"'
         ) from None
     try:
         values: Any = np.asarray(loadmat(path, variable_names=[key])[key]).reshape(-1).astype(np.int64)
-    except Exception as error:  # the parser raises whatever the bytes led it to
-        raise UserError(f"{path}: no MATLAB file with {key!r} ({type(error).__name__}); fetch it again") from None
+    except Exception as error:  # the parser raises many types for damaged files
+        raise UserError(f"{path}: no MATLAB file with {key!r} ({type(error).__name__}); download it again") from None
     if not len(values) or values.min() < 1 or values.max() > largest:
-        raise UserError(f"{path}: {key!r} is not in 1..{largest}; fetch it again")
+        raise UserError(f"{path}: {key!r} has values outside 1..{largest}; download it again")
     return values

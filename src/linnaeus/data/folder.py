@@ -1,4 +1,4 @@
-"""A folder of class folders, with or without train, valid and test above them."""
+"""Read a folder of class folders, with or without `train`, `valid` and `test` folders above them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from linnaeus.data.layouts import layout_note, refuse_detection, refuse_parts, r
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, visible
 
-LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that systems leave behind
+LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that operating systems create
 
 
 @dataclass
 class Scan:
-    """What lies below a folder. Paths are absolute; `ignored` are relative to the source."""
+    """The files found below a folder. Paths are absolute; those in `ignored` are relative to the source."""
 
     root: str
     images: list[str] = field(default_factory=list)
@@ -41,9 +41,9 @@ class Scan:
 def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
     """Read a folder: `train/`, `valid/` (or `val/`), `test/` with class folders inside, or class folders at the top.
 
-    A class folder's images may lie in folders of their own. Hidden files and non-images are listed in `ignored`.
-    `lenient` ignores class folders without images, which are refused where something is to be trained on them.
-    Links are followed, each folder once for a class. Classes stand in natural order, or as `classes.txt` has them.
+    Images may lie in subfolders of a class folder. Hidden files and files that are not images are listed in `ignored`.
+    A class folder without images is an error, or is ignored if `lenient`. Symbolic links are followed; each folder is
+    read once per class. Classes are in natural order, or in the order of `classes.txt`.
     """
     root = os.path.abspath(path)  # noqa: PTH100  links stay as the user wrote them
     scan = Scan(root)
@@ -91,7 +91,7 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
 
 
 def _inner(folder: str, name: str) -> set[str] | None:
-    """The folders with images directly inside a class folder; None where the class folder holds images itself."""
+    """Subfolders of a class folder that contain images or folders; None if the class folder contains images itself."""
     path = os.path.join(folder, name)  # noqa: PTH118
     folders, files = _entries(Scan(path), path)
     if any(_is_image(entry) for entry in files):
@@ -106,10 +106,10 @@ def _known(inner: dict[str, set[str] | None]) -> dict[str, set[str]]:
 
 
 def _parts(scan: Scan, root: str) -> dict[str, str]:
-    """Split -> its folder; {"": root} where class folders stand at the top.
+    """Split -> its folder; {"": root} if the class folders are at the top.
 
-    Folders named train, valid, test are parts if there is nothing else, or if `train` has folders inside: a class may
-    be called "train" (as opposed to "bus"), and then holds images.
+    Folders named train, valid or test are splits if there are no other folders, or if `train` contains folders. A
+    class may be called "train" (beside "bus"); its folder contains images.
     """
     folders, _ = _entries(Scan(root), root)
     parts: dict[str, str] = {}
@@ -134,7 +134,7 @@ def _parts(scan: Scan, root: str) -> dict[str, str]:
 
 
 def _entries(scan: Scan, folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """Folders and files in `folder`, sorted; what is hidden goes to `ignored`."""
+    """Folders and files in `folder`, sorted. Hidden ones are added to `ignored`."""
     folders: list[os.DirEntry[str]] = []
     files: list[os.DirEntry[str]] = []
     try:
@@ -159,7 +159,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """By its name, and not a pipe or a device, which reading would wait for; a dangling link is found when decoding."""
+    """By the suffix. Not a pipe or a device, because reading it could block. Decoding reports dangling links."""
     if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122
         return False
     try:
@@ -178,13 +178,13 @@ def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
         name = class_name(entry.name)
         scan.written.add((split, entry.name))
         if not name:
-            raise UserError(f"{entry.path!r}: a class folder named by blanks alone; rename it")
+            raise UserError(f"{entry.path!r}: the name of this class folder is blank; rename it")
         found.setdefault(name, []).extend(sorted(_images(scan, entry.path)))
     return found
 
 
 def _images(scan: Scan, top: str) -> list[str]:
-    """All images below `top`. Each folder is entered once, however many links lead there, so loops end."""
+    """All images below `top`. Each folder is entered once, so that loops of symbolic links end."""
     images: list[str] = []
     entered: set[tuple[int, int]] = set()
     todo = [top]
@@ -209,7 +209,7 @@ def _images(scan: Scan, top: str) -> list[str]:
 
 
 def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
-    """The line for a folder, or a part of it, in which no class has an image."""
+    """The error message for a folder, or a split of it, in which no class has an image."""
     folders, files = _entries(Scan(scan.root), folder)
     loose = sum(_is_image(entry) for entry in files)
     if loose:
@@ -224,7 +224,7 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
 
 
 def _refuse_wrapper(path: Path, only: str) -> None:
-    """Refuse a single folder that holds several: most likely an unpacked archive, one level too high."""
+    """Refuse a single class folder that contains several folders: most likely an archive unpacked too deep."""
     for entry in _entries(Scan(str(path)), str(path))[0]:
         inside = _entries(Scan(str(path)), entry.path)[0]
         if class_name(entry.name) == only and len(inside) > 1:

@@ -138,7 +138,7 @@ def read_idx(path: Path) -> np.ndarray:
                     f"{path}: {stored} bytes, but its header says {begin + size}; it is {_cut(stored, begin + size)}"
                 )
             if size > min(LIMIT, stored * DEFLATE):
-                raise UserError(f"{path}: its header claims {size} bytes, more than it can hold; fetch it again")
+                raise UserError(f"{path}: its header claims {size} bytes, more than it can hold; download it again")
             data = bytearray()
             while len(data) < size and (piece := stream.read(min(CHUNK, size - len(data)))):
                 data += piece
@@ -148,13 +148,15 @@ def read_idx(path: Path) -> np.ndarray:
                 cut = _cut(unpacked, begin + size)
                 raise UserError(f"{path}: {count} bytes unpacked, but its header says {begin + size}; it is {cut}")
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({class_name(str(error))}); fetch it again") from None
+        raise UserError(f"{path}: cannot be read ({class_name(str(error))}); download it again") from None
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
 def _cut(size: int, expected: int) -> str:
     return (
-        "cut short: fetch it again" if size < expected else "not an IDX file, or has something appended: fetch it again"
+        "cut short: download it again"
+        if size < expected
+        else "not an IDX file, or has something appended: download it again"
     )
 
 
@@ -162,16 +164,16 @@ def _header(path: Path, magic: bytes, read) -> tuple[int, ...]:
     """Magic number (two zero bytes, type, dimensions) and the dimensions, big-endian uint32 each."""
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or not 1 <= magic[3] <= 4:
         raise UserError(
-            f"{path}: starts with {magic.hex(' ') or 'nothing'}, but IDX with 00 00 08 and 01 to 04; fetch it again"
+            f"{path}: starts with {magic.hex(' ') or 'nothing'}, but IDX with 00 00 08 and 01 to 04; download it again"
         )
     if magic[2] != 0x08:
         raise UserError(f"{path}: holds {TYPES[magic[2]]}; only uint8 is read: convert it")
     raw = read(4 * magic[3])
     if len(raw) < 4 * magic[3]:
-        raise UserError(f"{path}: ends inside its header; it is cut short: fetch it again")
+        raise UserError(f"{path}: ends inside its header; it is cut short: download it again")
     shape = struct.unpack(f">{magic[3]}I", raw)
     if 0 in shape:
-        raise UserError(f"{path}: dimensions {shape}: nothing in it; fetch it again")
+        raise UserError(f"{path}: dimensions {shape}: nothing in it; download it again")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""Sources known by name: digits, mnist, fashion-mnist, cifar10, flowers102."""
+"""Data sets known by name: digits, mnist, fashion-mnist, cifar10, flowers102."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Remote:
-    """A published file: its name, length in bytes, MD5 as published, and the folders on the net that have it."""
+    """A published file: name, size in bytes, published MD5, and the base addresses to download it from."""
 
     file: str
     size: int | None
@@ -31,7 +31,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Known:
-    """A source that can be fetched. `files` is empty where a Python package carries the data."""
+    """A data set that can be downloaded. `files` is empty if a Python package contains the data."""
 
     description: str
     files: tuple[Remote, ...] = ()
@@ -43,9 +43,9 @@ class KnownSource:
 
     name: str
     description: str
-    size: int  # bytes to fetch; 0 where nothing is
+    size: int  # bytes to download; 0 if none
     present: bool
-    path: Path | None  # where it lies, or will lie; None where nothing is fetched
+    path: Path | None  # where it is or will be stored; None if nothing is downloaded
 
 
 # Checksums: the authors' pages (CIFAR-10, Fashion-MNIST), and what torchvision 0.28 verifies (MNIST, Flowers102).
@@ -105,7 +105,7 @@ FASHION_NAMES = (
 
 
 def known_sources() -> list[KnownSource]:
-    """All sources known by name, and whether each is at hand."""
+    """All data sets known by name, and whether each is available without a download."""
     return [
         KnownSource(
             name,
@@ -119,12 +119,12 @@ def known_sources() -> list[KnownSource]:
 
 
 def home(name: str) -> Path:
-    """The folder that the files of a known source lie in."""
+    """The folder for the files of a known data set."""
     return cache_dir() / "data" / name
 
 
 def missing(name: str) -> list[Remote]:
-    """The files of a known source that are not there yet. What a file unpacks to is as good as the file."""
+    """The files of a known data set that have to be downloaded. Unpacked files count as well as archives."""
     folder = home(name)
 
     def there(file: Remote) -> bool:
@@ -140,12 +140,12 @@ def missing(name: str) -> list[Remote]:
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
-    """Fetch what is missing of a known source and return its folder; `progress` counts over all of its files.
+    """Download the missing files of a known data set and return its folder; `progress` counts over all files.
 
-    Files that somebody put there are kept. Raises a UserError whose line says which files to put where by hand.
+    Files that were put there by hand are kept. If a download fails, the error says which files to put where by hand.
     """
     if name not in KNOWN:
-        raise UserError(f"{name}: no known source; choose one of {', '.join(KNOWN)}")
+        raise UserError(f"{name}: not a known data set; choose one of {', '.join(KNOWN)}")
     files = missing(name)
     total = sum(file.size or 0 for file in files)
     done = 0
@@ -172,7 +172,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 
 
 def open_known(name: str, progress: Progress | None = None) -> Table:
-    """The table of a known source, fetched first if need be."""
+    """The table of a known data set, which is downloaded first if necessary."""
     if name == "digits":
         return open_digits()
     folder = pull(name, progress)
@@ -188,13 +188,17 @@ def open_known(name: str, progress: Progress | None = None) -> Table:
 
 
 def _compare(name: str) -> None:
-    """Warn of files that are not as published. They were put there by hand, for `fetch` keeps only right ones."""
+    """Warn about files that differ from the published ones. `fetch` verifies them, so these were put there by hand."""
     for file in KNOWN[name].files:
         path = home(name) / file.file
         if path.is_file():
             fault = Wanted(path, None, file.md5, file.size).fault(path)
             if fault is not None:
-                log.warning("%s: not the published file (%s); used as it is, for it was put there by hand", path, fault)
+                log.warning(
+                    "%s: differs from the published file (%s), but is used, because it was put there by hand",
+                    path,
+                    fault,
+                )
 
 
 def open_digits() -> Table:
@@ -202,7 +206,9 @@ def open_digits() -> Table:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError('digits: comes with scikit-learn, which is missing; pip install "linnaeus[digits]"') from None
+        raise UserError(
+            'digits: part of scikit-learn, which is not installed; pip install "linnaeus[digits]"'
+        ) from None
     data = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)
     classes = tuple(str(i) for i in range(10))

@@ -1,4 +1,4 @@
-"""From an image to a row: resized once, with antialiasing, to what a recipe asks for."""
+"""Resize an image to a row of the pixel store: once, with antialiasing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from linnaeus.errors import UserError
 
 MAX_ASPECT = 4
-"""With fit = "crop" a row keeps at most the central 4:1 of an image: this bounds the size of a row."""
+"""With fit = "crop", images longer than 4:1 are cropped to the central 4:1, which limits the size of a row."""
 
 FITS = ("crop", "squash", "pad")
 RESAMPLING = {
@@ -46,30 +46,30 @@ class RowSpec:
             raise UserError(f"channels = {self.channels!r}: 1 (gray) or 3 (RGB)")
 
     def key(self) -> tuple[int | str, ...]:
-        """What distinguishes stores. 16 bits are left out, as in the stores of versions without `bits`."""
+        """Identifies a store. The default of 16 bits is omitted, so that older stores remain valid."""
         key = (self.size, self.fit, self.interpolation, self.channels)
         return key if self.bits == 16 else (*key, self.bits)
 
 
 @dataclass(frozen=True)
 class Upright:
-    """An image of mode RGB or L. Decoded at a fraction of its size it may not fill its last column and row."""
+    """An upright image of mode RGB or L. Decoded at a reduced size, its last column and row may be partly empty."""
 
     image: Image.Image
     size: tuple[int, int]
     """Width and height at full size, in pixels"""
     box: tuple[float, float, float, float]
-    """Left, top, right and bottom of the image in `image`"""
+    """Left, top, right and bottom of the filled part of `image`, in its pixels"""
     format: str = ""
-    """What the file held, as Pillow calls it: "JPEG", "PNG" …; nothing for arrays"""
+    """Format of the file, by Pillow's name: "JPEG", "PNG" …; empty for arrays"""
 
 
 def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
-    """Resize (H, W[, C]) uint8 to a row: (h, w, C) uint8. An image of the right size passes untouched.
+    """Resize (H, W[, C]) uint8 to a row (h, w, C) uint8. An image that already has the right size is returned as it is.
 
-    crop: the short side becomes `size`, the long side int(size * long / short) as in torchvision's Resize, after
-    cutting to the central 4:1. squash: both sides become `size`. pad: the long side becomes `size`, and black fills the
-    square evenly on both sides. All with antialiasing. Gray and RGB become each other as `spec.channels` says.
+    crop: crop to the central 4:1 if longer, then scale the short side to `size` and the long side to
+    int(size * long / short), as torchvision's Resize does. squash: scale both sides to `size`. pad: scale the long
+    side to `size` and center the image on a black square. Gray and RGB are converted if `spec.channels` differs.
     """
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
         raise ValueError(f"an image is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
@@ -86,14 +86,14 @@ def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
 
 
 def is_row(height: int, width: int, spec: RowSpec) -> bool:
-    """Whether an image of this size is a row already."""
+    """Whether an image of this size needs no resizing."""
     if spec.fit == "crop":
         return min(height, width) == spec.size and max(height, width) <= MAX_ASPECT * spec.size
     return height == width == spec.size
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Mode L or RGB. Pillow's luma is Rec. 601: (19595 R + 38470 G + 7471 B + 32768) / 65536."""
+    """The image in mode L or RGB. Pillow computes gray by Rec. 601: (19595 R + 38470 G + 7471 B + 32768) / 65536."""
     if channels == 3:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "L":
@@ -102,7 +102,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def resize(picture: Upright, spec: RowSpec) -> Image.Image:
-    """Resize an image of mode L or RGB to a row. Its shape follows the full size, whatever was decoded of it."""
+    """Resize an image of mode L or RGB to a row. The shape follows from the size before decoding reduced it."""
     image, (width, height), box = picture.image, picture.size, picture.box
     size, how = spec.size, RESAMPLING[spec.interpolation]
     if is_row(height, width, spec) and image.size == picture.size:
@@ -126,7 +126,7 @@ def resize(picture: Upright, spec: RowSpec) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """(H, W, C) uint8 of an image of mode L or RGB, copied in bands since Pillow makes two copies on the way."""
+    """(H, W, C) uint8 of an image of mode L or RGB. Copied in bands, because Pillow makes two temporary copies."""
     out = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
     rows = max(1, 4_000_000 // image.width)
     if rows >= image.height:

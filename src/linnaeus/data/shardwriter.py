@@ -1,4 +1,4 @@
-"""Writing shards: tar files that WebDataset reads, and the index by which we do."""
+"""Write shards: tar files that WebDataset can read, and an index for reading them in any order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEED = 0
 
 @dataclass
 class Written:
-    """What was written: shards, images, bytes; and (name, reason) of images that could not be."""
+    """Counts of shards, images and bytes written, and (name, reason) of the images that could not be read."""
 
     shards: int = 0
     images: int = 0
@@ -45,10 +45,10 @@ def write_shards(
 ) -> Written:
     """Write the images of `table` as shards of about `size` megabytes in the new folder `out`, with their index.
 
-    The bytes of files stay as they are, unless `resize` brings the short side of larger images down to so many pixels
-    (JPEG, quality 95); arrays become PNG. Each split has shards of its own, in a random order that depends on the table
-    alone, so that others may read them from front to back. The folder appears whole or not at all.
-    Raises UserError where `out` is there already.
+    Files are copied unchanged, unless `resize` is given: then larger images are scaled to this short side in pixels
+    (JPEG, quality 95). Arrays are encoded as PNG. Each split has its own shards. Samples are in a random order that
+    depends only on the table, so that the shards can be read sequentially. The folder is written atomically.
+    Raises UserError if `out` already exists.
     """
     out = Path(out)
     remove_scratch(out.absolute().parent)
@@ -102,7 +102,7 @@ class _Writer:
             number += 1
 
     def _add(self, tar: tarfile.TarFile, file: Any, split: str, i: int, suffix: str, data: bytes) -> None:
-        """One sample: the image, its class as WebDataset's examples have it, and what it was called."""
+        """Add one sample: the image, `.cls` with the class index as WebDataset has it, and `.json` with the names."""
         label = int(self.table.labels[i])
         stem = f"{self.done.images:09d}"
         about = {"label": self.table.classes[label], "name": self.table.sample_id(i), "split": split}
@@ -121,7 +121,7 @@ class _Writer:
     def _images(
         self, indices: np.ndarray, progress: Callable[[int, int], None] | None
     ) -> Iterator[tuple[int, str, bytes]]:
-        """(sample, suffix, bytes of the file) of each image that can be had."""
+        """(sample, suffix, content) of each image that can be read; the others are added to `left_out`."""
         for i in indices.tolist():
             try:
                 yield i, *self._file(i)

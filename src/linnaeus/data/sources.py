@@ -1,4 +1,4 @@
-"""open_source(): which reader reads this?"""
+"""Open a source: choose the reader for a folder, a file, an address or a known name."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def open_source(
     progress: Callable[[int, int | None], None] | None = None,
     lenient: bool = False,
 ) -> Table:
-    """Read what the user points at into a table, without opening an image.
+    """Read a source into a table, without opening an image.
 
-    `train`, `valid`, `test` name list files (or CSVs) in a folder, `group` the column of a CSV whose values tell which
-    samples must stay on one side of a split. What exists on disk goes before a known name; a known name is fetched if
-    need be, with `progress(bytes done, bytes in all)`. Raises UserError; for a table that no classifier can be made of
-    too, unless `lenient`: who checks data wants to see all that is wrong with it.
+    `train`, `valid`, `test` name list files (or CSVs) in a folder. `group` names the column of a CSV; samples with
+    equal values stay in one split. A path on disk takes precedence over a known name. A known data set is downloaded
+    if necessary, with `progress(bytes done, bytes in total)`. Raises UserError, also for a table that cannot be trained
+    on, unless `lenient`: `check` wants to show everything that is wrong with the data.
     """
     table = _open(source, train, valid, test, group, progress, lenient)
     return table if lenient and len(table) else checked(table)
@@ -91,7 +91,7 @@ def _with_groups(table: Table, group: str | None) -> Table:
 def _not_found(text: str) -> str:
     if "://" in text:
         return (
-            f"{text}: of addresses only http:// and https:// are read, and only shards; fetch it, and give the folder"
+            f"{text}: only shards can be read from an address, by http:// or https://; download it, and give the folder"
         )
     near = difflib.get_close_matches(text.lower(), known_sources.KNOWN, 1, 0.7)
     hint = f"did you mean {near[0]}?" if near else f"check the path (known names: {', '.join(known_sources.KNOWN)})"
@@ -104,7 +104,7 @@ def is_run_folder(names: Collection[str]) -> bool:
 
 
 def _open_folder(source: str, path: Path, given: dict[str, str], group: str | None, lenient: bool) -> Table:
-    """A folder: what is in it decides. List files go before class folders, binaries before both."""
+    """Choose the reader by the content of the folder: binary formats, then list files, then class folders."""
     try:
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
@@ -149,7 +149,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str], group: str | None) -> Table:
-    """List files in a folder: those named, and the usual ones for the splits not named."""
+    """Read list files in a folder: the given ones, and those with the usual names for the other splits."""
     files = {}
     for split in SPLITS:
         usual = next((name for name in LISTS[split] if name in names), None)
@@ -165,7 +165,7 @@ def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str],
 
 
 def _open_file(source: str, path: Path, group: str | None) -> Table:
-    """A file: its name decides, else its first bytes."""
+    """Choose the reader by the name of the file, or else by its first bytes."""
     name = path.name.lower()
     if name.endswith(CSVS):
         return csvfile.open_csv(source, {"": path}, group)
@@ -174,11 +174,9 @@ def _open_file(source: str, path: Path, group: str | None) -> Table:
     if name.endswith(ARCHIVES):
         return cifar.open_cifar(source, path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise UserError(
-            f"{source}: one image is no source; give the folder of class folders, or use `linnaeus predict`"
-        )
+        raise UserError(f"{source}: a single image; give the folder with the class folders, or use `linnaeus predict`")
     if name.endswith(".bin"):
-        raise UserError(f"{source}: one file of a set; give the folder it lies in, {path.absolute().parent}")
+        raise UserError(f"{source}: one file of several; give its folder, {path.absolute().parent}")
     try:
         with path.open("rb") as file:
             head = file.read(4096)

@@ -1,4 +1,4 @@
-"""Divide the samples of a table into training, validation and test: stratified by class, groups kept together."""
+"""Split the samples of a table into train, valid and test: stratified by class, with groups kept together."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from linnaeus.text import SafeCsvWriter
 
 
 def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_test: bool = False) -> Table:
-    """Give every sample a split.
+    """Assign every sample to a split.
 
-    Samples not yet split are divided at random, stratified by class: shares `valid` and `test` (of the samples divided,
-    in [0, 1)), the rest to train; a part that the source already has gets none of them. A source that is split but has
-    no validation gives the share `valid` of its training samples. With `valid_is_test` the test samples become the
-    validation samples, and no test is kept.
+    Samples without a split are divided at random, stratified by class: the fractions `valid` and `test` of them (in
+    [0, 1)), and the rest to train. A split that the source already has receives none of them. If the source is split
+    but has no validation samples, the fraction `valid` of its training samples is set aside. With `valid_is_test` the
+    test samples become the validation samples, and no test split remains.
 
-    The choice depends on `seed` and the samples' ids, not on their order. The shares are met exactly (rounded; at least
-    one sample where the share is not 0), each class by its own share rounded up or down, but never its last training
-    sample. Groups are never divided; with groups the shares are met as closely as a greedy choice can.
+    The result depends on `seed` and on the ids of the samples, not on their order. The fractions are met exactly
+    (rounded; at least one sample if the fraction is not 0). Within a class they are rounded up or down, and every class
+    keeps a training sample. Groups are never divided; with groups a greedy choice comes as close as it can.
     """
     if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
-        raise UserError(f"valid = {valid} and test = {test}: shares are at least 0 and together less than 1")
+        raise UserError(f"valid = {valid} and test = {test}: each must be at least 0, and their sum less than 1")
     split = table.split.copy()
     has = {name: bool((split == name).any()) for name in (*SPLITS, "")}
     if valid_is_test:
@@ -56,12 +56,12 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
 
 
 def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
-    """Splits (k,) "<U5" for the samples `pool` (k,): "train", a name in `shares`, or where the group already lies."""
+    """Splits (k,) "<U5" of the samples `pool` (k,): "train", a key of `shares`, or the split of its group."""
     units, fixed = _units(table, pool)
     labels = table.labels.tolist()
     salt = f"{seed}\0".encode()
 
-    def draw(name: str) -> bytes:  # a random rank that depends on the seed and the name alone
+    def draw(name: str) -> bytes:  # a random rank that depends only on the seed and the name
         return hashlib.blake2b(salt + name.encode(), digest_size=16).digest()
 
     trainable = table.split == "train"
@@ -70,15 +70,15 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
     ranks = [draw(name) for name in table.classes]
     pooled = np.bincount(table.labels[pool], minlength=len(table.classes))
     need = {name: _targets(pooled, share, ranks) for name, share in shares.items() if share > 0}
-    chosen: dict[int, str] = {}  # sample -> the part it is set aside for
-    # The largest first: a small one still fits where a large one does not. What is fixed goes before everything.
+    chosen: dict[int, str] = {}  # sample -> the split it is set aside for
+    # Fixed units first. Then the largest, because a small unit still fits where a large one does not.
     for unit in sorted(units, key=lambda unit: (unit not in fixed, -len(units[unit]), draw(unit))):
         size: dict[int, int] = {}  # samples of the unit, by class
         for index in units[unit]:
             size[labels[index]] = size.get(labels[index], 0) + 1
         best, gain = fixed.get(unit, "train"), 0
         if unit not in fixed and all(spare[c] >= k for c, k in size.items()):
-            for name, missing in need.items():  # by how much this unit brings the part nearer to its targets
+            for name, missing in need.items():  # how much closer this unit brings the split to its targets
                 nearer = sum(k * (2 * missing[c] - k) for c, k in size.items())
                 if nearer > gain:
                     best, gain = name, nearer
@@ -99,9 +99,9 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
 
 
 def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """What must stay together: unit -> its samples in the pool; and, for unsplit pools, unit -> its split elsewhere.
+    """What must stay together: unit -> its samples in the pool; and, for pools without a split, unit -> its split.
 
-    A unit is a group, or else a sample; an image listed twice is one unit, so that it cannot stand on both sides.
+    A unit is a group, or else a sample. An image that is listed twice is one unit, so that it cannot be in two splits.
     """
 
     def unit(i: int) -> str:
@@ -112,13 +112,13 @@ def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[s
     for index in pool.tolist():
         units.setdefault(unit(index), []).append(index)
     if (table.split[pool] != "").any():
-        return units, {}  # the source's own parts stand as they are, even where they divide a group
+        return units, {}  # the source's own splits are kept, even if they divide a group
     elsewhere = np.flatnonzero(table.split != "").tolist()
     return units, {unit(i): str(table.split[i]) for i in elsewhere}
 
 
 def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
-    """Samples to set aside by class: `share` of the whole, by largest remainder, ties by the classes' `ranks`."""
+    """Samples to set aside per class: `share` of all, by the largest-remainder method; `ranks` break ties."""
     exact = counts * share
     floor = np.floor(exact + 1e-9).astype(np.int64)
     total = max(1, round(float(exact.sum())))
@@ -129,12 +129,12 @@ def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
 
 
 def write_split(table: Table, path: str | Path, contents: np.ndarray | None = None) -> None:
-    """Write the samples as CSV: path, label, split (and group), as the CSV reader reads them back.
+    """Write the samples as CSV with the columns path, label, split (and group), which the CSV reader reads.
 
     `contents` (n,) adds a column with the content hash of each image: for a file the first 12 digits of its SHA-256.
 
-    Paths are relative to the CSV where the images lie beside or below it, else absolute. A sample of an array source
-    has no path; its id stands there, for the record only.
+    Paths are relative to the CSV if the images are beside or below it, else absolute. A sample of an array source has
+    no path; its id is written instead, for information only.
     """
     beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
     with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

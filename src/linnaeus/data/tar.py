@@ -102,4 +102,4 @@ def _errors(name: str) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{name}: not a readable tar archive ({error}); fetch it again, or write it again") from None
+        raise UserError(f"{name}: not a readable tar archive ({error}); download it again, or write it again") from None
