@@ -450,6 +450,8 @@ def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
     assert stored.calibration is not None
     assert metrics["calibration"]["temperature"] == stored.temperature
     assert metrics["calibration"]["abstention"] == stored.calibration.rule.to_dict()
+    assert stored.calibration.rule.candidates == metrics["epochs"] == 3
+    assert json.loads((here / "one" / "metrics.json").read_text())["calibration"]["abstention"]["candidates"] == 1
     assert metrics["valid"]["calibration"]["cross_fitted"] is True
     assert metrics["test"]["calibration"]["cross_fitted"] is False
 

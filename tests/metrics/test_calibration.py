@@ -179,7 +179,7 @@ def test_the_reliability_diagram_equals_that_of_scikit_learn():
 
 
 def test_a_calibration_survives_json():
-    found = Calibration.fit(simulated(400, 1.8), "valid")
+    found = Calibration.fit(simulated(400, 1.8), "valid", 1)
     text = json.dumps(found.to_dict(), allow_nan=False)
     again = Calibration.from_dict(json.loads(text), "m")
     assert (again.temperature, again.split, again.rule) == (found.temperature, "valid", found.rule)
@@ -190,13 +190,30 @@ def test_a_calibration_survives_json():
 def test_a_calibration_stores_that_images_came_in_groups():
     """Thresholds for another target risk, chosen from the stored curve, must have no guarantee either."""
     out = simulated(400, 1.8)
-    found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid")
+    found = Calibration.fit(Outputs(out.labels, out.logits, np.arange(400) // 8), "valid", 1)
     again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())), "m")
     assert again.rule.grouped
     assert choose_thresholds(again.curve, 0.9).tested is None
     older = found.to_dict()
     del older["abstention"]["grouped"]  # files written before groups existed
     assert choose_thresholds(Calibration.from_dict(older, "m").curve, 0.9).tested is not None
+
+
+def test_a_calibration_of_an_earlier_version_is_an_estimate():
+    """The file says that a test passed, but not for how many epochs; the threshold stays, and is not called tested."""
+    right = np.arange(400)
+    sure = Outputs(right % 2, np.eye(2)[right % 2] * np.linspace(4, 9, 400)[:, None])
+    found = Calibration.fit(sure, "valid", 1)
+    assert found.rule.tested is not None
+    older = found.to_dict()
+    del older["abstention"]["candidates"]
+    again = Calibration.from_dict(older, "m")
+    assert (again.rule.threshold, again.rule.candidates, again.rule.tested) == (found.rule.threshold, None, None)
+    assert Calibration.from_dict(again.to_dict(), "m").rule == again.rule
+    assert "an estimate, not tested: from how many epochs these images chose the model is not recorded" in str(
+        again.rule
+    )
+    assert choose_thresholds(again.curve, 0.05).tested is None
 
 
 WRONG: list[tuple[list[str], Any]] = [
@@ -207,6 +224,10 @@ WRONG: list[tuple[list[str], Any]] = [
     (["abstention"], []),
     (["abstention", "n"], 0),
     (["abstention", "n"], 10**12),
+    (["abstention", "candidates"], 0),
+    (["abstention", "candidates"], -5),
+    (["abstention", "candidates"], 1e300),
+    (["abstention", "candidates"], "many"),
     (["abstention", "error"], 1.0),
     (["abstention", "estimated", "threshold"], 1.5),
     (["abstention", "estimated", "wrong"], 9999),
@@ -220,7 +241,7 @@ WRONG: list[tuple[list[str], Any]] = [
 @pytest.mark.parametrize(("at", "value"), WRONG, ids=lambda v: str(v))
 def test_an_untrusted_calibration_is_checked(at: list[str], value: Any):
     """A model file may come from anywhere: any invalid value is one line that names the file."""
-    whole = Calibration.fit(simulated(400, 1.8), "valid").to_dict()
+    whole = Calibration.fit(simulated(400, 1.8), "valid", 1).to_dict()
     changed = copy.deepcopy(whole)
     inner = changed
     for key in at[:-1]:

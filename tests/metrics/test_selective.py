@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from linnaeus.metrics.selective import (
-    NO_ANSWER,
-    OperatingPoint,
+from linnaeus.metrics.risk_test import (
     _binomial_limits,
     _binomial_pmf,
     allowed_errors,
+    false_pass_probability,
+    required_samples,
+)
+from linnaeus.metrics.selective import (
+    NO_ANSWER,
+    OperatingPoint,
     aurc,
     candidate_counts,
     choose_thresholds,
-    false_pass_probability,
-    required_samples,
     risk_coverage_curve,
 )
 
@@ -219,3 +221,54 @@ def test_the_text_of_a_rule():
     assert str(perfect).startswith(
         "never: 0 of 15 answers are wrong, and 2 % are allowed; an estimate, not tested: at least 149"
     )
+
+
+def best_of(rng: np.random.Generator, epochs: int, n: int, risk: float, overlap: float) -> np.ndarray:
+    """Errors, (n,) bool, of the best of some epochs of the same risk; two epochs share a part of their errors."""
+    common, kept = rng.random(n) < risk, overlap**0.5
+    own = rng.random((epochs, n))
+    wrong = np.where(common, own < kept, own < risk * (1 - kept) / (1 - risk))
+    return wrong[wrong.sum(1).argmin()]
+
+
+@pytest.mark.parametrize(("epochs", "overlap", "unadjusted"), [(20, 0.86, 0.1), (20, 0.7, 0.13), (60, 0.7, 0.18)])
+def test_the_level_holds_for_the_best_of_many_epochs(epochs: int, overlap: float, unadjusted: float):
+    """Every epoch has just more than the target risk. At most 5 % of 600 samples pass, though they chose the epoch."""
+    rng = np.random.default_rng(0)
+    n, passed, ignored = 400, 0, 0
+    for _ in range(600):
+        right = ~best_of(rng, epochs, n, 0.0201, overlap)
+        for candidates in (epochs, 1):
+            curve = risk_coverage_curve(rng.random(n), right, candidates=candidates)
+            found = choose_thresholds(curve).tested is not None
+            passed, ignored = passed + (found and candidates > 1), ignored + (found and candidates == 1)
+    assert passed <= 0.05 * 600
+    assert ignored > unadjusted * 600  # the selection matters here
+    good = risk_coverage_curve(rng.random(n), ~best_of(rng, epochs, n, 0.0002, overlap), candidates=epochs)
+    assert choose_thresholds(good).tested is not None  # it must not hold because nothing ever passes
+
+
+def test_the_number_of_epochs_is_stated_and_stored():
+    sure, right = np.linspace(0.5, 1, 200), np.full(200, True)
+    rule = choose_thresholds(risk_coverage_curve(sure, right, candidates=10))
+    assert (rule.tested, rule.to_dict()["candidates"], rule.to_dict()["smallest_n"]) == (None, 10, 263)
+    assert str(rule).endswith("not tested: at least 263 images are needed after choosing the best of 10 epochs on them")
+    one = choose_thresholds(risk_coverage_curve(sure, right))
+    assert str(one).endswith("tested: with more errors it would pass in at most 5 % of samples")
+    more = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 300), np.full(300, True), candidates=10))
+    assert str(more).endswith("in at most 5 % of samples, although they also chose the best of 10 epochs")
+    unknown = choose_thresholds(risk_coverage_curve(sure, right, candidates=None))
+    assert (unknown.tested, unknown.to_dict()["candidates"]) == (None, None)
+    assert "an estimate, not tested: from how many epochs these images chose the model is not recorded" in str(unknown)
+
+
+def test_a_threshold_that_the_choice_of_the_epoch_rules_out_is_still_used():
+    """With 24 epochs 180 images prove nothing; the caution of the test stays, and only its claim is dropped."""
+    sure, right = np.linspace(0.5, 1, 180), np.arange(180) > 0
+    alone = choose_thresholds(risk_coverage_curve(sure, right))
+    assert alone.tested is not None
+    assert alone.cautious is None
+    rule = choose_thresholds(risk_coverage_curve(sure, right, candidates=24))
+    assert (rule.tested, rule.cautious, rule.threshold) == (None, alone.tested, alone.threshold)
+    assert rule.threshold > 0.5
+    assert "an estimate, not tested: at least 306 images are needed after choosing the best of 24 epochs" in str(rule)

@@ -76,7 +76,7 @@ def fabricate(
         for seed, split in enumerate(("valid", "test"))
         if len(table.where(split))
     }
-    judged = FinalEvaluation(outputs)
+    judged = FinalEvaluation(outputs, 1)
     rows: list[PredictionRow] = []
     torch.manual_seed(0)
     network = create("mini_resnet", k, 3, widths=[6, 8, 12])

@@ -26,7 +26,7 @@ def text_of(found: Assessment, classes: int) -> str:
 
 def test_every_metric_has_its_interval_and_its_count():
     out = outputs(300, 8)
-    text = text_of(assess(out, Calibration.fit(outputs(400, 8, seed=1), "valid")), 8)
+    text = text_of(assess(out, Calibration.fit(outputs(400, 8, seed=1), "valid", 1)), 8)
     right = int((out.predicted == out.labels).sum())
     line = next(line for line in text.splitlines() if line.startswith("  accuracy"))
     assert percent(right / 300, 2) in line
@@ -43,10 +43,32 @@ def test_a_failed_calibration_is_reported():
     """By `linnaeus evaluate`, and at the end of the training that fitted it."""
     wrong = outputs(400, 8, skill=-3.0)
     failed = "calibration failed, temperature at its bound of 100: the predictions are no better than chance"
-    assert failed in text_of(assess(wrong, Calibration.fit(wrong, "valid")), 8)
-    assert [failed in line for line in FinalEvaluation({"valid": wrong}).lines()] == [False, True, False]
+    assert failed in text_of(assess(wrong, Calibration.fit(wrong, "valid", 1)), 8)
+    assert [failed in line for line in FinalEvaluation({"valid": wrong}, 1).lines()] == [False, True, False]
     assert "failed" not in text_of(assess(outputs(300, 8), None), 8)
-    assert not any("failed" in line for line in FinalEvaluation({"valid": outputs(300, 8)}).lines())
+    assert not any("failed" in line for line in FinalEvaluation({"valid": outputs(300, 8)}, 1).lines())
+
+
+def test_the_epochs_behind_a_threshold_are_stated():
+    """What passed the test says so; a model that does not record its epochs, or was measured without any, does not."""
+    out = outputs(400, 8, skill=20.0)
+    stored = Calibration.fit(out, "valid", 2)
+    assert stored.rule.tested is not None
+    text = text_of(assess(out, stored), 8)
+    assert "chosen on the 400 valid images of the training, which also chose the best of 2 epochs" in text
+    older = stored.to_dict()
+    del older["abstention"]["candidates"]
+    text = text_of(assess(out, Calibration.from_dict(older, "m")), 8)
+    assert (
+        "tested     none: from how many epochs these images chose the model is not recorded\n  cautious   every" in text
+    )
+    many = text_of(assess(out, Calibration.fit(out, "valid", 1000)), 8)
+    assert (
+        "none: at least 491 images are needed after choosing the best of 1000 epochs on them, and there were 400"
+        in many
+    )
+    assert assess(out, None).abstention.tested is not None
+    assert assess(out, None, cross_fitted=True).abstention.tested is None
 
 
 def test_few_classes_are_all_shown_with_the_worst_first():

@@ -56,8 +56,9 @@ class Abstention:
     chosen_on: str
     """The training split that chose the thresholds; empty where these images did."""
     estimated: MeasuredPoint | None
+    cautious: MeasuredPoint | None
     tested: MeasuredPoint | None
-    """The two thresholds of the rule, measured on these images."""
+    """The thresholds of the rule, measured on these images."""
     aurc: float
     excess_aurc: float
     curve: list[dict[str, Any]]
@@ -65,7 +66,7 @@ class Abstention:
 
     def to_dict(self, n: int) -> dict[str, Any]:
         """The summary for JSON, without the curve; n is the number of images."""
-        points = {"estimated": self.estimated, "promised": self.tested}
+        points = {"estimated": self.estimated, "cautious": self.cautious, "promised": self.tested}
         return {
             "rule": self.rule.to_dict(),
             "chosen_on": self.chosen_on or None,
@@ -147,7 +148,7 @@ def assess(
     return Assessment(
         compute_metrics(calibrated),
         _calibration_effect(outputs, calibration, cross_fitted),
-        _abstention(calibrated, calibration, target_risk),
+        _abstention(calibrated, calibration, target_risk, None if cross_fitted else 1),
         effects,
     )
 
@@ -167,10 +168,15 @@ def _calibration_effect(outputs: Outputs, calibration: Calibration | None, cross
     )
 
 
-def _abstention(outputs: Outputs, calibration: Calibration | None, target_risk: float | None) -> Abstention:
-    """Effect of the thresholds on calibrated outputs; without a calibration, of thresholds chosen on these outputs."""
+def _abstention(
+    outputs: Outputs, calibration: Calibration | None, target_risk: float | None, candidates: int | None
+) -> Abstention:
+    """Effect of the thresholds on calibrated outputs; without a calibration, of thresholds chosen on these outputs.
+
+    `candidates` is the number of models from which these outputs chose this one, None if it is unknown.
+    """
     confidence, correct, groups = outputs.confidence, outputs.correct, outputs.groups
-    curve = risk_coverage_curve(confidence, correct, groups is not None)
+    curve = risk_coverage_curve(confidence, correct, groups is not None, candidates)
     if calibration is None:
         rule = choose_thresholds(curve) if target_risk is None else choose_thresholds(curve, target_risk)
     elif target_risk in (None, calibration.rule.target_risk):
@@ -178,7 +184,10 @@ def _abstention(outputs: Outputs, calibration: Calibration | None, target_risk: 
     else:
         rule = choose_thresholds(calibration.curve, target_risk)
 
-    def measure(threshold: float) -> MeasuredPoint:
+    def measure(point: OperatingPoint | None) -> MeasuredPoint | None:
+        return None if point is None else measure_at(point.threshold)
+
+    def measure_at(threshold: float) -> MeasuredPoint:
         answered = confidence >= threshold
         wrong = ~correct[answered]
         interval = proportion_interval(wrong, None if groups is None else groups[answered])
@@ -188,9 +197,10 @@ def _abstention(outputs: Outputs, calibration: Calibration | None, target_risk: 
     return Abstention(
         rule,
         chosen_on="" if calibration is None else calibration.split,
-        estimated=None if rule.estimated is None else measure(rule.estimated.threshold),
-        tested=None if rule.tested is None else measure(rule.tested.threshold),
+        estimated=measure(rule.estimated),
+        cautious=measure(rule.cautious),
+        tested=measure(rule.tested),
         aurc=area,
         excess_aurc=excess,
-        curve=[measure(threshold).to_dict(curve.n) for threshold in curve.thresholds.tolist()],
+        curve=[measure_at(threshold).to_dict(curve.n) for threshold in curve.thresholds.tolist()],
     )

@@ -38,6 +38,8 @@ PRIOR_SAMPLES = 10.0
 FOLDS = 5
 MAX_SAMPLES = 10**8
 """The largest number of calibration images that a model file may claim."""
+MAX_CANDIDATES = 10**6
+"""The largest number of models to choose from that a model file may claim."""
 
 
 def calibration_failure(temperature: float) -> str:
@@ -169,11 +171,15 @@ class Calibration:
     rule: AbstentionRule
 
     @classmethod
-    def fit(cls, outputs: Outputs, split: str, target_risk: float = TARGET_RISK) -> Calibration:
-        """Fit the temperature and the thresholds to the uncalibrated outputs of a split."""
+    def fit(cls, outputs: Outputs, split: str, candidates: int | None, target_risk: float = TARGET_RISK) -> Calibration:
+        """Fit the temperature and the thresholds to the uncalibrated outputs of a split.
+
+        `candidates` is the number of models, such as epochs, from which these images chose the best; 1 if they chose
+        nothing, None if it is unknown.
+        """
         temperature = fit_temperature(outputs)
         scaled = outputs.at(temperature)
-        curve = risk_coverage_curve(scaled.confidence, scaled.correct, scaled.groups is not None)
+        curve = risk_coverage_curve(scaled.confidence, scaled.correct, scaled.groups is not None, candidates)
         return cls(temperature, split, curve, choose_thresholds(curve, target_risk))
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,13 +200,20 @@ class Calibration:
             rows = np.array(values["curve"], np.float64).reshape(-1, 3)
             n, target_risk = int(abstention["n"]), float(abstention["error"])
             grouped = bool(abstention.get("grouped", False))
-            curve = RiskCoverageCurve(n, rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64), grouped)
+            candidates = None if abstention.get("candidates") is None else int(abstention["candidates"])
+            answered, wrong = rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64)
+            curve = RiskCoverageCurve(n, rows[:, 0], answered, wrong, grouped, candidates)
             estimated, tested = (_operating_point(abstention[name], n) for name in ("estimated", "promised"))
+            cautious = _operating_point(abstention.get("cautious"), n)
+            if candidates is None:  # a file that does not say for how many epochs its test holds
+                tested, cautious = None, tested or cautious
             split = str(values["split"])
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
             raise UserError(f"{origin}: its calibration is incomplete ({reason}); get a fresh copy") from None
-        valid = 1 <= n <= MAX_SAMPLES and _is_curve(rows, n)
+        valid = (
+            1 <= n <= MAX_SAMPLES and _is_curve(rows, n) and (candidates is None or 1 <= candidates <= MAX_CANDIDATES)
+        )
         # A fit ends within its range; a temperature far outside makes every answer certain, or all equal.
         fitted = MIN_TEMPERATURE * 0.99 <= temperature <= MAX_TEMPERATURE * 1.01
         if not (valid and fitted and 0 < target_risk < 1):
@@ -208,7 +221,9 @@ class Calibration:
                 f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, error "
                 f"{target_risk}); get a fresh copy"
             )
-        return cls(temperature, split, curve, AbstentionRule(target_risk, n, estimated, tested, grouped))
+        return cls(
+            temperature, split, curve, AbstentionRule(target_risk, n, estimated, tested, grouped, candidates, cautious)
+        )
 
 
 def _is_curve(rows: np.ndarray, n: int) -> bool:

@@ -10,9 +10,10 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
                         temperature   what logits are divided by; it changes no answer
                         split         on which it was fitted
                         abstention    error and confidence that are kept to, n, smallest_n (images that a promise
-                                      takes), grouped (whether they came in groups), estimated and promised (each
-                                      threshold, answered, wrong; or null), and threshold: below this probability the
-                                      model is unsure; null where none helps
+                                      takes), grouped (whether they came in groups), candidates (epochs from which
+                                      these images chose the model; null or missing: unknown), estimated, cautious and
+                                      promised (each threshold, answered, wrong; or null), and threshold: below this
+                                      probability the model is unsure; null where none helps
                         curve         rows of threshold, answered, wrong, from which another error's is chosen
     metrics         figures with their counts, by split
     data            source, kind, counts by split, fingerprint

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
 from linnaeus.metrics.calibration import calibration_failure
 from linnaeus.metrics.classification import ClassMetrics, Estimate, Metrics, most_confused
-from linnaeus.metrics.selective import required_samples
 from linnaeus.text import align, percent, shorten
 
 ALL_CLASSES = 20  # up to this many classes are all shown; of more, the worst
@@ -123,9 +122,12 @@ def abstention(found: Abstention, n: int) -> list[str]:
     """The thresholds, and their effect on these images."""
     rule, share = found.rule, percent(found.rule.target_risk, 0, exact=True)
     source = f"the {rule.n} {found.chosen_on} images of the training" if found.chosen_on else "these very images"
+    if (rule.candidates or 1) > 1:
+        source += f", which also chose the best of {rule.candidates} epochs"
     lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
-    for name, point in (("tested", found.tested), ("estimated", found.estimated)):
-        lines.append(f"  {name:10} " + (_no_threshold(found, name) if point is None else _effect(point, n)))
+    for name, point in (("tested", found.tested), ("cautious", found.cautious), ("estimated", found.estimated)):
+        if name != "cautious" or point is not None:
+            lines.append(f"  {name:10} " + (_no_threshold(found, name) if point is None else _effect(point, n)))
     area, excess = found.aurc, found.excess_aurc
     lines.append(f"  area under the risk-coverage curve {area:.4f}, of which {excess:.4f} due to imperfect ranking")
     return lines
@@ -143,7 +145,9 @@ def _no_threshold(found: Abstention, name: str) -> str:
     if name == "estimated":
         return "none: even the most confident answers are wrong more often"
     rule = found.rule
-    few = f", and there were {rule.n}" if rule.n < required_samples(rule.target_risk) and not rule.grouped else ""
+    few = (
+        f", and there were {rule.n}" if rule.n < rule.required and not (rule.grouped or rule.candidates is None) else ""
+    )
     return f"none: {rule.why_not_tested}{few}"
 
 

@@ -38,9 +38,9 @@ from linnaeus.text import percent
 class FinalEvaluation:
     """A calibration fitted on validation, and the metrics of every split with it."""
 
-    def __init__(self, outputs: dict[str, Outputs]):
-        """`outputs`: outputs of the saved model by split, `valid` among them."""
-        self.calibration = Calibration.fit(outputs["valid"], "valid")
+    def __init__(self, outputs: dict[str, Outputs], candidates: int):
+        """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs."""
+        self.calibration = Calibration.fit(outputs["valid"], "valid", candidates)
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
         # Validation fitted the calibration, so its calibrated metrics are cross-fitted.

@@ -80,7 +80,8 @@ def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
     """Evaluate the saved model; on rank 0, write everything that is made of the result."""
     started = time.perf_counter()
     network, header = _saved_model(prepared, recorder)
-    evaluation = FinalEvaluation(_outputs(prepared, network))
+    candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
+    evaluation = FinalEvaluation(_outputs(prepared, network), candidates)
     if prepared.engine.is_main:
         evaluation.without_leaks = without_leaks(
             prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked
