@@ -255,11 +255,12 @@ def times(run: RunContents) -> dict[str, Any]:
 
 
 def facts(run: RunContents) -> list[tuple[str, str]]:
-    """Data, network, hardware and duration of the run."""
+    """Data, network, hardware and time of the run: ten facts, which fill two or five columns."""
     model, hardware, best = run.model, run.metrics.get("hardware") or {}, run.metrics.get("best") or {}
     p = model.preprocessing
     source = run.metrics.get("source") or {}
     counts = ((split, int(of.sum())) for split, of in run.counts.items())
+    seconds = float((run.metrics.get("seconds") or {}).get("total", 0))
     rows: Sequence[tuple[str, object]] = [
         ("Source", source.get("path") or model.data.get("kind")),
         ("Images", ", ".join(f"{n:,} {WORDS[split]}" for split, n in counts if n)),
@@ -270,8 +271,7 @@ def facts(run: RunContents) -> list[tuple[str, str]]:
         ("Preprocessing", f"{p.fit} to {p.resize}, center {p.size}, {'gray' if p.channels == 1 else 'color'}"),
         ("Best epoch", f"phase {best['phase']}, epoch {best['epoch']}, by {best['by']}" if best else None),
         ("Hardware", hardware.get("gpu") or hardware.get("processor")),
-        ("Duration", duration(float((run.metrics.get("seconds") or {}).get("total", 0)))),
-        ("Finished", run.finished.strftime("%Y-%m-%d %H:%M")),
+        ("Finished", f"{run.finished:%Y-%m-%d %H:%M}, after {duration(seconds)}"),
     ]
     return [(label, str(value)) for label, value in rows if value not in (None, "")]
 
