@@ -81,6 +81,8 @@ class Wanted:
     sha256: str | None
     md5: str | None
     size: int | None
+    bearer: tuple[str, str] | None = None
+    """(address, token): what is sent to that address, and to no other host it redirects to."""
 
     def fault(self, path: Path) -> str | None:
         """What is wrong with the file at `path`; None if it is what was published."""
@@ -103,18 +105,20 @@ def fetch(
     sha256: str | None = None,
     md5: str | None = None,
     size: int | None = None,
+    token: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Fetch one file to `destination`, from the first of `urls` that has it whole, and return its path.
 
     What is there already, and right, is not fetched again. Bytes collect in `<destination>.part`, which a later call
     goes on with; the file appears under its name only when its size and checksum (a published prefix is enough) are
-    right. With `LINNAEUS_MIRROR` that address is tried first: it serves a copy of the cache folder. Raises FetchError,
+    right. With `LINNAEUS_MIRROR` that address is tried first: it serves a copy of the cache folder. `token` is sent to
+    the host of the first of `urls` alone, as a bearer token. Raises FetchError,
     whose line says which file to put where; a file already at `destination` that is wrong is left alone and named.
     """
     destination = Path(destination).expanduser().absolute()
-    wanted = Wanted(destination, sha256, md5, size)
     urls = [urls] if isinstance(urls, str) else list(urls)
+    wanted = Wanted(destination, sha256, md5, size, (urls[0], token) if token else None)
     if destination.is_file():
         fault = wanted.fault(destination)
         if fault is None:
@@ -202,18 +206,16 @@ def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | No
         file.truncate(0)
         if not begun:
             raise _RefusedError(fault)
-        begun, reason, stalls = (
-            0,
-            fault,
-            stalls + 1,
-        )  # what an earlier call left may be at fault: once more, from nothing
+        # What an earlier call left may be at fault: once more, from nothing.
+        begun, reason, stalls = 0, fault, stalls + 1
     raise _RefusedError(reason)
 
 
 def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -> None:
     """One request for what `part` lacks. Raises _DroppedError, _RefusedError."""
     start = part.size()
-    response = _open(url, start, part.version)
+    bearer = wanted.bearer[1] if wanted.bearer and wanted.bearer[0] == url else ""
+    response = _open(url, start, part.version, bearer)
     if response is None:  # the server has no more bytes than we: right or not, the checksum tells
         return
     with contextlib.closing(response):
@@ -250,11 +252,13 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
             raise _DroppedError(f"the connection ended after {done} of {total} bytes")
 
 
-def _open(url: str, start: int, version: str | None) -> Any:
+def _open(url: str, start: int, version: str | None, bearer: str) -> Any:
     """The response to a request for the bytes from `start`; None if there are none. Raises as _attempt does."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise _RefusedError("no http(s) address")
     request = urllib.request.Request(url, headers={"User-Agent": "linnaeus", "Accept-Encoding": "identity"})
+    if bearer:
+        request.add_unredirected_header("Authorization", f"Bearer {bearer}")
     if start:
         request.add_header("Range", f"bytes={start}-")
         if version and not version.startswith("W/"):  # from the start again, should the file have changed meanwhile

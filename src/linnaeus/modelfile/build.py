@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create
-from linnaeus.models.timm_backbone import PREFIX, library
+from linnaeus.models.libraries import library_of
 
 if TYPE_CHECKING:
     from linnaeus.modelfile.safetensors import ModelFile
@@ -23,9 +23,10 @@ UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, Key
 def build(path: Path, arch: dict[str, Any]) -> Network:
     """The network that the file names, by its four entries."""
     given = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
-    if arch["name"].startswith(PREFIX):
+    library = library_of(arch["name"])
+    if library is not None:
         try:
-            library()
+            library.load()
         except UserError as error:  # the file is fine: what is missing is on this machine
             raise UserError(f"{path}: {line(error)}") from None
     try:

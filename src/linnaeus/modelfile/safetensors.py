@@ -18,7 +18,7 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
     metrics         figures with their counts, by split
     data            source, kind, counts by split, fingerprint
     recipe          the recipe as resolved
-    versions        of linnaeus, torch, python, and timm where the network is of timm
+    versions        of linnaeus, torch, python, and the library that the network is of
     tensors         SHA-256 of the tensors: names, types, shapes and bytes in name order
     sha256          of all other entries as canonical JSON (sorted keys, ASCII, no blanks), and so of the tensors too;
                     files without `tensors`, which earlier versions wrote, have here the value of `tensors`
@@ -49,7 +49,7 @@ from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights, line
 from linnaeus.modelfile.schema import check_description
 from linnaeus.models import Network
-from linnaeus.models.timm_backbone import PREFIX
+from linnaeus.models.libraries import library_of
 from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1
@@ -182,8 +182,9 @@ def versions(network: str = "") -> dict[str, str]:
     """The versions of the software that a result depends on, with that of the library that `network` comes from."""
     from linnaeus._version import __version__
 
-    library = {"timm": importlib.metadata.version("timm")} if network.startswith(PREFIX) else {}
-    return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()} | library
+    library = library_of(network)
+    package = {} if library is None else {library.package: importlib.metadata.version(library.package)}
+    return {"linnaeus": __version__, "torch": torch.__version__, "python": platform.python_version()} | package
 
 
 def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

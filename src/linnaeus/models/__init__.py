@@ -12,10 +12,10 @@ import torch
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.models.custom import Custom, load_module, wrap
 from linnaeus.models.inception import InceptionV1
+from linnaeus.models.libraries import library_of
 from linnaeus.models.network import Network, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
 from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net
-from linnaeus.models.timm_backbone import PREFIX, TimmBackbone
 
 __all__ = ["MODELS", "Custom", "Network", "create", "load_module", "pooled", "wrap"]
 
@@ -31,14 +31,15 @@ MODELS: dict[str, Callable[..., Network]] = {
 
 
 def constructor(name: str) -> Callable[..., Network]:
-    """The function that creates a network: one of MODELS, or an adapter for `timm/NAME`. UserError if it is unknown."""
+    """The function that creates a network: one of MODELS, or an adapter for a library. UserError if it is unknown."""
     if name in MODELS:
         return MODELS[name]
-    if name.startswith(PREFIX):
-        return partial(TimmBackbone, name)
+    library = library_of(name)
+    if library is not None:
+        return partial(library.create, name)
     raise UserError(
         f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them; timm/NAME takes any "
-        "network of timm, net.py:build one of your own"
+        "network of timm, hf/REPO one of the Hugging Face hub, net.py:build one of your own"
     )
 
 

@@ -38,7 +38,7 @@ def trained_arguments(
             raise UserError(
                 f"{source}: was trained with {key} = {value!r}, not {chosen[key]!r}; remove {key} from the arguments"
             )
-        if value != defaults[key]:
+        if value != defaults[key] and key != "config":
             notes.append(f"{key} = {value!r}, the value that the weights were trained with")
     # The tensors cannot tell where the stride sits: both kinds of bottleneck have the same shapes.
     bottlenecks = any(name.endswith(".conv3.weight") for name in tensors)

@@ -112,6 +112,10 @@ class Network(nn.Module):
         """The output of a stage as feature maps (N, C, H, W); None if its positions are not places in the image."""
         return x if x.dim() == 4 else None
 
+    def size_note(self, size: int) -> str:
+        """What happens in the network to images of `size` pixels a side that its weights do not expect; often empty."""
+        return ""
+
     @property
     def starts(self) -> tuple[str | None, ...]:
         """Where a run may start: up to right above the lowest stage in `head_stages`, and at the head itself."""
@@ -154,6 +158,13 @@ class Network(nn.Module):
 def pooled(x: Tensor) -> Tensor:
     """Global average pooling: (N, C, H, W) -> (N, C). Features that are already pooled, (N, C), pass unchanged."""
     return x.mean((2, 3)) if x.dim() == 4 else x
+
+
+def resampling(before: int, after: int) -> str:
+    """A line on position embeddings that are resampled from one square grid of patches to another; empty if not."""
+    if before == after:
+        return ""
+    return f"position embeddings resampled from {before} x {before} to {after} x {after} patches"
 
 
 def initialize(network: nn.Module) -> None:

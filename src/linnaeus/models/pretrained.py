@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from linnaeus.models.weight_records import key_of
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -39,6 +41,10 @@ class PretrainedWeights:
     interpolation: str = "bilinear"
     hub: str = ""
     """Hugging Face repository whose model.safetensors holds the same tensors; empty if there is none."""
+    fit: str = "crop"
+    """How images that are not square are made so, as in a recipe."""
+    gated: bool = False
+    """Whether the authors ask for consent before a download."""
 
     @property
     def file(self) -> str:
@@ -48,7 +54,7 @@ class PretrainedWeights:
     @property
     def key(self) -> str:
         """The name without slashes, for files in the local weights folder."""
-        return self.name.replace("/", "--")
+        return key_of(self.name)
 
 
 def torchvision(model: str, version: int, file: str, top1: float) -> PretrainedWeights:
@@ -102,10 +108,15 @@ PERMISSIVE = ("apache", "bsd", "cc-by-4.0", "mit")
 """Beginnings of the names of licenses that permit any use."""
 
 
-def license_warning(license: str) -> str:
+def license_warning(license: str, gated: bool = False) -> str:
     """What a user of weights under this license must know before training; empty if it permits any use."""
     if any(part in license.lower() for part in RESTRICTED):
         return f"the license of these weights, {license}, forbids commercial use of the model"
+    if gated:
+        return (
+            f"the authors give these weights (license {license or 'unknown'}) only to those who accept their "
+            "conditions: read them before you use or publish the model"
+        )
     if license and not license.lower().startswith(PERMISSIVE):
         return f"the license of these weights is {license}: read its conditions before you use or publish the model"
     return ""

@@ -11,13 +11,16 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
-from linnaeus.models.network import Network, StageFunction, classifier
+from linnaeus.models.hub import endpoint
+from linnaeus.models.network import Network, StageFunction, classifier, resampling
 from linnaeus.models.pretrained import PretrainedWeights
+from linnaeus.models.weight_records import key_of, read_record
 
 PREFIX = "timm/"
 INSTALL = "pip install 'linnaeus[timm]'"
@@ -93,6 +96,13 @@ class TimmBackbone(Network):
             return x.permute(0, 3, 1, 2)
         return super().as_map(stage, x)
 
+    def size_note(self, size: int) -> str:
+        table: Any = getattr(self.body, "pos_embed", None)
+        patches: Any = getattr(self.body, "patch_embed", None)
+        if not isinstance(table, Tensor) or not hasattr(patches, "grid_size"):
+            return ""
+        return resampling(int(patches.grid_size[0]), size // int(patches.patch_size[0]))
+
     def _head(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(x))
 
@@ -167,16 +177,21 @@ def library() -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f"model.name = timm/…: needs the package {error.name}: {INSTALL}") from None
     except (ImportError, RuntimeError) as error:  # "operator torchvision::nms does not exist"
-        import torch
-
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        minor = re.match(r"2\.(\d+)", torch.__version__)
-        fits = f"torchvision 0.{int(minor[1]) + 15}" if minor else "the torchvision"
-        raise UserError(
-            f"model.name = timm/…: timm cannot be imported ({reason}): install {fits} that is built for torch "
-            f"{torch.__version__}, from the package index that torch came from"
-        ) from None
+        raise UserError(f"model.name = timm/…: timm cannot be imported {fitting_torchvision(error)}") from None
     return timm
+
+
+def fitting_torchvision(error: BaseException) -> str:
+    """What to install after an import that failed in torchvision, with the reason in parentheses."""
+    import torch
+
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    minor = re.match(r"2\.(\d+)", torch.__version__)
+    fits = f"torchvision 0.{int(minor[1]) + 15}" if minor else "the torchvision"
+    return (
+        f"({reason}): install {fits} that is built for torch {torch.__version__}, from the package index that torch "
+        "came from"
+    )
 
 
 def _known(name: str) -> str:
@@ -207,32 +222,38 @@ def _create(name: str, channels: int, pool: str) -> nn.Module:
         ) from None
 
 
-def pretrained_weights(name: str) -> PretrainedWeights:
-    """timm's pretrained weights of a network, with their preprocessing and license. UserError for an unknown name."""
-    config = library().get_pretrained_cfg(_known(name))
-    if config is None or not config.hf_hub_id:
-        raise UserError(
-            f"{name}: timm has no pretrained weights for it; choose from: timm.list_models(pretrained=True)"
-        )
+def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeights:
+    """timm's pretrained weights of a network, with their preprocessing and license. UserError for an unknown name.
+
+    timm itself knows all of this, so that a copy of the repository in `folder` adds nothing.
+    """
+    known = _known(name)
+    config = library().get_pretrained_cfg(known) or library().get_pretrained_cfg(known, allow_unregistered=True)
+    if config is None:  # a network that timm has no weights of
+        return PretrainedWeights(name, model=name, url="", sha256="", top1=float("nan"), license="unknown")
     size = int(config.input_size[-1])
+    repository = config.hf_hub_id or ""
     return PretrainedWeights(
         name,
         model=name,
-        url=f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors",
+        url=f"{endpoint()}/{repository}/resolve/main/model.safetensors" if repository else "",
         sha256="",
         top1=float("nan"),
-        license=config.license or "unknown",
+        license=config.license or read_record(key_of(name)).get("license") or "unknown",
         mean=tuple(config.mean),
         std=tuple(config.std),
         resize=int(size / config.crop_pct),
         size=size,
         interpolation=config.interpolation if config.interpolation in INTERPOLATIONS else "bicubic",
-        hub=config.hf_hub_id,
+        hub=repository,
+        fit="squash" if getattr(config, "crop_mode", "") == "squash" else "crop",
     )
 
 
-def body_tensors(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of timm's network as one of `TimmBackbone`: names below `body.`, without the classifier.
+def body_tensors(
+    name: str, tensors: dict[str, Tensor], arguments: dict[str, Any], source: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors of a `TimmBackbone`, no arguments) from a state dict of timm's network, without its classifier.
 
     A prefix that all names share, such as `model.` or `backbone.`, is removed.
     """
@@ -241,8 +262,5 @@ def body_tensors(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     prefixes = {key.split(".", 1)[0] for key in tensors}
     if len(prefixes) == 1 and not hasattr(_create(name, 3, ""), next(iter(prefixes))):
         tensors = {key.split(".", 1)[1]: tensor for key, tensor in tensors.items()}
-    return {
-        f"body.{key}": tensor
-        for key, tensor in tensors.items()
-        if not any(key.startswith(f"{head}.") for head in heads)
-    }
+    below = {key: t for key, t in tensors.items() if not any(key.startswith(f"{head}.") for head in heads)}
+    return {f"body.{key}": tensor for key, tensor in below.items()}, {}

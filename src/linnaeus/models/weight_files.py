@@ -42,6 +42,9 @@ class WeightsInfo:
     resize: int | None = None
     size: int | None = None
     interpolation: str | None = None
+    fit: str | None = None
+    license: str = ""
+    gated: bool = False
 
     @classmethod
     def of(cls, entry: PretrainedWeights) -> WeightsInfo:
@@ -54,6 +57,9 @@ class WeightsInfo:
             resize=entry.resize,
             size=entry.size,
             interpolation=entry.interpolation,
+            fit=entry.fit,
+            license=entry.license,
+            gated=entry.gated,
         )
 
 
@@ -124,7 +130,7 @@ def _info_from_metadata(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
     """The information in a safetensors header.
 
     Model files of Linnaeus have it under `linnaeus`. Other files may have the keys `arch`, `stride_in`, `branch5x5`,
-    `shortcut` and `normalisation`.
+    `shortcut`, `normalisation`, `resize`, `size`, `interpolation` and `license`.
     """
     try:
         if "linnaeus" in metadata:
@@ -132,9 +138,19 @@ def _info_from_metadata(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
         arguments = {key: metadata[key] for key in ("stride_in", "branch5x5", "shortcut") if key in metadata}
         normalization = metadata.get("normalisation")
         mean, std = (None, None) if normalization is None else _parse_normalization(normalization)
+        resize, size = (int(metadata[key]) if key in metadata else None for key in ("resize", "size"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot interpret its header ({type(error).__name__}: {error})") from None
-    return WeightsInfo(metadata.get("arch"), arguments, mean, std)
+    return WeightsInfo(
+        metadata.get("arch"),
+        arguments,
+        mean,
+        std,
+        resize,
+        size,
+        metadata.get("interpolation"),
+        license=metadata.get("license", ""),
+    )
 
 
 def _info_from_model_header(header: dict[str, Any]) -> WeightsInfo:
@@ -147,6 +163,8 @@ def _info_from_model_header(header: dict[str, Any]) -> WeightsInfo:
         resize=preprocessing["resize"],
         size=preprocessing["size"],
         interpolation=preprocessing["interpolation"],
+        fit=preprocessing.get("fit"),
+        license=str((header.get("data") or {}).get("weights_license", "")),
     )
 
 

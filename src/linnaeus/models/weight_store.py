@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import platformdirs
-import torch
-
 from linnaeus.errors import JobError, UserError, did_you_mean
-from linnaeus.files import atomic, disk_errors, write_text
-from linnaeus.models import create
-from linnaeus.models.adapt import adapt_tensors
+from linnaeus.files import atomic, disk_errors
+from linnaeus.models import hub
+from linnaeus.models.importable import check_importable
+from linnaeus.models.libraries import LIBRARIES, library_of
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
-from linnaeus.models.timm_backbone import PREFIX, body_tensors, pretrained_weights
-from linnaeus.models.weight_files import WeightsInfo, read_weights
+from linnaeus.models.weight_files import read_weights
+from linnaeus.models.weight_records import (
+    key_of,
+    offline,
+    read_record,
+    remember,
+    remembered,
+    sha256_of,
+    weights_dir,
+    write_record,
+)
 from linnaeus.text import align
 
 Progress = Callable[[int, int | None], None]
@@ -34,12 +39,6 @@ class Fetch(Protocol):
 
 
 # Finding and listing
-
-
-def weights_dir() -> Path:
-    """The folder of the weights: `weights` in the cache, which is `LINNAEUS_CACHE` or the system's cache folder."""
-    cache = os.environ.get("LINNAEUS_CACHE")
-    return (Path(cache).expanduser().absolute() if cache else Path(platformdirs.user_cache_dir("linnaeus"))) / "weights"
 
 
 def find(name: str) -> Path | None:
@@ -58,10 +57,21 @@ def local_weights() -> list[str]:
     return [name for name in PRETRAINED if find(name)]
 
 
+def stored_backbones() -> dict[str, Path]:
+    """Names of the networks of libraries, such as `timm/NAME`, whose weights are on this machine, with their files."""
+    found = {}
+    for library in LIBRARIES:
+        for path in sorted(weights_dir().glob(f"{key_of(library.prefix)}*")):
+            if path.suffix in (".safetensors", ".pth"):
+                found[str(read_record(path.stem).get("name") or path.stem.replace("--", "/"))] = path
+    return found
+
+
 def lookup(name: str) -> PretrainedWeights:
     """The table's entry `name`. Raises UserError, with a suggestion, if there is none."""
-    if name.startswith(PREFIX):
-        return pretrained_weights(name)
+    library = library_of(name)
+    if library is not None:
+        return library.weights(name, None)
     if name not in PRETRAINED:
         raise UserError(
             f"unknown weights {name!r}{did_you_mean(name, PRETRAINED)}: `linnaeus weights list` shows the names; "
@@ -78,6 +88,9 @@ def render_list() -> str:
         arguments = ", ".join(f"{key} {value}" for key, value in entry.arguments.items())
         file = str(path) if path else "not downloaded" if entry.url else "not imported"
         cells.append((entry.name, entry.model, f"{entry.top1:.2f} %", str(entry.size), arguments, entry.license, file))
+    for name, path in stored_backbones().items():
+        license = read_record(path.stem).get("license") or "unknown"
+        cells.append((name, "", "", "", "", license, str(path)))
     return "\n".join(align(cells, "<<>><<<", indent=""))
 
 
@@ -97,19 +110,38 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
         return verify(entry, path)
     if not entry.url:
         raise UserError(f"{name}: has no download address; get the file and run: linnaeus weights import {name} FILE")
-    url, checksum, file = download_address(entry)
+    source = _remote_file(entry) if library_of(name) else hub.RemoteFile(*download_address(entry))
+    target = weights_dir() / source.file
+    options: dict[str, Any] = {} if source.size is None else {"size": source.size}
+    if source.token:
+        options["token"] = source.token
     try:
-        fetch(url, weights_dir() / file, sha256=checksum or None, progress=progress)
+        fetch(source.url, target, sha256=source.sha256 or None, progress=progress, **options)
     except UserError as error:
         reason = getattr(error, "reason", str(error))
         raise JobError(
             f"{name}: could not be downloaded ({reason}); download {entry.url} by other means, "
             f"then run: linnaeus weights import {name} FILE"
         ) from None
-    if file != entry.file or not checksum:
+    if source.file != entry.file or not source.sha256:
         # No checksum is published for these weights, so the first download is trusted and later reads are compared.
-        store_checksum(entry, file, checksum or sha256_of(weights_dir() / file))
-    return weights_dir() / file
+        store_checksum(entry, source.file, source.sha256 or sha256_of(target))
+    else:
+        _remember(entry, target)
+    return target
+
+
+def _remote_file(entry: PretrainedWeights) -> hub.RemoteFile:
+    """Where the weights of a library's network are on the hub, by its own statement where it can be asked."""
+    alone = hub.RemoteFile(entry.url, "", f"{entry.key}.safetensors")
+    if offline():
+        return alone  # the download says so
+    try:
+        return hub.weights_file(entry.name, entry.hub, entry.key)
+    except UserError:
+        if os.environ.get("LINNAEUS_MIRROR"):
+            return alone
+        raise
 
 
 def download_address(entry: PretrainedWeights) -> tuple[str, str, str]:
@@ -118,12 +150,11 @@ def download_address(entry: PretrainedWeights) -> tuple[str, str, str]:
     Weights that are also on the Hugging Face hub come from there, because safetensors cannot hold code; the hub states
     their checksum. Without the hub's client, with a mirror, or when the hub does not answer, it is the `.pth` file.
     """
-    offline = os.environ.get("LINNAEUS_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
-    if entry.hub and not offline and not os.environ.get("LINNAEUS_MIRROR"):
+    if entry.hub and not offline() and not os.environ.get("LINNAEUS_MIRROR"):
         try:
-            hub: Any = importlib.import_module("huggingface_hub")
-            url = hub.hf_hub_url(entry.hub, "model.safetensors")
-            checksum = hub.get_hf_file_metadata(url).etag or ""
+            client: Any = importlib.import_module("huggingface_hub")
+            url = client.hf_hub_url(entry.hub, "model.safetensors")
+            checksum = client.get_hf_file_metadata(url).etag or ""
         except Exception:  # no client, no network, or one of the client's many exceptions: fall back to the .pth file
             checksum = ""
         if len(checksum) == 64:
@@ -140,17 +171,19 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
     The published file is recognized by its checksum. Another one, such as the same weights saved again, is accepted if
     all tensors fit and the header does not contradict the table; a note says that the content is not verified.
     """
-    entry = lookup(name)
     path = path.expanduser()
+    path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: there is no such file to import as {name}")
+    library = library_of(name)
+    entry = lookup(name) if library is None else library.weights(name, path.parent)
     checksum = sha256_of(path)
     recognized = bool(entry.sha256) and checksum.startswith(entry.sha256)
     notes = []
     if recognized:
         target = weights_dir() / entry.file
     else:
-        _check_importable(entry, path, checksum)
+        check_importable(entry, path, checksum)
         target = weights_dir() / f"{entry.key}{'.safetensors' if path.suffix == '.safetensors' else '.pth'}"
         what = "not the published file" if entry.sha256 else "no checksum is published for them"
         notes.append(
@@ -161,6 +194,13 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
             shutil.copyfile(path, temporary)
     if not recognized:
         store_checksum(entry, target.name, checksum)
+    else:
+        _remember(entry, target)
+    if library is not None:
+        license = read_weights(target)[1].license or entry.license
+        write_record(entry.key, license=license)
+        if library.prefix == hub.PREFIX:
+            hub.remember_repository(name, hub.repository(name, path.parent))
     _remove_others(entry, (target, path.absolute()), keep_checksum=not recognized)
     return target, notes
 
@@ -173,39 +213,6 @@ def _remove_others(entry: PretrainedWeights, kept: tuple[Path, ...], *, keep_che
         if path not in kept:
             with disk_errors(path):
                 path.unlink(missing_ok=True)
-
-
-def _check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> None:
-    """Raise a UserError if a file with another checksum than the published one cannot be the weights of `entry`."""
-    if path.name == entry.file and entry.url:
-        raise UserError(
-            f"{path}: its SHA-256 begins with {checksum[:8]}, but that of {entry.name} with {entry.sha256[:8]}; "
-            "the file is incomplete or altered: download it again"
-        )
-    other = next((e.name for e in PRETRAINED.values() if e.sha256 and checksum.startswith(e.sha256)), None)
-    if other is not None:
-        raise UserError(f"{path}: is the published file of {other}; run: linnaeus weights import {other} {path}")
-    tensors, info = read_weights(path)
-    if entry.model.startswith(PREFIX):
-        adapt_tensors(body_tensors(entry.model, tensors), create(entry.model, classes=2), str(path))
-        return
-    table = WeightsInfo.of(entry)
-    claims: list[tuple[str, Any, Any]] = [("arch", info.model, table.model)]
-    claims += [(key, value, table.arguments.get(key)) for key, value in info.arguments.items()]
-    claims += [("mean", info.mean, table.mean), ("std", info.std, table.std)]
-    for key, value, expected in claims:
-        if value is not None and expected is not None and value != expected:
-            raise UserError(
-                f"{path}: its header says {key} = {value}, but {entry.name} has {expected}; "
-                "`linnaeus weights list` shows all names"
-            )
-    with torch.device("meta"):
-        network = create(entry.model, classes=1000, **entry.arguments)
-    if "fc.weight" not in tensors or len(tensors["fc.weight"]) != 1000:
-        raise UserError(
-            f"{path}: has no fc.weight for the 1000 classes of {entry.name}; use the file with --weights {path}"
-        )
-    adapt_tensors(tensors, network, str(path))  # for its checks of names and shapes
 
 
 # Verifying
@@ -223,26 +230,35 @@ def verify(entry: PretrainedWeights, path: Path) -> Path:
 
 def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
     """Why a local file cannot be trusted; None if it has the published checksum, or the one from when it was stored."""
-    expected = entry.sha256 if path.name == entry.file else None
-    try:
-        stored = json.loads((weights_dir() / f"{entry.key}.json").read_text(encoding="utf-8"))
-        expected = stored["sha256"] if stored["file"] == path.name else expected
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # there is no such record: the file is the published one, or unverifiable
+    expected, size = entry.sha256 if path.name == entry.file else "", None
+    record = read_record(entry.key)
+    if record.get("file") == path.name:
+        expected, size = str(record.get("sha256", "")), record.get("size")
+    elif expected and remembered(path.name):
+        expected, size = remembered(path.name) or (expected, size)
     if not expected:
         return "there is no checksum to verify it against"
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"it has {found:,} bytes instead of {size:,}"
     checksum = sha256_of(path)
-    if checksum.startswith(expected):
-        return None
-    return f"its SHA-256 begins with {checksum[:8]} instead of {expected[:8]}"
+    if not checksum.startswith(expected):
+        same = checksum[:8] == expected[:8]
+        shown = 16 if same else 8
+        return f"its SHA-256 begins with {checksum[:shown]} instead of {expected[:shown]}"
+    if record.get("file") != path.name:
+        _remember(entry, path, checksum)
+    return None
+
+
+def _remember(entry: PretrainedWeights, path: Path, checksum: str = "") -> None:
+    """Trust on first use: where only a part of the checksum is published, record all of it and the size."""
+    if path.name == entry.file and 0 < len(entry.sha256) < 64 and remembered(path.name) is None:
+        remember(path, checksum or sha256_of(path))
 
 
 def store_checksum(entry: PretrainedWeights, file: str, checksum: str) -> None:
-    """Record the checksum of a local file that is not the published one, in NAME.json."""
-    write_text(weights_dir() / f"{entry.key}.json", json.dumps({"file": file, "sha256": checksum}))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Record the checksum and the size of a local file that is not the published one, in NAME.json."""
+    path = weights_dir() / file
+    size = path.stat().st_size if path.is_file() else None
+    write_record(entry.key, name=entry.name, file=file, sha256=checksum, size=size, license=entry.license)

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from linnaeus.errors import UserError
-from linnaeus.models import constructor, create
+from linnaeus.models import arguments_of, constructor, create
 from linnaeus.models.adapt import adapt_tensors, check_shortcut, recognize_model, trained_arguments
+from linnaeus.models.libraries import library_of
 from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
-from linnaeus.models.timm_backbone import PREFIX, body_tensors
 from linnaeus.models.weight_files import WeightsInfo, read_weights
 from linnaeus.models.weight_store import Fetch, Progress, find, lookup, pull, sha256_of, verify
 
@@ -32,6 +30,8 @@ class LoadedWeights:
     """`mean` and `std`, one value per channel; `resize`, `size` and `interpolation`, None if unknown."""
     license: str = ""
     """License of the weights, such as `apache-2.0`; empty if unknown."""
+    gated: bool = False
+    """Whether the authors ask for consent before a download."""
 
 
 def load_weights(
@@ -53,13 +53,23 @@ def load_weights(
     """
     arguments = dict(arguments or {})
     constructor(model)  # raises a UserError with a suggestion for an unknown name
+    library = library_of(model)
     path, info, source = _resolve(model, weights, fetch, progress)
-    tensors, info_in_file = read_weights(path)
-    info = info if info is not None else info_in_file
-    if model.startswith(PREFIX) and not any(name.startswith("body.") for name in tensors):
-        tensors, info = _timm_weights(model, tensors, info, source)
-    if info.model is not None and info.model != model:
+    tensors, header = read_weights(path)
+    # The table is right about our own networks; in a file of a library the owner states what is right about it.
+    info = (
+        header
+        if info is None
+        else _merged(header, info)
+        if library
+        else replace(info, license=header.license or info.license)
+    )
+    if info.model is not None and info.model not in (model, library and model.removeprefix(library.prefix)):
         raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
+    if library is not None and not any(name.startswith("body.") for name in tensors):
+        info = _merged(info, WeightsInfo.of(library.weights(model, path.parent)))
+        tensors, changed = library.convert(model, tensors, {**arguments, **info.arguments}, source)
+        info = replace(info, arguments={**info.arguments, **changed})
     notes = [f"{source}: {path}" if source != str(path) else source]
     trained, argument_notes = trained_arguments(info, tensors, model, arguments, source)
     network = create(model, classes, channels, **(arguments | trained))
@@ -70,12 +80,17 @@ def load_weights(
     if info.mean is None:
         notes.append("the file does not say how its images were normalized: assuming ImageNet's mean and std")
         info = replace(info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    published = model if model.startswith(PREFIX) else source if source in PRETRAINED else None
-    license = "" if published is None else lookup(published).license
-    if license:
-        notes.append(f"license {license}")
-    network.license = license
-    return LoadedWeights(network, source, notes, _normalization(info, channels), license)
+    if info.license:
+        notes.append(f"license {info.license}")
+    network.license = info.license
+    return LoadedWeights(network, source, notes, _normalization(info, channels), info.license, info.gated)
+
+
+def network_arguments(model: str, weights: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` with the configuration that the weights state, without which no `hf/REPO` can be created."""
+    if weights == "none" or "config" in arguments or "config" not in arguments_of(model):
+        return dict(arguments)
+    return {**arguments, "config": describe_weights(weights, model).arguments["config"]}
 
 
 def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
@@ -85,15 +100,28 @@ def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
     Raises UserError if the weights are unknown or missing.
     """
     if weights in ("imagenet", "pretrained"):
-        return WeightsInfo(model)
+        external = model is not None and library_of(model) is not None
+        return WeightsInfo.of(lookup(str(model))) if external else WeightsInfo(model)
     file = _file_of(weights)
     if file is None:
         return WeightsInfo.of(lookup(weights))
     info = _recognize(file)[0]
     if info is None:
         tensors, info = read_weights(file)
-        info = info if info.model is not None else replace(info, model=recognize_model(tensors))
+        info = info if info.model is not None else replace(info, model=model or recognize_model(tensors))
+    model = model or info.model
+    library = library_of(model or "")
+    if library is not None and model is not None and (info.size is None or "config" not in info.arguments):
+        info = _merged(info, WeightsInfo.of(library.weights(model, file.parent)))
     return info
+
+
+def _merged(info: WeightsInfo, other: WeightsInfo | None) -> WeightsInfo:
+    """`info`, with what it does not say from `other`."""
+    if other is None:
+        return info
+    known = {key: value for key, value in vars(info).items() if value and key != "arguments"}
+    return replace(other, **known, arguments={**other.arguments, **info.arguments})
 
 
 def _file_of(weights: str) -> Path | None:
@@ -128,18 +156,9 @@ def _resolve(
     return pull(weights, fetch=fetch, progress=progress), WeightsInfo.of(entry), weights
 
 
-def _timm_weights(
-    model: str, tensors: dict[str, Tensor], info: WeightsInfo, source: str
-) -> tuple[dict[str, Tensor], WeightsInfo]:
-    """Tensors under timm's names as those of a `TimmBackbone`, with the preprocessing of timm's configuration."""
-    if info.model not in (None, model, model.removeprefix(PREFIX)):
-        raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
-    return body_tensors(model, tensors), WeightsInfo.of(lookup(model))
-
-
 def _preferred(model: str) -> str:
     """The pretrained weights that "imagenet" means: the first with a local file, otherwise the first in the table."""
-    if model.startswith(PREFIX):
+    if library_of(model) is not None:
         return model
     names = [name for name, entry in PRETRAINED.items() if entry.model == model]
     if not names:

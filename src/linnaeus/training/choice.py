@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
+from linnaeus.models.libraries import library_of
 from linnaeus.models.pretrained import PRETRAINED
 from linnaeus.models.resnet import RESNETS
 from linnaeus.models.weight_files import WeightsInfo
@@ -40,6 +41,9 @@ def choose_recipe(table: Table, overrides: dict[str, Any], local: Sequence[str])
     trains a new head on them. Raises UserError if weights are unknown, missing, or for another network.
     """
     model, weights = overrides.get("model.name"), overrides.get("model.weights")
+    if weights is None and model is not None and library_of(model) is not None:
+        choice = _choose_for_weights("pretrained", model, table)
+        return replace(choice, settings=choice.settings | {"model.weights": "pretrained"})
     if weights not in (None, "none"):
         return _choose_for_weights(str(weights), model, table)
     small = _small_images(table)

@@ -14,7 +14,7 @@ from linnaeus.device import free_memory
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create, load_module, wrap
 from linnaeus.models.pretrained import license_warning
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights import load_weights, network_arguments
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe
 
@@ -45,6 +45,7 @@ def build_network(
         return wrap(module, classes, channels), None
     if ".py:" in name:
         return load_module(name, classes, channels), None
+    arguments = network_arguments(name, recipe.model.weights, arguments)
     check_memory(recipe, classes, channels, arguments)
     if recipe.model.weights == "none":
         return create(name, classes, channels, **arguments), None
@@ -60,7 +61,10 @@ def build_network(
         )
     for note in loaded.notes:
         console.say(f"weights   {note}")
-    warning = license_warning(loaded.license)
+    resized = loaded.model.size_note(recipe.data.size)
+    if resized:
+        console.say(f"weights   {resized}")
+    warning = license_warning(loaded.license, loaded.gated)
     if warning:
         console.warn(warning)
     return loaded.model, (tuple(loaded.normalization["mean"]), tuple(loaded.normalization["std"]))
@@ -102,7 +106,7 @@ def check_size(network: Network, recipe: Recipe, channels: int) -> None:
         with torch.device("meta"):
             twin = create(arch["name"], arch["classes"], channels, **arch["arguments"])
             twin.eval()(torch.empty(1, channels, size, size))
-    except (RuntimeError, AssertionError) as error:  # networks of timm assert that a size is divisible by their patch
+    except (RuntimeError, AssertionError, ValueError) as error:  # such as a size that is not divisible by the patch
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"data.size = {size}: does not suit {arch['name']}, which is normally used with {network.usual_size} "

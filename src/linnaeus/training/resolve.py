@@ -10,8 +10,9 @@ from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
-from linnaeus.models.timm_backbone import PREFIX
-from linnaeus.models.weight_store import local_weights, lookup
+from linnaeus.models.libraries import library_of
+from linnaeus.models.weight_store import local_weights
+from linnaeus.models.weights import describe_weights
 from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs
 from linnaeus.training.choice import choose_recipe, training_conflict
 from linnaeus.training.request import Request
@@ -73,8 +74,10 @@ def _overrides(request: Request) -> dict[str, Any]:
         # Arguments and head of the recipe's network mean nothing to another network.
         overrides |= {"model.arguments": {}, "model.head": None}
         overrides.setdefault("model.weights", "none")
-    elif model is not None and model.startswith(PREFIX):
-        overrides = {"model.arguments": {}, "model.head": None} | _image_size(model, overrides) | overrides
+    elif model is not None and library_of(model) is not None:
+        weights = request.weights or overrides.get("model.weights") or "pretrained"
+        size = _image_size(model, weights, overrides)
+        overrides = {"model.arguments": {}, "model.head": None} | size | overrides
     if request.weights is not None:
         overrides["model.weights"] = request.weights
     if request.seed is not None:
@@ -82,12 +85,13 @@ def _overrides(request: Request) -> dict[str, Any]:
     return overrides
 
 
-def _image_size(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def _image_size(model: str, weights: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """The image size and interpolation that the weights of `model` were trained with, unless the user chose a size."""
     if not {"data.size", "data.resize"}.isdisjoint(overrides):
         return {}
-    entry = lookup(model)
-    return {"data.size": entry.size, "data.resize": entry.resize, "data.interpolation": entry.interpolation}
+    info = describe_weights("pretrained" if weights == "none" else weights, model)
+    values = {"size": info.size, "resize": info.resize, "interpolation": info.interpolation, "fit": info.fit}
+    return {f"data.{key}": value for key, value in values.items() if value is not None}
 
 
 def _open_table(request: Request, train: str | None, valid: str | None, test: str | None, groups: str | None) -> Table:

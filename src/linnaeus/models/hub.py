@@ -1,0 +1,252 @@
+"""Repositories of the Hugging Face hub: configuration, preprocessing, license, and the address of the weights.
+
+What the hub says is recorded beside the weights, so that it is asked once. A folder that holds a copy of a repository
+(`config.json`, `preprocessor_config.json`, `README.md`, `model.safetensors`) needs no network at all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from linnaeus.errors import JobError, UserError, did_you_mean
+from linnaeus.models.weight_records import key_of, offline, read_record, write_record
+
+PREFIX = "hf/"
+HUB = "https://huggingface.co"
+CONFIG, PREPROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weights in a repository, in order of preference: safetensors cannot hold code."""
+TIMEOUT = 10.0  # seconds until the hub begins to answer
+
+WELL_KNOWN = (
+    "facebook/dinov2-small",
+    "facebook/dinov2-base",
+    "facebook/dinov2-large",
+    "facebook/dinov2-with-registers-small",
+    "facebook/dinov2-with-registers-base",
+    "facebook/dinov3-vits16-pretrain-lvd1689m",
+    "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    "facebook/dinov3-convnext-tiny-pretrain-lvd1689m",
+    "facebook/convnext-tiny-224",
+    "facebook/convnextv2-tiny-22k-224",
+    "google/siglip-base-patch16-224",
+    "google/siglip2-base-patch16-224",
+    "google/vit-base-patch16-224",
+    "google/vit-base-patch16-224-in21k",
+    "microsoft/resnet-50",
+    "microsoft/swin-tiny-patch4-window7-224",
+    "openai/clip-vit-base-patch32",
+)
+"""Repositories to suggest where a name is unknown."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What is known about a repository besides its weights."""
+
+    config: dict[str, Any]
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+    license: str = ""
+    gated: bool = False
+    """Whether the authors ask for consent before a download."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """The weights of a repository on the hub."""
+
+    url: str
+    sha256: str
+    """Empty if the hub does not state it."""
+    file: str
+    """Its name in the local folder of weights."""
+    size: int | None = None
+    token: str | None = None
+    """What the host of `url` has to be sent; None for other hosts."""
+
+
+def endpoint() -> str:
+    """The address of the hub, or of a mirror in HF_ENDPOINT."""
+    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or HUB
+
+
+def repository_of(name: str) -> str:
+    """'hf/facebook/dinov2-small' -> 'facebook/dinov2-small'. Raises UserError if it cannot be a repository."""
+    repo = name.removeprefix(PREFIX)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or ".." in repo or "--" in repo:
+        raise UserError(f"{name}: is no repository of the hub; write hf/OWNER/NAME, such as hf/{WELL_KNOWN[0]}")
+    return repo
+
+
+def repository(name: str, folder: Path | None = None) -> Repository:
+    """What is known about `hf/REPO`: from a copy in `folder`, the record of an earlier time, or the hub.
+
+    Raises UserError, with the next step, if it is unknown, gated or out of reach.
+    """
+    repo = repository_of(name)
+    if folder is not None and (folder / CONFIG).is_file():
+        return read_folder(folder)
+    record = read_record(key_of(name)).get("repository")
+    if isinstance(record, dict) and isinstance(record.get("config"), dict):
+        return Repository(**{key: value for key, value in record.items() if key in Repository.__dataclass_fields__})
+    if offline():
+        raise UserError(
+            f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; bring config.json and model.safetensors in one "
+            f"folder and run: linnaeus weights import {name} FOLDER/model.safetensors"
+        )
+    found = _ask(name, repo)
+    remember_repository(name, found)
+    return found
+
+
+def remember_repository(name: str, found: Repository) -> None:
+    """Record what is known about a repository beside its weights."""
+    write_record(key_of(name), repository=asdict(found))
+
+
+def read_folder(folder: Path) -> Repository:
+    """A copy of a repository. Raises UserError if a file in it is damaged."""
+    config = _read_json(folder / CONFIG)
+    preprocessor = _read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    try:
+        card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        card = ""
+    return Repository(config, preprocessor, card_license(card))
+
+
+def card_license(card: str) -> str:
+    """The license that the header of a model card states, as text; empty if it states none."""
+    header = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
+    entries = dict(re.findall(r"^(license(?:_name)?):\s*['\"]?([\w.+-]+)", header[1], re.MULTILINE)) if header else {}
+    return _license(entries)
+
+
+def _license(entries: Mapping[str, Any]) -> str:
+    """The name of a license: that of its own behind `other`."""
+    license, name = (str(entries.get(key) or "") for key in ("license", "license_name"))
+    return name if license in ("", "other") and name else license
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); get a fresh copy") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__} instead of named values; get a fresh copy")
+    return content
+
+
+# Asking the hub
+
+
+def _client(name: str) -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise UserError(f"{name}: needs the package huggingface_hub: pip install 'linnaeus[hub]'") from None
+
+
+def _ask(name: str, repo: str) -> Repository:
+    hub = _client(name)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for file in (CONFIG, PREPROCESSOR):
+                try:
+                    hub.hf_hub_download(repo, file, local_dir=folder, endpoint=endpoint(), etag_timeout=TIMEOUT)
+                except hub.errors.EntryNotFoundError:
+                    if file == CONFIG:
+                        raise
+        except Exception as error:  # the client has many exceptions of its own
+            raise explain(name, repo, error) from None
+        found = read_folder(Path(folder))
+    license, gated = license_of(name, repo)
+    return Repository(found.config, found.preprocessor, license, gated)
+
+
+def license_of(name: str, repo: str) -> tuple[str, bool]:
+    """(license, whether the repository is gated) by the hub's card; ("", False) if it cannot be asked."""
+    try:
+        info = _client(name).HfApi(endpoint=endpoint()).model_info(repo, timeout=TIMEOUT)
+    except Exception:  # a mirror may serve files alone
+        return "", False
+    card: Any = getattr(info, "card_data", None)
+    entries = {} if card is None else card.to_dict()
+    tag = next((t.removeprefix("license:") for t in getattr(info, "tags", None) or [] if t.startswith("license:")), "")
+    return _license(entries) or tag, bool(getattr(info, "gated", False))
+
+
+def weights_file(name: str, repo: str, key: str) -> RemoteFile:
+    """The weights of a repository on the hub, to be stored as KEY.safetensors or KEY.pth.
+
+    Raises UserError, with the next step, if they cannot be had.
+    """
+    hub = _client(name)
+    for file in FILES:
+        url = hub.hf_hub_url(repo, file, endpoint=endpoint())
+        try:
+            about = hub.get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())
+        except Exception as error:
+            if isinstance(error, hub.errors.EntryNotFoundError) and file != FILES[-1]:
+                continue
+            raise explain(name, repo, error) from None
+        checksum = about.etag if about.etag and re.fullmatch(r"[0-9a-f]{64}", about.etag) else ""
+        # The redirect to the hub's storage is signed; the token is for the hub alone.
+        own = about.location.startswith(f"{endpoint()}/")
+        suffix = ".safetensors" if file == FILES[0] else ".pth"
+        return RemoteFile(about.location, checksum, f"{key}{suffix}", about.size, hub.get_token() if own else None)
+    raise AssertionError("the last file either is there or raises")
+
+
+def explain(name: str, repo: str, error: Exception) -> UserError:
+    """One line that says why the hub did not give a file, and what to do."""
+    errors = _client(name).errors
+    page = f"{endpoint()}/{repo}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return UserError(
+            f"{name}: its authors ask for consent (HTTP {status or 403}); accept the conditions at {page}, create a "
+            f"token at {endpoint()}/settings/tokens, and set HF_TOKEN to it"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return UserError(
+            f"{name}: the repository has no {CONFIG} or no {FILES[0]}, so transformers cannot load it; look at {page}, "
+            "or choose another one"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        return UserError(
+            f"{name}: no such repository on the hub, or a private one (HTTP {status}){_suggestion(name, repo)}; check "
+            f"the name at {page}, or set HF_TOKEN"
+        )
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return JobError(
+        f"{name}: {endpoint()} cannot be asked ({reason}); set HF_ENDPOINT to a mirror, or bring config.json and "
+        f"model.safetensors in one folder and run: linnaeus weights import {name} FOLDER/model.safetensors"
+    )
+
+
+def _suggestion(name: str, repo: str) -> str:
+    """A similar name: one that is well known, or the most downloaded one that the hub finds."""
+    hint = did_you_mean(name, [PREFIX + known for known in WELL_KNOWN])
+    if hint:
+        return hint
+    short = repo.rpartition("/")[2]
+    same = next((known for known in WELL_KNOWN if known.rpartition("/")[2] == short), None)
+    try:
+        found = (
+            [same]
+            if same
+            else [model.id for model in _client(name).HfApi(endpoint=endpoint()).list_models(search=short, limit=1)]
+        )
+    except Exception:  # a suggestion is not worth an error
+        found = []
+    return f" (did you mean {PREFIX}{found[0]}?)" if found else ""

@@ -1,0 +1,59 @@
+"""Libraries whose networks can be backbones: what the prefix of a model's name, such as `timm/`, stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from linnaeus.models import hub, hub_weights, timm_backbone, transformers_library
+from linnaeus.models.network import Network
+from linnaeus.models.pretrained import PretrainedWeights
+from linnaeus.models.timm_backbone import TimmBackbone
+from linnaeus.models.transformers_backbone import TransformersBackbone
+
+Converter = Callable[[str, dict[str, Tensor], dict[str, Any], str], tuple[dict[str, Tensor], dict[str, Any]]]
+"""(name, a state dict of the library, arguments of the network, its source) -> (tensors of our network, arguments)."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """How networks of a library are made and how their published weights are used."""
+
+    prefix: str
+    package: str
+    """Its name in the package index."""
+    load: Callable[[], Any]
+    """Imports it. Raises UserError, with the command that installs it, if that fails."""
+    create: Callable[..., Network]
+    weights: Callable[[str, Path | None], PretrainedWeights]
+    """(name, a folder that may hold a copy of the repository) -> the entry for its pretrained weights."""
+    convert: Converter
+
+
+LIBRARIES = (
+    Library(
+        timm_backbone.PREFIX,
+        "timm",
+        timm_backbone.library,
+        TimmBackbone,
+        timm_backbone.pretrained_weights,
+        timm_backbone.body_tensors,
+    ),
+    Library(
+        hub.PREFIX,
+        "transformers",
+        transformers_library.load,
+        TransformersBackbone,
+        hub_weights.pretrained_weights,
+        transformers_library.body_tensors,
+    ),
+)
+
+
+def library_of(name: str) -> Library | None:
+    """The library that a network's name refers to; None for our own networks."""
+    return next((library for library in LIBRARIES if name.startswith(library.prefix)), None)
