@@ -27,7 +27,7 @@ import numpy as np
 from serve_attacks import ATTACKS
 from serve_load import MIB, Served, measure, served
 
-from linnaeus.cli.options import fastest_model, load_model
+from linnaeus.cli.options import chosen_model, load_model
 from linnaeus.console import Console
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
@@ -121,7 +121,7 @@ def main() -> None:
     with served(options.run) as server:
         measure(server.address, files, options.clients, 5)
         if options.attack is None:
-            classifier = load_model(fastest_model(options.run, "cpu", None, Console(quiet=True)), "cpu", None)
+            classifier = load_model(chosen_model(options.run, "cpu", None, None, Console(quiet=True)), "cpu", None)
             under_load(classifier, files, options.clients, options.seconds, server)
         else:
             groups = [[name] for name in options.attack or ATTACKS]

@@ -13,7 +13,9 @@ from PIL import Image
 from served import OCTETS, Client, client, error, files, png
 
 from linnaeus.inference.classifier import Classifier, load
+from linnaeus.inference.runners import OnnxRunner
 from linnaeus.metrics.calibration import Calibration
+from linnaeus.modelfile.agreement import Agreement
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.service import Service
 
@@ -136,7 +138,18 @@ def test_the_model_is_described_without_paths(classifier: Classifier, tmp_path: 
     assert info["classes"][1] == {"class": "1", "name": "name of 1"}
     assert info["preprocessing"]["size"] == 28
     assert (info["explains"], info["neighbors"], info["report"]) == (True, None, True)
+    assert (info["kind"], info["agreement"]) == ("torch", None)
     assert str(classifier.path.parent) not in json.dumps(info)
+
+
+def test_the_file_that_answers_and_its_agreement_are_named(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+    exported = OnnxRunner(None, classifier.preprocessing, "onnx-int8", Agreement(0.93, 200))
+    monkeypatch.setattr(classifier, "path", classifier.path.with_name("model-int8.onnx"))
+    with client(classifier) as web:
+        monkeypatch.setattr(classifier, "run", exported)
+        info = web.get("/model").json()
+    assert (info["file"], info["kind"]) == ("model-int8.onnx", "onnx-int8")
+    assert info["agreement"] == {"share": 0.93, "n": 200}
 
 
 def test_health_readiness_and_metrics(classifier: Classifier):

@@ -70,9 +70,9 @@ def export(
         early.check_source(data)
     if agree is not None and kind == "onnx":
         raise UserError(f"--agree {agree}: --to onnx must agree on every image; --agree is for onnx-int8 only")
-    from linnaeus.export.gate import AGREEMENT
     from linnaeus.export.onnx import export_onnx
     from linnaeus.export.onnx_file import require
+    from linnaeus.modelfile.agreement import AGREEMENT
 
     require(kind)
     written, result = export_onnx(

@@ -27,6 +27,11 @@ device_option = click.option(
 devices_option = click.option(
     "--devices", type=click.IntRange(1), metavar="N", help="Number of processes, one per GPU (or sharing the CPU)."
 )
+use_option = click.option(
+    "--use",
+    type=click.Choice(["torch", "onnx", "onnx-int8"]),
+    help="File of the run that answers.  [default: the fastest that agrees with the model]",
+)
 code_option = click.option(
     "--model", "code", metavar="FILE.py:FUNCTION", help="Code that builds the network, for a custom network."
 )
@@ -109,17 +114,22 @@ def process_group(here: ProcessInfo, devices: int | None, device: str, advice: s
         raise
 
 
-def fastest_model(model: str, device: str, code: str | None, console: Console) -> str:
-    """The model file of a run folder that predicts fastest on this machine; `model` itself if it is not a folder.
+def chosen_model(model: str, device: str, code: str | None, use: str | None, console: Console) -> str:
+    """The model file of a run folder that `--use` names, or that predicts fastest here; `model` if it is no folder.
 
     Prints which file was chosen, and which exports were passed over.
     """
-    from linnaeus.modelfile.exports import fastest
+    from linnaeus.modelfile.exports import fastest, named
     from linnaeus.modelfile.safetensors import model_path
 
-    if code is not None or not Path(model).is_dir():
+    if use is not None and not Path(model).is_dir():
+        raise UserError(f"--use {use}: chooses a file of a run folder, and {model} is a file; omit --use")
+    if use not in (None, "torch") and device not in ("auto", "cpu"):
+        raise UserError(f"--use {use}: runs on CPU only; omit --device {device}")
+    if not Path(model).is_dir() or (code is not None and use is None):
         return model
-    choice = fastest(model_path(model).parent, device)
+    folder = model_path(model).parent
+    choice = fastest(folder, device) if use is None else named(folder, use)
     for line in choice.passed_over:
         console.say(line)
     if choice.said:

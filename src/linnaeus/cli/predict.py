@@ -13,14 +13,15 @@ import click
 
 from linnaeus.cli import early
 from linnaeus.cli.options import (
+    chosen_model,
     code_option,
     device_option,
     devices_option,
-    fastest_model,
     join_processes,
     load_model,
     make_console,
     process_group,
+    use_option,
     verbosity,
 )
 from linnaeus.console import ESCAPED, Advance, Console, counted
@@ -51,6 +52,7 @@ FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 @click.option("--out", metavar="FILE", help="Output file; an existing CSV or JSONL file is continued.")
 @click.option("--grid", metavar="FILE.png", help=f"Draw the first {GRID_SIZE} images with their predictions.")
 @code_option
+@use_option
 @device_option
 @devices_option
 @verbosity
@@ -62,6 +64,7 @@ def predict(
     out: str | None,
     grid: str | None,
     code: str | None,
+    use: str | None,
     device: str,
     devices: int | None,
 ) -> None:
@@ -89,7 +92,7 @@ def predict(
     with process_group(here, devices, device, advice) as group:
         with group.propagate_errors():
             _check_outputs(out, form, grid, images)
-        file = group.broadcast(lambda: fastest_model(model, device, code, console))
+        file = group.broadcast(lambda: chosen_model(model, device, code, use, console))
         with group.propagate_errors():
             classifier = load_model(file, device, code)
         job = PredictionJob(classifier, group, images, form, min(top, len(classifier.classes)), out, console)

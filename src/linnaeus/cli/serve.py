@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.cli import early
-from linnaeus.cli.options import code_option, device_option, fastest_model, load_model, make_console, verbosity
+from linnaeus.cli.options import (
+    chosen_model,
+    code_option,
+    device_option,
+    load_model,
+    make_console,
+    use_option,
+    verbosity,
+)
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.runs.layout import REPORT
@@ -99,6 +107,7 @@ MIB = 1 << 20
     help="Time limit for receiving a request body, in seconds.",
 )
 @code_option
+@use_option
 @device_option
 @verbosity
 def serve(
@@ -117,38 +126,29 @@ def serve(
     batch: int,
     body_seconds: float,
     code: str | None,
+    use: str | None,
     device: str,
 ) -> None:
     """Serve a model over HTTP, with a web page and an API.
 
-    MODEL is a run folder or a model file. The page is at /, the API at /predict; /docs describes how to send images.
-    Only this machine can connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
+    MODEL is a run folder or a model file. The page is at /, the API at /predict, its description at /docs. Only this
+    machine can connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
     """
     _check_options(model, device, token, max_images, queue, origins)
     try:
         from linnaeus.serve.access import is_loopback
         from linnaeus.serve.app import Settings
-        from linnaeus.serve.limits import Limits
         from linnaeus.serve.server import serve as run_server
     except ImportError as error:
         raise UserError(f'serving needs {error.name}: pip install "linnaeus[serve]"') from None
     console = make_console(sys.stderr)
     if token is None and not is_loopback(host):
-        console.warn(f"--host {host}: anyone who can reach this machine can use the model; set --token to prevent that")
-    limits = Limits(
-        request_bytes=max_mb * MIB,
-        images=max_images,
-        pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
-        queue=queue,
-        explanations=max(Limits.explanations, max_images),
-        total_bytes=max(256, 4 * max_mb) * MIB,
-        batch=batch,
-        body_seconds=body_seconds,
-    )
-    service = _load_service(model, device, code, limits, console)
-    folder = service.classifier.path.parent
-    allowed = frozenset(name.lower() for name in hosts) if hosts or is_loopback(host) else None
+        console.warn(f"--host {host}: anyone who can reach this machine can use the model; --token prevents that")
+    limits = _limits(max_mb, max_images, max_megapixels, queue, batch, body_seconds)
+    service = _load_service(model, device, code, use, limits, console)
+    allowed = frozenset(map(str.lower, hosts)) if hosts or is_loopback(host) else None
     pages = frozenset(origin.lower().rstrip("/") for origin in origins)
+    folder = service.classifier.path.parent
     settings = Settings(title or _model_name(Path(model)), token, allowed, pages, _read_report(folder))
     run_server(service, settings, host, port, console, _training_source(folder, like))
 
@@ -171,12 +171,32 @@ def _check_options(
             raise UserError(f"--allow-origin {origin}: must have the form https://example.com, without a path")
 
 
-def _load_service(model: str, device: str, code: str | None, limits: Limits, console: Console) -> Service:
-    """Load the fastest file of `model`; if that is an export, also the original network, which explains answers."""
+def _limits(
+    max_mb: int, max_images: int, max_megapixels: float | None, queue: int, batch: int, body_seconds: float
+) -> Limits:
+    """The limits of the server from the options."""
+    from linnaeus.serve.limits import Limits
+
+    return Limits(
+        request_bytes=max_mb * MIB,
+        images=max_images,
+        pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
+        queue=queue,
+        explanations=max(Limits.explanations, max_images),
+        total_bytes=max(256, 4 * max_mb) * MIB,
+        batch=batch,
+        body_seconds=body_seconds,
+    )
+
+
+def _load_service(
+    model: str, device: str, code: str | None, use: str | None, limits: Limits, console: Console
+) -> Service:
+    """Load the file of `model` that answers; for an export also the original network, which explains answers."""
     from linnaeus.modelfile.safetensors import MODEL
     from linnaeus.serve.service import Service
 
-    file = fastest_model(model, device, code, console)
+    file = chosen_model(model, device, code, use, console)
     console.say(f"loading   {file}")
     classifier = load_model(file, device, code)
     original = None

@@ -17,11 +17,7 @@ SAME_PIXELS = 1e-4
 RAW_PIXELS = 1e-2
 """Largest allowed difference of a probability where the graph also resizes, for a float export."""
 
-AGREEMENT = 0.99
-"""Smallest allowed share of images to which int8 gives the same class."""
-
 SIGNIFICANT = 0.05
-FEW = 50  # images: if none of 50 differs, up to 6 % of all may still differ (the rule of three)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ import torch
 from linnaeus.console import Console
 from linnaeus.device import machine
 from linnaeus.export import int8
-from linnaeus.export.gate import FEW, Comparison, why_not_float, why_not_int8
+from linnaeus.export.gate import Comparison, why_not_float, why_not_int8
 from linnaeus.export.int8 import CALIBRATION_IMAGES, quantized
 from linnaeus.export.onnx_file import network_graph, open_runner, require, two_images, with_preprocessing, write
 from linnaeus.export.reference_model import ReferenceModel
 from linnaeus.export.sample_images import SampleImages, collect_samples, split_calibration
 from linnaeus.files import check_output
 from linnaeus.inference.classifier import Classifier
-from linnaeus.modelfile.exports import note
+from linnaeus.modelfile.agreement import FEW, Agreement, why_not_unasked
+from linnaeus.modelfile.exports import Verified, note
 from linnaeus.modelfile.onnx import KINDS
 from linnaeus.modelfile.safetensors import MODEL, versions
 from linnaeus.text import percent
@@ -84,12 +85,15 @@ class GateResult:
         }
 
     def warnings(self) -> list[str]:
-        """Warnings about a passing export: few images, or slower than the original."""
+        """Warnings about a passing export: few images, not used by default, or slower than the original."""
         warnings = []
         if self.passed is not None and len(self.samples) < FEW:
             warnings.append(
                 f"compared on {len(self.samples)} images, which shows little; give --data with {FEW} or more"
             )
+        reason = None if self.passed is None else why_not_unasked(self.kind, Agreement.of_record(self.to_dict()))
+        if reason:
+            warnings.append(f"predict and serve use the file only with --use {self.kind}: {reason}")
         speed = {} if self.passed is None else self.passed.speed or {}
         slow = [f"{ratio:.2f} times at {size}" for size, ratio in speed.items() if ratio < 1]
         if slow:
@@ -136,7 +140,8 @@ def export_onnx(
     record = result.to_dict() | {"made": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
     checksum = write(path, with_preprocessing(graph, classifier), classifier, record)
     if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:
-        note(path, kind, checksum, classifier.about.digest, result.passed.speed or {})
+        speed, gate = result.passed.speed or {}, agree if kind == "onnx-int8" else 1.0
+        note(path, checksum, Verified(kind, classifier.about.digest, speed, Agreement.of_record(record), gate))
     return path, result
 
 

@@ -31,6 +31,7 @@ from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_header, read_model
 from linnaeus.models import Network, wrap
@@ -252,7 +253,9 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
         if model is not None:
             raise UserError(f"{path}: an ONNX file contains its network; leave out --model, or model=")
         session, about, export = read_onnx(path)
-        return Classifier(path, about, OnnxRunner(session, about.preprocessing, str(export["kind"])))
+        return Classifier(
+            path, about, OnnxRunner(session, about.preprocessing, str(export["kind"]), Agreement.of_record(export))
+        )
     chosen = choose_device(device)
     custom: Network | None = None
     if model is not None:

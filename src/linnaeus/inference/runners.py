@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.errors import UserError
+from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import INPUT, LOGITS
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
@@ -47,8 +48,8 @@ class OnnxRunner:
 
     device = torch.device("cpu")
 
-    def __init__(self, session: Any, preprocessing: Preprocessing, kind: str):
-        self.session, self.kind = session, kind
+    def __init__(self, session: Any, preprocessing: Preprocessing, kind: str, agreement: Agreement | None = None):
+        self.session, self.kind, self.agreement = session, kind, agreement
         self.side, self.size = preprocessing.resize, preprocessing.size
         self.start = round((self.side - self.size) / 2)
 

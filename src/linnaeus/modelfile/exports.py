@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.device import machine
+from linnaeus.errors import UserError
 from linnaeus.files import write_text
-from linnaeus.modelfile.onnx import file_digest, has_runtime
+from linnaeus.modelfile.agreement import Agreement, why_not_unasked
+from linnaeus.modelfile.onnx import NEEDS, file_digest, has_runtime, read_record
 from linnaeus.modelfile.safetensors import MODEL, read_header
 
 EXPORTS = "exports.json"
@@ -26,17 +28,43 @@ class Choice:
     """A line for each export that is not used, with the reason."""
 
 
-def note(file: Path, kind: str, digest: str, model_digest: str, speed: dict[str, float]) -> None:
-    """Record that an export passed verification, which model it was made from, and its speedup by batch size."""
+@dataclass(frozen=True)
+class Verified:
+    """What the gate found of an export that it let pass."""
+
+    kind: str
+    """A key of `KINDS`."""
+    model_digest: str
+    """The model that it was made from."""
+    speed: dict[str, float]
+    """Speedup by batch size."""
+    agreement: Agreement | None = None
+    gate: float | None = None
+    """The smallest agreement that was accepted, in 0..1."""
+
+
+def note(file: Path, digest: str, found: Verified) -> None:
+    """Record that an export, of the checksum `digest`, passed verification."""
     record = file.with_name(EXPORTS)
-    entry = {"kind": kind, "sha256": digest, "model_sha256": model_digest, "speed": speed, "machine": machine()}
+    entry = {
+        "kind": found.kind,
+        "sha256": digest,
+        "model_sha256": found.model_digest,
+        "speed": found.speed,
+        "machine": machine(),
+        "agreement": None if found.agreement is None else found.agreement.share,
+        "n": None if found.agreement is None else found.agreement.n,
+        "gate": found.gate,
+    }
     write_text(record, json.dumps(_read(record) | {file.name: entry}, indent=2, ensure_ascii=False) + "\n")
 
 
 def fastest(folder: Path, device: str) -> Choice:
     """The fastest file of a run: model.safetensors or a recorded export; on a GPU always model.safetensors.
 
-    An export is used only if it was made from this model, is unchanged, and was measured on this kind of machine.
+    An export is used only if it was made from this model, is unchanged, was measured on this kind of machine, and
+    agrees with the model as often as the gate requires by default. Records of earlier versions hold no agreement; it is
+    then read from the export itself, which describes its comparison.
     """
     model = folder / MODEL
     noted = _read(folder / EXPORTS)
@@ -47,7 +75,7 @@ def fastest(folder: Path, device: str) -> Choice:
     for name, entry in noted.items():
         if Path(name).name != name:  # not beside the record: nothing that `note` wrote
             continue
-        reason = _unusable(folder / name, entry, digest, here)
+        reason = _unusable(folder / name, entry, digest) or _not_by_default(folder / name, entry, here)
         if reason:
             passed_over.append(f"{folder / name}: passed over, {reason}")
         else:
@@ -55,22 +83,54 @@ def fastest(folder: Path, device: str) -> Choice:
     ratio, name, kind = max(usable, default=(0.0, MODEL, "torch"))
     if ratio <= 1:
         return Choice(model, "", passed_over)
-    return Choice(folder / name, f"{kind}: {folder / name}, {ratio:.1f} times as fast as {MODEL} here", passed_over)
+    said = f"{kind}: {folder / name}, {ratio:.1f} times as fast as {MODEL} here"
+    agreement = _agreement(folder / name, noted[name])
+    return Choice(folder / name, said if agreement is None else f"{said}; {agreement}", passed_over)
 
 
-def _unusable(file: Path, entry: Any, digest: str, here: dict[str, Any]) -> str | None:
+def named(folder: Path, use: str) -> Choice:
+    """The file of a run that `--use` names: `torch` or a key of `KINDS`. Raises UserError where it cannot be used."""
+    model = folder / MODEL
+    if use == "torch":
+        return Choice(model, "", [])
+    noted = _read(folder / EXPORTS)
+    found = [name for name, entry in noted.items() if isinstance(entry, dict) and entry.get("kind") == use]
+    found = [name for name in found if Path(name).name == name]
+    if not found:
+        raise UserError(f"--use {use}: {folder} has no such export; linnaeus export {folder} --to {use} makes one")
+    file = folder / found[-1]
+    reason = _unusable(file, noted[file.name], read_header(model).digest)
+    if reason:
+        raise UserError(f"--use {use}: {file}: {reason}")
+    agreement = _agreement(file, noted[file.name])
+    return Choice(file, f"{use}: {file}" + ("" if agreement is None else f"; {agreement}"), [])
+
+
+def _unusable(file: Path, entry: Any, digest: str) -> str | None:
     """Why an export cannot be used; None if it can."""
     if not isinstance(entry, dict) or Path(file.name).suffix != ".onnx" or not file.is_file():
         return "the file is not there"
     if entry.get("model_sha256") != digest:
         return f"it was made of another {MODEL}; export again"
     if not has_runtime():
-        return "ONNX Runtime is not installed"
-    if entry.get("machine") != here:
-        return "it was measured on another machine, or other versions; export again to use it here"
+        return f"it needs ONNX Runtime, which is not installed: {NEEDS}"
     if entry.get("sha256") != file_digest(file):
         return "it is not the file that passed the gate; export again"
     return None
+
+
+def _not_by_default(file: Path, entry: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """Why a usable export does not answer unless `--use` names it; None if it does."""
+    if entry.get("machine") != here:
+        return "it was measured on another machine, or other versions; export again to use it here"
+    kind = str(entry.get("kind"))
+    reason = why_not_unasked(kind, _agreement(file, entry))
+    return reason and f"{reason}; --use {kind} uses it"
+
+
+def _agreement(file: Path, entry: dict[str, Any]) -> Agreement | None:
+    """The agreement of an export: from its record, else from the file itself; None where neither tells."""
+    return Agreement.read(entry) or Agreement.of_record(read_record(file))
 
 
 def _ratio(entry: dict[str, Any]) -> float:

@@ -32,6 +32,7 @@ KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
 
 INPUT, PROBABILITIES, LOGITS = "pictures", "probabilities", "logits"
 UNSEALED = "0" * 64
+RECORD = b"\x0a\x06export\x12"  # what precedes the length and the text of the entry `export`
 SEAL = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # an entry of the metadata, as protobuf writes it
 OURS = ("format", "arch", "classes", "names", "preprocessing", "calibration", "metrics", "data", "recipe", "versions")
 NEEDS = 'pip install "linnaeus[onnx]"'
@@ -87,6 +88,21 @@ def file_digest(path: Path) -> str | None:
     except OSError:
         return None
     return None
+
+
+def read_record(path: Path) -> Any:
+    """What a file says of its export, not verified and without ONNX Runtime; None where it cannot be read."""
+    try:
+        raw = path.read_bytes()
+        at = raw.rindex(RECORD) + len(RECORD)
+        length = shift = 0
+        while True:  # a protobuf varint: seven bits a byte, the lowest first
+            length |= (raw[at] & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if raw[at - 1] < 0x80:
+                return json.loads(raw[at : at + length])
+    except (OSError, ValueError, IndexError, OverflowError, RecursionError):
+        return None
 
 
 def has_runtime() -> bool:

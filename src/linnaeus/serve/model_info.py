@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from linnaeus.data.decode import FORMATS
+from linnaeus.inference.runners import OnnxRunner
 from linnaeus.serve.service import Service
 
 
@@ -15,10 +17,13 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
     """
     classifier, limits = service.classifier, service.limits
     about, calibration = classifier.about, classifier.calibration
+    run = classifier.run
     gallery = service.explainer.gallery
     return {
         "name": name,
         "file": classifier.path.name,
+        "kind": run.kind if isinstance(run, OnnxRunner) else "torch",
+        "agreement": asdict(run.agreement) if isinstance(run, OnnxRunner) and run.agreement else None,
         "network": about.arch["name"],
         "classes": [
             {"class": label, "name": shown} for label, shown in zip(classifier.classes, classifier.names, strict=True)

@@ -183,6 +183,8 @@ function describeModel() {
   const counts = Object.entries(model.data.counts ?? {});
   const facts = [
     ["f_network", model.network],
+    ["f_file", model.agreement
+      ? t("f_agreement", { file: model.file, share: percent(model.agreement.share), n: formatCount(model.agreement.n) }) : model.file],
     ["f_data", counts.map(([name, n]) => `${formatCount(n)} ${t(name)}`).join(" · ")],
     ["f_size", t("f_size_value", { size: model.preprocessing.size })],
     ["f_threshold", model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
