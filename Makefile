@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several test processes share the cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all test-rounding test-faults check lint docs clean
+.PHONY: demo test test-all test-rounding test-faults check lint docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/linnaeus train digits --recipe digits
@@ -38,6 +38,10 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The wheel and the sdist, as a release uploads them. LINNAEUS_REPOSITORY=https://... makes the links of README absolute.
+dist: $(VENV)/.installed
+	$(BIN)/python -m hatchling build
 
 # torch is installed first, with a pinned version: as a dependency with a range it would bring several GB of CUDA libraries.
 # torchvision is a reference for the tests, and timm imports it; with a CPU build of torch both need --no-deps.
