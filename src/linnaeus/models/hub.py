@@ -160,10 +160,12 @@ def _ask(name: str, repo: str) -> Repository:
     hub = _client(name)
     with tempfile.TemporaryDirectory() as folder:
         try:
+            # Without a connection this fails at once, and the download would try again for twenty seconds.
+            hub.get_hf_file_metadata(hub.hf_hub_url(repo, CONFIG, endpoint=endpoint()), timeout=TIMEOUT)
             for file in (CONFIG, PREPROCESSOR):
                 try:
                     hub.hf_hub_download(repo, file, local_dir=folder, endpoint=endpoint(), etag_timeout=TIMEOUT)
-                except hub.errors.EntryNotFoundError:
+                except hub.errors.RemoteEntryNotFoundError:
                     if file == CONFIG:
                         raise
         except Exception as error:  # the client has many exceptions of its own
@@ -196,15 +198,18 @@ def weights_file(name: str, repo: str, key: str) -> RemoteFile:
         try:
             about = hub.get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())
         except Exception as error:
-            if isinstance(error, hub.errors.EntryNotFoundError) and file != FILES[-1]:
-                continue
-            raise explain(name, repo, error) from None
+            if not isinstance(error, hub.errors.RemoteEntryNotFoundError):
+                raise explain(name, repo, error) from None
+            continue
         checksum = about.etag if about.etag and re.fullmatch(r"[0-9a-f]{64}", about.etag) else ""
         # The redirect to the hub's storage is signed; the token is for the hub alone.
         own = about.location.startswith(f"{endpoint()}/")
         suffix = ".safetensors" if file == FILES[0] else ".pth"
         return RemoteFile(about.location, checksum, f"{key}{suffix}", about.size, hub.get_token() if own else None)
-    raise AssertionError("the last file either is there or raises")
+    raise UserError(
+        f"{name}: has no {FILES[0]} (or its weights are divided into several files); merge them into one, then run: "
+        f"linnaeus weights import {name} FOLDER/{FILES[0]}"
+    )
 
 
 def explain(name: str, repo: str, error: Exception) -> UserError:
@@ -217,10 +222,9 @@ def explain(name: str, repo: str, error: Exception) -> UserError:
             f"{name}: its authors ask for consent (HTTP {status or 403}); accept the conditions at {page}, create a "
             f"token at {endpoint()}/settings/tokens, and set HF_TOKEN to it"
         )
-    if isinstance(error, errors.EntryNotFoundError):
+    if isinstance(error, errors.RemoteEntryNotFoundError):
         return UserError(
-            f"{name}: the repository has no {CONFIG} or no {FILES[0]}, so transformers cannot load it; look at {page}, "
-            "or choose another one"
+            f"{name}: has no {CONFIG}, so transformers cannot load it; look at {page}, or choose another one"
         )
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         return UserError(

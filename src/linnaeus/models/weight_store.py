@@ -123,7 +123,7 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
             f"{name}: could not be downloaded ({reason}); download {entry.url} by other means, "
             f"then run: linnaeus weights import {name} FILE"
         ) from None
-    if source.file != entry.file or not source.sha256:
+    if source.file != entry.file or not entry.sha256:
         # No checksum is published for these weights, so the first download is trusted and later reads are compared.
         store_checksum(entry, source.file, source.sha256 or sha256_of(target))
     else:

@@ -1,0 +1,156 @@
+"""A Hugging Face hub on this machine: repositories from folders, with redirects, headers and faults of a real one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import json
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_secret"
+
+
+@dataclass
+class Hub:
+    """What the server offers and how it misbehaves. `requests` holds (method, path, Authorization)."""
+
+    repositories: dict[str, Path]
+    licenses: dict[str, str] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    cut_after: int | None = None
+    """Bytes after which the next answer of the storage ends; once."""
+    drip: bool = False
+    """The storage sends a byte at a time."""
+    damaged: bool = False
+    """The storage sends other bytes than the hub states."""
+    no_api: bool = False
+    """A mirror that serves files alone."""
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    address: str = ""
+
+    def asked(self, part: str) -> list[tuple[str, str, str]]:
+        return [request for request in self.requests if part in request[1]]
+
+
+@contextlib.contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """The hub at `hub.address`, until the end of the block. Its storage has another host name."""
+
+    class Handler(_Handler):
+        offered = hub
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    offered: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        authorization = self.headers.get("Authorization", "")
+        self.offered.requests.append((self.command, self.path, authorization))
+        path, _, query = self.path.partition("?")
+        if path == "/api/models":
+            search = urllib.parse.parse_qs(query).get("search", [""])[0]
+            found = [{"id": repo, "modelId": repo} for repo in self.offered.repositories if search in repo]
+            return self._send(200, json.dumps(found).encode())
+        if path.startswith("/api/models/") and not self.offered.no_api:
+            return self._about(path.removeprefix("/api/models/").partition("/revision/")[0])
+        match = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
+        if match:
+            return self._resolve(match[1], match[3], authorization)
+        if path.startswith("/storage/"):
+            return self._storage(Path(urllib.parse.unquote(path.removeprefix("/storage"))))
+        self._send(404, b"{}")
+
+    def _about(self, repo: str) -> None:
+        if repo not in self.offered.repositories:
+            return self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+        license = self.offered.licenses.get(repo, "apache-2.0")
+        about: dict[str, Any] = {
+            "id": repo,
+            "modelId": repo,
+            "sha": COMMIT,
+            "tags": [f"license:{license}"],
+            "siblings": [],
+        }
+        about |= {"cardData": {"license": license}, "gated": "manual" if repo in self.offered.gated else False}
+        self._send(200, json.dumps(about).encode())
+
+    def _resolve(self, repo: str, name: str, authorization: str) -> None:
+        folder = self.offered.repositories.get(repo)
+        if folder is None:
+            return self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if repo in self.offered.gated and authorization != f"Bearer {TOKEN}":
+            return self._send(403 if authorization else 401, b"{}", {"X-Error-Code": "GatedRepo"})
+        file = folder / name
+        if not file.is_file():
+            return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        content = file.read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        if file.suffix == ".json":
+            return self._send(200, content, headers)
+        port = self.offered.address.rpartition(":")[2]
+        headers |= {
+            "Location": f"http://localhost:{port}/storage{urllib.parse.quote(str(file))}?signature=x",
+            "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Linked-Size": str(len(content)),
+        }
+        self._send(302, b"", headers)
+
+    def _storage(self, file: Path) -> None:
+        content = file.read_bytes()
+        if self.offered.damaged:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        start = int(re.sub(r"\D", "", self.headers.get("Range", "") or "0") or 0)
+        headers = {"ETag": '"storage"', "Accept-Ranges": "bytes"}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], headers)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in ({"Content-Type": "application/octet-stream"} | (headers or {})).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        storage = self.path.startswith("/storage/")
+        with contextlib.suppress(OSError):
+            if storage and self.offered.cut_after is not None:
+                self.wfile.write(body[: self.offered.cut_after])
+                self.offered.cut_after = None
+                self.close_connection = True
+            elif storage and self.offered.drip:
+                for i in range(len(body)):
+                    self.wfile.write(body[i : i + 1])
+                    time.sleep(0.01)
+            else:
+                self.wfile.write(body)
