@@ -45,7 +45,7 @@ LAYERS = (
     ("explain", "runs"),
     ("report",),
     ("training",),
-    ("sweeps", "sklearn"),
+    ("probe", "sweeps", "sklearn"),
     ("export",),
     ("serve",),
     ("cli", "__main__"),

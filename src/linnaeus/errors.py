@@ -35,6 +35,10 @@ class UserError(Exception):
         super().__init__(visible(message))
 
 
+class UnknownNameError(UserError):
+    """A name that nothing has: a slip of the keyboard, found before any work."""
+
+
 class JobError(UserError):
     """The input was valid, but the job failed: the loss became NaN, the disk is full."""
 

@@ -28,6 +28,7 @@ from linnaeus.cli.options import (
     verbosity,
 )
 from linnaeus.cli.predict import predict
+from linnaeus.cli.probe import probe
 from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SECTIONS = {
     "Data": ("check", "data"),
-    "Train": ("train", "sweep", "models", "weights", "recipes"),
+    "Train": ("probe", "train", "sweep", "models", "weights", "recipes"),
     "Trust": ("evaluate", "compare", "explain", "report"),
     "Ship": ("predict", "export", "serve"),
 }
@@ -215,7 +216,21 @@ def check(
         raise SystemExit(1)
 
 
-for command in (evaluate, compare, explain, report, predict, export, serve, models, recipes, weights, data, sweep):
+for command in (
+    evaluate,
+    compare,
+    explain,
+    report,
+    predict,
+    export,
+    serve,
+    models,
+    recipes,
+    weights,
+    data,
+    sweep,
+    probe,
+):
     cli.add_command(command)
 
 

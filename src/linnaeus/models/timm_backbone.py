@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UnknownNameError, UserError
 from linnaeus.models.hub import endpoint
 from linnaeus.models.network import Network, StageFunction, classifier, resampling
 from linnaeus.models.pretrained import PretrainedWeights
@@ -200,7 +200,7 @@ def _known(name: str) -> str:
     if not timm.is_model(short):
         close = difflib.get_close_matches(short, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(PREFIX + match for match in close)}?" if close else ""
-        raise UserError(f"unknown model {name!r}: timm {timm.__version__} has no such network{hint}")
+        raise UnknownNameError(f"unknown model {name!r}: timm {timm.__version__} has no such network{hint}")
     return short
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from linnaeus.errors import JobError, UserError, did_you_mean
+from linnaeus.errors import JobError, UnknownNameError, UserError, did_you_mean
 from linnaeus.files import atomic, disk_errors
 from linnaeus.models import hub
 from linnaeus.models.importable import check_importable
@@ -67,13 +67,19 @@ def stored_backbones() -> dict[str, Path]:
     return found
 
 
+def local_backbones() -> dict[str, str]:
+    """Network -> its pretrained weights, of all that need no download: the names of ours, "pretrained" for others."""
+    ours = {PRETRAINED[name].model: name for name in reversed(local_weights())}
+    return dict(reversed(ours.items())) | dict.fromkeys(stored_backbones(), "pretrained")
+
+
 def lookup(name: str) -> PretrainedWeights:
     """The table's entry `name`. Raises UserError, with a suggestion, if there is none."""
     library = library_of(name)
     if library is not None:
         return library.weights(name, None)
     if name not in PRETRAINED:
-        raise UserError(
+        raise UnknownNameError(
             f"unknown weights {name!r}{did_you_mean(name, PRETRAINED)}: `linnaeus weights list` shows the names; "
             "`linnaeus weights import NAME FILE` stores a local file under one of them"
         )

@@ -23,8 +23,7 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
     recipe, overrides, epochs = request.recipe, _overrides(request), parse_epochs(request.epochs)
     table: Table | None = None
     if recipe is None:  # the images choose the recipe, so the table is opened first
-        data_keys = [overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")]
-        table = _open_table(request, *data_keys)
+        table = open_table(request)
         choice = choose_recipe(table, overrides, local_weights())
         recipe, overrides = choice.recipe, choice.settings | overrides
         console.say(f"recipe    {recipe}: {choice.reason}")
@@ -37,6 +36,13 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
         data = resolved.data
         table = _open_table(request, data.train, data.valid, data.test, data.split.groups)
     return resolved, table
+
+
+def open_table(request: Request) -> Table:
+    """The table of the source, where no recipe says how it is to be read."""
+    overrides = request.settings or {}
+    data_keys = [overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")]
+    return _open_table(request, *data_keys)
 
 
 def _overridden(recipe: str | Recipe, overrides: dict[str, Any], epochs: list[int] | None) -> Recipe:

@@ -1,0 +1,1 @@
+"""Comparison of pretrained backbones on the user's images: features once, one linear probe each."""

@@ -1,0 +1,156 @@
+"""The backbones that a probe compares: what `--backbones` may name, and what `auto` stands for."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from linnaeus.data.download import offline
+from linnaeus.errors import UnknownNameError, UserError, did_you_mean
+from linnaeus.models import MODELS
+from linnaeus.models.libraries import library_of
+from linnaeus.models.pretrained import PRETRAINED
+from linnaeus.models.timm_backbone import PREFIX
+from linnaeus.models.weight_store import lookup
+from linnaeus.models.weights import describe_weights
+
+AUTO = "auto"
+
+RECOMMENDED = {
+    "cpu": (
+        "timm/mobilenetv4_conv_small.e2400_r224_in1k",
+        "timm/tf_efficientnet_lite0.in1k",
+        "timm/convnext_nano.in12k_ft_in1k",
+        "timm/vit_small_patch16_224.augreg_in21k",
+    ),
+    "gpu": (
+        "timm/convnext_base.fb_in22k",
+        "timm/vit_base_patch14_dinov2.lvd142m",
+        "timm/vit_base_patch16_siglip_224.webli",
+    ),
+}
+"""What `auto` adds to the weights at hand: on a CPU networks of at most 5 billion multiply-adds, on a GPU larger ones
+that were trained on more images. All have licenses that permit any use."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network."""
+
+    model: str
+    """As `model.name` in a recipe."""
+    weights: str
+    """As `model.weights` in a recipe: a name, `pretrained`, or a file."""
+
+    @property
+    def arguments(self) -> str:
+        """The arguments of `linnaeus train` for this backbone."""
+        return f"--model {shlex.quote(self.model)} --weights {shlex.quote(self.weights)}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One backbone, or several whose features are concatenated for one head."""
+
+    name: str
+    backbones: tuple[Backbone, ...]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is to be compared."""
+
+    chosen: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+    """What `auto` left out, and what was named twice."""
+
+
+def parse_backbones(text: str, local: Mapping[str, str], device: str) -> Candidates:
+    """The candidates of a list such as `auto,resnet18,timm/convnext_atto=FILE,resnet50+timm/convnext_atto`.
+
+    A backbone is a network with pretrained weights, the name of weights, a weights file that names its network, or
+    NETWORK=FILE. `local` are the weights at hand (network -> weights), `device` is `cpu` or another one.
+    Raises UserError for a name that nothing has, with suggestions, and for an empty list.
+    """
+    candidates: dict[frozenset[Backbone], Candidate] = {}
+    notes: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name == AUTO:
+            automatic, left_out = _automatic(local, device)
+            notes += left_out
+            for candidate in automatic:
+                candidates.setdefault(frozenset(candidate.backbones), candidate)
+            continue
+        parts = tuple(_backbone(part.strip(), local) for part in name.split("+"))
+        if len(set(parts)) < len(parts):
+            raise UserError(f"--backbones {name}: joins a backbone with itself, which adds nothing; name it once")
+        if frozenset(parts) in candidates:
+            notes.append(f"{name}: is the same as {candidates[frozenset(parts)].name}; compared once")
+        candidates.setdefault(frozenset(parts), Candidate(name, parts))
+    if not candidates:
+        raise UserError(
+            f"--backbones {text!r}: names no backbone; give names such as resnet50,timm/tf_efficientnet_lite0, or auto"
+        )
+    return Candidates(tuple(candidates.values()), tuple(notes))
+
+
+def _backbone(name: str, local: Mapping[str, str]) -> Backbone:
+    if not name:
+        raise UserError("--backbones: a name is missing beside a plus sign; write A+B")
+    model, equals, file = name.partition("=")
+    if equals:
+        if not file or not Path(file).expanduser().exists():
+            raise UserError(f"--backbones {name}: there is no file {file or '(empty)'}; give NETWORK=FILE")
+        return Backbone(_known_network(model), file)
+    if library_of(name) is not None:
+        return Backbone(_known_network(name), "pretrained")
+    if name in PRETRAINED:
+        return Backbone(PRETRAINED[name].model, name)
+    if name in MODELS:
+        published = [entry.name for entry in PRETRAINED.values() if entry.model == name]
+        if not published:
+            raise UserError(f"--backbones {name}: there are no pretrained weights for this network; give {name}=FILE")
+        return Backbone(name, local.get(name, published[0]))
+    if Path(name).expanduser().exists():
+        network = describe_weights(name).model
+        if network is None:
+            raise UserError(f"--backbones {name}: the file does not say which network it is for; give NETWORK={name}")
+        return Backbone(network, name)
+    raise UnknownNameError(
+        f"--backbones {name}: no such network, weights or file{did_you_mean(name, _all_names(local))}; `linnaeus "
+        "weights list` shows ours, and timm/NAME and hf/REPO take those of timm and of the Hugging Face hub"
+    )
+
+
+def _known_network(name: str) -> str:
+    """`name`. Raises UnknownNameError for a name that none of our networks has, nor timm's where it is installed."""
+    if name.startswith(PREFIX):
+        try:
+            lookup(name)
+        except UnknownNameError:
+            raise
+        except UserError:
+            pass  # told when its turn comes, so that the other backbones are not lost
+    elif library_of(name) is None and name not in MODELS:
+        raise UnknownNameError(f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them")
+    return name
+
+
+def _all_names(local: Mapping[str, str]) -> Iterable[str]:
+    with_weights = {entry.model for entry in PRETRAINED.values()}
+    return dict.fromkeys((*with_weights, *PRETRAINED, *local, AUTO))
+
+
+def _automatic(local: Mapping[str, str], device: str) -> tuple[list[Candidate], list[str]]:
+    """The backbones at hand and those recommended for the machine, with a note of what was left out."""
+    at_hand = [Backbone(model, weights) for model, weights in local.items()]
+    candidates = [Candidate(b.weights if b.weights in PRETRAINED else b.model, (b,)) for b in at_hand]
+    more = [name for name in RECOMMENDED["cpu" if device == "cpu" else "gpu"] if name not in local]
+    if importlib.util.find_spec("timm") is None:
+        return candidates, [f"auto: {', '.join(more)} left out: pip install 'linnaeus[timm]'"]
+    if offline():
+        return candidates, [f"auto: {', '.join(more)} left out, because LINNAEUS_OFFLINE is set"] if more else []
+    return [*candidates, *(Candidate(name, (Backbone(name, "pretrained"),)) for name in more)], []

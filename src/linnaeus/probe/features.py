@@ -1,0 +1,177 @@
+"""The features of a source's images by one backbone, from stores, and what the backbone costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.console import Console
+from linnaeus.data.batches import Batch, Rows
+from linnaeus.data.download import cache_dir
+from linnaeus.data.table import Table
+from linnaeus.device import machine
+from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
+from linnaeus.errors import UserError
+from linnaeus.files import write_text
+from linnaeus.malloc import steady_heap
+from linnaeus.models import Network
+from linnaeus.models.layers import layer_table, totals
+from linnaeus.preprocess import Preprocessing
+from linnaeus.stores import default_cache
+from linnaeus.stores.cache import OverBudgetError
+from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
+from linnaeus.stores.samples import DecodedSplit, Samples, decode_split
+
+if TYPE_CHECKING:  # importing it loads Lightning Fabric, which takes two seconds
+    from linnaeus.distributed.engine import Engine
+
+CHUNK = 4096
+"""Rows that are read from a store at once."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs, and how large the model is."""
+
+    parameters: int
+    multiply_adds: int | None
+    """Of convolutions and linear layers; None where the network cannot be traced."""
+    seconds: float
+    """Measured time of the network for one image on this machine, without decoding."""
+    model_bytes: int
+    """Of the weights in float32, as a model file holds them."""
+
+    def __add__(self, other: Cost) -> Cost:
+        adds = None
+        if self.multiply_adds is not None and other.multiply_adds is not None:
+            adds = self.multiply_adds + other.multiply_adds
+        return Cost(
+            self.parameters + other.parameters,
+            adds,
+            self.seconds + other.seconds,
+            self.model_bytes + other.model_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """The features of the readable images of a table, one store for each of its splits."""
+
+    parts: tuple[Rows, ...]
+    indices: np.ndarray
+    """(n,) int64: the table index of each image, in the order of the parts."""
+    width: int
+    """Features per image."""
+    left_out: list[tuple[str, str]]
+    """(sample id, reason) of the images that cannot be read."""
+
+    def read(self, out: Tensor) -> None:
+        """Write the features of all images into `out` (n, width) float32."""
+        start = 0
+        for part in self.parts:
+            for first in range(0, len(part), CHUNK):
+                rows, _ = part.gather(np.arange(first, min(first + CHUNK, len(part))))
+                out[start : start + len(rows)] = torch.from_numpy(np.asarray(rows))
+                start += len(rows)
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Runs the frozen part of networks on a device, once for each image."""
+
+    device: torch.device
+    console: Console
+    group: ProcessGroup = SINGLE_PROCESS
+    engine: Engine | None = None
+    """The precision of training; None: float32."""
+
+    def frozen(self, network: Network, preprocessing: Preprocessing) -> FrozenStages:
+        """The frozen stages of a network, which is moved to the device."""
+        network = network.to(self.device).eval()
+        if self.engine is not None:
+            return FrozenStages.on_engine(network, preprocessing, self.engine, self.console)
+        return FrozenStages(network, preprocessing, self.device, self.console, default_cache(), group=self.group)
+
+    def extract(self, frozen: FrozenStages, table: Table, splits: Sequence[str]) -> StoredFeatures:
+        """The features of all readable images of these splits, from the stores where they hold them.
+
+        Raises UserError where no image of a split can be read, and where the features do not fit the cache.
+        """
+        parts: list[Rows] = []
+        kept: list[np.ndarray] = []
+        left_out: list[tuple[str, str]] = []
+        for split in splits:
+            decoded = self.group.local_main_first(partial(self._decode, table, split, frozen.preprocessing))
+            samples = Samples(decoded.rows, table.labels[decoded.indices])
+            try:
+                with steady_heap():
+                    label = split or "images"
+                    parts.append(frozen.rows(["head"], samples, partial(_prepare, frozen.preprocessing), label, {}))
+            except OverBudgetError as error:
+                raise UserError(
+                    f"{table.source}: the features do not fit the cache ({error}); raise LINNAEUS_CACHE_GB"
+                ) from None
+            kept.append(decoded.indices)
+            left_out += decoded.left_out
+        width = int(parts[0].gather(np.arange(1))[0].shape[1])
+        return StoredFeatures(tuple(parts), np.concatenate(kept), width, left_out)
+
+    def decode(self, table: Table, split: str, preprocessing: Preprocessing) -> Samples:
+        """The readable images of a split."""
+        decoded = self._decode(table, split, preprocessing)
+        return Samples(decoded.rows, table.labels[decoded.indices])
+
+    def _decode(self, table: Table, split: str, preprocessing: Preprocessing) -> DecodedSplit:
+        with self.console.progress(f"decoding {split or 'images'}") as advance:
+            return decode_split(table, table.where(split), preprocessing.row_spec, default_cache(), progress=advance)
+
+    def cost(self, frozen: FrozenStages) -> Cost:
+        """What an image costs. The time is measured once for each machine and network, and kept in the cache folder."""
+        network = frozen.model
+        tensors = network.state_dict().values()
+        size = frozen.preprocessing.size
+        adds: int | None = None
+        with suppress(Exception):  # some networks of libraries cannot run on the meta device
+            adds = totals(layer_table(network, size))[1]
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        model_bytes = sum(tensor.numel() * 4 for tensor in tensors)
+        return Cost(parameters, adds, self._seconds(frozen), model_bytes)
+
+    def _seconds(self, frozen: FrozenStages) -> float:
+        """Time of the network for an image: the shortest measured here, since other programs add to it."""
+        path = cache_dir() / "throughput.json"
+        description = [machine(), str(self.device), torch.get_num_threads(), frozen.precision]
+        text = json.dumps([*description, frozen.model.arch, frozen.preprocessing.size], sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        known = _read_record(path)
+        if not frozen.executors and key in known:
+            return known[key]
+        p = frozen.preprocessing
+        sample = torch.zeros(TRIAL_IMAGES, p.channels, p.size, p.size, device=self.device)
+        executor = next(iter(frozen.executors.values()), None) or frozen.executor("head", sample, 0)
+        seconds = min(executor.seconds, known.get(key, executor.seconds))
+        with suppress(OSError, UserError):  # without the record the next probe measures again
+            write_text(path, json.dumps(known | {key: seconds}))
+        return seconds
+
+
+def _prepare(preprocessing: Preprocessing, batch: Batch) -> Tensor:
+    return preprocessing(batch.pixels, batch.shapes)
+
+
+def _read_record(path: Path) -> dict[str, float]:
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return {key: float(value) for key, value in content.items() if isinstance(value, int | float)}
+    return {}

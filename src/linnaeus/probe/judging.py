@@ -1,0 +1,149 @@
+"""How a probe measures accuracy: one linear head for each backbone, judged on images that it has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.console import Console
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.models.folds import FOLDS, stratified_folds
+from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
+from linnaeus.models.logistic_regression import logits
+from linnaeus.probe.features import StoredFeatures
+from linnaeus.stores.cache import Cache, OverBudgetError
+from linnaeus.stores.rows import save_array
+
+VERSION = 1
+LARGE_VALIDATION = 1000
+"""Validation images from which on they judge alone: the 95 % interval is then at most 3 percentage points to each
+side. Below, training and validation images are judged together by cross-validation, which is several times as many."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which images the head of a candidate classified correctly without having seen them."""
+
+    indices: np.ndarray
+    """(n,) int64: their table indices, ascending."""
+    correct: np.ndarray
+    """(n,) bool"""
+    width: int
+    """Features per image."""
+    penalty: float
+
+    def at(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) bool: whether each of these images, all of which were judged, was classified correctly."""
+        return self.correct[np.searchsorted(self.indices, indices)]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Solves a head on features, and judges it, in the same way for all candidates."""
+
+    table: Table
+    seed: int
+    cache: Cache
+    console: Console
+
+    @property
+    def by_validation(self) -> bool:
+        """Whether the validation images judge alone; otherwise cross-validation judges them and the training images."""
+        return len(self.table.where("valid")) >= LARGE_VALIDATION
+
+    def __str__(self) -> str:
+        if self.by_validation:
+            return "on the validation images, which the heads have not seen"
+        return f"by {FOLDS}-fold cross-validation over training and validation images"
+
+    def answers(self, parts: Sequence[StoredFeatures]) -> Answers:
+        """Solve and judge one head on the features of one or several backbones, concatenated.
+
+        The answers are kept in the cache. Raises UserError where too few images can be judged.
+        """
+        features, indices = _concatenated(parts)
+        key = self._key(features, indices)
+        with self.cache.lock(key):
+            entry = self.cache.find(key)
+            if entry is not None:
+                correct, judged = np.load(entry.path / "correct.npy"), np.load(entry.path / "indices.npy")
+                return Answers(judged, correct, features.shape[1], float(entry.about["penalty"]))
+            answers = self._solve(features, indices)
+            with suppress(OverBudgetError), self.cache.building(key) as folder:
+                self.cache.room(key, answers.indices.nbytes + answers.correct.nbytes)
+                save_array(folder / "correct.npy", answers.correct)
+                save_array(folder / "indices.npy", answers.indices)
+                self.cache.commit(key, {"penalty": answers.penalty, "rows": len(answers.indices)})
+        return answers
+
+    def _key(self, features: Tensor, indices: np.ndarray) -> str:
+        """The cache's name of the answers: everything that they depend on."""
+        groups = self.table.group_numbers(indices)
+        about = [VERSION, self.seed, self.by_validation, len(self.table.classes), list(features.shape)]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for array in (features.numpy(), indices, self.table.labels[indices], self.table.split[indices], groups):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+        return f"probe-{digest.hexdigest()[:32]}"
+
+    def _solve(self, features: Tensor, indices: np.ndarray) -> Answers:
+        labels, groups = self.table.labels[indices], self.table.group_numbers(indices)
+        width = features.shape[1]
+        apart = np.zeros(len(indices), bool)
+        if self.by_validation:
+            apart = self.table.split[indices] == "valid"
+        held_out = features[torch.from_numpy(apart)]
+        if apart.any():
+            features = features[torch.from_numpy(~apart)]
+        seen = ~apart
+        fold = stratified_folds(labels[seen], seed=self.seed, groups=None if groups is None else groups[seen])
+        if (fold < 0).all():
+            raise UserError(
+                f"{self.table.source}: too few images for a comparison: no class has two that can be held out in turn"
+            )
+        head = self._fit(features, labels[seen], fold)
+        if apart.any():
+            solution = torch.cat([head.weight, head.bias[:, None]], 1)
+            predicted, judged = logits(held_out, solution).argmax(1).numpy(), np.flatnonzero(apart)
+        else:
+            judged = np.flatnonzero(fold >= 0)  # the only image of a class cannot be held out
+            predicted = head.probabilities[judged].argmax(1)
+        order = np.argsort(indices[judged])
+        return Answers(indices[judged][order], (predicted == labels[judged])[order], width, head.penalty)
+
+    def _fit(self, features: Tensor, labels: np.ndarray, fold: np.ndarray) -> LinearProbe:
+        with self.console.progress("solving the head", unit="penalties") as advance:
+            tried: list[float] = []
+
+            def note(penalty: float) -> None:
+                tried.append(penalty)
+                advance(len(tried), None, f"penalty {penalty:g}")
+
+            return fit_linear_probe(features, labels, len(self.table.classes), fold=fold, advance=note)
+
+
+def _concatenated(parts: Sequence[StoredFeatures]) -> tuple[Tensor, np.ndarray]:
+    """(features (n, sum of widths) float32, table indices (n,)) of the images that all parts have."""
+    first, common = parts[0], parts[0].indices
+    for part in parts[1:]:
+        common = common[np.isin(common, part.indices)]
+    features = torch.empty(len(common), sum(part.width for part in parts))
+    start = 0
+    for part in parts:
+        columns = features[:, start : start + part.width]
+        if part is first and len(parts) == 1:
+            part.read(columns)
+        else:
+            whole = torch.empty(len(part.indices), part.width)
+            part.read(whole)
+            order = np.argsort(part.indices)
+            columns.copy_(whole[torch.from_numpy(order[np.searchsorted(part.indices, common, sorter=order)])])
+        start += part.width
+    return features, common

@@ -1,0 +1,211 @@
+"""probe(): compare backbones on a source, and write what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linnaeus.console import Console
+from linnaeus.data.bitdepth import used_bits
+from linnaeus.data.sources import refuse_inside
+from linnaeus.data.table import Table
+from linnaeus.device import choose_device
+from linnaeus.errors import JobError, UserError
+from linnaeus.files import disk_errors, numbered
+from linnaeus.models.weight_store import local_backbones
+from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
+from linnaeus.probe.comparison import Comparison, Failure, Result
+from linnaeus.probe.features import Cost, FeatureExtractor, StoredFeatures
+from linnaeus.probe.files import PROBE_JSON, write_results
+from linnaeus.probe.judging import Judge
+from linnaeus.recipe import load_recipe
+from linnaeus.stores import default_cache
+from linnaeus.training.choice import TRANSFER
+from linnaeus.training.network import build_network, check_size, preprocessing_of
+from linnaeus.training.request import Request
+from linnaeus.training.resolve import open_split, open_table, resolve_recipe
+from linnaeus.training.samples import measure_normalization
+
+SPLITS = ("train", "valid")
+"""The test images are not looked at: they measure the chosen model later."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The result of a probe."""
+
+    path: Path
+    """The folder of probe.json, probe.csv and probe.png."""
+    comparison: Comparison
+    command: str | None
+    """The `linnaeus train` command for the recommended backbone."""
+    judged: str
+    """How accuracy was measured, in words."""
+
+
+def probe(
+    source: str | Path | Table,
+    backbones: str = "auto",
+    *,
+    out: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Probe:
+    """Compare backbones on the images of `source`: features once for each, one linear head each.
+
+    `backbones`: names separated by commas, as in `parse_backbones`; `A+B` concatenates features, `auto` takes the
+    weights at hand and some recommended ones. `settings` are recipe keys of `data` and `model.arguments`. The files are
+    written to `out`, by default runs/probe-<n>. What was computed before comes from the cache. A backbone that fails
+    is reported and left out; JobError if all do. Raises UserError for invalid input.
+    """
+    console = console or Console()
+    settings = dict(settings or {})
+    _check_settings(settings)
+    chosen = choose_device(device)
+    local = local_backbones()
+    candidates = parse_backbones(backbones, local, chosen.type)
+    request = Request(source, settings=settings, seed=seed, device=device)
+    table = open_split(open_table(request), _data_recipe(settings, seed), console)
+    refuse_inside(Path(out or "runs"), table)
+    folder = _folder(out)
+    for line in candidates.notes:
+        console.say(line)
+    job = _Job(table, settings, seed, chosen, console)
+    comparison = job.compare(candidates.chosen, folder)
+    command = _command(str(source), comparison, settings, seed)
+    write_results(folder, comparison, job.judge, command, plot=True)
+    return Probe(folder, comparison, command, str(job.judge))
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    for key in settings:
+        if not key.startswith(("data.", "model.arguments.")):
+            raise UserError(
+                f"--set {key}: a probe solves a linear head on a frozen network; it takes the keys of data and "
+                "model.arguments, and `linnaeus train` all others"
+            )
+
+
+def _data_recipe(settings: Mapping[str, Any], seed: int | None) -> Any:
+    """The recipe that `train` takes for trained weights, with the user's settings: it splits the source."""
+    data = {key: value for key, value in settings.items() if key.startswith("data.")}
+    return load_recipe(TRANSFER, data | ({} if seed is None else {"seed": seed}))
+
+
+def _folder(out: str | Path | None) -> Path:
+    """The folder to write to, which exists afterwards. Raises UserError if another program's files are in it."""
+    if out is None:
+        return numbered(Path("runs") / "probe")
+    path = Path(out)
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path}: is a file; choose another --out")
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()) and not (path / PROBE_JSON).is_file():
+            raise UserError(f"{path}: is not empty, and holds no {PROBE_JSON} that could be replaced; choose another")
+    return path
+
+
+@dataclass
+class _Job:
+    """The work of one probe."""
+
+    table: Table
+    settings: dict[str, Any]
+    seed: int | None
+    device: torch.device
+    console: Console
+    measured: dict[Backbone, tuple[StoredFeatures, Cost, str]] = field(default_factory=dict)
+    """What is known of each backbone: features, cost and license."""
+    failed: set[Backbone] = field(default_factory=set)
+    bits: int | None = None
+
+    @property
+    def judge(self) -> Judge:
+        return Judge(self.table, self.seed or 0, default_cache(), self.console)
+
+    def compare(self, candidates: tuple[Candidate, ...], folder: Path) -> Comparison:
+        """Measure all candidates; the files are written after each, so that an interruption loses none."""
+        self.bits = self.settings.get("data.bits") or used_bits(self.table, self.table.where("train"))
+        comparison = Comparison(self.table, ())
+        for number, candidate in enumerate(candidates, 1):
+            self.console.say(f"[{number}/{len(candidates)}] {candidate.name}")
+            results, failures = comparison.results, comparison.failures
+            try:
+                results = (*results, self._measure(candidate))
+            except UserError as error:
+                reason = str(error).removeprefix(f"{candidate.name}: ")
+                self.console.warn(f"{candidate.name}: {reason}")
+                failures = (*failures, Failure(candidate, reason))
+            comparison = Comparison(self.table, results, failures)
+            if results:
+                write_results(folder, comparison, self.judge, None, plot=False)
+        if not comparison.results:
+            raise JobError("none of the backbones could be compared, for the reasons above")
+        return comparison
+
+    def _measure(self, candidate: Candidate) -> Result:
+        for backbone in candidate.backbones:
+            if backbone in self.failed:
+                raise UserError(f"{backbone.model} failed above")
+            if backbone not in self.measured:
+                try:
+                    self.measured[backbone] = self._extract(backbone)
+                except UserError:
+                    self.failed.add(backbone)
+                    raise
+        parts = [self.measured[backbone] for backbone in candidate.backbones]
+        answers = self.judge.answers([features for features, _, _ in parts])
+        cost = parts[0][1]
+        for _, other, _ in parts[1:]:
+            cost = cost + other
+        licenses = [license for _, _, license in parts]
+        return Result(candidate, answers, cost, " + ".join(name or "unknown" for name in licenses))
+
+    def _extract(self, backbone: Backbone) -> tuple[StoredFeatures, Cost, str]:
+        """Features, cost and license of a backbone, with the network and preprocessing that `train` would use."""
+        quiet = Console(quiet=True)
+        settings = self.settings if self.bits is None else self.settings | {"data.bits": self.bits}
+        request = Request(self.table, None, backbone.model, backbone.weights, settings=settings, seed=self.seed)
+        recipe, _ = resolve_recipe(request, quiet)
+        channels = (self.table.channels or 3) if recipe.data.channels == "auto" else recipe.data.channels
+        network, normalization = build_network(recipe, len(self.table.classes), channels, None, quiet)
+        check_size(network, recipe, channels)
+        preprocessing = preprocessing_of(recipe, channels, normalization)
+        extractor = FeatureExtractor(self.device, self.console, engine=self._engine())
+        if recipe.data.normalise == "data":
+            preprocessing = measure_normalization(extractor.decode(self.table, "train", preprocessing), preprocessing)
+        frozen = extractor.frozen(network, preprocessing)
+        features = extractor.extract(frozen, self.table, [s for s in SPLITS if len(self.table.where(s))])
+        if features.left_out and not self.measured:
+            path, reason = features.left_out[0]
+            self.console.warn(f"{len(features.left_out)} unreadable image(s) left out, such as {path}: {reason}")
+        return features, extractor.cost(frozen), network.license
+
+    def _engine(self) -> Any:
+        """The precision of `train`: on a CPU float32, for which Lightning Fabric need not be imported."""
+        if self.device.type == "cpu":
+            return None
+        from linnaeus.distributed.engine import Engine
+
+        return Engine(self.device.type)
+
+
+def _command(source: str, comparison: Comparison, settings: Mapping[str, Any], seed: int | None) -> str | None:
+    """The `train` command for the recommended backbone."""
+    result = comparison.recommended
+    if result is None:
+        return None
+    (backbone,) = result.candidate.backbones
+    words = ["linnaeus", "train", shlex.quote(source), backbone.arguments]
+    words += [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in settings.items()]
+    return " ".join([*words, *([] if seed is None else [f"--seed {seed}"])])

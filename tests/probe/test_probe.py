@@ -1,0 +1,268 @@
+"""A probe judges each backbone on images that its head has not seen, once, and recommends one by its rule."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import torchvision
+from tiny import mini, write_images
+
+from linnaeus.console import Console
+from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.table import Table
+from linnaeus.errors import JobError, UnknownNameError, UserError
+from linnaeus.modelfile.safetensors import ModelFile, write_model
+from linnaeus.models.folds import stratified_folds
+from linnaeus.models.linear_probe import fit_linear_probe
+from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, license_warning
+from linnaeus.models.weight_store import lookup
+from linnaeus.preprocess import Preprocessing
+from linnaeus.probe import backbones, judging
+from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
+from linnaeus.probe.comparison import Comparison, Result
+from linnaeus.probe.features import Cost
+from linnaeus.probe.judging import Answers
+from linnaeus.probe.run import Probe, probe
+from linnaeus.recipe import load_recipe
+from linnaeus.training.request import Request
+from linnaeus.training.resolve import open_split, open_table
+
+QUIET = Console(silent=True)
+SIDE = 28
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes, and weights of two random networks."""
+    folder = tmp_path_factory.mktemp("probe")
+    write_images(folder / "images", each=14)
+    for name, seed in (("a", 1), ("b", 2)):
+        network = mini(seed=seed, channels=3)
+        about = ModelFile(network.arch, ("0", "1", "2"), ("0", "1", "2"), Preprocessing(SIDE, SIDE))
+        write_model(folder / f"{name}.safetensors", network.state_dict(), about)
+    return folder
+
+
+def run(place: Path, names: str, **more: Any) -> Probe:
+    names = names.replace("A", str(place / "a.safetensors")).replace("B", str(place / "b.safetensors"))
+    return probe(place / "images", names, console=QUIET, **more)
+
+
+def features_of(table: Table, seed: int) -> torch.Tensor:
+    """The features of all images, computed without stores."""
+    network = mini(seed=seed, channels=3).eval()
+    assert table.paths is not None
+    rows = [load_row(path, RowSpec(SIDE, "crop", "bilinear", 3)) for path in table.paths]
+    with torch.no_grad():
+        x = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).float() / 255
+        x = (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+        return network.pool(network.run(x, stop="head"))
+
+
+@pytest.mark.parametrize("names", ["A", "B", "A+B"])
+def test_accuracy_is_that_of_a_head_on_held_out_folds(names: str, place: Path, tmp_path: Path):
+    result = run(place, names, out=tmp_path / "out").comparison.results[0]
+    table = open_table(Request(place / "images"))
+    table = open_split(table, load_recipe("photos"), QUIET)
+    order = np.concatenate([table.where("train"), table.where("valid")])
+    parts = [features_of(table, {"A": 1, "B": 2}[name])[order] for name in names.split("+")]
+    features, labels = torch.cat(parts, 1), table.labels[order]
+    head = fit_linear_probe(features, labels, 3, fold=stratified_folds(labels))
+    right = head.probabilities.argmax(1) == labels
+    assert abs(int(right.sum()) - int(result.answers.correct.sum())) <= 1  # the executor merges norms
+    assert np.mean(right[np.argsort(order)] == result.answers.correct) > 0.95
+    assert (result.n, result.answers.width) == (42, features.shape[1])
+
+
+def test_many_validation_images_judge_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judging, "LARGE_VALIDATION", 3)
+    result = run(place, "A", out=tmp_path / "out")
+    table = result.comparison.table
+    assert result.comparison.results[0].answers.indices.tolist() == table.where("valid").tolist()
+    assert "validation images" in result.judged
+    assert json.loads((result.path / "probe.json").read_text())["judged"] == "validation"
+
+
+def test_the_second_time_everything_comes_from_the_cache(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = run(place, "A,B,A+B", out=tmp_path / "out")
+
+    def forbidden(*arguments: Any, **more: Any) -> Any:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("linnaeus.stores.frozen.choose_executor", forbidden)
+    monkeypatch.setattr(judging, "fit_linear_probe", forbidden)
+    monkeypatch.setattr("linnaeus.stores.pixels._build", forbidden)
+    second = run(place, "A,B,A+B", out=tmp_path / "out")
+    times = ("ms_per_image", "images_per_second", "pareto", "recommended")
+    for before, after in zip(first.comparison.rows(), second.comparison.rows(), strict=True):
+        assert {k: v for k, v in before.items() if k not in times} == {k: v for k, v in after.items() if k not in times}
+
+
+def test_another_label_is_judged_anew(place: Path, tmp_path: Path):
+    images = write_images(tmp_path / "images", each=8)
+    before = probe(images, str(place / "a.safetensors"), out=tmp_path / "out", console=QUIET)
+    (images / "0" / "0 0.png").rename(images / "1" / "0 0.png")
+    after = probe(images, str(place / "a.safetensors"), out=tmp_path / "out", console=QUIET)
+    assert before.comparison.results[0].accuracy > after.comparison.results[0].accuracy
+
+
+def test_a_backbone_that_fails_is_one_line(place: Path, tmp_path: Path, say: Any):
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    names = f"mini_resnet={tmp_path / 'bad.safetensors'},{place / 'a.safetensors'}"
+    said = say("probe", place / "images", "--backbones", names, "--out", tmp_path / "out")
+    assert said.status == 0, said.err
+    assert sum("bad.safetensors" in line for line in said.err.splitlines() if line.startswith("warning")) == 1
+    rows = json.loads((tmp_path / "out" / "probe.json").read_text())["backbones"]
+    assert [row["error"] is None for row in rows] == [True, False]
+    with pytest.raises(JobError, match="none of the backbones"):
+        probe(place / "images", names.split(",")[0], out=tmp_path / "out", console=QUIET)
+
+
+def test_the_command_it_prints_trains_that_backbone(place: Path, tmp_path: Path, say: Any, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    names = f"{place / 'a.safetensors'},{place / 'b.safetensors'}"
+    said = say("probe", place / "images", "--backbones", names, "--seed", 3, "--set", "data.split.valid=0.25")
+    assert said.status == 0, said.err
+    command = shlex.split(said.out.splitlines()[-1])
+    assert command[:2] == ["linnaeus", "train"]
+    trained = say(*command[1:], "--out", "run")
+    assert trained.status == 0, trained.err
+    recipe = (tmp_path / "run" / "recipe.toml").read_text()
+    recommended = json.loads((tmp_path / "runs/probe-1/probe.json").read_text())["recommended"]
+    assert f'weights = "{recommended}"' in recipe
+    assert "valid = 0.25" in recipe
+    assert "seed = 3" in recipe
+
+
+def test_csv_and_json_and_the_plot_are_there(place: Path, tmp_path: Path):
+    result = run(place, "A,B", out=tmp_path / "out")
+    with (result.path / "probe.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    json_rows = json.loads((result.path / "probe.json").read_text())["backbones"]
+    assert [row["name"] for row in rows] == [row["name"] for row in json_rows]
+    assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in json_rows]
+    assert (result.path / "probe.png").stat().st_size > 5000
+    assert json_rows[0]["p"] is None
+    assert json_rows[1]["mcnemar"]["n"] == 42
+
+
+def result(name: str, correct: int, milliseconds: float, n: int = 200, parts: int = 1) -> Result:
+    """A candidate that got the first `correct` of `n` images right."""
+    answers = Answers(np.arange(n), np.arange(n) < correct, 4, 0.1)
+    candidate = Candidate(name, tuple(Backbone(f"{name}{i}", "w") for i in range(parts)))
+    return Result(candidate, answers, Cost(1, 1, milliseconds / 1000, 4), "mit")
+
+
+def comparison(*results: Result) -> Comparison:
+    labels, paths = np.arange(200) % 2, tuple(map(str, range(200)))
+    return Comparison(Table("s", "folder", ("a", "b"), ("a", "b"), labels, np.full(200, "train"), paths), results)
+
+
+@pytest.mark.parametrize(
+    ("others", "recommended"),
+    [
+        ([("fast", 178, 2.0)], "fast"),  # one percentage point below the best, and not significantly so
+        ([("fast", 177, 2.0)], "best"),  # more than one point below, though no test tells them apart
+        ([("slow", 180, 30.0)], "best"),  # equally good and slower
+        ([("fast", 160, 2.0), ("faster", 179, 1.0)], "faster"),
+    ],
+)
+def test_the_fastest_as_good_as_the_best_is_recommended(others: list[tuple[str, int, float]], recommended: str):
+    found = comparison(result("best", 180, 10.0), *(result(*other) for other in others))
+    assert found.best.name == "best"
+    assert found.recommended is not None
+    assert found.recommended.name == recommended
+
+
+def test_a_significant_difference_rules_out_even_a_close_one():
+    best, fast = result("best", 2000, 10.0, 2000), result("fast", 1985, 1.0, 2000)
+    labels, paths = np.arange(2000) % 2, tuple(map(str, range(2000)))
+    table = Table("s", "folder", ("a", "b"), ("a", "b"), labels, np.full(2000, "train"), paths)
+    found = Comparison(table, (fast, best))
+    assert found.p["fast"] < 0.05
+    assert found.recommended is best
+
+
+def test_an_ensemble_is_compared_but_not_recommended():
+    found = comparison(result("a+b", 190, 12.0, parts=2), result("a", 180, 6.0))
+    assert found.best.name == "a+b"
+    assert found.recommended is not None
+    assert found.recommended.name == "a"
+    assert comparison(result("a+b", 190, 12.0, parts=2)).recommended is None
+
+
+def test_the_pareto_front_has_what_no_other_beats():
+    found = comparison(result("a", 180, 9.0), result("b", 180, 5.0), result("c", 100, 1.0), result("d", 90, 2.0))
+    assert found.front == {"b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("resnet5", "did you mean resnet50"),
+        ("resnet50-torchvison-v1", "did you mean resnet50-torchvision-v1"),
+        ("", "names no backbone"),
+        (" , ", "names no backbone"),
+        ("resnet50+resnet50", "joins a backbone with itself"),
+        ("resnet50+", "a name is missing"),
+        ("resnet50=missing.safetensors", "there is no file missing.safetensors"),
+        ("resnet50=", "there is no file"),
+        ("mini_resnet", "no pretrained weights"),
+        ("resnt50=README.md", "unknown model 'resnt50'"),
+    ],
+)
+def test_bad_names_are_one_line_before_any_work(text: str, problem: str):
+    with pytest.raises(UserError, match=problem) as caught:
+        parse_backbones(text, {}, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_backbone_twice_is_compared_once():
+    found = parse_backbones("resnet50,resnet50-torchvision-v1,resnet50", {}, "cpu")
+    assert [candidate.name for candidate in found.chosen] == ["resnet50"]
+    assert len(found.notes) == 2
+    found = parse_backbones("resnet18+resnet50,resnet50+resnet18", {}, "cpu")
+    assert len(found.chosen) == 1
+
+
+def test_weights_at_hand_are_preferred_and_auto_lists_them(monkeypatch: pytest.MonkeyPatch):
+    local = {"resnet50": "resnet50-v1-imagenet", "timm/x": "pretrained"}
+    assert parse_backbones("resnet50", local, "cpu").chosen[0].backbones[0].weights == "resnet50-v1-imagenet"
+    monkeypatch.setenv("LINNAEUS_OFFLINE", "1")
+    found = parse_backbones("auto,resnet18", local, "cpu")
+    assert [candidate.name for candidate in found.chosen] == ["resnet50-v1-imagenet", "timm/x", "resnet18"]
+    assert any("left out" in note for note in found.notes)
+
+
+def test_recommended_backbones_exist_and_permit_any_use():
+    torchvision()
+    pytest.importorskip("timm")
+    for names in backbones.RECOMMENDED.values():
+        for name in names:
+            assert not license_warning(lookup(name).license), name
+    with pytest.raises(UnknownNameError, match="did you mean timm/convnext_atto"):
+        parse_backbones("timm/convnext_ato", {}, "cpu")
+
+
+@pytest.mark.parametrize("key", ["phase.1.lr", "seed", "model.name", "lr"])
+def test_keys_that_a_probe_does_not_use_are_refused(key: str, place: Path):
+    with pytest.raises(UserError, match=f"--set {key}: a probe solves a linear head"):
+        run(place, "A", settings={key: 1})
+
+
+def test_results_of_others_are_not_overwritten(place: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty, and holds no probe\.json"):
+        run(place, "A", out=tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        run(place, "A", out=tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="lies inside the source"):
+        run(place, "A", out=place / "images" / "out")
+    assert not (place / "images" / "out").exists()
