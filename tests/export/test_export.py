@@ -406,3 +406,19 @@ def test_the_network_stays_as_it_was(exported: tuple[Path, GateResult], run: Pat
     assert network.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_network_on_a_gpu_is_exported_from_a_copy_on_the_cpu(run: Path, data: Path, tmp_path: Path):
+    """Sample images are on the CPU. The network of the caller stays where it is, and is not used."""
+    classifier = load(run, device="cpu")
+    original = classifier.network
+
+    def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert module is not original, "expected all tensors to be on the same device"
+
+    original.register_forward_pre_hook(refuse)
+    classifier.device = classifier.run.device = torch.device("cuda")
+    path, result = export_onnx(classifier, "onnx", data=str(data), out=tmp_path / "a.onnx", agree=0.99, console=QUIET)
+    assert path is not None
+    assert result.reference.run.device == torch.device("cpu")
+    assert classifier.network is original

@@ -21,9 +21,11 @@ from torch import nn
 
 import linnaeus
 from linnaeus.console import Console
+from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.inference.inputs import expand
 from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import read_model
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
@@ -430,3 +432,19 @@ def test_training_images_may_be_larger_than_those_of_validation(tmp_path: Path):
     assert run.valid.n == 6
     assert linnaeus.load(run.path).preprocessing.resize == 28
     assert len(list(expand([str(source)]))) == 30
+
+
+def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, idx: Path, undrawn: None):
+    """Training in bfloat16, whose loss differs from that of float32 in the third digit."""
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, precision="bf16-mixed", **settings())
+    run = train(idx, recipe, tmp_path / "run")
+    evaluated = linnaeus.load(run.path, device="cpu").evaluate(idx, split="test")
+    assert run.test is not None
+    assert run.test.loss == pytest.approx(evaluated.loss, rel=1e-6)
+
+
+def test_only_images_that_rounding_may_decide_excuse_another_count():
+    logits = np.array([[1.0, 1.001, 0.0], [1.0, 1.01, 0.0], [1.0, 3.0, 0.0]], np.float32)
+    outputs = Outputs(np.zeros(3, np.int64), logits)
+    assert finalize.decided_by_rounding(outputs, Engine("cpu", "32")) == 1
+    assert finalize.decided_by_rounding(outputs, Engine("cpu", "bf16-mixed")) == 2

@@ -114,13 +114,14 @@ def export_onnx(
     agree: float,
     console: Console,
 ) -> tuple[Path | None, GateResult]:
-    """Write `classifier`, a network on CPU, as ONNX of `kind` if it passes the gate.
+    """Write `classifier` as ONNX of `kind` if it passes the gate, which compares both on the CPU.
 
     Without `out` the file lies beside the model file. Returns its path, or None if no candidate passed and nothing was
     written, and the result of the gate. Raises UserError where packages or images are missing, or the network cannot be
     exported.
     """
     require(kind)
+    classifier = classifier.on_cpu()
     path = out or classifier.path.with_name(KINDS[kind])
     check_output(path, lambda path: path.suffix.lower() == ".onnx")  # before the work
     samples = collect_samples(classifier.about, classifier.path, data, split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections import deque
@@ -126,6 +127,13 @@ class Classifier:
             f"{self.path}: an ONNX file can only predict; explanations and similar images need the network: give the "
             "run folder or its model.safetensors"
         )
+
+    def on_cpu(self) -> Classifier:
+        """This classifier if it runs on the CPU, else a copy that does. The original keeps its device."""
+        if self.device.type == "cpu":
+            return self
+        network = copy.deepcopy(self.network).cpu()
+        return Classifier(self.path, self.about, TorchRunner(network, self.preprocessing, torch.device("cpu")))
 
     @property
     def temperature(self) -> float:

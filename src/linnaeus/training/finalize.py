@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from linnaeus.check.inspection import without_leaks
-from linnaeus.distributed.engine import hardware
+from linnaeus.distributed.engine import Engine, hardware
 from linnaeus.errors import JobError
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.metrics.classification import Figures
@@ -25,6 +27,9 @@ from linnaeus.training.timings import Timings
 
 BATCH = 64
 """Images at once in the final evaluation."""
+FLOAT32_ROUNDING = 2.0**-9
+MIXED_ROUNDING = 2.0**-6
+"""Relative errors of logits: of stored activations, which are float16, and of bfloat16, each with a factor of 4."""
 
 
 @dataclass
@@ -138,7 +143,8 @@ def _outputs(prepared: Prepared, network: Network) -> dict[str, Outputs]:
         if split in prepared.samples:
             samples = prepared.samples[split]
             batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
-            out = answer(network, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast)
+            # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
+            out = answer(network, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
             outputs[split] = replace(out, groups=samples.groups)
     return outputs
 
@@ -154,8 +160,8 @@ def _write_results(
     """Write model file, predictions, metrics, plots and report."""
     folder, valid, chosen = prepared.folder, evaluation.figures["valid"], ending.best.figures
     assert chosen is not None
-    # Stored activations and another executor may round differently; more than that would be an error.
-    if valid.correct != chosen.correct:
+    # Stored activations, another executor and mixed precision round differently; more than that would be an error.
+    if abs(valid.correct - chosen.correct) > decided_by_rounding(evaluation.calibrated["valid"], prepared.engine):
         prepared.console.warn(
             f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
             "during training"
@@ -177,6 +183,13 @@ def _write_results(
     folder.write_metrics(metrics)
     if ending.draw:
         _write_report(prepared, ending, metrics)
+
+
+def decided_by_rounding(outputs: Outputs, engine: Engine) -> int:
+    """Number of images whose two largest logits are so close that the precision of the training may swap them."""
+    second, first = np.partition(outputs.logits, -2, axis=1)[:, -2:].T
+    tolerance = FLOAT32_ROUNDING if engine.precision == "32-true" else MIXED_ROUNDING
+    return int((first - second <= tolerance * np.abs(outputs.logits).max(1)).sum())
 
 
 def _metrics(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) -> dict[str, Any]:
