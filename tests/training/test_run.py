@@ -20,7 +20,7 @@ from tiny import mini, samples, settings, write_idx, write_images, write_recipe
 from torch import nn
 
 import linnaeus
-from linnaeus.console import Console
+from linnaeus.console import Console, duration
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.inference.inputs import expand
@@ -32,6 +32,7 @@ from linnaeus.runs.history import Row
 from linnaeus.training import finalize
 from linnaeus.training.best import Best
 from linnaeus.training.finalize import Run
+from linnaeus.training.timings import StepTimer
 
 QUIET = Console(quiet=True)
 
@@ -448,3 +449,16 @@ def test_only_images_that_rounding_may_decide_excuse_another_count():
     outputs = Outputs(np.zeros(3, np.int64), logits)
     assert finalize.decided_by_rounding(outputs, Engine("cpu", "32")) == 1
     assert finalize.decided_by_rounding(outputs, Engine("cpu", "bf16-mixed")) == 2
+
+
+def test_the_duration_of_a_phase_is_estimated_after_the_warm_up(
+    tmp_path: Path, idx: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first steps search for kernels: an estimate that counts them was 14 minutes for a run of 59 s."""
+    now = iter([100.0, 100.0 + 13 * 10])  # at the end of the warm-up, and ten steps later
+    monkeypatch.setattr("linnaeus.training.phases.StepTimer", lambda: StepTimer(lambda: next(now)))
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 4}, **settings())
+    linnaeus.train(idx, str(recipe), out=tmp_path / "run", device="cpu", console=Console(stream=sys.stdout))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "for this phase" in line)
+    steps = 4 * 7
+    assert line == f"  about {duration(13 * steps * (1 + 12 / (3 * 108)))} for this phase"

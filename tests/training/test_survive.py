@@ -267,8 +267,6 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
 class Cheap:
     """A measurement that found plenty of memory."""
 
-    seconds = 0.0
-
     def micro_batch(self, batch: int, free: int) -> int:
         return batch
 

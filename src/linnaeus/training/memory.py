@@ -1,9 +1,8 @@
-"""Memory and time of a training step, measured on a copy of the network before training."""
+"""Memory of a training step, measured on a copy of the network before training."""
 
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +22,6 @@ class SampleCost:
 
     bytes: int
     """Memory that is kept for the backward pass."""
-    seconds: float
-    """Forward and backward pass."""
 
     def micro_batch(self, batch: int, free: int) -> int:
         """The micro-batch for a batch of `batch` samples in `free` bytes: equal parts, as few as fit."""
@@ -34,7 +31,7 @@ class SampleCost:
 
 
 def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCost:
-    """Run forward and backward twice on a copy of `net` in training mode, for the samples `x`.
+    """Run forward and backward on a copy of `net` in training mode, for the samples `x`.
 
     Tensors saved by autograd are counted by storage, so that several views of one tensor count once.
     """
@@ -49,16 +46,8 @@ def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCos
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    seconds = 0.0
-    for _ in range(2):  # the first pass warms caches and chooses algorithms; only the second is timed
-        storages.clear()  # freed memory may be reused at another address, so the passes are counted separately
-        started = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            out = twin(x)
-        logits = out if isinstance(out, Tensor) else out[0]
-        F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
-        if x.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        twin.zero_grad(set_to_none=True)
-    return SampleCost(sum(storages.values()) // len(x), seconds / len(x))
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        out = twin(x)
+    logits = out if isinstance(out, Tensor) else out[0]
+    F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
+    return SampleCost(sum(storages.values()) // len(x))

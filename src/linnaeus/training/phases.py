@@ -23,7 +23,7 @@ from linnaeus.text import percent
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.loop import Epoch, Step, fit
-from linnaeus.training.memory import SampleCost, measure_cost
+from linnaeus.training.memory import measure_cost
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.phase import AboveCut, PhaseRun
 from linnaeus.training.rangetest import range_test
@@ -32,10 +32,12 @@ from linnaeus.training.snapshot import Snapshot, network_state
 from linnaeus.training.solve import solve_head
 from linnaeus.training.stop import StopSignals
 from linnaeus.training.streams import Streams
-from linnaeus.training.timings import Timings
+from linnaeus.training.timings import StepTimer, Timings
 
 PROBED = 8
 """Samples of the trial step: enough to outweigh fixed costs, few enough to take no time."""
+MENTIONED_FROM = 10.0
+"""Seconds from which on the expected duration of a phase is announced."""
 
 
 @dataclass
@@ -132,7 +134,7 @@ class Phases:
                 self.engine,
                 resume=snapshot,
                 better=self.best.beaten_by,
-                on_step=partial(self._after_step, run, advance),
+                on_step=partial(self._after_step, run, advance, StepTimer()),
                 on_out_of_memory=partial(self._after_out_of_memory, run),
             )
             # From here on a signal waits for the end of a step, where a checkpoint can be written.
@@ -142,8 +144,13 @@ class Phases:
                     self._between_steps(run.number, epoch.snapshot)
             self.stop.obey(self.engine.all_reduce_max(self.stop.pending))
 
-    def _after_step(self, run: PhaseRun, advance: Advance, step: Step) -> None:
+    def _after_step(self, run: PhaseRun, advance: Advance, timer: StepTimer, step: Step) -> None:
         """Show the progress; write a checkpoint or stop if it is time."""
+        seconds = timer.seconds_per_step()
+        if seconds is not None:
+            # Evaluation is a forward pass, about a third of the work of a training step.
+            validation = run.valid.batches.samples / (3 * run.train.batches.samples)
+            self._announce_duration(run.phase.epochs * step.steps * seconds * (1 + validation))
         if self.recipe.log_every and step.step % self.recipe.log_every == 0:
             loss, _ = step.means()
             self.console.say(f"  epoch {step.epoch}  step {step.step} of {step.steps}  loss {loss:.4f}")
@@ -154,6 +161,10 @@ class Phases:
             samples = run.train.batches.samples
             advance((step.epoch - 1) * samples + step.samples, run.phase.epochs * samples, note)
         self._between_steps(run.number, step.snapshot, 1)
+
+    def _announce_duration(self, seconds: float) -> None:
+        if seconds >= MENTIONED_FROM:
+            self.console.say(f"  about {duration(seconds)} for this phase")
 
     def _after_out_of_memory(self, run: PhaseRun, micro_batch: int) -> None:
         """Record the smaller micro-batch."""
@@ -251,7 +262,7 @@ class Phases:
         return test.chosen
 
     def _choose_micro_batch(self, run: PhaseRun) -> int:
-        """Measure one step on a copy and print what trains at which cost; return the micro-batch of this process."""
+        """Measure the memory of one step on a copy; return the micro-batch of this process."""
         phase, world_size = run.phase, self.engine.world_size
         batch = next(iter(run.train.batches.epoch())).part(0, PROBED)
         x = run.train.prepare(batch, 0)
@@ -271,19 +282,14 @@ class Phases:
                 free //= self.engine.local_world_size  # the processes of a machine share its memory
             micro_batch = cost.micro_batch(local_batch, min(self.engine.all_gather(free)))
         self.recorder.record_micro_batch(run.number, min(micro_batch * shared_by, phase.batch))
-        self._announce(run, cost, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")
+        self._announce(run, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")
         return micro_batch
 
-    def _announce(self, run: PhaseRun, cost: SampleCost, x: torch.Tensor, division: str) -> None:
-        """Print the size of the phase and the time that it will take."""
+    def _announce(self, run: PhaseRun, x: torch.Tensor, division: str) -> None:
+        """Print the size of the phase."""
         phase, world_size, batches = run.phase, self.engine.world_size, run.train.batches
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         work = f"{counted(phase.epochs, 'epoch')} of {counted(len(batches), 'step')}"
         shape, dtype = (min(phase.batch, batches.samples), *x.shape[1:]), str(x.dtype).removeprefix("torch.")
         per_process = f", {-(-phase.batch // world_size)} for each process" if world_size > 1 else ""
-        # Evaluation is a forward pass, about a third of the work of a training step.
-        seconds = phase.epochs * cost.seconds * (batches.samples + run.valid.batches.samples / 3) / world_size
-        self.console.say(
-            f"  {trained:,} trained parameters, {work}; batch {shape} {dtype}{per_process}{division}; about "
-            f"{duration(seconds)}"
-        )
+        self.console.say(f"  {trained:,} trained parameters, {work}; batch {shape} {dtype}{per_process}{division}")

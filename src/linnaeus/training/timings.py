@@ -1,8 +1,9 @@
-"""Durations of the parts of a run."""
+"""Durations of the parts of a run, and of a training step."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 
 class Timings(dict[str, float]):
@@ -28,3 +29,21 @@ class Timings(dict[str, float]):
     def rounded(self) -> dict[str, float]:
         """Milliseconds are precise enough for a file; the total comes last."""
         return {name: round(self[name], 3) for name in sorted(self, key=lambda name: name == "total")}
+
+
+WARM_UP, MEASURED = 3, 10
+"""Steps that are not measured, because memory is allocated and kernels are searched in them, and steps that are."""
+
+
+class StepTimer:
+    """Measures the duration of a training step once, over some steps after a warm-up."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock, self.steps, self.started = clock, 0, 0.0
+
+    def seconds_per_step(self) -> float | None:
+        """To be called after every step. The mean duration of a step after the last one measured, else None."""
+        self.steps += 1
+        if self.steps == WARM_UP:
+            self.started = self.clock()
+        return (self.clock() - self.started) / MEASURED if self.steps == WARM_UP + MEASURED else None
