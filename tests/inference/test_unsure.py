@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tiny import GRAY, mini, write_images
 
+from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Prediction, load
+from linnaeus.inference.runners import TorchRunner
+from linnaeus.inference.writers import open_writer
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 
 CLASSES = ("0", "1", "2")
@@ -54,3 +61,69 @@ def test_a_probability_that_is_not_a_number_is_unsure():
     broken = Prediction("a.png", ("a", "b"), ("a", "b"), np.full(2, np.nan), threshold=0.5)
     assert broken.unsure
     assert not Prediction("a.png", ("a", "b"), ("a", "b"), np.array([0.5, 0.5]), threshold=0.5).unsure
+
+
+def break_bright(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the network compute NaN for images that are bright: each second class of the images here."""
+    original = TorchRunner.__call__
+
+    def broken(self: TorchRunner, images: torch.Tensor) -> np.ndarray:
+        logits = original(self, images)
+        logits[images.float().mean((1, 2, 3)).numpy() > 128] = np.nan
+        return logits
+
+    monkeypatch.setattr(TorchRunner, "__call__", broken)
+
+
+def bright_and_dark(folder: Path) -> Path:
+    for name, value in (("a.png", 10), ("b.png", 250), ("c.png", 20)):
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (28, 28), value).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "table"])
+def test_an_answer_that_is_not_finite_is_an_error_of_its_image(
+    form: str, model: Path, tmp_path: Path, say, monkeypatch
+):
+    break_bright(monkeypatch)
+    said = say("predict", model, bright_and_dark(tmp_path / "i"), "--format", form)
+    assert said.status == 1
+    assert "b.png: the network computes values that are not finite" in said.err
+    assert "1 of 3 images could not be read" not in said.err
+    assert "1 of 3 images got no answer" in said.err
+    assert "nan" not in said.out.lower()
+    assert said.out.count("a.png") == said.out.count("c.png") == 1
+    if form == "jsonl":
+        lines = [json.loads(line, parse_constant=pytest.fail) for line in said.out.splitlines()]
+        assert [(bool(line["error"]), len(line["top"])) for line in lines] == [(False, 1), (True, 0), (False, 1)]
+    if form == "csv":
+        rows = list(csv.DictReader(io.StringIO(said.out)))
+        assert [bool(row["error"]) for row in rows] == [False, True, False]
+
+
+def test_no_figure_counts_an_answer_that_is_not_finite(model: Path, tmp_path: Path, monkeypatch):
+    break_bright(monkeypatch)
+    for label in ("0", "1"):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        bright_and_dark(tmp_path / "d" / label)
+    with pytest.raises(UserError, match=r"^2 of 6 images: the network computes values that are not finite"):
+        load(model, device="cpu").evaluate(tmp_path / "d")
+    with pytest.raises(UserError, match="not finite"):
+        load(model, device="cpu").predict(tmp_path / "d" / "0" / "b.png")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "table"])
+def test_no_writer_writes_nan(form: str):
+    file = io.StringIO()
+    broken = Prediction("a.png", ("a", "b"), ("a", "b"), np.full(2, np.nan), threshold=0.5)
+    open_writer(form, file, 2).write(broken)
+    assert "nan" not in file.getvalue().lower()
+
+
+def test_a_model_without_calibration_says_that_it_is_never_unsure(model: Path, tmp_path: Path, say):
+    about = ModelFile(mini(3).arch, CLASSES, CLASSES, GRAY)
+    write_model(tmp_path / "plain.safetensors", mini(3).state_dict(), about)
+    said = say("predict", tmp_path / "plain.safetensors", bright_and_dark(tmp_path / "i"))
+    assert said.err.startswith(f"warning: {tmp_path / 'plain.safetensors'}: the model is not calibrated, so its prob")
+    assert 'never answers "unsure"' in said.err

@@ -21,6 +21,7 @@ from linnaeus.metrics.selective import (
     aurc,
     candidate_counts,
     choose_thresholds,
+    is_unsure,
     risk_coverage_curve,
 )
 
@@ -221,6 +222,13 @@ def test_the_text_of_a_rule():
     assert str(perfect).startswith(
         "never: 0 of 15 answers are wrong, and 2 % are allowed; an estimate, not tested: at least 149"
     )
+    three = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 3), np.ones(3, dtype=bool)), 0.02)
+    assert str(three).endswith("; the 95 % interval of the share of wrong answers is 0.0 % to 56.1 %")
+
+
+def test_no_certainty_is_unsure():
+    assert [is_unsure(p, 0.5) for p in (0.5, 0.4999, float("nan"))] == [False, True, True]
+    assert is_unsure(float("nan"), 0.0)
 
 
 def best_of(rng: np.random.Generator, epochs: int, n: int, risk: float, overlap: float) -> np.ndarray:
@@ -252,7 +260,9 @@ def test_the_number_of_epochs_is_stated_and_stored():
     sure, right = np.linspace(0.5, 1, 200), np.full(200, True)
     rule = choose_thresholds(risk_coverage_curve(sure, right, candidates=10))
     assert (rule.tested, rule.to_dict()["candidates"], rule.to_dict()["smallest_n"]) == (None, 10, 263)
-    assert str(rule).endswith("not tested: at least 263 images are needed after choosing the best of 10 epochs on them")
+    assert "not tested: at least 263 images are needed after choosing the best of 10 epochs on them; the 95" in str(
+        rule
+    )
     one = choose_thresholds(risk_coverage_curve(sure, right))
     assert str(one).endswith("tested: with more errors it would pass in at most 5 % of samples")
     more = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 300), np.full(300, True), candidates=10))

@@ -150,6 +150,6 @@ def load_model(model: str, device: str, code: str | None) -> Classifier:
         arch = read_header(model_path(model)).arch
         module = load_module(code, int(arch["classes"]), int(arch["channels"]))
     classifier = load(model, device=device, model=module)
-    if classifier.calibration is not None and classifier.calibration.rule.notice:
-        make_console(sys.stderr).warn(f"{model}: {classifier.calibration.rule.notice}")
+    if classifier.notice:
+        make_console(sys.stderr, silent=not process_info().is_main).warn(f"{model}: {classifier.notice}")
     return classifier

@@ -101,7 +101,8 @@ def predict(
     if grid and job.grid:
         _draw_grid(grid, job.grid, console)
     if failed:
-        console.warn(f"{failed} of {counted(total, 'image')} could not be read")
+        problem = "got no answer" if job.unanswered else "could not be read"
+        console.warn(f"{failed} of {counted(total, 'image')} {problem}")
         raise SystemExit(1)
 
 
@@ -141,12 +142,15 @@ class PredictionJob:
     grid_size: int = 0
     grid: list[tuple[Prediction, int | None]] = field(default_factory=list)
     """The first readable predictions, with the index of their true class, up to `grid_size`."""
+    unanswered: bool = False
+    """Whether an image was read and got no answer."""
 
     def run(self) -> tuple[int, int]:
         """(number of images, number of unreadable images), including those of earlier runs; main process only."""
         from linnaeus.files import disk_errors
         from linnaeus.inference.distributed import predictions
         from linnaeus.inference.resume import ExistingPredictions
+        from linnaeus.inference.runners import NOT_FINITE
 
         done, failed, output = 0, 0, None
         previous = ExistingPredictions()
@@ -164,6 +168,7 @@ class PredictionJob:
                 done += 1
                 if prediction.error is not None:
                     failed += 1
+                    self.unanswered |= prediction.error == NOT_FINITE
                     self.console.warn(f"{prediction.path}: {prediction.error}")
                 elif self._grid_has_room():
                     self.grid.append((prediction, self.classifier.true_class(prediction.path)))

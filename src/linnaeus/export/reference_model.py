@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from linnaeus.console import Console
 from linnaeus.export.gate import Comparison
 from linnaeus.export.sample_images import SampleImages
-from linnaeus.inference.runners import OnnxRunner, Runner
+from linnaeus.inference.runners import OnnxRunner, Runner, finite
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.outputs import Outputs
 
@@ -45,12 +44,12 @@ class ReferenceModel:
         self.raw_positions = np.unique(np.linspace(0, len(samples) - 1, count).astype(np.int64))
         self.draft_effect: DraftEffect | None = None
 
-    def predict(self, run: Callable[[torch.Tensor], np.ndarray], owner: str) -> Outputs:
+    def predict(self, run: Runner, owner: str) -> Outputs:
         """Outputs of `run` for the prepared images, with the temperature of the original."""
         logits: list[np.ndarray] = []
         with self.console.progress(f"answers of the {owner}") as advance:
             for square in self.samples.squares():
-                logits.append(run(square))
+                logits.append(finite(run, square))
                 advance(sum(map(len, logits)), len(self.samples))
         return Outputs(self.samples.labels, np.concatenate(logits)).at(self.temperature)
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,18 +27,23 @@ from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.membership import KnownImages
-from linnaeus.inference.runners import OnnxRunner, Runner, TorchRunner
+from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.selective import is_unsure
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_header, read_model
 from linnaeus.models import Network, wrap
 
 BATCH = 32
+UNCALIBRATED = (
+    'the model is not calibrated, so its probabilities are unchecked and it never answers "unsure"; linnaeus train RUN '
+    "--resume calibrates the model of a run that was not ended"
+)
 Image = str | Path | bytes | np.ndarray
 """An image file, its bytes, or pixels (H, W) or (H, W, 3) uint8."""
 
@@ -79,7 +85,7 @@ class Prediction:
     @property
     def unsure(self) -> bool:
         """Whether the most likely class is less probable than the model's threshold."""
-        return self.probabilities is not None and not self.probability >= self.threshold  # NaN is no certainty
+        return self.probabilities is not None and is_unsure(self.probability, self.threshold)
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """(display name, probability) of the k most likely classes, the most likely first."""
@@ -91,13 +97,16 @@ class Prediction:
         return [(int(i), float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:k]]
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """The object that `linnaeus predict` writes as a JSON line."""
-        top = [] if self.probabilities is None else self.ranked(k)
+        """The object that `linnaeus predict` writes as a JSON line. JSON has no NaN, which becomes an `error`."""
+        error = self.error
+        if self.probabilities is not None and not np.isfinite(self.probabilities).all():
+            error = NOT_FINITE
+        top = [] if self.probabilities is None or error else self.ranked(k)
         return {
             "path": self.path,
             "top": [{"class": self.classes[i], "name": self.names[i], "probability": p} for i, p in top],
             "unsure": self.unsure,
-            "error": self.error,
+            "error": error,
         }
 
     def _readable(self) -> np.ndarray:
@@ -144,6 +153,13 @@ class Classifier:
     def threshold(self) -> float:
         """The probability below which the model is unsure; 0 where it never is."""
         return 0.0 if self.calibration is None else self.calibration.rule.threshold
+
+    @property
+    def notice(self) -> str:
+        """What to say before the first answer; empty for a model that knows when it is unsure."""
+        if self.calibration is None:
+            return UNCALIBRATED
+        return self.calibration.rule.notice
 
     @overload
     def predict(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -197,10 +213,15 @@ class Classifier:
         readable = iter(zip(images, self.probabilities(np.stack(images)) if images else [], strict=True))
         for (path, _), reason in zip(tasks, errors, strict=True):
             if reason is None:
-                image, probabilities = next(readable)
-                yield Prediction(path, self.classes, self.names, probabilities, image=image, threshold=self.threshold)
+                yield self.prediction(path, *next(readable))
             else:
                 yield Prediction(path, self.classes, self.names, None, error=reason)
+
+    def prediction(self, path: str, image: np.ndarray, probabilities: np.ndarray) -> Prediction:
+        """The prediction for an image that was read; where a probability is not finite, one with an `error`."""
+        if not np.isfinite(probabilities).all():
+            return Prediction(path, self.classes, self.names, None, error=NOT_FINITE)
+        return Prediction(path, self.classes, self.names, probabilities, image=image, threshold=self.threshold)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Cropped images (N, size, size, channels) uint8 -> calibrated probabilities (N, classes) float64."""
@@ -225,7 +246,7 @@ class Classifier:
         def crop(batch: Batch) -> torch.Tensor:
             return self.preprocessing.crop(batch.pixels, batch.shapes)
 
-        outputs = answer(self.run, self.batches(images, group), crop, group)
+        outputs = answer(partial(finite, self.run), self.batches(images, group), crop, group)
         return replace(outputs, groups=images.table.group_numbers(images.indices))
 
     def batches(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Batches:

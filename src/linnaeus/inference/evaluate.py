@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
+from linnaeus.inference.runners import finite
 from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
@@ -100,7 +102,9 @@ def evaluate_model(
         if classifier.preprocessing.resize == classifier.preprocessing.size:
             console.say("the network sees the whole image, so no crops are evaluated, only the mirrored view")
         batches = classifier.batches(images, group)
-        views = answer_views(classifier.run, classifier.preprocessing, batches, classifier.temperature, group)
+        views = answer_views(
+            partial(finite, classifier.run), classifier.preprocessing, batches, classifier.temperature, group
+        )
     apart = None if images.validation is None else classifier.outputs(images.validation, group)
     if not group.is_main:
         return None

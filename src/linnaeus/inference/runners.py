@@ -14,9 +14,11 @@ from linnaeus.modelfile.onnx import INPUT, LOGITS
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 
+NOT_FINITE = "the network computes values that are not finite, so there is no answer; train the model again"
+
 
 class Runner(Protocol):
-    """Cropped images (N, size, size, C) uint8 -> uncalibrated logits (N, classes) float32."""
+    """Cropped images (N, size, size, C) uint8 -> uncalibrated logits (N, classes) float32, not necessarily finite."""
 
     kind: str
     """`torch`, `onnx` or `onnx-int8`."""
@@ -36,7 +38,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
-        return _finite(self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy())
+        return self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy()
 
 
 class OnnxRunner:
@@ -58,7 +60,7 @@ class OnnxRunner:
         padded = np.zeros((n, self.side, self.side, channels), np.uint8)
         inner = slice(self.start, self.start + self.size)
         padded[:, inner, inner] = images.cpu().numpy()
-        return _finite(self.session.run([LOGITS], {INPUT: padded})[0])
+        return self.session.run([LOGITS], {INPUT: padded})[0]
 
     def raw(self, image: np.ndarray, output: str = LOGITS) -> np.ndarray:
         """Logits (classes,) of an image of any size, (H, W) or (H, W, C) uint8; the graph does the preprocessing."""
@@ -66,8 +68,10 @@ class OnnxRunner:
         return self.session.run([output], {INPUT: np.ascontiguousarray(image)[None]})[0][0]
 
 
-def _finite(logits: np.ndarray) -> np.ndarray:
-    """The logits. Raises UserError where one is not finite: the first class would be answered, with certainty."""
-    if not np.isfinite(logits).all():
-        raise UserError("the network computes values that are not finite, so there is no answer; train the model again")
+def finite(run: Runner, images: Tensor) -> np.ndarray:
+    """The logits of `run`. Raises UserError where one is not finite: a figure must not count it as an answer."""
+    logits = run(images)
+    broken = int((~np.isfinite(logits).all(1)).sum())
+    if broken:
+        raise UserError(f"{broken} of {len(logits)} images: {NOT_FINITE}")
     return logits

@@ -42,7 +42,7 @@ class TableWriter:
         self.file, self.top = file, top
 
     def write(self, prediction: Prediction) -> None:
-        if prediction.error is not None:
+        if prediction.to_dict(1)["error"] is not None:
             return  # the command prints a warning instead
         ranked = prediction.top(self.top)
         if len(ranked) == 1:
@@ -70,7 +70,7 @@ class CsvWriter:
 
     def write(self, prediction: Prediction) -> None:
         values = prediction.to_dict(self.top)
-        unsure = int(values["unsure"]) if prediction.error is None else ""
+        unsure = int(values["unsure"]) if values["error"] is None else ""
         row = [values["path"], unsure, values["error"] or ""]
         for answer in values["top"]:
             row += [answer["class"], answer["name"], f"{answer['probability']:.6f}"]
@@ -84,4 +84,4 @@ class JsonLinesWriter:
         self.file, self.top = file, top
 
     def write(self, prediction: Prediction) -> None:
-        self.file.write(json.dumps(prediction.to_dict(self.top), ensure_ascii=False) + "\n")
+        self.file.write(json.dumps(prediction.to_dict(self.top), ensure_ascii=False, allow_nan=False) + "\n")

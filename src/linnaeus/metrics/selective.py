@@ -42,6 +42,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.risk_test import CONFIDENCE, allowed_errors, required_samples
 from linnaeus.text import percent
 
@@ -132,13 +133,20 @@ class AbstentionRule:
         if point.threshold == 0:
             text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed; "
         else:
-            text = f"below {percent(point.threshold, exact=True)}, so that at most {share} of the answers are wrong: "
+            aim = (
+                "so that at most {} of the answers are wrong" if self.tested else "aiming for at most {} wrong answers"
+            )
+            text = f"below {percent(point.threshold, exact=True)}, {aim.format(share)}: "
             text += f"{point.answered} of {self.n} answered ({percent(point.answered / self.n)}), {point.wrong} wrong; "
         if self.tested is not None:
             chosen = "" if self.candidates == 1 else f", although they also chose the best of {self.candidates} epochs"
             share = percent(1 - CONFIDENCE, 0)
             return f"{text}tested: with more errors it would pass in at most {share} of samples{chosen}"
-        return f"{text}an estimate, not tested: {self.why_not_tested}"
+        text = f"{text}an estimate, not tested: {self.why_not_tested}"
+        if self.grouped:  # the interval of independent images would be too narrow
+            return text
+        low, high = wilson(point.wrong, point.answered)
+        return f"{text}; the 95 % interval of the share of wrong answers is {percent(low)} to {percent(high)}"
 
     @property
     def why_not_tested(self) -> str:
@@ -173,6 +181,11 @@ class AbstentionRule:
             "threshold": None if self.applied is None else self.threshold,
             "answers": self.answers,
         }
+
+
+def is_unsure(probability: float, threshold: float) -> bool:
+    """Whether a model abstains from an answer of this probability. NaN is no certainty."""
+    return not probability >= threshold
 
 
 def candidate_counts(n: int, steps: int = COVERAGES) -> np.ndarray:

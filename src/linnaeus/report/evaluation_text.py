@@ -134,9 +134,13 @@ def abstention(found: Abstention, n: int) -> list[str]:
 
 
 def _effect(point: MeasuredPoint, n: int) -> str:
+    low, high = point.risk_ci95
+    interval = f"95 % interval {percent(low)} to {percent(high)}"
     if point.threshold == 0:
-        return f"everything answered, {point.wrong} of {n} wrong ({percent(point.wrong / n)})"
-    wrong = f", {point.wrong} of them wrong ({percent(point.wrong / point.answered)})" if point.answered else ""
+        return f"everything answered, {point.wrong} of {n} wrong ({percent(point.wrong / n)}, {interval})"
+    wrong = ""
+    if point.answered:
+        wrong = f", {point.wrong} of them wrong ({percent(point.wrong / point.answered)}, {interval})"
     answered = f"{point.answered} of {n} answered ({percent(point.answered / n)})"
     return f"unsure below {percent(point.threshold, exact=True)}: {answered}{wrong}"
 

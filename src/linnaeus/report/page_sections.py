@@ -12,6 +12,7 @@ import numpy as np
 from linnaeus.check.findings import KINDS, SEVERITIES
 from linnaeus.console import counted, duration
 from linnaeus.metrics.classification import most_confused
+from linnaeus.metrics.selective import is_unsure
 from linnaeus.report.evaluation_text import LABELS
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.predictions import PredictionRow
@@ -221,7 +222,7 @@ def shown_prediction(
         probability=typeset_percent(row.probability, 1),
         probability_of_true=typeset_percent(row.probability_of_true, 1),
         correct=row.correct,
-        unsure=row.probability < run.threshold,
+        unsure=is_unsure(row.probability, run.threshold),
     )
 
 

@@ -31,6 +31,7 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
         "preprocessing": classifier.preprocessing.to_dict(),
         "calibrated": calibration is not None,
         "threshold": classifier.threshold,
+        "notice": classifier.notice,
         "rule": None if calibration is None else str(calibration.rule),
         "answers": "all" if calibration is None else calibration.rule.answers,
         "metrics": about.metrics,

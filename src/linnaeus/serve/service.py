@@ -108,7 +108,7 @@ class Service:
         except UserError as error:
             return Prediction(upload.name, c.classes, c.names, None, error=str(error))
         probabilities = await self.batcher.submit(pixels)
-        return Prediction(upload.name, c.classes, c.names, probabilities, image=pixels, threshold=c.threshold)
+        return c.prediction(upload.name, pixels, probabilities)
 
     def _load(self, data: bytes) -> np.ndarray:
         """The image as the network sees it."""

@@ -9,6 +9,7 @@ import torch
 
 from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.selective import is_unsure
 from linnaeus.training.best import Best
 from linnaeus.training.evaluation import FinalEvaluation
 from linnaeus.training.prepare import Prepared
@@ -72,5 +73,5 @@ def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -
         predicted=names[predicted],
         probability=probability,
         true=names[int(out.labels[i])],
-        note="unsure" if probability < evaluation.threshold else None,
+        note="unsure" if is_unsure(probability, evaluation.threshold) else None,
     )

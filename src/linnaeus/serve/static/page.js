@@ -187,7 +187,7 @@ function describeModel() {
       ? t("f_agreement", { file: model.file, share: percent(model.agreement.share), n: formatCount(model.agreement.n) }) : model.file],
     ["f_data", counts.map(([name, n]) => `${formatCount(n)} ${t(name)}`).join(" · ")],
     ["f_size", t("f_size_value", { size: model.preprocessing.size })],
-    ["f_threshold", model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
+    ["f_threshold", !model.calibrated ? t("f_uncalibrated") : model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
     ["f_neighbors", model.neighbors ? t("f_images", { n: formatCount(model.neighbors) }) : ""],
     ["f_limits", t("f_limits_value", { size: formatBytes(model.limits.request_bytes) })],
     ["f_version", model.versions.linnaeus ?? ""],
