@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,33 @@ def test_what_does_not_fit_is_one_line(pictures: Any, labels: Any, told: str):
     with pytest.raises(UserError, match=told) as caught:
         ImageClassifier(recipe(1)).fit(pictures, labels)
     assert "\n" not in str(caught.value)
+
+
+def test_score_of_labels_that_were_not_in_training(fitted: ImageClassifier):
+    """A fold may hold a rare class; labels of another form would all be wrong, silently."""
+    images, labels = samples(6, seed=7)
+    words = np.array(["rose", "daisy", "lily"])[labels]
+    assert fitted.score(images, words, sample_weight=[1, 1, 1, 1, 1, 0]) > 0.5
+    with pytest.warns(UserWarning, match="2 of 6 labels were not in training, such as 'tulip'; they count as wrong"):
+        assert fitted.score(images, ["tulip", "tulip", *words[2:]]) <= 4 / 6
+    for wrong, told in (
+        (labels, "no label was in training, such as"),
+        (words[:4], "6 images, but labels of shape"),
+        ([*words[:5], None], r"1 of 6 labels are missing, the first at position 5 \(None\)"),
+        ([*words[:5], float("nan")], "1 of 6 labels are missing"),
+        ([*words[:5], 3], "labels of several kinds"),
+    ):
+        with pytest.raises(UserError, match=f"^score: {told}"):
+            fitted.score(images, wrong)
+    with pytest.raises(UserError, match=r"^score: 6 images, but sample_weight of shape"):
+        fitted.score(images, words, sample_weight=[1.0])
+
+
+def test_what_the_check_found_is_where_the_warning_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Without `out` no report is kept, so no warning may name one."""
+    folder = write_images(tmp_path / "images", each=12)
+    paths = sorted(folder.rglob("*.png"))
+    shutil.copy(paths[0], tmp_path / "copy.png")
+    found = ImageClassifier(recipe(1)).fit([*paths, tmp_path / "copy.png"], [*(p.parent.name for p in paths), "1"])
+    assert "report.html" not in "".join(capsys.readouterr())
+    assert "label-conflict" in {finding["kind"] for finding in found.check_["findings"]}

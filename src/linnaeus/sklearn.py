@@ -13,7 +13,9 @@ neither again.
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from sklearn.utils.validation import check_is_fitted
 from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
+from linnaeus.runs.layout import CHECK
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +47,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     (`settings={"data.split.valid": 0.2}`): it chooses the best epoch and calibrates the probabilities.
 
     After `fit`: `classes_` (classes,) in the order of the columns of `predict_proba`, `metrics_` with the figures on
-    that validation part, and `model_file_`, the bytes of a model file that `linnaeus.load` reads.
+    that validation part, `check_` with the findings of the data check (empty for arrays), and `model_file_`, the bytes
+    of a model file that `linnaeus.load` reads.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
                 console=Console(quiet=not self.verbose),
             )
             self.metrics_ = run.figures["valid"].to_dict()
+            self.check_ = _read_check(run.path)
             self.model_file_ = (run.path / "model.safetensors").read_bytes()
         self._classifier: Classifier | None = None
         return self
@@ -110,6 +115,33 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """(n,) the most likely of `classes_`."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(1)]
+
+    def score(self, X: Images, y: Sequence[Any] | np.ndarray, sample_weight: Any = None) -> float:
+        """Accuracy, in 0..1. Labels that were not in training count as wrong, with a warning.
+
+        Raises UserError where images and labels do not fit together, a label is missing, or none was in training.
+        """
+        check_is_fitted(self)
+        images, labels = _images(X), np.asarray(y)
+        _check_lengths(images, "score", labels=labels, sample_weight=sample_weight)
+        _check_labels(list(y), labels, "score")
+        known = [label in self.classes_.tolist() for label in labels.tolist()]
+        first = next((label for label, is_known in zip(labels.tolist(), known, strict=True) if not is_known), None)
+        if len(known) and not any(known):
+            raise UserError(
+                f"score: no label was in training, such as {first!r}; the classes are {_listed(self.classes_)}; give "
+                "labels of the same form as to fit"
+            )
+        if not all(known):
+            warnings.warn(
+                f"score: {known.count(False)} of {len(known)} labels were not in training, such as {first!r}; they "
+                "count as wrong",
+                stacklevel=2,
+            )
+        if not len(known):
+            raise UserError("score: no images; give at least one")
+        right = np.array([a == b for a, b in zip(self.predict(images).tolist(), labels.tolist(), strict=True)])
+        return float(np.average(right, weights=sample_weight))
 
     def _own_network(self) -> nn.Module | None:
         """A copy of `model` if it is a network, since training and loading change the weights of their argument."""
@@ -147,10 +179,8 @@ def _table(
     """The images as a table, unsplit, and the labels' values in class order."""
     labels = np.asarray(y)
     images = _images(X)
-    for what, values in (("labels", labels), ("groups", groups)):
-        if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
-            raise UserError(f"fit: {len(images)} images, but {what} of shape {np.shape(values)}; give one for each")
-    _check_labels(list(y), labels)
+    _check_lengths(images, "fit", labels=labels, groups=groups)
+    _check_labels(list(y), labels, "fit")
     values, index = np.unique(labels, return_inverse=True)
     names = tuple(str(value) for value in values)
     table = Table(
@@ -167,7 +197,26 @@ def _table(
     return table, values
 
 
-def _check_labels(given: list[Any], labels: np.ndarray) -> None:
+def _read_check(run: Path) -> dict[str, Any]:
+    """The content of check.json; empty where the images are arrays, which are not checked."""
+    if not (run / CHECK).exists():
+        return {}
+    return json.loads((run / CHECK).read_text(encoding="utf-8"))
+
+
+def _listed(classes: np.ndarray, most: int = 5) -> str:
+    shown = ", ".join(map(repr, classes[:most].tolist()))
+    return f"{shown} …" if len(classes) > most else shown
+
+
+def _check_lengths(images: Sequence[Any] | np.ndarray, where: str, **columns: Any) -> None:
+    """Raise UserError unless each column that is given has one value for each image."""
+    for what, values in columns.items():
+        if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
+            raise UserError(f"{where}: {len(images)} images, but {what} of shape {np.shape(values)}; give one for each")
+
+
+def _check_labels(given: list[Any], labels: np.ndarray, where: str) -> None:
     """Raise UserError where a label is missing, or where labels of several kinds have no order.
 
     `given` are the values before NumPy made them `labels`, which turns NaN among words into the word "nan", and 1
@@ -176,7 +225,7 @@ def _check_labels(given: list[Any], labels: np.ndarray) -> None:
     missing = [i for i, value in enumerate(given) if _is_missing(value)]
     if missing:
         raise UserError(
-            f"fit: {len(missing)} of {len(given)} labels are missing, the first at position {missing[0]} "
+            f"{where}: {len(missing)} of {len(given)} labels are missing, the first at position {missing[0]} "
             f"({given[missing[0]]}); leave these images out, or label them"
         )
     mixed = labels.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in given)
@@ -185,7 +234,7 @@ def _check_labels(given: list[Any], labels: np.ndarray) -> None:
     except TypeError:
         mixed = True
     if mixed:
-        raise UserError("fit: labels of several kinds, which have no order; make them all numbers or all words")
+        raise UserError(f"{where}: labels of several kinds, which have no order; make them all numbers or all words")
 
 
 def _is_missing(label: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,16 @@ def inspect(table: Table, console: Console) -> Inspection:
     if table.paths is None:
         return Inspection()
     result = check_table(table, weights="stored", console=console)
-    lines = summary_lines(result.findings, "all findings, with images, are in the report.html of this run")
+    lines = summary_lines(result.findings, _where(table))
     return Inspection(result.to_dict(), lines, leaks(table, result.duplicates))
+
+
+def _where(table: Table) -> str:
+    """Where all findings are. Not the report of the run: it is not written where no plots are wanted."""
+    if table.kind == "paths":
+        return "all findings are in the estimator's check_"
+    shown = "" if not Path(table.source).exists() else "; linnaeus check, with --gallery, shows the images"
+    return f"all findings are in the check.json of this run{shown}"
 
 
 def without_leaks(
