@@ -13,6 +13,7 @@ import click
 from linnaeus._version import __version__
 from linnaeus.cli import early
 from linnaeus.cli.catalog import data, models, recipes, weights
+from linnaeus.cli.embed import embed
 from linnaeus.cli.evaluate import compare, evaluate, report
 from linnaeus.cli.explain import explain
 from linnaeus.cli.export import export
@@ -42,7 +43,7 @@ SECTIONS = {
     "Data": ("check", "data"),
     "Train": ("probe", "train", "sweep", "models", "weights", "recipes"),
     "Trust": ("evaluate", "compare", "explain", "report"),
-    "Ship": ("predict", "export", "serve"),
+    "Ship": ("predict", "embed", "export", "serve"),
 }
 """Section of the help page -> its commands, in the order of a project."""
 
@@ -222,6 +223,7 @@ for command in (
     explain,
     report,
     predict,
+    embed,
     export,
     serve,
     models,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -78,11 +78,15 @@ class StoredFeatures:
     def read(self, out: Tensor) -> None:
         """Write the features of all images into `out` (n, width) float32."""
         start = 0
+        for rows in self.chunks():
+            out[start : start + len(rows)] = torch.from_numpy(rows)
+            start += len(rows)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The features of all images, some rows (N, width) at a time."""
         for part in self.parts:
             for first in range(0, len(part), CHUNK):
-                rows, _ = part.gather(np.arange(first, min(first + CHUNK, len(part))))
-                out[start : start + len(rows)] = torch.from_numpy(np.asarray(rows))
-                start += len(rows)
+                yield part.gather(np.arange(first, min(first + CHUNK, len(part))))[0]
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from linnaeus.probe.comparison import Comparison, Failure, Result
 from linnaeus.probe.features import Cost, FeatureExtractor, StoredFeatures
 from linnaeus.probe.files import PROBE_JSON, write_results
 from linnaeus.probe.judging import Judge
+from linnaeus.probe.loading import load_backbone
 from linnaeus.recipe import load_recipe
 from linnaeus.stores import default_cache
 from linnaeus.training.choice import TRANSFER
-from linnaeus.training.network import build_network, check_size, preprocessing_of
 from linnaeus.training.request import Request
-from linnaeus.training.resolve import open_split, open_table, resolve_recipe
+from linnaeus.training.resolve import open_split, open_table
 from linnaeus.training.samples import measure_normalization
 
 SPLITS = ("train", "valid")
@@ -173,16 +173,13 @@ class _Job:
 
     def _extract(self, backbone: Backbone) -> tuple[StoredFeatures, Cost, str]:
         """Features, cost and license of a backbone, with the network and preprocessing that `train` would use."""
-        quiet = Console(quiet=True)
-        settings = self.settings if self.bits is None else self.settings | {"data.bits": self.bits}
-        request = Request(self.table, None, backbone.model, backbone.weights, settings=settings, seed=self.seed)
-        recipe, _ = resolve_recipe(request, quiet)
-        channels = (self.table.channels or 3) if recipe.data.channels == "auto" else recipe.data.channels
-        network, normalization = build_network(recipe, len(self.table.classes), channels, None, quiet)
-        check_size(network, recipe, channels)
-        preprocessing = preprocessing_of(recipe, channels, normalization)
+        settings = dict(self.settings)
+        if self.bits is not None:
+            settings["data.bits"] = self.bits
+        loaded = load_backbone(backbone, self.table, settings, Console(quiet=True))
+        network, preprocessing = loaded.network, loaded.preprocessing
         extractor = FeatureExtractor(self.device, self.console, engine=self._engine())
-        if recipe.data.normalise == "data":
+        if loaded.measures_pixels:
             preprocessing = measure_normalization(extractor.decode(self.table, "train", preprocessing), preprocessing)
         frozen = extractor.frozen(network, preprocessing)
         features = extractor.extract(frozen, self.table, [s for s in SPLITS if len(self.table.where(s))])

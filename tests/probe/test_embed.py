@@ -1,0 +1,169 @@
+"""Features in a file are what enters the last layer, one row for each readable image, whatever the format."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from several import several
+from tiny import GRAY, mini, write_images, write_tiny_model
+
+from linnaeus.console import Console
+from linnaeus.data.decode import load_row
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+from linnaeus.modelfile.safetensors import ModelFile, write_model
+from linnaeus.preprocess import Preprocessing
+from linnaeus.probe.embed import embed
+from linnaeus.probe.feature_files import FeatureFile, writer_of
+from linnaeus.probe.features import StoredFeatures
+from linnaeus.stores.activations import ActivationStore
+
+QUIET = Console(silent=True)
+
+
+def expected(paths: list[str]) -> np.ndarray:
+    network = mini(3).eval()
+    rows = np.stack([load_row(path, GRAY.row_spec) for path in paths])
+    with torch.no_grad():
+        x = GRAY(torch.from_numpy(rows), np.full((len(rows), 2), 28))
+        return network.pool(network.run(x, stop="head")).numpy()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embed")
+    write_images(folder / "images", each=7)
+    write_tiny_model(folder / "model.safetensors", mini(3))
+    return folder
+
+
+def test_a_row_is_what_enters_the_last_layer(place: Path, tmp_path: Path):
+    done = embed(str(place), place / "images", tmp_path / "f.npz", console=QUIET)
+    file = np.load(tmp_path / "f.npz")
+    assert file["features"].dtype == np.float32
+    assert file["features"].shape == (21, done.width)
+    assert file["ids"][7] == "1/1 0.png"
+    assert file["labels"].tolist() == ["0"] * 7 + ["1"] * 7 + ["2"] * 7
+    np.testing.assert_allclose(file["features"], expected(file["paths"].tolist()), rtol=2e-3, atol=2e-3)
+    embed(str(place / "model.safetensors"), place / "images", tmp_path / "f.safetensors", console=QUIET)
+    with safe_open(tmp_path / "f.safetensors", "np") as other:
+        assert np.array_equal(other.get_tensor("features"), file["features"])
+        assert json.loads(other.metadata()["ids"]) == file["ids"].tolist()
+
+
+def test_parquet_has_the_same_rows(place: Path, tmp_path: Path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
+    for name in ("f.npz", "f.parquet"):
+        embed(str(place), place / "images", tmp_path / name, console=QUIET)
+    table, file = parquet.read_table(tmp_path / "f.parquet").to_pydict(), np.load(tmp_path / "f.npz")
+    assert table["id"] == file["ids"].tolist()
+    assert np.array_equal(np.array(table["features"], np.float32), file["features"])
+
+
+def test_without_pyarrow_parquet_is_refused_before_any_work(place: Path, say: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    said = say("embed", place, place / "images", "--out", place / "f.parquet")
+    assert (said.status, said.out) == (2, "")
+    assert said.err.count("\n") == 1
+    assert "pip install 'linnaeus[parquet]'; or write .npz" in said.err
+    assert not (place / "f.parquet").exists()
+
+
+def test_loose_images_and_unreadable_ones(place: Path, tmp_path: Path, say: Any):
+    images = tmp_path / "loose"
+    images.mkdir()
+    for path in (place / "images" / "0").iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    (images / "broken.png").write_bytes(b"\x89PNG")
+    said = say("embed", place, images, "--out", tmp_path / "f.npz")
+    assert said.status == 1, said.err
+    assert "broken.png" in said.err
+    file = np.load(tmp_path / "f.npz")
+    assert len(file["ids"]) == 7
+    assert "broken.png" not in file["ids"]
+    assert set(file["labels"]) == {""}
+
+
+def test_a_backbone_gives_its_pooled_output(place: Path, tmp_path: Path):
+    network = mini(3, channels=3)
+    about = ModelFile(network.arch, ("0", "1", "2"), ("0", "1", "2"), Preprocessing(28, 28))
+    write_model(tmp_path / "w.safetensors", network.state_dict(), about)
+    done = embed(f"mini_resnet={tmp_path / 'w.safetensors'}", place / "images", tmp_path / "f.npz", console=QUIET)
+    assert done.width == network.head_input
+
+
+def test_an_interrupted_command_continues(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The features are in the cache as soon as they are computed; the file appears whole or not at all."""
+    with monkeypatch.context() as broken:
+        broken.setattr(FeatureFile, "columns", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(str(place), place / "images", tmp_path / "f.npz", console=QUIET)
+    assert not list(tmp_path.glob("*.npz"))
+    monkeypatch.setattr("linnaeus.stores.frozen.choose_executor", lambda *a, **k: pytest.fail("computed again"))
+    assert embed(str(place), place / "images", tmp_path / "f.npz", console=QUIET).images == 21
+
+
+def test_two_processes_write_the_same_file(place: Path, tmp_path: Path):
+    def work(rank: int) -> int:
+        from linnaeus.distributed.engine import join_process_group
+
+        group = join_process_group("cpu")
+        model, images = str(place), place / "images"
+        return embed(model, images, tmp_path / "two.npz", device="cpu", console=QUIET, group=group).images
+
+    assert several(2, work) == [21, 21]
+    os.environ["LINNAEUS_CACHE"] = str(tmp_path / "another")  # undone by the fixture that gives each test its own
+    embed(str(place), place / "images", tmp_path / "one.npz", console=QUIET)
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert one["ids"].tolist() == two["ids"].tolist()
+    np.testing.assert_allclose(one["features"], two["features"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_memory_does_not_grow_with_the_images(suffix: str, tmp_path: Path):
+    n, width = 20_000, 512
+    values = np.memmap(tmp_path / "rows.bin", np.float16, "w+", shape=(n, width))
+    values[:] = np.arange(n, dtype=np.float32)[:, None] / n
+    values.flush()
+    store = ActivationStore(values, tmp_path / "rows.bin")
+    table = Table("s", "folder", ("",), ("",), np.zeros(n, int), np.full(n, ""), tuple(map(str, range(n))))
+    features = StoredFeatures((store,), np.arange(n), width, [])
+    path = tmp_path / f"f{suffix}"
+    tracemalloc.start()
+    writer_of(path)(path, FeatureFile(table, features, "m", lambda *a: None))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 4 * n * width
+    assert peak < 4 * n * width
+
+
+@pytest.mark.parametrize(
+    ("model", "out", "problem"),
+    [
+        ("resnet5", "f.npz", "did you mean resnet50"),
+        ("resnet50,resnet18", "f.npz", "several backbones"),
+        ("resnet50+resnet18", "f.npz", "several backbones"),
+        ("resnet50", "f.csv", r"features are written as \.npz, \.parquet, \.safetensors"),
+        ("resnet50", "f", "features are written as"),
+    ],
+)
+def test_bad_arguments_are_one_line(model: str, out: str, problem: str, place: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=problem):
+        embed(model, place / "images", tmp_path / out, console=QUIET)
+
+
+def test_an_onnx_file_and_settings_of_a_model_are_refused(place: Path, tmp_path: Path):
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match="an ONNX file answers logits"):
+        embed(str(tmp_path / "m.onnx"), place / "images", tmp_path / "f.npz", console=QUIET)
+    with pytest.raises(UserError, match="states its own preprocessing"):
+        embed(str(place), place / "images", tmp_path / "f.npz", settings={"data.size": 32}, console=QUIET)
