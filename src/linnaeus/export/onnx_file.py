@@ -12,11 +12,13 @@ from torch import nn
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.export.assemble import MOST_BYTES, assemble
+from linnaeus.export.compose import composed
 from linnaeus.files import atomic
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.modelfile.onnx import NEEDS, checksum, metadata, seal
 from linnaeus.models.executors import TOLERANCE
+from linnaeus.models.onnx_backbone import OnnxBackbone
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
 
 
@@ -41,6 +43,8 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
             "model.safetensors"
         )
     x = classifier.preprocessing.normalise(squares)
+    if isinstance(network, OnnxBackbone):
+        return composed(network, x.numpy())
     fused = fuse_batchnorms(network, x)
     with torch.inference_mode():
         expected = network(x)

@@ -39,7 +39,7 @@ def constructor(name: str) -> Callable[..., Network]:
         return partial(library.create, name)
     raise UnknownNameError(
         f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them; timm/NAME takes any "
-        "network of timm, hf/REPO one of the Hugging Face hub, net.py:build one of your own"
+        "network of timm, hf/REPO one of the Hugging Face hub, onnx/FILE a graph of ONNX, net.py:build one of your own"
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from linnaeus.models import hub, hub_weights, timm_backbone, transformers_library
+from linnaeus.models import hub, hub_weights, onnx_backbone, onnx_features, timm_backbone, transformers_library
 from linnaeus.models.network import Network
+from linnaeus.models.onnx_backbone import OnnxBackbone
 from linnaeus.models.pretrained import PretrainedWeights
 from linnaeus.models.timm_backbone import TimmBackbone
 from linnaeus.models.transformers_backbone import TransformersBackbone
@@ -31,7 +32,8 @@ class Library:
     create: Callable[..., Network]
     weights: Callable[[str, Path | None], PretrainedWeights]
     """(name, a folder that may hold a copy of the repository) -> the entry for its pretrained weights."""
-    convert: Converter
+    convert: Converter | None = None
+    """None where a network comes with its weights."""
 
 
 LIBRARIES = (
@@ -50,6 +52,13 @@ LIBRARIES = (
         TransformersBackbone,
         hub_weights.pretrained_weights,
         transformers_library.body_tensors,
+    ),
+    Library(
+        onnx_backbone.PREFIX,
+        "onnxruntime",
+        onnx_features.require,
+        OnnxBackbone,
+        onnx_backbone.pretrained_weights,
     ),
 )
 

@@ -36,6 +36,9 @@ class Network(nn.Module):
     license: str = ""
     """License of the weights that training started from, such as `apache-2.0`; empty if unknown or without weights."""
 
+    frozen: tuple[str, ...] = ()
+    """Stages that cannot be trained."""
+
     usual_size: int = 224
     """Side in pixels of the square images that the network was designed for. Others work too."""
 

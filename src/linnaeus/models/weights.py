@@ -54,6 +54,8 @@ def load_weights(
     arguments = dict(arguments or {})
     constructor(model)  # raises a UserError with a suggestion for an unknown name
     library = library_of(model)
+    if library is not None and library.convert is None:
+        return _own_weights(model, weights, create(model, classes, channels, **arguments))
     path, info, source = _resolve(model, weights, fetch, progress)
     tensors, header = read_weights(path)
     # The table is right about our own networks; in a file of a library the owner states what is right about it.
@@ -66,7 +68,7 @@ def load_weights(
     )
     if info.model is not None and info.model not in (model, library and model.removeprefix(library.prefix)):
         raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
-    if library is not None and not any(name.startswith("body.") for name in tensors):
+    if library is not None and library.convert is not None and not any(name.startswith("body.") for name in tensors):
         info = _merged(info, WeightsInfo.of(library.weights(model, path.parent)))
         tensors, changed = library.convert(model, tensors, {**arguments, **info.arguments}, source)
         info = replace(info, arguments={**info.arguments, **changed})
@@ -76,14 +78,34 @@ def load_weights(
     tensors, changes = adapt_tensors(tensors, network, source)
     check_shortcut(arguments | trained, network, source)
     network.load_state_dict(tensors)
-    notes += argument_notes + changes
+    return _loaded(network, source, notes + argument_notes + changes, info)
+
+
+def _loaded(network: Network, source: str, notes: list[str], info: WeightsInfo) -> LoadedWeights:
+    """The network with what is known about its weights; notes on what had to be assumed are added."""
     if info.mean is None:
         notes.append("the file does not say how its images were normalized: assuming ImageNet's mean and std")
         info = replace(info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     if info.license:
         notes.append(f"license {info.license}")
     network.license = info.license
-    return LoadedWeights(network, source, notes, _normalization(info, channels), info.license, info.gated)
+    normalization = _normalization(info, network.arch["channels"])
+    return LoadedWeights(network, source, notes, normalization, info.license, info.gated)
+
+
+def _own_weights(model: str, weights: str, network: Network) -> LoadedWeights:
+    """A network that comes with its weights, and the preprocessing that its arguments state."""
+    if weights not in ("imagenet", "pretrained"):
+        raise UserError(f"{weights}: {model} holds its weights itself; leave out the weights")
+    info, stated = WeightsInfo.of(lookup(model)), network.arch["arguments"]["normalize"]
+    notes = [f"{model}: frozen, {network.head_input} features"]
+    if stated is None:
+        notes.append(
+            "the graph does not say how its images are normalized: assuming ImageNet's; set arguments.normalize"
+        )
+    else:
+        info = replace(info, mean=tuple(stated["mean"]), std=tuple(stated["std"]))
+    return _loaded(network, model, notes, info)
 
 
 def network_arguments(model: str, weights: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

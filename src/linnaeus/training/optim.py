@@ -16,6 +16,12 @@ from linnaeus.recipe import Phase
 def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
     """The stages that `train` names, in the order of the network. Raises UserError for an unknown stage."""
     stages = model.stages
+    if model.frozen and {"all", *model.frozen} & set(train):
+        trainable = [stage for stage in stages if stage not in model.frozen]
+        raise UserError(
+            f"phase.train = {list(train)}: {', '.join(model.frozen)} of {model.arch['name']} cannot be trained; use "
+            f"train = {trainable}"
+        )
     if "all" in train:
         return stages
     for name in train:
