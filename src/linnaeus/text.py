@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 import unicodedata
@@ -114,3 +115,9 @@ def _is_formula(text: str) -> bool:
         float(bare)
         return False
     return True
+
+
+def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:
+    """A small table of two columns for notebooks; everything is escaped."""
+    body = "".join(f"<tr><th>{html.escape(str(a))}</th><td>{html.escape(str(b))}</td></tr>" for a, b in rows)
+    return f"<table><caption>{html.escape(title)}</caption><tbody>{body}</tbody></table>"

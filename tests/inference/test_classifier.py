@@ -92,7 +92,7 @@ def test_an_unreadable_image_stops_nobody(classifier: Classifier, images: Path, 
     bad = {3: str(cut), BATCH: str(text), BATCH + 2: str(tmp_path / "gone.png"), BATCH + 3: str(tmp_path)}
     for at, path in bad.items():
         paths.insert(at, path)
-    found = classifier.predict(paths)
+    found = list(classifier.stream(paths))  # `predict` takes a folder for the images in it
     assert [p.path for p in found] == paths
     assert {i: p.path for i, p in enumerate(found) if p.error is not None} == bad
     for at, reason in ((3, "truncated"), (BATCH, "not an image"), (BATCH + 2, "No such file"), (BATCH + 3, "folder")):

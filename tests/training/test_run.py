@@ -439,6 +439,8 @@ def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, id
     """Training in bfloat16, whose loss differs from that of float32 in the third digit."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, precision="bf16-mixed", **settings())
     run = train(idx, recipe, tmp_path / "run")
+    assert run.load().classes == linnaeus.load(run.path).classes
+    assert f"run {run.path}" in run._repr_html_()
     evaluated = linnaeus.load(run.path, device="cpu").evaluate(idx, split="test")
     assert run.test is not None
     assert run.test.loss == pytest.approx(evaluated.loss, rel=1e-6)

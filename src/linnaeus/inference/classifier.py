@@ -6,15 +6,16 @@ import copy
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import BinaryIO, cast, overload
 
 import numpy as np
 import torch
+from PIL.Image import Image as PillowImage
 from torch import nn
 
 from linnaeus.data.batches import Batch, Batches
@@ -26,14 +27,16 @@ from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer, local_batches
+from linnaeus.inference.in_memory import is_several, readable
+from linnaeus.inference.inputs import expand
+from linnaeus.inference.measured import MeasuredFigures, MeasuredImages
 from linnaeus.inference.membership import KnownImages
+from linnaeus.inference.prediction import Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
-from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.selective import is_unsure
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_header, read_model
@@ -44,76 +47,9 @@ UNCALIBRATED = (
     'the model is not calibrated, so its probabilities are unchecked and it never answers "unsure"; linnaeus train RUN '
     "--resume calibrates the model of a run that was not ended"
 )
-Image = str | Path | bytes | np.ndarray
-"""An image file, its bytes, or pixels (H, W) or (H, W, 3) uint8."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The prediction of a model for one image."""
-
-    path: str
-    """The path as the caller passed it; `image N` for bytes and pixels."""
-    classes: tuple[str, ...]
-    """Class names in index order."""
-    names: tuple[str, ...]
-    """Display names in index order."""
-    probabilities: np.ndarray | None
-    """(classes,) float64, summing to 1; None where the image cannot be read."""
-    error: str | None = None
-    """Why the image cannot be read."""
-    image: np.ndarray | None = None
-    """(size, size, channels) uint8: the pixels that the network saw."""
-    threshold: float = 0.0
-    """The model is unsure where the probability of the most likely class is below this."""
-
-    @property
-    def index(self) -> int:
-        """Index of the most likely class. Raises UserError where the image cannot be read."""
-        return int(self._readable().argmax())
-
-    @property
-    def name(self) -> str:
-        """Display name of the most likely class."""
-        return self.names[self.index]
-
-    @property
-    def probability(self) -> float:
-        """Calibrated probability of the most likely class."""
-        return float(self._readable().max())
-
-    @property
-    def unsure(self) -> bool:
-        """Whether the most likely class is less probable than the model's threshold."""
-        return self.probabilities is not None and is_unsure(self.probability, self.threshold)
-
-    def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """(display name, probability) of the k most likely classes, the most likely first."""
-        return [(self.names[i], p) for i, p in self.ranked(k)]
-
-    def ranked(self, k: int) -> list[tuple[int, float]]:
-        """(class index, probability) of the k most likely classes, the most likely first."""
-        probabilities = self._readable()
-        return [(int(i), float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:k]]
-
-    def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """The object that `linnaeus predict` writes as a JSON line. JSON has no NaN, which becomes an `error`."""
-        error = self.error
-        if self.probabilities is not None and not np.isfinite(self.probabilities).all():
-            error = NOT_FINITE
-        top = [] if self.probabilities is None or error else self.ranked(k)
-        return {
-            "path": self.path,
-            "top": [{"class": self.classes[i], "name": self.names[i], "probability": p} for i, p in top],
-            "unsure": self.unsure,
-            "error": error,
-        }
-
-    def _readable(self) -> np.ndarray:
-        """The probabilities. Raises UserError where the image cannot be read."""
-        if self.probabilities is None:
-            raise UserError(f"{self.path}: {self.error}")
-        return self.probabilities
+Image = str | os.PathLike[str] | bytes | np.ndarray | torch.Tensor | PillowImage | BinaryIO
+"""An image file, its bytes, the file opened, a Pillow image of any mode, an array (H, W[, C]) or a tensor ([C, ]H, W),
+both uint8 or float in 0..1."""
 
 
 class Classifier:
@@ -164,18 +100,22 @@ class Classifier:
     @overload
     def predict(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, images: Sequence[Image]) -> list[Prediction]: ...
+    def predict(self, images: Iterable[Image]) -> Predictions: ...
 
-    def predict(self, images: Image | Sequence[Image]) -> Prediction | list[Prediction]:
-        """Predict one image or several.
+    def predict(self, images: Image | Iterable[Image]) -> Prediction | Predictions:
+        """Predict one image or several: a list, a folder, a batch (N, H, W, C) or tensor (N, C, H, W).
 
-        An unreadable image raises UserError if it is the only one; in a sequence its prediction has an `error`.
+        A folder stands for the images below it, in a list too. An unreadable image raises UserError if it is the only
+        one; among several its prediction has an `error`. What is no image raises UserError with its type and position.
         """
-        if isinstance(images, str | Path | bytes | np.ndarray):
-            prediction = next(self.stream([images]))
-            prediction._readable()
-            return prediction
-        return list(self.stream(images))
+        if is_several(images):
+            return Predictions(self.stream(_expanded(cast(Iterable[Image], images))))
+        image = cast(Image, images)
+        if _is_folder(image):
+            return Predictions(self.stream(_expanded([image])))
+        prediction = next(self.stream([image]))
+        prediction.readable()
+        return prediction
 
     def stream(self, images: Iterable[Image], batch: int = BATCH) -> Iterator[Prediction]:
         """Yield predictions in the order of the images, with only a few batches in memory at a time.
@@ -191,8 +131,13 @@ class Classifier:
                     # Two batches: one for the network, and one that is decoded meanwhile.
                     while len(pending) < 2 * batch and (item := next(numbered, None)) is not None:
                         number, image = item
-                        name = os.fspath(image) if isinstance(image, str | Path) else f"image {number}"
-                        pending.append((name, pool.submit(self.preprocessing.load, image)))
+                        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+                        try:  # what is in memory is converted here: a Pillow image must not be decoded by two threads
+                            source = readable(image, name, self.preprocessing.bits)
+                        except UnreadableError as error:
+                            pending.append((name, _failed(error)))
+                            continue
+                        pending.append((name, pool.submit(self.preprocessing.load, source)))
                     if not pending:
                         return
                     yield from self._predict_batch([pending.popleft() for _ in range(min(batch, len(pending)))])
@@ -253,20 +198,41 @@ class Classifier:
         """This process's share of the images, as `outputs` answers them."""
         return local_batches(images.rows, images.labels, BATCH, self.device, group)
 
-    def evaluate(self, source: str | Path, split: str | None = None) -> Figures:
-        """Calibrated figures on a split of a source, by the images that `images` chooses.
+    def evaluate(self, source: str | Path, split: str | None = None) -> MeasuredFigures:
+        """Calibrated figures on a split of a source, by the images that `images` chooses, with the confusion matrix.
 
         Warns of images that are left out because the model was trained on them, and of figures that are optimistic.
         """
         images = self.images(source, split)
         for line in images.notes():
             warnings.warn(f"{source}: {line}", stacklevel=2)
-        return figures(self.outputs(images).at(self.temperature))
+        calibrated = self.outputs(images).at(self.temperature)
+        return MeasuredFigures(MeasuredImages(images, calibrated, self.names, self.threshold))
 
     def true_class(self, path: str) -> int | None:
         """Index of the class that the image's folder is named after; None where no class has that name."""
         parent = class_name(Path(path).absolute().parent.name)
         return self.classes.index(parent) if parent in self.classes else None
+
+
+def _failed(error: UnreadableError) -> Future[np.ndarray]:
+    """The result of a conversion that has failed already."""
+    future: Future[np.ndarray] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _is_folder(image: Image) -> bool:
+    return isinstance(image, str | os.PathLike) and Path(image).is_dir()
+
+
+def _expanded(images: Iterable[Image]) -> Iterator[Image]:
+    """The images, with those below a folder in its place. Raises UserError for a folder without images."""
+    for image in images:
+        if isinstance(image, str | os.PathLike) and _is_folder(image):
+            yield from expand([os.fspath(image)])
+        else:
+            yield image
 
 
 def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = None) -> Classifier:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,11 +17,15 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
+from linnaeus.inference.measured import MeasuredImages, figures_html
 from linnaeus.inference.runners import finite
 from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.classification import Figures, figures
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +39,26 @@ class Evaluation:
     """Figures without the images that have a copy in an earlier split; None where none has or all have."""
     validation: Figures | None = None
     """Figures of the images that chose the model, where they are counted apart."""
+    measured: MeasuredImages | None = None
+    """The answers, image by image."""
 
     @property
     def split(self) -> str:
         return self.images.split
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) int64 counts: rows true, columns predicted."""
+        return self.assessment.metrics.confusion
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per image: path, true, predicted, probability, correct, unsure. UserError where pandas is missing."""
+        assert self.measured is not None
+        return self.measured.to_pandas()
+
+    def _repr_html_(self) -> str:
+        assert self.measured is not None
+        return figures_html(f"{self.split} of {self.images.source}", figures(self.measured.outputs))
 
     def to_json(self) -> str:
         """The whole evaluation as JSON, by split as in a run's metrics.json."""
@@ -119,7 +140,8 @@ def evaluate_model(
             leaked = n - without_leaks.n
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
     validation = None if apart is None else figures(apart.at(classifier.temperature))
-    return Evaluation(classifier, images, assessment, without_leaks, validation)
+    measured = MeasuredImages(images, outputs.at(classifier.temperature), classifier.names, classifier.threshold)
+    return Evaluation(classifier, images, assessment, without_leaks, validation, measured)
 
 
 def _rank(split: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,12 +18,16 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.runs.parsing import read_metrics
+from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
 from linnaeus.training.evaluation import FinalEvaluation, prediction_rows
 from linnaeus.training.plots import write_plots
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.recorder import RunRecorder
 from linnaeus.training.timings import Timings
+
+if TYPE_CHECKING:
+    from linnaeus.inference.classifier import Classifier
 
 BATCH = 64
 """Images at once in the final evaluation."""
@@ -58,6 +62,17 @@ class Run:
         }
         best = Best(metrics["best"]["by"], figures["valid"], metrics["best"]["phase"], metrics["best"]["epoch"])
         return cls(path, best, figures, metrics["seconds"], metrics["interrupted"])
+
+    def load(self) -> Classifier:
+        """The model of the run, for prediction."""
+        from linnaeus.inference.classifier import load
+
+        return load(self.path)
+
+    def _repr_html_(self) -> str:
+        rows = [(split, f"{percent(found.accuracy, 2)} of {found.n:,} images") for split, found in self.figures.items()]
+        chosen = (f"by {self.best.by}", f"phase {self.best.phase}, epoch {self.best.epoch}")
+        return html_table(f"run {self.path}", [*rows, chosen])
 
     @property
     def valid(self) -> Figures:

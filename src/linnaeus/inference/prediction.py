@@ -1,0 +1,133 @@
+"""The prediction for one image, and several as a table."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from linnaeus.errors import UserError
+from linnaeus.inference.runners import NOT_FINITE
+from linnaeus.metrics.selective import is_unsure
+from linnaeus.text import html_table, percent
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The prediction of a model for one image."""
+
+    path: str
+    """The path as the caller passed it; `image N` for bytes and pixels."""
+    classes: tuple[str, ...]
+    """Class names in index order."""
+    names: tuple[str, ...]
+    """Display names in index order."""
+    probabilities: np.ndarray | None
+    """(classes,) float64, summing to 1; None where the image cannot be read."""
+    error: str | None = None
+    """Why the image cannot be read."""
+    image: np.ndarray | None = None
+    """(size, size, channels) uint8: the pixels that the network saw."""
+    threshold: float = 0.0
+    """The model is unsure where the probability of the most likely class is below this."""
+
+    @property
+    def index(self) -> int:
+        """Index of the most likely class. Raises UserError where the image cannot be read."""
+        return int(self.readable().argmax())
+
+    @property
+    def name(self) -> str:
+        """Display name of the most likely class."""
+        return self.names[self.index]
+
+    @property
+    def probability(self) -> float:
+        """Calibrated probability of the most likely class."""
+        return float(self.readable().max())
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the most likely class is less probable than the model's threshold."""
+        return self.probabilities is not None and is_unsure(self.probability, self.threshold)
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """(display name, probability) of the k most likely classes, the most likely first."""
+        return [(self.names[i], p) for i, p in self.ranked(k)]
+
+    def ranked(self, k: int) -> list[tuple[int, float]]:
+        """(class index, probability) of the k most likely classes, the most likely first."""
+        probabilities = self.readable()
+        return [(int(i), float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:k]]
+
+    def to_dict(self, k: int = 5) -> dict[str, Any]:
+        """The object that `linnaeus predict` writes as a JSON line. JSON has no NaN, which becomes an `error`."""
+        error = self.error
+        if self.probabilities is not None and not np.isfinite(self.probabilities).all():
+            error = NOT_FINITE
+        top = [] if self.probabilities is None or error else self.ranked(k)
+        return {
+            "path": self.path,
+            "top": [{"class": self.classes[i], "name": self.names[i], "probability": p} for i, p in top],
+            "unsure": self.unsure,
+            "error": error,
+        }
+
+    def __repr__(self) -> str:
+        if self.probabilities is None:
+            return f"Prediction({self.path!r}, error={self.error!r})"
+        answer = f"{self.name!r}, {percent(self.probability)}" + (", unsure" if self.unsure else "")
+        return f"Prediction({self.path!r}, {answer})"
+
+    def _repr_html_(self) -> str:
+        """A notebook's output: the answer and the most likely classes, without the pixels."""
+        if self.probabilities is None:
+            return f"<p>{html.escape(self.path)}: {html.escape(str(self.error))}</p>"
+        rows = [(name, percent(p)) for name, p in self.top(3)]
+        return html_table(f"{self.path}: {'unsure' if self.unsure else self.name}", rows)
+
+    def readable(self) -> np.ndarray:
+        """The probabilities. Raises UserError where the image cannot be read."""
+        if self.probabilities is None:
+            raise UserError(f"{self.path}: {self.error}")
+        return self.probabilities
+
+
+class Predictions(list[Prediction]):
+    """What `Classifier.predict` returns for several images: a list with a table."""
+
+    def to_pandas(self, top: int = 5) -> pandas.DataFrame:
+        """One row per image with the columns of `linnaeus predict --format csv`; the pixels are left out.
+
+        Raises UserError where pandas is not installed.
+        """
+        return data_frame([_row(prediction, top) for prediction in self])
+
+    def _repr_html_(self) -> str:
+        rows = [(p.path, "no answer" if p.probabilities is None else p.name) for p in self[:10]]
+        more = f", the first {len(rows)}" if len(self) > len(rows) else ""
+        return html_table(f"{len(self):,} predictions{more}", rows)
+
+
+def _row(prediction: Prediction, top: int) -> dict[str, Any]:
+    values = prediction.to_dict(top)
+    row: dict[str, Any] = {"path": values["path"], "unsure": values["unsure"], "error": values["error"]}
+    for rank in range(1, min(top, len(prediction.classes)) + 1):
+        answer = values["top"][rank - 1] if values["top"] else {}
+        row |= {f"{key}_{rank}": answer.get(key) for key in ("class", "name", "probability")}
+    return row
+
+
+def data_frame(rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> pandas.DataFrame:
+    """Rows as a DataFrame. Raises UserError where pandas is not installed."""
+    try:
+        import pandas
+    except ImportError:
+        raise UserError("to_pandas needs pandas: pip install pandas") from None
+    return pandas.DataFrame(list(rows), columns=columns)
