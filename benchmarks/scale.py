@@ -220,7 +220,7 @@ def main() -> None:
         return
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
-        found |= {"hardware": hardware(), "torch": torch.__version__}
+        found |= {"hardware": hardware(torch.device("cpu")), "torch": torch.__version__}
         print(json.dumps({"hardware": found["hardware"], "torch": found["torch"]}), flush=True)
         measure(found, options.folder or Path(temporary), 20 if options.quick else 1, options.large)
     print(f"{time.perf_counter() - started:.0f} s in all")

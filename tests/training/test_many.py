@@ -62,9 +62,9 @@ def curve(case: str, rank: int = 0, world: int = 1) -> list[list[float]]:
     valid = doubled(stream(*samples(11, seed=3), partition=Partition(rank, world)))
     torch.manual_seed(0)
     model = normed() if "synchronized" in case else mini()
-    freeze(model, training_stages(model, spec.train))
+    freeze(model.double(), training_stages(model, spec.train))
     micro = -(-spec.micro_batch // (world if spec.norms == "synced" else 1)) or None
-    engine = Engine("cpu", "64-true")
+    engine = Engine("cpu", "32")
     epochs: list[list[float]] = []
 
     def run() -> None:

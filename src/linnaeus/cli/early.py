@@ -49,6 +49,7 @@ class TrainingArguments:
     out: str | None
     settings: Mapping[str, Any]
     resume: bool
+    device: str = "auto"
 
     def check(self) -> None:
         """Raise UserError for a mistake in the recipe, its overrides, the source, the weights or the run folder."""
@@ -56,6 +57,8 @@ class TrainingArguments:
             return  # the run that is resumed completes the arguments
         check_not_a_run(self.source)
         data = self._check_recipe()
+        if self.device == "cpu" and self.settings.get("precision") in ("16-mixed", "16", "fp16"):
+            raise UserError("precision = 16-mixed: not available on CPU; use 32, bf16-mixed or auto")
         check_source(self.source, {split: data.get(split) for split in ("train", "valid", "test")})
         self._check_network()
         if self.out is not None:
@@ -79,12 +82,19 @@ class TrainingArguments:
         raise errors[0]
 
     def _check_network(self) -> None:
+        from linnaeus.recipe.networks import NETWORKS
+
         model = self.model or self.settings.get("model.name")
         weights = self.weights or self.settings.get("model.weights")
         if isinstance(model, str) and ".py:" in model:
             file = Path(model.rpartition(":")[0])
             if not file.is_file():
                 raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
+        elif isinstance(model, str) and "/" not in model and model not in (*NETWORKS, "custom"):
+            raise UserError(
+                f"unknown model {model!r}{did_you_mean(model, NETWORKS)}: `linnaeus models` lists them; timm/NAME "
+                "takes any network of timm, net.py:build one of your own"
+            )
         if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():
             raise UserError(f"{weights}: there is no such weights file")
 

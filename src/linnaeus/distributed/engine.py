@@ -1,10 +1,9 @@
-"""Device, precision and process group of a training run. The only module that imports Lightning Fabric."""
+"""Device, precision and process group of a training run."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import os
 import platform
 import warnings
@@ -12,15 +11,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from linnaeus.device import choose_device
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import TIMEOUT, ProcessGroup
 from linnaeus.errors import UserError
+
+MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+"""Mixed precisions: the type of convolutions and products; weights, norms and losses stay float32."""
 
 
 class Engine(ProcessGroup):
@@ -30,10 +29,10 @@ class Engine(ProcessGroup):
         """`info`: the place of this process; by default as its launcher says."""
         kind = choose_device(device).type
         info = info or process_info()
-        self.precision = _fabric_precision(kind, precision)
-        self.fabric = _fabric(kind, self.precision, info)
-        self.device = self.fabric.device
+        self.precision = _full_name(kind, precision)
+        self.device = _join(kind, info)
         super().__init__(info, _object_group(kind) if info.world_size > 1 else None)
+        self.scaler = torch.amp.GradScaler(kind) if self.precision == "16-mixed" else None
         if kind == "cuda":
             # All images of a run have one size, so the search for the fastest kernels pays for itself.
             torch.backends.cudnn.benchmark = True
@@ -52,23 +51,42 @@ class Engine(ProcessGroup):
         """
         return self.device.type != "cpu" or self.world_size < 3
 
-    def setup(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Wrap network and optimizer for this device and precision. `net` itself stays usable for evaluation."""
+    def setup(self, net: nn.Module) -> nn.Module:
+        """Move `net` to the device and wrap it for its process group. `net` itself stays usable for evaluation."""
         net.to(self.device)
-        return self.fabric.setup(net, optimizer)
+        if self.world_size == 1:
+            return net
+        # Buffers are averaged after every step, so DDP must not overwrite them before the next one. The parameter that
+        # says so has two names, an old and a new one.
+        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # users cannot act on it
+        devices = None if self.device.type == "cpu" else [self.device.index]
+        return nn.parallel.DistributedDataParallel(net, device_ids=devices, **{name: False})  # type: ignore[arg-type]
 
     def no_sync(self, wrapped: nn.Module, enabled: bool = True) -> AbstractContextManager[Any]:
         """Do not sum gradients over the processes in this block: for all micro-batches of a batch but the last."""
-        if self.world_size == 1:
-            return nullcontext()
-        return self.fabric.no_backward_sync(wrapped, enabled=enabled)  # type: ignore[arg-type]
+        if enabled and isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            return wrapped.no_sync()
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        self.fabric.backward(loss)
+        """Compute the gradients, which are scaled in 16-bit precision."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def clip_gradients(self, net: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
         """Scale the gradient so that its norm is at most `norm`."""
-        self.fabric.clip_gradients(net, optimizer, max_norm=norm, error_if_nonfinite=False)
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), norm)
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the step of the optimizer; in 16-bit precision it is skipped where a gradient is not finite."""
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over all processes, in place."""
@@ -110,14 +128,16 @@ class Engine(ProcessGroup):
 
     def scaler_state(self) -> dict[str, Any]:
         """State of the gradient scaler of 16-bit mixed precision; empty in any other precision."""
-        return self.fabric.strategy.precision.state_dict()
+        return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        self.fabric.strategy.precision.load_state_dict(state)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the forward pass, for a network that is not wrapped."""
-        return self.fabric.autocast()
+        """The precision of the forward pass."""
+        dtype = MIXED.get(self.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def environment(self) -> dict[str, Any]:
         """The settings of the machine on which the last bits of a result depend."""
@@ -150,30 +170,16 @@ def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:
     torch.manual_seed((((rank * 1_000_003 + seed) * 1_000_003 + epoch) * 1_000_003 + step) % 2**63)
 
 
-def _fabric(kind: str, precision: str, info: ProcessInfo) -> Fabric:
-    """Lightning Fabric for this process, which joins the process group if there are several processes."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+def _join(kind: str, info: ProcessInfo) -> torch.device:
+    """The device of this process, which joins the process group if there are several processes."""
     if info.world_size == 1:
-        # Named explicitly: a SLURM batch job of one process has SLURM's variables too, and Fabric would follow them.
-        plugins = [LightningEnvironment()]
-        return Fabric(accelerator=kind, devices=1, precision=precision, plugins=plugins)  # type: ignore[arg-type]
+        return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
     _check_devices(kind, info)
-    # Buffers are averaged after every step, so DDP must not overwrite them before the next one. The parameter that
-    # says so has two names, an old and a new one.
-    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    strategy = DDPStrategy(timeout=TIMEOUT, **{name: False})  # type: ignore[arg-type]
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # users cannot act on it
-    fabric = Fabric(
-        accelerator=kind,
-        devices=info.local_world_size,
-        num_nodes=info.nodes,
-        strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]
-        plugins=[_cluster_environment(info)],
-    )
-    fabric.launch()
-    return fabric
+    device = torch.device(kind, info.local_rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    _meet("nccl" if kind == "cuda" else "gloo", info)
+    return device
 
 
 def join_process_group(device: str) -> ProcessGroup:
@@ -185,13 +191,23 @@ def join_process_group(device: str) -> ProcessGroup:
     if info.world_size == 1:
         return ProcessGroup(info)
     _check_devices(kind, info)
-    if not torch.distributed.is_initialized():
-        cluster = _cluster_environment(info)
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-        torch.distributed.init_process_group("gloo", rank=info.rank, world_size=info.world_size, timeout=TIMEOUT)
+    _meet("gloo", info)
     if kind == "cuda":
         torch.cuda.set_device(info.local_rank)
     return ProcessGroup(info)
+
+
+def _meet(backend: str, info: ProcessInfo) -> None:
+    """Make the process group, at the address that the variables of the launcher name."""
+    if torch.distributed.is_initialized():
+        return
+    if info.slurm:
+        # Imported only here: the import takes two seconds, and a single process needs none of it.
+        from lightning_fabric.plugins.environments import SLURMEnvironment
+
+        cluster = SLURMEnvironment(auto_requeue=False)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+    torch.distributed.init_process_group(backend, rank=info.rank, world_size=info.world_size, timeout=TIMEOUT)
 
 
 def _check_devices(kind: str, info: ProcessInfo) -> None:
@@ -206,20 +222,15 @@ def _check_devices(kind: str, info: ProcessInfo) -> None:
         )
 
 
-def _cluster_environment(info: ProcessInfo) -> SLURMEnvironment | TorchElasticEnvironment:
-    """Address and port at which the processes meet, from the variables of the launcher."""
-    return SLURMEnvironment(auto_requeue=False) if info.slurm else TorchElasticEnvironment()
-
-
 @functools.cache
 def _object_group(kind: str) -> Any:
     """A gloo group for Python objects: NCCL would move them through GPU memory. None on CPU: the default is gloo."""
     return None if kind == "cpu" else torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
-def hardware() -> dict[str, Any]:
-    """Description of the hardware, stored beside measured times."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Description of the hardware that a run on `device` used, stored beside measured times."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "machine": platform.machine(),
         "processor": _processor(),
@@ -229,14 +240,17 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _fabric_precision(kind: str, precision: str) -> str:
-    """The precision as Fabric names it. `auto`: mixed on a GPU, else 32 bits, since bf16 is slower on most CPUs."""
+def _full_name(kind: str, precision: str) -> str:
+    """The precision as a run records it: `32-true`, `16-mixed` or `bf16-mixed`.
+
+    `auto`: mixed on a GPU, else 32 bits, since bf16 is slower on most CPUs.
+    """
     if precision == "auto":
         if kind == "cuda":
             return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
         return "32-true"
     if precision == "16-mixed" and kind == "cpu":
-        raise UserError("precision = 16-mixed: not available on CPU; use 32 or auto")
+        raise UserError("precision = 16-mixed: not available on CPU; use 32, bf16-mixed or auto")
     return "32-true" if precision == "32" else precision
 
 

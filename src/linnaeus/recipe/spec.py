@@ -213,6 +213,15 @@ class Phase(Strict):
                 raise ValueError(f'head = "auto" does not use {key}: the head is solved, not trained')
 
 
+PRECISIONS = {
+    **dict.fromkeys(("auto",), "auto"),
+    **dict.fromkeys(("32", "32-true", "fp32", "float32"), "32"),
+    **dict.fromkeys(("16", "16-mixed", "fp16", "float16", "half"), "16-mixed"),
+    **dict.fromkeys(("bf16", "bf16-mixed", "bfloat16"), "bf16-mixed"),
+}
+"""Names of a precision -> the value of the recipe."""
+
+
 class Recipe(Strict):
     """The model, the data and the phases of training. Use `Recipe.model_validate` for a dict, `load_recipe` for a name
     or a file."""
@@ -237,7 +246,11 @@ class Recipe(Strict):
     @field_validator("precision", mode="before")
     @classmethod
     def _bits(cls, value: Any) -> Any:
-        return "32" if value == 32 and not isinstance(value, bool) else value  # as everyone writes it in TOML
+        """The name of a precision as it is also written: 32 or 16 as numbers, and the names of torch and Lightning."""
+        if isinstance(value, bool):
+            return value
+        text = "32" if value == 32 else value
+        return PRECISIONS.get(text.strip().lower(), value) if isinstance(text, str) else value
 
     @field_validator("name")
     @classmethod

@@ -221,7 +221,7 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) ->
         "micro_batch": {f"phase {number}": micro for number, micro in sorted(identity.tuned.micro.items())},
         "executors": identity.tuned.executors,
         "seconds": ending.timings.rounded(),
-        "hardware": hardware(),
+        "hardware": hardware(prepared.engine.device),
         "versions": versions(prepared.network.arch["name"]),
         "fingerprint": identity.fingerprint,
     }

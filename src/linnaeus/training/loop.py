@@ -107,7 +107,7 @@ class _Loop:
         self.schedule = Schedule(self.optimization.optimizer, run.phase, self.steps)
         self.average = MovingAverage(run.net, run.phase.ema) if run.phase.ema else None
         self.state = FitState(
-            run.net, self.optimization.bare_optimizer, self.schedule, self.average, engine, run.micro_batch
+            run.net, self.optimization.optimizer, self.schedule, self.average, engine, run.micro_batch
         )
 
     def train_epoch(self) -> Epoch:
@@ -216,7 +216,7 @@ def step_within_memory(
             raise JobError(f"out of memory with a single image at once ({reason}); use a smaller data.size")
         buffers.restore()
         # Cached blocks have the sizes of the failed step and would fragment the memory.
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         state.micro_batch = -(-size // 2)
         if on_out_of_memory is not None:

@@ -35,7 +35,7 @@ class FitState:
     net: torch.nn.Module
     """The trained module, whose `model` is the Network."""
     optimizer: torch.optim.Optimizer
-    """The bare optimizer, not wrapped."""
+
     schedule: Schedule
     average: MovingAverage | None
     engine: Engine
@@ -62,7 +62,9 @@ class FitState:
 
     def snapshot(self) -> Snapshot:
         """The state now; call it between two steps."""
-        tensors = _add_prefix("net", self.net.state_dict()) | _add_prefix("random", _torch_generators())
+        tensors = _add_prefix("net", self.net.state_dict()) | _add_prefix(
+            "random", _torch_generators(self.engine.device)
+        )
         numbers: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
@@ -109,7 +111,7 @@ class FitState:
         self.totals.restore(tensors["totals.loss"], tensors.get("totals.right"), numbers["samples"])
         # Last, so that nothing draws a random number after it.
         torch.set_rng_state(tensors["random.torch"])
-        if "random.cuda" in tensors and torch.cuda.is_available():
+        if "random.cuda" in tensors and self.engine.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"])
         _set_python_generators(numbers["random"])
 
@@ -139,10 +141,14 @@ def _in_layout_of(parameter: Tensor, value: Any) -> Any:
     return value
 
 
-def _torch_generators() -> dict[str, Tensor]:
-    """State of torch's generators, which a network may use; our own draws come from (seed, epoch, sample)."""
+def _torch_generators(device: torch.device) -> dict[str, Tensor]:
+    """State of torch's generators, which a network may use; our own draws come from (seed, epoch, sample).
+
+    A run on the CPU leaves a GPU alone: reading its generator would take a context there, some 300 MB, and fails in a
+    forked process.
+    """
     states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 

@@ -30,8 +30,8 @@ class Optimization:
 
     def __init__(self, run: PhaseRun, engine: Engine):
         self.run, self.engine = run, engine
-        self.bare_optimizer = build_optimizer(run.net.model, run.phase)
-        self.wrapped, self.optimizer = engine.setup(run.net, self.bare_optimizer)
+        self.wrapped = engine.setup(run.net)
+        self.optimizer = build_optimizer(run.net.model, run.phase)
         self.criterion = Criterion(run.phase, run.train.batches.labels, run.classes, engine.device)
         seed = run.train.batches.sampling.seed
         self.mixing = Mixing(run.classes, seed, run.phase.mixup, run.phase.cutmix)
@@ -88,7 +88,8 @@ class Optimization:
 
         Auxiliary heads add to the gradient and not to the loss that is reported.
         """
-        out = self.wrapped(x)
+        with self.engine.autocast():
+            out = self.wrapped(x)
         logits, auxiliary = (out, []) if isinstance(out, Tensor) else out
         loss = objective = self.criterion(logits, targets)
         for other in auxiliary:
@@ -99,7 +100,7 @@ class Optimization:
 
     def _update(self) -> None:
         try:
-            self.optimizer.step()
+            self.engine.update(self.optimizer)
         except torch.OutOfMemoryError:
             # Some weights may be updated already, so the step cannot be repeated with smaller micro-batches.
             raise JobError(
