@@ -209,7 +209,7 @@ def two() -> list[Prediction]:
 
 def test_json_lines_have_the_keys_of_the_contract(two: list[Prediction]):
     good, bad = map(json.loads, written("jsonl", two, 2).splitlines())
-    assert list(good) == ["path", "top", "unsure", "error"]
+    assert list(good) == ["path", "top", "unsure", "unknown", "distance", "error"]
     assert good["path"] == "a b/ü.jpg"
     assert good["error"] is None
     assert good["unsure"] is False
@@ -217,7 +217,8 @@ def test_json_lines_have_the_keys_of_the_contract(two: list[Prediction]):
         {"class": "1", "name": "玫瑰", "probability": 0.7},
         {"class": "0", "name": 'Rose, "rot"', "probability": 0.2},
     ]
-    assert bad == {"path": "x,y.jpg", "top": [], "unsure": False, "error": "cut short, sadly"}
+    untold = {"unknown": None, "distance": None}  # the model cannot tell
+    assert bad == {"path": "x,y.jpg", "top": [], "unsure": False, "error": "cut short, sadly"} | untold
 
 
 def test_csv_has_the_same_columns_in_every_row(two: list[Prediction]):
@@ -227,9 +228,11 @@ def test_csv_has_the_same_columns_in_every_row(two: list[Prediction]):
         "unsure",
         "error",
         *(f"{c}_{k}" for k in (1, 2) for c in ("class", "name", "probability")),
+        "unknown",
+        "distance",
     ]
-    assert rows[1] == ["a b/ü.jpg", "0", "", "1", "玫瑰", "0.700000", "0", 'Rose, "rot"', "0.200000"]
-    assert rows[2] == ["x,y.jpg", "", "cut short, sadly", *[""] * 6]
+    assert rows[1] == ["a b/ü.jpg", "0", "", "1", "玫瑰", "0.700000", "0", 'Rose, "rot"', "0.200000", "", ""]
+    assert rows[2] == ["x,y.jpg", "", "cut short, sadly", *[""] * 8]
 
 
 def test_the_table_is_a_line_or_a_paragraph_a_image(two: list[Prediction]):

@@ -193,7 +193,7 @@ def test_a_process_that_dies_ends_the_other_and_the_same_command_goes_on(victim:
 
     def work(rank: int) -> list[Any]:
         if rank == victim:
-            dying(Classifier, "probabilities", 2 if victim == 0 else 1)
+            dying(Classifier, "answers", 2 if victim == 0 else 1)
         return command(rank, *PREDICT, "--out", "o.jsonl")
 
     found = several(2, work)

@@ -170,7 +170,7 @@ def test_predictions_are_a_table_without_pixels(classifier: Classifier):
     table = classifier.predict([COLOR, b"no image"]).to_pandas(top=2)
     assert isinstance(table, pandas.DataFrame)
     assert list(table.columns)[:5] == ["path", "unsure", "error", "class_1", "name_1"]
-    assert len(table.columns) == 9
+    assert len(table.columns) == 11
     assert table["probability_1"][0] >= table["probability_2"][0]
     assert table["class_1"].isna().tolist() == [False, True]
     with pytest.raises(UserError, match="its column of paths"):

@@ -25,18 +25,18 @@ class Network:
     def __init__(self, seconds: float = 0.02):
         self.seconds, self.sizes, self.threads = seconds, list[int](), set[int]()
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> list[Any]:
         self.sizes.append(len(images))
         self.threads.add(threading.get_ident())
         time.sleep(self.seconds)
-        return images[:, 0, 0, :1].astype(np.float64)
+        return [*images[:, 0, 0, :1].astype(np.float64)]
 
 
 def image(value: int) -> np.ndarray:
     return np.full((2, 2, 1), value, np.uint8)
 
 
-def run(test: Callable[[Batcher], Awaitable[None]], network: Predict, **options: Any) -> None:
+def run(test: Callable[[Batcher[Any]], Awaitable[None]], network: Predict[Any], **options: Any) -> None:
     """Run `test` with a batcher of `network`, in an event loop of its own."""
     settings = {"batch": 8, "window": 0.005, "queue": 1000, "observe": lambda images, waited, seconds: None, **options}
 
@@ -97,10 +97,10 @@ def test_a_batch_waits_for_images_being_decoded_but_only_for_the_window():
 
 
 def test_a_failing_batch_affects_its_own_images_only():
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> list[Any]:
         if (images == 7).any():
             raise ValueError("seven")
-        return images[:, 0, 0, :1]
+        return [*images[:, 0, 0, :1]]
 
     async def test(batcher: Batcher) -> None:
         tasks = [batcher.submit(image(i)) for i in (1, 7, 2, 3)]
@@ -142,14 +142,14 @@ def test_the_queue_is_bounded_and_tells_when_to_retry():
 def test_clients_share_batches_and_get_their_own_answers(model: Path):
     classifier = load(model)
     expected = {seed: classifier.predict(png(seed, seed % 3)).probability for seed in range(24)}
-    sizes, probabilities = list[int](), classifier.probabilities
+    sizes, answers = list[int](), classifier.answers
 
-    def slow(images: np.ndarray) -> np.ndarray:
+    def slow(images: np.ndarray) -> list[Any]:
         sizes.append(len(images))
         time.sleep(0.05)
-        return probabilities(images)
+        return answers(images)
 
-    classifier.probabilities = slow  # type: ignore[method-assign]
+    classifier.answers = slow  # type: ignore[method-assign]
     with client(classifier, Limits(batch=8)) as web, ThreadPoolExecutor(12) as clients:
 
         def predict(seed: int) -> float:
@@ -166,14 +166,14 @@ def test_clients_share_batches_and_get_their_own_answers(model: Path):
 
 def test_a_full_queue_refuses_requests_and_recovers(model: Path):
     classifier = load(model)
-    probabilities, go = classifier.probabilities, threading.Event()
+    answers, go = classifier.answers, threading.Event()
 
-    def blocked(images: np.ndarray) -> np.ndarray:
+    def blocked(images: np.ndarray) -> list[Any]:
         go.wait(20)
-        return probabilities(images)
+        return answers(images)
 
     go.set()
-    classifier.probabilities = blocked  # type: ignore[method-assign]
+    classifier.answers = blocked  # type: ignore[method-assign]
     with client(classifier, Limits(batch=2, queue=4, images=4)) as web, ThreadPoolExecutor(4) as clients:
         go.clear()
         waiting = [clients.submit(web.post, "/predict", content=png(i), headers=OCTETS) for i in range(4)]

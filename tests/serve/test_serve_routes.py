@@ -199,3 +199,6 @@ class NoNetwork:
 
     def __call__(self, images: Any) -> Any:
         return self._run(images)
+
+    def scores(self, images: Any) -> Any:
+        return self._run.scores(images)

@@ -198,7 +198,7 @@ class PredictionJob:
                 advance = stack.enter_context(self.console.progress("predicting"))
                 total = None if "-" in self.images else sum(1 for _ in expand(self.images))
             file = stack.enter_context(_open_file(self.out, previous))
-            writer = open_writer(self.form, file, self.top, header=not previous.length)
+            writer = open_writer(self.form, file, self.top, previous.header if previous.length else None)
             yield Output(file, writer, advance, len(previous.paths), total)
 
 
@@ -253,7 +253,7 @@ def _draw_grid(path: str, predictions: Iterable[tuple[Prediction, int | None]], 
             predicted=p.name,
             probability=p.probability,
             true=None if true is None else p.names[true],
-            note="unsure" if p.unsure else None,
+            note=p.verdict or None,
         )
         for p, true in predictions
         if p.image is not None

@@ -31,7 +31,7 @@ from linnaeus.inference.in_memory import is_several, readable
 from linnaeus.inference.inputs import expand
 from linnaeus.inference.measured import MeasuredFigures, MeasuredImages
 from linnaeus.inference.membership import KnownImages
-from linnaeus.inference.prediction import Prediction, Predictions
+from linnaeus.inference.prediction import Answer, Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.malloc import steady_heap
@@ -40,6 +40,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_header, read_model
+from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network, wrap
 
 BATCH = 32
@@ -62,6 +63,7 @@ class Classifier:
         self.preprocessing = about.preprocessing
         stored = about.calibration
         self.calibration = None if stored is None else Calibration.from_dict(stored, str(path))
+        self.detector = UnknownDetector.read(about.unknown, about.unknown_tensors)
 
     @property
     def network(self) -> Network:
@@ -77,8 +79,8 @@ class Classifier:
         """This classifier if it runs on the CPU, else a copy that does. The original keeps its device."""
         if self.device.type == "cpu":
             return self
-        network = copy.deepcopy(self.network).cpu()
-        return Classifier(self.path, self.about, TorchRunner(network, self.preprocessing, torch.device("cpu")))
+        runner = TorchRunner(copy.deepcopy(self.network), self.preprocessing, torch.device("cpu"), self.detector)
+        return Classifier(self.path, self.about, runner)
 
     @property
     def temperature(self) -> float:
@@ -155,23 +157,43 @@ class Classifier:
                 errors.append(None)
             except UnreadableError as error:
                 errors.append(error.reason)
-        readable = iter(zip(images, self.probabilities(np.stack(images)) if images else [], strict=True))
+        readable = iter(zip(images, self.answers(np.stack(images)) if images else [], strict=True))
         for (path, _), reason in zip(tasks, errors, strict=True):
             if reason is None:
                 yield self.prediction(path, *next(readable))
             else:
                 yield Prediction(path, self.classes, self.names, None, error=reason)
 
-    def prediction(self, path: str, image: np.ndarray, probabilities: np.ndarray) -> Prediction:
-        """The prediction for an image that was read; where a probability is not finite, one with an `error`."""
-        if not np.isfinite(probabilities).all():
-            return Prediction(path, self.classes, self.names, None, error=NOT_FINITE)
-        return Prediction(path, self.classes, self.names, probabilities, image=image, threshold=self.threshold)
+    def answers(self, images: np.ndarray) -> list[Answer]:
+        """Answers for cropped images (N, size, size, channels) uint8."""
+        scores = self.run.scores(torch.from_numpy(images))
+        logits = scores.logits
+        probabilities = Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
+        distances = [None] * len(logits) if scores.distances is None else scores.distances.tolist()
+        return [Answer(p, d) for p, d in zip(probabilities, distances, strict=True)]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Cropped images (N, size, size, channels) uint8 -> calibrated probabilities (N, classes) float64."""
-        logits = self.run(torch.from_numpy(images))
-        return Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
+        return np.stack([answer.probabilities for answer in self.answers(images)])
+
+    def prediction(self, path: str, image: np.ndarray, answer: Answer) -> Prediction:
+        """The prediction for an image (size, size, channels) uint8 that was read.
+
+        Where a probability is not finite, it is one with an `error`.
+        """
+        if not np.isfinite(answer.probabilities).all():
+            return Prediction(path, self.classes, self.names, None, error=NOT_FINITE)
+        limits = None if self.detector is None else self.detector.thresholds
+        return Prediction(
+            path,
+            self.classes,
+            self.names,
+            answer.probabilities,
+            image=image,
+            threshold=self.threshold,
+            distance=answer.distance,
+            limits=limits,
+        )
 
     def images(self, source: str | Path, split: str | None = None) -> LabeledImages:
         """The images of a split of a source, with their labels in the model's classes.
@@ -257,4 +279,5 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
         arch = read_header(path).arch
         custom = wrap(model, int(arch["classes"]), int(arch["channels"]))
     network, about = read_model(path, custom)
-    return Classifier(path, about, TorchRunner(network, about.preprocessing, chosen))
+    detector = UnknownDetector.read(about.unknown, about.unknown_tensors)
+    return Classifier(path, about, TorchRunner(network, about.preprocessing, chosen, detector))

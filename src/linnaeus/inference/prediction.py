@@ -11,6 +11,7 @@ import numpy as np
 
 from linnaeus.errors import UserError
 from linnaeus.inference.runners import NOT_FINITE
+from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.selective import is_unsure
 from linnaeus.text import html_table, percent
 
@@ -36,6 +37,10 @@ class Prediction:
     """(size, size, channels) uint8: the pixels that the network saw."""
     threshold: float = 0.0
     """The model is unsure where the probability of the most likely class is below this."""
+    distance: float | None = None
+    """Cosine distance of the features from those of the training images, 0 to 2; None where the model has none."""
+    limits: Thresholds | None = None
+    """From where on the image is of no kind that the model knows; None where the model cannot tell."""
 
     @property
     def index(self) -> int:
@@ -57,6 +62,19 @@ class Prediction:
         """Whether the most likely class is less probable than the model's threshold."""
         return self.probabilities is not None and is_unsure(self.probability, self.threshold)
 
+    @property
+    def unknown(self) -> bool:
+        """Whether the image is of no kind that the model knows; never where the model cannot tell."""
+        if self.limits is None or self.probabilities is None:
+            return False
+        distance = None if self.distance is None else np.array([self.distance])
+        return bool(self.limits.unknown(distance, np.array([self.probability]))[0])
+
+    @property
+    def verdict(self) -> str:
+        """`unknown`, else `unsure`, else empty: why the most likely class is not the answer."""
+        return "unknown" if self.unknown else "unsure" if self.unsure else ""
+
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """(display name, probability) of the k most likely classes, the most likely first."""
         return [(self.names[i], p) for i, p in self.ranked(k)]
@@ -76,13 +94,15 @@ class Prediction:
             "path": self.path,
             "top": [{"class": self.classes[i], "name": self.names[i], "probability": p} for i, p in top],
             "unsure": self.unsure,
+            "unknown": None if self.limits is None or error is not None else self.unknown,
+            "distance": None if error is not None else self.distance,
             "error": error,
         }
 
     def __repr__(self) -> str:
         if self.probabilities is None:
             return f"Prediction({self.path!r}, error={self.error!r})"
-        answer = f"{self.name!r}, {percent(self.probability)}" + (", unsure" if self.unsure else "")
+        answer = f"{self.name!r}, {percent(self.probability)}" + (f", {self.verdict}" if self.verdict else "")
         return f"Prediction({self.path!r}, {answer})"
 
     def _repr_html_(self) -> str:
@@ -90,7 +110,7 @@ class Prediction:
         if self.probabilities is None:
             return f"<p>{html.escape(self.path)}: {html.escape(str(self.error))}</p>"
         rows = [(name, percent(p)) for name, p in self.top(3)]
-        return html_table(f"{self.path}: {'unsure' if self.unsure else self.name}", rows)
+        return html_table(f"{self.path}: {self.verdict or self.name}", rows)
 
     def readable(self) -> np.ndarray:
         """The probabilities. Raises UserError where the image cannot be read."""
@@ -115,13 +135,23 @@ class Predictions(list[Prediction]):
         return html_table(f"{len(self):,} predictions{more}", rows)
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a classifier computes of one image."""
+
+    probabilities: np.ndarray
+    """(classes,) float64, calibrated."""
+    distance: float | None
+    """Cosine distance from the training images; None where the model has no references."""
+
+
 def _row(prediction: Prediction, top: int) -> dict[str, Any]:
     values = prediction.to_dict(top)
     row: dict[str, Any] = {"path": values["path"], "unsure": values["unsure"], "error": values["error"]}
     for rank in range(1, min(top, len(prediction.classes)) + 1):
         answer = values["top"][rank - 1] if values["top"] else {}
         row |= {f"{key}_{rank}": answer.get(key) for key in ("class", "name", "probability")}
-    return row
+    return row | {"unknown": values["unknown"], "distance": values["distance"]}
 
 
 def data_frame(rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> pandas.DataFrame:

@@ -44,6 +44,8 @@ class ExistingPredictions:
     """Number of unreadable images."""
     length: int = 0
     """Bytes up to the end of the last complete prediction; the rest of the file is to be cut off."""
+    header: list[str] | None = None
+    """The columns of a CSV file that has its header."""
     probes: list[WrittenPrediction] = field(default_factory=list)
     """The first and the last prediction of a readable image, to be compared with the model's."""
 
@@ -75,12 +77,13 @@ def read_existing(path: Path, form: str, top: int) -> ExistingPredictions:
                 existing.add(_parse_json(path, line, top), lines.end)
             return existing
         rows = csv.reader(lines, strict=True)
-        if not _read_header(path, rows, top):
+        existing.header = _read_header(path, rows, top)
+        if existing.header is None:
             return existing
         existing.length = lines.end
         try:
             for row in rows:
-                existing.add(_parse_row(path, row, top), lines.end)
+                existing.add(_parse_row(path, row, len(existing.header)), lines.end)
         except csv.Error:  # the file ends inside a quoted name, which may take several lines
             pass
     return existing
@@ -119,22 +122,22 @@ class _CompleteLines:
             yield line.decode("utf-8", "surrogateescape")
 
 
-def _read_header(path: Path, rows: Iterator[list[str]], top: int) -> bool:
-    """Whether the CSV file has its header. Raises UserError where its first line is another one."""
+def _read_header(path: Path, rows: Iterator[list[str]], top: int) -> list[str] | None:
+    """The header of the CSV file, if it has one. Raises UserError where its first line is another one."""
     header, expected = next(rows, None), csv_header(top)
-    if header == expected:
-        return True
+    if header in (expected, csv_header(top, unknown=False)):
+        return header
     if header is None:
         with path.open("rb") as file:  # no complete line: at most the beginning of the header may be there
             if (",".join(expected) + "\n").encode().startswith(file.read(1 << 16)):
-                return False
+                return None
         raise _foreign(path, "no predictions")
     classes = sum(column.startswith("class_") for column in header)
-    raise _foreign(path, f"predictions with --top {classes}" if header == csv_header(classes) else "other columns")
+    ours = header in (csv_header(classes), csv_header(classes, unknown=False))
+    raise _foreign(path, f"predictions with --top {classes}" if ours else "other columns")
 
 
-def _parse_row(path: Path, row: list[str], top: int) -> WrittenPrediction:
-    columns = len(csv_header(top))
+def _parse_row(path: Path, row: list[str], columns: int) -> WrittenPrediction:
     if len(row) != columns:
         raise _foreign(path, f"a line of {len(row)} cells instead of {columns}")
     try:

@@ -1,7 +1,11 @@
-"""Runners compute the logits of cropped images: with the torch network, or with an ONNX file."""
+"""Runners compute the logits of cropped images: with the torch network, or with an ONNX file.
+
+A runner also computes the distance of an image from what the model was trained on, where the model has references.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,11 +14,22 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.modelfile.agreement import Agreement
-from linnaeus.modelfile.onnx import INPUT, LOGITS
+from linnaeus.modelfile.onnx import DISTANCE, INPUT, LOGITS
+from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 
 NOT_FINITE = "the network computes values that are not finite, so there is no answer; train the model again"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a model computes of N images."""
+
+    logits: np.ndarray
+    """(N, classes) float32, uncalibrated."""
+    distances: np.ndarray | None
+    """(N,) cosine distance from the training images; None where the model has no references."""
 
 
 class Runner(Protocol):
@@ -27,18 +42,37 @@ class Runner(Protocol):
 
     def __call__(self, images: Tensor) -> np.ndarray: ...
 
+    def scores(self, images: Tensor) -> Scores:
+        """Logits and distances of the same images."""
+        ...
+
 
 class TorchRunner:
     """A network in evaluation mode, on a device."""
 
     kind = "torch"
 
-    def __init__(self, network: Network, preprocessing: Preprocessing, device: torch.device):
+    def __init__(
+        self,
+        network: Network,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        detector: UnknownDetector | None = None,
+    ):
         self.network, self.preprocessing, self.device = network.to(device), preprocessing, device
+        self.detector = detector
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
         return self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor) -> Scores:
+        if self.detector is None or self.detector.references is None:
+            return Scores(self(images), None)
+        x = self.preprocessing.normalise(images.to(self.device))
+        features, logits = self.network.features_and_logits(x)
+        return Scores(logits.float().cpu().numpy(), self.detector.distances(features.float().cpu().numpy()))
 
 
 class OnnxRunner:
@@ -56,11 +90,16 @@ class OnnxRunner:
         self.start = round((self.side - self.size) / 2)
 
     def __call__(self, images: Tensor) -> np.ndarray:
+        return self.scores(images).logits
+
+    def scores(self, images: Tensor) -> Scores:
         n, *_, channels = images.shape
         padded = np.zeros((n, self.side, self.side, channels), np.uint8)
         inner = slice(self.start, self.start + self.size)
         padded[:, inner, inner] = images.cpu().numpy()
-        return self.session.run([LOGITS], {INPUT: padded})[0]
+        measured = [output.name for output in self.session.get_outputs() if output.name == DISTANCE]
+        logits, *distances = self.session.run([LOGITS, *measured], {INPUT: padded})
+        return Scores(logits, distances[0] if distances else None)
 
     def raw(self, image: np.ndarray, output: str = LOGITS) -> np.ndarray:
         """Logits (classes,) of an image of any size, (H, W) or (H, W, C) uint8; the graph does the preprocessing."""

@@ -2,10 +2,12 @@
 
 A JSON line, and the columns of CSV with --top K:
 
-    {"path": "rose/1.jpg", "top": [{"class": "1", "name": "rose", "probability": 0.93}], "unsure": false, "error": null}
-    path, unsure, error, class_1, name_1, probability_1, …, class_K, name_K, probability_K
+    {"path": "rose/1.jpg", "top": [{"class": "1", "name": "rose", "probability": 0.93}], "unsure": false,
+     "unknown": false, "distance": 0.31, "error": null}
+    path, unsure, error, class_1, name_1, probability_1, …, class_K, name_K, probability_K, unknown, distance
 
-Where an image cannot be read, `error` gives the reason and `top` is empty.
+Where an image cannot be read, `error` gives the reason and `top` is empty. `unknown` is null, or an empty cell, where
+the model cannot tell; `distance` where it has no features to compare.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from linnaeus.inference.classifier import Prediction
 from linnaeus.text import SafeCsvWriter, percent
 
 NAME_WIDTH = 24
+UNKNOWN = ("unknown", "distance")
+"""The last columns of CSV, which files of earlier versions lack."""
 
 
 class PredictionWriter(Protocol):
@@ -25,13 +29,13 @@ class PredictionWriter(Protocol):
     def write(self, prediction: Prediction) -> None: ...
 
 
-def open_writer(form: str, file: TextIO, top: int, *, header: bool = True) -> PredictionWriter:
+def open_writer(form: str, file: TextIO, top: int, existing: list[str] | None = None) -> PredictionWriter:
     """A writer of predictions with their `top` classes; `form` is table, csv or jsonl.
 
-    `header` is false where the CSV file has its header already.
+    `existing` is the header of a CSV file that is continued.
     """
     if form == "csv":
-        return CsvWriter(file, top, header=header)
+        return CsvWriter(file, top, existing)
     return TableWriter(file, top) if form == "table" else JsonLinesWriter(file, top)
 
 
@@ -47,26 +51,27 @@ class TableWriter:
         ranked = prediction.top(self.top)
         if len(ranked) == 1:
             name, probability = ranked[0]
-            name = f"unsure ({name})" if prediction.unsure else name
+            name = f"{prediction.verdict} ({name})" if prediction.verdict else name
             self.file.write(f"{percent(probability):>7}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
             return
-        unsure = "  unsure" if prediction.unsure else ""
-        self.file.write(f"{prediction.path}{unsure}\n" + "".join(f"{percent(p):>9}  {name}\n" for name, p in ranked))
+        verdict = f"  {prediction.verdict}" if prediction.verdict else ""
+        self.file.write(f"{prediction.path}{verdict}\n" + "".join(f"{percent(p):>9}  {name}\n" for name, p in ranked))
 
 
-def csv_header(top: int) -> list[str]:
-    """The columns of CSV."""
+def csv_header(top: int, *, unknown: bool = True) -> list[str]:
+    """The columns of CSV; without `unknown`, those of earlier versions."""
     ranks = (f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "name", "probability"))
-    return ["path", "unsure", "error", *ranks]
+    return ["path", "unsure", "error", *ranks, *(UNKNOWN if unknown else ())]
 
 
 class CsvWriter:
     """A row per image. Every row has the cells of the header, also that of an unreadable image."""
 
-    def __init__(self, file: TextIO, top: int, *, header: bool = True):
+    def __init__(self, file: TextIO, top: int, existing: list[str] | None = None):
         self.rows, self.top = SafeCsvWriter(file), top
-        if header:
-            self.rows.writerow(csv_header(top))
+        self.header = existing or csv_header(top)
+        if existing is None:
+            self.rows.writerow(self.header)
 
     def write(self, prediction: Prediction) -> None:
         values = prediction.to_dict(self.top)
@@ -74,7 +79,10 @@ class CsvWriter:
         row = [values["path"], unsure, values["error"] or ""]
         for answer in values["top"]:
             row += [answer["class"], answer["name"], f"{answer['probability']:.6f}"]
-        self.rows.writerow(row + [""] * (len(csv_header(self.top)) - len(row)))
+        row += [""] * (len(csv_header(self.top, unknown=False)) - len(row))
+        unknown = "" if values["unknown"] is None else int(values["unknown"])
+        distance = "" if values["distance"] is None else f"{values['distance']:.6f}"
+        self.rows.writerow([*row, unknown, distance][: len(self.header)])
 
 
 class JsonLinesWriter:

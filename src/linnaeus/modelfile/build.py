@@ -58,10 +58,15 @@ def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
 def check_output(path: Path, about: ModelFile, model: Network) -> None:
     """Raise UserError unless an image of the file's size becomes one logit per class."""
     size, channels, classes = about.preprocessing.size, about.preprocessing.channels, about.arch["classes"]
+    references = about.unknown["features"] if about.unknown and about.unknown["references"] else 0
+    features = 0
     try:
         with torch.inference_mode():
             device = next((parameter.device for parameter in model.parameters()), None)
-            found = tuple(model(torch.zeros(1, channels, size, size, device=device)).shape)
+            x = torch.zeros(1, channels, size, size, device=device)
+            found = tuple(model(x).shape)
+            if references and model.has_features:
+                features = model.features_and_logits(x)[0].shape[1]
     except Exception as error:  # with a network of the user's own, anything
         raise UserError(
             f"{path}: the network {about.arch['name']} does not take images of {size} pixels ({line(error)}); "
@@ -69,6 +74,11 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
         ) from None
     if found != (1, classes):
         raise UserError(f"{path}: the network {about.arch['name']} gives {found} for an image, not (1, {classes})")
+    if features != references:
+        raise UserError(
+            f"{path}: its references for unknown images have {references} features, and the network "
+            f"{about.arch['name']} has {features}; get a fresh copy"
+        )
 
 
 def line(what: object) -> str:

@@ -5,6 +5,7 @@ calibrated, and `logits` (N, classes) float32, uncalibrated. Opset 18. Every met
 
     format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
                     as JSON, as in the model file
+    unknown         as JSON, as in the model file, if it has the entry
     threshold       the probability below which the model is unsure; above 1 if it is unsure about every image
     model_sha256    `sha256` of the model file that was exported
     export          as JSON: kind (onnx or onnx-int8), versions, machine, and the figures of the comparison with the
@@ -30,18 +31,22 @@ from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, pa
 KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
 """Export kind -> file name in the run folder."""
 
-INPUT, PROBABILITIES, LOGITS = "pictures", "probabilities", "logits"
+INPUT, PROBABILITIES, LOGITS, DISTANCE = "pictures", "probabilities", "logits", "distance"
 UNSEALED = "0" * 64
 RECORD = b"\x0a\x06export\x12"  # what precedes the length and the text of the entry `export`
 SEAL = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # an entry of the metadata, as protobuf writes it
 OURS = ("format", "arch", "classes", "names", "preprocessing", "calibration", "metrics", "data", "recipe", "versions")
+UNKNOWN = "unknown"
+"""An entry that files of models without it lack."""
+
 NEEDS = 'pip install "linnaeus[onnx]"'
 
 
 def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:
     """The entries of the metadata, with zeros in place of the checksum."""
     said = describe(about)
-    entries = {key: json.dumps(said[key], ensure_ascii=False, allow_nan=False) for key in OURS}
+    ours = (*OURS, UNKNOWN) if about.unknown is not None else OURS
+    entries = {key: json.dumps(said[key], ensure_ascii=False, allow_nan=False) for key in ours}
     return entries | {
         "threshold": json.dumps(threshold),
         "model_sha256": about.digest,
@@ -130,7 +135,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     try:
         opened = inference_session(raw)
         entries = opened.get_modelmeta().custom_metadata_map
-        header = {key: json.loads(entries[key]) for key in OURS}
+        header = {key: json.loads(entries[key]) for key in (*OURS, UNKNOWN) if key != UNKNOWN or key in entries}
         export = dict(json.loads(entries["export"]))
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

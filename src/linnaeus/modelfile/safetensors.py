@@ -15,6 +15,9 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
                                       promised (each threshold, answered, wrong; or null), and threshold: below this
                                       probability the model is unsure; null where none helps
                         curve         rows of threshold, answered, wrong, from which another error's is chosen
+    unknown         null, or how unknown images are recognized: metric and k of the distance, references and features
+                    (shape of the tensor `unknown.references`, float16), thresholds (distance, probability, and n,
+                    accepted and target of the images that chose them), and what was measured then
     metrics         figures with their counts, by split
     data            source, kind, counts by split, fingerprint
     recipe          the recipe as resolved
@@ -48,6 +51,8 @@ from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights, line
 from linnaeus.modelfile.schema import check_description
+from linnaeus.modelfile.unknown import PREFIX as UNKNOWN
+from linnaeus.modelfile.unknown import check_tensors
 from linnaeus.models import Network
 from linnaeus.models.libraries import library_of
 from linnaeus.preprocess import Preprocessing
@@ -66,15 +71,18 @@ class ModelFile:
     names: tuple[str, ...]
     preprocessing: Preprocessing
     calibration: dict[str, Any] | None = None
+    unknown: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     digest: str = ""
     """`sha256` of the file that this was read from."""
+    unknown_tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """What `unknown` needs beside the weights; empty where only the description was read."""
 
 
-def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> str:
+def write_model(path: Path, state: dict[str, Tensor], about: ModelFile) -> str:
     """Write weights and description, atomically. Auxiliary heads, used only in training, are omitted.
 
     Returns the SHA-256 of the tensors, which `ModelFile.digest` has where the file is read.
@@ -82,7 +90,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], about: ModelFile) -> st
     # Tensors are copied to plain contiguous memory: safetensors takes neither channels-last nor shared storage.
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in state.items()
+        for name, tensor in (state | about.unknown_tensors).items()
         if not name.startswith(AUXILIARY)
     }
     header = describe(about) | {"versions": versions(about.arch["name"]), "tensors": _digest(tensors)}
@@ -122,6 +130,7 @@ def describe(about: ModelFile) -> dict[str, Any]:
         "names": list(about.names),
         "preprocessing": about.preprocessing.to_dict(),
         "calibration": about.calibration,
+        "unknown": about.unknown,
         "metrics": about.metrics,
         "data": about.data,
         "recipe": about.recipe,
@@ -141,6 +150,8 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     if _digest(tensors) != header.get("tensors", header.get("sha256")):
         raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
     check_finite(path, tensors)
+    about.unknown_tensors = {name: tensors.pop(name) for name in [*tensors] if name.startswith(UNKNOWN)}
+    check_tensors(path, about.unknown, about.unknown_tensors)
     if model is not None:
         check_weights(path, about, model, tensors)
         check_output(path, about, model.eval())
@@ -239,6 +250,7 @@ def parse(path: Path, header: dict[str, Any]) -> ModelFile:
         names=tuple(header["names"]),
         preprocessing=preprocessing,
         calibration=header.get("calibration"),
+        unknown=header.get("unknown"),
         metrics=header.get("metrics", {}),
         data=header.get("data", {}),
         recipe=header.get("recipe", {}),

@@ -73,6 +73,27 @@ class Pixels(Entry):
     bits: Annotated[int, Field(ge=8, le=16)] = 16
 
 
+class UnknownThresholds(Entry):
+    """The values of `metrics.ood.Thresholds`."""
+
+    distance: Annotated[float, Field(ge=0)] | None
+    probability: Share
+    n: Count
+    accepted: Count
+    target: Share
+
+
+class Unknown(Entry):
+    """How unknown images are recognized."""
+
+    metric: Literal["cosine"]
+    k: Literal[1]
+    references: Count
+    features: Count
+    thresholds: UnknownThresholds
+    measured: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 class SplitFigures(Open):
     """Figures of a split. Those that are shown or compared are checked; others are kept."""
 
@@ -145,6 +166,7 @@ class Description(Entry):
     names: list[Name]
     preprocessing: Pixels
     calibration: dict[str, JsonValue] | None = None
+    unknown: Unknown | None = None
     metrics: dict[str, SplitFigures] = Field(default_factory=dict)
     data: Data = Data()
     recipe: Recipe = Recipe()

@@ -120,6 +120,17 @@ class Network(nn.Module):
         return ""
 
     @property
+    def has_features(self) -> bool:
+        """Whether there is a stage below the head: a module of one piece cannot be cut."""
+        return len(self.stages) > 1
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, channels, H, W) -> what the head sees, pooled, (N, F), and the logits (N, classes)."""
+        head = self.stages[-1]
+        below = self.run(x, stop=head)
+        return self.pool(below).flatten(1), self.run(below, start=head)
+
+    @property
     def starts(self) -> tuple[str | None, ...]:
         """Where a run may start: up to right above the lowest stage in `head_stages`, and at the head itself."""
         if not self.head_stages:

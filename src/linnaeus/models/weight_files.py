@@ -27,6 +27,9 @@ NORMALIZATIONS = {
 }
 """Name in a file's metadata -> (mean, standard deviation), one value per channel."""
 
+BESIDE_WEIGHTS = "unknown."
+"""Prefix of the tensors of our model files that are no weights of the network."""
+
 INDEPENDENT_ARGUMENTS = ("zero_init", "dropout", "aux", "head_stages")
 """Arguments of a network that do not change what its trained tensors mean, so they are not taken from a model file."""
 
@@ -97,7 +100,7 @@ def _with_our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys()
+            names = [name for name in file.keys() if not name.startswith(BESIDE_WEIGHTS)]  # noqa: SIM118 - no mapping
             return {name: file.get_tensor(name) for name in names}, _info_from_metadata(path, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a complete safetensors file ({error}); download it again") from None

@@ -7,45 +7,55 @@ A batch consists of the images that wait when the network becomes free. An incom
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from linnaeus.serve.admission import Admission
 
 T = TypeVar("T")
-Predict = Callable[[np.ndarray], np.ndarray]
-"""(N, size, size, channels) uint8 -> (N, classes)."""
+A = TypeVar("A")
+"""What the network computes for one image."""
+Predict = Callable[[np.ndarray], Sequence[A]]
+"""(N, size, size, channels) uint8 -> the N results."""
 Observe = Callable[[int, float, float], None]
 """observe(number of images, seconds that the first one waited, seconds in the network)."""
 SMOOTHING = 0.2  # weight of the newest batch in the moving average of the time per image
 
 
 @dataclass(eq=False)
-class Waiting:
+class Waiting(Generic[A]):
     """An image that waits for the network."""
 
     image: np.ndarray
-    future: asyncio.Future[np.ndarray]
+    future: asyncio.Future[A]
     since: float
 
 
-class Batcher:
+class Batcher(Generic[A]):
     """Collects images of many clients into batches and returns each client its own result. Bound to one event loop.
 
     The network runs in a single thread that computes nothing else.
     """
 
-    def __init__(self, predict: Predict, *, batch: int, window: float, queue: int, observe: Observe):
+    def __init__(
+        self,
+        predict: Predict[A],
+        *,
+        batch: int,
+        window: float,
+        queue: int,
+        observe: Observe,
+    ):
         self._predict, self._batch, self._window, self._observe = predict, batch, window, observe
         self.admission = Admission(queue)
-        self._waiting: asyncio.Queue[Waiting] = asyncio.Queue()
+        self._waiting: asyncio.Queue[Waiting[A]] = asyncio.Queue()
         self._network = ThreadPoolExecutor(1, "linnaeus-network")
         self._task: asyncio.Task[None] | None = None
         self.preparing = 0
@@ -70,8 +80,8 @@ class Batcher:
         finally:
             self.preparing -= 1
 
-    async def submit(self, image: np.ndarray) -> np.ndarray:
-        """(size, size, channels) uint8 -> (classes,) float64. Raises the exception of the network, if any."""
+    async def submit(self, image: np.ndarray) -> A:
+        """The result for an image (size, size, channels) uint8. Raises the exception of the network, if any."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait(Waiting(image, future, perf_counter()))
         return await future
@@ -102,7 +112,7 @@ class Batcher:
                 if not waiting.future.done():
                     waiting.future.set_result(result)
 
-    async def _collect(self) -> list[Waiting]:
+    async def _collect(self) -> list[Waiting[A]]:
         """One image, the others that wait already, and those that arrive within the window."""
         batch = [await self._waiting.get()]
         deadline = asyncio.get_running_loop().time() + self._window

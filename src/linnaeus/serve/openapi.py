@@ -41,6 +41,10 @@ class Prediction(BaseModel):
     path: str = Field(description="name given by the client, or the number of the image")
     top: list[ClassProbability]
     unsure: bool = Field(description="whether the best class is below the threshold of the model")
+    unknown: bool | None = Field(
+        default=None, description="whether the image is of none of the classes; null where the model cannot tell"
+    )
+    distance: float | None = Field(default=None, description="cosine distance from the training images, 0 to 2")
     error: str | None = Field(description="why the image could not be read")
     explained: ClassProbability | None = Field(default=None, description="class that the heat map explains")
     stage: str | None = Field(default=None, description="stage of the network used for the heat map")

@@ -46,7 +46,7 @@ class Service:
         self.classifier, self.limits = classifier, limits or Limits()
         self.metrics = Metrics()
         self.batcher = Batcher(
-            classifier.probabilities,
+            classifier.answers,
             batch=self.limits.batch,
             window=self.limits.window,
             queue=self.limits.queue,
@@ -63,7 +63,7 @@ class Service:
         p = self.classifier.preprocessing
         blank = np.zeros((self.limits.batch, p.size, p.size, p.channels), np.uint8)
         for n in {1, self.limits.batch}:
-            await self.batcher.run_in_network_thread(partial(self.classifier.probabilities, blank[:n]))
+            await self.batcher.run_in_network_thread(partial(self.classifier.answers, blank[:n]))
         self.ready = True
 
     async def stop(self) -> None:
@@ -87,7 +87,7 @@ class Service:
                 tasks = [group.create_task(self._answer(u, top, with_explanation, slots)) for u in uploads]
         results = [task.result() for task in tasks]
         for p in (result.prediction for result in results):
-            label = "unreadable" if p.error is not None else "unsure" if p.unsure else "answered"
+            label = "unreadable" if p.error is not None else p.verdict or "answered"
             self.metrics.images.labels(label).inc()
         return results
 
@@ -107,8 +107,7 @@ class Service:
             return Prediction(upload.name, c.classes, c.names, None, error=error.reason)
         except UserError as error:
             return Prediction(upload.name, c.classes, c.names, None, error=str(error))
-        probabilities = await self.batcher.submit(pixels)
-        return c.prediction(upload.name, pixels, probabilities)
+        return c.prediction(upload.name, pixels, await self.batcher.submit(pixels))
 
     def _load(self, data: bytes) -> np.ndarray:
         """The image as the network sees it."""

@@ -5,6 +5,8 @@
     valid, test     metrics of a split, from the saved model: n, correct, accuracy, accuracy_ci95, loss, top5 and more;
                     groups, if the images come in groups
     calibration     the temperature, and the probability from which on the model answers
+    unknown         thresholds above which an image is unknown, what they accept of each split, and how well images of
+                    a class that is left out are recognized (AUROC, by class in turn)
     source          path and kind of the data
     selected_on     the split that chose the best epoch
     best            the metric that chose the best epoch, and its phase and number
@@ -33,6 +35,7 @@ from linnaeus.runs import predictions
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
+from linnaeus.training.unknown import Recognition
 
 
 class FinalEvaluation:
@@ -50,6 +53,8 @@ class FinalEvaluation:
         self.without_leaks: dict[str, Figures | None] = {}
         """Split -> metrics without the images that have a copy in an earlier split; None if no image is left. Only for
         splits with such images."""
+        self.recognition: Recognition | None = None
+        """How unknown images are recognized, once it is known."""
 
     @property
     def threshold(self) -> float:
@@ -62,7 +67,8 @@ class FinalEvaluation:
         splits = {split: assessment.to_dict() for split, assessment in self.assessments.items()}
         for split, clean in self.without_leaks.items():
             splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
-        return splits | {"calibration": calibration}
+        unknown = {} if self.recognition is None else {"unknown": self.recognition.to_dict()}
+        return splits | {"calibration": calibration} | unknown
 
     def long_dict(self, table: Table) -> dict[str, Any]:
         """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
@@ -86,6 +92,7 @@ class FinalEvaluation:
             f"certainty temperature {quality.temperature:.3g}; calibration error {change} ({place})",
             *([f"certainty {failure}"] if failure else []),
             f"unsure    {self.calibration.rule}",
+            *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),
         ]
 
     @property

@@ -24,7 +24,9 @@ from linnaeus.training.evaluation import FinalEvaluation, prediction_rows
 from linnaeus.training.plots import write_plots
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.recorder import RunRecorder
+from linnaeus.training.streams import Streams
 from linnaeus.training.timings import Timings
+from linnaeus.training.unknown import Scored, recognition, references_of, training_features
 
 if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier
@@ -94,6 +96,8 @@ class Ending:
     timings: Timings
     draw: bool
     """Whether to make plots and report."""
+    streams: Streams
+    """The data of the phases, with the stored features of the training images."""
 
 
 def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
@@ -101,7 +105,11 @@ def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
     started = time.perf_counter()
     network, header = _saved_model(prepared, recorder)
     candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
-    evaluation = FinalEvaluation(_outputs(prepared, network), candidates)
+    features = training_features(prepared, network, ending.streams)
+    references = references_of(features)
+    outputs, distances = _outputs(prepared, network, references)
+    evaluation = FinalEvaluation(outputs, candidates)
+    evaluation.recognition = recognition(features, references, evaluation.calibrated, distances, header.classes)
     if prepared.engine.is_main:
         evaluation.without_leaks = without_leaks(
             prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked
@@ -150,18 +158,24 @@ def _custom(network: Network) -> Network | None:
     return network if network.arch["name"] == "custom" else None
 
 
-def _outputs(prepared: Prepared, network: Network) -> dict[str, Outputs]:
-    """Outputs of the network by split, computed from pixels."""
+def _outputs(
+    prepared: Prepared, network: Network, references: np.ndarray | None
+) -> tuple[dict[str, Outputs], dict[str, np.ndarray | None]]:
+    """Outputs of the network, and distances from `references` if there are any, by split, computed from pixels."""
     engine, preprocessing = prepared.engine, prepared.preprocessing
     outputs: dict[str, Outputs] = {}
+    distances: dict[str, np.ndarray | None] = {}
+    scored = network if references is None else Scored(network, references)
     for split in ("valid", "test"):
         if split in prepared.samples:
             samples = prepared.samples[split]
             batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
             # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
-            out = answer(network, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
-            outputs[split] = replace(out, groups=samples.groups)
-    return outputs
+            out = answer(scored, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+            classes = out.logits.shape[1] - (references is not None)
+            outputs[split] = replace(out, logits=out.logits[:, :classes], groups=samples.groups)
+            distances[split] = out.logits[:, -1] if references is not None else None
+    return outputs, distances
 
 
 def _write_results(
@@ -185,6 +199,9 @@ def _write_results(
         prepared.console.say(f"unsure    {line}")
     header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
     header.calibration = evaluation.calibration.to_dict()
+    if evaluation.recognition is not None:
+        header.unknown = evaluation.recognition.detector.to_dict()
+        header.unknown_tensors = evaluation.recognition.detector.tensors()
     folder.require()
     write_model(folder.model, network.state_dict(), header)
     folder.write_predictions(prediction_rows(prepared.table, prepared.samples, evaluation.calibrated))

@@ -152,7 +152,7 @@ def _run_phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> 
         except UnreadableError as error:  # only if images are decoded in every epoch
             raise JobError(f"{error}; it was readable when the run began. {session.workspace.advice()}") from None
     console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
-    return Ending(phases.best, interrupted, session.timings, session.draw)
+    return Ending(phases.best, interrupted, session.timings, session.draw, phases.streams)
 
 
 def _last_checkpoint(prepared: Prepared, checkpoints: Checkpoints) -> Checkpoint | None:

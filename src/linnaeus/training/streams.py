@@ -12,11 +12,12 @@ from torch import Tensor
 
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.console import Console, duration
-from linnaeus.data.batches import Batch, Batches, Partition, Rows, Sampling, Subset
+from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Sampling, Subset
 from linnaeus.distributed.group import ProcessGroup
 from linnaeus.models.executors import Executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
+from linnaeus.stores.activations import ActivationStore
 from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, on_device, stored
 from linnaeus.stores.samples import Samples
@@ -100,6 +101,22 @@ class Streams:
         if phase.augment is None or phase.views:
             return cut, self._train_activations(number, cut), valid
         return cut, self._fresh_activations(phase, cut), valid
+
+    @property
+    def frozen_body(self) -> bool:
+        """Whether all phases train the head alone, so that the stages below it are those of the start."""
+        return all(self.cut(phase) == self.frozen.model.stages[-1] for phase in self.phases)
+
+    def head_features(self) -> Rows | None:
+        """What the head sees of the training images, or of `views` versions of each, one image after the other.
+
+        None where it changes during the run, or where it is not stored.
+        """
+        last = self.phases[-1]
+        if not self.frozen_body or not (last.augment is None or last.views):
+            return None
+        rows = self._train_activations(len(self.phases) - 1, self.frozen.model.stages[-1]).batches.rows
+        return rows if isinstance(rows, Resident | ActivationStore) else None
 
     def _augmented_pixels(self, phase: Phase) -> Stream:
         """Training images, augmented anew in every epoch."""

@@ -1,0 +1,163 @@
+"""Unknown images: how far an image is from what a model was trained on, and from where on it counts as unknown.
+
+Two scores are combined, because each misses what the other sees. The distance from the training images' features finds
+something else entirely (far); the largest calibrated probability finds similar things of another kind (near).
+
+The distance is 1 minus the cosine of the angle between the features of an image and the nearest of a few reference
+vectors: Sun et al. 2022 (arXiv:2204.06507, section 3), with the centers of the training features instead of all of
+them. An image is unknown where its distance is above one threshold, or its probability below the other.
+
+References
+----------
+Y. Sun, Y. Ming, X. Zhu and Y. Li, Out-of-distribution detection with deep nearest neighbors, ICML 2022.
+V. Vovk, A. Gammerman and G. Shafer, Algorithmic Learning in a Random World, 2005 (split-conformal prediction).
+E. DeLong, D. DeLong and D. Clarke-Pearson, Comparing the areas under two or more correlated ROC curves, 1988.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+ACCEPTED = 0.95
+"""Share of known images that the thresholds accept."""
+ROUNDING = 1e-5
+"""The smallest threshold of a distance: below, it is rounding of float32."""
+CHUNK = 4096  # images compared with the references at a time
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on an image is unknown, chosen on known images."""
+
+    distance: float | None
+    """An image at a larger distance is unknown; None where the model has no distance."""
+    probability: float
+    """An image is unknown where its most likely class is less probable."""
+    n: int
+    """Number of known images that chose the thresholds."""
+    accepted: int
+    """Number of these that they accept."""
+    target: float = ACCEPTED
+    """Share of known images to accept, in 0..1."""
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few images for the target: even with all of them accepted, a share is not assured."""
+        return math.ceil((self.n + 1) * self.target) > self.n
+
+    def unknown(self, distance: np.ndarray | None, probability: np.ndarray) -> np.ndarray:
+        """(n,) bool. `distance` (n,), None without one; `probability` (n,) of the most likely class."""
+        near = ~(probability >= self.probability)  # NaN is unknown
+        return near if self.distance is None or distance is None else near | ~(distance <= self.distance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and for the model file."""
+        return {
+            "distance": self.distance,
+            "probability": self.probability,
+            "n": self.n,
+            "accepted": self.accepted,
+            "target": self.target,
+        }
+
+
+def choose_thresholds(
+    distance: np.ndarray | None, probability: np.ndarray | None, target: float = ACCEPTED
+) -> Thresholds:
+    """The thresholds that accept a share `target` of known images, by the scores (n,) of n of them, at least one.
+
+    Both scores get the same share of rejections. An image's nonconformity is the worse of its two ranks, and the
+    threshold its split-conformal quantile, the ceil((n + 1) * target)-th smallest value: a new image of the same kind
+    is accepted with probability `target`, on average over such samples. Without one of the scores (None) only the
+    other counts: each image passes the threshold of the missing one.
+    """
+    scores = [score for score in (distance, None if probability is None else -probability) if score is not None]
+    n = len(scores[0])
+    ranks = [rankdata(score, "max") for score in scores]
+    level = np.sort(np.maximum.reduce(ranks))[min(math.ceil((n + 1) * target - 1e-9), n) - 1]
+    accepted = [score[rank <= level].max() for score, rank in zip(scores, ranks, strict=True)]
+    # A threshold lies halfway to the next score: the same image, computed in another batch, differs by rounding.
+    following = [score[score > most].min(initial=math.inf) for score, most in zip(scores, accepted, strict=True)]
+    limits = [
+        float((most + after) / 2 if math.isfinite(after) else most + 1e-3 * abs(most) + 1e-6)
+        for most, after in zip(accepted, following, strict=True)
+    ]
+    thresholds = Thresholds(
+        distance=None if distance is None else max(limits[0], ROUNDING),
+        probability=0.0 if probability is None else max(0.0, -limits[-1]),
+        n=n,
+        accepted=0,
+        target=target,
+    )
+    known = ~thresholds.unknown(distance, np.ones(n) if probability is None else probability)
+    return replace(thresholds, accepted=int(known.sum()))
+
+
+def combined_scores(known: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Several scores (n,) as one in 0..1: the largest share of the `known` images with a lower score.
+
+    Larger scores mean less known. An image is rejected by thresholds that reject the same share of known images by
+    each score exactly where this one is above a threshold.
+    """
+    below = [
+        np.searchsorted(np.sort(base), score, "left") / len(base) for base, score in zip(known, scores, strict=True)
+    ]
+    return np.maximum.reduce(below)
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """(n, d) features as directions of length 1, float32; a zero vector stays zero."""
+    features = features.astype(np.float32)
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(length > 0, length, 1)
+
+
+def distances(features: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """(n, d) features, (m, d) references -> (n,) cosine distance of the nearest reference, 0 to 2."""
+    references = unit(references)  # float16 has rounded their length by more than the distance of a near image
+    nearest = [
+        (unit(features[start : start + CHUNK]) @ references.T).max(1) for start in range(0, len(features), CHUNK)
+    ]
+    return np.maximum(1 - np.concatenate(nearest), 0) if nearest else np.zeros(0, np.float32)
+
+
+def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
+    """Probability that an unknown image has a larger score than a known one; equal scores count as half."""
+    ranks = rankdata(np.concatenate([known, unknown]))[len(known) :]
+    n, m = len(known), len(unknown)
+    return float((ranks.sum() - m * (m + 1) / 2) / (n * m))
+
+
+def auroc_interval(known: np.ndarray, unknown: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the AUROC: the variance of DeLong et al. 1988, on the logit scale, which keeps it within 0..1.
+
+    At an AUROC of exactly 0 or 1 that variance is 0. The interval is then the exact one of a proportion of 0 or 1
+    among the smaller number of images (Clopper and Pearson 1934).
+    """
+    n, m = len(known), len(unknown)
+    area = auroc(known, unknown)
+    # Placements: for each known image the share of unknown ones above it, and the other way around.
+    order, other = np.sort(unknown), np.sort(known)
+    above = 1 - (np.searchsorted(order, known, "left") + np.searchsorted(order, known, "right")) / (2 * m)
+    below = (np.searchsorted(other, unknown, "left") + np.searchsorted(other, unknown, "right")) / (2 * n)
+    variance = (above.var(ddof=1) / n if n > 1 else 0.25) + (below.var(ddof=1) / m if m > 1 else 0.25)
+    if area in (0, 1):
+        bound = ((1 - confidence) / 2) ** (1 / min(n, m))
+        return (bound, 1.0) if area == 1 else (0.0, 1 - bound)
+    half = float(-ndtri((1 - confidence) / 2)) * math.sqrt(variance) / (area * (1 - area))
+    center = math.log(area / (1 - area))
+    low, high = (1 / (1 + math.exp(-(center + side))) for side in (-half, half))
+    return low, high
+
+
+def false_positive_rate(known: np.ndarray, unknown: np.ndarray, accepted: float = ACCEPTED) -> float:
+    """Share of unknown images whose score is not above the quantile that accepts a share `accepted` of the known."""
+    threshold = np.sort(known)[min(math.ceil(accepted * len(known) - 1e-9), len(known)) - 1]
+    return float((unknown <= threshold).mean())

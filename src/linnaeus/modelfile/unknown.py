@@ -1,0 +1,69 @@
+"""What a model file holds to recognize unknown images: thresholds, and the reference vectors as a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.errors import UserError
+from linnaeus.metrics.ood import Thresholds, distances
+
+PREFIX = "unknown."
+"""Names of the tensors that are no weights of the network."""
+REFERENCES = PREFIX + "references"
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownDetector:
+    """Tells images of the kinds that a model knows from others, by distance and probability."""
+
+    thresholds: Thresholds
+    references: np.ndarray | None = None
+    """(m, features) float16 of length 1; None where the network has no features below its head."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """Figures that were measured when the thresholds were chosen."""
+
+    def distances(self, features: np.ndarray) -> np.ndarray | None:
+        """(n, features) pooled features that enter the head -> (n,) cosine distances; None without references."""
+        return None if self.references is None else distances(features, self.references)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry `unknown` of a model file."""
+        m, d = (0, 0) if self.references is None else self.references.shape
+        return {
+            "metric": "cosine",
+            "k": 1,
+            "references": m,
+            "features": d,
+            "thresholds": self.thresholds.to_dict(),
+            "measured": self.measured,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors beside the weights."""
+        return {} if self.references is None else {REFERENCES: torch.from_numpy(self.references)}
+
+    @classmethod
+    def read(cls, entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> UnknownDetector | None:
+        """The detector of a model file whose entry and tensors were checked; None for one without."""
+        if entry is None:
+            return None
+        references = tensors.get(REFERENCES)
+        thresholds = Thresholds(**entry["thresholds"])
+        return cls(thresholds, None if references is None else references.numpy(), entry.get("measured", {}))
+
+
+def check_tensors(path: Path, entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
+    """Raise UserError unless the tensors are those that the entry `unknown` announces."""
+    wanted = {REFERENCES: (entry["references"], entry["features"])} if entry and entry["references"] else {}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float16}
+    if found != wanted or len(tensors) != len(wanted):
+        raise UserError(
+            f"{path}: its tensors for unknown images, {', '.join(sorted(tensors)) or 'none'}, are not those that its "
+            "description names; get a fresh copy"
+        )

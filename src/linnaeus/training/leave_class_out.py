@@ -1,0 +1,131 @@
+"""How well a model would recognize images of a class that it was not trained on: each class is left out in turn.
+
+The head is solved again without the class, on features that exist already, so that a turn takes a fraction of a second.
+No images beside the training images are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from linnaeus.metrics.intervals import student_quantile
+from linnaeus.metrics.ood import auroc, combined_scores, distances, unit
+from linnaeus.metrics.outputs import softmax
+from linnaeus.metrics.reference_vectors import reference_vectors
+from linnaeus.models.linear_probe import FIRST_PENALTY
+from linnaeus.models.logistic_regression import Problems, logits, solve
+
+MOST_CLASSES = 50  # classes that take part; of more, a random choice
+MOST_TURNS = 8  # classes that are left out, one in each turn
+DIMENSIONS = 256  # of the features for the head: the principal components
+STEPS, TOLERANCE = 60, 1e-3  # of the solver
+JUDGED = 4  # one in four known images is kept from the head and the references, and is judged
+FEWEST = 4  # images of a class that takes part
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Areas under the ROC curve (known images against those of the class that was left out), a value per turn."""
+
+    classes: list[int]
+    """The classes that were left out, by index."""
+    of: int
+    """Number of classes that took part."""
+    probability: np.ndarray
+    distance: np.ndarray
+    """With the compact references."""
+    all_vectors: np.ndarray
+    """As `distance`, but to all training images instead of the compact references."""
+    combined: np.ndarray
+    """Of the two scores together, as the model uses them."""
+    known: int
+    """Judged images of known classes, over all turns."""
+    unknown: int
+    """Judged images of the classes that were left out, over all turns."""
+
+    def to_dict(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """For JSON; `names` are those of all classes."""
+        areas = {"probability": self.probability, "distance": self.distance, "combined": self.combined}
+        return {
+            "classes": [names[label] for label in self.classes],
+            "of": self.of,
+            "known": self.known,
+            "unknown": self.unknown,
+            "auroc": {name: float(values.mean()) for name, values in areas.items()},
+            "auroc_ci95": list(mean_interval(self.combined)),
+            "auroc_by_class": [round(float(value), 4) for value in self.combined],
+            "compression_loss": float((self.all_vectors - self.distance).mean()),
+        }
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of k values in 0..1, by Student's t; (0, 1) for a single one."""
+    if len(values) < 2:
+        return 0.0, 1.0
+    half = student_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return max(0.0, float(values.mean()) - half), min(1.0, float(values.mean()) + half)
+
+
+def leave_classes_out(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> LeftOut | None:
+    """Leave each class out in turn, by the features (n, d) of training images with their labels (n,).
+
+    Of many classes a random choice takes part. None where fewer than three classes have enough images.
+    """
+    generator = np.random.default_rng(seed)
+    present, counts = np.unique(labels, return_counts=True)
+    present = present[counts >= FEWEST]
+    if len(present) < 3:
+        return None
+    present = np.sort(generator.permutation(present)[:MOST_CLASSES])
+    rows = np.flatnonzero(np.isin(labels, present))
+    features, labels = features[rows], np.searchsorted(present, labels[rows])
+    order = generator.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    judged = np.zeros(len(labels), bool)
+    judged[order[::JUDGED]] = True  # every fourth image of each class, up to rounding
+    left = np.sort(generator.permutation(len(present))[:MOST_TURNS])
+    z = _class_logits(features, labels, judged, left)
+    turns = [_turn(features, labels, judged, int(c), z[:, i]) for i, c in enumerate(left)]
+    probability, distance, all_vectors, combined = np.array([turn[0] for turn in turns]).T
+    known, unknown = np.array([turn[1] for turn in turns]).sum(0).tolist()
+    return LeftOut(present[left].tolist(), len(present), probability, distance, all_vectors, combined, known, unknown)
+
+
+def _class_logits(features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """(n, turns, classes): logits of all images by a head for each turn, solved without the class that is left out."""
+    x = torch.from_numpy(features.astype(np.float32))
+    fit = torch.from_numpy(~judged)
+    mean, std = x[fit].mean(0), x[fit].std(0)
+    x = (x - mean) / torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))
+    if x.shape[1] > DIMENSIONS:
+        _, vectors = torch.linalg.eigh(x[fit].T @ x[fit])
+        x = x @ vectors[:, -DIMENSIONS:]
+    y = torch.from_numpy(labels)
+    weights = torch.stack([(y[fit] != int(c)).float() for c in left], 1)
+    problems = Problems(x[fit], y[fit], weights / weights.sum(0), int(labels.max()) + 1)
+    solution = solve(problems, FIRST_PENALTY, problems.zeros(), steps=STEPS, tolerance=TOLERANCE)
+    return torch.stack([logits(x, each) for each in solution], 1).numpy()
+
+
+def _turn(
+    features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: int, z: np.ndarray
+) -> tuple[list[float], tuple[int, int]]:
+    """(AUROC by probability, distance, distance to all vectors, both scores; numbers of known and unknown images)."""
+    inside, known, unknown = ~judged & (labels != left), judged & (labels != left), labels == left
+    confidence = softmax(np.delete(z, left, 1)).max(1)
+    compact = reference_vectors(features[inside], labels[inside])
+    distance = distances(features, compact)
+    scores = [(-confidence[part], distance[part]) for part in (known, unknown)]
+    every = unit(features[inside])
+    areas = [
+        auroc(scores[0][0], scores[1][0]),
+        auroc(scores[0][1], scores[1][1]),
+        auroc(distances(features[known], every), distances(features[unknown], every)),
+        auroc(combined_scores(scores[0], scores[0]), combined_scores(scores[0], scores[1])),
+    ]
+    return areas, (int(known.sum()), int(unknown.sum()))

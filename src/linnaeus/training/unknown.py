@@ -1,0 +1,174 @@
+"""Recognition of unknown images at the end of a run: references from the training images, thresholds on validation."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from linnaeus.data.batches import Subset
+from linnaeus.inference.forward import answer, local_batches
+from linnaeus.metrics.intervals import wilson
+from linnaeus.metrics.ood import Thresholds, choose_thresholds, unit
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.reference_vectors import reference_vectors
+from linnaeus.modelfile.unknown import UnknownDetector
+from linnaeus.models import Network
+from linnaeus.text import percent
+from linnaeus.training.leave_class_out import LeftOut, leave_classes_out
+from linnaeus.training.prepare import Prepared
+from linnaeus.training.streams import Streams
+
+SAMPLE = 2048
+"""Training images whose features are used, the same number of each class where there are enough."""
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingFeatures:
+    """What the head of the final network sees of a sample of the training images."""
+
+    values: np.ndarray
+    """(n, features) float32"""
+    labels: np.ndarray
+    """(n,) int64"""
+    trained: bool
+    """Whether the stages that compute them were trained in this run, on all classes."""
+
+
+class Scored(nn.Module):
+    """A network that returns the distance from the references after the logits: (N, classes + 1)."""
+
+    def __init__(self, network: Network, references: np.ndarray):
+        super().__init__()
+        self.network, self.references = network, torch.from_numpy(unit(references))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, logits = self.network.features_and_logits(x)
+        vectors = nn.functional.normalize(features.float(), dim=1)
+        nearest = (vectors @ self.references.to(vectors.device).T).amax(1, keepdim=True)
+        return torch.cat([logits.float(), (1 - nearest).clamp(min=0)], 1)
+
+
+class _Features(nn.Module):
+    """A network that returns its features alone."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.pool(self.network.run(x, stop=self.network.stages[-1])).flatten(1)
+
+
+def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
+    """Features of a sample of the training images, from the stores where they are; all ranks get the same.
+
+    None for a network of one piece, which has no features below a head.
+    """
+    if not network.has_features:
+        return None
+    engine, samples = prepared.engine, prepared.samples["train"]
+    chosen = balanced_sample(samples.labels, SAMPLE)
+    labels = samples.labels[chosen]
+    stored = streams.head_features()
+    if all(engine.all_gather(stored is not None)):
+        assert stored is not None
+        rows, _ = stored.gather(chosen * (len(stored) // len(samples)))  # the first view of each image
+        values = network.pool(torch.from_numpy(np.asarray(rows)).float()).flatten(1).numpy()
+        return TrainingFeatures(values, labels, trained=False)
+    batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
+    preprocessing = prepared.preprocessing
+    found = answer(_Features(network), batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast)
+    return TrainingFeatures(found.logits, labels, trained=not streams.frozen_body)
+
+
+def balanced_sample(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Indices of at most `most` images, ascending: one image of each class, then a second one of each, and so on."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # within the class
+    return np.sort(by_class[np.argsort(position, kind="stable")[:most]])
+
+
+@dataclass(frozen=True, eq=False)
+class Recognition:
+    """How the model recognizes unknown images, and what was measured of it."""
+
+    detector: UnknownDetector
+    near: LeftOut | None
+    trained_features: bool
+    accepted: dict[str, tuple[int, int]]
+    """Split -> (images that are accepted, images); validation chose the thresholds."""
+    seconds: float
+    classes: tuple[str, ...]
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return self.detector.thresholds
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json."""
+        splits = {
+            split: {"n": n, "accepted": k, "share": k / n, "share_ci95": list(wilson(k, n))}
+            for split, (k, n) in self.accepted.items()
+        }
+        near = None if self.near is None else self.near.to_dict(self.classes)
+        return {
+            **{key: value for key, value in self.detector.to_dict().items() if key != "measured"},
+            "known": splits,
+            "left_out_classes": near,
+            "trained_features": self.trained_features,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def line(self) -> str:
+        """A line for the terminal."""
+        limits = self.thresholds
+        far = "" if limits.distance is None else f"farther than {limits.distance:.3f} from the training images, or "
+        text = f"{far}below {percent(limits.probability, exact=True)}: {limits.accepted} of {limits.n} validation "
+        text += "images are accepted"
+        if limits.few:
+            text += f" (too few to be sure of {percent(limits.target, 0)})"
+        if self.near is not None:
+            area, (low, high) = self.near.to_dict(self.classes)["auroc"]["combined"], self._interval()
+            text += f"; a class that was left out has AUROC {area:.2f} ({low:.2f} to {high:.2f}"
+            text += f", {len(self.near.classes)} of {len(self.classes)} classes in turn)"
+        return text
+
+    def _interval(self) -> tuple[float, float]:
+        assert self.near is not None
+        low, high = self.near.to_dict(self.classes)["auroc_ci95"]
+        return low, high
+
+
+def references_of(features: TrainingFeatures | None) -> np.ndarray | None:
+    """The compact references of the training images; None without features."""
+    return None if features is None else reference_vectors(features.values, features.labels)
+
+
+def recognition(
+    features: TrainingFeatures | None,
+    references: np.ndarray | None,
+    calibrated: dict[str, Outputs],
+    distances: dict[str, np.ndarray | None],
+    classes: tuple[str, ...],
+) -> Recognition:
+    """Thresholds on validation, and what they accept of each split; classes are left out in turn."""
+    started = time.perf_counter()
+    confidence = {split: outputs.confidence for split, outputs in calibrated.items()}
+    thresholds = choose_thresholds(distances["valid"], confidence["valid"])
+    accepted = {
+        split: (int((~thresholds.unknown(distances[split], values)).sum()), len(values))
+        for split, values in confidence.items()
+    }
+    near = None if features is None else leave_classes_out(features.values, features.labels)
+    measured: dict[str, Any] = {} if near is None else {"left_out_classes": near.to_dict(classes)}
+    detector = UnknownDetector(thresholds, references, measured)
+    trained = features is not None and features.trained
+    return Recognition(detector, near, trained, accepted, time.perf_counter() - started, classes)

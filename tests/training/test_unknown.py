@@ -1,0 +1,188 @@
+"""A run stores what recognizes unknown images; prediction, the command line and old files use it or do without."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import mini, write_idx, write_images, write_recipe, write_tiny_model
+from torch import nn
+
+from linnaeus.errors import UserError
+from linnaeus.inference.classifier import load
+from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
+from linnaeus.modelfile.unknown import REFERENCES
+from linnaeus.models.weight_files import read_weights
+from linnaeus.training.leave_class_out import leave_classes_out
+from linnaeus.training.run import Run, train
+from linnaeus.training.unknown import balanced_sample
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("unknown")
+    write_idx(folder / "idx", train=300, test=60)
+    recipe = write_recipe(folder / "r.toml", {"epochs": 3})
+    return train(folder / "idx", str(recipe), out=folder / "run", draw=False)
+
+
+def noise(n: int = 40) -> list[np.ndarray]:
+    return list(np.random.default_rng(5).integers(0, 2, (n, 28, 28), dtype=np.uint8) * 255)
+
+
+def test_the_run_accepts_its_kind_and_rejects_another(run: Run):
+    model = load(run.path)
+    assert model.detector is not None
+    thresholds = model.detector.thresholds
+    assert 0.94 <= thresholds.accepted / thresholds.n <= 1
+    found = model.predict(noise())
+    assert np.mean([p.unknown for p in found]) > 0.9
+    assert all(p.distance is not None and p.distance > 0 for p in found)
+    metrics = json.loads((run.path / "metrics.json").read_text())["unknown"]
+    assert metrics["known"]["test"]["n"] == 60
+    assert metrics["known"]["test"]["share"] > 0.8
+    assert metrics["left_out_classes"]["of"] == 3
+    assert 0 <= metrics["left_out_classes"]["auroc"]["combined"] <= 1
+    assert metrics["trained_features"] is True
+    assert any(line.startswith("unknown ") for line in run.trust)
+
+
+def test_the_thresholds_in_the_file_reproduce_what_validation_accepted(run: Run):
+    """Distances are computed by another path after training than in prediction; both must say the same."""
+    model = load(run.path)
+    images = model.images(run.path.parent / "idx", "valid")
+    rows, shapes = images.rows.gather(np.arange(len(images.labels)))
+    found = model.answers(model.preprocessing.crop(torch.from_numpy(rows), shapes).numpy())
+    assert model.detector is not None
+    t = model.detector.thresholds
+    distance = np.array([answer.distance for answer in found])
+    unknown = t.unknown(distance, np.array([answer.probabilities.max() for answer in found]))
+    assert int((~unknown).sum()) == t.accepted
+    assert len(found) == t.n
+
+
+def test_every_form_of_answer_says_it(run: Run, say, tmp_path: Path):
+    from PIL import Image
+
+    Image.fromarray(noise(1)[0]).save(tmp_path / "noise.png")
+    assert "unknown (" in say("predict", run.path, tmp_path / "noise.png").out
+    assert "noise.png  unknown" in say("predict", run.path, tmp_path / "noise.png", "--top", "2").out
+    answer = json.loads(say("predict", run.path, tmp_path / "noise.png", "--format", "jsonl").out)
+    assert answer["unknown"] is True
+    assert answer["distance"] > 0
+    (row,) = csv.DictReader(say("predict", run.path, tmp_path / "noise.png", "--format", "csv").out.splitlines())
+    assert row["unknown"] == "1"
+    assert float(row["distance"]) == pytest.approx(answer["distance"], abs=1e-5)
+
+
+def test_a_csv_file_of_an_earlier_version_is_continued_with_its_columns(run: Run, say, tmp_path: Path):
+    write_images(tmp_path / "images", ("0",), each=2)
+    first, second = sorted((tmp_path / "images" / "0").iterdir())
+    out = tmp_path / "out.csv"
+    assert say("predict", run.path, first, "--out", out).status == 0
+    lines = [line.rsplit(",", 2)[0] for line in out.read_text().splitlines()]
+    out.write_text("\n".join(lines) + "\n")
+    assert say("predict", run.path, first, second, "--out", out).status == 0
+    rows = list(csv.reader(out.read_text().splitlines()))
+    assert len(rows) == 3
+    assert {len(row) for row in rows} == {6}
+
+
+def test_a_file_without_it_does_not_pretend(tmp_path: Path):
+    model = load(write_tiny_model(tmp_path / "model.safetensors"))
+    prediction = model.predict(noise(1)[0])
+    assert (prediction.unknown, prediction.distance, prediction.to_dict()["unknown"]) == (False, None, None)
+
+
+def test_the_references_are_no_weights(run: Run, tmp_path: Path):
+    weights, _ = read_weights(run.path / "model.safetensors")
+    assert REFERENCES not in weights
+    network, about = read_model(run.path / "model.safetensors")
+    assert about.unknown_tensors[REFERENCES].dtype == torch.float16
+    assert about.unknown is not None
+    about.unknown = {**about.unknown, "references": about.unknown["references"] + 1}
+    write_model(tmp_path / "m.safetensors", network.state_dict(), about)
+    with pytest.raises(UserError, match=r"m\.safetensors: its tensors for unknown images"):
+        read_model(tmp_path / "m.safetensors")
+
+
+def test_references_of_other_features_are_refused(run: Run, tmp_path: Path):
+    network, about = read_model(run.path / "model.safetensors")
+    assert about.unknown is not None
+    short = about.unknown_tensors[REFERENCES][:, :-1].contiguous()
+    about.unknown = {**about.unknown, "features": short.shape[1]}
+    about.unknown_tensors = {REFERENCES: short}
+    write_model(tmp_path / "m.safetensors", network.state_dict(), about)
+    with pytest.raises(UserError, match="features"):
+        load(tmp_path / "m.safetensors")
+
+
+def test_a_network_of_one_piece_has_the_probability_alone(tmp_path: Path):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(784, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.flatten(1))
+
+    module = Whole()
+    write_idx(tmp_path / "idx")
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1, "train": ["all"]})
+    out = train(tmp_path / "idx", str(recipe), model=module, out=tmp_path / "run", draw=False).path
+    model = load(out, model=Whole())
+    assert model.detector is not None
+    assert model.detector.thresholds.distance is None
+    assert model.predict(noise(1)[0]).distance is None
+
+
+def test_a_head_on_frozen_stages_uses_the_stored_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from linnaeus.training import unknown
+
+    write_idx(tmp_path / "idx")
+    weights = mini(seed=3)
+    write_model(
+        tmp_path / "w.safetensors",
+        weights.state_dict(),
+        ModelFile(
+            weights.arch,
+            ("0", "1", "2"),
+            ("a", "b", "c"),
+            load(write_tiny_model(tmp_path / "t.safetensors")).preprocessing,
+        ),
+    )
+    recipe = write_recipe(
+        tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1, "views": 2, "augment": {"hflip": 0.5}}
+    )
+    calls: list[int] = []
+    monkeypatch.setattr(unknown, "_Features", lambda network: calls.append(1))
+    run = train(
+        tmp_path / "idx", str(recipe), weights=str(tmp_path / "w.safetensors"), out=tmp_path / "run", draw=False
+    )
+    assert not calls
+    assert json.loads((run.path / "metrics.json").read_text())["unknown"]["trained_features"] is False
+
+
+def test_a_class_that_is_unlike_the_others_is_recognized():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 40)
+    apart = generator.normal(size=(160, 12)) * 0.3 + 4 * np.eye(12)[labels]
+    alike = generator.normal(size=(160, 12))
+    easy, hard = leave_classes_out(apart, labels), leave_classes_out(alike, labels)
+    assert easy is not None
+    assert hard is not None
+    assert easy.combined.mean() > 0.95
+    assert 0.35 < hard.combined.mean() < 0.65
+    assert easy.known == 4 * 30
+    assert leave_classes_out(apart[:80], labels[:80]) is None, "two classes: nothing is left to choose between"
+
+
+def test_a_sample_holds_every_class():
+    labels = np.r_[np.zeros(500, int), np.ones(2, int), np.full(30, 2)]
+    chosen = balanced_sample(labels, 60)
+    assert np.bincount(labels[chosen]).tolist() == [29, 2, 29]
+    assert balanced_sample(labels, 1000).tolist() == list(range(532))
