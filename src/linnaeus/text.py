@@ -121,3 +121,13 @@ def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:
     """A small table of two columns for notebooks; everything is escaped."""
     body = "".join(f"<tr><th>{html.escape(str(a))}</th><td>{html.escape(str(b))}</td></tr>" for a, b in rows)
     return f"<table><caption>{html.escape(title)}</caption><tbody>{body}</tbody></table>"
+
+
+def selection_title(shown: int, total: int, what: str, mistakes_shown: int, mistakes: int) -> str:
+    """The title of a grid that shows some of several images: `64 of 100 images shown, the 7 mistakes first`."""
+    title = f"{total:,} {what}" if shown == total else f"{shown:,} of {total:,} {what} shown"
+    if mistakes_shown < mistakes:
+        return f"{title}, the {mistakes_shown:,} most confident of {mistakes:,} mistakes first"
+    if mistakes:
+        return f"{title}, the {mistakes:,} mistakes first" if mistakes > 1 else f"{title}, the mistake first"
+    return title

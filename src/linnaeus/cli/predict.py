@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -29,7 +29,9 @@ from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
     from linnaeus.distributed.group import ProcessGroup
-    from linnaeus.inference.classifier import Classifier, Prediction
+    from linnaeus.inference.classifier import Classifier
+    from linnaeus.inference.grid import GridSelection
+    from linnaeus.inference.prediction import Prediction
     from linnaeus.inference.resume import ExistingPredictions
     from linnaeus.inference.writers import PredictionWriter
 
@@ -50,7 +52,7 @@ FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
     help="Output format.  [default: from the suffix of --out, else table]",
 )
 @click.option("--out", metavar="FILE", help="Output file; an existing CSV or JSONL file is continued.")
-@click.option("--grid", metavar="FILE.png", help=f"Draw the first {GRID_SIZE} images with their predictions.")
+@click.option("--grid", metavar="FILE.png", help=f"Draw {GRID_SIZE} images with their predictions, mistakes first.")
 @code_option
 @use_option
 @device_option
@@ -89,6 +91,8 @@ def predict(
     advice = f"run the same command again to continue {out}" if resumable else "run it again"
     here = join_processes(devices, advice)
     console = make_console(sys.stderr, silent=not here.is_main)
+    from linnaeus.inference.grid import GridSelection
+
     with process_group(here, devices, device, advice) as group:
         with group.propagate_errors():
             _check_outputs(out, form, grid, images)
@@ -96,9 +100,9 @@ def predict(
         with group.propagate_errors():
             classifier = load_model(file, device, code)
         job = PredictionJob(classifier, group, images, form, min(top, len(classifier.classes)), out, console)
-        job.grid_size = GRID_SIZE if grid else 0
+        job.grid = GridSelection(GRID_SIZE) if grid else None
         total, failed = job.run()
-    if grid and job.grid:
+    if grid and job.grid and job.grid.total:
         _draw_grid(grid, job.grid, console)
     if failed:
         problem = "got no answer" if job.unanswered else "could not be read"
@@ -139,9 +143,8 @@ class PredictionJob:
     top: int
     out: str | None
     console: Console
-    grid_size: int = 0
-    grid: list[tuple[Prediction, int | None]] = field(default_factory=list)
-    """The first readable predictions, with the index of their true class, up to `grid_size`."""
+    grid: GridSelection | None = None
+    """The predictions to draw; None if none are."""
     unanswered: bool = False
     """Whether an image was read and got no answer."""
 
@@ -161,7 +164,9 @@ class PredictionJob:
                 if self.group.is_main:
                     previous = self._read_previous()
                     output = stack.enter_context(self._open_output(previous))
-            answers = predictions(self.classifier, self.group, _remaining(self.images, previous), self._grid_has_room)
+            answers = predictions(
+                self.classifier, self.group, _remaining(self.images, previous), lambda: self.grid is not None
+            )
             for prediction in stack.enter_context(closing(answers)):
                 assert output is not None  # only the main process receives predictions
                 output.write(prediction)
@@ -170,12 +175,9 @@ class PredictionJob:
                     failed += 1
                     self.unanswered |= prediction.error == NOT_FINITE
                     self.console.warn(f"{prediction.path}: {prediction.error}")
-                elif self._grid_has_room():
-                    self.grid.append((prediction, self.classifier.true_class(prediction.path)))
+                elif self.grid is not None:
+                    self.grid.add(prediction, self.classifier.true_class(prediction.path))
         return done + len(previous.paths), failed + previous.errors
-
-    def _grid_has_room(self) -> bool:
-        return len(self.grid) < self.grid_size
 
     def _read_previous(self) -> ExistingPredictions:
         """The answers that the output file already holds. Raises UserError if another model gave them."""
@@ -243,7 +245,7 @@ def _open_file(out: str | None, previous: ExistingPredictions) -> Iterator[TextI
         yield cast(TextIO, stream)
 
 
-def _draw_grid(path: str, predictions: Iterable[tuple[Prediction, int | None]], console: Console) -> None:
+def _draw_grid(path: str, grid: GridSelection, console: Console) -> None:
     """Draw images with their predicted and true names."""
     from linnaeus.report.plots import PredictedImage, advice, image_grid
 
@@ -255,9 +257,9 @@ def _draw_grid(path: str, predictions: Iterable[tuple[Prediction, int | None]], 
             true=None if true is None else p.names[true],
             note=p.verdict or None,
         )
-        for p, true in predictions
+        for p, true in grid.shown()
         if p.image is not None
     ]
-    missing = image_grid(tiles, Path(path))
+    missing = image_grid(tiles, Path(path), title=grid.title())
     if missing:
         console.warn(advice(missing))

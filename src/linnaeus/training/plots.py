@@ -10,6 +10,7 @@ import torch
 from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import is_unsure
+from linnaeus.text import selection_title
 from linnaeus.training.best import Best
 from linnaeus.training.evaluation import FinalEvaluation
 from linnaeus.training.prepare import Prepared
@@ -36,10 +37,7 @@ def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> 
     tiles = [_tile(i, prepared, split, evaluation) for i in chosen]
     is_wrong = out.predicted != out.labels
     wrong, all_wrong = int(is_wrong[chosen].sum()), int(is_wrong.sum())
-    title = f"{len(out.labels)} {word} images, {all_wrong} wrong"
-    if len(chosen) < len(out.labels):
-        title += f"; {len(chosen)} shown"
-        title += f", among them the {wrong} most confident errors" if wrong < all_wrong else ""
+    title = selection_title(len(chosen), len(out.labels), f"{word} images", wrong, all_wrong)
     missing += image_grid(tiles, folder.path / "predictions.png", title=title)
     return "".join(dict.fromkeys(missing))
 

@@ -1,0 +1,43 @@
+"""Which of many predictions a grid shows: the mistakes, then those of lowest confidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from linnaeus.inference.prediction import Prediction
+from linnaeus.text import selection_title
+
+
+@dataclass
+class GridSelection:
+    """The `most` predictions to show of all that are added, in constant memory."""
+
+    most: int
+    total: int = 0
+    mistakes: int = 0
+    _kept: list[tuple[tuple[bool, float, int], Prediction, int | None]] = field(default_factory=list)
+
+    def add(self, prediction: Prediction, true: int | None) -> None:
+        """Add a prediction for an image that was read, with the index of its true class, None where it is unknown."""
+        wrong = true is not None and prediction.index != true
+        self.total += 1
+        self.mistakes += wrong
+        # Confident mistakes tell most, and among the others those of low confidence.
+        rank = (not wrong, -prediction.probability if wrong else prediction.probability, self.total)
+        self._kept.append((rank, prediction, true))
+        if len(self._kept) >= 2 * self.most:
+            self._cut()
+
+    def shown(self) -> list[tuple[Prediction, int | None]]:
+        """The predictions, the most confident mistakes first, then the others by rising confidence."""
+        self._cut()
+        return [(prediction, true) for _, prediction, true in self._kept]
+
+    def title(self) -> str:
+        """What is shown of how many."""
+        shown = min(self.most, self.total)
+        return selection_title(shown, self.total, "images", min(self.mistakes, shown), self.mistakes)
+
+    def _cut(self) -> None:
+        self._kept.sort(key=lambda kept: kept[0])
+        del self._kept[self.most :]

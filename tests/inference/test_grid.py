@@ -1,0 +1,52 @@
+"""The grid of `predict` shows what is worth looking at, and its title says how much of all that is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from linnaeus.inference.grid import GridSelection
+from linnaeus.inference.prediction import Prediction
+from linnaeus.text import selection_title
+
+
+def answer(path: str, confidence: float) -> Prediction:
+    return Prediction(path, ("0", "1"), ("0", "1"), np.array([confidence, 1 - confidence]))
+
+
+def test_mistakes_come_first_whatever_the_order_of_the_images():
+    """100 images in class order, of which 7 of the second class are wrong: the first 64 would show none of them."""
+    grid = GridSelection(64)
+    rng = np.random.default_rng(0)
+    for i in range(100):
+        grid.add(answer(str(i), float(rng.uniform(0.5, 1))), 1 if i >= 93 else 0)
+        assert len(grid._kept) < 128
+    shown = grid.shown()
+    assert len(shown) == 64
+    assert {int(p.path) for p, _ in shown[:7]} == set(range(93, 100))
+    confidences = [p.probability for p, _ in shown]
+    assert confidences[:7] == sorted(confidences[:7], reverse=True)
+    assert confidences[7:] == sorted(confidences[7:])
+    assert grid.title() == "64 of 100 images shown, the 7 mistakes first"
+
+
+def test_images_of_no_known_class_are_shown_by_rising_confidence():
+    grid = GridSelection(2)
+    for confidence in (0.9, 0.6, 0.8, 0.7, 0.99):
+        grid.add(answer(f"{confidence}", confidence), None)
+    assert [p.path for p, _ in grid.shown()] == ["0.6", "0.7"]
+    assert grid.title() == "2 of 5 images shown"
+
+
+@pytest.mark.parametrize(
+    ("counts", "title"),
+    [
+        ((3, 3, 0, 0), "3 images"),
+        ((3, 3, 1, 1), "3 images, the mistake first"),
+        ((24, 359, 5, 5), "24 of 359 images shown, the 5 mistakes first"),
+        ((64, 1000, 64, 80), "64 of 1,000 images shown, the 64 most confident of 80 mistakes first"),
+    ],
+)
+def test_the_title(counts: tuple[int, int, int, int], title: str):
+    shown, total, wrong_shown, wrong = counts
+    assert selection_title(shown, total, "images", wrong_shown, wrong) == title
