@@ -122,7 +122,7 @@ def test_the_wheel_trains_in_an_empty_environment(wheel: Path, tmp_path: Path):
     shown = subprocess.run([python, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert Path(shown.stdout.strip()).is_relative_to(home)
     options = ["--recipe", "digits", "--epochs", "1", "--out", "run"]
-    command = [python.with_name("linnaeus"), "train", "digits", *options]
+    command = [str(python.with_name("linnaeus")), "train", "digits", *options]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -19,6 +19,7 @@ from tiny import draw, mini, samples, write_idx, write_images, write_recipe, wri
 import linnaeus
 from linnaeus.cli.main import SECTIONS, cli
 from linnaeus.inference.resume import read_existing
+from linnaeus.modelfile.safetensors import read_model, write_model
 from linnaeus.text import percent
 
 LINNAEUS = [sys.executable, "-m", "linnaeus"]
@@ -508,6 +509,9 @@ def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
 
 
 def test_a_model_without_calibration_is_evaluated_too(here: Path, say):
+    network, about = read_model(here / "m.safetensors")
+    about.calibration = None
+    write_model(here / "m.safetensors", network.state_dict(), about)
     write_images(here / "data" / "test", each=8)
     said = say("evaluate", "m.safetensors", "data", "--json", "e.json")
     assert said.status == 0, said
@@ -525,3 +529,27 @@ def test_evaluating(here: Path, say):
     found = json.loads((here / "deep" / "er" / "e.json").read_text())["test"]
     assert found["n"] == 9
     assert f"{found['correct']} of 9" in said.out
+
+
+def test_accuracy_by_a_column_of_a_csv(here: Path, say):
+    write_images(here / "data" / "test", each=8)
+    images = sorted((here / "data" / "test").rglob("*.png"))
+    cameras = ("old", "")
+    lines = [f"{image.relative_to(here)},{image.parent.name},{cameras[k % 2]}" for k, image in enumerate(images)]
+    lines.insert(0, "path,label,camera")
+    (here / "test.csv").write_text("\n".join(lines) + "\n")
+    said = say("evaluate", "m.safetensors", "test.csv", "--slice", "camera", "--json", "e.json")
+    assert said.status == 0, said
+    assert "by camera, the lowest accuracy first" in said.out
+    (found,) = json.loads((here / "e.json").read_text()).values()
+    by_value = {row["value"]: row for row in found["slices"]["values"]}
+    assert sum(row["correct"] for row in by_value.values()) == found["correct"]
+    assert sum(row["n"] for row in by_value.values()) == 24
+    assert set(by_value) == {"old", "(empty)"}
+
+    said = say("evaluate", "m.safetensors", "data", "--slice", "camera")
+    assert said.status == 2
+    assert "--slice camera names a column, and only a CSV has columns" in said.err
+    said = say("evaluate", "m.safetensors", "test.csv", "--slice", "lens")
+    assert said.status == 2
+    assert "no column 'lens'; the columns are" in said.err

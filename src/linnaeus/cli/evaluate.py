@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from linnaeus.data.table import Table
+    from linnaeus.inference.evaluate import Evaluation
 
 RESTART = "run it again"
 
@@ -42,6 +43,9 @@ RESTART = "run it again"
     metavar="RATE",
     help="Error rate allowed among the answered images.  [default: the model's own, usually 0.02]",
 )
+@click.option(
+    "--slice", "column", metavar="COLUMN", help="Also the accuracy for each value of a CSV column, such as the camera."
+)
 @code_option
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics as JSON, including those per class.")
 @device_option
@@ -53,6 +57,7 @@ def evaluate(
     split: str | None,
     tta: bool,
     error: float | None,
+    column: str | None,
     code: str | None,
     json_file: str | None,
     device: str,
@@ -73,9 +78,8 @@ def evaluate(
         early.check_source(source)
     here = join_processes(devices, RESTART)
     from linnaeus.check.data_check import leaks, near_duplicates
-    from linnaeus.files import write_text
     from linnaeus.inference.evaluate import evaluate_model, open_images
-    from linnaeus.report.evaluation_text import render
+    from linnaeus.inference.slicing import slice_values
 
     console = make_console(sys.stderr, silent=not here.is_main)
 
@@ -86,15 +90,30 @@ def evaluate(
         with group.propagate_errors():
             classifier = load_model(model, device, code)
         images = open_images(classifier, source, split, console, group)
+        with group.propagate_errors():  # before the work
+            values = slice_values(images, column) if column is not None and group.is_main else []
         evaluation = evaluate_model(
             classifier, images, error=error, tta=tta, leaks=leaked_samples, console=console, group=group
         )
     if evaluation is None:  # only the main process gets the result and prints it
         return
-    echo(f"{evaluation.split} of {source}: {counted(evaluation.assessment.metrics.n, 'image')}\n")
-    echo(render(evaluation.assessment, classifier.names))
+    if column is not None:
+        evaluation = evaluation.by_slice(column, values)
+    _write_evaluation(evaluation, json_file)
+
+
+def _write_evaluation(evaluation: Evaluation, json_file: str | None) -> None:
+    """Print an evaluation, and write it to `json_file` if one is given."""
+    from linnaeus.files import write_text
+    from linnaeus.report.evaluation_text import render, slices
+
+    source, assessment = evaluation.images.source, evaluation.assessment
+    echo(f"{evaluation.split} of {source}: {counted(assessment.metrics.n, 'image')}\n")
+    echo(render(assessment, evaluation.classifier.names))
     if evaluation.validation is not None:
         echo(f"\nthe images that chose the model, counted apart: accuracy {evaluation.validation}")
+    if evaluation.column:
+        echo(f"\n{slices(evaluation.column, evaluation.slices)}")
     if json_file:
         write_text(Path(json_file), evaluation.to_json())
 

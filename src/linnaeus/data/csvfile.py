@@ -112,7 +112,7 @@ def _rows(path: Path, columns: list[str], records: list[Row], split: str, group:
                 "rename the columns that hold them"
             )
     if group is not None and wanted not in columns:
-        raise UserError(f"{path}:1: no column {group!r} for data.split.groups; the columns are {listed(columns)}")
+        raise UserError(f"{path}:1: no column {group!r}; the columns are {listed(columns)}")
     assert image is not None
     rows = Rows(path)
     texts = labels or {line: cells[str(label)] for line, cells in records}

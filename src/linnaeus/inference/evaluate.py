@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.slices import Slice, accuracy_by_slice
 
 if TYPE_CHECKING:
     import pandas
@@ -41,6 +42,10 @@ class Evaluation:
     """Figures of the images that chose the model, where they are counted apart."""
     measured: MeasuredImages | None = None
     """The answers, image by image."""
+    column: str = ""
+    """The column of `slices`."""
+    slices: tuple[Slice, ...] = ()
+    """Accuracy on the images of each value of the column, the lowest first."""
 
     @property
     def split(self) -> str:
@@ -60,6 +65,12 @@ class Evaluation:
         assert self.measured is not None
         return figures_html(f"{self.split} of {self.images.source}", figures(self.measured.outputs))
 
+    def by_slice(self, column: str, values: Sequence[str]) -> Evaluation:
+        """The evaluation with the accuracy by value of a column; `values` are those of the images, (n,)."""
+        assert self.measured is not None
+        slices = accuracy_by_slice(self.measured.outputs.correct, values, self.measured.outputs.groups)
+        return replace(self, column=column, slices=tuple(slices))
+
     def to_json(self) -> str:
         """The whole evaluation as JSON, by split as in a run's metrics.json."""
         details = {
@@ -73,6 +84,8 @@ class Evaluation:
         if self.without_leaks is not None:
             details["without_leaks"] = self.without_leaks.to_dict()
         long = self.assessment.long_dict(self.classifier.classes, self.classifier.names)
+        if self.column:
+            details["slices"] = {"column": self.column, "values": [part.to_dict() for part in self.slices]}
         apart = {} if self.validation is None else {"valid": self.validation.to_dict()}
         return json.dumps({self.split: long | details} | apart, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

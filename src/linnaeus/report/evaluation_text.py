@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
 from linnaeus.metrics.calibration import calibration_failure
 from linnaeus.metrics.classification import ClassMetrics, Estimate, Metrics, most_confused
+from linnaeus.metrics.slices import Slice
 from linnaeus.text import align, percent, shorten
 
 ALL_CLASSES = 20  # up to this many classes are all shown; of more, the worst
@@ -186,6 +187,34 @@ def _view_row(name: str, effect: ViewsEffect) -> list[str]:
         f"{percent(low, signed=True)} to {percent(high, signed=True)}",
         f"{comparison.p:.3g}",
     ]
+
+
+def slices(column: str, parts: Sequence[Slice]) -> str:
+    """One line per value of a column, and which values are significantly worse than the rest."""
+    rows = [["", "n", "correct", "accuracy", "95 % interval", "difference", "p"]]
+    for part in parts:
+        low, high = part.interval
+        difference = percent(part.difference, signed=True)
+        interval = f"{percent(low)} to {percent(high)}"
+        rows.append(
+            [
+                shorten(part.value, NAME),
+                str(part.n),
+                str(part.correct),
+                percent(part.accuracy),
+                interval,
+                difference,
+                f"{part.p:.2g}",
+            ]
+        )
+    worse = [part.value for part in parts if part.is_worse]
+    verdict = (
+        f"significantly worse than the other images: {', '.join(worse)}"
+        if worse
+        else "no value is significantly worse than the other images"
+    )
+    title = f"by {column}, the lowest accuracy first; difference from all other images, p corrected for {len(parts)}"
+    return "\n".join([title, *align(rows, "<>>>>>>"), verdict])
 
 
 def _with_interval(estimate: Estimate, *, as_percent: bool, digits: int = 2) -> list[str]:
