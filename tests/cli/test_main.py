@@ -232,7 +232,7 @@ def test_predictions_on_standard_output(form: str, here: Path, say):
         assert all(len(each["top"]) == 3 for each in told)
     elif form == "csv":
         widths = {line.count(",") for line in said.out.splitlines()}
-        assert widths == {2 + 3 * 3}
+        assert widths == {4 + 3 * 3}
         assert len(said.out.splitlines()) == 7
     else:
         assert said.out.count("%") == 18
