@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +103,22 @@ def test_predictions_are_read_back(tmp_path: Path):
     write_predictions(tmp_path / "predictions.csv", rows)
     assert formulas(tmp_path / "predictions.csv") == []
     assert read_predictions(tmp_path / "predictions.csv") == rows
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "split.csv"])
+def test_a_quote_mark_in_a_file_of_the_user_belongs_to_the_cell(name: str, tmp_path: Path):
+    """Only the quote marks that this package has written are removed: a user's class may begin with one."""
+    write_images(tmp_path, ("a", "b"), each=2)
+    lines = [f"{folder}/{folder} {i}.png,'={folder}" for folder in ("a", "b") for i in range(2)]
+    (tmp_path / name).write_text("path,label\n" + "\n".join(lines) + "\n")
+    assert open_source(tmp_path / name).classes == ("'=a", "'=b")
+    with_split = [f"{line},train" for line in lines]
+    (tmp_path / "own.csv").write_text("path,label,split\n" + "\n".join(with_split) + "\n")
+    assert open_source(tmp_path / "own.csv").classes == ("'=a", "'=b")
+
+
+def test_the_split_of_a_run_is_read_under_any_name(tmp_path: Path):
+    source = write_images(tmp_path, ("=a", "'=b"), each=4)
+    table = split_table(open_source(source), valid=0.5, test=0, seed=0)
+    write_split(table, tmp_path / "copy.csv", np.arange(8) + 1)
+    assert set(open_source(tmp_path / "copy.csv").classes) == {"=a", "'=b"}

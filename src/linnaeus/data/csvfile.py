@@ -19,6 +19,9 @@ from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
 from linnaeus.text import plain_cell
 
+SPLIT_FILE = "split.csv"
+"""Name of the split in a run folder; earlier versions wrote it without content hashes."""
+
 BELONGS = re.compile(
     "(patient|subject|person|individual|case|lesion|animal|specimen|plant|tree|camera|scene|location|site|series|burst"
     "|session|video|clip|sequence|slide)s?([ _-]?(id|nr|no|number|name))?"
@@ -161,6 +164,7 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
     records = []
     try:
         columns = [name.strip().lower() for name in next(reader, [])]
+        content = plain_cell if _is_split_of_run(path, columns) else str
         for row in reader:
             line = reader.line_num + first - 1
             if any(cell.strip() for cell in row[len(columns) :]):
@@ -170,10 +174,21 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
                 )
             if any(cell.strip() for cell in row):
                 blanks = [""] * (len(columns) - len(row))
-                records.append((line, dict(zip(columns, map(plain_cell, [*row, *blanks]), strict=False))))
+                records.append((line, dict(zip(columns, map(content, [*row, *blanks]), strict=False))))
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num + first - 1}: {error}; correct the line") from None
     return columns, records
+
+
+def _is_split_of_run(path: Path, columns: list[str]) -> bool:
+    """Whether `write_split` wrote the file, whose quote marks before formulas are not part of the cells.
+
+    In a file of the user they are: a class may be named `'=a`.
+    """
+    head, rest = columns[:3], columns[3:]
+    if head != ["path", "label", "split"] or rest not in ([], ["group"], ["content"], ["group", "content"]):
+        return False
+    return "content" in rest or path.name == SPLIT_FILE
 
 
 def _refuse_blank(path: Path, cells: dict[str, dict[int, str]]) -> None:
