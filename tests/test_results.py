@@ -85,6 +85,16 @@ def test_clock() -> None:
         assert rows[name][0] == f"{row['median']:,.0f}", name
 
 
+@requires_page("backbones")
+def test_backbones() -> None:
+    rows = [(name, row[:3]) for name, row in cells("backbones") if len(row) == 4]
+    for source in ("flowers16", "food10"):
+        for row in figures("backbones")[source]:
+            low, high = row["accuracy_ci95"]
+            expected = [f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(row["correct"])]
+            assert (row["name"], expected) in rows, (source, row["name"])
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page_names_its_command_and_its_images(name: str) -> None:
     text = page(name)

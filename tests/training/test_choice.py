@@ -14,8 +14,10 @@ from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.models import create
 from linnaeus.models.adapt import recognize_model
+from linnaeus.models.weight_files import WeightsInfo
 from linnaeus.recipe import load_recipe, override
-from linnaeus.training.choice import choose_recipe, training_conflict
+from linnaeus.training import choice
+from linnaeus.training.choice import choose_recipe, preferred_backbones, training_conflict
 from linnaeus.training.request import Request
 from linnaeus.training.resolve import resolve_recipe
 
@@ -30,9 +32,9 @@ def photographs(n: int = 100) -> Table:
 def chosen(local: list[str] | None = None, **overrides: str) -> tuple[str, str, str]:
     """(recipe, its network, its weights) after the overrides `model`, `weights`."""
     settings = {f"model.{'name' if key == 'model' else key}": value for key, value in overrides.items()}
-    choice = choose_recipe(photographs(), settings, local or [])
-    recipe = load_recipe(choice.recipe, choice.settings | settings)
-    return choice.recipe, recipe.model.name, recipe.model.weights
+    found = choose_recipe(photographs(), settings, local or [])
+    recipe = load_recipe(found.recipe, found.settings | settings)
+    return found.recipe, recipe.model.name, recipe.model.weights
 
 
 def test_weights_that_the_user_names_are_kept():
@@ -52,9 +54,9 @@ def test_a_weights_file_tells_its_network(name: str, tmp_path: Path):
 
 
 def test_a_model_of_ours_tells_its_network_and_its_size(tmp_path: Path):
-    choice = choose_recipe(photographs(), {"model.weights": str(write_tiny_model(tmp_path / "model.safetensors"))}, [])
-    assert (choice.recipe, choice.settings["model.name"], choice.settings["data.size"]) == ("photos", "mini_resnet", 28)
-    assert choose_recipe(photographs(), {"model.weights": str(tmp_path)}, []).settings == choice.settings
+    found = choose_recipe(photographs(), {"model.weights": str(write_tiny_model(tmp_path / "model.safetensors"))}, [])
+    assert (found.recipe, found.settings["model.name"], found.settings["data.size"]) == ("photos", "mini_resnet", 28)
+    assert choose_recipe(photographs(), {"model.weights": str(tmp_path)}, []).settings == found.settings
 
 
 def test_weights_that_cannot_be_used_are_refused_before_anything_is_read(tmp_path: Path):
@@ -76,11 +78,44 @@ def test_without_named_weights_those_on_this_machine_decide():
     assert "weights pull resnet101-" in choose_recipe(photographs(), {"model.name": "resnet101"}, []).reason
 
 
+@pytest.mark.parametrize(
+    ("local", "network"),
+    [
+        (["timm/a", V1], "resnet50"),
+        (["resnet101-torchvision-v1", "timm/a"], "resnet101"),
+        (["resnet18-torchvision-v1", "timm/a", "timm/b"], "timm/a"),
+        (["resnet101-torchvision-v1", "resnet152-torchvision-v1"], "resnet152"),
+        ([], None),
+    ],
+)
+def test_the_order_of_the_backbones_at_hand(local: list[str], network: str | None):
+    assert next(iter(preferred_backbones(local)), None) == network
+
+
+def test_weights_of_a_library_are_used_where_they_are_the_only_ones(monkeypatch: pytest.MonkeyPatch):
+    """They used to be ignored: a network was then trained from random weights."""
+    info = WeightsInfo("timm/a", size=240, resize=256, interpolation="bicubic")
+    monkeypatch.setattr(choice, "describe_weights", lambda weights, model: info)
+    found = choose_recipe(photographs(), {}, ["timm/a"])
+    recipe = load_recipe(found.recipe, found.settings)
+    assert (recipe.model.name, recipe.model.weights, recipe.model.head) == ("timm/a", "pretrained", None)
+    assert (recipe.data.size, recipe.data.resize, recipe.data.interpolation) == (240, 256, "bicubic")
+
+
+def test_without_the_library_its_weights_are_passed_over(monkeypatch: pytest.MonkeyPatch):
+    def missing(weights: str, model: str) -> WeightsInfo:
+        raise UserError("needs the package timm")
+
+    monkeypatch.setattr(choice, "describe_weights", missing)
+    assert chosen(["timm/a"])[0] == "scratch"
+    assert chosen(["timm/a", "resnet18-torchvision-v1"])[:2] == ("photos", "resnet18")
+
+
 @pytest.mark.parametrize("name", ["inception_v1", "resnet18"])
 def test_the_recipe_fits_the_network(name: str):
     """The head of `photos` uses stages that only a ResNet has."""
-    choice = choose_recipe(photographs(), {"model.weights": "imagenet", "model.name": name}, [])
-    recipe = load_recipe(choice.recipe, choice.settings | {"model.weights": "imagenet"})
+    found = choose_recipe(photographs(), {"model.weights": "imagenet", "model.name": name}, [])
+    recipe = load_recipe(found.recipe, found.settings | {"model.weights": "imagenet"})
     create(name, 2, head_stages=recipe.model.head.stages if recipe.model.head else None)
 
 

@@ -67,6 +67,12 @@ def stored_backbones() -> dict[str, Path]:
     return found
 
 
+def weights_at_hand() -> list[str]:
+    """Names of all weights that need no download: ours, then those of libraries, of which the largest file is first."""
+    stored = stored_backbones()
+    return [*local_weights(), *sorted(stored, key=lambda name: -stored[name].stat().st_size)]
+
+
 def local_backbones() -> dict[str, str]:
     """Network -> its pretrained weights, of all that need no download: the names of ours, "pretrained" for others."""
     ours = {PRETRAINED[name].model: name for name in reversed(local_weights())}

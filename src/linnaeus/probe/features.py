@@ -155,7 +155,8 @@ class FeatureExtractor:
         """Time of the network for an image: the shortest measured here, since other programs add to it."""
         path = cache_dir() / "throughput.json"
         description = [machine(), str(self.device), torch.get_num_threads(), frozen.precision]
-        text = json.dumps([*description, frozen.model.arch, frozen.preprocessing.size], sort_keys=True, default=str)
+        arch = {name: value for name, value in frozen.model.arch.items() if name != "classes"}
+        text = json.dumps([*description, arch, frozen.preprocessing.size], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         known = _read_record(path)
         if not frozen.executors and key in known:

@@ -11,7 +11,7 @@ from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
 from linnaeus.models.libraries import library_of
-from linnaeus.models.weight_store import local_weights
+from linnaeus.models.weight_store import weights_at_hand
 from linnaeus.models.weights import describe_weights
 from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs
 from linnaeus.training.choice import choose_recipe, training_conflict
@@ -24,7 +24,7 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
     table: Table | None = None
     if recipe is None:  # the images choose the recipe, so the table is opened first
         table = open_table(request)
-        choice = choose_recipe(table, overrides, local_weights())
+        choice = choose_recipe(table, overrides, weights_at_hand())
         recipe, overrides = choice.recipe, choice.settings | overrides
         console.say(f"recipe    {recipe}: {choice.reason}")
     elif overrides.get("model.weights") is not None:
