@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny import CPU, samples
 
-from linnaeus.data.batches import IN_ORDER, UNDIVIDED, Batch, Batches, Partition, Sampling, Subset, chunks, order
+from linnaeus.data.batches import IN_ORDER, UNDIVIDED, Batch, Batches, Partition, Sampling, Subset
+from linnaeus.data.order import chunks, order
 from linnaeus.stores.pixelstore import PixelStore
 
 SHUFFLED = Sampling(shuffle=True)

@@ -21,7 +21,8 @@ from tiny import mini, phase, phase_run, samples, stream, write_idx, write_recip
 from torch import nn
 
 import linnaeus
-from linnaeus.data.batches import Partition, Sampling, part_of
+from linnaeus.data.batches import Partition, Sampling
+from linnaeus.data.order import part_of
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.launch import launch

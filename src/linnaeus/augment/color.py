@@ -128,7 +128,8 @@ class Finish:
         self.needs_mean = (colors.through != 0).any(axis=(1, 2))
         # A block-diagonal matrix for several pixels wastes arithmetic but is faster than a 3 x 3 matrix per pixel.
         self.block = next(b for b in (8, 4, 2, 1) if size * size % b == 0)
-        self.blocks = to_device(np.kron(np.eye(self.block), scaled.transpose(0, 2, 1)), device)
+        if (self.kinds == MIX).any():
+            self.blocks = to_device(np.kron(np.eye(self.block), scaled.transpose(0, 2, 1)), device)
 
     def _bias(self, x: Tensor, which: slice | np.ndarray) -> Tensor:
         """Image of black after the map, (K, C), for x (K, C, size, size) in 0..255."""

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from linnaeus.augment.color import Finish, color_matrices, draw_factors
+from linnaeus.augment.crops import EpochCrops, draw_crops, only_crops
 from linnaeus.augment.filters import apply_filters, draw_erasures, draw_filters, erase
 from linnaeus.augment.geometry import WARP, center_boxes, draw_maps
-from linnaeus.augment.layout import Scratch, take, together
+from linnaeus.augment.layout import Scratch, take, to_device, together
 from linnaeus.augment.random import uniforms
 from linnaeus.augment.resample import Warp, cut, straight
 from linnaeus.augment.threads import share
@@ -64,6 +65,8 @@ class Augmentation:
         self.seed = seed
         self.mean = np.asarray(mean, dtype=np.float64)
         self.std = np.asarray(std, dtype=np.float64)
+        self._crops: tuple[int, np.ndarray, EpochCrops] | None = None
+        self._scale: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, pixels: Tensor, shapes: Tensor | np.ndarray, indices: np.ndarray, epoch: int) -> Tensor:
         spec, size, channels = self.spec, self.size, pixels.shape[-1]
@@ -101,6 +104,28 @@ class Augmentation:
         if spec.erase:
             erase(result, draw_erasures(spec, size, self.seed, epoch, indices))
         return result
+
+    def can_draw_epochs(self, pixels: Tensor) -> bool:
+        """Whether `crops` does what a call does: on a device, if all pixels of the output are pixels of the rows."""
+        return pixels.device.type != "cpu" and only_crops(self.spec)
+
+    def crops(self, pixels: Tensor, draws: np.ndarray, start: int, epoch: int) -> Tensor:
+        """As a call, for samples `start`, `start` + 1, … of an epoch whose samples have the keys `draws` (n,).
+
+        pixels (N, H, W, C) uint8, rows of one shape. The numbers of the epoch are drawn in the first call and moved to
+        the device at once; after that the host waits for nothing.
+        """
+        if self._crops is None or self._crops[0] != epoch or self._crops[1] is not draws:
+            shape = (pixels.shape[1], pixels.shape[2])
+            self._crops = epoch, draws, draw_crops(self.spec, shape, self.size, self.seed, epoch, draws, pixels.device)
+        if self._scale is None or self._scale[0].device != pixels.device:
+            values = (1 / (255 * self.std), (0.0 - self.mean) / self.std)
+            scale, black = (to_device(np.tile(v, self.size), pixels.device) for v in values)
+            self._scale = scale, black
+        scale, black = self._scale
+        x = self._crops[2].take(pixels, start)
+        out = torch.addcmul(black, x.view(len(x), self.size, -1).float(), scale)
+        return out.view(x.shape).permute(0, 3, 1, 2)
 
     def _pieces(self, ways: np.ndarray, pixels: Tensor) -> Iterator[slice | np.ndarray]:
         """Cut the batch into pieces that are worked on the same way; ways (N,) -> sample numbers, in rising order.

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.data.order import chunks, order, part_of, repeats
+
 PREFETCHED = 2  # batches: one ready and one being read while the caller works on a third
 
 
@@ -97,6 +99,11 @@ class Batch:
     """(N,) int64 on the device."""
     portion: Portion
     """Position in the whole batch."""
+    epoch_draws: np.ndarray | None = None
+    """The keys of all samples of this process in the epoch, in order, where they are known: an augmentation can then
+    draw the numbers of the epoch at once. Every batch of the epoch has the same array."""
+    start: int = 0
+    """Place of the first sample in `epoch_draws`."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -105,7 +112,8 @@ class Batch:
         """Samples start..stop, as a micro-batch."""
         s = slice(start, stop)
         draws = self.draws[s]
-        return Batch(self.indices[s], draws, self.pixels[s], self.shapes[s], self.labels[s], _undivided(draws))
+        portion, whole, first = _undivided(draws), self.epoch_draws, self.start + start
+        return Batch(self.indices[s], draws, self.pixels[s], self.shapes[s], self.labels[s], portion, whole, first)
 
     def take(self, where: np.ndarray) -> Batch:
         """The samples at these positions of the batch."""
@@ -117,48 +125,6 @@ class Batch:
 def _undivided(draws: np.ndarray) -> Portion:
     """The portion of a process that has the whole batch."""
     return Portion(len(draws), int(draws[0]) if len(draws) else -1)
-
-
-def order(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """The order of n samples in an epoch: a permutation, or n draws with probability `weights` (summing to 1).
-
-    It depends on (seed, epoch) alone, so all processes compute the same order without communication.
-    """
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    if weights is None:
-        return generator.permutation(n)
-    return generator.choice(n, size=n, p=weights)
-
-
-def chunks(indices: np.ndarray, batch: int) -> list[np.ndarray]:
-    """Split `indices` into pieces of `batch`; a last piece of one sample is merged into the piece before it.
-
-    BatchNorm cannot be trained on a single image whose feature map has shrunk to one position.
-    """
-    pieces = [indices[i : i + batch] for i in range(0, len(indices), batch)]
-    if len(pieces) > 1 and len(pieces[-1]) == 1 < batch:
-        pieces[-2:] = [np.concatenate(pieces[-2:])]
-    return pieces
-
-
-def part_of(n: int, rank: int, world_size: int) -> slice:
-    """The slice of n consecutive samples that process `rank` of `world_size` handles, as equal as possible.
-
-    No process gets a single sample, on which BatchNorm cannot be trained; some get none instead.
-    """
-    busy = max(1, min(world_size, n // 2))
-    return slice(n * rank // busy, n * (rank + 1) // busy) if rank < busy else slice(n, n)
-
-
-def repeats(indices: np.ndarray) -> np.ndarray:
-    """(n,) how often each number occurs earlier in `indices`: 0 at its first occurrence."""
-    ascending = np.argsort(indices, kind="stable")
-    ordered = indices[ascending]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    lengths = np.diff(np.r_[starts, len(ordered)])
-    counts = np.empty_like(indices)
-    counts[ascending] = np.arange(len(ordered)) - np.repeat(starts, lengths)
-    return counts
 
 
 class Batches:
@@ -208,7 +174,7 @@ class Batches:
         draws = indices + n * repeats(indices)
         parts = [self._part(piece) for piece in chunks(draws, self.batch)[start:]]
         if isinstance(self.rows, Resident):
-            return (self._look_up(self.rows, draws, portion, epoch) for draws, portion in parts)
+            return self._look_up(self.rows, parts, epoch)
         return self._prefetch(parts, epoch)
 
     def _part(self, piece: np.ndarray) -> tuple[np.ndarray, Portion]:
@@ -224,11 +190,20 @@ class Batches:
         """Row of each sample in this epoch: a different view each epoch, and not the same one for all samples."""
         return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
 
-    def _look_up(self, rows: Resident, draws: np.ndarray, portion: Portion, epoch: int) -> Batch:
+    def _look_up(self, rows: Resident, parts: list[tuple[np.ndarray, Portion]], epoch: int) -> Iterator[Batch]:
+        """Batches of resident rows. Positions and labels of the whole epoch are moved to the device at once."""
+        if not parts:
+            return
+        draws = np.concatenate([part for part, _ in parts])
         indices = draws % self.samples
         positions = torch.from_numpy(self._positions(indices, epoch)).to(self.device)
-        labels = torch.from_numpy(self.labels[indices]).to(self.device)
-        return Batch(indices, draws, rows.tensor[positions], rows.shapes(len(indices)), labels, portion)
+        labels, shapes = torch.from_numpy(self.labels[indices]).to(self.device), rows.shapes(len(indices))
+        start = 0
+        for part, portion in parts:
+            s = slice(start, start + len(part))
+            pixels = rows.tensor[positions[s]]
+            yield Batch(indices[s], part, pixels, shapes[s], labels[s], portion, draws, start)
+            start = s.stop
 
     def _read(self, draws: np.ndarray, portion: Portion, epoch: int) -> Batch:
         indices = draws % self.samples

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from linnaeus.console import Console
-from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset, order
+from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset
 from linnaeus.data.download import cache_dir
+from linnaeus.data.order import order
 from linnaeus.device import free_memory
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.models import Network

@@ -48,7 +48,7 @@ class EpochTotals:
     """Running loss and accuracy of an epoch, summed on the device."""
 
     CHECK_EVERY = 50
-    """Steps between two checks of the loss on a GPU: reading a number makes the host wait for the GPU."""
+    """Steps between two checks of the loss on a GPU. A check reads what the one before has copied."""
 
     def __init__(self, device: torch.device):
         # MPS has no float64.
@@ -57,6 +57,8 @@ class EpochTotals:
         self.samples = 0
         self.check_every = 1 if device.type == "cpu" else self.CHECK_EVERY
         self._means: tuple[float, float | None] | None = None
+        # A number of a GPU is copied to the host here, and read at the next check: nothing waits for it.
+        self._copied = torch.zeros((), dtype=torch.float64).pin_memory() if device.type == "cuda" else None
 
     def add(self, loss: Tensor, correct: Tensor | None, samples: int) -> None:
         """Add the sums of one step. `correct` is None if images are mixed and have no single label."""
@@ -80,10 +82,17 @@ class EpochTotals:
 
     def check_finite(self, epoch: int, step: int, lr: float, *, always: bool = False) -> None:
         """Raise JobError if the loss is NaN or infinite; looks every `check_every` steps, or `always`."""
-        if (always or (step + 1) % self.check_every == 0) and not math.isfinite(self.means()[0]):
+        if not always and (step + 1) % self.check_every:
+            return
+        if always or self._copied is None:
+            finite = math.isfinite(self.means()[0])
+        else:
+            finite = math.isfinite(self._copied)
+            self._copied.copy_(self.loss, non_blocking=True)
+        if not finite:
             place = f"epoch {epoch + 1}, step {step + 1}"
             if self.check_every > 1:
-                place += f" or one of the {self.check_every} steps before"
+                place += f" or one of the {2 * self.check_every} steps before"
             raise not_finite(float(self.loss), place, lr)
 
 

@@ -83,7 +83,9 @@ def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:
 def build_optimizer(model: Network, phase: Phase) -> torch.optim.Optimizer:
     """The optimizer of a phase, over the parameters that train."""
     groups = parameter_groups(model, phase)
+    # One kernel updates all weights on a GPU. On the CPU it would round differently and save a fiftieth of a step.
+    fused = True if groups[0]["params"][0].is_cuda else None
     if phase.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=phase.momentum, nesterov=phase.nesterov)
+        return torch.optim.SGD(groups, momentum=phase.momentum, nesterov=phase.nesterov, fused=fused)
     kind = torch.optim.Adam if phase.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, betas=phase.betas)
+    return kind(groups, betas=phase.betas, fused=fused)

@@ -138,6 +138,8 @@ def _in_layout_of(parameter: Tensor, value: Any) -> Any:
     """
     if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    if isinstance(value, Tensor) and parameter.is_cuda:
+        return value.to(parameter.device)  # where a fused optimizer counts its steps
     return value
 
 

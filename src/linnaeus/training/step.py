@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from linnaeus.augment.mixup import Mixing
-from linnaeus.data.batches import Batch, part_of
+from linnaeus.data.batches import Batch
+from linnaeus.data.order import part_of
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError
 from linnaeus.training.loss import Criterion

@@ -129,6 +129,8 @@ class Streams:
         augmentation = Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
 
         def prepare(batch: Batch, epoch: int) -> Tensor:
+            if batch.epoch_draws is not None and augmentation.can_draw_epochs(batch.pixels):
+                return augmentation.crops(batch.pixels, batch.epoch_draws, batch.start, epoch)
             return augmentation(batch.pixels, batch.shapes, batch.draws, epoch)
 
         return prepare
