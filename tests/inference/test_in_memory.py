@@ -94,7 +94,7 @@ def test_a_pillow_image_is_turned_upright(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(COLOR[:14]).save(tmp_path / "a.png", exif=exif)
-    assert np.shape(readable(Image.open(tmp_path / "a.png"), "a")) == (28, 14, 3)
+    assert np.asarray(readable(Image.open(tmp_path / "a.png"), "a")).shape == (28, 14, 3)
 
 
 def test_gray_in_every_shape(classifier: Classifier):

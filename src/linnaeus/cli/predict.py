@@ -152,10 +152,11 @@ class PredictionJob:
         """(number of images, number of unreadable images), including those of earlier runs; main process only."""
         from linnaeus.files import disk_errors
         from linnaeus.inference.distributed import predictions
+        from linnaeus.inference.problems import FoldedProblems
         from linnaeus.inference.resume import ExistingPredictions
         from linnaeus.inference.runners import NOT_FINITE
 
-        done, failed, output = 0, 0, None
+        done, failed, output, problems = 0, 0, None, FoldedProblems()
         previous = ExistingPredictions()
         path = Path(self.out or "standard output")
         with disk_errors(path), ExitStack() as stack:
@@ -174,9 +175,13 @@ class PredictionJob:
                 if prediction.error is not None:
                     failed += 1
                     self.unanswered |= prediction.error == NOT_FINITE
-                    self.console.warn(f"{prediction.path}: {prediction.error}")
+                    line = problems.add(prediction.path, prediction.error)
+                    if line is not None:
+                        self.console.warn(line)
                 elif self.grid is not None:
                     self.grid.add(prediction, self.classifier.true_class(prediction.path))
+        for line in problems.rest():
+            self.console.warn(line)
         return done + len(previous.paths), failed + previous.errors
 
     def _read_previous(self) -> ExistingPredictions:

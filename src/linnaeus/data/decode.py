@@ -8,8 +8,6 @@ Embedded color profiles are not applied, except that LAB is converted to sRGB. A
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import io
 import logging
 import math
@@ -27,6 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
+from linnaeus.data.formats import FORMATS, IMAGE_SUFFIXES, INSTALLABLE, formats, what_else
 from linnaeus.data.modes import flatten
 from linnaeus.data.resize import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
 from linnaeus.errors import UserError
@@ -36,13 +35,6 @@ __all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row",
 
 DECODE_VERSION = f"1-{PIL.__version__}"
 """Changes whenever the same file may decode to different pixels; part of the key of every store."""
-
-FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA")
-"""Supported formats, as Pillow names them. Formats whose decoder runs a program (EPS, PDF, WMF) are excluded."""
-
-_SUFFIXES = """.jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .j2c .jpc .jpf .jpx
-.ppm .pgm .pbm .pnm .pfm .tga .heic .heif"""  # HEIC is listed so that it is reported and not ignored
-IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
 MAX_PIXELS = 80_000_000
 """Limit on decoded pixels: keeps one decode below 1 GB, at 12 bytes a pixel in the worst case."""
@@ -54,7 +46,7 @@ MAX_BYTES = 1 << 30
 """Limit on the size of a file, in bytes."""
 
 # Memory per pixel relative to other decoders: these keep a second copy of the whole image.
-_HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "WEBP": 2}
+_HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "HEIF": 2, "WEBP": 2}
 _HEAVY_MODES = {"F": 2, "I": 2, "LAB": 2, "PA": 2, "La": 2, "RGBa": 2}
 _LARGE = 16_000_000  # pixels; larger images are decoded one at a time, so that all threads together stay near 1 GB
 _one_large = threading.Lock()
@@ -140,7 +132,7 @@ def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarr
 def read_header(source: str | Path | bytes) -> Header | None:
     """What the header of an image says, before orientation is applied; None if the header is unreadable."""
     try:
-        with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
+        with _open_file(source) as file, Image.open(file, formats=formats()) as image:
             return Header(image.height, image.width, image.format or "", bool(image.info.get("progressive")))
     except Exception:  # as in _load; decoding will report the reason
         return None
@@ -156,7 +148,7 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None, bit
     """An upright image of mode RGB or L. A JPEG may be decoded smaller, its short side being at least `short_side`."""
     name = "image" if isinstance(source, bytes) else os.fspath(source)
     try:
-        with _open_file(source) as file, Image.open(file, formats=_formats()) as image:
+        with _open_file(source) as file, Image.open(file, formats=formats()) as image:
             _refuse_too_large(name, image, image.width * image.height, MAX_HEADER_PIXELS)
             size = image.size
             if image.info.get("progressive"):  # libjpeg then keeps the whole image in memory at any scale
@@ -178,7 +170,8 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None, bit
     except UnreadableError:
         raise
     except (UnidentifiedImageError, SyntaxError):
-        raise UnreadableError(name, _what_else(source)) from None
+        reason = what_else(source)
+        raise UnreadableError(name, reason, passing=reason in INSTALLABLE) from None
     except Image.DecompressionBombError:
         reason = f"too large: its header claims over {MAX_HEADER_PIXELS:,} pixels"
         raise UnreadableError(name, reason, kind="too-large") from None
@@ -189,32 +182,6 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None, bit
             "truncated" if re.search("truncated|cut short|end of file|EOF", str(error), re.IGNORECASE) else "unreadable"
         )
         raise UnreadableError(name, _reason(error), passing=_is_passing(error), kind=cut) from error
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """The formats of FORMATS that this build of Pillow knows."""
-    Image.init()
-    _quiet_libtiff()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _quiet_libtiff() -> None:
-    """Stop libtiff, a C library, from writing hundreds of lines to stderr about one damaged file.
-
-    Pillow has no option for this. The handlers are set in the copy of libtiff that Pillow has already loaded; if it is
-    not found, nothing changes.
-    """
-    packages = Path(PIL.__file__).parent
-    bundled = [*packages.parent.glob("pillow.libs/libtiff*"), *packages.glob(".dylibs/libtiff*")]
-    for name in [str(path) for path in bundled] or ["libtiff.so.6"]:
-        try:
-            library = ctypes.CDLL(name)
-            for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
-                setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
-                setter(None)
-        except (OSError, AttributeError):
-            continue
 
 
 def _open_file(source: str | Path | bytes) -> BinaryIO:
@@ -267,24 +234,6 @@ def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], ori
     left = image.width - right if orientation in (2, 3, 6, 7) else 0
     top = image.height - bottom if orientation in (3, 4, 7, 8) else 0
     return Upright(image, (width, height), (left, top, left + right, top + bottom))
-
-
-def _what_else(source: str | Path | bytes) -> str:
-    """Why no decoder recognized the file, guessed from its first bytes."""
-    if isinstance(source, bytes):
-        head = source[:32]
-    else:
-        with open(source, "rb") as file:  # noqa: PTH123
-            head = file.read(32)
-    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
-        return "HEIC is not supported; convert it to JPEG"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the image itself; run `git lfs pull` in its repository"
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")):
-        return "its header is damaged, or its format is not supported (such as 12-bit or lossless JPEG)"
-    if head.startswith((b"%PDF", b"%!PS", b"<svg", b"<?xml", b"<!DOCTYPE", b"<html")):
-        return "a document, not an image"
-    return "not an image, or in an unsupported format"
 
 
 def _is_passing(error: Exception) -> bool:

@@ -18,6 +18,7 @@ from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.measured import MeasuredImages, figures_html
+from linnaeus.inference.problems import folded
 from linnaeus.inference.runners import finite
 from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
@@ -104,8 +105,8 @@ def open_images(
     images = group.local_main_first(lambda: classifier.images(source, split))
     if len(set(group.all_gather((images.table.fingerprint(), images.indices.tobytes())))) > 1:
         raise UserError(f"{source}: is not the same on all machines; copy it to each of them again")
-    for path, reason in images.left_out:
-        console.warn(f"{path}: {reason}; left out")
+    for line in folded((path, f"{reason}; left out") for path, reason in images.left_out):
+        console.warn(line)
     for line in images.notes():
         console.warn(line)
     return images

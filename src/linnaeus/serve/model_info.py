@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from linnaeus.data.decode import FORMATS
+from linnaeus.data.formats import formats
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.serve.service import Service
 
@@ -41,7 +41,7 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
         "explains": bool(service.explainer.stages),
         "neighbors": None if gallery is None else len(gallery),
         "report": report,
-        "formats": list(FORMATS),
+        "formats": list(formats()),
         "limits": {
             "request_bytes": limits.request_bytes,
             "pictures": limits.images,

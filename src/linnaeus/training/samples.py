@@ -46,8 +46,10 @@ def load_samples(
         samples[split] = Samples(decoded.rows, table.labels[kept], table.group_numbers(kept))
     if unreadable and not strict:
         path, reason = unreadable[0]
+        alike = sum(other == reason for _, other in unreadable)
+        many = "" if alike == len(unreadable) else f" (so are {alike:,})" if alike > 1 else ""
         console.warn(
-            f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}; bad_images.csv lists all"
+            f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}{many}; bad_images.csv lists all"
         )
     missing = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))
     if len(missing):
