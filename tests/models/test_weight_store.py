@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -20,6 +21,7 @@ from sample_weights import NAME, trained, write_pretrained
 from linnaeus.errors import JobError, UserError
 from linnaeus.models import weight_store
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.models.weight_records import remembered
 from linnaeus.models.weights import load_weights
 
 
@@ -198,3 +200,27 @@ def test_hub_gives_safetensors(
     monkeypatch.delenv("LINNAEUS_MIRROR")
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     assert weight_store.download_address(entry) == (entry.url, entry.sha256, entry.file)
+
+
+def test_the_whole_checksum_and_the_size_are_trusted_on_first_use(pretrained: tuple[PretrainedWeights, Path]) -> None:
+    """Eight published digits tell a damaged file from a whole one, and not a forged one."""
+    entry, path = pretrained
+    assert len(entry.sha256) == 8
+    place, _ = weight_store.import_file(NAME, path)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert remembered(place.name) == (checksum, path.stat().st_size)
+    assert load_weights("resnet20", NAME, classes=5).source == NAME
+    record = weight_store.weights_dir().with_name("checksums") / f"{place.name}.json"
+    record.write_text(json.dumps({"sha256": checksum[:8] + "0" * 56, "size": path.stat().st_size}))
+    with pytest.raises(
+        UserError, match=rf"begins with {checksum[:16]} instead of {checksum[:8]}00000000, so it was del"
+    ):
+        load_weights("resnet20", NAME, classes=5)
+    assert not place.exists()
+    record.unlink()
+    place.write_bytes(path.read_bytes())  # put there by hand, or by an earlier version
+    assert load_weights("resnet20", NAME, classes=5).source == NAME
+    assert remembered(place.name) == (checksum, path.stat().st_size), "recorded when it was first read"
+    place.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"it has [\d,]+ bytes instead of [\d,]+, so it was deleted"):
+        load_weights("resnet20", NAME, classes=5)

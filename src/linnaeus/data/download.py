@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import platformdirs
 
+from linnaeus.data.redirects import Redirects as _Redirects
+from linnaeus.data.redirects import RefusedError as _RefusedError
 from linnaeus.errors import JobError
 from linnaeus.files import locked
 
@@ -31,7 +33,6 @@ TIMEOUT = 30.0  # seconds without a byte
 STALLS = 3  # attempts at one address that bring nothing, before the next address
 LIMIT = 4 << 30  # bytes of a body whose size neither the server nor we know
 SLOWEST, PATIENCE = 1024, 60.0  # bytes a second over this many seconds: a slower address is given up
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
@@ -52,10 +53,6 @@ class FetchError(JobError):
     def __init__(self, reason: str, line: str):
         super().__init__(line)
         self.reason = reason
-
-
-class _RefusedError(Exception):
-    """This address will not do; try the next. The text says why."""
 
 
 class _DroppedError(Exception):
@@ -278,17 +275,6 @@ def _open(url: str, start: int, version: str | None, bearer: str) -> Any:
         # Without a name server, a listener or a certificate a second attempt is no better; in mid-file it may be.
         final = isinstance(cause, (socket.gaierror, ConnectionRefusedError, ssl.SSLError, ValueError)) and not start
         raise (_RefusedError if final else _DroppedError)(why) from None
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to HTTPS, and those of a plain HTTP server to itself."""
-
-    def redirect_request(self, request: Any, *more: Any) -> Any:
-        old, new = urllib.parse.urlsplit(request.full_url), urllib.parse.urlsplit(more[-1])
-        same = (new.scheme, new.hostname) == (old.scheme, old.hostname) and old.scheme == "http"
-        if new.scheme != "https" and not same and new.hostname not in LOOPBACK:
-            raise _RefusedError(f"redirects to {new.scheme}://{new.hostname}, which is not HTTPS")
-        return super().redirect_request(request, *more)
 
 
 def _read(response: Any) -> bytes:

@@ -15,7 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from linnaeus.data.download import offline
+from linnaeus.data.download import PATIENCE, SLOWEST, offline
+from linnaeus.data.redirects import RefusedError, open_url
 from linnaeus.errors import JobError, UserError, visible
 
 T = TypeVar("T")
@@ -64,8 +65,13 @@ def fetch_range(url: str, offset: int, size: int) -> bytes:
 
     def attempt() -> bytes:
         with _open_range(url, offset + len(received), offset + size) as response:
-            while len(received) < size and (piece := response.read(min(PIECE, size - len(received)))):
+            since, mark = time.monotonic(), len(received)
+            while len(received) < size and (piece := response.read1(min(PIECE, size - len(received)))):
                 received.extend(piece)
+                if time.monotonic() - since > PATIENCE:
+                    if len(received) - mark < SLOWEST * PATIENCE:
+                        raise JobError(f"{url}: sends less than {SLOWEST} bytes a second; use another server or a copy")
+                    since, mark = time.monotonic(), len(received)
         if len(received) < size:
             raise _IncompleteError(f"the response ended after {len(received):,} of {size:,} bytes")
         return bytes(received)
@@ -130,7 +136,10 @@ def _open_range(url: str, start: int, stop: int) -> Any:
 def _open(request: urllib.request.Request) -> Any:
     if offline():
         raise UserError(f"{request.full_url}: LINNAEUS_OFFLINE forbids the network; unset it, or give a local copy")
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
+    try:
+        return open_url(request, TIMEOUT)
+    except RefusedError as error:
+        raise UserError(f"{request.full_url}: {error}; give the address that it leads to, or a local copy") from None
 
 
 def _retry(url: str, attempt: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:

@@ -149,7 +149,7 @@ def _check_normalize(name: str, normalize: Any) -> None:
     """Raise UserError unless these are `mean` and `std`, each a list of three numbers."""
     if normalize is None:
         return
-    lists = (
+    lists: list[Any] = (
         [normalize.get(key) for key in ("mean", "std")] if isinstance(normalize, dict) and len(normalize) == 2 else []
     )
     numbers = [isinstance(v, int | float) for each in lists if isinstance(each, list) for v in each]

@@ -1,0 +1,159 @@
+"""Networks of timm, of the hub and of ONNX: training, resumption, processes, sweeps, scikit-learn, neighbors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from killing import QUIET, check_same, contents, die, in_child, undrawn
+from reference import torchvision
+from safetensors.torch import save_file
+from several import several
+from tiny import write_images
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.explain.neighbors import gallery
+from linnaeus.models.weight_store import import_file
+from linnaeus.training.checkpoint import Checkpoints
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")]
+
+FINE_TUNED: dict[str, Any] = {
+    "data.size": 32,
+    "data.resize": 32,
+    "data.split.valid": 0.25,
+    "phase": [{"train": ["blocks.4", "head"], "epochs": 2, "lr": 1e-3, "batch": 8}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision()
+    undrawn(monkeypatch)
+    monkeypatch.setenv("LINNAEUS_OFFLINE", "1")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
+
+
+def hub_network(folder: Path) -> str:
+    """A network of transformers whose weights are on this machine."""
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = transformers.Dinov2Config(**settings, image_size=32, patch_size=8)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    import_file("hf/somebody/tiny", folder)
+    return "hf/somebody/tiny"
+
+
+def timm_network(folder: Path) -> str:
+    """A network of timm whose weights are on this machine."""
+    timm = pytest.importorskip("timm", reason="pip install --no-deps timm")
+    torch.manual_seed(0)
+    tensors = {name: tensor.contiguous() for name, tensor in timm.create_model("test_vit").state_dict().items()}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    import_file("timm/test_vit", folder)
+    return "timm/test_vit"
+
+
+def onnx_network(folder: Path) -> str:
+    """A graph of ONNX that averages a convolution."""
+    onnx = pytest.importorskip("onnx", reason="pip install 'linnaeus[onnx]'")
+    helper, kernel = onnx.helper, np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["images", "kernel"], ["map"], strides=[4, 4]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+    ]
+    ends = (
+        [helper.make_tensor_value_info("images", 1, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("features", 1, ["n", 6])],
+    )
+    graph = helper.make_graph(nodes, "net", *ends, [onnx.numpy_helper.from_array(kernel, "kernel")])
+    folder.mkdir()
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "net.onnx")
+    return f"onnx/{folder / 'net.onnx'}"
+
+
+NETWORKS = {"hf": hub_network, "timm": timm_network, "onnx": onnx_network}
+
+
+def train(source: Path, out: Path, model: str, **more: Any) -> Any:
+    return linnaeus.train(source, out=out, model=model, device="cpu", console=QUIET, seed=0, **more)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_linear_head_and_what_follows(kind: str, source: Path, tmp_path: Path):
+    """Alone and in two processes the same model; its neighbors and predictions."""
+    model = NETWORKS[kind](tmp_path / "net")
+    settings = {"data.split.valid": 0.25}
+    train(source, tmp_path / "one", model, settings=settings)
+    several(2, lambda rank: bool(train(source, tmp_path / "two", model, settings=settings)))
+    found, expected = (contents(tmp_path / run)[0] for run in ("two", "one"))
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    classifier = linnaeus.load(tmp_path / "one")
+    images = sorted((source / "1").iterdir())[:3]
+    predictions = classifier.predict(images)
+    assert [len(found.probabilities) for found in predictions] == [3, 3, 3]  # type: ignore[arg-type]
+    similar = gallery(classifier, source, Console(quiet=True))
+    assert len(similar.nearest(next(iter(classifier.predict(images[:1]))), 2)) == 2
+
+
+def test_fine_tuning_resumed_after_a_kill(source: Path, tmp_path: Path):
+    model = hub_network(tmp_path / "net")
+    more = {"weights": "pretrained", "settings": FINE_TUNED, "checkpoint_every": "2steps"}
+    train(source, tmp_path / "whole", model, recipe="photos", **more)
+
+    def killed() -> None:
+        write, count = Checkpoints.write, [0]
+
+        def dying(self: Checkpoints, *arguments: Any, **options: Any) -> Any:
+            found = write(self, *arguments, **options)
+            count[0] += 1
+            if count[0] == 3:
+                die()
+            return found
+
+        Checkpoints.write = dying  # type: ignore[method-assign]
+        train(source, tmp_path / "killed", model, recipe="photos", **more)
+
+    assert in_child(killed) == -9
+    train(source, tmp_path / "killed", model, recipe="photos", resume=True, **more)
+    check_same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_sweep_and_scikit_learn(source: Path, tmp_path: Path):
+    pytest.importorskip("optuna")
+    from linnaeus.sklearn import ImageClassifier
+
+    model = hub_network(tmp_path / "net")
+    found = linnaeus.sweep(
+        source,
+        "photos",
+        {"model.arguments.pool": {"choices": ["cls", "mean"]}},
+        trials=2,
+        out=tmp_path / "sweep",
+        device="cpu",
+        console=QUIET,
+        settings={
+            "model.name": model,
+            "model.head": None,
+            "model.weights": "pretrained",
+            "data.size": 32,
+            "data.resize": 40,
+        },
+    )
+    assert len(found.trials) == 2
+    estimator = ImageClassifier(model=model, settings={"data.split.valid": 0.25})
+    files = [str(path) for path in sorted(source.rglob("*.png"))]
+    labels = [Path(path).parent.name for path in files]
+    assert estimator.fit(files, labels).predict(files[:4]).shape == (4,)
