@@ -67,6 +67,27 @@ def write_images(folder: Path, classes: tuple[str, ...] = ("0", "1", "2"), each:
     return folder
 
 
+def write_label_sets(folder: Path, n: int = 60, labels: int = 4, seed: int = 0, patients: int = 0) -> Path:
+    """Write n images that show each of `labels` squares or not, one of the first two most often, and a CSV of 0 and 1.
+
+    With `patients`, a column of so many different values. The first image has no label, the second all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    sets = generator.random((n, labels)) < np.linspace(0.6, 0.25, labels)
+    sets[0], sets[1] = False, True
+    lines = [",".join(["path", *(f"p{k}" for k in range(labels)), *(["patient"] if patients else [])])]
+    for i, row in enumerate(sets):
+        image = generator.integers(0, 90, (SIDE, SIDE), dtype=np.uint8)
+        for top, left in (PLACES[k] for k in np.flatnonzero(row)):
+            image[top : top + 9, left : left + 9] += 120
+        Image.fromarray(image).save(folder / f"{i}.png")
+        group = [f"patient {i % patients}"] if patients else []
+        lines.append(",".join([f"{i}.png", *map(str, row.astype(int)), *group]))
+    (folder / "all.csv").write_text("\n".join(lines) + "\n")
+    return folder / "all.csv"
+
+
 def settings(**data: Any) -> dict[str, Any]:
     """The recipe tables model and data for these images: mini_resnet, gray, [0, 1]."""
     return {

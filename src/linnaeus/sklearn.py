@@ -79,6 +79,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     ) -> ImageClassifier:
         """Train on images with their labels (n,). Images of one of `groups` (n,) stay together in the split.
 
+        y (n, labels) of 0 and 1 says which labels each image has, perhaps none; predictions then have this form too.
+
         Raises UserError where images and labels do not fit together, or nothing can be trained on them.
         """
         from linnaeus.training.run import train
@@ -106,23 +108,33 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Images) -> np.ndarray:
-        """(n, classes) float64: calibrated, rows sum to 1. Raises UserError where one is unreadable."""
+        """(n, classes) float64: calibrated; rows sum to 1, except with several labels. Raises UserError where one is
+        unreadable."""
         check_is_fitted(self)
         answers = list(self._loaded().stream(_images(X)))
         return np.stack([_known(answer) for answer in answers]) if answers else np.zeros((0, len(self.classes_)))
 
     def predict(self, X: Images) -> np.ndarray:
-        """(n,) the most likely of `classes_`."""
+        """(n,) the most likely of `classes_`; with several labels (n, labels) int64, 1 for each that an image has."""
         check_is_fitted(self)
+        thresholds = self._loaded().thresholds
+        if thresholds is not None:
+            return (self.predict_proba(X) >= thresholds).astype(np.int64)
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def score(self, X: Images, y: Sequence[Any] | np.ndarray, sample_weight: Any = None) -> float:
-        """Accuracy, in 0..1. Labels that were not in training count as wrong, with a warning.
+        """Accuracy, in 0..1; with several labels, of all of them together.
+
+        Labels that were not in training count as wrong, with a warning.
 
         Raises UserError where images and labels do not fit together, a label is missing, or none was in training.
         """
         check_is_fitted(self)
         images, labels = _images(X), np.asarray(y)
+        if labels.ndim == 2:
+            _check_lengths(images, "score", labels=labels[:, 0], sample_weight=sample_weight)
+            has = _indicator(y, labels, "score")[1]
+            return float(np.average((self.predict(images) == has).all(1), weights=sample_weight))
         _check_lengths(images, "score", labels=labels, sample_weight=sample_weight)
         _check_labels(list(y), labels, "score")
         known = [label in self.classes_.tolist() for label in labels.tolist()]
@@ -179,9 +191,12 @@ def _table(
     """The images as a table, unsplit, and the labels' values in class order."""
     labels = np.asarray(y)
     images = _images(X)
-    _check_lengths(images, "fit", labels=labels, groups=groups)
-    _check_labels(list(y), labels, "fit")
-    values, index = np.unique(labels, return_inverse=True)
+    _check_lengths(images, "fit", labels=labels if labels.ndim != 2 else labels[:, 0], groups=groups)
+    if labels.ndim == 2:
+        values, index = _indicator(y, labels, "fit")
+    else:
+        _check_labels(list(y), labels, "fit")
+        values, index = np.unique(labels, return_inverse=True)
     names = tuple(str(value) for value in values)
     table = Table(
         source="the images given to fit",
@@ -195,6 +210,14 @@ def _table(
         groups=None if groups is None else tuple(str(group) for group in groups),
     )
     return table, values
+
+
+def _indicator(y: Any, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names of the labels, and (n, labels) bool: which of them each image has. Raises UserError unless 0 and 1."""
+    if not np.isin(labels, (0, 1)).all():
+        raise UserError(f"{where}: labels of shape {labels.shape} must be 0 or 1, a column for each label")
+    names = np.array([str(name) for name in getattr(y, "columns", range(labels.shape[1]))], object)
+    return names, labels.astype(bool)
 
 
 def _read_check(run: Path) -> dict[str, Any]:

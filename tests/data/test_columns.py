@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from linnaeus.data.columns import LabelFormat
 from linnaeus.data.csvfile import open_frame
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
@@ -60,7 +61,7 @@ def test_one_column_for_each_class(tmp_path: Path):
     assert "images are found in images/ with .jpg added" in table.notes[2]
     path.write_text("image,rose,tulip\na,1,1\nb,0,1\n")
     with pytest.raises(UserError, match=r"all.csv:2: .* give this image classes 'rose', 'tulip'; exactly one class"):
-        open_source(path)
+        open_source(path, labels=LabelFormat("single-label"))
 
 
 def test_labels_under_another_name_and_the_separator_line_of_excel(tmp_path: Path):

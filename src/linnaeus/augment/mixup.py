@@ -39,6 +39,8 @@ class Mixing:
     ) -> tuple[Tensor, Tensor]:
         """x (N, C, H, W) float, labels (N,) int64, draws (N,) -> mixed x, targets (N, classes) with rows summing to 1.
 
+        Labels may be (N, classes) bool, of images with several; rows then sum to anything.
+
         `first`: draw of the first sample of the whole batch, which decides between mixup and CutMix on all processes
         alike; -1 if that is the first of `draws`.
         """
@@ -51,7 +53,7 @@ class Mixing:
             return mixup_batch(x, labels, self.classes, draws, alpha=mixup, seed=self.seed, epoch=epoch)
         if cutmix:
             return cutmix_batch(x, labels, self.classes, draws, alpha=cutmix, seed=self.seed, epoch=epoch)
-        return x, F.one_hot(labels, self.classes).to(x.dtype)
+        return x, _one_hot(labels, self.classes).to(x.dtype)
 
 
 def mixup_batch(
@@ -100,9 +102,13 @@ def _partners(x: Tensor) -> Tensor:
 
 
 def _targets(labels: Tensor, classes: int, weight: Tensor) -> Tensor:
-    """labels (N,), weight (N,) of the sample's own label -> (N, classes), rows summing to 1."""
-    one_hot = F.one_hot(labels, classes).to(weight.dtype)
+    """labels (N,) or (N, classes), weight (N,) of the sample's own labels -> (N, classes), weighted means."""
+    one_hot = _one_hot(labels, classes).to(weight.dtype)
     return torch.lerp(one_hot.roll(1, 0), one_hot, weight[:, None])
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    return labels if labels.ndim == 2 else F.one_hot(labels, classes)
 
 
 @functools.lru_cache(maxsize=8)

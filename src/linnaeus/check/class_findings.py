@@ -30,7 +30,7 @@ def class_sizes(table: Table) -> list[Finding]:
     zeros = np.zeros(len(table.classes), np.int64)
     learned = counts.get("train", zeros) + counts.get("", zeros)
     findings = []
-    if len(table.classes) < 2:
+    if len(table.classes) < 2 and not table.several:
         findings.append(Finding("one-class", "error", (), table.classes, "a classifier needs at least two classes"))
     for split in ("valid", "test"):
         if split in counts:
@@ -43,7 +43,8 @@ def class_sizes(table: Table) -> list[Finding]:
     if len(present) > 1 and present.max() >= IMBALANCE * present.min():
         most, least = int(learned.argmax()), int(np.where(learned > 0, learned, learned.max() + 1).argmin())
         detail = f"{learned[most]} images of {table.classes[most]!r}, {learned[least]} of {table.classes[least]!r}: "
-        detail += 'select the model by best = "balanced_accuracy", and try sampling = "balanced"'
+        advice = 'select the model by best = "balanced_accuracy", and try sampling = "balanced"'
+        detail += 'try class_weights = "balanced"' if table.several else advice
         findings.append(Finding("imbalance", "warning", (), (table.classes[most], table.classes[least]), detail))
     return findings
 
@@ -61,8 +62,9 @@ def _evaluated_sizes(table: Table, split: str, n: np.ndarray, learned: np.ndarra
     for c in sorted(few, key=lambda c: n[c]):
         detail = f"{n[c]} images in {split}: each one is {percent(1 / n[c], 0)} of the recall of the class"
         findings.append(Finding("few-to-measure", "info", (), (table.classes[c],), detail))
-    if n.sum() < FEW_IN_ALL:
-        detail = f"{n.sum()} images in {split}: metrics on them are imprecise, see their intervals"
+    images = len(table.where(split))
+    if images < FEW_IN_ALL:
+        detail = f"{images} images in {split}: metrics on them are imprecise, see their intervals"
         findings.append(Finding("few-to-measure", "warning", (), (), detail))
     return findings
 

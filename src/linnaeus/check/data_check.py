@@ -15,6 +15,7 @@ from linnaeus.check.duplicates import MIN_SIDE, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, sort_findings
 from linnaeus.check.image_findings import file_findings, image_findings
 from linnaeus.check.image_statistics import ImageStatistics, compute_statistics
+from linnaeus.check.label_sets import suspicious_label_sets
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.console import Console
 from linnaeus.data.class_names import printable
@@ -112,7 +113,7 @@ def check_table(
     ]
     started = time.perf_counter()
     if embeddings is not None:
-        findings += suspicious_labels(table, embeddings)
+        findings += (suspicious_label_sets if table.several else suspicious_labels)(table, embeddings)
     seconds["labels"] = time.perf_counter() - started
     used = None if embeddings is None else embeddings.weights
     return DataCheck(table, sort_findings(findings), duplicates, statistics, used, notes, seconds)

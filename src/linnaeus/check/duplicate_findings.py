@@ -32,8 +32,9 @@ def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
     findings = []
     if len(set(table.split[group].tolist())) > 1:
         findings.append(Finding("leak", "error", paths, classes, f"{text}: results on the later split are optimistic"))
-    if len(classes) > 1:
-        detail = f"{text}, labelled {_labels(table, group)}: only one label can be right"
+    if _differ(table, group):
+        which = "they should have the same" if table.several else "only one label can be right"
+        detail = f"{text}, labelled {_labels(table, group)}: {which}"
         findings.append(Finding("label-conflict", "error", paths, classes, detail))
     if not findings:
         # Without splits a random one may separate the copies; within one split they only count twice.
@@ -47,14 +48,19 @@ def _scene(table: Table, group: np.ndarray) -> Finding:
     paths, classes, where = _describe(table, group)
     detail = f"{len(group)} images show the same scene (crops of one photograph, or shots of a series), {where}"
     splits = set(table.split[group].tolist())
-    if len(classes) > 1:
+    if _differ(table, group):
         detail += f", labelled {_labels(table, group)}"
-    severity = "warning" if len(splits) > 1 or len(classes) > 1 or "" in splits else "info"
+    severity = "warning" if len(splits) > 1 or _differ(table, group) or "" in splits else "info"
     return Finding("same-scene", severity, paths, classes, detail)
 
 
 def _labels(table: Table, group: np.ndarray) -> str:
-    return ", ".join(table.classes[table.labels[i]] for i in group)
+    return ", ".join(" and ".join(table.labels_of(i)) or "no label" for i in group)
+
+
+def _differ(table: Table, group: np.ndarray) -> bool:
+    """Whether the samples have different labels."""
+    return bool((table.labels[group] != table.labels[group[0]]).any())
 
 
 def _by_split(table: Table, group: np.ndarray) -> np.ndarray:
@@ -66,7 +72,7 @@ def _by_split(table: Table, group: np.ndarray) -> np.ndarray:
 def _describe(table: Table, group: np.ndarray) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """Paths, distinct classes, and the splits in words, of samples ordered by split."""
     paths = tuple(table.sample_id(i) for i in group.tolist())
-    classes = tuple(dict.fromkeys(table.classes[c] for c in table.labels[group].tolist()))
+    classes = tuple(dict.fromkeys(name for i in group.tolist() for name in table.labels_of(i)))
     splits = list(dict.fromkeys(table.split[group].tolist()))
     names = " and ".join(split or "the part without a split" for split in splits)
     return paths, classes, "not split yet" if splits == [""] else f"in {names}"

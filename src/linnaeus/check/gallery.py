@@ -110,7 +110,7 @@ class _Gallery:
         if len(finding.paths) > IMAGES:
             text += f" ({len(finding.paths) - IMAGES} more of these images are not shown)"
         if finding.kind == "suspicious-label":
-            example = self._example(finding.classes[1])
+            example = self._example(finding.classes[-1])
             images += [example] if example else []
         return Card(text, images)
 
@@ -120,8 +120,8 @@ class _Gallery:
 
     def _thumbnail(self, name: str, caption: str = "") -> Thumbnail:
         table, i = self.result.table, self._positions[name]
-        c = int(table.labels[i])
-        label = table.classes[c] if table.classes[c] == table.names[c] else f"{table.classes[c]} {table.names[c]}"
+        display = dict(zip(table.classes, table.names, strict=True))
+        label = ", ".join(c if c == display[c] else f"{c} {display[c]}" for c in table.labels_of(i)) or "no label"
         caption = caption or f"{name} ({label})"
         if self.thumbnails >= ALL_IMAGES:
             return Thumbnail(caption, f"{name}: not shown", placeholder="not shown")
@@ -139,7 +139,9 @@ class _Gallery:
         if name not in self.examples:
             table = self.result.table
             c = table.classes.index(name)
-            samples = [table.sample_id(i) for i in self.result.statistics.readable.tolist() if table.labels[i] == c]
+            samples = [
+                table.sample_id(i) for i in self.result.statistics.readable.tolist() if name in table.labels_of(i)
+            ]
             example = next((sample for sample in samples if sample not in self._suspects), None)
             caption = f"for comparison: {table.names[c]}"
             self.examples[name] = None if example is None else self._thumbnail(example, caption)

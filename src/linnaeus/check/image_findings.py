@@ -129,4 +129,4 @@ def _describe(table: Table, readable: np.ndarray, outliers: _Outliers) -> list[F
 
 def _names(table: Table, i: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths and classes of a finding about sample i."""
-    return (table.sample_id(i),), (table.classes[table.labels[i]],)
+    return (table.sample_id(i),), table.labels_of(i)

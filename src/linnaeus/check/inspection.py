@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
-from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.stores.samples import Samples
 
@@ -73,13 +74,17 @@ def _where(table: Table) -> str:
 
 
 def without_leaks(
-    table: Table, samples: dict[str, Samples], outputs: dict[str, Outputs], leaked: dict[str, np.ndarray]
-) -> dict[str, Figures | None]:
-    """Split with leaks -> metrics of its images without a copy in an earlier split; None if none is left."""
-    clean_figures: dict[str, Figures | None] = {}
+    table: Table,
+    samples: dict[str, Samples],
+    outputs: dict[str, Outputs],
+    leaked: dict[str, np.ndarray],
+    measure: Callable[[Outputs], Headline] = headline,
+) -> dict[str, Headline | None]:
+    """Split with leaks -> `measure` of its images without a copy in an earlier split; None if none is left."""
+    clean_figures: dict[str, Headline | None] = {}
     for split, out in outputs.items():
         if split in leaked:
             clean = ~np.isin(samples[split].kept(table.where(split)), leaked[split])
             if not clean.all():
-                clean_figures[split] = figures(out.take(clean)) if clean.any() else None
+                clean_figures[split] = measure(out.take(clean)) if clean.any() else None
     return clean_figures

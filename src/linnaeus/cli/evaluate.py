@@ -105,15 +105,20 @@ def evaluate(
 def _write_evaluation(evaluation: Evaluation, json_file: str | None) -> None:
     """Print an evaluation, and write it to `json_file` if one is given."""
     from linnaeus.files import write_text
-    from linnaeus.report.evaluation_text import render, slices
+    from linnaeus.metrics.label_assessment import LabelAssessment
+    from linnaeus.report import evaluation_text, label_text
 
-    source, assessment = evaluation.images.source, evaluation.assessment
-    echo(f"{evaluation.split} of {source}: {counted(assessment.metrics.n, 'image')}\n")
-    echo(render(assessment, evaluation.classifier.names))
+    found, classifier = evaluation.assessment, evaluation.classifier
+    echo(f"{evaluation.split} of {evaluation.images.source}: {counted(found.metrics.n, 'image')}\n")
+    if isinstance(found, LabelAssessment):
+        echo(label_text.render(found, classifier.names))
+    else:
+        echo(evaluation_text.render(found, classifier.names))
     if evaluation.validation is not None:
-        echo(f"\nthe images that chose the model, counted apart: accuracy {evaluation.validation}")
+        what = "" if classifier.several else "accuracy "
+        echo(f"\nthe images that chose the model, counted apart: {what}{evaluation.validation}")
     if evaluation.column:
-        echo(f"\n{slices(evaluation.column, evaluation.slices)}")
+        echo(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
     if json_file:
         write_text(Path(json_file), evaluation.to_json())
 

@@ -35,7 +35,12 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
 @click.option(
     "--out", metavar="DIR", default="explained", show_default=True, help="Folder for the sheets, one per image."
 )
-@click.option("--class", "class_name", metavar="NAME", help="Class to explain.  [default: the predicted class]")
+@click.option(
+    "--class",
+    "class_name",
+    metavar="NAME",
+    help="Class to explain.  [default: the predicted class, or every label that the image is given]",
+)
 @click.option("--method", type=click.Choice(METHODS), default="gradcam", show_default=True, help="Attribution method.")
 @click.option(
     "--stage", metavar="NAME|all", help="Stage for Grad-CAM.  [default: the last with 4 x 4 positions or more]"
@@ -148,6 +153,10 @@ class ExplainedImage:
         """The line of `linnaeus predict`, the path of the sheet, then one line per similar image."""
         p, e = self.explanation.prediction, self.explanation
         other = "" if e.target == p.index else f"  for {e.name} ({percent(e.probability)})"
+        if p.thresholds is not None:
+            other, given = f"  for {e.name} ({percent(e.probability)})", ", ".join(p.labels) or "no label"
+            lines = [f"{given:<24}  {p.path}{other}  -> {self.sheet}"]
+            return "\n".join([*lines, *(f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or [])])
         name = f"unsure ({p.name})" if p.unsure else p.name
         lines = [f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}  -> {self.sheet}"]
         return "\n".join([*lines, *(f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or [])])
@@ -189,13 +198,22 @@ class Sheets:
             console.warn(f"{source}: not known to be the model's training data; comparing with {n} of its images")
 
     def draw(self, predictions: Sequence[Prediction]) -> Iterator[tuple[Prediction, ExplainedImage | None]]:
-        """Each prediction with its sheet; None for an image that could not be read."""
+        """Each prediction with its sheets, one for each class that is explained; None for an unreadable image."""
         from linnaeus.explain.saliency import explain
 
-        readable = [p for p in predictions if p.error is None]
-        explained = iter(explain(self.classifier, readable, target=self.target, method=self.method, stages=self.stages))
+        pairs = [(p, target) for p in predictions if p.error is None for target in self._targets(p)]
+        readable, targets = [p for p, _ in pairs], [target for _, target in pairs]
+        explained = iter(explain(self.classifier, readable, target=targets, method=self.method, stages=self.stages))
         for p in predictions:
-            yield p, (self._draw(p, next(explained)) if p.error is None else None)
+            if p.error is not None:
+                yield p, None
+                continue
+            for _ in self._targets(p):
+                yield p, self._draw(p, next(explained))
+
+    def _targets(self, prediction: Prediction) -> list[int]:
+        """The classes to explain: the chosen one, else the predicted one, or each label that the image is given."""
+        return [self.target] if self.target is not None else prediction.given or [prediction.index]
 
     def _draw(self, prediction: Prediction, explanation: Explanation) -> ExplainedImage:
         from linnaeus.report.explanation import draw_explanation

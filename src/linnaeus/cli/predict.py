@@ -43,7 +43,10 @@ FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option(
-    "--top", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Number of classes to show."
+    "--top",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of classes to show.  [default: 1; all where images have several labels]",
 )
 @click.option(
     "--format",
@@ -61,7 +64,7 @@ FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 def predict(
     model: str,
     images: tuple[str, ...],
-    top: int,
+    top: int | None,
     form: str | None,
     out: str | None,
     grid: str | None,
@@ -99,7 +102,7 @@ def predict(
         file = group.broadcast(lambda: chosen_model(model, device, code, use, console))
         with group.propagate_errors():
             classifier = load_model(file, device, code)
-        job = PredictionJob(classifier, group, images, form, min(top, len(classifier.classes)), out, console)
+        job = PredictionJob(classifier, group, images, form, _shown(top, classifier), out, console)
         job.grid = GridSelection(GRID_SIZE) if grid else None
         total, failed = job.run()
     if grid and job.grid and job.grid.total:
@@ -108,6 +111,12 @@ def predict(
         problem = "got no answer" if job.unanswered else "could not be read"
         console.warn(f"{failed} of {counted(total, 'image')} {problem}")
         raise SystemExit(1)
+
+
+def _shown(top: int | None, classifier: Classifier) -> int:
+    """Number of classes to show: as many as asked for, else one, or all where images have several labels."""
+    count = len(classifier.classes)
+    return min(top or (count if classifier.several else 1), count)
 
 
 def _form(form: str | None, out: str | None) -> str:
@@ -188,7 +197,9 @@ class PredictionJob:
         """The answers that the output file already holds. Raises UserError if another model gave them."""
         from linnaeus.inference.resume import ExistingPredictions, check_same_model, read_existing
 
-        previous = read_existing(Path(self.out), self.form, self.top) if self.out else ExistingPredictions()
+        previous = ExistingPredictions()
+        if self.out:
+            previous = read_existing(Path(self.out), self.form, self.top, self.classifier.several)
         if self.out and previous.paths:
             check_same_model(Path(self.out), previous, self.classifier)
             self.console.say(f"{self.out}: continuing after {counted(len(previous.paths), 'image')}")
@@ -205,7 +216,9 @@ class PredictionJob:
                 advance = stack.enter_context(self.console.progress("predicting"))
                 total = None if "-" in self.images else sum(1 for _ in expand(self.images))
             file = stack.enter_context(_open_file(self.out, previous))
-            writer = open_writer(self.form, file, self.top, previous.header if previous.length else None)
+            several = self.classifier.several
+            existing = previous.header if previous.length else None
+            writer = open_writer(self.form, file, self.top, existing, several=several)
             yield Output(file, writer, advance, len(previous.paths), total)
 
 
@@ -257,7 +270,7 @@ def _draw_grid(path: str, grid: GridSelection, console: Console) -> None:
     tiles = [
         PredictedImage(
             image=p.image,
-            predicted=p.name,
+            predicted=p.answer,
             probability=p.probability,
             true=None if true is None else p.names[true],
             note=p.verdict or None,

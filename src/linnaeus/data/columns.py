@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from linnaeus.data.class_names import listed
@@ -12,7 +13,8 @@ from linnaeus.data.table import SPLIT_NAMES
 from linnaeus.errors import UserError, did_you_mean
 
 PATH = ("filepath", "file", "filename", "image", "img", "imagepath", "imgpath", "imagename", "imagefile", "images")
-IDENTIFIER = ("imageid", "id", "imgid")  # names the image only where no other column does
+IDENTIFIER = ("imageid", "id", "imgid", "imageindex")  # names the image only where no other column does
+LABELS = ("findinglabels", "labelnames", "tags")  # only where no other column names labels
 LABEL = ("class", "classname", "labels", "labelname", "category", "target", "species", "breed", "diagnosis")
 SPLIT = ("set", "subset", "partition", "phase", "usage", "fold", "kfold", "datasplit", "dataset", "stage", "mode")
 FLAGS = {
@@ -28,6 +30,20 @@ FLAGS = {
 BOOLEANS = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True)
 BOOLEANS |= dict.fromkeys(("false", "f", "no", "n", "0", "0.0", ""), False)
 WORDS = SPLIT_NAMES | {"dev": "valid", "publictest": "valid", "privatetest": "test"}
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """What a recipe says of the labels in a CSV."""
+
+    task: str | None = None
+    """`single-label` or `multi-label`; None: as the cells show."""
+    separator: str | None = None
+    """Between the labels of a cell; None: as the cells show."""
+
+
+AS_SHOWN = LabelFormat()
+
 
 Row = tuple[int, dict[str, str]]
 """The line number, from 1, and the cells by column."""
@@ -54,7 +70,7 @@ def find_column(file: Path, columns: Sequence[str], role: str) -> str | None:
     """
     if role in columns:
         return role
-    for known in (PATH, IDENTIFIER) if role == "path" else (LABEL,):
+    for known in (PATH, IDENTIFIER) if role == "path" else (LABEL, LABELS):
         candidates = [name for name in columns if key(name) in known]
         if len(candidates) > 1:
             raise UserError(
@@ -81,7 +97,8 @@ def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int
             what = f"classes {listed(names)}" if names else "no class"
             raise UserError(
                 f"{file}:{line}: the columns {listed(columns)} give this image {what}; exactly one class per image is "
-                "supported: correct the row, or write a column label with the class to learn"
+                "supported: correct the row, write a column label with the class to learn, or learn several labels per "
+                "image with --set data.task=multi-label"
             )
         labels[line] = names[0]
     return labels

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from linnaeus.data.class_names import listed, natural_order, read_text, spelling_variants
-from linnaeus.data.columns import Row, find_column, one_hot, refuse_repeated, splits_of
+from linnaeus.data.columns import AS_SHOWN, LabelFormat, Row, find_column, one_hot, refuse_repeated, splits_of
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
+from linnaeus.data.label_sets import indicator, occurring, read_label_sets
 from linnaeus.data.listfile import Rows, folder_of_label, label_of, locate
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
@@ -29,18 +30,18 @@ BELONGS = re.compile(
 """Columns that say, by their names, which images belong together."""
 
 
-def open_csv(source: str, files: dict[str, Path], group: str | None = None) -> Table:
+def open_csv(source: str, files: dict[str, Path], group: str | None = None, form: LabelFormat = AS_SHOWN) -> Table:
     """Read CSV or TSV files; `files` maps a split ("" where the column `split` decides) to its file.
 
     `group` names the column whose values tell which samples belong together, such as patient; without it, it is the
-    column `group`, if there is one.
+    column `group`, if there is one. `form` says whether images have several labels (label_sets.py).
     A label is a class name, also where it is a number; classes are in natural order. Where all labels are numbers,
     `classes.txt` beside the file gives the names to display: line k, from 0, for label k (or that line `number name`).
     """
-    return _table(source, [read_csv(path, split, group) for split, path in files.items()])
+    return _table(source, [read_csv(path, split, group, form) for split, path in files.items()])
 
 
-def open_frame(frame: Any, group: str | None = None) -> Table:
+def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOWN) -> Table:
     """Read a pandas DataFrame with the columns of a CSV; relative paths start at the working directory."""
     columns = [str(name).strip().lower() for name in frame.columns]
     blank = frame.isna().to_numpy()
@@ -49,16 +50,24 @@ def open_frame(frame: Any, group: str | None = None) -> Table:
         for row, missing in zip(frame.itertuples(index=False, name=None), blank, strict=True)
     ]
     records = [(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(cells, 1)]
-    return checked(_table("DataFrame", [_rows(Path("DataFrame"), columns, records, "", group)]))
+    return checked(_table("DataFrame", [_rows(Path("DataFrame"), columns, records, "", group, form)]))
 
 
 def _table(source: str, parts: list[Rows]) -> Table:
     paths = tuple(path for part in parts for path in locate(part))
-    texts = [label for part in parts for label in part.labels]
-    classes = natural_order(texts)
-    position = {name: k for k, name in enumerate(classes)}
     folder = parts[0].file.absolute().parent
-    names, notes = _names(folder, classes, zip(texts, paths, strict=True))
+    labels: np.ndarray
+    notes: list[str] = []
+    if any(part.sets is not None for part in parts):
+        sets = [names for part in parts for names in (part.sets if part.sets is not None else zip(part.labels))]
+        classes = occurring(sets)
+        labels, names = indicator(sets, classes), classes
+    else:
+        texts = [label for part in parts for label in part.labels]
+        classes = natural_order(texts)
+        position = {name: k for k, name in enumerate(classes)}
+        labels = np.array([position[text] for text in texts], dtype=np.int64)
+        names, notes = _names(folder, classes, zip(texts, paths, strict=True))
     groups = None
     if any(part.groups for part in parts):
         groups = tuple(group for part in parts for group in part.groups or [""] * len(part.texts))
@@ -67,7 +76,7 @@ def _table(source: str, parts: list[Rows]) -> Table:
         "csv",
         classes,
         names,
-        np.array([position[text] for text in texts], dtype=np.int64),
+        labels,
         np.array([split for part in parts for split in part.splits], dtype="<U5"),
         paths=paths,
         groups=groups,
@@ -95,39 +104,36 @@ def _names(
     return tuple(names.values()), naming_note(path, names, "by index")
 
 
-def read_csv(path: Path, split: str = "", group: str | None = None) -> Rows:
+def read_csv(path: Path, split: str = "", group: str | None = None, form: LabelFormat = AS_SHOWN) -> Rows:
     """Read one CSV or TSV file into rows; the images are not looked for yet."""
-    return _rows(path, *_records(path), split, group)
+    return _rows(path, *_records(path), split, group, form)
 
 
-def _rows(path: Path, columns: list[str], records: list[Row], split: str, group: str | None) -> Rows:
+def _rows(path: Path, columns: list[str], records: list[Row], split: str, group: str | None, form: LabelFormat) -> Rows:
     """The rows of a table that was read from `path`, checked."""
     wanted = (group or "group").strip().lower()
     refuse_repeated(path, columns)
     image, label = (find_column(path, columns, role) for role in ("path", "label"))
     others = [name for name in columns if name and name != image and name not in ("split", wanted)]
-    labels = None if label or not image else one_hot(path, others, records)
-    for role, column in (("path", image), ("label", label or labels)):
-        if not column:
-            names = f"only {listed(columns)}" if any(columns) else "none"
-            raise UserError(
-                f"{path}:1: no column {role!r}, {names}; the first line must name path, label [, split]: "
-                "rename the columns that hold them"
-            )
+    sets = read_label_sets(path, label, others, records, form) if image else None
+    flags = None if label or sets or not image else one_hot(path, others, records)
+    _check_columns(path, columns, image, label or flags or sets)
     if group is not None and wanted not in columns:
         raise UserError(f"{path}:1: no column {group!r}; the columns are {listed(columns)}")
     assert image is not None
-    rows = Rows(path)
-    texts = labels or {line: cells[str(label)] for line, cells in records}
-    _refuse_blank(path, {"path": {line: cells[image] for line, cells in records}, "label": texts})
-    rest = [name for name in others if name != label and labels is None]
-    splits, rows.notes = ([split] * len(records), []) if split else splits_of(path, [*rest, *_split(columns)], records)
-    for (line, cells), part in zip(records, splits, strict=True):
-        rows.texts.append(cells[image])
-        rows.labels.append(label_of(texts[line], path, line))
-        rows.splits.append(part)
-        rows.written.add((part, texts[line]))
-        rows.lines.append(line)
+    rows = Rows(path, lines=[line for line, _ in records], texts=[cells[image] for _, cells in records])
+    texts = flags or {line: "" if sets else cells[str(label)] for line, cells in records}
+    _refuse_blank(path, {"path": dict(zip(rows.lines, rows.texts, strict=True)), "label": {} if sets else texts})
+    used = sets.columns if sets else others if flags else (label,)
+    rest = [name for name in others if name not in used]
+    rows.splits, rows.notes = [split] * len(records), []
+    if not split:
+        rows.splits, rows.notes = splits_of(path, [*rest, *_split(columns)], records)
+    if sets:
+        rows.sets = [tuple(label_of(name, path, line) for name in sets.by_line[line]) for line in rows.lines]
+    else:
+        rows.labels = [label_of(texts[line], path, line) for line in rows.lines]
+        rows.written = {(part, texts[line]) for line, part in zip(rows.lines, rows.splits, strict=True)}
     if wanted in columns:
         rows.groups = [cells[wanted].strip() for _, cells in records]
     else:
@@ -135,15 +141,25 @@ def _rows(path: Path, columns: list[str], records: list[Row], split: str, group:
         rows.offered = tuple(name for name, found in values.items() if 1 < len(found) < len(records))
     if not rows.texts:
         raise UserError(f"{path}: lists no images; write a line for each below the header")
-    rows.notes[:0] = [
-        f"{path.name}: {role} is read from {source}"
-        for role, column, source in (
-            ("path", image, f"column {image!r}"),
-            ("label", label, f"column {label!r}" if label else f"the columns {listed(others)}, one for each class"),
-        )
-        if column != role
-    ]
+    notes = [f"path is read from column {image!r}"] if image != "path" else []
+    if sets:
+        notes.append(sets.note)
+    elif label != "label":
+        one_each = f"the columns {listed(others)}, one for each class"
+        notes.append(f"label is read from {f'column {label!r}' if label else one_each}")
+    rows.notes[:0] = [f"{path.name}: {note}" for note in notes]
     return rows
+
+
+def _check_columns(path: Path, columns: list[str], image: str | None, label: object) -> None:
+    """Raise UserError where the image or the label has no column."""
+    for role, column in (("path", image), ("label", label)):
+        if not column:
+            names = f"only {listed(columns)}" if any(columns) else "none"
+            raise UserError(
+                f"{path}:1: no column {role!r}, {names}; the first line must name path, label [, split]: "
+                "rename the columns that hold them"
+            )
 
 
 def _split(columns: list[str]) -> list[str]:

@@ -35,6 +35,7 @@ class Rows:
     file: Path
     texts: list[str] = field(default_factory=list)  # paths, as written
     labels: list[str] = field(default_factory=list)
+    sets: list[tuple[str, ...]] | None = None  # labels of each image, where it may have several
     splits: list[str] = field(default_factory=list)  # "train" | "valid" | "test" | ""
     lines: list[int] = field(default_factory=list)  # line numbers, from 1, for messages
     groups: list[str] | None = None

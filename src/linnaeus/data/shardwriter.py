@@ -50,6 +50,7 @@ def write_shards(
     depends only on the table, so that the shards can be read sequentially. The folder is written atomically.
     Raises UserError if `out` already exists.
     """
+    table.require_one_label("data shards")
     out = Path(out)
     remove_scratch(out.absolute().parent)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

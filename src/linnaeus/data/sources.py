@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards, webdataset
 from linnaeus.data.class_names import listed
+from linnaeus.data.columns import AS_SHOWN, LabelFormat
 from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.label_sets import with_task
 from linnaeus.data.remote import is_address
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
@@ -30,17 +32,17 @@ def open_source(
     valid: str | None = None,
     test: str | None = None,
     group: str | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    labels: LabelFormat = AS_SHOWN,
     lenient: bool = False,
 ) -> Table:
     """Read a source into a table, without opening an image.
 
     `train`, `valid`, `test` name list files (or CSVs) in a folder. `group` names the column of a CSV; samples with
-    equal values stay in one split. A path on disk takes precedence over a known name. A known data set is downloaded
-    if necessary, with `progress(bytes done, bytes in total)`. Raises UserError, also for a table that cannot be trained
-    on, unless `lenient`: `check` wants to show everything that is wrong with the data.
+    equal values stay in one split. `labels` says whether images have several labels. A path on disk takes precedence
+    over a known name. A known data set is downloaded if necessary. Raises UserError, also for a table that cannot be
+    trained on, unless `lenient`: `check` wants to show everything that is wrong with the data.
     """
-    table = _open(source, train, valid, test, group, progress, lenient)
+    table = with_task(_open(source, train, valid, test, group, labels, lenient), labels.task)
     return table if lenient and len(table) else checked(table)
 
 
@@ -50,7 +52,7 @@ def _open(
     valid: str | None,
     test: str | None,
     group: str | None,
-    progress: Callable[[int, int | None], None] | None,
+    labels: LabelFormat,
     lenient: bool,
 ) -> Table:
     text = str(source)
@@ -69,13 +71,13 @@ def _open(
     if given and not is_folder:
         raise UserError(f"{text}: not a folder; {listed([*given])} name list files inside a folder")
     if is_folder:
-        return _with_groups(_open_folder(text, path, given, group, lenient), group)
+        return _with_groups(_open_folder(text, path, given, group, labels, lenient), group)
     if is_file:
-        return _with_groups(_open_file(text, path, group), group)
+        return _with_groups(_open_file(text, path, group, labels), group)
     if exists:
         raise UserError(f"{text}: neither a file nor a folder; give a folder, a list file or a CSV")
     if text in known_sources.KNOWN:
-        return _with_groups(known_sources.open_known(text, progress), group)
+        return _with_groups(known_sources.open_known(text), group)
     raise UserError(_not_found(text))
 
 
@@ -103,14 +105,16 @@ def is_run_folder(names: Collection[str]) -> bool:
     return "recipe.toml" in names and not {"model.safetensors", "split.csv", "history.csv"}.isdisjoint(names)
 
 
-def _open_folder(source: str, path: Path, given: dict[str, str], group: str | None, lenient: bool) -> Table:
+def _open_folder(
+    source: str, path: Path, given: dict[str, str], group: str | None, labels: LabelFormat, lenient: bool
+) -> Table:
     """Choose the reader by the content of the folder: binary formats, then list files, then class folders."""
     try:
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     if given:
-        return _open_lists(source, path, given, names, group)
+        return _open_lists(source, path, given, names, group, labels)
     if is_run_folder(names):
         raise UserError(f"{source}: a run folder, not images; give the folder of images that the run was trained on")
     if shards.find_shards(path, names):
@@ -121,14 +125,14 @@ def _open_folder(source: str, path: Path, given: dict[str, str], group: str | No
     if idx.find_idx(path):
         return idx.open_idx(source, path)
     if names.intersection(LISTS["train"] + LISTS["test"]):
-        return _open_lists(source, path, {}, names, group)
+        return _open_lists(source, path, {}, names, group, labels)
     meta = path / "meta"  # Food-101 as published: meta/train.txt beside images/
     if "images" in names and (meta / "train.txt").is_file():
-        return _open_lists(source, meta, {}, {entry.name for entry in meta.iterdir()}, group)
-    labels = _labels_beside_images(path, names)
-    if labels is not None:
-        table = csvfile.open_csv(source, {"": labels}, group)
-        return dataclasses.replace(table, notes=(f"labels are read from {labels}", *table.notes))
+        return _open_lists(source, meta, {}, {entry.name for entry in meta.iterdir()}, group, labels)
+    beside = _labels_beside_images(path, names)
+    if beside is not None:
+        table = csvfile.open_csv(source, {"": beside}, group, labels)
+        return dataclasses.replace(table, notes=(f"labels are read from {beside}", *table.notes))
     return folder.open_folder(source, path, lenient=lenient)
 
 
@@ -148,7 +152,9 @@ def _has_images(folder: Path) -> bool:
     return folder.is_dir() and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
 
 
-def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str], group: str | None) -> Table:
+def _open_lists(
+    source: str, path: Path, given: dict[str, str], names: set[str], group: str | None, labels: LabelFormat
+) -> Table:
     """Read list files in a folder: the given ones, and those with the usual names for the other splits."""
     files = {}
     for split in SPLITS:
@@ -161,14 +167,14 @@ def _open_lists(source: str, path: Path, given: dict[str, str], names: set[str],
     kinds = {file.suffix.lower() in CSVS for file in files.values()}
     if len(kinds) > 1:
         raise UserError(f"{source}: {listed([file.name for file in files.values()])}: use list files or CSVs, not both")
-    return csvfile.open_csv(source, files, group) if kinds == {True} else listfile.open_lists(source, files)
+    return csvfile.open_csv(source, files, group, labels) if kinds == {True} else listfile.open_lists(source, files)
 
 
-def _open_file(source: str, path: Path, group: str | None) -> Table:
+def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) -> Table:
     """Choose the reader by the name of the file, or else by its first bytes."""
     name = path.name.lower()
     if name.endswith(CSVS):
-        return csvfile.open_csv(source, {"": path}, group)
+        return csvfile.open_csv(source, {"": path}, group, labels)
     if name.endswith(".tar") and webdataset.is_shard(path):
         return shards.open_shards(source, path)
     if name.endswith(ARCHIVES):

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.class_names import listed
-from linnaeus.data.table import SPLITS, Table
+from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError, visible
 from linnaeus.files import atomic
+from linnaeus.metrics.stratification import iterative_stratification
 from linnaeus.text import SafeCsvWriter
 
 
@@ -26,7 +27,8 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
 
     The result depends on `seed` and on the ids of the samples, not on their order. The fractions are met exactly
     (rounded; at least one sample if the fraction is not 0). Within a class they are rounded up or down, and every class
-    keeps a training sample. Groups are never divided; with groups a greedy choice comes as close as it can.
+    keeps a training sample. Groups are never divided; with groups a greedy choice comes as close as it can. Images
+    with several labels are divided by iterative stratification, which spreads each label (metrics/stratification.py).
     """
     if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
         raise UserError(f"valid = {valid} and test = {test}: each must be at least 0, and their sum less than 1")
@@ -45,10 +47,10 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
     if not (has["train"] or has[""]):
         raise UserError(f"{table.source}: no training images; add a train part, or evaluate on it instead")
     pool = np.flatnonzero(split == ("" if has[""] else "train"))
-    chosen = _choose(table, pool, {"test": test, "valid": valid}, seed)
-    split[pool] = chosen
-    kept = np.bincount(table.labels[split == "train"], minlength=len(table.classes))
-    seen = np.bincount(table.labels, minlength=len(table.classes))
+    choose = _choose_by_label if table.several else _choose
+    split[pool] = choose(table, pool, {"test": test, "valid": valid}, seed)
+    kept = class_counts(table.labels[split == "train"], len(table.classes))
+    seen = class_counts(table.labels, len(table.classes))
     lost = [table.classes[i] for i in np.flatnonzero((kept == 0) & (seen > 0))]
     if lost:  # only where groups tie unsplit samples to a part that the source itself set aside
         raise UserError(f"{table.source}: no training images of class {listed(lost)}; add some, or change the groups")
@@ -59,10 +61,9 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
     """Splits (k,) "<U5" of the samples `pool` (k,): "train", a key of `shares`, or the split of its group."""
     units, fixed = _units(table, pool)
     labels = table.labels.tolist()
-    salt = f"{seed}\0".encode()
 
-    def draw(name: str) -> bytes:  # a random rank that depends only on the seed and the name
-        return hashlib.blake2b(salt + name.encode(), digest_size=16).digest()
+    def draw(name: str) -> bytes:
+        return _draw(seed, name)
 
     trainable = table.split == "train"
     trainable[pool] = True
@@ -98,6 +99,42 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
     return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
 
 
+def _draw(seed: int, name: str) -> bytes:
+    """A random rank that depends on the seed and the name alone."""
+    return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
+
+
+def _choose_by_label(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
+    """As `_choose`, for images with several labels."""
+    units, fixed = _units(table, pool)
+    free = [unit for unit in units if unit not in fixed]
+    counts = np.array([table.labels[units[unit]].sum(0) for unit in free], np.int64).reshape(-1, len(table.classes))
+    sizes = np.array([len(units[unit]) for unit in free], np.int64)
+    ranks = np.argsort(np.argsort([_draw(seed, unit).hex() for unit in free]))
+    names = ["train", *(name for name, share in shares.items() if share > 0)]
+    wanted = np.array([1 - sum(shares.values()), *(shares[name] for name in names[1:])])
+    part = iterative_stratification(counts, sizes, wanted, ranks)
+    _keep_one_in_training(part, counts, sizes)
+    chosen = {unit: names[p] for unit, p in zip(free, part.tolist(), strict=True)} | fixed
+    for name in names:
+        if name not in chosen.values():
+            raise UserError(
+                f"{table.source}: no images can be set aside for {name} "
+                f"({'the groups are too large' if table.groups is not None else 'there are too few'}); add images, or "
+                f"set the share {name} = 0"
+            )
+    by_sample = {i: chosen[unit] for unit, members in units.items() for i in members}
+    return np.array([by_sample[i] for i in pool.tolist()], dtype="<U5")
+
+
+def _keep_one_in_training(part: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> None:
+    """Move the smallest unit with a label that no training image has to training, which is part 0."""
+    for label in range(counts.shape[1]):
+        having = np.flatnonzero(counts[:, label])
+        if len(having) and (part[having] != 0).all():
+            part[having[sizes[having].argmin()]] = 0
+
+
 def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
     """What must stay together: unit -> its samples in the pool; and, for pools without a split, unit -> its split.
 
@@ -131,6 +168,8 @@ def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
 def write_split(table: Table, path: str | Path, contents: np.ndarray | None = None) -> None:
     """Write the samples as CSV with the columns path, label, split (and group), which the CSV reader reads.
 
+    Several labels are one cell of the column `labels`, separated by |; a | at the end says that the rest is one label.
+
     `contents` (n,) adds a column with the content hash of each image: for a file the first 12 digits of its SHA-256.
 
     Paths are relative to the CSV if the images are beside or below it, else absolute. A sample of an array source has
@@ -140,10 +179,14 @@ def write_split(table: Table, path: str | Path, contents: np.ndarray | None = No
     with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = SafeCsvWriter(file, "\r\n")
         writer.writerow(
-            ["path", "label", "split"] + ["group"] * (table.groups is not None) + ["content"] * (contents is not None)
+            ["path", "labels" if table.several else "label", "split"]
+            + ["group"] * (table.groups is not None)
+            + ["content"] * (contents is not None)
         )
         for i in range(len(table)):
             image = table.sample_id(i) if table.paths is None else table.paths[i].removeprefix(beside)
             group = [table.groups[i]] if table.groups is not None else []
             content = [] if contents is None else [f"{contents[i]:012x}" if contents[i] else ""]
-            writer.writerow([image, table.classes[table.labels[i]], table.split[i], *group, *content])
+            labels = table.labels_of(i)
+            label = "|".join(labels) + "|" * (len(labels) == 1) if table.several else labels[0]
+            writer.writerow([image, label, table.split[i], *group, *content])

@@ -62,7 +62,7 @@ class Table:
     kind: str  # "folder" | "list" | "csv" | "cifar" | "idx" | "digits" | "shards"
     classes: tuple[str, ...]  # class names in index order: the identity used for matching (NFC)
     names: tuple[str, ...]  # display names, same order
-    labels: np.ndarray  # (n,) int64, an index into classes
+    labels: np.ndarray  # (n,) int64, an index into classes; (n, classes) bool where images may have several labels
     split: np.ndarray  # (n,) "<U5": "train" | "valid" | "test" | "" (not yet split)
     paths: tuple[str, ...] | None = None  # absolute paths, where images are files
     images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
@@ -83,7 +83,8 @@ class Table:
         assert len(self.labels) == len(self.split) == n
         assert len(self.classes) == len(self.names)
         assert self.groups is None or len(self.groups) == n
-        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+        kind = bool if np.ndim(self.labels) == 2 else np.int64
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=kind))
         object.__setattr__(self, "split", np.asarray(self.split, dtype="<U5"))
         if self.images is not None and self.number is None:
             number = np.empty(n, dtype=np.int64)
@@ -102,6 +103,21 @@ class Table:
         if self.images is None:
             return None
         return 1 if self.images.ndim == 3 else 3
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
+
+    def labels_of(self, i: int) -> tuple[str, ...]:
+        """Names of the classes of sample i: one, or where there may be several labels any number."""
+        row = self.labels[i]
+        return tuple(self.classes[c] for c in (np.flatnonzero(row) if self.several else [row]))
+
+    def require_one_label(self, what: str) -> None:
+        """Raise UserError, naming `what` cannot be done, for images that may have several labels."""
+        if self.several:
+            raise UserError(f"{self.source}: its images have several labels each, which {what} does not support")
 
     def where(self, split: str) -> np.ndarray:
         """Indices (k,) int64 of the samples of a split; "" for those not yet split."""
@@ -147,9 +163,12 @@ class Table:
         )
 
     def counts(self) -> dict[str, np.ndarray]:
-        """Samples by class, (classes,) int64, for each split that has any, in the order train, valid, test, ""."""
+        """Samples by class, (classes,) int64, for each split that has any, in the order train, valid, test, "".
+
+        An image with several labels counts for each of them.
+        """
         return {
-            split: np.bincount(self.labels[self.split == split], minlength=len(self.classes))
+            split: class_counts(self.labels[self.split == split], len(self.classes))
             for split in (*SPLITS, "")
             if (self.split == split).any()
         }
@@ -184,7 +203,8 @@ class Table:
         digest = hashlib.sha256()
         for name in self.classes:
             digest.update(name.encode() + b"\0")
-        for i, (label, split) in enumerate(zip(self.labels.tolist(), self.split.tolist(), strict=True)):
+        labels = [np.flatnonzero(row).tolist() for row in self.labels] if self.several else self.labels.tolist()
+        for i, (label, split) in enumerate(zip(labels, self.split.tolist(), strict=True)):
             size = file_size(self.paths[i]) if self.paths is not None else -1
             size = size if self.members is None else self.members.size(i)
             digest.update(f"{self.sample_id(i)}\0{label}\0{split}\0{size}\n".encode())
@@ -193,6 +213,11 @@ class Table:
             for i in range(0, len(self.images), 4096):  # in pieces: a selection need not be contiguous
                 digest.update(np.ascontiguousarray(self.images[i : i + 4096]).data)
         return digest.hexdigest()
+
+
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """(classes,) int64: samples of each class, by labels (n,) int64 or (n, classes) bool."""
+    return labels.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
 
 
 def group_numbers(names: Sequence[str]) -> np.ndarray | None:
@@ -215,6 +240,8 @@ def checked(table: Table) -> Table:
     source = table.source
     if not len(table):
         raise UserError(f"{source}: holds no images; point at a folder of class folders, a list file or a CSV")
+    if not table.classes:
+        raise UserError(f"{source}: no image has a label, so there is nothing to learn; fill in the labels")
     _refuse_two_labels(table)
     counts = table.counts()
     learned = sum((counts[split] for split in ("train", "") if split in counts), np.zeros(len(table.classes), np.int64))
@@ -228,7 +255,9 @@ def checked(table: Table) -> Table:
                 f"{source}: {what} in {split} but not in train; add training images, "
                 f"or remove {'it' if len(lost) == 1 else 'them'} from {split}"
             )
-    if len(table.classes) < 2:
+    if table.several:
+        _refuse_unusable_labels(table, learned)
+    elif len(table.classes) < 2:
         raise UserError(
             f"{source}: all {len(table)} images are of one class, {table.classes[0]!r}; "
             "a classifier needs two or more: give each class a folder, or a label, of its own"
@@ -236,15 +265,36 @@ def checked(table: Table) -> Table:
     return table
 
 
+def _refuse_unusable_labels(table: Table, learned: np.ndarray) -> None:
+    """Raise UserError where every image to learn from has a label, or a name holds the separator of split.csv."""
+    for name in table.classes:
+        if "|" in name:
+            raise UserError(
+                f"{table.source}: label {name!r} contains '|', which separates labels in split.csv; rename it"
+            )
+    n = len(table.where("train")) + len(table.where(""))
+    if always := [table.classes[c] for c in np.flatnonzero(learned == n)]:
+        raise UserError(
+            f"{table.source}: every training image has the label {listed(always)}, and a label is learned from images "
+            "with and without it; add images, or remove the label"
+        )
+
+
 def _refuse_two_labels(table: Table) -> None:
     """Raise UserError for a file that a list or CSV names twice, with different labels."""
     if table.kind not in ("list", "csv") or table.paths is None or len(set(table.paths)) == len(table):
         return
-    labels: dict[str, int] = {}
-    for i, (path, label) in enumerate(zip(table.paths, table.labels.tolist(), strict=True)):
-        if labels.setdefault(path, label) != label:
-            names = listed([table.classes[labels[path]], table.classes[label]])
+    first: dict[str, int] = {}
+    for i, path in enumerate(table.paths):
+        earlier = first.setdefault(path, i)
+        if (table.labels[earlier] != table.labels[i]).any():
+            one, other = table.labels_of(earlier), table.labels_of(i)
+            if table.several:
+                raise UserError(
+                    f"{table.source}: {table.sample_id(i)!r} is listed with the labels {listed(one) or 'none'} and "
+                    f"with {listed(other) or 'none'}; write all labels of an image in one row"
+                )
             raise UserError(
-                f"{table.source}: {table.sample_id(i)!r} is listed with the labels {names}; an image has one label: "
-                "correct or remove a row"
+                f"{table.source}: {table.sample_id(i)!r} is listed with the labels {listed([*one, *other])}; an image "
+                "has one label: correct or remove a row (several labels: one row per image, and a column labels)"
             )

@@ -74,9 +74,10 @@ class Gallery:
 
     def _neighbor(self, at: int, similarity: float) -> Neighbor:
         sample = int(self.indices[at])
-        label, name = (each[self.table.labels[sample]] for each in (self.table.classes, self.table.names))
-        if label in self.classifier.classes:
-            name = self.classifier.names[self.classifier.classes.index(label)]
+        known = dict(zip(self.classifier.classes, self.classifier.names, strict=True))
+        display = dict(zip(self.table.classes, self.table.names, strict=True)) | known
+        labels = self.table.labels_of(sample)
+        label, name = "|".join(labels), ", ".join(display[each] for each in labels) or "no label"
         pixels, shapes = self.rows.gather(np.array([at]))
         image = self.classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
         return Neighbor(self.table.sample_id(sample), label, name, min(similarity, 1.0), image)

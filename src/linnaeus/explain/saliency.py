@@ -57,11 +57,13 @@ def explain(
     classifier: Classifier,
     predictions: Sequence[Prediction],
     *,
-    target: int | None = None,
+    target: int | Sequence[int] | None = None,
     method: str = "gradcam",
     stages: Sequence[str] = (),
 ) -> list[Explanation]:
     """Explain what `classifier` predicted for images that it could read, or where it sees the class `target`.
+
+    `target` may be a class for each of `predictions`, among which an image may occur several times.
 
     `stages` are those of `choose_stages`, for Grad-CAM only. Raises UserError where captum is needed and not there.
     """
@@ -74,7 +76,8 @@ def explain(
         images = [p.image for p in some if p.image is not None]
         assert len(images) == len(some), "an image that cannot be read has nothing to explain"
         x = classifier.preprocessing.normalise(torch.from_numpy(np.stack(images)).to(classifier.device))
-        targets = np.array([p.index if target is None else target for p in some])
+        chosen = target[start : start + AT_ONCE] if isinstance(target, Sequence) else [target] * len(some)
+        targets = np.array([p.index if t is None else t for p, t in zip(some, chosen, strict=True)])
         if method == "gradcam":
             maps = grad_cam(network, x, targets, stages)
         else:

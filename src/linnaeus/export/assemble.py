@@ -13,6 +13,7 @@ import numpy as np
 
 from linnaeus.data.resize import MAX_ASPECT
 from linnaeus.errors import UserError
+from linnaeus.metrics.label_calibration import LabelCalibration
 from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES
 from linnaeus.models.onnx_graph import OPSET
 from linnaeus.preprocess import Preprocessing
@@ -54,9 +55,16 @@ class Nodes:
         return name
 
 
-def assemble(network: bytes, preprocessing: Preprocessing, classes: int, temperature: float) -> Any:
+def assemble(
+    network: bytes,
+    preprocessing: Preprocessing,
+    classes: int,
+    temperature: float,
+    labels: LabelCalibration | None = None,
+) -> Any:
     """Wrap the graph of a network (`x` (N, C, size, size) float32 -> `y` (N, classes) logits) in an `onnx.ModelProto`.
 
+    `labels`: the calibration of each label, where images may have several; without it, all labels share a softmax.
     Input of the result: images of one size, (N, H, W, 3 or 1) uint8. Outputs: calibrated probabilities and the
     network's logits, both (N, classes) float32.
     """
@@ -66,8 +74,12 @@ def assemble(network: bytes, preprocessing: Preprocessing, classes: int, tempera
     model = onnx.load_model_from_string(network)
     front, back = Nodes("preprocess"), Nodes("calibrate")
     prepare(front, preprocessing)
-    scaled = back("Div", LOGITS, np.array(temperature, np.float32)) if temperature != 1 else LOGITS
-    back("Softmax", scaled, name=PROBABILITIES, axis=-1)
+    if labels is not None:
+        scaled = back("Mul", LOGITS, labels.scale.astype(np.float32))
+        back("Sigmoid", back("Add", scaled, labels.offset.astype(np.float32)), name=PROBABILITIES)
+    else:
+        scaled = back("Div", LOGITS, np.array(temperature, np.float32)) if temperature != 1 else LOGITS
+        back("Softmax", scaled, name=PROBABILITIES, axis=-1)
     for node in model.graph.node:
         for names in (node.input, node.output):
             names[:] = [LOGITS if name == "y" else name for name in names]

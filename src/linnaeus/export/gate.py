@@ -26,9 +26,10 @@ class Comparison:
 
     n: int
     differing: int
-    """Number of images whose predicted class differs."""
+    """Number of images whose predicted class differs, or with several labels any of them."""
     clearly: int
-    """Number of those for which the original's two largest probabilities are RAW_PIXELS or more apart."""
+    """Number of those for which the original's two largest probabilities are RAW_PIXELS or more apart; with several
+    labels, the probability of a label that differs and its threshold."""
     largest: float
     """Largest difference of a probability."""
     mean: float
@@ -38,14 +39,19 @@ class Comparison:
     paired: McNemar
 
     @classmethod
-    def of(cls, original: Outputs, export: Outputs) -> Comparison:
-        """Compare two sets of calibrated outputs for the same images."""
+    def of(cls, original: Outputs, export: Outputs, thresholds: np.ndarray | None = None) -> Comparison:
+        """Compare two sets of calibrated outputs for the same images. `thresholds` (labels,): of several labels."""
         p, q = original.probabilities, export.probabilities
-        top = np.sort(p, axis=1)
-        margin = top[:, -1] - top[:, -2] if p.shape[1] > 1 else np.ones(len(p))
-        differs = original.predicted != export.predicted
-        original_correct = original.predicted == original.labels
-        export_correct = export.predicted == export.labels
+        answers, others = answers_of(original, thresholds), answers_of(export, thresholds)
+        changed = answers != others
+        differs = changed.any(1)
+        if thresholds is None:
+            top = np.sort(p, axis=1)
+            margin = top[:, -1] - top[:, -2] if p.shape[1] > 1 else np.ones(len(p))
+        else:
+            margin = np.where(changed, np.abs(p - thresholds), 0).max(1)
+        labels = original.labels if original.several else original.labels[:, None]
+        original_correct, export_correct = (answers == labels).all(1), (others == labels).all(1)
         return cls(
             n=len(p),
             differing=int(differs.sum()),
@@ -63,6 +69,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"agreement": self.agreement, "paired": self.paired.to_dict()}
+
+
+def answers_of(outputs: Outputs, thresholds: np.ndarray | None) -> np.ndarray:
+    """The predicted class of each image, (n, 1); or with `thresholds` its labels, (n, labels) bool."""
+    return outputs.predicted[:, None] if thresholds is None else outputs.probabilities >= thresholds
 
 
 def why_not_float(prepared: Comparison, raw: Comparison) -> str | None:

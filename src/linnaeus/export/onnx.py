@@ -128,7 +128,7 @@ def export_onnx(
     calibration = None
     if kind == "onnx-int8":
         calibration, samples = split_calibration(samples, CALIBRATION_IMAGES)
-    reference = ReferenceModel(classifier.run, classifier.temperature, samples, console)
+    reference = ReferenceModel(classifier, samples, console)
     console.say(f"comparing on {len(samples)} images, {samples.images.split} of {samples.source}")
     network = network_graph(classifier, two_images(next(samples.squares())))
     if calibration is None:

@@ -16,6 +16,7 @@ from linnaeus.export.compose import composed
 from linnaeus.files import atomic
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
+from linnaeus.metrics.label_calibration import LabelCalibration
 from linnaeus.modelfile.onnx import NEEDS, checksum, metadata, seal
 from linnaeus.models.executors import TOLERANCE
 from linnaeus.models.onnx_backbone import OnnxBackbone
@@ -70,7 +71,11 @@ def open_runner(network: bytes, classifier: Classifier, kind: str) -> OnnxRunner
 
 def with_preprocessing(network: bytes, classifier: Classifier) -> Any:
     """The graph of the network between preprocessing and calibration."""
-    return assemble(network, classifier.preprocessing, len(classifier.classes), classifier.temperature)
+    count = len(classifier.classes)
+    if classifier.several:
+        labels = classifier.label_calibration or LabelCalibration.none(count)
+        return assemble(network, classifier.preprocessing, count, 1.0, labels)
+    return assemble(network, classifier.preprocessing, count, classifier.temperature)
 
 
 def write(path: Path, graph: Any, classifier: Classifier, record: dict[str, Any]) -> str:

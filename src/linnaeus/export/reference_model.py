@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from linnaeus.console import Console
-from linnaeus.export.gate import Comparison
+from linnaeus.export.gate import Comparison, answers_of
 from linnaeus.export.sample_images import SampleImages
+from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner, Runner, finite
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.outputs import Outputs
@@ -28,7 +30,7 @@ class DraftEffect:
     n: int
     """Number of raw images whose pixels change."""
     differing: int
-    """Number of images whose predicted class changes."""
+    """Number of images whose predicted class changes, or with several labels any of them."""
     largest: float
     """Largest difference of a probability."""
 
@@ -36,37 +38,44 @@ class DraftEffect:
 class ReferenceModel:
     """The original model and its cached predictions."""
 
-    def __init__(self, run: Runner, temperature: float, samples: SampleImages, console: Console):
-        self.run, self.temperature, self.samples, self.console = run, temperature, samples, console
-        self._prepared: Outputs | None = None
+    def __init__(self, classifier: Classifier, samples: SampleImages, console: Console):
+        self.run, self.classifier, self.samples, self.console = classifier.run, classifier, samples, console
         self._raw: Outputs | None = None
         count = min(len(samples), MAX_RAW_IMAGES)
         self.raw_positions = np.unique(np.linspace(0, len(samples) - 1, count).astype(np.int64))
         self.draft_effect: DraftEffect | None = None
 
-    def predict(self, run: Runner, owner: str) -> Outputs:
-        """Outputs of `run` for the prepared images, with the temperature of the original."""
+    def calibrated(self, logits: np.ndarray, samples: SampleImages) -> Outputs:
+        """Outputs with the calibration of the original."""
+        return self.classifier.calibrated(Outputs(samples.labels, logits))
+
+    def predict(self, run: Runner, owner: str) -> np.ndarray:
+        """Logits of `run` for the prepared images."""
         logits: list[np.ndarray] = []
         with self.console.progress(f"answers of the {owner}") as advance:
             for square in self.samples.squares():
                 logits.append(finite(run, square))
                 advance(sum(map(len, logits)), len(self.samples))
-        return Outputs(self.samples.labels, np.concatenate(logits)).at(self.temperature)
+        return np.concatenate(logits)
 
-    @property
+    @cached_property
+    def logits(self) -> np.ndarray:
+        return self.predict(self.run, "original")
+
+    @cached_property
     def prepared(self) -> Outputs:
-        if self._prepared is None:
-            self._prepared = self.predict(self.run, "original")
-        return self._prepared
+        return self.calibrated(self.logits, self.samples)
 
     def compare(self, run: Runner) -> Comparison:
         """Compare an export with the original on the same preprocessed pixels."""
-        return Comparison.of(self.prepared, self.predict(run, "export"))
+        export = self.calibrated(self.predict(run, "export"), self.samples)
+        return Comparison.of(self.prepared, export, self.classifier.thresholds)
 
     def compare_raw(self, run: OnnxRunner) -> Comparison:
         """Compare an export that resizes images of full size in its graph with the original."""
         samples = self.samples.part(self.raw_positions)
-        logits, original, known = [], [], self.prepared.logits * self.temperature
+        logits, original = [], []
+        known = self.logits
         changed = []
         squares = (square[None] for batch in samples.squares() for square in batch)
         with self.console.progress("answers from raw pixels") as advance:
@@ -81,15 +90,17 @@ class ReferenceModel:
                     changed.append(not same)
                 advance(i + 1, len(samples))
         if self._raw is None:
-            self._raw = Outputs(samples.labels, np.stack(original)).at(self.temperature)
+            self._raw = self.calibrated(np.stack(original), samples)
             self._measure_draft(self._raw, np.array(changed))
-        return Comparison.of(self._raw, Outputs(samples.labels, np.stack(logits)).at(self.temperature))
+        return Comparison.of(self._raw, self.calibrated(np.stack(logits), samples), self.classifier.thresholds)
 
     def _measure_draft(self, raw: Outputs, changed: np.ndarray) -> None:
         at = np.flatnonzero(changed)
         whole, drafted = raw.take(at), self.prepared.take(self.raw_positions[at])
         largest = float(np.abs(whole.probabilities - drafted.probabilities).max()) if len(at) else 0.0
-        self.draft_effect = DraftEffect(len(at), int((whole.predicted != drafted.predicted).sum()), largest)
+        answers = (answers_of(outputs, self.classifier.thresholds) for outputs in (whole, drafted))
+        differing = int((next(answers) != next(answers)).any(1).sum())
+        self.draft_effect = DraftEffect(len(at), differing, largest)
 
     def speed(self, run: Runner) -> dict[str, float]:
         """Speed of `run` as a multiple of the original's, by batch size: medians of ratios measured in turns."""

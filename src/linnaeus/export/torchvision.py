@@ -24,6 +24,7 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     The file is what `torch.save` makes of a dict of tensors: `torch.load(file, weights_only=True)` reads it, and the
     network that the card names loads it strictly. Raises UserError where torchvision has no such network.
     """
+    classifier.require_one_label("export")
     network = classifier.network
     call = torchvision_call(network, str(classifier.path))
     path = out or classifier.path.with_name(NAME)

@@ -27,8 +27,7 @@ from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer, local_batches
-from linnaeus.inference.in_memory import is_several, readable
-from linnaeus.inference.inputs import expand
+from linnaeus.inference.in_memory import expanded, failed, is_folder, is_several, readable
 from linnaeus.inference.measured import MeasuredFigures, MeasuredImages
 from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
@@ -36,10 +35,14 @@ from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunn
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
+from linnaeus.metrics.classification import figures
+from linnaeus.metrics.label_calibration import LabelCalibration
+from linnaeus.metrics.multilabel import Headline, label_figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import read_onnx
-from linnaeus.modelfile.safetensors import ModelFile, model_path, read_header, read_model
+from linnaeus.modelfile.safetensors import ModelFile, describe, model_path, read_header, read_model
+from linnaeus.modelfile.schema import read_calibration
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network, wrap
 
@@ -61,8 +64,10 @@ class Classifier:
         self.device = run.device
         self.classes, self.names = about.classes, about.names
         self.preprocessing = about.preprocessing
-        stored = about.calibration
-        self.calibration = None if stored is None else Calibration.from_dict(stored, str(path))
+        self.several = about.task == "multi-label"  # an image may have several labels, or none
+        stored = None if about.calibration is None else read_calibration(describe(about), str(path))
+        self.calibration = stored if isinstance(stored, Calibration) else None
+        self.label_calibration = stored if isinstance(stored, LabelCalibration) else None
         self.detector = UnknownDetector.read(about.unknown, about.unknown_tensors)
 
     @property
@@ -85,6 +90,7 @@ class Classifier:
     @property
     def temperature(self) -> float:
         """The temperature that logits are divided by; 1 where the model is not calibrated."""
+        assert not self.several, "labels are calibrated one by one"
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
@@ -96,7 +102,7 @@ class Classifier:
     def notice(self) -> str:
         """What to say before the first answer; empty for a model that knows when it is unsure."""
         if self.calibration is None:
-            return UNCALIBRATED
+            return "" if self.label_calibration is not None else UNCALIBRATED
         return self.calibration.rule.notice
 
     @overload
@@ -111,10 +117,10 @@ class Classifier:
         one; among several its prediction has an `error`. What is no image raises UserError with its type and position.
         """
         if is_several(images):
-            return Predictions(self.stream(_expanded(cast(Iterable[Image], images))))
+            return Predictions(self.stream(expanded(cast(Iterable[Image], images))))
         image = cast(Image, images)
-        if _is_folder(image):
-            return Predictions(self.stream(_expanded([image])))
+        if is_folder(image):
+            return Predictions(self.stream(expanded([image])))
         prediction = next(self.stream([image]))
         prediction.readable()
         return prediction
@@ -137,7 +143,7 @@ class Classifier:
                         try:  # what is in memory is converted here: a Pillow image must not be decoded by two threads
                             source = readable(image, name, self.preprocessing.bits)
                         except UnreadableError as error:
-                            pending.append((name, _failed(error)))
+                            pending.append((name, failed(error)))
                             continue
                         pending.append((name, pool.submit(self.preprocessing.load, source)))
                     if not pending:
@@ -168,7 +174,8 @@ class Classifier:
         """Answers for cropped images (N, size, size, channels) uint8."""
         scores = self.run.scores(torch.from_numpy(images))
         logits = scores.logits
-        probabilities = Outputs(np.zeros(len(logits), np.int64), logits).at(self.temperature).probabilities
+        unlabeled = np.zeros(logits.shape, bool) if self.several else np.zeros(len(logits), np.int64)
+        probabilities = self.calibrated(Outputs(unlabeled, logits)).probabilities
         distances = [None] * len(logits) if scores.distances is None else scores.distances.tolist()
         return [Answer(p, d) for p, d in zip(probabilities, distances, strict=True)]
 
@@ -183,7 +190,6 @@ class Classifier:
         """
         if not np.isfinite(answer.probabilities).all():
             return Prediction(path, self.classes, self.names, None, error=NOT_FINITE)
-        limits = None if self.detector is None else self.detector.thresholds
         return Prediction(
             path,
             self.classes,
@@ -192,8 +198,36 @@ class Classifier:
             image=image,
             threshold=self.threshold,
             distance=answer.distance,
-            limits=limits,
+            limits=None if self.detector is None else self.detector.thresholds,
+            thresholds=self.thresholds,
         )
+
+    def calibrated(self, outputs: Outputs) -> Outputs:
+        """Calibrated outputs of the network's."""
+        if self.several:
+            return outputs if self.label_calibration is None else self.label_calibration.apply(outputs)
+        return outputs.at(self.temperature)
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """(classes,) probabilities from which on each label is given; None where every image has one label."""
+        stored = self.label_calibration or LabelCalibration.none(len(self.classes))
+        return stored.thresholds if self.several else None
+
+    def figures(self, outputs: Outputs) -> Headline:
+        """Headline metrics of uncalibrated outputs, calibrated and decided as the model does."""
+        calibrated = self.calibrated(outputs)
+        if self.several:
+            return label_figures(calibrated, calibrated.probabilities >= self.thresholds)
+        return figures(calibrated)
+
+    def require_one_label(self, what: str) -> None:
+        """Raise UserError, naming `what` cannot be done, for a model that gives images several labels."""
+        if self.several:
+            raise UserError(
+                f"{self.path}: gives images several labels (task multi-label), which {what} does not support; "
+                "docs/howto/several-labels.md lists what does"
+            )
 
     def images(self, source: str | Path, split: str | None = None) -> LabeledImages:
         """The images of a split of a source, with their labels in the model's classes.
@@ -223,38 +257,21 @@ class Classifier:
     def evaluate(self, source: str | Path, split: str | None = None) -> MeasuredFigures:
         """Calibrated figures on a split of a source, by the images that `images` chooses, with the confusion matrix.
 
+        Of a model that gives images several labels they are `LabelFigures`, which have no confusion matrix.
         Warns of images that are left out because the model was trained on them, and of figures that are optimistic.
         """
         images = self.images(source, split)
         for line in images.notes():
             warnings.warn(f"{source}: {line}", stacklevel=2)
-        calibrated = self.outputs(images).at(self.temperature)
-        return MeasuredFigures(MeasuredImages(images, calibrated, self.names, self.threshold))
+        outputs = self.outputs(images)
+        if self.several:
+            return self.figures(outputs)  # type: ignore[return-value]
+        return MeasuredFigures(MeasuredImages(images, self.calibrated(outputs), self.names, self.threshold))
 
     def true_class(self, path: str) -> int | None:
         """Index of the class that the image's folder is named after; None where no class has that name."""
         parent = class_name(Path(path).absolute().parent.name)
         return self.classes.index(parent) if parent in self.classes else None
-
-
-def _failed(error: UnreadableError) -> Future[np.ndarray]:
-    """The result of a conversion that has failed already."""
-    future: Future[np.ndarray] = Future()
-    future.set_exception(error)
-    return future
-
-
-def _is_folder(image: Image) -> bool:
-    return isinstance(image, str | os.PathLike) and Path(image).is_dir()
-
-
-def _expanded(images: Iterable[Image]) -> Iterator[Image]:
-    """The images, with those below a folder in its place. Raises UserError for a folder without images."""
-    for image in images:
-        if isinstance(image, str | os.PathLike) and _is_folder(image):
-            yield from expand([os.fspath(image)])
-        else:
-            yield image
 
 
 def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = None) -> Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,10 @@ from linnaeus.inference.runners import finite
 from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
-from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.classification import figures
+from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
+from linnaeus.metrics.multilabel import Headline
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.slices import Slice, accuracy_by_slice
 
 if TYPE_CHECKING:
@@ -36,10 +40,10 @@ class Evaluation:
 
     classifier: Classifier
     images: LabeledImages
-    assessment: Assessment
-    without_leaks: Figures | None = None
+    assessment: Assessment | LabelAssessment
+    without_leaks: Headline | None = None
     """Figures without the images that have a copy in an earlier split; None where none has or all have."""
-    validation: Figures | None = None
+    validation: Headline | None = None
     """Figures of the images that chose the model, where they are counted apart."""
     measured: MeasuredImages | None = None
     """The answers, image by image."""
@@ -55,20 +59,26 @@ class Evaluation:
     @property
     def confusion(self) -> np.ndarray:
         """(classes, classes) int64 counts: rows true, columns predicted."""
+        self.classifier.require_one_label("the confusion matrix")
+        assert isinstance(self.assessment, Assessment)
         return self.assessment.metrics.confusion
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per image: path, true, predicted, probability, correct, unsure. UserError where pandas is missing."""
+        self.classifier.require_one_label("to_pandas of an evaluation")
         assert self.measured is not None
         return self.measured.to_pandas()
 
     def _repr_html_(self) -> str:
-        assert self.measured is not None
+        if self.measured is None:  # several labels per image
+            assert isinstance(self.assessment, LabelAssessment)
+            return f"<p>{html.escape(str(self.assessment.figures))}</p>"
         return figures_html(f"{self.split} of {self.images.source}", figures(self.measured.outputs))
 
     def by_slice(self, column: str, values: Sequence[str]) -> Evaluation:
         """The evaluation with the accuracy by value of a column; `values` are those of the images, (n,)."""
         assert self.measured is not None
+        self.classifier.require_one_label("--slice")
         slices = accuracy_by_slice(self.measured.outputs.correct, values, self.measured.outputs.groups)
         return replace(self, column=column, slices=tuple(slices))
 
@@ -128,6 +138,10 @@ def evaluate_model(
     evaluates sets of views too. `leaks` finds the samples that have a copy in an earlier split, by split; the result
     then has figures without them.
     """
+    if error is not None:
+        classifier.require_one_label("--error, a share of wrong answers,")
+    if tta:
+        classifier.require_one_label("--tta")
     n = len(images.labels)
     since = time.perf_counter()
     outputs = classifier.outputs(images, group)
@@ -143,19 +157,29 @@ def evaluate_model(
     apart = None if images.validation is None else classifier.outputs(images.validation, group)
     if not group.is_main:
         return None
-    assessment = assess(
-        outputs, classifier.calibration, cross_fitted=images.calibrated_on, target_risk=error, views=views
-    )
+    assessment = _assess(classifier, images, outputs, error, views)
     without_leaks = None
     if leaks is not None and images.split != "train" and images.table.paths is not None:
         kept = ~np.isin(images.indices, leaks(_judged_last(images)).get(_rank(images.split), []))
         if kept.any() and not kept.all():
-            without_leaks = figures(outputs.at(classifier.temperature).take(kept))
+            without_leaks = classifier.figures(outputs.take(kept))
             leaked = n - without_leaks.n
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
-    validation = None if apart is None else figures(apart.at(classifier.temperature))
-    measured = MeasuredImages(images, outputs.at(classifier.temperature), classifier.names, classifier.threshold)
+    validation = None if apart is None else classifier.figures(apart)
+    measured = None
+    if not classifier.several:
+        measured = MeasuredImages(images, classifier.calibrated(outputs), classifier.names, classifier.threshold)
     return Evaluation(classifier, images, assessment, without_leaks, validation, measured)
+
+
+def _assess(
+    classifier: Classifier, images: LabeledImages, outputs: Outputs, error: float | None, views: dict[str, Outputs]
+) -> Assessment | LabelAssessment:
+    """The assessment of the model's task."""
+    fitted = images.calibrated_on
+    if classifier.several:
+        return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted)
+    return assess(outputs, classifier.calibration, cross_fitted=fitted, target_risk=error, views=views)
 
 
 def _rank(split: str) -> str:

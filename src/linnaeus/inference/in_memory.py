@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image, ImageOps
 from linnaeus.data.decode import MAX_PIXELS, UnreadableError
 from linnaeus.data.modes import flatten
 from linnaeus.errors import UserError
+from linnaeus.inference.inputs import expand
 
 ACCEPTED = "a path, bytes, an open binary file, a Pillow image, an array (H, W[, C]) or a tensor ([C, ]H, W)"
 CHANNELS = (1, 2, 3, 4)
@@ -116,3 +119,24 @@ def _eight_bits(pixels: np.ndarray, name: str) -> np.ndarray:
             "normalization"
         )
     return np.rint(pixels * 255).astype(np.uint8) if most == 1 else pixels.astype(np.uint8)
+
+
+def failed(error: UnreadableError) -> Future[np.ndarray]:
+    """The result of a conversion that has failed already."""
+    future: Future[np.ndarray] = Future()
+    future.set_exception(error)
+    return future
+
+
+def is_folder(image: Any) -> bool:
+    """Whether an image is named by a folder, which stands for the images below it."""
+    return isinstance(image, str | os.PathLike) and Path(image).is_dir()
+
+
+def expanded(images: Iterable[Any]) -> Iterator[Any]:
+    """The images, with those below a folder in its place. Raises UserError for a folder without images."""
+    for image in images:
+        if is_folder(image):
+            yield from expand([os.fspath(image)])
+        else:
+            yield image

@@ -30,7 +30,7 @@ class Prediction:
     names: tuple[str, ...]
     """Display names in index order."""
     probabilities: np.ndarray | None
-    """(classes,) float64, summing to 1; None where the image cannot be read."""
+    """(classes,) float64, summing to 1, except with several labels; None where the image cannot be read."""
     error: str | None = None
     """Why the image cannot be read."""
     image: np.ndarray | None = None
@@ -39,6 +39,8 @@ class Prediction:
     """The model is unsure where the probability of the most likely class is below this."""
     distance: float | None = None
     """Cosine distance of the features from those of the training images, 0 to 2; None where the model has none."""
+    thresholds: np.ndarray | None = None
+    """(classes,) of a model that gives images several labels: each from this probability on. Else None."""
     limits: Thresholds | None = None
     """From where on the image is of no kind that the model knows; None where the model cannot tell."""
 
@@ -75,6 +77,25 @@ class Prediction:
         """`unknown`, else `unsure`, else empty: why the most likely class is not the answer."""
         return "unknown" if self.unknown else "unsure" if self.unsure else ""
 
+    @property
+    def labels(self) -> list[str]:
+        """Display names of the labels that the image is given, the most likely first, of a model with several labels;
+        else the most likely class alone."""
+        return [self.names[i] for i in self.given]
+
+    @property
+    def given(self) -> list[int]:
+        """Indices of the same."""
+        probabilities = self.readable()
+        if self.thresholds is None:
+            return [self.index]
+        return [i for i, _ in self.ranked(len(self.classes)) if probabilities[i] >= self.thresholds[i]]
+
+    @property
+    def answer(self) -> str:
+        """The most likely class, or all labels that the image is given, as text."""
+        return self.name if self.thresholds is None else ", ".join(self.labels) or "no label"
+
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """(display name, probability) of the k most likely classes, the most likely first."""
         return [(self.names[i], p) for i, p in self.ranked(k)]
@@ -90,7 +111,7 @@ class Prediction:
         if self.probabilities is not None and not np.isfinite(self.probabilities).all():
             error = NOT_FINITE
         top = [] if self.probabilities is None or error else self.ranked(k)
-        return {
+        values = {
             "path": self.path,
             "top": [{"class": self.classes[i], "name": self.names[i], "probability": p} for i, p in top],
             "unsure": self.unsure,
@@ -98,10 +119,15 @@ class Prediction:
             "distance": None if error is not None else self.distance,
             "error": error,
         }
+        if self.thresholds is not None:
+            values["labels"] = [] if self.probabilities is None or error else [self.classes[i] for i in self.given]
+        return values
 
     def __repr__(self) -> str:
         if self.probabilities is None:
             return f"Prediction({self.path!r}, error={self.error!r})"
+        if self.thresholds is not None:
+            return f"Prediction({self.path!r}, labels={self.labels!r})"
         answer = f"{self.name!r}, {percent(self.probability)}" + (f", {self.verdict}" if self.verdict else "")
         return f"Prediction({self.path!r}, {answer})"
 
@@ -110,7 +136,7 @@ class Prediction:
         if self.probabilities is None:
             return f"<p>{html.escape(self.path)}: {html.escape(str(self.error))}</p>"
         rows = [(name, percent(p)) for name, p in self.top(3)]
-        return html_table(f"{self.path}: {self.verdict or self.name}", rows)
+        return html_table(f"{self.path}: {self.verdict or self.answer}", rows)
 
     def readable(self) -> np.ndarray:
         """The probabilities. Raises UserError where the image cannot be read."""
@@ -130,7 +156,7 @@ class Predictions(list[Prediction]):
         return data_frame([_row(prediction, top) for prediction in self])
 
     def _repr_html_(self) -> str:
-        rows = [(p.path, "no answer" if p.probabilities is None else p.name) for p in self[:10]]
+        rows = [(p.path, "no answer" if p.probabilities is None else p.answer) for p in self[:10]]
         more = f", the first {len(rows)}" if len(self) > len(rows) else ""
         return html_table(f"{len(self):,} predictions{more}", rows)
 
@@ -151,7 +177,8 @@ def _row(prediction: Prediction, top: int) -> dict[str, Any]:
     for rank in range(1, min(top, len(prediction.classes)) + 1):
         answer = values["top"][rank - 1] if values["top"] else {}
         row |= {f"{key}_{rank}": answer.get(key) for key in ("class", "name", "probability")}
-    return row | {"unknown": values["unknown"], "distance": values["distance"]}
+    several = {"labels": "|".join(values["labels"])} if "labels" in values else {}
+    return row | {"unknown": values["unknown"], "distance": values["distance"]} | several
 
 
 def data_frame(rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> pandas.DataFrame:

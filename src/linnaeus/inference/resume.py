@@ -62,10 +62,11 @@ class ExistingPredictions:
             self.probes = [*self.probes[:1], prediction]
 
 
-def read_existing(path: Path, form: str, top: int) -> ExistingPredictions:
+def read_existing(path: Path, form: str, top: int, several: bool = False) -> ExistingPredictions:
     """The predictions in the file `path`; none where it is missing or empty, or where the form is a table.
 
-    Raises UserError where the file holds anything but predictions of this form with `top` classes.
+    Raises UserError where the file holds anything but predictions of this form with `top` classes, and with `several`
+    labels if the model gives them.
     """
     existing = ExistingPredictions()
     if form == "table" or not path.is_file():
@@ -74,10 +75,10 @@ def read_existing(path: Path, form: str, top: int) -> ExistingPredictions:
         lines = _CompleteLines(file)
         if form == "jsonl":
             for line in lines:
-                existing.add(_parse_json(path, line, top), lines.end)
+                existing.add(_parse_json(path, line, top, several), lines.end)
             return existing
         rows = csv.reader(lines, strict=True)
-        existing.header = _read_header(path, rows, top)
+        existing.header = _read_header(path, rows, top, several)
         if existing.header is None:
             return existing
         existing.length = lines.end
@@ -122,10 +123,10 @@ class _CompleteLines:
             yield line.decode("utf-8", "surrogateescape")
 
 
-def _read_header(path: Path, rows: Iterator[list[str]], top: int) -> list[str] | None:
+def _read_header(path: Path, rows: Iterator[list[str]], top: int, several: bool) -> list[str] | None:
     """The header of the CSV file, if it has one. Raises UserError where its first line is another one."""
-    header, expected = next(rows, None), csv_header(top)
-    if header in (expected, csv_header(top, unknown=False)):
+    header, expected = next(rows, None), csv_header(top, several=several)
+    if header in (expected, csv_header(top, unknown=False, several=several)):
         return header
     if header is None:
         with path.open("rb") as file:  # no complete line: at most the beginning of the header may be there
@@ -133,7 +134,7 @@ def _read_header(path: Path, rows: Iterator[list[str]], top: int) -> list[str] |
                 return None
         raise _foreign(path, "no predictions")
     classes = sum(column.startswith("class_") for column in header)
-    ours = header in (csv_header(classes), csv_header(classes, unknown=False))
+    ours = header in [csv_header(classes, unknown=unknown, several=several) for unknown in (True, False)]
     raise _foreign(path, f"predictions with --top {classes}" if ours else "other columns")
 
 
@@ -146,7 +147,7 @@ def _parse_row(path: Path, row: list[str], columns: int) -> WrittenPrediction:
         raise _foreign(path, f"a probability of {row[5]!r}") from None
 
 
-def _parse_json(path: Path, line: str, top: int) -> WrittenPrediction:
+def _parse_json(path: Path, line: str, top: int, several: bool) -> WrittenPrediction:
     try:
         values = json.loads(line)
         classes = len(values["top"])
@@ -154,6 +155,8 @@ def _parse_json(path: Path, line: str, top: int) -> WrittenPrediction:
         written = WrittenPrediction(values["path"], values["error"] or "", best["class"], float(best["probability"]))
     except (ValueError, KeyError, TypeError):
         raise _foreign(path, "a line that is not a prediction") from None
+    if ("labels" in values) != several:
+        raise _foreign(path, f"predictions with {'one label' if several else 'several labels'} per image")
     if classes != top and not written.error:
         raise _foreign(path, f"predictions with --top {classes}")
     return written

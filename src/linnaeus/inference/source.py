@@ -12,6 +12,7 @@ import numpy as np
 
 from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
+from linnaeus.data.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table
@@ -32,7 +33,7 @@ class LabeledImages:
     split: str
     rows: Rows
     labels: np.ndarray
-    """(n,) int64."""
+    """(n,) int64, or (n, classes) bool where images may have several labels."""
     left_out: list[tuple[str, str]]
     """(sample id, reason) of the images that cannot be read."""
     trained_on: int
@@ -86,6 +87,7 @@ def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: boo
     are ignored unless it is a folder, a missing column of groups is no error, and one class is enough.
     Raises UserError where the source cannot be read.
     """
+    labels = LabelFormat(data.get("task"), data.get("separator"))
     train, valid, test = (data.get(split) for split in ("train", "valid", "test"))
     if valid == "test":  # the test images serve as validation: there is no list of validation images
         valid = None
@@ -94,17 +96,17 @@ def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: boo
     groups = (data.get("split") or {}).get("groups")
     column = None if groups == NEAR_DUPLICATES else groups  # near-duplicates are found in the images, not in a column
     try:
-        return open_source(source, train=train, valid=valid, test=test, group=column, lenient=lenient)
+        return open_source(source, train=train, valid=valid, test=test, group=column, labels=labels, lenient=lenient)
     except UserError:
         if not lenient or column is None:
             raise
-        return open_source(source, train=train, valid=valid, test=test, lenient=True)
+        return open_source(source, train=train, valid=valid, test=test, labels=labels, lenient=True)
 
 
 def recognize(about: ModelFile, path: Path, source: str | Path) -> KnownImages:
     """The images of a source, and which of them the model at `path` was trained on."""
     data = about.recipe.get("data", {})
-    table = open_for_recipe(source, data, lenient=True)
+    table = open_for_recipe(source, {**data, "task": about.task}, lenient=True)
     split = data.get("split")
     membership = Membership.from_dict(about.data.get("contents"), path)
     samples = sum(int(n) for n in about.data.get("counts", {}).values())
@@ -154,20 +156,29 @@ def load_labeled_images(about: ModelFile, path: Path, source: str | Path, split:
 def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarray, source: str) -> LabeledImages:
     table = known.table
     decoded = decode_split(table, indices, about.preprocessing.row_spec, default_cache())
-    class_indices = np.array([about.classes.index(name) for name in table.classes])
     splits = known.split_of(decoded.indices)
     calibration_split = None if about.calibration is None else about.calibration.get("split")
     return LabeledImages(
         source=source,
         split=split,
         rows=decoded.rows,
-        labels=class_indices[table.labels[decoded.indices]],
+        labels=_in_classes(table.select(decoded.indices), about.classes),
         left_out=decoded.left_out,
         trained_on=int((splits == "train").sum()),
         calibrated_on=about.calibration is not None and bool((splits == calibration_split).any()),
         table=table if (table.split != "").any() else dataclasses.replace(table, split=known.all()),
         indices=decoded.indices,
     )
+
+
+def _in_classes(table: Table, classes: tuple[str, ...]) -> np.ndarray:
+    """The labels of a table in a model's classes, which may be more."""
+    position = np.array([classes.index(name) for name in table.classes], np.int64)
+    if not table.several:
+        return position[table.labels]
+    labels = np.zeros((len(table), len(classes)), bool)
+    labels[:, position] = table.labels
+    return labels
 
 
 def _check_classes(about: ModelFile, source: str | Path, classes: tuple[str, ...]) -> None:

@@ -6,6 +6,9 @@ A JSON line, and the columns of CSV with --top K:
      "unknown": false, "distance": 0.31, "error": null}
     path, unsure, error, class_1, name_1, probability_1, …, class_K, name_K, probability_K, unknown, distance
 
+A model that gives images several labels writes them too: `"labels": ["1", "7"]` in JSON, and in CSV a column `labels`
+at the end, separated by |.
+
 Where an image cannot be read, `error` gives the reason and `top` is empty. `unknown` is null, or an empty cell, where
 the model cannot tell; `distance` where it has no features to compare.
 """
@@ -20,6 +23,7 @@ from linnaeus.text import SafeCsvWriter, percent
 
 NAME_WIDTH = 24
 UNKNOWN = ("unknown", "distance")
+LABELS = "labels"
 """The last columns of CSV, which files of earlier versions lack."""
 
 
@@ -29,13 +33,17 @@ class PredictionWriter(Protocol):
     def write(self, prediction: Prediction) -> None: ...
 
 
-def open_writer(form: str, file: TextIO, top: int, existing: list[str] | None = None) -> PredictionWriter:
+def open_writer(
+    form: str, file: TextIO, top: int, existing: list[str] | None = None, *, several: bool = False
+) -> PredictionWriter:
     """A writer of predictions with their `top` classes; `form` is table, csv or jsonl.
 
-    `existing` is the header of a CSV file that is continued.
+    `existing` is the header of a CSV file that is continued. `several`: images have several labels.
     """
     if form == "csv":
-        return CsvWriter(file, top, existing)
+        return CsvWriter(file, existing or csv_header(top, several=several), top, write_header=existing is None)
+    if form == "table" and several:
+        return LabelTableWriter(file, top)
     return TableWriter(file, top) if form == "table" else JsonLinesWriter(file, top)
 
 
@@ -58,20 +66,38 @@ class TableWriter:
         self.file.write(f"{prediction.path}{verdict}\n" + "".join(f"{percent(p):>9}  {name}\n" for name, p in ranked))
 
 
-def csv_header(top: int, *, unknown: bool = True) -> list[str]:
+class LabelTableWriter:
+    """A line per image, with the labels that it is given; or with fewer than all labels, a block of the most likely."""
+
+    def __init__(self, file: TextIO, top: int):
+        self.file, self.top = file, top
+
+    def write(self, prediction: Prediction) -> None:
+        if prediction.error is not None:
+            return  # the command prints a warning instead
+        ranked, given = prediction.ranked(len(prediction.classes)), prediction.given
+        if self.top < len(ranked):
+            self.file.write(f"{prediction.path}\n")
+            for i, p in ranked[: self.top]:
+                self.file.write(f"{percent(p):>9}  {'yes' if i in given else 'no':<3}  {prediction.names[i]}\n")
+            return
+        labels = ", ".join(f"{prediction.names[i]} {percent(p)}" for i, p in ranked if i in given)
+        self.file.write(f"{prediction.path}  {labels or 'no label'}\n")
+
+
+def csv_header(top: int, *, unknown: bool = True, several: bool = False) -> list[str]:
     """The columns of CSV; without `unknown`, those of earlier versions."""
     ranks = (f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "name", "probability"))
-    return ["path", "unsure", "error", *ranks, *(UNKNOWN if unknown else ())]
+    return ["path", "unsure", "error", *ranks, *(UNKNOWN if unknown else ()), *([LABELS] if several else [])]
 
 
 class CsvWriter:
     """A row per image. Every row has the cells of the header, also that of an unreadable image."""
 
-    def __init__(self, file: TextIO, top: int, existing: list[str] | None = None):
-        self.rows, self.top = SafeCsvWriter(file), top
-        self.header = existing or csv_header(top)
-        if existing is None:
-            self.rows.writerow(self.header)
+    def __init__(self, file: TextIO, header: list[str], top: int, *, write_header: bool = True):
+        self.rows, self.header, self.top = SafeCsvWriter(file), header, top
+        if write_header:
+            self.rows.writerow(header)
 
     def write(self, prediction: Prediction) -> None:
         values = prediction.to_dict(self.top)
@@ -82,7 +108,9 @@ class CsvWriter:
         row += [""] * (len(csv_header(self.top, unknown=False)) - len(row))
         unknown = "" if values["unknown"] is None else int(values["unknown"])
         distance = "" if values["distance"] is None else f"{values['distance']:.6f}"
-        self.rows.writerow([*row, unknown, distance][: len(self.header)])
+        several = [""] if "labels" not in values else ["|".join(values["labels"])]
+        rest = dict(zip((*UNKNOWN, LABELS), (unknown, distance, *several), strict=True))
+        self.rows.writerow([*row, *(rest[column] for column in self.header[len(row) :])])
 
 
 class JsonLinesWriter:

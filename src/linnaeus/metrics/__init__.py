@@ -9,5 +9,8 @@ Imports NumPy and SciPy only, no torch and no data, so that it can be read, test
     mcnemar          two classifiers on the same images: McNemar's test, Newcombe's interval, Holm's correction
     calibration      temperature scaling and the expected calibration error
     selective        risk, coverage and the threshold below which a model abstains
+    multilabel       metrics of images with several labels
+    label_calibration  calibration and threshold of each label
+    stratification   iterative stratification of label sets
     assessment       all of these for one model on one split
 """

@@ -15,11 +15,16 @@ class Outputs:
     """
 
     labels: np.ndarray
-    """(n,) int64."""
+    """(n,) int64; or (n, classes) bool where an image may have several labels."""
     logits: np.ndarray
     """(n, classes) float32, or float64 once divided by a temperature."""
     groups: np.ndarray | None = None
     """(n,) int64: images with the same number belong together, such as the images of one patient. None: no groups."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels. Predicted class, confidence and what follows are then undefined."""
+        return self.labels.ndim == 2
 
     def at(self, temperature: float) -> Outputs:
         """Outputs with the logits divided by `temperature`.
@@ -41,12 +46,13 @@ class Outputs:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(n, classes) float64; each row sums to 1."""
-        return softmax(self.logits)
+        """(n, classes) float64; each row sums to 1, but not where images may have several labels."""
+        return sigmoid(self.logits) if self.several else softmax(self.logits)
 
     @property
     def predicted(self) -> np.ndarray:
         """(n,) int64: the class with the largest logit; the first of equal ones."""
+        self._require_one_label()
         return self.logits.argmax(1)
 
     @property
@@ -57,11 +63,18 @@ class Outputs:
     @property
     def confidence(self) -> np.ndarray:
         """(n,) float64: probability of the predicted class."""
+        self._require_one_label()
         return self.probabilities.max(1)
 
     @property
     def losses(self) -> np.ndarray:
-        """(n,) float64: cross-entropy in nats, from the exact log-probability (not from a clipped probability)."""
+        """(n,) float64: cross-entropy in nats, from the exact log-probability (not from a clipped probability).
+
+        With several labels: the sum of the binary cross-entropies.
+        """
+        if self.several:
+            logits = self.logits.astype(np.float64)
+            return (np.logaddexp(0, logits) - np.where(self.labels, logits, 0)).sum(1)
         return -log_softmax(self.logits)[np.arange(len(self.labels)), self.labels]
 
     @property
@@ -70,6 +83,7 @@ class Outputs:
 
         The range is 0..2. With two classes half of the distance is used, as is customary, so that the range is 0..1.
         """
+        self._require_one_label()
         probabilities = self.probabilities
         of_label = probabilities[np.arange(len(probabilities)), self.labels]
         squares = (probabilities**2).sum(1) - 2 * of_label + 1
@@ -77,9 +91,19 @@ class Outputs:
 
     def in_top(self, k: int) -> np.ndarray:
         """(n,) bool: whether the label is among the k largest logits; of equal logits the lower class ranks first."""
+        self._require_one_label()
         of_label = self.logits[np.arange(len(self.labels)), self.labels][:, None]
         lower_class = np.arange(self.logits.shape[1]) < self.labels[:, None]
         return ((self.logits > of_label) | ((self.logits == of_label) & lower_class)).sum(1) < k
+
+    def _require_one_label(self) -> None:
+        """A mistake of ours, never of the user: a metric of one label per image would be wrong, and look right."""
+        assert not self.several, "images with several labels have no predicted class"
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities in float64 of each label on its own."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ calibrated, and `logits` (N, classes) float32, uncalibrated. Opset 18. Every met
     format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
                     as JSON, as in the model file
     unknown         as JSON, as in the model file, if it has the entry
+    task            the same: where images may have several labels, probabilities are independent
     threshold       the probability below which the model is unsure; above 1 if it is unsure about every image
     model_sha256    `sha256` of the model file that was exported
     export          as JSON: kind (onnx or onnx-int8), versions, machine, and the figures of the comparison with the
@@ -36,8 +37,8 @@ UNSEALED = "0" * 64
 RECORD = b"\x0a\x06export\x12"  # what precedes the length and the text of the entry `export`
 SEAL = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # an entry of the metadata, as protobuf writes it
 OURS = ("format", "arch", "classes", "names", "preprocessing", "calibration", "metrics", "data", "recipe", "versions")
-UNKNOWN = "unknown"
-"""An entry that files of models without it lack."""
+OPTIONAL = ("unknown", "task")
+"""Entries that files of models without them lack."""
 
 NEEDS = 'pip install "linnaeus[onnx]"'
 
@@ -45,7 +46,7 @@ NEEDS = 'pip install "linnaeus[onnx]"'
 def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:
     """The entries of the metadata, with zeros in place of the checksum."""
     said = describe(about)
-    ours = (*OURS, UNKNOWN) if about.unknown is not None else OURS
+    ours = [key for key in (*OURS, *OPTIONAL) if said.get(key) is not None or key in OURS]
     entries = {key: json.dumps(said[key], ensure_ascii=False, allow_nan=False) for key in ours}
     return entries | {
         "threshold": json.dumps(threshold),
@@ -135,7 +136,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     try:
         opened = inference_session(raw)
         entries = opened.get_modelmeta().custom_metadata_map
-        header = {key: json.loads(entries[key]) for key in (*OURS, UNKNOWN) if key != UNKNOWN or key in entries}
+        header = {key: json.loads(entries[key]) for key in (*OURS, *OPTIONAL) if key not in OPTIONAL or key in entries}
         export = dict(json.loads(entries["export"]))
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -6,6 +6,7 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
     arch            {"name", "classes", "channels", "arguments"}: what models.create() takes
     classes, names  class names in index order, and how to show them
     preprocessing   resize, size, fit, interpolation, channels, mean, std
+    task            "multi-label" where an image may have several labels, or none; without it each has one
     calibration     null, or what was fitted on validation:
                         temperature   what logits are divided by; it changes no answer
                         split         on which it was fitted
@@ -15,6 +16,8 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
                                       promised (each threshold, answered, wrong; or null), and threshold: below this
                                       probability the model is unsure; null where none helps
                         curve         rows of threshold, answered, wrong, from which another error's is chosen
+                    of a multi-label model: split, n, precision (null: thresholds maximize F1) and `labels`, for each
+                    class scale and offset of its logit, and the threshold from which on it is given (null: never)
     unknown         null, or how unknown images are recognized: metric and k of the distance, references and features
                     (shape of the tensor `unknown.references`, float16), thresholds (distance, probability, and n,
                     accepted and target of the images that chose them), and what was measured then
@@ -76,6 +79,8 @@ class ModelFile:
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    task: str = "single-label"
+    """`single-label`, or `multi-label`: probabilities are independent, and sum to anything."""
     digest: str = ""
     """`sha256` of the file that this was read from."""
     unknown_tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -136,7 +141,7 @@ def describe(about: ModelFile) -> dict[str, Any]:
         "recipe": about.recipe,
         "versions": about.versions,
         "sha256": about.digest,
-    }
+    } | ({} if about.task == "single-label" else {"task": about.task})
 
 
 def read_model(path: Path, model: Network | None = None) -> tuple[Network, ModelFile]:
@@ -255,6 +260,7 @@ def parse(path: Path, header: dict[str, Any]) -> ModelFile:
         data=header.get("data", {}),
         recipe=header.get("recipe", {}),
         versions=header.get("versions", {}),
+        task=header.get("task", "single-label"),
         digest=header.get("sha256", ""),
     )
 

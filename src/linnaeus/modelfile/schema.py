@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import Calibration
+from linnaeus.metrics.label_calibration import LabelCalibration
 from linnaeus.preprocess import MAX_MEAN, MAX_SIZE, MAX_STD, MIN_STD
 
 MAX_CLASSES = 10**6
@@ -140,6 +141,7 @@ class RecipeData(Open):
     train: str | None = None
     valid: str | None = None
     test: str | None = None
+    separator: Literal["|", ";", ","] | None = None
     split: RecipeSplit | None = None
 
 
@@ -165,6 +167,7 @@ class Description(Entry):
     classes: list[Name]
     names: list[Name]
     preprocessing: Pixels
+    task: Literal["single-label", "multi-label"] = "single-label"
     calibration: dict[str, JsonValue] | None = None
     unknown: Unknown | None = None
     metrics: dict[str, SplitFigures] = Field(default_factory=dict)
@@ -196,11 +199,18 @@ def check_description(origin: str, header: dict[str, Any]) -> None:
     try:
         Description.model_validate(header)
         if header.get("calibration") is not None:
-            Calibration.from_dict(header["calibration"], origin)
+            read_calibration(header, origin)
     except ValidationError as error:
         raise UserError(f"{origin}: {_explain(error, header)}") from None
     except RecursionError:
         raise UserError(f"{origin}: its description is nested too deeply; get a fresh copy") from None
+
+
+def read_calibration(header: dict[str, Any], origin: str) -> Calibration | LabelCalibration:
+    """The calibration of a description with one, by its task. Raises UserError, naming the file `origin`."""
+    if header.get("task") == "multi-label":
+        return LabelCalibration.from_dict(header["calibration"], origin, len(header["classes"]))
+    return Calibration.from_dict(header["calibration"], origin)
 
 
 def _explain(error: ValidationError, header: dict[str, Any]) -> str:

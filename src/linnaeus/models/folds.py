@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from linnaeus.metrics.stratification import stratified_label_folds
+
 FOLDS = 5
 
 
@@ -12,8 +14,11 @@ def stratified_folds(
 ) -> np.ndarray:
     """(n,) int64: the fold that holds each sample out, classes spread evenly; -1 for the only sample of a class.
 
+    `labels` are (n,) int64, or (n, classes) bool where images may have several, each of which is then spread evenly.
     With `groups` (n,) int64, all samples of a group have the same fold: -1 if the group holds all samples of a class.
     """
+    if labels.ndim == 2:
+        return stratified_label_folds(labels, folds, seed, groups)
     generator = np.random.default_rng([seed, 0xF01D])
     if groups is not None:
         return _group_folds(labels, folds, generator, groups)

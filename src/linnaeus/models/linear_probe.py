@@ -1,4 +1,6 @@
-"""A linear probe: multinomial logistic regression on stored features of a frozen backbone.
+"""A linear probe: logistic regression on stored features of a frozen backbone.
+
+It is multinomial, or where images may have several labels one independent regression for each label.
 
 The features are standardized to mean 0 and variance 1. The penalty is chosen by stratified cross-validation: each image
 is judged by a probe that has not seen it. It is solved in seconds where training the same head takes minutes.
@@ -38,7 +40,7 @@ class LinearProbe:
     """(classes,)"""
     penalty: float
     losses: dict[float, float]
-    """Penalty -> mean cross-entropy on the held-out folds in nats, with the sample weights of the fit."""
+    """Penalty -> mean cross-entropy on the held-out folds in nats, with the weights of the fit."""
     probabilities: np.ndarray
     """(n, classes): each sample judged by the probe of the fold that held it out, at the chosen penalty."""
     training_logits: Tensor
@@ -59,11 +61,14 @@ def fit_linear_probe(
     weights: Tensor | None = None,
     advance: Callable[[float], None] | None = None,
 ) -> LinearProbe:
-    """Fit a linear probe to `features` (n, d) with `labels` (n,) int64; the penalty is chosen by cross-validation.
+    """Fit a linear probe to `features` (n, d); the penalty is chosen by cross-validation.
+
+    `labels` are (n,) int64, or (n, classes) bool where images may have several.
 
     float32 `features` are overwritten, so that the peak of memory stays below twice their size.
     `fold` (n,) int64 is the fold that holds each sample out, -1 for none; by default `stratified_folds(labels)`.
-    `weights` (classes,) are weights of the samples of each class, in the fit and in the held-out loss.
+    `weights` (classes,) are weights of the samples of each class, in the fit and in the held-out loss; with several
+    labels (2, classes), of the samples without and with each label.
     `advance` is called with each penalty once it has been tried.
     Raises JobError if a feature is not finite.
     """
@@ -79,12 +84,14 @@ def fit_linear_probe(
     x = x if rotation is None else x @ rotation
 
     y = torch.from_numpy(labels).to(x.device)
-    sample_weights = torch.ones(len(x), device=x.device) if weights is None else weights.to(x)[y]
-    problem = Problems(x, y, (sample_weights / sample_weights.sum())[:, None], classes)
+    several = labels.ndim == 2
+    weights = None if weights is None else weights.to(x)
+    sample_weights = torch.ones(len(x), device=x.device) if weights is None or several else weights[y]
+    shares = (sample_weights / sample_weights.sum())[:, None]
+    problem = Problems(x, y.to(x) if several else y, shares, classes, weights if several else None)
     fold = stratified_folds(labels) if fold is None else fold
     search = _PenaltySearch(problem, torch.from_numpy(fold).to(x.device), advance)
     best = search.run()
-
     # The mean over the folds is close to the solution on all samples.
     start = best.solution.mean(0, keepdim=True)
     solution = solve(problem, best.penalty, start, steps=FINAL_STEPS, tolerance=FINAL_TOLERANCE)[0]
@@ -92,7 +99,8 @@ def fit_linear_probe(
     # Undo rotation and standardization: W z + b with z = (f - mean) / std becomes weight f + bias.
     weight = (solution[:, :-1] if rotation is None else solution[:, :-1] @ rotation.T) / std
     bias = solution[:, -1] - weight @ mean
-    probabilities = search.held_out_log_probabilities(best.solution).exp().cpu().numpy()
+    held_out = search.held_out_logits(best.solution)
+    probabilities = (torch.sigmoid(held_out) if several else F.log_softmax(held_out, 1).exp()).cpu().numpy()
     return LinearProbe(weight, bias, best.penalty, search.losses, probabilities, training_logits)
 
 
@@ -157,18 +165,25 @@ class _PenaltySearch:
 
     def _try(self, penalty: float, start: Tensor) -> _Candidate:
         solution = solve(self.problems, penalty, start, steps=STEPS, tolerance=TOLERANCE)
-        log_p = self.held_out_log_probabilities(solution)
-        loss = F.nll_loss(log_p, self.problems.y, reduction="none") @ self.held_out
+        loss = self._losses(self.held_out_logits(solution)) @ self.held_out
         self.losses[penalty] = float(loss)
         if self.advance is not None:
             self.advance(penalty)
         return _Candidate(penalty, float(loss), solution)
 
-    def held_out_log_probabilities(self, solution: Tensor) -> Tensor:
-        """(n, classes): log-probabilities of each sample by the probe of the fold that held it out."""
-        log_p = torch.empty(len(self.judge), self.problems.classes, device=solution.device)
+    def _losses(self, z: Tensor) -> Tensor:
+        """(n,): losses of logits z (n, classes)."""
+        y, weights = self.problems.y, self.problems.class_weights
+        if y.ndim == 1:
+            return F.cross_entropy(z, y, reduction="none")
+        of_pairs = None if weights is None else torch.where(y > 0.5, weights[1], weights[0])
+        return F.binary_cross_entropy_with_logits(z, y, of_pairs, reduction="none").sum(1)
+
+    def held_out_logits(self, solution: Tensor) -> Tensor:
+        """(n, classes): logits of each sample by the probe of the fold that held it out."""
+        z = torch.empty(len(self.judge), self.problems.classes, device=solution.device)
         for k in range(FOLDS):
             rows = torch.nonzero(self.judge == k)[:, 0]
             for chunk in rows.split(CHUNK):
-                log_p[chunk] = F.log_softmax(logits(self.problems.x[chunk], solution[k]), 1)
-        return log_p
+                z[chunk] = logits(self.problems.x[chunk], solution[k])
+        return z

@@ -1,12 +1,15 @@
-"""Multinomial logistic regression, solved with L-BFGS for several sample weightings of the same samples at once.
+"""Logistic regression, multinomial or for each class, with L-BFGS for several weightings of the same samples at once.
 
 For features x_i, labels y_i and sample weights w_i that sum to 1, the solution minimizes over W (classes, features) and
 b (classes,)
 
     sum_i w_i * cross_entropy(W x_i + b, y_i)  +  penalty / 2 * |W|^2
 
-in nats; the bias is not penalized. The objective is convex. L-BFGS: Nocedal and Wright 2006, "Numerical Optimization",
-algorithms 3.1 and 7.4. (`torch.optim.LBFGS` joins all problems into one, and takes a second to import its compiler.)
+in nats; the bias is not penalized. Where a sample may have several labels, y_i (classes,) has a 1 for each of them, and
+the loss is the sum of the binary cross-entropies, so that the classes are independent regressions with one penalty.
+
+The objective is convex. L-BFGS: Nocedal and Wright 2006, "Numerical Optimization", algorithms 3.1 and 7.4.
+(`torch.optim.LBFGS` joins all problems into one, and takes a second to import its compiler.)
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CPU_CHUNK = 16 << 20  # bytes of logits computed at a time: softmax and gradient find them in the cache
@@ -32,10 +36,12 @@ class Problems:
     x: Tensor
     """(n, d) features."""
     y: Tensor
-    """(n,) int64 labels."""
+    """(n,) int64 labels; or (n, classes) float where a sample may have several."""
     weights: Tensor
     """(n, P) sample weights; each column sums to 1."""
     classes: int
+    class_weights: Tensor | None = None
+    """(2, classes): weight of a sample without and with each of several labels; None: 1."""
 
     def __len__(self) -> int:
         return self.weights.shape[1]
@@ -65,15 +71,33 @@ def objective(problems: Problems, penalty: float, solution: Tensor) -> tuple[Ten
     for start in range(0, len(x), step):
         rows, w = x[start : start + step], weights[start : start + step]
         z = logits(rows, flat).view(len(rows), len(problems), problems.classes)
-        target = y[start : start + step, None, None].expand(-1, len(problems), 1)
-        log_sum = z.logsumexp(2, keepdim=True)
-        losses = losses + ((log_sum - z.gather(2, target))[..., 0] * w).sum(0)
-        # d loss / d z = w * (softmax(z) - onehot(y))
-        z.sub_(log_sum).exp_().scatter_add_(2, target, torch.full_like(log_sum, -1.0)).mul_(w[..., None])
+        part = _multinomial if y.ndim == 1 else _independent
+        chunk_losses = part(z, y[start : start + step], w, problems.class_weights)
+        losses = losses + chunk_losses
         error = z.view(len(rows), -1)
         gradient[:, :-1].addmm_(error.T, rows)
         gradient[:, -1] += error.sum(0)
     return losses, gradient.view_as(solution)
+
+
+def _multinomial(z: Tensor, y: Tensor, w: Tensor, _: Tensor | None) -> Tensor:
+    """Losses (P,) of logits z (n, P, classes), which become their gradient w * (softmax(z) - onehot(y))."""
+    target = y[:, None, None].expand(-1, z.shape[1], 1)
+    log_sum = z.logsumexp(2, keepdim=True)
+    losses = ((log_sum - z.gather(2, target))[..., 0] * w).sum(0)
+    z.sub_(log_sum).exp_().scatter_add_(2, target, torch.full_like(log_sum, -1.0)).mul_(w[..., None])
+    return losses
+
+
+def _independent(z: Tensor, y: Tensor, w: Tensor, class_weights: Tensor | None) -> Tensor:
+    """The same for several labels, y (n, classes): the gradient is w * (sigmoid(z) - y), times the class weights."""
+    y = y[:, None]
+    losses, error = F.softplus(z) - y * z, torch.sigmoid(z) - y
+    if class_weights is not None:
+        of_pairs = torch.where(y > 0.5, class_weights[1], class_weights[0])
+        losses, error = losses * of_pairs, error * of_pairs
+    z.copy_(error.mul_(w[..., None]))
+    return (losses.sum(2) * w).sum(0)
 
 
 def solve(problems: Problems, penalty: float, start: Tensor, *, steps: int, tolerance: float) -> Tensor:

@@ -74,7 +74,9 @@ def probe(
     local = local_backbones()
     candidates = parse_backbones(backbones, local, chosen.type)
     request = Request(source, settings=settings, seed=seed, device=device)
-    table = open_split(open_table(request), _data_recipe(settings, seed), console)
+    table = open_table(request)
+    table.require_one_label("probe")
+    table = open_split(table, _data_recipe(settings, seed), console)
     refuse_inside(Path(out or "runs"), table)
     folder = _folder(out)
     for line in candidates.notes:

@@ -101,6 +101,10 @@ class Data(Strict):
     """List file of the test images."""
     split: Split = Split()
     """Split of a source that does not define splits."""
+    task: Literal["single-label", "multi-label"] | None = None
+    """Labels of an image: exactly one, or any number, none included. Without it, the cells of a CSV decide."""
+    separator: Literal["|", ";", ","] | None = None
+    """Separator of the labels in a cell of a CSV, if an image may have several. Without it, the cells decide."""
 
     @model_validator(mode="after")
     def _fits(self) -> Data:
@@ -230,8 +234,12 @@ class Recipe(Strict):
     """Name of the recipe, and of its run folders."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed of everything but the split."""
-    best: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
-    """Validation metric that selects the best epoch; ties go to the lower loss."""
+    best: Literal["accuracy", "balanced_accuracy", "loss", "map"] = "accuracy"
+    """Validation metric that selects the best epoch; ties go to the lower loss. `map`, mean average precision, takes
+    the place of `accuracy` if images may have several labels."""
+    label_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """For several labels per image: give a label from the lowest probability on that reaches this precision on
+    validation. Without it, the threshold of each label is that with the largest F1."""
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
     """Precision of the computation. `auto`: mixed on a GPU, 32 bits elsewhere."""
     log_every: Annotated[int, Field(ge=0)] = 0

@@ -87,7 +87,7 @@ def draw_explanation(
     columns = _columns(panels)
     side = {2: 2.9, 3: 2.2}.get(columns, 1.8)
     width = columns * (side + GAP) - GAP
-    texts = [prediction.name, explanation.name, prediction.path, *explanation.maps, *(n.name for n in neighbors)]
+    texts = [*prediction.labels, explanation.name, prediction.path, *explanation.maps, *(n.name for n in neighbors)]
     fonts = families_for([*texts, prediction.names[true] if true is not None else "", "✓✗"])
     heading = _heading(explanation, true, fonts, width)
     top = MARGIN + 0.2 + 0.19 * (len(heading) - 1) + 0.16
@@ -98,7 +98,8 @@ def draw_explanation(
     for i, line in enumerate(heading):
         canvas.write(MARGIN, MARGIN + 0.2 + 0.19 * i, line.text, size=line.size, color=line.color)
     probability = percent(prediction.probability, 0)
-    canvas.write(MARGIN + width, MARGIN + 0.2, probability, size=TITLE, align="right")
+    if prediction.thresholds is None:
+        canvas.write(MARGIN + width, MARGIN + 0.2, probability, size=TITLE, align="right")
     _draw_panels(canvas, explanation, columns, side, top)
     _draw_scale(canvas, explanation, below + 0.12, width)
     if neighbors:
@@ -116,10 +117,10 @@ def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: fl
     """The predicted class, whether it is unsure or wrong, and the file."""
     prediction = explanation.prediction
     room = width - text_width(">99 %", fonts, TITLE) - 0.15
-    lines = [Line(shorten(prediction.name, fonts, TITLE, room), TITLE, INK)]
+    lines = [Line(shorten(prediction.answer, fonts, TITLE, room), TITLE, INK)]
     if prediction.unsure:
         lines.append(Line("unsure: below the model's threshold", TEXT, ORANGE))
-    if explanation.target != prediction.index:
+    if explanation.target != prediction.index or prediction.thresholds is not None:
         text = f"explained: {explanation.name}, {percent(explanation.probability, 0)}"
         lines.append(Line(shorten(text, fonts, TEXT, width), TEXT, BLUE))
     if true is not None:

@@ -160,6 +160,8 @@ def _read_predictions(run: Path) -> list[PredictionRow]:
     if not (run / PREDICTIONS).exists():
         reason = f"holds no {PREDICTIONS}" if run.is_dir() else "no such run folder"
         raise UserError(f"{run}: {reason}; give folders of runs that `linnaeus train` finished")
+    if (run / METRICS).exists() and read_metrics(run).get("task") == "multi-label":
+        raise UserError(f"{run}: its model gives images several labels, which compare does not support yet")
     return read_predictions(run / PREDICTIONS)
 
 

@@ -20,6 +20,7 @@ from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.recipe import Recipe
 from linnaeus.runs import predictions
 from linnaeus.runs.history import Row, write_rows
+from linnaeus.runs.label_predictions import LabelPredictionRow, write_label_predictions
 from linnaeus.runs.layout import (
     BAD_IMAGES,
     CHECK,
@@ -163,6 +164,10 @@ class RunFolder:
         """Write what the saved model predicts for every validation and test image."""
         predictions.write_predictions(self.file(PREDICTIONS), rows)
 
+    def write_label_predictions(self, rows: Iterable[LabelPredictionRow], classes: tuple[str, ...]) -> None:
+        """The same for images with several labels."""
+        write_label_predictions(self.file(PREDICTIONS), rows, classes)
+
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Write evaluation.json. It is long, so it is not indented."""
         write_text(self.file(EVALUATION), json.dumps(evaluation, ensure_ascii=False, allow_nan=False) + "\n")
@@ -189,7 +194,7 @@ class RunFolder:
             write_rows(file, [row], header=file.tell() == 0)
         if self._events is not None:
             step = len(self.rows)
-            for name in ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy"):
+            for name in ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_map"):
                 value = getattr(row, name)
                 if value is not None:
                     self._events.add_scalar(name.replace("_", "/"), value, step)

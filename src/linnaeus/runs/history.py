@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -28,18 +28,23 @@ class Row:
     valid_loss: float
     """Mean over all validation images after the epoch."""
     valid_accuracy: float
-    """Share of the validation images that are classified correctly."""
+    """Share of the validation images that are classified correctly, with several labels: all of them."""
     seconds: float
     """Duration of the epoch, validation included."""
+    valid_map: float | None = None
+    """Mean average precision, if images may have several labels; files of other runs have no such column."""
 
 
 def write_rows(file: TextIO, rows: Iterable[Row], *, header: bool) -> None:
     """Write rows to an open file; floats have six significant digits, seconds are rounded to milliseconds."""
     writer = SafeCsvWriter(file)
-    if header:
-        writer.writerow(field.name for field in fields(Row))
     for row in rows:
         values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
+        if row.valid_map is None:
+            del values["valid_map"]
+        if header:
+            writer.writerow(values)
+            header = False
         writer.writerow({**values, "seconds": f"{row.seconds:.3f}"}.values())
 
 
@@ -64,4 +69,5 @@ def _parse(row: dict[str, str]) -> Row:
         valid_loss=float(row["valid_loss"]),
         valid_accuracy=float(row["valid_accuracy"]),
         seconds=float(row["seconds"]),
+        valid_map=float(row["valid_map"]) if row.get("valid_map") else None,
     )

@@ -110,6 +110,8 @@ def read_run(path: Path) -> RunContents:
             f"{path}: holds no {MODEL} and {METRICS}; give the folder of a run that `linnaeus train` finished"
         )
     model, metrics = read_header(path / MODEL), read_metrics(path)
+    if model.task == "multi-label":
+        raise UserError(f"{path}: its model gives images several labels, which the report does not show yet")
     predictions = _predictions_by_split(path / PREDICTIONS, model)
     for split in predictions:
         if not isinstance(metrics.get(split), dict):

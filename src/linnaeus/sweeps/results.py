@@ -12,7 +12,7 @@ from linnaeus._version import __version__
 from linnaeus.console import duration
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, numbered, write_text
-from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Dimension, Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial
@@ -27,7 +27,12 @@ COLUMNS = (
     *("phase", "epoch", "epochs", "seconds", "same_as", "reason"),
 )
 """Columns of trials.csv; those of the space follow."""
-METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "loss": "loss"}
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "loss": "loss",
+    "map": "mean average precision",
+}
 
 
 class SweepFolder:
@@ -121,9 +126,9 @@ class SweepFolder:
         )
 
 
-def better(metric: str, figures: Figures | dict[str, Any]) -> tuple[float, float]:
+def better(metric: str, figures: Headline | dict[str, Any]) -> tuple[float, float]:
     """Sort key of a result, higher is better: the selection metric, then the loss."""
-    values = figures.to_dict() if isinstance(figures, Figures) else figures
+    values = figures if isinstance(figures, dict) else figures.to_dict()
     return (-values["loss"] if metric == "loss" else values[metric]), -values["loss"]
 
 
@@ -142,21 +147,29 @@ def counts(trials: Sequence[Trial]) -> str:
 def header(best: Trial, trials: Sequence[Trial], base: Recipe, space: Space) -> str:
     """The comment at the top of best.toml: the settings, the result, and why the result is optimistic."""
     figures = best.figures
-    low, high = figures["accuracy_ci95"]
     split = "Test" if base.data.valid == "test" else "Validation"
     lines = [
         f"{base.name}: the best by {METRICS[base.best]} of {len(trials)} trials ({counts(trials)}) of a sweep.",
         "",
         *(f"{key} = {_toml(best.drawn[key], space[key])}" for key in space),
         "",
-        f"{split} accuracy {percent(figures['accuracy'], 2)} ({figures['correct']} of {figures['n']} right; 95 % "
-        f"interval {percent(low)} to {percent(high)}), loss {figures['loss']:.4g}; trial {best.number}, "
-        f"phase {best.phase}, epoch {best.epoch}.",
+        f"{split} {_quality(figures)}, loss {figures['loss']:.4g}; trial {best.number}, phase {best.phase}, epoch "
+        f"{best.epoch}.",
         f"This trial was selected among {len(trials)} on these same images, so its result is optimistic, and the",
         "interval does not account for the selection. Measure the recipe on images that no trial was compared on.",
         f"linnaeus {__version__}; all trials are in trials.csv and {STUDY}.",
     ]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def _quality(figures: dict[str, Any]) -> str:
+    if "map" in figures:  # several labels per image
+        return str(read_headline(figures))
+    low, high = figures["accuracy_ci95"]
+    return (
+        f"accuracy {percent(figures['accuracy'], 2)} ({figures['correct']} of {figures['n']} right; 95 % interval "
+        f"{percent(low)} to {percent(high)})"
+    )
 
 
 def trial_line(trial: Trial, trials: Sequence[Trial], metric: str) -> str:

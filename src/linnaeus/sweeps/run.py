@@ -13,7 +13,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import refuse_inside
 from linnaeus.errors import DiskError, JobError, UserError
 from linnaeus.files import disk_errors, locked, write_text
-from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import Headline
 from linnaeus.recipe import Recipe, difference, override
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, trial_line
 from linnaeus.sweeps.space import combinations, load_space, settings_of
@@ -198,9 +198,9 @@ class _Worker:
     def _train(self, claimed: ClaimedTrial) -> Trial:
         """Train once with the parameters of a trial and store the result."""
         metric = self.base.best
-        best: list[Figures] = []
+        best: list[Headline] = []
 
-        def observe(epoch: int, figures: Figures) -> None:
+        def observe(epoch: int, figures: Headline) -> None:
             best[:] = [max([*best, figures], key=lambda f: better(metric, f))]
             with study_errors(self.folder.path):
                 pruned = claimed.report(epoch, getattr(figures, metric))

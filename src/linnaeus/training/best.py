@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import Headline
 from linnaeus.models import Network
 
 
@@ -15,8 +15,8 @@ class Best:
     """The best model over all phases so far, and the validation metrics that chose it."""
 
     by: str
-    """The metric that decides: `accuracy`, `balanced_accuracy` or `loss`."""
-    figures: Figures | None = None
+    """The metric that decides: `accuracy`, `balanced_accuracy`, `loss` or `map`."""
+    figures: Headline | None = None
     """Validation metrics; None before the first epoch."""
     phase: int = 0
     """From 1."""
@@ -25,15 +25,15 @@ class Best:
     state: dict[str, Tensor] = field(default_factory=dict)
     """The tensors of the network."""
 
-    def beaten_by(self, figures: Figures) -> bool:
+    def beaten_by(self, figures: Headline) -> bool:
         """Whether `figures` are better; ties go to the lower loss, then to the earlier epoch."""
         return self.figures is None or self._key(figures) > self._key(self.figures)
 
-    def _key(self, figures: Figures) -> tuple[float, float]:
+    def _key(self, figures: Headline) -> tuple[float, float]:
         value = -figures.loss if self.by == "loss" else getattr(figures, self.by)
         return value, -figures.loss
 
-    def keep(self, figures: Figures, phase: int, epoch: int, model: Network, trained: tuple[str, ...]) -> None:
+    def keep(self, figures: Headline, phase: int, epoch: int, model: Network, trained: tuple[str, ...]) -> None:
         """Copy `model`, of which only the `trained` stages have changed since the last copy."""
         self.figures, self.phase, self.epoch = figures, phase, epoch
         for name, tensor in model.state_dict().items():

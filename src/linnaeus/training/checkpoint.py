@@ -29,7 +29,7 @@ from torch import Tensor
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import atomic, crc32_of, write_text
-from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import read_headline
 from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import MANIFEST
@@ -179,7 +179,7 @@ class Checkpoints:
         tensors = {name.partition("-")[0]: self._read(name) for name in self.files}
         best = Best(by)
         if manifest["best"] is not None:
-            best.figures, best.state = Figures.from_dict(manifest["best"]["figures"]), tensors["best"]
+            best.figures, best.state = read_headline(manifest["best"]["figures"]), tensors["best"]
             best.phase, best.epoch = manifest["best"]["phase"], manifest["best"]["epoch"]
             self.written_best = best.phase, best.epoch
         fit = None if manifest["fit"] is None else Snapshot(tensors["state"], manifest["fit"])

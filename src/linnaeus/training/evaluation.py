@@ -56,6 +56,17 @@ class FinalEvaluation:
         self.recognition: Recognition | None = None
         """How unknown images are recognized, once it is known."""
 
+    def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
+        """The rows of predictions.csv."""
+        for split, outputs in self.calibrated.items():
+            names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+            yield from predictions.prediction_rows(split, names, outputs, table.classes)
+
+    @staticmethod
+    def measure(calibrated: Outputs) -> Figures:
+        """The headline metrics of calibrated outputs."""
+        return figures(calibrated)
+
     @property
     def threshold(self) -> float:
         """The probability from which on the model answers."""
@@ -100,12 +111,3 @@ class FinalEvaluation:
         """What a user has to know before any figure."""
         notice = self.calibration.rule.notice
         return [notice] if notice else []
-
-
-def prediction_rows(
-    table: Table, samples: dict[str, Samples], calibrated: dict[str, Outputs]
-) -> Iterator[PredictionRow]:
-    """The rows of predictions.csv."""
-    for split, outputs in calibrated.items():
-        names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
-        yield from predictions.prediction_rows(split, names, outputs, table.classes)

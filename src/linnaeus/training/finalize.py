@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,27 +12,26 @@ import numpy as np
 from linnaeus.check.inspection import without_leaks
 from linnaeus.distributed.engine import Engine, hardware
 from linnaeus.errors import JobError
-from linnaeus.inference.forward import answer, local_batches
 from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
-from linnaeus.training.evaluation import FinalEvaluation, prediction_rows
-from linnaeus.training.plots import write_plots
+from linnaeus.training.evaluation import FinalEvaluation
+from linnaeus.training.label_evaluation import LabelEvaluation
+from linnaeus.training.measuring import AnyEvaluation, evaluated
+from linnaeus.training.plots import write_curves, write_plots
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.recorder import RunRecorder
 from linnaeus.training.streams import Streams
 from linnaeus.training.timings import Timings
-from linnaeus.training.unknown import Scored, recognition, references_of, training_features
 
 if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier
 
-BATCH = 64
-"""Images at once in the final evaluation."""
 FLOAT32_ROUNDING = 2.0**-9
 MIXED_ROUNDING = 2.0**-6
 """Relative errors of logits: of stored activations, which are float16, and of bfloat16, each with a factor of 4."""
@@ -46,7 +45,7 @@ class Run:
     """The run folder."""
     best: Best
     """The best epoch: the metric that chose it, its phase and number."""
-    figures: dict[str, Figures]
+    figures: dict[str, Headline]
     """By split: `valid`, and `test` if the source has one."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Durations of the parts of the run, and `total`."""
@@ -59,8 +58,8 @@ class Run:
     def read(cls, path: Path) -> Run:
         """Read a finished run folder, without the weights of the model."""
         metrics = read_metrics(path)
-        figures: dict[str, Figures] = {
-            split: Figures.from_dict(metrics[split]) for split in ("valid", "test") if split in metrics
+        figures: dict[str, Headline] = {
+            split: read_headline(metrics[split]) for split in ("valid", "test") if split in metrics
         }
         best = Best(metrics["best"]["by"], figures["valid"], metrics["best"]["phase"], metrics["best"]["epoch"])
         return cls(path, best, figures, metrics["seconds"], metrics["interrupted"])
@@ -77,12 +76,12 @@ class Run:
         return html_table(f"run {self.path}", [*rows, chosen])
 
     @property
-    def valid(self) -> Figures:
+    def valid(self) -> Headline:
         """The validation metrics, which chose the best epoch."""
         return self.figures["valid"]
 
     @property
-    def test(self) -> Figures | None:
+    def test(self) -> Headline | None:
         """The test metrics; None if the source has no test split."""
         return self.figures.get("test")
 
@@ -104,21 +103,16 @@ def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
     """Evaluate the saved model; on rank 0, write everything that is made of the result."""
     started = time.perf_counter()
     network, header = _saved_model(prepared, recorder)
-    candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
-    features = training_features(prepared, network, ending.streams)
-    references = references_of(features)
-    outputs, distances = _outputs(prepared, network, references)
-    evaluation = FinalEvaluation(outputs, candidates)
-    evaluation.recognition = recognition(features, references, evaluation.calibrated, distances, header.classes)
+    evaluation = evaluated(prepared, network, header, ending.streams)
     if prepared.engine.is_main:
         evaluation.without_leaks = without_leaks(
-            prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked
+            prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked, evaluation.measure
         )
         _write_results(prepared, ending, evaluation, network, header, started)
     return Run(
         prepared.folder.path,
         ending.best,
-        evaluation.figures,
+        dict(evaluation.figures),
         dict(ending.timings),
         ending.interrupted,
         evaluation.lines(),
@@ -158,53 +152,33 @@ def _custom(network: Network) -> Network | None:
     return network if network.arch["name"] == "custom" else None
 
 
-def _outputs(
-    prepared: Prepared, network: Network, references: np.ndarray | None
-) -> tuple[dict[str, Outputs], dict[str, np.ndarray | None]]:
-    """Outputs of the network, and distances from `references` if there are any, by split, computed from pixels."""
-    engine, preprocessing = prepared.engine, prepared.preprocessing
-    outputs: dict[str, Outputs] = {}
-    distances: dict[str, np.ndarray | None] = {}
-    scored = network if references is None else Scored(network, references)
-    for split in ("valid", "test"):
-        if split in prepared.samples:
-            samples = prepared.samples[split]
-            batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
-            # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
-            out = answer(scored, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
-            classes = out.logits.shape[1] - (references is not None)
-            outputs[split] = replace(out, logits=out.logits[:, :classes], groups=samples.groups)
-            distances[split] = out.logits[:, -1] if references is not None else None
-    return outputs, distances
-
-
 def _write_results(
     prepared: Prepared,
     ending: Ending,
-    evaluation: FinalEvaluation,
+    evaluation: AnyEvaluation,
     network: Network,
     header: ModelFile,
     started: float,
 ) -> None:
     """Write model file, predictions, metrics, plots and report."""
-    folder, valid, chosen = prepared.folder, evaluation.figures["valid"], ending.best.figures
+    folder, chosen = prepared.folder, ending.best.figures
     assert chosen is not None
-    # Stored activations, another executor and mixed precision round differently; more than that would be an error.
-    if abs(valid.correct - chosen.correct) > decided_by_rounding(evaluation.calibrated["valid"], prepared.engine):
-        prepared.console.warn(
-            f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
-            "during training"
-        )
+    if warning := _difference(evaluation, chosen, prepared.engine):
+        prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(f"unsure    {line}")
     header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
     header.calibration = evaluation.calibration.to_dict()
-    if evaluation.recognition is not None:
+    if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
         header.unknown = evaluation.recognition.detector.to_dict()
         header.unknown_tensors = evaluation.recognition.detector.tensors()
     folder.require()
     write_model(folder.model, network.state_dict(), header)
-    folder.write_predictions(prediction_rows(prepared.table, prepared.samples, evaluation.calibrated))
+    if isinstance(evaluation, LabelEvaluation):
+        rows = evaluation.prediction_rows(prepared.table, prepared.samples)
+        folder.write_label_predictions(rows, prepared.table.classes)
+    else:
+        folder.write_predictions(evaluation.prediction_rows(prepared.table, prepared.samples))
     folder.write_evaluation(evaluation.long_dict(prepared.table))
     ending.timings.add_since("evaluate", started)
     if ending.draw:
@@ -213,8 +187,23 @@ def _write_results(
     metrics = _metrics(prepared, ending, evaluation)
     # Written before the report, which reads it, and again after it with the duration of the report.
     folder.write_metrics(metrics)
-    if ending.draw:
+    if ending.draw and not prepared.table.several:
         _write_report(prepared, ending, metrics)
+
+
+def _difference(evaluation: AnyEvaluation, chosen: Headline, engine: Engine) -> str:
+    """A warning where the saved model is not as good as during training; empty otherwise."""
+    if isinstance(evaluation, LabelEvaluation):
+        return evaluation.difference(chosen)
+    assert isinstance(chosen, Figures)
+    valid = evaluation.figures["valid"]
+    # Stored activations, another executor and mixed precision round differently; more than that would be an error.
+    if abs(valid.correct - chosen.correct) <= decided_by_rounding(evaluation.calibrated["valid"], engine):
+        return ""
+    return (
+        f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
+        "during training"
+    )
 
 
 def decided_by_rounding(outputs: Outputs, engine: Engine) -> int:
@@ -224,7 +213,7 @@ def decided_by_rounding(outputs: Outputs, engine: Engine) -> int:
     return int((first - second <= tolerance * np.abs(outputs.logits).max(1)).sum())
 
 
-def _metrics(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) -> dict[str, Any]:
+def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> dict[str, Any]:
     """The contents of metrics.json."""
     identity, best = prepared.identity, ending.best
     return {
@@ -244,11 +233,14 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) ->
     }
 
 
-def _draw_plots(prepared: Prepared, ending: Ending, evaluation: FinalEvaluation) -> None:
+def _draw_plots(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> None:
     from linnaeus.report.plots import advice  # matplotlib takes long to import
 
     started = time.perf_counter()
-    missing = write_plots(prepared, ending.best, evaluation)
+    if isinstance(evaluation, LabelEvaluation):
+        missing = write_curves(prepared, ending.best)
+    else:
+        missing = write_plots(prepared, ending.best, evaluation)
     if missing:
         prepared.console.warn(advice(missing))
     ending.timings.add_since("pictures", started)

@@ -15,7 +15,7 @@ from linnaeus.data.batches import Batch
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.errors import JobError
 from linnaeus.inference.forward import answer
-from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.models import Network
 from linnaeus.training.ema import MovingAverage
 from linnaeus.training.loss import not_finite
@@ -54,8 +54,8 @@ class Epoch:
     train_loss: float
     """Mean over the samples, of the main head, in training mode and with augmentation."""
     train_accuracy: float | None
-    """As train_loss; None if images are mixed and have no single label."""
-    valid: Figures
+    """As train_loss; None if images are mixed, or may have several labels."""
+    valid: Headline
     seconds: float
     model: Network
     """The network that was evaluated: the trained one, or its moving average. Save it before asking for the next
@@ -69,7 +69,7 @@ def fit(
     engine: Engine,
     *,
     resume: Snapshot | None = None,
-    better: Callable[[Figures], bool] | None = None,
+    better: Callable[[Headline], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_out_of_memory: Callable[[int], None] | None = None,
 ) -> Iterator[Epoch]:
@@ -160,10 +160,10 @@ class _Loop:
         return self.optimization.step(batch, epoch, micro_batch)
 
 
-def validate(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Figures:
+def validate(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Headline:
     """The metrics of `net` on the validation images, identical on all ranks."""
     outputs = answer(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine, engine.autocast)
-    return engine.broadcast(lambda: figures(outputs))
+    return engine.broadcast(lambda: headline(outputs))
 
 
 class BufferBackup:

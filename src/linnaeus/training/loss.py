@@ -14,7 +14,14 @@ from linnaeus.recipe import Phase
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """(classes,) float32: weights inversely proportional to the class counts, with mean 1 over the samples."""
+    """(classes,) float32: weights inversely proportional to the class counts, with mean 1 over the samples.
+
+    With several labels, (n, classes) bool, they are (2, classes): of the samples without and with each label.
+    """
+    if labels.ndim == 2:
+        positives = labels.sum(0)
+        counts = np.stack([len(labels) - positives, positives])
+        return torch.tensor(np.where(counts > 0, len(labels) / (2 * np.maximum(counts, 1)), 0.0), dtype=torch.float32)
     counts = np.bincount(labels, minlength=classes)
     weights = np.where(counts > 0, len(labels) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
     return torch.tensor(weights, dtype=torch.float32)
@@ -23,25 +30,40 @@ def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
 class Criterion:
     """Cross-entropy on logits, summed over the batch, with label smoothing and class weights.
 
+    With several labels it is the sum of the binary cross-entropies. The gradient of a logit is then probability minus
+    target, as it is for one label, so the same learning rate fits.
+
     Class weights have mean 1 over the training samples, so they do not change the scale of the loss, and the same
     learning rate fits.
     """
 
     def __init__(self, phase: Phase, labels: np.ndarray, classes: int, device: torch.device):
         self.smoothing, self.classes = phase.label_smoothing, classes
+        self.several = labels.ndim == 2
         self.weights: Tensor | None = None
         if phase.class_weights == "balanced":
             self.weights = balanced_weights(labels, classes).to(device)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed loss. `targets`: (N,) classes, or (N, classes) class shares of mixed images."""
+        """Return the summed loss. `targets`: (N,) classes, or (N, classes) labels, or class shares of mixed images."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.several:
+            return self._binary(logits, targets.to(logits))
         targets = targets.to(logits) if targets.is_floating_point() else targets
         losses = F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="none")
         if self.weights is None:
             return losses.sum()
         weights = self.weights[targets] if targets.ndim == 1 else targets @ self.weights.to(targets)
         return (losses * weights).sum()
+
+    def _binary(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss for several labels; `targets` (N, classes) in 0..1. Smoothing moves them towards 1/2."""
+        weights = None
+        if self.weights is not None:
+            without, with_label = self.weights.to(targets)
+            weights = without + targets * (with_label - without)
+        smoothed = targets * (1 - self.smoothing) + self.smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smoothed, weights, reduction="sum")
 
 
 class EpochTotals:

@@ -15,7 +15,7 @@ from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.sync_batchnorm import synced_batchnorm
 from linnaeus.errors import JobError
-from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import Headline, brief
 from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.runs.history import Row
@@ -60,7 +60,7 @@ class Phases:
     """None writes neither checkpoints nor a model file: in sweeps, and on ranks above 0."""
     stop: StopSignals = field(default_factory=StopSignals)
     timings: Timings = field(default_factory=Timings)
-    observe: Callable[[int, Figures], None] | None = None
+    observe: Callable[[int, Headline], None] | None = None
     """Called with (epochs so far, validation metrics) after every epoch; an exception ends the run."""
 
     def __post_init__(self) -> None:
@@ -187,6 +187,7 @@ class Phases:
                 valid.loss,
                 valid.accuracy,
                 epoch.seconds,
+                getattr(valid, "map", None),
             )
         )
         is_best = self.best.beaten_by(valid)
@@ -200,7 +201,7 @@ class Phases:
             f"  epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}  "
             f"{'solved' if phase.head == 'auto' else f'lr {epoch.lr:.2e}'}"
             f"  train loss {epoch.train_loss:.4f}{accuracy}"
-            f"  valid loss {valid.loss:.4f} accuracy {percent(valid.accuracy, 2):>8}{' *' if is_best else '  '}  "
+            f"  valid loss {valid.loss:.4f} {brief(valid)}{' *' if is_best else '  '}  "
             f"{duration(epoch.seconds)}"
         )
         if self.observe is not None:

@@ -24,13 +24,12 @@ SHOWN = 24
 
 def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> str:
     """Write curves.png, predictions.png and confusion.png. Returns the characters that no installed font has."""
-    from linnaeus.report.plots import confusion, curves, image_grid  # matplotlib takes long to import
+    from linnaeus.report.plots import confusion, image_grid  # matplotlib takes long to import
 
     folder, names, outputs = prepared.folder, prepared.table.names, evaluation.calibrated
     split = "test" if "test" in outputs else "valid"
     out, word = outputs[split], {"valid": "validation"}.get(split, split)
-    best_row = next(i for i, row in enumerate(folder.rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
-    missing = curves(folder.rows, folder.path / "curves.png", best=best_row)
+    missing = write_curves(prepared, best)
     matrix = confusion_matrix(out.labels, out.predicted, len(names))
     missing += confusion(matrix, names, folder.path / "confusion.png", title=f"{word.capitalize()} images")
     chosen = choose_shown(out)
@@ -40,6 +39,15 @@ def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> 
     title = selection_title(len(chosen), len(out.labels), f"{word} images", wrong, all_wrong)
     missing += image_grid(tiles, folder.path / "predictions.png", title=title)
     return "".join(dict.fromkeys(missing))
+
+
+def write_curves(prepared: Prepared, best: Best) -> str:
+    """Write curves.png. Returns the characters that no installed font has."""
+    from linnaeus.report.plots import curves
+
+    rows, path = prepared.folder.rows, prepared.folder.path / "curves.png"
+    best_row = next(i for i, row in enumerate(rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
+    return curves(rows, path, best=best_row)
 
 
 def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:

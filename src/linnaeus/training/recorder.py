@@ -133,4 +133,5 @@ class RunRecorder(Recorder):
             }
             | license,
             recipe=self.recipe.model_dump(mode="json"),
+            task="multi-label" if prepared.table.several else "single-label",
         )

@@ -16,6 +16,7 @@ from linnaeus.models.weights import describe_weights
 from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs
 from linnaeus.training.choice import choose_recipe, training_conflict
 from linnaeus.training.request import Request
+from linnaeus.training.task import for_task
 
 
 def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
@@ -33,16 +34,16 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
             console.warn(warning)
     resolved = _overridden(recipe, overrides, epochs)
     if table is None:
-        data = resolved.data
-        table = _open_table(request, data.train, data.valid, data.test, data.split.groups)
-    return resolved, table
+        table = _open_table(request, resolved.data.model_dump())
+    return for_task(resolved, table, console), table
 
 
 def open_table(request: Request) -> Table:
     """The table of the source, where no recipe says how it is to be read."""
     overrides = request.settings or {}
-    data_keys = [overrides.get(f"data.{key}") for key in ("train", "valid", "test", "split.groups")]
-    return _open_table(request, *data_keys)
+    keys = ("train", "valid", "test", "task", "separator")
+    data = {key: overrides.get(f"data.{key}") for key in keys}
+    return _open_table(request, data | {"split": {"groups": overrides.get("data.split.groups")}})
 
 
 def _overridden(recipe: str | Recipe, overrides: dict[str, Any], epochs: list[int] | None) -> Recipe:
@@ -100,8 +101,7 @@ def _image_size(model: str, weights: str, overrides: dict[str, Any]) -> dict[str
     return {f"data.{key}": value for key, value in values.items() if value is not None}
 
 
-def _open_table(request: Request, train: str | None, valid: str | None, test: str | None, groups: str | None) -> Table:
+def _open_table(request: Request, data: dict[str, Any]) -> Table:
     if isinstance(request.source, Table):
         return request.source
-    data = {"train": train, "valid": valid, "test": test, "split": {"groups": groups}}
     return open_for_recipe(request.source, data)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from linnaeus.console import Console
+from linnaeus.data.columns import LabelFormat
 from linnaeus.data.csvfile import open_frame
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
@@ -22,7 +23,7 @@ from linnaeus.distributed.group import is_connection_error
 from linnaeus.errors import DiskError, JobError, LostError, UserError
 from linnaeus.files import explained
 from linnaeus.malloc import steady_heap
-from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import Headline
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import clear
@@ -39,7 +40,7 @@ from linnaeus.training.streams import Streams
 from linnaeus.training.timings import Timings
 from linnaeus.training.workspace import Workspace
 
-Observer = Callable[[int, Figures], None]
+Observer = Callable[[int, Headline], None]
 """observe(epochs so far, validation metrics)"""
 
 
@@ -77,7 +78,8 @@ def train(
     """
     if hasattr(source, "itertuples"):  # a DataFrame, without importing pandas
         groups = (settings or {}).get("data.split.groups")
-        source = open_frame(source, None if groups == NEAR_DUPLICATES else groups)
+        form = LabelFormat(*((settings or {}).get(f"data.{key}") for key in ("task", "separator")))
+        source = open_frame(source, None if groups == NEAR_DUPLICATES else groups, form)
     place = None if out is None else Path(out)
     request = Request(source, recipe, model, weights, epochs, settings, seed, device, place, strict, resume)
     info = process_info()

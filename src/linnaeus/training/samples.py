@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from linnaeus.console import Console
-from linnaeus.data.table import SPLITS, Table
+from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
@@ -51,7 +51,8 @@ def load_samples(
         console.warn(
             f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}{many}; bad_images.csv lists all"
         )
-    missing = np.setdiff1d(np.unique(table.labels), np.unique(samples["train"].labels))
+    n = len(table.classes)
+    missing = np.flatnonzero((class_counts(samples["train"].labels, n) == 0) & (class_counts(table.labels, n) > 0))
     if len(missing):
         names = ", ".join(table.names[i] for i in missing)
         raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")

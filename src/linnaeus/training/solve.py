@@ -13,11 +13,11 @@ from linnaeus.console import Console
 from linnaeus.data.batches import Batches
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
-from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.multilabel import Headline, LabelFigures, headline, label_figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
 from linnaeus.models.folds import stratified_folds
-from linnaeus.models.linear_probe import fit_linear_probe
+from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
 from linnaeus.text import percent
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
@@ -35,7 +35,7 @@ class SolvedHead:
     """(classes, features)"""
     bias: Tensor
     """(classes,)"""
-    train: Figures
+    train: Headline
 
 
 def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> Epoch:
@@ -53,7 +53,8 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
         linear.bias.copy_(solved.bias)
     valid = validate(run.net, run.valid, engine)
     seconds = time.perf_counter() - started
-    return Epoch(1, 0.0, solved.train.loss, solved.train.accuracy, valid, seconds, run.net.model)
+    accuracy = None if isinstance(solved.train, LabelFigures) else solved.train.accuracy
+    return Epoch(1, 0.0, solved.train.loss, accuracy, valid, seconds, run.net.model)
 
 
 def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedHead:
@@ -71,11 +72,10 @@ def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Co
             advance(len(tried), None, f"penalty {penalty:g}")
 
         head = fit_linear_probe(features, labels, run.classes, fold=fold, weights=weights, advance=note)
-    train = figures(Outputs(labels, head.training_logits.cpu().numpy()))
-    accuracy = (head.probabilities.argmax(1) == labels).mean()
+    train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     console.say(
         f"  linear head on {len(labels)} feature vectors of length {features.shape[1]}: penalty {head.penalty:g}, "
-        f"chosen from {len(head.losses)}; cross-validated training accuracy {percent(accuracy)}"
+        f"chosen from {len(head.losses)}; cross-validated training {_quality(head, labels)}"
     )
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")
@@ -83,7 +83,7 @@ def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Co
 
 
 def _features(run: PhaseRun, engine: Engine, console: Console) -> tuple[Tensor, np.ndarray]:
-    """Features (n, d) float32 and labels (n,) of all views of the training images, one view after the other."""
+    """Features (n, d) float32 and labels (n, …) of all views of the training images, one view after the other."""
     stored, views = run.train.batches.rows, run.train.batches.views
     labels = run.train.batches.labels
     batches = Batches(stored, labels, batch=BATCH, views=views, device=engine.device)
@@ -100,7 +100,16 @@ def _features(run: PhaseRun, engine: Engine, console: Console) -> tuple[Tensor, 
                 done += len(part)
                 advance(done, total)
     assert features is not None
-    return features, np.tile(batches.labels, views)
+    return features, np.concatenate([batches.labels] * views)
+
+
+def _quality(head: LinearProbe, labels: np.ndarray) -> str:
+    """Accuracy, or with several labels mean average precision, of the held-out probabilities."""
+    if labels.ndim == 1:
+        return f"accuracy {percent((head.probabilities.argmax(1) == labels).mean())}"
+    probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
+    logits = np.log(probabilities) - np.log1p(-probabilities)
+    return f"mAP {percent(label_figures(Outputs(labels, logits)).map)}"
 
 
 def _linear_head(model: Network) -> nn.Linear:

@@ -23,7 +23,7 @@ class StepSums:
 
     loss: Tensor
     correct: Tensor | None
-    """Number of correct predictions; None if images are mixed and have no single label."""
+    """Number of correct predictions; None if images are mixed or may have several labels."""
 
 
 class Optimization:
@@ -35,6 +35,7 @@ class Optimization:
         self.optimizer = build_optimizer(run.net.model, run.phase)
         self.criterion = Criterion(run.phase, run.train.batches.labels, run.classes, engine.device)
         seed = run.train.batches.sampling.seed
+        self.several = self.criterion.several
         self.mixing = Mixing(run.classes, seed, run.phase.mixup, run.phase.cutmix)
         self.synced = run.phase.norms == "synced"
 
@@ -60,7 +61,7 @@ class Optimization:
             with engine.no_sync(self.wrapped, not in_backward or i < len(ranges) - 1):
                 loss, logits = self._backward(x, targets, batch.portion.total)
             sums[0] += loss
-            if mixed is None:
+            if mixed is None and not self.several:
                 sums[1] += (logits.argmax(1) == targets).sum()
         if not in_backward and engine.world_size > 1:
             engine.average_gradients(self.wrapped)
@@ -70,7 +71,7 @@ class Optimization:
         self._update()
         # Each process has collected BatchNorm statistics from its own samples.
         engine.average_buffers(self.wrapped)
-        return StepSums(sums[0], None if mixed is not None else sums[1])
+        return StepSums(sums[0], None if mixed is not None or self.several else sums[1])
 
     def _mix(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Mixup or CutMix over the whole batch: (images, class shares)."""

@@ -196,7 +196,7 @@ class Streams:
         if phase.augment is not None:
             variant |= {"augment": phase.augment.model_dump(mode="json"), "views": views, "seed": self.seed}
             repeated = np.repeat(np.arange(len(self.train)), views)
-            samples = Samples(Subset(self.train.rows, repeated), np.repeat(self.train.labels, views))
+            samples = Samples(Subset(self.train.rows, repeated), np.repeat(self.train.labels, views, axis=0))
         label = f"training, {views} views" if phase.views else "training"
         rows = self._store(cuts, samples, _Views(self._augmentation(phase), views), label, variant)
         if rows is None:

@@ -1,0 +1,285 @@
+"""Metrics of images with several labels, each with the number of images and a 95 % confidence interval.
+
+Definitions are scikit-learn's, with `labels` (n, labels) and decisions (n, labels), both bool:
+
+average precision       of a label: average_precision_score; None without an image that has it
+mAP                     the mean of it over the labels that occur
+micro AP                average precision over all pairs of an image and a label
+ROC AUC                 of a label; None unless images with and without it occur. Macro: the mean where defined
+precision, recall, F1   of a label's decisions; None where undefined. Macro averages are over the labels that occur, an
+                        undefined precision counting as 0; micro averages are over all pairs
+subset accuracy         share of the images of which every decision is right
+Hamming loss            share of the pairs of which the decision is wrong
+loss                    binary cross-entropy in nats, summed over the labels and averaged over the images
+ECE                     of the pairs: mean over 15 bins of |share that has the label - mean probability|
+
+Proportions of images have Wilson's interval, all other metrics a bootstrap interval; images are drawn, or whole groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from linnaeus.metrics.bootstrap import (
+    MIN_RESAMPLES,
+    RANKING_WORK,
+    RESAMPLES,
+    auc_and_precision,
+    percentile_interval,
+    resample_weights,
+)
+from linnaeus.metrics.calibration import calibration_error
+from linnaeus.metrics.classification import Estimate, Figures, figures
+from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.text import percent
+
+LABEL_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
+UNCHOSEN = 0.5
+"""The threshold of every label before one is chosen on validation."""
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """The headline metrics of a set of images, without a bootstrap: cheap enough for every epoch. Shares in 0..1."""
+
+    n: int
+    labels: int
+    """Number of labels that occur, over which `map` is averaged."""
+    map: float
+    """Mean average precision; 0 if no label occurs."""
+    subset_accuracy: float
+    hamming_loss: float
+    macro_f1: float
+    loss: float
+    groups: int | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """The subset accuracy, as scikit-learn's accuracy_score has it."""
+        return self.subset_accuracy
+
+    @property
+    def correct(self) -> int:
+        """Images of which every decision is right."""
+        return round(self.subset_accuracy * self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = asdict(self)
+        if self.groups is None:
+            del values["groups"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LabelFigures:
+        """The inverse of `to_dict`; further keys are ignored."""
+        known = {field.name: values[field.name] for field in fields(cls) if field.name != "groups"}
+        return cls(**known, groups=values.get("groups"))
+
+    def __str__(self) -> str:
+        n = f"{self.n} images" if self.groups is None else f"{self.n} images in {self.groups} groups"
+        return (
+            f"mAP {percent(self.map, 2)} over {self.labels} labels, macro F1 {percent(self.macro_f1, 2)}, all labels "
+            f"right {percent(self.subset_accuracy, 2)} ({n})"
+        )
+
+
+def label_figures(outputs: Outputs, decisions: np.ndarray | None = None) -> LabelFigures:
+    """The headline metrics; `decisions` (n, labels) bool, by default at probability 0.5."""
+    decisions = outputs.probabilities >= UNCHOSEN if decisions is None else decisions
+    sample, ones = WeightedLabels(outputs, decisions), np.ones((len(outputs.labels), 1), np.float32)
+    values = sample.metrics(ones) | sample.ranking_metrics(ones)
+    return LabelFigures(
+        n=len(outputs.labels),
+        labels=int(outputs.labels.any(0).sum()),
+        map=float(np.nan_to_num(values["map"][0])),
+        subset_accuracy=float((decisions == outputs.labels).all(1).mean()),
+        hamming_loss=float((decisions != outputs.labels).mean()),
+        macro_f1=float(np.nan_to_num(values["macro_f1"][0])),
+        loss=float(outputs.losses.mean()),
+        groups=outputs.group_count,
+    )
+
+
+Headline = Figures | LabelFigures
+
+
+def headline(outputs: Outputs) -> Headline:
+    """The headline metrics of outputs with one label per image, or with several."""
+    return label_figures(outputs) if outputs.several else figures(outputs)
+
+
+def brief(figures: Headline) -> str:
+    """`accuracy 93.12 %`, or with several labels `mAP 93.12 %`, of a fixed width."""
+    if isinstance(figures, LabelFigures):
+        return f"mAP {percent(figures.map, 2):>8}"
+    return f"accuracy {percent(figures.accuracy, 2):>8}"
+
+
+def read_headline(values: Mapping[str, Any]) -> Headline:
+    """Headline metrics as a model file or metrics.json has them."""
+    return LabelFigures.from_dict(values) if "map" in values else Figures.from_dict(values)
+
+
+@dataclass(frozen=True)
+class LabelMetrics:
+    """The metrics of one label."""
+
+    index: int
+    support: int
+    """Images with this label."""
+    predicted: int
+    """Images that the decision gives it to."""
+    correct: int
+    estimates: dict[str, Estimate]
+    """By the names of LABEL_METRICS."""
+
+
+@dataclass(frozen=True, eq=False)
+class MultiLabelMetrics:
+    """All metrics of a set of images, overall and by label."""
+
+    n: int
+    correct: int
+    """Images of which every decision is right."""
+    overall: dict[str, Estimate]
+    """By name, in the order in which they are shown."""
+    labels: tuple[LabelMetrics, ...]
+    together: np.ndarray
+    """(labels, labels) int64: images that have both labels."""
+    resamples: int
+    ranking_resamples: int
+    groups: int | None = None
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.overall[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The overall metrics for JSON: `name` and `name_ci95` of each, with the counts."""
+        values: dict[str, Any] = {"n": self.n, "correct": self.correct}
+        values |= {} if self.groups is None else {"groups": self.groups}
+        values["labels"] = sum(label.support > 0 for label in self.labels)
+        for name, estimate in self.overall.items():
+            values |= estimate.entries(name)
+        return values | {"bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples}}
+
+    def label_dicts(self, classes: tuple[str, ...], names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The metrics of each label for JSON, in index order."""
+        rows = []
+        for metrics in self.labels:
+            row: dict[str, Any] = {"class": classes[metrics.index], "name": names[metrics.index]}
+            row |= {"n": self.n, "support": metrics.support, "predicted": metrics.predicted, "correct": metrics.correct}
+            for name, estimate in metrics.estimates.items():
+                row |= estimate.entries(name)
+            rows.append(row)
+        return rows
+
+
+def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0) -> MultiLabelMetrics:
+    """All metrics of outputs and decisions (n, labels) bool of at least one image. Runs the bootstrap."""
+    n, count = outputs.logits.shape
+    sample, ones = WeightedLabels(outputs, decisions), np.ones((n, 1), np.float32)
+    values = sample.metrics(ones) | sample.ranking_metrics(ones)
+    ranking = min(RESAMPLES, RANKING_WORK // (n * (2 * count)))  # the micro average sorts all pairs once more
+    ranking = ranking if ranking >= MIN_RESAMPLES else 0
+    chunks: dict[str, list[np.ndarray]] = {}
+    group = None if outputs.groups is None else np.unique(outputs.groups, return_inverse=True)[1]
+    for compute, resamples, stream in ((sample.metrics, RESAMPLES, 0), (sample.ranking_metrics, ranking, 1)):
+        for weights in resample_weights(n, resamples, np.random.default_rng([seed, stream]), group):
+            for name, found in compute(weights).items():
+                chunks.setdefault(name, []).append(found)
+    drawn = {name: np.concatenate(parts, axis=-1) for name, parts in chunks.items()}
+    units = None if group is None else int(group.max()) + 1
+
+    def estimate(name: str, label: int | None = None) -> Estimate:
+        at = () if label is None else (label,)
+        rows = drawn.get(name)
+        return Estimate.of(values[name][(*at, 0)], None if rows is None else percentile_interval(rows[at], units))
+
+    right = (decisions == outputs.labels).all(1)
+    named = ("map", "micro_average_precision", "macro_roc_auc", "macro_precision", "macro_recall", "macro_f1")
+    overall = {name: estimate(name) for name in (*named, "micro_precision", "micro_recall", "micro_f1")}
+    overall["subset_accuracy"] = Estimate.proportion(right, outputs.groups)
+    overall |= {name: estimate(name) for name in ("hamming_loss", "loss")}
+    overall["ece"] = Estimate(calibration_error(outputs.probabilities.ravel(), outputs.labels.ravel()))
+    support, predicted = outputs.labels.sum(0), decisions.sum(0)
+    hits = (outputs.labels & decisions).sum(0)
+    labels = tuple(
+        LabelMetrics(
+            c, int(support[c]), int(predicted[c]), int(hits[c]), {name: estimate(name, c) for name in LABEL_METRICS}
+        )
+        for c in range(count)
+    )
+    for label in labels:
+        _add_proportions(label, outputs, decisions)
+    together = outputs.labels.astype(np.int64).T @ outputs.labels.astype(np.int64)
+    return MultiLabelMetrics(n, int(right.sum()), overall, labels, together, RESAMPLES, ranking, outputs.group_count)
+
+
+def _add_proportions(label: LabelMetrics, outputs: Outputs, decisions: np.ndarray) -> None:
+    """Precision and recall are proportions of images, whose interval does not need the bootstrap."""
+    has, given = outputs.labels[:, label.index], decisions[:, label.index]
+    for name, of, hits in (("precision", given, has), ("recall", has, given)):
+        if of.any():
+            groups = None if outputs.groups is None else outputs.groups[of]
+            label.estimates[name] = Estimate(float(hits[of].mean()), proportion_interval(hits[of], groups))
+
+
+class WeightedLabels:
+    """Metrics of weighted images. Every method takes weights (n, m); results are (m,) or (labels, m)."""
+
+    def __init__(self, outputs: Outputs, decisions: np.ndarray):
+        self.labels, self.decisions = outputs.labels, decisions
+        self.probabilities, self.losses = outputs.probabilities, outputs.losses
+        self.n, self.count = outputs.labels.shape
+
+    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Loss and what follows from the decisions."""
+        weights = weights.astype(np.float64)
+        total = weights.sum(0)
+        tp = (self.labels & self.decisions).T.astype(np.float64) @ weights
+        support, predicted = (part.T.astype(np.float64) @ weights for part in (self.labels, self.decisions))
+        occurs = support > 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = {
+                "precision": tp / predicted,
+                "recall": tp / support,
+                "f1": 2 * tp / (support + predicted),
+                "micro_precision": tp.sum(0) / predicted.sum(0),
+                "micro_recall": tp.sum(0) / support.sum(0),
+                "micro_f1": 2 * tp.sum(0) / (support + predicted).sum(0),
+            }
+            for name in ("precision", "recall", "f1"):
+                values[f"macro_{name}"] = np.where(occurs, np.nan_to_num(values[name]), 0).sum(0) / occurs.sum(0)
+        wrong = (self.labels != self.decisions).sum(1).astype(np.float64)
+        return values | {"loss": self.losses @ weights / total, "hamming_loss": wrong @ weights / total / self.count}
+
+    def ranking_metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """ROC AUC and average precision of each label, their means, and the average precision of all pairs."""
+        shape = (self.count, weights.shape[1])
+        auc, precision = np.full(shape, np.nan), np.full(shape, np.nan)
+        for k in np.flatnonzero(self.labels.any(0)).tolist():
+            auc[k], precision[k] = auc_and_precision(self.probabilities[:, k], self.labels[:, k], weights)
+        micro = np.full(weights.shape[1], np.nan)
+        if self.labels.any():
+            pairs = np.repeat(weights, self.count, axis=0)
+            micro = auc_and_precision(self.probabilities.ravel(), self.labels.ravel(), pairs)[1]
+        return {
+            "roc_auc": auc,
+            "average_precision": precision,
+            "macro_roc_auc": _finite_mean(auc),
+            "map": _finite_mean(precision),
+            "micro_average_precision": micro,
+        }
+
+
+def _finite_mean(values: np.ndarray) -> np.ndarray:
+    """(labels, m) -> (m,): mean over the labels where defined; NaN where there is none."""
+    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(finite, values, 0).sum(0) / finite.sum(0)

@@ -1,0 +1,85 @@
+"""predictions.csv of a run whose images may have several labels: one row per validation and test image.
+
+sample, split, true, predicted, group, then a column `probability of CLASS` for each class
+true and predicted are the labels, separated by |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.errors import UserError
+from linnaeus.files import atomic
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.runs.parsing import ADVICE, invalid_row, read_csv
+from linnaeus.text import SafeCsvWriter
+
+FIRST = ("sample", "split", "true", "predicted", "group")
+PROBABILITY = "probability of "
+
+
+@dataclass(frozen=True, eq=False)
+class LabelPredictionRow:
+    """What the saved model predicts for one image."""
+
+    sample: str
+    split: str
+    true: tuple[str, ...]
+    """Names of the classes."""
+    predicted: tuple[str, ...]
+    """The labels whose probability reaches their threshold."""
+    probabilities: np.ndarray
+    """(classes,) calibrated."""
+    group: str = ""
+
+
+def label_prediction_rows(
+    split: str, samples: Sequence[str], outputs: Outputs, decisions: np.ndarray, classes: Sequence[str]
+) -> Iterator[LabelPredictionRow]:
+    """One row per sample of a split; `outputs` are calibrated, `decisions` (n, classes) bool."""
+    probabilities, names = outputs.probabilities, np.array(classes, object)
+    for i, sample in enumerate(samples):
+        yield LabelPredictionRow(
+            sample,
+            split,
+            tuple(names[outputs.labels[i]]),
+            tuple(names[decisions[i]]),
+            probabilities[i],
+            "" if outputs.groups is None else str(outputs.groups[i]),
+        )
+
+
+def write_label_predictions(path: Path, rows: Iterable[LabelPredictionRow], classes: Sequence[str]) -> None:
+    """Write predictions.csv; probabilities have ten significant digits."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = SafeCsvWriter(file)
+        writer.writerow([*FIRST, *(PROBABILITY + name for name in classes)])
+        for row in rows:
+            labels = "|".join(row.true), "|".join(row.predicted)
+            numbers = (f"{value:.10g}" for value in row.probabilities.tolist())
+            writer.writerow([row.sample, row.split, *labels, row.group, *numbers])
+
+
+def read_label_predictions(path: Path, classes: Sequence[str]) -> list[LabelPredictionRow]:
+    """Read predictions.csv of a model with these classes. Raises UserError that names the file and the line."""
+    rows, known = read_csv(path), set(classes)
+    wanted = {*FIRST, *(PROBABILITY + name for name in classes)}
+    if not rows or set(rows[0]) != wanted:
+        raise UserError(f"{path}: must have rows with the columns {', '.join(FIRST)} and one for each class; {ADVICE}")
+    predictions = []
+    for number, row in enumerate(rows, 2):
+        try:
+            true, predicted = (tuple(filter(None, row[key].split("|"))) for key in ("true", "predicted"))
+            if not known.issuperset((*true, *predicted)):
+                raise ValueError(f"labels {row['true']!r} and {row['predicted']!r}")
+            probabilities = np.array([float(row[PROBABILITY + name]) for name in classes])
+            predictions.append(
+                LabelPredictionRow(row["sample"], row["split"], true, predicted, probabilities, row["group"])
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise invalid_row(path, number, row, error) from None
+    return predictions

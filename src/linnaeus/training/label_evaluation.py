@@ -1,0 +1,93 @@
+"""The final evaluation of a run whose images may have several labels; the counterpart of `evaluation.py`.
+
+In `metrics.json` a split has `map`, `macro_f1`, `subset_accuracy`, `hamming_loss` and more in place of `accuracy`, and
+`calibration` has scale, offset and threshold of each label. `predictions.csv` has the labels of an image in one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from linnaeus.data.table import Table
+from linnaeus.metrics.label_assessment import assess_labels
+from linnaeus.metrics.label_calibration import LabelCalibration
+from linnaeus.metrics.multilabel import Headline, LabelFigures, label_figures
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction_rows
+from linnaeus.stores.samples import Samples
+from linnaeus.text import percent
+
+TOLERANCE = 0.005
+"""Difference in mean average precision that another order of summation may cause."""
+
+
+class LabelEvaluation:
+    """Calibration and thresholds fitted on validation, and the metrics of every split with them."""
+
+    def __init__(self, outputs: dict[str, Outputs], names: Sequence[str], precision: float | None):
+        """`outputs`: outputs of the saved model by split, `valid` among them; `precision` as in the recipe."""
+        self.names, self.outputs = names, outputs
+        self.calibration = LabelCalibration.fit(outputs["valid"], "valid", precision)
+        self.calibrated = {split: self.calibration.apply(out) for split, out in outputs.items()}
+        self.assessments = {
+            split: assess_labels(out, self.calibration, cross_fitted=split == "valid") for split, out in outputs.items()
+        }
+        self.figures: dict[str, Headline] = {split: found.figures for split, found in self.assessments.items()}
+        self.without_leaks: dict[str, Headline | None] = {}
+
+    def measure(self, calibrated: Outputs) -> LabelFigures:
+        """The headline metrics of calibrated outputs, with the thresholds of the model."""
+        return label_figures(calibrated, self.calibration.decide(calibrated.probabilities))
+
+    def difference(self, chosen: Headline) -> str:
+        """A warning where the saved model is not as good as during training; empty otherwise."""
+        assert isinstance(chosen, LabelFigures)
+        saved = label_figures(self.outputs["valid"])
+        if abs(saved.map - chosen.map) <= TOLERANCE:
+            return ""
+        return (
+            f"the saved model has a mean average precision of {percent(saved.map, 2)} on validation, but had "
+            f"{percent(chosen.map, 2)} during training"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json: the splits, and the calibration."""
+        splits = {split: assessment.to_dict() for split, assessment in self.assessments.items()}
+        for split, clean in self.without_leaks.items():
+            splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+        return {"task": "multi-label"} | splits | {"calibration": self.calibration.to_dict()}
+
+    def long_dict(self, table: Table) -> dict[str, Any]:
+        """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
+        return {split: found.long_dict(table.classes, table.names) for split, found in self.assessments.items()}
+
+    def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[LabelPredictionRow]:
+        """The rows of predictions.csv."""
+        for split, outputs in self.calibrated.items():
+            names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+            decisions = self.calibration.decide(outputs.probabilities)
+            yield from label_prediction_rows(split, names, outputs, decisions, table.classes)
+
+    def lines(self) -> list[str]:
+        """A short summary for the terminal."""
+        clean = [
+            f"{name:9} {figures_ or 'no image is left'}, without images that have a copy in an earlier split"
+            for name, figures_ in self.without_leaks.items()
+        ]
+        split = "test" if "test" in self.assessments else "valid"
+        found, place = self.assessments[split], {"valid": "validation, cross-fitted"}.get(split, split)
+        change = f"{percent(found.before['ece'])} before, {percent(found.after['ece'])} after"
+        rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
+        missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
+        return [
+            *clean,
+            f"certainty each label is calibrated; calibration error {change} ({place})",
+            *(f"threshold {line}" for line in self.calibration.lines(self.names)),
+            *missing,
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user has to know before any figure."""
+        return []

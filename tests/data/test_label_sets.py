@@ -1,0 +1,157 @@
+"""Several labels per image: columns of 0 and 1, a column with a separator, what is recognized and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import write_images, write_label_sets
+
+from linnaeus.data.columns import LabelFormat
+from linnaeus.data.sources import open_source
+from linnaeus.data.split import split_table, write_split
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+
+MULTI, SINGLE = LabelFormat("multi-label"), LabelFormat("single-label")
+
+
+def source(root: Path, header: str, *cells: str, name: str = "all.csv") -> Path:
+    for k in range(len(cells)):
+        (root / f"{k}.png").touch()
+    (root / name).write_text("\n".join([header, *(f"{k}.png,{cell}" for k, cell in enumerate(cells))]))
+    return root / name
+
+
+def sets(table: Table) -> list[str]:
+    assert table.several
+    return ["+".join(table.labels_of(i)) for i in range(len(table))]
+
+
+def test_columns_of_0_and_1_with_several_are_recognized_and_said(tmp_path: Path):
+    path = source(tmp_path, "image,MEL,NV,BCC,age", "1.0,0,1,40", "0,1,0,35", "0,0,0,", "0.0,1.0,0,7")
+    table = open_source(path)
+    assert sets(table) == ["bcc+mel", "nv", "", "nv"]
+    (note,) = (note for note in table.notes if "labels" in note)
+    assert "columns 'mel', 'nv', 'bcc': 1 of 4 images have several, 1 none" in note
+    assert "data.task=single-label" in note
+    assert "not used: 'age'" in note
+
+
+def test_columns_without_a_row_of_several_stay_single_unless_stated(tmp_path: Path):
+    path = source(tmp_path, "image,a,b", "1,0", "0,1", "0,1")
+    assert not open_source(path).several
+    assert sets(open_source(path, labels=MULTI)) == ["a", "b", "b"]
+    path = source(tmp_path, "image,a,b", "1,0", "0,1", "0,0")
+    with pytest.raises(UserError, match=r"all.csv:4: .*no class.*data.task=multi-label"):
+        open_source(path)
+    assert sets(open_source(path, labels=MULTI)) == ["a", "b", ""]
+    path = source(tmp_path, "image,melanoma", "1", "0", "0")  # a single label: yes or no
+    assert sets(open_source(path, labels=MULTI)) == ["melanoma", "", ""]
+
+
+def test_a_cell_that_is_neither_0_nor_1_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"all.csv:3: edema is '-1', neither 0 nor 1"):
+        open_source(source(tmp_path, "image,edema,cyst,mass", "1,1,0", "-1,1,1", "0,0,0"))
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "form", "expected"),
+    [
+        ("image,labels", ["cat|dog", "dog", "", "cat"], None, ["cat+dog", "dog", "", "cat"]),
+        ("image,labels", ["cat; dog", "dog", "bird"], None, ["cat+dog", "dog", "bird"]),
+        ("image,labels", ['"cat, dog"', "dog", "bird"], None, ["cat+dog", "dog", "bird"]),
+        ("Image Index,Finding Labels", ["Mass|Cyst", "No Finding", "Cyst"], None, ["Cyst+Mass", "", "Cyst"]),
+        ("image,tags", ["cat|dog", "dog|", "| cat"], None, ["cat+dog", "dog", "cat"]),
+        ("image,label", ["cat|dog", "dog", "bird"], None, ["cat+dog", "dog", "bird"]),
+        ("image,label", ["cat;x", "dog", "bird"], LabelFormat("multi-label", "|"), ["cat;x", "dog", "bird"]),
+        ("image,label", ['"cat,dog"', "dog", "bird"], MULTI, ["cat+dog", "dog", "bird"]),
+        ("image,label", ["cat", "dog", "bird"], MULTI, ["cat", "dog", "bird"]),
+    ],
+)
+def test_a_column_of_labels(tmp_path: Path, header, cells, form, expected):
+    table = open_source(source(tmp_path, header, *cells), **({} if form is None else {"labels": form}))
+    assert sets(table) == expected
+    assert any("labels are read from column" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("header", "cells"),
+    [
+        ("image,label", ['"rose, red"', '"rose, white"', "rose"]),
+        ("image,label", ["fruit|apple", "fruit|pear", "nut|hazel"]),
+        ("image,labels", ['"rose, red"', '"tulip, white"', "aster"]),
+        ("image,species", ["a;b", "c;d", "e"]),
+    ],
+)
+def test_class_names_that_contain_a_separator_stay_whole(tmp_path: Path, header, cells):
+    table = open_source(source(tmp_path, header, *cells))
+    assert not table.several
+    assert len(table.classes) == 3
+
+
+def test_several_can_be_refused(tmp_path: Path):
+    path = source(tmp_path, "image,labels", "cat|dog", "dog", "bird")
+    assert open_source(path, labels=SINGLE).classes == ("bird", "cat|dog", "dog")
+
+
+def test_folders_and_lists_have_one_label_per_image(tmp_path: Path):
+    table = open_source(write_images(tmp_path / "f", each=2), labels=MULTI)
+    assert sets(table) == ["0", "0", "1", "1", "2", "2"]
+    assert "one label" in table.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["1,1", "1,0"], "every training image has the label 'a'"),
+        (["0,0", "0,0"], "no image has a label"),
+    ],
+)
+def test_labels_that_cannot_be_learned(tmp_path: Path, cells, message):
+    with pytest.raises(UserError, match=message):
+        open_source(source(tmp_path, "image,a,b", *cells), labels=MULTI)
+
+
+def test_an_image_in_two_rows(tmp_path: Path):
+    path = source(tmp_path, "image,labels", "cat|dog", "dog", "bird")
+    path.write_text(path.read_text() + "\n0.png,bird")
+    with pytest.raises(UserError, match=r"'0.png' is listed with the labels 'cat', 'dog' and with 'bird'; write all"):
+        open_source(path)
+
+
+def test_a_split_spreads_each_label_keeps_groups_and_is_read_back(tmp_path: Path):
+    path = write_label_sets(tmp_path, 200, patients=50)
+    table = open_source(path, group="patient")
+    split = split_table(table, valid=0.2, test=0.2, seed=1)
+    for name, share in (("train", 0.6), ("valid", 0.2), ("test", 0.2)):
+        part = split.labels[split.where(name)]
+        assert abs(len(part) - 200 * share) <= 8
+        assert np.abs(part.sum(0) - share * table.labels.sum(0)).max() <= 4
+    of_group: dict[str, set[str]] = {}
+    for group, part_of in zip(split.groups or (), split.split.tolist(), strict=True):
+        of_group.setdefault(group, set()).add(part_of)
+    assert all(len(parts) == 1 for parts in of_group.values())
+    write_split(split, tmp_path / "split.csv")
+    again = open_source(tmp_path / "split.csv", labels=MULTI)
+    assert again.fingerprint() == split.fingerprint()
+    other = split_table(table, valid=0.2, test=0.2, seed=2)
+    assert (other.split != split.split).any()
+    assert split_table(table, valid=0.2, test=0.2, seed=1).split.tolist() == split.split.tolist()
+
+
+def test_names_with_commas_survive_the_split_file(tmp_path: Path):
+    table = open_source(
+        source(tmp_path, "image,labels", *['"a, x|b"', "b", '"a, x"', ""] * 4), labels=LabelFormat("multi-label", "|")
+    )
+    split = split_table(table, valid=0.25, test=0, seed=0)
+    write_split(split.select(np.flatnonzero(split.labels.sum(1) == 1)), tmp_path / "split.csv")
+    assert open_source(tmp_path / "split.csv", labels=MULTI, lenient=True).classes == ("a, x", "b")
+
+
+def test_a_rare_label_is_in_training(tmp_path: Path):
+    table = open_source(source(tmp_path, "image,a,b", "1,1", *["1,0", "0,0"] * 20))
+    for seed in range(5):
+        split = split_table(table, valid=0.3, test=0.3, seed=seed)
+        assert split.labels[split.where("train"), 1].sum() == 1
