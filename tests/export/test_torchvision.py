@@ -47,7 +47,7 @@ def written(path: Path, name: str, **arguments: Any) -> Path:
         COLORS,
         calibration=CALIBRATION,
         metrics=METRICS,
-        data={"kind": "folder", "counts": {"train": 100, "valid": 50}, "fingerprint": "abc"},
+        data={"kind": "folder", "counts": {"train": 100, "valid": 50}, "fingerprint": "abc", "contents": {"hash": "x"}},
         recipe={"name": "flowers", "model": {"weights": "imagenet"}},
     )
     write_model(path / "model.safetensors", network.state_dict(), about)
@@ -120,6 +120,7 @@ def test_the_card_says_what_where_how_good_and_how(tmp_path: Path):
         "the temperature 1.5, fitted on `valid`",
         "Below a probability of 0.75",
         "100 train, 50 valid images (a folder source; fingerprint `abc`)",
+        "Whether an image was among them can be tested",
         'torch.load("weights.pth", weights_only=True)',
         "short side to 40 pixels, central 32 x 32",
         "[0.1, 0.2, 0.3] and standard deviation [0.4, 0.5, 0.6]",

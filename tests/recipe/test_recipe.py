@@ -113,10 +113,20 @@ def test_a_run_folder_is_a_recipe(tmp_path: Path):
     assert isinstance(load_recipe(str(tmp_path / "recipe.toml")), Recipe)
 
 
+def test_epochs_of_a_solved_head_are_refused_with_what_works():
+    with pytest.raises(UserError, match=r"phase\.1: epochs = 5: head = .auto. is solved in one step") as caught:
+        load_recipe("photos", {}, [5])
+    assert 'set head = "train" and lr = "auto"' in str(caught.value)
+    advised = load_recipe("photos", {"phase.1.head": "train", "phase.1.lr": "auto"}, [5])
+    assert advised.phase[0].epochs == 5
+    assert load_recipe("scratch", {}, [5]).phase[0].epochs == 5
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
         ("sampling", "balanced", "class_weights"),
+        ("mixup", 0.2, "no mixing"),
         ("label_smoothing", 0.1, "does not use"),
         ("ema", 0.9, "does not use"),
         ("clip", 1.0, "does not use"),

@@ -208,8 +208,16 @@ class Phase(Strict):
         """Reject settings that a solved head would ignore."""
         if self.train != ["head"]:
             raise ValueError('head = "auto" needs train = ["head"]: only a linear head can be solved')
-        if self.mixup > 0 or self.cutmix > 0 or self.epochs != 1:
-            raise ValueError('head = "auto" allows neither mixing nor several epochs: the head is solved, not trained')
+        if self.epochs != 1:
+            raise ValueError(
+                f'epochs = {self.epochs}: head = "auto" is solved in one step, so more epochs change nothing; leave '
+                'epochs out, or set head = "train" and lr = "auto" to train the head, or --recipe scratch to train all'
+            )
+        if self.mixup > 0 or self.cutmix > 0:
+            raise ValueError(
+                'head = "auto" allows no mixing: the head is solved, not trained; leave mixup and cutmix out, or set '
+                'head = "train" and lr = "auto"'
+            )
         if self.sampling == "balanced":
             raise ValueError('head = "auto" uses every image once; use class_weights = "balanced" instead of sampling')
         for key in ("label_smoothing", "ema", "clip", "early_stop"):
