@@ -16,6 +16,7 @@ from several import several
 from tiny import write_images
 
 import linnaeus
+from linnaeus.check.data_check import check
 from linnaeus.console import Console
 from linnaeus.explain.neighbors import gallery
 from linnaeus.models.weight_store import import_file
@@ -93,7 +94,7 @@ def train(source: Path, out: Path, model: str, **more: Any) -> Any:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_linear_head_and_what_follows(kind: str, source: Path, tmp_path: Path):
-    """Alone and in two processes the same model; its neighbors and predictions."""
+    """Alone and in two processes the same model; its neighbors, predictions and the embeddings of check."""
     model = NETWORKS[kind](tmp_path / "net")
     settings = {"data.split.valid": 0.25}
     train(source, tmp_path / "one", model, settings=settings)
@@ -106,6 +107,7 @@ def test_a_linear_head_and_what_follows(kind: str, source: Path, tmp_path: Path)
     assert [len(found.probabilities) for found in predictions] == [3, 3, 3]  # type: ignore[arg-type]
     similar = gallery(classifier, source, Console(quiet=True))
     assert len(similar.nearest(next(iter(classifier.predict(images[:1]))), 2)) == 2
+    assert not any("labels were not checked" in note for note in check(source, weights=model).notes)
 
 
 def test_fine_tuning_resumed_after_a_kill(source: Path, tmp_path: Path):
