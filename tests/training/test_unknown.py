@@ -186,3 +186,34 @@ def test_a_sample_holds_every_class():
     chosen = balanced_sample(labels, 60)
     assert np.bincount(labels[chosen]).tolist() == [29, 2, 29]
     assert balanced_sample(labels, 1000).tolist() == list(range(532))
+
+
+def test_images_outside_are_measured_apart(run: Run, say, tmp_path: Path):
+    from PIL import Image
+
+    (tmp_path / "far").mkdir()
+    for i, image in enumerate(noise()):
+        Image.fromarray(image).save(tmp_path / "far" / f"{i}.png")
+    (tmp_path / "far" / "broken.png").write_bytes(b"none")
+    write_images(tmp_path / "same", each=10, seed=9)
+    source, result = run.path.parent / "idx", tmp_path / "result.json"
+    outside = ("--outside", tmp_path / "far", "--outside", tmp_path / "same")
+    said = say("evaluate", run.path, source, *outside, "--json", result)
+    assert said.status == 0, said.err
+    assert "40 images of none of the classes, against 60 known ones" in said.out
+    assert "broken.png" in said.err
+    far, same = json.loads(result.read_text())["outside"]
+    assert far["scores"]["combined"]["auroc"] > 0.95 > same["scores"]["combined"]["auroc"]
+    low, high = far["scores"]["combined"]["auroc_ci95"]
+    assert low <= far["scores"]["combined"]["auroc"] <= high
+    assert (far["n"], far["known"]) == (40, 60)
+    assert far["let_through"] <= 4 < same["let_through"]
+    assert same["known_accepted"] / 60 > 0.8
+
+
+def test_a_model_that_cannot_tell_refuses_to_measure_outside(say, tmp_path: Path):
+    model = write_tiny_model(tmp_path / "model.safetensors")
+    write_images(tmp_path / "d", each=2)
+    said = say("evaluate", model, tmp_path / "d", "--outside", tmp_path / "d")
+    assert said.status == 2
+    assert "cannot tell unknown images" in said.err

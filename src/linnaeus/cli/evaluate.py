@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ from linnaeus.cli.options import (
     process_group,
     verbosity,
 )
-from linnaeus.console import counted, echo
+from linnaeus.console import Console, counted, echo
 
 if TYPE_CHECKING:
     import numpy as np
 
     from linnaeus.data.table import Table
     from linnaeus.inference.evaluate import Evaluation
+    from linnaeus.inference.outside import Outside
 
 RESTART = "run it again"
 
@@ -46,6 +48,12 @@ RESTART = "run it again"
 @click.option(
     "--slice", "column", metavar="COLUMN", help="Also the accuracy for each value of a CSV column, such as the camera."
 )
+@click.option(
+    "--outside",
+    multiple=True,
+    metavar="DIR",
+    help="Folder of images of none of the classes: measure how many are recognized as unknown. May be repeated.",
+)
 @code_option
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics as JSON, including those per class.")
 @device_option
@@ -58,6 +66,7 @@ def evaluate(
     tta: bool,
     error: float | None,
     column: str | None,
+    outside: tuple[str, ...],
     code: str | None,
     json_file: str | None,
     device: str,
@@ -76,34 +85,41 @@ def evaluate(
         early.check_output("--json", json_file, (".json",))
         early.check_model(model)
         early.check_source(source)
+        early.check_images(outside)
     here = join_processes(devices, RESTART)
-    from linnaeus.check.data_check import leaks, near_duplicates
     from linnaeus.inference.evaluate import evaluate_model, open_images
+    from linnaeus.inference.outside import detector_of, measure_outside
     from linnaeus.inference.slicing import slice_values
 
     console = make_console(sys.stderr, silent=not here.is_main)
-
-    def leaked_samples(table: Table) -> dict[str, np.ndarray]:
-        return leaks(table, near_duplicates(table, console=console))
-
     with process_group(here, devices, device, RESTART) as group:
         with group.propagate_errors():
             classifier = load_model(model, device, code)
+            if outside:
+                detector_of(classifier)  # before the work
         images = open_images(classifier, source, split, console, group)
         with group.propagate_errors():  # before the work
             values = slice_values(images, column) if column is not None and group.is_main else []
+        leaked = partial(_leaks, console)
         evaluation = evaluate_model(
-            classifier, images, error=error, tta=tta, leaks=leaked_samples, console=console, group=group
+            classifier, images, error=error, tta=tta, leaks=leaked, console=console, group=group
         )
     if evaluation is None:  # only the main process gets the result and prints it
         return
-    if column is not None:
-        evaluation = evaluation.by_slice(column, values)
-    _write_evaluation(evaluation, json_file)
+    evaluation = evaluation if column is None else evaluation.by_slice(column, values)
+    measured = measure_outside(classifier, images, outside, console) if outside else []
+    _write_evaluation(evaluation, measured, json_file)
 
 
-def _write_evaluation(evaluation: Evaluation, json_file: str | None) -> None:
-    """Print an evaluation, and write it to `json_file` if one is given."""
+def _leaks(console: Console, table: Table) -> dict[str, np.ndarray]:
+    """The samples of a table that have a copy in an earlier split, by split."""
+    from linnaeus.check.data_check import leaks, near_duplicates
+
+    return leaks(table, near_duplicates(table, console=console))
+
+
+def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file: str | None) -> None:
+    """Print an evaluation and what was measured outside, and write both to `json_file` if one is given."""
     from linnaeus.files import write_text
     from linnaeus.metrics.label_assessment import LabelAssessment
     from linnaeus.report import evaluation_text, label_text
@@ -119,8 +135,11 @@ def _write_evaluation(evaluation: Evaluation, json_file: str | None) -> None:
         echo(f"\nthe images that chose the model, counted apart: {what}{evaluation.validation}")
     if evaluation.column:
         echo(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
+    for each in outside:
+        echo(f"\n{each.render()}")
     if json_file:
-        write_text(Path(json_file), evaluation.to_json())
+        more = {"outside": [each.to_dict() for each in outside]} if outside else {}
+        write_text(Path(json_file), evaluation.to_json(more))
 
 
 @click.command()

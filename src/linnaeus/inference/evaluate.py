@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -82,8 +82,8 @@ class Evaluation:
         slices = accuracy_by_slice(self.measured.outputs.correct, values, self.measured.outputs.groups)
         return replace(self, column=column, slices=tuple(slices))
 
-    def to_json(self) -> str:
-        """The whole evaluation as JSON, by split as in a run's metrics.json."""
+    def to_json(self, more: dict[str, Any] | None = None) -> str:
+        """The whole evaluation as JSON, by split as in a run's metrics.json, with the entries of `more`."""
         details = {
             "source": self.images.source,
             "left_out": [{"path": path, "reason": reason} for path, reason in self.images.left_out],
@@ -98,7 +98,8 @@ class Evaluation:
         if self.column:
             details["slices"] = {"column": self.column, "values": [part.to_dict() for part in self.slices]}
         apart = {} if self.validation is None else {"valid": self.validation.to_dict()}
-        return json.dumps({self.split: long | details} | apart, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        entries = {self.split: long | details} | apart | (more or {})
+        return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def open_images(

@@ -32,6 +32,13 @@ class UnknownDetector:
         """(n, features) pooled features that enter the head -> (n,) cosine distances; None without references."""
         return None if self.references is None else distances(features, self.references)
 
+    @property
+    def notice(self) -> str:
+        """What to say of a file that lacks the references of its thresholds, as an export does; empty otherwise."""
+        if self.thresholds.distance is None or self.references is not None:
+            return ""
+        return "an export has no distance, so it recognizes unknown images by their probability alone, unlike its model"
+
     def to_dict(self) -> dict[str, Any]:
         """The entry `unknown` of a model file."""
         m, d = (0, 0) if self.references is None else self.references.shape

@@ -74,9 +74,9 @@ function content(item, actions) {
     return [createElement("p", { class: "error" }, item.reason()),
       item.retryable ? createElement("p", { class: "buttons" }, createElement("button", { type: "button", "data-action": "retry", onclick: actions.retry }, t("retry"))) : null];
   }
-  const { top, unsure } = item.answer;
-  const headline = unsure
-    ? [createElement("b", {}, t("unsure")), createElement("span", { class: "muted" }, t("unsure_of", { name: top[0].name }))]
+  const { top, unsure, unknown } = item.answer;
+  const headline = unsure || unknown
+    ? [createElement("b", {}, t(unknown ? "unknown" : "unsure")), createElement("span", { class: "muted" }, t("unsure_of", { name: top[0].name }))]
     : [createElement("b", {}, top[0].name), createElement("span", { class: "number muted" }, percent(top[0].probability))];
   return [
     createElement("p", { class: "headline" }, headline[0], " ", headline[1]),

@@ -47,9 +47,9 @@ async function requestAnswer(item) {
   const answer = response.body.predictions?.[0];
   if (answer && answer.error === null) {
     item.answer = answer;
-    setState(item, answer.unsure ? "unsure" : "answered");
+    setState(item, answer.unknown || answer.unsure ? "unsure" : "answered");
     const { name, probability } = answer.top[0];
-    announce(t(answer.unsure ? "announce_unsure" : "announce", { path: item.path, name, probability: percent(probability) }));
+    announce(t(answer.unknown ? "announce_unknown" : answer.unsure ? "announce_unsure" : "announce", { path: item.path, name, probability: percent(probability) }));
   } else {
     const reason = answer?.error ?? response.body.error ?? String(response.status);
     item.retryable = response.status >= 500 || response.status === 408;

@@ -11,7 +11,7 @@ export function fillTable(body, items) {
     }
     const [first, second] = item.answer.top;
     return createElement("tr", {}, createElement("th", { scope: "row" }, item.path),
-      createElement("td", {}, item.answer.unsure ? `${t("unsure")} (${first.name})` : first.name),
+      createElement("td", {}, item.answer.unknown || item.answer.unsure ? `${t(item.answer.unknown ? "unknown" : "unsure")} (${first.name})` : first.name),
       createElement("td", { class: "number" }, percent(first.probability)),
       createElement("td", { class: "muted" }, second ? `${second.name} ${percent(second.probability)}` : ""));
   }));
@@ -22,11 +22,15 @@ function cells(items) {
   const longest = Math.max(1, ...items.map((item) => item.answer?.top.length ?? 0));
   const head = ["path", "unsure", "error"];
   for (let k = 1; k <= Math.min(longest, TOP); k += 1) head.push(`class_${k}`, `name_${k}`, `probability_${k}`);
+  const known = head.length;
+  head.push("unknown", "distance");
   const rows = items.map((item) => {
     const failed = item.state === "failed";
     const row = [item.path, failed ? "" : String(Number(item.answer.unsure)), failed ? item.reason() : ""];
     for (const entry of failed ? [] : item.answer.top) row.push(entry.class, entry.name, entry.probability.toFixed(6));
-    return [...row, ...Array(head.length - row.length).fill("")];
+    const { unknown, distance } = failed ? {} : item.answer;
+    const scores = [unknown == null ? "" : String(Number(unknown)), distance == null ? "" : distance.toFixed(6)];
+    return [...row, ...Array(known - row.length).fill(""), ...scores];
   });
   return [head, ...rows];
 }
