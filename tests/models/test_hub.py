@@ -160,6 +160,7 @@ def test_weights_that_are_only_a_torch_file(hub: Hub, copy: Path, tmp_path: Path
 def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LINNAEUS_OFFLINE", "1")
     refused(lambda: describe_weights("pretrained", NAME), "not on this machine, and LINNAEUS_OFFLINE is set")
+    refused(lambda: describe_weights("pretrained", "hf/facebook/dinov2-smal"), r"did you mean hf/facebook/dinov2-small")
     assert not hub.requests
     monkeypatch.delenv("LINNAEUS_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")

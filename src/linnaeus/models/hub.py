@@ -98,9 +98,11 @@ def repository(name: str, folder: Path | None = None) -> Repository:
     if isinstance(record, dict) and isinstance(record.get("config"), dict):
         return Repository(**{key: value for key, value in record.items() if key in Repository.__dataclass_fields__})
     if offline():
+        known = [PREFIX + each for each in WELL_KNOWN]
+        hint = "" if name in known else did_you_mean(name, known)
         raise UserError(
             f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; bring config.json and model.safetensors in one "
-            f"folder and run: linnaeus weights import {name} FOLDER/model.safetensors"
+            f"folder and run: linnaeus weights import {name} FOLDER/model.safetensors{hint}"
         )
     found = _ask(name, repo)
     remember_repository(name, found)
