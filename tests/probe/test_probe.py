@@ -153,6 +153,12 @@ def test_csv_and_json_and_the_plot_are_there(place: Path, tmp_path: Path):
     assert json_rows[1]["mcnemar"]["n"] == 42
 
 
+def test_the_model_is_as_large_as_its_file(place: Path, tmp_path: Path):
+    """In the table it is the weights alone: the file adds its header."""
+    size = run(place, "A", out=tmp_path / "out").comparison.results[0].cost.model_bytes
+    assert size <= (place / "a.safetensors").stat().st_size <= size + 8192
+
+
 def result(name: str, correct: int, milliseconds: float, n: int = 200, parts: int = 1) -> Result:
     """A candidate that got the first `correct` of `n` images right."""
     answers = Answers(np.arange(n), np.arange(n) < correct, 4, 0.1)

@@ -148,7 +148,8 @@ class FeatureExtractor:
         with suppress(Exception):  # some networks of libraries cannot run on the meta device
             adds = totals(layer_table(network, size))[1]
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        model_bytes = sum(tensor.numel() * 4 for tensor in tensors)
+        # Floats are saved in 32 bits; what is none, such as the bytes of an ONNX graph, as it is.
+        model_bytes = sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors)
         return Cost(parameters, adds, self._seconds(frozen), model_bytes)
 
     def _seconds(self, frozen: FrozenStages) -> float:
