@@ -47,6 +47,7 @@ def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, W
     fused = fuse_batchnorms(network, x)
     network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     found = {"eager": of_module(network, p, contiguous=True), "channels-last fused": of_module(fused, p)}
+    found["channels-last fused bf16"] = of_module(fused, p, bf16=True)
     compiled = of_module(torch.compile(fused), p)  # type: ignore[arg-type]
     try:
         compiled(example)
@@ -67,11 +68,12 @@ def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, W
     return found
 
 
-def of_module(module: torch.nn.Module, p: Preprocessing, contiguous: bool = False) -> Way:
+def of_module(module: torch.nn.Module, p: Preprocessing, contiguous: bool = False, bf16: bool = False) -> Way:
     @torch.inference_mode()
     def run(images: Tensor) -> np.ndarray:
         x = p.normalise(images)
-        return module(x.contiguous() if contiguous else x).numpy()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return module(x.contiguous() if contiguous else x).float().numpy()
 
     return run
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from linnaeus.errors import UserError
 from linnaeus.models import create, executors, wrap
 from linnaeus.models.executors import Executor, FrozenPart, choose_executor
 from linnaeus.models.onnx_graph import fuse_batchnorms
@@ -115,3 +117,34 @@ def test_a_network_that_cannot_be_fused_runs_plainly():
     assert executor.name == "plain"
     with torch.inference_mode():
         torch.testing.assert_close(executor(x), network.eval().run(x, stop=network.stages[1]))
+
+
+def test_bf16_is_chosen_where_it_is_faster_and_followed_where_it_is_required(monkeypatch: pytest.MonkeyPatch):
+    network = trained("resnet18")
+    x = torch.randn(4, 3, 64, 64)
+    part = FrozenPart(network, "layer4")
+    expected = network.run(x, stop="layer4").detach()
+    took = {"bf16": 1.0, "fused": 2.0}
+
+    def timed(name: str, run, sample: torch.Tensor, autocast) -> Executor:
+        return replace(measured(name, run, sample, autocast), seconds=took[name])
+
+    measured = executors._timed
+    monkeypatch.setattr(executors, "_timed", timed)
+    chosen = choose_executor(part, x, images=10, bf16=True)
+    assert chosen.name == "bf16"
+    assert chosen(x).dtype == torch.float32
+    error = float((chosen(x) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    assert 1e-4 < error < executors.BF16_TOLERANCE, "in bfloat16, and close"
+    assert choose_executor(part, x, images=10).name == "fused", "only on request"
+    took["bf16"] = 3.0
+    assert choose_executor(part, x, images=10, bf16=True).name == "fused"
+    assert choose_executor(part, x, images=10, bf16=True, required="bf16").name == "bf16"
+    took["bf16"] = 0.5
+    assert choose_executor(part, x, images=10, bf16=True, required="fused").name == "fused", "a resumed run"
+
+
+def test_bf16_that_changes_the_outputs_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(executors, "BF16_TOLERANCE", 1e-6)
+    with pytest.raises(UserError, match="changes the outputs of the network"):
+        choose_executor(FrozenPart(trained("resnet18"), "layer2"), torch.randn(4, 3, 64, 64), images=10, bf16=True)

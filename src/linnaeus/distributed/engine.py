@@ -75,7 +75,7 @@ class Engine(ProcessGroup):
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients, which are scaled in 16-bit precision."""
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def clip_gradients(self, net: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
         """Scale the gradient so that its norm is at most `norm`."""

@@ -41,6 +41,9 @@ TOLERANCE = 1e-3
 INT8_TOLERANCE = 0.2
 """Largest root mean square of the error of int8, as a fraction of the root mean square of the outputs."""
 
+BF16_TOLERANCE = 0.05
+"""The same for bfloat16, whose 8 bits of precision leave 1 to 2 % after fifty layers."""
+
 INT8_BATCH = 8  # images at once when the ranges for int8 are measured
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -52,7 +55,7 @@ class Executor:
     """A way to run frozen stages: (N, …) on the device -> float32 output at the cut, without gradients."""
 
     name: str
-    """`plain`, `fused`, `onnxruntime` or `int8`."""
+    """`plain`, `fused`, `onnxruntime`, `bf16` or `int8`."""
     run: Callable[[Tensor], Tensor]
     seconds: float
     """Measured time per image."""
@@ -87,13 +90,14 @@ def choose_executor(
     record: Path | None = None,
     autocast: Autocast = nullcontext,
     required: str | None = None,
+    bf16: bool = False,
 ) -> Executor:
     """The fastest executor of `part` for `images` inputs like `sample` (N, C, H, W). The network is copied.
 
     ONNX Runtime is tried on CPU, if it is installed and the computation is long enough to pay for the export. The
     choice is stored in the JSON file `record`, by machine and network, so that later runs choose alike.
     `required` names the executor to use without a measurement, for a resumed run; the fused or plain one is used if
-    the required one is not available.
+    the required one is not available. `bf16` also tries convolutions in bfloat16; UserError if its error is too large.
     """
     front = copy.deepcopy(part).eval().requires_grad_(False).to(sample.device)
     front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -101,6 +105,10 @@ def choose_executor(
         expected = front(sample)
     fused = _checked("fused", fuse_batchnorms(front, sample), sample, expected, autocast)
     eager = fused or _timed("plain", front, sample, autocast)
+    if bf16:
+        half = _bf16_executor(front, sample, expected)
+        if required == "bf16" or (required is None and half.seconds < FASTER * eager.seconds):
+            return half
     if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         return eager
     key = _record_key(part, sample)
@@ -112,6 +120,27 @@ def choose_executor(
     chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * eager.seconds) else eager
     _write_record(record, key, chosen.name)
     return chosen
+
+
+def _bf16_executor(front: nn.Module, sample: Tensor, expected: Tensor) -> Executor:
+    """`front` with merged BatchNorms and convolutions in bfloat16. UserError if the error exceeds BF16_TOLERANCE."""
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(sample.device.type, torch.bfloat16)
+
+    executor = _timed("bf16", fuse_batchnorms(front, sample), sample, autocast)
+    with torch.inference_mode():
+        error_rms = _relative_error(executor.run(sample), expected)
+    if not error_rms <= BF16_TOLERANCE:  # also refuses NaN
+        raise UserError(
+            f'model.frozen = "bf16": changes the outputs of the network by {percent(error_rms, 0)}; remove the setting'
+        )
+    return executor
+
+
+def _relative_error(outputs: Tensor, expected: Tensor) -> float:
+    """Root mean square of the error, as a fraction of that of the outputs."""
+    return float((outputs - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
 def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
@@ -135,7 +164,7 @@ def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
         raise UserError(f"{setting}: this network cannot be quantized ({reason}); remove the setting") from None
     with torch.inference_mode():
         expected = front(held_out)
-        error_rms = float((run(held_out) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+        error_rms = _relative_error(run(held_out), expected)
     if not error_rms <= INT8_TOLERANCE:  # also refuses NaN
         raise UserError(
             f"{setting}: it changes the outputs of the network by {percent(error_rms, 0)}; remove the setting"

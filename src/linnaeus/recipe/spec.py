@@ -49,8 +49,9 @@ class Model(Strict):
     """`imagenet`, the name of published weights, a file, or `none` for training from scratch."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network, such as `stem = "small"`; `linnaeus models NAME` lists them."""
-    frozen: Literal["float", "int8"] = "float"
-    """Arithmetic of frozen stages with stored output. int8 rounds and is faster on CPU; the saved model is float."""
+    frozen: Literal["float", "bf16", "int8"] = "float"
+    """Arithmetic of frozen stages. bf16 (where it is faster than float on this machine) and int8 round, and are faster
+    on some CPUs; the saved model is float."""
     head: Head | None = None
     """Input of the head, unless it is the last stage alone: `head = { stages = ["layer3", "layer4"] }`."""
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,6 +83,8 @@ class FrozenStages:
     """The precision of the forward pass."""
     int8: Samples | None = None
     """The training images, some of which calibrate int8; None: the stages run in floating point."""
+    bf16: bool = False
+    """Whether to try convolutions in bfloat16."""
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
     """(stages, checksum of their weights) -> executor: a later phase may freeze what an earlier one trained."""
     made_by: dict[str, str] = field(default_factory=dict)
@@ -177,6 +180,8 @@ class FrozenStages:
         }
         if self.int8 is not None:
             key["int8"] = content_key(self.int8.rows)
+        if self.bf16:
+            key["bf16"] = True
         return key | variant
 
     def _choose(self, cut: str, sample: Tensor, images: int, start: str | None) -> Executor:
@@ -184,13 +189,14 @@ class FrozenStages:
         part = FrozenPart(self.model, cut, start)
         record = cache_dir() / "executors.json"
         name = self.made_by.get(self._stages(start, cut))
+        choose = partial(choose_executor, part, sample, images, record=record, autocast=self.autocast, bf16=self.bf16)
         executor: Executor | None = None
         if self.group.is_main:
-            executor = choose_executor(part, sample, images, record=record, autocast=self.autocast, required=name)
+            executor = choose(required=name)
             name = executor.name
         name = self.group.broadcast(lambda: name)
         if executor is None:
-            executor = choose_executor(part, sample, images, record=record, autocast=self.autocast, required=name)
+            executor = choose(required=name)
         return executor
 
     def _record(self, stages: str, executor: str) -> None:
