@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +104,6 @@ class Recognition:
     trained_features: bool
     accepted: dict[str, tuple[int, int]]
     """Split -> (images that are accepted, images); validation chose the thresholds."""
-    seconds: float
     classes: tuple[str, ...]
 
     @property
@@ -124,7 +122,6 @@ class Recognition:
             "known": splits,
             "left_out_classes": near,
             "trained_features": self.trained_features,
-            "seconds": round(self.seconds, 3),
         }
 
     def line(self) -> str:
@@ -160,7 +157,6 @@ def recognition(
     classes: tuple[str, ...],
 ) -> Recognition:
     """Thresholds on validation, and what they accept of each split; classes are left out in turn."""
-    started = time.perf_counter()
     confidence = {split: outputs.confidence for split, outputs in calibrated.items()}
     thresholds = choose_thresholds(distances["valid"], confidence["valid"])
     accepted = {
@@ -171,4 +167,4 @@ def recognition(
     measured: dict[str, Any] = {} if near is None else {"left_out_classes": near.to_dict(classes)}
     detector = UnknownDetector(thresholds, references, measured)
     trained = features is not None and features.trained
-    return Recognition(detector, near, trained, accepted, time.perf_counter() - started, classes)
+    return Recognition(detector, near, trained, accepted, classes)
