@@ -119,7 +119,7 @@ def in_process(solver: str, size: tuple[int, ...], *more: object, limit: float) 
     return json.loads(output.splitlines()[-1])
 
 
-def report(name: str, taken: dict[str, float] | None, size: tuple[int, int, int], limit: float) -> None:
+def report(name: str, taken: dict[str, float] | None, size: tuple[int, ...], limit: float) -> None:
     label = f"{size[0]:>7,} x {size[1]:>5,}, {size[2]:>5,} classes  {name:8}"
     if taken is None:
         print(f"{label} left out: more than {limit:.0f} s", flush=True)

@@ -12,7 +12,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ def photos(source: Path, n: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def in_turns(ways: dict[str, Callable[[], object]], images: int, turns: int) -> None:
+def in_turns(ways: Mapping[str, Callable[[], object]], images: int, turns: int) -> None:
     """Print images a second of each way, and the ratio to the first one. One more turn before warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 1):

@@ -10,7 +10,7 @@ import torch
 from tiny import mini, phase, phase_run
 
 from linnaeus.augment.pipeline import Augmentation
-from linnaeus.data.batches import Batches, Resident, Sampling
+from linnaeus.data.batches import Batch, Batches, Resident, Sampling
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.recipe import Augment
 from linnaeus.training.loop import BufferBackup, _Loop
@@ -26,7 +26,12 @@ def test_the_steps_of_an_epoch_read_nothing_from_the_device(optimizer: str):
     rows = Resident(torch.empty(96, 32, 32, 1, dtype=torch.uint8, device="meta"))
     batches = Batches(rows, np.arange(96) % 3, batch=16, device=engine.device, sampling=Sampling(shuffle=True))
     changes = Augmentation(Augment(pad_crop=2, hflip=0.5), size=28, mean=[0.0], std=[1.0], seed=0)
-    stream = Stream(batches, lambda b, epoch: changes.crops(b.pixels, b.epoch_draws, b.start, epoch))
+
+    def prepare(batch: Batch, epoch: int) -> torch.Tensor:
+        assert batch.epoch_draws is not None
+        return changes.crops(batch.pixels, batch.epoch_draws, batch.start, epoch)
+
+    stream = Stream(batches, prepare)
     run = phase_run(mini(), phase(optimizer=optimizer), stream)
     loop = _Loop(run, engine, None, None)
     train_mode(run.net.model, run.stages)
@@ -42,7 +47,7 @@ def test_the_steps_of_an_epoch_read_nothing_from_the_device(optimizer: str):
 def test_channels_last_weights_are_saved_under_the_same_names_and_values():
     """As on a GPU."""
     model = mini()
-    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for (name, tensor), (other, moved) in zip(model.state_dict().items(), twin.state_dict().items(), strict=True):
         assert name == other
         assert torch.equal(tensor, moved)
