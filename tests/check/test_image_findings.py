@@ -83,7 +83,8 @@ def test_arrays_have_no_extension():
 
 
 def test_every_format_and_suffix_is_listed():
-    assert set(SUFFIXES) == set(FORMATS)
+    """HEIF needs an extra, so its files are not among those whose suffixes are compared."""
+    assert set(SUFFIXES) == set(FORMATS) - {"HEIF"}
     assert IMAGE_SUFFIXES - {s for text in SUFFIXES.values() for s in text.split()} == {".heic", ".heif"}
 
 

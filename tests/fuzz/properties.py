@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch._dynamo  # noqa: F401  takes seconds, and building a network imports it: not within the time of an example
 from hostile import archives, file_name, image_bytes, images, mutated, name, watched
 from hypothesis import strategies as st
 from tiny import SIDE, write_tiny_model
@@ -59,8 +60,11 @@ def check_table(table: Table, folder: Path) -> None:
     for text in (*table.classes, *table.names, *table.ignored, *map(table.sample_id, range(len(table)))):
         text.encode("utf-8")
     assert len(set(table.classes)) == len(table.classes)
-    assert table.labels.min(initial=0) >= 0
-    assert table.labels.max(initial=0) < max(1, len(table.classes))
+    if table.several:
+        assert table.labels.shape == (len(table), len(table.classes))
+    else:
+        assert table.labels.min(initial=0) >= 0
+        assert table.labels.max(initial=0) < max(1, len(table.classes))
     assert len(table.fingerprint()) == 64
     if not len(table):
         return
@@ -73,8 +77,14 @@ def check_table(table: Table, folder: Path) -> None:
         again = open_source(folder / "split.csv")
         assert [os.path.realpath(p) for p in again.paths or ()] == [os.path.realpath(p) for p in table.paths]
         assert again.split.tolist() == divided.split.tolist()
-        names = [table.classes[label] for label in table.labels]
-        assert [again.classes[label] for label in again.labels] == names
+        assert _label_names(again) == _label_names(table)
+
+
+def _label_names(table: Table) -> list[list[str]]:
+    """The labels of each sample by name, sorted."""
+    if table.several:
+        return [sorted(name for name, has in zip(table.classes, row, strict=True) if has) for row in table.labels]
+    return [[table.classes[label]] for label in table.labels]
 
 
 def _opened(source: Path, folder: Path, **more: Any) -> None:

@@ -273,18 +273,21 @@ def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
-        end = time.monotonic() + 60
-        while not (tmp_path / "run" / "model.safetensors").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end, "no model within a minute"
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        if times == 2:  # a second time, during the final evaluation
-            assert process.stdout is not None
-            while "Ctrl-C again" not in process.stdout.readline():
-                pass
+        try:
+            end = time.monotonic() + 60
+            while not (tmp_path / "run" / "model.safetensors").exists():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end, "no model within a minute"
+                time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+            if times == 2:  # a second time, during the final evaluation
+                assert process.stdout is not None
+                while "Ctrl-C again" not in process.stdout.readline():
+                    pass
+                process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # otherwise a failure would wait for 100,000 epochs
     assert process.returncode == 1, err
     assert "Traceback" not in err
     assert times == 1 or err.splitlines()[-1] == "stopped"
