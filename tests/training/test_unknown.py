@@ -217,3 +217,16 @@ def test_a_model_that_cannot_tell_refuses_to_measure_outside(say, tmp_path: Path
     said = say("evaluate", model, tmp_path / "d", "--outside", tmp_path / "d")
     assert said.status == 2
     assert "cannot tell unknown images" in said.err
+
+
+@pytest.mark.parametrize("kind", ["few images", "constant", "not finite"])
+def test_leaving_classes_out_holds_for_any_features(kind: str):
+    """60 images of 1,024 features: the scatter matrix has 965 eigenvalues 0, for which float32 does not converge."""
+    features = np.random.default_rng(0).normal(size=(60, 1024)).astype(np.float32)
+    if kind == "constant":
+        features[:] = 1
+    if kind == "not finite":
+        features[3, 7] = np.nan
+    left = leave_classes_out(features, np.arange(60) % 3)
+    assert (left is None) == (kind == "not finite")
+    assert left is None or np.isfinite(left.combined).all()

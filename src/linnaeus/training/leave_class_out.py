@@ -74,7 +74,8 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 def leave_classes_out(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> LeftOut | None:
     """Leave each class out in turn, by the features (n, d) of training images with their labels (n,).
 
-    Of many classes a random choice takes part. None where fewer than three classes have enough images.
+    Of many classes a random choice takes part. None where fewer than three classes have enough images, and where
+    a feature is not finite.
     """
     generator = np.random.default_rng(seed)
     present, counts = np.unique(labels, return_counts=True)
@@ -84,6 +85,8 @@ def leave_classes_out(features: np.ndarray, labels: np.ndarray, seed: int = 0) -
     present = np.sort(generator.permutation(present)[:MOST_CLASSES])
     rows = np.flatnonzero(np.isin(labels, present))
     features, labels = features[rows], np.searchsorted(present, labels[rows])
+    if not np.isfinite(features).all():
+        return None
     order = generator.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     judged = np.zeros(len(labels), bool)
@@ -103,13 +106,27 @@ def _class_logits(features: np.ndarray, labels: np.ndarray, judged: np.ndarray, 
     mean, std = x[fit].mean(0), x[fit].std(0)
     x = (x - mean) / torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))
     if x.shape[1] > DIMENSIONS:
-        _, vectors = torch.linalg.eigh(x[fit].T @ x[fit])
-        x = x @ vectors[:, -DIMENSIONS:]
+        x = x @ _principal_directions(x[fit])
     y = torch.from_numpy(labels)
     weights = torch.stack([(y[fit] != int(c)).float() for c in left], 1)
     problems = Problems(x[fit], y[fit], weights / weights.sum(0), int(labels.max()) + 1)
     solution = solve(problems, FIRST_PENALTY, problems.zeros(), steps=STEPS, tolerance=TOLERANCE)
     return torch.stack([logits(x, each) for each in solution], 1).numpy()
+
+
+def _principal_directions(x: torch.Tensor) -> torch.Tensor:
+    """(d, DIMENSIONS or fewer): orthonormal directions that hold most of the variance of `x` (n, d)."""
+    # Fewer images than features span a smaller space, in which the matrix has no repeated eigenvalue 0: with hundreds
+    # of them float32 does not converge.
+    basis = torch.linalg.qr(x.T).Q if len(x) < x.shape[1] else None
+    inside = x if basis is None else x @ basis
+    scatter = inside.T @ inside
+    try:
+        vectors = torch.linalg.eigh(scatter).eigenvectors
+    except torch.linalg.LinAlgError:  # constant features, for example
+        vectors = torch.linalg.eigh(scatter.double()).eigenvectors.float()
+    vectors = vectors[:, -DIMENSIONS:]
+    return vectors if basis is None else basis @ vectors
 
 
 def _turn(
