@@ -72,6 +72,13 @@ TRAIN = {
     "taken folder": ("images --recipe r.toml --out images", "images: already exists"),
     "folder below a file": ("images --recipe r.toml --out file/run", "file/run: cannot be written (Not a directory)"),
     "option": ("images --epoch", "No such option"),
+    "option of another tool": ("images --imgsz 224", "No such option '--imgsz'. Did you mean '--size'?"),
+    "option that is a key here": ("images --patience 3", "Did you mean '--set phase.1.early_stop=…'?"),
+    "option that is not needed": ("images --workers 4", "there is no number of workers"),
+    "key of another tool": ("images --set learning_rate=1e-3", "learning_rate: unknown key (did you mean lr?)"),
+    "rate": ("images --lr fast", "fast: expected a number above 0, auto, or one for each phase"),
+    "rates": ("images --recipe r.toml --lr 1e-3,1e-4", "has 1 phase(s) that use it; give one value, or one for each"),
+    "ambiguous key": ("images --set head=auto", "--set head: write phase.1.head or model.head"),
 }
 OTHERS = {
     "predict model": ("predict nowhere images", "nowhere: no such model file"),

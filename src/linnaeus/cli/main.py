@@ -22,10 +22,12 @@ from linnaeus.cli.options import (
     devices_option,
     join_processes,
     make_console,
+    other_name,
     parse_settings,
     recipe_option,
     seed_option,
     settings_option,
+    shortcuts,
     verbosity,
 )
 from linnaeus.cli.predict import predict
@@ -93,6 +95,7 @@ def cli() -> None:
 @click.option("--model", metavar="NAME|FILE.py:FUNCTION", help="Network to train, instead of the recipe's.")
 @click.option("--weights", metavar="NAME|FILE|none", help="Initial weights, instead of the recipe's.")
 @click.option("--epochs", metavar="N[,N]", help="Number of epochs, one value per phase.")
+@shortcuts
 @click.option("--out", metavar="DIR", help="Run folder.  [default: runs/<recipe>-<n>]")
 @settings_option
 @device_option
@@ -263,7 +266,8 @@ def _run() -> None:
             echo_error(error.format_message())
             raise SystemExit(2) from None
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-        echo_error(f"error: {error.format_message()}" + (f" (see {command} --help)" if command else ""))
+        message = other_name(error) or error.format_message()
+        echo_error(f"error: {message}" + (f" (see {command} --help)" if command else ""))
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
         echo_error("stopped")

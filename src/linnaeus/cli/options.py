@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 META = "linnaeus.verbosity"
 """Key of the -q and -v flags in click's `Context.meta`."""
+SHORTCUTS = "linnaeus.shortcuts"
+"""Key of the settings in click's `Context.meta` that --lr, --batch and --size stand for."""
 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="Device: auto, cpu, cuda or mps."
@@ -43,7 +45,7 @@ settings_option = click.option(
     "settings",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Override a recipe key, such as phase.1.lr=1e-3. Repeatable.",
+    help="Override a recipe key, such as lr=1e-3 or phase.1.lr=1e-3. Repeatable.",
 )
 seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Random seed.")
 
@@ -69,11 +71,86 @@ def make_console(stream: TextIO | None = None, *, silent: bool = False) -> Conso
     return Console(quiet=flags["quiet"], verbose=flags["verbose"], silent=silent, stream=stream)
 
 
+def _store_shortcut(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value is not None:
+        # Before --set, which may name a single phase.
+        context.meta.setdefault(SHORTCUTS, []).append(f"{parameter.name}={value}")
+
+
+def _rates(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """`1e-3`, `auto`, or one of them for each phase that trains."""
+    rates = [rate.strip() for rate in (value or "").split(",")]
+    for rate in rates if value is not None else ():
+        if rate != "auto" and not _is_positive(rate):
+            raise click.BadParameter(f"{value}: expected a number above 0, auto, or one for each phase, as 1e-3,1e-4")
+    written = [rate if rate == "auto" else str(float(rate)) for rate in rates] if value is not None else []
+    quoted = [f'"{rate}"' if rate == "auto" else rate for rate in written]
+    _store_shortcut(
+        context, parameter, None if value is None else quoted[0] if len(quoted) == 1 else f"[{', '.join(quoted)}]"
+    )
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+def shortcuts(command):
+    """Add --lr, --batch and --size to a command, which gets them from `parse_settings`: they are keys of the recipe."""
+    options = (
+        click.option(
+            "--lr", metavar="X[,X]", expose_value=False, callback=_rates, help="Learning rate, one value per phase."
+        ),
+        click.option(
+            "--batch",
+            type=click.IntRange(1),
+            metavar="N",
+            expose_value=False,
+            callback=_store_shortcut,
+            help="Images in one optimizer step.",
+        ),
+        click.option(
+            "--size",
+            type=click.IntRange(1, 8192),
+            metavar="PIXELS",
+            expose_value=False,
+            callback=_store_shortcut,
+            help="Side of the network's input.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def other_name(error: click.ClickException) -> str:
+    """The message for an option that has another name here, such as --imgsz of `train`; "" for any other error."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return ""
+    options = {text: option for option in error.ctx.command.params for text in option.opts}
+    if "--set" not in options:
+        return ""
+    from linnaeus.recipe.keys import OURS, WITHOUT_KEY, normalized
+
+    name = normalized(error.option_name)
+    if name in WITHOUT_KEY:
+        return f"No such option '{error.option_name}': {WITHOUT_KEY[name]}."
+    key = OURS.get(name)
+    if key is None:
+        return ""
+    short = f"--{key.removeprefix('model.').replace('name', 'model')}"
+    return f"No such option '{error.option_name}'. Did you mean '{short if short in options else f'--set {key}=…'}'?"
+
+
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """`--set KEY=VALUE` options -> dotted key to TOML value."""
+    """`--set KEY=VALUE` options, after the shortcuts of the running command -> dotted key to TOML value."""
     from linnaeus.recipe import parse_setting
 
-    return dict(map(parse_setting, settings))
+    context = click.get_current_context(silent=True)
+    short = context.meta.get(SHORTCUTS, []) if context else []
+    return dict(map(parse_setting, (*short, *settings)))
 
 
 def join_processes(devices: int | None, advice: str) -> ProcessInfo:

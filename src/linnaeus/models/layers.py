@@ -173,7 +173,7 @@ def render(rows: Sequence[Layer]) -> str:
             )
     parameters, adds = totals(rows)
     cells.append(("total", "", "", "", "", f"{parameters:,}", f"{adds:,}"))
-    cells.append(("", "", "", "", "", f"{parameters / 1e6:.2f} M", f"{adds / 1e9:.2f} G"))
+    cells.append(("", "", "", "", "", f"{parameters / 1e6:.2f} M", multiply_adds(adds / 1e9)))
     return "\n".join(align(cells, "<<<<<>>", indent=""))
 
 
@@ -184,8 +184,13 @@ def summary() -> str:
         cost = COSTS[name]
         arguments = ", ".join(f"{key} = {_toml(default)}" for key, default in arguments_of(name).items())
         task = f"{cost.size} x {cost.size} x {cost.channels}, {cost.classes} classes"
-        cells.append((name, f"{cost.millions:.2f} M", f"{cost.billions:.2f} G", task, arguments))
+        cells.append((name, f"{cost.millions:.2f} M", multiply_adds(cost.billions), task, arguments))
     return "\n".join(align(cells, "<>><<", indent=""))
+
+
+def multiply_adds(billions: float) -> str:
+    """`4.09 G`, or below 0.01 G millions: `3.7 M`."""
+    return f"{billions:.2f} G" if billions >= 0.01 else f"{billions * 1e3:.1f} M"
 
 
 def _toml(value: object) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from linnaeus.errors import UserError, did_you_mean, visible
-from linnaeus.recipe.augment import Augment
-from linnaeus.recipe.schedule import Constant, Cosine, OneCycle, Plateau, Step
-from linnaeus.recipe.spec import Data, Head, Model, Phase, Recipe, Split
+from linnaeus.recipe.keys import expand
+from linnaeus.recipe.mistakes import explain
+from linnaeus.recipe.spec import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 LONGEST = 256 * 1024
@@ -61,7 +61,7 @@ def parse_toml(origin: str, text: str) -> dict[str, Any]:
 
 
 def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list[int] | None = None) -> Recipe:
-    """Read a recipe by name or from a file, with dotted overrides (`phase.1.lr`) and the epochs of each phase.
+    """Read a recipe by name or from a file, with overrides (`phase.1.lr`, `lr`) and the epochs of each phase.
 
     Raises UserError, which names the origin, the key and the value.
     """
@@ -72,8 +72,8 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list
 
 
 def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs: list[int] | None) -> Recipe:
-    """Validate a parsed recipe with dotted overrides and the epochs of each phase."""
-    for key, value in overrides.items():
+    """Validate a parsed recipe with overrides, as `keys.expand` reads them, and the epochs of each phase."""
+    for key, value in expand(raw, origin, overrides):
         _set(raw, key, value)
     if epochs is not None:
         phases = raw.get("phase") or []
@@ -94,7 +94,7 @@ def validate(raw: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_explain(error)}") from None
+        raise UserError(f"{origin}: {explain(error)}") from None
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -102,7 +102,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     key, equals, value = setting.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise UserError(f"--set {setting!r}: expected KEY=VALUE, such as data.size=288 or phase.1.lr=1e-3")
+        raise UserError(f"--set {setting!r}: expected KEY=VALUE, such as lr=1e-3 or phase.1.lr=1e-3")
     try:
         return key, parse_toml("--set", f"value = {value}")["value"]
     except UserError:
@@ -147,25 +147,3 @@ def _check_table(table: Any, parts: list[str], dotted: str) -> None:
     """Raise UserError if the value at `parts` is not a table."""
     if not isinstance(table, dict):
         raise UserError(f"--set {dotted}: {'.'.join(parts)} is {table!r} and has no keys")
-
-
-def _explain(error: ValidationError) -> str:
-    """The first error of pydantic as one line, with the key as the user writes it."""
-    # Unknown keys come first: a misspelled key is the cause of the one that is missing.
-    first = min(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
-    # A discriminated union adds the chosen name to the location, which is not a key of the recipe.
-    place = [part for part in first["loc"] if not (isinstance(part, str) and part in _SCHEDULES)]
-    key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{did_you_mean(str(place[-1]), _ALL_KEYS)}{more}"
-    if first["type"] == "missing":
-        return f"{key}: missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], dict | list) else f" = {first['input']!r}"
-    return f"{key}{value}: {message}{more}" if key else f"{message}{more}"
-
-
-_PARTS = (Recipe, Model, Head, Data, Split, Phase, Augment, Constant, Step, Plateau, Cosine, OneCycle)
-_ALL_KEYS = sorted({key for part in _PARTS for key in part.model_fields})
-_SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")

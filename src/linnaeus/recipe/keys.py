@@ -1,0 +1,141 @@
+"""Recipe keys as users write them: keys for every phase, and the names that other tools give to a key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from linnaeus.errors import UserError, did_you_mean
+from linnaeus.recipe.schedule import Schedule
+from linnaeus.recipe.spec import Augment, Data, Head, Model, Phase, Recipe, Split
+
+AMBIGUOUS = {"head": "phase.1.head or model.head", "train": "phase.1.train or data.train"}
+"""Keys of a phase that are also keys of another table."""
+NOT_SOLVED = ("epochs", "lr")
+"""Keys that a phase with `head = "auto"` does not use."""
+LISTED = ("batch", "epochs", "lr")
+"""Keys that may be a list, with one value per phase."""
+
+SYNONYMS = {
+    "lr": ("learning_rate", "base_lr", "lr0", "initial_lr", "eta", "max_lr"),
+    "batch": ("batch_size", "batchsize", "bs", "per_device_train_batch_size", "train_batch_size"),
+    "epochs": ("epoch", "n_epochs", "num_epochs", "nb_epochs", "max_epochs", "num_train_epochs", "fine_tune_epochs"),
+    "size": ("imgsz", "img_size", "image_size", "imagesize", "input_size", "img", "resolution", "crop_size"),
+    "seed": ("random_state", "random_seed", "manual_seed"),
+    "precision": ("amp", "fp16", "bf16", "half", "mixed_precision"),
+    "best": ("metric", "eval_metric", "metric_for_best_model"),
+    "model.name": ("arch", "architecture", "backbone", "network", "net", "model_name"),
+    "model.weights": ("pretrained", "pretrain", "initial_checkpoint", "weights"),
+    "data.normalise": ("normalize", "normalization", "mean", "std"),
+    "data.split.valid": ("val_split", "validation_split", "valid_pct", "val_size", "valid_split"),
+    "data.split.test": ("test_size", "test_split"),
+    "phase.1.optimizer": ("opt", "optim", "optimiser"),
+    "phase.1.weight_decay": ("wd", "l2", "weightdecay"),
+    "phase.1.schedule": ("sched", "scheduler", "lr_scheduler", "lr_scheduler_type", "cos_lr"),
+    "phase.1.schedule.warmup": ("warmup", "warmup_epochs", "warmup_steps", "warmup_ratio"),
+    "phase.1.label_smoothing": ("smoothing", "label_smoothing_factor"),
+    "phase.1.early_stop": ("patience", "early_stopping", "early_stopping_patience"),
+    "phase.1.clip": ("clip_grad", "grad_clip", "max_grad_norm", "gradient_clip_val"),
+    "phase.1.micro_batch": ("accumulate", "grad_accum", "gradient_accumulation_steps", "accumulation_steps"),
+    "phase.1.train": ("freeze", "frozen_stages", "freeze_epochs", "trainable"),
+    "phase.1.ema": ("model_ema", "ema_decay", "model_ema_decay"),
+    "phase.1.mixup": ("mixup_alpha",),
+    "phase.1.cutmix": ("cutmix_alpha",),
+    "phase.1.class_weights": ("class_weight",),
+    "phase.1.augment": ("augmentation", "augmentations", "transforms", "transform", "auto_augment"),
+}
+"""Recipe key -> its names in other tools: Ultralytics, fastai, Keras, timm, AutoGluon, transformers, scikit-learn."""
+OURS = {name: key for key, names in SYNONYMS.items() for name in names}
+WITHOUT_KEY = dict.fromkeys(
+    ("workers", "num_workers", "nw", "dataloader_num_workers", "nthreads"),
+    "images are decoded once, by as many threads as there are cores; there is no number of workers",
+)
+"""Names of other tools for what has no key here -> the reason."""
+
+
+def _tables() -> Iterator[tuple[str, type[BaseModel]]]:
+    yield from (("", Recipe), ("model.", Model), ("model.head.", Head), ("data.", Data), ("data.split.", Split))
+    yield from (("phase.1.", Phase), ("phase.1.augment.", Augment))
+    for schedule in get_args(get_args(Schedule)[0]):
+        yield "phase.1.schedule.", schedule
+
+
+def full_keys(name: str) -> list[str]:
+    """The dotted keys that end in `name`: `size` -> ["data.size"]."""
+    return list(dict.fromkeys(f"{prefix}{name}" for prefix, table in _tables() if name in table.model_fields))
+
+
+def normalized(name: str) -> str:
+    """An option or a key without dashes and capitals: `--batch-size` -> `batch_size`."""
+    return name.strip("-").lower().replace("-", "_")
+
+
+def explain_unknown(key: str) -> str:
+    """What to write instead of an unknown dotted key: " (did you mean phase.1.lr?)", a reason, or nothing."""
+    *parents, last = key.split(".")
+    name = normalized(last)
+    if name in WITHOUT_KEY:
+        return f": {WITHOUT_KEY[name]}"
+    if name in OURS:
+        return f" (did you mean {OURS[name]}?)"
+    elsewhere = [place for place in full_keys(name) if place != key]
+    if elsewhere:
+        return f" (did you mean {' or '.join(elsewhere)}?)"
+    siblings = {name for prefix, table in _tables() if prefix == _table(parents) for name in table.model_fields}
+    everything = sorted({name for _, table in _tables() for name in table.model_fields})
+    return did_you_mean(last, siblings if parents else everything) or did_you_mean(last, everything)
+
+
+def _table(parents: Sequence[str]) -> str:
+    """The prefix in `_tables` of a table: ("phase", "2") -> "phase.1."."""
+    return "".join(f"{'1' if part.isdigit() else part}." for part in parents)
+
+
+def expand(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The overrides as dotted keys and values, in their order: a later one wins. `raw` may change in between.
+
+    `lr`, and any other key of a phase, stands for that key of every phase that trains; `lr = [1e-3, 1e-4]` gives each
+    phase its own; `size` sets `data.size` and resizes images in proportion.
+    """
+    for key, value in overrides.items():
+        first = key.partition(".")[0]
+        if key == "size":
+            yield from _resized(raw, value)
+        elif first in AMBIGUOUS:
+            raise UserError(f"--set {key}: write {AMBIGUOUS[first]}")
+        elif first in Phase.model_fields and first not in Recipe.model_fields:
+            yield from _spread(raw, origin, overrides, key)
+        else:
+            yield key, value
+
+
+def _spread(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    """One key of a phase, for every phase."""
+    phases, value = raw.get("phase"), overrides[key]
+    if not (isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases)):
+        raise UserError(f"{origin}: phase: expected a list of tables, each with the heading [[phase]]")
+    heads = {i: overrides.get(f"phase.{i}.head", phase.get("head")) for i, phase in enumerate(phases, 1)}
+    chosen = [i for i, head in heads.items() if key not in NOT_SOLVED or head != "auto"]
+    if not chosen:
+        raise UserError(f"--set {key}: {origin} solves the head, which needs no {key}; choose another --recipe")
+    if not (isinstance(value, list) and key in LISTED):
+        value = [value] * len(chosen)
+    if len(value) != len(chosen):
+        raise UserError(
+            f"{key} = {value}: {origin} has {len(chosen)} phase(s) that use it; give one value, or one for each"
+        )
+    for i, item in zip(chosen, value, strict=True):
+        yield f"phase.{i}.{key}", item
+
+
+def _resized(raw: Mapping[str, Any], size: Any) -> Iterator[tuple[str, Any]]:
+    """`data.size`, with `resize` and `train_resize` in their old proportion to it."""
+    data = raw.get("data")
+    old = data.get("size") if isinstance(data, dict) else None
+    if isinstance(data, dict) and type(old) is int and old > 0 and type(size) is int:
+        for key in ("resize", "train_resize"):
+            if type(data.get(key)) is int:
+                yield f"data.{key}", max(size, round(data[key] * size / old))
+    yield "data.size", size

@@ -1,0 +1,72 @@
+"""The mistakes that pydantic finds in a recipe, in our own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from linnaeus.errors import did_you_mean
+from linnaeus.recipe.keys import explain_unknown
+
+SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")
+Context = Mapping[str, Any]
+
+EXPECTED: dict[str, str] = {
+    "bool": "true or false",
+    "dict": "a table",
+    "finite_number": "a finite number",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "model": "a table",
+    "model_attributes": "a table",
+    "string": "text in quotes",
+    "tuple": "a list",
+    "union_tag_not_found": 'a table with a name, such as { name = "cosine" }',
+}
+"""Beginning of the type of an error -> what was expected."""
+LIMITS: dict[str, Callable[[Context], str]] = {
+    "greater_than": lambda context: f"a number above {context['gt']:g}",
+    "greater_than_equal": lambda context: f"{context['ge']:g} or more",
+    "less_than": lambda context: f"a number below {context['lt']:g}",
+    "less_than_equal": lambda context: f"{context['le']:g} or less",
+    "literal_error": lambda context: str(context["expected"]).replace("'", '"'),
+    "too_short": lambda context: f"at least {context['min_length']} value(s)",
+    "too_long": lambda context: f"at most {context['max_length']} value(s)",
+    "string_too_short": lambda context: f"at least {context['min_length']} character(s)",
+    "string_too_long": lambda context: f"at most {context['max_length']} characters",
+    "union_tag_invalid": lambda context: f"{', '.join(SCHEDULES)}, not {context['tag']!r}",
+    "missing": lambda context: "a value",
+}
+"""Type of an error -> what was expected, from its limits."""
+
+
+def explain(error: ValidationError) -> str:
+    """The first mistake as one line, with the key as the user writes it."""
+    # Unknown keys come first: a misspelled key is the cause of the one that is missing.
+    first: Any = min(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    # A discriminated union adds the chosen name to the location, which is not a key of the recipe.
+    place = [part for part in first["loc"] if not (isinstance(part, str) and part in SCHEDULES)]
+    key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{explain_unknown(key)}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    value = "" if isinstance(first["input"], dict | list) else f" = {first['input']!r}"
+    message = reason(first)
+    return f"{key}{value}: {message}{more}" if key else f"{message}{more}"
+
+
+def reason(detail: Mapping[str, Any]) -> str:
+    """What was expected instead of the value."""
+    kind, context = str(detail["type"]), detail.get("ctx", {})
+    if kind in LIMITS:
+        hint = ""
+        if kind == "literal_error" and isinstance(detail["input"], str):
+            hint = did_you_mean(detail["input"], [word.strip("'") for word in context["expected"].split(" ")])
+        return f"expected {LIMITS[kind](context)}{hint}"
+    expected = EXPECTED.get(kind) or EXPECTED.get(kind.partition("_")[0])
+    return f"expected {expected}" if expected else str(detail["msg"]).removeprefix("Value error, ")
