@@ -24,7 +24,7 @@ from linnaeus.runs import folder
 from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
 from linnaeus.stores.cache import Cache
-from linnaeus.training import checkpoint, finalize, loop, phases, prepare, recorder
+from linnaeus.training import checkpoint, finalize, loop, measuring, phases, prepare, recorder
 from linnaeus.training.identity import Identity
 
 pytestmark = [
@@ -104,7 +104,7 @@ MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
     "the store is about to be committed": (Cache, "commit", 1, False),
     "the second phase": (loop, "step_within_memory", 2, True),
     "the last epoch is over": (RunFolder, "add", 1, True),
-    "the final evaluation": (finalize, "answer", 1, False),
+    "the final evaluation": (measuring, "answer", 1, False),
     "figures are written": (RunFolder, "write_metrics", 1, True),
     "the end": (RunFolder, "close", 1, False),
     "the checkpoint is removed": (folder, "remove_checkpoint", 1, False),
