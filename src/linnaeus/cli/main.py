@@ -34,6 +34,7 @@ from linnaeus.cli.predict import predict
 from linnaeus.cli.probe import probe
 from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
+from linnaeus.cli.system import completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
 from linnaeus.errors import JobError, LostError, UserError
 
@@ -46,6 +47,7 @@ SECTIONS = {
     "Train": ("probe", "train", "sweep", "models", "weights", "recipes"),
     "Trust": ("evaluate", "compare", "explain", "report"),
     "Ship": ("predict", "embed", "export", "serve"),
+    "System": ("env", "completion"),
 }
 """Section of the help page -> its commands, in the order of a project."""
 
@@ -235,6 +237,8 @@ for command in (
     data,
     sweep,
     probe,
+    env,
+    completion,
 ):
     cli.add_command(command)
 
