@@ -104,3 +104,12 @@ def test_table_is_aligned() -> None:
     right = {len(line) for line in lines if line.startswith(("layer", "block", "total"))}
     assert len(right) == 1
     assert lines[0].split() == ["layer", "kind", "output", "kernel", "stride", "parameters", "multiply-adds"]
+
+
+def test_small_networks_show_millions() -> None:
+    rows = {line.split()[0]: line for line in summary().splitlines()}
+    small = [name for name, cost in COSTS.items() if cost.billions < 0.01]
+    assert small
+    for name in small:
+        assert f" {COSTS[name].billions * 1000:.1f} M " in rows[name]
+        assert "0.00 G" not in rows[name]
