@@ -6,7 +6,6 @@ model file holds it.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
+from linnaeus.models.library_body import pool_tokens, token_map
 from linnaeus.models.network import Network, StageFunction, check_choice, classifier
 from linnaeus.models.onnx_features import MOST_BYTES, USUAL_SIZE, GraphInfo, image_size, read_graph, run, session_of
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PretrainedWeights
@@ -83,13 +83,11 @@ class OnnxBackbone(Network):
             return x.flatten(1)
         if x.dim() == 4:
             return x.mean((1, 2) if self.info.layout == "NHWC" else (2, 3))
-        parts = {"cls": x[:, 0], "mean": x.mean(1)}
-        return torch.cat([parts[part] for part in self._pool.split("+")], 1)
+        return pool_tokens(x, self._pool)
 
     def as_map(self, stage: str, x: Tensor) -> Tensor | None:
         if x.dim() == 3 and self._pool == "mean":
-            side = math.isqrt(x.shape[1])
-            return x.unflatten(1, (side, side)).permute(0, 3, 1, 2) if side * side == x.shape[1] else None
+            return token_map(x)
         if x.dim() == 4 and self.info.layout == "NHWC":
             return x.permute(0, 3, 1, 2)
         return super().as_map(stage, x)

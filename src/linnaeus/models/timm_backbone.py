@@ -7,8 +7,6 @@ network is a single stage `body`. Running the stages in order equals timm's own 
 from __future__ import annotations
 
 import difflib
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UnknownNameError, UserError
 from linnaeus.models.hub import endpoint
+from linnaeus.models.library_body import import_errors, modules_of_stage, stage_calling, token_map
 from linnaeus.models.network import Network, StageFunction, classifier, resampling
 from linnaeus.models.pretrained import PretrainedWeights
 from linnaeus.models.weight_records import key_of, read_record
@@ -85,13 +84,9 @@ class TimmBackbone(Network):
     def as_map(self, stage: str, x: Tensor) -> Tensor | None:
         """Tokens (N, T, C) without class and register tokens as (N, C, H, W); channels-last maps as channels-first."""
         if x.dim() == 3:
-            prefix = int(getattr(self.body, "num_prefix_tokens", 0))
-            side = math.isqrt(x.shape[1] - prefix)
             # The class token reads the patch tokens in the blocks: those that leave the last one reach no logit.
             unread = getattr(self.body, "global_pool", "") == "token" and stage == self.stages[-2]
-            if side * side != x.shape[1] - prefix or unread:
-                return None
-            return x[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+            return None if unread else token_map(x, int(getattr(self.body, "num_prefix_tokens", 0)))
         if x.dim() == 4 and getattr(self.body, "output_fmt", "NCHW") == "NHWC":
             return x.permute(0, 3, 1, 2)
         return super().as_map(stage, x)
@@ -111,18 +106,15 @@ class TimmBackbone(Network):
         if name.split(".", 1)[0] == "fc":
             return "head"
         path = name.removeprefix("body.")
-        for stage, calls in self._layout.items():
-            if any(path == call or path.startswith(f"{call}.") for call in calls):
-                return stage
+        if (stage := stage_calling(self._layout, path)) is not None:
+            return stage
         # Position embeddings and class tokens are parameters of the network itself; they enter below the first block.
         first, last = next(iter(self._layout)), list(self._layout)[-1]
         own = dict(self.body.named_parameters(recurse=False))
         return first if path in own and hasattr(self.body, "pos_embed") else last
 
     def modules_of(self, stage: str) -> list[nn.Module]:
-        if stage == "head":
-            return [self.fc]
-        return [m for name, m in self.named_modules() if name.count(".") > 0 and self.stage_of(name) == stage]
+        return modules_of_stage(self, stage)
 
 
 class _Chain:
@@ -172,26 +164,9 @@ def _name(group: tuple[str, ...]) -> str:
 
 def library() -> Any:
     """The module timm. Raises UserError, with the command that installs it, if it cannot be imported."""
-    try:
+    with import_errors(PREFIX, "timm", INSTALL):
         import timm
-    except ModuleNotFoundError as error:
-        raise UserError(f"model.name = timm/…: needs the package {error.name}: {INSTALL}") from None
-    except (ImportError, RuntimeError) as error:  # "operator torchvision::nms does not exist"
-        raise UserError(f"model.name = timm/…: timm cannot be imported {fitting_torchvision(error)}") from None
     return timm
-
-
-def fitting_torchvision(error: BaseException) -> str:
-    """What to install after an import that failed in torchvision, with the reason in parentheses."""
-    import torch
-
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    minor = re.match(r"2\.(\d+)", torch.__version__)
-    fits = f"torchvision 0.{int(minor[1]) + 15}" if minor else "the torchvision"
-    return (
-        f"({reason}): install {fits} that is built for torch {torch.__version__}, from the package index that torch "
-        "came from"
-    )
 
 
 def _known(name: str) -> str:

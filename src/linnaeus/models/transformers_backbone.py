@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from linnaeus.errors import UserError
 from linnaeus.models import transformers_library as library
 from linnaeus.models.hub import repository
+from linnaeus.models.library_body import modules_of_stage, pool_tokens, stage_calling, token_map
 from linnaeus.models.network import Network, StageFunction, check_choice, classifier, resampling
 from linnaeus.models.transformers_families import family_of, layout
 
@@ -66,19 +67,15 @@ class TransformersBackbone(Network):
             return self.family.library_pool(self.body, x)
         if x.dim() == 4:
             return x.mean((2, 3))
-        parts = {"cls": x[:, 0], "mean": x[:, self._prefix :].mean(1)}
-        return torch.cat([parts[part] for part in self._pool.split("+")], 1)
+        return pool_tokens(x, self._pool, self._prefix)
 
     def as_map(self, stage: str, x: Tensor) -> Tensor | None:
         """Tokens (N, T, C) without class and register tokens as (N, C, H, W)."""
         if x.dim() != 3:
             return super().as_map(stage, x)
-        side = math.isqrt(x.shape[1] - self._prefix)
         # The class token reads the patch tokens in the blocks: those that leave the last one reach no logit.
         unread = stage == self.stages[-2] and (self._pool == "cls" or (not self._pool and self.family.prefix > 0))
-        if side * side != x.shape[1] - self._prefix or unread:
-            return None
-        return x[:, self._prefix :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        return None if unread else token_map(x, self._prefix)
 
     def size_note(self, size: int) -> str:
         embeddings = getattr(self.body, "embeddings", None)
@@ -165,16 +162,13 @@ class TransformersBackbone(Network):
         if name.split(".", 1)[0] == "fc":
             return "head"
         path = name.removeprefix("body.")
-        for stage, calls in self._layout.items():
-            if any(path == call or path.startswith(f"{call}.") for call in calls):
-                return stage
+        if (stage := stage_calling(self._layout, path)) is not None:
+            return stage
         first, last = next(iter(self._layout)), list(self._layout)[-1]
         return first if path.startswith("rope_embeddings") else last
 
     def modules_of(self, stage: str) -> list[nn.Module]:
-        if stage == "head":
-            return [self.fc]
-        return [m for name, m in self.named_modules() if name.count(".") > 0 and self.stage_of(name) == stage]
+        return modules_of_stage(self, stage)
 
 
 def _patch_tokens(module: Any, x: Tensor, patch: int) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
+from linnaeus.models.hub import PREFIX
+from linnaeus.models.library_body import import_errors
 
 INSTALL = "pip install 'linnaeus[transformers]'"
 
@@ -33,15 +35,9 @@ MANY_LAYERS = 1000
 
 def load() -> Any:
     """The module transformers. Raises UserError, with the command that installs it, if it cannot be imported."""
-    try:
+    with import_errors(PREFIX, "transformers", INSTALL):
         import transformers
         from transformers import modeling_utils  # noqa: F401 - its lazy import hides what is missing
-    except ModuleNotFoundError as error:
-        raise UserError(f"model.name = hf/…: needs the package {error.name}: {INSTALL}") from None
-    except (ImportError, RuntimeError) as error:  # "operator torchvision::nms does not exist"
-        from linnaeus.models.timm_backbone import fitting_torchvision
-
-        raise UserError(f"model.name = hf/…: transformers cannot be imported {fitting_torchvision(error)}") from None
     return transformers
 
 

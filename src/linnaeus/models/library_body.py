@@ -1,0 +1,68 @@
+"""What the backbones of other libraries share: stages of a body, tokens as features and as maps, and failed imports."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from linnaeus.errors import UserError
+from linnaeus.models.network import Network
+
+Layout = Mapping[str, tuple[str, ...]]
+"""Stage -> the parts of the body that it calls, in order."""
+
+
+def stage_calling(layout: Layout, path: str) -> str | None:
+    """The stage that calls the part of the body in which `path` lies; None if none does."""
+    for stage, calls in layout.items():
+        if any(path == call or path.startswith(f"{call}.") for call in calls):
+            return stage
+    return None
+
+
+def modules_of_stage(network: Network, stage: str) -> list[nn.Module]:
+    """The modules of a stage, of a network whose stages lie below `body.` and whose head is `fc`."""
+    if stage == "head":
+        return [network.fc]
+    return [m for name, m in network.named_modules() if name.count(".") > 0 and network.stage_of(name) == stage]
+
+
+def pool_tokens(x: Tensor, pool: str, prefix: int = 0) -> Tensor:
+    """Tokens (N, T, C) -> features: `cls` the first token, `mean` of those after `prefix`, `cls+mean` both."""
+    parts = {"cls": x[:, 0], "mean": x[:, prefix:].mean(1)}
+    return torch.cat([parts[part] for part in pool.split("+")], 1)
+
+
+def token_map(x: Tensor, prefix: int = 0) -> Tensor | None:
+    """Tokens (N, T, C) after `prefix` as a square map (N, C, H, W); None if they are no square."""
+    side = math.isqrt(x.shape[1] - prefix)
+    if side * side != x.shape[1] - prefix:
+        return None
+    return x[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def import_errors(prefix: str, library: str, install: str) -> Iterator[None]:
+    """Turn an import of `library` that fails into one line: the command that installs it, or what fits torch."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"model.name = {prefix}…: needs the package {error.name}: {install}") from None
+    except (ImportError, RuntimeError) as error:  # "operator torchvision::nms does not exist"
+        raise UserError(f"model.name = {prefix}…: {library} cannot be imported {_fitting_torchvision(error)}") from None
+
+
+def _fitting_torchvision(error: BaseException) -> str:
+    """What to install after an import that failed in torchvision, with the reason in parentheses."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    minor = re.match(r"2\.(\d+)", torch.__version__)
+    fits = f"torchvision 0.{int(minor[1]) + 15}" if minor else "the torchvision"
+    return (
+        f"({reason}): install {fits} that is built for torch {torch.__version__}, from the package index that torch "
+        "came from"
+    )
