@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import os
@@ -222,6 +223,14 @@ def _meet(backend: str, info: ProcessInfo) -> None:
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
     torch.distributed.init_process_group(backend, rank=info.rank, world_size=info.world_size, timeout=TIMEOUT)
+    # A thread of gloo that frees the last tensor needs the interpreter: while it shuts down that aborts the process.
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the threads of the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_devices(kind: str, info: ProcessInfo) -> None:
