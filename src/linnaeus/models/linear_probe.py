@@ -9,7 +9,6 @@ is judged by a probe that has not seen it. It is solved in seconds where trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnaeus.console import Advance
 from linnaeus.errors import JobError
 from linnaeus.models.folds import FOLDS, stratified_folds
 from linnaeus.models.logistic_regression import Problems, logits, solve
@@ -59,7 +59,7 @@ def fit_linear_probe(
     *,
     fold: np.ndarray | None = None,
     weights: Tensor | None = None,
-    advance: Callable[[float], None] | None = None,
+    advance: Advance | None = None,
 ) -> LinearProbe:
     """Fit a linear probe to `features` (n, d); the penalty is chosen by cross-validation.
 
@@ -69,7 +69,7 @@ def fit_linear_probe(
     `fold` (n,) int64 is the fold that holds each sample out, -1 for none; by default `stratified_folds(labels)`.
     `weights` (classes,) are weights of the samples of each class, in the fit and in the held-out loss; with several
     labels (2, classes), of the samples without and with each label.
-    `advance` is called with each penalty once it has been tried.
+    `advance` is called with the number of penalties tried, after each of them.
     Raises JobError if a feature is not finite.
     """
     x = features.float()
@@ -122,7 +122,7 @@ class _PenaltySearch:
     follows: the minimum of the parabola through the best penalty and its neighbors, on a logarithmic scale.
     """
 
-    def __init__(self, problem: Problems, fold: Tensor, advance: Callable[[float], None] | None):
+    def __init__(self, problem: Problems, fold: Tensor, advance: Advance | None):
         weights = problem.weights[:, 0]
         # The folds are solved as one problem, so that a single matrix product serves all of them.
         training = torch.stack([fold != k for k in range(FOLDS)], 1) * weights[:, None]  # (n, folds)
@@ -168,7 +168,7 @@ class _PenaltySearch:
         loss = self._losses(self.held_out_logits(solution)) @ self.held_out
         self.losses[penalty] = float(loss)
         if self.advance is not None:
-            self.advance(penalty)
+            self.advance(len(self.losses), None, f"penalty {penalty:g}")
         return _Candidate(penalty, float(loss), solution)
 
     def _losses(self, z: Tensor) -> Tensor:

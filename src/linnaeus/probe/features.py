@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from linnaeus.data.batches import Batch, Rows
 from linnaeus.data.download import cache_dir
 from linnaeus.data.table import Table
 from linnaeus.device import machine
+from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.files import write_text
@@ -31,9 +31,6 @@ from linnaeus.stores import default_cache
 from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
 from linnaeus.stores.samples import DecodedSplit, Samples, decode_split
-
-if TYPE_CHECKING:  # importing it loads Lightning Fabric, which takes two seconds
-    from linnaeus.distributed.engine import Engine
 
 CHUNK = 4096
 """Rows that are read from a store at once."""

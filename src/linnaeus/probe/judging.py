@@ -16,7 +16,7 @@ from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.models.folds import FOLDS, stratified_folds
-from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
+from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.logistic_regression import logits
 from linnaeus.probe.features import StoredFeatures
 from linnaeus.stores.cache import Cache, OverBudgetError
@@ -108,7 +108,8 @@ class Judge:
             raise UserError(
                 f"{self.table.source}: too few images for a comparison: no class has two that can be held out in turn"
             )
-        head = self._fit(features, labels[seen], fold)
+        with self.console.progress("solving the head", unit="penalties") as advance:
+            head = fit_linear_probe(features, labels[seen], len(self.table.classes), fold=fold, advance=advance)
         if apart.any():
             solution = torch.cat([head.weight, head.bias[:, None]], 1)
             predicted, judged = logits(held_out, solution).argmax(1).numpy(), np.flatnonzero(apart)
@@ -117,16 +118,6 @@ class Judge:
             predicted = head.probabilities[judged].argmax(1)
         order = np.argsort(indices[judged])
         return Answers(indices[judged][order], (predicted == labels[judged])[order], width, head.penalty)
-
-    def _fit(self, features: Tensor, labels: np.ndarray, fold: np.ndarray) -> LinearProbe:
-        with self.console.progress("solving the head", unit="penalties") as advance:
-            tried: list[float] = []
-
-            def note(penalty: float) -> None:
-                tried.append(penalty)
-                advance(len(tried), None, f"penalty {penalty:g}")
-
-            return fit_linear_probe(features, labels, len(self.table.classes), fold=fold, advance=note)
 
 
 def _concatenated(parts: Sequence[StoredFeatures]) -> tuple[Tensor, np.ndarray]:

@@ -17,6 +17,7 @@ from linnaeus.data.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
+from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import disk_errors, numbered
 from linnaeus.models.weight_store import local_backbones
@@ -180,7 +181,7 @@ class _Job:
             settings["data.bits"] = self.bits
         loaded = load_backbone(backbone, self.table, settings, Console(quiet=True))
         network, preprocessing = loaded.network, loaded.preprocessing
-        extractor = FeatureExtractor(self.device, self.console, engine=self._engine())
+        extractor = FeatureExtractor(self.device, self.console, engine=Engine(self.device.type))
         if loaded.measures_pixels:
             preprocessing = measure_normalization(extractor.decode(self.table, "train", preprocessing), preprocessing)
         frozen = extractor.frozen(network, preprocessing)
@@ -189,14 +190,6 @@ class _Job:
             path, reason = features.left_out[0]
             self.console.warn(f"{len(features.left_out)} unreadable image(s) left out, such as {path}: {reason}")
         return features, extractor.cost(frozen), network.license
-
-    def _engine(self) -> Any:
-        """The precision of `train`: on a CPU float32, for which Lightning Fabric need not be imported."""
-        if self.device.type == "cpu":
-            return None
-        from linnaeus.distributed.engine import Engine
-
-        return Engine(self.device.type)
 
 
 def _command(source: str, comparison: Comparison, settings: Mapping[str, Any], seed: int | None) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Sub
 from linnaeus.data.download import cache_dir
 from linnaeus.data.order import order
 from linnaeus.device import free_memory
+from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.models import Network
 from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
@@ -29,9 +30,6 @@ from linnaeus.stores.cache import Cache
 from linnaeus.stores.distributed import build_with_group
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import Samples
-
-if TYPE_CHECKING:  # importing it loads Lightning Fabric, which only training needs
-    from linnaeus.distributed.engine import Engine
 
 BATCH = 32  # images through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
@@ -78,7 +76,7 @@ class FrozenStages:
     cache: Cache
     group: ProcessGroup = SINGLE_PROCESS
     precision: str = "32-true"
-    """As Lightning Fabric names it: a part of the key of a store."""
+    """As `Engine.precision` names it: a part of the key of a store."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The precision of the forward pass."""
     int8: Samples | None = None

@@ -65,13 +65,7 @@ def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Co
     # All views of an image are in the same fold: another view in training would reveal its label.
     fold = np.tile(stratified_folds(labels[: len(labels) // views], seed=run.seed, groups=groups), views)
     with console.progress("solving the head", unit="penalties") as advance:
-        tried: list[float] = []
-
-        def note(penalty: float) -> None:
-            tried.append(penalty)
-            advance(len(tried), None, f"penalty {penalty:g}")
-
-        head = fit_linear_probe(features, labels, run.classes, fold=fold, weights=weights, advance=note)
+        head = fit_linear_probe(features, labels, run.classes, fold=fold, weights=weights, advance=advance)
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     console.say(
         f"  linear head on {len(labels)} feature vectors of length {features.shape[1]}: penalty {head.penalty:g}, "
