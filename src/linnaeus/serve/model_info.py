@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from linnaeus.data.formats import formats
+from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
-from linnaeus.serve.service import Service
+
+if TYPE_CHECKING:
+    from linnaeus.serve.service import Service
 
 
 def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
@@ -15,10 +18,24 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
 
     `report`: whether GET /report is available.
     """
-    classifier, limits = service.classifier, service.limits
-    about, calibration = classifier.about, classifier.calibration
-    run = classifier.run
-    gallery = service.explainer.gallery
+    limits, gallery = service.limits, service.explainer.gallery
+    return describe_classifier(service.classifier, name) | {
+        "explains": bool(service.explainer.stages),
+        "neighbors": None if gallery is None else len(gallery),
+        "report": report,
+        "formats": list(formats()),
+        "limits": {
+            "request_bytes": limits.request_bytes,
+            "pictures": limits.images,
+            "pixels": limits.pixels,
+            "queue": limits.queue,
+        },
+    }
+
+
+def describe_classifier(classifier: Classifier, name: str) -> dict[str, Any]:
+    """The part that holds wherever the model answers, as JSON."""
+    about, calibration, run = classifier.about, classifier.calibration, classifier.run
     return {
         "name": name,
         "file": classifier.path.name,
@@ -38,14 +55,4 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
         "data": {key: about.data[key] for key in ("kind", "counts", "fingerprint") if key in about.data},
         "recipe": {key: about.recipe[key] for key in ("name",) if key in about.recipe},
         "versions": about.versions,
-        "explains": bool(service.explainer.stages),
-        "neighbors": None if gallery is None else len(gallery),
-        "report": report,
-        "formats": list(formats()),
-        "limits": {
-            "request_bytes": limits.request_bytes,
-            "pictures": limits.images,
-            "pixels": limits.pixels,
-            "queue": limits.queue,
-        },
     }

@@ -13,7 +13,9 @@ from typing import Any
 from linnaeus.data.class_names import printable
 
 FOLDER = Path(__file__).parent / "static"
-SCRIPTS = ("page.js", "i18n.js", "requests.js", "answers.js", "table.js")
+SHARED = ("page.js", "i18n.js", "queue.js", "files.js", "answers.js", "table.js")
+"""Scripts that also a page without a server needs."""
+SCRIPTS = (*SHARED, "requests.js", "token.js")
 STATIC = {"page.css": "text/css", "icon.svg": "image/svg+xml", **dict.fromkeys(SCRIPTS, "text/javascript")}
 LANGUAGES = ("en", "zh")
 HEADER_LENGTH = 1000  # characters of an Accept-Language header that are parsed
@@ -49,11 +51,15 @@ def _environment() -> Any:
     )
 
 
-def render_page(language: str, name: str) -> str:
-    """The page in a language; `name` is that of the model. All translations are embedded for the language switch."""
+def render_page(language: str, name: str, policy: str | None = None) -> str:
+    """The page in a language; `name` is that of the model. All translations are embedded for the language switch.
+
+    `policy`: the Content-Security-Policy of a page that works without a server, in any folder; None for the server's.
+    """
     template = _environment().get_template("page.html.j2")
-    texts = translations()
-    return printable(template.render(language=language, texts=texts[language], translations=texts, name=name))
+    texts, server = translations(), policy is None
+    values = {"server": server, "base": "/" if server else "./", "policy": policy, "name": name}
+    return printable(template.render(language=language, texts=texts[language], translations=texts, **values))
 
 
 def render_docs(api: dict[str, Any], origin: str) -> str:

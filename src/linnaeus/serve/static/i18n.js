@@ -3,7 +3,9 @@ const translations = JSON.parse(document.getElementById("translations").textCont
 const tags = { en: "en", zh: "zh-CN" };
 const STORAGE_KEY = "linnaeus-language";
 
-let language = document.documentElement.lang.startsWith("zh") ? "zh" : "en";
+// A server has chosen the language of the page; a page without one asks the browser.
+const preferred = document.documentElement.dataset.language === "browser" ? navigator.language : document.documentElement.lang;
+let language = preferred.startsWith("zh") ? "zh" : "en";
 try {
   const saved = localStorage.getItem(STORAGE_KEY);
   if (saved in translations) language = saved;

@@ -1,7 +1,9 @@
 // The page: collects images, requests predictions, and shows them with a description of the model.
 import { createElement, createThumbnail, drawItem } from "./answers.js";
+import { droppedFiles, isReadable } from "./files.js";
 import { formatBytes, formatCount, otherLanguage, percent, setLanguage, t, translatePage } from "./i18n.js";
-import { enqueue, handlers, isReadable, predict, request, resume, retryNow } from "./requests.js";
+import { enqueue, handlers, retryNow } from "./queue.js";
+import { fetchModel, predict } from "./requests.js";
 import { copyText, download, fillTable, toCsv, toTsv } from "./table.js";
 
 const ANNOUNCE_DELAY = 400; // ms in which announcements for screen readers are collected
@@ -28,7 +30,7 @@ function add(files) {
 }
 
 async function submit(item) {
-  const limit = model?.limits.request_bytes ?? Infinity;
+  const limit = model?.limits?.request_bytes ?? Infinity;
   if (item.file.size > limit) return fail(item, () => t("too_large", { size: formatBytes(item.file.size), limit: formatBytes(limit) }));
   if (!(await isReadable(item.file))) return fail(item, () => t("unreadable_file"));
   enqueue(() => requestAnswer(item));
@@ -53,7 +55,7 @@ async function requestAnswer(item) {
   } else {
     const reason = answer?.error ?? response.body.error ?? String(response.status);
     item.retryable = response.status >= 500 || response.status === 408;
-    fail(item, () => (answer ? reason : t("failed", { reason })));
+    fail(item, () => (answer?.error_key ? t(answer.error_key) : answer ? reason : t("failed", { reason })));
   }
 }
 
@@ -138,33 +140,23 @@ function updateSummary() {
   });
 }
 
-handlers.trouble = (kind, seconds) => {
+handlers.trouble = (kind, seconds, reason = "") => {
   if (kind === null && trouble) announce(t("back"));
-  trouble = kind && { kind, seconds };
+  trouble = kind && { kind, seconds, reason };
   $("trouble").hidden = !trouble;
-  $("trouble-text").textContent = trouble ? t(kind, { seconds: formatCount(seconds) }) : "";
+  $("trouble-text").textContent = trouble ? t(kind, { seconds: formatCount(seconds), reason }) : "";
 };
 
-handlers.tokenRequired = () => { if (!$("token-dialog").open) $("token-dialog").showModal(); };
-
-async function login(event) {
-  event.preventDefault();
-  $("token-error").textContent = "";
-  const response = await fetch("/login", { method: "POST", headers: { Authorization: `Bearer ${$("token").value}` } }).catch(() => null);
-  if (response?.ok) {
-    $("token").value = "";
-    $("token-dialog").close();
-    resume();
-  } else {
-    $("token-error").textContent = t(response ? "token_invalid" : "gone", { seconds: 0 });
-  }
-}
+// Only a page without a server loads anything: the model.
+handlers.loading = (done, all) => {
+  $("loading").hidden = done >= all;
+  $("loading").textContent = t("loading", { done: formatBytes(done), all: formatBytes(all) });
+};
 
 // ---- the model
 
 async function loadModel() {
-  const { body } = await request("/model");
-  model = body;
+  model = await fetchModel();
   describeModel();
   items.forEach(redraw);
 }
@@ -189,7 +181,7 @@ function describeModel() {
     ["f_size", t("f_size_value", { size: model.preprocessing.size })],
     ["f_threshold", !model.calibrated ? t("f_uncalibrated") : model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
     ["f_neighbors", model.neighbors ? t("f_images", { n: formatCount(model.neighbors) }) : ""],
-    ["f_limits", t("f_limits_value", { size: formatBytes(model.limits.request_bytes) })],
+    ["f_limits", model.limits ? t("f_limits_value", { size: formatBytes(model.limits.request_bytes) }) : ""],
     ["f_version", model.versions.linnaeus ?? ""],
   ];
   $("facts").replaceChildren(...facts.filter(([, value]) => value).map(([label, value]) =>
@@ -197,7 +189,7 @@ function describeModel() {
   $("classes-h").textContent = t("classes_list", { n: classes });
   $("classes").replaceChildren(...model.classes.map((entry) =>
     createElement("li", {}, entry.name, entry.class === entry.name ? null : createElement("span", { class: "small" }, ` ${entry.class}`))));
-  $("report").hidden = !model.report;
+  if (model.report) $("report").hidden = false;
   $("model").hidden = false;
 }
 
@@ -215,25 +207,6 @@ function metricsRow(name, metrics) {
 }
 
 // ---- event handlers
-
-// All files of a drop, including those in folders.
-async function droppedFiles(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  const files = [];
-  while (entries.length) {
-    const entry = entries.shift();
-    if (entry.isFile) {
-      const file = await new Promise((resolve, reject) => entry.file(resolve, reject)).catch(() => null);
-      if (file && !file.name.startsWith(".")) files.push(Object.assign(file, { path: entry.fullPath.slice(1) }));
-    } else {
-      // readEntries returns a folder in portions, the last of which is empty.
-      const reader = entry.createReader();
-      for (let portion; (portion = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))).length;) entries.push(...portion);
-    }
-  }
-  return files;
-}
 
 for (const [button, input] of [["choose", "files"], ["photograph", "camera"]]) {
   $(button).addEventListener("click", () => $(input).click());
@@ -274,10 +247,8 @@ $("language").addEventListener("click", () => {
   describeModel();
   items.forEach(redraw);
   updateSummary();
-  if (trouble) handlers.trouble(trouble.kind, trouble.seconds);
+  if (trouble) handlers.trouble(trouble.kind, trouble.seconds, trouble.reason);
 });
-$("token-dialog").querySelector("form").addEventListener("submit", login);
-$("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
 const touch = matchMedia("(pointer: coarse)").matches;
 $("photograph").hidden = !touch;
 if (touch) $("drop-h").firstElementChild.dataset.t = "drop_touch"; // nothing can be dropped on a touch screen
