@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from linnaeus.data import download
-from linnaeus.data.download import FetchError, cache_dir, fetch
+from linnaeus.data.download import FetchError, fetch
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 
 BODY = bytes(range(256)) * 4000  # 1,024,000 bytes

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from linnaeus.data import flowers
-from linnaeus.data.download import FetchError, cache_dir
+from linnaeus.data.download import FetchError
 from linnaeus.data.known_sources import KNOWN, home, known_sources, pull
 from linnaeus.data.sources import open_source
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 
 

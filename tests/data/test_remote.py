@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from linnaeus.data import remote
+from linnaeus.data import download
 from linnaeus.data.remote import fetch_range, head
 from linnaeus.errors import JobError, UserError
 
@@ -62,8 +62,8 @@ def test_a_range(address: str):
 
 
 def test_a_slow_drip_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote, "PATIENCE", 0.2)
-    monkeypatch.setattr(remote, "SLOWEST", 1000)
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    monkeypatch.setattr(download, "SLOWEST", 1000)
     started = time.monotonic()
     with pytest.raises(JobError, match="sends less than 1000 bytes a second"):
         fetch_range(f"{address}/slow", 0, 1000)

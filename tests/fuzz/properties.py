@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from tiny import SIDE, write_tiny_model
 
 from linnaeus.data.decode import RowSpec, UnreadableError, decode, header_size, inspect, load_row
-from linnaeus.data.download import cache_dir
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table, write_split
 from linnaeus.data.table import Table
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 
 Property = Callable[[Any, Path], None]

@@ -13,8 +13,8 @@ from tiny import draw, write_images, write_recipe
 
 import linnaeus.report.plots  # noqa: F401 - matplotlib creates its configuration folder when it is first imported
 from linnaeus.console import Console
-from linnaeus.data.download import cache_dir
 from linnaeus.data.sources import open_source
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 from linnaeus.recipe import load_recipe, parse_setting
 from linnaeus.recipe.load import LONGEST

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import platformdirs
-
 from linnaeus.data.redirects import Redirects as _Redirects
 from linnaeus.data.redirects import RefusedError as _RefusedError
+from linnaeus.environment import cache_dir, mirror, offline
 from linnaeus.errors import JobError
 from linnaeus.files import locked
 
@@ -36,15 +35,20 @@ SLOWEST, PATIENCE = 1024, 60.0  # bytes a second over this many seconds: a slowe
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
-def cache_dir() -> Path:
-    """Where fetched and computed files lie: `LINNAEUS_CACHE`, else where the system keeps caches."""
-    given = os.environ.get("LINNAEUS_CACHE")
-    return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("linnaeus"))
+class Pace:
+    """Watches how fast bytes arrive."""
 
+    def __init__(self, received: int = 0):
+        """`received`: bytes that were there before."""
+        self._mark, self._since = received, time.monotonic()
 
-def offline() -> bool:
-    """Whether `LINNAEUS_OFFLINE` forbids the network."""
-    return os.environ.get("LINNAEUS_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+    def check(self, received: int) -> None:
+        """Raise RefusedError if, of the `received` bytes so far, too few came in the last PATIENCE seconds."""
+        now = time.monotonic()
+        if now - self._since > PATIENCE:
+            if received - self._mark < SLOWEST * PATIENCE:
+                raise _RefusedError(f"sends less than {SLOWEST} bytes a second")
+            self._mark, self._since = received, now
 
 
 class FetchError(JobError):
@@ -151,7 +155,7 @@ def _failed(reason: str, urls: Sequence[str], destination: Path) -> FetchError:
 
 def _mirror(destination: Path) -> list[str]:
     """The address of a file of the cache folder on the user's mirror, if there is one."""
-    base = os.environ.get("LINNAEUS_MIRROR", "").strip().rstrip("/")
+    base = mirror()
     if not base:
         return []
     cache = cache_dir()
@@ -231,18 +235,14 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
         if total is not None and total - start > shutil.disk_usage(wanted.destination.parent).free:
             raise OSError(errno.ENOSPC, "no space")
         part.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        done = mark = start
-        since, most = time.monotonic(), total or wanted.size or LIMIT
+        done, pace, most = start, Pace(start), total or wanted.size or LIMIT
         while piece := _read(response):
             part.file.write(piece)
             done += len(piece)
             if done > most:
                 part.file.truncate(0)
                 raise _RefusedError(f"sends more than {most} bytes")
-            if time.monotonic() - since > PATIENCE:
-                if done - mark < SLOWEST * PATIENCE:
-                    raise _RefusedError(f"sends less than {SLOWEST} bytes a second")
-                mark, since = done, time.monotonic()
+            pace.check(done)
             if progress is not None:
                 progress(done, total or wanted.size)
         if total is not None and done < total:

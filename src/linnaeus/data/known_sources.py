@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.cifar import find_cifar, open_cifar
-from linnaeus.data.download import FetchError, Progress, Wanted, cache_dir, fetch
+from linnaeus.data.download import FetchError, Progress, Wanted, fetch
 from linnaeus.data.flowers import open_flowers
 from linnaeus.data.idx import open_idx
 from linnaeus.data.table import Table
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 
 log = logging.getLogger(__name__)

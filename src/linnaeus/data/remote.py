@@ -15,8 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from linnaeus.data.download import PATIENCE, SLOWEST, offline
+from linnaeus.data.download import Pace
 from linnaeus.data.redirects import RefusedError, open_url
+from linnaeus.environment import offline
 from linnaeus.errors import JobError, UserError, visible
 
 T = TypeVar("T")
@@ -65,18 +66,18 @@ def fetch_range(url: str, offset: int, size: int) -> bytes:
 
     def attempt() -> bytes:
         with _open_range(url, offset + len(received), offset + size) as response:
-            since, mark = time.monotonic(), len(received)
+            pace = Pace(len(received))
             while len(received) < size and (piece := response.read1(min(PIECE, size - len(received)))):
                 received.extend(piece)
-                if time.monotonic() - since > PATIENCE:
-                    if len(received) - mark < SLOWEST * PATIENCE:
-                        raise JobError(f"{url}: sends less than {SLOWEST} bytes a second; use another server or a copy")
-                    since, mark = time.monotonic(), len(received)
+                pace.check(len(received))
         if len(received) < size:
             raise _IncompleteError(f"the response ended after {len(received):,} of {size:,} bytes")
         return bytes(received)
 
-    return _retry(url, attempt, lambda: len(received))
+    try:
+        return _retry(url, attempt, lambda: len(received))
+    except RefusedError as error:
+        raise JobError(f"{url}: {error}; use another server or a copy") from None
 
 
 class _RemoteFile(io.RawIOBase):

@@ -25,11 +25,11 @@ import numpy as np
 
 from linnaeus.data.class_names import class_name, natural_order
 from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.download import cache_dir
 from linnaeus.data.members import ShardMembers
 from linnaeus.data.remote import head, is_address, open_remote
 from linnaeus.data.table import SPLIT_NAMES, Table
 from linnaeus.data.tar import content, members
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError, visible
 from linnaeus.files import write_text
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from linnaeus.device import machine
 from linnaeus.errors import UserError
-from linnaeus.files import write_text
+from linnaeus.files import read_object, write_text
 from linnaeus.modelfile.agreement import Agreement, why_not_unasked
 from linnaeus.modelfile.onnx import NEEDS, file_digest, has_runtime, read_record
 from linnaeus.modelfile.safetensors import MODEL, read_header
@@ -56,7 +55,7 @@ def note(file: Path, digest: str, found: Verified) -> None:
         "n": None if found.agreement is None else found.agreement.n,
         "gate": found.gate,
     }
-    write_text(record, json.dumps(_read(record) | {file.name: entry}, indent=2, ensure_ascii=False) + "\n")
+    write_text(record, json.dumps(read_object(record) | {file.name: entry}, indent=2, ensure_ascii=False) + "\n")
 
 
 def fastest(folder: Path, device: str) -> Choice:
@@ -67,7 +66,7 @@ def fastest(folder: Path, device: str) -> Choice:
     then read from the export itself, which describes its comparison.
     """
     model = folder / MODEL
-    noted = _read(folder / EXPORTS)
+    noted = read_object(folder / EXPORTS)
     if not noted or device not in ("auto", "cpu") or (device == "auto" and _has_gpu()):
         return Choice(model, "", [])
     digest, here = read_header(model).digest, machine()
@@ -93,7 +92,7 @@ def named(folder: Path, use: str) -> Choice:
     model = folder / MODEL
     if use == "torch":
         return Choice(model, "", [])
-    noted = _read(folder / EXPORTS)
+    noted = read_object(folder / EXPORTS)
     found = [name for name, entry in noted.items() if isinstance(entry, dict) and entry.get("kind") == use]
     found = [name for name in found if Path(name).name == name]
     if not found:
@@ -143,10 +142,3 @@ def _has_gpu() -> bool:
     from linnaeus.device import choose_device
 
     return choose_device("auto").type != "cpu"
-
-
-def _read(record: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads(record.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

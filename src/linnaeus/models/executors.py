@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
-from linnaeus.files import write_text
+from linnaeus.files import read_object, write_text
 from linnaeus.models.network import Network
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
 from linnaeus.text import percent
@@ -112,7 +112,7 @@ def choose_executor(
     if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         return eager
     key = _record_key(part, sample)
-    known = required or _read_record(record).get(key)
+    known = required or (read_object(record).get(key) if record else None)
     if known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
         return eager
     compiled = _onnx_executor(front, sample, expected)
@@ -226,16 +226,8 @@ def _record_key(part: FrozenPart, sample: Tensor) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _read_record(record: Path | None) -> dict[str, str]:
-    if record is not None:
-        with suppress(OSError, ValueError):
-            content = json.loads(record.read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else {}
-    return {}
-
-
 def _write_record(record: Path | None, key: str, name: str) -> None:
     """Store the choice. Without it the next run measures again, so an unwritable folder is not an error."""
     if record is not None:
         with suppress(OSError, UserError):
-            write_text(record, json.dumps(_read_record(record) | {key: name}))
+            write_text(record, json.dumps(read_object(record) | {key: name}))

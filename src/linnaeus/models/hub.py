@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from linnaeus.environment import offline
 from linnaeus.errors import JobError, UserError, did_you_mean
-from linnaeus.models.weight_records import key_of, offline, read_record, write_record
+from linnaeus.models.weight_records import key_of, read_record, write_record
 
 PREFIX = "hf/"
 HUB = "https://huggingface.co"

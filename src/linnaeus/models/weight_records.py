@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from linnaeus.files import write_text
+from linnaeus.environment import cache_dir
+from linnaeus.files import read_object, write_text
 
 
 def weights_dir() -> Path:
     """The folder of the weights: `weights` in the cache, which is `LINNAEUS_CACHE` or the system's cache folder."""
-    cache = os.environ.get("LINNAEUS_CACHE")
-    return (Path(cache).expanduser().absolute() if cache else Path(platformdirs.user_cache_dir("linnaeus"))) / "weights"
-
-
-def offline() -> bool:
-    """Whether `LINNAEUS_OFFLINE` forbids the network."""
-    return os.environ.get("LINNAEUS_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+    return cache_dir() / "weights"
 
 
 def key_of(name: str) -> str:
@@ -31,11 +23,7 @@ def key_of(name: str) -> str:
 
 def read_record(key: str) -> dict[str, Any]:
     """What NAME.json says; empty if there is none or it cannot be read."""
-    try:
-        content = json.loads((weights_dir() / f"{key}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(weights_dir() / f"{key}.json")
 
 
 def write_record(key: str, **entries: Any) -> None:
@@ -63,8 +51,8 @@ def remember(path: Path, checksum: str) -> None:
 
 def remembered(file: str) -> tuple[str, int] | None:
     """(SHA-256, size in bytes) of a published file when it was first used here; None before."""
+    content = read_object(_first_use(file))
     try:
-        content = json.loads(_first_use(file).read_text(encoding="utf-8"))
         return str(content["sha256"]), int(content["size"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None

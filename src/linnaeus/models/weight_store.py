@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from linnaeus.environment import mirror, offline
 from linnaeus.errors import JobError, UnknownNameError, UserError, did_you_mean
 from linnaeus.files import atomic, disk_errors
 from linnaeus.models import hub
@@ -18,7 +18,6 @@ from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
 from linnaeus.models.weight_files import read_weights
 from linnaeus.models.weight_records import (
     key_of,
-    offline,
     read_record,
     remember,
     remembered,
@@ -151,7 +150,7 @@ def _remote_file(entry: PretrainedWeights) -> hub.RemoteFile:
     try:
         return hub.weights_file(entry.name, entry.hub, entry.key)
     except UserError:
-        if os.environ.get("LINNAEUS_MIRROR"):
+        if mirror():
             return alone
         raise
 
@@ -162,7 +161,7 @@ def download_address(entry: PretrainedWeights) -> tuple[str, str, str]:
     Weights that are also on the Hugging Face hub come from there, because safetensors cannot hold code; the hub states
     their checksum. Without the hub's client, with a mirror, or when the hub does not answer, it is the `.pth` file.
     """
-    if entry.hub and not offline() and not os.environ.get("LINNAEUS_MIRROR"):
+    if entry.hub and not offline() and not mirror():
         try:
             client: Any = importlib.import_module("huggingface_hub")
             url = client.hf_hub_url(entry.hub, "model.safetensors")

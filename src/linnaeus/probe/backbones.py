@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from linnaeus.data.download import offline
+from linnaeus.environment import offline
 from linnaeus.errors import UnknownNameError, UserError, did_you_mean
 from linnaeus.models import MODELS
 from linnaeus.models.libraries import library_of

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +15,13 @@ from torch import Tensor
 
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows
-from linnaeus.data.download import cache_dir
 from linnaeus.data.table import Table
 from linnaeus.device import machine
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
-from linnaeus.files import write_text
+from linnaeus.files import read_object, write_text
 from linnaeus.malloc import steady_heap
 from linnaeus.models import Network
 from linnaeus.models.layers import layer_table, totals
@@ -156,13 +155,14 @@ class FeatureExtractor:
         arch = {name: value for name, value in frozen.model.arch.items() if name != "classes"}
         text = json.dumps([*description, arch, frozen.preprocessing.size], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        known = _read_record(path)
-        if not frozen.executors and key in known:
-            return known[key]
+        known = read_object(path)
+        before = known.get(key)
+        if not frozen.executors and isinstance(before, float):
+            return before
         p = frozen.preprocessing
         sample = torch.zeros(TRIAL_IMAGES, p.channels, p.size, p.size, device=self.device)
         executor = next(iter(frozen.executors.values()), None) or frozen.executor("head", sample, 0)
-        seconds = min(executor.seconds, known.get(key, executor.seconds))
+        seconds = min(executor.seconds, before) if isinstance(before, float) else executor.seconds
         with suppress(OSError, UserError):  # without the record the next probe measures again
             write_text(path, json.dumps(known | {key: seconds}))
         return seconds
@@ -170,11 +170,3 @@ class FeatureExtractor:
 
 def _prepare(preprocessing: Preprocessing, batch: Batch) -> Tensor:
     return preprocessing(batch.pixels, batch.shapes)
-
-
-def _read_record(path: Path) -> dict[str, float]:
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return {key: float(value) for key, value in content.items() if isinstance(value, int | float)}
-    return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from linnaeus.data.download import cache_dir
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 from linnaeus.stores.cache import Cache
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset
-from linnaeus.data.download import cache_dir
 from linnaeus.data.order import order
 from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
+from linnaeus.environment import cache_dir
 from linnaeus.models import Network
 from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
