@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killing import train
+from killing import check_same, dying, in_child, train
 from tiny import write_recipe
+from torch import nn
 
+from linnaeus.console import Console
+from linnaeus.distributed.precision import BF16, CHANNELS_LAST, FLOAT32
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
 from linnaeus.recipe import load_recipe
+from linnaeus.training import loop, precision
 
 
 @pytest.mark.parametrize(
@@ -63,3 +71,122 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(idx: Path, tmp_path: Path, monkey
     monkeypatch.setattr(torch.cuda, "_lazy_init", initialize)
     run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "run")
     assert run.test is not None
+
+
+@dataclass
+class Trials:
+    """Trials whose clock says what a test wants; they still run the steps."""
+
+    seconds: dict[str, float]
+    made: int = 0
+
+    def time_steps(self, run: Any, engine: Any, batch: Any) -> tuple[float, float]:
+        self.made += 1
+        _, loss = self.real(run, engine, batch)
+        return self.seconds[engine.precision], loss
+
+    def __post_init__(self) -> None:
+        self.real = precision._time_steps
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
+    """As on a processor where bfloat16 is fast, and every phase worth a trial."""
+    trials = Trials({FLOAT32: 1.0, CHANNELS_LAST: 0.95, BF16: 0.4})
+    monkeypatch.setattr(precision, "WORTH_TRYING", 0.0)
+    monkeypatch.setattr(precision, "_time_steps", trials.time_steps)
+    monkeypatch.setattr(precision, "_has_bf16", lambda: True)
+    return trials
+
+
+def recorded(run: Path) -> dict[str, str]:
+    return json.loads((run / "metrics.json").read_text())["precision"]
+
+
+@pytest.mark.usefixtures("undrawn_runs")
+def test_a_cpu_trains_in_the_precision_that_a_trial_found_fastest(
+    trials: Trials, idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    run = train(idx, recipe, tmp_path / "run", console=Console())
+    assert "precision bf16-mixed: 2.5 times as fast as 32-true in a trial of 16 samples" in capsys.readouterr().out
+    assert recorded(run.path) == {"phase 1": BF16}
+    explicit = train(idx, write_recipe(tmp_path / "e.toml", {"epochs": 1}, precision="bf16"), tmp_path / "explicit")
+    assert torch.equal(weights(run.path), weights(explicit.path)), "the trial has left a trace in the training"
+    assert trials.made == 3
+    again = train(idx, recipe, tmp_path / "again")  # remembered for this machine and network
+    assert (trials.made, recorded(again.path)) == (3, {"phase 1": BF16})
+    trials.seconds[BF16] = 0.92
+    wide = write_recipe(tmp_path / "w.toml", {"epochs": 1, "optimizer": "sgd"})
+    assert recorded(train(idx, wide, tmp_path / "wide").path) == {"phase 1": FLOAT32}, "too little is gained"
+
+
+def weights(run: Path) -> torch.Tensor:
+    network = load(run, device="cpu").network
+    return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+
+
+@pytest.mark.usefixtures("undrawn_runs", "trials")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+@pytest.mark.parametrize("fastest", [BF16, CHANNELS_LAST])
+def test_a_resumed_run_keeps_the_precisions_of_its_phases(
+    fastest: str, trials: Trials, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """To the last bit, with 1x1 convolutions, whose layout is ambiguous, and a phase in another precision after it."""
+    trials.seconds[fastest] = 0.1
+    phases: tuple[dict[str, Any], ...] = ({}, {"epochs": 1, "optimizer": "sgd", "momentum": 0.9})
+    monkeypatch.setattr(precision, "choose_precision", by_optimizer(precision.choose_precision))
+    monkeypatch.setattr("linnaeus.training.tuning.choose_precision", precision.choose_precision)
+    recipe = write_recipe(tmp_path / "r.toml", *phases)
+    whole = train(idx, recipe, tmp_path / "whole", model=bottleneck()).path
+    assert recorded(whole) == {"phase 1": fastest, "phase 2": FLOAT32}
+    for step in (5, 11):
+
+        def work(step: int = step) -> None:
+            dying(loop, "step_within_memory", step)
+            train(idx, recipe, tmp_path / f"cut {step}", model=bottleneck())
+
+        assert in_child(work) == -signal.SIGKILL
+        monkeypatch.setattr(precision, "_time_steps", None)  # not measured again
+        check_same(train(idx, recipe, tmp_path / f"cut {step}", model=bottleneck(), resume=True).path, whole)
+
+
+def by_optimizer(real: Any) -> Any:
+    """Trials for Adam alone: phases with SGD are too short."""
+
+    def choose(run: Any, engine: Any, seconds: float) -> Any:
+        return real(run, engine, seconds if run.phase.optimizer != "sgd" else -1.0)
+
+    return choose
+
+
+def bottleneck() -> nn.Module:
+    torch.manual_seed(5)
+    body = [nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1), nn.ReLU()]
+    return nn.Sequential(*body, nn.Conv2d(16, 1, 3), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 3))
+
+
+@pytest.mark.usefixtures("undrawn_runs")
+def test_a_network_that_bf16_breaks_stays_in_float32(trials: Trials, idx: Path, tmp_path: Path):
+    run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "run", model=Fixed())
+    assert recorded(run.path) == {"phase 1": FLOAT32}
+    assert trials.made == 3
+
+
+class Fixed(nn.Module):
+    """A network that multiplies its features, whose type it fixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.weight = nn.Conv2d(1, 3, 5, 5), nn.Parameter(torch.eye(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.convolution(x).mean((2, 3))
+        with torch.autocast("cpu", enabled=False):
+            return features @ self.weight
+
+
+def test_short_phases_are_not_tried(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "_trial", None)
+    unused: Any = None
+    assert precision.choose_precision(unused, unused, precision.WORTH_TRYING - 1).chosen == FLOAT32

@@ -24,7 +24,7 @@ from linnaeus.runs import folder
 from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
 from linnaeus.stores.cache import Cache
-from linnaeus.training import checkpoint, finalize, loop, measuring, phases, prepare, recorder
+from linnaeus.training import checkpoint, finalize, loop, measuring, prepare, recorder, tuning
 from linnaeus.training.identity import Identity
 
 pytestmark = [
@@ -61,6 +61,7 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
         7,
     ),
     "fresh augmentation through a frozen part": ([{"train": ["head"], "augment": AUGMENT, "epochs": 3}], {}, 11),
+    "bfloat16, which trains with channels last": ([{"optimizer": "adamw"}], {"precision": "bf16-mixed"}, 7),
     "a learning rate from a range test": ([{"lr": "auto", "schedule": {"name": "cosine", "warmup": 0.5}}], {}, 7),
 }
 
@@ -80,7 +81,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
 
     assert in_child(work) == -signal.SIGKILL
     assert (tmp_path / "cut" / "checkpoint" / "checkpoint.json").exists()
-    monkeypatch.setattr(phases, "range_test", None)  # the resumed run uses the rate that was found
+    monkeypatch.setattr(tuning, "range_test", None)  # the resumed run uses the rate that was found
     check_same(train(idx, recipe, tmp_path / "cut", model=network(), resume=True).path, whole)
 
 

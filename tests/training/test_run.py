@@ -21,7 +21,6 @@ from torch import nn
 
 import linnaeus
 from linnaeus.console import Console, duration
-from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.inference.inputs import expand
 from linnaeus.metrics.classification import Figures
@@ -452,8 +451,8 @@ def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, id
 def test_only_images_that_rounding_may_decide_excuse_another_count():
     logits = np.array([[1.0, 1.001, 0.0], [1.0, 1.01, 0.0], [1.0, 3.0, 0.0]], np.float32)
     outputs = Outputs(np.zeros(3, np.int64), logits)
-    assert finalize.decided_by_rounding(outputs, Engine("cpu", "32")) == 1
-    assert finalize.decided_by_rounding(outputs, Engine("cpu", "bf16-mixed")) == 2
+    assert finalize.decided_by_rounding(outputs, mixed=False) == 1
+    assert finalize.decided_by_rounding(outputs, mixed=True) == 2
 
 
 def test_the_duration_of_a_phase_is_estimated_after_the_warm_up(

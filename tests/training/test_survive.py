@@ -260,12 +260,14 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of that.")
         return real(self, x)
 
-    monkeypatch.setattr("linnaeus.training.phases.measure_cost", lambda *args: Cheap())
+    monkeypatch.setattr("linnaeus.training.tuning.measure_cost", lambda *args: Cheap())
     monkeypatch.setattr(AboveCut, "forward", forward)
 
 
 class Cheap:
     """A measurement that found plenty of memory."""
+
+    seconds = 0.0
 
     def micro_batch(self, batch: int, free: int) -> int:
         return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import inspect
 import os
@@ -17,10 +18,8 @@ from torch import Tensor, nn
 from linnaeus.device import choose_device
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import TIMEOUT, ProcessGroup
+from linnaeus.distributed.precision import BF16, CHANNELS_LAST, MIXED, full_name
 from linnaeus.errors import UserError
-
-MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-"""Mixed precisions: the type of convolutions and products; weights, norms and losses stay float32."""
 
 
 class Engine(ProcessGroup):
@@ -30,7 +29,7 @@ class Engine(ProcessGroup):
         """`info`: the place of this process; by default as its launcher says."""
         kind = choose_device(device).type
         info = info or process_info()
-        self.precision = _full_name(kind, precision)
+        self.precision = full_name(kind, precision)
         self.device = _join(kind, info)
         super().__init__(info, _object_group(kind) if info.world_size > 1 else None)
         self.scaler = torch.amp.GradScaler(kind) if self.precision == "16-mixed" else None
@@ -43,6 +42,18 @@ class Engine(ProcessGroup):
         """An engine on the same device that ignores the other processes; for decisions of rank 0."""
         return self if self.world_size == 1 else Engine(self.device.type, self.precision, ProcessInfo())
 
+    def with_precision(self, precision: str) -> Engine:
+        """The same engine with another precision, one of those for a CPU."""
+        twin = copy.copy(self)
+        twin.precision = precision
+        return twin
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of networks: tensor cores take convolutions with channels last only, and so does fast bfloat16."""
+        last = self.device.type == "cuda" or (self.device.type == "cpu" and self.precision in (CHANNELS_LAST, BF16))
+        return torch.channels_last if last else torch.contiguous_format
+
     @property
     def reduces_in_backward(self) -> bool:
         """Whether the wrapped network sums gradients over the processes during the backward pass.
@@ -54,10 +65,8 @@ class Engine(ProcessGroup):
 
     def setup(self, net: nn.Module) -> nn.Module:
         """Move `net` to the device and wrap it for its process group. `net` itself stays usable for evaluation."""
-        if self.device.type == "cuda":  # tensor cores take convolutions in this layout only; it does not change names
-            net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        else:
-            net.to(self.device)
+        # Also back to the usual layout: a phase that follows another one must compute as if it were resumed.
+        net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.world_size == 1:
             return net
         # Buffers are averaged after every step, so DDP must not overwrite them before the next one. The parameter that
@@ -261,20 +270,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
-
-
-def _full_name(kind: str, precision: str) -> str:
-    """The precision as a run records it: `32-true`, `16-mixed` or `bf16-mixed`.
-
-    `auto`: mixed on a GPU, else 32 bits, since bf16 is slower on most CPUs.
-    """
-    if precision == "auto":
-        if kind == "cuda":
-            return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-        return "32-true"
-    if precision == "16-mixed" and kind == "cpu":
-        raise UserError("precision = 16-mixed: not available on CPU; use 32, bf16-mixed or auto")
-    return "32-true" if precision == "32" else precision
 
 
 def _processor() -> str:

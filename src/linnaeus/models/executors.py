@@ -7,14 +7,10 @@ which can be merged into the convolution before it; and a compiled graph needs n
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
-from linnaeus.files import read_object, write_text
 from linnaeus.models.network import Network
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
+from linnaeus.models.record import ChoiceRecord, choice_key
 from linnaeus.text import percent
 
 WORTH_TRYING = 120.0
@@ -112,13 +108,13 @@ def choose_executor(
     if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         return eager
     key = _record_key(part, sample)
-    known = required or (read_object(record).get(key) if record else None)
+    known = required or ChoiceRecord(record).read(key)
     if known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
         return eager
     compiled = _onnx_executor(front, sample, expected)
     # A known choice is followed without comparing times, which differ from one measurement to the next.
     chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * eager.seconds) else eager
-    _write_record(record, key, chosen.name)
+    ChoiceRecord(record).write(key, chosen.name)
     return chosen
 
 
@@ -219,15 +215,5 @@ def _timed(name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast:
 
 
 def _record_key(part: FrozenPart, sample: Tensor) -> str:
-    """A key of everything that the fastest choice depends on: machine, threads, torch, network and input shape."""
-    machine = [platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__]
-    computation = [part.network.arch, part.start, part.stop, list(sample.shape[1:])]
-    text = json.dumps(machine + computation, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _write_record(record: Path | None, key: str, name: str) -> None:
-    """Store the choice. Without it the next run measures again, so an unwritable folder is not an error."""
-    if record is not None:
-        with suppress(OSError, UserError):
-            write_text(record, json.dumps(read_object(record) | {key: name}))
+    """The key of the fastest executor: machine, network and input shape."""
+    return choice_key([part.network.arch, part.start, part.stop, list(sample.shape[1:])])

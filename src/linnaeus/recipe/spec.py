@@ -250,7 +250,8 @@ class Recipe(Strict):
     """For several labels per image: give a label from the lowest probability on that reaches this precision on
     validation. Without it, the threshold of each label is that with the largest F1."""
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
-    """Precision of the computation. `auto`: mixed on a GPU, 32 bits elsewhere."""
+    """Precision of the computation. `auto`: mixed on a GPU; on a CPU 32 bits, or bfloat16 for phases of more than two
+    minutes that a trial finds faster with it; 32 bits elsewhere."""
     log_every: Annotated[int, Field(ge=0)] = 0
     """Print the loss every this many steps; 0 is off."""
     model: Model

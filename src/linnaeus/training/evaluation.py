@@ -15,6 +15,7 @@
     bad_images      number of unreadable images, which were left out
     micro_batch     images that went through the network at once, by phase
     executors       the executors of the frozen part
+    precision       the precision of the training, by phase
     seconds         durations of the parts of the run, and the total
     hardware, versions, fingerprint     of the machine, the software and the data
 

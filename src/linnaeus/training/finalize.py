@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from linnaeus.check.inspection import without_leaks
-from linnaeus.distributed.engine import Engine, hardware
+from linnaeus.distributed.engine import hardware
+from linnaeus.distributed.precision import MIXED
 from linnaeus.errors import JobError
 from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.multilabel import Headline, read_headline
@@ -163,7 +164,7 @@ def _write_results(
     """Write model file, predictions, metrics, plots and report."""
     folder, chosen = prepared.folder, ending.best.figures
     assert chosen is not None
-    if warning := _difference(evaluation, chosen, prepared.engine):
+    if warning := _difference(evaluation, chosen, _rounds_to_16_bits(prepared)):
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(f"unsure    {line}")
@@ -191,14 +192,14 @@ def _write_results(
         _write_report(prepared, ending, metrics)
 
 
-def _difference(evaluation: AnyEvaluation, chosen: Headline, engine: Engine) -> str:
+def _difference(evaluation: AnyEvaluation, chosen: Headline, mixed: bool) -> str:
     """A warning where the saved model is not as good as during training; empty otherwise."""
     if isinstance(evaluation, LabelEvaluation):
         return evaluation.difference(chosen)
     assert isinstance(chosen, Figures)
     valid = evaluation.figures["valid"]
     # Stored activations, another executor and mixed precision round differently; more than that would be an error.
-    if abs(valid.correct - chosen.correct) <= decided_by_rounding(evaluation.calibrated["valid"], engine):
+    if abs(valid.correct - chosen.correct) <= decided_by_rounding(evaluation.calibrated["valid"], mixed):
         return ""
     return (
         f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
@@ -206,10 +207,16 @@ def _difference(evaluation: AnyEvaluation, chosen: Headline, engine: Engine) -> 
     )
 
 
-def decided_by_rounding(outputs: Outputs, engine: Engine) -> int:
+def _rounds_to_16_bits(prepared: Prepared) -> bool:
+    """Whether a part of the network was trained, or its stored output computed, with fewer than 32 bits."""
+    tuned = prepared.identity.tuned
+    return bool(MIXED.keys() & {prepared.engine.precision, *tuned.precisions.values()})
+
+
+def decided_by_rounding(outputs: Outputs, mixed: bool) -> int:
     """Number of images whose two largest logits are so close that the precision of the training may swap them."""
     second, first = np.partition(outputs.logits, -2, axis=1)[:, -2:].T
-    tolerance = FLOAT32_ROUNDING if engine.precision == "32-true" else MIXED_ROUNDING
+    tolerance = MIXED_ROUNDING if mixed else FLOAT32_ROUNDING
     return int((first - second <= tolerance * np.abs(outputs.logits).max(1)).sum())
 
 
@@ -226,6 +233,10 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> d
         "bad_images": prepared.unreadable,
         "micro_batch": {f"phase {number}": micro for number, micro in sorted(identity.tuned.micro.items())},
         "executors": identity.tuned.executors,
+        "precision": {
+            f"phase {number}": identity.tuned.precisions.get(str(number), prepared.engine.precision)
+            for number in range(1, len(prepared.recipe.phase) + 1)
+        },
         "seconds": ending.timings.rounded(),
         "hardware": hardware(prepared.engine.device),
         "versions": versions(prepared.network.arch["name"]),

@@ -32,6 +32,8 @@ class TunedValues:
     """Phase -> micro-batch over all processes."""
     executors: dict[str, str] = field(default_factory=dict)
     """Frozen stages -> the executor that computed their stored output."""
+    precisions: dict[str, str] = field(default_factory=dict)
+    """Phase -> precision, if the recipe says `auto` and the phase runs on a CPU."""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """`recipe` with the tuned learning rates, and with the micro-batches that are smaller than a batch."""

@@ -1,8 +1,9 @@
-"""Memory of a training step, measured on a copy of the network before training."""
+"""Memory and time of a training step, measured on a copy of the network before training."""
 
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ class SampleCost:
 
     bytes: int
     """Memory that is kept for the backward pass."""
+    seconds: float = 0.0
+    """Time of the measured step, for one sample. It was the first one, so later steps are faster."""
 
     def micro_batch(self, batch: int, free: int) -> int:
         """The micro-batch for a batch of `batch` samples in `free` bytes: equal parts, as few as fit."""
@@ -46,8 +49,9 @@ def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCos
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    started = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         out = twin(x)
     logits = out if isinstance(out, Tensor) else out[0]
     F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
-    return SampleCost(sum(storages.values()) // len(x))
+    return SampleCost(sum(storages.values()) // len(x), (time.perf_counter() - started) / len(x))

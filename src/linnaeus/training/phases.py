@@ -10,8 +10,7 @@ from functools import partial
 
 import torch
 
-from linnaeus.console import Advance, Console, counted, duration
-from linnaeus.device import free_memory
+from linnaeus.console import Advance, Console, duration
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.sync_batchnorm import synced_batchnorm
 from linnaeus.errors import JobError
@@ -23,19 +22,16 @@ from linnaeus.text import percent
 from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.loop import Epoch, Step, fit
-from linnaeus.training.memory import measure_cost
 from linnaeus.training.optim import freeze, training_stages
 from linnaeus.training.phase import AboveCut, PhaseRun
-from linnaeus.training.rangetest import range_test
 from linnaeus.training.recorder import Recorder
 from linnaeus.training.snapshot import Snapshot, network_state
 from linnaeus.training.solve import solve_head
 from linnaeus.training.stop import StopSignals
 from linnaeus.training.streams import Streams
 from linnaeus.training.timings import StepTimer, Timings
+from linnaeus.training.tuning import Tuning, is_synced
 
-PROBED = 8
-"""Samples of the trial step: enough to outweigh fixed costs, few enough to take no time."""
 MENTIONED_FROM = 10.0
 """Seconds from which on the expected duration of a phase is announced."""
 
@@ -117,21 +113,19 @@ class Phases:
             epoch = solve_head(run, self.streams.train.groups, self.engine, self.console)
             self._after_epoch(run, epoch)
             return
-        run.micro_batch = self._choose_micro_batch(run)
-        if phase.lr == "auto":
-            run.phase = phase.model_copy(update={"lr": self._find_rate(run)})
-        with synced_batchnorm(self.model) if self._synced(phase) else nullcontext():
-            self._fit(run, snapshot)
+        engine = Tuning(self.engine, self.recorder, self.console, self.recipe.precision).tune(run, snapshot is not None)
+        with synced_batchnorm(self.model) if is_synced(phase, engine) else nullcontext():
+            self._fit(run, engine, snapshot)
         for name, buffer in frozen.items():
             now = self.model.get_buffer(name)
             assert torch.equal(buffer.to(now.device), now), f"{name} is frozen and changed in phase {number}"
 
-    def _fit(self, run: PhaseRun, snapshot: Snapshot | None) -> None:
+    def _fit(self, run: PhaseRun, engine: Engine, snapshot: Snapshot | None) -> None:
         """Train the epochs of a phase, and record each."""
         with self.console.progress(f"phase {run.number}") as advance:
             epochs = fit(
                 run,
-                self.engine,
+                engine,
                 resume=snapshot,
                 better=self.best.beaten_by,
                 on_step=partial(self._after_step, run, advance, StepTimer()),
@@ -245,52 +239,3 @@ class Phases:
         self.timings.add_since(f"phase {number}", self.phase_started)
         self.timings.update_total()
         self.phase_started = time.perf_counter()
-
-    def _synced(self, phase: Phase) -> bool:
-        """Whether BatchNorm uses the samples of all processes."""
-        return phase.norms == "synced" and self.engine.world_size > 1
-
-    def _find_rate(self, run: PhaseRun) -> float:
-        """The learning rate by a range test on a copy of the network."""
-        with self.console.progress(f"phase {run.number}, range test", "steps") as advance:
-            # By rank 0 alone, on whole batches: the rate must not depend on the number of processes.
-            test = self.engine.broadcast(lambda: range_test(run.undivided(), self.engine.alone(), advance))
-        self.recorder.record_rate(run.number, test)
-        self.console.say(
-            f"  lr = auto: {test.chosen:g}, {test.reason}, in {len(test.losses)} steps from {test.rates[0]:.0e} to "
-            f"{test.rates[-1]:.0e}"
-        )
-        return test.chosen
-
-    def _choose_micro_batch(self, run: PhaseRun) -> int:
-        """Measure the memory of one step on a copy; return the micro-batch of this process."""
-        phase, world_size = run.phase, self.engine.world_size
-        batch = next(iter(run.train.batches.epoch())).part(0, PROBED)
-        x = run.train.prepare(batch, 0)
-        local_batch = -(-phase.batch // world_size)
-        # With synchronized BatchNorm a micro-batch is what all processes run at once, otherwise what each of them runs.
-        shared_by = world_size if self._synced(phase) else 1
-        # Measured on rank 0 alone: all ranks must divide their batches in the same way.
-        cost = self.engine.broadcast(lambda: measure_cost(run.net, run.stages, x))
-        # A resumed run keeps its micro-batch, on which BatchNorm depends, even if more memory is free now.
-        known = phase.micro_batch or self.recorder.micro_batches.get(str(run.number), 0)
-        run.whole_micro_batch = known or cost.micro_batch(phase.batch, free_memory(self.engine.device))
-        if known:
-            micro_batch = min(-(-known // shared_by), local_batch)
-        else:
-            free = free_memory(self.engine.device)
-            if self.engine.device.type == "cpu":
-                free //= self.engine.local_world_size  # the processes of a machine share its memory
-            micro_batch = cost.micro_batch(local_batch, min(self.engine.all_gather(free)))
-        self.recorder.record_micro_batch(run.number, min(micro_batch * shared_by, phase.batch))
-        self._announce(run, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")
-        return micro_batch
-
-    def _announce(self, run: PhaseRun, x: torch.Tensor, division: str) -> None:
-        """Print the size of the phase."""
-        phase, world_size, batches = run.phase, self.engine.world_size, run.train.batches
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        work = f"{counted(phase.epochs, 'epoch')} of {counted(len(batches), 'step')}"
-        shape, dtype = (min(phase.batch, batches.samples), *x.shape[1:]), str(x.dtype).removeprefix("torch.")
-        per_process = f", {-(-phase.batch // world_size)} for each process" if world_size > 1 else ""
-        self.console.say(f"  {trained:,} trained parameters, {work}; batch {shape} {dtype}{per_process}{division}")

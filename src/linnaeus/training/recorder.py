@@ -21,6 +21,8 @@ class Recorder:
         """History so far."""
         self.micro_batches: Mapping[str, int] = {}
         """Phase -> micro-batch over all processes, for the phases where it is known."""
+        self.precisions: Mapping[str, str] = {}
+        """Phase -> precision, for the phases where it was chosen."""
 
     def add_epoch(self, row: Row) -> None:
         """Record the history row of an epoch."""
@@ -39,6 +41,9 @@ class Recorder:
     def record_micro_batch(self, number: int, micro_batch: int) -> None:
         """Record the micro-batch of phase `number` over all processes."""
 
+    def record_precision(self, number: int, precision: str) -> None:
+        """Record the precision that phase `number` trains in."""
+
     def record_rate(self, number: int, test: RangeTest) -> None:
         """Record the range test of phase `number`."""
 
@@ -54,6 +59,7 @@ class RunRecorder(Recorder):
         """The recipe with the values that were tuned so far."""
         self.rows = prepared.folder.rows
         self.micro_batches = prepared.identity.tuned.micro
+        self.precisions = prepared.identity.tuned.precisions
         self.digest = ""
         """SHA-256 of the tensors of the model file that this process wrote."""
 
@@ -70,6 +76,10 @@ class RunRecorder(Recorder):
         if self.identity.tuned.micro.get(str(number)) != micro_batch:  # JSON keys are strings
             self.identity.tuned.micro[str(number)] = micro_batch
             self.record_tuned()
+
+    def record_precision(self, number: int, precision: str) -> None:
+        self.identity.tuned.precisions[str(number)] = precision
+        self.record_tuned()
 
     def record_rate(self, number: int, test: RangeTest) -> None:
         """Keep the learning rate in the recipe, and plot how it was chosen."""

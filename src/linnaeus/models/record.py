@@ -1,0 +1,43 @@
+"""Choices that were measured on this machine, remembered so that later runs choose alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from linnaeus.errors import UserError
+from linnaeus.files import read_object, write_text
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """A JSON file of names by key; without a path nothing is remembered."""
+
+    path: Path | None
+
+    def read(self, key: str) -> str | None:
+        """The choice under `key`; None if there is none, or no readable file."""
+        if self.path is not None:
+            name = read_object(self.path).get(key)
+            return name if isinstance(name, str) else None
+        return None
+
+    def write(self, key: str, name: str) -> None:
+        """Store the choice. Without it the next run measures again, so an unwritable folder is not an error."""
+        if self.path is not None:
+            with suppress(OSError, UserError):
+                write_text(self.path, json.dumps(read_object(self.path) | {key: name}))
+
+
+def choice_key(computation: list[object]) -> str:
+    """A key of everything that the fastest choice depends on: machine, threads, torch, and the JSON values given."""
+    machine = [platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__]
+    text = json.dumps(machine + computation, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,114 @@
+"""What a phase measures before its first epoch: the micro-batch, the precision, and the learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from linnaeus.console import Console, counted
+from linnaeus.device import free_memory
+from linnaeus.distributed.engine import Engine
+from linnaeus.distributed.precision import FLOAT32
+from linnaeus.recipe import Phase
+from linnaeus.training.memory import SampleCost, measure_cost
+from linnaeus.training.phase import PhaseRun
+from linnaeus.training.precision import Trial, choose_precision
+from linnaeus.training.rangetest import range_test
+from linnaeus.training.recorder import Recorder
+
+PROBED = 8
+"""Samples of the trial step: enough to outweigh fixed costs, few enough to take no time."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Measures what the recipe leaves open, on copies of the network, and records it.
+
+    Rank 0 measures and the others follow: all ranks must divide their batches and round their numbers alike. A resumed
+    phase uses the recorded values, on which its result depends.
+    """
+
+    engine: Engine
+    recorder: Recorder
+    console: Console
+    precision: str
+    """As the recipe has it; `auto` lets a CPU choose for each phase."""
+
+    def tune(self, run: PhaseRun, resumed: bool) -> Engine:
+        """Complete `run`, and return the engine that trains it. `resumed`: the phase has trained some steps already."""
+        cost = self._choose_micro_batch(run)
+        engine = self.engine
+        if self.precision == "auto" and engine.device.type == "cpu":
+            engine = engine.with_precision(self._choose_precision(run, cost, resumed))
+        if run.phase.lr == "auto":
+            run.phase = run.phase.model_copy(update={"lr": self._find_rate(run, engine)})
+        return engine
+
+    def _choose_micro_batch(self, run: PhaseRun) -> SampleCost:
+        """Measure a step on a copy, and set the micro-batch of this process."""
+        phase, world_size = run.phase, self.engine.world_size
+        batch = next(iter(run.train.batches.epoch())).part(0, PROBED)
+        x = run.train.prepare(batch, 0)
+        local_batch = -(-phase.batch // world_size)
+        # With synchronized BatchNorm a micro-batch is what all processes run at once, otherwise what each of them runs.
+        shared_by = world_size if is_synced(phase, self.engine) else 1
+        cost = self.engine.broadcast(lambda: measure_cost(run.net, run.stages, x))
+        # A resumed run keeps its micro-batch, on which BatchNorm depends, even if more memory is free now.
+        known = phase.micro_batch or self.recorder.micro_batches.get(str(run.number), 0)
+        run.whole_micro_batch = known or cost.micro_batch(phase.batch, free_memory(self.engine.device))
+        if known:
+            micro_batch = min(-(-known // shared_by), local_batch)
+        else:
+            free = free_memory(self.engine.device)
+            if self.engine.device.type == "cpu":
+                free //= self.engine.local_world_size  # the processes of a machine share its memory
+            micro_batch = cost.micro_batch(local_batch, min(self.engine.all_gather(free)))
+        run.micro_batch = micro_batch
+        self.recorder.record_micro_batch(run.number, min(micro_batch * shared_by, phase.batch))
+        self._announce(run, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")
+        return cost
+
+    def _choose_precision(self, run: PhaseRun, cost: SampleCost, resumed: bool) -> str:
+        """The precision of the phase, by a trial if the phase is long enough to pay for one."""
+        known = self.recorder.precisions.get(str(run.number))
+        if known is None and resumed:
+            known = FLOAT32  # begun by a version that knew no other
+        if known is not None:
+            return known
+
+        def choose() -> Trial:
+            seconds = cost.seconds * run.train.batches.samples * run.phase.epochs / self.engine.world_size
+            return choose_precision(run.undivided(), self.engine.alone(), seconds)
+
+        trial = self.engine.broadcast(choose)
+        self.recorder.record_precision(run.number, trial.chosen)
+        if trial.reason:
+            self.console.say(f"  precision {trial.chosen}: {trial.reason}")
+        return trial.chosen
+
+    def _find_rate(self, run: PhaseRun, engine: Engine) -> float:
+        """The learning rate by a range test on a copy of the network."""
+        with self.console.progress(f"phase {run.number}, range test", "steps") as advance:
+            # By rank 0 alone, on whole batches: the rate must not depend on the number of processes.
+            test = engine.broadcast(lambda: range_test(run.undivided(), engine.alone(), advance))
+        self.recorder.record_rate(run.number, test)
+        self.console.say(
+            f"  lr = auto: {test.chosen:g}, {test.reason}, in {len(test.losses)} steps from {test.rates[0]:.0e} to "
+            f"{test.rates[-1]:.0e}"
+        )
+        return test.chosen
+
+    def _announce(self, run: PhaseRun, x: torch.Tensor, division: str) -> None:
+        """Print the size of the phase."""
+        phase, world_size, batches = run.phase, self.engine.world_size, run.train.batches
+        trained = sum(p.numel() for p in run.net.parameters() if p.requires_grad)
+        work = f"{counted(phase.epochs, 'epoch')} of {counted(len(batches), 'step')}"
+        shape, dtype = (min(phase.batch, batches.samples), *x.shape[1:]), str(x.dtype).removeprefix("torch.")
+        per_process = f", {-(-phase.batch // world_size)} for each process" if world_size > 1 else ""
+        self.console.say(f"  {trained:,} trained parameters, {work}; batch {shape} {dtype}{per_process}{division}")
+
+
+def is_synced(phase: Phase, engine: Engine) -> bool:
+    """Whether BatchNorm uses the samples of all processes."""
+    return phase.norms == "synced" and engine.world_size > 1
