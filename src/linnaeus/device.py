@@ -78,7 +78,7 @@ def _available() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:  # Windows has no sysconf
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # type: ignore[attr-defined, unused-ignore]
     except (ValueError, OSError, AttributeError):
         return 4 << 30  # a small laptop, if the system does not tell

@@ -166,7 +166,7 @@ class _FolderLock:
         with suppress(OSError):
             self._handle = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined, unused-ignore]
                 self.is_ours = True
             except BlockingIOError:
                 self.is_taken = True

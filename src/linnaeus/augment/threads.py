@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = Lock()
-os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
 def share(items: Sequence[T], work: Callable[[Sequence[T]], None], threads: int) -> None:

@@ -78,10 +78,11 @@ def process_info(environment: Mapping[str, str] | None = None) -> ProcessInfo:
 def exit_with_launcher() -> None:
     """End this process when the launcher of `--devices N` is gone, for example after kill -9.
 
-    A watching thread is needed because a killed launcher cannot signal its children.
+    A watching thread is needed because a killed launcher cannot signal its children. On Windows nothing is watched:
+    there orphans keep the id of their parent, and in a virtual environment python.exe is itself a launcher.
     """
     parent = os.environ.get(PARENT)
-    if parent is None:
+    if parent is None or os.name == "nt":
         return
 
     def watch() -> None:

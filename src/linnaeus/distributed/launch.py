@@ -27,6 +27,8 @@ from linnaeus.errors import LostError
 GRACE = 10.0
 """Seconds that the remaining processes have to end by themselves after one has failed, before SIGTERM; after as many
 more seconds they are killed."""
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+"""Ends a process at once. Windows has no SIGKILL: there SIGTERM does, as `Popen.terminate`."""
 POLL_INTERVAL = 0.1
 """Seconds between two looks at the processes."""
 SHOWN_LINES = 30
@@ -61,7 +63,7 @@ def launch(count: int, arguments: Sequence[str], advice: str) -> int:
             children.append(_start(rank, arguments, environment))
         failed = _wait(children)
     finally:
-        _signal(children, signal.SIGKILL)
+        _signal(children, KILL)
         for child in children:
             child.process.wait()
         for number, handler in handlers.items():
@@ -86,6 +88,7 @@ def _shared_environment(count: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_process(count))),
         PARENT: str(os.getpid()),
+        **({"USE_LIBUV": "0"} if os.name == "nt" else {}),  # torch is built without libuv for Windows
     }
 
 
@@ -118,7 +121,7 @@ def _wait(children: list[Child]) -> int | None:
             first_failure = first_failure or time.monotonic()
             waited = time.monotonic() - first_failure
             if waited > 2 * GRACE:
-                _signal(children, signal.SIGKILL)
+                _signal(children, KILL)
             elif waited > GRACE and not terminated:
                 terminated = True
                 _signal(children, signal.SIGTERM)
@@ -126,6 +129,8 @@ def _wait(children: list[Child]) -> int | None:
 
 
 def _signal(children: list[Child], number: int) -> None:
+    if os.name == "nt" and number == signal.SIGINT:
+        return  # the console has sent Ctrl-C to every process, and Popen cannot
     for child in children:
         if child.process.poll() is None:
             child.process.send_signal(number)
@@ -138,7 +143,7 @@ def _report_failure(rank: int, children: list[Child], advice: str | None) -> int
     """
     status, count, output = children[rank].process.returncode, len(children), children[rank].output
     if status < 0 and advice is not None:
-        reason = "the machine may have run out of memory; " if status == -signal.SIGKILL else ""
+        reason = "the machine may have run out of memory; " if status == -KILL else ""
         name = signal.Signals(-status).name
         echo_error(f"error: process {rank} of {count} was ended by {name}; {reason}{advice}")
     # If rank 0 ended with the same status it has already printed the same error.

@@ -133,7 +133,7 @@ def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: fl
 
 def _end_of(path: str, fonts: Fonts, width: float) -> str:
     """As much of the end of a path as fits: the file name says more than the folders."""
-    parts = path.split("/")
+    parts = path.replace(os.sep, "/").split("/")
     for first in range(len(parts)):
         text = "/".join(parts[first:]) if first == 0 else "…/" + "/".join(parts[first:])
         if text_width(text, fonts, SMALL) <= 0.97 * width:  # hinting makes many narrow letters wider than measured

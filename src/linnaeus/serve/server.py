@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import signal
 import socket
 from contextlib import suppress
+from typing import Any
 
 import uvicorn
 
@@ -78,7 +80,9 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host}: no such address; use 127.0.0.1, or 0.0.0.0 for all networks") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # SO_REUSEADDR lets a server restart at once; on Windows it would also let two servers share a port.
+        option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+        listener.setsockopt(socket.SOL_SOCKET, option, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
@@ -90,9 +94,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 def _raise_file_limit(files: int) -> None:
     """Raise the process's limit on open files to `files`, as far as the system allows."""
-    with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
-        import resource
-
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:
+        return  # Windows has no such limit
+    with suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < files:
             limit = files if hard == resource.RLIM_INFINITY else min(files, hard)

@@ -268,7 +268,7 @@ class PositionedReader:
 
     def read(self, out: np.ndarray, offset: int) -> None:
         """Fill the contiguous array `out` from byte `offset` on."""
-        count = os.preadv(self._file.fileno(), [out.reshape(-1).view(np.uint8).data], offset)
+        count = os.preadv(self._file.fileno(), [out.reshape(-1).view(np.uint8).data], offset)  # type: ignore[attr-defined, unused-ignore]
         assert count == out.nbytes, f"{self._path}: cut short while in use"
 
 
