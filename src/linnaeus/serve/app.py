@@ -63,7 +63,7 @@ def make_app(service: Service, settings: Settings) -> AccessControl:
         lifespan=lifespan,
     )
     credentials = Credentials(settings.token)
-    _add_error_handlers(app)
+    add_error_handlers(app)
     _add_prediction_routes(app, service, settings)
     _add_monitoring_routes(app, service)
     _add_page_routes(app, settings, credentials)
@@ -71,7 +71,7 @@ def make_app(service: Service, settings: Settings) -> AccessControl:
     return AccessControl(app, credentials, service.metrics, routes, settings.hosts, settings.origins)
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Answer every error with one line of JSON."""
 
     @app.exception_handler(RefusedError)

@@ -1,0 +1,157 @@
+"""`label`: label images in the browser while a classifier learns. Heavy modules are imported when the command runs."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from linnaeus.cli import early
+from linnaeus.cli.options import device_option, make_console, verbosity
+from linnaeus.errors import UserError
+
+if TYPE_CHECKING:
+    from linnaeus.console import Console
+    from linnaeus.label.backbone import Backbone
+    from linnaeus.label.features import Features
+    from linnaeus.label.labels_csv import LabelStore
+
+ORDERS = ("mixed", "margin", "diverse", "random", "file")
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="[RUN] FOLDER")
+@click.option(
+    "--backbone",
+    metavar="NAME",
+    help="Network that computes the features, or colors for none.  [default: ImageNet weights, if downloaded]",
+)
+@click.option("--weights", metavar="NAME|FILE", help="Weights of the network.  [default: its ImageNet weights]")
+@click.option("--labels", metavar="CSV", help="Labels to start from: a CSV with the columns path and label.")
+@click.option("--out", metavar="CSV", help="File for the labels.  [default: FOLDER/labels.csv]")
+@click.option("--classes", metavar="A,B,C", help="Classes to begin with; more can be added on the page.")
+@click.option(
+    "--order",
+    default="mixed",
+    show_default=True,
+    type=click.Choice(ORDERS),
+    help="Which image comes next: of small margin and unlike the others, either, random, or by file name.",
+)
+@click.option("--runs", metavar="DIR", default="runs", show_default=True, help="Folder for the run of Finish.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    help="Port; 0 picks a free one.",
+)
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    envvar="LINNAEUS_TOKEN",
+    help="Token that clients must present.  [default: none for this machine, else a random one; env: LINNAEUS_TOKEN]",
+)
+@device_option
+@verbosity
+def label(
+    sources: tuple[str, ...],
+    backbone: str | None,
+    weights: str | None,
+    labels: str | None,
+    out: str | None,
+    classes: str | None,
+    order: str,
+    runs: str,
+    host: str,
+    port: int,
+    token: str | None,
+    device: str,
+) -> None:
+    """Label images in the browser while a classifier learns from the answers.
+
+    FOLDER holds the images, in any subfolders. Each answer is written to labels.csv at once, which is a source for
+    `linnaeus train`; opening the folder again continues. With a RUN before it, the answers of its model are reviewed.
+    Only this machine can connect unless --host says otherwise. Ctrl-C exits.
+    """
+    run, folder = _places(sources)
+    early.check_device(device)
+    early.check_token(token)
+    try:
+        from linnaeus.label.app import LabelServer
+        from linnaeus.label.server import serve
+        from linnaeus.serve.access import is_loopback
+        from linnaeus.serve.limits import Limits
+        from linnaeus.serve.server import bind
+    except ImportError as error:
+        raise UserError(f'labelling needs {error.name}: pip install "linnaeus[serve]"') from None
+    from linnaeus.label.finish import Finish
+    from linnaeus.label.session import Session
+    from linnaeus.label.thumbnails import Thumbnails
+
+    console = make_console(sys.stderr)
+    if run is not None and (backbone or weights):
+        raise UserError(f"{run}: its own network answers; leave out --backbone and --weights")
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(16)
+    listener = bind(host, port)
+    store = _open_store(folder, out, labels, console)
+    features = _open_features(folder, store, run, (backbone, weights, device), console)
+    session = Session.open(store, features, order, console)
+    model = () if session.learner.model is None else session.learner.model.classes
+    for name in (*model, *(classes or "").split(",")):
+        if name.strip():
+            session.add_class(name)
+    network = features.backbone
+    finish = Finish(store, session.learner.audit, network, Path(runs).absolute(), device)
+    shown = Thumbnails(folder, features.paths)
+    serve(LabelServer(session, shown, finish, Limits(), folder.name, network.notes), listener, token, console)
+
+
+def _places(sources: tuple[str, ...]) -> tuple[Path | None, Path]:
+    """(run or None, folder of images)."""
+    if len(sources) > 2:
+        raise UserError(f"{sources[2]}: one folder of images is labelled at a time; give [RUN] FOLDER")
+    folder = Path(sources[-1]).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{sources[-1]}: no such folder of images; give [RUN] FOLDER")
+    if len(sources) == 1:
+        early.check_not_a_run(sources[0])
+        return None, folder.resolve()
+    early.check_model(sources[0])
+    return Path(sources[0]), folder.resolve()
+
+
+def _open_store(folder: Path, out: str | None, labels: str | None, console: Console) -> LabelStore:
+    from linnaeus.label.labels_csv import LabelStore
+
+    file = folder / "labels.csv" if out is None else Path(out).expanduser().absolute()
+    early.check_output("--out", str(file), (".csv",))
+    store = LabelStore.open(folder, file)
+    if store.journal.damaged:
+        console.warn(f"{store.journal.path}: {store.journal.damaged} damaged lines were skipped")
+    if store.journal.labels:
+        console.say(f"labels    {file}: {len(store.journal.labels)} images, continued")
+    if labels is not None:
+        console.say(f"labels    {store.import_csv(Path(labels).expanduser())} taken over from {labels}")
+    return store
+
+
+def _open_features(
+    folder: Path, store: LabelStore, run: Path | None, network: tuple[str | None, str | None, str], console: Console
+) -> Features:
+    from linnaeus.label.backbone import of_run, open_backbone
+    from linnaeus.label.features import Features
+    from linnaeus.label.session import list_images
+
+    paths = list_images(folder)
+    backbone: Backbone = of_run(run, network[2]) if run is not None else open_backbone(*network)
+    console.say(f"images    {len(paths):,} in {folder}")
+    console.say(f"backbone  {backbone.name}")
+    for note in backbone.notes:
+        console.say(f"          {note}")
+    return Features(folder, paths, backbone)

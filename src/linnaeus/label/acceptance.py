@@ -1,0 +1,98 @@
+"""Batch acceptance: the images that the head is nearly sure of, with the errors to expect and a sample to verify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from linnaeus.errors import UserError
+from linnaeus.label.features import Features
+from linnaeus.label.journal import ACCEPTED, Answer, Label
+from linnaeus.label.learner import Learned
+from linnaeus.metrics.intervals import wilson
+
+SURE = 0.99
+VERIFY = 20
+"""Images of a batch that a person must look at before the rest is accepted."""
+
+
+@dataclass
+class Batch:
+    """Images to be labelled as the head says."""
+
+    number: int
+    answers: dict[int, str]
+    """Image -> class."""
+    expected_errors: float
+    """Sum of the calibrated doubts, 1 - p."""
+    sample: list[int]
+    """Images to verify first, drawn at random."""
+    verified: dict[int, bool] = field(default_factory=dict)
+    """Image of the sample -> whether the person agreed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the page receives it; with all of the sample verified also the interval of the share of errors."""
+        wrong = sum(not agreed for agreed in self.verified.values())
+        complete = len(self.verified) == len(self.sample)
+        low, high = wilson(wrong, len(self.verified))
+        return {
+            "batch": self.number,
+            "n": len(self.answers),
+            "expected_errors": round(self.expected_errors, 2),
+            "sample": [{"image": i, "label": self.answers[i]} for i in self.sample if i not in self.verified],
+            "verified": len(self.verified),
+            "wrong": wrong,
+            "errors_ci95": [low * len(self.answers), high * len(self.answers)] if complete and self.sample else None,
+        }
+
+
+@dataclass
+class Batches:
+    """The batches that were proposed. Each keeps its answers, whatever the head learns meanwhile."""
+
+    known: dict[int, Batch] = field(default_factory=dict)
+
+    def propose(self, features: Features, learned: Learned, barred: Set[int], at_least: float = SURE) -> Batch:
+        """The unlabelled images whose most probable class is at least `at_least` probable."""
+        rows = np.flatnonzero(features.ready)
+        rows = rows[~np.isin(rows, list(barred))]
+        answers: dict[int, str] = {}
+        doubts = 0.0
+        if learned.answers is not None and len(rows):
+            probabilities = learned.answers.probabilities(rows)
+            top, best = probabilities.max(1), probabilities.argmax(1)
+            for k in np.flatnonzero(top >= at_least).tolist():
+                answers[int(rows[k])] = learned.answers.classes[int(best[k])]
+                doubts += 1 - float(top[k])
+        number = len(self.known)
+        images = sorted(answers)
+        drawn = np.random.default_rng([number, len(images)]).permutation(len(images))[:VERIFY]
+        batch = Batch(number, answers, doubts, [images[k] for k in drawn.tolist()])
+        self.known[number] = batch
+        return batch
+
+    def verify(self, number: int, image: int, agreed: bool) -> Batch:
+        """Record whether a person agrees with an image of the sample."""
+        batch = self._find(number)
+        if image not in batch.sample:
+            raise UserError(f"image {image} is not in the sample of batch {number}; ask for the batch again")
+        batch.verified[image] = agreed
+        return batch
+
+    def accept(self, number: int, paths: Sequence[str], labels: Mapping[str, Label]) -> list[Answer]:
+        """The answers of a verified batch for images that nobody has labelled since. Raises UserError if unverified."""
+        batch = self._find(number)
+        missing = len(batch.sample) - len(batch.verified)
+        if missing:
+            raise UserError(f"batch {number}: {missing} images of its sample are not verified; look at them first")
+        return [
+            Answer(paths[i], label, ACCEPTED) for i, label in sorted(batch.answers.items()) if paths[i] not in labels
+        ]
+
+    def _find(self, number: int) -> Batch:
+        if number not in self.known:
+            raise UserError(f"no batch {number}: the server was restarted; ask for the batch again")
+        return self.known[number]

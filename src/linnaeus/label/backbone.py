@@ -1,0 +1,149 @@
+"""What turns an image into features: a pretrained network, the network of a finished model, or a plain descriptor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.data.decode import DECODE_VERSION
+from linnaeus.data.download import cache_dir
+from linnaeus.device import choose_device
+from linnaeus.errors import UserError
+from linnaeus.modelfile.safetensors import ModelFile, model_path, read_model
+from linnaeus.models.executors import FrozenPart, choose_executor
+from linnaeus.models.network import Network
+from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
+from linnaeus.models.weights import describe_weights, load_weights
+from linnaeus.preprocess import Preprocessing
+from linnaeus.stores.embeddings import default_weights
+
+COLORS = "colors"
+"""The descriptor that needs no weights."""
+
+GRID, DIRECTIONS = 4, 8  # cells per side of the descriptor, and directions of edges
+ADVICE = (
+    "without pretrained weights only colors and edges can be compared; get weights with `linnaeus weights pull "
+    "resnet50-torchvision-v1` (or `weights import NAME FILE`), or accept the weaker comparison with --backbone colors"
+)
+
+
+@dataclass
+class Backbone:
+    """A function from images to features, and what identifies its results."""
+
+    name: str
+    key: str
+    """Changes whenever the same image may get other features."""
+    preprocessing: Preprocessing
+    width: int
+    """Number of features of an image."""
+    model: str | None = None
+    """Name of the network and of its weights, as `train` takes them; None where there is none to train on."""
+    weights: str | None = None
+    notes: list[str] = field(default_factory=list)
+    network: Network | None = None
+    about: ModelFile | None = None
+    """What the file of a finished model says, where its answers are reviewed."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _run: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the features were learned from images, not computed by a formula."""
+        return self.network is not None
+
+    def features(self, pixels: np.ndarray, remaining: int) -> np.ndarray:
+        """(n, size, size, channels) uint8 -> (n, width) float32. `remaining`: how many images are still to come."""
+        if self.network is None:
+            return describe_colors(pixels)
+        batch = self.preprocessing.normalise(torch.from_numpy(pixels).to(self.device))
+        if self._run is None:
+            part = FrozenPart(self.network, "head")
+            self._run = choose_executor(part, batch[:8], remaining, record=cache_dir() / "executors.json")
+        with torch.inference_mode():
+            return self._run(batch).float().cpu().numpy()
+
+
+def open_backbone(name: str | None, weights: str | None, device: str) -> Backbone:
+    """The backbone `name` with `weights` (a name or a file), as `train` takes them; by default local weights.
+
+    `name` may also be the name of weights, or `colors`. Raises UserError where there are no weights on this machine.
+    """
+    if name == COLORS:
+        return colors()
+    if name is None and weights is None:
+        weights = default_weights()
+        if weights is None:
+            raise UserError(f"no pretrained weights on this machine: {ADVICE}")
+    if name in PRETRAINED and weights is None:
+        name, weights = None, name
+    model = name or describe_weights(weights or "imagenet").model
+    if model is None:
+        raise UserError(f"{weights}: does not say which network it belongs to; name it with --backbone")
+    weights = weights or "imagenet"
+    loaded = load_weights(model, weights, classes=1)
+    n = loaded.normalization
+    size = n["size"] or loaded.model.usual_size
+    resize = n["resize"] or round(size / 0.875)
+    interpolation = n["interpolation"] or "bilinear"
+    preprocessing = Preprocessing(resize, size, "crop", interpolation, 3, tuple(n["mean"]), tuple(n["std"]))
+    backbone = of_network(loaded.model, preprocessing, model, device)
+    backbone.model, backbone.weights, backbone.notes = model, weights, loaded.notes
+    return backbone
+
+
+def of_run(run: Path, device: str) -> Backbone:
+    """The network of a finished model, without its head."""
+    network, about = read_model(model_path(run))
+    backbone = of_network(network, about.preprocessing, str(run), device)
+    backbone.model, backbone.weights, backbone.about = str(about.arch["name"]), str(run), about
+    return backbone
+
+
+def of_network(network: Network, preprocessing: Preprocessing, name: str, device: str) -> Backbone:
+    """The frozen part of a network as a backbone."""
+    chosen = choose_device(device)
+    network = network.to(chosen).eval()
+    digest = hashlib.sha256(json.dumps([DECODE_VERSION, preprocessing.to_dict(), str(network.arch)]).encode())
+    for key, tensor in network.state_dict().items():
+        if network.stage_of(key) != "head":
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    probe = torch.zeros(1, preprocessing.channels, preprocessing.size, preprocessing.size, device=chosen)
+    with torch.inference_mode():
+        width = FrozenPart(network, "head")(probe).shape[1]
+    return Backbone(name, digest.hexdigest()[:32], preprocessing, width, network=network, device=chosen)
+
+
+def colors() -> Backbone:
+    """Colors and edges in a grid: no weights needed, and far weaker than any trained network."""
+    preprocessing = Preprocessing(96, 96, "squash", "bilinear", 3, IMAGENET_MEAN, IMAGENET_STD)
+    key = hashlib.sha256(f"colors 1 {DECODE_VERSION}".encode()).hexdigest()[:32]
+    note = f"labels are predicted from colors and edges alone: {ADVICE}"
+    return Backbone(COLORS, key, preprocessing, GRID * GRID * (6 + DIRECTIONS), notes=[note])
+
+
+def describe_colors(pixels: np.ndarray) -> np.ndarray:
+    """Mean and deviation of the colors, and a histogram of edge directions, in each cell of a 4 x 4 grid.
+
+    (n, s, s, 3) uint8 with s a multiple of 4 -> (n, 224) float32. The histogram is that of Dalal and Triggs 2005,
+    without its overlapping blocks.
+    """
+    n, side = pixels.shape[:2]
+    cell = side // GRID
+    x = pixels.astype(np.float32) / 255
+    cells = x.reshape(n, GRID, cell, GRID, cell, 3)
+    gray = x.mean(3)
+    dy, dx = np.gradient(gray, axis=(1, 2))
+    bins = ((np.arctan2(dy, dx) % np.pi) / np.pi * DIRECTIONS).astype(np.int64) % DIRECTIONS
+    edges = np.zeros((n, side, side, DIRECTIONS), np.float32)
+    np.put_along_axis(edges, bins[..., None], np.hypot(dy, dx)[..., None], 3)
+    histogram = edges.reshape(n, GRID, cell, GRID, cell, DIRECTIONS).mean((2, 4))
+    parts = [cells.mean((2, 4)), cells.std((2, 4)), 4 * histogram]
+    return np.concatenate([part.reshape(n, -1) for part in parts], 1).astype(np.float32)

@@ -1,0 +1,230 @@
+"""The journal of answers: one line per action, appended and synced before it counts, shared by all servers of a folder.
+
+A line is JSON behind its CRC-32. What a killed process has left of a line is skipped by its checksum; it was never
+acknowledged. Answers are never changed: undoing one appends a line that restores what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from linnaeus.errors import UserError
+from linnaeus.files import disk_errors, locked, sync
+
+UNKNOWN = ""
+"""The label of an image that belongs to none of the classes; no class has this name."""
+
+HUMAN, ACCEPTED, IMPORTED = "human", "accepted", "imported"
+PROVENANCES = (HUMAN, ACCEPTED, IMPORTED)
+"""Who gave a label: a person who looked at the image, a person who accepted a batch of the model, or a given CSV."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A label for an image."""
+
+    path: str
+    """Relative to the folder, with forward slashes."""
+    label: str | None
+    """A class, UNKNOWN, or None: the image has no label."""
+    provenance: str = HUMAN
+
+
+@dataclass(frozen=True)
+class Label:
+    """The current label of an image."""
+
+    label: str
+    provenance: str
+    time: str
+    """UTC, ISO 8601."""
+    record: int
+    """Number of the record that gave it."""
+    confirmed: bool = False
+    """Whether a person gave the same label before."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One action."""
+
+    time: str
+    answers: tuple[Answer, ...]
+    classes: tuple[str, ...] = ()
+    """New classes, which may have no image yet."""
+    undoes: int | None = None
+    """Number of the record that this one takes back."""
+
+
+@dataclass
+class Journal:
+    """The answers about the images of a folder; `append` and `refresh` are thread-safe."""
+
+    path: Path
+    labels: dict[str, Label] = field(default_factory=dict)
+    """Image -> current label."""
+    classes: list[str] = field(default_factory=list)
+    """In the order in which they were first named."""
+    records: list[Record] = field(default_factory=list)
+    before_last: dict[str, Label | None] = field(default_factory=dict)
+    """What the images of the last record were labelled before it."""
+    damaged: int = 0
+    """Lines that were skipped because their checksum does not match."""
+    _offset: int = 0
+    _depth: int = 0
+    """How often this process holds the lock of the file, which cannot be taken twice."""
+    _mutex: threading.RLock = field(default_factory=threading.RLock)
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Read the journal at `path`; it is created by the first answer. Raises UserError where it cannot be read."""
+        journal = cls(path)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with journal.exclusively():
+                pass
+        return journal
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Hold the lock that all servers of the folder share, with their answers read."""
+        with self._mutex:
+            if self._depth:
+                yield
+                return
+            with locked(self.path.with_suffix(".lock")):
+                self._depth += 1
+                try:
+                    self.refresh()
+                    yield
+                finally:
+                    self._depth -= 1
+
+    def refresh(self) -> bool:
+        """Read what other servers have appended. Returns whether there was anything."""
+        with self._mutex:
+            try:
+                with self.path.open("rb") as file:
+                    file.seek(self._offset)
+                    text = file.read()
+            except FileNotFoundError:
+                return False
+            whole = text.rpartition(b"\n")[0]
+            if not whole:
+                return False
+            self._offset += len(whole) + 1
+            for line in whole.split(b"\n"):
+                self._read_line(line)
+            return True
+
+    def append(self, answers: Sequence[Answer], classes: Sequence[str] = (), undoes: int | None = None) -> int:
+        """Write an action to the disk. Returns the number of its record. Raises UserError where the disk is full."""
+        time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        record = Record(time, tuple(answers), tuple(name for name in classes if name not in self.classes), undoes)
+        with self.exclusively(), disk_errors(self.path):
+            body = json.dumps(_to_json(record), ensure_ascii=True, separators=(",", ":")).encode()
+            line = b"%08x %b\n" % (zlib.crc32(body), body)
+            new = not self.path.exists()
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                end = os.fstat(handle).st_size
+                if end > self._offset:  # a killed process has left a part of a line
+                    line = b"\n" + line
+                _write_all(handle, line)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if new:
+                sync(self.path.parent)
+            self.refresh()
+            return len(self.records) - 1
+
+    def undo(self, number: int) -> list[Answer]:
+        """Take back record `number` where nobody has answered since. Returns the labels that are restored.
+
+        Raises UserError where there is no such record.
+        """
+        with self.exclusively():
+            if not 0 <= number < len(self.records):
+                raise UserError(f"{self.path}: no answer {number}; it has {len(self.records)}")
+            paths = {answer.path for answer in self.records[number].answers}
+            current = {path: self.labels.get(path) for path in paths}
+            restored = []
+            for path in sorted(paths):
+                label = current[path]
+                if label is not None and label.record != number:
+                    continue  # somebody has answered since
+                if label is None and self._last_record_of(path) != number:
+                    continue
+                before = self._label_before(path, number)
+                restored.append(
+                    Answer(path, None) if before is None else Answer(path, before.label, before.provenance)
+                )
+            if restored:
+                self.append(restored, undoes=number)
+            return restored
+
+    def _last_record_of(self, path: str) -> int:
+        numbers = range(len(self.records) - 1, -1, -1)
+        return next((n for n in numbers if any(a.path == path for a in self.records[n].answers)), -1)
+
+    def _label_before(self, path: str, number: int) -> Answer | None:
+        """The answer about an image that was valid before record `number`; None if it had no label."""
+        for record in reversed(self.records[:number]):
+            for answer in record.answers:
+                if answer.path == path:
+                    return None if answer.label is None else answer
+        return None
+
+    def _read_line(self, line: bytes) -> None:
+        checksum, _, body = line.partition(b" ")
+        try:
+            if int(checksum, 16) != zlib.crc32(body):
+                raise ValueError
+            record = _from_json(json.loads(body))
+        except (ValueError, KeyError, TypeError):
+            self.damaged += bool(line.strip())
+            return
+        self._apply(record)
+
+    def _apply(self, record: Record) -> None:
+        number = len(self.records)
+        self.records.append(record)
+        self.before_last = {answer.path: self.labels.get(answer.path) for answer in record.answers}
+        for answer in record.answers:
+            if answer.label is None:
+                self.labels.pop(answer.path, None)
+                continue
+            before = self.labels.get(answer.path)
+            again = before is not None and before.label == answer.label and answer.provenance == HUMAN
+            confirmed = again and record.undoes is None and before is not None and before.provenance == HUMAN
+            label = Label(answer.label, answer.provenance, record.time, number, confirmed)
+            self.labels[answer.path] = label
+            if answer.label != UNKNOWN and answer.label not in self.classes:
+                self.classes.append(answer.label)
+        self.classes += [name for name in record.classes if name not in self.classes]
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    values: dict[str, Any] = {"time": record.time, "answers": [[a.path, a.label, a.provenance] for a in record.answers]}
+    values |= {"classes": record.classes} if record.classes else {}
+    return values | ({} if record.undoes is None else {"undoes": record.undoes})
+
+
+def _from_json(values: dict[str, Any]) -> Record:
+    answers = tuple(Answer(path, label, provenance) for path, label, provenance in values["answers"])
+    return Record(values["time"], answers, tuple(values.get("classes", ())), values.get("undoes"))

@@ -1,0 +1,256 @@
+"""From labels to figures: the head, held-out answers, accuracy with its interval, and what each class is good for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from linnaeus.check.labels import rank_labels
+from linnaeus.label.estimate import Audit, Estimate, estimate
+from linnaeus.label.features import Features
+from linnaeus.label.head import Head, HeadSolver
+from linnaeus.label.journal import UNKNOWN, Label
+from linnaeus.metrics.calibration import Calibration
+from linnaeus.metrics.outputs import softmax
+from linnaeus.models.network import Network
+
+AT_ONCE = 4096  # images whose features are in float32 at a time
+RECENTER = 1.5  # growth of the number of features after which their mean is computed again
+
+
+class Answers(Protocol):
+    """What answers about images: a head that learns, or a finished model."""
+
+    classes: tuple[str, ...]
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Labelled images of a class."""
+
+    name: str
+    n: int
+    correct: int
+    """Of them, how many the head would have labelled so without having seen them."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a set of labels has taught."""
+
+    answers: Answers | None
+    """None where there are fewer than two classes with features."""
+    n: int = 0
+    """Labelled images with features."""
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(n,) int64: the labelled images."""
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """(n, classes) float64: probabilities of each by a head that has not seen its group."""
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(n,) int64 into `classes`."""
+    classes: tuple[str, ...] = ()
+    estimate: Estimate | None = None
+    sample: int = 0
+    """Images of the random sample with a class."""
+    unknown: int = 0
+    """Images of the random sample that belong to no class."""
+    figures: tuple[ClassFigures, ...] = ()
+    seconds: float = 0.0
+    """From the labels to these figures."""
+
+    def suspects(self, labels: Mapping[str, Label], paths: Sequence[str]) -> list[tuple[int, str, float]]:
+        """(image, class of the held-out answer, its probability) where it disagrees with a label, the surest first.
+
+        By confident learning, as `linnaeus check` ranks labels; labels that a person has confirmed are left out.
+        """
+        if self.answers is None:
+            return []
+        inside = np.flatnonzero(self.labels < self.held_out.shape[1])
+        ranking = rank_labels(self.labels[inside], self.held_out[inside])
+        found = []
+        for k in ranking.order.tolist():
+            i, predicted = int(self.rows[inside[k]]), int(ranking.predicted[k])
+            label = labels.get(paths[i])
+            if ranking.confident[k] and predicted != self.labels[inside[k]] and label and not label.confirmed:
+                found.append((i, self.answers.classes[predicted], float(ranking.predicted_probability[k])))
+        return found
+
+
+@dataclass
+class LearnedHead:
+    """Answers of the head that was solved last."""
+
+    head: Head
+    classes: tuple[str, ...]
+    learner: Learner
+    mean: np.ndarray
+    """The mean of the features when the head was solved."""
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        """(k,) images with features -> (k, classes) float64."""
+        parts = [self.head.probabilities(self.learner.vectors(part, self.mean)) for part in _chunks(rows)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)))
+
+
+@dataclass
+class FinishedModel:
+    """Answers of a finished model, from the features below its head; it does not learn."""
+
+    features: Features
+    classes: tuple[str, ...]
+    temperature: float
+    network: Network
+
+    @classmethod
+    def of(cls, features: Features) -> FinishedModel | None:
+        """The model whose network is the backbone; None where that is no finished model."""
+        about, network = features.backbone.about, features.backbone.network
+        if about is None or network is None:
+            return None
+        temperature = 1.0
+        if about.calibration:
+            temperature = Calibration.from_dict(about.calibration, features.backbone.name).temperature
+        return cls(features, tuple(about.classes), temperature, network)
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        """(k,) images with features -> (k, classes) float64."""
+        device, parts = self.features.backbone.device, []
+        with torch.inference_mode():
+            for part in _chunks(rows):
+                x = torch.from_numpy(self.features.values[part].astype(np.float32)).to(device)
+                parts.append(softmax(self.network.run(x, start="head").float().cpu().numpy() / self.temperature))
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)))
+
+
+@dataclass
+class Learner:
+    """Solves the head again for each set of labels."""
+
+    features: Features
+    audit: Audit
+    model: Answers | None = None
+    """A finished model whose answers are reviewed; None: a head is solved from the labels."""
+    solver: HeadSolver = field(default_factory=HeadSolver)
+    mean: np.ndarray | None = None
+    """(width,) of the features; None before the first are ready."""
+    _centered_at: int = 0
+    _group: dict[int, int] = field(default_factory=dict)
+    """Image -> number of its group of near duplicates, for images that have been labelled."""
+    _position: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._position = {path: i for i, path in enumerate(self.features.paths)}
+
+    def learn(self, labels: Mapping[str, Label], passed_over: Container[int] = ()) -> Learned:
+        """The head and the figures for these labels."""
+        started = time.perf_counter()
+        rows, y, classes = self.labelled(labels)
+        groups = self._groups(rows)
+        if self.model is not None:
+            known = Labelled(rows, y, classes, groups)
+            return judge(self.audit, labels, passed_over, known, (self.model, self.model.probabilities(rows)), started)
+        if len(classes) < 2:
+            counts = tuple(ClassFigures(name, int((y == c).sum()), 0) for c, name in enumerate(classes))
+            return Learned(None, len(rows), rows, labels=y, classes=classes, figures=counts)
+        self.recenter()
+        assert self.mean is not None
+        head = self.solver.solve(self.vectors(rows), y, len(classes), groups)
+        answers, held_out = LearnedHead(head, classes, self, self.mean), head.held_out_probabilities
+        return judge(self.audit, labels, passed_over, Labelled(rows, y, classes, groups), (answers, held_out), started)
+
+    def labelled(self, labels: Mapping[str, Label]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """(images, (n,) int64 label of each, classes that occur) of the labelled images with features."""
+        position, ready = self._position, self.features.ready
+        pairs = [
+            (position[path], label.label)
+            for path, label in labels.items()
+            if label.label != UNKNOWN and path in position and ready[position[path]]
+        ]
+        first = () if self.model is None else self.model.classes
+        classes = tuple(dict.fromkeys([*first, *(name for _, name in pairs)]))
+        index = {name: c for c, name in enumerate(classes)}
+        rows = np.array([i for i, _ in pairs], np.int64)
+        return rows, np.array([index[name] for _, name in pairs], np.int64), classes
+
+    def vectors(self, rows: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
+        """(k,) images with features -> (k, width) float32, centered by `mean` (default: the current one), of length 1."""
+        x = self.features.values[rows].astype(np.float32)
+        mean = self.mean if mean is None else mean
+        if mean is not None:
+            x -= mean
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    def recenter(self) -> None:
+        """Compute the mean again once there are many more features; each change of it solves all heads anew."""
+        n = int(self.features.ready.sum())
+        if n and (self.mean is None or n >= RECENTER * self._centered_at):
+            rows = np.flatnonzero(self.features.ready)[:AT_ONCE]
+            self.mean, self._centered_at = self.features.values[rows].astype(np.float32).mean(0), n
+
+    def _groups(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64: near duplicates among the labelled images share a number."""
+        for i in rows.tolist():
+            if i in self._group:
+                continue
+            known = [self._group[j] for j in self.features.near_duplicates(i).tolist() if j in self._group]
+            self._group[i] = min(known, default=i)
+            for group in set(known) - {self._group[i]}:  # this image connects them
+                self._group = {j: self._group[i] if g == group else g for j, g in self._group.items()}
+        return np.array([self._group[i] for i in rows.tolist()], np.int64)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images with features."""
+
+    rows: np.ndarray
+    """(n,) int64: the images."""
+    labels: np.ndarray
+    """(n,) int64 into `classes`."""
+    classes: tuple[str, ...]
+    groups: np.ndarray
+    """(n,) int64: near duplicates share a number."""
+
+
+def judge(
+    audit: Audit,
+    labels: Mapping[str, Label],
+    passed_over: Container[int],
+    known: Labelled,
+    judged: tuple[Answers, np.ndarray],
+    started: float,
+) -> Learned:
+    """The figures of answers with the probabilities (n, classes) that they gave labelled images unseen."""
+    answers, held_out = judged
+    hits = held_out.argmax(1) == known.labels  # a class that the answers do not know is never a hit
+    sample, unknown = audit.sample(labels, passed_over)
+    place = {i: k for k, i in enumerate(known.rows.tolist())}
+    drawn = np.array([place[i] for i in sample if i in place], np.int64)
+    figures = tuple(
+        ClassFigures(name, int((known.labels == c).sum()), int(hits[known.labels == c].sum()))
+        for c, name in enumerate(known.classes)
+    )
+    return Learned(
+        answers,
+        len(known.rows),
+        known.rows,
+        held_out,
+        known.labels,
+        known.classes,
+        estimate(hits[drawn], known.groups[drawn]),
+        len(drawn),
+        unknown,
+        figures,
+        time.perf_counter() - started,
+    )
+
+
+def _chunks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
