@@ -172,6 +172,14 @@ def _is_small(path: Path) -> bool:
     return sum(1 for _ in islice(files, MOST_ENTRIES + 1)) <= MOST_ENTRIES
 
 
+def check_token(token: str | None) -> None:
+    """Raise UserError for a token that a header cannot carry."""
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
+        raise UserError(
+            "--token: must be printable ASCII without leading or trailing spaces; omit --token to serve without one"
+        )
+
+
 def check_model(model: str) -> None:
     """Raise UserError if there is no such model file or run folder."""
     path = Path(model)

@@ -17,6 +17,7 @@ from linnaeus.cli.embed import embed
 from linnaeus.cli.evaluate import compare, evaluate, report
 from linnaeus.cli.explain import explain
 from linnaeus.cli.export import export
+from linnaeus.cli.label import label
 from linnaeus.cli.options import (
     device_option,
     devices_option,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SECTIONS = {
-    "Data": ("check", "data"),
+    "Data": ("check", "label", "data"),
     "Train": ("probe", "train", "sweep", "models", "weights", "recipes"),
     "Trust": ("evaluate", "compare", "explain", "report"),
     "Ship": ("predict", "embed", "export", "serve"),
@@ -223,6 +224,7 @@ def check(
 
 
 for command in (
+    label,
     evaluate,
     compare,
     explain,

@@ -160,10 +160,7 @@ def _check_options(
     origins that no browser sends."""
     early.check_device(device)
     early.check_model(model)
-    if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
-        raise UserError(
-            "--token: must be printable ASCII without leading or trailing spaces; omit --token to serve without one"
-        )
+    early.check_token(token)
     if max_images > queue:
         raise UserError(f"--max-images {max_images}: exceeds --queue {queue}, so a full request could never be served")
     for origin in origins:

@@ -49,7 +49,9 @@ class Estimate:
 
 def random_order(paths: Sequence[str]) -> np.ndarray:
     """(n,) int64: the images in an order that depends on nothing but their paths, so that new images find a place."""
-    keys = [hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8, key=b"audit").digest() for path in paths]
+    keys = [
+        hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8, key=b"audit").digest() for path in paths
+    ]
     return np.argsort(np.array([int.from_bytes(key, "big") for key in keys], np.uint64), kind="stable")
 
 

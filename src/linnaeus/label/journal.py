@@ -166,9 +166,7 @@ class Journal:
                 if label is None and self._last_record_of(path) != number:
                     continue
                 before = self._label_before(path, number)
-                restored.append(
-                    Answer(path, None) if before is None else Answer(path, before.label, before.provenance)
-                )
+                restored.append(Answer(path, None) if before is None else Answer(path, before.label, before.provenance))
             if restored:
                 self.append(restored, undoes=number)
             return restored

@@ -180,7 +180,7 @@ class Learner:
         return rows, np.array([index[name] for _, name in pairs], np.int64), classes
 
     def vectors(self, rows: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
-        """(k,) images with features -> (k, width) float32, centered by `mean` (default: the current one), of length 1."""
+        """(k,) images with features -> (k, width) float32 of length 1, centered by `mean` (default: the current)."""
         x = self.features.values[rows].astype(np.float32)
         mean = self.mean if mean is None else mean
         if mean is not None:

@@ -10,6 +10,7 @@ import uvicorn
 from linnaeus.console import Console
 from linnaeus.errors import JobError
 from linnaeus.label.app import LabelServer, make_app
+from linnaeus.serve.access import is_loopback
 from linnaeus.serve.connections import BACKLOG, ServerConfig
 
 
@@ -18,7 +19,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, label: LabelServer, listener: socket.socket, console: Console, token: str | None = None):
         self.label, self.listener, self.console, self.token = label, listener, console, token
-        hosts = frozenset[str]() if token is None else None
+        # Pages of other servers reach a server on the loopback interface by a name of their own (DNS rebinding).
+        hosts = frozenset[str]() if is_loopback(listener.getsockname()[0]) else None
         super().__init__(ServerConfig(make_app(label, token, hosts), label.limits))
 
     @property

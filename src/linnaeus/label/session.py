@@ -243,7 +243,7 @@ class Session:
 
 
 def list_images(folder: Path) -> list[str]:
-    """The images below a folder, relative to it, with forward slashes, in natural order. UserError if there are none."""
+    """The images below a folder, relative to it, with forward slashes, in natural order. UserError if none."""
     from linnaeus.inference.inputs import expand
 
     if not folder.is_dir():
