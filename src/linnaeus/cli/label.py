@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,55 @@ if TYPE_CHECKING:
     from linnaeus.label.features import Features
     from linnaeus.label.labels_csv import LabelStore
 
+META = "linnaeus.label"
 ORDERS = ("mixed", "margin", "diverse", "random", "file")
+
+
+def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    context.meta[f"{META}.{parameter.name}"] = value
+
+
+def address(command):
+    """Add --host, --port and --token to a command, which reads them by `_address`: they concern the place only."""
+    options = (
+        click.option(
+            "--host",
+            metavar="ADDRESS",
+            default="127.0.0.1",
+            show_default=True,
+            expose_value=False,
+            callback=_store,
+            help="Address to listen on.",
+        ),
+        click.option(
+            "--port",
+            type=click.IntRange(0, 65535),
+            metavar="N",
+            default=8000,
+            show_default=True,
+            expose_value=False,
+            callback=_store,
+            help="Port; 0 picks a free one.",
+        ),
+        click.option(
+            "--token",
+            metavar="TOKEN",
+            envvar="LINNAEUS_TOKEN",
+            expose_value=False,
+            callback=_store,
+            help="Token that clients must present.  [default: none for this machine, else a random one; "
+            "env: LINNAEUS_TOKEN]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _address() -> tuple[str, int, str | None]:
+    """(host, port, token) of the running command."""
+    meta = click.get_current_context().meta
+    return meta[f"{META}.host"], meta[f"{META}.port"], meta[f"{META}.token"]
 
 
 @click.command()
@@ -27,9 +75,8 @@ ORDERS = ("mixed", "margin", "diverse", "random", "file")
 @click.option(
     "--backbone",
     metavar="NAME",
-    help="Network that computes the features, or colors for none.  [default: ImageNet weights, if downloaded]",
+    help="Network or weights that compute the features, or colors.  [default: local weights, else colors]",
 )
-@click.option("--weights", metavar="NAME|FILE", help="Weights of the network.  [default: its ImageNet weights]")
 @click.option("--labels", metavar="CSV", help="Labels to start from: a CSV with the columns path and label.")
 @click.option("--out", metavar="CSV", help="File for the labels.  [default: FOLDER/labels.csv]")
 @click.option("--classes", metavar="A,B,C", help="Classes to begin with; more can be added on the page.")
@@ -40,36 +87,16 @@ ORDERS = ("mixed", "margin", "diverse", "random", "file")
     type=click.Choice(ORDERS),
     help="Which image comes next: of small margin and unlike the others, either, random, or by file name.",
 )
-@click.option("--runs", metavar="DIR", default="runs", show_default=True, help="Folder for the run of Finish.")
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    default=8000,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    metavar="N",
-    help="Port; 0 picks a free one.",
-)
-@click.option(
-    "--token",
-    metavar="TOKEN",
-    envvar="LINNAEUS_TOKEN",
-    help="Token that clients must present.  [default: none for this machine, else a random one; env: LINNAEUS_TOKEN]",
-)
+@address
 @device_option
 @verbosity
 def label(
     sources: tuple[str, ...],
     backbone: str | None,
-    weights: str | None,
     labels: str | None,
     out: str | None,
     classes: str | None,
     order: str,
-    runs: str,
-    host: str,
-    port: int,
-    token: str | None,
     device: str,
 ) -> None:
     """Label images in the browser while a classifier learns from the answers.
@@ -79,6 +106,7 @@ def label(
     Only this machine can connect unless --host says otherwise. Ctrl-C exits.
     """
     run, folder = _places(sources)
+    host, port, token = _address()
     early.check_device(device)
     early.check_token(token)
     try:
@@ -94,20 +122,20 @@ def label(
     from linnaeus.label.thumbnails import Thumbnails
 
     console = make_console(sys.stderr)
-    if run is not None and (backbone or weights):
-        raise UserError(f"{run}: its own network answers; leave out --backbone and --weights")
+    if run is not None and backbone:
+        raise UserError(f"{run}: its own network answers; leave out --backbone")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(16)
     listener = bind(host, port)
     store = _open_store(folder, out, labels, console)
-    features = _open_features(folder, store, run, (backbone, weights, device), console)
+    features = _open_features(folder, store, run, backbone, device, console)
     session = Session.open(store, features, order, console)
     model = () if session.learner.model is None else session.learner.model.classes
     for name in (*model, *(classes or "").split(",")):
         if name.strip():
             session.add_class(name)
     network = features.backbone
-    finish = Finish(store, session.learner.audit, network, Path(runs).absolute(), device)
+    finish = Finish(store, session.learner.audit, network, Path("runs").absolute(), device)
     shown = Thumbnails(folder, features.paths)
     serve(LabelServer(session, shown, finish, Limits(), folder.name, network.notes), listener, token, console)
 
@@ -142,14 +170,14 @@ def _open_store(folder: Path, out: str | None, labels: str | None, console: Cons
 
 
 def _open_features(
-    folder: Path, store: LabelStore, run: Path | None, network: tuple[str | None, str | None, str], console: Console
+    folder: Path, store: LabelStore, run: Path | None, name: str | None, device: str, console: Console
 ) -> Features:
     from linnaeus.label.backbone import of_run, open_backbone
     from linnaeus.label.features import Features
     from linnaeus.label.session import list_images
 
     paths = list_images(folder)
-    backbone: Backbone = of_run(run, network[2]) if run is not None else open_backbone(*network)
+    backbone: Backbone = of_run(run, device) if run is not None else open_backbone(name, device)
     console.say(f"images    {len(paths):,} in {folder}")
     console.say(f"backbone  {backbone.name}")
     for note in backbone.notes:

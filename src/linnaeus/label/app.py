@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import functools
-import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import pydantic
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
@@ -22,63 +16,16 @@ from linnaeus.data.class_names import printable
 from linnaeus.data.decode import UnreadableError
 from linnaeus.errors import UserError
 from linnaeus.label.acceptance import SURE
-from linnaeus.label.estimate import AUDIT_EVERY, AUDIT_FIRST, ENOUGH
-from linnaeus.label.finish import Finish
-from linnaeus.label.journal import ACCEPTED, HUMAN, UNKNOWN
-from linnaeus.label.session import Session
-from linnaeus.label.thumbnails import Thumbnails
+from linnaeus.label.bodies import MAX_IMAGES, AnswerBody, ImagesBody, NameBody, NumberBody, read_body
+from linnaeus.label.journal import UNKNOWN
+from linnaeus.label.page import render_page
+from linnaeus.label.state import LabelServer, card, describe
 from linnaeus.serve import pages
 from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_response
 from linnaeus.serve.app import add_error_handlers
-from linnaeus.serve.limits import Limits, RefusedError
 from linnaeus.serve.metrics import Metrics
 
-FOLDER = Path(__file__).parent / "static"
-BODY_BYTES = 1 << 20
-MAX_IMAGES = 500  # in one answer, and in one response
 SUSPECTS = 60  # shown at once
-T = TypeVar("T", bound=pydantic.BaseModel)
-
-
-class AnswerBody(pydantic.BaseModel):
-    """An answer. `label` is a class, or null to take the label away; `unknown`: the images are of no class."""
-
-    images: list[int] = pydantic.Field(min_length=1, max_length=MAX_IMAGES)
-    label: str | None = None
-    unknown: bool = False
-    batch: int | None = None
-    """Number of the batch whose sample this verifies."""
-
-
-class ImagesBody(pydantic.BaseModel):
-    images: list[int] = pydantic.Field(min_length=1, max_length=MAX_IMAGES)
-
-
-class NumberBody(pydantic.BaseModel):
-    number: int
-
-
-class NameBody(pydantic.BaseModel):
-    name: str
-
-
-@dataclass
-class LabelServer:
-    """What the routes share."""
-
-    session: Session
-    thumbnails: Thumbnails
-    finish: Finish
-    limits: Limits
-    name: str
-    notes: list[str]
-
-    async def start(self) -> None:
-        self.session.start()
-
-    async def stop(self) -> None:
-        await asyncio.to_thread(self.session.stop)
-        await asyncio.to_thread(self.finish.stop)
 
 
 def make_app(server: LabelServer, token: str | None, hosts: frozenset[str] | None) -> AccessControl:
@@ -146,19 +93,19 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
         """The next questions; `shown`: numbers of the images that the page shows already, with commas."""
         excluded = [int(part) for part in shown.split(",")[:MAX_IMAGES] if part.strip().isdecimal()]
         chosen = session.questions(n, excluded)
-        return _json({"questions": [_card(server, q.image, q.reason) for q in chosen]})
+        return _json({"questions": [card(server, q.image, q.reason) for q in chosen]})
 
     @app.get("/api/alike/{image}")
     def alike(image: int, n: Annotated[int, Query(ge=1, le=60)] = 23) -> Response:
         """The unlabelled images that are most similar to an image, itself first."""
-        return _json({"images": [_card(server, i, "alike") for i in [image, *session.alike(image, n)]]})
+        return _json({"images": [card(server, i, "alike") for i in [image, *session.alike(image, n)]]})
 
     @app.get("/api/labelled")
     def labelled(label: str, n: Annotated[int, Query(ge=1, le=200)] = 60) -> Response:
         """The images of a class that were labelled last."""
         rows = [(mark.record, path) for path, mark in list(session.labels.items()) if mark.label == label]
         found = [session.position[path] for _, path in sorted(rows, reverse=True)[:n] if path in session.position]
-        return _json({"images": [_card(server, i, "labelled") for i in found]})
+        return _json({"images": [card(server, i, "labelled") for i in found]})
 
 
 def _add_answering(app: FastAPI, server: LabelServer) -> None:
@@ -167,7 +114,7 @@ def _add_answering(app: FastAPI, server: LabelServer) -> None:
     @app.post("/api/answer")
     async def answer(request: Request) -> Response:
         """Label images. The answer is on the disk when this returns its number."""
-        body = await _body(request, AnswerBody, server.limits)
+        body = await read_body(request, AnswerBody, server.limits)
         label = UNKNOWN if body.unknown else body.label
         if label == UNKNOWN and not body.unknown:
             raise UserError("an empty class; name one, or send unknown: true")
@@ -179,24 +126,24 @@ def _add_answering(app: FastAPI, server: LabelServer) -> None:
                 agreed = known is not None and known.answers.get(image) == label
                 result["batch"] = session.batches.verify(body.batch, image, agreed).to_dict()
         twins = await asyncio.to_thread(session.duplicates, body.images[0]) if len(body.images) == 1 and label else []
-        result["duplicates"] = [_card(server, i, "duplicate") for i in twins[:MAX_IMAGES]]
+        result["duplicates"] = [card(server, i, "duplicate") for i in twins[:MAX_IMAGES]]
         return _json(result)
 
     @app.post("/api/undo")
     async def undo(request: Request) -> Response:
-        body = await _body(request, NumberBody, server.limits)
+        body = await read_body(request, NumberBody, server.limits)
         images = await asyncio.to_thread(session.undo, body.number)
-        return _json({"images": [_card(server, i, "undone") for i in images[:MAX_IMAGES]]})
+        return _json({"images": [card(server, i, "undone") for i in images[:MAX_IMAGES]]})
 
     @app.post("/api/skip")
     async def skip(request: Request) -> Response:
-        body = await _body(request, ImagesBody, server.limits)
+        body = await read_body(request, ImagesBody, server.limits)
         session.skip(body.images)
         return _json({})
 
     @app.post("/api/class")
     async def add_class(request: Request) -> Response:
-        body = await _body(request, NameBody, server.limits)
+        body = await read_body(request, NameBody, server.limits)
         return _json({"name": await asyncio.to_thread(session.add_class, body.name)})
 
 
@@ -207,13 +154,13 @@ def _add_proposals(app: FastAPI, server: LabelServer) -> None:
     def suspects() -> Response:
         """Labelled images whose held-out answer is another class, the surest first."""
         found = session.learned.suspects(session.labels, session.features.paths)[:SUSPECTS]
-        cards = [_card(server, i, "suspect") | {"suggested": name, "probability": p} for i, name, p in found]
+        cards = [card(server, i, "suspect") | {"suggested": name, "probability": p} for i, name, p in found]
         return _json({"images": cards})
 
     @app.get("/api/groups")
     def groups() -> Response:
         """Groups of images far from all classes, each perhaps a new class."""
-        return _json({"groups": [[_card(server, i, "far") for i in group[:60]] for group in session.groups[:5]]})
+        return _json({"groups": [[card(server, i, "far") for i in group[:60]] for group in session.groups[:5]]})
 
     @app.get("/api/batch")
     def batch(at_least: Annotated[float, Query(ge=0.5, lt=1)] = SURE) -> Response:
@@ -223,7 +170,7 @@ def _add_proposals(app: FastAPI, server: LabelServer) -> None:
     @app.post("/api/batch")
     async def accept(request: Request) -> Response:
         """Accept a batch whose sample was verified."""
-        body = await _body(request, NumberBody, server.limits)
+        body = await read_body(request, NumberBody, server.limits)
         record, n = await asyncio.to_thread(session.accept, body.number)
         return _json({"record": record, "n": n})
 
@@ -234,96 +181,5 @@ def _add_proposals(app: FastAPI, server: LabelServer) -> None:
         return _json({"run": str(run)})
 
 
-def describe(server: LabelServer) -> dict[str, Any]:
-    """The state of a session, as the page receives it."""
-    session, features = server.session, server.session.features
-    learned, labels = session.learned, dict(session.labels)
-    counts: dict[str, int] = dict.fromkeys(session.classes, 0)
-    kinds = {HUMAN: 0, ACCEPTED: 0}
-    for label in labels.values():
-        if label.label != UNKNOWN:
-            counts[label.label] = counts.get(label.label, 0) + 1
-        kinds[ACCEPTED if label.provenance == ACCEPTED else HUMAN] += 1
-    held_out = {figure.name: [figure.correct, figure.n] for figure in learned.figures}
-    return {
-        "version": session.version,
-        "folder": server.name,
-        "images": len(features.paths),
-        "labelled": len(labels),
-        "unknown": sum(label.label == UNKNOWN for label in labels.values()),
-        "provenance": kinds,
-        "features": {
-            "done": features.done,
-            "unreadable": len(features.unreadable),
-            "seconds_left": features.seconds_left,
-            "failure": features.failure,
-            "backbone": features.backbone.name,
-            "notes": server.notes,
-        },
-        "classes": [{"name": name, "n": n, "held_out": held_out.get(name)} for name, n in counts.items()],
-        "accuracy": None if learned.estimate is None else learned.estimate.to_dict(),
-        "sample": {"n": learned.sample, "enough": ENOUGH, "every": AUDIT_EVERY, "first": AUDIT_FIRST},
-        "course": session.course,
-        "milliseconds": round(1000 * learned.seconds, 1),
-        "suspects": len(learned.suspects(labels, features.paths)),
-        "groups": [len(group) for group in session.groups],
-        "reviews": session.learner.model is not None,
-        "order": session.order,
-        "csv": str(session.store.csv),
-        "finish": server.finish.to_dict(),
-    }
-
-
-def _card(server: LabelServer, image: int, reason: str) -> dict[str, Any]:
-    """An image for the page. A random question has no guesses: seeing them would influence what they are judged by."""
-    session = server.session
-    path = session.features.paths[image]
-    label = session.labels.get(path)
-    card: dict[str, Any] = {"image": image, "path": path, "reason": reason}
-    if label is not None:
-        card |= {"label": label.label, "provenance": label.provenance}
-    if reason != "random":
-        card["guesses"] = session.guesses([image]).get(image, [])
-    return card
-
-
-async def _body(request: Request, kind: type[T], limits: Limits) -> T:
-    """The JSON body of a request, bounded in size and time."""
-    data = b""
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                data += part
-                if len(data) > BODY_BYTES:
-                    raise RefusedError(413, f"the request is larger than {BODY_BYTES} bytes", close=True)
-    except TimeoutError:
-        raise RefusedError(408, "the request took too long", close=True) from None
-    try:
-        return kind.model_validate_json(data)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise RefusedError(422, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
-
-
 def _json(values: Any) -> Response:
     return Response(printable(json.dumps(values, ensure_ascii=False)) + "\n", media_type="application/json")
-
-
-@functools.cache
-def render_page(language: str) -> tuple[str, str]:
-    """(the page, its Content-Security-Policy). Style and scripts are in the page, allowed by their hashes."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(FOLDER)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    texts = json.loads((FOLDER / "translations.json").read_text(encoding="utf-8"))
-    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("label.css", "label.js"))
-    page = environment.get_template("label.html.j2").render(
-        language=language, texts=texts[language], translations=texts, style=style, script=script
-    )
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src 'self' data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return printable(page), policy

@@ -28,9 +28,9 @@ COLORS = "colors"
 """The descriptor that needs no weights."""
 
 GRID, DIRECTIONS = 4, 8  # cells per side of the descriptor, and directions of edges
-ADVICE = (
-    "without pretrained weights only colors and edges can be compared; get weights with `linnaeus weights pull "
-    "resnet50-torchvision-v1` (or `weights import NAME FILE`), or accept the weaker comparison with --backbone colors"
+NOTE = (
+    "answers are predicted from colors and edges alone, which is far weaker than pretrained weights: get some with "
+    "`linnaeus weights pull resnet50-torchvision-v1` or `weights import NAME FILE`"
 )
 
 
@@ -71,23 +71,19 @@ class Backbone:
             return self._run(batch).float().cpu().numpy()
 
 
-def open_backbone(name: str | None, weights: str | None, device: str) -> Backbone:
-    """The backbone `name` with `weights` (a name or a file), as `train` takes them; by default local weights.
+def open_backbone(name: str | None, device: str) -> Backbone:
+    """The backbone `name`: a network, the name or the file of weights, or `colors`; by default local weights, if any.
 
-    `name` may also be the name of weights, or `colors`. Raises UserError where there are no weights on this machine.
+    Raises UserError where its weights are not on this machine.
     """
+    name = name or default_weights() or COLORS
     if name == COLORS:
         return colors()
-    if name is None and weights is None:
-        weights = default_weights()
-        if weights is None:
-            raise UserError(f"no pretrained weights on this machine: {ADVICE}")
-    if name in PRETRAINED and weights is None:
-        name, weights = None, name
-    model = name or describe_weights(weights or "imagenet").model
+    is_weights = name in PRETRAINED or Path(name).suffix in (".safetensors", ".pth", ".pt")
+    weights = name if is_weights else "imagenet"
+    model = describe_weights(weights).model if is_weights else name
     if model is None:
-        raise UserError(f"{weights}: does not say which network it belongs to; name it with --backbone")
-    weights = weights or "imagenet"
+        raise UserError(f"{weights}: does not say which network it belongs to; name the network with --backbone")
     loaded = load_weights(model, weights, classes=1)
     n = loaded.normalization
     size = n["size"] or loaded.model.usual_size
@@ -125,8 +121,7 @@ def colors() -> Backbone:
     """Colors and edges in a grid: no weights needed, and far weaker than any trained network."""
     preprocessing = Preprocessing(96, 96, "squash", "bilinear", 3, IMAGENET_MEAN, IMAGENET_STD)
     key = hashlib.sha256(f"colors 1 {DECODE_VERSION}".encode()).hexdigest()[:32]
-    note = f"labels are predicted from colors and edges alone: {ADVICE}"
-    return Backbone(COLORS, key, preprocessing, GRID * GRID * (6 + DIRECTIONS), notes=[note])
+    return Backbone(COLORS, key, preprocessing, GRID * GRID * (6 + DIRECTIONS), notes=[NOTE])
 
 
 def describe_colors(pixels: np.ndarray) -> np.ndarray:

@@ -148,19 +148,20 @@ class Features:
 
     def _process(self, batch: list[int], pool: ThreadPoolExecutor) -> bytes:
         """Decode and compute a batch. Returns its records for the file."""
-        rows = list(pool.map(self._load, batch))
-        good = [k for k, row in enumerate(rows) if isinstance(row, np.ndarray)]
-        for i, row in zip(batch, rows, strict=True):
+        good, rows = [], []
+        for i, row in zip(batch, pool.map(self._load, batch), strict=True):
             if isinstance(row, str):
                 self.unreadable[i] = row
+            else:
+                good.append(i)
+                rows.append(row)
         if not good:
             return b""
-        pixels = np.stack([rows[k] for k in good])
+        pixels = np.stack(rows)
         remaining = len(self.paths) - self.done
         values = np.clip(self.backbone.features(pixels, remaining), -65504, 65504).astype(np.float16)
         records = np.zeros(len(good), self._layout())
-        for k, row in enumerate(good):
-            i = batch[row]
+        for k, i in enumerate(good):
             self.values[i], self.hashes[i] = values[k], _hashes(pixels[k])
             self.ready[i] = True
             records[k] = (self._signature(i), self.hashes[i], values[k])

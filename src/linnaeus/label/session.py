@@ -194,7 +194,7 @@ class Session:
         learned = self.learner.learn(labels, {*self.skipped, *self.features.unreadable})
         with self._mutex:
             self.pool.update(learned.rows)
-            groups = new_groups(self.pool, learned, self._labelled(labels))
+            groups = new_groups(self.pool, learned, set(self._labelled(labels)))
             self.learned, self.groups = learned, groups
         people = sum(label.provenance != ACCEPTED for label in labels.values())
         if learned.estimate is not None:

@@ -1,0 +1,86 @@
+"""What the page is told: the state of a session, and images as cards."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from linnaeus.label.estimate import AUDIT_EVERY, AUDIT_FIRST, ENOUGH
+from linnaeus.label.finish import Finish
+from linnaeus.label.journal import ACCEPTED, HUMAN, UNKNOWN
+from linnaeus.label.session import Session
+from linnaeus.label.thumbnails import Thumbnails
+from linnaeus.serve.limits import Limits
+
+
+@dataclass
+class LabelServer:
+    """What the routes share."""
+
+    session: Session
+    thumbnails: Thumbnails
+    finish: Finish
+    limits: Limits
+    name: str
+    notes: list[str]
+
+    async def start(self) -> None:
+        self.session.start()
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.session.stop)
+        await asyncio.to_thread(self.finish.stop)
+
+
+def describe(server: LabelServer) -> dict[str, Any]:
+    """The state of a session, as the page receives it."""
+    session, features = server.session, server.session.features
+    learned, labels = session.learned, dict(session.labels)
+    counts: dict[str, int] = dict.fromkeys(session.classes, 0)
+    kinds = {HUMAN: 0, ACCEPTED: 0}
+    for label in labels.values():
+        if label.label != UNKNOWN:
+            counts[label.label] = counts.get(label.label, 0) + 1
+        kinds[ACCEPTED if label.provenance == ACCEPTED else HUMAN] += 1
+    held_out = {figure.name: [figure.correct, figure.n] for figure in learned.figures}
+    return {
+        "version": session.version,
+        "folder": server.name,
+        "images": len(features.paths),
+        "labelled": len(labels),
+        "unknown": sum(label.label == UNKNOWN for label in labels.values()),
+        "provenance": kinds,
+        "features": {
+            "done": features.done,
+            "unreadable": len(features.unreadable),
+            "seconds_left": features.seconds_left,
+            "failure": features.failure,
+            "backbone": features.backbone.name,
+            "notes": server.notes,
+        },
+        "classes": [{"name": name, "n": n, "held_out": held_out.get(name)} for name, n in counts.items()],
+        "accuracy": None if learned.estimate is None else learned.estimate.to_dict(),
+        "sample": {"n": learned.sample, "enough": ENOUGH, "every": AUDIT_EVERY, "first": AUDIT_FIRST},
+        "course": session.course,
+        "milliseconds": round(1000 * learned.seconds, 1),
+        "suspects": len(learned.suspects(labels, features.paths)),
+        "groups": [len(group) for group in session.groups],
+        "reviews": session.learner.model is not None,
+        "order": session.order,
+        "csv": str(session.store.csv),
+        "finish": server.finish.to_dict(),
+    }
+
+
+def card(server: LabelServer, image: int, reason: str) -> dict[str, Any]:
+    """An image for the page. A random question has no guesses: seeing them would influence what they are judged by."""
+    session = server.session
+    path = session.features.paths[image]
+    label = session.labels.get(path)
+    shown: dict[str, Any] = {"image": image, "path": path, "reason": reason}
+    if label is not None:
+        shown |= {"label": label.label, "provenance": label.provenance}
+    if reason != "random":
+        shown["guesses"] = session.guesses([image]).get(image, [])
+    return shown

@@ -1,0 +1,68 @@
+"""The page's way through a folder: answer, undo, skip, a new class, finish, and reopen."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from labelling import opened, photos
+
+
+def rows(folder: Path) -> dict[str, str]:
+    with (folder / "labels.csv").open(newline="") as file:
+        return {row["path"]: row["label"] for row in csv.DictReader(file)}
+
+
+def test_labels_are_kept_and_the_classifier_learns_from_them(tmp_path: Path):
+    folder = photos(tmp_path / "photos")
+    with opened(folder) as page:
+        state = page.settle()
+        assert (state["images"], state["labelled"], state["accuracy"]) == (48, 0, None)
+        answered = []
+        for _ in range(30):
+            card = page.get_json("/api/next?n=1")["questions"][0]
+            assert card["image"] not in answered
+            answered.append(card["image"])
+            page.put_json("/api/answer", images=[card["image"]], label=page.truth(card["image"]))
+        state = page.settle()
+        assert state["labelled"] == 30
+        assert state["accuracy"]["n"] >= 20
+        assert state["accuracy"]["ci95"][0] <= state["accuracy"]["accuracy"] <= state["accuracy"]["ci95"][1]
+        assert [c["name"] for c in state["classes"]] == list(dict.fromkeys(map(page.truth, answered)))
+    assert len(rows(folder)) == 30
+    with opened(folder) as page:
+        state = page.settle()
+        assert (state["labelled"], len(state["classes"])) == (30, 3)
+        assert state["course"][-1]["labels"] == 30
+        assert page.get_json("/api/next?n=1")["questions"][0]["image"] not in answered
+
+
+def test_an_answer_can_be_undone_an_image_skipped_and_a_class_added(tmp_path: Path):
+    folder = photos(tmp_path / "photos", each=4)
+    with opened(folder) as page:
+        page.settle()
+        first = page.put_json("/api/answer", images=[3], label="a")
+        page.put_json("/api/answer", images=[4], unknown=True)
+        assert page.put_json("/api/undo", number=first["record"])["images"][0]["image"] == 3
+        assert rows(folder) == {}
+        assert page.get_json("/api/state")["unknown"] == 1
+        assert page.put_json("/api/class", name="  tulip ")["name"] == "tulip"
+        assert page.get_json("/api/state")["classes"] == [
+            {"name": "a", "n": 0, "held_out": None},
+            {"name": "tulip", "n": 0, "held_out": None},
+        ]
+        skipped = page.get_json("/api/next?n=1")["questions"][0]["image"]
+        page.put_json("/api/skip", images=[skipped])
+        assert skipped not in [q["image"] for q in page.get_json("/api/next?n=12")["questions"]]
+
+
+def test_the_page_and_the_images_are_served(tmp_path: Path):
+    with opened(photos(tmp_path / "photos", each=2)) as page:
+        response = page.get("/", headers={"Accept-Language": "zh"})
+        assert response.status_code == 200
+        assert 'lang="zh' in response.text
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert page.get("/image/0?side=160").content[:2] == b"\xff\xd8"
+        assert page.get("/image/99").status_code == 404
+        assert page.post("/api/answer", json={"images": [99], "label": "a"}).json()["error"].startswith("no image 99")
+        assert page.post("/api/answer", json={"images": [0], "label": ""}).status_code == 400
