@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several test processes share the cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all test-rounding test-faults check lint docs dist clean
+.PHONY: demo test test-all test-rounding test-faults check lint platforms matrix docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/linnaeus train digits --recipe digits
@@ -35,6 +35,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The types as Windows and macOS have them: finds functions that only POSIX has.
+platforms: $(VENV)/.installed
+	$(BIN)/mypy --platform win32 src
+	$(BIN)/mypy --platform darwin src
+
+# The quick tests on each of these Pythons, in environments of their own; RESOLUTION=lowest-direct takes the lowest versions.
+PYTHONS ?= 3.11 3.12 3.13 3.14
+RESOLUTION ?= highest
+matrix:
+	$(PYTHON) packaging/matrix.py $(PYTHONS) --resolution $(RESOLUTION)
 
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
