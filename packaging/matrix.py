@@ -38,7 +38,7 @@ def last_line(text: str) -> str:
 def install_torch(python: Path) -> str:
     """Install torch, without dependencies on CUDA; returns why it cannot be done, or an empty string."""
     index = ["--index-url", os.environ[INDEX]] if os.environ.get(INDEX) else []
-    command = ["pip", "install", "--python", python, *index, TORCH]
+    command = ["pip", "install", "--python", str(python), *index, TORCH]
     planned = uv(*command, "--dry-run")
     if planned.returncode:
         return f"no {TORCH}: {last_line(planned.stderr)}"
@@ -60,7 +60,7 @@ def prepare(version: str, folder: Path, resolution: str) -> tuple[Path | None, s
     installed = uv("pip", "freeze", "--python", python).stdout
     pin = next(line for line in installed.splitlines() if line.startswith("torch=="))
     (folder / "torch.txt").write_text(pin + "\n")
-    options = ["--resolution", resolution, "--constraints", folder / "torch.txt"]
+    options = ["--resolution", resolution, "--constraints", str(folder / "torch.txt")]
     done = uv("pip", "install", "--python", python, *options, "-e", ".[dev]")
     return (None, last_line(done.stderr)) if done.returncode else (python, "")
 
@@ -73,7 +73,7 @@ def run(version: str, resolution: str, tests: list[str]) -> tuple[bool | None, s
         if python is None:
             return None, f"skipped: {reason}"
         started = time.monotonic()
-        command = [python, "-m", "pytest", "-n", "auto", "-m", "not long", "-p", "no:cacheprovider", *tests]
+        command = [str(python), "-m", "pytest", "-n", "auto", "-m", "not long", "-p", "no:cacheprovider", *tests]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:

@@ -91,7 +91,7 @@ def test_the_compose_file_locks_the_server_in():
 def test_the_proxy_accepts_what_the_server_accepts():
     text = CADDYFILE.read_text()
     limit = int(re.search(r"max_size (\d+)MB", text)[1]) * 1_000_000  # type: ignore[index]
-    (largest,) = (o.default for o in cli.commands["serve"].params if o.name == "max_mb")
+    (largest,) = (int(str(o.default)) for o in cli.commands["serve"].params if o.name == "max_mb")
     assert largest * 2**20 * 4 / 3 <= limit < 2 * largest * 2**20
     assert {"read_header", "read_body", "response_header_timeout"} <= set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text))
     assert f"reverse_proxy linnaeus:{entrypoint()[-1]}" in text
