@@ -135,9 +135,9 @@ def train(
 ) -> None:
     """Train a classifier and write a run folder.
 
-    SOURCE is a folder with one subfolder per class, a list file, a folder with train.txt and test.txt, a CSV file,
-    CIFAR binaries, IDX files, a folder or URL of shards, or a name from `linnaeus data list`. With --resume it may
-    also be a run folder.
+    SOURCE is a folder with one subfolder per class, a .zip or .tar.gz of one, a list file, a folder with train.txt and
+    test.txt, a CSV file, CIFAR binaries, IDX files, a folder or URL of shards, or a name from `linnaeus data list`.
+    With --resume it may also be a run folder.
 
     Exit status: 0 if the run completed, 1 if it failed or was stopped by Ctrl-C, 2 for invalid input, 143 after
     SIGTERM. An interrupted run continues with --resume.

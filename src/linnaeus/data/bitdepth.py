@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from linnaeus.data import tree
 from linnaeus.data.decode import MAX_PIXELS
 from linnaeus.data.modes import stated_bits
 from linnaeus.data.table import Table
@@ -35,7 +36,7 @@ def used_bits(table: Table, indices: np.ndarray) -> int | None:
 def _largest(path: str, header_only: bool = False) -> int:
     """The largest sample of an image with 16-bit samples (1 if only the header is read), else 0."""
     try:
-        with open(path, "rb") as file, Image.open(file, formats=("PNG", "TIFF", "PPM")) as image:  # noqa: PTH123
+        with tree.open_binary(path) as file, Image.open(file, formats=("PNG", "TIFF", "PPM")) as image:
             if stated_bits(image) != 16 or image.width * image.height > MAX_PIXELS:
                 return 0
             return 1 if header_only else int(np.asarray(image).max())

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from linnaeus.data import tree
 from linnaeus.errors import UserError, visible
 
 DIGITS = re.compile(r"([0-9]+)")
@@ -64,9 +65,10 @@ def read_text(path: Path) -> str:
     Bytes that are not UTF-8 become lone surrogates, because file names may contain them.
     """
     try:
-        if path.stat().st_size > TEXT_LIMIT:
-            raise UserError(f"{path}: {path.stat().st_size} bytes is too long for a text file; is it the right file?")
-        raw = path.read_bytes()
+        size = tree.stat(path).st_size
+        if size > TEXT_LIMIT:
+            raise UserError(f"{path}: {size} bytes is too long for a text file; is it the right file?")
+        raw = tree.read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 
 import numpy as np
+
+from linnaeus.data import tree
+from linnaeus.data.archive import MemberError
 
 HASH = "sha256/48"
 """The first 48 bits of SHA-256. An image that is not among a million others matches one of them with p = 4e-9."""
@@ -25,10 +27,10 @@ def content_hash(source: str | bytes | np.ndarray) -> int:
         digest = hashlib.sha256(source)
     else:
         try:
-            if not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116  reading a pipe would block forever
+            if not stat.S_ISREG(tree.stat(source).st_mode):  # reading a pipe would block forever
                 return UNKNOWN
-            with open(source, "rb") as file:  # noqa: PTH123
+            with tree.open_binary(source) as file:
                 digest = hashlib.file_digest(file, "sha256")
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemberError):
             return UNKNOWN
     return int.from_bytes(digest.digest()[:6], "big") or 1

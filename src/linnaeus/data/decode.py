@@ -25,6 +25,8 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
+from linnaeus.data import tree
+from linnaeus.data.archive import MemberError
 from linnaeus.data.formats import FORMATS, IMAGE_SUFFIXES, INSTALLABLE, formats, what_else
 from linnaeus.data.modes import flatten
 from linnaeus.data.resize import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
@@ -195,7 +197,7 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
         return io.BytesIO(source)
     name = os.fspath(source)
     try:
-        status = Path(name).stat()
+        status = tree.stat(name)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
             raise UnreadableError(name, "a folder" if stat.S_ISDIR(status.st_mode) else "not a file")
         if status.st_size == 0:
@@ -203,7 +205,9 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
         if status.st_size > MAX_BYTES:
             reason = f"too large: {status.st_size:,} bytes (at most {MAX_BYTES:,})"
             raise UnreadableError(name, reason, kind="too-large")
-        return open(name, "rb", buffering=1 << 16)  # noqa: PTH123 (buffering, and the caller closes it)
+        return tree.open_binary(name)
+    except MemberError as error:
+        raise UnreadableError(name, error.reason) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UnreadableError(name, getattr(error, "strerror", None) or str(error), passing=True) from None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from linnaeus.data import tree
 from linnaeus.data.class_names import NAMES_TEXT, class_name, listed, natural_key, read_classes, read_text
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.errors import UserError
@@ -119,7 +120,7 @@ def refuse_swapped(path: Path, classes: Iterable[str], names: Mapping[str, str])
 def names_by_index(folder: Path) -> tuple[Path, dict[int, str]] | None:
     """The first text file in `folder` that names classes by number, and index -> name; None if there is none."""
     for path in (folder / name for name in TEXT_FILES):
-        if path.is_file():
+        if tree.is_file(path):
             try:
                 names = read_classes(path)
             except UserError:
@@ -133,9 +134,9 @@ def names_by_index(folder: Path) -> tuple[Path, dict[int, str]] | None:
 
 def _files(folder: Path) -> list[Path]:
     beside = [folder / name for name in (*TEXT_FILES, *JSON_FILES)]
-    files = [path for path in beside if path.is_file()]
+    files = [path for path in beside if tree.is_file(path)]
     above = folder.absolute().parent / NAMES_JSON
-    return files if folder / NAMES_JSON in files or not above.is_file() else [*files, above]
+    return files if folder / NAMES_JSON in files or not tree.is_file(above) else [*files, above]
 
 
 def _read(path: Path, classes: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:

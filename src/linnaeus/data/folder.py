@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from linnaeus.data import tree
+from linnaeus.data.archive import is_archive
 from linnaeus.data.class_names import (
     class_name,
     listed,
@@ -16,11 +18,10 @@ from linnaeus.data.class_names import (
 )
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.display_names import JSON_FILES, TEXT_FILES, display_names
+from linnaeus.data.formats import LITTER
 from linnaeus.data.layouts import layout_note, refuse_detection, refuse_parts, refuse_unnamed_split
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, visible
-
-LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that operating systems create
 
 
 @dataclass
@@ -138,14 +139,13 @@ def _entries(scan: Scan, folder: str) -> tuple[list[os.DirEntry[str]], list[os.D
     folders: list[os.DirEntry[str]] = []
     files: list[os.DirEntry[str]] = []
     try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                hidden = entry.name.startswith(".") or entry.name in LITTER
-                is_folder = _is_folder(entry)
-                if hidden:
-                    scan.passed_over(entry.path, "/" if is_folder else "")
-                else:
-                    (folders if is_folder else files).append(entry)
+        for entry in tree.scan(folder):
+            hidden = entry.name.startswith(".") or entry.name in LITTER
+            is_folder = _is_folder(entry)
+            if hidden:
+                scan.passed_over(entry.path, "/" if is_folder else "")
+            else:
+                (folders if is_folder else files).append(entry)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
     return folders, files
@@ -191,7 +191,7 @@ def _images(scan: Scan, top: str) -> list[str]:
     while todo:
         folder = todo.pop()
         try:
-            status = os.stat(folder)  # noqa: PTH116
+            status = tree.stat(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
         if (status.st_dev, status.st_ino) in entered:
@@ -218,6 +218,9 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
             "" if split in ("", "train") else f", or move {split} away (`linnaeus predict` takes images without labels)"
         )
         return f"{folder}: {loose} images, but in no class folder; put each class into a folder, as {example}{also}"
+    archive = next((entry.path for entry in files if is_archive(entry.path)), None)
+    if archive is not None and not folders:
+        return f"{folder}: no images, but an archive; to read the images in it, give {archive} as the source"
     kinds = " ".join(sorted(IMAGE_SUFFIXES))
     what = f"{len(folders)} folders, but no images" if folders else "an empty folder" if not files else "no images"
     return f"{folder}: {what} ({kinds}); put the images of each class into a folder of their own"

@@ -11,12 +11,17 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
+from linnaeus.data import tree
+
 FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM", "TGA")
 """Supported formats, as Pillow names them. Formats whose decoder runs a program (EPS, PDF, WMF) are excluded."""
 
 _SUFFIXES = """.jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .j2c .jpc .jpf .jpx
 .ppm .pgm .pbm .pnm .pfm .tga .heic .heif"""  # HEIC is listed so that it is reported where its extra is missing
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
+
+LITTER = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN"))
+"""Folders that operating systems create beside those of the user."""
 
 HEIC = 'HEIC needs pip install "linnaeus[heic]"; or convert it: magick mogrify -format jpg *.heic'
 AVIF = "AVIF needs Pillow 11.3 or newer: pip install -U pillow; or convert it: magick mogrify -format jpg *.avif"
@@ -58,7 +63,7 @@ def what_else(source: str | Path | bytes) -> str:
     if isinstance(source, bytes):
         head = source[:32]
     else:
-        with open(source, "rb") as file:  # noqa: PTH123
+        with tree.open_binary(source) as file:
             head = file.read(32)
     brand, known = head[4:12], formats()
     if brand in HEIC_BRANDS and "HEIF" not in known:

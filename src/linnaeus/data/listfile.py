@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from linnaeus.data import tree
 from linnaeus.data.class_names import (
     NAMES_TEXT,
     class_name,
@@ -139,7 +140,7 @@ def locate(rows: Rows) -> list[str]:
 def _rule(text: str, folder: str, stem: str) -> tuple[str, str] | None:
     """(folder beside the list, suffix) with which a name that does not exist as written is a file."""
     names = (stem, f"{stem}_images", *IMAGE_FOLDERS, "../images")
-    places = [name for name in dict.fromkeys(names) if os.path.isdir(os.path.join(folder, name))]  # noqa: PTH112, PTH118
+    places = [name for name in dict.fromkeys(names) if tree.is_folder(os.path.join(folder, name))]  # noqa: PTH118
     for place in ("", *places):
         for suffix in ("", *SUFFIXES):
             if _find(os.path.join(place, text + suffix), folder):  # noqa: PTH118
@@ -154,7 +155,7 @@ def _find(text: str, folder: str) -> str | None:
         name = os.path.expanduser(name) if name.startswith("~") else name  # noqa: PTH111
         for base in (folder, os.curdir):  # joined to an absolute path, either drops out
             path = os.path.join(base, name)  # noqa: PTH118
-            if os.path.isfile(path):  # noqa: PTH113
+            if tree.is_file(path) and tree.is_reachable(path, folder):
                 return os.path.abspath(path)  # noqa: PTH100
     return None
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from linnaeus.data import tree
+from linnaeus.data.archive import MemberError
 from linnaeus.data.decode import IMAGE_SUFFIXES, MAX_BYTES, RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.shards import FORMAT, INDEX
 from linnaeus.data.table import SPLITS, Table
@@ -59,6 +61,8 @@ def write_shards(
         temporary = folder / out.name
         temporary.mkdir()
         written = _Writer(table, temporary, size * 1_000_000, resize).write(progress)
+        if not written.images:
+            raise UserError(f"{table.source}: none of its {len(table)} images can be read; no shards were written")
         if out.exists():
             out.rmdir()
         temporary.rename(out)
@@ -159,11 +163,12 @@ def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
 
 def _read(path: str) -> bytes:
     try:
-        file = Path(path)
-        if not file.is_file():
+        if not tree.is_file(path):
             raise UnreadableError(path, "not a file", passing=True)
-        if file.stat().st_size > MAX_BYTES:
+        if tree.size(path) > MAX_BYTES:
             raise UnreadableError(path, f"too large: over {MAX_BYTES:,} bytes", kind="too-large")
-        return file.read_bytes()
+        return tree.read(path)
+    except MemberError as error:
+        raise UnreadableError(path, error.reason) from None
     except OSError as error:
         raise UnreadableError(path, error.strerror or str(error), passing=True) from None

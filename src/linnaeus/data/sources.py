@@ -7,13 +7,16 @@ import difflib
 from collections.abc import Collection
 from pathlib import Path
 
-from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards, webdataset
+from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards, tree
+from linnaeus.data.archive import is_archive
+from linnaeus.data.archived import holds_folder, top_folder
 from linnaeus.data.class_names import listed
 from linnaeus.data.columns import AS_SHOWN, LabelFormat
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.label_sets import with_task
 from linnaeus.data.remote import is_address
 from linnaeus.data.table import SPLITS, Table, checked
+from linnaeus.data.webdataset import is_shard
 from linnaeus.errors import UserError
 
 LISTS = {
@@ -21,7 +24,6 @@ LISTS = {
     "valid": ("valid.txt", "val.txt", "val_list.txt", "valid_list.txt"),
     "test": ("test.txt", "test_list.txt"),
 }
-ARCHIVES = (".tar.gz", ".tgz", ".tar")
 CSVS = (".csv", ".tsv")
 
 
@@ -63,11 +65,15 @@ def _open(
             raise UserError(f"{text}: shards; {listed([*given])} name list files inside a folder")
         return _with_groups(shards.open_shards(text, text), group)
     try:
-        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+        is_folder, is_file, exists = tree.is_folder(path), path.is_file(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
         raise UserError(f"{text[:200]!r}: cannot be opened ({getattr(error, 'strerror', error)}); check it") from None
     if not text.strip():
         raise UserError("an empty source; give a folder, a list file, a CSV or a known name")
+    if is_file and holds_folder(path):
+        place, notes = top_folder(path)
+        table = _with_groups(_open_folder(text, place, given, group, labels, lenient), group)
+        return dataclasses.replace(table, notes=(*notes, *table.notes))
     if given and not is_folder:
         raise UserError(f"{text}: not a folder; {listed([*given])} name list files inside a folder")
     if is_folder:
@@ -110,7 +116,7 @@ def _open_folder(
 ) -> Table:
     """Choose the reader by the content of the folder: binary formats, then list files, then class folders."""
     try:
-        names = {entry.name for entry in path.iterdir()}
+        names = tree.names(path)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     if given:
@@ -127,8 +133,8 @@ def _open_folder(
     if names.intersection(LISTS["train"] + LISTS["test"]):
         return _open_lists(source, path, {}, names, group, labels)
     meta = path / "meta"  # Food-101 as published: meta/train.txt beside images/
-    if "images" in names and (meta / "train.txt").is_file():
-        return _open_lists(source, meta, {}, {entry.name for entry in meta.iterdir()}, group, labels)
+    if "images" in names and tree.is_file(meta / "train.txt"):
+        return _open_lists(source, meta, {}, tree.names(meta), group, labels)
     beside = _labels_beside_images(path, names)
     if beside is not None:
         table = csvfile.open_csv(source, {"": beside}, group, labels)
@@ -149,7 +155,7 @@ def _labels_beside_images(path: Path, names: set[str]) -> Path | None:
 
 
 def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
+    return tree.is_folder(folder) and any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in tree.names(folder))
 
 
 def _open_lists(
@@ -162,7 +168,7 @@ def _open_lists(
         name = given.get(split, usual)
         if name is not None:
             files[split] = path / name
-            if not files[split].is_file():
+            if not tree.is_file(files[split]):
                 raise UserError(f"{files[split]}: no such list file; set data.{split} to a file in {path}")
     kinds = {file.suffix.lower() in CSVS for file in files.values()}
     if len(kinds) > 1:
@@ -175,9 +181,9 @@ def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) 
     name = path.name.lower()
     if name.endswith(CSVS):
         return csvfile.open_csv(source, {"": path}, group, labels)
-    if name.endswith(".tar") and webdataset.is_shard(path):
+    if name.endswith(".tar") and is_shard(path):
         return shards.open_shards(source, path)
-    if name.endswith(ARCHIVES):
+    if is_archive(path):
         return cifar.open_cifar(source, path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise UserError(f"{source}: a single image; give the folder with the class folders, or use `linnaeus predict`")

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from linnaeus.data import tree
 from linnaeus.data.class_names import listed
 from linnaeus.errors import UserError, visible
 
@@ -205,7 +206,7 @@ class Table:
             digest.update(name.encode() + b"\0")
         labels = [np.flatnonzero(row).tolist() for row in self.labels] if self.several else self.labels.tolist()
         for i, (label, split) in enumerate(zip(labels, self.split.tolist(), strict=True)):
-            size = file_size(self.paths[i]) if self.paths is not None else -1
+            size = tree.size(self.paths[i]) if self.paths is not None else -1
             size = size if self.members is None else self.members.size(i)
             digest.update(f"{self.sample_id(i)}\0{label}\0{split}\0{size}\n".encode())
         if self.images is not None:
@@ -225,14 +226,6 @@ def group_numbers(names: Sequence[str]) -> np.ndarray | None:
     first: dict[str, int] = {}
     numbers = [first.setdefault(name, i) if name else i for i, name in enumerate(names)]
     return np.array(numbers, np.int64) if len(set(numbers)) < len(numbers) else None
-
-
-def file_size(path: str) -> int:
-    """Bytes, or -1 for a file that is not there."""
-    try:
-        return os.stat(path).st_size  # noqa: PTH116
-    except (OSError, ValueError):
-        return -1
 
 
 def checked(table: Table) -> Table:

@@ -8,12 +8,40 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from linnaeus.errors import UserError, visible
 
 HEADER_LIMIT = 64 << 10  # bytes of all headers of one member; a path has at most 4,096
 PIECE = 1 << 20  # bytes read at a time
+FILE_LIMIT = 1 << 30  # bytes of one file
+ANY_LENGTH = 1 << 62  # bytes: an archive may have any length that its file proves
+LINKS = "write it again (tar --dereference --hard-dereference)"
+_REFUSED = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+}
+
+
+class Member(NamedTuple):
+    """A file in an archive."""
+
+    name: str
+    offset: int
+    """Bytes from the start of the archive: to the file in a tar, to its header in a zip."""
+    packed: int
+    """Bytes in the archive."""
+    size: int
+    crc32: int = -1
+    """-1 where the archive has none."""
+    method: int = -1
+    """How it is packed, as in a zip; -1: a tar, whose files have no header of their own."""
+    is_folder: bool = False
+    is_legacy: bool = False
+    """Whether the encoding of its name is a guess."""
 
 
 class _LimitedFile:
@@ -63,6 +91,23 @@ def members(name: str, file: BinaryIO, limit: int) -> Iterator[tarfile.TarInfo]:
         # tarfile takes a damaged header for the end of the archive, which is a block of zeros or the end of the file.
         if limited.last.strip(b"\0"):
             raise tarfile.ReadError(f"no tar header at byte {tar.offset:,}")
+
+
+def safe_members(place: str, file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
+    """The files and folders of a tar, called `what` in messages. Anything else is refused by name."""
+    for member in members(place, file, ANY_LENGTH):
+        shown = repr(visible(member.name if len(member.name) <= 200 else member.name[:200] + "…"))
+        parts = member.name.replace("\\", "/").split("/")
+        if member.type in _REFUSED:
+            kind = _REFUSED[member.type]
+            raise UserError(f"{place}: member {shown} is {kind}, but {what} holds plain files only; {LINKS}")
+        if member.issparse() or not (member.isreg() or member.isdir()):
+            raise UserError(f"{place}: member {shown} has the unsupported type {member.type!r}; write it again")
+        if member.name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":" or member.name == "":
+            raise UserError(f"{place}: member {shown} has a name that leads out of {what}; rename it")
+        if member.size > FILE_LIMIT:
+            raise UserError(f"{place}: member {shown} claims {member.size:,} bytes, more than any image; remove it")
+        yield member
 
 
 def content(name: str, file: BinaryIO, member: tarfile.TarInfo) -> bytes:

@@ -18,6 +18,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.members import ShardMembers
 from linnaeus.data.remote import head, is_address, open_remote
 from linnaeus.data.table import SPLIT_NAMES, Table
-from linnaeus.data.tar import content, members
+from linnaeus.data.tar import content, safe_members
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError, visible
 from linnaeus.files import write_text
@@ -36,16 +37,7 @@ from linnaeus.files import write_text
 LABELS = (".cls", ".json")
 LABEL_KEYS = ("label", "cls", "class")
 LABEL_LIMIT = 1 << 20  # bytes of a label file
-IMAGE_LIMIT = 1 << 30  # bytes of an image file
-SHARD_LIMIT = 1 << 62  # bytes: a shard may have any length, which its file already proves
 CACHE_FORMAT = 1
-_REFUSED = {
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a pipe",
-}
 
 
 @dataclass(frozen=True)
@@ -59,17 +51,18 @@ class Sample:
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a tar begins like a shard: one of its first files is an image or a label."""
+    """Whether a tar begins like a shard: with an image and its label, or an image in no folder."""
+    images, labels = set(), set()
     try:
         with path.open("rb") as file:
-            for count, member in enumerate(_files(str(path), file)):
-                if _suffix(member.name) in (*LABELS, *IMAGE_SUFFIXES):
-                    return True
-                if count == 8:
-                    return False
+            for member in islice(_files(str(path), file), 9):
+                folder, _, last = member.name.removeprefix("./").rpartition("/")
+                stem = f"{folder}/{last.partition('.')[0]}"
+                images |= {stem} if _suffix(member.name) in IMAGE_SUFFIXES else set()
+                labels |= {stem} if _suffix(member.name) in LABELS else set()
     except (OSError, UserError):
-        return False
-    return False
+        pass  # what was read decides; reading it as what it is reports the damage
+    return bool(images & labels) or any(stem.startswith("/") for stem in images)
 
 
 def open_tars(source: str, places: list[str]) -> Table:
@@ -137,21 +130,7 @@ def scan_samples(place: str) -> Iterator[Sample]:
 
 
 def _files(place: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a shard; folders are skipped, everything else is refused by name."""
-    for member in members(place, file, SHARD_LIMIT):
-        shown = repr(visible(member.name if len(member.name) <= 200 else member.name[:200] + "…"))
-        parts = member.name.replace("\\", "/").split("/")
-        if member.type in _REFUSED:
-            kind = _REFUSED[member.type]
-            raise UserError(f"{place}: member {shown} is {kind}, but a shard holds plain files only; write it again")
-        if member.issparse() or not (member.isreg() or member.isdir()):
-            raise UserError(f"{place}: member {shown} has the unsupported type {member.type!r}; write it again")
-        if member.name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":" or member.name == "":
-            raise UserError(f"{place}: member {shown} has a name that leads out of the shard; rename it")
-        if member.size > IMAGE_LIMIT:
-            raise UserError(f"{place}: member {shown} claims {member.size:,} bytes, more than any image; remove it")
-        if member.isreg():
-            yield member
+    return (member for member in safe_members(place, file, "a shard") if member.isreg())
 
 
 def _suffix(name: str) -> str:

@@ -85,7 +85,9 @@ class Gallery:
     def _is(self, path: str, at: int) -> bool:
         """Whether image `at` is the file at `path`."""
         if self.table.paths is not None:
-            with suppress(OSError, ValueError):  # gone since
+            if os.path.abspath(path) == self.table.paths[self.indices[at]]:  # noqa: PTH100
+                return True
+            with suppress(OSError, ValueError):  # gone since, or in an archive
                 return os.path.samefile(path, self.table.paths[self.indices[at]])  # noqa: PTH121 - texts, not Paths
         return False
 

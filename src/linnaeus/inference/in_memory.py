@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from linnaeus.data import tree
+from linnaeus.data.archive import is_archive
 from linnaeus.data.decode import MAX_PIXELS, UnreadableError
 from linnaeus.data.modes import flatten
 from linnaeus.errors import UserError
@@ -129,8 +131,8 @@ def failed(error: UnreadableError) -> Future[np.ndarray]:
 
 
 def is_folder(image: Any) -> bool:
-    """Whether an image is named by a folder, which stands for the images below it."""
-    return isinstance(image, str | os.PathLike) and Path(image).is_dir()
+    """Whether an image is named by a folder or an archive, which stands for the images in it."""
+    return isinstance(image, str | os.PathLike) and (tree.is_folder(image) or is_archive(image))
 
 
 def expanded(images: Iterable[Any]) -> Iterator[Any]:

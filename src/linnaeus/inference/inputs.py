@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from linnaeus.data import tree
+from linnaeus.data.archive import is_archive
 from linnaeus.data.class_names import natural_key
 from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.formats import LITTER
 from linnaeus.errors import UserError
 
 
 def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
-    """Expand IMAGE arguments into paths: files, folders (all images below, in natural order), globs, `-` for `lines`.
+    """Expand IMAGE arguments into paths: files, folders and archives (all images below, in natural order), globs, `-`
+    for `lines`.
 
     Raises UserError for a folder without images and for a glob without matches. A missing file is passed on: it is
     reported as unreadable in its turn and does not stop the others.
@@ -21,7 +24,7 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
     for image in images:
         if image == "-":
             yield from (line.rstrip("\r\n") for line in lines if line.strip())
-        elif Path(image).is_dir():
+        elif tree.is_folder(image) or is_archive(image):
             is_empty = True
             for path in _walk(Path(image)):
                 is_empty = False
@@ -40,10 +43,13 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
 def _walk(folder: Path) -> Iterator[str]:
     """Images below `folder`, folder by folder, in natural order, without hidden files and folders."""
     try:
-        entries = list(os.scandir(folder))
+        entries = tree.scan(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: natural_key(e.name))
+    visible = sorted(
+        (entry for entry in entries if not entry.name.startswith(".") and entry.name not in LITTER),
+        key=lambda e: natural_key(e.name),
+    )
     for entry in visible:
         if entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield entry.path

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.data import tree
+from linnaeus.data.archive import is_archive
 from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
 from linnaeus.data.columns import LabelFormat
@@ -91,7 +93,7 @@ def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: boo
     train, valid, test = (data.get(split) for split in ("train", "valid", "test"))
     if valid == "test":  # the test images serve as validation: there is no list of validation images
         valid = None
-    if lenient and not Path(source).is_dir():
+    if lenient and not (tree.is_folder(source) or is_archive(source)):
         train = valid = test = None
     groups = (data.get("split") or {}).get("groups")
     column = None if groups == NEAR_DUPLICATES else groups  # near-duplicates are found in the images, not in a column

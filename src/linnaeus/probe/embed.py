@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import Console
+from linnaeus.data import tree
+from linnaeus.data.archive import is_archive
+from linnaeus.data.archived import holds_folder, top_folder
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -74,8 +77,10 @@ def embed(
 def open_images(source: str | Path) -> Table:
     """The table of a source that need not be one to train on: one class is enough, and loose images have none."""
     folder = Path(source).expanduser()
-    loose = folder.is_dir() and any(f.suffix.lower() in IMAGE_SUFFIXES for f in folder.iterdir() if f.is_file())
-    if not loose:
+    if holds_folder(folder):
+        folder = top_folder(folder)[0]
+    entries = tree.scan(folder) if tree.is_folder(folder) or is_archive(folder) else []
+    if not any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries if entry.is_file()):
         return open_source(source, lenient=True)
     paths = tuple(str(Path(path).absolute()) for path in expand([str(folder)]))
     labels, split = np.zeros(len(paths), np.int64), np.full(len(paths), "", "<U5")

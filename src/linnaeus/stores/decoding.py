@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from linnaeus.data import tree
 from linnaeus.data.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.table import Members
 
@@ -102,9 +102,9 @@ class Decoding:
             if isinstance(source, np.ndarray):
                 digest.update(source.tobytes())
             elif hash_content:
-                digest.update(Path(source).read_bytes())
+                digest.update(tree.read(source))
             else:
-                status = Path(source).stat()
+                status = tree.stat(source)
                 digest.update(f"{source}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
         except (OSError, ValueError):
             return 0

@@ -1,0 +1,63 @@
+"""Which archives hold a folder of images, and which folder: a data set of another format may be packed, too."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from linnaeus.data import tree
+from linnaeus.data.archive import is_archive, open_archive
+from linnaeus.data.formats import IMAGE_SUFFIXES, LITTER
+from linnaeus.data.table import SPLIT_NAMES
+from linnaeus.data.tar import ANY_LENGTH, members
+from linnaeus.data.unpacking import opened
+from linnaeus.data.webdataset import is_shard
+from linnaeus.errors import UserError
+
+LOOKED_AT = 64
+"""Files at the beginning of a tar that show what it holds; to see all of a compressed one, all of it is read."""
+TABLES = (".csv", ".tsv", ".txt")
+
+
+def holds_folder(path: Path) -> bool:
+    """Whether a file is an archive of a folder of images: every zip, and a tar that is neither CIFAR nor a shard."""
+    if not is_archive(path):
+        return False
+    if path.suffix.lower() == ".zip":
+        return True
+    if path.suffix.lower() == ".tar" and is_shard(path):
+        return False
+    try:
+        with opened(str(path)) as file:
+            files = (member for member in members(str(path), file, ANY_LENGTH) if not member.isdir())
+            names = [PurePosixPath(member.name) for member in islice(files, LOOKED_AT)]
+    except (OSError, UserError):
+        return False  # the reader of CIFAR reports the damage
+    return any(name.suffix.lower() in IMAGE_SUFFIXES for name in names)
+
+
+def top_folder(path: Path) -> tuple[Path, list[str]]:
+    """The folder in an archive that unpacking it would give, and lines on how it was understood.
+
+    Where everything lies in one folder, as most programs pack it, it is that folder, unless it is a class or a split.
+    Raises UserError where the archive cannot be read, or holds nothing.
+    """
+    archive = open_archive(str(path))
+    place, notes = Path(archive.place), list(archive.notes)
+    while True:
+        entries = [entry for entry in tree.scan(place) if not entry.name.startswith(".") and entry.name not in LITTER]
+        if not entries:
+            raise UserError(f"{path}: holds no files; pack the folder again")
+        only = entries[0]
+        if len(entries) > 1 or not only.is_dir() or only.name.lower() in SPLIT_NAMES or not _is_parent(only):
+            return place, notes
+        place = Path(only.path)
+        notes = [*archive.notes, f"{path.name}: the source is the folder {place.relative_to(archive.place)} in it"]
+
+
+def _is_parent(entry: Any) -> bool:
+    """Whether a folder holds folders or a table, and no images of its own."""
+    inside = list(tree.scan(entry.path))
+    suffixes = {Path(each.name).suffix.lower() for each in inside if not each.is_dir()}
+    return suffixes.isdisjoint(IMAGE_SUFFIXES) and (any(each.is_dir() for each in inside) or bool(suffixes & {*TABLES}))
