@@ -48,7 +48,7 @@ LAYERS = (
     ("probe", "sweeps", "sklearn"),
     ("export",),
     ("serve",),
-    ("label",),
+    ("label", "web"),
     ("cli", "__main__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

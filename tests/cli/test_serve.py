@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linnaeus.cli.serve import _model_name, _training_source
+from linnaeus.cli.options import model_name
+from linnaeus.cli.serve import _training_source
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ from linnaeus.cli.serve import _model_name, _training_source
 def test_a_model_is_named_after_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, name: str):
     (tmp_path / "runs" / "flowers").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert _model_name(Path(model)) == name
+    assert model_name(Path(model)) == name
 
 
 def test_the_training_images_are_those_recorded_in_the_run(tmp_path: Path):

@@ -9,26 +9,29 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.cli import early
-from linnaeus.cli.options import code_option, load_model, make_console, verbosity
+from linnaeus.cli.options import code_option, load_model, make_console, model_name, verbosity
 from linnaeus.console import echo
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
     from linnaeus.export.onnx import GateResult
+    from linnaeus.web.export import WebFolder
 
 
 @click.command()
 @click.argument("model")
 @click.option(
-    "--to", "kind", required=True, type=click.Choice(["onnx", "onnx-int8", "torchvision"]), help="Output format."
+    "--to", "kind", required=True, type=click.Choice(["onnx", "onnx-int8", "web", "torchvision"]), help="Output format."
 )
 @click.option("--data", metavar="SOURCE", help="Real images for the comparison.  [default: those of the run]")
 @click.option("--split", metavar="NAME", help="Split of --data.  [default: valid, else test, else all]")
 @click.option(
     "--out",
-    metavar="FILE",
-    help="Output file.  [default: model.onnx, model-int8.onnx or torchvision.pth, in the folder of MODEL]",
+    metavar="PATH",
+    help="Output file, or folder of web.  [default: model.onnx, model-int8.onnx, web or torchvision.pth, in the folder "
+    "of MODEL]",
 )
+@click.option("--title", metavar="TEXT", help="Heading of the page of web.  [default: the name of the run folder]")
 @click.option(
     "--agree",
     type=click.FloatRange(0, 1),
@@ -44,58 +47,90 @@ def export(
     data: str | None,
     split: str | None,
     out: str | None,
+    title: str | None,
     agree: float | None,
     code: str | None,
     json_file: str | None,
 ) -> None:
-    """Export a model to ONNX or torchvision.
+    """Export a model to ONNX, a web page, or torchvision.
 
     MODEL is a run folder or a model file.
 
     onnx and onnx-int8 contain preprocessing, network and calibration in one graph: pixels in, probabilities out. The
     export is compared with MODEL on real images and written only if both agree; otherwise the exit status is 1.
+    web writes a folder for any static host: a page that runs the ONNX file in the browser of its visitor, also without
+    a network. MODEL may then be an exported ONNX file, too.
     torchvision writes a plain state dict for torchvision.models, with a model card beside it.
     """
-    if model.lower().endswith(".onnx"):
-        raise UserError(f"{model}: already an ONNX file; give the run folder or its model.safetensors")
-    early.check_model(model)
+    _check_options(model, kind, data, split, title, agree, json_file)
+    place = None if out is None else Path(out)
     if kind == "torchvision":
-        for option, value in (("--data", data), ("--split", split), ("--agree", agree), ("--json", json_file)):
-            if value is not None:
-                raise UserError(f"{option} {value}: --to torchvision compares no images; omit {option}")
-        _export_torchvision(model, out, code)
+        from linnaeus.export.torchvision import export_torchvision
+
+        weights, card = export_torchvision(load_model(model, "cpu", code), place)
+        echo(f"{weights}\n{card}")
         return
-    early.check_output("--json", json_file, (".json",))
-    if data is not None:
-        early.check_source(data)
-    if agree is not None and kind == "onnx":
-        raise UserError(f"--agree {agree}: --to onnx must agree on every image; --agree is for onnx-int8 only")
     from linnaeus.export.onnx import export_onnx
     from linnaeus.export.onnx_file import require
     from linnaeus.modelfile.agreement import AGREEMENT
 
     require(kind)
-    written, result = export_onnx(
-        load_model(model, "cpu", code),
-        kind,
-        data=data,
-        split=split,
-        out=None if out is None else Path(out),
-        agree=AGREEMENT if agree is None else agree,
-        console=make_console(sys.stderr),
-    )
+    classifier, console = load_model(model, "cpu", code), make_console(sys.stderr)
+    if kind == "web":
+        from linnaeus.web.export import export_web
+
+        folder = place or classifier.path.with_name("web")
+        heading = title or model_name(Path(model))
+        page, compared = export_web(classifier, folder, heading, data=data, split=split, console=console)
+        _print_page(page, compared, json_file)
+        return
+    gate = AGREEMENT if agree is None else agree
+    written, result = export_onnx(classifier, kind, data=data, split=split, out=place, agree=gate, console=console)
     _print_comparison(written, result, json_file)
+    echo(written)
 
 
-def _export_torchvision(model: str, out: str | None, code: str | None) -> None:
-    from linnaeus.export.torchvision import export_torchvision
+def _check_options(
+    model: str,
+    kind: str,
+    data: str | None,
+    split: str | None,
+    title: str | None,
+    agree: float | None,
+    json_file: str | None,
+) -> None:
+    """Raise UserError for an option that does nothing in this export, and for what can be told before the work."""
+    exported = model.lower().endswith(".onnx")
+    if exported and kind != "web":
+        raise UserError(f"{model}: already an ONNX file; give the run folder or its model.safetensors")
+    if title is not None and kind != "web":
+        raise UserError(f"--title {title}: only --to web has a heading; omit --title")
+    early.check_model(model)
+    reason = "--to torchvision compares no images" if kind == "torchvision" else f"{model} was compared when exported"
+    for option, value in (("--data", data), ("--split", split), ("--agree", agree), ("--json", json_file)):
+        if value is not None and (exported or kind == "torchvision"):
+            raise UserError(f"{option} {value}: {reason}; omit {option}")
+    early.check_output("--json", json_file, (".json",))
+    if data is not None:
+        early.check_source(data)
+    if agree is not None and kind in ("onnx", "web"):
+        raise UserError(f"--agree {agree}: --to {kind} must agree on every image; --agree is for onnx-int8 only")
 
-    weights, card = export_torchvision(load_model(model, "cpu", code), None if out is None else Path(out))
-    echo(f"{weights}\n{card}")
+
+def _print_page(page: WebFolder | None, compared: GateResult | None, json_file: str | None) -> None:
+    """Print the comparison if there was one, the folder that was written, its size, and how to look at it."""
+    if compared is not None:
+        _print_comparison(None if page is None else page.path, compared, json_file)
+    assert page is not None
+    echo(page.path)
+    parts = ", ".join(f"{file} {page.sizes[file] / 1e6:.1f}" for file in ("model.onnx", "ort-wasm.wasm"))
+    make_console(sys.stderr).say(
+        f"{page.size / 1e6:.1f} MB ({parts}) for any static host; to look at it: python -m http.server -d {page.path}"
+    )
 
 
 def _print_comparison(written: Path | None, result: GateResult, json_file: str | None) -> None:
-    """Print the comparison and the exported file. Exits with status 1 if nothing was written."""
+    """Print the comparison. Exits with status 1 if nothing was written."""
     from linnaeus.export.gate_table import render
     from linnaeus.files import write_text
 
@@ -108,4 +143,3 @@ def _print_comparison(written: Path | None, result: GateResult, json_file: str |
         raise SystemExit(1)
     for line in result.warnings():
         console.warn(line)
-    echo(written)

@@ -214,6 +214,12 @@ def chosen_model(model: str, device: str, code: str | None, use: str | None, con
     return str(choice.path)
 
 
+def model_name(model: Path) -> str:
+    """The name shown for a model: its run folder, or the stem of its file."""
+    path = model.absolute()
+    return path.name if path.is_dir() else path.parent.name if path.stem == "model" else path.stem
+
+
 def load_model(model: str, device: str, code: str | None) -> Classifier:
     """Load a run folder or model file, with the user's own network if `code` names one."""
     from linnaeus.inference.classifier import load

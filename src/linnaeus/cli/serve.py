@@ -16,6 +16,7 @@ from linnaeus.cli.options import (
     device_option,
     load_model,
     make_console,
+    model_name,
     use_option,
     verbosity,
 )
@@ -149,7 +150,7 @@ def serve(
     allowed = frozenset(map(str.lower, hosts)) if hosts or is_loopback(host) else None
     pages = frozenset(origin.lower().rstrip("/") for origin in origins)
     folder = service.classifier.path.parent
-    settings = Settings(title or _model_name(Path(model)), token, allowed, pages, _read_report(folder))
+    settings = Settings(title or model_name(Path(model)), token, allowed, pages, _read_report(folder))
     run_server(service, settings, host, port, console, _training_source(folder, like))
 
 
@@ -202,12 +203,6 @@ def _load_service(
         original = load_model(str(classifier.path.parent / MODEL), device, None)
     console.say(f"model     {classifier.path} on {classifier.device}")
     return Service(classifier, limits, original)
-
-
-def _model_name(model: Path) -> str:
-    """The name shown for a model: its run folder, or the stem of its file."""
-    path = model.absolute()
-    return path.name if path.is_dir() else path.parent.name if path.stem == "model" else path.stem
 
 
 def _read_report(folder: Path) -> str | None:
