@@ -47,7 +47,7 @@ class Page(TestClient):
         for _ in range(400):
             state = self.get_json("/api/state")
             known = sum(label.label != "" for label in session.labels.values())
-            if state["features"]["done"] == state["images"] and session.learned.n == known:
+            if state["features"]["done"] == state["images"] and session.view.learned.n == known:
                 return state
             time.sleep(0.01)
         raise AssertionError(f"the head is not up to date: {state}")

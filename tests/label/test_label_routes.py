@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from labelling import opened, photos
+from tiny import write_images
 
 
 def rows(folder: Path) -> dict[str, str]:
@@ -46,14 +47,19 @@ def test_an_answer_can_be_undone_an_image_skipped_and_a_class_added(tmp_path: Pa
         assert page.put_json("/api/undo", number=first["record"])["images"][0]["image"] == 3
         assert rows(folder) == {}
         assert page.get_json("/api/state")["unknown"] == 1
-        assert page.put_json("/api/class", name="  tulip ")["name"] == "tulip"
-        assert page.get_json("/api/state")["classes"] == [
-            {"name": "a", "n": 0, "held_out": None},
-            {"name": "tulip", "n": 0, "held_out": None},
-        ]
-        skipped = page.get_json("/api/next?n=1")["questions"][0]["image"]
-        page.put_json("/api/skip", images=[skipped])
-        assert skipped not in [q["image"] for q in page.get_json("/api/next?n=12")["questions"]]
+        assert page.get_json("/api/state")["classes"] == [], "a misspelled class goes with its answer"
+        added = page.put_json("/api/class", name="  tulip ")
+        assert page.get_json("/api/state")["classes"] == [{"name": "tulip", "n": 0, "held_out": None}]
+        page.put_json("/api/undo", number=added["record"])
+        assert page.get_json("/api/state")["classes"] == []
+        asked = page.get_json("/api/next?n=1")["questions"][0]["image"]
+        skip = page.put_json("/api/skip", images=[asked])
+        assert asked not in [q["image"] for q in page.get_json("/api/next?n=12")["questions"]]
+    with opened(folder) as page:
+        assert [card["image"] for card in page.get_json("/api/skipped")["images"]] == [asked]
+        assert page.get_json("/api/state")["skipped"] == 1
+        page.put_json("/api/undo", number=skip["record"])
+        assert asked in [q["image"] for q in page.get_json("/api/next?n=12")["questions"]]
 
 
 def test_the_page_and_the_images_are_served(tmp_path: Path):
@@ -66,3 +72,45 @@ def test_the_page_and_the_images_are_served(tmp_path: Path):
         assert page.get("/image/99").status_code == 404
         assert page.post("/api/answer", json={"images": [99], "label": "a"}).json()["error"].startswith("no image 99")
         assert page.post("/api/answer", json={"images": [0], "label": ""}).status_code == 400
+
+
+def test_a_random_question_shows_nothing_that_could_influence_its_answer(tmp_path: Path):
+    with opened(photos(tmp_path / "photos", each=24)) as page:
+        page.settle()
+        for image in range(0, 72, 3):
+            page.put_json("/api/answer", images=[image], label=page.truth(image))
+        page.settle()
+        batch = page.get_json("/api/batch?at_least=0.5")
+        while batch["sample"]:
+            image = batch["sample"][0]["image"]
+            body = {"images": [image], "label": page.truth(image), "batch": batch["batch"]}
+            batch = page.put_json("/api/answer", **body)["batch"]
+        assert (batch["wrong"], batch["verified"] > 0, batch["errors_ci95"][0]) == (0, True, 0)
+        assert page.put_json("/api/batch", number=batch["batch"])["n"] == batch["n"] - batch["verified"]
+        before = page.settle()["sample"]["n"]
+        for _ in range(8):
+            questions = page.get_json("/api/next?n=4")["questions"]
+            assert all({"label", "guesses"} & set(card) == set() for card in questions if card["reason"] == "random")
+            page.put_json("/api/answer", images=[questions[0]["image"]], label=page.truth(questions[0]["image"]))
+        assert page.settle()["sample"]["n"] > before, "accepted labels do not end the sample"
+
+
+def test_a_batch_is_not_accepted_unseen_and_verified_by_its_sample_alone(tmp_path: Path):
+    with opened(photos(tmp_path / "photos")) as page:
+        page.settle()
+        for image in range(0, 48, 2):
+            page.put_json("/api/answer", images=[image], label=page.truth(image))
+        page.settle()
+        batch = page.get_json("/api/batch?at_least=0.5")
+        assert "not verified" in page.post("/api/batch", json={"number": batch["batch"]}).json()["error"]
+        response = page.post("/api/answer", json={"images": [0], "label": "c", "batch": batch["batch"]})
+        assert "is not in the sample" in response.json()["error"]
+        assert page.server.session.labels[page.server.session.features.paths[0]].label == page.truth(0)
+
+
+def test_subfolders_are_proposed_as_classes(tmp_path: Path):
+    folder = write_images(tmp_path / "photos", ("rose", "tulip"), each=2)
+    with opened(folder) as page:
+        assert page.get_json("/api/state")["suggested_classes"] == ["rose", "tulip"]
+        page.put_json("/api/class", name="rose")
+        assert page.get_json("/api/state")["suggested_classes"] == ["tulip"]

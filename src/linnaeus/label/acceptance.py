@@ -15,6 +15,7 @@ from linnaeus.label.learner import Learned
 from linnaeus.metrics.intervals import wilson
 
 SURE = 0.99
+KEPT = 8  # batches that are remembered
 VERIFY = 20
 """Images of a batch that a person must look at before the rest is accepted."""
 
@@ -54,6 +55,7 @@ class Batches:
     """The batches that were proposed. Each keeps its answers, whatever the head learns meanwhile."""
 
     known: dict[int, Batch] = field(default_factory=dict)
+    _proposed: int = 0
 
     def propose(self, features: Features, learned: Learned, barred: Set[int], at_least: float = SURE) -> Batch:
         """The unlabelled images whose most probable class is at least `at_least` probable."""
@@ -67,19 +69,20 @@ class Batches:
             for k in np.flatnonzero(top >= at_least).tolist():
                 answers[int(rows[k])] = learned.answers.classes[int(best[k])]
                 doubts += 1 - float(top[k])
-        number = len(self.known)
+        number, self._proposed = self._proposed, self._proposed + 1
         images = sorted(answers)
         drawn = np.random.default_rng([number, len(images)]).permutation(len(images))[:VERIFY]
         batch = Batch(number, answers, doubts, [images[k] for k in drawn.tolist()])
         self.known[number] = batch
+        self.known.pop(number - KEPT, None)
         return batch
 
-    def verify(self, number: int, image: int, agreed: bool) -> Batch:
-        """Record whether a person agrees with an image of the sample."""
+    def sampled(self, number: int, images: Sequence[int]) -> Batch:
+        """The batch, if the images are in its sample. Raises UserError otherwise."""
         batch = self._find(number)
-        if image not in batch.sample:
-            raise UserError(f"image {image} is not in the sample of batch {number}; ask for the batch again")
-        batch.verified[image] = agreed
+        for image in images:
+            if image not in batch.sample:
+                raise UserError(f"image {image} is not in the sample of batch {number}; ask for the batch again")
         return batch
 
     def accept(self, number: int, paths: Sequence[str], labels: Mapping[str, Label]) -> list[Answer]:
@@ -94,5 +97,5 @@ class Batches:
 
     def _find(self, number: int) -> Batch:
         if number not in self.known:
-            raise UserError(f"no batch {number}: the server was restarted; ask for the batch again")
+            raise UserError(f"no batch {number}: it is too old, or the server was restarted; ask for the batch again")
         return self.known[number]

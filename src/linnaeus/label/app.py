@@ -103,9 +103,14 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
     @app.get("/api/labelled")
     def labelled(label: str, n: Annotated[int, Query(ge=1, le=200)] = 60) -> Response:
         """The images of a class that were labelled last."""
-        rows = [(mark.record, path) for path, mark in list(session.labels.items()) if mark.label == label]
+        rows = [(mark.record, path) for path, mark in session.labels.items() if mark.label == label]
         found = [session.position[path] for _, path in sorted(rows, reverse=True)[:n] if path in session.position]
         return _json({"images": [card(server, i, "labelled") for i in found]})
+
+    @app.get("/api/skipped")
+    def skipped() -> Response:
+        """The images that were skipped."""
+        return _json({"images": [card(server, i, "skipped") for i in sorted(session.skipped)[:MAX_IMAGES]]})
 
 
 def _add_answering(app: FastAPI, server: LabelServer) -> None:
@@ -118,13 +123,10 @@ def _add_answering(app: FastAPI, server: LabelServer) -> None:
         label = UNKNOWN if body.unknown else body.label
         if label == UNKNOWN and not body.unknown:
             raise UserError("an empty class; name one, or send unknown: true")
-        record = await asyncio.to_thread(session.answer, body.images, label)
+        record = await asyncio.to_thread(session.answer, body.images, label, body.batch)
         result: dict[str, Any] = {"record": record}
         if body.batch is not None:
-            known = session.batches.known.get(body.batch)
-            for image in body.images:
-                agreed = known is not None and known.answers.get(image) == label
-                result["batch"] = session.batches.verify(body.batch, image, agreed).to_dict()
+            result["batch"] = session.batches.known[body.batch].to_dict()
         twins = await asyncio.to_thread(session.duplicates, body.images[0]) if len(body.images) == 1 and label else []
         result["duplicates"] = [card(server, i, "duplicate") for i in twins[:MAX_IMAGES]]
         return _json(result)
@@ -138,13 +140,13 @@ def _add_answering(app: FastAPI, server: LabelServer) -> None:
     @app.post("/api/skip")
     async def skip(request: Request) -> Response:
         body = await read_body(request, ImagesBody, server.limits)
-        session.skip(body.images)
-        return _json({})
+        return _json({"record": await asyncio.to_thread(session.skip, body.images)})
 
     @app.post("/api/class")
     async def add_class(request: Request) -> Response:
         body = await read_body(request, NameBody, server.limits)
-        return _json({"name": await asyncio.to_thread(session.add_class, body.name)})
+        name, record = await asyncio.to_thread(session.add_class, body.name)
+        return _json({"name": name, "record": record})
 
 
 def _add_proposals(app: FastAPI, server: LabelServer) -> None:
@@ -153,14 +155,15 @@ def _add_proposals(app: FastAPI, server: LabelServer) -> None:
     @app.get("/api/suspects")
     def suspects() -> Response:
         """Labelled images whose held-out answer is another class, the surest first."""
-        found = session.learned.suspects(session.labels, session.features.paths)[:SUSPECTS]
-        cards = [card(server, i, "suspect") | {"suggested": name, "probability": p} for i, name, p in found]
-        return _json({"images": cards})
+        found = session.suspects()[:SUSPECTS]
+        proposals = [{"suggested": suspect.suggested, "probability": suspect.probability} for suspect in found]
+        cards = [card(server, suspect.image, "suspect") for suspect in found]
+        return _json({"images": [shown | more for shown, more in zip(cards, proposals, strict=True)]})
 
     @app.get("/api/groups")
     def groups() -> Response:
         """Groups of images far from all classes, each perhaps a new class."""
-        return _json({"groups": [[card(server, i, "far") for i in group[:60]] for group in session.groups[:5]]})
+        return _json({"groups": [[card(server, i, "far") for i in group[:60]] for group in session.view.groups[:5]]})
 
     @app.get("/api/batch")
     def batch(at_least: Annotated[float, Query(ge=0.5, lt=1)] = SURE) -> Response:
@@ -177,7 +180,7 @@ def _add_proposals(app: FastAPI, server: LabelServer) -> None:
     @app.post("/api/finish")
     async def finish() -> Response:
         """Train on the labels, in a process of its own."""
-        run = await asyncio.to_thread(server.finish.start)
+        run = await asyncio.to_thread(server.finish.start, session.passed_over)
         return _json({"run": str(run)})
 
 

@@ -1,16 +1,16 @@
 """Held-out accuracy on a random share of the questions, which stays valid however the other questions are chosen.
 
 Questions of small margin are hard ones: accuracy measured on them is too low, and on what they leave over too high. So
-the images are put into a random order once, and each AUDIT_EVERY-th question is the first image of this order that no
-person has labelled. The images up to there are a simple random sample of the folder, those among them that were asked
-for another reason included. Each is judged by a head that has not seen it.
+the images are put into a random order once, and the first AUDIT_FIRST questions and each AUDIT_EVERY-th later one ask
+about the first image of this order that no person has labelled. The images up to there are a simple random sample of
+the folder, those among them that were asked for another reason included. Each is judged by a head that has not seen it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,10 @@ class Audit:
     """The random sample of a folder."""
 
     paths: Sequence[str]
-    order: np.ndarray
+    order: list[int] = field(init=False)
 
-    @classmethod
-    def of(cls, paths: Sequence[str]) -> Audit:
-        return cls(paths, random_order(paths))
+    def __post_init__(self) -> None:
+        self.order = random_order(self.paths).tolist()
 
     def sample(self, labels: Mapping[str, Label], passed_over: Container[int]) -> tuple[list[int], int]:
         """(images of a class in the sample, number of images in it that a person has put into no class).
@@ -72,7 +71,7 @@ class Audit:
         `passed_over`: images without an answer that do not end the sample: unreadable ones, and those skipped.
         """
         sample, unknown = [], 0
-        for i in self.order.tolist():
+        for i in self.order:
             label = labels.get(self.paths[i])
             if label is None or label.provenance == ACCEPTED:
                 if i in passed_over:
@@ -84,10 +83,15 @@ class Audit:
                 sample.append(i)
         return sample, unknown
 
+    def counts(self, labels: Mapping[str, Label], passed_over: Container[int]) -> tuple[int, int]:
+        """Numbers of images in the sample: (of a class, of no class)."""
+        sample, unknown = self.sample(labels, passed_over)
+        return len(sample), unknown
+
     def questions(self, labels: Mapping[str, Label], excluded: Container[int], n: int) -> list[int]:
         """The next `n` images of the order that no person has labelled."""
         found: list[int] = []
-        for i in self.order.tolist():
+        for i in self.order:
             label = labels.get(self.paths[i])
             if (label is None or label.provenance == ACCEPTED) and i not in excluded:
                 found.append(i)

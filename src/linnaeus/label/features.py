@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,7 @@ from linnaeus.data.decode import UnreadableError
 from linnaeus.data.download import cache_dir
 from linnaeus.device import available_cores
 from linnaeus.errors import UserError
+from linnaeus.files import acquire
 from linnaeus.label.backbone import Backbone
 
 BATCH = 16  # images at once: the first answers arrive soon, and more is no faster on CPU
@@ -120,20 +122,34 @@ class Features:
 
     def _compute(self) -> None:
         try:
-            file = self._read_stored()
-            self.changed()
-            with file.open("ab") as stream, ThreadPoolExecutor(available_cores()) as pool:
-                while not self._stop.is_set() and (batch := self._next_batch()):
-                    started = time.perf_counter()
-                    record = self._process(batch, pool)
+            file = self._stored_file()
+            # One server of several adds to the file; the others compute what is missing for themselves.
+            lock = acquire(file.with_suffix(".lock"), wait=False)
+            try:
+                if lock is not None and file.exists():  # a killed process may have left a part of a record
+                    os.truncate(file, file.stat().st_size // self._layout().itemsize * self._layout().itemsize)
+                self._read_stored(file)
+                self.changed()
+                with file.open("ab") if lock else nullcontext() as stream:
+                    self._compute_rest(stream)
+            finally:
+                if lock is not None:
+                    lock.release()
+        except Exception as error:  # the page shows it; labelling goes on without predictions
+            self.failure = " ".join(f"{error}".split()) or type(error).__name__
+
+    def _compute_rest(self, stream: BinaryIO | None) -> None:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            while not self._stop.is_set() and (batch := self._next_batch()):
+                started = time.perf_counter()
+                record = self._process(batch, pool)
+                if stream is not None:
                     with suppress(OSError):  # a full disk costs the next session time, nothing else
                         stream.write(record)
                         stream.flush()
-                    speed = len(batch) / max(1e-6, time.perf_counter() - started)
-                    self.rate = 0.8 * self.rate + 0.2 * speed if self.rate else speed
-                    self.changed()
-        except Exception as error:  # the page shows it; labelling goes on without predictions
-            self.failure = " ".join(f"{error}".split()) or type(error).__name__
+                speed = len(batch) / max(1e-6, time.perf_counter() - started)
+                self.rate = 0.8 * self.rate + 0.2 * speed if self.rate else speed
+                self.changed()
 
     def _next_batch(self) -> list[int]:
         """Images without features: urgent ones first, then spread over the folder; none if all have been tried."""
@@ -175,24 +191,24 @@ class Features:
         except UserError as error:
             return str(error)
 
-    def _read_stored(self) -> Path:
-        """Take over the features of earlier sessions. Returns their file."""
+    def _stored_file(self) -> Path:
         folder = cache_dir() / "label"
         folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(f"{self.folder}\0{self.backbone.key}".encode(errors="surrogateescape")).hexdigest()[:32]
-        file, layout = folder / name, self._layout()
-        if not file.exists():
-            return file
-        whole = file.stat().st_size // layout.itemsize
-        os.truncate(file, whole * layout.itemsize)  # a killed process may have left a part of a record
+        return folder / f"{name}.features"
+
+    def _read_stored(self, file: Path) -> None:
+        """Take over the features of earlier sessions."""
+        layout = self._layout()
+        if not file.exists() or not file.stat().st_size:
+            return
         index = {self._signature(i): i for i in range(len(self.paths))}
         with file.open("rb") as stream:
-            while data := stream.read(layout.itemsize * 256):
-                for record in np.frombuffer(data, layout):
+            while len(data := stream.read(layout.itemsize * 256)) >= layout.itemsize:
+                for record in np.frombuffer(data, layout, len(data) // layout.itemsize):
                     i = index.get(int(record["signature"]))
                     if i is not None and np.isfinite(record["values"]).all():
                         self.values[i], self.hashes[i], self.ready[i] = record["values"], record["hashes"], True
-        return file
 
     def _layout(self) -> np.dtype:
         return np.dtype(

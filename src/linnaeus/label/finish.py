@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import threading
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,12 @@ class Finish:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> Path:
+    def start(self, passed_over: Container[int] = ()) -> Path:
         """Start to train. Returns the run folder. Raises UserError where the labels are too few or it runs already."""
         with self._mutex:
             if self.running:
                 raise UserError("training is running already; wait until it has finished")
-            source = self._write_source()
+            source = self._write_source(passed_over)
             run = numbered(self.runs / "label")
             run.rmdir()  # `train` creates it; the number is free
             command = [sys.executable, "-m", "linnaeus", "train", str(source), "--out", str(run)]
@@ -100,12 +101,13 @@ class Finish:
         if process.wait():
             self.error = self.lines[-1] if self.lines else f"train ended with status {process.returncode}"
 
-    def _write_source(self) -> Path:
+    def _write_source(self, passed_over: Container[int]) -> Path:
         """The labels with a split: the random sample, which people have labelled, validates; the others train.
 
         Without enough of a sample `train` draws the split itself. What was accepted in batches only trains.
         """
-        labels = {path: label for path, label in self.store.journal.labels.items() if label.label != UNKNOWN}
+        everything = dict(self.store.journal.labels)
+        labels = {path: label for path, label in everything.items() if label.label != UNKNOWN}
         counts: dict[str, int] = {}
         for label in labels.values():
             counts[label.label] = counts.get(label.label, 0) + 1
@@ -114,7 +116,7 @@ class Finish:
             raise UserError(
                 f"{self.store.csv}: training needs two classes with {MIN_PER_CLASS} labels each; label some more images"
             )
-        sample = {self.audit.paths[i] for i in self.audit.sample(labels, ())[0]}
+        sample = {self.audit.paths[i] for i in self.audit.sample(everything, passed_over)[0]}
         split = {path: "valid" if path in sample else "train" for path in labels}
         for name in kept:  # each class needs images to learn from
             members = [path for path, label in labels.items() if label.label == name]

@@ -1,7 +1,7 @@
 """The journal of answers: one line per action, appended and synced before it counts, shared by all servers of a folder.
 
 A line is JSON behind its CRC-32. What a killed process has left of a line is skipped by its checksum; it was never
-acknowledged. Answers are never changed: undoing one appends a line that restores what was there before.
+acknowledged. Lines are never changed: undoing an action appends a line that says so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ HUMAN, ACCEPTED, IMPORTED = "human", "accepted", "imported"
 PROVENANCES = (HUMAN, ACCEPTED, IMPORTED)
 """Who gave a label: a person who looked at the image, a person who accepted a batch of the model, or a given CSV."""
 
+SKIPPED = "skipped"
+"""The provenance of an answer without a label: a person who looked at the image cannot tell, and is not asked again."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -44,13 +47,23 @@ class Label:
     """The current label of an image."""
 
     label: str
+    """A class, or UNKNOWN."""
     provenance: str
     time: str
     """UTC, ISO 8601."""
     record: int
     """Number of the record that gave it."""
     confirmed: bool = False
-    """Whether a person gave the same label before."""
+    """Whether a person gave the label that the image had already."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a record has made of an image."""
+
+    record: int
+    label: Label | None
+    skipped: bool
 
 
 @dataclass(frozen=True)
@@ -71,14 +84,18 @@ class Journal:
 
     path: Path
     labels: dict[str, Label] = field(default_factory=dict)
-    """Image -> current label."""
+    """Image -> current label, for images that have one."""
+    skipped: set[str] = field(default_factory=set)
+    """Images about which a person could not tell."""
     classes: list[str] = field(default_factory=list)
     """In the order in which they were first named."""
     records: list[Record] = field(default_factory=list)
-    before_last: dict[str, Label | None] = field(default_factory=dict)
-    """What the images of the last record were labelled before it."""
     damaged: int = 0
     """Lines that were skipped because their checksum does not match."""
+    _states: dict[str, list[_State]] = field(default_factory=dict)
+    """Image -> its states, the current one last; one that is undone is removed."""
+    _named: dict[str, int] = field(default_factory=dict)
+    """Class -> number of the record that named it first."""
     _offset: int = 0
     _depth: int = 0
     """How often this process holds the lock of the file, which cannot be taken twice."""
@@ -148,40 +165,20 @@ class Journal:
             self.refresh()
             return len(self.records) - 1
 
-    def undo(self, number: int) -> list[Answer]:
-        """Take back record `number` where nobody has answered since. Returns the labels that are restored.
+    def undo(self, number: int) -> list[str]:
+        """Take back record `number` for the images about which nobody has answered since. Returns these images.
 
         Raises UserError where there is no such record.
         """
         with self.exclusively():
             if not 0 <= number < len(self.records):
                 raise UserError(f"{self.path}: no answer {number}; it has {len(self.records)}")
-            paths = {answer.path for answer in self.records[number].answers}
-            current = {path: self.labels.get(path) for path in paths}
-            restored = []
-            for path in sorted(paths):
-                label = current[path]
-                if label is not None and label.record != number:
-                    continue  # somebody has answered since
-                if label is None and self._last_record_of(path) != number:
-                    continue
-                before = self._label_before(path, number)
-                restored.append(Answer(path, None) if before is None else Answer(path, before.label, before.provenance))
-            if restored:
-                self.append(restored, undoes=number)
-            return restored
-
-    def _last_record_of(self, path: str) -> int:
-        numbers = range(len(self.records) - 1, -1, -1)
-        return next((n for n in numbers if any(a.path == path for a in self.records[n].answers)), -1)
-
-    def _label_before(self, path: str, number: int) -> Answer | None:
-        """The answer about an image that was valid before record `number`; None if it had no label."""
-        for record in reversed(self.records[:number]):
-            for answer in record.answers:
-                if answer.path == path:
-                    return None if answer.label is None else answer
-        return None
+            record = self.records[number]
+            answered = sorted({answer.path for answer in record.answers})
+            paths = [path for path in answered if any(state.record == number for state in self._states[path][-1:])]
+            if paths or record.classes:
+                self.append([Answer(path, None) for path in paths], undoes=number)
+            return paths
 
     def _read_line(self, line: bytes) -> None:
         checksum, _, body = line.partition(b" ")
@@ -197,19 +194,47 @@ class Journal:
     def _apply(self, record: Record) -> None:
         number = len(self.records)
         self.records.append(record)
-        self.before_last = {answer.path: self.labels.get(answer.path) for answer in record.answers}
         for answer in record.answers:
-            if answer.label is None:
-                self.labels.pop(answer.path, None)
-                continue
-            before = self.labels.get(answer.path)
-            again = before is not None and before.label == answer.label and answer.provenance == HUMAN
-            confirmed = again and record.undoes is None and before is not None and before.provenance == HUMAN
-            label = Label(answer.label, answer.provenance, record.time, number, confirmed)
-            self.labels[answer.path] = label
-            if answer.label != UNKNOWN and answer.label not in self.classes:
-                self.classes.append(answer.label)
-        self.classes += [name for name in record.classes if name not in self.classes]
+            states = self._states.setdefault(answer.path, [])
+            if record.undoes is not None:
+                if states and states[-1].record == record.undoes:
+                    states.pop()
+            else:
+                states.append(self._state(answer, record.time, number))
+            state = states[-1] if states else _State(number, None, False)
+            self._show(answer.path, state)
+        named = [answer.label for answer in record.answers if answer.label]
+        for name in (*named, *record.classes):
+            if name not in self._named:
+                self._named[name] = number
+                self.classes.append(name)
+        if record.undoes is not None:
+            self._forget_classes(record.undoes)
+
+    def _state(self, answer: Answer, time: str, number: int) -> _State:
+        if answer.label is None:
+            return _State(number, None, answer.provenance == SKIPPED)
+        before = self.labels.get(answer.path)
+        again = before is not None and before.label == answer.label and answer.provenance == HUMAN
+        return _State(number, Label(answer.label, answer.provenance, time, number, again), False)
+
+    def _show(self, path: str, state: _State) -> None:
+        """Bring `labels` and `skipped` up to date."""
+        if state.label is None:
+            self.labels.pop(path, None)
+        else:
+            self.labels[path] = state.label
+        if state.skipped:
+            self.skipped.add(path)
+        else:
+            self.skipped.discard(path)
+
+    def _forget_classes(self, number: int) -> None:
+        """Remove the classes that record `number` named, perhaps misspelled, and that no image has."""
+        for name in [name for name, record in self._named.items() if record == number]:
+            if all(label.label != name for label in self.labels.values()):
+                del self._named[name]
+                self.classes.remove(name)
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -1,23 +1,25 @@
 """The answers as `labels.csv` (path, label, provenance, time): a source for `train`, kept in step with the journal.
 
 The journal is written first. A process that is killed in between leaves a file that lacks the last action; it is
-completed when the folder is opened again. Rows that somebody has edited in the file are taken over as answers.
+completed when the folder is opened again. Rows that somebody has added to the file, or given another label, are taken
+over as answers; rows that are missing are written again, because a kill or a full disk may be the reason.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from linnaeus.data.class_names import read_text
+from linnaeus.data.class_names import class_name, read_text
 from linnaeus.data.csvfile import read_csv
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors
 from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label
-from linnaeus.text import SafeCsvWriter
+from linnaeus.text import SafeCsvWriter, plain_cell
 
 COLUMNS = ("path", "label", "provenance", "time")
 
@@ -33,7 +35,7 @@ class LabelStore:
     csv: Path
     journal: Journal
     _written: tuple[int, int] | None = None
-    """Size and time of the file as this process has written it."""
+    """Size and time of the file as this process has written it; None: unknown."""
 
     @classmethod
     def open(cls, folder: Path, csv_file: Path) -> LabelStore:
@@ -43,10 +45,10 @@ class LabelStore:
         """
         journal = Journal.open(csv_file.parent / f".{csv_file.stem}.linnaeus" / "journal")
         store = cls(folder, csv_file, journal)
-        if csv_file.exists() and not journal.records:
-            _refuse_other_columns(csv_file)
         with journal.exclusively():
-            store._follow()
+            store._take_over_edits()
+            if journal.records:
+                store._rewrite()
         return store
 
     @property
@@ -58,48 +60,73 @@ class LabelStore:
         """Write answers to the disk; they are durable when this returns. Returns the number of the record."""
         with self.journal.exclusively():
             self._take_over_edits()
+            labelled = any(answer.path in self.journal.labels for answer in answers)
             number = self.journal.append(answers, classes)
-            self._write(answers)
+            if labelled or any(answer.label is not None for answer in answers):
+                self._write(answers, new=not labelled)
             return number
 
-    def undo(self, number: int) -> list[Answer]:
-        """Take back record `number`. Returns the labels that are restored."""
+    def undo(self, number: int) -> list[str]:
+        """Take back record `number`. Returns the images whose labels change."""
         with self.journal.exclusively():
             self._take_over_edits()
-            restored = self.journal.undo(number)
+            paths = self.journal.undo(number)
             self._rewrite()
-            return restored
+            return paths
 
     def import_csv(self, file: Path) -> int:
         """Take over the labels of another CSV for images that have none. Returns their number."""
-        rows = [answer for answer in self._read(file) if answer.path not in self.journal.labels]
-        if rows:
-            self.answer(rows)
-        return len(rows)
-
-    def _follow(self) -> None:
-        """Bring the CSV up to date after another process has written it, or was killed before it could."""
-        self._take_over_edits()
-        if self.journal.records and self._stamp() != self._written:
-            self._rewrite()
+        rows, given = read_csv(file), _provenances(file)
+        answers = []
+        for text, label, line in zip(rows.texts, rows.labels, rows.lines, strict=True):
+            path = self._inside(file, text)
+            if path not in self.journal.labels:
+                answers.append(Answer(path, label, given.get(line, IMPORTED)))
+        if answers:
+            self.answer(answers)
+        return len(answers)
 
     def _take_over_edits(self) -> None:
-        """Append rows that were changed, added or removed in the CSV since it was written."""
+        """Append rows that were added, or given another label, since the CSV was written."""
         stamp = self._stamp()
         if stamp is None or stamp == self._written:
             return
-        labels, before = self.journal.labels, self.journal.before_last
-        found = {answer.path: answer for answer in self._read(self.csv)}
-        edits = []
-        for path in sorted({*found, *(path for path, label in labels.items() if label.label != UNKNOWN)}):
-            answer, current = found.get(path), labels.get(path)
-            shown = None if answer is None else answer.label
-            states = [current, before[path]] if path in before else [current]
-            if shown not in [_shown(state) for state in states]:
-                edits.append(answer or Answer(path, None))
+        # A row that states an answer of the journal, with its time, is an old one that was not yet replaced.
+        known = {(a.path, a.label, record.time) for record in self.journal.records for a in record.answers}
+        edits, labels = [], self.journal.labels
+        for path, label, provenance, time in self._read():
+            current = labels.get(path)
+            if (path, label, time) not in known and (current is None or current.label != label):
+                edits.append(Answer(path, label, provenance if provenance in PROVENANCES else HUMAN))
         if edits:
             self.journal.append(edits)
             self._rewrite()
+
+    def _read(self) -> list[list[str]]:
+        """The rows of the CSV as [path relative to the folder, label, provenance, time]. Raises UserError."""
+        text = read_text(self.csv)
+        end = text.rfind("\n") + 1
+        if text[end:] and self.journal.records:
+            lines = self._lines(self.journal.records[-1].answers).split("\n")
+            if any(line.startswith(text[end:]) for line in lines):
+                text = text[:end]  # a process was killed while it wrote this row
+        reader = csv.reader(io.StringIO(text, newline=""))
+        header = [name.strip().lower() for name in next(reader, [])]
+        if header and ("path" not in header or "label" not in header):
+            raise UserError(f"{self.csv}:1: has no columns path and label; choose another file with --out")
+        others = [name for name in header if name not in COLUMNS]
+        if others:
+            raise UserError(
+                f"{self.csv}:1: has the column {others[0]!r}, which labelling would lose; start from it with "
+                f"--labels {self.csv} and write to another file with --out"
+            )
+        rows = []
+        for cells in reader:
+            row = dict(zip(header, map(plain_cell, cells), strict=False))
+            path, label = row.get("path", ""), class_name(row.get("label", ""))
+            if path and label:
+                rows.append([self._inside(self.csv, path), label, row.get("provenance", ""), row.get("time", "")])
+        return rows
 
     def _stamp(self) -> tuple[int, int] | None:
         try:
@@ -108,21 +135,25 @@ class LabelStore:
             return None
         return status.st_size, status.st_mtime_ns
 
-    def _write(self, answers: Sequence[Answer]) -> None:
-        """Append the rows where all are new, otherwise write the file again."""
-        last = len(self.journal.records) - 1
-        known = any(self.journal.before_last.get(a.path) is not None for a in answers)
-        plain = all(a.label for a in answers) and len({a.path for a in answers}) == len(answers)
-        if known or not plain or self._stamp() is None or self._stamp() != self._written:
+    def _write(self, answers: Sequence[Answer], new: bool) -> None:
+        """Append the rows of the last record where all images are new, otherwise write the file again."""
+        plain = new and all(a.label for a in answers) and len({a.path for a in answers}) == len(answers)
+        if not plain or self._written is None or self._stamp() != self._written:
             self._rewrite()
             return
-        time = self.journal.records[last].time
+        self._written = None  # until it is complete
         with disk_errors(self.csv), self.csv.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = SafeCsvWriter(file)
-            writer.writerows([self._place(a.path), a.label, a.provenance, time] for a in answers)
+            file.write(self._lines(answers))
             file.flush()
             os.fsync(file.fileno())
         self._written = self._stamp()
+
+    def _lines(self, answers: Iterable[Answer]) -> str:
+        """The lines that answers of the last record add to the file."""
+        stream, time = io.StringIO(newline=""), self.journal.records[-1].time
+        rows = ([self._place(a.path), a.label, a.provenance, time] for a in answers if a.label)
+        SafeCsvWriter(stream).writerows(rows)
+        return stream.getvalue()
 
     def _rewrite(self) -> None:
         labels = self.journal.labels
@@ -139,24 +170,10 @@ class LabelStore:
         """The path of an image as the CSV names it: relative to the CSV where it lies in the folder of images."""
         return path if self.csv.parent == self.folder else str(self.folder / path)
 
-    def _read(self, file: Path) -> list[Answer]:
-        """The answers of a CSV, with paths relative to the folder of images."""
-        if len(read_text(file).split()) < 2 and file == self.csv:
-            return []  # the header alone
-        rows, given = read_csv(file), _provenances(file)
-        answers = []
-        for text, label, line in zip(rows.texts, rows.labels, rows.lines, strict=True):
-            place = Path(os.path.normpath(file.absolute().parent / text))
-            inside = place.is_relative_to(self.folder)
-            path = place.relative_to(self.folder).as_posix() if inside else str(place)
-            default = HUMAN if file == self.csv else IMPORTED
-            answers.append(Answer(path, label, given.get(line, default)))
-        return answers
-
-
-def _shown(label: Label | None) -> str | None:
-    """What the CSV says about an image; None if it has no row."""
-    return None if label is None or label.label == UNKNOWN else label.label
+    def _inside(self, file: Path, text: str) -> str:
+        """A path in a CSV file as one relative to the folder of images."""
+        place = Path(os.path.normpath(file.absolute().parent / text))
+        return place.relative_to(self.folder).as_posix() if place.is_relative_to(self.folder) else str(place)
 
 
 def _write_rows(file: Path, rows: Sequence[Sequence[str]]) -> None:
@@ -178,13 +195,3 @@ def _provenances(file: Path) -> dict[int, str]:
         if value in PROVENANCES:
             found[reader.line_num] = value
     return found
-
-
-def _refuse_other_columns(file: Path) -> None:
-    header = next(csv.reader(read_text(file).splitlines()), [])
-    others = [name for name in header if name.strip().lower() not in COLUMNS]
-    if others:
-        raise UserError(
-            f"{file}:1: has the column {others[0]!r}, which labelling would lose; start from it with --labels {file} "
-            "and write to another file with --out"
-        )

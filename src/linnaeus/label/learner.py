@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,6 +42,17 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
+class Suspect:
+    """A label that may be wrong."""
+
+    image: int
+    label: str
+    suggested: str
+    """The class of the held-out answer, and its probability."""
+    probability: float
+
+
+@dataclass(frozen=True)
 class Learned:
     """What a set of labels has taught."""
 
@@ -65,21 +76,18 @@ class Learned:
     seconds: float = 0.0
     """From the labels to these figures."""
 
-    def suspects(self, labels: Mapping[str, Label], paths: Sequence[str]) -> list[tuple[int, str, float]]:
-        """(image, class of the held-out answer, its probability) where it disagrees with a label, the surest first.
-
-        By confident learning, as `linnaeus check` ranks labels; labels that a person has confirmed are left out.
-        """
+    def suspects(self) -> list[Suspect]:
+        """Labels that the held-out answer contradicts, by confident learning as in `linnaeus check`, surest first."""
         if self.answers is None:
             return []
         inside = np.flatnonzero(self.labels < self.held_out.shape[1])
         ranking = rank_labels(self.labels[inside], self.held_out[inside])
         found = []
         for k in ranking.order.tolist():
-            i, predicted = int(self.rows[inside[k]]), int(ranking.predicted[k])
-            label = labels.get(paths[i])
-            if ranking.confident[k] and predicted != self.labels[inside[k]] and label and not label.confirmed:
-                found.append((i, self.answers.classes[predicted], float(ranking.predicted_probability[k])))
+            label, predicted = int(self.labels[inside[k]]), int(ranking.predicted[k])
+            if ranking.confident[k] and predicted != label:
+                names = self.classes[label], self.classes[predicted]
+                found.append(Suspect(int(self.rows[inside[k]]), *names, float(ranking.predicted_probability[k])))
         return found
 
 
@@ -143,10 +151,11 @@ class Learner:
     _centered_at: int = 0
     _group: dict[int, int] = field(default_factory=dict)
     """Image -> number of its group of near duplicates, for images that have been labelled."""
-    _position: dict[str, int] = field(default_factory=dict)
+    position: dict[str, int] = field(init=False)
+    """Path -> image."""
 
     def __post_init__(self) -> None:
-        self._position = {path: i for i, path in enumerate(self.features.paths)}
+        self.position = {path: i for i, path in enumerate(self.features.paths)}
 
     def learn(self, labels: Mapping[str, Label], passed_over: Container[int] = ()) -> Learned:
         """The head and the figures for these labels."""
@@ -167,7 +176,7 @@ class Learner:
 
     def labelled(self, labels: Mapping[str, Label]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """(images, (n,) int64 label of each, classes that occur) of the labelled images with features."""
-        position, ready = self._position, self.features.ready
+        position, ready = self.position, self.features.ready
         pairs = [
             (position[path], label.label)
             for path, label in labels.items()
@@ -178,6 +187,11 @@ class Learner:
         index = {name: c for c, name in enumerate(classes)}
         rows = np.array([i for i, _ in pairs], np.int64)
         return rows, np.array([index[name] for _, name in pairs], np.int64), classes
+
+    def with_features(self, labels: Mapping[str, Label]) -> int:
+        """How many of the labelled images have features."""
+        rows = [self.position[path] for path in labels if path in self.position]
+        return int(self.features.ready[rows].sum())
 
     def vectors(self, rows: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
         """(k,) images with features -> (k, width) float32 of length 1, centered by `mean` (default: the current)."""

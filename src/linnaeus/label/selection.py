@@ -6,13 +6,13 @@ farthest from all labelled ones, the greedy 2-approximation of k-center (Gonzale
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from linnaeus.label.estimate import AUDIT_EVERY, AUDIT_FIRST
-from linnaeus.label.features import SIMILAR, Features
+from linnaeus.label.features import SIMILAR
 from linnaeus.label.journal import Label
 from linnaeus.label.learner import Learned, Learner
 
@@ -26,6 +26,10 @@ SHORTLIST = 8
 CONFIDENT_LABELS = 2
 """Labels per class, on average, below which margins mean nothing and diverse images are asked about."""
 
+MIN_GROUP = 4  # images of a proposed class
+MAX_FAR = 1024
+SIMILAR_KIND = SIMILAR / 2  # cosine of two images of one kind, after centering
+
 
 @dataclass(frozen=True)
 class Question:
@@ -36,50 +40,64 @@ class Question:
     """random, margin, diverse or file."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pool:
     """Unlabelled images with features, and how close each is to a labelled one."""
 
-    learner: Learner
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     closest: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """(k,) largest cosine to a labelled image; -1 where there is none."""
+    labelled: frozenset[int] = frozenset()
+    """The labelled images that `closest` knows."""
+    ready: int = 0
+    """Images with features when the pool was filled."""
     mean: np.ndarray | None = None
-    """The mean of the features when the pool was filled."""
-    _ready: int = 0
-    _seen: set[int] = field(default_factory=set)
+    """The mean of the features at that time."""
 
-    def update(self, labelled: np.ndarray) -> None:
-        """Follow the labels (n,) int64 of images: drop what is labelled, take in new features when they are many."""
-        self.learner.recenter()
-        features = self.learner.features
-        ready, gone = int(features.ready.sum()), set(labelled.tolist())
+    def updated(self, learner: Learner, labelled: np.ndarray) -> Pool:
+        """The pool after labels (n,) int64 of images were added; filled anew where it is used up or outdated."""
+        learner.recenter()
+        gone = frozenset(labelled.tolist())
+        grown = int(learner.features.ready.sum()) > 1.1 * self.ready + 8
         left = len(self.rows) - len(gone.intersection(self.rows.tolist()))
-        if ready > 1.1 * self._ready + 8 or left < len(self.rows) // 2 or self.mean is not self.learner.mean:
-            self._fill(gone, labelled, ready)
-            return
-        if not self._seen <= gone:  # an answer was undone
-            self._fill(gone, labelled, ready)
-            return
-        new = np.array(sorted(gone - self._seen), np.int64)
-        if len(new) and len(self.rows):
-            self.closest = np.maximum(self.closest, (self.vectors @ self.learner.vectors(new).T).max(1))
-        self._seen = gone
+        undone = not self.labelled <= gone
+        if grown or undone or left <= len(self.rows) // 2 or self.mean is not learner.mean:
+            return Pool._filled(learner, labelled)
+        new = np.array(sorted(gone - self.labelled), np.int64)
+        return replace(self, closest=_closest(learner, self.vectors, new, self.closest), labelled=gone)
 
-    def _fill(self, gone: set[int], labelled: np.ndarray, ready: int) -> None:
-        features, order = self.learner.features, self.learner.audit.order
-        open_rows = order[features.ready[order]]
-        mask = np.ones(len(features.paths), bool)
-        mask[labelled] = False
-        self.rows = open_rows[mask[open_rows]][:POOL]
-        self.vectors = self.learner.vectors(self.rows)
-        self.closest = np.full(len(self.rows), -1, np.float32)
-        for start in range(0, len(labelled), POOL):
-            others = self.learner.vectors(labelled[start : start + POOL])
-            if len(self.rows):
-                self.closest = np.maximum(self.closest, (self.vectors @ others.T).max(1))
-        self._ready, self._seen, self.mean = ready, gone, self.learner.mean
+    @classmethod
+    def _filled(cls, learner: Learner, labelled: np.ndarray) -> Pool:
+        ready = learner.features.ready
+        candidates = ready.copy()
+        candidates[labelled] = False
+        order = np.array(learner.audit.order, np.int64)
+        rows = order[candidates[order]][:POOL]
+        vectors = learner.vectors(rows)
+        closest = _closest(learner, vectors, labelled, np.full(len(rows), -1, np.float32))
+        return cls(rows, vectors, closest, frozenset(labelled.tolist()), int(ready.sum()), learner.mean)
+
+
+def _closest(learner: Learner, vectors: np.ndarray, labelled: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(k,) the larger of `before` and the largest cosine of `vectors` (k, width) to a labelled image."""
+    for start in range(0, len(labelled) if len(vectors) else 0, POOL):
+        others = learner.vectors(labelled[start : start + POOL])
+        before = np.maximum(before, (vectors @ others.T).max(1))
+    return before
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known when questions are chosen."""
+
+    labels: Mapping[str, Label]
+    barred: Set[int]
+    """Images that must not be asked about: shown already, skipped, unreadable."""
+    actions: int
+    """Number of the question among all."""
+    previous: int | None = None
+    """The image before, which the next should not resemble."""
 
 
 @dataclass
@@ -88,82 +106,81 @@ class Selection:
 
     order: str
     learner: Learner
-    pool: Pool
 
-    def choose(
-        self, learned: Learned, labels: Mapping[str, Label], excluded: Set[int], n: int, asked: int
-    ) -> list[Question]:
-        """The next n questions. `excluded`: images that must not be asked; `asked`: number of questions so far.
-
-        No image is a near duplicate of the one before, as long as there are others.
-        """
+    def choose(self, learned: Learned, pool: Pool, now: Situation, n: int) -> list[Question]:
+        """The next n questions. No image is a near duplicate of the one before, as long as there are others."""
         chosen: list[Question] = []
-        taken = set(excluded)
-        margins = self._margins(learned)
-        closest = self.pool.closest.copy()
-        for k in range(asked, asked + n):
-            question = self._next(k, margins, closest, labels, taken, chosen[-1].image if chosen else None)
+        ranking = _Ranking(self.order, pool, self._margins(learned, pool), pool.closest.copy())
+        labelled = [i for path in list(now.labels) if (i := self.learner.position.get(path)) is not None]
+        open_places = ~np.isin(pool.rows, [*labelled, *now.barred])
+        audited = sum(self.learner.audit.counts(now.labels, now.barred))
+        for k in range(n):
+            taken = {*now.barred, *(question.image for question in chosen)}
+            alike = self._alike(chosen[-1].image if chosen else now.previous)
+            drawn = audited + k < AUDIT_FIRST or (now.actions + k) % AUDIT_EVERY == 0
+            question = self._next(drawn, ranking, open_places, now.labels, (taken, alike))
             if question is None:
                 break
             chosen.append(question)
-            taken.add(question.image)
-            place = np.flatnonzero(self.pool.rows == question.image)
-            if len(place):
-                closest = np.maximum(closest, self.pool.vectors @ self.pool.vectors[place[0]])
+            open_places &= pool.rows != question.image
+            ranking.follow(question.image)
         return chosen
 
     def _next(
         self,
-        k: int,
-        margins: np.ndarray | None,
-        closest: np.ndarray,
+        drawn: bool,
+        ranking: _Ranking,
+        open_places: np.ndarray,
         labels: Mapping[str, Label],
-        taken: Set[int],
-        previous: int | None,
+        avoided: tuple[Set[int], Set[int]],
     ) -> Question | None:
-        """Question number k, after an image that it should not resemble."""
-        audit, paths = self.learner.audit, self.learner.features.paths
-        alike = self._alike(previous)
+        """`drawn`: whether it belongs to the random sample; `avoided`: images taken, and those like the one before."""
+        taken, alike = avoided
+        paths = self.learner.features.paths
         if self.order == "file":
             files = (i for i, path in enumerate(paths) if path not in labels and i not in taken)
             return _first(files, alike, "file")
-        random = self.order == "random" or k < AUDIT_FIRST or k % AUDIT_EVERY == 0
-        if not random:
-            scores, reason = self._scores(margins, closest)
-            found = self._best(scores, taken | alike, reason)
-            if found is not None:
-                return found
-        return _first(audit.questions(labels, taken, len(alike) + 1), alike, "random")
+        if self.order != "random" and not drawn:
+            places = np.flatnonzero(open_places & ~np.isin(ranking.pool.rows, list(alike)))
+            if len(places):
+                return ranking.best(places)
+        return _first(self.learner.audit.questions(labels, taken, len(alike) + 1), alike, "random")
 
-    def _scores(self, margins: np.ndarray | None, closest: np.ndarray) -> tuple[Callable[[np.ndarray], int], str]:
-        """A function from places in the pool to the best of them, and the reason to ask about it."""
-        if self.order == "diverse" or margins is None:
-            return lambda places: int(places[closest[places].argmin()]), "diverse"
-        if self.order == "margin":
-            return lambda places: int(places[margins[places].argmin()]), "margin"
-
-        def mixed(places: np.ndarray) -> int:
-            short = places[np.argsort(margins[places], kind="stable")[:SHORTLIST]]
-            return int(short[closest[short].argmin()])
-
-        return mixed, "margin"
-
-    def _best(self, best: Callable[[np.ndarray], int], barred: Set[int], reason: str) -> Question | None:
-        rows = self.pool.rows
-        places = np.flatnonzero(~np.isin(rows, list(barred)))
-        return Question(int(rows[best(places)]), reason) if len(places) else None
-
-    def _margins(self, learned: Learned) -> np.ndarray | None:
+    def _margins(self, learned: Learned, pool: Pool) -> np.ndarray | None:
         """(k,) margins of the pool; None where there are too few labels for them to mean anything."""
-        if learned.answers is None or learned.n < CONFIDENT_LABELS * len(learned.classes) or not len(self.pool.rows):
+        few = learned.n < CONFIDENT_LABELS * len(learned.classes)
+        if learned.answers is None or few or not len(pool.rows) or len(learned.answers.classes) < 2:
             return None
-        probabilities = np.sort(learned.answers.probabilities(self.pool.rows), axis=1)
-        if probabilities.shape[1] < 2:
-            return None
-        return probabilities[:, -1] - probabilities[:, -2]
+        two = np.partition(learned.answers.probabilities(pool.rows), -2, axis=1)[:, -2:]
+        return two[:, 1] - two[:, 0]
 
     def _alike(self, image: int | None) -> set[int]:
         return set() if image is None else set(self.learner.features.near_duplicates(image).tolist())
+
+
+@dataclass
+class _Ranking:
+    """What makes an image of the pool worth a question."""
+
+    order: str
+    pool: Pool
+    margins: np.ndarray | None
+    closest: np.ndarray
+
+    def best(self, places: np.ndarray) -> Question:
+        """The best of `places` (k,) in the pool."""
+        if self.order == "diverse" or self.margins is None:
+            return Question(int(self.pool.rows[places[self.closest[places].argmin()]]), "diverse")
+        if self.order == "mixed":
+            places = places[np.argsort(self.margins[places], kind="stable")[:SHORTLIST]]
+            return Question(int(self.pool.rows[places[self.closest[places].argmin()]]), "margin")
+        return Question(int(self.pool.rows[places[self.margins[places].argmin()]]), "margin")
+
+    def follow(self, image: int) -> None:
+        """Take into account that an image will be asked about."""
+        place = np.flatnonzero(self.pool.rows == image)
+        if len(place):
+            self.closest = np.maximum(self.closest, self.pool.vectors @ self.pool.vectors[place[0]])
 
 
 def _first(images: Iterable[int], alike: Set[int], reason: str) -> Question | None:
@@ -176,8 +193,9 @@ def _first(images: Iterable[int], alike: Set[int], reason: str) -> Question | No
     return None if rest is None else Question(rest, reason)
 
 
-def most_alike(features: Features, learner: Learner, image: int, barred: Set[int], n: int) -> list[int]:
+def most_alike(learner: Learner, image: int, barred: Set[int], n: int) -> list[int]:
     """The n images most similar to `image` that are not in `barred`, the most similar first."""
+    features = learner.features
     rows = np.flatnonzero(features.ready)
     rows = rows[~np.isin(rows, [image, *barred])]
     if not features.ready[image] or not len(rows):
@@ -188,7 +206,7 @@ def most_alike(features: Features, learner: Learner, image: int, barred: Set[int
     return rows[nearest].tolist()
 
 
-def new_groups(pool: Pool, learned: Learned, taken: Set[int]) -> list[list[int]]:
+def new_groups(learner: Learner, pool: Pool, learned: Learned, taken: Set[int]) -> list[list[int]]:
     """Dense groups of images that are farther from every labelled image than those are from each other.
 
     Far: less similar to any labelled image than 95 % of the labelled images are to their nearest neighbor of the same
@@ -197,7 +215,7 @@ def new_groups(pool: Pool, learned: Learned, taken: Set[int]) -> list[list[int]]
     if len(learned.rows) < 2 * MIN_GROUP or not len(pool.rows):
         return []
     known = learned.rows[:POOL]
-    x = pool.learner.vectors(known)
+    x = learner.vectors(known)
     cosine = x @ x.T
     np.fill_diagonal(cosine, -1)
     cosine[learned.labels[: len(known), None] != learned.labels[None, : len(known)]] = -1
@@ -217,8 +235,3 @@ def new_groups(pool: Pool, learned: Learned, taken: Set[int]) -> list[list[int]]
         groups.append(pool.rows[members].tolist())
         far = np.setdiff1d(far, members)
     return groups
-
-
-MIN_GROUP = 4
-MAX_FAR = 1024
-SIMILAR_KIND = SIMILAR / 2  # cosine of two images of one kind, after centering

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +15,30 @@ from linnaeus.console import Console
 from linnaeus.data.class_names import class_name, natural_order
 from linnaeus.errors import UserError
 from linnaeus.label.acceptance import Batches
-from linnaeus.label.estimate import ENOUGH, Audit
+from linnaeus.label.course import Course
+from linnaeus.label.estimate import Audit
 from linnaeus.label.features import Features
-from linnaeus.label.journal import ACCEPTED, HUMAN, UNKNOWN, Answer, Label
+from linnaeus.label.journal import ACCEPTED, HUMAN, SKIPPED, UNKNOWN, Answer, Label
 from linnaeus.label.labels_csv import LabelStore
-from linnaeus.label.learner import FinishedModel, Learned, Learner
-from linnaeus.label.selection import Pool, Question, Selection, most_alike, new_groups
+from linnaeus.label.learner import FinishedModel, Learned, Learner, Suspect
+from linnaeus.label.selection import Pool, Question, Selection, Situation, most_alike, new_groups
 
 POLL = 1.0  # seconds after which the answers of other servers are looked for
-COURSE = 24  # points of the course that are computed again when a folder is opened
 MAX_NAME = 100  # characters of a class
 MAX_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class View:
+    """What was learned last. It is replaced as a whole, so that no reader waits for the head."""
+
+    learned: Learned = field(default_factory=lambda: Learned(None))
+    pool: Pool = field(default_factory=Pool)
+    groups: tuple[list[int], ...] = ()
+    """Images far from all classes, which may be of a new one."""
+    suspects: tuple[Suspect, ...] = ()
+    version: int = 0
+    """Grows whenever the figures have changed."""
 
 
 @dataclass
@@ -36,35 +50,41 @@ class Session:
     learner: Learner
     order: str
     console: Console
-    learned: Learned = field(default_factory=lambda: Learned(None))
-    course: list[dict[str, Any]] = field(default_factory=list)
-    """Labels by people, and the accuracy that they gave: {"labels", "accuracy", "low", "high"}."""
-    skipped: set[int] = field(default_factory=set)
+    view: View = field(default_factory=View)
     batches: Batches = field(default_factory=Batches)
-    groups: list[list[int]] = field(default_factory=list)
-    """Images far from all classes, which may be of a new one."""
-    version: int = 0
-    """Grows whenever the figures have changed."""
     _work: threading.Event = field(default_factory=threading.Event)
     _stop: bool = False
-    _mutex: threading.RLock = field(default_factory=threading.RLock)
     _thread: threading.Thread | None = None
+    _answered: int | None = None
+    """The image that was answered last."""
 
     def __post_init__(self) -> None:
-        self.pool = Pool(self.learner)
-        self.selection = Selection(self.order, self.learner, self.pool)
-        self.position = {path: i for i, path in enumerate(self.features.paths)}
+        self.selection = Selection(self.order, self.learner)
+        self.position = self.learner.position
+        self.course = Course.open(self.store.journal.path.with_name("course.jsonl"))
+        self.folders = subfolders(self.features.paths)
         self.features.changed = self._work.set
 
     @classmethod
     def open(cls, store: LabelStore, features: Features, order: str, console: Console) -> Session:
         """A session over the images of `features`, with a head that learns from the answers in `store`."""
-        learner = Learner(features, Audit.of(features.paths), FinishedModel.of(features))
+        learner = Learner(features, Audit(features.paths), FinishedModel.of(features))
         return cls(store, features, learner, order, console)
 
     @property
     def labels(self) -> dict[str, Label]:
-        return self.store.journal.labels
+        """A copy of the current labels."""
+        return dict(self.store.journal.labels)
+
+    @property
+    def skipped(self) -> set[int]:
+        """Images about which a person could not tell."""
+        return {self.position[path] for path in list(self.store.journal.skipped) if path in self.position}
+
+    @property
+    def passed_over(self) -> set[int]:
+        """Images that are not asked about: skipped and unreadable ones."""
+        return self.skipped | set(self.features.unreadable)
 
     def start(self) -> None:
         """Begin to compute features and to learn."""
@@ -81,50 +101,52 @@ class Session:
 
     # Answers
 
-    def answer(self, images: Sequence[int], label: str | None, provenance: str = HUMAN) -> int:
+    def answer(self, images: Sequence[int], label: str | None, batch: int | None = None) -> int:
         """Label images with a class, UNKNOWN, or None to take the label away. Durable when it returns.
 
-        Returns the number of the record, for `undo`. Raises UserError for an impossible class or image.
+        `batch`: the images are of the sample of this batch and verify it. Returns the number of the record, for
+        `undo`. Raises UserError for an impossible class, image or batch.
         """
-        paths = [self._path(i) for i in dict.fromkeys(images)]
-        if not paths:
-            raise UserError("no images to label; name at least one")
+        verified = None if batch is None else self.batches.sampled(batch, images)
         name = label if label is None or label == UNKNOWN else self._checked(label)
-        with self._mutex:
-            number = self.store.answer([Answer(path, name, provenance) for path in paths])
-            self.skipped -= set(images)
+        number = self._record(images, name, HUMAN)
+        if verified is not None:
+            verified.verified |= {image: verified.answers[image] == name for image in images}
+        self._answered = images[-1]
         self.features.hurry(images)
-        self._work.set()
         return number
+
+    def skip(self, images: Sequence[int]) -> int:
+        """Do not ask about these images again, unless it is undone. Returns the number of the record."""
+        return self._record(images, None, SKIPPED)
 
     def undo(self, number: int) -> list[int]:
         """Take back record `number`. Returns the images whose labels have changed."""
-        with self._mutex:
-            restored = self.store.undo(number)
+        changed = self.store.undo(number)
         self._work.set()
-        return [self.position[answer.path] for answer in restored if answer.path in self.position]
+        return [self.position[path] for path in changed if path in self.position]
 
-    def skip(self, images: Sequence[int]) -> None:
-        """Do not ask about these images again in this session."""
-        for i in images:
-            self._path(i)
-        self.skipped |= set(images)
-
-    def add_class(self, name: str) -> str:
-        """Add a class that has no image yet. Returns its name."""
+    def add_class(self, name: str) -> tuple[str, int]:
+        """Add a class that has no image yet. Returns its name and the number of the record."""
         name = self._checked(name)
-        if name not in self.classes:
-            self.store.answer([], [name])
-            self.version += 1
-        return name
+        number = self.store.answer([], [name]) if name not in self.classes else -1
+        self._work.set()
+        return name, number
 
     def accept(self, number: int) -> tuple[int, int]:
         """Label the images of a verified batch as the head says. Returns (record, number of images)."""
-        with self._mutex:
-            answers = self.batches.accept(number, self.features.paths, self.labels)
-            record = self.store.answer(answers) if answers else -1
+        answers = self.batches.accept(number, self.features.paths, self.labels)
+        record = self.store.answer(answers) if answers else -1
         self._work.set()
         return record, len(answers)
+
+    def _record(self, images: Sequence[int], label: str | None, provenance: str) -> int:
+        if not images:
+            raise UserError("no images; name at least one")
+        answers = [Answer(self._path(image), label, provenance) for image in dict.fromkeys(images)]
+        number = self.store.answer(answers)
+        self._work.set()
+        return number
 
     # Questions
 
@@ -133,17 +155,17 @@ class Session:
         """In the order in which they were named, which gives them their keys."""
         return list(self.store.journal.classes)
 
-    def questions(self, n: int, excluded: Sequence[int] = ()) -> list[Question]:
-        """The next n questions, without images that the page shows already."""
-        with self._mutex:
-            labels = self.labels
-            barred = {*excluded, *self.skipped, *self.features.unreadable, *self._labelled(labels)}
-            asked = sum(label.provenance == HUMAN for label in labels.values()) + len(set(excluded))
-            return self.selection.choose(self.learned, labels, barred, n, asked)
+    def questions(self, n: int, shown: Sequence[int] = ()) -> list[Question]:
+        """The next n questions. `shown`: images that the page shows already, in order."""
+        labels, view = self.labels, self.view
+        barred = {*shown, *self.passed_over}
+        previous = next((i for i in reversed(shown) if 0 <= i < len(self.features.paths)), self._answered)
+        now = Situation(labels, barred, len(self.store.journal.records) + len(shown), previous)
+        return self.selection.choose(view.learned, view.pool, now, n)
 
     def guesses(self, images: Sequence[int], k: int = 3) -> dict[int, list[tuple[str, float]]]:
         """Image -> the k most probable classes, for images with features."""
-        answers = self.learned.answers
+        answers = self.view.learned.answers
         ready = [i for i in images if self.features.ready[i]]
         if answers is None or not ready:
             return {}
@@ -161,71 +183,59 @@ class Session:
     def alike(self, image: int, n: int) -> list[int]:
         """The n unlabelled images most similar to an image."""
         self._path(image)
-        barred = {*self.features.unreadable, *self._labelled(self.labels)}
-        return most_alike(self.features, self.learner, image, barred, n)
+        return most_alike(self.learner, image, {*self.features.unreadable, *self._labelled()}, n)
 
     def propose_batch(self, at_least: float) -> dict[str, Any]:
         """The images that the head is sure of, as the page receives them."""
-        barred = {*self.features.unreadable, *self._labelled(self.labels)}
-        return self.batches.propose(self.features, self.learned, barred, at_least).to_dict()
+        barred = {*self.passed_over, *self._labelled()}
+        return self.batches.propose(self.features, self.view.learned, barred, at_least).to_dict()
+
+    def suspects(self) -> list[Suspect]:
+        """Labels that the held-out answer contradicts and that nobody has confirmed or changed since."""
+        labels = self.labels
+        found = []
+        for suspect in self.view.suspects:
+            label = labels.get(self.features.paths[suspect.image])
+            if label is not None and label.label == suspect.label and not label.confirmed:
+                found.append(suspect)
+        return found
 
     # The thread
 
     def _learn(self) -> None:
         """Follow the answers, here and of other servers, and the features as they appear."""
-        first = True
+        known: tuple[int, ...] = ()
         while not self._stop:
-            self._work.wait(POLL)
-            changed = self._work.is_set()
-            self._work.clear()
-            changed |= self.store.journal.refresh()
-            if self._stop or not (changed or first):
-                continue
             try:
-                if first:
-                    self._replay()
-                self._update()
+                self.store.journal.refresh()
+                ready = int(self.features.ready.sum())
+                labels = self.labels
+                # New features matter where a labelled image has got some, or where they are many more.
+                now = (
+                    len(self.store.journal.records),
+                    self.learner.with_features(labels),
+                    int(10 * math.log1p(ready)),
+                    len(self.features.unreadable),
+                )
+                if now != known:
+                    known = now
+                    self._update(labels)
             except Exception as error:  # labelling goes on; the next answer tries again
                 self.console.warn(f"the head could not be solved: {error}")
-            first = False
+            self._work.wait(POLL)
+            self._work.clear()
 
-    def _update(self) -> None:
-        labels = dict(self.labels)
-        learned = self.learner.learn(labels, {*self.skipped, *self.features.unreadable})
-        with self._mutex:
-            self.pool.update(learned.rows)
-            groups = new_groups(self.pool, learned, set(self._labelled(labels)))
-            self.learned, self.groups = learned, groups
-        people = sum(label.provenance != ACCEPTED for label in labels.values())
+    def _update(self, labels: Mapping[str, Label]) -> None:
+        learned = self.learner.learn(labels, self.passed_over)
+        pool = self.view.pool.updated(self.learner, learned.rows)
+        groups = new_groups(self.learner, pool, learned, {self.position[p] for p in labels if p in self.position})
+        suspects = learned.suspects()
+        self.view = View(learned, pool, tuple(groups), tuple(suspects), self.view.version + 1)
         if learned.estimate is not None:
-            self._add_to_course(people, learned)
-        self.version += 1
+            self.course.add(sum(label.provenance != ACCEPTED for label in labels.values()), learned.estimate)
 
-    def _add_to_course(self, n: int, learned: Learned) -> None:
-        estimate = learned.estimate
-        assert estimate is not None
-        point = {"labels": n, "accuracy": estimate.accuracy, "low": estimate.low, "high": estimate.high}
-        self.course = [p for p in self.course if p["labels"] < n] + [point]
-
-    def _replay(self) -> None:
-        """Compute the course of earlier sessions again."""
-        records = self.store.journal.records
-        if len(records) < ENOUGH:
-            return
-        learner = Learner(self.features, self.learner.audit, self.learner.model)
-        for stop in sorted({int(k) for k in np.linspace(ENOUGH, len(records) - 1, COURSE)}):
-            labels: dict[str, Label] = {}
-            for number, record in enumerate(records[:stop]):
-                for answer in record.answers:
-                    labels.pop(answer.path, None)
-                    if answer.label is not None:
-                        labels[answer.path] = Label(answer.label, answer.provenance, record.time, number)
-            learned = learner.learn(labels, self.features.unreadable)
-            if learned.estimate is not None:
-                self._add_to_course(sum(label.provenance != ACCEPTED for label in labels.values()), learned)
-
-    def _labelled(self, labels: Mapping[str, Label]) -> list[int]:
-        return [self.position[path] for path in list(labels) if path in self.position]
+    def _labelled(self) -> list[int]:
+        return [self.position[path] for path in self.labels if path in self.position]
 
     def _path(self, image: int) -> str:
         if not 0 <= image < len(self.features.paths):
@@ -252,6 +262,6 @@ def list_images(folder: Path) -> list[str]:
     return [path[top:].replace("\\", "/") for path in expand([str(folder)])]
 
 
-def folder_classes(paths: Sequence[str]) -> list[str]:
-    """Subfolder names, as suggestions for classes."""
-    return list(natural_order([path.split("/")[0] for path in paths if "/" in path]))
+def subfolders(paths: Sequence[str]) -> list[str]:
+    """Names of the subfolders that hold images, which may be classes."""
+    return [class_name(name) for name in natural_order([path.split("/")[-2] for path in paths if "/" in path])]

@@ -36,8 +36,9 @@ class LabelServer:
 def describe(server: LabelServer) -> dict[str, Any]:
     """The state of a session, as the page receives it."""
     session, features = server.session, server.session.features
-    learned, labels = session.learned, dict(session.labels)
-    counts: dict[str, int] = dict.fromkeys(session.classes, 0)
+    view, labels, classes = session.view, session.labels, session.classes
+    learned = view.learned
+    counts: dict[str, int] = dict.fromkeys(classes, 0)
     kinds = {HUMAN: 0, ACCEPTED: 0}
     for label in labels.values():
         if label.label != UNKNOWN:
@@ -45,11 +46,12 @@ def describe(server: LabelServer) -> dict[str, Any]:
         kinds[ACCEPTED if label.provenance == ACCEPTED else HUMAN] += 1
     held_out = {figure.name: [figure.correct, figure.n] for figure in learned.figures}
     return {
-        "version": session.version,
+        "version": view.version,
         "folder": server.name,
         "images": len(features.paths),
         "labelled": len(labels),
         "unknown": sum(label.label == UNKNOWN for label in labels.values()),
+        "skipped": len(session.skipped),
         "provenance": kinds,
         "features": {
             "done": features.done,
@@ -60,12 +62,19 @@ def describe(server: LabelServer) -> dict[str, Any]:
             "notes": server.notes,
         },
         "classes": [{"name": name, "n": n, "held_out": held_out.get(name)} for name, n in counts.items()],
+        "suggested_classes": [name for name in session.folders if name not in counts],
         "accuracy": None if learned.estimate is None else learned.estimate.to_dict(),
-        "sample": {"n": learned.sample, "enough": ENOUGH, "every": AUDIT_EVERY, "first": AUDIT_FIRST},
-        "course": session.course,
+        "sample": {
+            "n": learned.sample,
+            "unknown": learned.unknown,
+            "enough": ENOUGH,
+            "every": AUDIT_EVERY,
+            "first": AUDIT_FIRST,
+        },
+        "course": session.course.thinned(),
         "milliseconds": round(1000 * learned.seconds, 1),
-        "suspects": len(learned.suspects(labels, features.paths)),
-        "groups": [len(group) for group in session.groups],
+        "suspects": len(session.suspects()),
+        "groups": [len(group) for group in view.groups],
         "reviews": session.learner.model is not None,
         "order": session.order,
         "csv": str(session.store.csv),
@@ -74,13 +83,16 @@ def describe(server: LabelServer) -> dict[str, Any]:
 
 
 def card(server: LabelServer, image: int, reason: str) -> dict[str, Any]:
-    """An image for the page. A random question has no guesses: seeing them would influence what they are judged by."""
+    """An image for the page.
+
+    A random question shows neither guesses nor an accepted label: seeing them would influence what they are judged by.
+    """
     session = server.session
     path = session.features.paths[image]
     label = session.labels.get(path)
     shown: dict[str, Any] = {"image": image, "path": path, "reason": reason}
+    if reason == "random":
+        return shown
     if label is not None:
         shown |= {"label": label.label, "provenance": label.provenance}
-    if reason != "random":
-        shown["guesses"] = session.guesses([image]).get(image, [])
-    return shown
+    return shown | {"guesses": session.guesses([image]).get(image, [])}

@@ -1,0 +1,169 @@
+"""Answers on the disk: the journal, `labels.csv`, undo, several servers, and files that were left incomplete."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from linnaeus.errors import UserError
+from linnaeus.label.journal import ACCEPTED, HUMAN, SKIPPED, UNKNOWN, Answer, Journal
+from linnaeus.label.labels_csv import LabelStore
+
+
+def store_of(folder: Path) -> LabelStore:
+    return LabelStore.open(folder, folder / "labels.csv")
+
+
+def shown(store: LabelStore) -> dict[str, str]:
+    with store.csv.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {row["path"]: row["label"] for row in csv.DictReader(file)}
+
+
+def current(store: LabelStore) -> dict[str, str]:
+    store.journal.refresh()
+    return {path: label.label for path, label in store.journal.labels.items()}
+
+
+def test_answers_of_two_servers_are_kept_by_both(tmp_path: Path):
+    first, second = store_of(tmp_path), store_of(tmp_path)
+    for k in range(6):
+        (first, second)[k % 2].answer([Answer(f"{k}.jpg", "rose" if k < 3 else "tulip")])
+    expected = {f"{k}.jpg": "rose" if k < 3 else "tulip" for k in range(6)}
+    assert current(first) == current(second) == shown(first) == expected
+    first.answer([Answer("0.jpg", "tulip")])
+    second.undo(0)
+    assert current(second)["0.jpg"] == "tulip", "somebody has answered since"
+
+
+def test_undo_goes_back_step_by_step(tmp_path: Path):
+    store = store_of(tmp_path)
+    numbers = [store.answer([Answer("a.jpg", name)]) for name in ("rose", "tulip", "lily")]
+    for number, label in zip(reversed(numbers), ("tulip", "rose", None), strict=True):
+        assert store.undo(number) == ["a.jpg"]
+        assert current(store).get("a.jpg") == current(store_of(tmp_path)).get("a.jpg") == label
+        assert shown(store).get("a.jpg") == label
+    assert store.undo(numbers[0]) == []
+    assert store.journal.classes == []
+
+
+def test_a_label_is_confirmed_by_the_same_answer_and_undoing_keeps_what_was_confirmed(tmp_path: Path):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose", ACCEPTED)])
+    assert not store.journal.labels["a.jpg"].confirmed
+    store.answer([Answer("a.jpg", "rose")])
+    assert store.journal.labels["a.jpg"].confirmed
+    changed = store.answer([Answer("a.jpg", "tulip")])
+    assert not store.journal.labels["a.jpg"].confirmed
+    store.undo(changed)
+    assert store.journal.labels["a.jpg"].confirmed
+    store.answer([Answer("b.jpg", "rose")])
+    wrong = store.answer([Answer("b.jpg", "tulip")])
+    store.undo(wrong)
+    assert not store.journal.labels["b.jpg"].confirmed, "a restored label is no second opinion"
+
+
+def test_a_skip_is_kept_until_it_is_undone_or_answered(tmp_path: Path):
+    store = store_of(tmp_path)
+    number = store.answer([Answer("a.jpg", None, SKIPPED)])
+    assert store_of(tmp_path).journal.skipped == {"a.jpg"}
+    assert store.undo(number) == ["a.jpg"]
+    assert store.journal.skipped == set()
+    store.answer([Answer("a.jpg", None, SKIPPED)])
+    store.answer([Answer("a.jpg", "rose")])
+    assert store.journal.skipped == set()
+
+
+def test_images_of_no_class_stand_in_a_file_of_their_own(tmp_path: Path):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    store.answer([Answer("b.jpg", UNKNOWN)])
+    assert shown(store) == {"a.jpg": "rose"}
+    assert "b.jpg" in store.unknown_csv.read_text()
+
+
+def test_edits_of_the_file_are_answers_and_missing_rows_are_restored(tmp_path: Path):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    store.answer([Answer("b.jpg", "rose")])
+    lines = store.csv.read_text().splitlines(keepends=True)
+    store.csv.write_text(lines[0] + lines[1].replace("rose", "tulip") + "c.jpg,lily,,\n")
+    store.answer([Answer("d.jpg", "rose")])
+    assert current(store) == shown(store) == {"a.jpg": "tulip", "b.jpg": "rose", "c.jpg": "lily", "d.jpg": "rose"}
+
+
+@pytest.mark.parametrize("kept", [0, 3, 8, 20, -1])
+def test_a_torn_row_is_no_edit(tmp_path: Path, kept: int):
+    """A process was killed while it wrote the row of an answer, which is in the journal."""
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    whole = store.csv.read_bytes()
+    store.answer([Answer("b.jpg", "tulips")])
+    row = store.csv.read_bytes()[len(whole) :]
+    store.csv.write_bytes(whole + row[:kept])
+    again = store_of(tmp_path)
+    assert current(again) == shown(again) == {"a.jpg": "rose", "b.jpg": "tulips"}
+    assert again.journal.records[-1].answers[0].path == "b.jpg", "nothing was added to the journal"
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_a_file_that_lacks_several_actions_is_no_edit(tmp_path: Path, undone: bool):
+    """The disk was full for the file, not for the journal."""
+    store = store_of(tmp_path)
+    number = store.answer([Answer("a.jpg", "rose")])
+    old = store.csv.read_bytes()
+    if undone:
+        store.undo(number)
+    else:
+        store.answer([Answer("a.jpg", "tulip")])
+    store.answer([Answer("b.jpg", "tulip")])
+    store.csv.write_bytes(old)
+    again = store_of(tmp_path)
+    expected = {"b.jpg": "tulip"} if undone else {"a.jpg": "tulip", "b.jpg": "tulip"}
+    assert current(again) == shown(again) == expected
+
+
+def test_a_torn_or_damaged_line_of_the_journal_costs_itself_alone(tmp_path: Path):
+    journal = Journal.open(tmp_path / "journal")
+    journal.append([Answer("a.jpg", "rose")])
+    with journal.path.open("ab") as file:
+        file.write(b'1234abcd {"time":"2026')
+    again = Journal.open(tmp_path / "journal")
+    again.append([Answer("b.jpg", "rose")])
+    journal.append([Answer("c.jpg", "rose")])
+    expected = {"a.jpg", "b.jpg", "c.jpg"}
+    assert set(Journal.open(journal.path).labels) == set(journal.labels) == expected
+    assert journal.damaged == 1
+
+
+def test_names_that_csv_and_spreadsheets_would_change_come_back(tmp_path: Path):
+    names = ['=1+1, "x".jpg', "a,b.jpg", "\udcff.jpg", "line\nbreak.jpg", "玫瑰.jpg"]
+    store = store_of(tmp_path)
+    for name in names:
+        store.answer([Answer(name, "=rose")])
+    for text in (store.csv.read_bytes(), store.csv.read_bytes().replace(b"=rose", b"=lily")):
+        store.csv.write_bytes(text)
+        again = store_of(tmp_path)
+        label = "=lily" if b"lily" in text else "=rose"
+        assert current(again) == dict.fromkeys(names, label)
+
+
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path: Path):
+    (tmp_path / "labels.csv").write_text("path,label,age\na.jpg,rose,7\n")
+    with pytest.raises(UserError, match=r"labels\.csv:1: has the column 'age', .*--labels"):
+        store_of(tmp_path)
+    (tmp_path / "labels.csv").write_text("name,weight\nx,7\n")
+    with pytest.raises(UserError, match=r"labels\.csv:1: has no columns path and label"):
+        store_of(tmp_path)
+
+
+def test_labels_of_another_file_are_taken_over_for_images_without_one(tmp_path: Path):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "given.csv").write_text("path,label\na.jpg,tulip\nb.jpg,tulip\n")
+    assert store.import_csv(tmp_path / "given.csv") == 1
+    assert current(store) == {"a.jpg": "rose", "b.jpg": "tulip"}
+    assert [store.journal.labels[name].provenance for name in ("a.jpg", "b.jpg")] == [HUMAN, "imported"]
