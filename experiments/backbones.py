@@ -1,6 +1,6 @@
-"""Backbones on two small data sets: what `linnaeus probe` measures, with the joined features of both networks.
+"""Backbones on two small data sets, measured by `linnaeus probe`: each alone, and their concatenated features.
 
-The weights have to be at hand: `linnaeus weights import`. Features that were computed before come from the cache.
+The weights must have been imported (`linnaeus weights import`). Features computed earlier are taken from the cache.
 
     python experiments/backbones.py [--data DIR] [--work DIR] [--backbones A,B,A+B]
 """
@@ -26,8 +26,8 @@ BACKBONES = "timm/tf_efficientnet_lite0,resnet50,timm/tf_efficientnet_lite0+resn
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of flowers16 and food10")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "backbones", help="folder of the probes")
+    parser.add_argument("--data", type=Path, default=SHARED, help="folder that holds flowers16 and food10")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "backbones", help="folder for the results")
     parser.add_argument("--backbones", default=BACKBONES)
     options = parser.parse_args()
     torchvision()  # timm imports it

@@ -1,10 +1,11 @@
-"""CIFAR-10 against the clock: images a second of Linnaeus and of the loop of the tutorials, and seconds to 94 %.
+"""Training speed on CIFAR-10, compared with the loop of a typical tutorial, and the time to an accuracy of 94 %.
 
-ResNet-20 or another network on 32x32 images, cropped and mirrored at random, batches of 128, Nesterov's SGD. Ours:
-the images on the device, augmentation there in one pass a batch. The plain loop: `DataLoader` over PIL images and
-torchvision v2 transforms, an image at a time. The sides take turns in one process, `--steps` batches each.
+Both sides train ResNet-20, or another network, on 32x32 images with random crops and flips, batches of 128 and SGD with
+Nesterov momentum. Linnaeus keeps the images on the device and augments a batch at a time there. The plain loop is a
+`DataLoader` over PIL images with torchvision v2 transforms, one image at a time. The two take turns in one process,
+`--steps` batches each.
 
-With --target, the recipe `small` is then trained until its accuracy on the test images gets there, or to its end.
+With --target, the recipe `small` is then trained, and the time until it reaches that test accuracy is recorded.
 
     python experiments/clock.py [--data DIR] [--net resnet20] [--steps 20] [--turns 3] [--target 0.94]
 """
@@ -56,7 +57,7 @@ def plan(net: str) -> Recipe:
 
 
 class Images(Dataset):
-    """The loop of the tutorials: one PIL image at a time through torchvision's transforms."""
+    """The data set of a typical tutorial: one PIL image at a time, with torchvision's transforms."""
 
     def __init__(self, table: Table):
         torchvision()
@@ -90,7 +91,7 @@ def synchronize(engine: Engine) -> None:
 
 
 def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[], float]:
-    """A function that trains `steps` batches and returns images a second."""
+    """A function that trains `steps` batches with Linnaeus and returns images per second."""
     torch.manual_seed(0)
     phase, network = recipe.phase[0], create(recipe.model.name, len(table.classes)).to(engine.device)
     preprocessing = preprocessing_of(recipe, 3, (MEAN, STD))
@@ -119,14 +120,14 @@ def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[
 
 
 def plain(table: Table, recipe: Recipe, engine: Engine, steps: int, workers: int) -> Callable[[], float]:
-    """The same by the loop of the tutorials."""
+    """The same with the plain loop."""
     torch.manual_seed(0)
     phase, network = recipe.phase[0], create(recipe.model.name, len(table.classes)).to(engine.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    pictures = Images(table)
+    images = Images(table)
 
     def run() -> float:
-        loader = DataLoader(pictures, batch_size=phase.batch, shuffle=True, num_workers=workers)
+        loader = DataLoader(images, batch_size=phase.batch, shuffle=True, num_workers=workers)
         started, seen = time.perf_counter(), 0
         for x, labels in loader:
             optimizer.zero_grad()
@@ -146,10 +147,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED / "cifar10-12k")
     parser.add_argument("--work", type=Path, default=Path("runs/clock"))
     parser.add_argument("--net", default="resnet20")
-    parser.add_argument("--workers", default="0,2", help="of the plain loop")
+    parser.add_argument("--workers", default="0,2", help="DataLoader workers of the plain loop")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--target", type=float, default=0.0, help="accuracy; 0: nothing is trained to its end")
+    parser.add_argument("--target", type=float, default=0.0, help="test accuracy to reach; 0: measure the speed only")
     args = parser.parse_args()
     engine, recipe = Engine(), plan(args.net)
     table = split_table(open_source(args.data), valid=0.1, test=0.0, seed=0, valid_is_test=True)
@@ -157,7 +158,7 @@ def main() -> None:
     for workers in map(int, args.workers.split(",")):
         sides[f"plain loop, num_workers {workers}"] = plain(table, recipe, engine, args.steps, workers)
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(args.turns + 1):  # the first is for warming up
+    for turn in range(args.turns + 1):  # the first turn warms up
         for name, run in sides.items():
             rate = run()
             if turn:
@@ -167,7 +168,7 @@ def main() -> None:
     for name, values in rates.items():
         middle = statistics.median(values)
         found["rates"][name] = {"median": round(middle, 1), "range": [round(min(values), 1), round(max(values), 1)]}
-        print(f"{name:28} {middle:8.1f} pictures/s ({min(values):.1f}-{max(values):.1f})   {best / middle:.2f} x")
+        print(f"{name:28} {middle:8.1f} images/s ({min(values):.1f}-{max(values):.1f})   {best / middle:.2f} x")
     if args.target:
         past = history(trained(args.data, recipe.model_dump(), args.work / args.net))
         clock = 0.0

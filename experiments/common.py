@@ -1,4 +1,4 @@
-"""What the experiments share: where runs lie, what is read from one, how an image and its figures are written."""
+"""Shared by the experiments: train a run, read its results, write figures and plots."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ RESULTS = ROOT / "docs" / "results"
 
 
 def trained(source: str | Path | Table, recipe: dict[str, Any], folder: Path) -> Path:
-    """The run folder of a recipe: trained now, gone on with where it was cut, or left alone where it has ended.
+    """Train a recipe into `folder`, or resume it, or do nothing if the run is complete. Returns `folder`.
 
-    Nothing is drawn. What the whole run took, over all starts, stands in FOLDER.seconds.json: on the clock, and of the
-    processor, which other work on the machine does not change.
+    FOLDER.seconds.json records the total time over all starts: wall-clock time, and CPU time, which does not depend on
+    what else the machine is doing.
     """
     if not (folder / "metrics.json").exists():
         print(folder.name, flush=True)
@@ -55,19 +55,19 @@ def _clock(folder: Path) -> Path:
 
 
 def seconds(folder: Path) -> dict[str, float]:
-    """{"wall": seconds, "cpu": seconds of all threads}, empty where the run never began."""
+    """{"wall": seconds, "cpu": seconds summed over all threads}; empty if the run was never started."""
     return json.loads(_clock(folder).read_text()) if _clock(folder).exists() else {}
 
 
 def history(folder: Path) -> dict[str, list[float]]:
-    """The columns of history.csv, a number an epoch."""
+    """The columns of history.csv, with one number per epoch."""
     with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows if row[name] != ""] for name in rows[0] if name != "parts"}
 
 
 def last_epoch(runs: list[Path]) -> tuple[list[float], int, list[float]]:
-    """(% right on validation after the last epoch of each run, of how many, 95 % interval of the first run's in %)."""
+    """(final validation accuracy of each run in %, number of images, 95 % interval of the first run in %)."""
     shares = [history(run)["valid_accuracy"][-1] for run in runs]
     n = metrics(runs[0])["valid"]["n"]
     return [100 * share for share in shares], n, [round(100 * end, 1) for end in wilson(round(shares[0] * n), n)]
@@ -80,13 +80,13 @@ def metrics(folder: Path) -> dict[str, Any]:
 def machine() -> str:
     threads = torch.get_num_threads()
     return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''} a run, "
+        f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''} per run, "
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]} on CPU"
     )
 
 
 def write(name: str, figures: dict[str, Any]) -> None:
-    """The figures behind a page, docs/results/NAME.json."""
+    """Write the figures of a page to docs/results/NAME.json."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine(), **figures}, indent=1, sort_keys=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
@@ -94,7 +94,7 @@ def write(name: str, figures: dict[str, Any]) -> None:
 
 @contextmanager
 def panels(file: Path, width: float, height: float, rows: int = 1, **more: Any) -> Iterator[tuple[Figure, np.ndarray]]:
-    """An image of `rows` by two empty plots, (rows, 2), in inches; it is written when they have been filled."""
+    """`rows` × 2 empty plots of an image of `width` × `height` inches, which is saved when the block ends."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 2, squeeze=False, **more)

@@ -1,14 +1,14 @@
 """Degradation: plain and residual networks of 20 to 56 layers on CIFAR-10, and the gradients that explain them.
 
-He et al. 2015, section 4.2 and figure 6, made small enough for two cores: images of 16 pixels, batches of 32, and a
-twentieth of the steps; and so an answer to "which of these is easier to train", not to "how good can each become".
-The eight networks have the same stem, widths and head; a plain network has the parameters of its residual one, whose
-shortcuts (option A) have none.
+The experiment of He et al. 2015, section 4.2 and figure 6, reduced to what two cores can do: 16-pixel images, batches
+of 32 and a twentieth of the steps. It therefore shows which of these networks is easier to train, not how accurate each
+can become. The eight networks have the same stem, widths and head. A plain network has exactly as many parameters as
+the residual network of its depth, because option A shortcuts have none.
 
     python experiments/degradation.py [--data DIR] [--work DIR] [--epochs 10] [--size 16] [--nets plain20,resnet20]
 
-Runs that lie in --work already are not trained again, so that several of these may share the work; the images are
-drawn once all runs are there.
+Runs that are complete in --work are not trained again, so several processes can share the work with --nets. The plots
+are drawn once all runs are complete.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ BATCH = 32
 
 
 def recipe(name: str, epochs: int, size: int) -> dict[str, Any]:
-    """The paper's training, with a quarter of its batch and half its learning rate, and one step at three quarters."""
+    """The paper's settings with a quarter of its batch size, half its learning rate, and one step at 75 %."""
     phase = {
         "epochs": epochs, "batch": BATCH, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "lr": 0.05,
         "schedule": {"name": "step", "every": max(1, epochs * 3 // 4), "factor": 0.1},
         "augment": {"pad_crop": size // 8, "hflip": 0.5},
     }  # fmt: skip
-    # The test error of every epoch is drawn, as the paper's figure has it, and nothing is selected by it.
+    # As in the paper's figure, the test error is plotted after every epoch. No epoch is selected by it.
     data = {"resize": size, "size": size, "normalise": "data", "valid": "test"}
     return {"name": name, "model": {"name": name}, "data": data, "phase": [phase]}
 
 
 def draw_curves(runs: dict[str, Path], name: Path) -> None:
-    """Error against epochs as figure 6: dashed is training, solid is test; plain to the left, residual to the right."""
+    """Training error (dashed) and test error (solid) by epoch, as in figure 6; plain networks left, residual right."""
     with panels(name, 9, 4, sharex=True, sharey=True) as (_, axes):
         for axis, kind in zip(axes[0], KINDS, strict=True):
             for depth in DEPTHS:
@@ -63,7 +63,7 @@ def draw_curves(runs: dict[str, Path], name: Path) -> None:
 
 
 def without_batchnorm(network: nn.Module) -> None:
-    """Leave nothing where a network's BatchNorms stood."""
+    """Replace the BatchNorms of a network by the identity."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
@@ -71,7 +71,7 @@ def without_batchnorm(network: nn.Module) -> None:
 
 
 def initialize_by(network: nn.Module, way: str) -> nn.Module:
-    """Convolutions drawn anew: `he` (gain 2 a layer, He et al. 2015b), `small`, half of that variance, or `large`."""
+    """Initialize the convolutions: `he` (He et al. 2015b), or with half (`small`) or twice (`large`) its variance."""
     gain = {"he": 1.0, "small": 0.5, "large": 2.0}[way]
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -88,11 +88,11 @@ CASES: dict[str, tuple[str, bool, str]] = {
     "shortcuts, no BatchNorm": ("resnet56", False, "he"),
     "shortcuts, BatchNorm": ("resnet56", True, "he"),
 }
-"""What is shown -> network, whether it has BatchNorm, how its convolutions are drawn."""
+"""Name in the plot -> (network, whether it keeps its BatchNorms, initialization of its convolutions)."""
 
 
 def gradient_norms(network: nn.Module, x: Tensor, labels: Tensor) -> list[float]:
-    """The norm of the loss's gradient for each 3x3 convolution, from the first to the last, by one batch."""
+    """Norm of the gradient of the loss with respect to each convolution, first to last, for one batch."""
     network.zero_grad()
     F.cross_entropy(network(x), labels).backward()
     weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -100,7 +100,7 @@ def gradient_norms(network: nn.Module, x: Tensor, labels: Tensor) -> list[float]
 
 
 def batches(data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of training images without end, normalized, not augmented."""
+    """An endless stream of batches of 64 training images, normalized and not augmented."""
     table = open_source(data)
     assert table.images is not None
     where = torch.from_numpy(table.where("train"))
@@ -112,7 +112,7 @@ def batches(data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def gradients(data: Path, steps: tuple[int, ...], seed: int = 0) -> dict[str, dict[str, list[float]]]:
-    """Case -> steps -> norms by layer: before training and after so many steps of SGD at a learning rate of 0.01."""
+    """Case -> number of SGD steps (learning rate 0.01) -> norm of each layer. Step 0 is before training."""
     found: dict[str, dict[str, list[float]]] = {}
     for case, (name, keeps, way) in CASES.items():
         torch.manual_seed(seed)
@@ -129,14 +129,14 @@ def gradients(data: Path, steps: tuple[int, ...], seed: int = 0) -> dict[str, di
                 norms[str(step)] = now
                 print(f"{case}, step {step}: first {now[0]:.2e}, last {now[-1]:.2e}", flush=True)
             if not all(map(torch.isfinite, map(torch.tensor, now))):
-                break  # it has blown up: nothing more can be learned from it
+                break  # the network has diverged
             optimizer.step()
         found[case] = norms
     return found
 
 
 def draw_gradients(found: dict[str, dict[str, list[float]]], name: Path) -> None:
-    """Norm of the gradient against depth, on a log scale: to the left before training, to the right after it."""
+    """Gradient norm by depth on a logarithmic scale: before training (left) and after it (right)."""
     steps = sorted({int(s) for norms in found.values() for s in norms})
     styles = ("#b5342c:", "#b5342c-", "#b5342c--", "#3a6ea5-", "#c9a227-", "#2a9d8f-")
     with panels(name, 9, 4.4, sharex=True, sharey=True) as (figure, axes):
@@ -152,8 +152,8 @@ def draw_gradients(found: dict[str, dict[str, list[float]]], name: Path) -> None
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """The figures as the page shows them."""
-    lines = ["| network | training error, % | test error, % | seconds of a core |", "|---|---|---|---|"]
+    """The figures as a Markdown table, as on the page."""
+    lines = ["| network | training error, % | test error, % | core-seconds |", "|---|---|---|---|"]
     for name, row in rows.items():
         lines.append(f"| {name} | {row['train']:.1f} | {row['test']:.1f} | {row['seconds']:,.0f} |")
     return "\n".join(lines)
@@ -164,9 +164,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED / "cifar10-12k")
     parser.add_argument("--work", type=Path, default=Path("runs/degradation"))
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--size", type=int, default=16, help="pixels of a side; 32 is the paper's")
+    parser.add_argument("--size", type=int, default=16, help="image size in pixels; the paper uses 32")
     parser.add_argument("--nets", default=",".join(f"{kind}{depth}" for kind in KINDS for depth in DEPTHS))
-    parser.add_argument("--steps", default="0,30", help="steps of training at which gradients are looked at")
+    parser.add_argument("--steps", default="0,30", help="training steps at which gradients are measured")
     args = parser.parse_args()
     for net in args.nets.split(","):
         trained(args.data, recipe(net, args.epochs, args.size), args.work / net)

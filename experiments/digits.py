@@ -1,11 +1,11 @@
-"""Handwritten digits: the published network and one that needs five minutes; the learning rate by steps or by plateau.
+"""Handwritten digits: the published network, a faster one, and two learning rate schedules.
 
-The recipes `mnist-fast` (five seeds), and `mnist` and `mnist-plateau`, which differ in the schedule alone, on a tenth
-of the training images (three seeds), and once on all of them with --whole.
+`mnist-fast` is trained with five seeds. `mnist` and `mnist-plateau`, which differ only in the schedule, are compared on
+a tenth of the training images with three seeds and, with --whole, once on all of them.
 
     python experiments/digits.py [--data DIR] [--work DIR] [--seeds 0,1,2,3,4] [--whole]
 
-Runs that lie in --work already are not trained again.
+Runs that are complete in --work are not trained again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from linnaeus.data.table import Table
 from linnaeus.recipe import load_recipe
 
 SHARE = 10
-"""One image in so many is left for training in the comparison of schedules."""
+"""The comparison of schedules trains on one image in SHARE."""
 
 
 def recipe(name: str, seed: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def recipe(name: str, seed: int) -> dict[str, Any]:
 
 
 def tenth(data: Path, seed: int) -> Table:
-    """The source with a tenth of its training images, drawn by the seed; all test images stay."""
+    """The source with a random tenth of its training images and all of its test images."""
     table = open_source(data)
     where = table.where("train")
     kept = np.random.default_rng(seed).choice(where, len(where) // SHARE, replace=False)
@@ -53,7 +53,7 @@ def accuracies(runs: list[Path]) -> dict[str, Any]:
 
 
 def draw(runs: dict[str, Path], name: Path) -> None:
-    """Learning rate and validation loss of the two schedules, epoch by epoch."""
+    """Learning rate, training loss and validation loss of the two schedules by epoch."""
     with panels(name, 8, 3.4, sharex=True) as (_, ((left, right),)):
         for (label, run), color in zip(runs.items(), ("#3a6ea5", "#c9a227"), strict=True):
             past = history(run)
@@ -73,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED / "mnist")
     parser.add_argument("--work", type=Path, default=Path("runs/digits"))
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="of mnist-fast")
-    parser.add_argument("--whole", action="store_true", help="both schedules on all images, too: half an hour")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds of mnist-fast")
+    parser.add_argument("--whole", action="store_true", help="also compare the schedules on all images (half an hour)")
     args = parser.parse_args()
     found: dict[str, Any] = {}
     seeds = [int(s) for s in args.seeds.split(",")]
@@ -90,17 +90,7 @@ def main() -> None:
     draw({"step": args.work / f"mnist-{of}", "plateau": args.work / f"mnist-plateau-{of}"}, RESULTS / "digits.png")
     write("digits", found)
     for name, row in found.items():
-        print(
-            name,
-            row["mean"],
-            "±",
-            row["deviation"],
-            row["test"],
-            "seconds",
-            row["wall"],
-            "of the processor",
-            row["cpu"],
-        )
+        print(f"{name}: {row['mean']} ± {row['deviation']} % {row['test']}, seconds {row['wall']}, CPU {row['cpu']}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Inception v1: what the 1x1 reductions save, module by module, and what the auxiliary heads do.
+"""Inception v1: what the 1x1 reductions save in each module, and what the auxiliary heads contribute.
 
-The multiply-adds of each module of table 1 (Szegedy et al. 2014, arXiv:1409.4842) by hand, by the counter of
-`linnaeus models`, and without the reductions (figure 2a), there also by torch's own counter. Then the network from
-scratch on images of 64 pixels, with and without auxiliary heads, with the same seeds.
+Counts the multiply-adds of each module of table 1 (Szegedy et al. 2014, arXiv:1409.4842) with reductions, by formula
+and by the counter of `linnaeus models`, and without them (figure 2a), by formula and by torch's counter. Then trains
+the network from scratch on 64-pixel images, with and without auxiliary heads, with the same seeds.
 
     python experiments/inception.py [--data DIR] [--work DIR] [--epochs 8] [--seeds 0,1] [--size 64]
 
-Runs that lie in --work already are not trained again. `--seeds ""` trains nothing and counts only.
+Runs that are complete in --work are not trained again. `--seeds ""` only counts.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ COLORS = {True: "#3a6ea5", False: "#c9a227"}
 
 
 class Naive(nn.Module):
-    """An Inception module without reductions (figure 2a): every kernel looks at all channels of the input.
+    """An Inception module without reductions (figure 2a): every kernel sees all channels of the input.
 
-    (N, c_in, H, W) -> (N, c1 + c3 + c5 + pool, H, W). With `pool` = 0 the pool is passed on as it is, as the figure has
-    it, and gives c_in channels.
+    (N, c_in, H, W) -> (N, c1 + c3 + c5 + pool, H, W). With `pool` = 0, as in the figure, the pooling branch has no
+    projection and contributes c_in channels.
     """
 
     def __init__(self, c_in: int, c1: int, c3: int, c5: int, pool: int):
@@ -58,7 +58,7 @@ class Naive(nn.Module):
 
 
 def by_hand(c_in: int, c1: int, r3: int, c3: int, r5: int, c5: int, pool: int, side: int) -> tuple[int, int]:
-    """(multiply-adds of the module, of the same without its two reductions): k * k * c_in * c_out * positions."""
+    """Multiply-adds of the module and of the same module without reductions: k * k * c_in * c_out * positions each."""
     around = c_in * c1 + c_in * pool
     reduced = around + c_in * r3 + 9 * r3 * c3 + c_in * r5 + 25 * r5 * c5
     naive = around + 9 * c_in * c3 + 25 * c_in * c5
@@ -66,7 +66,7 @@ def by_hand(c_in: int, c1: int, r3: int, c3: int, r5: int, c5: int, pool: int, s
 
 
 def costs() -> dict[str, dict[str, int]]:
-    """Module -> multiply-adds with and without reductions, by hand; the counters are asked, and must agree."""
+    """Module -> multiply-adds with and without reductions. Raises AssertionError if formula and counters disagree."""
     with torch.device("meta"):
         rows = layer_table(create("inception_v1", 1000), 224)
     found: dict[str, dict[str, int]] = {}
@@ -82,7 +82,7 @@ def costs() -> dict[str, dict[str, int]]:
 
 
 def passed_on() -> list[int]:
-    """Channels after each module where the pool is passed on as it is (figure 2a): each is wider than all before."""
+    """Channels after each module if the pooling branch has no projection (figure 2a): the width keeps growing."""
     channels, found = 192, []
     for _, c1, _, c3, _, c5, _, _ in TABLE_1.values():
         channels += c1 + c3 + c5
@@ -101,7 +101,7 @@ def recipe(aux: bool, epochs: int, size: int, seed: int) -> dict[str, Any]:
 
 
 def draw(runs: dict[bool, list[Path]], name: Path) -> None:
-    """Loss and accuracy on validation, epoch by epoch, a line a seed."""
+    """Validation loss and accuracy by epoch, one line per seed."""
     with panels(name, 8, 3.2) as (_, ((left, right),)):
         for aux, folders in runs.items():
             for i, folder in enumerate(folders):
@@ -111,7 +111,7 @@ def draw(runs: dict[bool, list[Path]], name: Path) -> None:
                 left.plot(epochs, past["valid_loss"], color=COLORS[aux], label=label)
                 right.plot(epochs, [100 * a for a in past["valid_accuracy"]], color=COLORS[aux], label=label)
         left.set_ylabel("validation loss")
-        right.set_ylabel("right on validation, %")
+        right.set_ylabel("validation accuracy, %")
         for axis in (left, right):
             axis.set_xlabel("epoch")
             axis.legend(frameon=False)
@@ -131,7 +131,7 @@ def main() -> None:
         print(f"| {name} | {row['with']:,} | {row['without']:,} | {row['without'] / row['with']:.1f} |")
     total = {kind: sum(row[kind] for row in modules.values()) for kind in ("with", "without")}
     print(f"| all | {total['with']:,} | {total['without']:,} | {total['without'] / total['with']:.1f} |")
-    print("channels where the pool is passed on:", passed_on(), flush=True)
+    print("channels without a projection of the pool:", passed_on(), flush=True)
     runs: dict[bool, list[Path]] = {True: [], False: []}
     for seed in (int(s) for s in args.seeds.split(",") if s):
         for aux in runs:

@@ -1,14 +1,15 @@
-"""Transfer: how much of a network to train, against how many images a class there are.
+"""Transfer: how much of a network to train, depending on the number of images per class.
 
-ResNet-50 from ImageNet on images of 112 pixels: a new head alone, solved; the head and then layer4 with it; the head
-and then everything; stage after stage (gradual unfreezing). Beside them ResNet-18 from scratch. On 1, 2, 5, 10 and all
-images a class, drawn anew for each seed. What is counted is right answers on images that stand in none of these
-parts, after the last epoch: no epoch is selected, but that a phase starts from the best weights of the last one.
+ResNet-50 with ImageNet weights on 112-pixel images: only a new head, which is solved; the head, then layer4 and the
+head; the head, then everything; and one stage after the other (gradual unfreezing). For comparison, ResNet-18 from
+scratch. Each on 1, 2, 5, 10 and all images per class, drawn anew for each seed. Accuracy is measured on images that are
+never trained on, after the last epoch. No epoch is selected, except that a phase starts from the best weights of the
+phase before it.
 
     python experiments/transfer.py [--data DIR,DIR] [--weights FILE] [--work DIR] [--seeds 0,1,2]
 
-Whole networks are trained with the first seed only: that is where the time goes. Runs that lie in --work already are
-not trained again. Seconds are of the processor: with warm stores, as a second run has them.
+Whole networks take most of the time and are trained with the first seed only. Runs that are complete in --work are not
+trained again. Times are CPU seconds with warm stores, as in a second run.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from linnaeus.data.table import Table
 
 SIZE = 112
 COUNTS = (1, 2, 5, 10, 0)
-"""Training images a class; 0 is all."""
+"""Training images per class; 0 means all."""
 EPOCHS = {1: 12, 2: 12, 5: 8, 10: 6, 0: 2}
-"""Of the fine-tuning, in sum over its phases: fewer images are seen more often."""
+"""Images per class -> epochs of fine-tuning, summed over its phases."""
 SOLVED = {"train": ["head"], "head": "auto"}
 METHODS = ("scratch", "head", "layer4", "all", "gradual")
 LABELS = {
@@ -39,11 +40,11 @@ LABELS = {
 COLORS = dict(zip(METHODS, ("#888888", "#3a6ea5", "#2a9d8f", "#b5342c", "#c9a227"), strict=True))
 TICKS = (10, 20, 50, 100, 200, 500)
 CHEAP = ("head", "layer4")
-"""What is trained with every seed."""
+"""Methods that are trained with every seed."""
 
 
 def tuned(stages: list[str], epochs: int, lr: float) -> dict[str, Any]:
-    """A phase of fine-tuning: small steps, smaller still further down, and BatchNorm as it came."""
+    """A phase of fine-tuning: a small learning rate, smaller in earlier stages, and frozen BatchNorm statistics."""
     return {
         "train": stages, "epochs": max(1, epochs), "batch": 16, "optimizer": "adamw", "lr": lr, "lr_decay": 0.5,
         "weight_decay": 1e-2, "norms": "frozen", "schedule": {"name": "cosine", "warmup": 0.2},
@@ -75,7 +76,7 @@ def recipe(method: str, count: int, seed: int, weights: str) -> dict[str, Any]:
 
 
 def few(data: Path, count: int, seed: int) -> Table:
-    """The source with `count` training images of each class; what it keeps for measuring becomes test, whole."""
+    """The source with `count` training images of each class; its validation or test images become the test split."""
     table = open_source(data)
     measured = "valid" if len(table.where("valid")) else "test"
     draw, kept = np.random.default_rng(seed), []
@@ -88,7 +89,7 @@ def few(data: Path, count: int, seed: int) -> Table:
 
 
 def outcome(runs: list[Path]) -> dict[str, Any]:
-    """Mean accuracy over the seeds after the last epoch, the interval of the first, and seconds of the processor."""
+    """Mean accuracy over the seeds after the last epoch, interval of the first seed, and mean CPU seconds."""
     each, n, interval = last_epoch(runs)
     return {
         "accuracy": round(mean(each), 2), "each": [round(a, 2) for a in each], "n": n, "interval": interval,
@@ -97,7 +98,7 @@ def outcome(runs: list[Path]) -> dict[str, Any]:
 
 
 def draw(found: dict[str, dict[str, dict[str, Any]]], name: Path) -> None:
-    """For each source, accuracy against images a class, and against the seconds that it took."""
+    """For each source, accuracy by the number of images per class and by CPU time."""
     with panels(name, 9, 3.6 * len(found), len(found)) as (_, axes):
         for row, (source, cells) in zip(axes, found.items(), strict=True):
             for method in METHODS:
@@ -108,13 +109,13 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], name: Path) -> None:
                 for r, size in zip(rows, (10, 20, 35, 60, 110), strict=True):
                     row[1].scatter(r["seconds"], r["accuracy"], s=size, color=COLORS[method])
             row[0].set_xticks(range(len(COUNTS)), [str(count or "all") for count in COUNTS])
-            row[0].set_xlabel("training images a class")
-            row[0].set_ylabel(f"{source}: right, %")
+            row[0].set_xlabel("training images per class")
+            row[0].set_ylabel(f"{source}: accuracy, %")
             row[0].legend(frameon=False, fontsize=8)
             row[1].set_xscale("log")
             row[1].set_xticks(TICKS, [str(tick) for tick in TICKS], minor=False)
             row[1].minorticks_off()
-            row[1].set_xlabel("processor seconds of the run   (larger dots: more images)")
+            row[1].set_xlabel("CPU seconds   (larger dots: more images)")
 
 
 def main() -> None:
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--weights", default=str(SHARED / "weights" / "resnet50-v1-imagenet.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--methods", default=",".join(METHODS), help="what to train now; all are needed for the image")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods to train now; the plot needs all of them")
     args = parser.parse_args()
     seeds, sources = [int(s) for s in args.seeds.split(",")], [Path(d) for d in args.data.split(",")]
 
