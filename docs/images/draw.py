@@ -4,8 +4,7 @@ Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image
 installs. Runs, test data and requests are kept in WORK. Everything uses one thread, so that the digits run has the same
 bits each time.
 
-RUN is a run of the recipe `flowers` on the Oxford flowers. Without it, `explained.jpg` and the heat map in
-`overview.png` do not change.
+RUN is a run of the recipe `flowers` on the Oxford flowers. Without it, `explained.jpg` does not change.
 
 The photographs: flower.jpg (vultilion) and china.jpg (danielbuechele), CC BY 2.0, from scikit-learn; chelsea (Stefan
 van der Walt) and coffee (Rachel Michetti), CC0, from scikit-image. The digits are scikit-learn's (Alpaydin 1998).
@@ -152,17 +151,15 @@ def served(work: Path, run: str, port: int = 8765) -> Iterator[str]:
         server.wait(30)
 
 
-def write_digits(folder: Path) -> list[Path]:
-    """Write two validation images of the digits run as files; the network is confident only of the second."""
+def write_images(folder: Path) -> list[Path]:
+    """Write a validation image of the digits run, and the photograph of a cat, as files."""
     from sklearn.datasets import load_digits
 
     folder.mkdir(exist_ok=True)
-    files = []
-    for name, index in (("doubtful", 1553), ("clear", 64)):
-        path = folder / f"{name}.png"
-        Image.fromarray((load_digits().images[index] * 255 / 16).astype(np.uint8)).save(path)
-        files.append(path)
-    return files
+    digit, cat = folder / "digit.png", folder / "cat.jpg"
+    Image.fromarray((load_digits().images[64] * 255 / 16).astype(np.uint8)).save(digit)
+    photographs()["cat"].save(cat, quality=92)
+    return [digit, cat]
 
 
 def draw_check(running: Any, work: Path) -> None:
@@ -178,30 +175,42 @@ def draw_check(running: Any, work: Path) -> None:
     save(fit(sheet, 1100), "check.jpg")
 
 
-def draw_page(running: Any, work: Path) -> Image.Image:
-    """The served page with an unsure answer, its heat map, and a confident answer. Returns the two answers."""
+def ask(running: Any, address: str, files: list[Path], width: int) -> Any:
+    """The served page of that width, after it has answered all files, with the heat map of the first one."""
+    page = open_page(running, address, width)
+    page.locator("#model").wait_for()
+    page.locator("#language").evaluate("element => element.remove()")  # its Chinese font may be missing here
+    page.set_input_files("#files", [str(path) for path in files])
+    page.locator(".answer.answered, .answer.unsure").nth(len(files) - 1).wait_for()
+    page.get_by_role("button", name="Heat map").first.click()
+    page.get_by_text("not how strongly").wait_for()
+    page.wait_for_timeout(1000)
+    return page
+
+
+def part(page: Any, first: str, last: str) -> Image.Image:
+    """The page from the top of an element to the bottom of another, with a margin."""
+    margin = 20
+    end = page.locator(last).bounding_box()
+    bottom = int((end["y"] + end["height"] + margin) * SCALE)
+    top = max(0, top_of(page, first) - int(margin * SCALE))
+    return screenshot(page).crop((0, top, int(page.viewport_size["width"] * SCALE), bottom))
+
+
+def draw_page(running: Any, work: Path) -> list[Image.Image]:
+    """The served page with a right answer, its heat map, and a photograph of no digit. Returns narrow answers."""
     with served(work, "runs/digits-1") as address:
-        page = open_page(running, address)
-        page.locator("#model").wait_for()
-        page.locator("#language").evaluate("element => element.remove()")  # its Chinese font may be missing here
-        page.set_input_files("#files", [str(path) for path in write_digits(work / "asked")])
-        page.locator(".answer.answered, .answer.unsure").nth(1).wait_for()
-        page.get_by_role("button", name="Heat map").first.click()
-        page.get_by_text("not how strongly").wait_for()
-        page.wait_for_timeout(1000)
-        shown = screenshot(page)
-        first, second = (page.locator(".answer").nth(i).bounding_box() for i in (0, 1))
-    bottom = int((second["y"] + second["height"]) * SCALE)
-    save(shown.crop((0, int(first["y"] * SCALE) - 110, shown.width, bottom - 130)), "page.png")
-    return shown.crop((0, int(first["y"] * SCALE), shown.width - 90, bottom - 130))
+        files = write_images(work / "asked")
+        save(part(ask(running, address, files, 900), "body", ".answer >> nth=1"), "page.png")
+        page = ask(running, address, files, 660)
+        return [part(page, f".answer >> nth={i} >> .image", f".answer >> nth={i} >> .bars") for i in range(2)]
 
 
-def draw_report(running: Any, work: Path) -> Image.Image:
-    """The top of the report, down to the first figures. Returns its heading."""
+def draw_report(running: Any, work: Path) -> None:
+    """The top of the report, down to the first figures."""
     page = open_page(running, (work / "runs" / "digits-1" / "report.html").as_uri())
     shown = screenshot(page)
     save(shown.crop((0, 30, shown.width, top_of(page, "#figures table") + 350)), "report.png")
-    return shown.crop((0, 90, shown.width - 60, 345))
 
 
 def font(size: int, family: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
@@ -210,60 +219,58 @@ def font(size: int, family: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{family}.ttf", size)
 
 
-def card(sheet: Image.Image, image: Image.Image, left: int, top: int, caption: str) -> int:
-    """Paste an image in a frame with a caption below; returns the top of the next one."""
-    draw = ImageDraw.Draw(sheet)
+def heading(sheet: Image.Image, left: int, top: int, words: str) -> None:
+    ImageDraw.Draw(sheet).text((left, top), words, INK, font(30, "DejaVuSans-Bold"))
+
+
+def framed(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
     sheet.paste(image, (left, top))
-    draw.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline="#c9d1da", width=2)
-    draw.text((left, top + image.height + 10), caption, GRAY, font(20))
-    return top + image.height + 56
+    box = (left - 1, top - 1, left + image.width, top + image.height)
+    ImageDraw.Draw(sheet).rectangle(box, outline="#c9d1da", width=2)
 
 
 def terminal(work: Path, width: int) -> Image.Image:
     """The command and its last lines of output."""
     output = (work / "train.txt").read_text().splitlines()
-    lines = ["$ linnaeus train digits --recipe digits", ""]
-    for word in ("test ", "unsure ", "model ", "report "):
+    lines = ["$ linnaeus train digits --recipe digits"]
+    for word in ("test ", "certainty ", "unknown ", "time ", "model ", "report "):
         line = next(line for line in output if line.startswith(word))
-        lines += textwrap.wrap(line, 47, subsequent_indent=" " * 10, drop_whitespace=True)
-    image = Image.new("RGB", (width, 28 * len(lines) + 32), "#f3f5f7")
+        lines += textwrap.wrap(line, 65, subsequent_indent=" " * 10, drop_whitespace=True)
+    image = Image.new("RGB", (width, 33 * len(lines) + 36), "#f3f5f7")
     draw = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
-        draw.text((18, 16 + 28 * i), line, TEAL if i == 0 else INK, font(20, "DejaVuSansMono"))
+        draw.text((20, 18 + 33 * i), line, TEAL if i == 0 else INK, font(24, "DejaVuSansMono"))
     return image
 
 
-def draw_strip(work: Path, heading: Image.Image, answer: Image.Image) -> None:
-    """The image at the top of README.md: folders, one command, results."""
+def folders(width: int) -> Image.Image:
+    """Ten folders, each with its name and some of its images."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    sheet = Image.new("RGB", (1720, 1180), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    heads = ((40, "1  Images in folders"), (430, "2  One command"), (1090, "3  Results"))
-    for left, words in heads:
-        draw.text((left, 28), words, INK, font(30, "DejaVuSans-Bold"))
+    image = Image.new("RGB", (width, 470), PAPER)
     for kind in range(10):
-        top = 96 + 104 * kind
-        draw.text((40, top + 20), f"{kind}/", TEAL, font(24, "DejaVuSansMono"))
-        for i, index in enumerate(np.flatnonzero(digits.target == kind)[:4]):
+        left, top = kind // 5 * (width // 2 + 15), kind % 5 * 94
+        ImageDraw.Draw(image).text((left, top + 20), f"{kind}/", TEAL, font(24, "DejaVuSansMono"))
+        for i, index in enumerate(np.flatnonzero(digits.target == kind)[:3]):
             small = Image.fromarray((digits.images[index] * 255 / 16).astype(np.uint8))
-            sheet.paste(small.resize((64, 64), Image.Resampling.BICUBIC), (92 + 70 * i, top))
-    for left in (386, 1046):
-        draw.polygon([(left, 560), (left + 24, 576), (left, 592)], fill=TEAL)
-    duration = next(line for line in (work / "train.txt").read_text().splitlines() if line.startswith("time "))
-    top = card(sheet, terminal(work, 590), 430, 96, f"{duration.removeprefix('time').strip()} on one core")
-    top = card(sheet, fit(heading, 590), 430, top, "report.html: every figure with its interval")
-    card(sheet, fit(answer, 590), 430, top, "linnaeus serve: a web page that can answer “unsure”")
-    run = work / "runs" / "digits-1"
-    grid = Image.open(run / "predictions.png").convert("RGB")
-    grid = fit(grid.crop((30, 95, grid.width * 66 // 100, grid.height * 28 // 100)), 590)
-    top = card(sheet, grid, 1090, 96, "mistakes first: 5 of 359, 4 of them “unsure”")
-    curves = Image.open(run / "curves.png").convert("RGB")
-    curves = fit(curves.crop((curves.width * 52 // 100, 20, curves.width, curves.height)), 590)
-    top = card(sheet, curves, 1090, top, "learning curves")
-    heat = Image.open(HERE / "explained.jpg").crop((504, 148, 939, 563))
-    card(sheet, fit(heat, 260), 1090, top, "where a network looks (a run on flowers)")
+            image.paste(small.resize((78, 78), Image.Resampling.BICUBIC), (left + 42 + 84 * i, top))
+    return image
+
+
+def draw_strip(work: Path, answers: list[Image.Image]) -> None:
+    """The image at the top of README.md, which is shown half as large: folders, one command, the page with answers."""
+    right, wrong = (fit(answer, 790) for answer in answers)
+    shown = terminal(work, 990)
+    middle = max(470, shown.height) + 130
+    sheet = Image.new("RGB", (1660, middle + max(right.height, wrong.height) + 90), PAPER)
+    heading(sheet, 30, 24, "1  Images in folders")
+    sheet.paste(folders(590), (30, 82))
+    heading(sheet, 640, 24, "2  One command")
+    framed(sheet, shown, 640, 82)
+    heading(sheet, 30, middle, "3  A page that answers, shows why, and says when an image is none of these")
+    framed(sheet, right, 30, middle + 58)
+    framed(sheet, wrong, 840, middle + 58)
     save(sheet, "overview.png", 160)
 
 
@@ -288,7 +295,8 @@ def main() -> None:
     save(grid.crop((0, 0, grid.width, grid.height * 26 // 50)), "predictions.png", 64)
     with browser() as running:
         draw_check(running, work)
-        draw_strip(work, draw_report(running, work), draw_page(running, work))
+        draw_report(running, work)
+        draw_strip(work, draw_page(running, work))
 
 
 if __name__ == "__main__":
