@@ -3,16 +3,16 @@
 Ridge regression has its leave-one-out residuals in closed form, also for whole groups of images that must be held out
 together (Cook and Weisberg 1982, "Residuals and influence in regression", section 3.6). So each labelled image is
 judged by a head that has seen all others but its near duplicates, at no more cost than solving the head. A logistic
-head needs iterations for each fold: `linear_probe` takes seconds where this takes milliseconds.
+head needs iterations for each fold: `linear_probe` takes seconds where this takes milliseconds. New images are added to
+the inverse (Woodbury's identity), which costs its square where a new inverse costs its cube.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, lapack
+from scipy.linalg import lapack
 
 from linnaeus.metrics.calibration import fit_temperature
 from linnaeus.metrics.outputs import Outputs, softmax
@@ -20,11 +20,19 @@ from linnaeus.metrics.outputs import Outputs, softmax
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Of the ridge, for features of length 1 after centering."""
 
-SEARCH_AGAIN = 1.25
-"""Growth of the number of labels after which the penalty is chosen again."""
+START = 2
+"""Index of the first penalty."""
+
+AGAIN = 1.25
+"""Growth of the number of labels after which the system is inverted anew, and the penalty chosen among neighbors."""
 
 SCALE = 8.0
 """Scores of 0 and 1 as logits: the prior of `fit_temperature` expects a temperature near 1."""
+
+CALIBRATING = 4096  # images at most that choose the temperature
+
+BIAS = 0.5
+"""The constant feature: at this length the bias is hardly penalized."""
 
 
 @dataclass(frozen=True)
@@ -52,74 +60,140 @@ class Head:
 class HeadSolver:
     """Solves heads for a growing set of labels."""
 
-    _penalty: float = 0.1
-    _searched_at: int = 0
-    _gram: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    _rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    _choice: int = START
+    _system: Dual | Primal | None = None
+    _inverted_at: int = 0
 
-    def solve(self, x: np.ndarray, labels: np.ndarray, classes: int, groups: np.ndarray) -> Head:
-        """The head for x (n, width) float32 with labels (n,) int64; images of one group (n,) are held out together."""
+    def solve(self, x: np.ndarray, labels: np.ndarray, classes: int, groups: np.ndarray, same: int = 0) -> Head:
+        """The head for x (n, width) float32 with labels (n,) int64; images of one group (n,) are held out together.
+
+        `same`: the number of leading rows of x that are those of the last call.
+        """
         n = len(x)
-        x = np.concatenate([x, np.full((n, 1), 0.5, np.float32)], 1)  # the bias is hardly penalized at this scale
+        x = np.concatenate([x, np.full((n, 1), BIAS, np.float32)], 1)
         y = np.zeros((n, classes), np.float32)
         y[np.arange(n), labels] = 1
         y -= 1 / classes
-        system = self._system(x)
-        if n >= SEARCH_AGAIN * self._searched_at or n < self._searched_at:
-            # the predicted residual error sum of squares (Allen 1974)
-            losses = {p: float((_held_out(system, x, y, p, groups)[1] ** 2).sum()) for p in PENALTIES}
-            self._penalty, self._searched_at = min(losses, key=lambda p: losses[p]), n
-        weight, residuals = _held_out(system, x, y, self._penalty, groups)
+        if self._system is not None and len(self._system) == same and n < AGAIN * self._inverted_at:
+            self._system.extend(x)
+            weight, residuals = self._system.solve(x, y, groups)
+        else:
+            weight, residuals = self._search(x, y, groups)
         held_out = SCALE * (y - residuals)
-        temperature = fit_temperature(Outputs(labels, held_out))
-        weight[-1] *= 0.5
-        return Head(weight, self._penalty, temperature, held_out)
+        weight[-1] *= BIAS
+        some = slice(None, None, -(-n // CALIBRATING))
+        temperature = fit_temperature(Outputs(labels[some], held_out[some]))
+        return Head(weight, PENALTIES[self._choice], temperature, held_out)
 
-    def _system(self, x: np.ndarray) -> np.ndarray:
-        """The matrix to factor: X X^T (n, n) for few images, X^T X (width, width) for many."""
-        n, d = x.shape
-        if n > d:
-            return x.T @ x
-        same = len(self._rows) if self._rows.shape[1:] == x.shape[1:] else 0
-        same = min(same, n)
-        if same and not np.array_equal(x[:same], self._rows[:same]):
-            same = 0
-        gram = np.empty((n, n), np.float32)
-        gram[:same, :same] = self._gram[:same, :same]
-        if same < n:
-            gram[same:] = x[same:] @ x.T
-            gram[:same, same:] = gram[same:, :same].T
-        self._gram, self._rows = gram, x
-        return gram
-
-
-def _held_out(
-    system: np.ndarray, x: np.ndarray, y: np.ndarray, penalty: float, groups: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(weight (width, classes), residual (n, classes) of each image under the head that has not seen its group)."""
-    matrix = system + penalty * np.eye(len(system), dtype=np.float32)
-    if len(system) == len(x):
-        factor, _ = lapack.spotrf(matrix, lower=1, overwrite_a=1)
-        inverse, _ = lapack.spotri(factor, lower=1)
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        dual = inverse @ y
-        return x.T @ dual, _by_group(dual, groups, inverse.diagonal(), lambda rows: inverse[np.ix_(rows, rows)])
-    solved = cho_solve(cho_factor(matrix, lower=True, check_finite=False), x.T, check_finite=False)  # (width, n)
-    weight = solved @ y
-
-    def block(rows: np.ndarray) -> np.ndarray:
-        return np.eye(len(rows), dtype=np.float32) - x[rows] @ solved[:, rows]
-
-    return weight, _by_group(y - x @ weight, groups, 1 - np.einsum("ij,ji->i", x, solved), block)
+    def _search(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Choose the penalty, or one beside it, by the predicted residual error sum of squares (Allen 1974)."""
+        kind = Dual if len(x) <= x.shape[1] else Primal
+        product = kind.product(x)
+        best: tuple[float, np.ndarray, np.ndarray] | None = None
+        middle = self._choice
+        for choice in range(max(0, middle - 1), min(len(PENALTIES), middle + 2)):
+            system = kind.of(x, product, PENALTIES[choice])
+            weight, residuals = system.solve(x, y, groups)
+            loss = float((residuals**2).sum())
+            if best is None or loss < best[0]:
+                best, self._choice, self._system = (loss, weight, residuals), choice, system
+        assert best is not None
+        self._inverted_at = len(x)
+        return best[1:]
 
 
-def _by_group(
-    values: np.ndarray, groups: np.ndarray, diagonal: np.ndarray, block: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """Residuals (n, classes) without the group of each image: its block of the matrix, inverted, times `values`."""
-    residuals = values / np.maximum(diagonal, 1e-6)[:, None]
+@dataclass
+class Dual:
+    """The inverse of X X^T + penalty, (n, n): for fewer images than features."""
+
+    inverse: np.ndarray
+    penalty: float
+
+    def __len__(self) -> int:
+        return len(self.inverse)
+
+    @staticmethod
+    def product(x: np.ndarray) -> np.ndarray:
+        return x @ x.T
+
+    @classmethod
+    def of(cls, x: np.ndarray, product: np.ndarray, penalty: float) -> Dual:
+        """The system of x (n, width), whose `product` is given."""
+        return cls(_inverse(product, penalty), penalty)
+
+    def extend(self, x: np.ndarray) -> None:
+        """Add the rows of x (n, width) that are new."""
+        m = len(self)
+        if m == len(x):
+            return
+        new = x[m:]
+        u = self.inverse @ (x[:m] @ new.T)
+        ridge = self.penalty * np.eye(len(new), dtype=np.float32)
+        rest = np.linalg.inv(new @ new.T + ridge - new @ x[:m].T @ u)
+        above = -u @ rest
+        self.inverse = np.block([[self.inverse - above @ u.T, above], [above.T, rest]])
+
+    def solve(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(weight (width, classes), residual (n, classes) of each image under the head that has not seen its group)."""
+        dual = self.inverse @ y
+        residuals = dual / np.maximum(self.inverse.diagonal(), 1e-6)[:, None]
+        for rows in _repeated(groups):
+            residuals[rows] = np.linalg.solve(self.inverse[np.ix_(rows, rows)], dual[rows])
+        return x.T @ dual, residuals
+
+
+@dataclass
+class Primal:
+    """The inverse of X^T X + penalty, (width, width), and the leverage of each image: for more images than features."""
+
+    inverse: np.ndarray
+    leverage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.leverage)
+
+    @staticmethod
+    def product(x: np.ndarray) -> np.ndarray:
+        return x.T @ x
+
+    @classmethod
+    def of(cls, x: np.ndarray, product: np.ndarray, penalty: float) -> Primal:
+        """The system of x (n, width), whose `product` is given."""
+        inverse = _inverse(product, penalty)
+        return cls(inverse, np.einsum("ij,ij->i", x @ inverse, x))
+
+    def extend(self, x: np.ndarray) -> None:
+        """Add the rows of x (n, width) that are new."""
+        m = len(self)
+        if m == len(x):
+            return
+        new = x[m:]
+        u = self.inverse @ new.T
+        middle = np.linalg.inv(np.eye(len(new), dtype=np.float32) + new @ u)
+        self.inverse -= u @ middle @ u.T
+        projected = x[:m] @ u
+        before = self.leverage - np.einsum("ij,ij->i", projected @ middle, projected)
+        self.leverage = np.concatenate([before, np.einsum("ij,ij->i", new @ self.inverse, new)])
+
+    def solve(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(weight (width, classes), residual (n, classes) of each image under the head that has not seen its group)."""
+        weight = self.inverse @ (x.T @ y)
+        seen = y - x @ weight
+        residuals = seen / np.maximum(1 - self.leverage, 1e-6)[:, None]
+        for rows in _repeated(groups):
+            block = np.eye(len(rows), dtype=np.float32) - x[rows] @ self.inverse @ x[rows].T
+            residuals[rows] = np.linalg.solve(block, seen[rows])
+        return weight, residuals
+
+
+def _inverse(product: np.ndarray, penalty: float) -> np.ndarray:
+    """The inverse of a positive definite matrix (m, m) float32 + penalty."""
+    factor, _ = lapack.spotrf(product + penalty * np.eye(len(product), dtype=np.float32), lower=1, overwrite_a=1)
+    inverse, _ = lapack.spotri(factor, lower=1)
+    return np.tril(inverse) + np.tril(inverse, -1).T
+
+
+def _repeated(groups: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group with more than one."""
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    for g in np.flatnonzero(sizes > 1):
-        rows = np.flatnonzero(group == g)
-        residuals[rows] = np.linalg.solve(block(rows), values[rows])
-    return residuals
+    return [np.flatnonzero(group == g) for g in np.flatnonzero(sizes > 1)]

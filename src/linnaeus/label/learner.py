@@ -149,6 +149,10 @@ class Learner:
     mean: np.ndarray | None = None
     """(width,) of the features; None before the first are ready."""
     _centered_at: int = 0
+    _rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _x: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """The features of `_rows`, centered by `_x_mean`."""
+    _x_mean: np.ndarray | None = None
     _group: dict[int, int] = field(default_factory=dict)
     """Image -> number of its group of near duplicates, for images that have been labelled."""
     position: dict[str, int] = field(init=False)
@@ -170,9 +174,23 @@ class Learner:
             return Learned(None, len(rows), rows, labels=y, classes=classes, figures=counts)
         self.recenter()
         assert self.mean is not None
-        head = self.solver.solve(self.vectors(rows), y, len(classes), groups)
+        same = self._follow(rows)
+        head = self.solver.solve(self._x, y, len(classes), groups, same)
         answers, held_out = LearnedHead(head, classes, self, self.mean), head.held_out_probabilities
         return judge(self.audit, labels, passed_over, Labelled(rows, y, classes, groups), (answers, held_out), started)
+
+    def _follow(self, rows: np.ndarray) -> int:
+        """Bring `_x` up to date. Returns the number of leading rows that are as before."""
+        same = 0
+        if self._x_mean is self.mean:
+            n = min(len(rows), len(self._rows))
+            different = np.flatnonzero(rows[:n] != self._rows[:n])
+            same = int(different[0]) if len(different) else n
+        self._x = np.concatenate(
+            [self._x[:same].reshape(same, self.features.values.shape[1]), self.vectors(rows[same:])]
+        )
+        self._rows, self._x_mean = rows, self.mean
+        return same
 
     def labelled(self, labels: Mapping[str, Label]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """(images, (n,) int64 label of each, classes that occur) of the labelled images with features."""

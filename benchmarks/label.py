@@ -1,0 +1,212 @@
+"""Labelling with simulated users: labels needed by order of the questions, honesty of the interval, and time.
+
+A folder is split into images to label (70 %) and validation images, anew for each seed. A simulated user answers the
+questions of `linnaeus label`, four at a time, with the true class; after each four the head is solved again. Recorded
+after each: the accuracy on the validation images, which nothing else sees, and the estimate with its interval that the
+page would show. Features are computed once and kept in the cache.
+
+- labels: over the seeds, the median number of labels from which on the accuracy of three steps in a row is reached;
+- coverage: how often the interval contains the accuracy on the validation images, at every 20th label from 40 on;
+- time: processor milliseconds from an answer to new figures, in one thread, with random features.
+
+    OMP_NUM_THREADS=1 python benchmarks/label.py FOLDER[,FOLDER] [--backbone FILE] [--seeds 10] [--labels 400]
+        [--orders margin,diverse,mixed,random] [--out label.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.label.backbone import colors, open_backbone
+from linnaeus.label.estimate import Audit
+from linnaeus.label.features import Features
+from linnaeus.label.journal import ACCEPTED, Label
+from linnaeus.label.learner import Learned, Learner
+from linnaeus.label.selection import Pool, Selection, Situation
+from linnaeus.label.session import list_images
+
+STEP = 4  # labels between two solutions of the head
+TARGETS = (0.80, 0.85, 0.90)
+SURE = 0.99
+
+
+@dataclass(frozen=True)
+class Images:
+    """Features and classes of the images of a folder."""
+
+    name: str
+    features: Features
+    classes: list[str]
+
+
+def images_of(folder: Path, backbone: str | None) -> Images:
+    """The images below a folder; the class of each is the name of its folder."""
+    features = Features(folder, list_images(folder), open_backbone(backbone, "cpu"))
+    features.start()
+    assert features._thread is not None
+    features._thread.join()
+    assert not features.failure, features.failure
+    return Images(folder.name, features, [path.split("/")[-2] for path in features.paths])
+
+
+def part(images: Images, rows: np.ndarray, seed: int) -> Features:
+    """Some of the images as the features of a folder of their own; `seed` decides their random order."""
+    features = Features(Path(), [f"{seed}/{images.features.paths[i]}" for i in rows], images.features.backbone)
+    features.values, features.hashes = images.features.values[rows], images.features.hashes[rows]
+    features.ready = images.features.ready[rows]
+    return features
+
+
+@dataclass
+class User:
+    """A simulated user of one folder."""
+
+    learner: Learner
+    selection: Selection
+    truth: list[str]
+
+    def course(self, held_out: np.ndarray, expected: np.ndarray, labels: int) -> list[dict[str, Any]]:
+        """One row per step; `held_out` (m, width) features and `expected` (m,) names of the validation images."""
+        paths, answers = self.learner.features.paths, dict[str, Label]()
+        learned, pool, rows = Learned(None), Pool(), []
+        while len(answers) < labels:
+            now = Situation(
+                answers, set(), len(answers), self.learner.position[next(reversed(answers))] if answers else None
+            )
+            questions = self.selection.choose(learned, pool, now, STEP)
+            if not questions:
+                break
+            for question in questions:
+                answers[paths[question.image]] = Label(self.truth[question.image], "human", "", len(answers))
+            learned = self.learner.learn(answers)
+            pool = pool.updated(self.learner, learned.rows)
+            if learned.answers is not None:
+                rows.append(self._row(learned, len(answers), held_out, expected))
+        return rows
+
+    def _row(self, learned: Learned, n: int, held_out: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+        head = learned.answers
+        assert head is not None
+        x = held_out - head.mean  # type: ignore[attr-defined]
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        probabilities = head.head.probabilities(x)  # type: ignore[attr-defined]
+        hits = np.array(head.classes)[probabilities.argmax(1)] == expected
+        sure = probabilities.max(1) >= SURE
+        row: dict[str, Any] = {"labels": n, "accuracy": float(hits.mean()), "estimate": None}
+        row |= {"sure": int(sure.sum()), "wrong": int((~hits[sure]).sum())}
+        row["expected"] = float((1 - probabilities.max(1)[sure]).sum())
+        row["naive"] = float((learned.held_out.argmax(1) == learned.labels).mean())
+        if learned.estimate is not None:
+            row["estimate"] = [learned.estimate.accuracy, learned.estimate.low, learned.estimate.high]
+        return row
+
+
+def simulate(images: Images, order: str, seed: int, labels: int) -> list[dict[str, Any]]:
+    """The course of one user."""
+    shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(images.features.ready))
+    cut = round(0.7 * len(shuffled))
+    rows, others = np.sort(shuffled[:cut]), shuffled[cut:]
+    features = part(images, rows, seed)
+    learner = Learner(features, Audit(features.paths))
+    user = User(learner, Selection(order, learner), [images.classes[i] for i in rows])
+    expected = np.array([images.classes[i] for i in others])
+    return user.course(images.features.values[others].astype(np.float32), expected, labels)
+
+
+def labels_needed(course: list[dict[str, Any]], target: float) -> int | None:
+    """The number of labels at the first of three steps in a row that reach the accuracy; None if there are none."""
+    for rows in zip(course, course[1:], course[2:], strict=False):
+        if all(row["accuracy"] >= target for row in rows):
+            return rows[0]["labels"]
+    return None
+
+
+def summarize(courses: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The figures of one order over the seeds."""
+    result: dict[str, Any] = {}
+    for target in TARGETS:
+        needed = [labels_needed(course, target) for course in courses]
+        reached = sorted(n for n in needed if n is not None)
+        result[f"{target:.2f}"] = {
+            "median": statistics.median_low(reached) if 2 * len(reached) > len(needed) else None,
+            "range": [reached[0], reached[-1]] if reached else None,
+            "reached": len(reached),
+        }
+    rows = [row for course in courses for row in course if row["estimate"] and row["labels"] % 20 == 0]
+    rows = [row for row in rows if row["labels"] >= 40]
+    inside = [row["estimate"][1] <= row["accuracy"] <= row["estimate"][2] for row in rows]
+    result["coverage"] = {"n": len(rows), "inside": int(sum(inside))}
+    result["bias"] = float(np.mean([row["estimate"][0] - row["accuracy"] for row in rows]))
+    result["naive bias"] = float(np.mean([row["naive"] - row["accuracy"] for row in rows]))
+    late = [row for row in rows if row["labels"] >= 160]
+    result["sure"] = {key: float(np.sum([row[key] for row in late])) for key in ("sure", "wrong", "expected")}
+    for n in (80, 160, 320):
+        at = [row["accuracy"] for course in courses for row in course if row["labels"] == n]
+        result[f"at {n}"] = float(np.mean(at)) if at else None
+    return result
+
+
+def durations(n: int, width: int, classes: int, repeats: int = 5) -> dict[str, Any]:
+    """Processor milliseconds from an answer to new figures with n labels: usually, and where the penalty is chosen."""
+    generator = np.random.default_rng(0)
+    features = Features(Path(), [f"{i}.jpg" for i in range(n + repeats)], colors())
+    labels = np.arange(n + repeats) % classes
+    means = generator.standard_normal((classes, width))
+    features.values = (means[labels] + 2 * generator.standard_normal((n + repeats, width))).astype(np.float16)
+    features.ready[:] = True
+    features.hashes = generator.integers(1, 2**63, (n + repeats, 2), dtype=np.uint64)
+    learner, pool = Learner(features, Audit(features.paths)), Pool()
+    known = {f"{i}.jpg": Label(f"{labels[i]}", ACCEPTED if i % 2 else "human", "", i) for i in range(n)}
+    pool = pool.updated(learner, learner.learn(known).rows)
+    taken = []
+    for i in range(n, n + repeats):
+        known[f"{i}.jpg"] = Label(f"{labels[i]}", "human", "", i)
+        started = time.process_time()
+        learned = learner.learn(known)
+        pool = pool.updated(learner, learned.rows)
+        learned.suspects()
+        taken.append(1000 * (time.process_time() - started))
+    learner.solver._inverted_at = 0
+    started = time.process_time()
+    learner.learn(known)
+    return {"median": statistics.median(taken), "new penalty": 1000 * (time.process_time() - started)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", help="folders of class folders, with commas; empty for the times alone")
+    parser.add_argument("--backbone")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--labels", type=int, default=400)
+    parser.add_argument("--orders", default="margin,diverse,mixed,random")
+    parser.add_argument("--times", action="store_true", help="measure times, too")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    results: dict[str, Any] = {"machine": f"{platform.machine()}, Python {platform.python_version()}"}
+    if options.times:
+        sizes = [(100, 1280, 16), (1000, 1280, 16), (10_000, 1280, 16), (1000, 2048, 100)]
+        results["milliseconds"] = {f"{n} x {d} x {c}": durations(n, d, c) for n, d, c in sizes}
+        print(json.dumps(results["milliseconds"], indent=1), flush=True)
+    for folder in filter(None, options.folders.split(",")):
+        images = images_of(Path(folder).absolute(), options.backbone)
+        shown = results[images.name] = {"images": len(images.classes), "backbone": images.features.backbone.name}
+        for order in options.orders.split(","):
+            started = time.perf_counter()
+            courses = [simulate(images, order, seed, options.labels) for seed in range(options.seeds)]
+            shown[order] = summarize(courses)
+            print(images.name, order, f"{time.perf_counter() - started:.0f} s", json.dumps(shown[order]), flush=True)
+    if options.out is not None:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

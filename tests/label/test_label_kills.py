@@ -1,0 +1,111 @@
+"""Servers that are killed: what was acknowledged is on the disk, in the journal and in the CSV, whenever they die."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from killing import dying, in_child
+
+from linnaeus.label.journal import Answer
+from linnaeus.label.labels_csv import LabelStore
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+
+
+def answer_until_killed(folder: Path, name: str, seed: int, pipe: int) -> None:
+    """Label the images of a server of its own again and again, and say before and after each answer what it is."""
+    store, generator = LabelStore.open(folder, folder / "labels.csv"), random.Random(seed)
+    while True:
+        path, label = f"{name}{generator.randrange(40)}.jpg", f"class {generator.randrange(5)}"
+        os.write(pipe, f"? {path},{label}\n".encode())
+        number = store.answer([Answer(path, label)])
+        os.write(pipe, f"! {path},{label}\n".encode())
+        if generator.random() < 0.2:
+            before = next((s.label for s in reversed(store.journal._states[path][:-1])), None)
+            restored = before.label if before is not None else ""
+            os.write(pipe, f"? {path},{restored}\n".encode())
+            store.undo(number)
+            os.write(pipe, f"! {path},{restored}\n".encode())
+
+
+def start(folder: Path, name: str, seed: int) -> tuple[int, int]:
+    """(process, pipe with what it says)."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            answer_until_killed(folder, name, seed, writing)
+        finally:
+            os._exit(99)
+    os.close(writing)
+    return pid, reading
+
+
+def check(folder: Path, allowed: dict[str, set[str]]) -> None:
+    """`allowed`: the labels that an image may have: the last one acknowledged, or the one on its way."""
+    store = LabelStore.open(folder, folder / "labels.csv")
+    shown = {}
+    if store.journal.records:  # killed before the first answer otherwise
+        with store.csv.open(newline="") as file:
+            shown = {row["path"]: row["label"] for row in csv.DictReader(file)}
+    for path, labels in allowed.items():
+        label = store.journal.labels.get(path)
+        assert ("" if label is None else label.label) in labels, path
+        assert shown.get(path, "") == ("" if label is None else label.label), path
+    assert set(shown) == set(store.journal.labels)
+    assert [path for path in folder.iterdir() if path.name.startswith(".linnaeus-tmp")] == []
+
+
+def kill_servers(folder: Path, kills: int) -> int:
+    """Kill two servers of one folder `kills` times. Returns the number of answers that were acknowledged."""
+    generator, allowed, answers = random.Random(0), dict[str, set[str]](), 0
+    for seed in range(kills // 2):
+        servers = [start(folder, name, 2 * seed + k) for k, name in enumerate(("a", "b"))]
+        if seed % 3:  # otherwise they may die while they open the folder
+            select.select([reading for _, reading in servers], [], [], 10)
+        time.sleep(generator.random() * 0.05)
+        for pid, _ in servers:
+            os.kill(pid, signal.SIGKILL)
+        for pid, reading in servers:
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+            with os.fdopen(reading) as file:
+                for line in file:
+                    kind, (path, label) = line[0], line[2:].rstrip("\n").split(",")
+                    allowed[path] = {label} if kind == "!" else allowed.get(path, {""}) | {label}
+                    answers += kind == "!"
+        check(folder, allowed)
+    return answers
+
+
+def test_killed_servers_lose_nothing_that_was_answered(tmp_path: Path):
+    assert kill_servers(tmp_path, 8) > 0
+
+
+@pytest.mark.long
+def test_a_hundred_kills_lose_nothing_that_was_answered(tmp_path: Path):
+    assert kill_servers(tmp_path, 100) > 20
+
+
+@pytest.mark.parametrize("name", ["fsync", "write", "replace", "open"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_kill_at_any_step_of_an_answer_leaves_a_folder_that_opens(tmp_path: Path, name: str, nth: int):
+    store = LabelStore.open(tmp_path, tmp_path / "labels.csv")
+    store.answer([Answer("a.jpg", "rose")])
+
+    def work() -> None:
+        dying(os, name, nth)
+        again = LabelStore.open(tmp_path, tmp_path / "labels.csv")
+        again.answer([Answer("a.jpg", "tulip"), Answer("b.jpg", "tulip")])
+
+    assert in_child(work) in (0, -signal.SIGKILL)
+    check(tmp_path, {"a.jpg": {"rose", "tulip"}, "b.jpg": {"", "tulip"}})
+    again = LabelStore.open(tmp_path, tmp_path / "labels.csv")
+    assert len({again.journal.labels["a.jpg"].label == "tulip", "b.jpg" in again.journal.labels}) == 1, "all or nothing"
