@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from linnaeus.serve.invitations import SCHEME, Invitations
 from linnaeus.serve.metrics import Metrics
 from linnaeus.serve.origins import is_foreign
 from linnaeus.serve.pages import STATIC
@@ -38,6 +39,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 COOKIE = "linnaeus"
+LOGIN = "/login"
 PART = 64 << 10  # bytes of a response that are written at once
 
 
@@ -50,6 +52,7 @@ class Credentials:
 
     token: str | None
     session: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    invitations: Invitations = field(default_factory=Invitations)
 
     def accepts(self, headers: Headers) -> bool:
         """Whether a request carries the token (`Authorization: Bearer`) or the cookie. Runs in constant time."""
@@ -134,6 +137,8 @@ class AccessControl:
             return error_response(403, "a page of another origin sent this; --allow-origin ORIGIN accepts its requests")
         if method == "OPTIONS" and self.origins:
             return None  # browsers ask without a token whether they may send one
+        if path == LOGIN and method == "POST" and self.credentials.invitations.redeem(headers):
+            return None
         if path not in PUBLIC_PATHS and not self.credentials.accepts(headers):
             return error_response(401, _missing_token(headers), {"WWW-Authenticate": "Bearer"})
         return None
@@ -161,7 +166,10 @@ def _missing_token(headers: Headers) -> str:
     """Why a request without valid credentials is refused."""
     if "authorization" not in headers and not _cookie(headers):
         return "a token is required: Authorization: Bearer …"
-    if headers.get("authorization", "bearer").partition(" ")[0].lower() != "bearer":
+    scheme = headers.get("authorization", "bearer").partition(" ")[0].lower()
+    if scheme == SCHEME:
+        return "this link was used already, or is older than 15 minutes; open a new one"
+    if scheme != "bearer":
         return "the token must be sent as Authorization: Bearer …"
     return "invalid token, or a session of an earlier server process"
 

@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect
 
 from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
-from linnaeus.serve import openapi, pages
-from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_response
+from linnaeus.serve import openapi, pages, sharing
+from linnaeus.serve.access import COOKIE, LOGIN, AccessControl, Credentials, error_response
 from linnaeus.serve.disconnection import until_disconnected
 from linnaeus.serve.limits import RefusedError
 from linnaeus.serve.model_info import model_info
@@ -42,9 +42,11 @@ class Settings:
     """Origins of other servers whose pages may send requests, in lower case, or `*`."""
     report: str | None = None
     """Text of the run's report.html, if there is one."""
+    address: str | None = None
+    """`http://host:port` at which other devices reach the server; None if they cannot."""
 
 
-def make_app(service: Service, settings: Settings) -> AccessControl:
+def make_app(service: Service, settings: Settings, credentials: Credentials | None = None) -> AccessControl:
     """The complete server as an ASGI application. `service` starts and stops with it."""
 
     @asynccontextmanager
@@ -62,11 +64,13 @@ def make_app(service: Service, settings: Settings) -> AccessControl:
         redoc_url=None,
         lifespan=lifespan,
     )
-    credentials = Credentials(settings.token)
+    credentials = credentials or Credentials(settings.token)
     add_error_handlers(app)
     _add_prediction_routes(app, service, settings)
     _add_monitoring_routes(app, service)
     _add_page_routes(app, settings, credentials)
+    if settings.address is not None:
+        sharing.add_routes(app, settings.address, credentials.invitations if settings.token else None)
     routes = [route.path for route in app.routes if hasattr(route, "path")]
     return AccessControl(app, credentials, service.metrics, routes, settings.hosts, settings.origins)
 
@@ -136,7 +140,9 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
     @app.get("/model", summary="Describe the model", responses=openapi.error_responses(401, 403, 421))
     async def model() -> dict[str, Any]:
         """Classes, metrics with counts and intervals, and the limits of this server."""
-        return model_info(service, settings.name, report=settings.report is not None)
+        return model_info(service, settings.name, report=settings.report is not None) | {
+            "shared": settings.address is not None
+        }
 
 
 def _add_monitoring_routes(app: FastAPI, service: Service) -> None:
@@ -186,7 +192,7 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
         policy = pages.report_policy(settings.report)
         return HTMLResponse(report_body, headers={"Content-Security-Policy": policy})
 
-    @app.post("/login", include_in_schema=False)
+    @app.post(LOGIN, include_in_schema=False)
     async def login(request: Request) -> Response:
         """Exchange the token for a cookie, so that a browser can follow links."""
         response = Response(status_code=204)

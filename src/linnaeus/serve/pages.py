@@ -15,7 +15,7 @@ from linnaeus.data.class_names import printable
 FOLDER = Path(__file__).parent / "static"
 SHARED = ("page.js", "i18n.js", "queue.js", "files.js", "answers.js", "table.js")
 """Scripts that also a page without a server needs."""
-SCRIPTS = (*SHARED, "requests.js", "token.js")
+SCRIPTS = (*SHARED, "requests.js", "token.js", "share.js")
 STATIC = {"page.css": "text/css", "icon.svg": "image/svg+xml", **dict.fromkeys(SCRIPTS, "text/javascript")}
 LANGUAGES = ("en", "zh")
 HEADER_LENGTH = 1000  # characters of an Accept-Language header that are parsed

@@ -8,17 +8,21 @@ import logging
 import signal
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
+from linnaeus.serve.access import Credentials, is_loopback
 from linnaeus.serve.app import Settings, make_app
 from linnaeus.serve.connections import BACKLOG, ServerConfig
 from linnaeus.serve.gallery import load_gallery
 from linnaeus.serve.repeated_errors import OneTraceback
 from linnaeus.serve.service import Service
+from linnaeus.serve.sharing import address_of, invite, qr_text
 
 OTHER_FILES = 256  # file descriptors that a process needs besides its connections
 
@@ -28,12 +32,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, settings: Settings, listener: socket.socket, console: Console):
         self.service, self.listener, self.console = service, listener, console
-        super().__init__(ServerConfig(make_app(service, settings), service.limits))
-
-    @property
-    def address(self) -> str:
-        host, port = self.listener.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.address = address_of(listener)
+        self.credentials = Credentials(settings.token)
+        if not is_loopback(urlsplit(self.address).hostname or ""):
+            settings = replace(settings, address=self.address)
+        self.settings = settings
+        super().__init__(ServerConfig(make_app(service, settings, self.credentials), service.limits))
 
     def serve_until_stopped(self) -> None:
         """Serve until SIGINT, SIGTERM or `should_exit`. Raises JobError if the server does not start."""
@@ -46,6 +50,18 @@ class Server(uvicorn.Server):
         if self.started:
             self.listener.listen(BACKLOG)  # asyncio takes one number for this and for what it accepts at once
             self.console.say(f"serving   {self.address}   (press Ctrl-C to stop)")
+            self._invite()
+
+    def _invite(self) -> None:
+        """On a terminal, print a link that replaces the token once, and a QR code where a phone can use it."""
+        shared, token = self.settings.address is not None, self.settings.token is not None
+        if not self.console.stream.isatty() or not (shared or token):  # a link must not end up in a log
+            return
+        link = invite(self.address, self.credentials.invitations if token else None)
+        if token:
+            self.console.say(f"open      {link}   (instead of the token; works once, within 15 minutes)")
+        if shared and (code := qr_text(link)) is not None:
+            self.console.say(code)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.ready = False

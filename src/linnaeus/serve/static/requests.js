@@ -1,7 +1,9 @@
 // Requests to the server, for the queue. `export --to web` has another file of this name, which predicts in the browser.
-import { askForToken } from "./token.js";
+import { setUpSharing } from "./share.js";
+import { askForToken, redeemInvitation } from "./token.js";
 
 const TIMEOUT = 120_000; // ms
+const redeemed = redeemInvitation();
 
 // fetch that throws temporary errors as {kind, after}, and a missing token as {wait}.
 async function request(url, options = {}) {
@@ -19,7 +21,10 @@ async function request(url, options = {}) {
 
 // The description of the model, as GET /model gives it.
 export async function fetchModel() {
-  return (await request("/model")).body;
+  await redeemed;
+  const { body } = await request("/model");
+  setUpSharing(body.shared);
+  return body;
 }
 
 export async function predict(file, explain) {

@@ -10,6 +10,15 @@ export function askForToken(then) {
   if (!$("token-dialog").open) $("token-dialog").showModal();
 }
 
+// A link with an invitation replaces the token once; the address must not keep it.
+const invitation = new URLSearchParams(location.hash.slice(1)).get("invitation");
+if (invitation) history.replaceState(null, "", location.pathname);
+
+// Exchange the invitation in the address, if there is one, before the first request.
+export async function redeemInvitation() {
+  if (invitation) await fetch("/login", { method: "POST", headers: { Authorization: `Invitation ${invitation}` } }).catch(() => null);
+}
+
 async function login(event) {
   event.preventDefault();
   $("token-error").textContent = "";
