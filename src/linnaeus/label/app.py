@@ -100,6 +100,11 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
         """The unlabelled images that are most similar to an image, itself first."""
         return _json({"images": [card(server, i, "alike") for i in [image, *session.alike(image, n)]]})
 
+    @app.get("/api/card/{image}")
+    def one(image: int, path: str | None = None) -> Response:
+        """An image, found by its path if its number is old."""
+        return _json(card(server, session.places([image], None if path is None else [path])[0], "file"))
+
     @app.get("/api/labelled")
     def labelled(label: str, n: Annotated[int, Query(ge=1, le=200)] = 60) -> Response:
         """The images of a class that were labelled last."""
@@ -123,11 +128,12 @@ def _add_answering(app: FastAPI, server: LabelServer) -> None:
         label = UNKNOWN if body.unknown else body.label
         if label == UNKNOWN and not body.unknown:
             raise UserError("an empty class; name one, or send unknown: true")
-        record = await asyncio.to_thread(session.answer, body.images, label, body.batch)
+        images = session.places(body.images, body.paths)
+        record = await asyncio.to_thread(session.answer, images, label, body.batch)
         result: dict[str, Any] = {"record": record}
         if body.batch is not None:
             result["batch"] = session.batches.known[body.batch].to_dict()
-        twins = await asyncio.to_thread(session.duplicates, body.images[0]) if len(body.images) == 1 and label else []
+        twins = await asyncio.to_thread(session.duplicates, images[0]) if len(images) == 1 and label else []
         result["duplicates"] = [card(server, i, "duplicate") for i in twins[:MAX_IMAGES]]
         return _json(result)
 
@@ -140,7 +146,8 @@ def _add_answering(app: FastAPI, server: LabelServer) -> None:
     @app.post("/api/skip")
     async def skip(request: Request) -> Response:
         body = await read_body(request, ImagesBody, server.limits)
-        return _json({"record": await asyncio.to_thread(session.skip, body.images)})
+        images = session.places(body.images, body.paths)
+        return _json({"record": await asyncio.to_thread(session.skip, images)})
 
     @app.post("/api/class")
     async def add_class(request: Request) -> Response:

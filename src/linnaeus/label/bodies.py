@@ -17,18 +17,19 @@ MAX_IMAGES = 500
 T = TypeVar("T", bound=pydantic.BaseModel)
 
 
-class AnswerBody(pydantic.BaseModel):
+class ImagesBody(pydantic.BaseModel):
+    images: list[int] = pydantic.Field(min_length=1, max_length=MAX_IMAGES)
+    paths: list[str] | None = pydantic.Field(default=None, max_length=MAX_IMAGES)
+    """Paths of the images, for a page that was open before the server was started: its numbers may be old."""
+
+
+class AnswerBody(ImagesBody):
     """An answer. `label` is a class, or null to take the label away; `unknown`: the images are of no class."""
 
-    images: list[int] = pydantic.Field(min_length=1, max_length=MAX_IMAGES)
     label: str | None = None
     unknown: bool = False
     batch: int | None = None
     """Number of the batch whose sample this verifies."""
-
-
-class ImagesBody(pydantic.BaseModel):
-    images: list[int] = pydantic.Field(min_length=1, max_length=MAX_IMAGES)
 
 
 class NumberBody(pydantic.BaseModel):

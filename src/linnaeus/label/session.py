@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import Console
-from linnaeus.data.class_names import class_name, natural_order
+from linnaeus.data.class_names import class_name, natural_order, printable
 from linnaeus.errors import UserError
 from linnaeus.label.acceptance import Batches
 from linnaeus.label.course import Course
@@ -236,6 +236,22 @@ class Session:
 
     def _labelled(self) -> list[int]:
         return [self.position[path] for path in self.labels if path in self.position]
+
+    def places(self, images: Sequence[int], paths: Sequence[str] | None) -> list[int]:
+        """Numbers of images named by number and path. The path decides: a restart may change the numbers."""
+        if paths is None:
+            return [i for i in images if self._path(i)]
+        if len(paths) != len(images):
+            raise UserError(f"{len(images)} images with {len(paths)} paths; name each image once")
+        return [self._place(i, path) for i, path in zip(images, paths, strict=True)]
+
+    def _place(self, image: int, path: str) -> int:
+        if 0 <= image < len(self.features.paths) and printable(self.features.paths[image]) == path:
+            return image
+        found = [i for i, known in enumerate(self.features.paths) if printable(known) == path]
+        if len(found) != 1:
+            raise UserError(f"{path}: no such image in the folder any more; reload the page")
+        return found[0]
 
     def _path(self, image: int) -> str:
         if not 0 <= image < len(self.features.paths):

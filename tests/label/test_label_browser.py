@@ -1,0 +1,476 @@
+"""The labelling page in a real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labelling import new_server, photos
+from tiny import write_images
+
+from linnaeus.console import Console
+from linnaeus.label.page import FOLDER
+from linnaeus.label.server import Server
+from linnaeus.serve.server import bind
+
+pytestmark = pytest.mark.long
+
+TEXTS = json.loads((FOLDER / "translations.json").read_text(encoding="utf-8"))
+EN, ZH = TEXTS["en"], TEXTS["zh"]
+WIDTHS = (390, 768, 1280)
+MIN_CONTRAST = 4.5  # of text (WCAG 2.2, 1.4.3)
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+class Running:
+    """A labelling server of a folder in a thread of this process."""
+
+    def __init__(self, folder: Path, port: int = 0, token: str | None = None):
+        self.label = new_server(folder)
+        self.server = Server(self.label, bind("127.0.0.1", port), Console(silent=True), token)
+        self.address, self.port = self.server.address, self.server.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.server.serve_until_stopped)
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive(), "the server could not start"
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(60)
+
+
+Start = Callable[..., Running]
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """start(folder) -> a running server, which is stopped at the end."""
+    running: list[Running] = []
+
+    def start_one(*arguments: Any, **options: Any) -> Running:
+        running.append(Running(*arguments, **options))
+        return running[-1]
+
+    yield start_one
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """open_page(address, **options of a browser context) -> the page; no script may fail, nothing leave the server."""
+    contexts, messages, urls, addresses = [], [], [], set()
+
+    def open_one(address: str, context: Any = None, **options: Any) -> Any:
+        context = context or browser.new_context(**options)
+        context.set_default_timeout(15_000)
+        contexts.append(context)
+        addresses.add(address.split("#")[0].rstrip("/") + "/")
+        page = context.new_page()
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(f"dialog {dialog.message}") or dialog.dismiss())
+        page.on("request", lambda request: urls.append(request.url))
+        page.goto(address)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert [message for message in messages if not message.startswith("Failed to load resource")] == []
+    assert [url for url in urls if not url.startswith((*addresses, "data:"))] == []
+
+
+def path_of(page: Any) -> str:
+    """The path of the image that is asked about, once it is there."""
+    page.locator("#image").wait_for()
+    return page.locator("#image").get_attribute("alt")
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait for a JavaScript condition; an expression would need eval, which the policy of the page forbids."""
+    page.wait_for_function(f"() => {condition}")
+
+
+def wait_for_next(page: Any, path: str) -> None:
+    page.wait_for_function("old => document.getElementById('image').alt !== old", arg=path)
+
+
+def answer(page: Any, name: str | None = None) -> str:
+    """Answer the question by keyboard with a class, by default the right one. Returns the path of its image."""
+    path = path_of(page)
+    name = name or path.split()[0]
+    button = page.locator(f'.class[data-name="{name}"]')
+    if button.count():
+        page.keyboard.press(button.get_attribute("aria-keyshortcuts"))
+    else:
+        page.keyboard.press("n")
+        page.locator("#name").fill(name)
+        page.keyboard.press("Enter")
+    wait_for_next(page, path)
+    return path
+
+
+def ready(page: Any) -> Any:
+    """The page, with a question, the focus outside of the text field."""
+    path_of(page)
+    until(page, "app.state !== null")
+    page.evaluate("document.activeElement.blur()")
+    return page
+
+
+def sent(page: Any) -> None:
+    """Wait until the server has all answers."""
+    until(page, "outbox.entries.length === 0")
+
+
+def rows(folder: Path, name: str = "labels.csv") -> dict[str, str]:
+    with (folder / name).open(newline="", encoding="utf-8") as file:
+        return {row["path"]: row["label"] for row in csv.DictReader(file)}
+
+
+def test_thirty_images_are_labelled_by_keyboard_while_the_figures_follow(
+    tmp_path: Path, start: Start, open_page: Open
+) -> None:
+    folder = photos(tmp_path / "photos", each=40)
+    page = ready(open_page(start(folder).address))
+    assert page.locator("#too-few .few").inner_text() == EN["too_few_title"]
+    for _ in range(30):
+        random = page.evaluate("current().reason") == "random"
+        shown = page.eval_on_selector_all(".guess", "all => all.some((bar) => parseFloat(bar.style.width) > 0)")
+        assert not (random and shown), "the guess about a random question is hidden"
+        answer(page)
+    sent(page)
+    labels = rows(folder)
+    assert len(labels) == 30
+    assert all(path.split()[0] == label for path, label in labels.items())
+    page.locator("#accuracy-value", has_text="%").wait_for()
+    until(page, "app.state.labelled === 30 && app.state.course.length > 1")
+    state = page.evaluate("app.state")
+    assert page.locator("#accuracy-value").inner_text() == f"{state['accuracy']['accuracy']:.0%}"
+    low, high = state["accuracy"]["ci95"]
+    assert page.locator("#accuracy-interval").inner_text() == f"{low:.0%} to {high:.0%}"
+    assert str(state["accuracy"]["n"]) in page.locator("#accuracy-n").inner_text()
+    assert page.locator("#chart polyline").count() == 1
+    counts = page.locator(".class .n").all_inner_texts()
+    assert counts == [
+        str(sum(label == name for label in labels.values()))
+        for name in page.evaluate("app.state.classes.map((c) => c.name)")
+    ]
+    assert page.locator("#labelled").inner_text() == "30 of 120 labelled"
+
+
+def test_answers_are_undone_skipped_unknown_and_of_new_classes(tmp_path: Path, start: Start, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=6)
+    page = ready(open_page(start(folder).address))
+    first = answer(page, "a")
+    sent(page)
+    assert rows(folder) == {first: "a"}
+    page.keyboard.press("Backspace")
+    page.locator(f'#image[alt="{first}"]').wait_for()
+    sent(page)
+    assert rows(folder) == {}
+    page.keyboard.press("0")
+    wait_for_next(page, first)
+    skipped = path_of(page)
+    page.keyboard.press("Space")
+    wait_for_next(page, skipped)
+    named = answer(page, "  Tulip   de luxe ".strip())
+    again = answer(page, "b")
+    sent(page)
+    assert rows(folder) == {named: "Tulip de luxe", again: "b"}
+    assert rows(folder, "labels-unknown.csv") == {first: "unknown"}
+    assert page.locator(".class .name").all_inner_texts() == ["Tulip de luxe", "b"]
+    page.keyboard.press("n")
+    page.locator("#name").fill("TULIP DE LUXE")  # of a class that exists
+    other = path_of(page)
+    page.keyboard.press("Enter")
+    wait_for_next(page, other)
+    sent(page)
+    assert rows(folder)[other] == "Tulip de luxe"
+    assert page.locator("#live").inner_text() == f"{other}: Tulip de luxe."
+
+
+def test_alike_images_are_answered_at_once_without_the_deselected(
+    tmp_path: Path, start: Start, open_page: Open
+) -> None:
+    folder = photos(tmp_path / "photos", each=12)
+    page = ready(open_page(start(folder).address))
+    for _ in range(3):
+        answer(page)
+    until(page, "app.state.features.done === app.state.images")
+    sent(page)
+    page.keyboard.press("g")
+    page.locator(".tile").nth(11).wait_for()
+    left_out = page.locator(".tile img").nth(1).get_attribute("alt")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    assert page.locator("#selected").inner_text() == "11 of 12 selected"
+    chosen = [i.get_attribute("alt") for i in page.locator(".pick[aria-pressed=true] img").all()]
+    page.keyboard.press("1")
+    path_of(page)
+    sent(page)
+    labels = rows(folder)
+    assert len(labels) == 14
+    assert left_out not in labels
+    name = page.evaluate("app.state.classes[0].name")
+    assert {labels[path] for path in chosen} == {name}
+    page.keyboard.press("Control+z")
+    until(page, "app.state.labelled === 3")
+    assert len(rows(folder)) == 3
+
+
+def test_a_label_is_corrected_and_removed_in_the_grid_of_its_class(
+    tmp_path: Path, start: Start, open_page: Open
+) -> None:
+    folder = photos(tmp_path / "photos", each=4)
+    page = ready(open_page(start(folder).address))
+    paths = [answer(page, "a"), answer(page, "a"), answer(page, "b")]
+    sent(page)
+    until(page, "app.state.labelled === 3")
+    page.locator("#rows button", has_text=re.compile("^a$")).click()
+    page.locator(".tile").nth(1).wait_for()
+    assert page.locator("#selected").inner_text() == "0 of 2 selected"
+    page.locator(f'.tile img[alt="{paths[0]}"]').click()
+    page.locator('.class[data-name="b"]').click()
+    page.locator(f'.tile img[alt="{paths[1]}"]').click()
+    page.keyboard.press("Delete")
+    sent(page)
+    assert rows(folder) == {paths[0]: "b", paths[2]: "b"}
+
+
+def test_answers_given_without_a_server_are_kept_and_sent_later(tmp_path: Path, start: Start, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=8)
+    running = start(folder)
+    page = ready(open_page(running.address))
+    before = answer(page)
+    sent(page)
+    until(page, "questions.length === 3")
+    running.stop()
+    offline = [answer(page, "x"), answer(page, "y")]
+    page.locator("#offline").wait_for()
+    until(page, "document.getElementById('offline').textContent.includes('2')")
+    assert page.locator("#offline").inner_text() == EN["offline"].format(n=2)
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith(OUTBOX_KEY)).length") == 2
+    page.close()  # the answers are in the storage of the browser, not in the page
+    write_images(folder / "0 new", ("c",), 3)  # the numbers of all images change
+    again = open_page(start(folder, running.port).address, page.context)
+    path_of(again)
+    sent(again)
+    assert rows(folder) == {before: before.split()[0], offline[0]: "x", offline[1]: "y"}
+    assert again.locator("#offline").is_hidden()
+
+
+def test_a_page_that_stays_open_over_a_restart_labels_the_image_that_it_shows(
+    tmp_path: Path, start: Start, open_page: Open
+) -> None:
+    folder = photos(tmp_path / "photos", each=8)
+    running = start(folder)
+    page = ready(open_page(running.address))
+    kept = answer(page, "a")
+    sent(page)
+    shown = path_of(page)
+    running.stop()
+    page.locator("#offline").wait_for()
+    write_images(folder / "0 new", ("c",), 5)
+    start(folder, running.port)
+    page.locator("#offline").wait_for(state="hidden")
+    assert path_of(page) == shown
+    until(page, "questions.length === 3")
+    later = [answer(page, "b"), answer(page, "a")]
+    sent(page)
+    assert rows(folder) == {kept: "a", shown: "b", later[1]: "a"}
+    page.locator("#back").wait_for(state="hidden")
+
+
+def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=8)
+    port = bind("127.0.0.1", 0).getsockname()[1]
+
+    def launch() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "linnaeus", "label", str(folder), "--backbone", "colors", "--port", str(port)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "LINNAEUS_CACHE": str(tmp_path / "cache")}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("labelling"):
+                return process
+        raise AssertionError("the server did not start")
+
+    first = launch()
+    page = ready(open_page(f"http://127.0.0.1:{port}"))
+    paths = [answer(page) for _ in range(3)]
+    sent(page)
+    until(page, "questions.length === 3")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    paths.append(answer(page))
+    second = launch()
+    try:
+        page.locator("#offline").wait_for(state="hidden")
+        sent(page)
+        paths.append(answer(page))
+        sent(page)
+        assert rows(folder) == {path: path.split()[0] for path in paths}
+    finally:
+        second.terminate()
+        second.wait()
+
+
+def test_a_batch_is_accepted_after_its_sample_was_verified(tmp_path: Path, start: Start, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=40)
+    page = ready(open_page(start(folder).address))
+    for _ in range(36):
+        answer(page)
+    until(page, "app.state.accuracy && app.state.features.done === app.state.images && app.state.labelled === 36")
+    page.locator("#sure").select_option("0.95")
+    page.locator("#go-batch").click()
+    page.locator("#panel").wait_for()
+    n = int(re.search(r"\d+", page.locator("#panel-title").inner_text())[0])
+    assert n > 20
+    page.keyboard.press("Enter")
+    page.locator("#keep").wait_for()
+    for k in range(20):
+        path = path_of(page)
+        name = path.split()[0]
+        if page.evaluate("current().label") == name:
+            page.keyboard.press("Enter")
+        else:
+            page.locator(f'.class[data-name="{name}"]').click()
+        if k < 19:
+            wait_for_next(page, path)
+    page.get_by_role("button", name=EN["batch_accept"].format(n=n - 20)).wait_for()
+    page.keyboard.press("Enter")
+    until(page, f"app.state.labelled === {36 + n}")
+    with (folder / "labels.csv").open(newline="") as file:
+        provenance = [row["provenance"] for row in csv.DictReader(file)]
+    assert (provenance.count("human"), provenance.count("accepted")) == (56, n - 20)
+    page.keyboard.press("Backspace")
+    until(page, "app.state.labelled === 56")
+
+
+def test_suspects_are_shown_again_and_leave_when_they_are_confirmed(
+    tmp_path: Path, start: Start, open_page: Open
+) -> None:
+    folder = photos(tmp_path / "photos", each=30)
+    page = ready(open_page(start(folder).address))
+    wrong = {"a": "b", "b": "a", "c": "c"}
+    for k in range(30):
+        name = path_of(page).split()[0]
+        answer(page, wrong[name] if k in (8, 20) else name)
+    until(page, "app.state.labelled === 30 && app.state.suspects > 0 && app.state.features.done === app.state.images")
+    before = page.evaluate("app.state.suspects")
+    page.locator("#go-suspects").click()
+    page.locator("#keep").wait_for()
+    label = page.evaluate("current().label")
+    assert page.locator("#prompt").inner_text() == EN["suspect"].format(name=label)
+    suggested = page.evaluate("current().suggested")
+    assert page.locator(".class.proposed .name").inner_text() == suggested
+    page.keyboard.press("Enter")
+    until(page, f"app.state.suspects < {before}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_width_scrolls_vertically_only_and_texts_have_contrast(
+    tmp_path: Path, start: Start, open_page: Open, scheme: str
+) -> None:
+    folder = photos(
+        tmp_path / "photos", each=4, classes=("a", "a class with a name that is wider than a phone is", "c")
+    )
+    address = start(folder).address
+    for width in WIDTHS:
+        page = ready(open_page(address, viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=True))
+        for _ in range(3):
+            answer(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        path = path_of(page)
+        page.locator(".class").first.tap()
+        wait_for_next(page, path)
+        page.locator("#undo").tap()
+        page.wait_for_function("old => document.getElementById('image').alt === old", arg=path)
+        sent(page)
+        for selector, on in (
+            ("h1", "body"),
+            (".small", "body"),
+            ("aside .small", "aside"),
+            ("button.primary", "button.primary"),
+        ):
+            assert contrast(page, selector, on) >= MIN_CONTRAST, (selector, width)
+
+
+def contrast(page: Any, selector: str, on: str) -> float:
+    """Contrast ratio between the text of the first such element and the background of another (WCAG 2.2)."""
+    colors = page.evaluate(
+        "([s, on]) => [getComputedStyle(document.querySelector(s)).color, "
+        "getComputedStyle(document.querySelector(on)).backgroundColor]",
+        [selector, on],
+    )
+    luminances = []
+    for color in colors:
+        channels = [float(v) / 255 for v in re.findall(r"[\d.]+", color)[:3]]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+        luminances.append(0.2126 * r + 0.7152 * g + 0.0722 * b)
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+
+
+def test_the_page_speaks_both_languages_and_names_are_never_html(tmp_path: Path, start: Start, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=4)
+    (folder / "a 0.png").rename(folder / f"{EVIL}.png".replace("/", "_"))
+    page = ready(open_page(start(folder).address, locale="zh-CN"))
+    assert page.locator("html").get_attribute("lang") == "zh-CN"
+    assert page.locator("#prompt").inner_text() == ZH["which"]
+    for _ in range(11):
+        answer(page, EVIL if path_of(page).startswith("<") else None)
+    page.locator("#language").click()
+    assert page.locator("#open-finish").inner_text() == EN["finish"]
+    page.keyboard.press("Escape")
+    assert page.locator("main img[src=x]").count() == 0
+    page.reload()
+    assert page.locator("#open-finish").inner_text() == EN["finish"], "the choice is kept"
+
+
+def test_finish_says_what_is_missing_and_help_shows_the_keys(tmp_path: Path, start: Start, open_page: Open) -> None:
+    page = ready(open_page(start(photos(tmp_path / "photos", each=4)).address))
+    answer(page)
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.locator("#keys").uncheck()
+    page.keyboard.press("Escape")
+    path = path_of(page)
+    page.keyboard.press("1")
+    page.wait_for_timeout(200)
+    assert path_of(page) == path, "single keys are switched off"
+    page.locator("#open-finish").click()
+    page.locator("#train").click()
+    page.locator("#finish-error", has_text="training needs two classes").wait_for()
+
+
+def test_the_token_is_asked_for_and_leaves_the_address(tmp_path: Path, start: Start, open_page: Open) -> None:
+    address = start(photos(tmp_path / "photos", each=4), token="correct horse battery").address
+    page = open_page(address)
+    page.locator("#token").fill("wrong")
+    page.keyboard.press("Enter")
+    page.locator("#token-error", has_text=EN["token_invalid"]).wait_for()
+    page.locator("#token").fill("correct horse battery")
+    page.keyboard.press("Enter")
+    path_of(page)
+    other = open_page(f"{address}/#token=correct%20horse%20battery")
+    path_of(other)
+    assert "token" not in other.url
+
+
+def test_the_languages_have_the_same_texts_with_the_same_values() -> None:
+    assert {key for key in EN if not key.endswith("_1")} == set(ZH)
+    for key, text in ZH.items():
+        assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", EN[key])), key
