@@ -16,13 +16,15 @@ import pstats
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from linnaeus.augment.crops import EpochCrops, draw_crops
 from linnaeus.augment.pipeline import Augmentation
-from linnaeus.data.batches import Batch, Batches, Resident, Sampling
+from linnaeus.data.batches import Batches, Resident, Sampling
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.models import wrap
 from linnaeus.recipe import Augment, Phase
@@ -32,9 +34,10 @@ from linnaeus.training.optim import train_mode
 from linnaeus.training.phase import AboveCut, PhaseRun, Stream
 from linnaeus.training.schedule import Schedule
 from linnaeus.training.step import Optimization
+from linnaeus.training.streams import augmented
 
 CPU = torch.device("cpu")
-CLASSES = 10
+CLASSES = 2  # the softmax of ten takes longer than its call
 SIDE = 1
 
 
@@ -49,6 +52,11 @@ class NoOperation(nn.Module):
         return x[:, 0, 0, :1] * self.weight
 
 
+def drawn_for_a_device(changes: Augmentation, draws: np.ndarray, epoch: int) -> EpochCrops:
+    """What `changes` draws for an epoch, though there is no other device."""
+    return draw_crops(changes.spec, (SIDE, SIDE), SIDE, changes.seed, epoch, draws, CPU)
+
+
 def phase_run(steps: int, batch: int, epochs_at_once: bool) -> PhaseRun:
     """The phase, augmented in one of the two ways."""
     rows = Resident(torch.zeros(steps * batch, SIDE, SIDE, 3, dtype=torch.uint8))
@@ -56,13 +64,9 @@ def phase_run(steps: int, batch: int, epochs_at_once: bool) -> PhaseRun:
     batches = Batches(rows, labels, batch=batch, device=CPU, sampling=Sampling(shuffle=True))
     changes = Augmentation(Augment(pad_crop=1, hflip=0.5), size=SIDE, mean=[0.5] * 3, std=[0.25] * 3, seed=0)
 
-    def prepare(batch: Batch, epoch: int) -> Tensor:
-        if epochs_at_once:
-            assert batch.epoch_draws is not None
-            return changes.crops(batch.pixels, batch.epoch_draws, batch.start, epoch)
-        return changes(batch.pixels, batch.shapes, batch.draws, epoch)
-
-    stream = Stream(batches, prepare)
+    if epochs_at_once:  # which `changes.draw_epoch` does for rows on a GPU
+        batches.draw_epoch = partial(drawn_for_a_device, changes)
+    stream = Stream(batches, partial(augmented, changes))
     spec = Phase.model_validate({"epochs": 1, "batch": batch, "lr": 0.1, "optimizer": "sgd"})
     return PhaseRun(spec, AboveCut(wrap(NoOperation(), CLASSES)), stream, stream, CLASSES)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from linnaeus.augment.crops import only_crops
+from linnaeus.augment.crops import EpochCrops, draw_crops, only_crops
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.data.batches import Batches, Resident, Sampling
 from linnaeus.recipe import Augment
@@ -26,10 +28,11 @@ def test_the_crops_of_an_epoch_are_those_of_its_batches(spec: Augment, size: int
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, *SHAPE, 3), dtype=np.uint8))
     draws = np.random.default_rng(1).permutation(50) + 50
     general, whole = augmentation(spec, size), augmentation(spec, size)
+    crops = draw_crops(spec, SHAPE, size, 5, 3, draws, pixels.device)
     for start, stop in ((0, 20), (20, 21), (21, 50)):
         shapes = np.tile(np.array(SHAPE), (stop - start, 1))
         expected = general(pixels[start:stop], shapes, draws[start:stop], 3)
-        got = whole.crops(pixels[start:stop], draws, start, 3)
+        got = whole.crop(pixels[start:stop], crops, start)
         assert torch.equal(got, expected)
         assert got.stride() == expected.stride()
 
@@ -47,17 +50,18 @@ def test_an_epoch_reads_nothing_back_from_the_device():
         rows, np.arange(100) % 3, batch=32, device=torch.device("meta"), sampling=Sampling(shuffle=True, seed=1)
     )
     changes = augmentation(Augment(pad_crop=4, hflip=0.5), 32)
+    batches.draw_epoch = partial(changes.draw_epoch, rows.tensor)
     for batch in batches.epoch(2):
         part = batch.part(3, len(batch))
-        assert changes.can_draw_epochs(part.pixels)
-        assert part.epoch_draws is not None
-        x = changes.crops(part.pixels, part.epoch_draws, part.start, 2)
+        x = changes.crop(part.pixels, part.drawn, part.start)
         assert x.shape == (len(batch) - 3, 3, 32, 32)
         assert part.labels.device.type == "meta"
 
 
-def test_a_resumed_epoch_has_the_crops_of_the_whole_one():
-    """From batch 2 on; the numbers depend on the sample, not on its place in the epoch."""
+@pytest.mark.parametrize("planned_from", [1, 10**6])
+def test_a_resumed_epoch_has_the_crops_of_the_whole_one(planned_from: int, monkeypatch: pytest.MonkeyPatch):
+    """From batch 2 on, planned in a thread during the epoch before or not."""
+    monkeypatch.setattr("linnaeus.data.batches.PLANNED_FROM", planned_from)
     rows = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (100, *SHAPE, 3), dtype=np.uint8))
     batches = Batches(
         Resident(rows),
@@ -66,14 +70,37 @@ def test_a_resumed_epoch_has_the_crops_of_the_whole_one():
         device=torch.device("cpu"),
         sampling=Sampling(shuffle=True, seed=1),
     )
-    changes = augmentation(Augment(pad_crop=4, hflip=0.5), 32)
+    spec = Augment(pad_crop=4, hflip=0.5)
+    changes, asked = augmentation(spec, 32), []
 
-    def images(start: int) -> list[torch.Tensor]:
-        made = []
-        for batch in batches.epoch(2, start):
-            assert batch.epoch_draws is not None
-            assert np.array_equal(batch.epoch_draws[batch.start : batch.start + len(batch)], batch.draws)
-            made.append(changes.crops(batch.pixels, batch.epoch_draws, batch.start, 2))
-        return made
+    def draw(draws: np.ndarray, epoch: int) -> EpochCrops:
+        asked.append(epoch)
+        return draw_crops(spec, SHAPE, 32, 5, epoch, draws, rows.device)
 
-    assert all(torch.equal(a, b) for a, b in zip(images(0)[2:], images(2), strict=True))
+    def images(epoch: int, start: int) -> list[torch.Tensor]:
+        return [changes.crop(batch.pixels, batch.drawn, batch.start) for batch in batches.epoch(epoch, start)]
+
+    batches.draw_epoch = draw
+    before = images(1, 0)
+    whole = images(2, 0)
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], images(2, 2), strict=True))
+    assert not torch.equal(before[0], whole[0])
+    assert batches.undivided()._next is None
+    if batches._next is not None:
+        batches._next[1].result()
+    assert sorted(asked) == ([1, 2, 2, 3, 3] if planned_from == 1 else [1, 2, 2])
+
+
+def test_an_error_in_the_planning_thread_is_raised_where_the_plan_is_needed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("linnaeus.data.batches.PLANNED_FROM", 1)
+    rows = Resident(torch.zeros(8, 4, 4, 1, dtype=torch.uint8))
+    batches = Batches(rows, np.arange(8), batch=4, device=torch.device("cpu"))
+
+    def draw(draws: np.ndarray, epoch: int) -> None:
+        if epoch == 1:
+            raise MemoryError("epoch 1")
+
+    batches.draw_epoch = draw
+    assert len(list(batches.epoch(0))) == 2
+    with pytest.raises(MemoryError, match="epoch 1"):
+        list(batches.epoch(1))

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import mini, phase, phase_run
+from tiny import CPU, mini, phase, phase_run, samples, settings, stream
 
+from linnaeus.augment.crops import draw_crops
 from linnaeus.augment.pipeline import Augmentation
-from linnaeus.data.batches import Batch, Batches, Resident, Sampling
+from linnaeus.console import Console
+from linnaeus.data.batches import Batches, Resident, Sampling
 from linnaeus.distributed.engine import Engine, seed_step
-from linnaeus.recipe import Augment
-from linnaeus.training.loop import BufferBackup, _Loop
+from linnaeus.recipe import Augment, Recipe
+from linnaeus.training.loop import BufferBackup, Step, _Loop, fit
+from linnaeus.training.loss import EpochTotals
 from linnaeus.training.optim import build_optimizer, train_mode
 from linnaeus.training.phase import Stream
+from linnaeus.training.phases import Phases
+from linnaeus.training.streams import augmented
+from linnaeus.training.timings import StepTimer
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -27,11 +37,8 @@ def test_the_steps_of_an_epoch_read_nothing_from_the_device(optimizer: str):
     batches = Batches(rows, np.arange(96) % 3, batch=16, device=engine.device, sampling=Sampling(shuffle=True))
     changes = Augmentation(Augment(pad_crop=2, hflip=0.5), size=28, mean=[0.0], std=[1.0], seed=0)
 
-    def prepare(batch: Batch, epoch: int) -> torch.Tensor:
-        assert batch.epoch_draws is not None
-        return changes.crops(batch.pixels, batch.epoch_draws, batch.start, epoch)
-
-    stream = Stream(batches, prepare)
+    batches.draw_epoch = partial(changes.draw_epoch, rows.tensor)
+    stream = Stream(batches, partial(augmented, changes))
     run = phase_run(mini(), phase(optimizer=optimizer), stream)
     loop = _Loop(run, engine, None, None)
     train_mode(run.net.model, run.stages)
@@ -65,3 +72,51 @@ def test_a_step_is_seeded_as_torch_seeds_and_without_a_stack_trace(monkeypatch: 
 
     monkeypatch.setattr("traceback.format_stack", format_stack)
     seed_step(3, 2, 1)
+
+
+READING = ("item", "cpu", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__")
+
+
+@pytest.mark.parametrize("spec", [{"optimizer": "adamw", "clip": 1.0}, {"optimizer": "sgd", "mixup": 0.2, "ema": 0.9}])
+def test_a_phase_reads_no_tensor_between_its_first_step_and_validation(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """With real numbers, through the callbacks of `Phases`. A GPU has no check of the loss after every step."""
+    reads: list[str] = []
+    inside = False
+
+    def spy(name: str) -> Callable[..., Any]:
+        real = getattr(torch.Tensor, name)
+
+        def call(self: torch.Tensor, *args: Any, **more: Any) -> Any:
+            if inside:
+                reads.append(name)
+            return real(self, *args, **more)
+
+        return call
+
+    images, labels = samples(96)
+    rows = Resident(torch.from_numpy(images[..., None]))
+    batches = Batches(rows, labels, batch=16, device=CPU, sampling=Sampling(shuffle=True))
+    changes = Augmentation(Augment(pad_crop=2, hflip=0.5), size=28, mean=[0.0], std=[1.0], seed=0)
+    batches.draw_epoch = lambda draws, epoch: draw_crops(changes.spec, (28, 28), 28, 0, epoch, draws, CPU)
+    run = phase_run(
+        mini(), phase(epochs=2, **spec), Stream(batches, partial(augmented, changes)), stream(images, labels)
+    )
+    for name in READING:
+        monkeypatch.setattr(torch.Tensor, name, spy(name))
+    monkeypatch.setattr(EpochTotals, "check_finite", lambda *args, always=False: None)
+    engine = Engine("cpu", "32")
+    recipe = Recipe.model_validate({**settings(), "phase": [{"epochs": 2, "batch": 16, "lr": 0.1}]})
+    phases = Phases(recipe, SimpleNamespace(console=Console(quiet=True)), 3, engine)  # type: ignore[arg-type]
+
+    def after(step: Step) -> None:
+        nonlocal inside
+        phases._after_step(run, lambda *args: None, StepTimer(), step)
+        inside = step.step < step.steps  # the epoch ends with its last step
+
+    for _ in fit(run, engine, on_step=after):
+        assert reads == []
+    inside = True
+    float(torch.zeros(()))
+    assert reads, "the spy sees nothing"

@@ -7,6 +7,7 @@ import torch
 from tiny import mini, phase
 from torch import nn
 
+from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
 from linnaeus.models import create, wrap
 from linnaeus.training.optim import build_optimizer, freeze, parameter_groups, train_mode, training_stages
@@ -102,3 +103,31 @@ def test_the_optimizer_is_the_one_of_the_recipe(change: dict, kind: type, values
     assert type(optimizer) is kind
     for group in optimizer.param_groups:
         assert {key: group[key] for key in values} == values
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fused_optimizers_compute_what_the_others_do(optimizer: str, layout: torch.memory_format):
+    """In both layouts, and with gradients that were averaged over processes: the fused ones ignore strides."""
+    spec = phase(optimizer=optimizer, weight_decay=0.1)
+    networks = [mini().to(memory_format=layout) for _ in range(2)]  # type: ignore[call-overload]
+    fused, plain = (build_optimizer(network, spec) for network in networks)
+    assert all(group["fused"] for group in fused.param_groups)
+    for group in plain.param_groups:
+        group["fused"] = None
+    x = torch.rand(4, 1, 28, 28)
+    for _ in range(3):
+        for network in networks:
+            network.zero_grad()
+            network(x).square().sum().backward()
+        Engine("cpu", "32").average_gradients(networks[0])
+        fused.step()
+        plain.step()
+    for ours, theirs in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_not_dense_in_memory_are_not_updated_by_a_fused_optimizer():
+    model = mini()
+    model.fc.weight = torch.nn.Parameter(torch.zeros(model.fc.in_features, 3).t())
+    assert not any(group["fused"] for group in build_optimizer(model, phase(optimizer="sgd")).param_groups)

@@ -33,9 +33,9 @@ class EpochCrops:
     border: tuple[int, int, int, int]
     """Pixels that are added at the left, right, top and bottom of a row."""
     tops: Tensor
-    """(n, size) int64 on the device: row of the bordered pixels for each line of the output."""
+    """(n, size, 1) int64 on the device: row of the bordered pixels for each line of the output."""
     lefts: Tensor
-    """(n, size) int64: the same for columns."""
+    """(n, 1, size) int64: the same for columns."""
     numbers: Tensor
     """(n, 1, 1) int64: 0, 1, …"""
 
@@ -44,8 +44,7 @@ class EpochCrops:
         stop = start + len(pixels)
         if any(self.border):
             pixels = F.pad(pixels, (0, 0, *self.border))
-        numbers = self.numbers[: len(pixels)]
-        return pixels[numbers, self.tops[start:stop, :, None], self.lefts[start:stop, None, :]]
+        return pixels[self.numbers[: len(pixels)], self.tops[start:stop], self.lefts[start:stop]]
 
 
 def draw_crops(
@@ -63,9 +62,7 @@ def draw_crops(
     after = np.maximum(corners.max(axis=0) + size - (shape[1], shape[0]), 0)
     border = (int(before[0]), int(after[0]), int(before[1]), int(after[1]))
     # A flip reads a line from its other end.
-    first = corners + before + np.where(flips, size - 1, 0)
-    lefts, tops = (
-        (first[:, [axis]] + np.where(flips[:, [axis]], -1, 1) * np.arange(size)).astype(np.int64) for axis in (0, 1)
-    )
-    numbers = torch.arange(n, device=device)[:, None, None]
-    return EpochCrops(border, torch.from_numpy(tops).to(device), torch.from_numpy(lefts).to(device), numbers)
+    first = torch.from_numpy((corners + before + np.where(flips, size - 1, 0)).astype(np.int64)).to(device)
+    steps = torch.from_numpy(np.where(flips, -1, 1)).to(device)
+    lefts, tops = (first[:, axis, None] + steps[:, axis, None] * torch.arange(size, device=device) for axis in (0, 1))
+    return EpochCrops(border, tops[:, :, None], lefts[:, None, :], torch.arange(n, device=device)[:, None, None])

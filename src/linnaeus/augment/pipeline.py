@@ -65,7 +65,6 @@ class Augmentation:
         self.seed = seed
         self.mean = np.asarray(mean, dtype=np.float64)
         self.std = np.asarray(std, dtype=np.float64)
-        self._crops: tuple[int, np.ndarray, EpochCrops] | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, pixels: Tensor, shapes: Tensor | np.ndarray, indices: np.ndarray, epoch: int) -> Tensor:
@@ -105,25 +104,24 @@ class Augmentation:
             erase(result, draw_erasures(spec, size, self.seed, epoch, indices))
         return result
 
-    def can_draw_epochs(self, pixels: Tensor) -> bool:
-        """Whether `crops` does what a call does: on a device, if all pixels of the output are pixels of the rows."""
-        return pixels.device.type != "cpu" and only_crops(self.spec)
+    def draw_epoch(self, rows: Tensor, draws: np.ndarray, epoch: int) -> EpochCrops | None:
+        """The crops of an epoch whose samples have the keys `draws` (n,), moved to the device of `rows` at once.
 
-    def crops(self, pixels: Tensor, draws: np.ndarray, start: int, epoch: int) -> Tensor:
-        """As a call, for samples `start`, `start` + 1, … of an epoch whose samples have the keys `draws` (n,).
-
-        pixels (N, H, W, C) uint8, rows of one shape. The numbers of the epoch are drawn in the first call and moved to
-        the device at once; after that the host waits for nothing.
+        rows (…, H, W, C) uint8, of one shape. None on a CPU, and where not all pixels of the output are pixels of the
+        rows: such augmentations are drawn for every batch.
         """
-        if self._crops is None or self._crops[0] != epoch or self._crops[1] is not draws:
-            shape = (pixels.shape[1], pixels.shape[2])
-            self._crops = epoch, draws, draw_crops(self.spec, shape, self.size, self.seed, epoch, draws, pixels.device)
+        if rows.device.type == "cpu" or not only_crops(self.spec):
+            return None
+        return draw_crops(self.spec, (rows.shape[-3], rows.shape[-2]), self.size, self.seed, epoch, draws, rows.device)
+
+    def crop(self, pixels: Tensor, crops: EpochCrops, start: int) -> Tensor:
+        """As a call, for samples `start`, `start` + 1, … of an epoch; nothing waits for the device."""
         if self._scale is None or self._scale[0].device != pixels.device:
             values = (1 / (255 * self.std), (0.0 - self.mean) / self.std)
             scale, black = (to_device(np.tile(v, self.size), pixels.device) for v in values)
             self._scale = scale, black
         scale, black = self._scale
-        x = self._crops[2].take(pixels, start)
+        x = crops.take(pixels, start)
         out = torch.addcmul(black, x.view(len(x), self.size, -1).float(), scale)
         return out.view(x.shape).permute(0, 3, 1, 2)
 

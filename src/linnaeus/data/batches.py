@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.data.ahead import Ahead
 from linnaeus.data.order import chunks, order, part_of, repeats
 
+PLANNED_FROM = 4096
+"""Samples of an epoch from which on the next one is planned in a thread; below, that takes longer than planning."""
 PREFETCHED = 2  # batches: one ready and one being read while the caller works on a third
 
 
@@ -99,11 +103,10 @@ class Batch:
     """(N,) int64 on the device."""
     portion: Portion
     """Position in the whole batch."""
-    epoch_draws: np.ndarray | None = None
-    """The keys of all samples of this process in the epoch, in order, where they are known: an augmentation can then
-    draw the numbers of the epoch at once. Every batch of the epoch has the same array."""
+    drawn: Any = None
+    """What `Batches.draw_epoch` has drawn for all samples of this process in the epoch, in order."""
     start: int = 0
-    """Place of the first sample in `epoch_draws`."""
+    """Place of the first sample in the epoch of this process."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -112,8 +115,8 @@ class Batch:
         """Samples start..stop, as a micro-batch."""
         s = slice(start, stop)
         draws = self.draws[s]
-        portion, whole, first = _undivided(draws), self.epoch_draws, self.start + start
-        return Batch(self.indices[s], draws, self.pixels[s], self.shapes[s], self.labels[s], portion, whole, first)
+        portion, drawn, first = _undivided(draws), self.drawn, self.start + start
+        return Batch(self.indices[s], draws, self.pixels[s], self.shapes[s], self.labels[s], portion, drawn, first)
 
     def take(self, where: np.ndarray) -> Batch:
         """The samples at these positions of the batch."""
@@ -125,6 +128,17 @@ class Batch:
 def _undivided(draws: np.ndarray) -> Portion:
     """The portion of a process that has the whole batch."""
     return Portion(len(draws), int(draws[0]) if len(draws) else -1)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The samples of an epoch of this process, with what is drawn for them."""
+
+    parts: list[tuple[np.ndarray, Portion]]
+    indices: np.ndarray
+    positions: Tensor
+    labels: Tensor
+    drawn: Any
 
 
 class Batches:
@@ -150,11 +164,14 @@ class Batches:
         assert len(rows) == len(labels) * views, f"{len(rows)} rows for {len(labels)} samples"
         self.rows, self.labels, self.batch, self.device = rows, labels, batch, device
         self.sampling, self.partition, self.views = sampling, partition, views
+        self.draw_epoch: Callable[[np.ndarray, int], Any] | None = None
+        """draw_epoch(draws, epoch), for resident rows: random numbers of the epoch's samples, for `Batch.drawn`."""
+        self._next: tuple[int, Ahead[_Plan]] | None = None
 
     def undivided(self) -> Batches:
         """The same batches with all samples in this process."""
         twin = copy.copy(self)
-        twin.partition = UNDIVIDED
+        twin.partition, twin._next = UNDIVIDED, None
         return twin
 
     @property
@@ -168,14 +185,18 @@ class Batches:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from number `start` on. Closing the iterator early ends the prefetching thread."""
-        n, sampling = self.samples, self.sampling
-        indices = order(n, sampling.seed, epoch, sampling.weights) if sampling.shuffle else np.arange(n)
-        # A sample that is drawn twice in an epoch must be augmented differently, so each draw has a number of its own.
-        draws = indices + n * repeats(indices)
-        parts = [self._part(piece) for piece in chunks(draws, self.batch)[start:]]
         if isinstance(self.rows, Resident):
-            return self._look_up(self.rows, parts, epoch)
-        return self._prefetch(parts, epoch)
+            return self._look_up(self.rows, epoch, start)
+        return self._prefetch(self._parts(epoch)[start:], epoch)
+
+    def _parts(self, epoch: int) -> list[tuple[np.ndarray, Portion]]:
+        """Draws and position of this process's part of each batch of an epoch."""
+        n, sampling = self.samples, self.sampling
+        draws = order(n, sampling.seed, epoch, sampling.weights) if sampling.shuffle else np.arange(n)
+        if sampling.weights is not None:
+            # A sample that is drawn twice must be augmented differently, so each draw has a number of its own.
+            draws = draws + n * repeats(draws)
+        return [self._part(piece) for piece in chunks(draws, self.batch)]
 
     def _part(self, piece: np.ndarray) -> tuple[np.ndarray, Portion]:
         """Draws (k,) of this process's part of the batch `piece`, and the part's position in it."""
@@ -190,20 +211,29 @@ class Batches:
         """Row of each sample in this epoch: a different view each epoch, and not the same one for all samples."""
         return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
 
-    def _look_up(self, rows: Resident, parts: list[tuple[np.ndarray, Portion]], epoch: int) -> Iterator[Batch]:
-        """Batches of resident rows. Positions and labels of the whole epoch are moved to the device at once."""
-        if not parts:
-            return
-        draws = np.concatenate([part for part, _ in parts])
-        indices = draws % self.samples
+    def _look_up(self, rows: Resident, epoch: int, start: int) -> Iterator[Batch]:
+        """Batches of resident rows, from number `start` on, while a thread plans the next epoch."""
+        planned, self._next = self._next, None
+        plan = planned[1].result() if planned is not None and planned[0] == epoch else self._plan(epoch)
+        if self.samples >= PLANNED_FROM:
+            self._next = epoch + 1, Ahead(partial(self._plan, epoch + 1))
+        shapes, first = rows.shapes(len(plan.indices)), 0
+        for number, (part, portion) in enumerate(plan.parts):
+            s = slice(first, first + len(part))
+            if number >= start:
+                pixels = rows.tensor[plan.positions[s]]
+                yield Batch(plan.indices[s], part, pixels, shapes[s], plan.labels[s], portion, plan.drawn, first)
+            first = s.stop
+
+    def _plan(self, epoch: int) -> _Plan:
+        """Draw an epoch, and move positions, labels and random numbers to the device at once."""
+        parts = self._parts(epoch)
+        draws = np.concatenate([part for part, _ in parts]) if parts else np.arange(0)
+        indices = draws % max(1, self.samples)
         positions = torch.from_numpy(self._positions(indices, epoch)).to(self.device)
-        labels, shapes = torch.from_numpy(self.labels[indices]).to(self.device), rows.shapes(len(indices))
-        start = 0
-        for part, portion in parts:
-            s = slice(start, start + len(part))
-            pixels = rows.tensor[positions[s]]
-            yield Batch(indices[s], part, pixels, shapes[s], labels[s], portion, draws, start)
-            start = s.stop
+        labels = torch.from_numpy(self.labels[indices]).to(self.device)
+        drawn = None if self.draw_epoch is None else self.draw_epoch(draws, epoch)
+        return _Plan(parts, indices, positions, labels, drawn)
 
     def _read(self, draws: np.ndarray, portion: Portion, epoch: int) -> Batch:
         indices = draws % self.samples

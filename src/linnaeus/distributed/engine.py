@@ -121,14 +121,14 @@ class Engine(ProcessGroup):
         flat = self.all_reduce_sum(torch.cat([p.grad.reshape(-1) for p in trained if p.grad is not None]))
         flat = flat / self.world_size
         for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            p.grad = part.view_as(p).clone()
+            p.grad = torch.empty_like(p).copy_(part.view_as(p))  # in the layout of the weights, for fused optimizers
 
     @torch.no_grad()
     def average_buffers(self, net: nn.Module) -> None:
         """Average the BatchNorm statistics, which each process collects from its own samples."""
-        buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
-        if self.world_size == 1 or not buffers:
+        if self.world_size == 1:
             return
+        buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
         for dtype in dict.fromkeys(b.dtype for b in buffers):
             same_type = [b for b in buffers if b.dtype == dtype]
             flat = torch.cat([b.reshape(-1) for b in same_type])

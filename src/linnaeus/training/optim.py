@@ -83,9 +83,18 @@ def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:
 def build_optimizer(model: Network, phase: Phase) -> torch.optim.Optimizer:
     """The optimizer of a phase, over the parameters that train."""
     groups = parameter_groups(model, phase)
-    # One kernel updates all weights on a GPU. On the CPU it would round differently and save a fiftieth of a step.
-    fused = True if groups[0]["params"][0].is_cuda else None
+    fused = True if all(_fusible(p) for group in groups for p in group["params"]) else None
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=phase.momentum, nesterov=phase.nesterov, fused=fused)
     kind = torch.optim.Adam if phase.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, betas=phase.betas, fused=fused)
+
+
+def _fusible(p: torch.Tensor) -> bool:
+    """Whether a fused optimizer updates `p` correctly: in one pass over the memory, a quarter of the time on a CPU.
+
+    It ignores strides, so that weights, gradients and averages must have one layout. Autograd keeps that of the weights
+    if they are dense in memory.
+    """
+    dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
+    return p.is_cuda or (p.device.type == "cpu" and p.is_floating_point() and dense)

@@ -19,11 +19,16 @@ from linnaeus.training.phase import PhaseRun
 
 @dataclass
 class StepSums:
-    """Sums of one step over all processes, on the device."""
+    """Sums over the samples of a step, or of a part of it, on the device."""
 
     loss: Tensor
+    """In float64, where the device has it: that makes the rounding negligible, however many parts there are."""
     correct: Tensor | None
     """Number of correct predictions; None if images are mixed or may have several labels."""
+
+    def __add__(self, other: StepSums) -> StepSums:
+        correct = None if self.correct is None or other.correct is None else self.correct + other.correct
+        return StepSums(self.loss + other.loss, correct)
 
 
 class Optimization:
@@ -38,6 +43,7 @@ class Optimization:
         self.several = self.criterion.several
         self.mixing = Mixing(run.classes, seed, run.phase.mixup, run.phase.cutmix)
         self.synced = run.phase.norms == "synced"
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def step(self, batch: Batch, epoch: int, micro_batch: int | None) -> StepSums:
         """Update the weights with the gradient of `batch`.
@@ -46,32 +52,44 @@ class Optimization:
         None: all of them. Raises torch.OutOfMemoryError before anything has changed but BatchNorm's statistics.
         """
         engine, phase = self.engine, self.run.phase
-        dtype = torch.float32 if engine.device.type == "mps" else torch.float64
-        # float64 makes the rounding of the sums negligible, however many micro-batches there are; MPS has none.
-        sums = torch.zeros(2, device=engine.device, dtype=dtype)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trained:  # as `zero_grad`, which also reports to a profiler
+            parameter.grad = None
         # Images are mixed before the batch is divided: partners and targets must not depend on the free memory.
         mixed = self._mix(batch, epoch) if self.mixing.active else None
         # DDP sums gradients in the last backward pass, which every process must reach.
         everyone_has_samples = self.synced or len(sample_ranges(batch.portion.total, engine.world_size)[-1]) > 0
         in_backward = engine.reduces_in_backward and everyone_has_samples
         ranges = micro_batches(batch, engine, micro_batch, self.synced)
+        sums: StepSums | None = None
         for i, (start, stop) in enumerate(ranges):
             x, targets = self._inputs(batch, epoch, start, stop) if mixed is None else (m[start:stop] for m in mixed)
             with engine.no_sync(self.wrapped, not in_backward or i < len(ranges) - 1):
-                loss, logits = self._backward(x, targets, batch.portion.total)
-            sums[0] += loss
-            if mixed is None and not self.several:
-                sums[1] += (logits.argmax(1) == targets).sum()
+                part = self._backward(x, targets, batch.portion.total, mixed is None and not self.several)
+            sums = part if sums is None else sums + part
         if not in_backward and engine.world_size > 1:
             engine.average_gradients(self.wrapped)
-        engine.all_reduce_sum(sums)  # all ranks need the same loss: a plateau schedule may depend on it
         if phase.clip:
             engine.clip_gradients(self.wrapped, self.optimizer, phase.clip)
         self._update()
         # Each process has collected BatchNorm statistics from its own samples.
         engine.average_buffers(self.wrapped)
-        return StepSums(sums[0], None if mixed is not None or self.several else sums[1])
+        return self._over_processes(sums, mixed is None and not self.several)
+
+    def _over_processes(self, sums: StepSums | None, counted: bool) -> StepSums:
+        """The sums of all processes, which all need: a plateau schedule may depend on them. None: no samples here."""
+        if sums is not None and self.engine.world_size == 1:
+            return sums
+        both = torch.zeros(2, device=self.engine.device, dtype=self._sum_type)
+        if sums is not None:
+            both[0] = sums.loss
+            if sums.correct is not None:
+                both[1] = sums.correct
+        self.engine.all_reduce_sum(both)
+        return StepSums(both[0], both[1] if counted else None)
+
+    @property
+    def _sum_type(self) -> torch.dtype:
+        return torch.float32 if self.engine.device.type == "mps" else torch.float64  # MPS has no float64
 
     def _mix(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Mixup or CutMix over the whole batch: (images, class shares)."""
@@ -80,13 +98,14 @@ class Optimization:
 
     def _inputs(self, batch: Batch, epoch: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Network input and labels of samples `start` to `stop`."""
-        prepare, part = self.run.train.prepare, batch.part(start, stop)
+        prepare = self.run.train.prepare
+        part = batch if (start, stop) == (0, len(batch)) else batch.part(start, stop)
         if start == stop:  # empty micro-batch with the right feature shape
             return prepare(batch.part(0, 1), epoch)[:0], part.labels
         return prepare(part, epoch), part.labels
 
-    def _backward(self, x: Tensor, targets: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        """Forward and backward pass of a micro-batch: (summed loss of the main head, logits).
+    def _backward(self, x: Tensor, targets: Tensor, total: int, counted: bool) -> StepSums:
+        """Forward and backward pass of a micro-batch: the sums of the main head, with the correct ones if `counted`.
 
         Auxiliary heads add to the gradient and not to the loss that is reported.
         """
@@ -97,8 +116,10 @@ class Optimization:
         for other in auxiliary:
             objective = objective + self.run.phase.aux_weight * self.criterion(other, targets)
         # DDP averages gradients over processes; we want the sum divided by the global batch size.
-        self.engine.backward(objective * self.engine.world_size / total)
-        return loss.detach(), logits
+        world_size = self.engine.world_size
+        self.engine.backward((objective if world_size == 1 else objective * world_size) / total)
+        correct = (logits.argmax(1) == targets).sum() if counted else None
+        return StepSums(loss.detach().to(self._sum_type), correct)
 
     def _update(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,13 @@ class _Views:
             parts.append(self.augment(part, int(number)))
         original_order = np.argsort(np.concatenate(positions))
         return torch.cat(parts)[torch.from_numpy(original_order)]
+
+
+def augmented(augmentation: Augmentation, batch: Batch, epoch: int) -> Tensor:
+    """The input of the network for a batch, by what was drawn for its epoch or is drawn for it now."""
+    if batch.drawn is not None:
+        return augmentation.crop(batch.pixels, batch.drawn, batch.start)
+    return augmentation(batch.pixels, batch.shapes, batch.draws, epoch)
 
 
 @dataclass
@@ -120,20 +128,16 @@ class Streams:
 
     def _augmented_pixels(self, phase: Phase) -> Stream:
         """Training images, augmented anew in every epoch."""
+        augmentation = self._augment(phase)
         batches = self._train_batches(phase, on_device(self.train.rows, self.device), 1)
-        return Stream(batches, self._augmentation(phase))
+        if isinstance(batches.rows, Resident):
+            batches.draw_epoch = partial(augmentation.draw_epoch, batches.rows.tensor)
+        return Stream(batches, partial(augmented, augmentation))
 
-    def _augmentation(self, phase: Phase) -> Callable[[Batch, int], Tensor]:
+    def _augment(self, phase: Phase) -> Augmentation:
         """The augmentation of the phase, or a center crop if it has none; both normalize."""
         p = self.preprocessing
-        augmentation = Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
-
-        def prepare(batch: Batch, epoch: int) -> Tensor:
-            if batch.epoch_draws is not None and augmentation.can_draw_epochs(batch.pixels):
-                return augmentation.crops(batch.pixels, batch.epoch_draws, batch.start, epoch)
-            return augmentation(batch.pixels, batch.shapes, batch.draws, epoch)
-
-        return prepare
+        return Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
 
     def _preprocess(self, batch: Batch, epoch: int = 0) -> Tensor:
         """The preprocessing of evaluation."""
@@ -198,7 +202,7 @@ class Streams:
             repeated = np.repeat(np.arange(len(self.train)), views)
             samples = Samples(Subset(self.train.rows, repeated), np.repeat(self.train.labels, views, axis=0))
         label = f"training, {views} views" if phase.views else "training"
-        rows = self._store(cuts, samples, _Views(self._augmentation(phase), views), label, variant)
+        rows = self._store(cuts, samples, _Views(partial(augmented, self._augment(phase)), views), label, variant)
         if rows is None:
             return self._fresh_activations(phase, cut)
         return Stream(self._train_batches(phase, rows, views), lambda batch, epoch: stored(batch))
@@ -220,7 +224,7 @@ class Streams:
 
     def _fresh_activations(self, phase: Phase, cut: str) -> Stream:
         """Activations of training images that are augmented anew in every epoch."""
-        augment = self._augmentation(phase)
+        augment = partial(augmented, self._augment(phase))
         executor = self._executor(cut, len(self.train) * phase.epochs)
         if phase.augment is not None:
             seconds, views = executor.seconds * len(self.train), min(4, phase.epochs)
