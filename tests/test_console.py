@@ -34,10 +34,41 @@ def test_elsewhere_there_are_plain_lines_now_and_then(monkeypatch: pytest.Monkey
             now += 1.0
             advance(done, 100)
     assert stream.getvalue().splitlines() == [
-        "decoding: 30 of 100 (30 %) images, 1 a second",
-        "decoding: 60 of 100 (60 %) images, 1 a second",
-        "decoding: 90 of 100 (90 %) images, 1 a second",
+        "decoding: 30 of 100 (30 %) images, 1 a second, about 70 s left",
+        "decoding: 60 of 100 (60 %) images, 1 a second, about 40 s left",
+        "decoding: 90 of 100 (90 %) images, 1 a second, about 10 s left",
     ]
+
+
+@pytest.mark.parametrize(("steps", "seconds", "lines"), [(20, 25.0, 9), (100_000, 0.36, 10), (600, 0.04, 0)])
+def test_a_log_has_at_most_a_line_for_every_tenth(
+    steps: int, seconds: float, lines: int, monkeypatch: pytest.MonkeyPatch
+):
+    """However long a pass takes: here 8 minutes of slow steps, 10 hours, and half a minute."""
+    now = 0.0
+    monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    with Console(stream=stream).progress("solving the head", "penalties") as advance:
+        for done in range(1, steps + 1):
+            now += seconds
+            advance(done, steps, "epoch 1/2")
+    printed = stream.getvalue().splitlines()
+    assert len(printed) == lines
+    if lines == 9:
+        assert (
+            printed[0] == "solving the head: 2 of 20 (10 %) penalties, 2.4 a minute, about 7 min 30 s left  epoch 1/2"
+        )
+
+
+def test_a_resumed_pass_estimates_by_what_it_has_done_itself(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    with Console(stream=stream).progress("phase 1") as advance:
+        for done in range(501, 600):
+            now += 1.0
+            advance(done, 1000)
+    assert stream.getvalue().splitlines()[0] == "phase 1: 530 of 1000 (53 %) images, 1 a second, about 7 min 50 s left"
 
 
 def test_a_bar_on_a_terminal_with_lines_above_it(monkeypatch: pytest.MonkeyPatch):

@@ -185,7 +185,7 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
-        """A progress bar on a terminal; elsewhere a line every 30 s, so that logs stay short."""
+        """A progress bar on a terminal; elsewhere a line after 30 s, then at most one for every tenth."""
         if self.quiet:
             yield lambda done, total, note="": None
         elif not self.terminal:
@@ -196,16 +196,21 @@ class Console:
 
     def _plain(self, what: str, unit: str, every: float = 30.0) -> Advance:
         started = last = time.monotonic()
+        first: tuple[int, float] | None = None  # a resumed pass does not begin at nothing, so speed counts from here
+        due = 0.0  # the share from which on the next line is due
 
         def advance(done: int, total: int | None, note: str = "") -> None:
-            nonlocal last
+            nonlocal last, first, due
             now = time.monotonic()
-            if now - last >= every and done < (total or done + 1):
-                last = now
-                share = f" of {total} ({percent(done / total, 0)})" if total else ""
-                self.say(
-                    f"{what}: {done}{share} {unit}, {done / (now - started):.0f} a second{'  ' + note if note else ''}"
-                )
+            first = first or (done, now)
+            share = done / total if total else 1.0
+            if now - last < every or share < due or done >= (total or done + 1):
+                return
+            last, due = now, share + 0.1 if total else 0.0
+            speed = (done - first[0]) / (now - first[1]) if now > first[1] else done / (now - started)
+            left = f", about {duration((total - done) / speed)} left" if total and speed > 0 else ""
+            of_total = f" of {total} ({percent(share, 0)})" if total else ""
+            self.say(f"{what}: {done}{of_total} {unit}, {_rate(speed)}{left}{'  ' + note if note else ''}")
 
         return advance
 
@@ -243,6 +248,11 @@ def _speed_column(unit: str) -> ProgressColumn:
             return Text("" if speed is None else f"{speed:.0f} {unit}/s")
 
     return Speed(table_column=Column(no_wrap=True))
+
+
+def _rate(speed: float) -> str:
+    """`12 a second`, or `3.5 a minute` where whole seconds would say nothing."""
+    return f"{speed:.0f} a second" if speed >= 1 else f"{60 * speed:.2g} a minute"
 
 
 def counted(n: int, what: str) -> str:

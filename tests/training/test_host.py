@@ -83,6 +83,7 @@ def test_a_phase_reads_no_tensor_between_its_first_step_and_validation(
 ):
     """With real numbers, through the callbacks of `Phases`. A GPU has no check of the loss after every step."""
     reads: list[str] = []
+    shown: list[tuple[int, int, str]] = []
     inside = False
 
     def spy(name: str) -> Callable[..., Any]:
@@ -112,11 +113,12 @@ def test_a_phase_reads_no_tensor_between_its_first_step_and_validation(
 
     def after(step: Step) -> None:
         nonlocal inside
-        phases._after_step(run, lambda *args: None, StepTimer(), step)
+        phases._after_step(run, lambda *args: shown.append(args), StepTimer(), step)
         inside = step.step < step.steps  # the epoch ends with its last step
 
     for _ in fit(run, engine, on_step=after):
         assert reads == []
+    assert (shown[0], shown[-1]) == ((16, 192, "epoch 1/2"), (192, 192, "epoch 2/2"))
     inside = True
     float(torch.zeros(()))
     assert reads, "the spy sees nothing"

@@ -148,12 +148,12 @@ class Phases:
         if self.recipe.log_every and step.step % self.recipe.log_every == 0:
             loss, _ = step.means()
             self.console.say(f"  epoch {step.epoch}  step {step.step} of {step.steps}  loss {loss:.4f}")
-        if self.console.terminal:  # elsewhere nobody sees it, and on a GPU the means cost time
+        note = f"epoch {step.epoch}/{run.phase.epochs}"
+        if self.console.terminal:  # elsewhere few lines show it, and on a GPU the means cost time
             loss, accuracy = step.means()
-            note = f"epoch {step.epoch}/{run.phase.epochs}  loss {loss:.3f}"
-            note += f"  accuracy {percent(accuracy)}" if accuracy is not None else ""
-            samples = run.train.batches.samples
-            advance((step.epoch - 1) * samples + step.samples, run.phase.epochs * samples, note)
+            note += f"  loss {loss:.3f}" + (f"  accuracy {percent(accuracy)}" if accuracy is not None else "")
+        samples = run.train.batches.samples
+        advance((step.epoch - 1) * samples + step.samples, run.phase.epochs * samples, note)
         self._between_steps(run.number, step.snapshot, 1)
 
     def _announce_duration(self, seconds: float) -> None:
