@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forking import fork
 
 CALLS = (
     *("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
@@ -67,7 +68,7 @@ def traced(work: Callable[[], object], folder: Path, *options: str) -> Ended:
     log, output = folder / "strace.log", folder / "output.txt"
     for path in (log, output):
         path.unlink(missing_ok=True)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         _run_stopped(work, output)
     os.waitpid(pid, os.WUNTRACED)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forking import fork
 from safetensors.torch import load_file
 
 import linnaeus
@@ -39,7 +40,7 @@ def train(source: Path, recipe: Path | None, out: Path | None, every: str = "2st
 
 def in_child(work: Callable[[], object]) -> int:
     """Run `work` in a fork and return its exit status, or minus the number of the signal that ended it."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             work()

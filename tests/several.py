@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forking import fork
+
 LIMIT = 60.0
 """Seconds within which all processes must end, whatever happens to one of them."""
 
@@ -27,7 +29,7 @@ def several(world: int, work: Callable[[int], Any], limit: float = LIMIT) -> lis
     with tempfile.TemporaryDirectory() as folder:
         children = {}
         for rank in range(world):
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 _work(work, rank, world, port, Path(folder) / str(rank))
             children[pid] = rank

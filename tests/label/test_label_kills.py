@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forking import fork
 from killing import dying, in_child
 
 from linnaeus.label.journal import Answer
@@ -38,7 +39,7 @@ def answer_until_killed(folder: Path, name: str, seed: int, pipe: int) -> None:
 def start(folder: Path, name: str, seed: int) -> tuple[int, int]:
     """(process, pipe with what it says)."""
     reading, writing = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             os.close(reading)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forking import fork
 from killing import check_same, in_child, train
 from tiny import write_recipe
 
@@ -27,7 +28,7 @@ pytestmark = [
 def halted(module: object, name: str, nth: int, source: Path, recipe: Path, out: Path) -> int:
     """The id of a process that trains, and stands still before the `nth` call of `module.name`."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         real, calls = getattr(module, name), 0
 
