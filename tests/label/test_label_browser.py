@@ -381,6 +381,46 @@ def test_suspects_are_shown_again_and_leave_when_they_are_confirmed(
     until(page, f"app.state.suspects < {before}")
 
 
+def test_a_group_of_images_far_from_all_classes_is_named_at_once(tmp_path: Path, start: Start, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=20)
+    running = start(folder)
+    page = ready(open_page(running.address))
+    known = [i for i, path in enumerate(running.label.session.features.paths) if path[0] in "ab"]
+    for name in "ab":
+        images = [i for i in known if running.label.session.features.paths[i][0] == name]
+        running.label.session.answer(images, name)
+    page.locator("#go-group").click()
+    page.locator(".tile").nth(3).wait_for()
+    n = page.locator(".tile").count()
+    assert page.locator("#prompt").inner_text() == EN["group_title"].format(n=n)
+    page.keyboard.type("c")
+    page.keyboard.press("Enter")
+    path_of(page)
+    sent(page)
+    assert list(rows(folder).values()).count("c") == n
+    assert {path[0] for path, label in rows(folder).items() if label == "c"} == {"c"}
+
+
+def test_skipped_images_can_be_answered_when_nothing_else_is_left(
+    tmp_path: Path, start: Start, open_page: Open
+) -> None:
+    folder = photos(tmp_path / "photos", each=2, classes=("a", "b"))
+    page = ready(open_page(start(folder).address))
+    skipped = path_of(page)
+    page.keyboard.press("Space")
+    wait_for_next(page, skipped)
+    for k in range(3):
+        path = path_of(page)
+        answer(page) if k < 2 else page.keyboard.press("1")
+    page.locator("#show-skipped").click()
+    page.locator(f'.tile img[alt="{skipped}"]').click()
+    page.keyboard.press("2")
+    page.locator("#nothing-text", has_text=EN["all_done"]).wait_for()
+    sent(page)
+    assert set(rows(folder)) == {"a 0.png", "a 1.png", "b 0.png", "b 1.png"}
+    assert path in rows(folder)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_width_scrolls_vertically_only_and_texts_have_contrast(
     tmp_path: Path, start: Start, open_page: Open, scheme: str

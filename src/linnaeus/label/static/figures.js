@@ -122,6 +122,6 @@ function drawProposals({ suspects, groups, accuracy, labelled, images, sure }) {
   $("review-group").hidden = !groups.length;
   $("group-text").textContent = groups.length ? t("group", { n: groups[0] }) : "";
   $("review-batch").hidden = !accuracy || labelled >= images;
-  $("batch-text").textContent = sure == null ? t("batch_any") : t("batch_n", { n: sure });
+  $("batch-text").textContent = sure == null || $("sure").value !== "0.99" ? t("batch_any") : t("batch_n", { n: sure });
   $("proposals").hidden = $("review-suspects").hidden && $("review-group").hidden && $("review-batch").hidden;
 }

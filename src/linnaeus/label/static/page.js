@@ -111,6 +111,7 @@ async function start() {
   }
   $("keys").checked = stored((storage) => storage.getItem(KEYS_KEY)) !== "off";
   $("keys").addEventListener("change", () => stored((storage) => storage.setItem(KEYS_KEY, $("keys").checked ? "on" : "off")));
+  $("sure").addEventListener("change", () => drawProposals(app.state));
   $("image").addEventListener("error", () => $("single").classList.add("broken"));
   document.addEventListener("keydown", onKey);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
