@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.export.sample_images import SampleImages
+from linnaeus.models.bias_correction import correct_biases
 from linnaeus.models.onnx_graph import inference_session
 from linnaeus.models.quantize import Ranges, quantize
 
@@ -67,6 +69,8 @@ class TensorStatistics:
     high: float
     sample: np.ndarray
     """Random sample of the values."""
+    mean: np.ndarray
+    """(C,): mean of each channel."""
 
     def range(self, how: str) -> tuple[float, float]:
         """Smallest and largest representable value. The range contains 0, which padding and ReLU need exactly."""
@@ -108,6 +112,7 @@ def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterat
         "start": in_float(network, START_SHARE),
         "half": in_float(network, 0.45),
     }
+    means = {name: tensor.mean for name, tensor in statistics.items()}
     example = [network_input(next(samples.squares(1)), samples)]
     for scheme in (*SCHEMES, LAST_RESORT):
         ranges: Ranges = {name: tensor.range(scheme.ranges) for name, tensor in statistics.items()}
@@ -119,6 +124,7 @@ def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterat
                 float_nodes=float_nodes[scheme.in_float],
                 weight_bits=8 if scheme.wide else 7,
             )
+            graph = correct_biases(graph, network, means)
         except Exception as error:  # ONNX Runtime has exceptions of its own
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(f"{samples.path}: its network cannot be made int8 ({reason}); use --to onnx") from None
@@ -138,6 +144,7 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
     generator = np.random.default_rng(0)
     sampled: dict[str, list[np.ndarray]] = {name: [] for name in ["x", *names]}
     lows, highs = dict.fromkeys(sampled, np.inf), dict.fromkeys(sampled, -np.inf)
+    means: dict[str, Any] = dict.fromkeys(sampled, 0.0)
     with console.progress("measuring ranges") as advance:
         done = 0
         for squares in samples.squares(BATCH):
@@ -146,10 +153,15 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
                 flat, keep = values.reshape(-1), SAMPLED_VALUES * len(squares)
                 lows[name] = min(lows[name], float(flat.min()))
                 highs[name] = max(highs[name], float(flat.max()))
+                channels = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else flat[:, None, None]
+                means[name] = means[name] + channels.mean(2).sum(0) / len(samples)
                 sampled[name].append(flat if flat.size <= keep else flat[generator.integers(0, flat.size, keep)])
             done += len(squares)
             advance(done, len(samples))
-    return {name: TensorStatistics(lows[name], highs[name], np.concatenate(parts)) for name, parts in sampled.items()}
+    return {
+        name: TensorStatistics(lows[name], highs[name], np.concatenate(parts), means[name])
+        for name, parts in sampled.items()
+    }
 
 
 def network_input(squares: torch.Tensor, samples: SampleImages) -> np.ndarray:
