@@ -41,6 +41,8 @@ class LinearProbe:
     penalty: float
     losses: dict[float, float]
     """Penalty -> mean cross-entropy on the held-out folds in nats, with the weights of the fit."""
+    accuracies: dict[float, float]
+    """Penalty -> share of the held-out samples that are judged right; empty where there may be several labels."""
     probabilities: np.ndarray
     """(n, classes): each sample judged by the probe of the fold that held it out, at the chosen penalty."""
     training_logits: Tensor
@@ -101,7 +103,7 @@ def fit_linear_probe(
     bias = solution[:, -1] - weight @ mean
     held_out = search.held_out_logits(best.solution)
     probabilities = (torch.sigmoid(held_out) if several else F.log_softmax(held_out, 1).exp()).cpu().numpy()
-    return LinearProbe(weight, bias, best.penalty, search.losses, probabilities, training_logits)
+    return LinearProbe(weight, bias, best.penalty, search.losses, search.accuracies, probabilities, training_logits)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class _PenaltySearch:
         self.judge = fold.clamp(min=0)
         self.advance = advance
         self.losses: dict[float, float] = {}
+        self.accuracies: dict[float, float] = {}
 
     def run(self) -> _Candidate:
         best = self._try(FIRST_PENALTY, self.problems.zeros())
@@ -165,8 +168,12 @@ class _PenaltySearch:
 
     def _try(self, penalty: float, start: Tensor) -> _Candidate:
         solution = solve(self.problems, penalty, start, steps=STEPS, tolerance=TOLERANCE)
-        loss = self._losses(self.held_out_logits(solution)) @ self.held_out
+        held_out = self.held_out_logits(solution)
+        loss = self._losses(held_out) @ self.held_out
         self.losses[penalty] = float(loss)
+        if self.problems.y.ndim == 1:
+            right, judged = held_out.argmax(1) == self.problems.y, self.held_out > 0
+            self.accuracies[penalty] = float(right[judged].float().mean())
         if self.advance is not None:
             self.advance(len(self.losses), None, f"penalty {penalty:g}")
         return _Candidate(penalty, float(loss), solution)

@@ -16,8 +16,9 @@ from linnaeus.metrics.calibration import Calibration
 from linnaeus.report import page_sections as sections
 from linnaeus.report.calibration import reliability, risk_coverage
 from linnaeus.report.confusion import confusion_chart
-from linnaeus.report.curves import curve_charts
+from linnaeus.report.curves import Chart, curve_charts
 from linnaeus.report.heat_maps import HeatMap
+from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
@@ -89,7 +90,8 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "classes": sections.classes(run, images),
         "findings": sections.findings(run, images),
         "phases": sections.phases(run),
-        "curves": curve_charts(run.history, epochs.index(kept) if kept in epochs else 0) if run.history else [],
+        "curves": _curves(run, epochs.index(kept) if kept in epochs else 0),
+        "solved": sorted(run.penalties),
         "class_rows": sections.class_table(run),
         "matrix": matrix,
         "pairs": sections.confused(run, images, sections.PAIRS if matrix.clustered else sections.PAIRS_BESIDE),
@@ -102,6 +104,14 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "versions": {**run.metrics.get("versions", {}), **(run.metrics.get("executors") or {})},
         "fingerprint": run.metrics.get("fingerprint", ""),
     }
+
+
+def _curves(run: RunContents, best: int) -> list[Chart]:
+    """Accuracy and loss over the epochs, and over the penalties of each solved head; one epoch alone is no curve."""
+    charts = [chart for phase, trials in run.penalties.items() for chart in penalty_charts(trials, phase)]
+    if len(run.history) > len(run.penalties):
+        charts = [*curve_charts(run.history, best), *charts]
+    return charts
 
 
 def _repeat_command(run: RunContents) -> str:

@@ -37,6 +37,7 @@ from linnaeus.runs.layout import (
 from linnaeus.runs.lock import LOCK
 from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint, remove_remains
 from linnaeus.runs.parsing import read_metrics
+from linnaeus.runs.penalties import FILES as PENALTIES
 from linnaeus.text import SafeCsvWriter
 
 WRITTEN_FIRST = frozenset({RECIPE, CHECK, SPLIT, BAD_IMAGES, HISTORY})
@@ -137,7 +138,11 @@ class RunFolder:
         if not moved and not self.model.exists() and not self.resumed and not (self.checkpoint / MANIFEST).exists():
             with suppress(OSError):  # the failure itself is the error to report
                 remove_checkpoint(self.checkpoint)
-                for path in (*map(self.path.joinpath, {*WRITTEN_FIRST, LOCK}), *self.path.glob(RANGE_TESTS)):
+                for path in (
+                    *map(self.path.joinpath, {*WRITTEN_FIRST, LOCK}),
+                    *self.path.glob(RANGE_TESTS),
+                    *self.path.glob(PENALTIES),
+                ):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
 

@@ -13,6 +13,7 @@
     report.html         everything above on one page that needs no network
     checkpoint/         the state that --resume needs; removed when the run has finished
     .lock               held by the training process; the file may outlive a killed process, the lock does not
+    penalties-phaseN.csv  the penalties tried for a solved head, with cross-validated loss and accuracy
     lr-phaseN.png       the learning-rate range test of phase N, if its lr is "auto"
     tensorboard/        events, with --tensorboard
     model.onnx, model-int8.onnx, exports.json     written by `linnaeus export`, with the speed of each on this machine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.layout import BAD_IMAGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.parsing import ADVICE, read_csv, read_json, read_metrics, read_text
+from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
 
 
@@ -55,6 +56,8 @@ class RunContents:
     check: RecordedCheck | None
     """None if the data was not checked."""
     finished: datetime
+    penalties: dict[int, list[Trial]] = field(default_factory=dict)
+    """Phase -> the penalties tried for its head, where it was solved."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,6 +128,7 @@ def read_run(path: Path) -> RunContents:
         metrics=metrics,
         evaluation=read_json(evaluation) if evaluation.is_file() else {},
         history=read_history(path / HISTORY),
+        penalties=read_penalties(path),
         predictions=predictions,
         labels=np.array([position.get(row.get("label", ""), -1) for row in rows], np.int64),
         splits=np.array([row.get("split", "") for row in rows], "<U5"),

@@ -110,8 +110,9 @@ class Phases:
         net = AboveCut(self.model, cut)
         run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
-            epoch = solve_head(run, self.streams.train.groups, self.engine, self.console)
-            self._after_epoch(run, epoch)
+            solved = solve_head(run, self.streams.train.groups, self.engine, self.console)
+            self.recorder.record_penalties(number, solved.trials)
+            self._after_epoch(run, solved.epoch)
             return
         engine = Tuning(self.engine, self.recorder, self.console, self.recipe.precision).tune(run, snapshot is not None)
         with synced_batchnorm(self.model) if is_synced(phase, engine) else nullcontext():

@@ -10,6 +10,7 @@ import torch
 from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import is_unsure
+from linnaeus.runs.penalties import read_penalties
 from linnaeus.text import selection_title
 from linnaeus.training.best import Best
 from linnaeus.training.evaluation import FinalEvaluation
@@ -43,9 +44,12 @@ def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> 
 
 def write_curves(prepared: Prepared, best: Best) -> str:
     """Write curves.png. Returns the characters that no installed font has."""
-    from linnaeus.report.plots import curves
+    from linnaeus.report.plots import curves, penalty_curves
 
     rows, path = prepared.folder.rows, prepared.folder.path / "curves.png"
+    penalties = read_penalties(prepared.folder.path)
+    if len(penalties) == len(rows) == 1:  # a solved head has no epochs
+        return penalty_curves(next(iter(penalties.values())), path)
     best_row = next(i for i, row in enumerate(rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
     return curves(rows, path, best=best_row)
 

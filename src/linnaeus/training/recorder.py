@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, read_header, write_model
 from linnaeus.runs.history import Row
+from linnaeus.runs.penalties import Trial, penalties_file, write_penalties
 from linnaeus.training.best import Best
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.rangetest import RangeTest
@@ -43,6 +44,9 @@ class Recorder:
 
     def record_precision(self, number: int, precision: str) -> None:
         """Record the precision that phase `number` trains in."""
+
+    def record_penalties(self, number: int, trials: Sequence[Trial]) -> None:
+        """Keep how the penalty of the head that phase `number` solved was chosen."""
 
     def record_rate(self, number: int, test: RangeTest) -> None:
         """Record the range test of phase `number`."""
@@ -90,6 +94,12 @@ class RunRecorder(Recorder):
             ranges(test.rates, test.losses, test.smoothed, test.chosen, test.reason, path)
         self.identity.tuned.rates[str(number)] = test.chosen
         self.record_tuned()
+
+    def record_penalties(self, number: int, trials: Sequence[Trial]) -> None:
+        """Keep how the penalty of a solved head was chosen, for the curves."""
+        if self.is_main:
+            self.folder.require()
+            write_penalties(penalties_file(self.folder.path, number), trials)
 
     def record_tuned(self) -> None:
         """Write the tuned values: to run.json for resuming, and to recipe.toml, which then repeats the run."""

@@ -18,6 +18,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
 from linnaeus.models.folds import stratified_folds
 from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
+from linnaeus.runs.penalties import Trial
 from linnaeus.text import percent
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
@@ -36,9 +37,19 @@ class SolvedHead:
     bias: Tensor
     """(classes,)"""
     train: Headline
+    trials: list[Trial]
+    """The penalties tried."""
 
 
-def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> Epoch:
+@dataclass(frozen=True)
+class SolvedPhase:
+    """The single epoch of a phase whose head is solved, and how its penalty was chosen."""
+
+    epoch: Epoch
+    trials: list[Trial]
+
+
+def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedPhase:
     """Put the best linear head into the network; the phase is over after this single epoch.
 
     `groups`: (n,) groups of the training images, which cross-validation keeps together. Raises UserError if the head is
@@ -54,7 +65,8 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
     valid = validate(run.net, run.valid, engine)
     seconds = time.perf_counter() - started
     accuracy = None if isinstance(solved.train, LabelFigures) else solved.train.accuracy
-    return Epoch(1, 0.0, solved.train.loss, accuracy, valid, seconds, run.net.model)
+    epoch = Epoch(1, 0.0, solved.train.loss, accuracy, valid, seconds, run.net.model)
+    return SolvedPhase(epoch, solved.trials)
 
 
 def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedHead:
@@ -73,7 +85,8 @@ def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Co
     )
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")
-    return SolvedHead(head.weight.cpu(), head.bias.cpu(), train)
+    trials = [Trial(penalty, loss, head.accuracies.get(penalty)) for penalty, loss in head.losses.items()]
+    return SolvedHead(head.weight.cpu(), head.bias.cpu(), train, trials)
 
 
 def _features(run: PhaseRun, engine: Engine, console: Console) -> tuple[Tensor, np.ndarray]:

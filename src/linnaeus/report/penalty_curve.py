@@ -1,0 +1,82 @@
+"""Cross-validated accuracy and loss of a solved head over its penalty: a solved head has no epochs to draw."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from linnaeus.report.canvas import BLUE, INK, MUTED, PAGE, TEXT, new_figure, save_figure, style_axes, write_title
+from linnaeus.report.curves import HEIGHT, WIDTH, Chart
+from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.svg import tag, to_svg
+from linnaeus.runs.penalties import Trial
+from linnaeus.text import typeset_percent
+
+TITLES = {"accuracy": "Accuracy by penalty", "loss": "Loss by penalty"}
+
+
+def penalty_curves(trials: Sequence[Trial], path: str | os.PathLike[str], *, title: str = "") -> str:
+    """Draw both quantities of a search into a file. Returns the characters that no font on this machine has."""
+    fonts = families_for([title])
+    figure = new_figure(WIDTH, HEIGHT)
+    if title:
+        write_title(figure, title, fonts)
+    known = _quantities(trials)
+    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(known))), known, strict=True):
+        note = _draw(axes, trials, quantity, fonts)
+        style = {"pad": 10, **fonts.style}
+        axes.set_title(TITLES[quantity], loc="left", size=TEXT + 1.5, color=INK, weight="bold", **style)
+        axes.set_title(note, loc="right", size=TEXT, color=MUTED, **style)
+    save_figure(figure, path)
+    return fonts.missing
+
+
+def penalty_charts(trials: Sequence[Trial], phase: int) -> list[Chart]:
+    """The same for the report."""
+    charts = []
+    for quantity in _quantities(trials):
+        figure = new_figure(4.6, 2.8, margin=0.04)
+        note = _draw(figure.subplots(), trials, quantity, families_for([]))
+        about = f"{len(trials)} penalties from {trials[0].penalty:g} to {trials[-1].penalty:g}; {note}."
+        charts.append(Chart(TITLES[quantity], note, to_svg(figure, f"{quantity}{phase}", TITLES[quantity], about)))
+    return charts
+
+
+def _quantities(trials: Sequence[Trial]) -> list[str]:
+    return ["accuracy", "loss"] if all(trial.accuracy is not None for trial in trials) else ["loss"]
+
+
+def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> str:
+    """Draw one quantity, and a ring at the penalty with the lowest loss, which was chosen. Returns a note on it."""
+    x = np.array([trial.penalty for trial in trials])
+    values = np.array([getattr(trial, quantity) for trial in trials], np.float64)
+    chosen = int(np.argmin([trial.loss for trial in trials]))
+    texts = [typeset_percent(v, 1) if quantity == "accuracy" else f"{v:.3g}" for v in values]
+    shown = 100 * values if quantity == "accuracy" else values
+    style_axes(axes, fonts)
+    axes.set_xscale("log")
+    axes.set_xlim(x[0] / 2, x[-1] * 2)
+    axes.xaxis.set_major_locator(LogLocator(10, numticks=8))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.set_xlabel("penalty (weak to strong)", size=TEXT, color=MUTED, **fonts.style)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    unit = " %" if quantity == "accuracy" else ""
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}"))
+    margin = 0.08 * (shown.max() - shown.min()) or 0.1 * abs(shown.max()) or 1.0
+    top = min(shown.max() + margin, 101.5) if quantity == "accuracy" else shown.max() + margin
+    axes.set_ylim(max(shown.min() - margin, 0.0), top)
+    (line,) = axes.plot(x, shown, color=BLUE, linewidth=2.0, solid_capstyle="round", clip_on=False)
+    tag(line, "line valid")
+    for at, value, text in zip(x, shown, texts, strict=True):
+        (dot,) = axes.plot(at, value, "o", color=BLUE, markersize=4.2, markeredgewidth=0, clip_on=False)
+        tag(dot, "dot valid", f"penalty {at:g}: cross-validated {quantity} {text}")
+    ring: dict[str, Any] = {"markersize": 8.5, "markerfacecolor": PAGE, "markeredgecolor": BLUE, "markeredgewidth": 2}
+    (mark,) = axes.plot(x[chosen], shown[chosen], "o", clip_on=False, zorder=5, **ring)
+    tag(mark, "best", "the penalty that was chosen, by the lowest loss")
+    return f"penalty {x[chosen]:g}: {texts[chosen]} cross-validated"
