@@ -2,7 +2,8 @@
 
 `layer4, head`: the stores are warm, so an epoch sees what layer3 gives. `all`: the pixel store is warm, and the whole
 network trains. Both sides train the same stages with AdamW on the same images, without augmentation, and nothing is
-evaluated. The sides take turns; the plain loop is timed for `--steps` batches and each side gives images a second.
+evaluated. On a CPU the stores are used in each precision that `auto` chooses from. The sides take turns; the plain loop
+is timed for `--steps` batches, and each side gives images a second, and its ratio to the last one.
 
     python benchmarks/finetune.py [--data DIR] [--weights FILE] [--workers 0,2] [--steps 4] [--turns 3]
                                    [--train "layer4,head;all"]
@@ -26,6 +27,7 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
+from linnaeus.distributed.precision import BF16, CHANNELS_LAST, FLOAT32
 from linnaeus.malloc import steady_heap
 from linnaeus.models import Network
 from linnaeus.models.weights import load_weights
@@ -108,6 +110,8 @@ def main() -> None:
     parser.add_argument("--train", default="layer4,head;all", help="what trains, one phase after the other")
     arguments = parser.parse_args()
     engine = Engine()
+    cpu = engine.device.type == "cpu"
+    precisions = [FLOAT32, CHANNELS_LAST, BF16] if cpu else [engine.precision]
     table = split_table(open_source(arguments.data), valid=0.1, test=0.0, seed=0)
     print(
         f"{arguments.data.name}: batches of {BATCH}, {arguments.turns} turns; {machine(engine.device.type)}", flush=True
@@ -124,7 +128,12 @@ def main() -> None:
                 {"model": {"name": "resnet50"}, "data": {"resize": 256, "size": 224}, "phase": [phase]}
             )
             samples, *_ = load_samples(table, plan, preprocessing_of(plan, 3, None), False, Console(quiet=True))
-            sides = {"stores": ours(table, network(), samples, plan, engine, arguments.steps)}
+            sides = {
+                f"stores, {precision}": ours(
+                    table, network(), samples, plan, engine.with_precision(precision), arguments.steps
+                )
+                for precision in precisions
+            }
             for workers in map(int, filter(None, arguments.workers.split(","))):
                 sides[f"plain loop, num_workers {workers}"] = plain(
                     table, network(), plan, engine, workers, arguments.steps
@@ -133,12 +142,12 @@ def main() -> None:
             for _ in range(arguments.turns):
                 for name, run in sides.items():
                     rates[name].append(run())
-            best = statistics.median(rates["stores"])
+            slowest = statistics.median(list(rates.values())[-1])
             print(f"{', '.join(train)}:")
             for name, found in rates.items():
                 rate = statistics.median(found)
-                ratio = "" if name == "stores" else f"   {best / rate:.1f} x"
-                print(f"  {name:26} {rate:7.1f} pictures/s ({min(found):.1f}-{max(found):.1f}){ratio}", flush=True)
+                spread = f"({min(found):.1f}-{max(found):.1f})"
+                print(f"  {name:30} {rate:7.1f} images/s {spread}   {rate / slowest:.2f} x", flush=True)
 
 
 if __name__ == "__main__":
