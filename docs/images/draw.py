@@ -190,10 +190,9 @@ def ask(running: Any, address: str, files: list[Path], width: int) -> Any:
 
 def part(page: Any, first: str, last: str) -> Image.Image:
     """The page from the top of an element to the bottom of another, with a margin."""
-    margin = 20
     end = page.locator(last).bounding_box()
-    bottom = int((end["y"] + end["height"] + margin) * SCALE)
-    top = max(0, top_of(page, first) - int(margin * SCALE))
+    bottom = int((end["y"] + end["height"] + 8) * SCALE)
+    top = max(0, top_of(page, first) - int(20 * SCALE))
     return screenshot(page).crop((0, top, int(page.viewport_size["width"] * SCALE), bottom))
 
 
