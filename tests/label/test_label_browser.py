@@ -93,8 +93,8 @@ def open_page(browser: Any) -> Iterator[Open]:
 
 
 def path_of(page: Any) -> str:
-    """The path of the image that is asked about, once it is there."""
-    page.locator("#image").wait_for()
+    """The path of the image that is asked about, once it can be seen."""
+    page.locator("#single:not(.pending) #image").wait_for()
     return page.locator("#image").get_attribute("alt")
 
 
@@ -229,6 +229,24 @@ def test_alike_images_are_answered_at_once_without_the_deselected(
     page.keyboard.press("Control+z")
     until(page, "app.state.labelled === 3")
     assert len(rows(folder)) == 3
+
+
+def test_a_key_does_nothing_while_its_image_cannot_be_seen(tmp_path: Path, start: Start, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=4)
+    page = ready(open_page(start(folder).address))
+    page.route("**/image/**", lambda route: None)
+    first = answer(page, "a")
+    page.locator("#single.pending").wait_for(state="attached")
+    second = page.locator("#image").get_attribute("alt")
+    for _ in range(3):
+        page.keyboard.press("1")
+    sent(page)
+    assert rows(folder) == {first: "a"}
+    page.unroute("**/image/**")  # which lets the requests go on
+    assert path_of(page) == second
+    answer(page, "a")
+    sent(page)
+    assert rows(folder) == {first: "a", second: "a"}
 
 
 def test_a_label_is_corrected_and_removed_in_the_grid_of_its_class(

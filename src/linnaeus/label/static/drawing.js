@@ -1,6 +1,6 @@
 // ---- drawing of the task: prompt, image or grid, and the buttons of the classes
 
-const KEYS = [..."123456789qwertyuiopasdfhjklxcvbm"]; // of the classes in their order; 0, g, n and z do something else
+const KEYS = [..."123456789qwertyuiopsdfhjklxcvbm"]; // of the classes in their order; 0, a, g, n and z do something else
 const keyOf = (index) => KEYS[index] ?? null;
 
 function drawTask() {
@@ -28,6 +28,7 @@ function drawSingle(card) {
   if (image.getAttribute("src") !== source) {
     $("single").classList.remove("broken");
     image.src = source;
+    $("single").classList.toggle("pending", !image.complete);
   }
   image.alt = card.path;
   $("path").textContent = card.path;

@@ -112,7 +112,8 @@ async function start() {
   $("keys").checked = stored((storage) => storage.getItem(KEYS_KEY)) !== "off";
   $("keys").addEventListener("change", () => stored((storage) => storage.setItem(KEYS_KEY, $("keys").checked ? "on" : "off")));
   $("sure").addEventListener("change", () => drawProposals(app.state));
-  $("image").addEventListener("error", () => $("single").classList.add("broken"));
+  $("image").addEventListener("load", () => $("single").classList.remove("pending"));
+  $("image").addEventListener("error", () => { $("single").className = "broken"; });
   document.addEventListener("keydown", onKey);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
   const token = new URLSearchParams(location.hash.slice(1)).get("token");

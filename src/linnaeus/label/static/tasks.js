@@ -74,6 +74,7 @@ async function recover() {
 function answer(label) {
   const cards = targets();
   if (!cards.length) return say(t(isGrid() ? "none_selected" : "nothing_to_answer"));
+  if (!isGrid() && !$("image").complete) return; // a key that was meant for the image before
   if (label && !app.state.classes.some(({ name }) => name === label)) app.state.classes.push({ name: label, n: 0, held_out: null });
   const body = { images: cards.map(({ image }) => image), paths: cards.map(pathOf), label };
   if (label === UNKNOWN) Object.assign(body, { label: null, unknown: true });
