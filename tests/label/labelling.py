@@ -57,7 +57,7 @@ def new_server(folder: Path, order: str = "mixed", backbone: Backbone | None = N
     store = LabelStore.open(folder, folder / "labels.csv")
     features = Features(folder, list_images(folder), backbone or colors())
     session = Session.open(store, features, order, Console(silent=True))
-    finish = Finish(store, session.learner.audit, features.backbone, folder.parent / "runs", "cpu")
+    finish = Finish(session, folder.parent / "runs", "cpu")
     return LabelServer(session, Thumbnails(folder, features.paths), finish, Limits(), folder.name, [])
 
 

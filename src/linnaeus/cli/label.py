@@ -134,10 +134,9 @@ def label(
     for name in (*model, *(classes or "").split(",")):
         if name.strip():
             session.add_class(name)
-    network = features.backbone
-    finish = Finish(store, session.learner.audit, network, Path("runs").absolute(), device)
+    finish = Finish(session, _runs(folder), device)
     shown = Thumbnails(folder, features.paths)
-    serve(LabelServer(session, shown, finish, Limits(), folder.name, network.notes), listener, token, console)
+    serve(LabelServer(session, shown, finish, Limits(), folder.name, features.backbone.notes), listener, token, console)
 
 
 def _places(sources: tuple[str, ...]) -> tuple[Path | None, Path]:
@@ -152,6 +151,12 @@ def _places(sources: tuple[str, ...]) -> tuple[Path | None, Path]:
         return None, folder.resolve()
     early.check_model(sources[0])
     return Path(sources[0]), folder.resolve()
+
+
+def _runs(folder: Path) -> Path:
+    """Folder for the runs of Finish: `runs`, but not inside the folder of images, or its plots would be images."""
+    runs = Path("runs").absolute()
+    return folder.parent / "runs" if runs.resolve().is_relative_to(folder) else runs
 
 
 def _open_store(folder: Path, out: str | None, labels: str | None, console: Console) -> LabelStore:

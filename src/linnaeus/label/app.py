@@ -187,7 +187,7 @@ def _add_proposals(app: FastAPI, server: LabelServer) -> None:
     @app.post("/api/finish")
     async def finish() -> Response:
         """Train on the labels, in a process of its own."""
-        run = await asyncio.to_thread(server.finish.start, session.passed_over)
+        run = await asyncio.to_thread(server.finish.start)
         return _json({"run": str(run)})
 
 

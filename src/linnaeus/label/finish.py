@@ -6,17 +6,17 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, numbered
-from linnaeus.label.backbone import Backbone
-from linnaeus.label.estimate import ENOUGH, Audit
-from linnaeus.label.journal import ACCEPTED, UNKNOWN
-from linnaeus.label.labels_csv import LabelStore
+from linnaeus.label.estimate import ENOUGH
+from linnaeus.label.journal import ACCEPTED, UNKNOWN, Label
+from linnaeus.label.session import Session
 from linnaeus.text import SafeCsvWriter
 
 MIN_PER_CLASS = 2  # images of a class, so that one can be held out
@@ -25,16 +25,14 @@ LINES = 8  # of the output that the page shows
 
 @dataclass
 class Finish:
-    """Training on the labels; one at a time."""
+    """Training on the labels of a session; one run at a time."""
 
-    store: LabelStore
-    audit: Audit
-    backbone: Backbone
+    session: Session
     runs: Path
     """Folder for the runs."""
     device: str = "auto"
     run: Path | None = None
-    """The run that was written last."""
+    """The run that was started last."""
     error: str = ""
     lines: list[str] = field(default_factory=list)
     """The last lines of its output."""
@@ -45,19 +43,20 @@ class Finish:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self, passed_over: Container[int] = ()) -> Path:
+    def start(self) -> Path:
         """Start to train. Returns the run folder. Raises UserError where the labels are too few or it runs already."""
         with self._mutex:
             if self.running:
                 raise UserError("training is running already; wait until it has finished")
-            source = self._write_source(passed_over)
+            source = self.write_source()
             run = numbered(self.runs / "label")
             run.rmdir()  # `train` creates it; the number is free
             command = [sys.executable, "-m", "linnaeus", "train", str(source), "--out", str(run)]
             command += ["--device", self.device]
-            if self.backbone.model is not None:
-                command += ["--model", self.backbone.model, "--weights", str(self.backbone.weights)]
-            self.run, self.error, self.lines = run, "", []
+            backbone = self.session.features.backbone
+            if backbone.model is not None:
+                command += ["--model", backbone.model, "--weights", str(backbone.weights)]
+            self.run, self.error, self.lines = run, "", self._left_out()
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
             )
@@ -71,11 +70,11 @@ class Finish:
             self._process.wait(60)
 
     def commands(self) -> list[str]:
-        """What to do with the run."""
+        """What to do with the run, once it is complete."""
         if self.run is None or self.running or self.error:
             return []
         run = shlex.quote(str(self.run))
-        folder = shlex.quote(str(self.store.folder))
+        folder = shlex.quote(str(self.session.store.folder))
         return [
             f"linnaeus evaluate {run}",
             f"linnaeus serve {run}",
@@ -95,42 +94,67 @@ class Finish:
 
     def _follow(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
+        console = self.session.console
         for line in process.stdout:
             if line.strip():
                 self.lines = [*self.lines[-LINES:], line.rstrip()]
+                console.say(f"  {line.rstrip()}")
         if process.wait():
             self.error = self.lines[-1] if self.lines else f"train ended with status {process.returncode}"
+            console.warn(f"training has failed: {self.error}")
+        for command in self.commands():
+            console.say(f"next      {command}")
 
-    def _write_source(self, passed_over: Container[int]) -> Path:
-        """The labels with a split: the random sample, which people have labelled, validates; the others train.
-
-        Without enough of a sample `train` draws the split itself. What was accepted in batches only trains.
-        """
-        everything = dict(self.store.journal.labels)
-        labels = {path: label for path, label in everything.items() if label.label != UNKNOWN}
-        counts: dict[str, int] = {}
-        for label in labels.values():
-            counts[label.label] = counts.get(label.label, 0) + 1
+    def _classes(self, labels: Mapping[str, Label]) -> tuple[set[str], set[str]]:
+        """(classes with enough images to train, the others)."""
+        counts = Counter(label.label for label in labels.values() if label.label != UNKNOWN)
         kept = {name for name, n in counts.items() if n >= MIN_PER_CLASS}
+        return kept, set(counts) - kept
+
+    def _left_out(self) -> list[str]:
+        others = sorted(self._classes(self.session.labels)[1])
+        return [f"left out, with a single image each: {', '.join(others)}"] if others else []
+
+    def write_source(self) -> Path:
+        """Write the labels as a source for `train`, with split and groups of near duplicates. Returns the file.
+
+        The random sample, which people have labelled, validates. The others train, but for near duplicates of images
+        that validate. Without enough of a sample `train` draws the split itself; accepted labels only train.
+        """
+        session = self.session
+        labels = {path: label for path, label in session.labels.items() if path in session.position}
+        kept, _ = self._classes(labels)
         if len(kept) < 2:
             raise UserError(
-                f"{self.store.csv}: training needs two classes with {MIN_PER_CLASS} labels each; label some more images"
+                f"{session.store.csv}: training needs two classes with {MIN_PER_CLASS} labels each; label more images"
             )
-        sample = {self.audit.paths[i] for i in self.audit.sample(everything, passed_over)[0]}
-        split = {path: "valid" if path in sample else "train" for path in labels}
-        for name in kept:  # each class needs images to learn from
-            members = [path for path, label in labels.items() if label.label == name]
-            if all(split[path] == "valid" for path in members):
-                split[members[0]] = "train"
-        stated = len(sample) >= ENOUGH and 2 * len(sample) <= len(labels)
-        if not stated:
-            split = {path: "train" if label.provenance == ACCEPTED else "" for path, label in labels.items()}
-        file = self.store.journal.path.with_name("train.csv")
+        sample = set(session.learner.audit.sample(labels, session.passed_over)[0])
+        labels = {path: label for path, label in labels.items() if label.label in kept}
+        rows = [session.position[path] for path in labels]
+        groups = session.learner.groups(rows)
+        split = self._split(labels, dict(zip(labels, groups, strict=True)), sample)
+        file = session.store.journal.path.with_name("train.csv")
         with atomic(file) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as stream:
             writer = SafeCsvWriter(stream)
-            writer.writerow(("path", "label", "split", "provenance"))
-            for path, label in labels.items():
-                if label.label in kept:
-                    place = str(self.store.folder / path)
-                    writer.writerow((place, label.label, split[path], label.provenance))
+            writer.writerow(("path", "label", "split", "group", "provenance"))
+            for (path, label), group in zip(labels.items(), groups, strict=True):
+                if path in split:
+                    place = str(session.store.folder / path)
+                    writer.writerow((place, label.label, split[path], group, label.provenance))
         return file
+
+    def _split(self, labels: Mapping[str, Label], group: Mapping[str, int], sample: set[int]) -> dict[str, str]:
+        """Path -> train, valid or "", which leaves the choice to `train`; without images that must be left out."""
+        drawn = {path for path in labels if self.session.position[path] in sample}
+        for name in {label.label for label in labels.values()}:  # each class needs images to learn from
+            members = [path for path, label in labels.items() if label.label == name]
+            if drawn.issuperset(members):
+                drawn.discard(members[0])
+        if len(drawn) < ENOUGH or 2 * len(drawn) > len(labels):
+            return {path: "train" if label.provenance == ACCEPTED else "" for path, label in labels.items()}
+        validating = {group[path] for path in drawn}
+        return {
+            path: "valid" if path in drawn else "train"
+            for path in labels
+            if path in drawn or group[path] not in validating
+        }

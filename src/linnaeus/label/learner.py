@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,12 +33,11 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """Labelled images of a class."""
+    """Images of a class in the random sample, and how many of them the head labels so."""
 
     name: str
     n: int
     correct: int
-    """Of them, how many the head would have labelled so without having seen them."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,13 @@ class Learned:
     """What a set of labels has taught."""
 
     answers: Answers | None
-    """None where there are fewer than two classes with features."""
+    """None where there are fewer than two classes to learn from."""
     n: int = 0
     """Labelled images with features."""
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(n,) int64: the labelled images."""
     held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    """(n, classes) float64: probabilities of each by a head that has not seen its group."""
+    """(n, classes) float64: probabilities of each by a head that has not seen its group of near duplicates."""
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(n,) int64 into `classes`."""
     classes: tuple[str, ...] = ()
@@ -165,19 +164,53 @@ class Learner:
         """The head and the figures for these labels."""
         started = time.perf_counter()
         rows, y, classes = self.labelled(labels)
-        groups = self._groups(rows)
+        groups = np.array(self.groups(rows.tolist()), np.int64)
+        known = Labelled(rows, y, classes, groups)
         if self.model is not None:
-            known = Labelled(rows, y, classes, groups)
-            return judge(self.audit, labels, passed_over, known, (self.model, self.model.probabilities(rows)), started)
-        if len(classes) < 2:
-            counts = tuple(ClassFigures(name, int((y == c).sum()), 0) for c, name in enumerate(classes))
-            return Learned(None, len(rows), rows, labels=y, classes=classes, figures=counts)
+            return self._judged(labels, passed_over, known, self.model, self.model.probabilities(rows), started)
+        taught = ~np.isin(groups, groups[np.isin(rows, self.audit.reserved)])  # nor copies of reserved images
+        if len(np.unique(y[taught])) < 2:
+            return Learned(None, len(rows), rows, labels=y, classes=classes)
         self.recenter()
         assert self.mean is not None
-        same = self._follow(rows)
-        head = self.solver.solve(self._x, y, len(classes), groups, same)
-        answers, held_out = LearnedHead(head, classes, self, self.mean), head.held_out_probabilities
-        return judge(self.audit, labels, passed_over, Labelled(rows, y, classes, groups), (answers, held_out), started)
+        same = self._follow(rows[taught])
+        head = self.solver.solve(self._x, y[taught], len(classes), groups[taught], same)
+        answers = LearnedHead(head, classes, self, self.mean)
+        held_out = np.empty((len(rows), len(classes)))
+        held_out[taught] = head.held_out_probabilities
+        held_out[~taught] = answers.probabilities(rows[~taught])
+        return self._judged(labels, passed_over, known, answers, held_out, started)
+
+    def _judged(
+        self,
+        labels: Mapping[str, Label],
+        passed_over: Container[int],
+        known: Labelled,
+        answers: Answers,
+        held_out: np.ndarray,
+        started: float,
+    ) -> Learned:
+        """The figures of answers that gave labelled images the probabilities (n, classes) without having seen them."""
+        sample, unknown = self.audit.sample(labels, passed_over)
+        drawn = np.flatnonzero(np.isin(known.rows, sample))
+        hits = held_out[drawn].argmax(1) == known.labels[drawn]  # a class that the answers do not know is never a hit
+        figures = tuple(
+            ClassFigures(name, int((known.labels[drawn] == c).sum()), int(hits[known.labels[drawn] == c].sum()))
+            for c, name in enumerate(known.classes)
+        )
+        return Learned(
+            answers,
+            len(known.rows),
+            known.rows,
+            held_out,
+            known.labels,
+            known.classes,
+            estimate(hits, known.groups[drawn]),
+            len(drawn),
+            unknown,
+            figures,
+            time.perf_counter() - started,
+        )
 
     def _follow(self, rows: np.ndarray) -> int:
         """Bring `_x` up to date. Returns the number of leading rows that are as before."""
@@ -226,16 +259,16 @@ class Learner:
             rows = np.flatnonzero(self.features.ready)[:AT_ONCE]
             self.mean, self._centered_at = self.features.values[rows].astype(np.float32).mean(0), n
 
-    def _groups(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64: near duplicates among the labelled images share a number."""
-        for i in rows.tolist():
+    def groups(self, rows: Sequence[int]) -> list[int]:
+        """A number for each image, which near duplicates share."""
+        for i in rows:
             if i in self._group:
                 continue
             known = [self._group[j] for j in self.features.near_duplicates(i).tolist() if j in self._group]
             self._group[i] = min(known, default=i)
             for group in set(known) - {self._group[i]}:  # this image connects them
                 self._group = {j: self._group[i] if g == group else g for j, g in self._group.items()}
-        return np.array([self._group[i] for i in rows.tolist()], np.int64)
+        return [self._group[i] for i in rows]
 
 
 @dataclass(frozen=True)
@@ -249,39 +282,6 @@ class Labelled:
     classes: tuple[str, ...]
     groups: np.ndarray
     """(n,) int64: near duplicates share a number."""
-
-
-def judge(
-    audit: Audit,
-    labels: Mapping[str, Label],
-    passed_over: Container[int],
-    known: Labelled,
-    judged: tuple[Answers, np.ndarray],
-    started: float,
-) -> Learned:
-    """The figures of answers with the probabilities (n, classes) that they gave labelled images unseen."""
-    answers, held_out = judged
-    hits = held_out.argmax(1) == known.labels  # a class that the answers do not know is never a hit
-    sample, unknown = audit.sample(labels, passed_over)
-    place = {i: k for k, i in enumerate(known.rows.tolist())}
-    drawn = np.array([place[i] for i in sample if i in place], np.int64)
-    figures = tuple(
-        ClassFigures(name, int((known.labels == c).sum()), int(hits[known.labels == c].sum()))
-        for c, name in enumerate(known.classes)
-    )
-    return Learned(
-        answers,
-        len(known.rows),
-        known.rows,
-        held_out,
-        known.labels,
-        known.classes,
-        estimate(hits[drawn], known.groups[drawn]),
-        len(drawn),
-        unknown,
-        figures,
-        time.perf_counter() - started,
-    )
 
 
 def _chunks(rows: np.ndarray) -> list[np.ndarray]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from linnaeus.label.estimate import AUDIT_EVERY, AUDIT_FIRST
 from linnaeus.label.features import SIMILAR
 from linnaeus.label.journal import Label
 from linnaeus.label.learner import Learned, Learner
@@ -37,12 +36,12 @@ class Question:
 
     image: int
     reason: str
-    """random, margin, diverse or file."""
+    """random: a reserved image; margin, diverse, file; or first: in the random order of the others."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Unlabelled images with features, and how close each is to a labelled one."""
+    """Unlabelled images with features that are not reserved, and how close each is to a labelled one."""
 
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
@@ -67,12 +66,19 @@ class Pool:
         new = np.array(sorted(gone - self.labelled), np.int64)
         return replace(self, closest=_closest(learner, self.vectors, new, self.closest), labelled=gone)
 
+    def share_of_sure(self, learned: Learned, at_least: float) -> float:
+        """Share of the pool whose most probable class is at least so probable; 0 for an empty pool."""
+        open_rows = self.rows[~np.isin(self.rows, learned.rows)]
+        if learned.answers is None or not len(open_rows):
+            return 0.0
+        return float((learned.answers.probabilities(open_rows).max(1) >= at_least).mean())
+
     @classmethod
     def _filled(cls, learner: Learner, labelled: np.ndarray) -> Pool:
         ready = learner.features.ready
         candidates = ready.copy()
         candidates[labelled] = False
-        order = np.array(learner.audit.order, np.int64)
+        order = learner.audit.order[len(learner.audit.reserved) :]
         rows = order[candidates[order]][:POOL]
         vectors = learner.vectors(rows)
         closest = _closest(learner, vectors, labelled, np.full(len(rows), -1, np.float32))
@@ -110,41 +116,38 @@ class Selection:
     def choose(self, learned: Learned, pool: Pool, now: Situation, n: int) -> list[Question]:
         """The next n questions. No image is a near duplicate of the one before, as long as there are others."""
         chosen: list[Question] = []
+        audit, position = self.learner.audit, self.learner.position
         ranking = _Ranking(self.order, pool, self._margins(learned, pool), pool.closest.copy())
-        labelled = [i for path in list(now.labels) if (i := self.learner.position.get(path)) is not None]
-        open_places = ~np.isin(pool.rows, [*labelled, *now.barred])
-        audited = sum(self.learner.audit.counts(now.labels, now.barred))
+        labelled = {i for path in list(now.labels) if (i := position.get(path)) is not None}
+        sample, unknown = audit.sample(now.labels, now.barred)
         for k in range(n):
             taken = {*now.barred, *(question.image for question in chosen)}
             alike = self._alike(chosen[-1].image if chosen else now.previous)
-            drawn = audited + k < AUDIT_FIRST or (now.actions + k) % AUDIT_EVERY == 0
-            question = self._next(drawn, ranking, open_places, now.labels, (taken, alike))
+            drawn = _first(audit.questions(now.labels, taken, len(alike) + 1), alike, "random")
+            question = drawn
+            if drawn is None or not audit.is_due(len(sample) + unknown, now.actions + k):
+                question = self._other(ranking, {*taken, *labelled}, alike) or drawn
             if question is None:
                 break
             chosen.append(question)
-            open_places &= pool.rows != question.image
             ranking.follow(question.image)
         return chosen
 
-    def _next(
-        self,
-        drawn: bool,
-        ranking: _Ranking,
-        open_places: np.ndarray,
-        labels: Mapping[str, Label],
-        avoided: tuple[Set[int], Set[int]],
-    ) -> Question | None:
-        """`drawn`: whether it belongs to the random sample; `avoided`: images taken, and those like the one before."""
-        taken, alike = avoided
-        paths = self.learner.features.paths
-        if self.order == "file":
-            files = (i for i, path in enumerate(paths) if path not in labels and i not in taken)
-            return _first(files, alike, "file")
-        if self.order != "random" and not drawn:
-            places = np.flatnonzero(open_places & ~np.isin(ranking.pool.rows, list(alike)))
+    def _other(self, ranking: _Ranking, taken: Set[int], alike: Set[int]) -> Question | None:
+        """The next question about an image that is not reserved."""
+        reserved = len(self.learner.audit.reserved)
+        if self.order not in ("file", "random"):
+            rows = ranking.pool.rows
+            open_places = ~np.isin(rows, list(taken))
+            unlike = open_places & ~np.isin(rows, list(alike))
+            places = np.flatnonzero(unlike if unlike.any() else open_places)
             if len(places):
                 return ranking.best(places)
-        return _first(self.learner.audit.questions(labels, taken, len(alike) + 1), alike, "random")
+        rest = self.learner.audit.order[reserved:]
+        rest = np.sort(rest) if self.order == "file" else rest
+        return _first(
+            (i for i in rest.tolist() if i not in taken), alike, self.order if self.order == "file" else "first"
+        )
 
     def _margins(self, learned: Learned, pool: Pool) -> np.ndarray | None:
         """(k,) margins of the pool; None where there are too few labels for them to mean anything."""

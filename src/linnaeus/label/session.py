@@ -14,7 +14,7 @@ import numpy as np
 from linnaeus.console import Console
 from linnaeus.data.class_names import class_name, natural_order, printable
 from linnaeus.errors import UserError
-from linnaeus.label.acceptance import Batches
+from linnaeus.label.acceptance import SURE, Batches
 from linnaeus.label.course import Course
 from linnaeus.label.estimate import Audit
 from linnaeus.label.features import Features
@@ -37,6 +37,8 @@ class View:
     groups: tuple[list[int], ...] = ()
     """Images far from all classes, which may be of a new one."""
     suspects: tuple[Suspect, ...] = ()
+    sure: int = 0
+    """About how many unlabelled images a batch would hold, by the share of the pool."""
     version: int = 0
     """Grows whenever the figures have changed."""
 
@@ -230,7 +232,9 @@ class Session:
         pool = self.view.pool.updated(self.learner, learned.rows)
         groups = new_groups(self.learner, pool, learned, {self.position[p] for p in labels if p in self.position})
         suspects = learned.suspects()
-        self.view = View(learned, pool, tuple(groups), tuple(suspects), self.view.version + 1)
+        unlabelled = int(self.features.ready.sum()) - len(learned.rows)
+        sure = round(pool.share_of_sure(learned, SURE) * unlabelled)
+        self.view = View(learned, pool, tuple(groups), tuple(suspects), sure, self.view.version + 1)
         if learned.estimate is not None:
             self.course.add(sum(label.provenance != ACCEPTED for label in labels.values()), learned.estimate)
 

@@ -73,6 +73,7 @@ def describe(server: LabelServer) -> dict[str, Any]:
         },
         "course": session.course.thinned(),
         "milliseconds": round(1000 * learned.seconds, 1),
+        "sure": view.sure,
         "suspects": len(session.suspects()),
         "groups": [len(group) for group in view.groups],
         "reviews": session.learner.model is not None,
