@@ -55,7 +55,11 @@ def images_of(folder: Path, backbone: str | None) -> Images:
     assert features._thread is not None
     features._thread.join()
     assert not features.failure, features.failure
-    return Images(folder.name, features, [path.split("/")[-2] for path in features.paths])
+    return Images(
+        folder.parent.name if folder.name == "images" else folder.name,
+        features,
+        [path.split("/")[-2] for path in features.paths],
+    )
 
 
 def part(images: Images, rows: np.ndarray, seed: int) -> Features:
@@ -88,7 +92,7 @@ class User:
             for question in questions:
                 answers[paths[question.image]] = Label(self.truth[question.image], "human", "", len(answers))
             learned = self.learner.learn(answers)
-            pool = pool.updated(self.learner, learned.rows)
+            pool = pool.updated(self.learner, learned.taught)
             if learned.answers is not None:
                 rows.append(self._row(learned, len(answers), held_out, expected))
         return rows
@@ -166,13 +170,13 @@ def durations(n: int, width: int, classes: int, repeats: int = 5) -> dict[str, A
     features.hashes = generator.integers(1, 2**63, (n + repeats, 2), dtype=np.uint64)
     learner, pool = Learner(features, Audit(features.paths)), Pool()
     known = {f"{i}.jpg": Label(f"{labels[i]}", ACCEPTED if i % 2 else "human", "", i) for i in range(n)}
-    pool = pool.updated(learner, learner.learn(known).rows)
+    pool = pool.updated(learner, learner.learn(known).taught)
     taken = []
     for i in range(n, n + repeats):
         known[f"{i}.jpg"] = Label(f"{labels[i]}", "human", "", i)
         started = time.process_time()
         learned = learner.learn(known)
-        pool = pool.updated(learner, learned.rows)
+        pool = pool.updated(learner, learned.taught)
         learned.suspects()
         taken.append(1000 * (time.process_time() - started))
     learner.solver._inverted_at = 0

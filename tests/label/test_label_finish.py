@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from labelling import Page, opened, photos
-
-import linnaeus
 
 
 def source_of(page: Page) -> list[dict[str, str]]:
@@ -64,19 +62,37 @@ def test_too_few_labels_are_said_and_nothing_is_started(tmp_path: Path):
         assert page.get_json("/api/state")["finish"]["run"] is None
 
 
-@pytest.mark.long
-def test_finish_writes_a_run_as_train_would(tmp_path: Path):
-    folder = photos(tmp_path / "photos", each=30)
-    with opened(folder) as page:
+TRAIN = """#!/bin/sh
+shift 2
+test "$1" = train && test -s "$2" && test "$3" = --out || exit 3
+echo "epoch 1"
+test -e "$2.fails" && echo "error: no space left" && exit 1
+mkdir -p "$4"
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_finish_trains_on_the_labels_and_says_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+):
+    """`train` is replaced: its runs have tests of their own."""
+    program = tmp_path / "python"
+    program.write_text(TRAIN)
+    program.chmod(0o755)
+    monkeypatch.setattr("linnaeus.label.finish.sys.executable", str(program))
+    with opened(photos(tmp_path / "photos")) as page:
         page.settle()
-        label_all(page, 70)
+        for image in range(0, 48, 3):
+            page.put_json("/api/answer", images=[image], label=page.truth(image))
+        page.put_json("/api/answer", images=[1], label="rare")
+        source = page.server.finish.write_source()
+        if fails:
+            source.with_name("train.csv.fails").touch()
         run = Path(page.put_json("/api/finish")["run"])
-        assert "running already" in page.post("/api/finish").json()["error"]
-        while (state := page.get_json("/api/state")["finish"])["running"]:
-            time.sleep(0.1)
-        time.sleep(0.1)
-        assert state["error"] == "", state
-        names = {"model.safetensors", "report.html", "metrics.json", "predictions.csv"}
-        assert names <= {file.name for file in run.iterdir()}
-        assert f"linnaeus serve {run}" in page.get_json("/api/state")["finish"]["commands"]
-        assert linnaeus.load(run).classes == ("a", "b", "c")
+        page.server.finish.wait()
+        state = page.get_json("/api/state")["finish"]
+        assert state["lines"][:2] == ["left out, with a single image each: rare", "epoch 1"]
+        assert state["error"] == ("error: no space left" if fails else "")
+        assert run.is_dir() is not fails
+        assert (f"linnaeus serve {run}" in state["commands"]) is not fails

@@ -37,11 +37,12 @@ class Finish:
     lines: list[str] = field(default_factory=list)
     """The last lines of its output."""
     _process: subprocess.Popen[str] | None = None
+    _reader: threading.Thread | None = None
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._reader is not None and self._reader.is_alive()
 
     def start(self) -> Path:
         """Start to train. Returns the run folder. Raises UserError where the labels are too few or it runs already."""
@@ -60,20 +61,27 @@ class Finish:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
             )
-            threading.Thread(target=self._follow, args=(self._process,), name="finish", daemon=True).start()
+            self._reader = threading.Thread(target=self._follow, args=(self._process,), name="finish", daemon=True)
+            self._reader.start()
             return run
+
+    def wait(self) -> None:
+        """Return once the training has ended and its output is known."""
+        if self._reader is not None:
+            self._reader.join()
 
     def stop(self) -> None:
         """End the training, if it runs."""
-        if self._process is not None and self.running:
+        if self._process is not None and self._reader is not None and self.running:
             self._process.terminate()
-            self._process.wait(60)
+            self._reader.join(60)
 
     def commands(self) -> list[str]:
         """What to do with the run, once it is complete."""
-        if self.run is None or self.running or self.error:
-            return []
-        run = shlex.quote(str(self.run))
+        return [] if self.run is None or self.running or self.error else self._commands(self.run)
+
+    def _commands(self, path: Path) -> list[str]:
+        run = shlex.quote(str(path))
         folder = shlex.quote(str(self.session.store.folder))
         return [
             f"linnaeus evaluate {run}",
@@ -102,8 +110,9 @@ class Finish:
         if process.wait():
             self.error = self.lines[-1] if self.lines else f"train ended with status {process.returncode}"
             console.warn(f"training has failed: {self.error}")
-        for command in self.commands():
-            console.say(f"next      {command}")
+        elif self.run is not None:
+            for command in self._commands(self.run):
+                console.say(f"next      {command}")
 
     def _classes(self, labels: Mapping[str, Label]) -> tuple[set[str], set[str]]:
         """(classes with enough images to train, the others)."""

@@ -61,6 +61,8 @@ class Learned:
     """Labelled images with features."""
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(n,) int64: the labelled images."""
+    taught: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(m,) int64: those of them that the head has learned from."""
     held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """(n, classes) float64: probabilities of each by a head that has not seen its group of near duplicates."""
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -165,12 +167,12 @@ class Learner:
         started = time.perf_counter()
         rows, y, classes = self.labelled(labels)
         groups = np.array(self.groups(rows.tolist()), np.int64)
-        known = Labelled(rows, y, classes, groups)
+        taught = ~np.isin(groups, groups[np.isin(rows, self.audit.reserved)])  # nor copies of reserved images
+        known = Labelled(rows, y, classes, groups, taught)
         if self.model is not None:
             return self._judged(labels, passed_over, known, self.model, self.model.probabilities(rows), started)
-        taught = ~np.isin(groups, groups[np.isin(rows, self.audit.reserved)])  # nor copies of reserved images
         if len(np.unique(y[taught])) < 2:
-            return Learned(None, len(rows), rows, labels=y, classes=classes)
+            return Learned(None, len(rows), rows, rows[taught], labels=y, classes=classes)
         self.recenter()
         assert self.mean is not None
         same = self._follow(rows[taught])
@@ -202,6 +204,7 @@ class Learner:
             answers,
             len(known.rows),
             known.rows,
+            known.rows[known.taught],
             held_out,
             known.labels,
             known.classes,
@@ -282,6 +285,8 @@ class Labelled:
     classes: tuple[str, ...]
     groups: np.ndarray
     """(n,) int64: near duplicates share a number."""
+    taught: np.ndarray
+    """(n,) bool: the others are reserved, or copies of reserved images."""
 
 
 def _chunks(rows: np.ndarray) -> list[np.ndarray]:

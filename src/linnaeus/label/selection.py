@@ -46,25 +46,28 @@ class Pool:
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     closest: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """(k,) largest cosine to a labelled image; -1 where there is none."""
-    labelled: frozenset[int] = frozenset()
-    """The labelled images that `closest` knows."""
+    """(k,) largest cosine to an image that the head has learned from; -1 where there is none.
+
+    Reserved images do not count: diverse questions would keep away from them, and accuracy on them would be too low.
+    """
+    taught: frozenset[int] = frozenset()
+    """The images that `closest` knows."""
     ready: int = 0
     """Images with features when the pool was filled."""
     mean: np.ndarray | None = None
     """The mean of the features at that time."""
 
-    def updated(self, learner: Learner, labelled: np.ndarray) -> Pool:
-        """The pool after labels (n,) int64 of images were added; filled anew where it is used up or outdated."""
+    def updated(self, learner: Learner, taught: np.ndarray) -> Pool:
+        """The pool after the head has learned from images (n,) int64; filled anew if it is used up or outdated."""
         learner.recenter()
-        gone = frozenset(labelled.tolist())
+        known = frozenset(taught.tolist())
         grown = int(learner.features.ready.sum()) > 1.1 * self.ready + 8
-        left = len(self.rows) - len(gone.intersection(self.rows.tolist()))
-        undone = not self.labelled <= gone
+        left = len(self.rows) - len(known.intersection(self.rows.tolist()))
+        undone = not self.taught <= known
         if grown or undone or left <= len(self.rows) // 2 or self.mean is not learner.mean:
-            return Pool._filled(learner, labelled)
-        new = np.array(sorted(gone - self.labelled), np.int64)
-        return replace(self, closest=_closest(learner, self.vectors, new, self.closest), labelled=gone)
+            return Pool._filled(learner, taught)
+        new = np.array(sorted(known - self.taught), np.int64)
+        return replace(self, closest=_closest(learner, self.vectors, new, self.closest), taught=known)
 
     def share_of_sure(self, learned: Learned, at_least: float) -> float:
         """Share of the pool whose most probable class is at least so probable; 0 for an empty pool."""
@@ -74,21 +77,21 @@ class Pool:
         return float((learned.answers.probabilities(open_rows).max(1) >= at_least).mean())
 
     @classmethod
-    def _filled(cls, learner: Learner, labelled: np.ndarray) -> Pool:
+    def _filled(cls, learner: Learner, taught: np.ndarray) -> Pool:
         ready = learner.features.ready
         candidates = ready.copy()
-        candidates[labelled] = False
+        candidates[taught] = False
         order = learner.audit.order[len(learner.audit.reserved) :]
         rows = order[candidates[order]][:POOL]
         vectors = learner.vectors(rows)
-        closest = _closest(learner, vectors, labelled, np.full(len(rows), -1, np.float32))
-        return cls(rows, vectors, closest, frozenset(labelled.tolist()), int(ready.sum()), learner.mean)
+        closest = _closest(learner, vectors, taught, np.full(len(rows), -1, np.float32))
+        return cls(rows, vectors, closest, frozenset(taught.tolist()), int(ready.sum()), learner.mean)
 
 
-def _closest(learner: Learner, vectors: np.ndarray, labelled: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """(k,) the larger of `before` and the largest cosine of `vectors` (k, width) to a labelled image."""
-    for start in range(0, len(labelled) if len(vectors) else 0, POOL):
-        others = learner.vectors(labelled[start : start + POOL])
+def _closest(learner: Learner, vectors: np.ndarray, taught: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(k,) the larger of `before` and the largest cosine of `vectors` (k, width) to an image of `taught`."""
+    for start in range(0, len(taught) if len(vectors) else 0, POOL):
+        others = learner.vectors(taught[start : start + POOL])
         before = np.maximum(before, (vectors @ others.T).max(1))
     return before
 

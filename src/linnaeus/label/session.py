@@ -229,7 +229,7 @@ class Session:
 
     def _update(self, labels: Mapping[str, Label]) -> None:
         learned = self.learner.learn(labels, self.passed_over)
-        pool = self.view.pool.updated(self.learner, learned.rows)
+        pool = self.view.pool.updated(self.learner, learned.taught)
         groups = new_groups(self.learner, pool, learned, {self.position[p] for p in labels if p in self.position})
         suspects = learned.suspects()
         unlabelled = int(self.features.ready.sum()) - len(learned.rows)
