@@ -14,6 +14,7 @@ from served import ThreadServer, png
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import translations
+from linnaeus.text import typeset_percent
 
 pytestmark = pytest.mark.long
 
@@ -109,11 +110,31 @@ def test_chosen_pasted_and_dropped_images_get_the_predictions_of_the_classifier(
     expected = [classifier.predict(images[i]) for i in (3, 2, 0, 1)]
     assert page.locator(".headline b").all_inner_texts() == [prediction.name for prediction in expected]
     probabilities = page.locator(".bars li:first-child .number").all_inner_texts()
-    assert probabilities == [f"{prediction.probability:.1%}" for prediction in expected]
+    assert probabilities == [typeset_percent(prediction.probability, 1) for prediction in expected]
     assert page.locator(".answer").first.locator(".bars li").count() == 3
     widths = page.eval_on_selector_all(".track i", "all => all.map(e => parseFloat(e.style.width))")
     assert widths[:3] == pytest.approx([100 * p for _, p in expected[0].top(3)], abs=0.01)
     assert "dragging" not in (page.locator("body").get_attribute("class") or "")
+
+
+def test_the_table_begins_with_what_needs_a_look(open_page: Open):
+    page = wait_for_model(open_page())
+    add_files(page, ("broken.png", b"no image"))
+    wait_for_answers(page, 1)
+    add_files(page, ("good.png", png()))
+    wait_for_answers(page, 2)
+    assert page.locator(".path span").all_inner_texts() == ["good.png", "broken.png"], "newest first"
+    page.locator("#rows tr").nth(1).wait_for()
+    assert page.locator("#rows th").all_inner_texts() == ["broken.png", "good.png"]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.9996, ">99.9"), (1, "100.0"), (0.0004, "<0.1"), (0, "0.0"), (0.934, "93.4")]
+)
+def test_percentages_of_the_page_are_those_of_the_package(open_page: Open, p: float, text: str):
+    page = wait_for_model(open_page())
+    shown = page.evaluate("async (p) => (await import('/i18n.js')).percent(p)", p)
+    assert shown == typeset_percent(p, 1) == f"{text}\u202f%"
 
 
 def test_broken_and_huge_files_fail_and_the_others_are_answered(open_page: Open):

@@ -32,11 +32,11 @@ export function translatePage() {
   button.lang = tags[otherLanguage()];
 }
 
-// Rounding must not show 0.0 % for something possible, nor 100.0 % for something uncertain.
+// As text.py writes them: rounding must not show 0.0 % for something possible, nor 100.0 % for something uncertain.
 export function percent(p) {
-  const format = new Intl.NumberFormat(tags[language], { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  if (p > 0 && p < 0.0005) return `<${format.format(0.001)}`;
-  return p < 1 && p >= 0.9995 ? `>${format.format(0.999)}` : format.format(p);
+  const format = new Intl.NumberFormat(tags[language], { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  const text = p > 0 && p < 0.0005 ? `<${format.format(0.1)}` : p < 1 && p >= 0.9995 ? `>${format.format(99.9)}` : format.format(100 * p);
+  return `${text}\u202f%`;
 }
 export const formatCount = (n) => new Intl.NumberFormat(tags[language]).format(n);
 export const formatBytes = (n) =>

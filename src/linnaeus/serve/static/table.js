@@ -4,8 +4,11 @@ import { percent, t } from "./i18n.js";
 
 const TOP = 5;
 
+// What needs a look comes first: what failed, what is none of the classes, and what is unsure.
+const rank = ({ state, answer }) => (state === "failed" ? 0 : answer.unknown ? 1 : answer.unsure ? 2 : 3);
+
 export function fillTable(body, items) {
-  body.replaceChildren(...items.map((item) => {
+  body.replaceChildren(...[...items].sort((a, b) => rank(a) - rank(b)).map((item) => {
     if (item.state === "failed") {
       return createElement("tr", {}, createElement("th", { scope: "row" }, item.path), createElement("td", { colspan: 3, class: "error" }, item.reason()));
     }
