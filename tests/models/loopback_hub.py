@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -34,6 +35,8 @@ class Hub:
     """The storage sends other bytes than the hub states."""
     no_api: bool = False
     """A mirror that serves files alone."""
+    uploads: Path = Path()
+    """Where repositories that are created lie."""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     address: str = ""
 
@@ -71,6 +74,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        """What an upload needs: a repository, its files, and a commit of all of them at once."""
+        authorization = self.headers.get("Authorization", "")
+        self.offered.requests.append((self.command, self.path, authorization))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.partition("?")[0]
+        if authorization != f"Bearer {TOKEN}":
+            return self._send(403, b'{"error": "this token may not write"}')
+        if path == "/api/repos/create":
+            about = json.loads(body)
+            repo = f"{about['organization']}/{about['name']}"
+            if repo not in self.offered.repositories:
+                self.offered.repositories[repo] = self.offered.uploads / about["name"]
+                self.offered.repositories[repo].mkdir(parents=True)
+            return self._send(200, json.dumps({"url": f"{self.offered.address}/{repo}"}).encode())
+        if path == "/api/validate-yaml":
+            return self._send(200, b'{"errors": [], "warnings": []}')
+        match = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/main", path)
+        if match is None:
+            return self._send(404, b"{}")
+        if match[2] == "preupload":
+            modes = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            return self._send(200, json.dumps({"files": modes}).encode())
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                content = base64.b64decode(line["value"]["content"])
+                (self.offered.repositories[match[1]] / line["value"]["path"]).write_bytes(content)
+        url = f"{self.offered.address}/{match[1]}/commit/{COMMIT}"
+        self._send(200, json.dumps({"success": True, "commitOid": COMMIT, "commitUrl": url}).encode())
 
     def _answer(self) -> None:
         authorization = self.headers.get("Authorization", "")

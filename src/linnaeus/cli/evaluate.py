@@ -11,6 +11,7 @@ import click
 
 from linnaeus.cli import early
 from linnaeus.cli.options import (
+    ModelCommand,
     code_option,
     device_option,
     devices_option,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 RESTART = "run it again"
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model")
 @click.argument("source")
 @click.option(

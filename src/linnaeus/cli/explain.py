@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from linnaeus.cli import early
-from linnaeus.cli.options import code_option, device_option, load_model, make_console, verbosity
+from linnaeus.cli.options import ModelCommand, code_option, device_option, load_model, make_console, verbosity
 from linnaeus.console import Console, counted, echo
 from linnaeus.errors import UserError
 from linnaeus.text import percent
@@ -29,7 +29,7 @@ STEM_LENGTH = 80  # characters of an image's name that are kept in the name of i
 BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report after every image
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option(

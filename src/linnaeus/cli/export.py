@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.cli import early
-from linnaeus.cli.options import code_option, load_model, make_console, model_name, verbosity
+from linnaeus.cli.options import ModelCommand, code_option, load_model, make_console, model_name, verbosity
 from linnaeus.console import echo
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from linnaeus.web.export import WebFolder
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model")
 @click.option(
     "--to", "kind", required=True, type=click.Choice(["onnx", "onnx-int8", "web", "torchvision"]), help="Output format."
@@ -63,6 +64,8 @@ def export(
     torchvision writes a plain state dict for torchvision.models, with a model card beside it.
     """
     _check_options(model, kind, data, split, title, agree, json_file)
+    if out is None and Path(model).is_relative_to(cache_dir()):
+        raise UserError(f"--out: is needed for a model of the hub, because {model} lies in the cache folder")
     place = None if out is None else Path(out)
     if kind == "torchvision":
         from linnaeus.export.torchvision import export_torchvision

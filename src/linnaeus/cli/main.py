@@ -33,6 +33,7 @@ from linnaeus.cli.options import (
 )
 from linnaeus.cli.predict import predict
 from linnaeus.cli.probe import probe
+from linnaeus.cli.push import push
 from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
 from linnaeus.cli.system import completion, env
@@ -47,7 +48,7 @@ SECTIONS = {
     "Data": ("check", "label", "data"),
     "Train": ("probe", "train", "sweep", "models", "weights", "recipes"),
     "Trust": ("evaluate", "compare", "explain", "report"),
-    "Ship": ("predict", "embed", "export", "serve"),
+    "Ship": ("predict", "embed", "export", "push", "serve"),
     "System": ("env", "completion"),
 }
 """Section of the help page -> its commands, in the order of a project."""
@@ -232,6 +233,7 @@ for command in (
     predict,
     embed,
     export,
+    push,
     serve,
     models,
     recipes,

@@ -214,6 +214,19 @@ def chosen_model(model: str, device: str, code: str | None, use: str | None, con
     return str(choice.path)
 
 
+class ModelCommand(click.Command):
+    """A command whose MODEL may be `hf:OWNER/NAME` on the hub, which becomes the path of the downloaded file."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # not while options are parsed, which must ask nobody
+        model = str(ctx.params["model"])
+        if model.startswith("hf:"):
+            from linnaeus.modelfile.hub_models import fetch_model
+
+            with make_console(sys.stderr).progress(model, "bytes") as advance:
+                ctx.params["model"] = str(fetch_model(model, progress=advance))
+        return super().invoke(ctx)
+
+
 def model_name(model: Path) -> str:
     """The name shown for a model: its run folder, or the stem of its file."""
     path = model.absolute()

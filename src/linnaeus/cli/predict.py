@@ -13,6 +13,7 @@ import click
 
 from linnaeus.cli import early
 from linnaeus.cli.options import (
+    ModelCommand,
     chosen_model,
     code_option,
     device_option,
@@ -39,7 +40,7 @@ GRID_SIZE = 64  # images in a grid; more would be too small to see
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option(

@@ -11,6 +11,7 @@ import click
 
 from linnaeus.cli import early
 from linnaeus.cli.options import (
+    ModelCommand,
     chosen_model,
     code_option,
     device_option,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model")
 @click.option(
     "--host",

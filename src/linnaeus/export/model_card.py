@@ -30,8 +30,19 @@ RESIZE = {
 OTHER_METRICS = (("top5", "top-5"), ("balanced_accuracy", "balanced accuracy"))
 
 
-def model_card(classifier: Classifier, file: str, call: str) -> str:
-    """Text of the card. `call` creates the network that loads `file`, for example `resnet50(num_classes=16)`."""
+def model_card(
+    classifier: Classifier,
+    file: str,
+    call: str | None = None,
+    *,
+    repository: str = "",
+    license: str | None = None,
+) -> str:
+    """Text of the card.
+
+    `call` creates the network of torchvision that loads `file`, for example `resnet50(num_classes=16)`; without it,
+    `file` is a model file in `repository` of the hub. `license`: an identifier of the hub.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -44,7 +55,9 @@ def model_card(classifier: Classifier, file: str, call: str) -> str:
     )
     environment.filters |= {"yaml": _yaml_text, "plain": _without_markdown, "percent": percent}
     environment.filters |= {"interval": _interval, "other_metrics": _other_metrics}
-    return environment.get_template("model_card.md.j2").render(file=file, call=call, **_values(classifier))
+    return environment.get_template("model_card.md.j2").render(
+        file=file, call=call, repository=repository, license=license or "unknown", **_values(classifier)
+    )
 
 
 def _values(classifier: Classifier) -> dict[str, Any]:

@@ -53,6 +53,8 @@ from torch import Tensor
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights, line
+from linnaeus.modelfile.hub_models import PREFIX as HUB
+from linnaeus.modelfile.hub_models import fetch_model
 from linnaeus.modelfile.schema import check_description
 from linnaeus.modelfile.unknown import PREFIX as UNKNOWN
 from linnaeus.modelfile.unknown import check_tensors
@@ -180,7 +182,9 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
 
 
 def model_path(given: str | Path) -> Path:
-    """MODEL of the command line: a run folder, or a model file."""
+    """MODEL of the command line: a run folder, a model file, or `hf:OWNER/NAME` on the hub, which is fetched."""
+    if str(given).startswith(HUB):
+        return fetch_model(str(given))
     path = Path(given)
     if path.is_dir():
         if not (path / MODEL).is_file():

@@ -1,0 +1,103 @@
+"""Model files on the Hugging Face hub: `hf:OWNER/NAME`, which `linnaeus push` writes, as a file in the cache folder."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from linnaeus.data.download import Progress, fetch
+from linnaeus.environment import cache_dir, offline
+from linnaeus.errors import JobError, UserError
+from linnaeus.files import write_text
+from linnaeus.models.hub import TIMEOUT, endpoint
+
+PREFIX = "hf:"
+FILE = "model.safetensors"
+NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+SEEN = "revisions.json"  # revision -> checksum of its model, for use without a network
+NEEDS = 'pip install "linnaeus[hub]"'
+
+
+def parse_repository(name: str) -> tuple[str, str]:
+    """'hf:ana/flowers@v2' -> ('ana/flowers', 'v2'); without a revision it is 'main'. Raises UserError."""
+    match = NAME.fullmatch(name.removeprefix(PREFIX))
+    if match is None or ".." in name or "--" in match[1]:
+        raise UserError(f"{name}: names no repository of the hub; write hf:OWNER/NAME, or hf:OWNER/NAME@REVISION")
+    return match[1], match[2] or "main"
+
+
+def hub_client(name: str) -> Any:
+    """The package huggingface_hub. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise UserError(f"{name}: needs the package huggingface_hub: {NEEDS}") from None
+
+
+def fetch_model(name: str, progress: Progress | None = None) -> Path:
+    """The model file of `hf:OWNER/NAME[@REVISION]`, downloaded and verified unless this version is in the cache.
+
+    Raises UserError, with the next step, if the repository is unknown, gated, out of reach, or holds no model.
+    """
+    repository, revision = parse_repository(name)
+    folder = cache_dir() / "hub" / repository.replace("/", "--")
+    seen = _seen(folder)
+    if offline():
+        path = _path(folder, repository, seen.get(revision, ""))
+        if not path.is_file():
+            raise UserError(f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; bring its {FILE} and name that")
+        return path
+    hub = hub_client(name)
+    try:
+        url = hub.hf_hub_url(repository, FILE, revision=revision, endpoint=endpoint())
+        about = hub.get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())
+    except Exception as error:  # the client has many exceptions of its own
+        raise explain_refusal(name, repository, error) from None
+    checksum = about.etag or ""
+    if not re.fullmatch(r"[0-9a-f]{64}", checksum):
+        raise UserError(f"{name}: the hub states no checksum of its {FILE}; was it pushed by `linnaeus push`?")
+    path = _path(folder, repository, checksum)
+    # The redirect to the hub's storage is signed; the token is for the hub alone.
+    token = hub.get_token() if about.location.startswith(f"{endpoint()}/") else None
+    fetch(about.location, path, sha256=checksum, size=about.size, token=token, progress=progress)
+    write_text(folder / SEEN, json.dumps(seen | {revision: checksum}, indent=2) + "\n")
+    return path
+
+
+def explain_refusal(name: str, repository: str, error: Exception) -> UserError:
+    """One line that says why the hub refused, and what to do."""
+    errors = hub_client(name).errors
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    tokens = f"{endpoint()}/settings/tokens"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return UserError(f"{name}: holds no {FILE}; `linnaeus push MODEL {repository}` puts one there")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{name}: has no such revision; {endpoint()}/{repository}/commits lists them")
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return UserError(
+            f"{name}: access is refused (HTTP {status or 403}); accept the conditions at {endpoint()}/{repository}, "
+            f"and set HF_TOKEN to a token of {tokens} that may read it, or write to it"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        return UserError(
+            f"{name}: no such repository on the hub, or a private one (HTTP {status}); check the name, or set HF_TOKEN "
+            f"to a token of {tokens}"
+        )
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return JobError(f"{name}: {endpoint()} cannot be asked ({reason}); check the network, or set HF_ENDPOINT")
+
+
+def _path(folder: Path, repository: str, checksum: str) -> Path:
+    """Where a version lies; its folder has the name of the repository, which is the name of the model."""
+    return folder / (checksum[:16] or "none") / repository.rpartition("/")[2] / FILE
+
+
+def _seen(folder: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / SEEN).read_text(encoding="utf-8"))
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    return {}

@@ -1,0 +1,145 @@
+"""A model on the hub: pushed from one machine, predicted with on another, against a hub on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback_hub import TOKEN, Hub, serving
+
+import linnaeus
+from linnaeus.errors import UserError
+from linnaeus.export.model_card import model_card
+from linnaeus.inference.classifier import load
+
+pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "format1"
+IMAGE = GOLDEN / "picture.png"
+REPO = "ana/garden-flowers"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serving(Hub({}, uploads=tmp_path / "uploads")) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.delenv("LINNAEUS_OFFLINE", raising=False)
+        yield hub
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    shutil.copy(GOLDEN / "color.safetensors", tmp_path / "run" / "model.safetensors")
+    return tmp_path / "run"
+
+
+Say = Callable[..., Any]
+
+
+def test_what_is_pushed_predicts_elsewhere_and_then_without_a_network(
+    hub: Hub, run: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+):
+    said = say("push", run, REPO, "--license", "cc-by-4.0")
+    assert said.status == 0, said.err
+    assert said.out == f"{hub.address}/{REPO}\n"
+    assert sorted(file.name for file in hub.repositories[REPO].iterdir()) == ["README.md", "model.safetensors"]
+    expected = load(run).predict(IMAGE).probabilities
+    monkeypatch.delenv("HF_TOKEN")
+    model = linnaeus.load(f"hf:{REPO}")
+    assert model.predict(IMAGE).probabilities == pytest.approx(expected)
+    assert (model.path.read_bytes(), model.path.parent.name) == (
+        (run / "model.safetensors").read_bytes(),
+        "garden-flowers",
+    )
+    monkeypatch.setenv("LINNAEUS_OFFLINE", "1")
+    said = say("predict", f"hf:{REPO}", IMAGE)
+    assert said.status == 0, said.err
+    assert said.out
+    said = say("export", f"hf:{REPO}", "--to", "onnx")
+    assert said.status == 2
+    assert "--out: is needed" in said.err, "an export does not vanish in the cache folder"
+
+
+def test_the_card_says_how_to_use_the_repository_and_is_valid_for_the_hub(hub: Hub, run: Path, say: Say):
+    from huggingface_hub import ModelCard
+
+    say("push", run, REPO, "--license", "cc-by-4.0")
+    text = (hub.repositories[REPO] / "README.md").read_text(encoding="utf-8")
+    card = ModelCard(text)  # raises for a model-index that the hub would refuse
+    about = card.data.to_dict()
+    assert (about["license"], about["library_name"]) == ("cc-by-4.0", "linnaeus")
+    assert about["pipeline_tag"] == "image-classification"
+    (result,) = card.data.eval_results  # type: ignore[attr-defined]
+    assert (result.metric_type, float(result.metric_value)) == ("accuracy", 0.94)
+    assert f"linnaeus predict hf:{REPO} IMAGES" in text
+    assert "torchvision" not in text
+    assert text.count("```") % 2 == 0
+    other = model_card(load(run), "torchvision.pth", "resnet18(num_classes=3)")
+    assert 'torch.load("torchvision.pth", weights_only=True)' in other
+    assert ModelCard(other).data.to_dict()["license"] == "unknown"
+    assert other.count("```") % 2 == 0
+
+
+def test_a_card_that_was_edited_is_kept(hub: Hub, run: Path, say: Say):
+    say("push", run, REPO)
+    card = hub.repositories[REPO] / "README.md"
+    card.write_text("---\nlicense: mit\n---\nmine")
+    said = say("push", run, REPO)
+    assert said.status == 0
+    assert "was kept" in said.err
+    assert card.read_text().endswith("mine")
+
+
+def test_a_new_version_is_fetched_again(hub: Hub, run: Path, say: Say):
+    say("push", run, REPO)
+    first = load(f"hf:{REPO}").path
+    shutil.copy(GOLDEN / "gray.safetensors", run / "model.safetensors")
+    say("push", run, REPO)
+    assert load(f"hf:{REPO}").path != first
+    assert first.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("hf:ana", "write hf:OWNER/NAME"),
+        ("hf:ana/../x", "write hf:OWNER/NAME"),
+        ("hf:ana/nothing", "no such repository on the hub, or a private one"),
+        (f"hf:{REPO}", "holds no model.safetensors"),
+    ],
+)
+def test_names_without_a_model_are_refused_in_one_line(hub: Hub, tmp_path: Path, say: Say, name: str, reason: str):
+    hub.repositories[REPO] = tmp_path
+    said = say("predict", name, IMAGE)
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert reason in said.err
+    with pytest.raises(UserError, match=reason):
+        linnaeus.load(name)
+
+
+def test_what_cannot_be_pushed_is_refused_in_one_line(hub: Hub, run: Path, say: Say, monkeypatch: pytest.MonkeyPatch):
+    shutil.copy(GOLDEN / "color.onnx", run)
+    for arguments, reason in (
+        ((run, "flowers"), "write hf:OWNER/NAME"),
+        ((run, f"{REPO}@v1"), "without @v1"),
+        ((run / "color.onnx", REPO), "push uploads the original"),
+    ):
+        said = say("push", *arguments)
+        assert (said.status, said.err.count("\n")) == (2, 1), said.err
+        assert reason in said.err
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    assert "may read it, or write to it" in say("push", run, REPO).err
+    monkeypatch.delenv("HF_TOKEN")
+    assert "set HF_TOKEN" in say("push", run, REPO).err
+    monkeypatch.setenv("LINNAEUS_OFFLINE", "1")
+    assert "LINNAEUS_OFFLINE is set" in say("push", run, REPO).err
+    monkeypatch.delenv("LINNAEUS_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    said = say("predict", f"hf:{REPO}", IMAGE)
+    assert (said.status, said.err.count("\n")) == (1, 1)
+    assert "cannot be asked" in said.err
