@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from killing import check_same, dying, in_child, train
+from several import several
 from tiny import write_recipe
 from torch import nn
 
@@ -149,6 +150,19 @@ def test_a_resumed_run_keeps_the_precisions_of_its_phases(
         assert in_child(work) == -signal.SIGKILL
         monkeypatch.setattr(precision, "_time_steps", None)  # not measured again
         check_same(train(idx, recipe, tmp_path / f"cut {step}", model=bottleneck(), resume=True).path, whole)
+
+
+@pytest.mark.usefixtures("undrawn_runs", "trials")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_two_processes_train_in_the_precision_that_the_first_one_chose(idx: Path, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"epochs": 1, "train": ["head"], "lr": "auto"})
+
+    def work(rank: int) -> int:
+        train(idx, recipe, tmp_path / "run")
+        return rank
+
+    assert several(2, work) == [0, 1]
+    assert recorded(tmp_path / "run") == {"phase 1": BF16, "phase 2": BF16}
 
 
 def by_optimizer(real: Any) -> Any:
