@@ -140,23 +140,23 @@ def rows(folder: Path, name: str = "labels.csv") -> dict[str, str]:
         return {row["path"]: row["label"] for row in csv.DictReader(file)}
 
 
-def test_thirty_images_are_labelled_by_keyboard_while_the_figures_follow(
+def test_images_are_labelled_by_keyboard_while_the_figures_follow(
     tmp_path: Path, start: Start, open_page: Open
 ) -> None:
     folder = photos(tmp_path / "photos", each=40)
     page = ready(open_page(start(folder).address))
     assert page.locator("#too-few .few").inner_text() == EN["too_few_title"]
-    for _ in range(30):
+    for _ in range(64):
         random = page.evaluate("current().reason") == "random"
         shown = page.eval_on_selector_all(".guess", "all => all.some((bar) => parseFloat(bar.style.width) > 0)")
         assert not (random and shown), "the guess about a random question is hidden"
         answer(page)
     sent(page)
     labels = rows(folder)
-    assert len(labels) == 30
+    assert len(labels) == 64
     assert all(path.split()[0] == label for path, label in labels.items())
     page.locator("#accuracy-value", has_text="%").wait_for()
-    until(page, "app.state.labelled === 30 && app.state.course.length > 1")
+    until(page, "app.state.labelled === 64 && app.state.course.length > 1")
     state = page.evaluate("app.state")
     assert page.locator("#accuracy-value").inner_text() == f"{state['accuracy']['accuracy']:.0%}"
     low, high = state["accuracy"]["ci95"]
@@ -168,7 +168,7 @@ def test_thirty_images_are_labelled_by_keyboard_while_the_figures_follow(
         str(sum(label == name for label in labels.values()))
         for name in page.evaluate("app.state.classes.map((c) => c.name)")
     ]
-    assert page.locator("#labelled").inner_text() == "30 of 120 labelled"
+    assert page.locator("#labelled").inner_text() == "64 of 120 labelled"
 
 
 def test_answers_are_undone_skipped_unknown_and_of_new_classes(tmp_path: Path, start: Start, open_page: Open) -> None:
@@ -347,11 +347,11 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, open_page: Op
 
 
 def test_a_batch_is_accepted_after_its_sample_was_verified(tmp_path: Path, start: Start, open_page: Open) -> None:
-    folder = photos(tmp_path / "photos", each=40)
+    folder = photos(tmp_path / "photos", each=60)
     page = ready(open_page(start(folder).address))
-    for _ in range(36):
+    for _ in range(64):
         answer(page)
-    until(page, "app.state.accuracy && app.state.features.done === app.state.images && app.state.labelled === 36")
+    until(page, "app.state.accuracy && app.state.features.done === app.state.images && app.state.labelled === 64")
     page.locator("#sure").select_option("0.95")
     page.locator("#go-batch").click()
     page.locator("#panel").wait_for()
@@ -370,7 +370,7 @@ def test_a_batch_is_accepted_after_its_sample_was_verified(tmp_path: Path, start
             wait_for_next(page, path)
     page.get_by_role("button", name=EN["batch_accept"].format(n=n - 20)).wait_for()
     page.keyboard.press("Enter")
-    until(page, f"app.state.labelled === {36 + n}")
+    until(page, f"app.state.labelled === {64 + n}")
     with (folder / "labels.csv").open(newline="") as file:
         provenance = [row["provenance"] for row in csv.DictReader(file)]
     assert (provenance.count("human"), provenance.count("accepted")) == (56, n - 20)

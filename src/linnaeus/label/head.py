@@ -128,7 +128,7 @@ class Dual:
             return
         new = x[m:]
         u = self.inverse @ (x[:m] @ new.T)
-        ridge = self.penalty * np.eye(len(new), dtype=np.float32)
+        ridge = self.penalty * np.eye(len(new))
         rest = np.linalg.inv(new @ new.T + ridge - new @ x[:m].T @ u)
         above = -u @ rest
         self.inverse = np.block([[self.inverse - above @ u.T, above], [above.T, rest]])
@@ -139,7 +139,7 @@ class Dual:
         residuals = dual / np.maximum(self.inverse.diagonal(), 1e-6)[:, None]
         for rows in _repeated(groups):
             residuals[rows] = np.linalg.solve(self.inverse[np.ix_(rows, rows)], dual[rows])
-        return x.T @ dual, residuals
+        return x.T @ dual.astype(np.float32), residuals.astype(np.float32)
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Primal:
     def of(cls, x: np.ndarray, product: np.ndarray, penalty: float) -> Primal:
         """The system of x (n, width), whose `product` is given."""
         inverse = _inverse(product, penalty)
-        return cls(inverse, np.einsum("ij,ij->i", x @ inverse, x))
+        return cls(inverse, np.einsum("ij,ij->i", x @ inverse.astype(np.float32), x))
 
     def extend(self, x: np.ndarray) -> None:
         """Add the rows of x (n, width) that are new."""
@@ -169,15 +169,15 @@ class Primal:
             return
         new = x[m:]
         u = self.inverse @ new.T
-        middle = np.linalg.inv(np.eye(len(new), dtype=np.float32) + new @ u)
+        middle = np.linalg.inv(np.eye(len(new)) + new @ u)
         self.inverse -= u @ middle @ u.T
-        projected = x[:m] @ u
+        projected = x[:m] @ u.astype(np.float32)
         before = self.leverage - np.einsum("ij,ij->i", projected @ middle, projected)
         self.leverage = np.concatenate([before, np.einsum("ij,ij->i", new @ self.inverse, new)])
 
     def solve(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(weight (width, classes), residual (n, classes) of each image under the head that has not seen its group)."""
-        weight = self.inverse @ (x.T @ y)
+        weight = (self.inverse @ (x.T @ y)).astype(np.float32)
         seen = y - x @ weight
         residuals = seen / np.maximum(1 - self.leverage, 1e-6)[:, None]
         for rows in _repeated(groups):
@@ -187,9 +187,9 @@ class Primal:
 
 
 def _inverse(product: np.ndarray, penalty: float) -> np.ndarray:
-    """The inverse of a positive definite matrix (m, m) float32 + penalty."""
-    factor, _ = lapack.spotrf(product + penalty * np.eye(len(product), dtype=np.float32), lower=1, overwrite_a=1)
-    inverse, _ = lapack.spotri(factor, lower=1)
+    """The inverse of a positive definite matrix (m, m) + penalty, float64: float32 would add up errors."""
+    factor, _ = lapack.dpotrf(product + penalty * np.eye(len(product)), lower=1, overwrite_a=1)
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
     return np.tril(inverse) + np.tril(inverse, -1).T
 
 
