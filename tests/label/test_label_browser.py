@@ -72,6 +72,10 @@ def open_page(browser: Any) -> Iterator[Open]:
     """open_page(address, **options of a browser context) -> the page; no script may fail, nothing leave the server."""
     contexts, messages, urls, addresses = [], [], [], set()
 
+    def refuse(dialog: Any) -> None:
+        messages.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
     def open_one(address: str, context: Any = None, **options: Any) -> Any:
         context = context or browser.new_context(**options)
         context.set_default_timeout(15_000)
@@ -80,7 +84,7 @@ def open_page(browser: Any) -> Iterator[Open]:
         page = context.new_page()
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("dialog", lambda dialog: messages.append(f"dialog {dialog.message}") or dialog.dismiss())
+        page.on("dialog", refuse)
         page.on("request", lambda request: urls.append(request.url))
         page.goto(address)
         return page
@@ -355,7 +359,7 @@ def test_a_batch_is_accepted_after_its_sample_was_verified(tmp_path: Path, start
     page.locator("#sure").select_option("0.95")
     page.locator("#go-batch").click()
     page.locator("#panel").wait_for()
-    n = int(re.search(r"\d+", page.locator("#panel-title").inner_text())[0])
+    (n, *_) = map(int, re.findall(r"\d+", page.locator("#panel-title").inner_text()))
     assert n > 20
     page.keyboard.press("Enter")
     page.locator("#keep").wait_for()
