@@ -117,7 +117,7 @@ class Selection:
     learner: Learner
 
     def choose(self, learned: Learned, pool: Pool, now: Situation, n: int) -> list[Question]:
-        """The next n questions. No image is a near duplicate of the one before, as long as there are others."""
+        """The next n questions. None but a random one is a near duplicate of the one before, if there are others."""
         chosen: list[Question] = []
         audit, position = self.learner.audit, self.learner.position
         ranking = _Ranking(self.order, pool, self._margins(learned, pool), pool.closest.copy())
@@ -126,7 +126,8 @@ class Selection:
         for k in range(n):
             taken = {*now.barred, *(question.image for question in chosen)}
             alike = self._alike(chosen[-1].image if chosen else now.previous)
-            drawn = _first(audit.questions(now.labels, taken, len(alike) + 1), alike, "random")
+            # In order, also where it resembles the image before: the sample ends at the first that is not answered.
+            drawn = _first(audit.questions(now.labels, taken, 1), set(), "random")
             question = drawn
             if drawn is None or not audit.is_due(len(sample) + unknown, now.actions + k):
                 question = self._other(ranking, {*taken, *labelled}, alike) or drawn
