@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-BY_BENCHMARKS = ("speed",)
+BY_BENCHMARKS = ("speed", "label")
 """Pages whose figures come from `benchmarks/`, not from an experiment with a JSON file."""
 PAGES = sorted(page.stem for page in RESULTS.glob("*.md") if page.stem not in ("index", *BY_BENCHMARKS))
 
