@@ -34,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "r.toml").with_name("bad.toml").write_text((folder / "r.toml").read_text().replace("batch", "bach"))
     (folder / "empty").mkdir()
     (folder / "file").write_text("x")
+    (folder / "file.zip").write_text("x")
     run = folder / "run"
     run.mkdir()
     for name in ("recipe.toml", "model.safetensors", "split.csv"):
@@ -95,6 +96,8 @@ OTHERS = {
     "evaluate json": ("evaluate m.safetensors images --json x.xlsx", "ends in .json"),
     "explain": ("explain nowhere images", "nowhere: no such model file"),
     "export": ("export nowhere --to onnx", "nowhere: no such model file"),
+    "export place": ("export m.safetensors --to onnx --out file/m.onnx", "file/m.onnx: cannot be written"),
+    "archive": ("train file.zip --recipe r.toml", "file.zip: not a readable zip (it has no directory of files)"),
     "serve": ("serve nowhere", "nowhere: no such model file"),
     "compare": ("compare a b --json x.csv", "ends in .json"),
 }

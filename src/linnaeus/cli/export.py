@@ -64,9 +64,7 @@ def export(
     torchvision writes a plain state dict for torchvision.models, with a model card beside it.
     """
     _check_options(model, kind, data, split, title, agree, json_file)
-    if out is None and Path(model).is_relative_to(cache_dir()):
-        raise UserError(f"--out: is needed for a model of the hub, because {model} lies in the cache folder")
-    place = None if out is None else Path(out)
+    place = _place(model, out)
     if kind == "torchvision":
         from linnaeus.export.torchvision import export_torchvision
 
@@ -91,6 +89,15 @@ def export(
     written, result = export_onnx(classifier, kind, data=data, split=split, out=place, agree=gate, console=console)
     _print_comparison(written, result, json_file)
     echo(written)
+
+
+def _place(model: str, out: str | None) -> Path | None:
+    """The value of --out as a path. Raises UserError or JobError where it is needed, or cannot be written."""
+    if out is None and Path(model).is_relative_to(cache_dir()):
+        raise UserError(f"--out: is needed for a model of the hub, because {model} lies in the cache folder")
+    if out is not None and not Path(out).exists():  # else it would be found out only after the comparison
+        early.check_output("--out", out)
+    return None if out is None else Path(out)
 
 
 def _check_options(
