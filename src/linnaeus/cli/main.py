@@ -13,6 +13,7 @@ import click
 from linnaeus._version import __version__
 from linnaeus.cli import early
 from linnaeus.cli.catalog import data, models, recipes, weights
+from linnaeus.cli.classes import classes
 from linnaeus.cli.embed import embed
 from linnaeus.cli.evaluate import compare, evaluate, report
 from linnaeus.cli.explain import explain
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SECTIONS = {
     "Data": ("check", "label", "data"),
-    "Train": ("probe", "train", "sweep", "models", "weights", "recipes"),
+    "Train": ("probe", "train", "sweep", "classes", "models", "weights", "recipes"),
     "Trust": ("evaluate", "compare", "explain", "report"),
     "Ship": ("predict", "embed", "export", "push", "serve"),
     "System": ("env", "completion"),
@@ -241,6 +242,7 @@ for command in (
     data,
     sweep,
     probe,
+    classes,
     env,
     completion,
 ):

@@ -9,6 +9,7 @@
     check.json          problems found in the data, in the format of `linnaeus check --json`
     split.csv           path, label and split of every image, in the format of the CSV reader
     bad_images.csv      path of every image that was left out, with the reason
+    changes.json        what `linnaeus classes` changed, and the paired test of both runs
     curves.png, predictions.png, confusion.png
     report.html         everything above on one page that needs no network
     checkpoint/         the state that --resume needs; removed when the run has finished
@@ -30,6 +31,7 @@ EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
 CHECK = "check.json"
 SPLIT = "split.csv"
+CHANGES = "changes.json"
 BAD_IMAGES = "bad_images.csv"
 REPORT = "report.html"
 CHECKPOINT = "checkpoint"

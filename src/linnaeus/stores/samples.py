@@ -16,6 +16,21 @@ from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable
 
 
+@dataclass(frozen=True)
+class EarlierRows:
+    """Images of another run, whose stored activations may be taken over."""
+
+    rows: Rows
+    positions: np.ndarray
+    """(n,) int64: where each wanted image is among `rows`, or -1"""
+
+    def repeated(self, views: int) -> EarlierRows:
+        """The same for `views` rows of each image, one image after the other."""
+        rows = Subset(self.rows, np.repeat(np.arange(len(self.rows)), views))
+        first = np.repeat(self.positions, views) * views
+        return EarlierRows(rows, np.where(first < 0, -1, first + np.tile(np.arange(views), len(self.positions))))
+
+
 @dataclass
 class Samples:
     """The images of one split, decoded, with their labels."""
@@ -25,6 +40,7 @@ class Samples:
     """(n,) int64"""
     groups: np.ndarray | None = None
     """(n,) int64: images with the same number belong together; None where each image is its own group."""
+    earlier: EarlierRows | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -32,7 +32,7 @@ from linnaeus.training.optim import training_stages
 from linnaeus.training.request import Request, absolute_source
 from linnaeus.training.resolve import open_split, resolve_recipe
 from linnaeus.training.resume import complete, latest_run
-from linnaeus.training.samples import load_samples, measure_normalization
+from linnaeus.training.samples import link_earlier, load_samples, measure_normalization
 from linnaeus.training.workspace import Workspace
 
 
@@ -116,6 +116,8 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     samples, unreadable, contents = engine.local_main_first(
         lambda: load_samples(table, recipe, preprocessing, request.strict, console)
     )
+    if request.earlier is not None:
+        link_earlier(samples, table, request.earlier, recipe, preprocessing)
     with engine.propagate_errors():
         inspection = Inspection()
         if engine.is_main:

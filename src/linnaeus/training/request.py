@@ -29,6 +29,8 @@ class Request:
     out: Path | None = None
     strict: bool = False
     resume: bool = False
+    earlier: Table | None = None
+    """The split table of a run with some of the same images, whose stored activations are taken over."""
 
     @property
     def continues(self) -> bool:

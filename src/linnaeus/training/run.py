@@ -63,6 +63,7 @@ def train(
     devices: int | None = None,
     console: Console | None = None,
     trial: Observer | None = None,
+    earlier: Table | None = None,
 ) -> Run:
     """Train a classifier on `source` and write a run folder.
 
@@ -71,7 +72,8 @@ def train(
     and `settings` maps dotted recipe keys to values: {"phase.1.lr": 1e-3}. Without `draw` the run has no plots and no
     report. `devices` is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is
     called after each epoch, n counted over all phases, and may raise an exception to end the run; such a run writes
-    only its recipe and history, and does not look at test images.
+    only its recipe and history, and does not look at test images. `earlier` is the split table of a run with the same
+    network: the stored activations of images that are in both are taken over.
 
     Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;
     its subclasses are StoppedError after SIGTERM and LostError if another process has ended.
@@ -81,7 +83,7 @@ def train(
         form = LabelFormat(*((settings or {}).get(f"data.{key}") for key in ("task", "separator")))
         source = open_frame(source, None if groups == NEAR_DUPLICATES else groups, form)
     place = None if out is None else Path(out)
-    request = Request(source, recipe, model, weights, epochs, settings, seed, device, place, strict, resume)
+    request = Request(source, recipe, model, weights, epochs, settings, seed, device, place, strict, resume, earlier)
     info = process_info()
     _check_processes(info, devices, trial)
     console = (console or Console()) if info.is_main else Console(silent=True)

@@ -13,7 +13,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
-from linnaeus.stores.samples import Samples, decode_split
+from linnaeus.stores.samples import EarlierRows, Samples, decode_split
 
 
 def load_samples(
@@ -57,6 +57,23 @@ def load_samples(
         names = ", ".join(table.names[i] for i in missing)
         raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")
     return samples, unreadable, images.hashes(np.arange(len(table)))
+
+
+def link_earlier(
+    samples: dict[str, Samples], table: Table, earlier: Table, recipe: Recipe, preprocessing: Preprocessing
+) -> None:
+    """Note for each sample which image of the split table of an earlier run it is."""
+    try:
+        others, _, _ = load_samples(earlier, recipe, preprocessing, True, Console(silent=True))
+    except UserError:  # its images are gone: everything is computed
+        return
+    for split, part in samples.items():
+        if split in others:
+            known = others[split].kept(earlier.where(split))
+            position = {earlier.sample_id(i): k for k, i in enumerate(known.tolist())}
+            wanted = part.kept(table.where(split)).tolist()
+            positions = np.array([position.get(table.sample_id(i), -1) for i in wanted], np.int64)
+            part.earlier = EarlierRows(others[split].rows, positions)
 
 
 def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Preprocessing:

@@ -200,7 +200,9 @@ class Streams:
         if phase.augment is not None:
             variant |= {"augment": phase.augment.model_dump(mode="json"), "views": views, "seed": self.seed}
             repeated = np.repeat(np.arange(len(self.train)), views)
-            samples = Samples(Subset(self.train.rows, repeated), np.repeat(self.train.labels, views, axis=0))
+            earlier = None if self.train.earlier is None else self.train.earlier.repeated(views)
+            labels = np.repeat(self.train.labels, views, axis=0)
+            samples = Samples(Subset(self.train.rows, repeated), labels, earlier=earlier)
         label = f"training, {views} views" if phase.views else "training"
         rows = self._store(cuts, samples, _Views(partial(augmented, self._augment(phase)), views), label, variant)
         if rows is None:

@@ -1,0 +1,49 @@
+"""`classes`: change the classes of a finished run. torch is imported when the command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from linnaeus.cli.options import make_console, verbosity
+from linnaeus.errors import UserError
+
+
+@click.command()
+@click.argument("run")
+@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a class. May be repeated.")
+@click.option("--merge", multiple=True, metavar="A,B=C", help="Unite classes. May be repeated.")
+@click.option("--drop", multiple=True, metavar="CLASS", help="Leave out a class and its images. May be repeated.")
+@click.option("--add", metavar="DIR", help="Add the images of a folder, as a new class or to one of the run's.")
+@click.option("--name", metavar="CLASS", help="Class of the added images.  [default: name of the folder]")
+@click.option("--out", metavar="DIR", help="New run folder.  [default: RUN-classes-<n>]")
+@verbosity
+def classes(
+    run: str,
+    rename: tuple[str, ...],
+    merge: tuple[str, ...],
+    drop: tuple[str, ...],
+    add: str | None,
+    name: str | None,
+    out: str | None,
+) -> None:
+    """Make a new run with other classes from a finished run.
+
+    The stored features of images that stay are used again, and only added images go through the network. The head, the
+    calibration and the thresholds are computed anew, and images stay in their split. RUN is not changed. Its network
+    must be frozen below a head that is solved (head = "auto"), as the recipes for few images have it.
+    """
+    if name is not None and add is None:
+        raise UserError(f"--name {name}: names the class of added images; give their folder with --add")
+    from linnaeus.training.change_classes import change_classes
+    from linnaeus.training.class_changes import ClassChanges
+
+    changes = ClassChanges(rename, merge, drop, None if add is None else Path(add), name)
+    console = make_console()
+    changed = change_classes(run, changes, out=out, console=console)
+    console.say()
+    for split, figures in changed.run.figures.items():
+        console.say(f"{split:9} {figures}")
+    console.say(changed.render())
+    console.say(f"run       {changed.run.path}")

@@ -1,0 +1,115 @@
+"""Changes to the classes of a table of images: rename, merge, drop and add."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.data.class_names import class_name, listed, natural_order
+from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.split import split_table
+from linnaeus.data.table import Table, checked
+from linnaeus.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ClassChanges:
+    """What becomes of the classes. Names may be class names or display names."""
+
+    rename: tuple[str, ...] = ()
+    """Each `A=B`."""
+    merge: tuple[str, ...] = ()
+    """Each `A,B=C`."""
+    drop: tuple[str, ...] = ()
+    add: Path | None = None
+    """A folder of images of one class."""
+    name: str | None = None
+    """The class of the added images; by default the name of their folder."""
+
+    def targets(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, str | None]:
+        """Each class -> the class that its images have afterwards, None for a dropped class. Raises UserError."""
+        targets: dict[str, str | None] = {}
+        for option, texts in (("--rename", self.rename), ("--merge", self.merge), ("--drop", self.drop)):
+            for text in texts:
+                old, new = self._parse(option, text)
+                for name in old:
+                    found = _find(name, classes, names, option)
+                    if found in targets:
+                        raise UserError(f"{option} {text}: class {name!r} is changed twice; name each class once")
+                    targets[found] = new
+        kept = [name for name in classes if name not in targets]
+        for text in self.rename:
+            new = class_name(text.partition("=")[2].strip())
+            others = [old for old, target in targets.items() if target == new]
+            if new in kept or len(others) > 1:
+                raise UserError(f"--rename {text}: {new!r} is the name of another class; unite them by --merge")
+        return {name: targets.get(name, name) for name in classes}
+
+    @staticmethod
+    def _parse(option: str, text: str) -> tuple[list[str], str | None]:
+        """The named classes, and the new name."""
+        if option == "--drop":
+            return [text], None
+        old, equals, new = text.rpartition("=")
+        names = [old] if option == "--rename" else [name.strip() for name in old.split(",")]
+        if not equals or not new.strip() or not all(names) or (option == "--merge" and len(names) < 2):
+            form = "OLD=NEW" if option == "--rename" else "A,B=C"
+            raise UserError(f"{option} {text}: must be {form}, such as {option} {form}")
+        return names, class_name(new.strip())
+
+
+def changed_table(table: Table, changes: ClassChanges) -> Table:
+    """The table afterwards: images that stay keep their order and their split. Raises UserError."""
+    targets = changes.targets(table.classes, table.names)
+    labels: list[str | None] = [targets[table.classes[label]] for label in table.labels.tolist()]
+    kept = table.select(np.array([i for i, label in enumerate(labels) if label is not None], np.int64))
+    new = [label for label in labels if label is not None]
+    shown = dict(zip(table.classes, table.names, strict=True))
+    if changes.add is not None:
+        added = _added(kept, changes.add, changes.name, shown)
+        new += [added.classes[0]] * len(added)
+        assert kept.paths is not None
+        assert added.paths is not None
+        groups = None if kept.groups is None else (*kept.groups, *[""] * len(added))
+        split = np.concatenate([kept.split, added.split])
+        paths = (*kept.paths, *added.paths)
+        kept = dataclasses.replace(kept, labels=np.zeros(len(new), np.int64), split=split, paths=paths, groups=groups)
+    classes = natural_order(new)
+    index = {name: i for i, name in enumerate(classes)}
+    numbers = np.array([index[name] for name in new], np.int64)
+    names = tuple(shown.get(name, name) for name in classes)
+    return checked(dataclasses.replace(kept, classes=classes, names=names, labels=numbers))
+
+
+def _find(name: str, classes: tuple[str, ...], names: tuple[str, ...], option: str) -> str:
+    """The class of this name or display name."""
+    if name in classes:
+        return name
+    shown = [label for label, display in zip(classes, names, strict=True) if display == name]
+    if len(shown) != 1:
+        raise UserError(
+            f"{option} {name}: the run has no class {name!r}{did_you_mean(name, names)}; it has {listed(names, 20)}"
+        )
+    return shown[0]
+
+
+def _added(table: Table, folder: Path, name: str | None, shown: dict[str, str]) -> Table:
+    """The images of a folder as a table of one class, split in the shares of `table`."""
+    if table.paths is None:
+        raise UserError(f"{folder}: cannot be added, because the images of the run are not files")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --add takes a folder with the images of one class")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    paths = tuple(str(path.absolute()) for path in files if not path.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder}: holds no images; --add takes a folder with the images of one class, none deeper")
+    if twice := set(paths) & set(table.paths):
+        raise UserError(f"{min(twice)}: is an image of the run already; --add takes new images")
+    label = class_name(name or folder.resolve().name)
+    label = next((known for known, display in shown.items() if display == label), label)
+    unsplit = Table(str(folder), "list", (label,), (label,), np.zeros(len(paths)), np.full(len(paths), ""), paths)
+    valid, test = (float((table.split == split).mean()) for split in ("valid", "test"))
+    return split_table(unsplit, valid=valid, test=test, seed=0)
