@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.console import Console
+from linnaeus.data.content import content_hash
 from linnaeus.data.decode import DECODE_VERSION
-from linnaeus.data.download import cache_dir
 from linnaeus.device import choose_device
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
+from linnaeus.inference.membership import Membership
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_model
 from linnaeus.models.executors import FrozenPart, choose_executor
 from linnaeus.models.network import Network
@@ -101,6 +104,24 @@ def of_run(run: Path, device: str) -> Backbone:
     backbone = of_network(network, about.preprocessing, str(run), device)
     backbone.model, backbone.weights, backbone.about = str(about.arch["name"]), str(run), about
     return backbone
+
+
+def unseen_images(folder: Path, paths: list[str], run: Path, about: ModelFile, console: Console) -> list[str]:
+    """The images of `folder` that the model of `run` was neither trained nor chosen on; the others would flatter it.
+
+    Raises UserError if there are none.
+    """
+    membership = Membership.from_dict(about.data.get("contents"), run)
+    if membership is None:
+        console.warn(f"{run}: holds no record of its images; the accuracy is too high if some of them are in {folder}")
+        return paths
+    splits = membership.split_of(np.array([content_hash(str(folder / path)) for path in paths], np.uint64))
+    unseen = [path for path, split in zip(paths, splits.tolist(), strict=True) if split not in ("train", "valid")]
+    if not unseen:
+        raise UserError(f"{folder}: {run} was trained on all of its images; give a folder of new ones")
+    if len(unseen) < len(paths):
+        console.warn(f"{len(paths) - len(unseen):,} images of {folder} are left out, because {run} was trained on them")
+    return unseen
 
 
 def of_network(network: Network, preprocessing: Preprocessing, name: str, device: str) -> Backbone:
