@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from linnaeus.console import Console
 from linnaeus.device import machine
 from linnaeus.export import int8
+from linnaeus.export.distance import check_distance, with_distance
 from linnaeus.export.gate import Comparison, why_not_float, why_not_int8
 from linnaeus.export.int8 import CALIBRATION_IMAGES, quantized
 from linnaeus.export.onnx_file import network_graph, open_runner, require, two_images, with_preprocessing, write
@@ -139,11 +141,33 @@ def export_onnx(
     if result.passed is None:
         return None, result
     record = result.to_dict() | {"made": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
-    checksum = write(path, with_preprocessing(graph, classifier), classifier, record)
+    model = with_preprocessing(graph, classifier)
+    detector = classifier.detector
+    if detector is not None and detector.references is not None:
+        model, record["distance"] = _with_distance(model, detector.references, reference, result.kind, agree)
+    checksum = write(path, model, classifier, record)
     if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:
         speed, gate = result.passed.speed or {}, agree if kind == "onnx-int8" else 1.0
         note(path, checksum, Verified(kind, classifier.about.digest, speed, Agreement.of_record(record), gate))
     return path, result
+
+
+def _with_distance(
+    model: Any, references: np.ndarray, reference: ReferenceModel, kind: str, agree: float
+) -> tuple[Any, dict[str, Any] | None]:
+    """The graph with the output `distance` and its comparison; the graph as it is, and None, where that fails."""
+    extended, console = with_distance(model, references), reference.console
+    reason = "its logits come from no linear layer"
+    if extended is not None:
+        check = check_distance(extended, reference.classifier, reference.samples, kind)
+        reason = check.refused(kind, agree) or ""
+        if not reason:
+            console.say(
+                f"unknown   distances of {check.n} images within {check.largest:.2g}, {check.differing} other verdicts"
+            )
+            return extended, check.to_dict()
+    console.warn(f"the export recognizes unknown images by their probability alone, without the distance: {reason}")
+    return model, None
 
 
 def _try_float(classifier: Classifier, reference: ReferenceModel, network: bytes) -> tuple[GateResult, bytes]:

@@ -103,7 +103,7 @@ class Classifier:
         """What to say before the first answer; empty for a model that knows when it is unsure."""
         if self.calibration is None:
             return "" if self.label_calibration is not None else UNCALIBRATED
-        return self.calibration.rule.notice or ("" if self.detector is None else self.detector.notice)
+        return self.calibration.rule.notice or (self.detector.notice(self.run.has_distance) if self.detector else "")
 
     @overload
     def predict(self, images: Image) -> Prediction: ...  # type: ignore[overload-overlap]

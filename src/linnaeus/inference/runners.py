@@ -40,6 +40,11 @@ class Runner(Protocol):
     device: torch.device
     """The device that images are best on; others are copied there."""
 
+    @property
+    def has_distance(self) -> bool:
+        """Whether it computes the distance from the training images."""
+        ...
+
     def __call__(self, images: Tensor) -> np.ndarray: ...
 
     def scores(self, images: Tensor) -> Scores:
@@ -62,13 +67,17 @@ class TorchRunner:
         self.network, self.preprocessing, self.device = network.to(device), preprocessing, device
         self.detector = detector
 
+    @property
+    def has_distance(self) -> bool:
+        return self.detector is not None and self.detector.references is not None
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
         return self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy()
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Scores:
-        if self.detector is None or self.detector.references is None:
+        if self.detector is None or not self.has_distance:
             return Scores(self(images), None)
         x = self.preprocessing.normalise(images.to(self.device))
         features, logits = self.network.features_and_logits(x)
@@ -89,6 +98,10 @@ class OnnxRunner:
         self.side, self.size = preprocessing.resize, preprocessing.size
         self.start = round((self.side - self.size) / 2)
 
+    @property
+    def has_distance(self) -> bool:
+        return DISTANCE in (output.name for output in self.session.get_outputs())
+
     def __call__(self, images: Tensor) -> np.ndarray:
         return self.scores(images).logits
 
@@ -97,8 +110,7 @@ class OnnxRunner:
         padded = np.zeros((n, self.side, self.side, channels), np.uint8)
         inner = slice(self.start, self.start + self.size)
         padded[:, inner, inner] = images.cpu().numpy()
-        measured = [output.name for output in self.session.get_outputs() if output.name == DISTANCE]
-        logits, *distances = self.session.run([LOGITS, *measured], {INPUT: padded})
+        logits, *distances = self.session.run([LOGITS, DISTANCE][: 1 + self.has_distance], {INPUT: padded})
         return Scores(logits, distances[0] if distances else None)
 
     def raw(self, image: np.ndarray, output: str = LOGITS) -> np.ndarray:

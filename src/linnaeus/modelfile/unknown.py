@@ -32,12 +32,11 @@ class UnknownDetector:
         """(n, features) pooled features that enter the head -> (n,) cosine distances; None without references."""
         return None if self.references is None else distances(features, self.references)
 
-    @property
-    def notice(self) -> str:
-        """What to say of a file that lacks the references of its thresholds, as an export does; empty otherwise."""
-        if self.thresholds.distance is None or self.references is not None:
+    def notice(self, has_distance: bool) -> str:
+        """What to say of an export that lacks the distance of its thresholds; empty otherwise."""
+        if self.thresholds.distance is None or has_distance:
             return ""
-        return "an export has no distance, so it recognizes unknown images by their probability alone, unlike its model"
+        return "this export has no distance: it recognizes unknown images by their probability alone, unlike its model"
 
     def to_dict(self) -> dict[str, Any]:
         """The entry `unknown` of a model file."""

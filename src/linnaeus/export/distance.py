@@ -1,0 +1,106 @@
+"""The output `distance` of an ONNX file: how far an image is from those that the model was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from linnaeus.export.assemble import Nodes
+from linnaeus.export.sample_images import SampleImages
+from linnaeus.inference.classifier import Classifier
+from linnaeus.inference.runners import OnnxRunner, Runner
+from linnaeus.metrics.ood import unit
+from linnaeus.metrics.outputs import softmax
+from linnaeus.modelfile.onnx import DISTANCE, LOGITS
+from linnaeus.models.onnx_graph import inference_session
+
+LARGEST = 1e-3
+"""Largest difference of a distance, 0 to 2, for a float export. int8 is judged by its verdicts alone."""
+PASSED_ON = ("Add", "Identity", "QuantizeLinear", "DequantizeLinear")
+"""Operators between the last linear layer and the logits."""
+
+
+@dataclass(frozen=True)
+class DistanceCheck:
+    """The distances of an export compared with those of the original, on the same pixels."""
+
+    n: int
+    largest: float
+    """Largest difference of a distance."""
+    differing: int
+    """Number of images of which only one of the two says that they are unknown."""
+
+    def refused(self, kind: str, agree: float) -> str | None:
+        """Reason to leave the output out; None if it passes."""
+        # "not <=" instead of ">": a NaN must not pass.
+        if kind == "onnx" and not self.largest <= LARGEST:
+            return f"a distance differs by {self.largest:.2g}; {LARGEST:g} is allowed"
+        if 1 - self.differing / self.n < agree:
+            return f"{self.differing} of {self.n} images are unknown to one of the two alone"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def with_distance(model: Any, references: np.ndarray) -> Any | None:
+    """A copy of the assembled graph `model` with the output `distance`, (N,) float32.
+
+    It is the cosine distance of the features that the last linear layer takes from the nearest of `references`
+    (m, features), as `metrics.ood.distances` computes it. None if the logits do not come from such a layer.
+    """
+    from onnx import ModelProto, TensorProto, helper
+
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    features = _head_input(copy.graph, references.shape[1])
+    if features is None:
+        return None
+    g = Nodes("unknown")
+    length = g("ReduceL2", features, np.array([1], np.int64), keepdims=1)
+    direction = g("Div", features, g("Max", length, np.array(1e-30, np.float32)))
+    similarity = g("MatMul", direction, np.ascontiguousarray(unit(references).T))
+    nearest = g("ReduceMax", similarity, np.array([1], np.int64), keepdims=0)
+    g("Max", g("Sub", np.array(1, np.float32), nearest), np.array(0, np.float32), name=DISTANCE)
+    copy.graph.node.extend(g.nodes)
+    copy.graph.initializer.extend(g.constants)
+    copy.graph.output.append(helper.make_tensor_value_info(DISTANCE, TensorProto.FLOAT, ["pictures"]))
+    return copy
+
+
+def _head_input(graph: Any, width: int) -> str | None:
+    """Name of the tensor (N, width) that the last linear layer takes; None where the logits come from no such layer."""
+    makers = {output: node for node in graph.node for output in node.output}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    name = LOGITS
+    while name in makers:
+        node = makers[name]
+        if node.op_type in ("Gemm", "MatMul"):
+            weight = makers.get(node.input[1])  # of int8 weights the node that makes them float
+            shape = shapes.get(node.input[1] if weight is None else weight.input[0], ())
+            return node.input[0] if width in shape else None
+        if node.op_type not in PASSED_ON:
+            return None
+        name = next((each for each in node.input if each not in shapes), "")
+    return None
+
+
+def check_distance(model: Any, classifier: Classifier, samples: SampleImages, kind: str) -> DistanceCheck:
+    """Compare the distances and the verdicts of an export with the original on `samples`."""
+    assert classifier.detector is not None
+    thresholds = classifier.detector.thresholds
+    export = OnnxRunner(inference_session(model.SerializeToString()), classifier.preprocessing, kind)
+    pairs = [_measure(run, classifier, samples) for run in (classifier.run, export)]
+    verdicts = [thresholds.unknown(distance, probability) for distance, probability in pairs]
+    largest = float(np.abs(pairs[0][0] - pairs[1][0]).max())
+    return DistanceCheck(len(samples), largest, int((verdicts[0] != verdicts[1]).sum()))
+
+
+def _measure(run: Runner, classifier: Classifier, samples: SampleImages) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) distances and (n,) probabilities of the most likely class."""
+    scores = [run.scores(squares) for squares in samples.squares()]
+    logits = np.concatenate([part.logits for part in scores])
+    distances = [part.distances for part in scores if part.distances is not None]
+    return np.concatenate(distances), softmax(logits / classifier.temperature).max(1)
