@@ -104,6 +104,19 @@ def test_the_same_network_comes_out(name: str, arguments: dict, size: int, tmp_p
     assert all(parameter.requires_grad for parameter in again.parameters())  # it may be trained on
 
 
+def test_reading_does_not_import_the_compiler_of_torch(tmp_path: Path):
+    """A network on the meta device that draws weights or computes imports it, which takes more than a second."""
+    path = write_tiny_model(tmp_path / "m.safetensors")
+    code = f"""
+import sys
+from pathlib import Path
+from linnaeus.modelfile.safetensors import read_model
+read_model(Path({str(path)!r}))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_reading_draws_no_random_number(tmp_path: Path):
     path = write_tiny_model(tmp_path / MODEL)
     torch.manual_seed(5)

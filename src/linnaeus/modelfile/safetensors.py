@@ -64,6 +64,9 @@ from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1
 MODEL = "model.safetensors"  # its name in a run folder
+TRIED = 512
+"""Largest side of a trial image of real zeros. A larger one has no values: it costs no memory, but makes torch import
+its compiler, which takes more than a second."""
 AUXILIARY = ("aux1.", "aux2.")
 
 
@@ -172,12 +175,15 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
         with torch.device("meta"):
             model = build(path, about.arch)
             check_weights(path, about, model, tensors)
-            check_output(path, about, model.eval())
+            if about.preprocessing.size > TRIED:
+                check_output(path, about, model.eval())
         if {name for name, _ in model.named_buffers()} - set(model.state_dict()):
             model = build(path, about.arch)  # buffers that no file holds are computed by the constructor
         else:
             model.to_empty(device="cpu")
     model.load_state_dict(tensors)
+    if about.arch["name"] != "custom" and about.preprocessing.size <= TRIED:
+        check_output(path, about, model.eval())
     return model.eval().to(memory_format=torch.channels_last), about  # type: ignore[call-overload]
 
 

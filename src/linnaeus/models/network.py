@@ -185,9 +185,12 @@ def initialize(network: nn.Module) -> None:
     """Initialize all convolutions and hidden linear layers as in He et al. 2015, arXiv:1502.01852, equation 10.
 
     A ReLU sets half of its inputs to zero and so halves their mean square. Weights with variance 2 / fan make up for
-    it, and the signal keeps its size at any depth. BatchNorms keep PyTorch's initial scale 1 and shift 0.
+    it, and the signal keeps its size at any depth. BatchNorms keep PyTorch's initial scale 1 and shift 0. Layers on the
+    meta device have no values to draw: torch would import its compiler for it, which takes a second.
     """
     for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.is_meta:
+            continue
         if isinstance(module, nn.Conv2d):
             # Fan out, as in torchvision: it preserves the size of the gradients in the backward pass.
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -204,7 +207,8 @@ def classifier(features: int, classes: int) -> nn.Linear:
     nearly the same probability, so the loss starts at ln(classes).
     """
     linear = nn.Linear(features, classes)
-    nn.init.normal_(linear.weight, std=0.01)
+    if not linear.weight.is_meta:
+        nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     return linear
 
