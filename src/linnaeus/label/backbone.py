@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from linnaeus.console import Console
-from linnaeus.data.content import content_hash
 from linnaeus.data.decode import DECODE_VERSION
+from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
@@ -25,6 +25,8 @@ from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
 from linnaeus.models.weights import describe_weights, load_weights
 from linnaeus.preprocess import Preprocessing
+from linnaeus.stores import default_cache
+from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import default_weights
 
 COLORS = "colors"
@@ -115,7 +117,9 @@ def unseen_images(folder: Path, paths: list[str], run: Path, about: ModelFile, c
     if membership is None:
         console.warn(f"{run}: holds no record of its images; the accuracy is too high if some of them are in {folder}")
         return paths
-    splits = membership.split_of(np.array([content_hash(str(folder / path)) for path in paths], np.uint64))
+    n, whole = len(paths), tuple(str(folder / path) for path in paths)
+    table = Table(str(folder), "folder", ("",), ("",), np.zeros(n), np.full(n, ""), whole)
+    splits = membership.split_of(HashedImages(table, default_cache()).hashes(np.arange(n)))
     unseen = [path for path, split in zip(paths, splits.tolist(), strict=True) if split not in ("train", "valid")]
     if not unseen:
         raise UserError(f"{folder}: {run} was trained on all of its images; give a folder of new ones")
