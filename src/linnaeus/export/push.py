@@ -8,8 +8,8 @@ from linnaeus.errors import UserError
 from linnaeus.export.model_card import model_card
 from linnaeus.files import scratch
 from linnaeus.inference.classifier import Classifier
-from linnaeus.modelfile.hub_models import FILE, PREFIX, explain_refusal, hub_client, parse_repository
-from linnaeus.models.hub import endpoint
+from linnaeus.modelfile.hub_models import FILE, PREFIX, explain_refusal, parse_repository
+from linnaeus.models.hub import client, endpoint
 
 CARD = "README.md"  # which the hub shows
 
@@ -27,7 +27,7 @@ def push(classifier: Classifier, name: str, *, private: bool = False, license: s
     classifier.require_one_label("push")
     if classifier.path.suffix != ".safetensors":
         raise UserError(f"{classifier.path}: push uploads the original; give the run folder or its model.safetensors")
-    hub = hub_client(shown)
+    hub = client(shown)
     if hub.get_token() is None:
         raise UserError(f"{shown}: set HF_TOKEN to a token of {endpoint()}/settings/tokens that may write")
     api = hub.HfApi(endpoint=endpoint())

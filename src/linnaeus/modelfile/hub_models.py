@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from linnaeus.data.download import Progress, fetch
 from linnaeus.environment import cache_dir, offline
 from linnaeus.errors import JobError, UserError
-from linnaeus.files import write_text
-from linnaeus.models.hub import TIMEOUT, endpoint
+from linnaeus.files import read_object, write_text
+from linnaeus.models.hub import TIMEOUT, client, endpoint
 
 PREFIX = "hf:"
 FILE = "model.safetensors"
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 SEEN = "revisions.json"  # revision -> checksum of its model, for use without a network
-NEEDS = 'pip install "linnaeus[hub]"'
 
 
 def parse_repository(name: str) -> tuple[str, str]:
@@ -30,14 +26,6 @@ def parse_repository(name: str) -> tuple[str, str]:
     return match[1], match[2] or "main"
 
 
-def hub_client(name: str) -> Any:
-    """The package huggingface_hub. Raises UserError where it is not installed."""
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise UserError(f"{name}: needs the package huggingface_hub: {NEEDS}") from None
-
-
 def fetch_model(name: str, progress: Progress | None = None) -> Path:
     """The model file of `hf:OWNER/NAME[@REVISION]`, downloaded and verified unless this version is in the cache.
 
@@ -45,13 +33,13 @@ def fetch_model(name: str, progress: Progress | None = None) -> Path:
     """
     repository, revision = parse_repository(name)
     folder = cache_dir() / "hub" / repository.replace("/", "--")
-    seen = _seen(folder)
+    seen = read_object(folder / SEEN)
     if offline():
-        path = _path(folder, repository, seen.get(revision, ""))
+        path = _path(folder, repository, str(seen.get(revision, "")))
         if not path.is_file():
             raise UserError(f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; bring its {FILE} and name that")
         return path
-    hub = hub_client(name)
+    hub = client(name)
     try:
         url = hub.hf_hub_url(repository, FILE, revision=revision, endpoint=endpoint())
         about = hub.get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())
@@ -70,7 +58,7 @@ def fetch_model(name: str, progress: Progress | None = None) -> Path:
 
 def explain_refusal(name: str, repository: str, error: Exception) -> UserError:
     """One line that says why the hub refused, and what to do."""
-    errors = hub_client(name).errors
+    errors = client(name).errors
     status = getattr(getattr(error, "response", None), "status_code", None)
     tokens = f"{endpoint()}/settings/tokens"
     if isinstance(error, errors.RemoteEntryNotFoundError):
@@ -94,10 +82,3 @@ def explain_refusal(name: str, repository: str, error: Exception) -> UserError:
 def _path(folder: Path, repository: str, checksum: str) -> Path:
     """Where a version lies; its folder has the name of the repository, which is the name of the model."""
     return folder / (checksum[:16] or "none") / repository.rpartition("/")[2] / FILE
-
-
-def _seen(folder: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError):
-        found = json.loads((folder / SEEN).read_text(encoding="utf-8"))
-        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
-    return {}

@@ -152,7 +152,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 # Asking the hub
 
 
-def _client(name: str) -> Any:
+def client(name: str) -> Any:
+    """The package huggingface_hub. Raises UserError, which begins with `name`, where it is not installed."""
     try:
         return importlib.import_module("huggingface_hub")
     except ImportError:
@@ -160,7 +161,7 @@ def _client(name: str) -> Any:
 
 
 def _ask(name: str, repo: str) -> Repository:
-    hub = _client(name)
+    hub = client(name)
     with tempfile.TemporaryDirectory() as folder:
         try:
             # Without a connection this fails at once, and the download would try again for twenty seconds.
@@ -181,7 +182,7 @@ def _ask(name: str, repo: str) -> Repository:
 def license_of(name: str, repo: str) -> tuple[str, bool]:
     """(license, whether the repository is gated) by the hub's card; ("", False) if it cannot be asked."""
     try:
-        info = _client(name).HfApi(endpoint=endpoint()).model_info(repo, timeout=TIMEOUT)
+        info = client(name).HfApi(endpoint=endpoint()).model_info(repo, timeout=TIMEOUT)
     except Exception:  # a mirror may serve files alone
         return "", False
     card: Any = getattr(info, "card_data", None)
@@ -195,7 +196,7 @@ def weights_file(name: str, repo: str, key: str) -> RemoteFile:
 
     Raises UserError, with the next step, if they cannot be had.
     """
-    hub = _client(name)
+    hub = client(name)
     for file in FILES:
         url = hub.hf_hub_url(repo, file, endpoint=endpoint())
         try:
@@ -217,7 +218,7 @@ def weights_file(name: str, repo: str, key: str) -> RemoteFile:
 
 def explain(name: str, repo: str, error: Exception) -> UserError:
     """One line that says why the hub did not give a file, and what to do."""
-    errors = _client(name).errors
+    errors = client(name).errors
     page = f"{endpoint()}/{repo}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or status == 403:
@@ -252,7 +253,7 @@ def _suggestion(name: str, repo: str) -> str:
         found = (
             [same]
             if same
-            else [model.id for model in _client(name).HfApi(endpoint=endpoint()).list_models(search=short, limit=1)]
+            else [model.id for model in client(name).HfApi(endpoint=endpoint()).list_models(search=short, limit=1)]
         )
     except Exception:  # a suggestion is not worth an error
         found = []
