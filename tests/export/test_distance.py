@@ -12,6 +12,7 @@ from tiny import GRAY, mini, write_images
 
 from linnaeus.export.distance import DistanceCheck, check_distance, with_distance
 from linnaeus.export.onnx import export_onnx
+from linnaeus.export.reference_model import ReferenceModel
 from linnaeus.export.sample_images import collect_samples
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.metrics.ood import Thresholds, unit
@@ -72,7 +73,7 @@ def test_a_wrong_distance_is_left_out(place: Path):
     assert classifier.detector.references is not None
     other = with_distance(graph_of(place, classifier), np.ascontiguousarray(classifier.detector.references[:, ::-1]))
     samples = collect_samples(classifier.about, classifier.path, str(place / "data"), None)
-    check = check_distance(other, classifier, samples, "onnx")
+    check = check_distance(other, ReferenceModel(classifier, samples, QUIET), "onnx")
     assert "a distance differs by" in str(check.refused("onnx", 0.99))
     assert DistanceCheck(100, 0.05, 1).refused("onnx-int8", 0.99) is None
     assert (

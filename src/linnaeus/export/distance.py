@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from linnaeus.export.assemble import Nodes
-from linnaeus.export.sample_images import SampleImages
-from linnaeus.inference.classifier import Classifier
-from linnaeus.inference.runners import OnnxRunner, Runner
+from linnaeus.export.reference_model import ReferenceModel
+from linnaeus.inference.runners import OnnxRunner
 from linnaeus.metrics.ood import unit
 from linnaeus.metrics.outputs import softmax
 from linnaeus.modelfile.onnx import DISTANCE, LOGITS
@@ -87,20 +86,17 @@ def _head_input(graph: Any, width: int) -> str | None:
     return None
 
 
-def check_distance(model: Any, classifier: Classifier, samples: SampleImages, kind: str) -> DistanceCheck:
-    """Compare the distances and the verdicts of an export with the original on `samples`."""
+def check_distance(model: Any, reference: ReferenceModel, kind: str) -> DistanceCheck:
+    """Compare the distances and the verdicts of an export with the original on the sample images."""
+    classifier = reference.classifier
     assert classifier.detector is not None
     thresholds = classifier.detector.thresholds
     export = OnnxRunner(inference_session(model.SerializeToString()), classifier.preprocessing, kind)
-    pairs = [_measure(run, classifier, samples) for run in (classifier.run, export)]
-    verdicts = [thresholds.unknown(distance, probability) for distance, probability in pairs]
-    largest = float(np.abs(pairs[0][0] - pairs[1][0]).max())
-    return DistanceCheck(len(samples), largest, int((verdicts[0] != verdicts[1]).sum()))
-
-
-def _measure(run: Runner, classifier: Classifier, samples: SampleImages) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) distances and (n,) probabilities of the most likely class."""
-    scores = [run.scores(squares) for squares in samples.squares()]
-    logits = np.concatenate([part.logits for part in scores])
-    distances = [part.distances for part in scores if part.distances is not None]
-    return np.concatenate(distances), softmax(logits / classifier.temperature).max(1)
+    both = [reference.scores, reference.score(export, "export")]
+    probabilities = [softmax(scores.logits / classifier.temperature).max(1) for scores in both]
+    ours, theirs = (
+        thresholds.unknown(scores.distances, probability)
+        for scores, probability in zip(both, probabilities, strict=True)
+    )
+    distances = [scores.distances for scores in both if scores.distances is not None]
+    return DistanceCheck(len(ours), float(np.abs(np.diff(distances, axis=0)).max()), int((ours != theirs).sum()))

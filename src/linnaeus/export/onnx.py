@@ -159,7 +159,7 @@ def _with_distance(
     extended, console = with_distance(model, references), reference.console
     reason = "its logits come from no linear layer"
     if extended is not None:
-        check = check_distance(extended, reference.classifier, reference.samples, kind)
+        check = check_distance(extended, reference, kind)
         reason = check.refused(kind, agree) or ""
         if not reason:
             console.say(

@@ -14,7 +14,7 @@ from linnaeus.console import Console
 from linnaeus.export.gate import Comparison, answers_of
 from linnaeus.export.sample_images import SampleImages
 from linnaeus.inference.classifier import Classifier
-from linnaeus.inference.runners import OnnxRunner, Runner, finite
+from linnaeus.inference.runners import OnnxRunner, Runner, Scores, finite_scores
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.outputs import Outputs
 
@@ -49,18 +49,25 @@ class ReferenceModel:
         """Outputs with the calibration of the original."""
         return self.classifier.calibrated(Outputs(samples.labels, logits))
 
-    def predict(self, run: Runner, owner: str) -> np.ndarray:
-        """Logits of `run` for the prepared images."""
-        logits: list[np.ndarray] = []
+    def score(self, run: Runner, owner: str) -> Scores:
+        """Logits and distances of `run` for the prepared images. Raises UserError where a logit is not finite."""
+        parts: list[Scores] = []
         with self.console.progress(f"answers of the {owner}") as advance:
             for square in self.samples.squares():
-                logits.append(finite(run, square))
-                advance(sum(map(len, logits)), len(self.samples))
-        return np.concatenate(logits)
+                parts.append(finite_scores(run, square))
+                advance(sum(len(part.logits) for part in parts), len(self.samples))
+        distances = [part.distances for part in parts if part.distances is not None]
+        logits = np.concatenate([part.logits for part in parts])
+        return Scores(logits, np.concatenate(distances) if distances else None)
 
     @cached_property
+    def scores(self) -> Scores:
+        """Logits and distances of the original for the prepared images."""
+        return self.score(self.run, "original")
+
+    @property
     def logits(self) -> np.ndarray:
-        return self.predict(self.run, "original")
+        return self.scores.logits
 
     @cached_property
     def prepared(self) -> Outputs:
@@ -68,7 +75,7 @@ class ReferenceModel:
 
     def compare(self, run: Runner) -> Comparison:
         """Compare an export with the original on the same preprocessed pixels."""
-        export = self.calibrated(self.predict(run, "export"), self.samples)
+        export = self.calibrated(self.score(run, "export").logits, self.samples)
         return Comparison.of(self.prepared, export, self.classifier.thresholds)
 
     def compare_raw(self, run: OnnxRunner) -> Comparison:

@@ -121,7 +121,17 @@ class OnnxRunner:
 
 def finite(run: Runner, images: Tensor) -> np.ndarray:
     """The logits of `run`. Raises UserError where one is not finite: a figure must not count it as an answer."""
-    logits = run(images)
+    return _checked(run(images))
+
+
+def finite_scores(run: Runner, images: Tensor) -> Scores:
+    """Logits and distances of `run`. Raises UserError as `finite` does."""
+    scores = run.scores(images)
+    _checked(scores.logits)
+    return scores
+
+
+def _checked(logits: np.ndarray) -> np.ndarray:
     broken = int((~np.isfinite(logits).all(1)).sum())
     if broken:
         raise UserError(f"{broken} of {len(logits)} images: {NOT_FINITE}")
