@@ -27,17 +27,12 @@ from linnaeus.serve.sharing import address_of, invite, qr_text
 OTHER_FILES = 256  # file descriptors that a process needs besides its connections
 
 
-class Server(uvicorn.Server):
-    """A classifier behind HTTP, on a socket that is already bound."""
+class BoundServer(uvicorn.Server):
+    """A server on a socket that is already bound, `listener`."""
 
-    def __init__(self, service: Service, settings: Settings, listener: socket.socket, console: Console):
-        self.service, self.listener, self.console = service, listener, console
-        self.address = address_of(listener)
-        self.credentials = Credentials(settings.token)
-        if not is_loopback(urlsplit(self.address).hostname or ""):
-            settings = replace(settings, address=self.address)
-        self.settings = settings
-        super().__init__(ServerConfig(make_app(service, settings, self.credentials), service.limits))
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, console: Console):
+        self.listener, self.console = listener, console
+        super().__init__(config)
 
     def serve_until_stopped(self) -> None:
         """Serve until SIGINT, SIGTERM or `should_exit`. Raises JobError if the server does not start."""
@@ -49,8 +44,34 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self.listener.listen(BACKLOG)  # asyncio takes one number for this and for what it accepts at once
-            self.console.say(f"serving   {self.address}   (press Ctrl-C to stop)")
-            self._invite()
+            self.announce()
+
+    def announce(self) -> None:
+        """Print where the server can be reached."""
+        raise NotImplementedError
+
+
+def ignore_repeated_signals() -> None:
+    """After shutdown, uvicorn raises the signal again, which would turn a regular stop into a failure."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+
+class Server(BoundServer):
+    """A classifier behind HTTP."""
+
+    def __init__(self, service: Service, settings: Settings, listener: socket.socket, console: Console):
+        self.service = service
+        self.address = address_of(listener)
+        self.credentials = Credentials(settings.token)
+        if not is_loopback(urlsplit(self.address).hostname or ""):
+            settings = replace(settings, address=self.address)
+        self.settings = settings
+        super().__init__(ServerConfig(make_app(service, settings, self.credentials), service.limits), listener, console)
+
+    def announce(self) -> None:
+        self.console.say(f"serving   {self.address}   (press Ctrl-C to stop)")
+        self._invite()
 
     def _invite(self) -> None:
         """On a terminal, print a link that replaces the token once, and a QR code where a phone can use it."""
@@ -81,9 +102,7 @@ def serve(
     for logger in ("uvicorn.error", "asyncio"):
         logging.getLogger(logger).addFilter(OneTraceback())
     _raise_file_limit(service.limits.connections + OTHER_FILES)
-    # After shutdown, uvicorn raises the signal again, which would turn a regular stop into a failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    ignore_repeated_signals()
     with load_gallery(service, like, console):
         server.serve_until_stopped()
 
