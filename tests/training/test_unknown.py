@@ -16,6 +16,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.modelfile.unknown import REFERENCES
+from linnaeus.models import Network
 from linnaeus.models.weight_files import read_weights
 from linnaeus.training.leave_class_out import leave_classes_out
 from linnaeus.training.run import Run, train
@@ -141,8 +142,6 @@ def test_a_network_of_one_piece_has_the_probability_alone(tmp_path: Path):
 
 
 def test_a_head_on_frozen_stages_uses_the_stored_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from linnaeus.training import unknown
-
     write_idx(tmp_path / "idx")
     weights = mini(seed=3)
     write_model(
@@ -159,7 +158,7 @@ def test_a_head_on_frozen_stages_uses_the_stored_features(tmp_path: Path, monkey
         tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1, "views": 2, "augment": {"hflip": 0.5}}
     )
     calls: list[int] = []
-    monkeypatch.setattr(unknown, "_Features", lambda network: calls.append(1))
+    monkeypatch.setattr(Network, "pooled_features", lambda network, x: calls.append(1))
     run = train(
         tmp_path / "idx", str(recipe), weights=str(tmp_path / "w.safetensors"), out=tmp_path / "run", draw=False
     )

@@ -124,8 +124,12 @@ class Network(nn.Module):
         """Whether there is a stage below the head: a module of one piece cannot be cut."""
         return len(self.stages) > 1
 
+    def pooled_features(self, x: Tensor) -> Tensor:
+        """Images (N, channels, H, W) -> what the head sees, pooled, (N, F)."""
+        return self.pool(self.run(x, stop=self.stages[-1])).flatten(1)
+
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, channels, H, W) -> what the head sees, pooled, (N, F), and the logits (N, classes)."""
+        """`pooled_features` and the logits (N, classes), with a single pass through the network."""
         head = self.stages[-1]
         below = self.run(x, stop=head)
         return self.pool(below).flatten(1), self.run(below, start=head)

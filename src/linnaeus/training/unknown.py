@@ -18,7 +18,7 @@ from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network
 from linnaeus.text import percent
-from linnaeus.training.leave_class_out import LeftOut, leave_classes_out
+from linnaeus.training.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.streams import Streams
 
@@ -53,17 +53,6 @@ class Scored(nn.Module):
         return torch.cat([logits.float(), (1 - nearest).clamp(min=0)], 1)
 
 
-class _Features(nn.Module):
-    """A network that returns its features alone."""
-
-    def __init__(self, network: Network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.pool(self.network.run(x, stop=self.network.stages[-1])).flatten(1)
-
-
 def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
     """Features of a sample of the training images, from the stores where they are; all ranks get the same.
 
@@ -82,8 +71,11 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
         return TrainingFeatures(values, labels, trained=False)
     batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
     preprocessing = prepared.preprocessing
-    found = answer(_Features(network), batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast)
-    return TrainingFeatures(found.logits, labels, trained=not streams.frozen_body)
+    network.eval()
+    features = answer(
+        network.pooled_features, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast
+    )
+    return TrainingFeatures(features.logits, labels, trained=not streams.frozen_body)
 
 
 def balanced_sample(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
@@ -100,11 +92,12 @@ class Recognition:
     """How the model recognizes unknown images, and what was measured of it."""
 
     detector: UnknownDetector
-    near: LeftOut | None
+    left_out: LeftOut | None
     trained_features: bool
     accepted: dict[str, tuple[int, int]]
     """Split -> (images that are accepted, images); validation chose the thresholds."""
-    classes: tuple[str, ...]
+    classes: int
+    """Number of classes of the model."""
 
     @property
     def thresholds(self) -> Thresholds:
@@ -116,11 +109,10 @@ class Recognition:
             split: {"n": n, "accepted": k, "share": k / n, "share_ci95": list(wilson(k, n))}
             for split, (k, n) in self.accepted.items()
         }
-        near = None if self.near is None else self.near.to_dict(self.classes)
         return {
             **{key: value for key, value in self.detector.to_dict().items() if key != "measured"},
             "known": splits,
-            "left_out_classes": near,
+            "left_out_classes": self.detector.measured.get("left_out_classes"),
             "trained_features": self.trained_features,
         }
 
@@ -132,16 +124,12 @@ class Recognition:
         text += "images are accepted"
         if limits.few:
             text += f" (too few to be sure of {percent(limits.target, 0)})"
-        if self.near is not None:
-            area, (low, high) = self.near.to_dict(self.classes)["auroc"]["combined"], self._interval()
-            text += f"; a class that was left out has AUROC {area:.2f} ({low:.2f} to {high:.2f}"
-            text += f", {len(self.near.classes)} of {len(self.classes)} classes in turn)"
+        if self.left_out is not None:
+            areas = self.left_out.combined
+            low, high = mean_interval(areas)
+            text += f"; a class that was left out has AUROC {areas.mean():.2f} ({low:.2f} to {high:.2f}"
+            text += f", {len(areas)} of {self.classes} classes in turn)"
         return text
-
-    def _interval(self) -> tuple[float, float]:
-        assert self.near is not None
-        low, high = self.near.to_dict(self.classes)["auroc_ci95"]
-        return low, high
 
 
 def references_of(features: TrainingFeatures | None) -> np.ndarray | None:
@@ -163,8 +151,8 @@ def recognition(
         split: (int((~thresholds.unknown(distances[split], values)).sum()), len(values))
         for split, values in confidence.items()
     }
-    near = None if features is None else leave_classes_out(features.values, features.labels)
-    measured: dict[str, Any] = {} if near is None else {"left_out_classes": near.to_dict(classes)}
+    left_out = None if features is None else leave_classes_out(features.values, features.labels)
+    measured: dict[str, Any] = {} if left_out is None else {"left_out_classes": left_out.to_dict(classes)}
     detector = UnknownDetector(thresholds, references, measured)
     trained = features is not None and features.trained
-    return Recognition(detector, near, trained, accepted, classes)
+    return Recognition(detector, left_out, trained, accepted, len(classes))
