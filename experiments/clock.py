@@ -164,7 +164,7 @@ def main() -> None:
             if turn:
                 rates[name].append(rate)
     best = statistics.median(rates["ours"])
-    found: dict[str, Any] = {"device": engine.describe(), "net": args.net, "rates": {}}
+    found: dict[str, Any] = {"device": engine.describe(engine.precision), "net": args.net, "rates": {}}
     for name, values in rates.items():
         middle = statistics.median(values)
         found["rates"][name] = {"median": round(middle, 1), "range": [round(min(values), 1), round(max(values), 1)]}

@@ -69,6 +69,13 @@ def test_the_figures_of_the_run_are_on_its_page(run: Path):
     assert re.search(r"玫瑰</b>.*?6</span>.*?3</span>.*?4</span>", page, re.DOTALL), "counts of a class by split"
 
 
+def test_the_page_names_the_precisions_beside_the_hardware(tmp_path: Path):
+    source = write_source(tmp_path / "source", ("a", "b", "c"))
+    precisions = {"phase 1": "32-true", "phase 2": "bf16-mixed", "phase 3": "bf16-mixed"}
+    fabricate(source, tmp_path / "run", hardware={"processor": "some CPU", "gpu": None}, precision=precisions)
+    assert "some CPU, 32-true, bf16-mixed<" in page_of(tmp_path / "run")
+
+
 def test_the_command_that_repeats_the_run_can_be_typed(run: Path):
     found = re.search(r"<code>(linnaeus train .*?)</code>", page_of(run))
     assert found is not None

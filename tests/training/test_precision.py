@@ -22,6 +22,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
 from linnaeus.recipe import load_recipe
 from linnaeus.training import loop, precision
+from linnaeus.training.recorder import RunRecorder
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,9 @@ def test_a_cpu_trains_in_the_precision_that_a_trial_found_fastest(
 ):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
     run = train(idx, recipe, tmp_path / "run", console=Console())
-    assert "precision bf16-mixed: 2.5 times as fast as 32-true in a trial of 16 samples" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "precision bf16-mixed: 2.5 times as fast as 32-true in a trial of 16 samples" in said
+    assert next(line for line in said.splitlines() if line.startswith("device ")).endswith("1 thread)")
     assert recorded(run.path) == {"phase 1": BF16}
     explicit = train(idx, write_recipe(tmp_path / "e.toml", {"epochs": 1}, precision="bf16"), tmp_path / "explicit")
     assert torch.equal(weights(run.path), weights(explicit.path)), "the trial has left a trace in the training"
@@ -120,6 +123,41 @@ def test_a_cpu_trains_in_the_precision_that_a_trial_found_fastest(
     trials.seconds[BF16] = 0.92
     wide = write_recipe(tmp_path / "w.toml", {"epochs": 1, "optimizer": "sgd"})
     assert recorded(train(idx, wide, tmp_path / "wide").path) == {"phase 1": FLOAT32}, "too little is gained"
+
+
+@pytest.mark.usefixtures("undrawn_runs")
+@pytest.mark.parametrize("setting", ["32", "bf16", "auto"])
+def test_every_phase_says_the_precision_it_trains_in(
+    setting: str, trials: Trials, idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The line of the device says 32-true or bf16-mixed only where that holds for all phases."""
+    phases: list[dict[str, Any]] = [{"epochs": 1}, {"epochs": 1, "train": ["head"], "optimizer": "sgd"}]
+    trials.seconds[BF16] = 0.95  # too little is gained
+    recipe = write_recipe(tmp_path / "r.toml", *phases, precision=setting)
+    run = train(idx, recipe, tmp_path / "run", console=Console())
+    said = capsys.readouterr().out.splitlines()
+    device = next(line for line in said if line.startswith("device "))
+    per_phase = [line for line in said if line.startswith("  precision ")]
+    everywhere = {"32": FLOAT32, "bf16": BF16, "auto": None}[setting]
+    if everywhere is None:
+        assert per_phase == 2 * ["  precision 32-true: no faster alternative in a trial of 16 samples"]
+        assert not any(name in device for name in (FLOAT32, BF16))
+    else:
+        assert device.endswith(f", {everywhere}")
+        assert per_phase == []
+    assert recorded(run.path) == dict.fromkeys(("phase 1", "phase 2"), everywhere or FLOAT32)
+
+
+@pytest.mark.usefixtures("undrawn_runs")
+def test_phases_that_did_not_run_have_no_precision(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stop(*given: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunRecorder, "record_rate", stop)  # in the second phase
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"epochs": 1, "lr": "auto"})
+    run = train(idx, recipe, tmp_path / "run")
+    assert run.interrupted
+    assert recorded(run.path) == {"phase 1": FLOAT32}
 
 
 def weights(run: Path) -> torch.Tensor:

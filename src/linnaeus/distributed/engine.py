@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linnaeus.console import counted
 from linnaeus.device import choose_device
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import TIMEOUT, ProcessGroup
@@ -162,17 +163,18 @@ class Engine(ProcessGroup):
             **({"processes": self.world_size} if self.world_size > 1 else {}),
         }
 
-    def describe(self) -> str:
-        """Device, precision and threads, in words."""
+    def describe(self, precision: str) -> str:
+        """Device, threads, and precision of the training, in words. `precision`: as the recipe has it."""
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         elif self.device.type == "cpu":
-            name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+            name = f"CPU ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
         else:
             name = self.device.type
         many = f", {self.world_size} processes" if self.world_size > 1 else ""
         machines = f" on {self.nodes} machines" if self.nodes > 1 else ""
-        return f"{name}, {self.precision}{many}{machines}"
+        chosen_later = precision == "auto" and self.device.type == "cpu"
+        return f"{name}{'' if chosen_later else f', {self.precision}'}{many}{machines}"
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:

@@ -257,7 +257,7 @@ def times(run: RunContents) -> dict[str, Any]:
 
 def facts(run: RunContents) -> list[tuple[str, str]]:
     """Data, network, hardware and time of the run: ten facts, which fill two or five columns."""
-    model, hardware, best = run.model, run.metrics.get("hardware") or {}, run.metrics.get("best") or {}
+    model, best = run.model, run.metrics.get("best") or {}
     p = model.preprocessing
     source = run.metrics.get("source") or {}
     counts = ((split, int(of.sum())) for split, of in run.counts.items())
@@ -271,10 +271,17 @@ def facts(run: RunContents) -> list[tuple[str, str]]:
         ("Weights", (model.recipe.get("model") or {}).get("weights")),
         ("Preprocessing", f"{p.fit} to {p.resize}, center {p.size}, {'gray' if p.channels == 1 else 'color'}"),
         ("Best epoch", f"phase {best['phase']}, epoch {best['epoch']}, by {best['by']}" if best else None),
-        ("Hardware", hardware.get("gpu") or hardware.get("processor")),
+        ("Hardware", _hardware(run)),
         ("Finished", f"{run.finished:%Y-%m-%d %H:%M}, after {duration(seconds)}"),
     ]
     return [(label, str(value)) for label, value in rows if value not in (None, "")]
+
+
+def _hardware(run: RunContents) -> str:
+    """The processor or GPU, and the precisions that the phases were trained in."""
+    hardware = run.metrics.get("hardware") or {}
+    precisions = dict.fromkeys((run.metrics.get("precision") or {}).values())
+    return ", ".join(filter(None, [hardware.get("gpu") or hardware.get("processor"), *precisions]))
 
 
 def phases(run: RunContents) -> list[str]:

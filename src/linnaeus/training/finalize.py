@@ -235,7 +235,7 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> d
         "executors": identity.tuned.executors,
         "precision": {
             f"phase {number}": identity.tuned.precisions.get(str(number), prepared.engine.precision)
-            for number in range(1, len(prepared.recipe.phase) + 1)
+            for number in sorted({row.phase for row in prepared.folder.rows})
         },
         "seconds": ending.timings.rounded(),
         "hardware": hardware(prepared.engine.device),

@@ -44,8 +44,7 @@ class Trial:
     """The precision of a phase, and why."""
 
     chosen: str
-    reason: str = ""
-    """For a message; empty where nothing was measured."""
+    reason: str
 
 
 def choose_precision(run: PhaseRun, engine: Engine, seconds: float, record: Path | None = None) -> Trial:
@@ -55,7 +54,7 @@ def choose_precision(run: PhaseRun, engine: Engine, seconds: float, record: Path
     JSON file `record`, by default in the cache, by machine, network, stages, optimizer and size of the input.
     """
     if seconds < WORTH_TRYING:
-        return Trial(FLOAT32)
+        return Trial(FLOAT32, "the phase is too short for a trial of others")
     batch = next(iter(run.train.batches.epoch()))
     x = run.train.prepare(batch.part(0, 1), 0)
     batch = batch.part(0, min(len(batch), max(LEAST, NUMBERS // max(1, x[0].numel()))))

@@ -233,7 +233,7 @@ def _introduce(prepared: Prepared) -> None:
     counts = ", ".join(_count(prepared, split) for split in SPLITS if split in prepared.samples)
     left_out = f"; {prepared.unreadable} unreadable, left out (bad_images.csv)" if prepared.unreadable else ""
     say(f"run       {prepared.folder.path}")
-    say(f"device    {prepared.engine.describe()}")
+    say(f"device    {prepared.engine.describe(prepared.recipe.precision)}")
     say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
     say(f"classes   {len(table.classes)}: {_class_list(table)}")
     for line in prepared.inspection.lines:

@@ -74,17 +74,17 @@ class Tuning:
         known = self.recorder.precisions.get(str(run.number))
         if known is None and resumed:
             known = FLOAT32  # begun by a version that knew no other
-        if known is not None:
-            return known
 
         def choose() -> Trial:
             seconds = cost.seconds * run.train.batches.samples * run.phase.epochs / self.engine.world_size
             return choose_precision(run.undivided(), self.engine.alone(), seconds)
 
-        trial = self.engine.broadcast(choose)
-        self.recorder.record_precision(run.number, trial.chosen)
-        if trial.reason:
-            self.console.say(f"  precision {trial.chosen}: {trial.reason}")
+        if known is None:
+            trial = self.engine.broadcast(choose)
+            self.recorder.record_precision(run.number, trial.chosen)
+        else:
+            trial = Trial(known, "as before the run was resumed")
+        self.console.say(f"  precision {trial.chosen}: {trial.reason}")
         return trial.chosen
 
     def _find_rate(self, run: PhaseRun, engine: Engine) -> float:
