@@ -23,6 +23,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Protocol
 
 import numpy as np
 
@@ -39,13 +40,59 @@ Interval = tuple[float, float] | None
 """None where no interval can be given: the resamples are all equal, or too few."""
 
 
+class WeightedMetrics(Protocol):
+    """Metrics of n images with weights (n, m); a metric is an array (m,), or (classes, m)."""
+
+    n: int
+    group: np.ndarray | None
+    """(n,) int64: the group of each image, numbered from 0; None where the images come in none."""
+    rankings: int
+    """Sorted lists of n images that `ranking_metrics` goes through."""
+
+    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
+
+    def ranking_metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """The metrics of bootstrap resamples."""
+
+    metrics: dict[str, np.ndarray]
+    """By name: (resamples,), or (classes, resamples)."""
+    resamples: int
+    ranking_resamples: int
+    """Resamples of the ranking metrics, which are expensive; 0 where they would take too long."""
+    groups: int | None
+
+    def interval(self, name: str, label: int | None = None) -> Interval:
+        """The 95 % interval of a metric, or of the metric of one class."""
+        if name not in self.metrics:
+            return None
+        values = self.metrics[name] if label is None else self.metrics[name][label]
+        return percentile_interval(values, self.groups)
+
+
+def resample(sample: WeightedMetrics, seed: int = 0, resamples: int = RESAMPLES) -> Resampled:
+    """Compute the metrics of `resamples` resamples of the images. The same seed gives the same resamples."""
+    ranking = min(resamples, RANKING_WORK // (sample.n * sample.rankings))
+    ranking = ranking if ranking >= MIN_RESAMPLES else 0
+    chunks: dict[str, list[np.ndarray]] = {}
+    for compute, count, stream in ((sample.metrics, resamples, 0), (sample.ranking_metrics, ranking, 1)):
+        # A stream of random numbers for each, so that the number of ranking resamples changes no other interval.
+        for weights in resample_weights(sample.n, count, np.random.default_rng([seed, stream]), sample.group):
+            for name, values in compute(weights).items():
+                chunks.setdefault(name, []).append(values)
+    metrics = {name: np.concatenate(values, axis=-1) for name, values in chunks.items()}
+    return Resampled(metrics, resamples, ranking, None if sample.group is None else int(sample.group.max()) + 1)
+
+
 @dataclass(frozen=True)
 class BootstrapIntervals:
     """95 % intervals by the name of the metric."""
 
     resamples: int
     ranking_resamples: int
-    """Resamples of the ranking metrics, which are expensive; 0 where they would take too long."""
     overall: dict[str, Interval]
     by_class: dict[str, list[Interval]]
     """One interval for each class."""
@@ -56,30 +103,19 @@ class BootstrapIntervals:
 
 def bootstrap_intervals(outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> BootstrapIntervals:
     """Intervals of all metrics that are no proportions. The same seed gives the same intervals."""
-    n, classes = outputs.logits.shape
     sample = WeightedSample(outputs)
-    ranking = min(resamples, RANKING_WORK // (n * classes))
-    ranking = ranking if ranking >= MIN_RESAMPLES else 0
-    chunks: dict[str, list[np.ndarray]] = {}
-    group = None if outputs.groups is None else np.unique(outputs.groups[sample.order], return_inverse=True)[1]
-    for weights in resample_weights(n, resamples, np.random.default_rng([seed, 0]), group):
-        for name, values in sample.metrics(weights).items():
-            chunks.setdefault(name, []).append(values)
-    for weights in resample_weights(n, ranking, np.random.default_rng([seed, 1]), group):
-        for name, values in sample.ranking_metrics(weights).items():
-            chunks.setdefault(name, []).append(values)
-    metrics = {name: np.concatenate(values, axis=-1) for name, values in chunks.items()}
-    units = None if group is None else int(group.max()) + 1
-    overall = {name: percentile_interval(values, units) for name, values in metrics.items() if values.ndim == 1}
-    estimates = sample.metrics(np.ones((n, 1), np.float32))
+    drawn = resample(sample, seed, resamples)
+    overall = {name: drawn.interval(name) for name, values in drawn.metrics.items() if values.ndim == 1}
+    estimates = sample.metrics(np.ones((sample.n, 1), np.float32))
     for name in ("ece", "ece_equal_mass"):
         overall[name] = _calibration_error_interval(overall[name], float(estimates[name][0]))
     by_class = {
-        name: [percentile_interval(row, units) for row in values]
-        for name, values in metrics.items()
+        name: [drawn.interval(name, c) for c in range(len(values))]
+        for name, values in drawn.metrics.items()
         if values.ndim == 2
     }
-    return BootstrapIntervals(resamples, ranking, overall, by_class, sample.ece_by_chance(resamples, seed))
+    by_chance = sample.ece_by_chance(resamples, seed)
+    return BootstrapIntervals(drawn.resamples, drawn.ranking_resamples, overall, by_class, by_chance)
 
 
 def resample_weights(
@@ -138,7 +174,9 @@ class WeightedSample:
 
     def __init__(self, outputs: Outputs):
         self.n, self.classes = outputs.logits.shape
+        self.rankings = self.classes
         self.order = order = np.argsort(outputs.labels, kind="stable")
+        self.group = None if outputs.groups is None else np.unique(outputs.groups[order], return_inverse=True)[1]
         self.labels = outputs.labels[order]
         self.probabilities = outputs.probabilities[order]
         predicted = outputs.predicted[order]
@@ -165,9 +203,9 @@ class WeightedSample:
         metrics = {
             "loss": self.losses @ weights / total,
             "brier": self.brier_scores @ weights / total,
-            "balanced_accuracy": _mean_where(recall, occurs),
-            "macro_precision": _mean_where(tp / np.maximum(predicted, 1e-30), occurs),
-            "macro_f1": _mean_where(f1, occurs),
+            "balanced_accuracy": mean_where(recall, occurs),
+            "macro_precision": mean_where(tp / np.maximum(predicted, 1e-30), occurs),
+            "macro_f1": mean_where(f1, occurs),
             "f1": f1,
         }
         for name, equal_mass in (("ece", False), ("ece_equal_mass", True)):
@@ -184,8 +222,8 @@ class WeightedSample:
         return {
             "roc_auc": auc,
             "average_precision": precision,
-            "macro_roc_auc": _mean_where(auc, np.isfinite(auc)),
-            "macro_average_precision": _mean_where(precision, np.isfinite(precision)),
+            "macro_roc_auc": mean_where(auc, np.isfinite(auc)),
+            "macro_average_precision": mean_where(precision, np.isfinite(precision)),
         }
 
     def ece_by_chance(self, resamples: int, seed: int) -> tuple[float, float]:
@@ -246,7 +284,7 @@ def _segment_starts(values: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
 
 
-def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+def mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """(classes, m) -> (m,): mean over the classes in `where`; NaN where there is none."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(where, values, 0).sum(0) / where.sum(0)

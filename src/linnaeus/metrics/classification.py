@@ -145,9 +145,14 @@ class Estimate:
         """The share of `hits`, (n,) bool, among images of these groups, (n,) int64; undefined without images."""
         return cls(float(hits.mean()), proportion_interval(hits, groups)) if len(hits) else cls(None)
 
-    def entries(self, name: str) -> dict[str, Any]:
-        """`name` and `name_ci95` for JSON."""
-        return {name: self.value, f"{name}_ci95": None if self.ci95 is None else list(self.ci95)}
+
+def estimate_entries(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """`name` and `name_ci95` of each estimate for JSON."""
+    entries: dict[str, Any] = {}
+    for name, estimate in estimates.items():
+        entries[name] = estimate.value
+        entries[f"{name}_ci95"] = None if estimate.ci95 is None else list(estimate.ci95)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -192,9 +197,8 @@ class Metrics:
         """The overall metrics for JSON: `name` and `name_ci95` of each, with the counts."""
         values: dict[str, Any] = {"n": self.n, "correct": self.correct}
         values |= {} if self.groups is None else {"groups": self.groups}
-        for name, estimate in self.overall.items():
-            values |= estimate.entries(name)
         return values | {
+            **estimate_entries(self.overall),
             "ece_by_chance": dict(zip(("mean", "p95"), self.ece_by_chance, strict=True)),
             "bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples},
         }
@@ -205,9 +209,7 @@ class Metrics:
         for metrics in self.classes:
             row: dict[str, Any] = {"class": classes[metrics.index], "name": names[metrics.index]}
             row |= {"support": metrics.support, "predicted": metrics.predicted, "correct": metrics.correct}
-            for name in CLASS_METRICS:
-                row |= getattr(metrics, name).entries(name)
-            rows.append(row)
+            rows.append(row | estimate_entries({name: getattr(metrics, name) for name in CLASS_METRICS}))
         return rows
 
 

@@ -62,7 +62,7 @@ def assess_labels(
     cross_fitted = cross_fitted or calibration is None
     if calibration is None:
         calibration = LabelCalibration.fit(outputs, "these")
-    calibrated, honest = calibration.apply(outputs), calibration.apply(outputs)
+    honest = calibrated = calibration.apply(outputs)
     decisions = calibration.decide(calibrated.probabilities)
     if cross_fitted:
         # Not for the ranks: those of images from different folds cannot be compared.

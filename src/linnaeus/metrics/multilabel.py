@@ -24,21 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.bootstrap import (
-    MIN_RESAMPLES,
-    RANKING_WORK,
-    RESAMPLES,
-    auc_and_precision,
-    percentile_interval,
-    resample_weights,
-)
+from linnaeus.metrics.bootstrap import auc_and_precision, mean_where, resample
 from linnaeus.metrics.calibration import calibration_error
-from linnaeus.metrics.classification import Estimate, Figures, figures
-from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.classification import Estimate, Figures, estimate_entries, figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.text import percent
 
-LABEL_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 UNCHOSEN = 0.5
 """The threshold of every label before one is chosen on validation."""
 
@@ -137,7 +128,7 @@ class LabelMetrics:
     """Images that the decision gives it to."""
     correct: int
     estimates: dict[str, Estimate]
-    """By the names of LABEL_METRICS."""
+    """By the names of CLASS_METRICS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +155,7 @@ class MultiLabelMetrics:
         values: dict[str, Any] = {"n": self.n, "correct": self.correct}
         values |= {} if self.groups is None else {"groups": self.groups}
         values["labels"] = sum(label.support > 0 for label in self.labels)
-        for name, estimate in self.overall.items():
-            values |= estimate.entries(name)
+        values |= estimate_entries(self.overall)
         return values | {"bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples}}
 
     def label_dicts(self, classes: tuple[str, ...], names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -174,32 +164,19 @@ class MultiLabelMetrics:
         for metrics in self.labels:
             row: dict[str, Any] = {"class": classes[metrics.index], "name": names[metrics.index]}
             row |= {"n": self.n, "support": metrics.support, "predicted": metrics.predicted, "correct": metrics.correct}
-            for name, estimate in metrics.estimates.items():
-                row |= estimate.entries(name)
-            rows.append(row)
+            rows.append(row | estimate_entries(metrics.estimates))
         return rows
 
 
 def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0) -> MultiLabelMetrics:
     """All metrics of outputs and decisions (n, labels) bool of at least one image. Runs the bootstrap."""
-    n, count = outputs.logits.shape
-    sample, ones = WeightedLabels(outputs, decisions), np.ones((n, 1), np.float32)
+    sample, ones = WeightedLabels(outputs, decisions), np.ones((len(outputs.labels), 1), np.float32)
     values = sample.metrics(ones) | sample.ranking_metrics(ones)
-    ranking = min(RESAMPLES, RANKING_WORK // (n * (2 * count)))  # the micro average sorts all pairs once more
-    ranking = ranking if ranking >= MIN_RESAMPLES else 0
-    chunks: dict[str, list[np.ndarray]] = {}
-    group = None if outputs.groups is None else np.unique(outputs.groups, return_inverse=True)[1]
-    for compute, resamples, stream in ((sample.metrics, RESAMPLES, 0), (sample.ranking_metrics, ranking, 1)):
-        for weights in resample_weights(n, resamples, np.random.default_rng([seed, stream]), group):
-            for name, found in compute(weights).items():
-                chunks.setdefault(name, []).append(found)
-    drawn = {name: np.concatenate(parts, axis=-1) for name, parts in chunks.items()}
-    units = None if group is None else int(group.max()) + 1
+    drawn = resample(sample, seed)
 
     def estimate(name: str, label: int | None = None) -> Estimate:
-        at = () if label is None else (label,)
-        rows = drawn.get(name)
-        return Estimate.of(values[name][(*at, 0)], None if rows is None else percentile_interval(rows[at], units))
+        value = values[name][0] if label is None else values[name][label, 0]
+        return Estimate.of(value, drawn.interval(name, label))
 
     right = (decisions == outputs.labels).all(1)
     named = ("map", "micro_average_precision", "macro_roc_auc", "macro_precision", "macro_recall", "macro_f1")
@@ -209,25 +186,37 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0
     overall["ece"] = Estimate(calibration_error(outputs.probabilities.ravel(), outputs.labels.ravel()))
     support, predicted = outputs.labels.sum(0), decisions.sum(0)
     hits = (outputs.labels & decisions).sum(0)
+
+    def share(c: int, hits: np.ndarray, of: np.ndarray) -> Estimate:
+        """Of the images `of` those that are `hits`, both (n, labels) bool: a proportion needs no bootstrap."""
+        rows = of[:, c]
+        return Estimate.proportion(hits[rows, c], None if outputs.groups is None else outputs.groups[rows])
+
     labels = tuple(
         LabelMetrics(
-            c, int(support[c]), int(predicted[c]), int(hits[c]), {name: estimate(name, c) for name in LABEL_METRICS}
+            c,
+            int(support[c]),
+            int(predicted[c]),
+            int(hits[c]),
+            {
+                "precision": share(c, outputs.labels, decisions),
+                "recall": share(c, decisions, outputs.labels),
+                **{name: estimate(name, c) for name in ("f1", "roc_auc", "average_precision")},
+            },
         )
-        for c in range(count)
+        for c in range(sample.count)
     )
-    for label in labels:
-        _add_proportions(label, outputs, decisions)
     together = outputs.labels.astype(np.int64).T @ outputs.labels.astype(np.int64)
-    return MultiLabelMetrics(n, int(right.sum()), overall, labels, together, RESAMPLES, ranking, outputs.group_count)
-
-
-def _add_proportions(label: LabelMetrics, outputs: Outputs, decisions: np.ndarray) -> None:
-    """Precision and recall are proportions of images, whose interval does not need the bootstrap."""
-    has, given = outputs.labels[:, label.index], decisions[:, label.index]
-    for name, of, hits in (("precision", given, has), ("recall", has, given)):
-        if of.any():
-            groups = None if outputs.groups is None else outputs.groups[of]
-            label.estimates[name] = Estimate(float(hits[of].mean()), proportion_interval(hits[of], groups))
+    return MultiLabelMetrics(
+        n=sample.n,
+        correct=int(right.sum()),
+        overall=overall,
+        labels=labels,
+        together=together,
+        resamples=drawn.resamples,
+        ranking_resamples=drawn.ranking_resamples,
+        groups=outputs.group_count,
+    )
 
 
 class WeightedLabels:
@@ -237,6 +226,8 @@ class WeightedLabels:
         self.labels, self.decisions = outputs.labels, decisions
         self.probabilities, self.losses = outputs.probabilities, outputs.losses
         self.n, self.count = outputs.labels.shape
+        self.group = None if outputs.groups is None else np.unique(outputs.groups, return_inverse=True)[1]
+        self.rankings = 2 * self.count  # those of the labels, and the micro average sorts all pairs once more
 
     def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Loss and what follows from the decisions."""
@@ -255,7 +246,7 @@ class WeightedLabels:
                 "micro_f1": 2 * tp.sum(0) / (support + predicted).sum(0),
             }
             for name in ("precision", "recall", "f1"):
-                values[f"macro_{name}"] = np.where(occurs, np.nan_to_num(values[name]), 0).sum(0) / occurs.sum(0)
+                values[f"macro_{name}"] = mean_where(np.nan_to_num(values[name]), occurs)
         wrong = (self.labels != self.decisions).sum(1).astype(np.float64)
         return values | {"loss": self.losses @ weights / total, "hamming_loss": wrong @ weights / total / self.count}
 
@@ -272,14 +263,7 @@ class WeightedLabels:
         return {
             "roc_auc": auc,
             "average_precision": precision,
-            "macro_roc_auc": _finite_mean(auc),
-            "map": _finite_mean(precision),
+            "macro_roc_auc": mean_where(auc, np.isfinite(auc)),
+            "map": mean_where(precision, np.isfinite(precision)),
             "micro_average_precision": micro,
         }
-
-
-def _finite_mean(values: np.ndarray) -> np.ndarray:
-    """(labels, m) -> (m,): mean over the labels where defined; NaN where there is none."""
-    finite = np.isfinite(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(finite, values, 0).sum(0) / finite.sum(0)
