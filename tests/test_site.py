@@ -16,6 +16,7 @@ import pytest
 from docblocks import ROOT, name, pages
 
 import linnaeus
+from linnaeus import theme
 from linnaeus.cli.main import cli
 from linnaeus.recipe import spec
 
@@ -51,6 +52,16 @@ def test_nothing_is_fetched_from_another_host(site: Path) -> None:
     styles = [s.read_text(encoding="utf-8") for s in site.rglob("*.css")]
     assert styles
     assert [address for s in styles for address in re.findall(r"(?:url\(|@import )[\"']?https?://[^)\"']+", s)] == []
+
+
+def test_the_site_has_the_colors_of_the_pages(site: Path) -> None:
+    style = (site / "theme.css").read_text(encoding="utf-8")
+    for scheme, values in (("default", theme.LIGHT), ("slate", theme.DARK)):
+        rule = re.search(rf'\[data-md-color-scheme="{scheme}"\] {{(.*?)}}', style)
+        assert rule is not None
+        assert values.items() <= dict(re.findall(r"--([\w-]+): (.*?);", rule[1])).items()
+    for page, text in built(site):
+        assert "theme.css" in text, page
 
 
 def test_every_link_leads_somewhere(site: Path) -> None:

@@ -34,7 +34,7 @@ MANY_PARAMETERS = {
 
 # A module may import from its own row and from the rows above it, never from a row below.
 LAYERS = (
-    ("_version", "environment", "errors", "text"),
+    ("_version", "environment", "errors", "text", "theme"),
     ("console",),
     ("files", "device", "malloc", "metrics", "recipe"),
     ("distributed", "data", "augment", "models"),

@@ -14,10 +14,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import generate
 
+from linnaeus.theme import DARK, FONTS, LIGHT, custom_properties
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in generate.pages().items():
         files.append(File.generated(config, path, content=text))
+    # The reader chooses between light and dark on the site, so the colors do not depend on the browser's preference.
+    schemes = {"default": LIGHT | FONTS, "slate": DARK | FONTS}
+    rules = (custom_properties(f'[data-md-color-scheme="{name}"]', values) for name, values in schemes.items())
+    files.append(File.generated(config, "theme.css", content="".join(rules)))
     return files
 
 

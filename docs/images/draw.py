@@ -30,10 +30,12 @@ from urllib.request import urlopen
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from linnaeus.theme import PRINT
+
 HERE = Path(__file__).resolve().parent
 MOST_BYTES = 200_000
 SCALE = 1.6  # screenshot pixels per CSS pixel
-INK, GRAY, PAPER, TEAL = "#1d2733", "#5b6775", "#ffffff", "#00695c"
+INK, PAPER, ACCENT = PRINT["text"], PRINT["background"], PRINT["accent"]
 
 
 def linnaeus(work: Path, *words: str) -> str:
@@ -238,7 +240,7 @@ def terminal(work: Path, width: int) -> Image.Image:
     image = Image.new("RGB", (width, 33 * len(lines) + 36), "#f3f5f7")
     draw = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
-        draw.text((20, 18 + 33 * i), line, TEAL if i == 0 else INK, font(24, "DejaVuSansMono"))
+        draw.text((20, 18 + 33 * i), line, ACCENT if i == 0 else INK, font(24, "DejaVuSansMono"))
     return image
 
 
@@ -250,7 +252,7 @@ def folders(width: int) -> Image.Image:
     image = Image.new("RGB", (width, 470), PAPER)
     for kind in range(10):
         left, top = kind // 5 * (width // 2 + 15), kind % 5 * 94
-        ImageDraw.Draw(image).text((left, top + 20), f"{kind}/", TEAL, font(24, "DejaVuSansMono"))
+        ImageDraw.Draw(image).text((left, top + 20), f"{kind}/", ACCENT, font(24, "DejaVuSansMono"))
         for i, index in enumerate(np.flatnonzero(digits.target == kind)[:3]):
             small = Image.fromarray((digits.images[index] * 255 / 16).astype(np.uint8))
             image.paste(small.resize((78, 78), Image.Resampling.BICUBIC), (left + 42 + 84 * i, top))

@@ -16,11 +16,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from test_style import FILES, LAYERS, RANK, imports_of, module_of  # noqa: E402
 
+from linnaeus.theme import PRINT  # noqa: E402
+
 IMAGE = Path(__file__).with_name("layout.svg")
 HIDDEN = {"__main__", "_version"}  # entry point and version number: every package may import them
 BOX = (1.9, 0.52)  # width and height
 STEP = (2.15, 1.15)  # distance between boxes in a row, and between rows
-LINE, TEXT, FILL = "#00695c", "#1d2733", "#eef4f3"
+LINE, TEXT, FILL = PRINT["accent"], PRINT["text"], PRINT["raised"]
 
 
 def package_imports() -> set[tuple[str, str]]:
@@ -113,7 +115,7 @@ def draw(path: Path) -> None:
     width = max(abs(x) for x, _ in centers.values()) + BOX[0]
     axes.set(xlim=(-width, width), ylim=(-STEP[1] / 2, (len(LAYERS) - 0.5) * STEP[1]))
     axes.axis("off")
-    figure.savefig(path, bbox_inches="tight", facecolor="white", metadata={"Date": None})
+    figure.savefig(path, bbox_inches="tight", facecolor=PRINT["background"], metadata={"Date": None})
 
 
 if __name__ == "__main__":

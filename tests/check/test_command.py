@@ -28,6 +28,7 @@ from linnaeus.models import create
 from linnaeus.models.weight_store import lookup, sha256_of, store_checksum, weights_dir
 from linnaeus.stores import default_cache
 from linnaeus.stores.embeddings import default_weights, embed
+from linnaeus.theme import style_sheet
 
 WEIGHTS = "resnet18-torchvision-v1"
 
@@ -163,7 +164,9 @@ def test_names_that_are_not_utf8(tmp_path: Path):
     assert [f.paths for f in checked.findings if f.kind == "empty"] == [("pine/broken \\udcff.jpg",)]
     json.dumps(checked.to_dict(), ensure_ascii=False).encode("utf-8")
     gallery.write_gallery(checked, tmp_path / "page.html")
-    assert "broken \\udcff.jpg" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "broken \\udcff.jpg" in Page(page).text
+    assert style_sheet() in page
 
 
 def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -138,8 +138,8 @@ def test_a_drawing_is_the_same_every_time_and_its_ids_are_its_own():
 
 def test_colors_and_fonts_are_those_of_the_page():
     drawing = str(curve_charts(epochs(2, 3), 3)[0].drawing)
-    assert "var(--right)" in drawing
-    assert "var(--wrong)" in drawing
+    assert "var(--accent)" in drawing
+    assert "var(--alert)" in drawing
     assert not re.findall(r"#[0-9a-f]{6}", re.sub(r'(href="|url\()#\w+', "", drawing)), "no color is fixed"
     assert "font-family" not in drawing
     assert "<style" not in drawing, "a style sheet would apply to the whole page"

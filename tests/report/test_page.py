@@ -29,6 +29,7 @@ from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.report.page import write_report
 from linnaeus.runs.reader import read_run
+from linnaeus.theme import style_sheet
 
 EVIL = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
 NAMES = ("rose", "玫瑰", EVIL)
@@ -100,6 +101,7 @@ def test_nothing_is_fetched_and_only_its_own_script_may_run(run: Path):
     page = page_of(run)
     assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//""", page)
     assert "@import" not in page
+    assert style_sheet() in page
     script = re.search(r"<script>(.*)</script>", page, re.DOTALL)
     assert script
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()

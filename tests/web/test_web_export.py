@@ -19,7 +19,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.modelfile.unknown import UnknownDetector
-from linnaeus.serve.pages import FOLDER, translations
+from linnaeus.serve.pages import FOLDER, read_static, translations
 from linnaeus.web import export as web
 
 pytest.importorskip("onnxruntime")
@@ -65,6 +65,7 @@ def test_every_file_that_the_page_names_is_in_the_folder_whatever_its_address(pa
     imports = {name for file in scripts for name in re.findall(r'"\./([\w.-]+)"', file.read_text(encoding="utf-8"))}
     assert [name for name in imports if not (page / name).is_file()] == []
     assert "Three &lt;places&gt;" in text
+    assert (page / "page.css").read_bytes() == read_static("page.css")[0], "with the colors of the theme"
     assert "token" not in re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.DOTALL)
 
 

@@ -16,6 +16,7 @@ from linnaeus.data.class_names import printable
 from linnaeus.data.decode import UnreadableError, decode
 from linnaeus.data.encode import data_uri, to_pillow
 from linnaeus.files import write_text
+from linnaeus.theme import style_sheet
 
 SIDE = 176  # long side of a thumbnail, in pixels
 QUALITY = 72
@@ -71,6 +72,7 @@ def write_gallery(result: DataCheck, path: Path) -> None:
     table = result.table
     splits = ", ".join(f"{n.sum()} {split or 'not split yet'}" for split, n in table.counts().items())
     page = environment.from_string(template).render(
+        theme=jinja2.utils.markupsafe.Markup(style_sheet()),
         source=printable(table.source),
         summary=f"{len(table)} images of {len(table.classes)} classes: {splits}.",
         notes=result.notes,

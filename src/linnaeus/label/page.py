@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from linnaeus.data.class_names import printable
+from linnaeus.theme import style_sheet
 
 FOLDER = Path(__file__).parent / "static"
 
@@ -21,7 +22,7 @@ def render_page(language: str) -> tuple[str, str]:
     loader = jinja2.FileSystemLoader(FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     texts = json.loads((FOLDER / "translations.json").read_text(encoding="utf-8"))
-    style = (FOLDER / "label.css").read_text(encoding="utf-8")
+    style = style_sheet() + (FOLDER / "label.css").read_text(encoding="utf-8")
     script = "".join(file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.js")))
     page = environment.get_template("label.html.j2").render(
         language=language, texts=texts[language], translations=texts, style=style, script=script

@@ -21,14 +21,14 @@ from matplotlib.textpath import text_to_path
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.report.fonts import Fonts
+from linnaeus.theme import PRINT
 
 DPI = 150
-INK, MUTED, FAINT, GROUND, PAGE = "#1b2530", "#66727f", "#dfe3e8", "#f2f4f6", "#ffffff"
-# Distinguishable with any kind of color vision (after Okabe and Ito 2008), and in gray by their lightness.
-BLUE, ORANGE, PALE_BLUE = "#0a6ebd", "#d9660a", "#9cc5e6"
-GREEN, RED = "#1a7f4b", "#c62f3b"
+INK, MUTED, FAINT, GROUND, PAGE = (PRINT[name] for name in ("text", "muted", "faint", "raised", "background"))
+BLUE, ORANGE, PALE_BLUE, RED = (PRINT[name] for name in ("accent", "alert", "accent-light", "error"))
+GREEN = "#1a7f4b"  # a correct answer beside RED, only in figures
 # Text on colored cells. These hardly differ from PAGE and INK, but svg.py maps them to other variables.
-ON_STRONG, ON_MEDIUM = "#fffffe", "#1b2531"
+ON_STRONG, ON_MEDIUM = "#fffffe", "#111821"
 TITLE, TEXT, SMALL = 13.0, 9.0, 8.0  # points
 FORMATS = ("png", "jpg", "jpeg", "webp", "svg", "pdf")
 MAX_PIXELS = 2**15  # per side; Agg refuses 2**16
@@ -37,7 +37,7 @@ MAX_PIXELS = 2**15  # per side; Agg refuses 2**16
 def new_figure(width: float, height: float, margin: float = 0.15) -> Figure:
     """A figure of `width` x `height` inches whose axes are arranged by matplotlib so that no text is cut off."""
     layout = ConstrainedLayoutEngine(w_pad=margin, h_pad=margin, wspace=0.05, hspace=0.05)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="none", layout=layout)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAGE, edgecolor="none", layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -64,7 +64,7 @@ class Canvas:
 
     def __init__(self, width: float, height: float, fonts: Fonts):
         self.width, self.height, self.fonts = width, height, fonts
-        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="none")
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAGE, edgecolor="none")
         FigureCanvasAgg(self.figure)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
@@ -114,7 +114,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     kind = path.suffix.lower().lstrip(".") or "png"
     if kind not in FORMATS:
         raise UserError(f"{path}: a plot cannot be written as .{kind}; use one of {', '.join(FORMATS)}")
-    options: dict[str, Any] = {"dpi": DPI, "facecolor": "white", "edgecolor": "none", "bbox_inches": None}
+    options: dict[str, Any] = {"dpi": DPI, "facecolor": PAGE, "edgecolor": "none", "bbox_inches": None}
     if kind == "png":  # the default level 6 takes twice the time for a few percent of the size
         options["pil_kwargs"] = {"compress_level": 4}
     with atomic(path) as temporary:

@@ -18,6 +18,7 @@ from linnaeus.report.canvas import (
     INK,
     MAX_PIXELS,
     MUTED,
+    PAGE,
     RED,
     SMALL,
     TEXT,
@@ -29,11 +30,12 @@ from linnaeus.report.canvas import (
 )
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.text import percent
+from linnaeus.theme import PRINT
 
 MARGIN, GAP, BAR = 0.3, 0.16, 0.045  # inches; the bar under an image has the color of its verdict
 LINE = 0.165  # inches from one line of text to the next
 PIXELATE_FROM = 3.0  # enlarged at least this much, an image keeps its pixels as squares: 28x28 digits stay sharp
-NEUTRAL = "#b8c0c8"  # of the bar where the true class is not known
+NEUTRAL = PRINT["line"]  # of the bar where the true class is not known
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _draw_tile(canvas: Canvas, item: PredictedImage, caption: Caption, left: flo
             size=SMALL,
             color=INK,
             va="center_baseline",
-            bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "none", "alpha": 0.88},
+            bbox={"boxstyle": "round,pad=0.3", "facecolor": PAGE, "edgecolor": "none", "alpha": 0.88},
             **canvas.fonts.style,
         )
 

@@ -24,6 +24,7 @@ from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.reader import RunContents, read_run
 from linnaeus.text import typeset_percent
+from linnaeus.theme import style_sheet
 
 HERE = Path(__file__).parent
 
@@ -62,7 +63,10 @@ def render(run: RunContents, images: Thumbnails) -> str:
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html.j2").render(
-        script_hash=f"sha256-{digest}", script=jinja2.utils.markupsafe.Markup(script), **_values(run, images)
+        script_hash=f"sha256-{digest}",
+        script=jinja2.utils.markupsafe.Markup(script),
+        theme=jinja2.utils.markupsafe.Markup(style_sheet()),
+        **_values(run, images),
     )
     return printable(text)
 

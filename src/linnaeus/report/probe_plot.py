@@ -16,6 +16,7 @@ from linnaeus.report.canvas import (
     INK,
     MUTED,
     ORANGE,
+    PAGE,
     SMALL,
     TEXT,
     new_figure,
@@ -94,7 +95,7 @@ def _draw(axes: Axes, backbone: ProbedBackbone) -> None:
     x, y = backbone.milliseconds, 100 * backbone.accuracy
     axes.plot([x, x], [low, high], color=color, linewidth=1.4, alpha=0.7, solid_capstyle="butt", zorder=3)
     axes.plot(
-        x, y, marker="o", markersize=6, markerfacecolor=color if backbone.on_front else "white",
+        x, y, marker="o", markersize=6, markerfacecolor=color if backbone.on_front else PAGE,
         markeredgecolor=color, markeredgewidth=1.4, zorder=4,
     )  # fmt: skip
 
@@ -119,6 +120,6 @@ def _label(axes: Axes, backbone: ProbedBackbone, y: float, fonts: Fonts) -> None
         size=SMALL,
         color=INK if backbone.on_front else MUTED,
         va="bottom",  # above the line of the front
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        path_effects=[withStroke(linewidth=2.5, foreground=PAGE)],
         **fonts.style,
     )

@@ -19,16 +19,16 @@ from linnaeus.report.canvas import BLUE, FAINT, GROUND, INK, MUTED, ON_MEDIUM, O
 from linnaeus.report.fonts import Fonts, drawable, families_for
 
 VARIABLES = {
-    INK: "ink",
+    INK: "text",
     MUTED: "muted",
     FAINT: "faint",
     GROUND: "raised",
-    PAGE: "ground",
-    BLUE: "right",
-    ORANGE: "wrong",
-    PALE_BLUE: "part2",
-    ON_STRONG: "on",
-    ON_MEDIUM: "mid",
+    PAGE: "background",
+    BLUE: "accent",
+    ORANGE: "alert",
+    PALE_BLUE: "accent-light",
+    ON_STRONG: "on-accent",
+    ON_MEDIUM: "on-accent-medium",
 }
 """Color of the figure -> CSS variable of the page."""
 PIXELS_PER_POINT = 4 / 3

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.data.class_names import printable
+from linnaeus.theme import style_sheet
 
 FOLDER = Path(__file__).parent / "static"
 SHARED = ("page.js", "i18n.js", "queue.js", "files.js", "answers.js", "table.js")
@@ -69,8 +70,10 @@ def render_docs(api: dict[str, Any], origin: str) -> str:
 
 
 def read_static(name: str) -> tuple[bytes, str]:
-    """(content, ETag) of a file of `STATIC`."""
+    """(content, ETag) of a file of `STATIC`. The colors and fonts of the theme come before the style of the page."""
     body = (FOLDER / name).read_bytes()
+    if name == "page.css":
+        body = style_sheet().encode() + body
     return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
 
 

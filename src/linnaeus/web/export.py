@@ -17,7 +17,7 @@ from linnaeus.files import atomic, scratch
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.serve.model_info import describe_classifier
-from linnaeus.serve.pages import FOLDER, SHARED, render_page
+from linnaeus.serve.pages import SHARED, read_static, render_page
 from linnaeus.web.runtime import read_runtime
 
 STATIC = Path(__file__).parent / "static"
@@ -90,7 +90,7 @@ def check_folder(out: Path) -> None:
 
 def _write(out: Path, classifier: Classifier, title: str, runtime: dict[str, bytes]) -> WebFolder:
     """Write all files. The service worker comes last: with it, browsers take the others for one version."""
-    files = {name: (FOLDER / name).read_bytes() for name in (*SHARED, "page.css", "icon.svg")}
+    files = {name: read_static(name)[0] for name in (*SHARED, "page.css", "icon.svg")}
     files |= {name: (STATIC / name).read_bytes() for name in ("requests.js", "worker.js")}
     files |= runtime | {NETWORK: classifier.path.read_bytes()}
     sizes = {name: len(content) for name, content in files.items()}
