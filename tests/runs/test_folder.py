@@ -97,19 +97,3 @@ def test_metrics_must_not_contain_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunFolder(tmp_path).write_metrics({"loss": float("nan")})
     assert not list(tmp_path.iterdir())
-
-
-def test_tensorboard_gets_every_row(tmp_path: Path):
-    pytest.importorskip("tensorboard", reason='needs pip install "linnaeus[tensorboard]"')
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder = RunFolder(tmp_path)
-    with folder.tensorboard(True):
-        folder.add(row(1))
-        folder.add(row(2, None))
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("valid/loss")] == [1, 2]
-    assert [event.step for event in events.Scalars("train/accuracy")] == [1]
-    with folder.tensorboard(False):
-        pass

@@ -111,12 +111,14 @@ def one_report() -> Iterator[None]:
 
 def check_training(parameters: Mapping[str, Any]) -> None:
     """Raise UserError for a mistake in the parameters of `train`, which are given by name."""
+    from linnaeus.runs.tracking import check_trackers
     from linnaeus.training.interval import CheckpointInterval
 
     names = [field.name for field in fields(TrainingArguments)]
     with one_report():
         check_device(parameters["device"])
         CheckpointInterval.parse(parameters["checkpoint_every"])
+        check_trackers(("tensorboard",) * parameters["tensorboard"] + parameters["track"])
         settings = parse_settings(parameters["settings"])
         TrainingArguments(*({**parameters, "settings": settings}[name] for name in names)).check()
 

@@ -117,7 +117,10 @@ def cli() -> None:
     metavar="auto|TIME|STEPS",
     help="Checkpoint interval: 5min, 90s, 100steps, or auto (about 2 % of the run time).",
 )
-@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events.")
+@click.option(
+    "--track", multiple=True, metavar="NAME", help="Send metrics to tensorboard, mlflow or trackio. Repeatable."
+)
+@click.option("--tensorboard", is_flag=True, help="Short for --track tensorboard.")
 @verbosity
 def train(
     source: str,
@@ -133,6 +136,7 @@ def train(
     strict: bool,
     resume: bool,
     checkpoint_every: str,
+    track: tuple[str, ...],
     tensorboard: bool,
 ) -> None:
     """Train a classifier and write a run folder.
@@ -141,8 +145,7 @@ def train(
     test.txt, a CSV file, CIFAR binaries, IDX files, a folder or URL of shards, or a name from `linnaeus data list`.
     With --resume it may also be a run folder.
 
-    Exit status: 0 if the run completed, 1 if it failed or was stopped by Ctrl-C, 2 for invalid input, 143 after
-    SIGTERM. An interrupted run continues with --resume.
+    Exit status: 0 completed, 1 failed or stopped by Ctrl-C, 2 invalid input, 143 stopped by SIGTERM.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus train ..., or srun linnaeus train ...
     """
@@ -165,7 +168,7 @@ def train(
         strict=strict,
         resume=resume,
         checkpoint_every=checkpoint_every,
-        tensorboard=tensorboard,
+        track=(*["tensorboard"] * tensorboard, *track),
         console=console,
     )
     _print_run(run, console)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from linnaeus.runs.layout import (
     PREDICTIONS,
     RECIPE,
     SPLIT,
+    TRACKING,
 )
 from linnaeus.runs.lock import LOCK
 from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint, remove_remains
@@ -40,7 +41,7 @@ from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.penalties import FILES as PENALTIES
 from linnaeus.text import SafeCsvWriter
 
-WRITTEN_FIRST = frozenset({RECIPE, CHECK, SPLIT, BAD_IMAGES, HISTORY})
+WRITTEN_FIRST = frozenset({RECIPE, CHECK, SPLIT, BAD_IMAGES, HISTORY, TRACKING})
 """Files that a run may have written before its first model."""
 RANGE_TESTS = "lr-phase*.png"
 _REMOVED = ".checkpoint-finished"
@@ -54,7 +55,6 @@ class RunFolder:
         self.path = path
         self.rows: list[Row] = []
         self.resumed = False
-        self._events: Any = None
         self._opened = _identity_of(path)
 
     @staticmethod
@@ -197,35 +197,6 @@ class RunFolder:
         path = self.file(HISTORY)
         with disk_errors(path), path.open("a", newline="", encoding="utf-8") as file:
             write_rows(file, [row], header=file.tell() == 0)
-        if self._events is not None:
-            step = len(self.rows)
-            for name in ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_map"):
-                value = getattr(row, name)
-                if value is not None:
-                    self._events.add_scalar(name.replace("_", "/"), value, step)
-
-    @contextmanager
-    def tensorboard(self, enabled: bool) -> Iterator[None]:
-        """While the context is open and `enabled`, `add` also writes TensorBoard events.
-
-        Raises UserError if TensorBoard is not installed.
-        """
-        if not enabled:
-            yield
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError('--tensorboard: not installed; pip install "linnaeus[tensorboard]"') from None
-        # purge_step hides the events of epochs that an interrupted run wrote after its last checkpoint.
-        self._events = SummaryWriter(
-            str(self.path / "tensorboard"), purge_step=len(self.rows) + 1 if self.resumed else None
-        )
-        try:
-            yield
-        finally:
-            self._events.close()
-            self._events = None
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

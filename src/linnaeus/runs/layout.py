@@ -16,7 +16,8 @@
     .lock               held by the training process; the file may outlive a killed process, the lock does not
     penalties-phaseN.csv  the penalties tried for a solved head, with cross-validated loss and accuracy
     lr-phaseN.png       the learning-rate range test of phase N, if its lr is "auto"
-    tensorboard/        events, with --tensorboard
+    tensorboard/        events, with --track tensorboard
+    tracking.json       by which names MLflow and Trackio know the run, with --track
     model.onnx, model-int8.onnx, exports.json     written by `linnaeus export`, with the speed of each on this machine
 
 A file that was not requested, or does not apply, is absent.
@@ -33,6 +34,7 @@ CHECK = "check.json"
 SPLIT = "split.csv"
 CHANGES = "changes.json"
 BAD_IMAGES = "bad_images.csv"
+TRACKING = "tracking.json"
 REPORT = "report.html"
 CHECKPOINT = "checkpoint"
 IDENTITY = "run.json"

@@ -9,6 +9,7 @@ from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, read_header, write_model
 from linnaeus.runs.history import Row
 from linnaeus.runs.penalties import Trial, penalties_file, write_penalties
+from linnaeus.runs.tracking import Tracking
 from linnaeus.training.best import Best
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.rangetest import RangeTest
@@ -64,12 +65,16 @@ class RunRecorder(Recorder):
         self.rows = prepared.folder.rows
         self.micro_batches = prepared.identity.tuned.micro
         self.precisions = prepared.identity.tuned.precisions
+        self.tracking: Tracking | None = None
+        """Told about each epoch, on rank 0."""
         self.digest = ""
         """SHA-256 of the tensors of the model file that this process wrote."""
 
     def add_epoch(self, row: Row) -> None:
         if self.is_main:
             self.folder.add(row)
+        if self.tracking is not None:
+            self.tracking.add_epoch(row, len(self.rows))
 
     def require_folder(self) -> None:
         if self.is_main:

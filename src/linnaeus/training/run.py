@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from linnaeus.metrics.multilabel import Headline
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import clear
+from linnaeus.runs.tracking import Tracking, check_trackers, open_tracking
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.finalize import Ending, Run, finalize
@@ -57,6 +58,7 @@ def train(
     seed: int | None = None,
     strict: bool = False,
     tensorboard: bool = False,
+    track: str | Sequence[str] = (),
     resume: bool = False,
     checkpoint_every: str = "auto",
     draw: bool = True,
@@ -67,13 +69,13 @@ def train(
 ) -> Run:
     """Train a classifier on `source` and write a run folder.
 
-    The arguments are those of the command line. Besides, `source` may be a Table or a pandas
-    DataFrame, `recipe` a Recipe, `model` a module,
-    and `settings` maps dotted recipe keys to values: {"phase.1.lr": 1e-3}. Without `draw` the run has no plots and no
-    report. `devices` is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is
-    called after each epoch, n counted over all phases, and may raise an exception to end the run; such a run writes
-    only its recipe and history, and does not look at test images. `earlier` is the split table of a run with the same
-    network: the stored activations of images that are in both are taken over.
+    The arguments are those of the command line. Besides, `source` may be a Table or a pandas DataFrame, `recipe` a
+    Recipe, `model` a module, and `settings` maps dotted recipe keys to values: {"phase.1.lr": 1e-3}. Without `draw` the
+    run has no plots and no report. `track` names experiment trackers: "tensorboard", "mlflow" or "trackio". `devices`
+    is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is called after each
+    epoch, n counted over all phases, and may raise an exception to end the run; such a run writes only its recipe and
+    history, and does not look at test images. `earlier` is the split table of a run with the same network: the stored
+    activations of images that are in both are taken over.
 
     Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;
     its subclasses are StoppedError after SIGTERM and LostError if another process has ended.
@@ -87,7 +89,8 @@ def train(
     info = process_info()
     _check_processes(info, devices, trial)
     console = (console or Console()) if info.is_main else Console(silent=True)
-    session = Session(console, CheckpointInterval.parse(checkpoint_every), tensorboard, draw)
+    trackers = check_trackers((*["tensorboard"] * tensorboard, *([track] if isinstance(track, str) else track)))
+    session = Session(console, CheckpointInterval.parse(checkpoint_every), trackers, draw)
     with session.stop.listening(), steady_heap(), _errors_explained(session.workspace):
         return _train(request, session, trial)
 
@@ -98,7 +101,7 @@ class Session:
 
     console: Console
     checkpoint_interval: CheckpointInterval
-    tensorboard: bool
+    trackers: tuple[str, ...]
     draw: bool
     workspace: Workspace = field(default_factory=Workspace)
     stop: StopSignals = field(default_factory=StopSignals)
@@ -121,40 +124,56 @@ def _train(request: Request, session: Session, trial: Observer | None) -> Run:
     recorder = RunRecorder(prepared)
     if trial is not None:
         return _run_trial(prepared, recorder, session, trial)
-    ending = _run_phases(prepared, recorder, session)
-    run = finalize(prepared, recorder, ending)
+    checkpoints = Checkpoints(prepared.folder.checkpoint, session.checkpoint_interval)
+    checkpoint = engine.broadcast(lambda: _last_checkpoint(prepared, checkpoints))
+    with _tracking(prepared, session) as tracking:
+        recorder.tracking = tracking
+        ending = _run_phases(prepared, recorder, session, checkpoints, checkpoint)
+        run = finalize(prepared, recorder, ending)
+        tracking.finish(run.figures, ending.interrupted)
     if not ending.interrupted and engine.is_main:
         prepared.folder.close()
     return run
 
 
-def _run_phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Ending:
+def _tracking(prepared: Prepared, session: Session) -> Tracking:
+    """The trackers of `--track`, on rank 0."""
+    engine, console = prepared.engine, prepared.console
+    with engine.propagate_errors():
+        recipe = prepared.recipe.model_dump(mode="json")
+        return open_tracking(session.trackers if engine.is_main else (), prepared.folder, recipe, console)
+
+
+def _run_phases(
+    prepared: Prepared,
+    recorder: RunRecorder,
+    session: Session,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
+) -> Ending:
     """Train all phases, from the last checkpoint if there is one. Ctrl-C keeps the best model so far."""
-    engine, console, folder = prepared.engine, prepared.console, prepared.folder
-    checkpoints = Checkpoints(folder.checkpoint, session.checkpoint_interval)
-    checkpoint = engine.broadcast(lambda: _last_checkpoint(prepared, checkpoints))
+    engine, console = prepared.engine, prepared.console
     if checkpoint is not None:
         console.say(f"resumed   {checkpoint}")
         session.timings.add_earlier(checkpoint.seconds)
     phases = _phases(prepared, recorder, session)
     phases.checkpoints = checkpoints if engine.is_main else None
     interrupted = False
-    with folder.tensorboard(session.tensorboard and engine.is_main):
-        try:
-            phases.run(checkpoint)
-        except Terminated:  # SIGTERM leaves no time for the final evaluation
+    try:
+        phases.run(checkpoint)
+    except Terminated:  # SIGTERM leaves no time for the final evaluation
+        raise
+    except KeyboardInterrupt:
+        if phases.best.figures is None:
+            raise JobError(f"stopped before the first epoch was over; {session.workspace.advice()}") from None
+        interrupted = True
+        console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
+    except JobError as error:
+        if phases.best.figures is None:
             raise
-        except KeyboardInterrupt:
-            if phases.best.figures is None:
-                raise JobError(f"stopped before the first epoch was over; {session.workspace.advice()}") from None
-            interrupted = True
-            console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
-        except JobError as error:
-            if phases.best.figures is None:
-                raise
-            raise JobError(f"{error}; {recorder.saved_model()}") from None
-        except UnreadableError as error:  # only if images are decoded in every epoch
-            raise JobError(f"{error}; it was readable when the run began. {session.workspace.advice()}") from None
+        raise JobError(f"{error}; {recorder.saved_model()}") from None
+    except UnreadableError as error:  # only if images are decoded in every epoch
+        raise JobError(f"{error}; it was readable when the run began. {session.workspace.advice()}") from None
     console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
     return Ending(phases.best, interrupted, session.timings, session.draw, phases.streams)
 

@@ -1,0 +1,120 @@
+"""`--track`: send the metrics of a run to experiment trackers while it trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from linnaeus.console import Console
+from linnaeus.errors import UserError, did_you_mean
+from linnaeus.files import write_text
+from linnaeus.runs.history import Row
+from linnaeus.runs.layout import TRACKING
+
+if TYPE_CHECKING:
+    from linnaeus.metrics.multilabel import Headline
+    from linnaeus.runs.folder import RunFolder
+    from linnaeus.runs.trackers import Tracker
+
+TRACKERS = ("tensorboard", "mlflow", "trackio")
+"""The names that `--track` takes; each is also the name of a package and of an extra."""
+WHERE = {
+    "tensorboard": "the folder of the run must be writable",
+    "mlflow": "MLFLOW_TRACKING_URI names the server or the folder",
+    "trackio": "TRACKIO_SERVER_URL or TRACKIO_SPACE_ID names the server, TRACKIO_DIR the folder",
+}
+METRICS = ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_map")
+"""Columns of history.csv that are sent, `train_loss` under the name `train/loss`."""
+
+
+def check_trackers(names: Iterable[str]) -> tuple[str, ...]:
+    """The trackers in the order given, each once. Raises UserError if one is unknown or not installed."""
+    chosen = tuple(dict.fromkeys(names))
+    for name in chosen:
+        if name not in TRACKERS:
+            raise UserError(f"--track {name}: not one of {', '.join(TRACKERS)}{did_you_mean(name, TRACKERS)}")
+        if find_spec(name) is None:
+            raise UserError(f'--track {name}: not installed; pip install "linnaeus[{name}]"')
+    return chosen
+
+
+class Tracking:
+    """Sends what a run records to its trackers. A tracker that fails is left out with a warning; training goes on.
+
+    As a context, it ends the run in all trackers when an exception leaves it.
+    """
+
+    def __init__(self, trackers: Mapping[str, Tracker], console: Console):
+        self.trackers, self.console = dict(trackers), console
+        self.epochs = 0
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._close("KILLED" if kind is not None and issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def add_epoch(self, row: Row, number: int) -> None:
+        """Send the row of history.csv of the epoch `number`, counted over all phases."""
+        self.epochs = number
+        values = {name.replace("_", "/"): getattr(row, name) for name in METRICS}
+        self._send({name: value for name, value in values.items() if value is not None})
+
+    def finish(self, figures: Mapping[str, Headline], interrupted: bool) -> None:
+        """Send the metrics of the saved model by split, as `final/valid/accuracy`, and end the run."""
+        self._send(
+            {
+                f"final/{split}/{name}": value
+                for split, found in figures.items()
+                for name, value in found.to_dict().items()
+                if isinstance(value, float)
+            }
+        )
+        self._close("KILLED" if interrupted else "FINISHED")
+
+    def _close(self, status: str) -> None:
+        self._each(lambda tracker: tracker.close(status))
+        self.trackers.clear()
+
+    def _send(self, values: Mapping[str, float]) -> None:
+        self._each(lambda tracker: tracker.add(values, self.epochs))
+
+    def _each(self, act: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self.trackers.items()):
+            try:
+                act(tracker)
+            except Exception as error:
+                del self.trackers[name]
+                self.console.warn(f"--track {name}: {_reason(error)}; the run continues without it")
+
+
+def open_tracking(names: Iterable[str], folder: RunFolder, recipe: Mapping[str, Any], console: Console) -> Tracking:
+    """Begin the run in each tracker, or continue it there. Raises UserError if one cannot be reached.
+
+    TRACKING in the run folder keeps how each tracker names the run.
+    """
+    from linnaeus.runs.trackers import OPENERS, TrackedRun, parameters
+
+    file, tracking = folder.path / TRACKING, Tracking({}, console)
+    tracking.epochs = len(folder.rows)
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name in names:
+        resumed = tracking.epochs if folder.resumed else None
+        try:
+            tracker = OPENERS[name](TrackedRun(folder.path, parameters(recipe), resumed, known.get(name)))
+        except Exception as error:
+            tracking.__exit__(type(error))
+            raise UserError(f"--track {name}: {_reason(error)}; {WHERE[name]}") from None
+        tracking.trackers[name] = tracker
+        if tracker.identifier is not None:
+            known[name] = tracker.identifier
+            write_text(folder.file(TRACKING), json.dumps(known, indent=2) + "\n")
+            console.say(f"tracked   {name}: {tracker.identifier}")
+    return tracking
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, which may carry a whole response."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
