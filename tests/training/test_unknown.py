@@ -18,6 +18,8 @@ from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.modelfile.unknown import REFERENCES
 from linnaeus.models import Network
 from linnaeus.models.weight_files import read_weights
+from linnaeus.report.page import write_report
+from linnaeus.runs.predictions import read_predictions
 from linnaeus.training.leave_class_out import leave_classes_out
 from linnaeus.training.run import Run, train
 from linnaeus.training.unknown import balanced_sample
@@ -229,3 +231,22 @@ def test_leaving_classes_out_holds_for_any_features(kind: str):
     left = leave_classes_out(features, np.arange(60) % 3)
     assert (left is None) == (kind == "not finite")
     assert left is None or np.isfinite(left.combined).all()
+
+
+def test_the_run_folder_and_its_report_show_the_scores_that_the_model_gives(run: Run):
+    model = load(run.path)
+    assert model.detector is not None
+    limits = model.detector.thresholds
+    rows = [row for row in read_predictions(run.path / "predictions.csv") if row.split == "valid"]
+    images = model.images(run.path.parent / "idx", "valid")
+    pixels, shapes = images.rows.gather(np.arange(len(images.labels)))
+    found = model.answers(model.preprocessing.crop(torch.from_numpy(pixels), shapes).numpy())
+    assert [row.distance for row in rows] == pytest.approx([answer.distance for answer in found], abs=1e-6)
+    page = write_report(run.path)[0].read_text(encoding="utf-8")
+    section = page[page.index('<section id="unknown"') : page.index('<section id="mistakes"')]
+    assert f"above <b>{limits.distance:.3g}</b>" in section
+    assert f"({limits.accepted} of {limits.n})" in section
+    assert section.count('class="prediction"') == 6 + min(6, limits.n - limits.accepted)
+    assert section.count('<svg class="chart"') == 2
+    assert section.count('<svg class="interval"') == 3, "one class after the other was left out"
+    assert "The features were trained on all classes" in section

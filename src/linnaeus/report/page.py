@@ -20,6 +20,7 @@ from linnaeus.report.curves import Chart, curve_charts
 from linnaeus.report.heat_maps import HeatMap
 from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
+from linnaeus.report.unknown import unknown_section
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.reader import RunContents, read_run
@@ -100,6 +101,7 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "matrix": matrix,
         "pairs": sections.confused(run, images, sections.PAIRS if matrix.clustered else sections.PAIRS_BESIDE),
         "trust": _trust(run),
+        "unknown": unknown_section(run, images),
         "mistakes": wrong,
         "least_confident": unsure,
         "has_heat_maps": any(prediction.heat_map for prediction in wrong),

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.metrics.outputs import Outputs
@@ -31,6 +33,8 @@ class PredictionRow:
     """Calibrated probability of `true`."""
     group: str = ""
     """A number that all images of one group share; empty if the images have no groups."""
+    distance: float | None = None
+    """Cosine distance from the training images, 0 to 2; empty where the network has no features below its head."""
 
     @property
     def correct(self) -> bool:
@@ -38,12 +42,18 @@ class PredictionRow:
 
 
 COLUMNS = tuple(field.name for field in fields(PredictionRow))
+LATER_COLUMNS = frozenset({"group", "distance"})
+"""Columns that older files lack."""
 
 
 def prediction_rows(
-    split: str, samples: Sequence[str], outputs: Outputs, classes: Sequence[str]
+    split: str,
+    samples: Sequence[str],
+    outputs: Outputs,
+    classes: Sequence[str],
+    distances: np.ndarray | None = None,
 ) -> Iterator[PredictionRow]:
-    """One row per sample of a split; `outputs` are calibrated."""
+    """One row per sample of a split; `outputs` are calibrated, `distances` (n,) if the model has them."""
     probabilities, predicted, groups = outputs.probabilities, outputs.predicted, outputs.groups
     for i, sample in enumerate(samples):
         true, top = int(outputs.labels[i]), int(predicted[i])
@@ -55,6 +65,7 @@ def prediction_rows(
             probability=float(probabilities[i, top]),
             probability_of_true=float(probabilities[i, true]),
             group="" if groups is None else str(groups[i]),
+            distance=None if distances is None else float(distances[i]),
         )
 
 
@@ -68,9 +79,9 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
 
 
 def read_predictions(path: Path) -> list[PredictionRow]:
-    """Read predictions.csv; older files have no column `group`. Raises UserError that names the file and the line."""
+    """Read predictions.csv, also of older versions. Raises UserError that names the file and the line."""
     rows = read_csv(path)
-    if not rows or set(rows[0]) | {"group"} != set(COLUMNS):
+    if not rows or set(rows[0]) | LATER_COLUMNS != set(COLUMNS):
         raise UserError(f"{path}: must have rows with the columns {', '.join(COLUMNS)}; {ADVICE}")
     predictions = []
     for number, row in enumerate(rows, 2):
@@ -90,4 +101,5 @@ def _parse(row: dict[str, str]) -> PredictionRow:
         probability=float(row["probability"]),
         probability_of_true=float(row["probability_of_true"]),
         group=row.get("group") or "",
+        distance=float(row["distance"]) if row.get("distance") else None,
     )

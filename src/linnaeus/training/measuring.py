@@ -32,6 +32,7 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     references = references_of(features)
     outputs, distances = _outputs(prepared, network, references)
     evaluation = FinalEvaluation(outputs, candidates)
+    evaluation.distances = distances
     evaluation.recognition = recognition(features, references, evaluation.calibrated, distances, header.classes)
     return evaluation
 
