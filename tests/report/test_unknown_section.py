@@ -68,7 +68,7 @@ def test_every_image_is_in_a_bar_of_the_color_of_its_side(name: str, rejected: i
     drawing = score_histogram(values, 0.6, (0.0, 1.0), name)
     shown = re.findall(r"<title>[^<]*?: (\d+) images?</title>.*?fill: var\(--(\w+)\)", drawing, re.DOTALL)
     assert sum(int(n) for n, _ in shown) == 10
-    assert sum(int(n) for n, color in shown if color == "wrong") == rejected
+    assert sum(int(n) for n, color in shown if color == "alert") == rejected
     assert f"{rejected} {'above' if name == 'distance' else 'below'} the threshold" in unescape(drawing)
 
 
