@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from killing import dying
@@ -26,7 +25,7 @@ from linnaeus.distributed.engine import join_process_group
 from linnaeus.distributed.group import SINGLE_PROCESS
 from linnaeus.inference.classifier import BATCH, Classifier, load
 from linnaeus.inference.distributed import predictions
-from linnaeus.inference.runners import TorchRunner
+from linnaeus.inference.runners import Scores, TorchRunner
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
@@ -232,14 +231,14 @@ def test_evaluation_is_divided(here: Path):
     arguments = ("evaluate", "m.safetensors", "data", "--tta", "--device", "cpu")
 
     def work(rank: int) -> list[Any]:
-        seen, real = 0, TorchRunner.__call__
+        seen, real = 0, TorchRunner.scores
 
-        def counted(self: TorchRunner, images: torch.Tensor) -> np.ndarray:
+        def counted(self: TorchRunner, images: torch.Tensor) -> Scores:
             nonlocal seen
             seen += len(images)
             return real(self, images)
 
-        TorchRunner.__call__ = counted  # type: ignore[method-assign]
+        TorchRunner.scores = counted  # type: ignore[method-assign]
         return [*command(rank, *arguments, "--json", "e.json"), seen]
 
     (alone,) = several(1, work)

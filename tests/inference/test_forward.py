@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches, Partition, Sampling
 from linnaeus.inference.forward import answer
+from linnaeus.inference.runners import Scores, network_scores
 from linnaeus.metrics.classification import confusion_matrix, figures
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.outputs import Outputs, log_softmax, softmax
@@ -100,6 +101,22 @@ def test_answers_come_in_the_order_of_the_samples():
     with torch.no_grad():
         expected = net(GRAY(torch.from_numpy(images[..., None]), np.full((23, 2), 28)))
     np.testing.assert_allclose(one.logits, expected.numpy(), atol=1e-5)
+
+
+def test_distances_come_in_the_order_of_the_samples():
+    images, labels = samples(23)
+    store, net = PixelStore.from_arrays(images), mini().eval()
+    references = np.eye(net.head_input, dtype=np.float16)[:3]
+
+    def scores(x: Tensor) -> Scores:
+        return network_scores(net, references, x)
+
+    one = answer(scores, Batches(store, labels, batch=23, device=CPU), prepare)
+    other = answer(scores, Batches(store, labels, batch=4, device=CPU, sampling=Sampling(shuffle=True)), prepare)
+    assert one.distances is not None
+    assert len(set(one.distances.round(4))) > 5
+    assert other.distances == pytest.approx(one.distances, abs=1e-5)
+    assert other.take(np.array([7, 2])).distances == pytest.approx(one.distances[[7, 2]], abs=1e-5)
 
 
 def test_a_sample_counted_twice_is_no_result():

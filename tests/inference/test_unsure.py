@@ -15,7 +15,7 @@ from tiny import GRAY, mini, write_images
 
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Prediction, load
-from linnaeus.inference.runners import TorchRunner
+from linnaeus.inference.runners import Scores, TorchRunner
 from linnaeus.inference.writers import open_writer
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 
@@ -65,14 +65,14 @@ def test_a_probability_that_is_not_a_number_is_unsure():
 
 def break_bright(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the network compute NaN for images that are bright: each second class of the images here."""
-    original = TorchRunner.__call__
+    original = TorchRunner.scores
 
-    def broken(self: TorchRunner, images: torch.Tensor) -> np.ndarray:
-        logits = original(self, images)
-        logits[images.float().mean((1, 2, 3)).numpy() > 128] = np.nan
-        return logits
+    def broken(self: TorchRunner, images: torch.Tensor) -> Scores:
+        scores = original(self, images)
+        scores.logits[images.float().mean((1, 2, 3)).numpy() > 128] = np.nan
+        return scores
 
-    monkeypatch.setattr(TorchRunner, "__call__", broken)
+    monkeypatch.setattr(TorchRunner, "scores", broken)
 
 
 def bright_and_dark(folder: Path) -> Path:

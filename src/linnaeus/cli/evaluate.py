@@ -108,7 +108,7 @@ def evaluate(
     if evaluation is None:  # only the main process gets the result and prints it
         return
     evaluation = evaluation if column is None else evaluation.by_slice(column, values)
-    measured = measure_outside(classifier, images, outside, console) if outside else []
+    measured = measure_outside(evaluation, outside, console) if outside else []
     _write_evaluation(evaluation, measured, json_file)
 
 

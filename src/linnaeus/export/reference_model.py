@@ -56,9 +56,7 @@ class ReferenceModel:
             for square in self.samples.squares():
                 parts.append(finite_scores(run, square))
                 advance(sum(len(part.logits) for part in parts), len(self.samples))
-        distances = [part.distances for part in parts if part.distances is not None]
-        logits = np.concatenate([part.logits for part in parts])
-        return Scores(logits, np.concatenate(distances) if distances else None)
+        return Scores.joined(parts)
 
     @cached_property
     def scores(self) -> Scores:

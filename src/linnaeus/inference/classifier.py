@@ -31,7 +31,7 @@ from linnaeus.inference.in_memory import expanded, failed, is_folder, is_several
 from linnaeus.inference.measured import MeasuredFigures, MeasuredImages
 from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
-from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite
+from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite_scores
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
@@ -247,7 +247,7 @@ class Classifier:
         def crop(batch: Batch) -> torch.Tensor:
             return self.preprocessing.crop(batch.pixels, batch.shapes)
 
-        outputs = answer(partial(finite, self.run), self.batches(images, group), crop, group)
+        outputs = answer(partial(finite_scores, self.run), self.batches(images, group), crop, group)
         return replace(outputs, groups=images.table.group_numbers(images.indices))
 
     def batches(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Batches:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from linnaeus.console import Console
 from linnaeus.errors import UserError
-from linnaeus.inference.classifier import BATCH, Classifier
+from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.inputs import expand
-from linnaeus.inference.source import LabeledImages
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import auroc, auroc_interval, combined_scores, false_positive_rate
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.text import align, percent
 
@@ -121,26 +120,14 @@ def detector_of(classifier: Classifier) -> UnknownDetector:
     return classifier.detector
 
 
-def measure_outside(
-    classifier: Classifier, images: LabeledImages, folders: Iterable[str], console: Console
-) -> list[Outside]:
-    """Compare the images below each of `folders` with known images.
+def measure_outside(classifier: Classifier, known: Outputs, folders: Iterable[str], console: Console) -> list[Outside]:
+    """Compare the images below each of `folders` with known images, by the calibrated outputs of these.
 
     Raises UserError for a model that cannot tell, and for a folder without a readable image.
     """
     detector = detector_of(classifier)
-    known = _scores_of_rows(classifier, images)
-    return [Outside.of(folder, detector, known, _scores_of_files(classifier, folder, console)) for folder in folders]
-
-
-def _scores_of_rows(classifier: Classifier, images: LabeledImages) -> ImageScores:
-    answers = []
-    for start in range(0, len(images.labels), BATCH):
-        rows, shapes = images.rows.gather(np.arange(start, min(start + BATCH, len(images.labels))))
-        answers += classifier.answers(classifier.preprocessing.crop(torch.from_numpy(rows), shapes).numpy())
-    distances = [answer.distance for answer in answers if answer.distance is not None]
-    probability = np.array([answer.probabilities.max() for answer in answers])
-    return ImageScores(np.array(distances) if distances else None, probability)
+    scores = ImageScores(known.distances, known.confidence)
+    return [Outside.of(folder, detector, scores, _scores_of_files(classifier, folder, console)) for folder in folders]
 
 
 def _scores_of_files(classifier: Classifier, folder: str, console: Console) -> ImageScores:

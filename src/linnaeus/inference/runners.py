@@ -5,6 +5,7 @@ A runner also computes the distance of an image from what the model was trained 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.errors import UserError
+from linnaeus.metrics.ood import distances
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import DISTANCE, INPUT, LOGITS
 from linnaeus.modelfile.unknown import UnknownDetector
@@ -30,6 +32,25 @@ class Scores:
     """(N, classes) float32, uncalibrated."""
     distances: np.ndarray | None
     """(N,) cosine distance from the training images; None where the model has no references."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """The scores of several batches of one model, at least one, in order."""
+        distances = [part.distances for part in parts if part.distances is not None]
+        return cls(np.concatenate([part.logits for part in parts]), np.concatenate(distances) if distances else None)
+
+
+def to_numpy(values: Tensor | np.ndarray) -> np.ndarray:
+    """A tensor of any precision and device as a float32 array; an array as it is."""
+    return values.float().cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def network_scores(network: Network, references: np.ndarray | None, x: Tensor) -> Scores:
+    """Scores of normalized images x (N, C, H, W); without references (m, features) they have no distances."""
+    if references is None:
+        return Scores(to_numpy(network(x)), None)
+    features, logits = network.features_and_logits(x)
+    return Scores(to_numpy(logits), distances(to_numpy(features), references))
 
 
 class Runner(Protocol):
@@ -71,17 +92,13 @@ class TorchRunner:
     def has_distance(self) -> bool:
         return self.detector is not None and self.detector.references is not None
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
-        return self.network(self.preprocessing.normalise(images.to(self.device))).float().cpu().numpy()
+        return self.scores(images).logits
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Scores:
-        if self.detector is None or not self.has_distance:
-            return Scores(self(images), None)
-        x = self.preprocessing.normalise(images.to(self.device))
-        features, logits = self.network.features_and_logits(x)
-        return Scores(logits.float().cpu().numpy(), self.detector.distances(features.float().cpu().numpy()))
+        references = None if self.detector is None else self.detector.references
+        return network_scores(self.network, references, self.preprocessing.normalise(images.to(self.device)))
 
 
 class OnnxRunner:

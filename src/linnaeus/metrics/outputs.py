@@ -20,6 +20,8 @@ class Outputs:
     """(n, classes) float32, or float64 once divided by a temperature."""
     groups: np.ndarray | None = None
     """(n,) int64: images with the same number belong together, such as the images of one patient. None: no groups."""
+    distances: np.ndarray | None = None
+    """(n,) cosine distance from what the model was trained on; None where the model has no references."""
 
     @property
     def several(self) -> bool:
@@ -37,7 +39,8 @@ class Outputs:
     def take(self, rows: np.ndarray) -> Outputs:
         """Outputs of some images, selected by index or by a boolean mask (n,)."""
         groups = None if self.groups is None else self.groups[rows]
-        return replace(self, labels=self.labels[rows], logits=self.logits[rows], groups=groups)
+        distances = None if self.distances is None else self.distances[rows]
+        return replace(self, labels=self.labels[rows], logits=self.logits[rows], groups=groups, distances=distances)
 
     @property
     def group_count(self) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.errors import UserError
-from linnaeus.metrics.ood import Thresholds, distances
+from linnaeus.metrics.ood import Thresholds
 
 PREFIX = "unknown."
 """Names of the tensors that are no weights of the network."""
@@ -27,10 +27,6 @@ class UnknownDetector:
     """(m, features) float16 of length 1; None where the network has no features below its head."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Figures that were measured when the thresholds were chosen."""
-
-    def distances(self, features: np.ndarray) -> np.ndarray | None:
-        """(n, features) pooled features that enter the head -> (n,) cosine distances; None without references."""
-        return None if self.references is None else distances(features, self.references)
 
     def notice(self, has_distance: bool) -> str:
         """What to say of an export that lacks the distance of its thresholds; empty otherwise."""

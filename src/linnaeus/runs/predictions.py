@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.metrics.outputs import Outputs
@@ -47,13 +45,9 @@ LATER_COLUMNS = frozenset({"group", "distance"})
 
 
 def prediction_rows(
-    split: str,
-    samples: Sequence[str],
-    outputs: Outputs,
-    classes: Sequence[str],
-    distances: np.ndarray | None = None,
+    split: str, samples: Sequence[str], outputs: Outputs, classes: Sequence[str]
 ) -> Iterator[PredictionRow]:
-    """One row per sample of a split; `outputs` are calibrated, `distances` (n,) if the model has them."""
+    """One row per sample of a split; `outputs` are calibrated."""
     probabilities, predicted, groups = outputs.probabilities, outputs.predicted, outputs.groups
     for i, sample in enumerate(samples):
         true, top = int(outputs.labels[i]), int(predicted[i])
@@ -65,7 +59,7 @@ def prediction_rows(
             probability=float(probabilities[i, top]),
             probability_of_true=float(probabilities[i, true]),
             group="" if groups is None else str(groups[i]),
-            distance=None if distances is None else float(distances[i]),
+            distance=None if outputs.distances is None else float(outputs.distances[i]),
         )
 
 

@@ -27,8 +27,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from linnaeus.data.table import Table
 from linnaeus.metrics.assessment import assess
 from linnaeus.metrics.calibration import Calibration, calibration_failure
@@ -58,14 +56,12 @@ class FinalEvaluation:
         splits with such images."""
         self.recognition: Recognition | None = None
         """How unknown images are recognized, once it is known."""
-        self.distances: dict[str, np.ndarray | None] = {}
-        """Split -> (n,) distances from the training images; None for a network without features."""
 
     def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
         """The rows of predictions.csv."""
         for split, outputs in self.calibrated.items():
             names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
-            yield from predictions.prediction_rows(split, names, outputs, table.classes, self.distances.get(split))
+            yield from predictions.prediction_rows(split, names, outputs, table.classes)
 
     @staticmethod
     def measure(calibrated: Outputs) -> Figures:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from linnaeus.inference.forward import answer, local_batches
+from linnaeus.inference.runners import network_scores
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.models import Network
@@ -14,7 +16,7 @@ from linnaeus.training.evaluation import FinalEvaluation
 from linnaeus.training.label_evaluation import LabelEvaluation
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.streams import Streams
-from linnaeus.training.unknown import Scored, recognition, references_of, training_features
+from linnaeus.training.unknown import recognition, references_of, training_features
 
 BATCH = 64
 """Images at once in the final evaluation."""
@@ -25,33 +27,26 @@ AnyEvaluation = FinalEvaluation | LabelEvaluation
 def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: Streams) -> AnyEvaluation:
     """The evaluation of the task. Several labels per image leave no one class that an unknown image could lack."""
     if prepared.table.several:
-        outputs, _ = _outputs(prepared, network, None)
-        return LabelEvaluation(outputs, prepared.table.names, prepared.recipe.label_precision)
+        return LabelEvaluation(_outputs(prepared, network, None), prepared.table.names, prepared.recipe.label_precision)
     candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
     features = training_features(prepared, network, streams)
     references = references_of(features)
-    outputs, distances = _outputs(prepared, network, references)
-    evaluation = FinalEvaluation(outputs, candidates)
-    evaluation.distances = distances
-    evaluation.recognition = recognition(features, references, evaluation.calibrated, distances, header.classes)
+    evaluation = FinalEvaluation(_outputs(prepared, network, references), candidates)
+    evaluation.recognition = recognition(features, references, evaluation.calibrated, header.classes)
     return evaluation
 
 
-def _outputs(
-    prepared: Prepared, network: Network, references: np.ndarray | None
-) -> tuple[dict[str, Outputs], dict[str, np.ndarray | None]]:
-    """Outputs of the network, and distances from `references` if there are any, by split, computed from pixels."""
+def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None) -> dict[str, Outputs]:
+    """Outputs of the network by split, computed from pixels, with distances from `references` if there are any."""
     engine, preprocessing = prepared.engine, prepared.preprocessing
     outputs: dict[str, Outputs] = {}
-    distances: dict[str, np.ndarray | None] = {}
-    scored = network if references is None else Scored(network, references)
+    network.eval()
     for split in ("valid", "test"):
         if split in prepared.samples:
             samples = prepared.samples[split]
             batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
             # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
-            out = answer(scored, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
-            classes = out.logits.shape[1] - (references is not None)
-            outputs[split] = replace(out, logits=out.logits[:, :classes], groups=samples.groups)
-            distances[split] = out.logits[:, -1] if references is not None else None
-    return outputs, distances
+            scores = partial(network_scores, network, references)
+            out = answer(scores, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+            outputs[split] = replace(out, groups=samples.groups)
+    return outputs

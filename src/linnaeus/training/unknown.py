@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from linnaeus.data.batches import Subset
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.metrics.intervals import wilson
-from linnaeus.metrics.ood import Thresholds, choose_thresholds, unit
+from linnaeus.metrics.ood import Thresholds, choose_thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.modelfile.unknown import UnknownDetector
@@ -37,20 +36,6 @@ class TrainingFeatures:
     """(n,) int64"""
     trained: bool
     """Whether the stages that compute them were trained in this run, on all classes."""
-
-
-class Scored(nn.Module):
-    """A network that returns the distance from the references after the logits: (N, classes + 1)."""
-
-    def __init__(self, network: Network, references: np.ndarray):
-        super().__init__()
-        self.network, self.references = network, torch.from_numpy(unit(references))
-
-    def forward(self, x: Tensor) -> Tensor:
-        features, logits = self.network.features_and_logits(x)
-        vectors = nn.functional.normalize(features.float(), dim=1)
-        nearest = (vectors @ self.references.to(vectors.device).T).amax(1, keepdim=True)
-        return torch.cat([logits.float(), (1 - nearest).clamp(min=0)], 1)
 
 
 def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
@@ -141,15 +126,13 @@ def recognition(
     features: TrainingFeatures | None,
     references: np.ndarray | None,
     calibrated: dict[str, Outputs],
-    distances: dict[str, np.ndarray | None],
     classes: tuple[str, ...],
 ) -> Recognition:
     """Thresholds on validation, and what they accept of each split; classes are left out in turn."""
-    confidence = {split: outputs.confidence for split, outputs in calibrated.items()}
-    thresholds = choose_thresholds(distances["valid"], confidence["valid"])
+    thresholds = choose_thresholds(calibrated["valid"].distances, calibrated["valid"].confidence)
     accepted = {
-        split: (int((~thresholds.unknown(distances[split], values)).sum()), len(values))
-        for split, values in confidence.items()
+        split: (int((~thresholds.unknown(outputs.distances, outputs.confidence)).sum()), len(outputs.labels))
+        for split, outputs in calibrated.items()
     }
     left_out = None if features is None else leave_classes_out(features.values, features.labels)
     measured: dict[str, Any] = {} if left_out is None else {"left_out_classes": left_out.to_dict(classes)}
