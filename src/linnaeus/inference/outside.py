@@ -11,10 +11,10 @@ import numpy as np
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
+from linnaeus.inference.evaluate import Evaluation
 from linnaeus.inference.inputs import expand
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import auroc, auroc_interval, combined_scores, false_positive_rate
-from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.text import align, percent
 
@@ -120,12 +120,15 @@ def detector_of(classifier: Classifier) -> UnknownDetector:
     return classifier.detector
 
 
-def measure_outside(classifier: Classifier, known: Outputs, folders: Iterable[str], console: Console) -> list[Outside]:
-    """Compare the images below each of `folders` with known images, by the calibrated outputs of these.
+def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Console) -> list[Outside]:
+    """Compare the images below each of `folders` with the known images of an evaluation.
 
     Raises UserError for a model that cannot tell, and for a folder without a readable image.
     """
+    classifier = evaluation.classifier
     detector = detector_of(classifier)
+    assert evaluation.measured is not None, "only models for one label per image have a detector"
+    known = evaluation.measured.outputs
     scores = ImageScores(known.distances, known.confidence)
     return [Outside.of(folder, detector, scores, _scores_of_files(classifier, folder, console)) for folder in folders]
 
