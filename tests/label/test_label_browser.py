@@ -493,6 +493,37 @@ def test_every_width_scrolls_vertically_only_and_texts_have_contrast(
             assert contrast(page, selector, on) >= MIN_CONTRAST, (selector, width)
 
 
+WORDS_ON_SEVERAL_LINES = """selector => [...document.querySelectorAll(selector)].flatMap((place) => {
+  const cut = [];
+  const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+  for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+    for (const { index, 0: word } of text.data.matchAll(/[^ _-]+/g)) {
+      const range = new Range();
+      range.setStart(text, index);
+      range.setEnd(text, index + word.length);
+      const { right } = place.getBoundingClientRect();
+      const boxes = [...range.getClientRects()];
+      if (new Set(boxes.map(({ top }) => top)).size > 1 || boxes.some((box) => box.right > right + 1)) cut.push(word);
+    }
+  }
+  return cut;
+})"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_no_word_of_a_class_name_is_cut(tmp_path: Path, start: Start, open_page: Open, width: int) -> None:
+    running = start(photos(tmp_path / "photos", each=3))
+    names = ["Vergissmeinnicht", "internationalization of soup", "chimpanzee_with_a_banana", "a", "Löwenzahn", "蒲公英"]
+    for name in (*names, "Donaudampfschifffahrtsgesellschaft"):
+        running.label.session.add_class(name)
+    running.label.session.answer([0], "Vergissmeinnicht")
+    page = ready(open_page(running.address, viewport={"width": width, "height": 844}, has_touch=width < 800))
+    until(page, "document.querySelectorAll('.class').length === 7")
+    assert page.evaluate(WORDS_ON_SEVERAL_LINES, ".class .name") == []
+    assert page.evaluate(WORDS_ON_SEVERAL_LINES, "#rows button:not(.full)") == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def contrast(page: Any, selector: str, on: str) -> float:
     """Contrast ratio between the text of the first such element and the background of another (WCAG 2.2)."""
     colors = page.evaluate(

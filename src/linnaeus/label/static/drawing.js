@@ -59,7 +59,8 @@ function promptOf(card) {
   if (card.reason === "margin" && second) {
     return [t("which"), t("why_margin", { a: first[0], p: percent(first[1]), b: second[0], q: percent(second[1]) })];
   }
-  const known = `why_${card.reason}` in translations.en ? card.reason : "file";
+  const reason = card.reason === "diverse" && !app.state?.labelled ? "nothing" : card.reason;
+  const known = `why_${reason}` in translations.en ? reason : "file";
   return [t("which"), t(`why_${known}`, { name: first?.[0] ?? "", p: percent(first?.[1] ?? 0) })];
 }
 
@@ -85,17 +86,36 @@ function drawClasses() {
 }
 
 function classButton(name, key) {
-  const button = element("button", { type: "button", class: "class", "data-name": name, "aria-keyshortcuts": key, onclick: (event) => { release(event); answer(name); } },
+  const button = element("button", { type: "button", class: `class ${room(name)}`, "data-name": name, "aria-keyshortcuts": key, onclick: (event) => { release(event); answer(name); } },
     element("span", { class: "guess", "aria-hidden": "true" }), key && element("kbd", { "aria-hidden": "true" }, key.toUpperCase()),
-    element("span", { class: "name" }, name), element("span", { class: "n number", "aria-hidden": "true" }));
+    element("span", { class: "name" }, ...breakable(name)), element("span", { class: "n number", "aria-hidden": "true" }));
   button.title = name;
   return button;
 }
 
+const BREAKABLE = /(?<=[_./])(?=[^_./])/u; // a line of a name may end here, besides at spaces
+const WORD = { wide: 88, full: 230 }; // pixels of a word for which a button of one or two columns is too narrow
+
+// The parts of a name, with places between them where a line may end.
+const breakable = (name) => name.split(BREAKABLE).flatMap((part, k) => (k ? [element("wbr"), part] : [part]));
+
+// How much room a name needs so that no word of it is cut: one column (""), two ("wide"), or a line ("full").
+function room(name) {
+  const context = document.createElement("canvas").getContext("2d");
+  const { fontSize, fontFamily } = getComputedStyle($("classes"));
+  context.font = `${fontSize} ${fontFamily}`;
+  const words = name.split(BREAKABLE).flatMap((part) => part.split(/\s+|(?<=-)|(?<=\p{Script=Han})/u));
+  const width = Math.max(...words.map((word) => context.measureText(word).width));
+  const lines = context.measureText(name).width / (0.85 * WORD.wide); // two are shown
+  return width > WORD.full ? "full" : width > WORD.wide || lines > 2 ? "wide" : "";
+}
+
 // Names of subfolders, while they are not classes.
 function drawSuggestions() {
-  const names = app.state?.suggested_classes ?? [];
-  $("suggestions").hidden = !names.length;
+  const plain = (name) => name.toLowerCase().replaceAll("_", " ");
+  const known = new Set((app.state?.classes ?? []).map(({ name }) => plain(name)));
+  const names = (app.state?.suggested_classes ?? []).filter((name) => !known.has(plain(name)));
+  $("suggestions").hidden = !names.length || app.task.name !== "question";
   if ($("suggestions").dataset.names === names.join("\n")) return;
   $("suggestions").dataset.names = names.join("\n");
   $("suggested").replaceChildren(...names.slice(0, 12).map((name) =>

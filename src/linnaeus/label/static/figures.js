@@ -67,7 +67,7 @@ function drawCourse(course) {
   if (course.length < 2) return;
   const [width, height, left, bottom, top, right] = [320, 132, 38, 20, 8, 8];
   const last = course[course.length - 1];
-  const floor = Math.max(0, Math.floor(10 * Math.min(...course.map(({ low }) => low))) / 10);
+  const floor = Math.max(0, Math.floor(5 * Math.min(...course.map(({ low }) => low))) / 5); // so that the middle is a round number
   const first = course[0].labels;
   const x = (n) => left + ((width - left - right) * (n - first)) / Math.max(1, last.labels - first);
   const y = (p) => top + ((height - top - bottom) * (1 - p)) / Math.max(0.1, 1 - floor);
@@ -112,7 +112,7 @@ function drawTable({ classes, unknown }) {
 
 function tableRow({ name, n, judged, weak }) {
   return element("tr", { class: weak ? "weak" : null },
-    element("th", { scope: "row" }, element("button", { type: "button", class: "plain", "data-row": name, disabled: !n, onclick: () => showLabelled(name) }, name || t("unknown"))),
+    element("th", { scope: "row" }, element("button", { type: "button", class: `plain ${room(name)}`, "data-row": name, disabled: !n, onclick: () => showLabelled(name) }, ...breakable(name || t("unknown")))),
     element("td", { class: "number" }, count(n)), element("td", { class: "number muted" }, judged));
 }
 
