@@ -18,6 +18,7 @@ from linnaeus.cli.embed import embed
 from linnaeus.cli.evaluate import compare, evaluate, report
 from linnaeus.cli.explain import explain
 from linnaeus.cli.export import export
+from linnaeus.cli.forget import forget
 from linnaeus.cli.label import label
 from linnaeus.cli.options import (
     device_option,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SECTIONS = {
     "Data": ("check", "label", "data"),
-    "Train": ("probe", "train", "sweep", "classes", "models", "weights", "recipes"),
+    "Train": ("probe", "train", "sweep", "classes", "forget", "models", "weights", "recipes"),
     "Trust": ("evaluate", "compare", "explain", "report"),
     "Ship": ("predict", "embed", "export", "push", "serve"),
     "System": ("env", "completion"),
@@ -246,6 +247,7 @@ for command in (
     sweep,
     probe,
     classes,
+    forget,
     env,
     completion,
 ):

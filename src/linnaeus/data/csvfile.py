@@ -38,7 +38,7 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None, form
     A label is a class name, also where it is a number; classes are in natural order. Where all labels are numbers,
     `classes.txt` beside the file gives the names to display: line k, from 0, for label k (or that line `number name`).
     """
-    return _table(source, [read_csv(path, split, group, form) for split, path in files.items()])
+    return open_rows(source, [read_csv(path, split, group, form) for split, path in files.items()])
 
 
 def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOWN) -> Table:
@@ -50,10 +50,11 @@ def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOW
         for row, missing in zip(frame.itertuples(index=False, name=None), blank, strict=True)
     ]
     records = [(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(cells, 1)]
-    return checked(_table("DataFrame", [_rows(Path("DataFrame"), columns, records, "", group, form)]))
+    return checked(open_rows("DataFrame", [_rows(Path("DataFrame"), columns, records, "", group, form)]))
 
 
-def _table(source: str, parts: list[Rows]) -> Table:
+def open_rows(source: str, parts: list[Rows]) -> Table:
+    """The table of rows that were read from files. Raises UserError where an image does not exist."""
     paths = tuple(path for part in parts for path in locate(part))
     folder = parts[0].file.absolute().parent
     labels: np.ndarray
@@ -202,7 +203,12 @@ def _is_split_of_run(path: Path, columns: list[str]) -> bool:
     In a file of the user they are: a class may be named `'=a`.
     """
     head, rest = columns[:3], columns[3:]
-    if head != ["path", "label", "split"] or rest not in ([], ["group"], ["content"], ["group", "content"]):
+    if head not in (["path", "label", "split"], ["path", "labels", "split"]) or rest not in (
+        [],
+        ["group"],
+        ["content"],
+        ["group", "content"],
+    ):
         return False
     return "content" in rest or path.name == SPLIT_FILE
 

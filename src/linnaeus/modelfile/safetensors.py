@@ -22,7 +22,8 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
                     (shape of the tensor `unknown.references`, float16), thresholds (distance, probability, and n,
                     accepted and target of the images that chose them), and what was measured then
     metrics         figures with their counts, by split
-    data            source, kind, counts by split, fingerprint
+    data            source, kind, counts by split, fingerprint; forgotten: what `linnaeus forget` removed, a list of
+                    images (number), counts by split, and the SHA-256 of their hashes; no names
     recipe          the recipe as resolved
     versions        of linnaeus, torch, python, and the library that the network is of
     tensors         SHA-256 of the tensors: names, types, shapes and bytes in name order

@@ -118,12 +118,20 @@ class SplitFigures(Open):
         return self
 
 
+class Forgotten(Open):
+    """Images that were removed from the training, and a hash of their content."""
+
+    images: Count
+    sha256: str
+
+
 class Data(Open):
     """The source that the model was trained on."""
 
     kind: str = ""
     counts: dict[str, Count] = Field(default_factory=dict)
     fingerprint: str = ""
+    forgotten: list[Forgotten] = Field(default_factory=list)
 
 
 class RecipeSplit(Open):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from linnaeus.console import counted
 from linnaeus.data.class_names import printable
 from linnaeus.data.table import Table
 from linnaeus.files import write_text
@@ -160,6 +161,12 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
     for split in run.predictions:
         if "without_leaks" in run.metrics[split]:
             notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))
+    for each in run.model.data.get("forgotten", []):
+        was, them = ("was", "it") if each["images"] == 1 else ("were", "them")
+        notes.append(
+            f"{counted(each['images'], 'image')} of an earlier run {was} removed with everything that was learned from "
+            f"{them} (SHA-256 of the content hashes: {each['sha256'][:16]}…)."
+        )
     if images.missing:
         notes.append(f"No images are shown: {images.missing}")
     if run.split not in run.evaluation:

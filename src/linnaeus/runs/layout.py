@@ -9,7 +9,7 @@
     check.json          problems found in the data, in the format of `linnaeus check --json`
     split.csv           path, label and split of every image, in the format of the CSV reader
     bad_images.csv      path of every image that was left out, with the reason
-    changes.json        what `linnaeus classes` changed, and the paired test of both runs
+    changes.json        what `linnaeus classes` or `linnaeus forget` changed, and the paired test of both runs
     curves.png, predictions.png, confusion.png
     report.html         everything above on one page that needs no network
     checkpoint/         the state that --resume needs; removed when the run has finished

@@ -23,6 +23,8 @@ from linnaeus.stores.rows import ROWS, RowWriter, open_reader
 VERSION = 2
 BUILD = "build.json"
 """In the folder of an unfinished store: what is being built. A build of something else starts over."""
+IMAGES = "images"
+"""In the header of an entry that was computed from images: the names of the stores of these images."""
 CHUNK = 64 << 20  # bytes between two records of the journal: a killed build loses at most these
 
 
@@ -64,6 +66,8 @@ class StoreSpec:
     """Everything that the rows depend on, apart from rounding."""
     made_by: str = ""
     """The executor that computes the rows: an unfinished store of another executor is not continued."""
+    images: tuple[str, ...] = ()
+    """The stores of the images that the rows are of, by which `purge` finds them."""
 
     @property
     def name(self) -> str:
@@ -109,7 +113,8 @@ def build_activations(
             try:
                 with cache.building(spec.name) as folder:
                     checksums = _write_rows(folder, source, spec, dtype, progress)
-                return _open(cache.commit(spec.name, spec.to_dict(dtype), checksums))
+                about = spec.to_dict(dtype) | {IMAGES: list(spec.images)}
+                return _open(cache.commit(spec.name, about, checksums))
             except _OverflowError:
                 cache.discard(spec.name)
     raise JobError("the frozen part of the network computes values that are not finite; check its weights")
@@ -182,6 +187,15 @@ def content_key(rows: Rows) -> str:
         assert isinstance(rows, StreamedRows)
         digest.update(rows.identity.encode())
     return digest.hexdigest()
+
+
+def image_stores(rows: Rows) -> tuple[str, ...]:
+    """The entries of the cache that hold these images; none for images in memory."""
+    if isinstance(rows, Subset):
+        return image_stores(rows.rows)
+    if isinstance(rows, PixelStore):
+        return () if rows.path is None else (rows.path.parent.name,)
+    return (rows.identity,) if isinstance(rows, StreamedRows) else ()
 
 
 def _open(entry: Entry) -> ActivationStore:

@@ -75,7 +75,7 @@ class Cache:
                     Console().warn(
                         f"{path / file}: damaged on the disk; the store is not used, and built again if needed"
                     )
-                    self._evict(Entry(name, path, 0, 0.0, {}))
+                    self.remove(Entry(name, path, 0, 0.0, {}))
                 return None
         with suppress(OSError):  # a shared cache may be read-only
             os.utime(path / HEADER)
@@ -158,7 +158,7 @@ class Cache:
         for entry in sorted(entries, key=lambda entry: entry.used):
             if used + needed <= self.budget and self._free() >= needed + _RESERVE:
                 return
-            if entry.name != name and entry.name not in keep and self._evict(entry):
+            if entry.name != name and entry.name not in keep and self.remove(entry):
                 used -= entry.bytes
         if self._free() < needed + _RESERVE:
             raise self._disk_is_full(needed)
@@ -183,12 +183,12 @@ class Cache:
 
     def clear(self) -> int:
         """Remove all entries except those that are being built. Returns the bytes freed."""
-        freed = sum(entry.bytes for entry in self.entries() if self._evict(entry))
+        freed = sum(entry.bytes for entry in self.entries() if self.remove(entry))
         for trash in self.root.glob(f"{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
         return freed
 
-    def _evict(self, entry: Entry) -> bool:
+    def remove(self, entry: Entry) -> bool:
         """Remove an entry, unless a process is building it. A process that has it open keeps its data (POSIX)."""
         try:
             lock = self._acquire(entry.name, wait=False)

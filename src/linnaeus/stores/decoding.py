@@ -104,11 +104,20 @@ class Decoding:
             elif hash_content:
                 digest.update(tree.read(source))
             else:
-                status = tree.stat(source)
-                digest.update(f"{source}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
+                return signature_of_file(source)
         except (OSError, ValueError):
             return 0
         return int.from_bytes(digest.digest(), "little") or 1
+
+
+def signature_of_file(path: str) -> int:
+    """The signature of an image file by path, size and time; 0 where there is no such file."""
+    try:
+        status = tree.stat(path)
+    except (OSError, ValueError):
+        return 0
+    text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
 
 
 def in_order(

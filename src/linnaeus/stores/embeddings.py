@@ -21,6 +21,7 @@ from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
 from linnaeus.models.weight_store import local_weights, lookup
 from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import Preprocessing
+from linnaeus.stores.activations import IMAGES, image_stores
 from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.frozen import FrozenStages
@@ -45,6 +46,8 @@ class Embeddings:
     """(k,) int64: the table index of each image, ascending"""
     weights: str
     """Name of the pretrained weights"""
+    images: tuple[str, ...] = ()
+    """The stores of the images, where they were computed just now"""
 
 
 def default_weights() -> str | None:
@@ -92,7 +95,7 @@ def _write(cache: Cache, name: str, embeddings: Embeddings) -> None:
         cache.room(name, values.nbytes)
         save_array(folder / VALUES, values)
         save_array(folder / INDICES, embeddings.indices)
-        cache.commit(name, {"n": len(embeddings.indices)})
+        cache.commit(name, {"n": len(embeddings.indices), IMAGES: list(embeddings.images)})
 
 
 def _preprocessing(table: Table, pretrained: PretrainedWeights) -> Preprocessing:
@@ -123,4 +126,5 @@ def _compute(
     except OverBudgetError:
         return None
     values, _ = rows.gather(np.arange(len(samples)))
-    return Embeddings(np.asarray(values, dtype=np.float32), decoded.indices, weights)
+    images = image_stores(decoded.rows)
+    return Embeddings(np.asarray(values, dtype=np.float32), decoded.indices, weights, images)

@@ -25,11 +25,19 @@ from linnaeus.models import Network
 from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores import default_cache
-from linnaeus.stores.activations import ActivationStore, RowSource, StoreSpec, content_key, find_activations
+from linnaeus.stores.activations import (
+    ActivationStore,
+    RowSource,
+    StoreSpec,
+    content_key,
+    find_activations,
+    image_stores,
+)
 from linnaeus.stores.cache import Cache
 from linnaeus.stores.distributed import build_with_group
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import EarlierRows, Samples
+from linnaeus.stores.takeover import PartlyStored
 
 BATCH = 32  # images through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
@@ -72,27 +80,6 @@ class _CutRows:
         batch = next(iter(part.epoch()))
         batch.indices, batch.draws = indices, indices
         return self.executor(self.prepare(batch))
-
-
-@dataclass(frozen=True)
-class _PartlyStored:
-    """Takes rows over from an earlier store, and computes those that it lacks; a `RowSource` of one process."""
-
-    earlier: ActivationStore
-    positions: np.ndarray
-    """(n,) int64: the row of the earlier store, or -1"""
-    missing: _CutRows
-
-    def batches(self, start: int, rank: int = 0, world_size: int = 1) -> Generator[Tensor, None, None]:
-        for first in range(start, len(self.positions), self.missing.batch):
-            positions = self.positions[first : first + self.missing.batch]
-            known = positions >= 0
-            rows = torch.empty(len(positions), *self.earlier.array.shape[1:])
-            if known.any():
-                rows[torch.from_numpy(known)] = torch.from_numpy(self.earlier.gather(positions[known])[0]).float()
-            if not known.all():
-                rows[torch.from_numpy(~known)] = self.missing.at(first + np.flatnonzero(~known)).float().cpu()
-            yield rows
 
 
 @dataclass
@@ -170,7 +157,10 @@ class FrozenStages:
         line. Raises OverBudgetError where a store does not fit the cache.
         """
         key = self._key(samples, variant)
-        start, earlier = None, samples.earlier if self.group.world_size == 1 else None
+        start, images = None, image_stores(samples.rows)
+        earlier = samples.earlier if self.group.world_size == 1 else None
+        if earlier is not None and earlier.exact and "augment" in variant:
+            earlier = None
         if earlier is not None and "augment" in variant:
             # Views are drawn by the number of the sample, which was another one in the earlier run.
             key["taken over"] = content_key(earlier.rows) + hashlib.sha256(earlier.positions.tobytes()).hexdigest()
@@ -187,7 +177,8 @@ class FrozenStages:
                 )
                 sample = prepare(first)
                 executor = self.executor(cut, sample, len(samples), start, weights)
-                spec = StoreSpec(len(samples), tuple(executor(sample[:1]).shape[1:]), text, executor.name)
+                shape = tuple(executor(sample[:1]).shape[1:])
+                spec = StoreSpec(len(samples), shape, text, executor.name, images)
                 computed = _CutRows(samples, prepare, executor, self.batch, self.device)
                 source = computed if earlier is None else self._taking_over(earlier, key, computed)
                 with self.console.progress(f"{label}, {self._stages(start, cut)}") as advance:
@@ -206,9 +197,12 @@ class FrozenStages:
         store = find_activations(len(earlier.rows), text, self.cache)
         if store is None:
             return computed
+        source = PartlyStored(store, earlier.positions, computed)
+        if earlier.exact and not (store.made_by == computed.executor.name and source.reproduces()):
+            return computed
         kept = int((earlier.positions >= 0).sum())
         self.console.detail(f"{kept} of {len(earlier.positions)} rows are taken over from an earlier store")
-        return _PartlyStored(store, earlier.positions, computed)
+        return source
 
     def _key(self, samples: Samples, variant: dict[str, Any]) -> dict[str, Any]:
         """What the activations of `samples` depend on, apart from the weights."""

@@ -61,7 +61,7 @@ def build_pixels(
     if cache is None:
         return _in_memory(decoding)
     signatures = decoding.signatures(hash_content)
-    key = hashlib.sha256(f"{DECODE_VERSION} {spec.key()}".encode() + signatures.tobytes()).hexdigest()[:32]
+    key = store_key(spec, signatures)
     name = f"pixels-{key}"
     if table.members is None and (store := _find(cache, decoding, signatures, name)) is not None:
         return store
@@ -145,7 +145,7 @@ def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
             count = len(positions) if entry.name == name else int((positions >= 0).sum())
             by_row = () if index.checksums is None else (ROWS,)
             if count > most and cache.find(entry.name, by_row) is not None:
-                best, most = _EarlierStore(_open(entry, decoding.spec), positions, entry.name), count
+                best, most = _EarlierStore(open_store(entry, decoding.spec), positions, entry.name), count
         except Exception:  # removed meanwhile, or damaged: NumPy evaluates the header of a file
             cache.find(entry.name, (ROWS,))  # says so
         if most == len(signatures):
@@ -153,7 +153,8 @@ def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
     return best
 
 
-def _open(entry: Entry, spec: RowSpec) -> PixelStore:
+def open_store(entry: Entry, spec: RowSpec) -> PixelStore:
+    """The finished store of an entry. Raises OSError or ValueError where a file is missing or damaged."""
     index = read_index(entry.path)
     data = map_rows(entry.path)
     path, guard = entry.path / ROWS, RowGuard.of(index)
@@ -197,7 +198,7 @@ def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) 
             checksums = writer.finish()
             write_index(folder, writer.index(signatures))
         entry = cache.commit(name, {"form": _form(decoding.spec), "rows": len(signatures)}, checksums)
-    return _restoring(_open(entry, decoding.spec), decoding)
+    return _restoring(open_store(entry, decoding.spec), decoding)
 
 
 def _stream(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str, hash_content: bool) -> StreamedRows:
@@ -243,6 +244,11 @@ def _in_memory(decoding: Decoding) -> PixelStore:
     channels = decoding.spec.channels
     offsets = Index(shapes, np.zeros(len(shapes), np.uint64), failed).offsets(channels)
     return PixelStore(np.frombuffer(data.getbuffer(), np.uint8), offsets, shapes, channels, failed)
+
+
+def store_key(spec: RowSpec, signatures: np.ndarray) -> str:
+    """Identifies a store by the form of its rows and the signatures (n,) uint64 of its images."""
+    return hashlib.sha256(f"{DECODE_VERSION} {spec.key()}".encode() + signatures.tobytes()).hexdigest()[:32]
 
 
 def _form(spec: RowSpec) -> list[Any]:

@@ -23,12 +23,15 @@ class EarlierRows:
     rows: Rows
     positions: np.ndarray
     """(n,) int64: where each wanted image is among `rows`, or -1"""
+    exact: bool = False
+    """Whether only activations may be taken over that computing them again would give, bit for bit."""
 
     def repeated(self, views: int) -> EarlierRows:
         """The same for `views` rows of each image, one image after the other."""
         rows = Subset(self.rows, np.repeat(np.arange(len(self.rows)), views))
         first = np.repeat(self.positions, views) * views
-        return EarlierRows(rows, np.where(first < 0, -1, first + np.tile(np.arange(views), len(self.positions))))
+        positions = np.where(first < 0, -1, first + np.tile(np.arange(views), len(self.positions)))
+        return EarlierRows(rows, positions, self.exact)
 
 
 @dataclass

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import Console, counted
-from linnaeus.data.csvfile import open_csv
 from linnaeus.data.table import Table, group_numbers
 from linnaeus.errors import UserError
 from linnaeus.files import write_text
 from linnaeus.metrics.mcnemar import McNemar
-from linnaeus.recipe import Recipe, load_recipe
-from linnaeus.runs.layout import CHANGES, PREDICTIONS, RECIPE, SPLIT
+from linnaeus.runs.layout import CHANGES, PREDICTIONS, SPLIT
 from linnaeus.runs.predictions import read_predictions
-from linnaeus.runs.reader import RunContents, read_run
 from linnaeus.text import percent
 from linnaeus.training.class_changes import ClassChanges, changed_table
+from linnaeus.training.request import EarlierRun
 from linnaeus.training.run import Run, train
+from linnaeus.training.solved_run import SolvedRun
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,7 @@ class ChangedRun:
     def render(self) -> str:
         """The changes and the paired test as plain text."""
         lines = [f"changed   {line}" for line in self.lines]
-        for split, pair in self.before_after.items():
-            before, after = (pair.both + only for only in (pair.only_first, pair.only_second))
-            verdict = "significant" if pair.p < 0.05 else "no significant difference"
-            lines.append(
-                f"{split:9} on the {counted(pair.n, 'image')} of both runs: {percent(before / pair.n)} before, "
-                f"{percent(after / pair.n)} after (McNemar p = {pair.p:.3g}: {verdict})"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(render_test(*each) for each in self.before_after.items())])
 
 
 def change_classes(
@@ -56,61 +48,26 @@ def change_classes(
     The run at `path` is only read. Raises UserError if its network was trained below the head, its images are not
     files, or the changes do not fit its classes.
     """
-    old = Path(path)
-    contents = read_run(old)
-    recipe = _recipe(old)
-    before = _table(old, contents)
+    old = SolvedRun.read(Path(path), "its classes cannot be changed")
+    if old.model.task == "multi-label":
+        raise UserError(f"{path}: its images have several labels each, which `linnaeus classes` does not support")
+    before = old.table()
     after = changed_table(before, changes)
-    lines = _describe(contents, after, changes)
-    place = Path(out) if out is not None else _free(old)
+    lines = _describe(old.path, before, after, changes)
+    place = Path(out) if out is not None else old.free_folder("classes")
     # The new run's own split.csv is its source: no folder or list has these images with these classes.
     after = dataclasses.replace(after, source=str(place.absolute() / SPLIT))
-    run = train(after, recipe, out=place, device=device, console=console, earlier=before)
-    changed = ChangedRun(run, lines, _before_after(old, run.path, changes.targets(before.classes, before.names)))
-    content: dict[str, Any] = {"from": str(old), "changes": lines}
+    earlier = EarlierRun(before, old.samples(before), forgotten=old.forgotten)
+    run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
+    targets = changes.targets(before.classes, before.names)
+    changed = ChangedRun(run, lines, paired_tests(old.path, run.path, targets))
+    content: dict[str, Any] = {"from": str(old.path), "changes": lines}
     content["before_after"] = {split: pair.to_dict() for split, pair in changed.before_after.items()}
     write_text(run.path / CHANGES, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return changed
 
 
-def _recipe(old: Path) -> Recipe:
-    """The recipe of the run, for a table that has splits already."""
-    recipe = load_recipe(str(old / RECIPE))
-    trained = [number for number, phase in enumerate(recipe.phase, 1) if phase.head != "auto"]
-    if recipe.model.name == "custom":
-        raise UserError(f"{old}: its network is the user's own code; train it again on the changed images")
-    if trained:
-        raise UserError(
-            f"{old}: phase {trained[0]} trained its network by gradient descent, so another head does not take "
-            "seconds; change the classes of the images, and use `linnaeus train`"
-        )
-    split = recipe.data.split.model_copy(update={"groups": None})
-    data = recipe.data.model_copy(update={"train": None, "valid": None, "test": None, "split": split})
-    return recipe.model_copy(update={"data": data})
-
-
-def _table(old: Path, contents: RunContents) -> Table:
-    """The images of the run with their splits, in their order."""
-    table = open_csv(str(old / SPLIT), {"": old / SPLIT})
-    if set(table.classes) != set(contents.model.classes):
-        raise UserError(f"{old / SPLIT}: its classes are not those of the model; train the run again")
-    if table.paths is not None and not any(Path(name).is_file() for name in table.paths[:100]):
-        raise UserError(f"{old / SPLIT}: its images are not files here, so its classes cannot be changed; train again")
-    source = Path((contents.metrics.get("source") or {}).get("path") or old)
-    # With the root of the source, images keep their names, so that both runs can be compared.
-    root = str((source if source.is_dir() else source.parent).absolute())
-    return dataclasses.replace(table, names=tuple(contents.name_of(name) for name in table.classes), root=root)
-
-
-def _free(old: Path) -> Path:
-    """The first unused folder beside the run: NAME-classes-1, …"""
-    number = 1
-    while (place := old.resolve().with_name(f"{old.resolve().name}-classes-{number}")).exists():
-        number += 1
-    return place
-
-
-def _describe(contents: RunContents, after: Table, changes: ClassChanges) -> list[str]:
+def _describe(path: Path, before: Table, after: Table, changes: ClassChanges) -> list[str]:
     """What changes, one line each. Raises UserError if nothing does."""
     lines = [f"class renamed: {text.replace('=', ' is now ')}" for text in changes.rename]
     lines += [f"classes merged: {text.replace('=', ' are now ')}" for text in changes.merge]
@@ -118,12 +75,22 @@ def _describe(contents: RunContents, after: Table, changes: ClassChanges) -> lis
     if changes.add is not None:
         lines.append(f"images added: {changes.add} as {changes.name or changes.add.resolve().name}")
     if not lines:
-        raise UserError(f"{contents.path}: nothing to change; give --rename, --merge, --drop or --add")
-    sizes = f"{len(contents.labels)} to {len(after)} images"
-    return [*lines, f"{len(contents.names)} to {len(after.classes)} classes, {sizes}"]
+        raise UserError(f"{path}: nothing to change; give --rename, --merge, --drop or --add")
+    sizes = f"{len(before)} to {len(after)} images"
+    return [*lines, f"{len(before.classes)} to {len(after.classes)} classes, {sizes}"]
 
 
-def _before_after(old: Path, new: Path, targets: dict[str, str | None]) -> dict[str, McNemar]:
+def render_test(split: str, pair: McNemar) -> str:
+    """One line of plain text."""
+    before, after = (pair.both + only for only in (pair.only_first, pair.only_second))
+    verdict = "significant" if pair.p < 0.05 else "no significant difference"
+    return (
+        f"{split:9} on the {counted(pair.n, 'image')} of both runs: {percent(before / pair.n)} before, "
+        f"{percent(after / pair.n)} after (McNemar p = {pair.p:.3g}: {verdict})"
+    )
+
+
+def paired_tests(old: Path, new: Path, targets: dict[str, str | None]) -> dict[str, McNemar]:
     """The paired test of both runs on the images that both have, by split."""
     pairs: dict[str, McNemar] = {}
     later = {(row.split, row.sample): row for row in read_predictions(new / PREDICTIONS)}

@@ -66,6 +66,8 @@ class Identity:
     pixels: dict[str, list[str]] = field(default_factory=dict)
     """Split -> identifiers of its decoded images; two splits are the same if they share one."""
     tuned: TunedValues = field(default_factory=TunedValues)
+    forgotten: list[dict[str, Any]] = field(default_factory=list)
+    """What was removed from the runs that this one comes from, for the model file."""
 
     def write(self, folder: Path) -> None:
         """Write run.json, completely or not at all."""

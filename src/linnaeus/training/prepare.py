@@ -103,11 +103,12 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         refuse_inside(request.out or Path("runs"), table)
         # Made absolute before the run folder exists, since that may have the name of a known source.
         identity = identify(recipe, table, engine.environment(), absolute_source(table.source))
+        identity.forgotten = [] if request.earlier is None else list(request.earlier.forgotten)
     if len(set(engine.all_gather(identity.fingerprint))) > 1:
         raise UserError(f"{table.source}: differs between the machines; copy the same files to all of them")
     earlier = engine.broadcast(lambda: _check_folder(request, identity, workspace, console))
     if earlier is not None:
-        identity.recipe, identity.tuned = earlier.recipe, earlier.tuned
+        identity.recipe, identity.tuned, identity.forgotten = earlier.recipe, earlier.tuned, earlier.forgotten
         recipe = earlier.tuned.apply(Recipe.model_validate(earlier.recipe))
     torch.manual_seed(recipe.seed)  # the initial weights of the network are drawn next
     network, preprocessing = _build_network(request, recipe, table, engine, console)
@@ -117,7 +118,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         lambda: load_samples(table, recipe, preprocessing, request.strict, console)
     )
     if request.earlier is not None:
-        link_earlier(samples, table, request.earlier, recipe, preprocessing)
+        link_earlier(samples, table, request.earlier)
     with engine.propagate_errors():
         inspection = Inspection()
         if engine.is_main:

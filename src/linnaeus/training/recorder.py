@@ -156,7 +156,8 @@ class RunRecorder(Recorder):
                 "fingerprint": self.identity.fingerprint,
                 "contents": prepared.membership.to_dict(),
             }
-            | license,
+            | license
+            | ({"forgotten": self.identity.forgotten} if self.identity.forgotten else {}),
             recipe=self.recipe.model_dump(mode="json"),
             task="multi-label" if prepared.table.several else "single-label",
         )

@@ -12,6 +12,21 @@ from linnaeus.data.table import Table
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.ownership import is_vacant
+from linnaeus.stores.samples import Samples
+
+
+@dataclass(frozen=True, eq=False)
+class EarlierRun:
+    """A run with the same network and some of the same images, whose stored activations are taken over."""
+
+    table: Table
+    """Every sample has a split."""
+    samples: dict[str, Samples]
+    """Its readable images by split; none where they are gone."""
+    exact: bool = False
+    """Whether the new run must be, bit for bit, one that computes everything again."""
+    forgotten: tuple[dict[str, Any], ...] = ()
+    """What was removed from this run and from those before it, for the model file."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +44,7 @@ class Request:
     out: Path | None = None
     strict: bool = False
     resume: bool = False
-    earlier: Table | None = None
-    """The split table of a run with some of the same images, whose stored activations are taken over."""
+    earlier: EarlierRun | None = None
 
     @property
     def continues(self) -> bool:

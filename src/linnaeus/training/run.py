@@ -35,7 +35,7 @@ from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import FinishedRun, Prepared, plan_run, prepare
 from linnaeus.training.recorder import RunRecorder
-from linnaeus.training.request import Request
+from linnaeus.training.request import EarlierRun, Request
 from linnaeus.training.stop import StoppedError, StopSignals, Terminated
 from linnaeus.training.streams import Streams
 from linnaeus.training.timings import Timings
@@ -65,7 +65,7 @@ def train(
     devices: int | None = None,
     console: Console | None = None,
     trial: Observer | None = None,
-    earlier: Table | None = None,
+    earlier: EarlierRun | None = None,
 ) -> Run:
     """Train a classifier on `source` and write a run folder.
 
@@ -74,7 +74,7 @@ def train(
     run has no plots and no report. `track` names experiment trackers: "tensorboard", "mlflow" or "trackio". `devices`
     is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is called after each
     epoch, n counted over all phases, and may raise an exception to end the run; such a run writes only its recipe and
-    history, and does not look at test images. `earlier` is the split table of a run with the same network: the stored
+    history, and does not look at test images. `earlier` is a run with the same network: the stored
     activations of images that are in both are taken over.
 
     Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;

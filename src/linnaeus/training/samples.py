@@ -14,6 +14,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.samples import EarlierRows, Samples, decode_split
+from linnaeus.training.request import EarlierRun
 
 
 def load_samples(
@@ -59,21 +60,16 @@ def load_samples(
     return samples, unreadable, images.hashes(np.arange(len(table)))
 
 
-def link_earlier(
-    samples: dict[str, Samples], table: Table, earlier: Table, recipe: Recipe, preprocessing: Preprocessing
-) -> None:
-    """Note for each sample which image of the split table of an earlier run it is."""
-    try:
-        others, _, _ = load_samples(earlier, recipe, preprocessing, True, Console(silent=True))
-    except UserError:  # its images are gone: everything is computed
-        return
+def link_earlier(samples: dict[str, Samples], table: Table, earlier: EarlierRun) -> None:
+    """Note for each sample which image of an earlier run it is."""
     for split, part in samples.items():
-        if split in others:
-            known = others[split].kept(earlier.where(split))
-            position = {earlier.sample_id(i): k for k, i in enumerate(known.tolist())}
+        if split in earlier.samples:
+            others = earlier.samples[split]
+            known = others.kept(earlier.table.where(split))
+            position = {earlier.table.sample_id(i): k for k, i in enumerate(known.tolist())}
             wanted = part.kept(table.where(split)).tolist()
             positions = np.array([position.get(table.sample_id(i), -1) for i in wanted], np.int64)
-            part.earlier = EarlierRows(others[split].rows, positions)
+            part.earlier = EarlierRows(others.rows, positions, earlier.exact)
 
 
 def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Preprocessing:

@@ -1,0 +1,39 @@
+"""`forget`: a run whose head has never seen some images. torch is imported when the command runs."""
+
+from __future__ import annotations
+
+import click
+
+from linnaeus.cli.options import device_option, make_console, verbosity
+
+
+@click.command()
+@click.argument("run")
+@click.option("--images", metavar="LIST", help="File with the path of an image on each line, or - for standard input.")
+@click.option("--group", "groups", multiple=True, metavar="VALUE", help="Images of a group. May be repeated.")
+@click.option("--class", "classes", multiple=True, metavar="CLASS", help="Images of a class. May be repeated.")
+@click.option("--out", metavar="DIR", help="New run folder.  [default: RUN-forget-<n>]")
+@device_option
+@verbosity
+def forget(
+    run: str, images: str | None, groups: tuple[str, ...], classes: tuple[str, ...], out: str | None, device: str
+) -> None:
+    """Make a new run that has never seen some images of a finished run.
+
+    The new run is, bit for bit, one that is trained without them from the start. They are removed from the cache, with
+    everything that was computed from them, and the new model file states how many they were. Copies with the same
+    content are removed as well. RUN is not changed, and holds them until you remove it. Its network must be frozen
+    below a head that is solved (head = "auto"), as the recipes for few images have it.
+    """
+    from linnaeus.cli import early
+    from linnaeus.training.forget import forget as forget_images
+    from linnaeus.training.forgotten import Forgotten
+
+    early.check_device(device)
+    console = make_console()
+    result = forget_images(run, Forgotten(images, groups, classes), out=out, device=device, console=console)
+    console.say()
+    for split, figures in result.run.figures.items():
+        console.say(f"{split:9} {figures}")
+    console.say(result.render())
+    console.say(f"run       {result.run.path}")

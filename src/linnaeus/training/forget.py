@@ -1,0 +1,168 @@
+"""A new run whose head has never seen some images of a finished run, and a cache without them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.console import Console, counted
+from linnaeus.data.content import HASH, UNKNOWN, content_hash
+from linnaeus.data.table import SPLITS, Table, checked
+from linnaeus.errors import UserError
+from linnaeus.files import write_text
+from linnaeus.inference.membership import Membership
+from linnaeus.metrics.mcnemar import McNemar
+from linnaeus.modelfile.safetensors import MODEL, read_header
+from linnaeus.runs.layout import CHANGES, SPLIT
+from linnaeus.runs.parsing import read_csv
+from linnaeus.stores import default_cache
+from linnaeus.stores.decoding import signature_of_file
+from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
+from linnaeus.training.change_classes import paired_tests, render_test
+from linnaeus.training.forgotten import Forgotten, chosen_images
+from linnaeus.training.request import EarlierRun
+from linnaeus.training.run import Run, train
+from linnaeus.training.solved_run import SolvedRun
+
+
+@dataclass(frozen=True)
+class ForgetfulRun:
+    """A run without some images of another run, and what was removed."""
+
+    run: Run
+    old: Path
+    statement: dict[str, Any]
+    """The statement of the model file: number of images, by split, and a hash; no names."""
+    copies: int
+    """Images that nobody named, and that were removed because they have the content of a named one."""
+    purged: Purged
+    before_after: dict[str, McNemar]
+    """By split."""
+
+    def render(self) -> str:
+        """What was removed and what was not, as plain text."""
+        counts = ", ".join(f"{n} {split}" for split, n in self.statement["counts"].items() if n)
+        copies = f"; {counted(self.copies, 'image')} not named, with the same content as one" if self.copies else ""
+        lines = [f"forgotten {counted(self.statement['images'], 'image')} ({counts}{copies})"]
+        lines.append(
+            f"cache     {counted(self.purged.rows, 'row')} of pixels and {counted(self.purged.entries, 'store')} "
+            "computed from images removed"
+        )
+        lines += [render_test(*each) for each in self.before_after.items()]
+        old = shlex.quote(str(self.old))
+        lines.append(
+            f"still     {self.old} holds them: in its model, predictions and report. Copies and exports of its model "
+            f"do too. Remove it with: rm -r {old}"
+        )
+        return "\n".join(lines)
+
+
+def forget(
+    path: str | Path, chosen: Forgotten, *, out: str | Path | None = None, device: str = "auto", console: Console
+) -> ForgetfulRun:
+    """Train a run without the chosen images of the run at `path`, and remove them from the cache.
+
+    The new run is, bit for bit, one that is trained without them from the start. The run at `path` is only read.
+    Raises UserError if its network was trained below the head, or on these images by an earlier run, and if too little
+    is left.
+    """
+    old = SolvedRun.read(Path(path), "nothing can be forgotten by solving the head again")
+    named = chosen_images(old, chosen)
+    contents = _contents(old)
+    gone = named | (np.isin(contents, contents[named]) & (contents != UNKNOWN))
+    _refuse_trained_backbone(old, contents[gone])
+    place = Path(out) if out is not None else old.free_folder("forget")
+    after = _without(old, gone, place)
+    statement = _statement(old, gone, contents)
+    earlier, purged = _purged_images(old, after, gone, contents)
+    earlier = dataclasses.replace(earlier, forgotten=(*old.forgotten, statement))
+    run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
+    purge_derived(default_cache(), purged)
+    for left in purged.left:
+        console.warn(f"{left}: another process uses it, so it still holds forgotten images; run the command again")
+    tests = {} if after.several else paired_tests(old.path, run.path, {name: name for name in old.model.classes})
+    result = ForgetfulRun(run, old.path, statement, int((gone & ~named).sum()), purged, tests)
+    content = {"from": str(old.path), "forgotten": statement}
+    content["before_after"] = {split: pair.to_dict() for split, pair in tests.items()}
+    write_text(run.path / CHANGES, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def _without(old: SolvedRun, gone: np.ndarray, place: Path) -> Table:
+    """The images that stay, with their splits; classes that no image has are gone too."""
+    if gone.all():
+        raise UserError(f"{old.path}: these are all of its images, so nothing is left to train on; remove the run")
+    source = str(place.absolute() / SPLIT)
+    return checked(dataclasses.replace(old.table(~gone), source=source))
+
+
+def _contents(old: SolvedRun) -> np.ndarray:
+    """(n,) uint64: the content hashes of the images: those of split.csv, else of the files."""
+    rows = read_csv(old.path / SPLIT)
+    texts = [row.get("content") or "" for row in rows]
+    folder = old.path.absolute()
+    return np.array(
+        [
+            int(text, 16) if text else content_hash(str(folder / row["path"]))
+            for text, row in zip(texts, rows, strict=True)
+        ],
+        np.uint64,
+    )
+
+
+def _statement(old: SolvedRun, gone: np.ndarray, contents: np.ndarray) -> dict[str, Any]:
+    """What is removed, for the model file: who has the images can verify it, and nobody learns their names."""
+    splits = np.array(old.rows.splits)
+    hashes = np.sort(contents[gone])
+    text = "".join(f"{value:012x}\n" for value in hashes.tolist())
+    return {
+        "images": int(gone.sum()),
+        "counts": {split: int((splits[gone] == split).sum()) for split in SPLITS},
+        "of": f"sorted first 12 digits of the SHA-256 of each file, one a line ({HASH})",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _refuse_trained_backbone(old: SolvedRun, contents: np.ndarray) -> None:
+    """Raise UserError where the backbone comes from another model that was trained on one of these images."""
+    weights = Path(old.recipe.model.weights)
+    file = weights / MODEL if weights.is_dir() else weights
+    try:
+        about = read_header(file)
+    except UserError:  # weights of a library, or of the hub
+        return
+    phases = about.recipe.get("phase", [])
+    known = Membership.from_dict(about.data.get("contents"), file)
+    if known is None or all(phase.get("head") == "auto" for phase in phases):
+        return
+    n = int((known.split_of(contents) == "train").sum())
+    if n:
+        raise UserError(
+            f"{old.path}: its backbone comes from {file}, which was trained by gradient descent on {n} of these "
+            "images, and solving the head again does not change it; train that model again without them"
+        )
+
+
+def _purged_images(old: SolvedRun, after: Table, gone: np.ndarray, contents: np.ndarray) -> tuple[EarlierRun, Purged]:
+    """Remove the rows of the images from the stores of pixels. The run before, whose activations are still there."""
+    cache = default_cache()
+    try:
+        before = old.table()
+    except UserError:  # files that are to be forgotten are deleted already
+        before = None
+    if before is None:
+        earlier, paths = EarlierRun(after, {}, exact=True), []
+    else:
+        # Decoded first: the new stores of pixels have other names, by which no activations are found.
+        earlier = EarlierRun(before, old.samples(before), exact=True)
+        paths = [before.paths[i] for i in np.flatnonzero(gone).tolist()] if before.paths is not None else []
+    signatures = np.array([signature_of_file(path) for path in paths], np.uint64)
+    known = signatures_of_contents(cache, contents[gone & (contents != UNKNOWN)])
+    return earlier, purge_images(cache, np.union1d(signatures, known))
