@@ -205,3 +205,47 @@ def test_what_the_check_found_is_where_the_warning_says(tmp_path: Path, capsys: 
     found = ImageClassifier(recipe(1)).fit([*paths, tmp_path / "copy.png"], [*(p.parent.name for p in paths), "1"])
     assert "report.html" not in "".join(capsys.readouterr())
     assert "label-conflict" in {finding["kind"] for finding in found.check_["findings"]}
+
+
+def noise(n: int = 20) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 2, (n, 28, 28), dtype=np.uint8) * 255
+
+
+@pytest.mark.parametrize(("label", "kind"), [("none of these", "U"), (None, "O"), (-1, "O")])
+def test_an_unknown_image_gets_the_label_of_the_users_choice(fitted: ImageClassifier, label: Any, kind: str):
+    images, _ = samples(20, seed=7)
+    both = np.concatenate([images, noise()])
+    plain = fitted.predict(both)
+    marked = pickle.loads(pickle.dumps(fitted)).set_params(unknown_label=label)
+    found = marked.predict(both)
+    unknown = [given == label for given in found.tolist()]
+    assert found.dtype.kind == kind
+    assert sum(unknown[20:]) > 15
+    assert sum(unknown[:20]) < 10
+    assert all(a == b for a, b, out in zip(found.tolist(), plain.tolist(), unknown, strict=True) if not out)
+    assert marked.predict(both[:1]).dtype.kind == kind, "the type does not depend on what is found"
+    # Known images that are called unknown are wrong; outside images that are called unknown are right.
+    truth = [*plain[:20].tolist(), *[label] * 20]
+    assert marked.score(both, truth) == pytest.approx((20 - sum(unknown[:20]) + sum(unknown[20:])) / 40)
+    assert marked.score(noise(), [label] * 20) == pytest.approx(sum(unknown[20:]) / 20)
+    assert clone(marked).unknown_label == label
+
+
+def test_numbers_stay_numbers_and_an_older_pickle_has_no_unknown_label(pictures: tuple[np.ndarray, np.ndarray]):
+    images, words = pictures
+    numbers = ImageClassifier(recipe(6), unknown_label=-1).fit(images, np.unique(words, return_inverse=True)[1])
+    found = numbers.predict(noise())
+    assert found.dtype.kind == "i"
+    assert (found == -1).sum() > 10
+    del numbers.unknown_label
+    assert (numbers.predict(noise()) >= 0).all()
+
+
+def test_an_unknown_label_that_is_a_class_is_refused(fitted: ImageClassifier, pictures: tuple[np.ndarray, np.ndarray]):
+    with pytest.raises(UserError, match="unknown_label: 'rose' is one of the classes; choose another"):
+        ImageClassifier(recipe(1), unknown_label="rose").fit(*pictures)
+    again = pickle.loads(pickle.dumps(fitted)).set_params(unknown_label="lily")
+    with pytest.raises(UserError, match="unknown_label: 'lily'"):
+        again.predict(pictures[0])
+    with pytest.raises(UserError, match="several labels has no unknown images"):
+        ImageClassifier(recipe(1), unknown_label=None).fit(pictures[0], np.eye(3, dtype=int)[np.arange(90) % 3])

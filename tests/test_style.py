@@ -27,7 +27,7 @@ MANY_PARAMETERS = {
     "cli/predict.py predict": COMMAND,
     "cli/serve.py serve": COMMAND,
     "cli/sweep.py sweep": COMMAND,
-    "sklearn.py __init__": "scikit-learn requires every parameter of an estimator as a keyword of its own",
+    "sklearn/__init__.py __init__": "scikit-learn requires every parameter of an estimator as a keyword of its own",
     "sweeps/run.py sweep": "public API: the keywords of linnaeus.sweep",
     "training/run.py train": "public API: the keywords of linnaeus.train",
 }

@@ -25,9 +25,19 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from linnaeus.console import Console
-from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.runs.layout import CHECK
+from linnaeus.sklearn.inputs import (
+    Images,
+    check_labels,
+    check_lengths,
+    images_of,
+    indicator,
+    listed,
+    put_label,
+    same_label,
+    table_of,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,8 +45,9 @@ if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier, Prediction
     from linnaeus.recipe import Recipe
 
-Images = Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
-"""Paths of n files; or n images (H, W) or (H, W, 3) uint8 of one size, as a list or as one array."""
+
+class MostLikelyClass:
+    """The default of `unknown_label`: an image of none of the classes gets the most likely of them."""
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):
@@ -46,10 +57,15 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     nothing is kept but the model. A part of what is given to `fit` is set aside as validation, as the recipe says
     (`settings={"data.split.valid": 0.2}`): it chooses the best epoch and calibrates the probabilities.
 
+    `unknown_label` is what `predict` returns for an image of none of the classes, such as None, "unknown" or -1;
+    without it the most likely class. `score` takes it as the right label of such images.
+
     After `fit`: `classes_` (classes,) in the order of the columns of `predict_proba`, `metrics_` with the figures on
     that validation part, `check_` with the findings of the data check (empty for arrays), and `model_file_`, the bytes
     of a model file that `linnaeus.load` reads.
     """
+
+    unknown_label: Any = MostLikelyClass  # for estimators pickled before it was a parameter
 
     def __init__(
         self,
@@ -63,6 +79,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         seed: int | None = None,
         out: str | Path | None = None,
         verbose: bool = False,
+        unknown_label: Any = MostLikelyClass,
     ):
         self.recipe = recipe
         self.model = model
@@ -73,6 +90,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.seed = seed
         self.out = out
         self.verbose = verbose
+        self.unknown_label = unknown_label
 
     def fit(
         self, X: Images, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None
@@ -85,7 +103,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """
         from linnaeus.training.run import train
 
-        table, self.classes_ = _table(X, y, groups)
+        table, self.classes_ = table_of(X, y, groups)
+        self._check_unknown_label(several=table.several)
         own = self._own_network()
         with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
             run = train(
@@ -110,17 +129,27 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Images) -> np.ndarray:
         """(n, classes) float64: calibrated; rows sum to 1, except with several labels. Raises UserError where one is
         unreadable."""
-        check_is_fitted(self)
-        answers = list(self._loaded().stream(_images(X)))
-        return np.stack([_known(answer) for answer in answers]) if answers else np.zeros((0, len(self.classes_)))
+        answers = self._answers(X)
+        return np.stack([probabilities_of(each) for each in answers]) if answers else np.zeros((0, len(self.classes_)))
 
     def predict(self, X: Images) -> np.ndarray:
-        """(n,) the most likely of `classes_`; with several labels (n, labels) int64, 1 for each that an image has."""
+        """(n,) the most likely of `classes_`, or `unknown_label`; with several labels (n, labels) int64, 1 for each.
+
+        Raises UserError where an image is unreadable.
+        """
         check_is_fitted(self)
-        thresholds = self._loaded().thresholds
-        if thresholds is not None:
-            return (self.predict_proba(X) >= thresholds).astype(np.int64)
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        loaded = self._loaded()
+        if loaded.thresholds is not None:
+            self._check_unknown_label(several=True)
+            return (self.predict_proba(X) >= loaded.thresholds).astype(np.int64)
+        answers = self._answers(X)
+        labels = self.classes_[[int(probabilities_of(answer).argmax()) for answer in answers]]
+        if self.unknown_label is MostLikelyClass:
+            return labels
+        self._check_unknown_label()
+        if loaded.detector is None:
+            raise UserError("unknown_label: the model does not recognize unknown images; fit again, or leave it out")
+        return put_label(labels, np.array([answer.unknown for answer in answers], bool), self.unknown_label)
 
     def score(self, X: Images, y: Sequence[Any] | np.ndarray, sample_weight: Any = None) -> float:
         """Accuracy, in 0..1; with several labels, of all of them together.
@@ -130,30 +159,51 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Raises UserError where images and labels do not fit together, a label is missing, or none was in training.
         """
         check_is_fitted(self)
-        images, labels = _images(X), np.asarray(y)
+        images, labels = images_of(X), np.asarray(y)
         if labels.ndim == 2:
-            _check_lengths(images, "score", labels=labels[:, 0], sample_weight=sample_weight)
-            has = _indicator(y, labels, "score")[1]
+            check_lengths(images, "score", labels=labels[:, 0], sample_weight=sample_weight)
+            has = indicator(y, labels, "score")[1]
             return float(np.average((self.predict(images) == has).all(1), weights=sample_weight))
-        _check_lengths(images, "score", labels=labels, sample_weight=sample_weight)
-        _check_labels(list(y), labels, "score")
-        known = [label in self.classes_.tolist() for label in labels.tolist()]
-        first = next((label for label, is_known in zip(labels.tolist(), known, strict=True) if not is_known), None)
-        if len(known) and not any(known):
+        check_lengths(images, "score", labels=labels, sample_weight=sample_weight)
+        default = self.unknown_label is MostLikelyClass
+        outside = [not default and same_label(label, self.unknown_label) for label in y]
+        inside = [label for label, is_outside in zip(y, outside, strict=True) if not is_outside]
+        check_labels(inside, np.asarray(inside), "score")
+        values = iter(np.asarray(inside).tolist())
+        given = [self.unknown_label if is_outside else next(values) for is_outside in outside]
+        classes = self.classes_.tolist()
+        foreign = [label for label, out in zip(given, outside, strict=True) if not out and label not in classes]
+        if len(given) and len(foreign) == len(given):
             raise UserError(
-                f"score: no label was in training, such as {first!r}; the classes are {_listed(self.classes_)}; give "
-                "labels of the same form as to fit"
+                f"score: no label was in training, such as {foreign[0]!r}; the classes are {listed(self.classes_)}; "
+                "give labels of the same form as to fit"
             )
-        if not all(known):
+        if foreign:
             warnings.warn(
-                f"score: {known.count(False)} of {len(known)} labels were not in training, such as {first!r}; they "
+                f"score: {len(foreign)} of {len(given)} labels were not in training, such as {foreign[0]!r}; they "
                 "count as wrong",
                 stacklevel=2,
             )
-        if not len(known):
+        if not given:
             raise UserError("score: no images; give at least one")
-        right = np.array([a == b for a, b in zip(self.predict(images).tolist(), labels.tolist(), strict=True)])
+        right = [same_label(a, b) for a, b in zip(self.predict(images).tolist(), given, strict=True)]
         return float(np.average(right, weights=sample_weight))
+
+    def _answers(self, X: Images) -> list[Prediction]:
+        check_is_fitted(self)
+        return list(self._loaded().stream(images_of(X)))
+
+    def _check_unknown_label(self, several: bool = False) -> None:
+        """Raise UserError if `unknown_label` is a class, or images may have several labels and none is unknown."""
+        label = self.unknown_label
+        if label is MostLikelyClass:
+            return
+        if several:
+            raise UserError(
+                "unknown_label: a model that gives images several labels has no unknown images; leave it out"
+            )
+        if any(same_label(label, known) for known in self.classes_.tolist()):
+            raise UserError(f"unknown_label: {label!r} is one of the classes; choose another")
 
     def _own_network(self) -> nn.Module | None:
         """A copy of `model` if it is a network, since training and loading change the weights of their argument."""
@@ -185,41 +235,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def _table(
-    X: Images, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None
-) -> tuple[Table, np.ndarray]:
-    """The images as a table, unsplit, and the labels' values in class order."""
-    labels = np.asarray(y)
-    images = _images(X)
-    _check_lengths(images, "fit", labels=labels if labels.ndim != 2 else labels[:, 0], groups=groups)
-    if labels.ndim == 2:
-        values, index = _indicator(y, labels, "fit")
-    else:
-        _check_labels(list(y), labels, "fit")
-        values, index = np.unique(labels, return_inverse=True)
-    names = tuple(str(value) for value in values)
-    table = Table(
-        source="the images given to fit",
-        kind="arrays" if isinstance(images, np.ndarray) else "paths",
-        classes=names,
-        names=names,
-        labels=index,
-        split=np.full(len(images), "", "<U5"),
-        paths=None if isinstance(images, np.ndarray) else tuple(str(Path(path).absolute()) for path in images),
-        images=images if isinstance(images, np.ndarray) else None,
-        groups=None if groups is None else tuple(str(group) for group in groups),
-    )
-    return table, values
-
-
-def _indicator(y: Any, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the labels, and (n, labels) bool: which of them each image has. Raises UserError unless 0 and 1."""
-    if not np.isin(labels, (0, 1)).all():
-        raise UserError(f"{where}: labels of shape {labels.shape} must be 0 or 1, a column for each label")
-    names = np.array([str(name) for name in getattr(y, "columns", range(labels.shape[1]))], object)
-    return names, labels.astype(bool)
-
-
 def _read_check(run: Path) -> dict[str, Any]:
     """The content of check.json; empty where the images are arrays, which are not checked."""
     if not (run / CHECK).exists():
@@ -227,63 +242,8 @@ def _read_check(run: Path) -> dict[str, Any]:
     return json.loads((run / CHECK).read_text(encoding="utf-8"))
 
 
-def _listed(classes: np.ndarray, most: int = 5) -> str:
-    shown = ", ".join(map(repr, classes[:most].tolist()))
-    return f"{shown} …" if len(classes) > most else shown
-
-
-def _check_lengths(images: Sequence[Any] | np.ndarray, where: str, **columns: Any) -> None:
-    """Raise UserError unless each column that is given has one value for each image."""
-    for what, values in columns.items():
-        if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
-            raise UserError(f"{where}: {len(images)} images, but {what} of shape {np.shape(values)}; give one for each")
-
-
-def _check_labels(given: list[Any], labels: np.ndarray, where: str) -> None:
-    """Raise UserError where a label is missing, or where labels of several kinds have no order.
-
-    `given` are the values before NumPy made them `labels`, which turns NaN among words into the word "nan", and 1
-    beside "1" into the same word.
-    """
-    missing = [i for i, value in enumerate(given) if _is_missing(value)]
-    if missing:
-        raise UserError(
-            f"{where}: {len(missing)} of {len(given)} labels are missing, the first at position {missing[0]} "
-            f"({given[missing[0]]}); leave these images out, or label them"
-        )
-    mixed = labels.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in given)
-    try:
-        np.unique(labels)
-    except TypeError:
-        mixed = True
-    if mixed:
-        raise UserError(f"{where}: labels of several kinds, which have no order; make them all numbers or all words")
-
-
-def _is_missing(label: Any) -> bool:
-    """Whether a label is None, NaN, or the missing value of pandas, whose comparison is neither true nor false."""
-    return label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label)
-
-
-def _images(X: Images) -> np.ndarray | list[str | Path]:
-    """Images as one array (n, H, W[, 3]) uint8, or paths."""
-    if isinstance(X, np.ndarray) and X.ndim > 1:
-        images = X
-    else:
-        given = list(X)
-        if all(isinstance(one, str | Path) for one in given):
-            return given
-        if len({np.shape(one) for one in given}) > 1:
-            raise UserError("images of several sizes: give their paths, or arrays of one size")
-        images = np.stack([np.asarray(one) for one in given])
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise UserError(
-            f"images of shape {images.shape} and type {images.dtype}: give paths, or uint8 (n, H, W) or (n, H, W, 3)"
-        )
-    return images
-
-
-def _known(answer: Prediction) -> np.ndarray:
+def probabilities_of(answer: Prediction) -> np.ndarray:
+    """(classes,) of an image. Raises UserError if it is unreadable."""
     if answer.probabilities is None:
         raise UserError(f"{answer.path}: {answer.error}; leave it out")
     return answer.probabilities
