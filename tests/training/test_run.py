@@ -24,7 +24,6 @@ from linnaeus.console import Console, duration
 from linnaeus.errors import JobError, UserError
 from linnaeus.inference.inputs import expand
 from linnaeus.metrics.classification import Figures
-from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import read_model
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
@@ -446,13 +445,6 @@ def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, id
     evaluated = linnaeus.load(run.path, device="cpu").evaluate(idx, split="test")
     assert run.test is not None
     assert run.test.loss == pytest.approx(evaluated.loss, rel=1e-6)
-
-
-def test_only_images_that_rounding_may_decide_excuse_another_count():
-    logits = np.array([[1.0, 1.001, 0.0], [1.0, 1.01, 0.0], [1.0, 3.0, 0.0]], np.float32)
-    outputs = Outputs(np.zeros(3, np.int64), logits)
-    assert finalize.decided_by_rounding(outputs, mixed=False) == 1
-    assert finalize.decided_by_rounding(outputs, mixed=True) == 2
 
 
 def test_the_duration_of_a_phase_is_estimated_after_the_warm_up(

@@ -7,15 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from linnaeus.check.inspection import without_leaks
 from linnaeus.distributed.engine import hardware
-from linnaeus.distributed.precision import MIXED
 from linnaeus.errors import JobError
 from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.multilabel import Headline, read_headline
-from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.runs.parsing import read_metrics
@@ -27,15 +23,12 @@ from linnaeus.training.measuring import AnyEvaluation, evaluated
 from linnaeus.training.plots import write_curves, write_plots
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.recorder import RunRecorder
+from linnaeus.training.rounding import decided_by_rounding, rounding_error
 from linnaeus.training.streams import Streams
 from linnaeus.training.timings import Timings
 
 if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier
-
-FLOAT32_ROUNDING = 2.0**-9
-MIXED_ROUNDING = 2.0**-6
-"""Relative errors of logits: of stored activations, which are float16, and of bfloat16, each with a factor of 4."""
 
 
 @dataclass
@@ -164,7 +157,7 @@ def _write_results(
     """Write model file, predictions, metrics, plots and report."""
     folder, chosen = prepared.folder, ending.best.figures
     assert chosen is not None
-    if warning := _difference(evaluation, chosen, _rounds_to_16_bits(prepared)):
+    if warning := _difference(evaluation, chosen, rounding_error(prepared)):
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(f"unsure    {line}")
@@ -192,32 +185,21 @@ def _write_results(
         _write_report(prepared, ending, metrics)
 
 
-def _difference(evaluation: AnyEvaluation, chosen: Headline, mixed: bool) -> str:
-    """A warning where the saved model is not as good as during training; empty otherwise."""
+def _difference(evaluation: AnyEvaluation, chosen: Headline, error: float) -> str:
+    """A warning where the saved model is not as good as during training; empty otherwise.
+
+    `error`: the relative error of the logits during training. More than that explains would be a mistake of ours.
+    """
     if isinstance(evaluation, LabelEvaluation):
-        return evaluation.difference(chosen)
+        return evaluation.difference(chosen, error)
     assert isinstance(chosen, Figures)
     valid = evaluation.figures["valid"]
-    # Stored activations, another executor and mixed precision round differently; more than that would be an error.
-    if abs(valid.correct - chosen.correct) <= decided_by_rounding(evaluation.calibrated["valid"], mixed):
+    if abs(valid.correct - chosen.correct) <= decided_by_rounding(evaluation.calibrated["valid"], error):
         return ""
     return (
         f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
         "during training"
     )
-
-
-def _rounds_to_16_bits(prepared: Prepared) -> bool:
-    """Whether a part of the network was trained, or its stored output computed, with fewer than 32 bits."""
-    tuned = prepared.identity.tuned
-    return bool(MIXED.keys() & {prepared.engine.precision, *tuned.precisions.values()})
-
-
-def decided_by_rounding(outputs: Outputs, mixed: bool) -> int:
-    """Number of images whose two largest logits are so close that the precision of the training may swap them."""
-    second, first = np.partition(outputs.logits, -2, axis=1)[:, -2:].T
-    tolerance = MIXED_ROUNDING if mixed else FLOAT32_ROUNDING
-    return int((first - second <= tolerance * np.abs(outputs.logits).max(1)).sum())
 
 
 def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> dict[str, Any]:

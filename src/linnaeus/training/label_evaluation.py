@@ -17,9 +17,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction_rows
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
-
-TOLERANCE = 0.005
-"""Difference in mean average precision that another order of summation may cause."""
+from linnaeus.training.rounding import map_within_rounding
 
 
 class LabelEvaluation:
@@ -40,11 +38,14 @@ class LabelEvaluation:
         """The headline metrics of calibrated outputs, with the thresholds of the model."""
         return label_figures(calibrated, self.calibration.decide(calibrated.probabilities))
 
-    def difference(self, chosen: Headline) -> str:
-        """A warning where the saved model is not as good as during training; empty otherwise."""
+    def difference(self, chosen: Headline, error: float) -> str:
+        """A warning where the saved model is not as good as during training; empty otherwise.
+
+        `error`: the relative error of the logits during training.
+        """
         assert isinstance(chosen, LabelFigures)
         saved = label_figures(self.outputs["valid"])
-        if abs(saved.map - chosen.map) <= TOLERANCE:
+        if abs(saved.map - chosen.map) <= map_within_rounding(self.outputs["valid"], error):
             return ""
         return (
             f"the saved model has a mean average precision of {percent(saved.map, 2)} on validation, but had "
