@@ -477,7 +477,7 @@ def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
     assert "30 images" in said.out
 
     predicted = (here / "two" / "predictions.csv").read_text().splitlines()
-    assert predicted[0] == "sample,split,true,predicted,probability,probability_of_true,group"
+    assert predicted[0] == "sample,split,true,predicted,probability,probability_of_true,group,distance"
     assert len(predicted) == 1 + 12 + 30
     right = [row.split(",") for row in predicted[1:] if ",test," in row]
     assert sum(row[2] == row[3] for row in right) == metrics["test"]["correct"]

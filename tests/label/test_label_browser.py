@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from labelling import new_server, photos
 from tiny import write_images
+from watching import Watcher
 
 from linnaeus.console import Console
 from linnaeus.label.page import FOLDER
@@ -70,30 +71,16 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
     """open_page(address, **options of a browser context) -> the page; no script may fail, nothing leave the server."""
-    contexts, messages, urls, addresses = [], [], [], set()
-
-    def refuse(dialog: Any) -> None:
-        messages.append(f"dialog {dialog.message}")
-        dialog.dismiss()
+    watcher, addresses = Watcher(browser), set[str]()
 
     def open_one(address: str, context: Any = None, **options: Any) -> Any:
-        context = context or browser.new_context(**options)
-        context.set_default_timeout(15_000)
-        contexts.append(context)
         addresses.add(address.split("#")[0].rstrip("/") + "/")
-        page = context.new_page()
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("dialog", refuse)
-        page.on("request", lambda request: urls.append(request.url))
-        page.goto(address)
-        return page
+        return watcher.open(address, context, **options)
 
     yield open_one
-    for context in contexts:
-        context.close()
-    assert [message for message in messages if not message.startswith("Failed to load resource")] == []
-    assert [url for url in urls if not url.startswith((*addresses, "data:"))] == []
+    watcher.close()
+    assert watcher.script_messages() == []
+    assert watcher.urls_outside(*addresses, "data:") == []
 
 
 def path_of(page: Any) -> str:

@@ -20,7 +20,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
 from linnaeus.runs.predictions import PredictionRow, prediction_rows
-from linnaeus.training.evaluation import FinalEvaluation
+from linnaeus.training.evaluation import FinalEvaluation, long_dict
 
 SIDE = 40
 SEEN = Preprocessing(36, 32, channels=3)
@@ -99,7 +99,7 @@ def fabricate(
         samples = [table.sample_id(i) for i in table.where(split).tolist()]
         rows.extend(prediction_rows(split, samples, out, table.classes))
     folder.write_predictions(rows)
-    folder.write_evaluation(judged.long_dict(table))
+    folder.write_evaluation(long_dict(judged.assessments, table))
     seconds = {"prepare": 4.1, **{f"phase {i}": 20.0 * i for i in range(1, len(phases) + 1)}, "evaluate": 3.0}
     folder.write_metrics(
         {

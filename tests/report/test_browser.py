@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fabricate import fabricate, write_source
+from watching import Watcher
 
 from linnaeus.report.page import write_report
 
@@ -36,29 +38,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Any]:
-    """open_page(**options of a browser context) -> the page. Requests and console messages fail the test."""
-    contexts, said, fetched = [], [], []
-
-    def refuse(dialog: Any) -> None:
-        said.append(f"dialog {dialog.message}")
-        dialog.dismiss()
-
-    def open_one(**options: Any) -> Any:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", refuse)
-        page.on("request", lambda request: fetched.append(request.url))
-        page.goto(address)
-        return page
-
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert {url for url in fetched if not url.startswith("data:")} == {address}
+    """open_page(**options of a browser context) -> the page. It must print nothing and ask for nothing."""
+    watcher = Watcher(browser)
+    yield partial(watcher.open, address)
+    watcher.close()
+    assert watcher.messages == []
+    assert set(watcher.urls_outside("data:")) == {address}
 
 
 def column(page: Any, number: int) -> list[str]:
@@ -94,7 +79,7 @@ WORST_TEXT = """(selector) => {
 
 def test_it_opens_whole_with_every_image_in_it(open_page: Any):
     page = open_page()
-    assert page.locator("section").count() == 10
+    assert page.locator("section").count() == 11
     broken = page.eval_on_selector_all("img", "all => all.filter(i => !i.complete || !i.naturalWidth).length")
     assert broken == 0
     assert page.locator("img").count() > 60

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from served import ThreadServer, png
+from watching import Watcher
 
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
@@ -39,31 +40,16 @@ def open_page(browser: Any, server: ThreadServer) -> Iterator[Open]:
 
     At the end there must be no message on the console and no request to another server.
     """
-    contexts, messages, urls, addresses = [], [], [], {server.address}
-
-    def dismiss(dialog: Any) -> None:
-        messages.append(f"dialog {dialog.message}")
-        dialog.dismiss()
+    watcher, addresses = Watcher(browser), {server.address}
 
     def open_one(address: str = server.address, **options: Any) -> Any:
-        context = browser.new_context(**options)
-        contexts.append(context)
         addresses.add(address)
-        page = context.new_page()
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("dialog", dismiss)
-        page.on("request", lambda request: urls.append(request.url))
-        page.goto(address)
-        return page
+        return watcher.open(address, **options)
 
     yield open_one
-    for context in contexts:
-        context.close()
-    # Chromium reports every error status and every failed request on the console by itself.
-    assert [message for message in messages if not message.startswith("Failed to load resource")] == []
-    allowed = (*(f"{address}/" for address in addresses), "data:", "blob:")
-    assert [url for url in urls if not url.startswith(allowed)] == []
+    watcher.close()
+    assert watcher.script_messages() == []
+    assert watcher.urls_outside(*(f"{address}/" for address in addresses), "data:", "blob:") == []
 
 
 def wait_for_model(page: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from hosting import Host, hosted
 from PIL import Image
 from reference import torchvision
+from watching import Watcher
 
 from linnaeus.console import Console
 from linnaeus.environment import cache_dir
@@ -115,17 +116,13 @@ class Visit:
     """A visitor's browser at the page, which lies in a folder of its host."""
 
     def __init__(self, browser: Any, host: Host, **options: Any):
-        self.context, self.host = browser.new_context(**options), host
-        self.page = self.context.new_page()
-        self.messages: list[str] = []
-        self.urls: list[str] = []
-        self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self.context.on("request", lambda request: self.urls.append(request.url))
-        self.open()
+        self.watcher, self.address = Watcher(browser), f"{host.address}/flowers/"
+        self.page = self.watcher.open(self.address, **options)
+        self.context = self.page.context
+        self.page.locator("#model").wait_for()
 
     def open(self) -> None:
-        self.page.goto(f"{self.host.address}/flowers/")
+        self.page.goto(self.address)
         self.page.locator("#model").wait_for()
 
     def add(self, *files: Path | tuple[str, bytes]) -> None:
@@ -160,9 +157,9 @@ def visit(browser: Any, folder: Path) -> Iterator[Callable[..., Visit]]:
 
         yield start
         for one in visits:
-            one.context.close()
-            assert one.messages == []
-            assert [url for url in one.urls if not url.startswith((f"{host.address}/flowers/", "blob:", "data:"))] == []
+            one.watcher.close()
+            assert one.watcher.messages == []
+            assert one.watcher.urls_outside(one.address, "blob:", "data:") == []
 
 
 def compare(row: dict[str, str], model: Classifier, source: Path | bytes) -> float:
@@ -246,7 +243,7 @@ def test_the_page_works_without_a_network_once_it_was_loaded(
     assert compare(here.rows()[photos[1].name], model, photos[1]) <= PROBABILITY
     assert here.page.evaluate("crossOriginIsolated"), "several threads may run the network"
     here.context.close()
-    assert here.messages == []
+    assert here.watcher.messages == []
 
 
 def test_a_phone_scrolls_vertically_only_and_speaks_the_language_of_its_browser(

@@ -79,15 +79,13 @@ def _store_shortcut(context: click.Context, parameter: click.Parameter, value: A
 
 def _rates(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     """`1e-3`, `auto`, or one of them for each phase that trains."""
-    rates = [rate.strip() for rate in (value or "").split(",")]
-    for rate in rates if value is not None else ():
-        if rate != "auto" and not _is_positive(rate):
-            raise click.BadParameter(f"{value}: expected a number above 0, auto, or one for each phase, as 1e-3,1e-4")
-    written = [rate if rate == "auto" else str(float(rate)) for rate in rates] if value is not None else []
-    quoted = [f'"{rate}"' if rate == "auto" else rate for rate in written]
-    _store_shortcut(
-        context, parameter, None if value is None else quoted[0] if len(quoted) == 1 else f"[{', '.join(quoted)}]"
-    )
+    if value is None:
+        return
+    rates = [rate.strip() for rate in value.split(",")]
+    if not all(rate == "auto" or _is_positive(rate) for rate in rates):
+        raise click.BadParameter(f"{value}: expected a number above 0, auto, or one for each phase, as 1e-3,1e-4")
+    entries = ['"auto"' if rate == "auto" else str(float(rate)) for rate in rates]  # as in TOML
+    _store_shortcut(context, parameter, entries[0] if len(entries) == 1 else f"[{', '.join(entries)}]")
 
 
 def _is_positive(text: str) -> bool:

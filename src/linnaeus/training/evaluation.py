@@ -24,19 +24,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from linnaeus.data.table import Table
-from linnaeus.metrics.assessment import assess
+from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import Calibration, calibration_failure
 from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.label_assessment import LabelAssessment
+from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs import predictions
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
 from linnaeus.training.unknown import Recognition
+
+Assessments = Mapping[str, Assessment] | Mapping[str, LabelAssessment]
+"""By split."""
+
+
+def sample_names(table: Table, split: str, samples: dict[str, Samples]) -> list[str]:
+    """The names of the readable samples of a split, in the order of its outputs."""
+    return [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+
+
+def split_dicts(assessments: Assessments, without_leaks: Mapping[str, Headline | None]) -> dict[str, Any]:
+    """For metrics.json: the metrics of every split."""
+    splits = {split: assessment.to_dict() for split, assessment in assessments.items()}
+    for split, clean in without_leaks.items():
+        splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+    return splits
+
+
+def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
+    """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
+    return {split: assessment.long_dict(table.classes, table.names) for split, assessment in assessments.items()}
+
+
+def leak_lines(without_leaks: Mapping[str, Headline | None]) -> list[str]:
+    """Lines for the terminal: the metrics without images that have a copy in an earlier split."""
+    return [
+        f"{split:9} {clean or 'no image is left'}, without images that have a copy in an earlier split"
+        for split, clean in without_leaks.items()
+    ]
+
+
+def summary_split(assessments: Assessments) -> tuple[str, str]:
+    """(the split that the summary for the terminal is about, its name in a sentence)."""
+    return ("test", "test") if "test" in assessments else ("valid", "validation, cross-fitted")
 
 
 class FinalEvaluation:
@@ -60,7 +96,7 @@ class FinalEvaluation:
     def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
         """The rows of predictions.csv."""
         for split, outputs in self.calibrated.items():
-            names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+            names = sample_names(table, split, samples)
             yield from predictions.prediction_rows(split, names, outputs, table.classes)
 
     @staticmethod
@@ -76,31 +112,20 @@ class FinalEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """For metrics.json: the splits, and the calibration without its curve."""
         calibration = {name: value for name, value in self.calibration.to_dict().items() if name != "curve"}
-        splits = {split: assessment.to_dict() for split, assessment in self.assessments.items()}
-        for split, clean in self.without_leaks.items():
-            splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+        splits = split_dicts(self.assessments, self.without_leaks)
         unknown = {} if self.recognition is None else {"unknown": self.recognition.to_dict()}
         return splits | {"calibration": calibration} | unknown
 
-    def long_dict(self, table: Table) -> dict[str, Any]:
-        """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
-        return {split: found.long_dict(table.classes, table.names) for split, found in self.assessments.items()}
-
     def lines(self) -> list[str]:
         """A short summary for the terminal."""
-        split = "test" if "test" in self.assessments else "valid"
+        split, place = summary_split(self.assessments)
         quality = self.assessments[split].calibration
-        place = {"valid": "validation, cross-fitted"}.get(split, split)
         chance = self.assessments[split].metrics.ece_by_chance[0]
         before, after = percent(quality.before["ece"]), percent(quality.after["ece"])
         change = f"{before} before, {after} after, {percent(chance)} by chance alone"
-        clean = [
-            f"{name:9} {figures_ or 'no image is left'}, without images that have a copy in an earlier split"
-            for name, figures_ in self.without_leaks.items()
-        ]
         failure = calibration_failure(quality.temperature)
         return [
-            *clean,
+            *leak_lines(self.without_leaks),
             f"certainty temperature {quality.temperature:.3g}; calibration error {change} ({place})",
             *([f"certainty {failure}"] if failure else []),
             f"unsure    {self.calibration.rule}",

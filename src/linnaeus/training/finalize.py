@@ -17,7 +17,7 @@ from linnaeus.models import Network
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
-from linnaeus.training.evaluation import FinalEvaluation
+from linnaeus.training.evaluation import FinalEvaluation, long_dict
 from linnaeus.training.label_evaluation import LabelEvaluation
 from linnaeus.training.measuring import AnyEvaluation, evaluated
 from linnaeus.training.plots import write_curves, write_plots
@@ -173,7 +173,7 @@ def _write_results(
         folder.write_label_predictions(rows, prepared.table.classes)
     else:
         folder.write_predictions(evaluation.prediction_rows(prepared.table, prepared.samples))
-    folder.write_evaluation(evaluation.long_dict(prepared.table))
+    folder.write_evaluation(long_dict(evaluation.assessments, prepared.table))
     ending.timings.add_since("evaluate", started)
     if ending.draw:
         _draw_plots(prepared, ending, evaluation)

@@ -17,6 +17,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction_rows
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
+from linnaeus.training.evaluation import leak_lines, sample_names, split_dicts, summary_split
 from linnaeus.training.rounding import map_within_rounding
 
 
@@ -31,7 +32,9 @@ class LabelEvaluation:
         self.assessments = {
             split: assess_labels(out, self.calibration, cross_fitted=split == "valid") for split, out in outputs.items()
         }
-        self.figures: dict[str, Headline] = {split: found.figures for split, found in self.assessments.items()}
+        self.figures: dict[str, Headline] = {
+            split: assessment.figures for split, assessment in self.assessments.items()
+        }
         self.without_leaks: dict[str, Headline | None] = {}
 
     def measure(self, calibrated: Outputs) -> LabelFigures:
@@ -54,35 +57,25 @@ class LabelEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """For metrics.json: the splits, and the calibration."""
-        splits = {split: assessment.to_dict() for split, assessment in self.assessments.items()}
-        for split, clean in self.without_leaks.items():
-            splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+        splits = split_dicts(self.assessments, self.without_leaks)
         return {"task": "multi-label"} | splits | {"calibration": self.calibration.to_dict()}
-
-    def long_dict(self, table: Table) -> dict[str, Any]:
-        """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
-        return {split: found.long_dict(table.classes, table.names) for split, found in self.assessments.items()}
 
     def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[LabelPredictionRow]:
         """The rows of predictions.csv."""
         for split, outputs in self.calibrated.items():
-            names = [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+            names = sample_names(table, split, samples)
             decisions = self.calibration.decide(outputs.probabilities)
             yield from label_prediction_rows(split, names, outputs, decisions, table.classes)
 
     def lines(self) -> list[str]:
         """A short summary for the terminal."""
-        clean = [
-            f"{name:9} {figures_ or 'no image is left'}, without images that have a copy in an earlier split"
-            for name, figures_ in self.without_leaks.items()
-        ]
-        split = "test" if "test" in self.assessments else "valid"
-        found, place = self.assessments[split], {"valid": "validation, cross-fitted"}.get(split, split)
-        change = f"{percent(found.before['ece'])} before, {percent(found.after['ece'])} after"
+        split, place = summary_split(self.assessments)
+        before, after = self.assessments[split].before["ece"], self.assessments[split].after["ece"]
+        change = f"{percent(before)} before, {percent(after)} after"
         rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
         missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
         return [
-            *clean,
+            *leak_lines(self.without_leaks),
             f"certainty each label is calibrated; calibration error {change} ({place})",
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,
