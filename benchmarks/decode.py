@@ -28,8 +28,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from linnaeus.cache import Cache
 from linnaeus.data.decode import RowSpec, load_row
-from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixels import PixelStore, build_pixels
 
 SIZE = 256

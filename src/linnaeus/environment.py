@@ -7,11 +7,27 @@ from pathlib import Path
 
 import platformdirs
 
+from linnaeus.errors import UserError
+
+BUDGET_GB = 50.0
+
 
 def cache_dir() -> Path:
     """The folder of downloaded and computed files: `LINNAEUS_CACHE`, or the system's folder for caches."""
     given = os.environ.get("LINNAEUS_CACHE")
     return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("linnaeus"))
+
+
+def cache_budget() -> int:
+    """Bytes that the cache may hold: `LINNAEUS_CACHE_GB`, or 50 GB."""
+    text = os.environ.get("LINNAEUS_CACHE_GB", str(BUDGET_GB))
+    try:
+        budget = float(text)
+        if not 0 <= budget < 1e9:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"LINNAEUS_CACHE_GB={text}: expected a number of gigabytes, 0 or more, such as 50") from None
+    return int(budget * 1e9)
 
 
 def offline() -> bool:

@@ -15,15 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from linnaeus import cache as caches
+from linnaeus.cache import default_cache
+from linnaeus.cli.main import cli
 from linnaeus.data import unpacking
 from linnaeus.data.content import UNKNOWN, content_hash
 from linnaeus.data.decode import RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
-from linnaeus.errors import DiskError, UserError
+from linnaeus.errors import UserError
 from linnaeus.inference.inputs import expand
+from linnaeus.stores.purge import purge_images
 
 FORMS = ("zip", "tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")
 
@@ -246,9 +251,10 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = {"rose/0.png": picture(0), "tulip/0.png": picture(1)}
     refused(write(tmp_path / "x.zip", {**images, "rose/1.png": bytes(70 << 20)}), "as a bomb")
     refused(write(tmp_path / "x.tar.gz", {**images, "rose/1.png": bytes(70 << 20)}), "as a bomb")
-    monkeypatch.setattr(unpacking, "RESERVE", 1 << 60)
-    with pytest.raises(DiskError, match="has no room"):
-        open_source(write(tmp_path / "y.tar.gz", images))
+    with monkeypatch.context() as full:
+        full.setattr(caches, "_RESERVE", 1 << 60)
+        with pytest.raises(UserError, match="the disk is too full"):
+            open_source(write(tmp_path / "y.tar.gz", images))
     path = write(tmp_path / "y.zip", images)
     data = bytearray(path.read_bytes())
     at = data.rindex(b"PK\1\2")
@@ -264,3 +270,38 @@ def test_an_unsuccessful_decompression_leaves_nothing(tmp_path: Path, cache: Pat
     path = write(tmp_path / "x.tar.gz", {"rose/1.png": bytes(70 << 20)})
     refused(path, "as a bomb")
     assert not list(cache.rglob("*.tar"))
+
+
+def test_decompressed_archives_are_evicted_like_any_entry(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """The least recently used one, also while a table is read from it; one larger than the budget is refused."""
+    monkeypatch.setattr(unpacking, "STEP", 32 << 10)
+    monkeypatch.setattr(unpacking, "PIECE", 8 << 10)
+    monkeypatch.setenv("LINNAEUS_CACHE_GB", "0.0002")  # two of three
+    tables = {}
+    for k, name in enumerate("abc"):
+        noise = np.random.default_rng(k).bytes(60_000)
+        path = write(tmp_path / f"{name}.tar.gz", {"rose/0.png": picture(k), "tulip/0.png": picture(9), "x.txt": noise})
+        tables[name] = open_source(path)
+        assert sum(file.stat().st_size for file in cache.rglob("*.tar")) < 200_000
+    assert len(list(cache.rglob("*.tar"))) == 2
+    assert not Path(tables["a"].notes[0].partition("cache, ")[2].partition(" (")[0]).exists()
+    (tmp_path / "0.png").write_bytes(picture(0))
+    assert content_hash(tables["a"].image(0)) == content_hash(str(tmp_path / "0.png"))
+    monkeypatch.setenv("LINNAEUS_CACHE_GB", "0.0001")
+    refused(write(tmp_path / "d.tar.gz", {"rose/0.png": picture(3), "x.txt": bytes(200_000)}), "LINNAEUS_CACHE_GB")
+    assert not list(cache.rglob("*.partial"))
+
+
+def test_the_command_lists_and_clears_archives(tmp_path: Path, cache: Path):
+    open_source(pack(folder_of(tmp_path / "photos"), tmp_path / "p.tar.gz"))
+    listed = CliRunner().invoke(cli, ["data", "cache"]).output
+    assert "archive  archive-" in listed
+    assert CliRunner().invoke(cli, ["data", "cache", "--clear"]).exit_code == 0
+    assert not list(cache.rglob("*.tar"))
+
+
+def test_forgetting_images_removes_the_copies_of_archives(tmp_path: Path):
+    """Their images are not looked at; the archive itself is the user's, and makes the copy again."""
+    open_source(pack(folder_of(tmp_path / "photos"), tmp_path / "p.tar.gz"))
+    assert purge_images(default_cache(), np.array([7], np.uint64)).entries == 1
+    assert default_cache().entries() == []

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.data.batches import Subset
 from linnaeus.errors import JobError
 from linnaeus.stores import activations
 from linnaeus.stores.activations import ActivationStore, StoreSpec, build_activations, content_key
-from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.rows import JOURNAL, ROWS
 

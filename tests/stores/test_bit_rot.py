@@ -15,12 +15,12 @@ from test_activations import SHAPE, N, Source
 from test_activations import build as build_rows
 from test_pixels import SPEC, Images, cache, decoded, table  # noqa: F401 - fixtures
 
+from linnaeus import cache as caches
+from linnaeus.cache import Cache
 from linnaeus.check.image_statistics import compute_statistics
 from linnaeus.data.decode import load_row
 from linnaeus.data.sources import open_source
-from linnaeus.stores import cache as caches
 from linnaeus.stores import pixels, rows
-from linnaeus.stores.cache import Cache
 from linnaeus.stores.pixels import PixelStore, build_pixels
 
 FLIPS = 25

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from linnaeus.cache import Cache, Entry
 from linnaeus.data import decode
 from linnaeus.data.decode import RowSpec, UnreadableError, load_row
 from linnaeus.errors import UserError
 from linnaeus.stores import decoding
-from linnaeus.stores.cache import Cache, Entry
 from linnaeus.stores.pixels import PixelStore, StreamedRows, build_pixels, lookup
 from linnaeus.stores.rows import ROWS, RowWriter, read_index, write_index
 
@@ -269,7 +269,7 @@ from pathlib import Path
 import numpy as np
 from linnaeus.data.decode import RowSpec, load_row
 from linnaeus.stores import decoding
-from linnaeus.stores.cache import Cache
+from linnaeus.cache import Cache
 from linnaeus.stores.pixels import build_pixels
 root, pause, limit, *paths = sys.argv[1:]
 if int(limit):

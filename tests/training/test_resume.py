@@ -18,12 +18,12 @@ from torch import nn
 
 import linnaeus
 from linnaeus import files
+from linnaeus.cache import Cache
 from linnaeus.errors import JobError
 from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs import folder
 from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
-from linnaeus.stores.cache import Cache
 from linnaeus.training import checkpoint, finalize, loop, measuring, prepare, recorder, tuning
 from linnaeus.training.identity import Identity
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from linnaeus.cache import Cache
 from linnaeus.console import Console
 from linnaeus.data.batches import Batches
 from linnaeus.distributed.engine import Engine
@@ -16,7 +17,6 @@ from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
 from linnaeus.stores import default_cache
-from linnaeus.stores.cache import Cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import Samples

@@ -23,11 +23,11 @@ from tiny import draw, settings, write_idx, write_images, write_recipe
 from torch import nn
 
 import linnaeus
+from linnaeus.cache import Cache
 from linnaeus.cli import main as cli
 from linnaeus.errors import JobError, UserError
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK
-from linnaeus.stores.cache import Cache
 from linnaeus.training import loop, recorder
 from linnaeus.training.checkpoint import CheckpointInterval, Checkpoints
 from linnaeus.training.phase import AboveCut

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.check.hashing import WINDOWS, difference_hashes
 from linnaeus.data.decode import DECODE_VERSION, FORMATS, RowSpec, UnreadableError, inspect
 from linnaeus.data.resize import with_channels
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
-from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding, Progress, in_order
 from linnaeus.stores.pixels import lookup
 from linnaeus.stores.rows import save_array

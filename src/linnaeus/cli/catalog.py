@@ -175,7 +175,7 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
 @click.option("--clear", is_flag=True, help="Delete all entries. They are recomputed when needed.")
 @verbosity
 def data_cache(clear: bool) -> None:
-    """List or clear the cache of decoded images and activations."""
+    """List or clear the cache of decoded images, activations and decompressed archives."""
     from datetime import datetime
 
     from linnaeus.stores import default_cache
@@ -188,6 +188,7 @@ def data_cache(clear: bool) -> None:
     for entry in entries:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         rows = "unfinished" if entry.unfinished else f"{entry.about.get('rows', entry.about.get('n', '?'))} rows"
-        echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {rows:>14}  {entry.name}")
+        content = "archive" if "archive" in entry.about else rows
+        echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {content:>14}  {entry.name}")
     total = sum(entry.bytes for entry in entries) / 1e9
     echo(f"{total:.2f} of {cache.budget / 1e9:g} GB in {cache.root} (LINNAEUS_CACHE, LINNAEUS_CACHE_GB)")

@@ -11,10 +11,12 @@ import bz2
 import os
 import re
 import stat
+import weakref
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -55,6 +57,8 @@ class Archive:
     folders: dict[str, list[str]]
     """Name of a folder ("" for the top) -> the names in it, sorted."""
     notes: list[str] = field(default_factory=list)
+    copy: BinaryIO | None = None
+    """`data`, where it is a copy in the cache: open, it keeps its bytes when the cache evicts it."""
 
     def stat(self, name: str) -> os.stat_result:
         """What os.stat says of a file; the time is its checksum where there is one. Raises FileNotFoundError."""
@@ -71,6 +75,8 @@ class Archive:
         row, path = self.rows[self._row(name)], os.path.join(self.place, name)  # noqa: PTH118
         if row["size"] > MOST_BYTES:
             raise MemberError(path, f"too large: {row['size']:,} bytes (at most {MOST_BYTES:,})")
+        if self.copy is not None and hasattr(os, "pread"):  # elsewhere an open file cannot be removed
+            return _decompressed(path, os.pread(self.copy.fileno(), int(row["packed"]), int(row["offset"])), row)
         with open(self.data, "rb", buffering=0) as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if (status.st_size, status.st_mtime_ns) != self.stamp:
@@ -153,21 +159,31 @@ def open_archive(place: str) -> Archive:
 def _indexed(place: str, stamp: tuple[int, int]) -> Archive:
     if place.lower().endswith(".zip"):
         return _index(place, place, stamp, zip_entries(place, MOST_ENTRIES))
-    data, notes = place, []
-    if place.lower().endswith(COMPRESSED):
-        data = unpacked(place)
-        status = os.stat(data)  # noqa: PTH116
-        stamp = (status.st_size, status.st_mtime_ns)
-        notes = [f"{place}: read from its decompressed copy in the cache, {data} ({status.st_size / 1e6:,.0f} MB)"]
-    with open(data, "rb") as file:  # noqa: PTH123
-        entries = (
-            Member(m.name, m.offset_data, m.size, m.size, is_folder=m.isdir())
-            for m in safe_members(place, file, "the archive")
-            if not m.isdir() or m.name.strip("./")
-        )
-        archive = _index(place, data, stamp, entries)
-    archive.notes[:0] = notes
+    if not place.lower().endswith(COMPRESSED):
+        with open(place, "rb") as file:  # noqa: PTH123
+            return _index_tar(place, place, stamp, file)
+    copy = unpacked(place)
+    try:
+        status = os.fstat(copy.fileno())
+        archive = _index_tar(place, copy.name, (status.st_size, status.st_mtime_ns), copy)
+    except BaseException:
+        copy.close()
+        raise
+    archive.notes.insert(
+        0, f"{place}: read from its decompressed copy in the cache, {copy.name} ({status.st_size / 1e6:,.0f} MB)"
+    )
+    archive.copy = copy
+    weakref.finalize(archive, copy.close)
     return archive
+
+
+def _index_tar(place: str, data: str, stamp: tuple[int, int], file: BinaryIO) -> Archive:
+    entries = (
+        Member(m.name, m.offset_data, m.size, m.size, is_folder=m.isdir())
+        for m in safe_members(place, file, "the archive")
+        if not m.isdir() or m.name.strip("./")
+    )
+    return _index(place, data, stamp, entries)
 
 
 def _index(place: str, data: str, stamp: tuple[int, int], entries: Iterator[Member]) -> Archive:

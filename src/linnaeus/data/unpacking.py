@@ -5,63 +5,46 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
-import json
 import lzma
-import os
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from linnaeus.cache import Cache, OverBudgetError, default_cache
 from linnaeus.console import Console
-from linnaeus.environment import cache_dir
-from linnaeus.errors import DiskError, UserError
-from linnaeus.files import atomic, locked, write_text
+from linnaeus.errors import UserError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-FOLDER = "archives"  # in the cache
+COPY = "data.tar"  # the file of an entry
 PIECE = 1 << 20  # bytes
+STEP = 64 << 20  # bytes for which the cache makes room at a time
 RATIO = 200
 """Bytes per compressed byte; the same limit as for a zip."""
 FREELY = 64 << 20  # bytes that any archive may have
-RESERVE = 1 << 30  # bytes of the disk that stay free
 
 
-def unpacked(place: str) -> str:
-    """Path of the tar in the cache that a compressed tar decompresses to. Its name is the hash of the compressed bytes.
+def unpacked(place: str) -> BinaryIO:
+    """The tar that a compressed tar decompresses to, an entry of the cache named by the hash of the compressed bytes.
 
-    Several processes that need it wait for the first. Raises UserError where the archive is damaged or decompresses to
-    more than RATIO times its size, and DiskError where the disk has no room.
+    It is open, since the cache may evict the entry later. Several processes that need it wait for the first. Raises
+    UserError where the archive is damaged, decompresses to more than RATIO times its size, or has no room.
     """
-    folder = cache_dir() / FOLDER
-    status = Path(place).stat()
-    stamp = hashlib.sha256(json.dumps([place, status.st_size, status.st_mtime_ns]).encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f"{stamp}.lock"):
-        known = folder / f"{stamp}.json"
-        try:
-            key, size = json.loads(known.read_text(encoding="utf-8"))
-            tar = folder / f"{key}.tar"
-            if tar.stat().st_size == size:
-                os.utime(known)
-                return str(tar)
-        except (OSError, ValueError, TypeError):
-            pass
-        with open(place, "rb") as file:  # noqa: PTH123
-            key = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-        tar = folder / f"{key}.tar"
-        if not tar.is_file():
+    cache = default_cache()
+    with open(place, "rb") as file:  # noqa: PTH123
+        name = f"archive-{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
+    with cache.lock(name):
+        entry = cache.find(name)
+        if entry is None:
             Console().say(f"{place}: decompressing into the cache, since a compressed tar cannot be read at random")
-            with atomic(tar) as temporary:
-                _decompress(place, temporary, status.st_size)
-        write_text(known, json.dumps([key, tar.stat().st_size]))
-    return str(tar)
+            with cache.building(name) as folder:
+                _decompress(place, folder / COPY, cache, name)
+            entry = cache.commit(name, {"archive": place})
+        return (entry.path / COPY).open("rb")
 
 
-def _decompress(place: str, target: Path, packed: int) -> None:
-    limit = max(FREELY, RATIO * packed)
-    room = shutil.disk_usage(target.parent).free - RESERVE
-    written = 0
+def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
+    limit = max(FREELY, RATIO * Path(place).stat().st_size)
+    written = room = 0
     try:
         with opened(place) as source, target.open("wb") as file:
             while piece := source.read(PIECE):
@@ -72,11 +55,14 @@ def _decompress(place: str, target: Path, packed: int) -> None:
                         "it yourself, and give the folder"
                     )
                 if written > room:
-                    raise DiskError(
-                        f"{place}: decompressed it needs over {written:,} bytes, and {target.parents[1]} has no room "
-                        "for them; free some, or set LINNAEUS_CACHE to a folder on another disk"
-                    )
+                    cache.room(name, STEP)
+                    room += STEP
                 file.write(piece)
+    except OverBudgetError as error:
+        raise UserError(
+            f"{place}: decompressed it does not fit the cache ({error}); raise LINNAEUS_CACHE_GB, or unpack it "
+            "yourself, and give the folder"
+        ) from None
     except (gzip.BadGzipFile, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise _damaged(place, error) from None
     except OSError as error:

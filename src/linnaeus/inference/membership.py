@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.cache import Cache
 from linnaeus.data.content import HASH, UNKNOWN
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
-from linnaeus.stores.cache import Cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.text import plain_cell
 

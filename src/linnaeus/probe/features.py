@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.cache import OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows
 from linnaeus.data.table import Table
@@ -27,7 +28,6 @@ from linnaeus.models import Network
 from linnaeus.models.layers import layer_table, totals
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores import default_cache
-from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
 from linnaeus.stores.samples import DecodedSplit, Samples, decode_split
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
@@ -19,7 +20,6 @@ from linnaeus.models.folds import FOLDS, stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.logistic_regression import logits
 from linnaeus.probe.features import StoredFeatures
-from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.rows import save_array
 
 VERSION = 1

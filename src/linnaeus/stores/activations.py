@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.cache import Cache, Entry
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.errors import JobError
-from linnaeus.stores.cache import Cache, Entry
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 from linnaeus.stores.rows import ROWS, RowWriter, open_reader
 

@@ -8,11 +8,11 @@ from contextlib import suppress
 
 import numpy as np
 
+from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.data.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.decode import RowSpec, UnreadableError
 from linnaeus.data.table import Members, Table
 from linnaeus.device import available_cores
-from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding, in_order
 from linnaeus.stores.pixels import lookup
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.distributed.group import ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.stores.activations import RowSource, StoreSpec, build_activations
-from linnaeus.stores.cache import Cache, OverBudgetError
 
 Progress = Callable[[int, int], None]
 

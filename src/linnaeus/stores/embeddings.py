@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch
 from linnaeus.data.decode import DECODE_VERSION
@@ -22,7 +23,6 @@ from linnaeus.models.weight_store import local_weights, lookup
 from linnaeus.models.weights import load_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import IMAGES, image_stores
-from linnaeus.stores.cache import Cache, OverBudgetError
 from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.rows import save_array

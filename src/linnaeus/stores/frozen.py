@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.cache import Cache
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset
 from linnaeus.data.order import order
@@ -33,7 +34,6 @@ from linnaeus.stores.activations import (
     find_activations,
     image_stores,
 )
-from linnaeus.stores.cache import Cache
 from linnaeus.stores.distributed import build_with_group
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import EarlierRows, Samples

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.cache import Cache, Entry, OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
 from linnaeus.device import available_cores
-from linnaeus.stores.cache import Cache, Entry, OverBudgetError
 from linnaeus.stores.decoding import Decoding, ImageSource, Progress, Row, select, with_channels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 from linnaeus.stores.rows import (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from linnaeus.cache import Cache, Entry, OverBudgetError
 from linnaeus.data.decode import RowSpec, UnreadableError
 from linnaeus.stores.activations import IMAGES
-from linnaeus.stores.cache import Cache, Entry, OverBudgetError
 from linnaeus.stores.contents import CONTENTS, FORM
 from linnaeus.stores.pixels import open_store, store_key
 from linnaeus.stores.rows import INDEX, ROWS, DamagedRowError, RowWriter, read_index, write_index
@@ -18,6 +18,8 @@ from linnaeus.stores.rows import INDEX, ROWS, DamagedRowError, RowWriter, read_i
 PIXELS, DERIVED = "pixels-", ("activations-", "vectors-")
 OTHERS = ("contents-", "verdict-", "looks-")
 """Entries with a signature for each image; they are small, and removed as a whole."""
+ARCHIVES = "archive-"
+"""Decompressed copies of archives, whose images are not looked at: they are removed as a whole, and made again."""
 RECORDS = (CONTENTS, "looks.npy", INDEX)
 """The files with a column of signatures, of which an entry has one."""
 
@@ -63,8 +65,10 @@ def purge_images(cache: Cache, signatures: np.ndarray) -> Purged:
     purged, wanted = Purged(), signatures[signatures != 0]
     for entry in cache.entries():
         if entry.unfinished:
-            if entry.name.startswith((PIXELS, *DERIVED)):
+            if entry.name.startswith((PIXELS, ARCHIVES, *DERIVED)):
                 purged.remove(cache, entry)
+        elif entry.name.startswith(ARCHIVES):
+            purged.remove(cache, entry)
         elif entry.name.startswith((PIXELS, *OTHERS)):
             known = _signatures(entry)
             gone = np.isin(known, wanted)

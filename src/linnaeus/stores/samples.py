@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from linnaeus.cache import Cache
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.decode import RowSpec
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
-from linnaeus.stores.cache import Cache
 from linnaeus.stores.decoding import ImageSource, Progress
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable

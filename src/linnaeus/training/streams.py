@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.augment.pipeline import Augmentation
+from linnaeus.cache import OverBudgetError
 from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Sampling, Subset
 from linnaeus.distributed.group import ProcessGroup
@@ -19,7 +20,6 @@ from linnaeus.models.executors import Executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.activations import ActivationStore
-from linnaeus.stores.cache import OverBudgetError
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, on_device, stored
 from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import training_stages

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from linnaeus.cache import HEADER, Cache, OverBudgetError
 from linnaeus.errors import DiskError, UserError
-from linnaeus.stores.cache import HEADER, Cache, OverBudgetError
 
 MB = 1_000_000
 A, B, C = "pixels-00000000", "pixels-11111111", "verdict-22222222"
@@ -181,7 +181,7 @@ def test_a_root_that_cannot_be(tmp_path: Path):
 WAITER = """
 import sys, time
 from pathlib import Path
-from linnaeus.stores.cache import Cache
+from linnaeus.cache import Cache
 cache = Cache(Path(sys.argv[1]), 10_000_000)
 print("ready", flush=True)
 with cache.lock(sys.argv[2]):

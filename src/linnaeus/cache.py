@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.console import Console
+from linnaeus.environment import cache_budget, cache_dir
 from linnaeus.errors import UserError
 from linnaeus.files import FULL, acquire, crc32_of, explained, sync
 
@@ -51,6 +52,11 @@ class Entry:
     about: dict[str, Any]
     """The description that its builder passed to `commit`; empty for an unfinished or damaged entry."""
     unfinished: bool = False
+
+
+def default_cache() -> Cache:
+    """The user's cache: below LINNAEUS_CACHE or the system's folder for caches, at most LINNAEUS_CACHE_GB (50)."""
+    return Cache(cache_dir() / "stores", cache_budget())
 
 
 class Cache:
