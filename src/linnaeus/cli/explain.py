@@ -135,8 +135,9 @@ def _explain_images(
                 console.warn(f"{prediction.path}: {prediction.error}")
             else:
                 echo(str(sheet))
-    if sheets.missing:
-        console.warn(advice(sheets.missing))
+    for line in (classifier.color.take_line(), advice(sheets.missing) if sheets.missing else ""):
+        if line:
+            console.warn(line)
     return records, failed
 
 

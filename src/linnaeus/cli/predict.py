@@ -190,8 +190,9 @@ class PredictionJob:
                         self.console.warn(line)
                 elif self.grid is not None:
                     self.grid.add(prediction, self.classifier.true_class(prediction.path))
-        for line in problems.rest():
-            self.console.warn(line)
+        for line in (*problems.rest(), self.classifier.color.take_line()):
+            if line:
+                self.console.warn(line)
         return done + len(previous.paths), failed + previous.errors
 
     def _read_previous(self) -> ExistingPredictions:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from linnaeus.data.color_loss import note
 from linnaeus.errors import UserError
 
 MAX_ASPECT = 4
@@ -98,7 +99,10 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "L":
         return image
-    return (image if image.mode in ("1", "RGB") else image.convert("RGB")).convert("L")
+    if image.mode != "1":
+        image = image.convert("RGB")
+        note(image)
+    return image.convert("L")
 
 
 def resize(picture: Upright, spec: RowSpec) -> Image.Image:

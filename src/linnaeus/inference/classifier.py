@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,14 @@ from torch import nn
 
 from linnaeus.data.batches import Batch, Batches
 from linnaeus.data.class_names import class_name
+from linnaeus.data.color_loss import ColorLoss
 from linnaeus.data.decode import UnreadableError
 from linnaeus.device import choose_device
-from linnaeus.distributed.environment import process_info
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
-from linnaeus.distributed.launch import threads_per_process
 from linnaeus.errors import UserError
+from linnaeus.inference.decoding_ahead import decoded_batches
 from linnaeus.inference.forward import answer, local_batches
-from linnaeus.inference.in_memory import expanded, failed, is_folder, is_several, readable
+from linnaeus.inference.in_memory import expanded, is_folder, is_several
 from linnaeus.inference.measured import MeasuredFigures, MeasuredImages
 from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
@@ -47,6 +47,7 @@ from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network, wrap
 
 BATCH = 32
+COLOR_SAMPLE = 64  # images of an evaluation that are looked at again for their color
 UNCALIBRATED = (
     'the model is not calibrated, so its probabilities are unchecked and it never answers "unsure"; linnaeus train RUN '
     "--resume calibrates the model of a run that was not ended"
@@ -64,6 +65,7 @@ class Classifier:
         self.device = run.device
         self.classes, self.names = about.classes, about.names
         self.preprocessing = about.preprocessing
+        self.color = ColorLoss(about.preprocessing.load)
         self.several = about.task == "multi-label"  # an image may have several labels, or none
         stored = None if about.calibration is None else read_calibration(describe(about), str(path))
         self.calibration = stored if isinstance(stored, Calibration) else None
@@ -116,42 +118,26 @@ class Classifier:
         A folder stands for the images below it, in a list too. An unreadable image raises UserError if it is the only
         one; among several its prediction has an `error`. What is no image raises UserError with its type and position.
         """
-        if is_several(images):
-            return Predictions(self.stream(expanded(cast(Iterable[Image], images))))
-        image = cast(Image, images)
-        if is_folder(image):
-            return Predictions(self.stream(expanded([image])))
-        prediction = next(self.stream([image]))
-        prediction.readable()
-        return prediction
+        several = is_several(images)
+        given = cast(Iterable[Image], images) if several else [cast(Image, images)]
+        one = not several and not is_folder(images)
+        self.color.take_line()  # of a call that failed
+        predictions = Predictions(self.stream(given if one else expanded(given)))
+        if line := self.color.take_line():
+            warnings.warn(line, stacklevel=2)
+        if one:
+            predictions[0].readable()
+        return predictions[0] if one else predictions
 
     def stream(self, images: Iterable[Image], batch: int = BATCH) -> Iterator[Prediction]:
         """Yield predictions in the order of the images, with only a few batches in memory at a time.
 
         Threads decode the next images while the network computes the current ones.
         """
-        threads = threads_per_process(process_info().local_world_size)
-        with steady_heap(), ThreadPoolExecutor(threads, "linnaeus-decode") as pool:
-            pending: deque[tuple[str, Future[np.ndarray]]] = deque()
-            numbered = enumerate(images, start=1)
-            try:
-                while True:
-                    # Two batches: one for the network, and one that is decoded meanwhile.
-                    while len(pending) < 2 * batch and (item := next(numbered, None)) is not None:
-                        number, image = item
-                        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
-                        try:  # what is in memory is converted here: a Pillow image must not be decoded by two threads
-                            source = readable(image, name, self.preprocessing.bits)
-                        except UnreadableError as error:
-                            pending.append((name, failed(error)))
-                            continue
-                        pending.append((name, pool.submit(self.preprocessing.load, source)))
-                    if not pending:
-                        return
-                    yield from self._predict_batch([pending.popleft() for _ in range(min(batch, len(pending)))])
-            finally:
-                for _, future in pending:
-                    future.cancel()
+        batches = decoded_batches(images, self.color.load, self.preprocessing.bits, batch)
+        with steady_heap(), closing(batches):
+            for tasks in batches:
+                yield from self._predict_batch(tasks)
 
     def _predict_batch(self, tasks: list[tuple[str, Future[np.ndarray]]]) -> Iterator[Prediction]:
         """Predictions for the (name, decoded image) of each task."""
@@ -237,6 +223,18 @@ class Classifier:
         """
         return load_labeled_images(self.about, self.path, source, split)
 
+    def color_line(self, images: LabeledImages) -> str:
+        """A warning if some of the images are in color and the model sees only gray; else empty.
+
+        The decoded images may come from a store, in which they are gray: up to COLOR_SAMPLE are decoded again.
+        """
+        if self.preprocessing.channels != 1 or images.table.channels == 1 or not len(images.indices):
+            return ""
+        for i in np.unique(np.linspace(0, len(images.indices) - 1, COLOR_SAMPLE).round().astype(int)).tolist():
+            with suppress(UnreadableError):  # changed since it was decoded
+                self.color.load(images.table.image(int(images.indices[i])))
+        return self.color.take_line()
+
     def recognize(self, source: str | Path) -> KnownImages:
         """The images of a source, and which of them the model was trained on."""
         return recognize(self.about, self.path, source)
@@ -261,7 +259,7 @@ class Classifier:
         Warns of images that are left out because the model was trained on them, and of figures that are optimistic.
         """
         images = self.images(source, split)
-        for line in images.notes():
+        for line in filter(None, (*images.notes(), self.color_line(images))):
             warnings.warn(f"{source}: {line}", stacklevel=2)
         outputs = self.outputs(images)
         if self.several:

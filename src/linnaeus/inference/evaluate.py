@@ -118,8 +118,9 @@ def open_images(
         raise UserError(f"{source}: is not the same on all machines; copy it to each of them again")
     for line in folded((path, f"{reason}; left out") for path, reason in images.left_out):
         console.warn(line)
-    for line in images.notes():
-        console.warn(line)
+    for line in (*images.notes(), classifier.color_line(images)):
+        if line:
+            console.warn(line)
     return images
 
 

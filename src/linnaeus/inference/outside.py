@@ -142,6 +142,8 @@ def _scores_of_files(classifier: Classifier, folder: str, console: Console) -> I
         probabilities.append(prediction.probability)
         if prediction.distance is not None:
             distances.append(prediction.distance)
+    if line := classifier.color.take_line():
+        console.warn(f"{folder}: {line}")
     if not probabilities:
         raise UserError(f"--outside {folder}: no image can be read; give a folder of images of none of the classes")
     return ImageScores(np.array(distances) if distances else None, np.array(probabilities))

@@ -88,6 +88,8 @@ class Server(BoundServer):
         self.service.ready = False
         self.console.say("stopping: answering the requests in progress")
         await super().shutdown(sockets)
+        if line := self.service.classifier.color.take_line():
+            self.console.warn(line)
 
 
 def serve(

@@ -112,6 +112,6 @@ class Service:
     def _load(self, data: bytes) -> np.ndarray:
         """The image as the network sees it."""
         started = perf_counter()
-        pixels = self.classifier.preprocessing.load(data)
+        pixels = self.classifier.color.load(data)
         self.metrics.decode_seconds.observe(perf_counter() - started)
         return pixels

@@ -191,7 +191,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _answers(self, X: Images) -> list[Prediction]:
         check_is_fitted(self)
-        return list(self._loaded().stream(images_of(X)))
+        loaded = self._loaded()
+        answers = list(loaded.stream(images_of(X)))
+        if line := loaded.color.take_line():
+            warnings.warn(line, stacklevel=3)
+        return answers
 
     def _check_unknown_label(self, several: bool = False) -> None:
         """Raise UserError if `unknown_label` is a class, or images may have several labels and none is unknown."""
