@@ -39,7 +39,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every test has a cache folder of its own, so none depends on what ran before, nor on what it undoes itself."""
+    """Every test has a cache folder of its own, and keeps it if the test calls `monkeypatch.undo()`."""
     with pytest.MonkeyPatch.context() as always:
         always.setenv("LINNAEUS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -35,7 +35,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache", 10 * MB)
 
 
-def test_an_entry_is_there_when_it_is_whole(cache: Cache):
+def test_an_entry_exists_once_it_is_complete(cache: Cache):
     assert cache.find(A) is None
     assert cache.entries() == []
     with cache.lock(A), cache.building(A) as folder:
@@ -68,7 +68,7 @@ def test_an_interrupted_build_is_kept(cache: Cache):
 @pytest.mark.parametrize(
     "harm", ["cut", "cut, same time", "longer", "altered", "no file", "header", "no header", "header of no JSON"]
 )
-def test_harm_is_noticed(cache: Cache, harm: str):
+def test_damage_is_noticed(cache: Cache, harm: str):
     path = build(cache, A)
     rows, header = path / "rows.bin", path / HEADER
     time.sleep(0.01)  # so that the time differs, as it does after any real write
@@ -116,14 +116,14 @@ def test_the_least_recently_used_goes_first(cache: Cache):
     assert [entry.name for entry in cache.entries()] == [C]
 
 
-def test_what_never_fits_throws_nothing_away(cache: Cache):
+def test_an_entry_that_cannot_fit_removes_nothing(cache: Cache):
     build(cache, A)
     with pytest.raises(OverBudgetError, match="10,000,000"):
         cache.room(B, 11 * MB)
     assert cache.find(A) is not None
 
 
-def test_unfinished_entries_count_and_go(cache: Cache):
+def test_unfinished_entries_count_and_are_removed(cache: Cache):
     with cache.building(A) as folder:
         (folder / "rows.bin").write_bytes(b"x" * 6 * MB)
     with cache.lock(A), pytest.raises(OverBudgetError):
@@ -157,7 +157,7 @@ def test_a_full_disk_is_one_line_and_no_half_store(cache: Cache, number: int):
     assert not (cache.root / f"{A}.partial").exists()
 
 
-def test_too_little_disk_is_told_before_the_work(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_disk_is_reported_before_the_work(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     build(cache, A)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=64 << 20))
     with pytest.raises(UserError, match="too full"):
@@ -171,7 +171,7 @@ def test_other_errors_are_one_line_and_keep_the_build(cache: Cache):
     assert (cache.root / f"{A}.partial").is_dir()
 
 
-def test_a_root_that_cannot_be(tmp_path: Path):
+def test_an_impossible_root_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
     cache = Cache(tmp_path / "file", MB)
     with pytest.raises(UserError, match="set LINNAEUS_CACHE"), cache.lock(A):
@@ -196,7 +196,7 @@ def start(cache: Cache, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_processes_wait_for_each_other_and_a_killed_one_lets_go(cache: Cache):
+def test_processes_wait_for_each_other_and_a_killed_one_releases_its_lock(cache: Cache):
     with cache.lock(A):
         other = start(cache, 60)
         assert other.stdout is not None

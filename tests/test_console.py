@@ -25,7 +25,7 @@ def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]):
         assert capsys.readouterr().err == "warning: warn\n"
 
 
-def test_elsewhere_there_are_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch):
+def test_without_a_terminal_there_are_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch):
     now = 0.0
     monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and what the disk says in one line."""
+"""Writing files: whole or not at all, and one line for what the disk refuses."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_links_are_followed_and_streams_are_not_replaced(tmp_path: Path):
     assert (tmp_path / "out.txt").read_text() == "said"
 
 
-def test_others_may_read_it_as_far_as_the_user_lets_them(tmp_path: Path):
+def test_file_permissions_follow_those_of_the_user(tmp_path: Path):
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "a", "")
@@ -157,7 +157,7 @@ def test_a_failing_disk_is_one_line(number: int, call: str, tmp_path: Path, monk
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_place_that_cannot_be_is_wrong_input(tmp_path: Path):
+def test_an_impossible_path_is_wrong_input(tmp_path: Path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a", tmp_path / "file" / "b" / "a", tmp_path / "folder", tmp_path / ("x" * 300)):

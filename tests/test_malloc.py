@@ -1,4 +1,4 @@
-"""Memory that stays with the process, and goes when nobody holds it."""
+"""Freed memory stays with the process inside a block and is given back after the last one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_freed_block_is_used_again_only_inside() -> None:
 
 
 @glibc
-def test_the_last_one_gives_it_back() -> None:
+def test_the_last_block_gives_the_memory_back() -> None:
     """Nested, in threads, and left by an exception."""
     run(
         """

@@ -1,4 +1,4 @@
-"""The one preprocessing: what the network sees, and back."""
+"""Preprocessing: from an image to the input of the network, and back."""
 
 from __future__ import annotations
 
@@ -101,6 +101,6 @@ def test_it_survives_json():
         {"interpolation": "best"},
     ],
 )
-def test_what_cannot_be_is_refused(change: dict):
+def test_impossible_values_are_refused(change: dict):
     with pytest.raises(UserError):
         Preprocessing(**{"resize": 40, "size": 32, **change})

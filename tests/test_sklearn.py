@@ -40,7 +40,7 @@ def fitted(pictures: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.Tem
     return ImageClassifier(recipe(6), out=tmp_path_factory.mktemp("sklearn") / "run").fit(*pictures)
 
 
-def test_learns_and_answers_in_the_labels_values(fitted: ImageClassifier):
+def test_answers_have_the_values_of_the_labels(fitted: ImageClassifier):
     images, labels = samples(60, seed=7)
     words = np.array(["rose", "daisy", "lily"])[labels]
     assert fitted.classes_.tolist() == ["daisy", "lily", "rose"]
@@ -79,7 +79,7 @@ def test_a_list_of_images_and_none_at_all(fitted: ImageClassifier):
     assert fitted.predict_proba([]).shape == (0, 3)
 
 
-def test_a_network_of_ones_own_is_left_as_it_was(pictures: tuple[np.ndarray, np.ndarray]):
+def test_a_custom_network_is_not_changed(pictures: tuple[np.ndarray, np.ndarray]):
     network = mini()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     found = ImageClassifier(recipe(2), model=network).fit(*pictures)
@@ -197,7 +197,7 @@ def test_score_of_labels_that_were_not_in_training(fitted: ImageClassifier):
         fitted.score(images, words, sample_weight=[1.0])
 
 
-def test_what_the_check_found_is_where_the_warning_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_findings_of_the_check_are_where_the_warning_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Without `out` no report is kept, so no warning may name one."""
     folder = write_images(tmp_path / "images", each=12)
     paths = sorted(folder.rglob("*.png"))

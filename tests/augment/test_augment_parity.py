@@ -37,7 +37,7 @@ def v2() -> Any:
 
 
 def image(height: int = SIZE, width: int = SIZE, channels: int = 3, seed: int = 0) -> torch.Tensor:
-    """A smooth image with edges, (h, w, C) uint8: what photographs are like, and noise is not."""
+    """A smooth image with edges, (h, w, C) uint8, which resembles a photograph more than noise does."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x * random.uniform(0.05, 0.4) + y * random.uniform(0.05, 0.4) + c) for c in range(channels)]
@@ -239,7 +239,7 @@ def test_trivial_augment_operations(v2: Any, monkeypatch: pytest.MonkeyPatch, na
         torch.testing.assert_close(mine, reference * (1.0 if in_bytes else 255.0), rtol=0, atol=0.1)
 
 
-def test_trivial_augment_draws_all_alike() -> None:
+def test_trivial_augment_draws_all_operations_equally_often() -> None:
     drawn = draw_trivial(0, 0, np.arange(28_000))
     counts = np.bincount(drawn.operation, minlength=14)
     assert ((counts - 2000) ** 2 / 2000).sum() < 42  # chi-square with 13 degrees of freedom: p = 1e-4
@@ -249,7 +249,7 @@ def test_trivial_augment_draws_all_alike() -> None:
 
 
 def same_distribution(mine: np.ndarray, theirs: np.ndarray) -> bool:
-    """The two-sample test of Kolmogorov and Smirnov, refused at p = 1e-4."""
+    """Whether the two-sample test of Kolmogorov and Smirnov accepts two samples at p = 1e-4."""
     values = np.sort(np.concatenate([mine, theirs]))
     gap = np.abs(
         np.searchsorted(np.sort(mine), values, side="right") / len(mine)
@@ -274,14 +274,14 @@ def test_resized_crops_are_distributed_as_torchvisions(v1: Any, shape: tuple[int
     torch.manual_seed(0)
     canvas = torch.zeros(3, *shape)
     theirs = np.array([v1.RandomResizedCrop.get_params(canvas, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(N)])
-    for column, other in ((0, 1), (1, 0), (2, 3), (3, 2)):  # theirs are (top, left, height, width)
+    for column, other in ((0, 1), (1, 0), (2, 3), (3, 2)):  # torchvision's are (top, left, height, width)
         assert same_distribution(boxes[:, column], theirs[:, other])
     assert same_distribution(boxes[:, 2] / boxes[:, 3], theirs[:, 3] / theirs[:, 2])
     assert same_distribution(boxes[:, 2] * boxes[:, 3], theirs[:, 2] * theirs[:, 3])
 
 
 def test_the_fallback_of_resized_crops_is_torchvisions(v1: Any) -> None:
-    """A strip in which no try can fit: the central crop of the widest or narrowest ratio allowed."""
+    """No random crop fits into a strip, so it gets the central crop of the widest or narrowest ratio allowed."""
     for shape in ((1000, 20), (20, 1000), (11, 900)):
         maps = draw_maps(Augment(crop_scale=(0.9, 1.0)), np.array([shape]), 32, 0, 0, np.array([0]))
         top, left, height, width = v1.RandomResizedCrop.get_params(torch.zeros(3, *shape), [0.9, 1.0], [3 / 4, 4 / 3])
@@ -330,7 +330,7 @@ def test_color_factors_are_distributed_as_torchvisions(v1: Any, strength: float)
 
 @pytest.mark.parametrize("scale", [(0.02, 0.33), (0.3, 1.0)])
 def test_erasures_are_distributed_as_torchvisions(v1: Any, scale: tuple[float, float]) -> None:
-    """The large ones often do not fit and are tried again."""
+    """Large ones often do not fit and are drawn again."""
     boxes = draw_erasures(Augment(erase=1.0, erase_scale=scale), 64, 0, 0, np.arange(N))
     assert (boxes[:, 2] > 0).mean() > 0.95
     torch.manual_seed(0)
@@ -359,7 +359,7 @@ def test_erasing_sets_the_mean_color_in_the_box_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", ["hflip", "vflip", "gray", "posterize", "solarize", "autocontrast", "erase"])
 def test_probabilities(name: str) -> None:
-    """A quarter asked for, a quarter got, of 4,000 white-to-gray gradients that every one of these changes."""
+    """With probability 0.25 a quarter of 4,000 gradients changes; each of these operations changes every gradient."""
     gradient = torch.linspace(10, 240, 8 * 8 * 3).view(8, 8, 3).to(torch.uint8).expand(4000, -1, -1, -1)
     plain = Augmentation(Augment(), size=8, mean=[0.0] * 3, std=[1.0] * 3, seed=0)
     changing = Augmentation(Augment.model_validate({name: 0.25}), size=8, mean=[0.0] * 3, std=[1.0] * 3, seed=0)

@@ -1,4 +1,4 @@
-"""Crops of a whole epoch for a device: the same bits as the general way, and nothing that waits for the device."""
+"""Crops of a whole epoch for a device: the bits of the general way, without waiting for the device."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ CLASSES = 5
 
 
 def batch(n: int = 64, size: int = 16) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Images of one value each, their sample number, so that a mixture can be read off; labels; indices."""
+    """Images whose pixels are their sample number, which shows how they were mixed; labels; indices."""
     x = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, size, size)
     return x.contiguous(memory_format=torch.channels_last), torch.arange(n) % CLASSES, np.arange(100, 100 + n)
 
@@ -54,11 +54,13 @@ def test_cutmix_replaces_a_box_and_counts_its_area() -> None:
     x, labels, indices = batch()
     mixed, targets = cutmix_batch(x, labels, CLASSES, indices, alpha=1.0, seed=0, epoch=0)
     own, other = mixed == x, mixed == x.roll(1, 0)
-    assert (own ^ other).all()  # every pixel is one's own or the partner's
+    assert (own ^ other).all()  # every pixel is the image's own or its partner's
     for i in range(len(x)):
         ys, xs = torch.nonzero(other[i, 0], as_tuple=True)
         if len(ys):
-            assert (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1) == len(ys)  # and the partner's are a box
+            assert (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1) == len(
+                ys
+            )  # the pixels of the partner form a box
         assert torch.equal(other[i, 0], other[i, 1])
     kept = own[:, 0].float().mean((1, 2))
     assert kept.std() > 0.05
@@ -81,7 +83,7 @@ def test_targets_sum_to_one_and_memory_stays_channels_last(ways: dict[str, Any])
     assert torch.equal(later, mixed) is (not ways)
 
 
-def test_with_both_each_batch_takes_one_and_either_comes_up() -> None:
+def test_with_both_each_batch_uses_one_of_them_at_random() -> None:
     x, labels, indices = batch(8)
     boxed = 0
     for epoch in range(200):
@@ -91,7 +93,7 @@ def test_with_both_each_batch_takes_one_and_either_comes_up() -> None:
 
 
 def test_how_much_is_mixed_does_not_depend_on_the_batch() -> None:
-    """The share is of the sample; only the partner is of the batch."""
+    """The share depends on the sample alone; only its partner depends on the batch."""
     x, _, indices = batch(10)
     labels = torch.arange(10)
     _, targets = mixup_batch(x, labels, 10, indices, alpha=1.0, seed=0, epoch=0)

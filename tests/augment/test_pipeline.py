@@ -109,7 +109,7 @@ def test_a_warp_that_changes_nothing_agrees_with_the_slice() -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
-    """Bit for bit: alone, in another order, with more padding, with rubbish in the padding, on another thread count."""
+    """Bit for bit: alone, in another order, with more padding, random padding, or another number of threads."""
     shapes = np.array(RAGGED)
     batch, augment = rows(RAGGED), make(SPECS[name])
     indices = np.array([5, 900, 17, 3, 2**40, 8])
@@ -131,7 +131,7 @@ def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_rows_of_one_shape_go_together_and_come_out_the_same(name: str) -> None:
+def test_rows_of_one_shape_are_processed_together_with_the_same_result(name: str) -> None:
     batch, augment = rows([(40, 44)] * 7), make(SPECS[name])
     shapes = np.tile([40, 44], (7, 1))
     whole = augment(batch, shapes, np.arange(7), epoch=0)
@@ -150,7 +150,7 @@ def test_fresh_every_epoch_and_every_seed_and_repeatable(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_input_is_left_alone(name: str) -> None:
+def test_the_input_is_not_changed(name: str) -> None:
     batch = rows(RAGGED)
     before = batch.clone()
     make(SPECS[name])(batch, np.array(RAGGED), np.arange(6), epoch=0)
@@ -188,7 +188,7 @@ def test_every_tensor_is_made_on_the_device_of_the_pixels(name: str) -> None:
 
 @pytest.mark.parametrize("size", [32, 160])
 def test_threads_change_no_bit_and_leave_torch_as_it_was(size: int) -> None:
-    """One image a thread where images are large; in inference mode as well, which each thread has for itself."""
+    """One image per thread where images are large; also in inference mode, which applies to a single thread."""
     shapes = np.array([(170, 180), (160, 200), (180, 165), (171, 171), (200, 160)])
     batch, augment = rows([(h, w) for h, w in shapes.tolist()]), make(EVERYTHING, size)
     threads = torch.get_num_threads()
@@ -206,8 +206,8 @@ def test_threads_change_no_bit_and_leave_torch_as_it_was(size: int) -> None:
         assert torch.equal(result, results[0])
 
 
-def test_threads_that_others_start_later_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a thread sets for itself, torch also keeps as the number for threads that are yet to come."""
+def test_threads_that_start_later_are_not_affected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch also uses the number that a thread sets for itself as the default of threads that start later."""
     monkeypatch.setattr(workers, "_pools", {})
     threads = torch.get_num_threads()
     try:
@@ -242,8 +242,8 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert process.exitcode == 0
 
 
-def test_rows_warped_together_are_those_warped_apart() -> None:
-    """The way of a GPU, which takes all rows in the batch's frame, tried on the CPU, with rubbish in the padding."""
+def test_rows_warped_together_equal_rows_warped_one_by_one() -> None:
+    """The code for a GPU, which warps all rows in the frame of the batch, run on the CPU with random padding."""
     shapes, batch = np.array(RAGGED), rows(RAGGED, spare=5, fill=255)
     maps = draw_maps(Augment(rotate=45, scale=(0.5, 1.5)), shapes, 32, 0, 0, np.arange(6))
     scratch = Scratch(batch.device)
@@ -292,8 +292,8 @@ def test_uniforms_are_uniform_and_independent() -> None:
     assert np.abs(off_diagonal).max() < 4.5 / np.sqrt(20_000)
 
 
-def test_uniforms_are_of_the_sample_alone() -> None:
-    """A value fixed for ever: a change of the hash changes every run that was ever recorded."""
+def test_uniforms_depend_on_the_sample_alone() -> None:
+    """A recorded value: a change of the hash would change every run."""
     whole = uniforms(7, 5, np.arange(1000), 3, stream=2)
     assert np.array_equal(uniforms(7, 5, np.array([999, 3]), 3, stream=2), whole[[999, 3]])
     assert np.array_equal(uniforms(7, 5, np.arange(1000), 1, stream=2), whole[:, :1])

@@ -1,4 +1,4 @@
-"""`linnaeus explain`: what is printed, what is drawn, and what is said of wrong input."""
+"""`linnaeus explain`: what is printed, what is drawn, and the messages for wrong input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_all_stages_for_another_class_as_json(here: Path, say):  # noqa: F811
         assert (f"for name of 2 ({percent(by_class['2'])})" in line) == (predicted["top"][0]["class"] != "2")
 
 
-def test_what_looks_alike_is_listed(here: Path, say):  # noqa: F811
+def test_similar_images_are_listed(here: Path, say):  # noqa: F811
     said = say("explain", "m.safetensors", "pics/1/1 0.png", "--like", "pics", "--top", "3", "--json", "why.json")
     assert said.status == 0, said
     assert said.err.startswith("warning: pics: not known to be the model's training data; comparing with 6 of its")
@@ -92,8 +92,8 @@ def build(classes, channels):
 """
 
 
-def test_a_network_of_ones_own(here: Path, say):  # noqa: F811
-    """The parts of a Sequential are its stages, by their numbers, and what enters the last is compared."""
+def test_a_custom_network_is_explained(here: Path, say):  # noqa: F811
+    """The children of a Sequential are its stages, named by number; the input of the last one is compared."""
     (here / "net.py").write_text(NET)
     write_tiny_model(here / "own.safetensors", load_module("net.py:build", 3, 1))
     said = say(
@@ -116,7 +116,7 @@ def test_a_network_of_ones_own(here: Path, say):  # noqa: F811
     assert say("explain", "own.safetensors", "pics/2").status == 2
 
 
-def test_a_name_that_is_no_utf8(here: Path, say):  # noqa: F811
+def test_a_name_that_is_not_utf8(here: Path, say):  # noqa: F811
     odd = os.fsdecode(b"odd \xff.png")
     try:
         shutil.copy(here / "pics" / "0" / "0 0.png", here / odd)
@@ -139,7 +139,7 @@ def test_other_methods(method: str, here: Path, say):  # noqa: F811
     assert len(list((here / "explained").iterdir())) == 2
 
 
-def test_unreadable_images_are_told_and_do_not_stop_the_rest(here: Path, say):  # noqa: F811
+def test_unreadable_images_are_reported_and_do_not_stop_the_rest(here: Path, say):  # noqa: F811
     (here / "pics" / "1" / "1 0.png").write_bytes(b"no image")
     said = say("explain", "m.safetensors", "pics", "gone.png", "--json", "why.json")
     assert said.status == 1

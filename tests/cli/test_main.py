@@ -157,7 +157,7 @@ def test_wrong_input_is_one_line_that_names_it(arguments: str, named: list[str],
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_a_device_that_is_not_there(device: str, here: Path, say, monkeypatch: pytest.MonkeyPatch):
+def test_a_device_that_does_not_exist(device: str, here: Path, say, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     said = say("train", "idx", "--recipe", "r.toml", "--device", device)
@@ -184,7 +184,7 @@ def test_a_single_table_in_place_of_phases(here: Path, say):
 
 
 def test_training_and_what_it_prints(here: Path, say):
-    """Plain lines where there is no terminal: what stands before the first epoch, a line an epoch, the figures."""
+    """Plain lines without a terminal: a header, a line for each epoch, the figures."""
     said = say("train", "idx", "--recipe", "r.toml", "--out", "run 一", "--set", "log_every=4", "--epochs", "2")
     assert said.status == 0, said
     assert said.err == ""
@@ -238,7 +238,7 @@ def test_predictions_on_standard_output(form: str, here: Path, say):
         assert said.out.count("%") == 18
 
 
-def test_unreadable_images_are_told_and_the_status_is_1(here: Path, say):
+def test_unreadable_images_are_reported_and_the_status_is_1(here: Path, say):
     (here / "pics" / "1" / "1 0.png").write_bytes(b"no image")
     said = say(
         "predict", "m.safetensors", "pics", "gone.png", "pics/0/0 0.png", "--format", "jsonl", "--out", "o.jsonl"
@@ -255,8 +255,8 @@ def test_unreadable_images_are_told_and_the_status_is_1(here: Path, say):
 
 @pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
 @pytest.mark.parametrize("cut", [3, 40, 200, 10_000])
-def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say, monkeypatch: pytest.MonkeyPatch):
-    """Whatever a kill leaves of the file: its whole lines stay as they are, and only the rest is predicted."""
+def test_a_file_of_answers_is_continued(name: str, cut: int, here: Path, say, monkeypatch: pytest.MonkeyPatch):
+    """Whatever a kill leaves of the file, its complete lines stay and only the rest is predicted."""
     (here / "pics" / "1" / 'a, "b"\nc.png').write_bytes(b"no image")  # a name that takes two lines of the file
     assert say("predict", "m.safetensors", "pics", "--out", name).status == 1
     whole = (here / name).read_bytes()
@@ -275,12 +275,12 @@ def test_a_file_of_answers_is_gone_on_with(name: str, cut: int, here: Path, say,
     assert (here / name).read_bytes() == whole
     assert said.status == 1  # also where the unreadable one was done before
     assert said.err.splitlines()[-1] == "warning: 1 of 7 images could not be read"
-    # The first and the last readable answer are made again, to see that this is the model that gave them.
+    # The first and the last readable answer are computed again, to check that this model gave them.
     assert len(seen) == 7 - len(held.paths) + len(held.probes)
     assert len(held.paths) == {3: 0, 10_000: 7}.get(cut, len(held.paths))
 
 
-def test_one_image_is_one_image(here: Path, say):
+def test_a_single_image_is_counted_in_the_singular(here: Path, say):
     assert "1 of 1 image could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
     assert "o.csv: continuing after 1 image\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
 
@@ -309,7 +309,7 @@ def test_answers_of_another_model_are_not_mixed(here: Path, say):
         ("path,unsure,error,class_1,name_1,probability_1,class_2,name_2,probability_2\n", "--top 2"),
     ],
 )
-def test_a_file_that_holds_something_else_stays(text: str, told: str, here: Path, say):
+def test_a_file_with_other_content_is_kept(text: str, told: str, here: Path, say):
     (here / "o.csv").write_text(text)
     said = say("predict", "m.safetensors", "pics", "--out", "o.csv")
     if text == "path":  # the beginning of the header: a process was killed right then
@@ -320,7 +320,7 @@ def test_a_file_that_holds_something_else_stays(text: str, told: str, here: Path
     assert (here / "o.csv").read_text() == text
 
 
-def test_a_file_of_lines_with_another_number_of_classes_stays(here: Path, say):
+def test_a_file_of_lines_with_another_number_of_classes_is_kept(here: Path, say):
     assert say("predict", "m.safetensors", "pics", "--out", "o.jsonl").status == 0
     assert "--top 1" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl", "--top", "3").err
     (here / "o.jsonl").write_text('{"path": 3}\n')
@@ -355,8 +355,8 @@ def run(*arguments: str | bytes, **more) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_paths_on_standard_input_whatever_their_bytes(encoding: str, here: Path):
-    """A name that is no UTF-8 is read, found, and told in a form that JSON gives back; on a terminal of ASCII too."""
+def test_paths_on_standard_input_may_hold_any_bytes(encoding: str, here: Path):
+    """A name that is not UTF-8 is read, opened, and printed in a form that JSON restores; also to an ASCII terminal."""
     odd = b"odd \xff.png"
     Image.fromarray(draw(samples(1)[1])[0]).save(here / "x.png")
     try:
@@ -375,8 +375,8 @@ def test_paths_on_standard_input_whatever_their_bytes(encoding: str, here: Path)
 
 
 @pytest.mark.long
-def test_whoever_has_read_enough_may_go(here: Path):
-    """`linnaeus predict … | head -1` ends without a word."""
+def test_a_closed_pipe_ends_the_command_silently(here: Path):
+    """`linnaeus predict … | head -1` ends without a message."""
     paths = "pics/0/0 0.png\n" * 3000
     (here / "paths.txt").write_text(paths)
     command = f"{sys.executable} -m linnaeus predict m.safetensors - < paths.txt | head -1"
@@ -412,8 +412,8 @@ def test_a_full_disk_is_one_line_and_status_1(here: Path, small_disk: Path, say)
 
 
 @pytest.mark.long
-def test_a_limit_on_the_size_of_files_is_a_full_disk(here: Path):
-    """The same without the right to mount: what the system refuses to write ends the job in one line."""
+def test_a_limit_on_the_size_of_files_acts_like_a_full_disk(here: Path):
+    """The same without permission to mount: a write that the system refuses ends the job with one line."""
     result = run(
         "train",
         "idx",
@@ -427,10 +427,10 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(here: Path):
     assert result.returncode == 1, result.stderr
     assert result.stderr.count(b"\n") == 1, result.stderr
     assert b"model.safetensors: no space left on the disk" in result.stderr
-    assert not (here / "run").exists(), "nothing came of it, so nothing is left behind"
+    assert not (here / "run").exists(), "a job that failed leaves nothing behind"
 
 
-def test_ctrl_c_elsewhere_is_one_word(here: Path, say, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_outside_of_training_prints_one_word(here: Path, say, monkeypatch: pytest.MonkeyPatch):
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
@@ -439,7 +439,7 @@ def test_ctrl_c_elsewhere_is_one_word(here: Path, say, monkeypatch: pytest.Monke
     assert (said.status, said.err.strip()) == (1, "stopped")
 
 
-def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
+def test_the_calibration_of_a_run_is_kept_and_compared(here: Path, say):
     """Train, evaluate, predict, compare: temperature and threshold are fitted once and mean the same everywhere."""
     for name, epochs in (("one", 1), ("two", 3)):
         said = say("train", "idx", "--recipe", "r.toml", "--out", name, "--epochs", epochs)
@@ -490,8 +490,8 @@ def test_what_a_training_says_of_trust_is_kept_and_compared(here: Path, say):
     assert rows[1]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-4)
 
 
-def test_another_error_is_looked_up_and_nothing_is_stored(here: Path, say):
-    """From the curve of the validation images, in the file; the file stays as it is."""
+def test_a_threshold_for_another_error_is_read_from_the_curve_and_not_stored(here: Path, say):
+    """From the curve of the validation images in the model file, which is not changed."""
     assert say("train", "idx", "--recipe", "r.toml", "--out", "run", "-q").status == 0
     before = (here / "run" / "model.safetensors").read_bytes()
     said = say("evaluate", "run", "idx", "--error", "0.6", "--json", "e.json")

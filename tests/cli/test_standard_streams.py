@@ -18,7 +18,7 @@ from linnaeus.console import Console, MessageStream
 
 
 class Window:
-    """Has `write` and nothing else, as the object that some program puts there."""
+    """A stream with `write` only, as some programs assign to sys.stdout."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_does_not_depend_on_the_streams(
     kind: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What it prints are messages: the run is finished although nobody reads them."""
+    """Training prints only messages, so a run finishes even if they cannot be written."""
     monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
     monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
     assert status(monkeypatch, "train", place / "idx", "--recipe", place / "r.toml", "--out", tmp_path / "run") == 0

@@ -30,7 +30,7 @@ def test_env_describes_versions_devices_cache_and_variables(say, monkeypatch: py
     assert any(line.split() == ["LINNAEUS_OFFLINE", "1"] for line in lines)
 
 
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(system, "PACKAGES", ("no-such-package",))
     assert system.installation()["packages"] == {"no-such-package": "not installed"}
 

@@ -1,4 +1,4 @@
-"""Archives as sources: a zip or tar of a folder is that folder, and a hostile or damaged one is one line."""
+"""Archives as sources: a zip or tar is read like its folder; a hostile or damaged one gives one line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder_of(root: Path) -> Path:
 
 
 def pack(folder: Path, path: Path, top: str = "") -> Path:
-    """An archive of the files in `folder`, with names that start with `top`; its form is that of its suffix."""
+    """An archive of the files in `folder`, in the format of its suffix, with names that start with `top`."""
     files = {f"{top}{file.relative_to(folder).as_posix()}": file.read_bytes() for file in sorted(folder.rglob("*.*"))}
     return write(path, files)
 
@@ -126,7 +126,7 @@ def test_a_zip_is_read_in_place_and_a_compressed_tar_is_decompressed_once(tmp_pa
 
 
 def test_lists_and_tables_in_an_archive(tmp_path: Path):
-    """As in its folder; a list that a stranger made names none of the user's own files."""
+    """As in a folder; a list in an archive cannot name files outside of the archive."""
     images = {f"images/{k}.png": picture(k) for k in range(4)}
     table = b"path,label\n" + b"".join(f"images/{k}.png,{'ab'[k % 2]}\n".encode() for k in range(4))
     path = write(tmp_path / "t.zip", {**images, "labels.csv": table})
@@ -168,7 +168,7 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, form: str, name: 
     refused(path, said if form == "zip" or said != "leads out of it" else "leads out of")
 
 
-def test_names_that_differ_in_case_are_told_and_equal_ones_refused(tmp_path: Path):
+def test_names_that_differ_in_case_are_reported_and_equal_ones_refused(tmp_path: Path):
     files = {"rose/0.png": picture(0), "rose/0.PNG": picture(1), "tulip/0.png": picture(2)}
     table = open_source(write(tmp_path / "x.zip", files))
     assert len(table) == 3
@@ -179,7 +179,7 @@ def test_names_that_differ_in_case_are_told_and_equal_ones_refused(tmp_path: Pat
 
 
 def test_encodings_of_names(tmp_path: Path):
-    """UTF-8 without its flag, as macOS writes it, is read; another encoding is told; old Windows separators, too."""
+    """UTF-8 without its flag, as macOS writes it, is read, as are backslashes; an unknown encoding is reported."""
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as zipped:
         for name, seed in (("Blüte/0.png", 0), ("tulip\\0.png", 1), ("__MACOSX/Bl/._0.png", 2)):
@@ -240,7 +240,7 @@ def test_damage_is_one_line_for_the_archive_or_one_image(tmp_path: Path):
     refused(tmp_path / "p.tar.gz", "not a readable tar archive")
 
 
-def test_an_archive_that_changes_while_it_is_used_is_told(tmp_path: Path):
+def test_an_archive_that_changes_while_it_is_used_is_reported(tmp_path: Path):
     table = open_source(pack(folder_of(tmp_path / "photos"), tmp_path / "p.tar"))
     (tmp_path / "p.tar").write_bytes(b"\0" * 10240)
     with pytest.raises(UserError, match=r"p\.tar"):

@@ -94,7 +94,7 @@ def test_mnist(shared_data: Path):
     assert (table.kind, table.channels, len(table)) == ("idx", 1, 70000)
     assert table.images is not None
     assert table.images.shape == (70000, 28, 28)
-    assert table.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # as everybody's first ten
+    assert table.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # the first ten labels of MNIST
     assert table.labels[table.where("test")][:5].tolist() == [7, 2, 1, 0, 4]
     assert table.counts()["train"][:2].tolist() == [5923, 6742]
     assert 33.31 < table.images[:60000].mean() < 33.33  # 0.1307 of 255
@@ -129,7 +129,7 @@ def test_planes_become_channels(tmp_path: Path):
     assert (table.images[0, 5, 30] == planes[0, :, 5, 30]).all()
 
 
-def test_batches_stand_in_order(tmp_path: Path):
+def test_batches_are_read_in_order(tmp_path: Path):
     files = {f"data_batch_{i}.bin": bytes([i % 10]) + bytes([i]) * 3072 for i in (10, 2, 1)}
     table = open_source(lay(tmp_path, files))
     assert table.images is not None
@@ -170,7 +170,7 @@ def test_damaged_cifar(tmp_path: Path):
     refused(lay(tmp_path / "one", {"x.bin": b""}) / "x.bin", "one file of several; give its folder")
 
 
-def test_hostile_names_in_an_archive_go_nowhere(tmp_path: Path):
+def test_nothing_is_written_at_the_hostile_names_of_an_archive(tmp_path: Path):
     files = cifar_files()
     path = tmp_path / "inner" / "c.tar.gz"
     path.parent.mkdir()
@@ -204,7 +204,7 @@ def test_idx_raw_and_zipped(tmp_path: Path, zipped: bool):
     assert one.fingerprint() == table.fingerprint()
 
 
-def test_raw_hides_zipped_and_the_folder_raw_is_looked_into(tmp_path: Path):
+def test_raw_files_come_before_zipped_ones_and_a_folder_raw_is_searched(tmp_path: Path):
     mnist_like(tmp_path / "raw", zipped=False)
     folder, pictures = mnist_like(tmp_path / "raw", zipped=False)
     (folder / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
@@ -342,7 +342,7 @@ print("peak", int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split
 
 
 @pytest.mark.long
-def test_bombs_do_not_go_off(tmp_path: Path):
+def test_decompression_bombs_are_refused_with_little_memory(tmp_path: Path):
     """False lengths and bombs are refused with little memory: 3 GB of addresses, and under 1.5 GB ever resident."""
     done = subprocess.run([sys.executable, "-c", BOMBS, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -66,7 +66,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert first != shown(make(25, Sampling(True, 2)), 0)
 
 
-def test_drawing_with_weights_never_shows_what_weighs_nothing():
+def test_samples_of_weight_zero_are_never_drawn():
     weights = np.array([0.5, 0.5, 0.0])
     drawn = order(3000, 0, 0, np.repeat(weights, 1000) / 1000)
     assert len(drawn) == 3000
@@ -74,12 +74,12 @@ def test_drawing_with_weights_never_shows_what_weighs_nothing():
 
 
 @pytest.mark.parametrize(("n", "batch", "sizes"), [(17, 8, [8, 9]), (16, 8, [8, 8]), (18, 8, [8, 8, 2]), (1, 8, [1])])
-def test_no_batch_is_a_single_image_if_that_can_be(n: int, batch: int, sizes: list[int]):
+def test_no_batch_is_a_single_image_where_that_can_be_avoided(n: int, batch: int, sizes: list[int]):
     assert [len(piece) for piece in chunks(np.arange(n), batch)] == sizes
 
 
-def test_batches_of_one_are_batches_of_one():
-    """Who asks for them gets them, the last as well."""
+def test_a_batch_size_of_one_is_kept():
+    """A batch size of 1 that the user chose is kept, also for the last batch."""
     assert [len(piece) for piece in chunks(np.arange(4), 1)] == [1, 1, 1, 1]
 
 
@@ -152,8 +152,8 @@ def test_an_error_while_fetching_is_raised_where_the_batch_is_asked_for():
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5])
-def test_an_epoch_goes_on_where_it_was_left(start: int):
-    """After the last batch there is none left, which is where a run that was cut before validation goes on."""
+def test_an_epoch_continues_where_it_was_interrupted(start: int):
+    """After the last batch none is left, which is where a run continues that was killed before validation."""
     images = np.arange(70, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     batches = Batches(PixelStore.from_arrays(images), np.arange(70), batch=16, device=CPU, sampling=Sampling(True, 3))
     whole = [batch.draws.tolist() for batch in batches.epoch(2)]

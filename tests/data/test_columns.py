@@ -1,4 +1,4 @@
-"""Columns of a CSV under other names: used or refused, and always said."""
+"""Columns of a CSV under other names: used or refused, and always reported."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def write(root: Path, header: str, *cells: str, paths: tuple[str, ...] = ROWS) -
         ("whatever", "train dev train test", "train valid train test"),
     ],
 )
-def test_a_split_under_another_name_is_used_and_said(tmp_path: Path, column: str, values: str, splits: str):
+def test_a_split_under_another_name_is_used_and_reported(tmp_path: Path, column: str, values: str, splits: str):
     cells = [f"{'xy'[k % 2]},{value}" for k, value in enumerate(values.split())]
     table = open_source(write(tmp_path, f"path,label,{column}", *cells), lenient=True)
     assert table.split.tolist() == splits.split()
     assert column.lower() in table.notes[0]
 
 
-def test_folds_are_not_used_and_that_is_said(tmp_path: Path):
+def test_folds_are_not_used_and_that_is_reported(tmp_path: Path):
     table = open_source(write(tmp_path, "path,label,fold", "x,0", "y,1", "x,0", "y,1"))
     assert set(table.split) == {""}
     assert "column 'fold' ('0', '1') is not used" in table.notes[0]
 
 
-def test_two_columns_that_tell_the_split(tmp_path: Path):
+def test_two_columns_that_name_the_split(tmp_path: Path):
     with pytest.raises(UserError, match="columns 'set', 'is_valid' all tell the split"):
         open_source(write(tmp_path, "path,label,set,is_valid", "x,train,0", "y,val,1", "x,train,0", "y,train,0"))
 

@@ -52,7 +52,7 @@ LUMA = RGB @ np.array([0.299, 0.587, 0.114])
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "TGA", "PPM", "GIF", "WEBP", "JPEG", "JPEG2000", "AVIF"])
 def test_every_format(kind: str):
-    """RGB comes back, exactly where the format keeps it; and as luma."""
+    """RGB is read back, exactly where the format is lossless; and as luma."""
     all_options: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
     options = all_options.get(kind, {})
     tolerance = {"JPEG": 1.5, "AVIF": 4, "GIF": 8}.get(kind, 0)  # GIF has 256 colors
@@ -64,7 +64,7 @@ def test_every_format(kind: str):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_orientation_is_applied(kind: str, orientation: int):
-    """The pixels as stored, by EXIF's own table of what row 0 and column 0 mean."""
+    """The stored pixels, by the table of EXIF of what row 0 and column 0 mean."""
     stored = {
         1: RGB,
         2: RGB[:, ::-1],
@@ -116,7 +116,7 @@ def test_sixteen_bit_color_is_scaled():
 
 
 def test_white_is_zero():
-    """TIFF may count ink: 16-bit, and 8-bit, both inverted."""
+    """TIFF may store white as 0, in 8 and in 16 bits."""
     values = 65535 - ((GRAY.astype(np.uint16) << 8) | GRAY)
     data = encode(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
     assert np.array_equal(decode(data, channels=1)[:, :, 0], GRAY)
@@ -137,7 +137,7 @@ def test_white_is_zero():
     ids=["0..255", "0..1", "0..65535", "integers", "other", "a hole", "all holes", "flat"],
 )
 def test_floats_and_integers(values: np.ndarray, expected: np.ndarray):
-    """The range is taken for what it looks like, else stretched."""
+    """The range is inferred from the values; other ranges are stretched."""
     assert distance(decode(encode(Image.fromarray(values), "TIFF"), channels=1)[:, :, 0], expected) < 0.6
 
 
@@ -219,7 +219,7 @@ def test_first_frame_of_an_animation():
 
 
 def test_draft_keeps_twice_the_target():
-    """1000 x 800 may shrink to 250 x 200, so that 100 is still doubled, and to nothing less."""
+    """1000 x 800 may be decoded at 250 x 200, twice the target of 100, and no smaller."""
     data = encode(Image.fromarray(smooth(3, 800, 1000)), "JPEG")
     assert decode(data).shape == (800, 1000, 3)
     assert decode(data, at_least=100).shape == (200, 250, 3)
@@ -280,7 +280,7 @@ def test_pad_is_centered_on_black():
     assert (row[11:30] == 200).all()
 
 
-def test_right_size_passes_untouched():
+def test_images_of_the_right_size_are_not_changed():
     for fit, picture in (("crop", RGB), ("squash", RGB[:, :H]), ("pad", RGB[:, :H])):
         assert fit_row(picture, RowSpec(H, fit)) is picture
     assert np.shares_memory(fit_row(GRAY, RowSpec(H, channels=1)), GRAY)
@@ -358,7 +358,7 @@ def test_inspecting_gives_pixels_size_and_format(kind: str):
     np.testing.assert_array_equal(found.pixels, decode(data, at_least=16))
 
 
-def test_inspecting_a_large_jpeg_decodes_a_fraction_and_tells_the_whole():
+def test_inspecting_a_large_jpeg_decodes_a_fraction_and_returns_the_full_size():
     turned = Image.Exif()
     turned[ORIENTATION] = 6
     data = encode(Image.fromarray(smooth(3, 1000, 2000)), "JPEG", exif=turned)
@@ -388,7 +388,7 @@ def test_paths_are_named(tmp_path: Path):
 
 
 def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch):
-    """By what the header claims, before anything is decoded, whatever Pillow's own switch says."""
+    """By the size in the header, before anything is decoded, whatever Pillow's own limit is."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     bomb = bytearray(encode(Image.new("L", (8, 8)), "BMP"))
     bomb[18:26] = (20_000).to_bytes(4, "little") * 2
@@ -399,7 +399,7 @@ def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_quiet_even_in_threads(capfd: pytest.CaptureFixture[str], shared_data: Path):
-    """Pillow's warnings and libtiff's messages reach nobody, and are no errors where warnings are."""
+    """Pillow's warnings and libtiff's messages are suppressed, also where warnings are errors."""
     noisy = [*(shared_data / "dirty" / "pillow-tests").glob("crash-*.tif")]
     noisy += [shared_data / "dirty" / "pillow-tests" / "apng" / "syntax_num_frames_zero_default.png"]
 
@@ -418,7 +418,7 @@ def test_quiet_even_in_threads(capfd: pytest.CaptureFixture[str], shared_data: P
     assert capfd.readouterr() == ("", "")
 
 
-def test_threads_give_what_one_gives():
+def test_several_threads_give_the_result_of_one():
     data = [encode(Image.fromarray(np.roll(RGB, k, 1)), "JPEG") for k in range(16)]
     alone = [decode(each) for each in data]
     with ThreadPoolExecutor(8) as pool:
@@ -448,7 +448,7 @@ print(json.dumps({"outcome": outcome, "slowest": slowest, "peak": peak}))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-def test_everything_dirty(shared_data: Path):
+def test_odd_and_broken_files_decode_or_are_refused(shared_data: Path):
     """508 odd files in 1 GB of address space: each decodes or is refused; none hangs, crashes or writes to stderr."""
     command = [sys.executable, "-W", "always", "-c", DIRTY, str(shared_data / "dirty")]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,4 +1,4 @@
-"""Display names: matched to the classes by name, contradictions refused, the file stated."""
+"""Display names are matched to the classes by name; an error on a contradiction names the file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_json_that_swaps_or_contradicts(tmp_path: Path):
     assert any("names none of the 2 classes; not used" in note for note in open_source(tmp_path).notes)
 
 
-def test_a_file_of_another_purpose_is_left_out_and_said(tmp_path: Path):
+def test_a_file_of_another_purpose_is_ignored_and_reported(tmp_path: Path):
     (folders(tmp_path, "cat", "dog") / "labels.txt").write_text("cat/1.jpg 0\ndog/1.jpg 1\n")
     assert shown(tmp_path) == {"cat": "cat", "dog": "dog"}
     assert "labels.txt" in open_source(tmp_path).notes[0]

@@ -35,7 +35,7 @@ class Server(ThreadingHTTPServer):
         self.tag = '"one"'
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Some tests hang up on purpose: that is no error to print."""
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -113,7 +113,7 @@ def test_fetches_whole_with_progress(server: Server, tmp_path: Path):
 
 
 @pytest.mark.parametrize("checksum", [SHA, SHA[:8], None])
-def test_goes_on_after_every_dropped_connection(server: Server, tmp_path: Path, checksum: str | None):
+def test_a_download_continues_after_every_dropped_connection(server: Server, tmp_path: Path, checksum: str | None):
     server.ways["x.bin"], server.left = {"drops"}, 3
     assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=checksum).read_bytes() == BODY
     assert [asked for _, asked in server.asked] == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
@@ -124,25 +124,25 @@ def test_a_file_that_changes_meanwhile_is_not_mixed(server: Server, tmp_path: Pa
     assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY[::-1]
 
 
-def test_a_later_call_goes_on_too(server: Server, tmp_path: Path):
+def test_a_later_call_continues_the_download(server: Server, tmp_path: Path):
     (tmp_path / "x.bin.part").write_bytes(BODY[:500_000])
     assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
     assert server.asked == [("x.bin", "bytes=500000-")]
 
 
 @pytest.mark.parametrize("part", [b"stale" * 100, BODY + b"more", b"y" * len(BODY)])
-def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path, part: bytes):
+def test_a_partial_download_of_another_file_is_deleted(server: Server, tmp_path: Path, part: bytes):
     (tmp_path / "x.bin.part").write_bytes(part)
     assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
     assert not (tmp_path / "x.bin.part").exists()
 
 
-def test_a_part_is_not_trusted_without_a_checksum(server: Server, tmp_path: Path):
+def test_a_partial_download_is_not_used_without_a_checksum(server: Server, tmp_path: Path):
     (tmp_path / "x.bin.part").write_bytes(b"stale" * 100)
     assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY
 
 
-def test_a_whole_part_is_kept(server: Server, tmp_path: Path):
+def test_a_complete_partial_file_is_kept(server: Server, tmp_path: Path):
     (tmp_path / "x.bin.part").write_bytes(BODY)
     assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
     assert server.asked == [("x.bin", f"bytes={len(BODY)}-")]
@@ -175,7 +175,7 @@ def test_a_wrong_checksum_moves_on_to_the_next_mirror(server: Server, tmp_path: 
     assert not list(tmp_path.glob("y*"))  # neither the wrong file nor a part of it
 
 
-def test_what_a_login_page_or_a_wrong_size_gives_is_refused(server: Server, tmp_path: Path):
+def test_a_login_page_or_a_wrong_size_is_refused(server: Server, tmp_path: Path):
     server.ways["x.bin"] = {"login page"}
     with pytest.raises(FetchError, match="a web page"):
         fetch(server.url("x.bin"), tmp_path / "x.bin")
@@ -188,7 +188,7 @@ def test_what_a_login_page_or_a_wrong_size_gives_is_refused(server: Server, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_busy_servers_are_asked_again_and_dead_ones_not_for_ever(server: Server, tmp_path: Path):
+def test_busy_servers_are_asked_again_and_dead_ones_are_given_up(server: Server, tmp_path: Path):
     server.ways["x.bin"], server.left = {"busy"}, 2
     assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY
     server.ways["x.bin"], server.left = {"drops", "stalls"}, 100
@@ -221,7 +221,7 @@ def test_offline(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fetch(server.url("x.bin"), tmp_path / "y.bin")
 
 
-def test_a_wrong_file_is_left_alone_and_named(server: Server, tmp_path: Path):
+def test_a_wrong_file_is_kept_and_named(server: Server, tmp_path: Path):
     (tmp_path / "x.bin").write_bytes(b"mine")
     with pytest.raises(FetchError, match=r"x.bin: 4 bytes instead of 1024000; remove it to download it again"):
         fetch(server.url("x.bin"), tmp_path / "x.bin", size=len(BODY))
@@ -240,7 +240,7 @@ def test_mirror_is_a_copy_of_the_cache(server: Server, tmp_path: Path, monkeypat
     ]  # what it lacks comes from the source
 
 
-def test_two_at_once_fetch_once(server: Server, tmp_path: Path):
+def test_two_simultaneous_calls_download_once(server: Server, tmp_path: Path):
     threads = [
         threading.Thread(target=fetch, args=(server.url("x.bin"), tmp_path / "x.bin"), kwargs={"sha256": SHA})
         for _ in range(4)

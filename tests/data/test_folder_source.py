@@ -152,7 +152,7 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     refused(tmp_path, "b/secret: cannot be read (Permission denied); check its permissions")
 
 
-def test_names_that_are_no_utf8(tmp_path: Path):
+def test_names_that_are_not_utf8(tmp_path: Path):
     raw = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(raw)  # noqa: PTH102
     with open(raw + b"/\xff.jpg", "wb"):  # noqa: PTH123

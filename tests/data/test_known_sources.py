@@ -101,7 +101,7 @@ def test_odd_names(source: str):
         open_source(source)
 
 
-def test_what_is_on_disk_goes_before_a_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_path_on_disk_comes_before_a_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("digits/a/1.jpg", "digits/b/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
@@ -121,7 +121,7 @@ def test_repacked_archives_put_there_by_hand(shared_data: Path, caplog: pytest.L
     assert {source.name for source in known_sources() if source.present} == {"digits", "mnist"}
 
 
-def test_what_the_files_unpack_to_is_as_good(shared_data: Path):
+def test_unpacked_files_are_used_as_well(shared_data: Path):
     (home("cifar10")).mkdir(parents=True)
     shutil.copytree(shared_data / "cifar10-12k/cifar-10-batches-bin", home("cifar10") / "cifar-10-batches-bin")
     assert len(open_source("cifar10")) == 12000
@@ -206,7 +206,7 @@ def test_damaged_flowers102(small_flowers: Path):
 
 
 def test_progress_counts_over_all_files(monkeypatch: pytest.MonkeyPatch):
-    """`pull` adds up the files: 11.6 MB for mnist, never falling back."""
+    """`pull` counts all files together: 11.6 MB for mnist, and progress never decreases."""
 
     def fake(urls, destination, *, md5, size, progress):
         destination.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def sets(table: Table) -> list[str]:
     return ["+".join(table.labels_of(i)) for i in range(len(table))]
 
 
-def test_columns_of_0_and_1_with_several_are_recognized_and_said(tmp_path: Path):
+def test_columns_of_0_and_1_with_several_labels_are_recognized_and_reported(tmp_path: Path):
     path = source(tmp_path, "image,MEL,NV,BCC,age", "1.0,0,1,40", "0,1,0,35", "0,0,0,", "0.0,1.0,0,7")
     table = open_source(path)
     assert sets(table) == ["bcc+mel", "nv", "", "nv"]
@@ -39,7 +39,7 @@ def test_columns_of_0_and_1_with_several_are_recognized_and_said(tmp_path: Path)
     assert "not used: 'age'" in note
 
 
-def test_columns_without_a_row_of_several_stay_single_unless_stated(tmp_path: Path):
+def test_columns_without_a_row_of_several_labels_stay_single_unless_stated(tmp_path: Path):
     path = source(tmp_path, "image,a,b", "1,0", "0,1", "0,1")
     assert not open_source(path).several
     assert sets(open_source(path, labels=MULTI)) == ["a", "b", "b"]

@@ -63,7 +63,7 @@ def test_labels_by_name(images: Path):
     assert set(table.split) == {"train"}
 
 
-def test_one_name_among_numbers_is_the_slip(images: Path):
+def test_one_name_among_numbers_is_the_mistake(images: Path):
     (images / "train.txt").write_text("img/rose/1.jpg 0\nimg/tulip/4.jpg 1\nimg/rose/2.jpg rose\n")
     refused(images, "train.txt:3: label 'rose' is a name where the other labels are numbers")
 
@@ -212,7 +212,7 @@ def test_one_clear_line_for_each_mistake_in_a_csv(images: Path):
         refused(place, said)
 
 
-def test_a_folder_where_a_image_was_sought_is_named_once(images: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_in_place_of_an_image_is_named_once(images: Path, monkeypatch: pytest.MonkeyPatch):
     (images / "x.csv").write_text("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n")
     monkeypatch.chdir(images)
     refused(images / "x.csv", f"x.csv:3: 'img/rose/9.jpg' does not exist in {images}; correct the path")

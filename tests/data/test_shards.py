@@ -45,7 +45,7 @@ def shards(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def partial_limit(limit: int):
-    """_Writer._split with shards of so few bytes that there are several."""
+    """`_Writer._split` with a limit so low that there are several shards."""
     from linnaeus.data.shardwriter import _Writer
 
     original = _Writer._split
@@ -134,7 +134,7 @@ def test_what_is_written_is_what_is_read(photos: Path, shards: Path):
     assert contents(some) == {name: expected[name] for name in (order[3], order[1])}
 
 
-def test_the_table_exists_without_reading_a_image(shards: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_table_exists_without_reading_an_image(shards: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*given: Any) -> bytes:
         raise AssertionError("a shard was read")
 
@@ -175,7 +175,7 @@ def test_splits_arrays_and_smaller_images(tmp_path: Path):
     assert sizes["a/y.bmp"] == (9, 8)
 
 
-def test_a_folder_that_is_there_is_left_alone(photos: Path, shards: Path):
+def test_an_existing_folder_is_not_changed(photos: Path, shards: Path):
     with pytest.raises(UserError, match="already exists"):
         write_shards(open_source(photos), shards)
     assert len(open_source(shards)) == 12
@@ -210,7 +210,7 @@ def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.M
         f"train-0.tar/{long}.jpg": ("9", f"image {long}".encode()),
         "val-0.tar/a.jpg": ("9", b"image a"),
     }
-    monkeypatch.setattr("linnaeus.data.webdataset.scan_samples", None)  # what was found is kept
+    monkeypatch.setattr("linnaeus.data.webdataset.scan_samples", None)  # the index was kept
     assert open_source(tmp_path / "set").fingerprint() == table.fingerprint()
     assert len(open_source(str(tmp_path / "set" / "train-{0..0}.tar"))) == 3
     monkeypatch.undo()
@@ -241,11 +241,11 @@ def test_shards_of_others_that_are_wrong_are_refused_by_name(tmp_path: Path, mem
     assert str(path) in str(found.value)
 
 
-def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path):
-    """tarfile stops at a header that is no header, and so would drop the images behind it."""
+def test_a_damaged_header_is_not_taken_for_the_end_of_the_archive(tmp_path: Path):
+    """tarfile stops at an invalid header and would drop the images behind it."""
     path = foreign(tmp_path / "x.tar", *sample("a", "1"), *sample("b", "2"))
     data = bytearray(path.read_bytes())
-    data[2048 + 10] ^= 1  # a name: its checksum is wrong then
+    data[2048 + 10] ^= 1  # changes a name, so the checksum of the header is wrong
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"x\.tar: not a readable tar archive \(no tar header at byte 2,048\)"):
         open_source(path)
@@ -262,7 +262,7 @@ def test_links_and_devices_are_refused_by_name(tmp_path: Path, kind: bytes):
         open_source(path)
 
 
-def test_a_shard_that_was_cut_or_changed_is_told(shards: Path):
+def test_a_shard_that_was_cut_or_changed_is_reported(shards: Path):
     table = open_source(shards)
     members = table.members
     assert members is not None
@@ -352,7 +352,7 @@ def test_programs_and_other_schemes_are_not_read(tmp_path: Path, monkeypatch: py
 
 
 def test_reading_takes_constant_memory(tmp_path: Path):
-    """40 MB of images through the streaming rows, in batches, with a few MB in hand."""
+    """Streaming 40 MB of images in batches holds a few MB at a time."""
     generator = np.random.default_rng(0)
     for k in range(2):
         (tmp_path / "large" / str(k)).mkdir(parents=True)
@@ -400,7 +400,7 @@ def test_training_evaluating_and_checking_shards(tmp_path: Path, say, monkeypatc
     assert (tmp_path / "run-disk" / "report.html").exists()
 
 
-def test_ranks_share_the_shards_and_a_place_in_the_order_is_found_again(shards: Path):
+def test_ranks_share_the_shards_and_an_epoch_continues_at_any_batch(shards: Path):
     """Two ranks see every image once between them; an epoch from batch 2 on is the rest of the same epoch."""
     table = open_source(shards)
     rows = build_pixels(table, np.arange(12), RowSpec(8), cache=default_cache())

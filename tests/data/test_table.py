@@ -108,7 +108,7 @@ def test_split_is_stratified(sizes, valid, test, seed):
     assert sum(c.sum() for c in counts.values()) == sum(sizes)
     assert set(counts) == set(SPLITS)
     assert (counts["train"] >= 1).all()
-    if all(size * (1 - valid - test) >= 3 for size in sizes):  # nobody's last image was at stake
+    if all(size * (1 - valid - test) >= 3 for size in sizes):  # no class had to give its last image
         for name, share in (("valid", valid), ("test", test)):
             assert counts[name].sum() == max(1, round(sum(sizes) * share))
             assert (np.abs(counts[name] - np.array(sizes) * share) <= 1 + 1e-6).all()
@@ -139,7 +139,7 @@ def test_split_depends_on_the_seed_alone():
     seed=st.integers(0, 100),
 )
 @settings(deadline=None, max_examples=80)
-def test_groups_never_straddle(labels, sizes, seed):
+def test_groups_are_never_divided(labels, sizes, seed):
     labels = np.unique(labels, return_inverse=True)[1]
     groups = tuple(f"patient {i // sizes}" if i % 7 else "" for i in range(len(labels)))
     table = table_of(labels, groups=groups)
@@ -152,7 +152,7 @@ def test_groups_never_straddle(labels, sizes, seed):
     assert (split.counts()["train"] >= 1).all()
 
 
-def test_groups_meet_the_share():
+def test_groups_reach_the_stated_share():
     labels = np.repeat(np.arange(2), 100)
     table = table_of(labels, groups=tuple(str(i // 4) for i in range(200)))
     counts = split_table(table, valid=0.2, test=0.1, seed=0).counts()
@@ -160,14 +160,14 @@ def test_groups_meet_the_share():
     assert np.abs(counts["test"] - 10).max() <= 2
 
 
-def test_a_image_listed_twice_stays_on_one_side():
+def test_an_image_listed_twice_stays_in_one_split():
     table = table_of(np.arange(40) % 2, paths=[f"/data/{i // 4}.jpg" for i in range(40)])
     split = split_table(table, valid=0.3, test=0.2, seed=3)
     for i in range(0, 40, 4):
         assert len(set(split.split[i : i + 4])) == 1
 
 
-def test_a_group_follows_what_the_source_set_aside():
+def test_a_group_stays_in_the_split_that_the_source_gives_it():
     split = ["test", "test", *[""] * 10, "train"]
     groups = ("p", "q", "p", *[""] * 9, "r")
     table = table_of([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0], split, groups=groups)
@@ -218,7 +218,7 @@ def test_what_cannot_be_split_is_refused():
         split_table(table_of([0, 0, 1, 1], groups=("a", "a", "b", "b")), valid=0.25, test=0, seed=0)
 
 
-def test_shares_of_nothing_leave_everything_to_train():
+def test_shares_of_zero_leave_everything_to_train():
     assert set(split_table(table_of([0, 1]), valid=0, test=0, seed=0).split) == {"train"}
 
 

@@ -1,4 +1,4 @@
-"""What looks alike: which images are compared, by which vectors, and what is kept of them."""
+"""Similar images: which images are compared, by which vectors, and what is cached."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_only_training_images_are_compared(run: Path, classifier: Classifier):
     assert set(names_of(found)) == train
 
 
-def test_the_nearest_are_so_by_cosine(run: Path, classifier: Classifier):
-    """Against vectors made here, by hand, image by image."""
+def test_the_nearest_are_those_by_cosine(run: Path, classifier: Classifier):
+    """Compared with vectors computed here, image by image."""
     found = gallery(classifier, run / "pics", QUIET)
 
     def vector(path: str) -> np.ndarray:
@@ -96,13 +96,13 @@ def test_a_training_image_is_not_its_own_neighbor(
     copy = tmp_path / "copy.png"
     shutil.copy(run / "pics" / name, copy)
     nearest = found.nearest(classifier.predict(str(copy)), 5)
-    assert nearest[0].path == name  # a copy of it is as like as can be
+    assert nearest[0].path == name  # a copy has the largest similarity
     assert nearest[0].similarity == pytest.approx(1, abs=1e-3)
     assert len(found.nearest(classifier.predict(str(copy)), 999)) == len(found)
 
 
 def test_the_run_knows_its_images_where_the_source_has_changed(run: Path, tmp_path: Path):
-    """An image more, and the source's fingerprint is another; the images of the training are known by their content."""
+    """One more image changes the fingerprint of the source; training images are recognized by content."""
     shutil.copytree(run / "run", tmp_path / "run")
     train = {path for path, split in split_of(run).items() if split == "train"}
     new = run / "pics" / "0" / "new.png"
@@ -111,7 +111,7 @@ def test_the_run_knows_its_images_where_the_source_has_changed(run: Path, tmp_pa
         found = gallery(load(tmp_path / "run", device="cpu"), run / "pics", QUIET)
         assert found.trained
         assert set(names_of(found)) == train
-        (tmp_path / "run" / "split.csv").unlink()  # the model file alone knows them too
+        (tmp_path / "run" / "split.csv").unlink()  # the model file alone recognizes them too
         found = gallery(load(tmp_path / "run", device="cpu"), run / "pics", QUIET)
         assert found.trained
         assert set(names_of(found)) == train
@@ -119,14 +119,14 @@ def test_the_run_knows_its_images_where_the_source_has_changed(run: Path, tmp_pa
         new.unlink()
 
 
-def test_of_another_source_its_training_part_is_compared(classifier: Classifier, tmp_path: Path):
+def test_the_training_split_of_another_source_is_compared(classifier: Classifier, tmp_path: Path):
     write_images(tmp_path / "other" / "train", ("0", "x"), each=3, seed=5)
     write_images(tmp_path / "other" / "valid", ("0", "x"), each=3, seed=8)
     found = gallery(classifier, tmp_path / "other", QUIET)
     assert not found.trained
     assert [name.split("/")[0] for name in names_of(found)] == ["train"] * 6
     nearest = found.nearest(classifier.predict(str(tmp_path / "other" / "valid" / "x" / "x 0.png")), 6)
-    assert {n.name for n in nearest} == {"0", "x"}  # a class the model has never heard of has its own name
+    assert {n.name for n in nearest} == {"0", "x"}  # a class that the model does not know keeps its name
 
 
 def test_images_in_arrays(classifier: Classifier, tmp_path: Path):
@@ -181,14 +181,14 @@ def test_unreadable_images_are_left_out(classifier: Classifier, tmp_path: Path, 
         gallery(classifier, tmp_path / "pics", QUIET)
 
 
-def test_a_cache_too_small_is_said(run: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_too_small_is_reported(run: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LINNAEUS_CACHE_GB", "0")
     with pytest.raises(UserError, match="LINNAEUS_CACHE_GB"):
         gallery(classifier, run / "pics", QUIET)
 
 
-def test_vectors_of_a_network_of_ones_own():
-    """What enters the last part of a Sequential, pooled."""
+def test_vectors_of_a_custom_network():
+    """The pooled input of the last child of a Sequential."""
     torch.manual_seed(0)
     body, head = nn.Conv2d(1, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     x = torch.rand(3, 1, 8, 8)
@@ -198,7 +198,7 @@ def test_vectors_of_a_network_of_ones_own():
 
 
 def test_vectors_are_what_the_head_sees():
-    """Where the head looks at several stages, so do the vectors."""
+    """If the head uses several stages, the vectors do too."""
     network = create("resnet20", 3, 3, head_stages=["layer2", "layer3"]).eval()
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_vectors_are_what_the_head_sees():
 
 
 class OnePiece(nn.Module):
-    """Nobody but its author knows what is its head."""
+    """A module whose head cannot be recognized."""
 
     def __init__(self) -> None:
         super().__init__()

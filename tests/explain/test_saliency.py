@@ -1,4 +1,4 @@
-"""Heat maps: the right formula, on every kind of network, that find what they should and leave the network alone."""
+"""Heat maps: the right formula on every kind of network; they find the evidence and change no network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def alive(name: str, size: int, **arguments) -> tuple[Network, Tensor]:
     x = torch.rand(4, 3, size, size)
     with torch.no_grad():
         network.train()(x)
-    nn.init.normal_(network.get_parameter("fc.weight"), 0.3)  # so that something speaks for every class
+    nn.init.normal_(network.get_parameter("fc.weight"), 0.3)  # so that every class has evidence
     return network.eval(), x
 
 
@@ -64,7 +64,7 @@ def stripes(n: int, seed: int, classes: int = 2) -> tuple[Tensor, np.ndarray, np
 
 @pytest.fixture(scope="module")
 def trained() -> Network:
-    """A small network of one's own that tells stripes, wherever they are; it works in place where it can."""
+    """A small custom network that recognizes stripes anywhere, with in-place operations where possible."""
     torch.manual_seed(0)
     layers = OrderedDict(
         conv1=nn.Conv2d(1, 8, 3, padding=1),
@@ -118,8 +118,8 @@ def test_at_the_last_stage_it_is_cam(name: str, size: int, first: int, step: int
     assert found.min() >= 0
 
 
-def test_every_way_from_a_stage_to_the_logits_counts():
-    """Where the head looks at a stage itself and at what becomes of it, the map's slopes are of both."""
+def test_every_path_from_a_stage_to_the_logits_counts():
+    """If the head uses a stage directly and through later stages, the gradients of both paths count."""
     network, x = alive("resnet20", 32, head_stages=["layer2", "layer3"])
     targets = np.array([0, 1, 2, 3])
     found = grad_cam(network, x, targets, ("layer2",))["layer2"]
@@ -166,7 +166,7 @@ def test_a_batch_is_its_images_one_by_one():
             np.testing.assert_allclose(together[stage][i], alone[stage][0], atol=1e-4)
 
 
-def test_where_nothing_speaks_for_a_class_the_map_is_zero():
+def test_without_evidence_for_a_class_the_map_is_zero():
     network, x = alive("resnet20", 32)
     with torch.no_grad():
         network.get_parameter("fc.weight")[1] = -1
@@ -175,8 +175,8 @@ def test_where_nothing_speaks_for_a_class_the_map_is_zero():
     assert np.isfinite(found).all()
 
 
-def test_maps_find_what_tells_the_classes(trained: Network):
-    """The heat's middle is at the patch, for every stage that tells, in a network with strides and code in place."""
+def test_maps_are_centered_on_the_evidence_for_the_class(trained: Network):
+    """The center of the heat is at the patch, for each of two stages, in a network with strides and in-place code."""
     x, y, corners = stripes(24, 7)
     assert (trained(x).argmax(1).numpy() == y).all()
     places = np.arange(SIZE)
@@ -207,7 +207,7 @@ def test_which_stage_is_drawn():
 
 
 def test_random_weights_give_other_maps(trained: Network):
-    """Adebayo et al. 2018: with everything random little is left of the map, and the weights themselves change none."""
+    """Adebayo et al. 2018: with random weights little remains of the map. The check itself changes no weights."""
     x, y, _ = stripes(8, 7)
 
     def maps_of(network: Network) -> np.ndarray:
@@ -221,7 +221,7 @@ def test_random_weights_give_other_maps(trained: Network):
     assert found[0]["flat"] == found[0]["fc"]  # no weights there
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     image_only = sanity(trained, lambda network: x[:, 0].numpy())
-    assert min(image_only.values()) == pytest.approx(1)  # what a map must not do
+    assert min(image_only.values()) == pytest.approx(1)  # a map that ignores the weights fails the check
 
 
 def test_ranks_correlate_as_in_scipy():
@@ -234,7 +234,7 @@ def test_ranks_correlate_as_in_scipy():
 
 
 def test_occlusion_is_what_covering_costs(trained: Network):
-    """Against the same by hand: each place's mean drop of the log-probability over the patches that cover it."""
+    """Compared with a direct computation: for each place the mean drop of the log-probability over its patches."""
     pytest.importorskip("captum")
     x, y, _ = stripes(2, 3)
     found = occlusion(trained, x, y)
@@ -280,7 +280,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_images_are_explained_as_they_were_predicted(method: str, classifier: Classifier, tmp_path: Path):
-    """More images than go through the network at once; the crop, the class and the order are the prediction's."""
+    """More images than one batch holds; crop, class and order are those of the prediction."""
     if method != "gradcam":
         pytest.importorskip("captum")
     folder = write_images(tmp_path, each=3)

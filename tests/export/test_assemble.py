@@ -1,4 +1,4 @@
-"""The preprocessing inside the graph is the one that trained: sizes, rounding, cutting, channels, for any image."""
+"""The preprocessing inside the graph is that of training: sizes, rounding, cropping, channels, for any image."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_within_a_level_of_pillow(fit: str, channels: int, size: tuple[int, int]):
-    """Noise, the worst there is: one pixel to the side would be off by a hundred levels."""
+    """Noise is the worst case: a shift by one pixel would be off by a hundred levels."""
     off = levels(preprocessing(channels, fit=fit), noise(*size))
     assert off.max() < 1.01
 
@@ -94,8 +94,8 @@ def test_gray_images_for_a_network_of_colors_and_the_reverse(fit: str):
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 @pytest.mark.parametrize(("resize", "size"), [(28, 28), (29, 28), (30, 28), (31, 28), (32, 27), (33, 5)])
-def test_the_cut_is_rounded_as_ours_for_every_parity(fit: str, resize: int, size: int):
-    """Rows that need no resizing: what comes out must be the same to the bit."""
+def test_the_crop_is_rounded_as_in_training_for_every_parity(fit: str, resize: int, size: int):
+    """Rows that need no resizing: the output must be the same to the bit."""
     p = preprocessing(resize=resize, size=size, fit=fit)
     for long in range(resize, resize + 8) if fit == "crop" else (resize,):
         assert levels(p, noise(resize, long)).max() < 1e-3
@@ -118,12 +118,12 @@ def test_other_filters(fit: str, interpolation: str, most: float):
         assert off.mean() < 1
 
 
-def test_a_filter_that_onnx_has_not_is_refused():
+def test_a_filter_that_onnx_lacks_is_refused():
     with pytest.raises(UserError, match=r"interpolation = 'lanczos': ONNX cannot .* nearest, bilinear, bicubic"):
         prepare(Nodes("p"), preprocessing(interpolation="lanczos"))
 
 
-def test_a_batch_is_each_of_its_images():
+def test_a_batch_gives_the_results_of_its_images():
     p = preprocessing()
     batch = np.stack([noise(50, 70), noise(70, 50).transpose(1, 0, 2)])
     both = graph(p).run(None, {INPUT: batch})[0]

@@ -51,10 +51,10 @@ def test_distances_and_verdicts_are_those_of_the_model(place: Path):
     assert len(set(distances)) > 1
     assert [prediction.distance for prediction in theirs] == pytest.approx(distances, abs=1e-5)
     assert [prediction.unknown for prediction in theirs] == [prediction.unknown for prediction in ours]
-    assert export.notice == model.notice  # no word about a missing distance
+    assert export.notice == model.notice  # no message about a missing distance
 
 
-def test_a_program_without_linnaeus_gets_them(place: Path):
+def test_a_program_without_linnaeus_gets_the_distances(place: Path):
     session = ort.InferenceSession(str(place / "run" / "model.onnx"))
     (distance,) = session.run(["distance"], {INPUT: np.zeros((2, 40, 30, 1), np.uint8)})
     assert distance.shape == (2,)

@@ -1,4 +1,4 @@
-"""Exporting: what is written answers like its original, and what does not is not written."""
+"""Exporting: a file is written only if it answers like the original."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def photographs(folder: Path, n: int = 6) -> Path:
 
 
 def plain(path: Path, image: np.ndarray) -> np.ndarray:
-    """What another program does with the file."""
+    """Probabilities of ONNX Runtime alone, as another program uses the file."""
     return ort.InferenceSession(str(path)).run([PROBABILITIES], {INPUT: image[None]})[0][0]
 
 
@@ -140,7 +140,7 @@ def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, Gat
     here, there = model.evaluate(data, "valid"), export.evaluate(data, "valid")
     assert (there.n, there.correct) == (here.n, here.correct)
     assert there.loss == pytest.approx(here.loss, abs=1e-5)
-    assert len({model.predict(path).index for path in paths}) > 1, "a network that says one thing shows nothing"
+    assert len({model.predict(path).index for path in paths}) > 1, "a network with a single answer would prove nothing"
 
 
 def test_plain_onnx_runtime_gives_the_same_answer_from_raw_pixels(
@@ -195,7 +195,7 @@ def test_networks_fits_and_channels_on_odd_photographs(
 
 
 @pytest.mark.long
-def test_a_network_of_ones_own_is_exported_too(tmp_path: Path, data: Path):
+def test_a_custom_network_is_exported_too(tmp_path: Path, data: Path):
     torch.manual_seed(0)
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
     write_run(tmp_path, wrap(own, 3, 1))
@@ -216,7 +216,9 @@ def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path
     assert load(path).run.kind == "onnx-int8"
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert "QuantizeLinear" in kinds
-    best = min(result.attempts, key=lambda attempt: attempt.prepared.differing)  # of equals the first, which is faster
+    best = min(
+        result.attempts, key=lambda attempt: attempt.prepared.differing
+    )  # of equal schemes the first, which is faster
     assert result.passed is not None
     assert result.passed.scheme == best.scheme
     types = {i.data_type for i in onnx.load(path).graph.initializer if len(i.dims) == 4}
@@ -225,7 +227,7 @@ def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path
     assert (onnx.TensorProto.UINT8 if wide else onnx.TensorProto.INT8) in types
 
 
-def test_what_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Path, monkeypatch, say):
+def test_a_file_that_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Path, monkeypatch, say):
     """int8 that rounds to nonsense: nothing is written, the table says why, status 1; the old file stays."""
     monkeypatch.setattr(int8, "SCHEMES", int8.SCHEMES[:1])
     monkeypatch.setattr(int8.TensorStatistics, "range", lambda self, how: (0.0, 1e-3))
@@ -245,7 +247,7 @@ def test_what_does_not_agree_is_not_written(run: Path, data: Path, tmp_path: Pat
 
 
 def test_a_float_graph_that_computes_something_else_is_not_written(run: Path, data: Path, tmp_path: Path, monkeypatch):
-    """A wrong mean by one level, a wrong temperature: each is result."""
+    """A mean that is off by one level and a wrong temperature are both detected."""
     classifier = load(run, device="cpu")
     original = onnx_file.with_preprocessing
 
@@ -264,7 +266,7 @@ def test_a_float_graph_that_computes_something_else_is_not_written(run: Path, da
 
 
 def test_raw_pixels_have_a_check_of_their_own(tmp_path: Path, monkeypatch):
-    """A graph that resizes without antialiasing sees prepared pixels rightly, and photographs not."""
+    """A graph that resizes without antialiasing agrees on prepared pixels, but not on photographs."""
     from linnaeus.export import assemble
 
     p = Preprocessing(37, 32, "crop", channels=3, mean=(0.4,) * 3, std=(0.05,) * 3)
@@ -297,10 +299,10 @@ def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_pa
     )
 
 
-def test_predict_knows_of_an_export_that_lies_beside_its_model(
+def test_predict_finds_an_export_that_lies_beside_its_model(
     exported: tuple[Path, GateResult], run: Path, tmp_path: Path
 ):
-    """Its gate, its ratio and its checksum are noted in the run folder; an export elsewhere is nobody's."""
+    """Its agreement, speed and checksums are recorded in the run folder; those of an export elsewhere are not."""
     noted = json.loads((run / EXPORTS).read_text())
     assert list(noted) == ["model.onnx"]
     assert noted["model.onnx"]["sha256"] == file_digest(exported[0])
@@ -309,8 +311,8 @@ def test_predict_knows_of_an_export_that_lies_beside_its_model(
     assert fastest(run, "cpu").passed_over == []
 
 
-def test_the_page_about_it_runs(tmp_path: Path, capsys, monkeypatch):
-    """The lines of docs/onnx.md, on a golden file, say what `linnaeus predict` says and write what Node cannot read."""
+def test_the_code_of_the_documentation_page_runs(tmp_path: Path, capsys, monkeypatch):
+    """On a golden file it prints what `linnaeus predict` does, and writes the names and threshold for Node."""
     root = Path(__file__).resolve().parents[2]
     golden = root / "tests" / "golden" / "format1"
     (tmp_path / "runs" / "first").mkdir(parents=True)
@@ -345,13 +347,13 @@ def test_wrong_input_is_one_line(arguments: list[str], reason: str, run: Path, s
     assert len(output.err.strip().splitlines()) == 1
 
 
-def test_packages_that_are_not_there_are_named(run: Path, monkeypatch):
+def test_missing_packages_are_named(run: Path, monkeypatch):
     monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else True)
     with pytest.raises(UserError, match=r"--to onnx: needs onnxscript, .* pip install"):
         onnx_file.require("onnx")
 
 
-def test_too_large_for_one_file_is_said_before_the_work(run: Path, monkeypatch):
+def test_a_network_too_large_for_one_file_is_refused_before_the_work(run: Path, monkeypatch):
     monkeypatch.setattr(onnx_file, "MOST_BYTES", 1000)
     with pytest.raises(UserError, match=r"model\.safetensors: .* GB of weights, but an ONNX file holds 2 GB"):
         onnx_file.network_graph(load(run, device="cpu"), torch.zeros(2, 28, 28, 1, dtype=torch.uint8))
@@ -366,8 +368,8 @@ def test_a_full_disk_leaves_the_old_file(run: Path, data: Path, tmp_path: Path, 
     assert out.read_bytes() == b"old"
 
 
-def test_the_images_of_a_run_are_found_again(tmp_path: Path, data: Path):
-    """By what metrics.json notes; where it notes nothing, by the paths of split.csv."""
+def test_an_export_finds_the_images_of_its_run(tmp_path: Path, data: Path):
+    """By the source in metrics.json; without one, by the paths of split.csv."""
     from linnaeus.export.sample_images import run_source
 
     run = write_run(tmp_path, mini())
@@ -381,7 +383,7 @@ def test_the_images_of_a_run_are_found_again(tmp_path: Path, data: Path):
     assert run_source(run / "model.safetensors") == str(run / "split.csv")
 
 
-def test_what_int8_sees_is_not_what_it_is_judged_on(tmp_path: Path, data: Path):
+def test_int8_is_calibrated_and_compared_on_different_images(tmp_path: Path, data: Path):
     from linnaeus.export.sample_images import collect_samples, split_calibration
 
     run = write_run(tmp_path / "run", mini()) / "model.safetensors"
@@ -393,14 +395,14 @@ def test_what_int8_sees_is_not_what_it_is_judged_on(tmp_path: Path, data: Path):
         24,
         15,
     )
-    one = write_images(tmp_path / "one", each=4)  # no parts of its own
+    one = write_images(tmp_path / "one", each=4)  # without splits
     calibration, compared = split_calibration(collect_samples(about, run, str(one), None), 128)
     assert calibration.images is compared.images
     assert sorted([*calibration.positions, *compared.positions]) == list(range(12))
 
 
-def test_the_network_stays_as_it_was(exported: tuple[Path, GateResult], run: Path):
-    """It was fused, exported and compared, and may go on to be trained."""
+def test_an_export_does_not_change_the_network(exported: tuple[Path, GateResult], run: Path):
+    """After fusing, export and comparison its weights are the same and can be trained."""
     network = exported[1].reference.run.network  # type: ignore[attr-defined]
     before = read_model(run / "model.safetensors")[0].state_dict()
     assert network.state_dict().keys() == before.keys()

@@ -43,7 +43,7 @@ def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(photos: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The network, its head the mean vector of each class: nearest in angle."""
+    """The network with the mean vector of each class as its head: the nearest by angle is the answer."""
     file = shared_data / "weights" / "resnet50-v1-imagenet.safetensors"
     result = load_weights("resnet50", str(file), classes=CLASSES)
     network, p = result.model.eval(), Preprocessing(256, 224)
@@ -113,5 +113,5 @@ def test_int8_nearly_agrees(run: Path, photos: Path, tmp_path: Path, monkeypatch
     )
     assert path is not None, result.attempts[0].refused
     assert result.attempts[0].prepared.agreement >= 0.8
-    assert 0 < result.attempts[0].prepared.mean < 0.1, "it rounds, and not much"
+    assert 0 < result.attempts[0].prepared.mean < 0.1, "rounding changes the answers, but not much"
     assert path.stat().st_size < 0.3 * (run / "model.safetensors").stat().st_size

@@ -88,7 +88,7 @@ def test_torchvision_loads_it_strictly_and_answers_the_same(name: str, arguments
         ("inception_v1", {}, "5x5 branch"),
     ],
 )
-def test_what_would_not_be_the_same_is_refused(name: str, arguments: dict, reason: str):
+def test_a_network_that_torchvision_would_compute_differently_is_refused(name: str, arguments: dict, reason: str):
     with torch.device("meta"):
         network = create(name, 3, **arguments)
     with pytest.raises(UserError, match=reason) as caught:

@@ -1,7 +1,7 @@
-"""What somebody may bring who means harm: names, mutated files, archives; and what must not come of it.
+"""Hostile input (names, mutated files, archives), and the limits that reading it must keep.
 
-`watched` is the judge: it lets UserError pass, and nothing else; it counts processor time; and it sees every file that
-Python opens for writing, makes, moves or links, by an audit hook.
+`watched` checks them: only UserError may be raised, processor time is limited, and an audit hook sees every file that
+Python opens for writing, creates, moves or links.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 
 from linnaeus.errors import UserError
 
-SECONDS = 20.0  # of processor time for one example: generous, for what is looked for is a loop or a square law
+SECONDS = 20.0  # of processor time for one example: generous, because it is to find endless loops and quadratic costs
 DIRTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "dirty"
 
 NAMES = (
@@ -99,7 +99,7 @@ file_name = name.map(lambda text: text.replace("/", "\u2215").replace("\0", "0")
 
 
 class EscapeError(AssertionError):
-    """Something was written outside of where it may be."""
+    """Something was written outside of the allowed folders."""
 
 
 _ALLOWED: list[str] | None = None
@@ -136,7 +136,7 @@ def _hook(event: str, given: tuple[Any, ...]) -> None:
 
 @cache
 def _listen() -> None:
-    sys.addaudithook(_hook)  # for good: a hook cannot be taken away
+    sys.addaudithook(_hook)  # once for the process: an audit hook cannot be removed
 
 
 @contextmanager

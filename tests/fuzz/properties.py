@@ -1,8 +1,8 @@
-"""What must hold of everything that reads what strangers bring. Said once: the tests try it a little, and
-`benchmarks/fuzz.py` for as long as one likes.
+"""Properties of everything that reads untrusted input. The tests try a few examples of each, `benchmarks/fuzz.py` as
+many as its time allows.
 
-Every property is a function of (what hypothesis drew, an empty folder). It raises where something other than UserError
-comes out, where the time is up, or where anything outside that folder is written.
+Every property is a function of (what hypothesis drew, an empty folder). It raises if reading raises anything but
+UserError, takes too long, or writes anything outside of that folder.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 def check_table(table: Table, folder: Path) -> None:
-    """What may be relied on in every table: names that can be printed, a split that is read back as it is."""
+    """What holds for every table: names can be printed, and a split is read back as it was written."""
     for text in (*table.classes, *table.names, *table.ignored, *map(table.sample_id, range(len(table)))):
         text.encode("utf-8")
     assert len(set(table.classes)) == len(table.classes)
@@ -106,7 +106,7 @@ TREE = st.lists(
 
 
 def check_folder(tree: list[tuple[list[str], str, str]], folder: Path) -> None:
-    """A folder of whatever a file system may hold."""
+    """A folder with any names that a file system accepts."""
     for parts, last, kind in tree:
         try:
             place = (folder / "source").joinpath(*parts)

@@ -1,4 +1,4 @@
-"""What fuzzing found, each as it was found, so that it stays mended."""
+"""Regression tests of what fuzzing found, on the input that it found."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from linnaeus.training.run import train
         ("# " + "x" * 5 * LONGEST, "bytes, too large for a recipe"),
     ],
 )
-def test_recipes_that_were_made_to_hurt(tmp_path: Path, text: str, reason: str):
+def test_hostile_recipes_are_refused(tmp_path: Path, text: str, reason: str):
     (tmp_path / "recipe.toml").write_text(text)
     with watched(tmp_path, seconds=2) as said:
         load_recipe(str(tmp_path / "recipe.toml"))
@@ -40,13 +40,13 @@ def test_recipes_that_were_made_to_hurt(tmp_path: Path, text: str, reason: str):
 
 
 @pytest.mark.parametrize("value", ["[" * 50_000, "9" * 5_000, "{a" + ".a" * 20_000 + "=1}"])
-def test_settings_that_are_no_toml_are_words(tmp_path: Path, value: str):
+def test_settings_that_are_not_toml_are_strings(tmp_path: Path, value: str):
     with watched(tmp_path, seconds=2):
         assert parse_setting(f"model.name={value}") == ("model.name", value)
 
 
 def test_an_error_is_one_line_whatever_a_name_holds(tmp_path: Path):
-    """A key with an end of line made two lines; a folder's name could color, or turn around, a terminal's text."""
+    """A key with a line break made two lines; the name of a folder could color or reverse the text of a terminal."""
     with watched(tmp_path) as said:
         load_recipe("digits", {"a\nb": 1})
     assert "a\\nb: unknown key" in str(said[0])
@@ -54,7 +54,7 @@ def test_an_error_is_one_line_whatever_a_name_holds(tmp_path: Path):
     assert str(error) == r"x\x1b[31m \u202egnp.exe \udcff \x85 \u2028 rosé 玫瑰"
 
 
-def test_a_class_name_does_not_steer_the_terminal(tmp_path: Path):
+def test_a_class_name_does_not_control_the_terminal(tmp_path: Path):
     for label in ("rose\x1b[2J", "tulip\u202e\n"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "a\rb.png").touch()
@@ -74,7 +74,7 @@ def test_a_number_of_thousands_of_digits_in_the_names(tmp_path: Path):
 
 
 def test_a_run_on_hostile_names_stays_in_its_folder(tmp_path: Path):
-    """Classes, files and the source named to climb, run and steer: everything is written below the run folder."""
+    """Names of classes, files and source that hold paths, formulas and control characters: all is written below it."""
     labels = (
         "../../up",
         "/etc/passwd",

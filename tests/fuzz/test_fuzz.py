@@ -18,7 +18,7 @@ EXAMPLES = {"decode": 60, "model": 25, "recipe": 30, "matlab": 15}
 
 
 @pytest.mark.parametrize("kind", PROPERTIES)
-def test_only_one_line_comes_out_and_nothing_is_written_elsewhere(kind: str):
+def test_every_property_holds_for_a_few_examples(kind: str):
     strategy, holds = PROPERTIES[kind]
 
     @settings(
@@ -37,7 +37,7 @@ def test_only_one_line_comes_out_and_nothing_is_written_elsewhere(kind: str):
     run()
 
 
-def test_the_judge_sees_what_it_should(tmp_path: Path):
+def test_violations_of_the_properties_are_detected(tmp_path: Path):
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
     with watched(inside):

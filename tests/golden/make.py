@@ -52,7 +52,7 @@ def own() -> nn.Module:
 
 
 def trained(network: Network) -> Network:
-    """Weights and statistics unlike those that a new network has, so that none can be lost unseen."""
+    """Weights and statistics that no new network has, so that a test notices any that are lost."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():

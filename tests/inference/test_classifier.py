@@ -83,7 +83,7 @@ def test_top_are_the_likeliest_in_order(classifier: Classifier, images: Path):
     assert len(one.top(99)) == 3
 
 
-def test_an_unreadable_image_stops_nobody(classifier: Classifier, images: Path, tmp_path: Path):
+def test_an_unreadable_image_does_not_stop_the_others(classifier: Classifier, images: Path, tmp_path: Path):
     paths = all_of(images)[: BATCH + 5]
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[0]).read_bytes()[:200])
@@ -98,7 +98,7 @@ def test_an_unreadable_image_stops_nobody(classifier: Classifier, images: Path, 
     for at, reason in ((3, "truncated"), (BATCH, "not an image"), (BATCH + 2, "No such file"), (BATCH + 3, "folder")):
         assert reason.lower() in str(found[at].error).lower()
         assert "\n" not in str(found[at].error)
-        assert paths[at] not in str(found[at].error)  # the path is told once, by whoever prints both
+        assert paths[at] not in str(found[at].error)  # without the path, which the caller prints
         assert found[at].to_dict()["top"] == []
     with pytest.raises(UserError, match=r"cut\.png: "):
         _ = found[3].name
@@ -106,7 +106,7 @@ def test_an_unreadable_image_stops_nobody(classifier: Classifier, images: Path, 
         classifier.predict(cut)
 
 
-def test_images_without_a_path_are_numbered_through(classifier: Classifier):
+def test_images_without_a_path_are_numbered(classifier: Classifier):
     raw = [np.asarray(image) for image in draw(np.zeros(3 * BATCH, int))]
     raw[2 * BATCH + 1] = np.asarray(raw[0])
     found = classifier.predict([*raw, b"", b"no image"])
@@ -116,7 +116,7 @@ def test_images_without_a_path_are_numbered_through(classifier: Classifier):
 
 
 def test_only_a_few_images_are_in_memory_at_a_time(classifier: Classifier):
-    """What is asked for ahead of the answers is bounded, however many there are."""
+    """The number of images that are read ahead is bounded."""
     asked = 0
 
     def endless():
@@ -201,7 +201,7 @@ def written(form: str, predictions: list[Prediction], top: int) -> str:
 
 @pytest.fixture
 def two() -> list[Prediction]:
-    """One that was read and one that was not, with names that want care in CSV and JSON."""
+    """A readable image and an unreadable one, with names that CSV and JSON have to quote."""
     names = ('Rose, "rot"', "玫瑰", "c")
     good = Prediction("a b/ü.jpg", ("0", "1", "2"), names, np.array([0.2, 0.7, 0.1]))
     return [good, Prediction("x,y.jpg", ("0", "1", "2"), names, None, error="cut short, sadly")]
@@ -235,7 +235,7 @@ def test_csv_has_the_same_columns_in_every_row(two: list[Prediction]):
     assert rows[2] == ["x,y.jpg", "", "cut short, sadly", *[""] * 8]
 
 
-def test_the_table_is_a_line_or_a_paragraph_a_image(two: list[Prediction]):
+def test_the_table_has_a_line_or_a_paragraph_for_each_image(two: list[Prediction]):
     lines = written("table", two, 1).splitlines()
     assert len(lines) == 1  # the unreadable one is told on stderr
     assert lines[0].split() == ["70.0", "%", "玫瑰", "a", "b/ü.jpg"]
@@ -303,12 +303,12 @@ def test_figures_of_a_calibrated_model(model: Path, classifier: Classifier, tmp_
     assert found.loss != pytest.approx(plain.loss)
 
 
-def test_a_calibration_that_is_none_names_the_file(model: Path, tmp_path: Path):
+def test_an_invalid_calibration_names_the_file(model: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"odd\.safetensors: its calibration .*temperature -1"):
         calibrated_copy(model, tmp_path / "odd.safetensors", CALIBRATION | {"temperature": -1})
 
 
-def test_loading_says_what_is_wrong(tmp_path: Path, model: Path):
+def test_loading_reports_what_is_wrong(tmp_path: Path, model: Path):
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         linnaeus.load(tmp_path)
     with pytest.raises(UserError, match="no such model file"):

@@ -1,4 +1,4 @@
-"""Predicting and evaluating by several processes says what one process says, to the byte, and writes it once."""
+"""Several processes predict and evaluate like one: the same output, to the byte, written once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own beside that model and those images."""
+    """A folder of this test alone, with links to that model and those images."""
     for name in ("m.safetensors", "pics"):
         (tmp_path / name).symlink_to(place / name)
     monkeypatch.chdir(tmp_path)
@@ -84,8 +84,8 @@ SAYING: dict[str, tuple[object, ...]] = {
 }
 
 
-def test_what_is_said_is_the_same_to_the_byte(here: Path):
-    """On both streams, with the exit status; two and three processes; the first alone speaks."""
+def test_the_output_is_the_same_to_the_byte(here: Path):
+    """Both streams and the exit status, for two and three processes; only the first one prints."""
     (here / "nothing").mkdir()
 
     def work(rank: int) -> list[Any]:
@@ -108,7 +108,7 @@ def test_what_is_said_is_the_same_to_the_byte(here: Path):
 
 
 def test_every_number_of_images_in_order(place: Path):
-    """Fewer than processes, none, whole rounds and one more: each once, in order, with the bits of one process."""
+    """Fewer images than processes, none, whole rounds and one more: each once, in order, with the bits of one."""
     sizes = [0, 1, 2, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH - 1, 3 * BATCH, 3 * BATCH + 1, 6 * BATCH, 7 * BATCH + 5]
     pool = sorted(str(path) for path in (place / "pics").rglob("*.png"))
 
@@ -133,7 +133,7 @@ def test_every_number_of_images_in_order(place: Path):
 
 
 def test_only_a_few_rounds_are_handed_out_ahead(place: Path):
-    """However many there are; and who has enough lets the others end, between rounds and after the last."""
+    """However many images there are; a process that stops early lets the others end, between rounds and after them."""
 
     def work(rank: int) -> int:
         group, classifier, asked = join_process_group("cpu"), load(place / "m.safetensors", device="cpu"), 0
@@ -157,8 +157,8 @@ def test_only_a_few_rounds_are_handed_out_ahead(place: Path):
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
-def test_a_file_of_answers_is_gone_on_with(name: str, here: Path):
-    """Whatever a kill leaves of it: two processes complete it to the bytes that one writes."""
+def test_a_file_of_answers_is_continued(name: str, here: Path):
+    """Whatever a kill leaves of it, two processes complete it to the bytes that one process writes."""
     (alone,) = several(1, lambda rank: command(rank, *PREDICT, "--out", name))
     whole = (here / name).read_bytes()
     assert alone[0] == 1
@@ -207,8 +207,8 @@ def test_a_process_that_dies_ends_the_other_and_the_same_command_goes_on(victim:
     assert _alike((here / "o.jsonl").read_bytes(), (here / "whole.jsonl").read_bytes())
 
 
-def test_what_is_wrong_is_told_once(here: Path):
-    """A model that is none, a file that cannot be written, a count that is not that of the processes."""
+def test_wrong_input_of_several_processes_is_reported_once(here: Path):
+    """A file that is no model, one that cannot be written, and a wrong number of processes."""
     cases: dict[str, tuple[object, ...]] = {
         "no such model file": ("predict", "gone", "pics"),
         "cannot be written": (*PREDICT, "--out", "gone/o.csv"),
@@ -286,7 +286,7 @@ def test_torchrun_and_devices_read_paths_on_standard_input(here: Path):
 
 
 @pytest.mark.long
-def test_who_has_read_enough_may_go(here: Path):
+def test_a_closed_pipe_ends_all_processes_silently(here: Path):
     """`linnaeus predict … --devices 2 | head -1` ends without a word."""
     (here / "paths.txt").write_text("pics/0/0 0.png\n" * 3000)
     found = []

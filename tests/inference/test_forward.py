@@ -1,4 +1,4 @@
-"""The figures, against those of others."""
+"""Outputs in the order of the samples, and figures that equal those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_interval_stays_inside_and_holds_the_share():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_large_logits_are_no_trouble():
+def test_large_logits_do_not_overflow():
     logits = np.array([[1e4, 0.0, -1e4], [3e38, 3e38, -3e38]], np.float32)
     assert np.isfinite(log_softmax(logits)[0]).all()
     assert softmax(logits) == pytest.approx(np.array([[1, 0, 0], [0.5, 0.5, 0]]))
@@ -119,7 +119,7 @@ def test_distances_come_in_the_order_of_the_samples():
     assert other.take(np.array([7, 2])).distances == pytest.approx(one.distances[[7, 2]], abs=1e-5)
 
 
-def test_a_sample_counted_twice_is_no_result():
+def test_a_sample_counted_twice_is_an_error():
     """Drawing with replacement, as in training, misses some and repeats others."""
     images, labels = samples(23)
     store = PixelStore.from_arrays(images)

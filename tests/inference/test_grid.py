@@ -1,4 +1,4 @@
-"""The grid of `predict` shows what is worth looking at, and its title says how much of all that is."""
+"""The grid of `predict` shows mistakes and doubtful answers first, and its title says how many there are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model is never measured, unasked, on images that it was trained on: they are recognized by content."""
+"""A model is not evaluated on its training images unless asked: they are recognized by content."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def noise(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that knows pure noise by heart, in `run`, and its images, in `noise`."""
+    """A run that has memorized pure noise, in `run`, and its images, in `noise`."""
     from killing import undrawn
 
     folder = tmp_path_factory.mktemp("membership")
@@ -48,7 +48,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"data.split.valid": SHARE}
     with pytest.MonkeyPatch.context() as patch:
         undrawn(patch)
-        patch.setattr(Best, "beaten_by", lambda best, figures: True)  # the last epoch, which has learned most by heart
+        patch.setattr(Best, "beaten_by", lambda best, figures: True)  # the last epoch, which has memorized the most
         linnaeus.train(folder / "noise", str(recipe), out=folder / "run", settings=settings, console=QUIET)
     return folder
 
@@ -77,8 +77,8 @@ def evaluated(say, place: Path, *arguments: object) -> tuple[dict, str]:
     return json.loads((place / "e.json").read_text()), said.err
 
 
-def test_a_model_knows_its_images_by_heart(place: Path, say):
-    """What would be reported without the check; only asked for, and called what it is."""
+def test_a_model_remembers_its_training_images(place: Path, say):
+    """These figures, which would be reported without the check, need --split train and come with a warning."""
     found, said = evaluated(say, place, place / "run", place / "noise", "--split", "train")
     assert found["train"]["accuracy"] > 0.95
     assert found["train"]["trained_on"] == found["train"]["n"] == len(members(place)["train"])
@@ -141,7 +141,7 @@ def listed(folder: Path) -> tuple[Path, int]:
 
 
 def as_test_images(folder: Path) -> tuple[Path, int]:
-    """All of it, under the name of a test part, which nothing distinguishes from honest test images."""
+    """All images in a folder named test, which looks like a real test split."""
     (folder / "other").mkdir()
     (folder / "noise").rename(folder / "other" / "test")
     noise(folder / "other" / "test" / "b" / "new.bmp", NEW)
@@ -228,7 +228,7 @@ def test_similar_images_are_those_that_were_trained_on(place: Path, say):
     assert {place / "noise" / row["path"] for row in like} == set(members(place)["train"])
 
 
-def test_the_images_of_an_export_are_none_of_the_training(place: Path):
+def test_an_export_is_compared_on_images_outside_of_the_training(place: Path):
     from linnaeus.export.sample_images import collect_samples
 
     noise(place / "noise" / "a" / "new.bmp", NEW)
@@ -294,8 +294,8 @@ def test_the_record_survives_writing():
     assert again.split_of(contents, splits).tolist() == ["train", "valid", "", "test", "valid"]
 
 
-def test_measuring_needs_neither_two_classes_nor_all_of_them(tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
-    """What a training needs is not asked of images that a model is measured on."""
+def test_an_evaluation_needs_neither_two_classes_nor_all_of_them(tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
+    """The requirements on training data do not apply to an evaluation."""
     monkeypatch.chdir(tmp_path)
     write_tiny_model(tmp_path / "m.safetensors")
     write_images(tmp_path / "one", ("2",), each=5)

@@ -40,7 +40,7 @@ def test_many_equal_errors_are_a_count_with_the_command_that_helps(tmp_path: Pat
     assert lines[-1] == "warning: 21 of 24 images could not be read"
 
 
-def test_different_errors_are_all_told():
+def test_different_errors_are_all_reported():
     problems = [(f"{i}.jpg", f"reason {i % 2}") for i in range(7)] + [("x", "other")]
     assert folded(problems) == [
         *(f"{i}.jpg: reason {i % 2}" for i in range(6)),
@@ -51,7 +51,7 @@ def test_different_errors_are_all_told():
 
 
 @pytest.mark.usefixtures("without_heic")
-def test_what_an_installation_would_read_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+def test_images_without_a_decoder_are_tried_again(monkeypatch: pytest.MonkeyPatch):
     """A store keeps why an image cannot be read; a missing decoder is no property of the image."""
     with pytest.raises(UnreadableError, match=r"linnaeus\[heic\]") as caught:
         decode(PHOTO)

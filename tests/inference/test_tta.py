@@ -1,4 +1,4 @@
-"""Views of an image: which, cut how, and averaged how."""
+"""Views of an image: which ones, how they are cropped, and how they are averaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = Preprocessing(28, 20, channels=1, mean=(0.0,), std=(1.0,))
 
 
 class Corner(nn.Module):
-    """Logits from the top left pixel that it is shown: it tells which view it was."""
+    """Logits from the top left pixel, which identifies the view."""
 
     def forward(self, x: Tensor) -> Tensor:
         value = x[:, 0, 0, 0]

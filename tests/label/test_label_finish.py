@@ -53,7 +53,7 @@ def test_without_enough_of_a_sample_train_draws_the_split(tmp_path: Path):
         assert {row["split"] for row in source_of(page)} == {""}
 
 
-def test_too_few_labels_are_said_and_nothing_is_started(tmp_path: Path):
+def test_too_few_labels_are_reported_and_nothing_is_started(tmp_path: Path):
     with opened(photos(tmp_path / "photos")) as page:
         page.put_json("/api/answer", images=[0], label="a")
         response = page.post("/api/finish")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 
 
 def answer_until_killed(folder: Path, name: str, seed: int, pipe: int) -> None:
-    """Label the images of a server of its own again and again, and say before and after each answer what it is."""
+    """Label the images of a server of its own again and again, and report each answer before and after sending it."""
     store, generator = LabelStore.open(folder, folder / "labels.csv"), random.Random(seed)
     while True:
         path, label = f"{name}{generator.randrange(40)}.jpg", f"class {generator.randrange(5)}"
@@ -37,7 +37,7 @@ def answer_until_killed(folder: Path, name: str, seed: int, pipe: int) -> None:
 
 
 def start(folder: Path, name: str, seed: int) -> tuple[int, int]:
-    """(process, pipe with what it says)."""
+    """(process, pipe with its reports)."""
     reading, writing = os.pipe()
     pid = fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""What is learned from labels: figures that are held out, and questions that do not depend on what judges them."""
+"""Learning from labels: held-out figures, and questions that do not depend on the reserved images."""
 
 from __future__ import annotations
 

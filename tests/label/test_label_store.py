@@ -137,7 +137,7 @@ def test_a_torn_or_damaged_line_of_the_journal_costs_itself_alone(tmp_path: Path
     assert journal.damaged == 1
 
 
-def test_names_that_csv_and_spreadsheets_would_change_come_back(tmp_path: Path):
+def test_names_that_csv_and_spreadsheets_would_change_are_restored(tmp_path: Path):
     names = ['=1+1, "x".jpg', "a,b.jpg", "\udcff.jpg", "line\nbreak.jpg", "玫瑰.jpg"]
     store = store_of(tmp_path)
     for name in names:

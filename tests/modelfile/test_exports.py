@@ -1,4 +1,4 @@
-"""Of a run folder the file that predicts fastest, if it is of this model, passed its gate, and was measured here."""
+"""The file of a run folder that predicts fastest, if it is of this model, passed its gate and was measured here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def note_of(file: Path, ratio: float, agreement: Agreement | None = ALIKE) -> No
     note(file, digest, Verified(kind, model_digest, speed, agreement, 0.9))
 
 
-def test_the_fastest_is_chosen_and_said(run: Path):
+def test_the_fastest_is_chosen_and_reported(run: Path):
     choice = fastest(run, "auto")
     assert choice.path == run / "model-int8.onnx"
     assert choice.said == f"onnx-int8: {run / 'model-int8.onnx'}, 5.0 times as fast as model.safetensors here; " + (
@@ -55,13 +55,13 @@ def test_a_device_that_is_asked_for_keeps_torch(run: Path):
     assert fastest(run, "cuda").path == run / MODEL
 
 
-def test_what_is_slower_is_not_chosen(run: Path):
+def test_a_slower_file_is_not_chosen(run: Path):
     for name in ("model.onnx", "model-int8.onnx"):
         note_of(run / name, 0.8)
     assert fastest(run, "auto").path == run / MODEL
 
 
-def test_exports_of_another_model_are_passed_over_with_a_word(run: Path):
+def test_exports_of_another_model_are_passed_over_with_a_message(run: Path):
     from tiny import mini
 
     write_tiny_model(run / MODEL, mini(seed=5))
@@ -71,7 +71,7 @@ def test_exports_of_another_model_are_passed_over_with_a_word(run: Path):
     assert all("it was made of another model.safetensors; export again" in line for line in choice.passed_over)
 
 
-def test_files_that_changed_or_went_are_passed_over(run: Path):
+def test_files_that_changed_or_disappeared_are_passed_over(run: Path):
     (run / "model-int8.onnx").write_bytes(made(threshold="0.1"))
     (run / "model.onnx").unlink()
     choice = fastest(run, "auto")
@@ -80,7 +80,7 @@ def test_files_that_changed_or_went_are_passed_over(run: Path):
     assert "not the file that passed the gate" in choice.passed_over[1]
 
 
-def test_a_speed_of_another_machine_counts_nothing_here(run: Path):
+def test_a_speed_of_another_machine_does_not_count(run: Path):
     noted = json.loads((run / EXPORTS).read_text())
     noted["model-int8.onnx"]["machine"]["cores"] = 999
     (run / EXPORTS).write_text(json.dumps(noted))
@@ -92,12 +92,12 @@ def test_a_speed_of_another_machine_counts_nothing_here(run: Path):
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"model.onnx": 3, "../x": {"kind": "onnx"}}', '{"model.onnx": {"speed": {}}}']
 )
-def test_a_torn_record_is_no_record(text: str, run: Path):
+def test_a_damaged_record_is_ignored(text: str, run: Path):
     (run / EXPORTS).write_text(text)
     assert fastest(run, "auto").path == run / MODEL
 
 
-def test_predict_takes_it_for_a_run_and_not_for_a_file(run: Path, tmp_path: Path, say):
+def test_predict_uses_an_export_for_a_run_folder_and_not_for_a_file(run: Path, tmp_path: Path, say):
     image = next((write_images(tmp_path / "p", each=1) / "0").iterdir())
     note_of(run / "model-int8.onnx", 1.0)
     (run / "model.onnx").write_bytes(made())

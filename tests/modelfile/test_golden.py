@@ -30,7 +30,7 @@ def own() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}-{f.name}")
-def test_it_loads_and_answers_as_it_did(file: Path):
+def test_old_files_load_and_answer_as_they_did(file: Path):
     if file.suffix == ".onnx":
         pytest.importorskip("onnxruntime")
     expected = json.loads((file.parent / "expected.json").read_text())[file.name]
@@ -38,10 +38,10 @@ def test_it_loads_and_answers_as_it_did(file: Path):
     found = model.predict(file.parent / "picture.png")
     assert found.probabilities == pytest.approx(expected["probabilities"], abs=1e-4)
     assert found.unsure == expected["unsure"]
-    assert max(expected["probabilities"]) < 0.999, "an answer that nothing could change shows nothing"
+    assert max(expected["probabilities"]) < 0.999, "a test needs answers that depend on the image"
 
 
-def test_what_is_said_beside_the_weights_is_kept():
+def test_the_description_beside_the_weights_is_kept():
     _, about = read_model(GOLDEN / "format1" / "color.safetensors")
     assert about.names == ("rose", "玫瑰", 'a "b", c\\d')
     assert about.arch["arguments"]["head_stages"] == ["block2", "block3"]

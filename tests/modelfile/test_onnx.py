@@ -1,4 +1,4 @@
-"""An ONNX file is what it was when it was written, or it is refused in one line before anything reads it."""
+"""An ONNX file that changed after it was written is refused in one line before anything reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ABOUT = ModelFile(ARCH, ("a", "b"), ("A", "花"), GRAY, metrics={"valid": {"n": 
 
 
 def made(**changed: str) -> bytes:
-    """A file of the right form whose network counts: the logits are the mean of the pixels, and less it."""
+    """A valid file whose logits are the mean of the pixels, and its negative."""
     h = onnx.helper
     nodes = [
         h.make_node("Cast", ["pictures"], ["x"], to=1),
@@ -47,7 +47,7 @@ def whole() -> bytes:
     return made()
 
 
-def test_what_was_written_comes_out(whole: bytes, tmp_path: Path):
+def test_what_was_written_is_read_back(whole: bytes, tmp_path: Path):
     path = tmp_path / "m.onnx"
     path.write_bytes(whole)
     _, about, export = read_onnx(path)
@@ -85,7 +85,7 @@ def test_a_file_cut_short_is_refused(share: float, whole: bytes, tmp_path: Path)
 
 
 def test_other_files_are_refused(tmp_path: Path):
-    """Another's ONNX; one of a future format; one whose description is not whole; none at all."""
+    """ONNX of another program, of a future format, with an incomplete description; and no ONNX at all."""
     path = tmp_path / "m.onnx"
     path.write_bytes(made().replace(b"sha256", b"sha255"))
     with pytest.raises(UserError, match="not an ONNX file that linnaeus wrote"):

@@ -1,4 +1,4 @@
-"""The model file: what goes in comes out, and whatever else it is, it is refused in one line."""
+"""A model file is read back as it was written; any other file is refused in one line."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def refused(path: Path, raw: bytes) -> str:
     ("name", "arguments", "size"),
     [("mini_resnet", {"widths": [4, 6, 8]}, 28), ("resnet20", {"shortcut": "B"}, 32), ("inception_v1", {}, 64)],
 )
-def test_the_same_network_comes_out(name: str, arguments: dict, size: int, tmp_path: Path):
-    """Logits to the bit, BatchNorm's statistics included, and all that is said of it."""
+def test_the_same_network_is_read_back(name: str, arguments: dict, size: int, tmp_path: Path):
+    """The same logits to the bit, the statistics of BatchNorm, and the whole description."""
     torch.manual_seed(0)
     model = create(name, 3, 1, **arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(2, 1, size, size)
@@ -101,7 +101,7 @@ def test_the_same_network_comes_out(name: str, arguments: dict, size: int, tmp_p
     assert (said.preprocessing, said.metrics, said.recipe) == (GRAY, {"valid": {"n": 3}}, {"seed": 1})
     assert said.versions["linnaeus"] == linnaeus.__version__
     assert read_header(tmp_path / "new" / MODEL) == said
-    assert all(parameter.requires_grad for parameter in again.parameters())  # it may be trained on
+    assert all(parameter.requires_grad for parameter in again.parameters())  # it can be trained further
 
 
 def test_reading_does_not_import_the_compiler_of_torch(tmp_path: Path):
@@ -126,7 +126,7 @@ def test_reading_draws_no_random_number(tmp_path: Path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_auxiliary_heads_stay_behind(tmp_path: Path):
+def test_auxiliary_heads_are_not_stored(tmp_path: Path):
     model = create("inception_v1", 3, 1, aux=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     arch = {**model.arch, "arguments": {**model.arch["arguments"], "aux": False}}
     write_model(tmp_path / MODEL, model.state_dict(), ModelFile(arch, ("a", "b", "c"), ("a", "b", "c"), GRAY))
@@ -214,7 +214,7 @@ def test_weights_under_exchanged_names_are_found(whole: bytes, tmp_path: Path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_description_that_does_not_hold_is_refused(change: dict, message: str, whole: bytes, tmp_path: Path):
+def test_a_wrong_description_is_refused(change: dict, message: str, whole: bytes, tmp_path: Path):
     assert message in refused(tmp_path / "m.safetensors", changed(whole, **change))
 
 
@@ -257,7 +257,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
 
 
 def test_an_answer_that_is_not_finite_is_no_answer(tmp_path: Path):
-    """Finite weights whose product is not: the first class would be answered, and surely."""
+    """Finite weights whose product is infinite: otherwise the first class would be a certain answer."""
     model = mini()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -294,7 +294,7 @@ def test_what_is_no_model_file_is_refused(whole: bytes, tmp_path: Path):
         refused(path, joined(header, tensors))
 
 
-def test_what_is_not_there_is_said(tmp_path: Path):
+def test_a_missing_file_is_reported(tmp_path: Path):
     with pytest.raises(UserError, match=r"gone\.safetensors: no such model file"):
         read_model(tmp_path / "gone.safetensors")
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
@@ -303,7 +303,7 @@ def test_what_is_not_there_is_said(tmp_path: Path):
     assert model_path(tmp_path) == tmp_path / MODEL
 
 
-def test_a_network_of_ones_own_needs_its_code_again(tmp_path: Path):
+def test_a_custom_network_needs_its_code_again(tmp_path: Path):
     def build() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
 
@@ -354,7 +354,7 @@ FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=[HealthChe
 
 
 def read_or_refuse(path: Path, raw: bytes) -> None:
-    """Nothing but UserError, of one line, may come of it."""
+    """Reading raises nothing but a UserError of one line."""
     path.write_bytes(raw)
     try:
         read_model(path)

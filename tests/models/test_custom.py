@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_of_ones_own(file: Path) -> None:
+def test_a_network_in_a_file_of_the_user(file: Path) -> None:
     network = load_module(f"{file}:build", classes=5, channels=1)
     x = torch.randn(2, 1, 8, 8)
     assert network(x).shape == (2, 5)

@@ -41,8 +41,8 @@ def test_fused_is_the_same_and_has_no_norms_left(name: str, stop: str):
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the network itself must stay as it was"
 
 
-def test_before_the_head_vectors_cross_the_cut():
-    """Storing what the head averages anyway would take 49 times the room."""
+def test_pooled_vectors_are_stored_where_the_head_comes_next():
+    """Storing the maps, which the head averages anyway, would take 49 times the space."""
     network = trained("resnet18")
     x = torch.randn(2, 3, 64, 64)
     executor = choose_executor(FrozenPart(network, "head"), x, images=10)
@@ -53,7 +53,7 @@ def test_before_the_head_vectors_cross_the_cut():
         torch.testing.assert_close(network.run(vectors, start="head"), network(x), rtol=1e-3, atol=1e-4)
 
 
-def test_training_mode_of_the_network_does_not_leak_in():
+def test_the_training_mode_of_the_network_does_not_matter():
     network = trained("resnet18").train()
     before = network.bn1.running_mean.clone()
     x = torch.randn(2, 3, 64, 64)

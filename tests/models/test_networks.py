@@ -1,4 +1,4 @@
-"""The networks themselves: that they start right, learn, run from stage to stage, and say what they are."""
+"""The networks: their initialization, learning, running from stage to stage, and their description."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_every_tensor_has_a_stage(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SMALL, "resnet50"])
-def test_a_head_may_look_at_several_stages(name: str) -> None:
-    """What it sees are their pooled outputs, wherever the run is cut; and `arch` makes the same again."""
+def test_a_head_may_use_several_stages(name: str) -> None:
+    """It gets their pooled outputs, wherever the run is cut, and `arch` makes the same network again."""
     torch.manual_seed(0)
     lowest, last = create(name, classes=7).stages[-3], create(name, classes=7).stages[-2]
     network = create(name, classes=7, head_stages=[last, lowest]).eval()
@@ -77,7 +77,7 @@ def test_a_head_may_look_at_several_stages(name: str) -> None:
     assert again.head_stages == (lowest, last)
 
 
-def test_a_head_is_refused_what_it_cannot_look_at() -> None:
+def test_stages_that_a_head_cannot_use_are_refused() -> None:
     with pytest.raises(UserError, match=r"resnet18: head_stages: 'layer5' is not .* the head \(did you mean layer"):
         create("resnet18", 2, head_stages=["layer5"])
     with pytest.raises(UserError, match="head_stages: 'head' is not a stage below the head"):

@@ -1,4 +1,4 @@
-"""Where the positions of a map lie: against what a random network's gradients say of it."""
+"""Where the positions of a map lie in the image, compared with the gradients of a random network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "size", "expected"), CASES, ids=[case[0] for case in CASES])
-def test_a_position_looks_where_its_gradient_does(name: str, size: int, expected: dict[str, tuple[float, float]]):
+def test_a_position_lies_where_its_gradient_is_centered(name: str, size: int, expected: dict[str, tuple[float, float]]):
     """Of a network with random weights, the energy of a position's gradient has its middle where geometry puts it."""
     torch.manual_seed(0)
     network = create(name, 3, 3).eval()
@@ -37,7 +37,7 @@ def test_a_position_looks_where_its_gradient_does(name: str, size: int, expected
         assert middle == pytest.approx(first + i * step, abs=0.2 * step), stage
 
 
-def test_heights_and_widths_are_told_apart():
+def test_heights_and_widths_are_distinguished():
     network = wrap(nn.Sequential(nn.Conv2d(1, 2, (3, 1), (2, 1), (0, 0)), nn.MaxPool2d((1, 2))), 2, 1)
     centers = receptive_field_centers(network, 21, 16)
     assert centers.rows[10] == (1.0, 2.0)
@@ -45,7 +45,7 @@ def test_heights_and_widths_are_told_apart():
 
 
 class Halves(nn.Module):
-    """Makes a map smaller by code that no layer shows."""
+    """Halves a map in code, so that no layer shows it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 2)
@@ -59,7 +59,7 @@ class Asks(nn.Module):
 
 
 @pytest.mark.parametrize("code", [Halves(), nn.Sequential(Asks(), nn.MaxPool2d(2))])
-def test_what_no_layer_explains_is_spread_evenly(code: nn.Module):
+def test_positions_of_unknown_layers_are_spread_evenly(code: nn.Module):
     where = receptive_field_centers(wrap(nn.Sequential(code), 2, 1), 8, 8)
     assert 4 not in where.rows
     assert evenly_spaced(8, 4) == (0.5, 2.0)

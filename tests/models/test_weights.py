@@ -68,7 +68,7 @@ def test_misuse_is_named(model: str, choice: str, message: str) -> None:
         load_weights(model, choice, classes=5)
 
 
-def test_the_given_weights(shared_data: Path) -> None:
+def test_the_provided_weights(shared_data: Path) -> None:
     """The stride is set to the 1x1 convolution, by name and by file, and the float16 tensors become float32."""
     file = shared_data / "weights" / "resnet50-v1-imagenet.safetensors"
     if not file.is_file():

@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def halted(module: object, name: str, nth: int, source: Path, recipe: Path, out: Path) -> int:
-    """The id of a process that trains, and stands still before the `nth` call of `module.name`."""
+    """The id of a process that trains, and waits before the `nth` call of `module.name`."""
     reader, writer = os.pipe()
     pid = fork()
     if pid == 0:
@@ -77,7 +77,7 @@ def test_the_second_is_refused_in_one_line_and_a_kill_lets_it_in(idx: Path, tmp_
 
 
 def test_two_that_begin_at_once(idx: Path, tmp_path: Path):
-    """The one that comes second to an empty folder is refused, and takes nothing away from the first."""
+    """The second process in an empty folder is refused and does not disturb the first."""
     recipe, out = write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "run"
     pid = halted(Identity, "write", 1, idx, recipe, out)
     for resume in (False, True):
@@ -90,7 +90,7 @@ def test_two_that_begin_at_once(idx: Path, tmp_path: Path):
 
 
 def test_a_run_that_fails_leaves_the_folder_free(idx: Path, tmp_path: Path):
-    """In this very process too: with something to go on with, and with nothing."""
+    """In the same process too, with a checkpoint to continue from and without one."""
     out = tmp_path / "run"
     with pytest.raises(JobError):
         train(idx, write_recipe(tmp_path / "bad.toml", {"lr": 1e30, "optimizer": "sgd"}), out)
@@ -101,8 +101,8 @@ def test_a_run_that_fails_leaves_the_folder_free(idx: Path, tmp_path: Path):
         train(idx, recipe, tmp_path / "other")
 
 
-def test_a_lock_that_was_removed_while_somebody_came_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The newcomer has the old file open when its holder goes: it must not think that this is the one."""
+def test_a_lock_file_removed_in_the_meantime_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A process that opened the old file before its holder removed it must not take that file for the lock."""
     first = Lock(tmp_path)
     with pytest.raises(UserError, match=f"process {os.getpid()} "):
         Lock(tmp_path)
@@ -122,7 +122,7 @@ def test_a_lock_that_was_removed_while_somebody_came_is_no_lock(tmp_path: Path, 
     assert not (tmp_path / LOCK).exists()
 
 
-def test_who_holds_it_is_said_even_where_the_file_does_not_tell(tmp_path: Path):
+def test_the_holder_of_a_lock_is_named_even_if_the_file_does_not_name_it(tmp_path: Path):
     held = Lock(tmp_path)
     (tmp_path / LOCK).write_text("")
     with pytest.raises(UserError, match="trained by another process; wait"):
@@ -132,7 +132,7 @@ def test_who_holds_it_is_said_even_where_the_file_does_not_tell(tmp_path: Path):
     Lock(tmp_path).release()
 
 
-def test_what_a_process_left_that_was_killed_after_its_run_is_removed(idx: Path, tmp_path: Path) -> None:
+def test_remains_of_a_process_killed_after_its_run_are_removed(idx: Path, tmp_path: Path) -> None:
     recipe, out = write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "run"
     train(idx, recipe, out)
     (out / LOCK).write_text("process 1")

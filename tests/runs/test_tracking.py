@@ -29,7 +29,7 @@ def row(epoch: int = 1, train_accuracy: float | None = 0.5) -> Row:
 
 
 class Recording:
-    """A tracker that keeps what it is told."""
+    """A tracker that records its calls."""
 
     opened: ClassVar[list[Recording]] = []
 

@@ -44,7 +44,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache", 1 << 30)
 
 
-def test_rows_come_back_as_float16_and_are_made_once(cache: Cache):
+def test_rows_are_stored_as_float16_and_computed_once(cache: Cache):
     source = Source()
     store = build(cache, source)
     assert store.array.dtype == np.float16
@@ -78,7 +78,7 @@ def test_values_that_are_not_finite_are_refused_and_leave_nothing(cache: Cache):
     assert cache.entries() == []
 
 
-def test_a_killed_build_goes_on_where_it_stopped(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+def test_a_killed_build_continues_where_it_stopped(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(activations, "CHUNK", 8 * 5 * 2 * 2 * 2)  # a line of the journal every 8 rows
     with pytest.raises(KeyboardInterrupt):
         build(cache, Source(dies_at=24))
@@ -89,7 +89,9 @@ def test_a_killed_build_goes_on_where_it_stopped(cache: Cache, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "longer", "journal"])
-def test_what_a_killed_build_left_torn_is_made_again(cache: Cache, monkeypatch: pytest.MonkeyPatch, damage: str):
+def test_incomplete_rows_of_a_killed_build_are_computed_again(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, damage: str
+):
     monkeypatch.setattr(activations, "CHUNK", 8 * 5 * 2 * 2 * 2)
     with pytest.raises(KeyboardInterrupt):
         build(cache, Source(dies_at=24))
@@ -124,7 +126,7 @@ def test_a_damaged_store_is_noticed_and_built_anew(cache: Cache, damage: str):
     assert source.made == 2 * N
 
 
-def test_over_the_budget_is_said_before_anything_is_computed(tmp_path: Path):
+def test_a_store_over_the_budget_is_refused_before_anything_is_computed(tmp_path: Path):
     source = Source()
     with pytest.raises(OverBudgetError):
         build(Cache(tmp_path / "small", 100), source)
@@ -132,7 +134,7 @@ def test_over_the_budget_is_said_before_anything_is_computed(tmp_path: Path):
 
 
 def test_identity_follows_the_pixels():
-    """Of arrays by content, of subsets by what they choose."""
+    """Arrays are identified by content, subsets by their indices too."""
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
     other = images.copy()
     other[3, 1, 1, 1] ^= 1

@@ -1,4 +1,4 @@
-"""Bytes that a failing disk changes under an unchanged time: no store uses them, and what is lost is made again."""
+"""Bytes that a failing disk changes while the time of the file stays: no store uses them; lost rows are rebuilt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLIPS = 25
 
 @pytest.fixture
 def flip() -> Callable[[Path, float], None]:
-    """Flips a bit at a share of a file, keeps its time, and forgets what this process has compared."""
+    """Flip a bit at a fraction of a file, keep its time, and forget which files this process has verified."""
 
     def flip(path: Path, share: float) -> None:
         status, data = path.stat(), bytearray(path.read_bytes())
@@ -63,7 +63,7 @@ def test_a_flip_in_any_file_of_a_pixel_store_changes_nothing(share: float, table
         assert content(table, cache, order) == expected, file.name
         assert "damaged on the disk" in capsys.readouterr().err
     assert content(table, cache, order) == expected
-    assert capsys.readouterr().err == ""  # what was damaged is sound again
+    assert capsys.readouterr().err == ""  # the damaged row was repaired
 
 
 def test_a_store_and_its_file_go_when_nobody_uses_them(table, cache):  # noqa: F811

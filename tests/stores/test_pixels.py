@@ -1,4 +1,4 @@
-"""A store holds what `load_row` gives, is built once, survives kills and harm, and decodes only what changed."""
+"""A store holds what `load_row` gives, is built once, survives kills and damage, and decodes only changed files."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_content_hash_ignores_name_and_time(table: Images, cache: Cache, decoded
     assert decoded == ["1 ü.png"]
 
 
-def test_passing_failures_are_tried_again(table: Images, cache: Cache, decoded: list[str]):
+def test_temporary_failures_are_tried_again(table: Images, cache: Cache, decoded: list[str]):
     """A missing image that comes back is found; one that stays away does not spoil the store."""
     assert table.paths is not None
     Path(table.paths[2]).rename(table.paths[2] + ".away")
@@ -215,7 +215,7 @@ def test_passing_failures_are_tried_again(table: Images, cache: Cache, decoded: 
 
 
 def test_images_that_could_not_be_read_this_time(table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    """A failing disk, or too little memory, is not held against an image for ever."""
+    """A failing disk or a lack of memory is not recorded as a property of the image."""
 
     def failing(source: str | np.ndarray, spec: RowSpec) -> np.ndarray:
         if isinstance(source, str) and source.endswith("8 ü.png"):
@@ -230,7 +230,7 @@ def test_images_that_could_not_be_read_this_time(table: Images, cache: Cache, mo
         assert set(build_pixels(table, np.arange(N), SPEC, cache=where).failed) == {4}
 
 
-def test_nothing_is_known_by_no_signature():
+def test_images_without_a_signature_match_no_stored_image():
     theirs, ours = np.array([0, 5, 9], np.uint64), np.array([9, 0, 7, 5, 9], np.uint64)
     assert lookup(theirs, ours).tolist() == [2, -1, -1, 1, 2]
     assert lookup(theirs[:0], ours).tolist() == [-1] * 5
@@ -246,7 +246,7 @@ def alter(path: Path) -> None:
     "harm", [alter, lambda path: os.truncate(path, 700), Path.unlink], ids=["alter", "cut", "lose"]
 )
 @pytest.mark.parametrize("name", [ROWS, "index.npy", "failed.json", "header.json"])
-def test_a_harmed_store_is_rebuilt(
+def test_a_damaged_store_is_rebuilt(
     table: Images, cache: Cache, decoded: list[str], harm: Callable[[Path], None], name: str
 ):
     store = build_pixels(table, np.arange(N), SPEC, cache=cache)
@@ -301,8 +301,8 @@ def child(cache: Cache, table: Images, pause: float, limit: int = 0) -> subproce
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
-def test_a_killed_build_goes_on(table: Images, cache: Cache, decoded: list[str], tmp_path: Path, kills: int):
-    """After kill -9 what was written is not decoded again, and the bytes are those of a build that ran through."""
+def test_a_killed_build_continues(table: Images, cache: Cache, decoded: list[str], tmp_path: Path, kills: int):
+    """After kill -9 no finished row is decoded again, and the bytes are those of an uninterrupted build."""
     for _ in range(kills):
         process = child(cache, table, 0.05)
         assert process.stdout is not None
@@ -326,7 +326,7 @@ def test_a_killed_build_goes_on(table: Images, cache: Cache, decoded: list[str],
 
 @pytest.mark.parametrize("file", ["rows.bin", "journal.bin", "reasons.jsonl"])
 @pytest.mark.parametrize("harm", [alter, lambda path: os.truncate(path, path.stat().st_size * 2 // 3)])
-def test_a_torn_partial_is_cut_back(
+def test_a_torn_partial_file_is_truncated(
     table: Images, cache: Cache, file: str, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ):
     """After a power cut any of the three files may be short or hold zeros: only rows that check are kept."""
@@ -402,7 +402,7 @@ def test_too_little_disk_leaves_nothing(table: Images, cache: Cache, monkeypatch
 
 
 def test_over_budget_streams(table: Images, tmp_path: Path, decoded: list[str]):
-    """The unreadable are found before training, and remembered; rows and batches are those of a store."""
+    """Unreadable images are found before training and remembered; rows and batches are those of a store."""
     cache = Cache(tmp_path / "cache", 5000)
     store = build_pixels(table, np.arange(N), SPEC, cache=cache)
     assert isinstance(store, StreamedRows)
@@ -440,7 +440,7 @@ def test_an_estimate_that_was_low_ends_in_streaming(table: Images, tmp_path: Pat
     check(build_pixels(table, np.arange(N), SPEC, cache=large), table, np.arange(N))
 
 
-def test_a_image_lost_while_streaming_is_named(table: Images, tmp_path: Path):
+def test_an_image_lost_while_streaming_is_named(table: Images, tmp_path: Path):
     assert table.paths is not None
     store = build_pixels(table, np.arange(N), SPEC, cache=Cache(tmp_path / "cache", 0))
     Path(table.paths[1]).unlink()

@@ -1,4 +1,4 @@
-"""Arrays on a disk that does not take them."""
+"""Arrays on a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run stores what recognizes unknown images; prediction, the command line and old files use it or do without."""
+"""A run stores a detector of unknown images, which prediction and commands use; older files have none."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_thresholds_in_the_file_reproduce_what_validation_accepted(run: Run)
     assert len(found) == t.n
 
 
-def test_every_form_of_answer_says_it(run: Run, say, tmp_path: Path):
+def test_every_format_marks_unknown_images(run: Run, say, tmp_path: Path):
     from PIL import Image
 
     Image.fromarray(noise(1)[0]).save(tmp_path / "noise.png")
@@ -95,7 +95,7 @@ def test_a_csv_file_of_an_earlier_version_is_continued_with_its_columns(run: Run
     assert {len(row) for row in rows} == {6}
 
 
-def test_a_file_without_it_does_not_pretend(tmp_path: Path):
+def test_a_model_without_a_detector_calls_nothing_unknown(tmp_path: Path):
     model = load(write_tiny_model(tmp_path / "model.safetensors"))
     prediction = model.predict(noise(1)[0])
     assert (prediction.unknown, prediction.distance, prediction.to_dict()["unknown"]) == (False, None, None)
@@ -189,7 +189,7 @@ def test_a_sample_holds_every_class():
     assert balanced_sample(labels, 1000).tolist() == list(range(532))
 
 
-def test_images_outside_are_measured_apart(run: Run, say, tmp_path: Path):
+def test_images_of_no_class_are_measured_separately(run: Run, say, tmp_path: Path):
     from PIL import Image
 
     (tmp_path / "far").mkdir()
