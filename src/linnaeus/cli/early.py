@@ -9,6 +9,7 @@ import errno
 import os
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -71,15 +72,18 @@ class TrainingArguments:
         overrides, epochs = dict(self.settings), parse_epochs(self.epochs)
         if self.recipe is not None:
             return load_recipe(self.recipe, overrides, epochs).data.model_dump(mode="json")
-        errors = []
-        for name in ("photos", *recipe_names()):  # a mistake is what no recipe accepts
+        errors = {}
+        for name in ("photos", "scratch", *recipe_names()):  # a mistake is what no recipe accepts
             try:
                 load_recipe(name, overrides, epochs)
             except UserError as error:
-                errors.append(error)
+                errors[name] = error
             else:
                 return {split: overrides.get(f"data.{split}") for split in ("train", "valid", "test")}
-        raise errors[0]
+        # Most recipes object to the value; a few have no use for the key, which is not the mistake then.
+        reasons = {name: str(error).replace(f"recipe {name}", "recipe") for name, error in errors.items()}
+        common, _ = Counter(reasons.values()).most_common(1)[0]
+        raise next(error for name, error in errors.items() if reasons[name] == common)
 
     def _check_network(self) -> None:
         from linnaeus.recipe.networks import NETWORKS
