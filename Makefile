@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several test processes share the cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all test-rounding test-faults check lint platforms matrix docs dist clean
+.PHONY: demo test test-all test-gpu test-rounding test-faults check lint platforms matrix docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/linnaeus train digits --recipe digits
@@ -16,6 +16,11 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(TEST)
+
+# On a machine with a GPU, which the other targets hide: the tests that need one, and all others on it. Those that fork are
+# skipped.
+test-gpu: $(VENV)/.installed
+	LINNAEUS_TEST_GPU=1 $(TEST) -m "not long"
 
 # The tests of training with the instructions of an older processor, which rounds differently. ISA=AVX2 is another one.
 ISA ?= SSE41

@@ -18,6 +18,11 @@ from linnaeus.cli import main as cli
 # Several test processes share the cores: one thread each, set before torch or numpy start their pools.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Many tests fork, and what has used CUDA cannot be forked: without LINNAEUS_TEST_GPU they see no GPU. With it, tests
+# that fork are skipped.
+if not os.environ.get("LINNAEUS_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # A shell that starts the tests in the background ignores Ctrl-C, and every process of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

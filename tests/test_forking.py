@@ -1,4 +1,4 @@
-"""Tests that fork pass on a machine with a GPU, whatever ran before them."""
+"""Tests that fork pass, or are skipped by name, on a machine with a GPU, whatever ran before them."""
 
 from __future__ import annotations
 
@@ -11,36 +11,20 @@ import torch
 from killing import in_child
 from several import several
 
-from linnaeus.device import choose_device
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
 
-@pytest.fixture
-def _initialized_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a test that has used a GPU: in a fork, CUDA refuses to be initialized again."""
+@pytest.mark.skipif(bool(os.environ.get("LINNAEUS_TEST_GPU")), reason="the GPU is wanted")
+def test_the_tests_see_no_gpu():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert not torch.cuda.is_available()
 
-    def initialize() -> None:
-        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
+@pytest.mark.parametrize("start", [lambda: in_child(lambda: None), lambda: several(2, lambda rank: None)])
+def test_a_test_that_forks_is_skipped_beside_a_gpu(monkeypatch: pytest.MonkeyPatch, start):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "_lazy_init", initialize)
-
-
-def touch(rank: int = 0) -> str:
-    """Use the fastest device, as a command without --device does."""
-    device = choose_device("auto")
-    if device.type == "cuda":
-        torch.cuda._lazy_init()
-    return device.type
-
-
-@pytest.mark.usefixtures("_initialized_gpu")
-def test_a_fork_sees_no_gpu():
-    with pytest.raises(RuntimeError, match="forked"):
-        touch()
-    assert in_child(touch) == 0
-    assert several(2, touch) == ["cpu", "cpu"]
+    with pytest.raises(pytest.skip.Exception, match="CUDA"):
+        start()
 
 
 def test_all_forks_of_the_tests_are_such_forks():

@@ -26,7 +26,7 @@ def test_the_average_follows_its_formula(decay: float):
     mine = average.model.weight
     for step in range(200):
         nn.init.constant_(model.weight, float(step % 7))
-        average.update(model)
+        average.update()
         used = min(decay, (1 + step) / (10 + step))
         expected = used * expected + (1 - used) * (step % 7)
     assert mine.item() == pytest.approx(expected, rel=1e-4)
@@ -41,7 +41,7 @@ def test_buffers_are_copied_and_frozen_weights_kept():
         if parameter.requires_grad:
             nn.init.constant_(parameter, 7.0)
     model.get_buffer("bn1.running_mean").fill_(3.0)
-    average.update(model)
+    average.update()
     for name, tensor in average.model.state_dict().items():
         if name == "bn1.running_mean":
             assert torch.equal(tensor, torch.full_like(tensor, 3.0))
@@ -56,5 +56,5 @@ def test_the_average_is_in_evaluation_mode_and_the_network_is_unchanged():
     assert not any(p.requires_grad for p in average.model.parameters())
     assert model.training
     assert model.weight.requires_grad
-    average.update(model)
+    average.update()
     assert model.weight.item() == 1.0

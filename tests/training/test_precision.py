@@ -88,7 +88,7 @@ class Trials:
         return self.seconds[engine.precision], loss
 
     def __post_init__(self) -> None:
-        self.real = precision._time_steps
+        self.real = precision.time_steps
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
     """As on a processor where bfloat16 is fast, and every phase worth a trial."""
     trials = Trials({FLOAT32: 1.0, CHANNELS_LAST: 0.95, BF16: 0.4})
     monkeypatch.setattr(precision, "WORTH_TRYING", 0.0)
-    monkeypatch.setattr(precision, "_time_steps", trials.time_steps)
+    monkeypatch.setattr(precision, "time_steps", trials.time_steps)
     monkeypatch.setattr(precision, "_has_bf16", lambda: True)
     return trials
 
@@ -186,7 +186,7 @@ def test_a_resumed_run_keeps_the_precisions_of_its_phases(
             train(idx, recipe, tmp_path / f"cut {step}", model=bottleneck())
 
         assert in_child(work) == -signal.SIGKILL
-        monkeypatch.setattr(precision, "_time_steps", None)  # not measured again
+        monkeypatch.setattr(precision, "time_steps", None)  # not measured again
         check_same(train(idx, recipe, tmp_path / f"cut {step}", model=bottleneck(), resume=True).path, whole)
 
 

@@ -9,7 +9,8 @@ import inspect
 import os
 import platform
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,8 +36,6 @@ class Engine(ProcessGroup):
         super().__init__(info, _object_group(kind) if info.world_size > 1 else None)
         self.scaler = torch.amp.GradScaler(kind) if self.precision == "16-mixed" else None
         if kind == "cuda":
-            # All images of a run have one size, so the search for the fastest kernels pays for itself.
-            torch.backends.cudnn.benchmark = True
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def alone(self) -> Engine:
@@ -152,6 +151,20 @@ class Engine(ProcessGroup):
         """The precision of the forward pass."""
         dtype = MIXED.get(self.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    @contextmanager
+    def kernel_search(self, enabled: bool) -> Iterator[None]:
+        """Search the fastest convolutions of a GPU for each shape in this block, which takes it seconds.
+
+        It pays for shapes that come hundreds of times; elsewhere a choice without measuring is nearly as fast, and the
+        same in every process, so that figures do not differ in the last digits.
+        """
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = enabled and self.device.type == "cuda"
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def environment(self) -> dict[str, Any]:
         """The settings of the machine on which the last bits of a result depend."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ class Centers:
     """Width of a map -> where its columns are centered."""
 
 
+_known: WeakKeyDictionary[Network, dict[tuple[int, int], Centers]] = WeakKeyDictionary()
+
+
 def receptive_field_centers(network: Network, height: int, width: int) -> Centers:
     """Where the positions of the feature maps are centered in images of height x width.
 
@@ -39,6 +43,14 @@ def receptive_field_centers(network: Network, height: int, width: int) -> Center
 
     Sizes that such layers do not explain, as in a user's own code, are missing: use `evenly_spaced` for them.
     """
+    known = _known.setdefault(network, {})
+    if (height, width) not in known:
+        known[height, width] = _follow_layers(network, height, width)
+    return known[height, width]
+
+
+def _follow_layers(network: Network, height: int, width: int) -> Centers:
+    """The centers, by a forward pass that computes shapes only."""
     centers = Centers({height: IDENTITY}, {width: IDENTITY})
 
     def follow(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -252,6 +252,8 @@ class Recipe(Strict):
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
     """Precision of the computation. `auto`: mixed on a GPU; on a CPU 32 bits, or bfloat16 for phases of more than two
     minutes that a trial finds faster with it; 32 bits elsewhere."""
+    compile: Literal["auto"] | bool = "auto"
+    """Translate the training pass by torch.compile. `auto`: on a GPU, for phases that a trial shows to repay it."""
     log_every: Annotated[int, Field(ge=0)] = 0
     """Print the loss every this many steps; 0 is off."""
     model: Model

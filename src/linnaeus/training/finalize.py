@@ -219,6 +219,7 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> d
             f"phase {number}": identity.tuned.precisions.get(str(number), prepared.engine.precision)
             for number in sorted({row.phase for row in prepared.folder.rows})
         },
+        "compiled": {f"phase {number}": compiled for number, compiled in sorted(identity.tuned.compiled.items())},
         "seconds": ending.timings.rounded(),
         "hardware": hardware(prepared.engine.device),
         "versions": versions(prepared.network.arch["name"]),

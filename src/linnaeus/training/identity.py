@@ -34,6 +34,8 @@ class TunedValues:
     """Frozen stages -> the executor that computed their stored output."""
     precisions: dict[str, str] = field(default_factory=dict)
     """Phase -> precision, if the recipe says `auto` and the phase runs on a CPU."""
+    compiled: dict[str, bool] = field(default_factory=dict)
+    """Phase -> whether torch.compile translates it, if the recipe says `auto` and the phase runs on a GPU."""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """`recipe` with the tuned learning rates, and with the micro-batches that are smaller than a batch."""

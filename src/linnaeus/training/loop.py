@@ -17,7 +17,7 @@ from linnaeus.errors import JobError
 from linnaeus.inference.forward import answer
 from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.models import Network
-from linnaeus.training.ema import MovingAverage
+from linnaeus.training.ema import MovingAverage, pairs_by_type
 from linnaeus.training.loss import not_finite
 from linnaeus.training.optim import train_mode
 from linnaeus.training.phase import PhaseRun, Stream
@@ -149,7 +149,7 @@ class _Loop:
         step = partial(self._step, batch)
         sums = step_within_memory(state, buffers, samples, step, self.on_out_of_memory, world_size)
         if self.average is not None:
-            self.average.update(self.run.net)
+            self.average.update()
         state.totals.add(sums.loss, sums.correct, batch.portion.total)
         state.totals.check_finite(state.epoch, state.step, self.schedule.lr)
 
@@ -172,12 +172,11 @@ class BufferBackup:
     def __init__(self, net: nn.Module):
         """`net` is in training mode; frozen parts, in evaluation mode, collect no statistics."""
         buffers = [b for module in net.modules() if module.training for b in module.buffers(recurse=False)]
-        by_dtype = {buffer.dtype: [b for b in buffers if b.dtype == buffer.dtype] for buffer in buffers}
-        self.pairs = [([b.clone() for b in group], group) for group in by_dtype.values()]
+        self.pairs = pairs_by_type((buffer.clone(), buffer) for buffer in buffers)
 
     @torch.no_grad()
     def save(self) -> None:
-        for copies, buffers in self.pairs:  # all of one type at once: a single kernel launch on a GPU
+        for copies, buffers in self.pairs:
             torch._foreach_copy_(copies, buffers)
 
     @torch.no_grad()

@@ -44,11 +44,13 @@ def train_mode(model: Network, stages: Sequence[str], norms: str = "train") -> N
 
     A frozen BatchNorm must not keep collecting statistics: its output would drift although its weights are fixed.
     """
-    model.train()
     for name, module in model.named_modules():
+        training = True
         if name and not isinstance(module, nn.Sequential | nn.ModuleList):
             fixed = norms == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            module.training = model.stage_of(name) in stages and not fixed
+            training = model.stage_of(name) in stages and not fixed
+        if module.training != training:  # assigning to a module takes longer than looking
+            module.training = training
 
 
 def parameter_groups(model: Network, phase: Phase) -> list[dict[str, Any]]:

@@ -55,6 +55,8 @@ class PhaseRun:
 
     whole_micro_batch: int | None = None
     """The micro-batch of a single process that has all samples of a batch."""
+    compiled: bool = False
+    """Whether torch.compile translates the training pass."""
 
     def undivided(self) -> PhaseRun:
         """The phase as a single process runs it, with the whole batches."""

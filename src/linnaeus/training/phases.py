@@ -114,7 +114,7 @@ class Phases:
             self.recorder.record_penalties(number, solved.trials)
             self._after_epoch(run, solved.epoch)
             return
-        engine = Tuning(self.engine, self.recorder, self.console, self.recipe.precision).tune(run, snapshot is not None)
+        engine = Tuning(self.engine, self.recorder, self.console, self.recipe).tune(run, snapshot is not None)
         with synced_batchnorm(self.model) if is_synced(phase, engine) else nullcontext():
             self._fit(run, engine, snapshot)
         for name, buffer in frozen.items():

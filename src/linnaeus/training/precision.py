@@ -69,12 +69,12 @@ def choose_precision(run: PhaseRun, engine: Engine, seconds: float, record: Path
 
 def _trial(run: PhaseRun, engine: Engine, batch: Batch) -> Trial:
     """Time the candidates in turn."""
-    seconds, expected = _time_steps(run, engine.with_precision(FLOAT32), batch)
+    seconds, expected = time_steps(run, engine.with_precision(FLOAT32), batch)
     least, chosen = FASTER * seconds, FLOAT32
     candidates = [CHANNELS_LAST, *([BF16] if _has_bf16() else [])]
     for name in candidates:
         try:
-            taken, loss = _time_steps(run, engine.with_precision(name), batch)
+            taken, loss = time_steps(run, engine.with_precision(name), batch)
         except RuntimeError:  # a user's network may fix the type of a tensor
             continue
         if taken < least and abs(loss - expected) <= LOSS_TOLERANCE * abs(expected):
@@ -84,8 +84,8 @@ def _trial(run: PhaseRun, engine: Engine, batch: Batch) -> Trial:
     return Trial(chosen, f"{seconds / least:.1f} times as fast as {FLOAT32} in a trial of {len(batch)} samples")
 
 
-def _time_steps(run: PhaseRun, engine: Engine, batch: Batch) -> tuple[float, float]:
-    """(seconds of the faster step, mean loss of the first one) of a copy of the network."""
+def time_steps(run: PhaseRun, engine: Engine, batch: Batch, steps: int = STEPS) -> tuple[float, float]:
+    """(seconds of the fastest step, mean loss of the first one) of a copy of the network."""
     phase = run.phase.model_copy(update={"lr": RATE})
     trial = replace(run, net=copy.deepcopy(run.net), phase=phase)
     optimization = Optimization(trial, engine)
@@ -93,7 +93,7 @@ def _time_steps(run: PhaseRun, engine: Engine, batch: Batch) -> tuple[float, flo
     seconds, losses = math.inf, []
     # The generators continue as if there had been no trial.
     with torch.random.fork_rng(devices=[]):
-        for step in range(STEPS):
+        for step in range(steps):
             seed_step(run.seed, run.first_epoch, step)
             started = time.perf_counter()
             sums = optimization.step(batch, run.first_epoch, run.micro_batch)

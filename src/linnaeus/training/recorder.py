@@ -25,6 +25,8 @@ class Recorder:
         """Phase -> micro-batch over all processes, for the phases where it is known."""
         self.precisions: Mapping[str, str] = {}
         """Phase -> precision, for the phases where it was chosen."""
+        self.compiled: Mapping[str, bool] = {}
+        """Phase -> whether it is compiled, for the phases where that was chosen."""
 
     def add_epoch(self, row: Row) -> None:
         """Record the history row of an epoch."""
@@ -46,6 +48,9 @@ class Recorder:
     def record_precision(self, number: int, precision: str) -> None:
         """Record the precision that phase `number` trains in."""
 
+    def record_compiled(self, number: int, compiled: bool) -> None:
+        """Record whether phase `number` is compiled."""
+
     def record_penalties(self, number: int, trials: Sequence[Trial]) -> None:
         """Keep how the penalty of the head that phase `number` solved was chosen."""
 
@@ -65,6 +70,7 @@ class RunRecorder(Recorder):
         self.rows = prepared.folder.rows
         self.micro_batches = prepared.identity.tuned.micro
         self.precisions = prepared.identity.tuned.precisions
+        self.compiled = prepared.identity.tuned.compiled
         self.tracking: Tracking | None = None
         """Told about each epoch, on rank 0."""
         self.digest = ""
@@ -88,6 +94,10 @@ class RunRecorder(Recorder):
 
     def record_precision(self, number: int, precision: str) -> None:
         self.identity.tuned.precisions[str(number)] = precision
+        self.record_tuned()
+
+    def record_compiled(self, number: int, compiled: bool) -> None:
+        self.identity.tuned.compiled[str(number)] = compiled
         self.record_tuned()
 
     def record_rate(self, number: int, test: RangeTest) -> None:

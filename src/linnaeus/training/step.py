@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from linnaeus.data.batches import Batch
 from linnaeus.data.order import part_of
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError
+from linnaeus.training.graph import GraphedPass
 from linnaeus.training.loss import Criterion
 from linnaeus.training.optim import build_optimizer
 from linnaeus.training.phase import PhaseRun
@@ -37,6 +39,9 @@ class Optimization:
     def __init__(self, run: PhaseRun, engine: Engine):
         self.run, self.engine = run, engine
         self.wrapped = engine.setup(run.net)
+        # For one shape: with sizes that vary the kernels are slower, and only the last batch has another size.
+        self.compiled = torch.compile(self.wrapped, dynamic=False) if run.compiled else None
+        self.translated = False
         self.optimizer = build_optimizer(run.net.model, run.phase)
         self.criterion = Criterion(run.phase, run.train.batches.labels, run.classes, engine.device)
         seed = run.train.batches.sampling.seed
@@ -44,6 +49,14 @@ class Optimization:
         self.mixing = Mixing(run.classes, seed, run.phase.mixup, run.phase.cutmix)
         self.synced = run.phase.norms == "synced"
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.graphed = self._graphed()
+
+    def _graphed(self) -> GraphedPass | None:
+        """The pass of a whole batch that a GPU can be given at once. The scaler of 16 bits decides on the host."""
+        engine, phase = self.engine, self.run.phase
+        if engine.device.type != "cuda" or engine.world_size > 1 or engine.scaler is not None:
+            return None
+        return GraphedPass(self._backward, self.trained, phase.epochs * len(self.run.train.batches))
 
     def step(self, batch: Batch, epoch: int, micro_batch: int | None) -> StepSums:
         """Update the weights with the gradient of `batch`.
@@ -63,8 +76,11 @@ class Optimization:
         sums: StepSums | None = None
         for i, (start, stop) in enumerate(ranges):
             x, targets = self._inputs(batch, epoch, start, stop) if mixed is None else (m[start:stop] for m in mixed)
-            with engine.no_sync(self.wrapped, not in_backward or i < len(ranges) - 1):
-                part = self._backward(x, targets, batch.portion.total, mixed is None and not self.several)
+            sync = engine.no_sync(self.wrapped, not in_backward or i < len(ranges) - 1)
+            with sync, engine.kernel_search(self._is_whole(batch.portion.total)):
+                # Micro-batches add up their gradients, for which a recording has no place.
+                compute = self._backward if self.graphed is None or len(ranges) > 1 else self.graphed
+                part = compute(x, targets, batch.portion.total, mixed is None and not self.several)
             sums = part if sums is None else sums + part
         if not in_backward and engine.world_size > 1:
             engine.average_gradients(self.wrapped)
@@ -110,7 +126,7 @@ class Optimization:
         Auxiliary heads add to the gradient and not to the loss that is reported.
         """
         with self.engine.autocast():
-            out = self.wrapped(x)
+            out = self._compiled(x) if self.compiled is not None and self._is_whole(total) else self.wrapped(x)
         logits, auxiliary = (out, []) if isinstance(out, Tensor) else out
         loss = objective = self.criterion(logits, targets)
         for other in auxiliary:
@@ -120,6 +136,27 @@ class Optimization:
         self.engine.backward((objective if world_size == 1 else objective * world_size) / total)
         correct = (logits.argmax(1) == targets).sum() if counted else None
         return StepSums(loss.detach().to(self._sum_type), correct)
+
+    def _compiled(self, x: Tensor) -> Any:
+        """The outputs of the compiled network; it is compiled by the first call. Raises JobError where that fails."""
+        assert self.compiled is not None
+        if self.translated:
+            return self.compiled(x)
+        try:
+            out = self.compiled(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail in many ways, and their exceptions have no class in common
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise JobError(
+                f"torch.compile cannot translate this network ({reason}); use --set compile=false"
+            ) from error
+        self.translated = True
+        return out
+
+    def _is_whole(self, total: int) -> bool:
+        """Whether a batch of `total` samples has the size of most others."""
+        return total >= self.run.phase.batch
 
     def _update(self) -> None:
         try:

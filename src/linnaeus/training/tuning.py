@@ -10,7 +10,8 @@ from linnaeus.console import Console, counted
 from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.precision import FLOAT32
-from linnaeus.recipe import Phase
+from linnaeus.recipe import Phase, Recipe
+from linnaeus.training.compilation import choose_compilation
 from linnaeus.training.memory import SampleCost, measure_cost
 from linnaeus.training.phase import PhaseRun
 from linnaeus.training.precision import Trial, choose_precision
@@ -32,15 +33,16 @@ class Tuning:
     engine: Engine
     recorder: Recorder
     console: Console
-    precision: str
-    """As the recipe has it; `auto` lets a CPU choose for each phase."""
+    recipe: Recipe
+    """`precision` and `compile` may be `auto`: chosen for each phase."""
 
     def tune(self, run: PhaseRun, resumed: bool) -> Engine:
         """Complete `run`, and return the engine that trains it. `resumed`: the phase has trained some steps already."""
         cost = self._choose_micro_batch(run)
         engine = self.engine
-        if self.precision == "auto" and engine.device.type == "cpu":
+        if self.recipe.precision == "auto" and engine.device.type == "cpu":
             engine = engine.with_precision(self._choose_precision(run, cost, resumed))
+        run.compiled = self._choose_compilation(run, cost, resumed)
         if run.phase.lr == "auto":
             run.phase = run.phase.model_copy(update={"lr": self._find_rate(run, engine)})
         return engine
@@ -85,6 +87,21 @@ class Tuning:
         else:
             trial = Trial(known, "as before the run was resumed")
         self.console.say(f"  precision {trial.chosen}: {trial.reason}")
+        return trial.chosen
+
+    def _choose_compilation(self, run: PhaseRun, cost: SampleCost, resumed: bool) -> bool:
+        """Whether the phase is compiled, by a trial if it is long enough to repay one."""
+        if self.recipe.compile != "auto":
+            return self.recipe.compile
+        known = self.recorder.compiled.get(str(run.number))
+        if known is not None or resumed or self.engine.device.type != "cuda":
+            return bool(known)
+        # The measured step was the first one, with few samples: later ones are faster.
+        longest = cost.seconds * run.train.batches.samples * run.phase.epochs / self.engine.world_size
+        trial = self.engine.broadcast(lambda: choose_compilation(run.undivided(), self.engine.alone(), longest))
+        self.recorder.record_compiled(run.number, trial.chosen)
+        if trial.reason:
+            self.console.say(f"  {'compiled' if trial.chosen else 'not compiled'}: {trial.reason}")
         return trial.chosen
 
     def _find_rate(self, run: PhaseRun, engine: Engine) -> float:
