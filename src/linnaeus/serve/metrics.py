@@ -25,7 +25,10 @@ class Metrics:
             registry=registry,
         )
         self.images = Counter(
-            "linnaeus_pictures", "Images by result: answered, unsure or unreadable.", ("result",), registry=registry
+            "linnaeus_pictures",
+            "Images by result: answered, unsure, unknown or unreadable.",
+            ("result",),
+            registry=registry,
         )
         self.decode_seconds = Histogram(
             "linnaeus_decode_seconds", "Time to decode an image.", buckets=SECONDS, registry=registry
@@ -38,6 +41,9 @@ class Metrics:
         )
         self.batch_size = Histogram("linnaeus_batch_size", "Images per batch.", buckets=BATCH_SIZES, registry=registry)
         self.in_progress = Gauge("linnaeus_pictures_in_hand", "Images in progress.", registry=registry)
+        self.in_color = Gauge(
+            "linnaeus_pictures_in_color", "Images in color that a model of gray images got.", registry=registry
+        )
         self.upload_bytes = Gauge("linnaeus_held_bytes", "Bytes of request bodies in memory.", registry=registry)
 
     def observe_batch(self, images: int, waited: float, seconds: float) -> None:

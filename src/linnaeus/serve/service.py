@@ -20,6 +20,7 @@ from linnaeus.serve.decoding import Decoders
 from linnaeus.serve.explaining import Explainer
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.metrics import Metrics
+from linnaeus.serve.score_metrics import ScoreMetrics
 from linnaeus.serve.uploads import Upload
 
 AT_ONCE = 8  # images of a request that are in work; the others wait, so that requests take turns
@@ -45,6 +46,10 @@ class Service:
         """`original`: the network that explains predictions, if `classifier` is an ONNX export of it."""
         self.classifier, self.limits = classifier, limits or Limits()
         self.metrics = Metrics()
+        detector = classifier.detector
+        thresholds = None if detector is None else detector.thresholds
+        self.scores = ScoreMetrics(self.metrics.registry, thresholds, classifier.run.has_distance)
+        self.metrics.in_color.set_function(lambda: classifier.color.in_color)
         self.batcher = Batcher(
             classifier.answers,
             batch=self.limits.batch,
@@ -89,6 +94,8 @@ class Service:
         for p in (result.prediction for result in results):
             label = "unreadable" if p.error is not None else p.verdict or "answered"
             self.metrics.images.labels(label).inc()
+            if p.error is None:
+                self.scores.observe(p.probability, p.distance)
         return results
 
     async def _answer(self, upload: Upload, top: int, with_explanation: bool, slots: asyncio.Semaphore) -> Result:
