@@ -51,7 +51,7 @@ for command in (
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output, result.output
 assert CliRunner().invoke(cli, ["--version"]).output == f"linnaeus, version {sys.modules['linnaeus'].__version__}\\n"
-heavy = {"torch", "pydantic", "numpy", "PIL", "matplotlib", "rich", "lightning_fabric"} & set(sys.modules)
+heavy = {"torch", "pydantic", "numpy", "PIL", "matplotlib", "rich"} & set(sys.modules)
 assert not heavy, heavy
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from labelling import opened, photos
+from labelling import new_server, opened, photos
 from tiny import write_images
+
+from linnaeus.console import Console
+from linnaeus.label.server import Server
+from linnaeus.serve.server import bind
+from linnaeus.serve.sharing import address_of
 
 
 def rows(folder: Path) -> dict[str, str]:
@@ -72,6 +77,14 @@ def test_the_page_and_the_images_are_served(tmp_path: Path):
         assert page.get("/image/99").status_code == 404
         assert page.post("/api/answer", json={"images": [99], "label": "a"}).json()["error"].startswith("no image 99")
         assert page.post("/api/answer", json={"images": [0], "label": ""}).status_code == 400
+
+
+def test_a_server_on_all_networks_names_an_address_that_opens(tmp_path: Path):
+    folder = photos(tmp_path)
+    with bind("0.0.0.0", 0) as listener:
+        server = Server(new_server(folder), listener, Console(silent=True), "token")
+        assert server.address == address_of(listener)
+        assert "0.0.0.0" not in server.address
 
 
 def test_a_random_question_shows_nothing_that_could_influence_its_answer(tmp_path: Path):

@@ -117,10 +117,10 @@ def test_a_slow_drip_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_token_is_for_the_hub_and_not_for_its_storage(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     hub.gated.add(REPO)
-    reason = refused(lambda: pull(NAME, fetch=fetch), "ask for consent .* accept the conditions at .*HF_TOKEN")
+    reason = refused(lambda: pull(NAME, fetch=fetch), "access is refused .* accept the conditions at .*HF_TOKEN")
     assert f"{hub.address}/{REPO}" in reason
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    refused(lambda: pull(NAME, fetch=fetch), r"ask for consent \(HTTP 403\)")
+    refused(lambda: pull(NAME, fetch=fetch), r"access is refused \(HTTP 403\)")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     pull(NAME, fetch=fetch)
     assert [request[2] for request in hub.asked("/storage/")] == [""]

@@ -24,7 +24,7 @@ import linnaeus
 from linnaeus.data.batches import Partition, Sampling
 from linnaeus.data.order import part_of
 from linnaeus.distributed.engine import Engine
-from linnaeus.distributed.environment import ProcessInfo, process_info
+from linnaeus.distributed.environment import ProcessInfo, process_info, slurm_address
 from linnaeus.distributed.launch import launch
 from linnaeus.distributed.sync_batchnorm import CpuSyncBatchNorm, synced_batchnorm
 from linnaeus.errors import UserError
@@ -312,6 +312,17 @@ def test_rank_and_world_size_come_from_the_environment():
         process_info({"SLURM_STEP_NUM_TASKS": "4"})
     with pytest.raises(UserError, match="not a multiple"):
         process_info({**torchrun, "WORLD_SIZE": "7"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("gpu1", "gpu1"), ("gpu1,gpu2", "gpu1"), ("node[03-05,09],gpu1", "node03"), ("node[7,9]-ib", "node7-ib")],
+)
+def test_processes_of_slurm_meet_at_the_first_machine(nodes: str, host: str):
+    assert slurm_address({"SLURM_NODELIST": nodes, "SLURM_JOB_ID": "1234567"}) == (host, "19567")
+    step = {"SLURM_NODELIST": "other[1-9]", "SLURM_STEP_NODELIST": nodes}
+    assert slurm_address(step) == (host, "15000")  # a step may use a part of the machines of its job
+    assert slurm_address({**step, "MASTER_ADDR": "head", "MASTER_PORT": "29500"}) == ("head", "29500")
 
 
 def test_devices_from_python_is_rejected_with_advice(idx: Path, tmp_path: Path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from linnaeus.cli import early
+from linnaeus.cli.address import address, address_options
 from linnaeus.cli.options import device_option, make_console, verbosity
 from linnaeus.errors import UserError
 
@@ -19,55 +20,7 @@ if TYPE_CHECKING:
     from linnaeus.label.features import Features
     from linnaeus.label.labels_csv import LabelStore
 
-META = "linnaeus.label"
 ORDERS = ("mixed", "margin", "diverse", "random", "file")
-
-
-def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    context.meta[f"{META}.{parameter.name}"] = value
-
-
-def address(command):
-    """Add --host, --port and --token to a command, which reads them by `_address`: they concern the place only."""
-    options = (
-        click.option(
-            "--host",
-            metavar="ADDRESS",
-            default="127.0.0.1",
-            show_default=True,
-            expose_value=False,
-            callback=_store,
-            help="Address to listen on.",
-        ),
-        click.option(
-            "--port",
-            type=click.IntRange(0, 65535),
-            metavar="N",
-            default=8000,
-            show_default=True,
-            expose_value=False,
-            callback=_store,
-            help="Port; 0 picks a free one.",
-        ),
-        click.option(
-            "--token",
-            metavar="TOKEN",
-            envvar="LINNAEUS_TOKEN",
-            expose_value=False,
-            callback=_store,
-            help="Token that clients must present.  [default: none for this machine, else a random one; "
-            "env: LINNAEUS_TOKEN]",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _address() -> tuple[str, int, str | None]:
-    """(host, port, token) of the running command."""
-    meta = click.get_current_context().meta
-    return meta[f"{META}.host"], meta[f"{META}.port"], meta[f"{META}.token"]
 
 
 @click.command()
@@ -87,7 +40,7 @@ def _address() -> tuple[str, int, str | None]:
     type=click.Choice(ORDERS),
     help="Which image comes next: of small margin and unlike the others, either, random, or by file name.",
 )
-@address
+@address_options("default: none for this machine, else a random one; env: LINNAEUS_TOKEN")
 @device_option
 @verbosity
 def label(
@@ -106,7 +59,8 @@ def label(
     Only this machine can connect unless --host says otherwise. Ctrl-C exits.
     """
     run, folder = _places(sources)
-    host, port, token = _address()
+    place = address()
+    token = place.token
     early.check_device(device)
     early.check_token(token)
     try:
@@ -124,9 +78,9 @@ def label(
     console = make_console(sys.stderr)
     if run is not None and backbone:
         raise UserError(f"{run}: its own network answers; leave out --backbone")
-    if token is None and not is_loopback(host):
+    if token is None and not is_loopback(place.host):
         token = secrets.token_urlsafe(16)
-    listener = bind(host, port)
+    listener = bind(place.host, place.port)
     store = _open_store(folder, out, labels, console)
     features = _open_features(folder, store, run, backbone, device, console)
     session = Session.open(store, features, order, console)

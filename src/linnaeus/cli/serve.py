@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.cli import early
+from linnaeus.cli.address import address, address_options
 from linnaeus.cli.options import (
     ModelCommand,
     chosen_model,
@@ -35,24 +36,7 @@ MIB = 1 << 20
 
 @click.command(cls=ModelCommand)
 @click.argument("model")
-@click.option(
-    "--host",
-    metavar="ADDRESS",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 for all networks.",
-)
-@click.option(
-    "--port",
-    default=8000,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    metavar="N",
-    help="Port; 0 picks a free one.",
-)
-@click.option(
-    "--token", metavar="TOKEN", envvar="LINNAEUS_TOKEN", help="Token that clients must present.  [env: LINNAEUS_TOKEN]"
-)
+@address_options("env: LINNAEUS_TOKEN")
 @click.option("--title", metavar="TEXT", help="Heading of the page.  [default: the name of the run folder]")
 @click.option("--allow-host", "hosts", metavar="NAME", multiple=True, help="Accepted Host header. Repeatable.")
 @click.option(
@@ -114,9 +98,6 @@ MIB = 1 << 20
 @verbosity
 def serve(
     model: str,
-    host: str,
-    port: int,
-    token: str | None,
     title: str | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
@@ -136,7 +117,8 @@ def serve(
     MODEL is a run folder or a model file. The page is at /, the API at /predict, its description at /docs. Only this
     machine can connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
     """
-    _check_options(model, device, token, max_images, queue, origins)
+    place = address()
+    _check_options(model, device, place.token, max_images, queue, origins)
     try:
         from linnaeus.serve.access import is_loopback
         from linnaeus.serve.app import Settings
@@ -144,15 +126,15 @@ def serve(
     except ImportError as error:
         raise UserError(f'serving needs {error.name}: pip install "linnaeus[serve]"') from None
     console = make_console(sys.stderr)
-    if token is None and not is_loopback(host):
-        console.warn(f"--host {host}: anyone who can reach this machine can use the model; --token prevents that")
+    if place.token is None and not is_loopback(place.host):
+        console.warn(f"--host {place.host}: anyone who can reach this machine can use the model; --token prevents that")
     limits = _limits(max_mb, max_images, max_megapixels, queue, batch, body_seconds)
     service = _load_service(model, device, code, use, limits, console)
-    allowed = frozenset(map(str.lower, hosts)) if hosts or is_loopback(host) else None
+    allowed = frozenset(map(str.lower, hosts)) if hosts or is_loopback(place.host) else None
     pages = frozenset(origin.lower().rstrip("/") for origin in origins)
     folder = service.classifier.path.parent
-    settings = Settings(title or model_name(Path(model)), token, allowed, pages, _read_report(folder))
-    run_server(service, settings, host, port, console, _training_source(folder, like))
+    settings = Settings(title or model_name(Path(model)), place.token, allowed, pages, _read_report(folder))
+    run_server(service, settings, place.host, place.port, console, _training_source(folder, like))
 
 
 def _check_options(

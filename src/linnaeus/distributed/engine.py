@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from linnaeus.console import counted
 from linnaeus.device import choose_device
-from linnaeus.distributed.environment import ProcessInfo, process_info
+from linnaeus.distributed.environment import ProcessInfo, process_info, slurm_address
 from linnaeus.distributed.group import TIMEOUT, ProcessGroup
 from linnaeus.distributed.precision import BF16, CHANNELS_LAST, MIXED, full_name
 from linnaeus.errors import UserError
@@ -241,11 +241,7 @@ def _meet(backend: str, info: ProcessInfo) -> None:
     if torch.distributed.is_initialized():
         return
     if info.slurm:
-        # Imported only here: the import takes two seconds, and a single process needs none of it.
-        from lightning_fabric.plugins.environments import SLURMEnvironment
-
-        cluster = SLURMEnvironment(auto_requeue=False)
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm_address(os.environ)
     torch.distributed.init_process_group(backend, rank=info.rank, world_size=info.world_size, timeout=TIMEOUT)
     # A thread of gloo that frees the last tensor needs the interpreter: while it shuts down that aborts the process.
     atexit.register(_leave)

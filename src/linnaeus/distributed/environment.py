@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 from linnaeus.errors import UserError
 
+FIRST_PORT = 15_000
+"""Ports from here on are used by jobs of SLURM: not those of services, and below those given to clients."""
 PARENT = "LINNAEUS_PARENT"
 """Environment variable: process id of the launcher, where `--devices N` started this process."""
 
@@ -73,6 +76,20 @@ def process_info(environment: Mapping[str, str] | None = None) -> ProcessInfo:
             "start the same number of processes on every machine"
         )
     return info
+
+
+def slurm_address(environment: Mapping[str, str]) -> tuple[str, str]:
+    """(host, port) where the processes of srun meet, the same for all: the first machine, and a port for each job.
+
+    MASTER_ADDR and MASTER_PORT override them.
+    """
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST") or "127.0.0.1"
+    # The first machine of each range: node[03-05,09],gpu1 -> node03,gpu1
+    host = re.split(r"[ ,]", re.sub(r"\[([^],-]*)[^]]*\]", r"\1", nodes))[0]
+    # The end of the job's number: two jobs may have processes on the same machine.
+    job = environment.get("SLURM_JOB_ID", "")[-4:]
+    port = FIRST_PORT + int(job) if job.isdecimal() else FIRST_PORT
+    return environment.get("MASTER_ADDR", host), environment.get("MASTER_PORT", str(port))
 
 
 def exit_with_launcher() -> None:

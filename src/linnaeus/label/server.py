@@ -9,21 +9,17 @@ from linnaeus.label.app import LabelServer, make_app
 from linnaeus.serve.access import is_loopback
 from linnaeus.serve.connections import ServerConfig
 from linnaeus.serve.server import BoundServer, ignore_repeated_signals
+from linnaeus.serve.sharing import address_of
 
 
 class Server(BoundServer):
     """A labelling session behind HTTP."""
 
     def __init__(self, label: LabelServer, listener: socket.socket, console: Console, token: str | None = None):
-        self.label, self.token = label, token
+        self.label, self.token, self.address = label, token, address_of(listener)
         # Pages of other servers reach a server on the loopback interface by a name of their own (DNS rebinding).
         hosts = frozenset[str]() if is_loopback(listener.getsockname()[0]) else None
         super().__init__(ServerConfig(make_app(label, token, hosts), label.limits), listener, console)
-
-    @property
-    def address(self) -> str:
-        host, port = self.listener.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def announce(self) -> None:
         login = f"/#token={self.token}" if self.token else ""

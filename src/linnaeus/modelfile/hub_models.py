@@ -8,9 +8,9 @@ from pathlib import Path
 
 from linnaeus.data.download import Progress, fetch
 from linnaeus.environment import cache_dir, offline
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import UserError
 from linnaeus.files import read_object, write_text
-from linnaeus.models.hub import TIMEOUT, client, endpoint
+from linnaeus.models.hub import TIMEOUT, client, endpoint, refusal
 
 PREFIX = "hf:"
 FILE = "model.safetensors"
@@ -57,26 +57,9 @@ def fetch_model(name: str, progress: Progress | None = None) -> Path:
 
 
 def explain_refusal(name: str, repository: str, error: Exception) -> UserError:
-    """One line that says why the hub refused, and what to do."""
-    errors = client(name).errors
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    tokens = f"{endpoint()}/settings/tokens"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return UserError(f"{name}: holds no {FILE}; `linnaeus push MODEL {repository}` puts one there")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"{name}: has no such revision; {endpoint()}/{repository}/commits lists them")
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return UserError(
-            f"{name}: access is refused (HTTP {status or 403}); accept the conditions at {endpoint()}/{repository}, "
-            f"and set HF_TOKEN to a token of {tokens} that may read it, or write to it"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        return UserError(
-            f"{name}: no such repository on the hub, or a private one (HTTP {status}); check the name, or set HF_TOKEN "
-            f"to a token of {tokens}"
-        )
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return JobError(f"{name}: {endpoint()} cannot be asked ({reason}); check the network, or set HF_ENDPOINT")
+    """One line that says why the hub refused a model file, and what to do."""
+    missing = f"holds no {FILE}; `linnaeus push MODEL {repository}` puts one there"
+    return refusal(name, repository, error, missing=missing)
 
 
 def _path(folder: Path, repository: str, checksum: str) -> Path:

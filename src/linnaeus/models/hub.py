@@ -217,29 +217,47 @@ def weights_file(name: str, repo: str, key: str) -> RemoteFile:
 
 
 def explain(name: str, repo: str, error: Exception) -> UserError:
-    """One line that says why the hub did not give a file, and what to do."""
+    """One line that says why the hub did not give the configuration or the weights of a backbone, and what to do."""
+    return refusal(
+        name,
+        repo,
+        error,
+        missing=f"has no {CONFIG}, so transformers cannot load it; look at {endpoint()}/{repo}, or choose another one",
+        elsewhere=f"or bring config.json and model.safetensors in one folder and run: linnaeus weights import {name} "
+        "FOLDER/model.safetensors",
+        suggest=True,
+    )
+
+
+def refusal(
+    name: str, repo: str, error: Exception, *, missing: str, elsewhere: str = "", suggest: bool = False
+) -> UserError:
+    """One line that says why the hub refused a request, and what to do.
+
+    `missing`: what to say of a repository that lacks a file; `elsewhere`: another way if the hub is out of reach;
+    `suggest`: whether to name a backbone with a similar name.
+    """
     errors = client(name).errors
-    page = f"{endpoint()}/{repo}"
+    page, tokens = f"{endpoint()}/{repo}", f"{endpoint()}/settings/tokens"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return UserError(
-            f"{name}: its authors ask for consent (HTTP {status or 403}); accept the conditions at {page}, create a "
-            f"token at {endpoint()}/settings/tokens, and set HF_TOKEN to it"
+            f"{name}: access is refused (HTTP {status or 403}); accept the conditions at {page}, and set HF_TOKEN to a "
+            f"token of {tokens} that may read it, or write to it"
         )
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return UserError(
-            f"{name}: has no {CONFIG}, so transformers cannot load it; look at {page}, or choose another one"
-        )
+        return UserError(f"{name}: {missing}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{name}: has no such revision; {page}/commits lists them")
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        hint = _suggestion(name, repo) if suggest else ""
         return UserError(
-            f"{name}: no such repository on the hub, or a private one (HTTP {status}){_suggestion(name, repo)}; check "
-            f"the name at {page}, or set HF_TOKEN"
+            f"{name}: no such repository on the hub, or a private one (HTTP {status}){hint}; check the name at {page}, "
+            f"or set HF_TOKEN to a token of {tokens}"
         )
     reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return JobError(
-        f"{name}: {endpoint()} cannot be asked ({reason}); set HF_ENDPOINT to a mirror, or bring config.json and "
-        f"model.safetensors in one folder and run: linnaeus weights import {name} FOLDER/model.safetensors"
-    )
+    steps = ", ".join(("set HF_ENDPOINT to a mirror", elsewhere or "or check the network"))
+    return JobError(f"{name}: {endpoint()} cannot be asked ({reason}); {steps}")
 
 
 def _suggestion(name: str, repo: str) -> str:
