@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from linnaeus.explain.neighbors import Neighbor
 from linnaeus.explain.saliency import Explanation
 from linnaeus.inference.classifier import Prediction
 from linnaeus.report import explanation as explanation_module
-from linnaeus.report.canvas import SMALL, text_width
-from linnaeus.report.explanation import draw_explanation
+from linnaeus.report.canvas import BLUE, ORANGE, SMALL, text_width
+from linnaeus.report.explanation import draw_explanation, similar_images
 from linnaeus.report.fonts import families_for
 from linnaeus.report.heat_maps import overlay, ramp
 
@@ -85,6 +85,11 @@ def drawn(path: Path, e: Explanation, **more) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
+def count(figure: np.ndarray, color: str) -> int:
+    """Number of pixels of a color."""
+    return int((figure == np.array(ImageColor.getrgb(color))).all(2).sum())
+
+
 def found_in(pixels: np.ndarray, figure: np.ndarray) -> bool:
     """Whether `pixels` are somewhere in the figure, unscaled."""
     rows, columns = np.nonzero((figure == pixels[0, 0]).all(2))
@@ -119,10 +124,10 @@ def test_neighbors_are_marked_by_class(tmp_path: Path):
     close = [
         Neighbor(f"{k}.jpg", str(k % 2), "Calla ß" if k % 2 == 0 else "petunia", 0.9, image(seed=k)) for k in range(5)
     ]
-    one_row = drawn(tmp_path / "b.png", e, neighbors=close, true=0)
-    two_rows = drawn(tmp_path / "c.png", e, neighbors=close * 2, true=1)
+    one_row = drawn(tmp_path / "b.png", e, examples=[similar_images(e, close, True)], true=0)
+    two_rows = drawn(tmp_path / "c.png", e, examples=[similar_images(e, close * 2, True)], true=1)
     assert without.shape[0] + 150 < one_row.shape[0] < two_rows.shape[0] - 100
-    blue, orange = ((one_row == np.array(color)).all(2).sum() for color in ((10, 110, 189), (217, 102, 10)))
+    blue, orange = (count(one_row, color) for color in (BLUE, ORANGE))
     assert orange == pytest.approx(1.5 * blue, rel=0.02)  # three and two of the same bars
 
 
@@ -141,13 +146,14 @@ def test_an_unsure_prediction_is_marked(tmp_path: Path):
     unsure = Explanation(dataclasses.replace(e.prediction, threshold=0.8), e.target, e.maps)
     figure = drawn(tmp_path / "b.png", unsure)
     assert figure.shape[0] > sure.shape[0]
-    assert (figure == np.array((217, 102, 10))).all(2).sum() > 50 > (sure == np.array((217, 102, 10))).all(2).sum()
+    assert count(figure, ORANGE) > 50 > count(sure, ORANGE)
 
 
 def test_missing_characters_are_returned(tmp_path: Path):
     e = explanation(heats(1))
     odd = Neighbor("1.jpg", "1", "petunia \U000e1234", 0.5, image())
-    assert draw_explanation(e, tmp_path / "a.png", neighbors=[odd]) == "\U000e1234"
+    examples = [similar_images(e, [odd], True)]
+    assert draw_explanation(e, tmp_path / "a.png", examples=examples) == "\U000e1234"
 
 
 def test_the_end_of_a_long_path_is_kept():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from linnaeus.explain.neighbors import Gallery, Neighbor
     from linnaeus.explain.saliency import Explanation
     from linnaeus.inference.classifier import Classifier, Prediction
+    from linnaeus.report.explanation import Examples
+    from linnaeus.training.influence import Pulls, TrainingInfluence
 
 METHODS = ("gradcam", "occlusion", "integrated-gradients")
 NEIGHBORS = 5
@@ -46,8 +48,16 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
     "--stage", metavar="NAME|all", help="Stage for Grad-CAM.  [default: the last with 4 x 4 positions or more]"
 )
 @click.option("--like", metavar="SOURCE", help="Show the most similar training images; SOURCE is the training data.")
-@click.option("--top", type=click.IntRange(1), metavar="N", help=f"Number of similar images.  [default: {NEIGHBORS}]")
+@click.option(
+    "--because",
+    is_flag=True,
+    help="Show the training images that pull the answer most, found by solving the head of the run MODEL without them.",
+)
+@click.option(
+    "--top", type=click.IntRange(1), metavar="N", help=f"Number of images of each kind.  [default: {NEIGHBORS}]"
+)
 @click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Write the training images of --because as CSV.")
 @code_option
 @device_option
 @verbosity
@@ -59,8 +69,10 @@ def explain(
     method: str,
     stage: str | None,
     like: str | None,
+    because: bool,
     top: int | None,
     json_file: str | None,
+    csv_file: str | None,
     code: str | None,
     device: str,
 ) -> None:
@@ -74,9 +86,10 @@ def explain(
     Grad-CAM costs as much as two or three predictions. Integrated gradients (about 60) and occlusion (about 170)
     require captum.
     """
-    _check_options(method, stage, like, top)
+    _check_options(method, stage, top if like is None and not because else None, None if because else csv_file)
     early.check_device(device)
     early.check_output("--json", json_file, (".json",))
+    early.check_output("--csv", csv_file, (".csv",))
     early.check_model(model)
     early.check_images(images)
     classifier = load_model(model, device, code)
@@ -84,23 +97,36 @@ def explain(
     sheets = _prepare_sheets(classifier, Path(out), class_name, method, stage)
     if like is not None:
         sheets.compare_with(like, top or NEIGHBORS, console)
-    records, failed = _explain_images(classifier, images, sheets, console)
-    if json_file:
-        from linnaeus.data.class_names import printable
-        from linnaeus.files import write_text
+    if because:
+        from linnaeus.training.influence import TrainingInfluence
 
-        write_text(Path(json_file), printable(json.dumps(records, indent=2, ensure_ascii=False)) + "\n")
+        sheets.influence, sheets.top = TrainingInfluence(classifier, console), top or NEIGHBORS
+    records, failed = _explain_images(classifier, images, sheets, console)
+    _write(records, json_file, csv_file)
     if failed:
         console.warn(f"{failed} of {counted(len(records), 'image')} could not be read")
         raise SystemExit(1)
 
 
-def _check_options(method: str, stage: str | None, like: str | None, top: int | None) -> None:
-    """Raise UserError for options that contradict each other, before a model is loaded."""
+def _write(records: list[dict[str, Any]], json_file: str | None, csv_file: str | None) -> None:
+    from linnaeus.data.class_names import printable
+    from linnaeus.files import write_text
+    from linnaeus.report.pulls import write_csv
+
+    if json_file:
+        write_text(Path(json_file), printable(json.dumps(records, indent=2, ensure_ascii=False)) + "\n")
+    if csv_file:
+        write_csv(Path(csv_file), records)
+
+
+def _check_options(method: str, stage: str | None, top: int | None, csv_file: str | None) -> None:
+    """Raise UserError for options that contradict each other, or that nothing asks for, before a model is loaded."""
     if stage is not None and method != "gradcam":
         raise UserError(f"--stage {stage}: only Grad-CAM uses a stage; omit --stage or --method {method}")
-    if top is not None and like is None:
-        raise UserError(f"--top {top}: needs --like SOURCE, the source that the model was trained on")
+    if top is not None:
+        raise UserError(f"--top {top}: needs --because, or --like SOURCE, the source that the model was trained on")
+    if csv_file is not None:
+        raise UserError(f"--csv {csv_file}: lists the training images of --because; add it, or use --json")
     if method != "gradcam":
         from linnaeus.explain.saliency import require_captum
 
@@ -149,6 +175,7 @@ class ExplainedImage:
     method: str
     sheet: Path
     neighbors: list[Neighbor] | None
+    pulls: Pulls | None = None
 
     def __str__(self) -> str:
         """The line of `linnaeus predict`, the path of the sheet, then one line per similar image."""
@@ -156,11 +183,12 @@ class ExplainedImage:
         other = "" if e.target == p.index else f"  for {e.name} ({percent(e.probability)})"
         if p.thresholds is not None:
             other, given = f"  for {e.name} ({percent(e.probability)})", ", ".join(p.labels) or "no label"
-            lines = [f"{given:<24}  {p.path}{other}  -> {self.sheet}"]
-            return "\n".join([*lines, *(f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or [])])
-        name = f"unsure ({p.name})" if p.unsure else p.name
-        lines = [f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}  -> {self.sheet}"]
-        return "\n".join([*lines, *(f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or [])])
+            head = f"{given:<24}  {p.path}{other}  -> {self.sheet}"
+        else:
+            name = f"unsure ({p.name})" if p.unsure else p.name
+            head = f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}  -> {self.sheet}"
+        alike = [f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or []]
+        return "\n".join([head, *alike, *(pull.line() for pull in (self.pulls.all if self.pulls else ()))])
 
     def to_dict(self) -> dict[str, Any]:
         """Keys that are added to the JSON of the prediction."""
@@ -168,7 +196,8 @@ class ExplainedImage:
         explained = {"class": e.prediction.classes[e.target], "name": e.name, "probability": e.probability}
         stages = {"stages": list(e.maps)} if self.method == "gradcam" else {}
         like = {} if self.neighbors is None else {"like": [n.to_dict() for n in self.neighbors]}
-        return {"explained": explained, "method": self.method, **stages, "sheet": str(self.sheet), **like}
+        because = {} if self.pulls is None else {"because": self.pulls.to_dict()}
+        return {"explained": explained, "method": self.method, **stages, "sheet": str(self.sheet), **like, **because}
 
 
 @dataclass(eq=False)
@@ -183,6 +212,8 @@ class Sheets:
     stages: tuple[str, ...]
     gallery: Gallery | None = None
     """Training images to compare with."""
+    influence: TrainingInfluence | None = None
+    """Training images whose pull is computed."""
     top: int = NEIGHBORS
     missing: str = ""
     """Characters that no installed font contains."""
@@ -217,17 +248,20 @@ class Sheets:
         return [self.target] if self.target is not None else prediction.given or [prediction.index]
 
     def _draw(self, prediction: Prediction, explanation: Explanation) -> ExplainedImage:
-        from linnaeus.report.explanation import draw_explanation
+        from linnaeus.report.explanation import draw_explanation, similar_images
+        from linnaeus.report.pulls import pulling_images
 
-        neighbors = None if self.gallery is None else self.gallery.nearest(prediction, self.top)
-        sheet = ExplainedImage(explanation, self.method, self._new_file(prediction.path), neighbors)
-        missing = draw_explanation(
-            explanation,
-            sheet.sheet,
-            true=self.classifier.true_class(prediction.path),
-            neighbors=neighbors or [],
-            trained=self.gallery is None or self.gallery.trained,
-        )
+        examples: list[Examples] = []
+        neighbors = pulls = None
+        if self.gallery is not None:
+            neighbors = self.gallery.nearest(prediction, self.top)
+            examples.append(similar_images(explanation, neighbors, self.gallery.trained))
+        if self.influence is not None:
+            pulls = self.influence.pulls(prediction, explanation.target, self.top)
+            examples += pulling_images(explanation, pulls)
+        sheet = ExplainedImage(explanation, self.method, self._new_file(prediction.path), neighbors, pulls)
+        true = self.classifier.true_class(prediction.path)
+        missing = draw_explanation(explanation, sheet.sheet, true=true, examples=examples)
         self.missing += "".join(c for c in missing if c not in self.missing)
         return sheet
 

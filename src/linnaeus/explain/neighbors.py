@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,8 @@ class Gallery:
         return [self._neighbor(at, s) for at, s in pairs if not self._is(prediction.path, at)][:k]
 
     def _neighbor(self, at: int, similarity: float) -> Neighbor:
-        sample = int(self.indices[at])
-        known = dict(zip(self.classifier.classes, self.classifier.names, strict=True))
-        display = dict(zip(self.table.classes, self.table.names, strict=True)) | known
-        labels = self.table.labels_of(sample)
-        label, name = "|".join(labels), ", ".join(display[each] for each in labels) or "no label"
-        pixels, shapes = self.rows.gather(np.array([at]))
-        image = self.classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
-        return Neighbor(self.table.sample_id(sample), label, name, min(similarity, 1.0), image)
+        shown = training_image(self.classifier, self.table, int(self.indices[at]), self.rows, at)
+        return replace(shown, similarity=min(similarity, 1.0))
 
     def _is(self, path: str, at: int) -> bool:
         """Whether image `at` is the file at `path`."""
@@ -90,6 +84,17 @@ class Gallery:
             with suppress(OSError, ValueError):  # gone since, or in an archive
                 return os.path.samefile(path, self.table.paths[self.indices[at]])  # noqa: PTH121 - texts, not Paths
         return False
+
+
+def training_image(classifier: Classifier, table: Table, sample: int, rows: Rows, at: int) -> Neighbor:
+    """Sample `sample` of a table, whose pixels are row `at`, with its labels; the similarity is not measured."""
+    known = dict(zip(classifier.classes, classifier.names, strict=True))
+    display = dict(zip(table.classes, table.names, strict=True)) | known
+    labels = table.labels_of(sample)
+    label, name = "|".join(labels), ", ".join(display[each] for each in labels) or "no label"
+    pixels, shapes = rows.gather(np.array([at]))
+    image = classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
+    return Neighbor(table.sample_id(sample), label, name, float("nan"), image)
 
 
 def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gallery:

@@ -48,8 +48,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Training images below the maps, each with a number."""
+
+    title: str
+    note: str
+    images: Sequence[Neighbor]
+    numbers: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Tiles:
-    """The arrangement of the similar images; inches."""
+    """The arrangement of example images; inches."""
 
     across: int
     """Images in a row."""
@@ -58,11 +68,11 @@ class Tiles:
     """The class name under each image, at most two lines."""
 
     @classmethod
-    def of(cls, neighbors: Sequence[Neighbor], width: float, fonts: Fonts) -> Tiles:
-        across = max(2, min(len(neighbors), round(width / TILE)))
+    def of(cls, examples: Examples, width: float, fonts: Fonts) -> Tiles:
+        across = max(2, min(len(examples.images), round(width / TILE)))
         side = (width - (across - 1) * GAP) / across
-        room = side - text_width("0.00", fonts, SMALL) - 0.08
-        return cls(across, side, [wrap(neighbor.name, fonts, SMALL, room, 2) for neighbor in neighbors])
+        room = side - max(text_width(number, fonts, SMALL) for number in examples.numbers) - 0.08
+        return cls(across, side, [wrap(image.name, fonts, SMALL, room, 2) for image in examples.images])
 
     def top(self, row: int) -> float:
         """Distance of a row from the first one; for one row more than there are, the height of all."""
@@ -75,25 +85,25 @@ def draw_explanation(
     path: str | os.PathLike[str],
     *,
     true: int | None = None,
-    neighbors: Sequence[Neighbor] = (),
-    trained: bool = True,
+    examples: Sequence[Examples] = (),
 ) -> str:
-    """Draw an explanation: the image, one panel per heat map, and the `neighbors` if there are any.
+    """Draw an explanation: the image, one panel per heat map, and the examples of which there are any.
 
-    `true` is the index of the true class, if known; `trained` says whether the neighbors are training images. Returns
-    the characters that no font on this machine has.
+    `true` is the index of the true class, if known. Returns the characters that no font on this machine has.
     """
+    examples = [each for each in examples if each.images]
     prediction, panels = explanation.prediction, len(explanation.maps) + 1
     columns = _columns(panels)
     side = {2: 2.9, 3: 2.2}.get(columns, 1.8)
     width = columns * (side + GAP) - GAP
-    texts = [*prediction.labels, explanation.name, prediction.path, *explanation.maps, *(n.name for n in neighbors)]
+    texts = [*prediction.labels, explanation.name, prediction.path, *explanation.maps]
+    texts += [image.name for each in examples for image in each.images]
     fonts = families_for([*texts, prediction.names[true] if true is not None else "", "✓✗"])
     heading = _heading(explanation, true, fonts, width)
     top = MARGIN + 0.2 + 0.19 * (len(heading) - 1) + 0.16
     below = top + math.ceil(panels / columns) * (side + CAPTION)
-    tiles = Tiles.of(neighbors, width, fonts)
-    end = below + 0.34 + (0.4 + tiles.top(len(neighbors)) if neighbors else 0.0)
+    tiles = [Tiles.of(each, width, fonts) for each in examples]
+    end = below + 0.34 + sum(0.4 + each.top(len(each.labels)) for each in tiles)
     canvas = Canvas(width + 2 * MARGIN, end + MARGIN - 0.12, fonts)
     for i, line in enumerate(heading):
         canvas.write(MARGIN, MARGIN + 0.2 + 0.19 * i, line.text, size=line.size, color=line.color)
@@ -102,8 +112,10 @@ def draw_explanation(
         canvas.write(MARGIN + width, MARGIN + 0.2, probability, size=TITLE, align="right")
     _draw_panels(canvas, explanation, columns, side, top)
     _draw_scale(canvas, explanation, below + 0.12, width)
-    if neighbors:
-        _draw_neighbors(canvas, explanation, neighbors, tiles, below + 0.72, trained)
+    at = below + 0.72
+    for each, arrangement in zip(examples, tiles, strict=True):
+        _draw_examples(canvas, explanation, each, arrangement, at)
+        at += 0.4 + arrangement.top(len(each.images))
     canvas.save(path)
     return fonts.missing
 
@@ -168,23 +180,36 @@ def _draw_scale(canvas: Canvas, explanation: Explanation, y: float, width: float
     canvas.write(MARGIN, y + 0.085, text, size=SMALL)
 
 
-def _draw_neighbors(
-    canvas: Canvas, explanation: Explanation, neighbors: Sequence[Neighbor], tiles: Tiles, top: float, trained: bool
-) -> None:
-    """The similar images with their classes: blue under those of the predicted class, orange under the others."""
-    prediction = explanation.prediction
-    same = [neighbor.label == prediction.classes[prediction.index] for neighbor in neighbors]
+def similar_images(explanation: Explanation, neighbors: Sequence[Neighbor], trained: bool) -> Examples:
+    """The most similar images; `trained` says whether they are training images."""
+    same = [_is_of_class(explanation, neighbor) for neighbor in neighbors]
     title = f"most similar {'training ' if trained else ''}images, with cosine similarity"
-    canvas.write(MARGIN, top - 0.14, title, size=TEXT)
-    count = f"{sum(same)} of {len(same)} are of the predicted class"
-    canvas.write(canvas.width - MARGIN, top - 0.14, count, size=SMALL, color=MUTED, align="right")
-    for i, (neighbor, lines) in enumerate(zip(neighbors, tiles.labels, strict=True)):
+    numbers = [f"{neighbor.similarity:.2f}" for neighbor in neighbors]
+    what = "are of the predicted class" if explanation.prediction.thresholds is None else "have the label"
+    return Examples(title, f"{sum(same)} of {len(same)} {what}", neighbors, numbers)
+
+
+def _is_of_class(explanation: Explanation, image: Neighbor) -> bool:
+    """Whether the image is of the predicted class, or has the explained label where it may have several."""
+    prediction = explanation.prediction
+    if prediction.thresholds is not None:
+        return prediction.classes[explanation.target] in image.label.split("|")
+    return image.label == prediction.classes[prediction.index]
+
+
+def _draw_examples(canvas: Canvas, explanation: Explanation, examples: Examples, tiles: Tiles, top: float) -> None:
+    """The images with their classes: blue under those of the predicted class, orange under the others."""
+    room = canvas.width - 2 * MARGIN - text_width(examples.note, canvas.fonts, SMALL) - 0.15
+    canvas.write(MARGIN, top - 0.14, shorten(examples.title, canvas.fonts, TEXT, room), size=TEXT)
+    canvas.write(canvas.width - MARGIN, top - 0.14, examples.note, size=SMALL, color=MUTED, align="right")
+    for i, (example, lines) in enumerate(zip(examples.images, tiles.labels, strict=True)):
         left = MARGIN + (i % tiles.across) * (tiles.side + GAP)
         upper = top + tiles.top(i // tiles.across)
-        image = with_bar(fit_square(neighbor.image, round(tiles.side * DPI)), BLUE if same[i] else ORANGE)
+        color = BLUE if _is_of_class(explanation, example) else ORANGE
+        image = with_bar(fit_square(example.image, round(tiles.side * DPI)), color)
         canvas.image(round(left * DPI), round(upper * DPI), image)
         y = upper + tiles.side + BAR + 0.16
-        canvas.write(left + tiles.side, y, f"{neighbor.similarity:.2f}", size=SMALL, color=MUTED, align="right")
+        canvas.write(left + tiles.side, y, examples.numbers[i], size=SMALL, color=MUTED, align="right")
         for line in lines:
             canvas.write(left, y, line, size=SMALL)
             y += LINE

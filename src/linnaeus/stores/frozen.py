@@ -125,6 +125,10 @@ class FrozenStages:
             autocast=engine.autocast,
         )
 
+    def round_as(self, setting: str | None, train: Samples) -> None:
+        """Follow the recipe's `model.frozen`; the training images calibrate int8."""
+        self.bf16, self.int8 = setting == "bf16", train if setting == "int8" else None
+
     @property
     def batch(self) -> int:
         """Images through the frozen part at once."""

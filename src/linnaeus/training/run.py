@@ -199,8 +199,7 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
     """The phases over the decoded images, with a store for what the frozen stages compute."""
     recipe, engine, samples = prepared.recipe, prepared.engine, prepared.samples
     frozen = FrozenStages.on_engine(prepared.network, prepared.preprocessing, engine, prepared.console)
-    frozen.bf16 = recipe.model.frozen == "bf16"
-    frozen.int8 = samples["train"] if recipe.model.frozen == "int8" else None
+    frozen.round_as(recipe.model.frozen, samples["train"])
     frozen.made_by = prepared.identity.tuned.executors
     frozen.on_change = recorder.record_tuned
     streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed)

@@ -56,7 +56,7 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
     not one linear layer.
     """
     started = time.perf_counter()
-    linear = _linear_head(run.net.model)
+    linear = linear_head(run.net.model)
     # Solved on rank 0 only: two machines might differ in the last bits.
     solved = engine.broadcast(lambda: _solve(run, groups, engine, console))
     with torch.no_grad():
@@ -119,7 +119,8 @@ def _quality(head: LinearProbe, labels: np.ndarray) -> str:
     return f"mAP {percent(label_figures(Outputs(labels, logits)).map)}"
 
 
-def _linear_head(model: Network) -> nn.Linear:
+def linear_head(model: Network) -> nn.Linear:
+    """The only linear layer of the head. Raises UserError if there are others, or none."""
     linear = [m for part in model.modules_of("head") for m in part.modules() if isinstance(m, nn.Linear)]
     if len(linear) != 1:
         raise UserError(
