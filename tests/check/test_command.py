@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from scenes import COPIES, scene, write_scenes
+from wording import broken_words
 
 from linnaeus.check import gallery
 from linnaeus.check.data_check import DataCheck, check, check_table, leaks, near_duplicates
@@ -69,7 +70,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "link"):
+        if tag not in ("meta", "img", "br", "link", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -167,6 +168,15 @@ def test_names_that_are_not_utf8(tmp_path: Path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "broken \\udcff.jpg" in Page(page).text
     assert style_sheet() in page
+
+
+@pytest.mark.long
+def test_no_word_is_broken_on_a_phone(browser: Any, faulty: Path, tmp_path: Path):
+    gallery.write_gallery(check(faulty), tmp_path / "found.html")
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((tmp_path / "found.html").as_uri())
+    assert broken_words(page, "th, td, figcaption, h1, h2, li p") == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_page_is_bounded(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fabricate import fabricate, write_source
 from watching import Watcher
+from wording import broken_words
 
 from linnaeus.report.page import write_report
 
@@ -25,6 +26,7 @@ NAMES = (
 )
 READABLE = 4.5  # contrast of text (WCAG 2.2, 1.4.3)
 PHONE = {"width": 390, "height": 844}
+PAPER = 688  # CSS pixels of A4 between margins of 14 mm
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,7 @@ def test_a_phone_scrolls_in_one_direction(open_page: Any):
     size = "e => parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b)"
     letters = page.eval_on_selector_all("svg.chart text", f"all => Math.min(...all.map({size}))")
     assert letters >= 9, "words of a chart, in CSS pixels"
+    assert broken_words(page, "th, td, dt, dd, h1, h2, h3, .class-head") == []
 
 
 def test_it_prints_light_and_complete(open_page: Any, tmp_path: Path):
@@ -176,6 +179,11 @@ def test_it_prints_light_and_complete(open_page: Any, tmp_path: Path):
     assert not page.locator("nav").is_visible()
     table = page.locator("#classes .scroll")
     assert table.evaluate("e => e.scrollHeight - e.clientHeight") <= 1, "no row is cut off"
+    page.set_viewport_size({"width": PAPER, "height": 900})
+    wide = f"all => all.filter(e => e.getBoundingClientRect().right > {PAPER} + 1).map(e => e.outerHTML)"
+    assert page.eval_on_selector_all(":is(main, header) :not(.stack *)", wide) == [], "no column is cut off"
+    breaks = page.eval_on_selector_all("section", "all => all.map(e => getComputedStyle(e).breakBefore)")
+    assert "page" in breaks, "the matrix takes its heading along"
 
 
 def test_it_works_with_a_screen_reader_and_the_keyboard(open_page: Any):

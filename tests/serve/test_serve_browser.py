@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from served import ThreadServer, png
 from watching import Watcher
+from wording import broken_words
 
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
@@ -288,6 +289,12 @@ def test_a_phone_scrolls_vertically_only_and_offers_its_camera(open_page: Open):
         "all => all.filter(e => e.offsetParent && e.getBoundingClientRect().height < 24).map(e => e.textContent)",
     )
     assert small == [], "targets are at least 24 pixels high (WCAG 2.2, 2.5.8)"
+    add_files(page, ("img_01.jpg", png()))
+    wait_for_answers(page, 2)
+    assert broken_words(page, "#rows th, #rows td, thead th, .bars .name") == []
+    assert (
+        page.locator("#rows").evaluate("e => e.closest('.scroll').scrollWidth - e.closest('.scroll').clientWidth") <= 1
+    )
     assert not wait_for_model(open_page()).get_by_role("button", name=EN["photograph"]).is_visible()
 
 

@@ -16,7 +16,7 @@ export function fillTable(body, items) {
     return createElement("tr", {}, createElement("th", { scope: "row" }, item.path),
       createElement("td", {}, item.answer.unknown || item.answer.unsure ? `${t(item.answer.unknown ? "unknown" : "unsure")} (${first.name})` : first.name),
       createElement("td", { class: "number" }, percent(first.probability)),
-      createElement("td", { class: "muted" }, second ? `${second.name} ${percent(second.probability)}` : ""));
+      createElement("td", { class: "second muted" }, second ? `${second.name} ${percent(second.probability)}` : ""));
   }));
 }
 
