@@ -458,3 +458,24 @@ def test_the_duration_of_a_phase_is_estimated_after_the_warm_up(
     line = next(line for line in capsys.readouterr().out.splitlines() if "for this phase" in line)
     steps = 4 * 7
     assert line == f"  about {duration(13 * steps * (1 + 12 / (3 * 108)))} for this phase"
+
+
+def test_the_figures_are_printed_before_plots_are_drawn(
+    idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    printed: list[str] = []
+    monkeypatch.setattr(finalize, "_draw_plots", lambda *rest: printed.append(capsys.readouterr().out))
+    linnaeus.train(idx, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
+    lines = printed[0].splitlines()
+    assert any(line.startswith("valid  ") for line in lines)
+    assert any(line.startswith("certainty ") for line in lines)
+
+
+def test_a_run_without_a_report_has_the_figures_and_no_plots(idx: Path, say, tmp_path: Path):
+    recipe = write_recipe(tmp_path / "r.toml")
+    said = say("train", idx, "--recipe", recipe, "--no-report", "--out", tmp_path / "run")
+    assert said.status == 0
+    assert said.out.count("\nvalid  ") == 1
+    files = {file.suffix for file in (tmp_path / "run").iterdir()}
+    assert ".safetensors" in files
+    assert not files & {".png", ".html"}

@@ -42,8 +42,5 @@ def classes(
     changes = ClassChanges(rename, merge, drop, None if add is None else Path(add), name)
     console = make_console()
     changed = change_classes(run, changes, out=out, console=console)
-    console.say()
-    for split, figures in changed.run.figures.items():
-        console.say(f"{split:9} {figures}")
     console.say(changed.render())
     console.say(f"run       {changed.run.path}")

@@ -32,8 +32,5 @@ def forget(
     early.check_device(device)
     console = make_console()
     result = forget_images(run, Forgotten(images, groups, classes), out=out, device=device, console=console)
-    console.say()
-    for split, figures in result.run.figures.items():
-        console.say(f"{split:9} {figures}")
     console.say(result.render())
     console.say(f"run       {result.run.path}")

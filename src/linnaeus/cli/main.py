@@ -95,7 +95,7 @@ def cli() -> None:
     """From a folder of images to a classifier you can read, trust and ship."""
 
 
-@cli.command()
+@cli.command(epilog="Exit status: 0 completed, 1 failed or stopped by Ctrl-C, 2 invalid input, 143 stopped by SIGTERM.")
 @click.argument("source")
 @recipe_option
 @click.option("--model", metavar="NAME|FILE.py:FUNCTION", help="Network to train, instead of the recipe's.")
@@ -122,6 +122,7 @@ def cli() -> None:
     "--track", multiple=True, metavar="NAME", help="Send metrics to tensorboard, mlflow or trackio. Repeatable."
 )
 @click.option("--tensorboard", is_flag=True, help="Short for --track tensorboard.")
+@click.option("--no-report", is_flag=True, help="Draw no plots and write no report; linnaeus report writes it later.")
 @verbosity
 def train(
     source: str,
@@ -139,22 +140,20 @@ def train(
     checkpoint_every: str,
     track: tuple[str, ...],
     tensorboard: bool,
+    no_report: bool,
 ) -> None:
-    """Train a classifier and write a run folder.
+    """Train a classifier on SOURCE and write a run folder.
 
     SOURCE is a folder with one subfolder per class, a .zip or .tar.gz of one, a list file, a folder with train.txt and
-    test.txt, a CSV file, CIFAR binaries, IDX files, a folder or URL of shards, or a name from `linnaeus data list`.
-    With --resume it may also be a run folder.
-
-    Exit status: 0 completed, 1 failed or stopped by Ctrl-C, 2 invalid input, 143 stopped by SIGTERM.
+    test.txt, a CSV file, CIFAR binaries, IDX files, a folder or URL of shards, a name from `linnaeus data list`, or
+    with --resume a run folder.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus train ..., or srun linnaeus train ...
     """
     early.check_training(click.get_current_context().params)
-    here = join_processes(devices, "--resume continues from the last checkpoint")
+    console = make_console(silent=not join_processes(devices, "--resume continues from the last checkpoint").is_main)
     from linnaeus.training.run import train as run_training
 
-    console = make_console(silent=not here.is_main)
     run = run_training(
         source,
         recipe,
@@ -170,18 +169,14 @@ def train(
         resume=resume,
         checkpoint_every=checkpoint_every,
         track=(*["tensorboard"] * tensorboard, *track),
+        draw=not no_report,
         console=console,
     )
     _print_run(run, console)
 
 
 def _print_run(run: Run, console: Console) -> None:
-    """Print the metrics of a run and the files to look at. Exits with status 1 if the run was interrupted."""
-    console.say()
-    for split, figures in run.figures.items():
-        console.say(f"{split:9} {figures}")
-    for line in run.trust:
-        console.say(line)
+    """Print the best epoch of a run and the files to look at. Exits with status 1 if the run was interrupted."""
     console.say(f"best      phase {run.best.phase}, epoch {run.best.epoch}, by {run.best.by} on validation")
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png", "report.html"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.check.inspection import without_leaks
+from linnaeus.console import Console
 from linnaeus.distributed.engine import hardware
 from linnaeus.errors import JobError
 from linnaeus.metrics.classification import Figures
@@ -175,6 +177,7 @@ def _write_results(
         folder.write_predictions(evaluation.prediction_rows(prepared.table, prepared.samples))
     folder.write_evaluation(long_dict(evaluation.assessments, prepared.table))
     ending.timings.add_since("evaluate", started)
+    say_figures(evaluation.figures, evaluation.lines(), prepared.console)  # plots and report take seconds
     if ending.draw:
         _draw_plots(prepared, ending, evaluation)
     ending.timings.update_total()
@@ -183,6 +186,15 @@ def _write_results(
     folder.write_metrics(metrics)
     if ending.draw and not prepared.table.several:
         _write_report(prepared, ending, metrics)
+
+
+def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: Console) -> None:
+    """Print the figures of each split, and what else there is to know of them."""
+    console.say()
+    for split, headline in figures.items():
+        console.say(f"{split:9} {headline}")
+    for line in lines:
+        console.say(line)
 
 
 def _difference(evaluation: AnyEvaluation, chosen: Headline, error: float) -> str:

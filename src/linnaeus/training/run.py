@@ -30,7 +30,7 @@ from linnaeus.runs.lock import clear
 from linnaeus.runs.tracking import Tracking, check_trackers, open_tracking
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
-from linnaeus.training.finalize import Ending, Run, finalize
+from linnaeus.training.finalize import Ending, Run, finalize, say_figures
 from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.phases import Phases
 from linnaeus.training.prepare import FinishedRun, Prepared, plan_run, prepare
@@ -115,7 +115,9 @@ def _train(request: Request, session: Session, trial: Observer | None) -> Run:
     plan = plan_run(request, engine, console)
     if isinstance(plan, FinishedRun):
         console.say(f"run       {plan.path} is finished: there is nothing to resume")
-        return engine.broadcast(lambda: _read_finished(plan.path))
+        run = engine.broadcast(lambda: _read_finished(plan.path))
+        say_figures(run.figures, [], console)
+        return run
     if plan.recipe.precision != "auto":
         engine = Engine(request.device, plan.recipe.precision)
     prepared = prepare(plan, session.workspace, engine, console)
