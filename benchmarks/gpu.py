@@ -36,7 +36,7 @@ from linnaeus.training.streams import augmented, stored
 
 CUDA = torch.device("cuda", 0)
 CLASSES = 10
-MEAN, STD = [0.5] * 3, [0.25] * 3
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 PAD = 4
 
 PARTS = ("small", "head", "finetune")
@@ -54,14 +54,14 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def network(name: str, size: int) -> Network:
-    arguments = {"stem": "small"} if name == "resnet18" and size == 32 else {}
-    return create(name, CLASSES, **arguments)
+    net = create(name, CLASSES, stem="small") if name == "resnet18" and size == 32 else create(name, CLASSES)
+    return net.to(CUDA).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def by_hand(name: str, images: Tensor, labels: Tensor, batch: int, compiled: bool = False) -> Epochs:
     """The loop of a careful user; images (n, H, W, 3) uint8 on the device, cropped after padding by PAD, flipped."""
     n, size = len(images), images.shape[1]
-    net = network(name, size).to(CUDA, memory_format=torch.channels_last)
+    net = network(name, size)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
     forward = torch.compile(net) if compiled else net
     mean, std = (torch.tensor(values, device=CUDA) * 255 for values in (MEAN, STD))
@@ -129,7 +129,7 @@ def phase_run(name: str, images: Tensor, labels: np.ndarray, batch: int, compile
     train.draw_epoch = partial(changes.draw_epoch, images[:whole])
     valid = Batches(Resident(images[:batch]), labels[:batch], batch=batch, device=CUDA)
     preprocessing = Preprocessing(resize=size, size=size, mean=MEAN, std=STD)
-    net = AboveCut(network(name, size).to(CUDA, memory_format=torch.channels_last))
+    net = AboveCut(network(name, size))
     run = PhaseRun(
         phase,
         net,
