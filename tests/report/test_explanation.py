@@ -135,7 +135,7 @@ def test_awkward_names_stay_inside_the_figure(tmp_path: Path):
     """An empty map, a target that is not the predicted class, a long name and path, bytes that are not UTF-8."""
     e = explanation({"layer4": np.zeros((64, 64), np.float32)}, "/a" * 70 + "/b\udcff $x$.jpg", target=2)
     figure = drawn(tmp_path / "a.png", e, true=2)
-    assert figure.shape[1] == round((2 * 2.9 + 0.16 + 0.6) * 150)
+    assert abs(figure.shape[1] - (2 * 2.9 + 0.16 + 0.6) * 150) <= 1  # releases of matplotlib round differently
     assert (figure[:, -40:] == 255).all()  # nothing reaches into the margin
     assert (figure[-20:] == 255).all()
 
