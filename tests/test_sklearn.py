@@ -158,8 +158,8 @@ def test_scikit_learns_own_checks(check: str):
         (np.zeros((4, 64), np.uint8), [0, 1, 0, 1], r"\(4, 64\)"),
         (np.zeros((4, 8, 8), np.uint8), [0, 1], r"4 images, but labels of shape \(2,\)"),
         ([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)], [0, 1], "several sizes"),
-        (np.zeros((2, 8, 8), np.uint8), np.array([1, "1"], object), "several kinds"),
-        (np.zeros((2, 8, 8), np.uint8), [1, "1"], "several kinds"),
+        (np.zeros((2, 8, 8), np.uint8), np.array([1, "1"], object), "several types"),
+        (np.zeros((2, 8, 8), np.uint8), [1, "1"], "several types"),
         (
             np.zeros((4, 8, 8), np.uint8),
             [0.0, np.nan, 1.0, np.nan],
@@ -185,11 +185,11 @@ def test_score_of_labels_that_were_not_in_training(fitted: ImageClassifier):
     with pytest.warns(UserWarning, match="2 of 6 labels were not in training, such as 'tulip'; they count as wrong"):
         assert fitted.score(images, ["tulip", "tulip", *words[2:]]) <= 4 / 6
     for wrong, told in (
-        (labels, "no label was in training, such as"),
+        (labels, "none of the labels, such as"),
         (words[:4], "6 images, but labels of shape"),
         ([*words[:5], None], r"1 of 6 labels are missing, the first at position 5 \(None\)"),
         ([*words[:5], float("nan")], "1 of 6 labels are missing"),
-        ([*words[:5], 3], "labels of several kinds"),
+        ([*words[:5], 3], "labels of several types"),
     ):
         with pytest.raises(UserError, match=f"^score: {told}"):
             fitted.score(images, wrong)

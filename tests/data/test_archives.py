@@ -249,8 +249,8 @@ def test_an_archive_that_changes_while_it_is_used_is_reported(tmp_path: Path):
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = {"rose/0.png": picture(0), "tulip/0.png": picture(1)}
-    refused(write(tmp_path / "x.zip", {**images, "rose/1.png": bytes(70 << 20)}), "as a bomb")
-    refused(write(tmp_path / "x.tar.gz", {**images, "rose/1.png": bytes(70 << 20)}), "as a bomb")
+    refused(write(tmp_path / "x.zip", {**images, "rose/1.png": bytes(70 << 20)}), "like a decompression bomb")
+    refused(write(tmp_path / "x.tar.gz", {**images, "rose/1.png": bytes(70 << 20)}), "like a decompression bomb")
     with monkeypatch.context() as full:
         full.setattr(caches, "_RESERVE", 1 << 60)
         with pytest.raises(UserError, match="the disk is too full"):
@@ -268,7 +268,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_an_unsuccessful_decompression_leaves_nothing(tmp_path: Path, cache: Path):
     path = write(tmp_path / "x.tar.gz", {"rose/1.png": bytes(70 << 20)})
-    refused(path, "as a bomb")
+    refused(path, "like a decompression bomb")
     assert not list(cache.rglob("*.tar"))
 
 

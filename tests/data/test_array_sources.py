@@ -258,12 +258,12 @@ def test_damaged_idx(tmp_path: Path):
         refused(folder, "train-images-idx3-ubyte", said)
     images.write_bytes(good)
     labels.write_bytes(idx(pictures))
-    refused(folder, "is not one label an image")
+    refused(folder, "is not one label per image")
     labels.unlink()
     refused(folder, "its labels are missing; put", "train-labels-idx1-ubyte beside it")
     images.unlink()
     (folder / "strange").write_bytes(good)
-    refused(folder / "strange", "an IDX file by another name")
+    refused(folder / "strange", "an IDX file under another name")
 
 
 @given(raw=st.binary(max_size=200), zipped=st.booleans(), magic=st.booleans())

@@ -48,7 +48,7 @@ def test_folds_are_not_used_and_that_is_reported(tmp_path: Path):
 
 
 def test_two_columns_that_name_the_split(tmp_path: Path):
-    with pytest.raises(UserError, match="columns 'set', 'is_valid' all tell the split"):
+    with pytest.raises(UserError, match="columns 'set', 'is_valid' may all hold the split"):
         open_source(write(tmp_path, "path,label,set,is_valid", "x,train,0", "y,val,1", "x,train,0", "y,train,0"))
 
 
@@ -71,7 +71,7 @@ def test_labels_under_another_name_and_the_separator_line_of_excel(tmp_path: Pat
     assert table.classes == ("x", "y")
     assert "path is read from column 'filename'" in table.notes[0]
     path.write_text("path,species,category\nimages/a.jpg,x,1\n")
-    with pytest.raises(UserError, match="'species', 'category' may be it; rename one of them to label"):
+    with pytest.raises(UserError, match="rename the right one of 'species', 'category' to label"):
         open_source(path)
 
 

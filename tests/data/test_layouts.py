@@ -22,8 +22,8 @@ def lay(root: Path, *files: str) -> Path:
     ("files", "message"),
     [
         ("cam1/a/1.jpg cam1/b/1.jpg cam2/a/1.jpg cam2/b/1.jpg", "'cam1', 'cam2' all contain 'a', 'b', which may be"),
-        ("x/train/1.jpg x/test/1.jpg y/train/1.jpg y/test/1.jpg", "all contain 'test', 'train', which are parts"),
-        ("seg_train/seg_train/a/1.jpg seg_test/seg_test/a/1.jpg", "'seg_test', 'seg_train' are named like parts"),
+        ("x/train/1.jpg x/test/1.jpg y/train/1.jpg y/test/1.jpg", "all contain 'test', 'train', which are splits"),
+        ("seg_train/seg_train/a/1.jpg seg_test/seg_test/a/1.jpg", "'seg_test', 'seg_train' are named like splits"),
         ("Train_set/a/1.jpg Test_set/a/1.jpg", "rename them to train, valid or test"),
         ("images/1.jpg labels/1.txt", "images/ beside labels/ is a layout for detection"),
         ("train/images/1.jpg train/labels/1.txt valid/images/1.jpg", "is a layout for detection"),

@@ -190,7 +190,7 @@ def test_one_clear_line_for_each_mistake_in_a_csv(images: Path):
         ("", "x.csv:1: no column 'path', none; the first line must name path, label"),
         ("photo,label\n", "x.csv:1: no column 'path', only 'photo', 'label'"),
         ("path,label,class,label\n", "x.csv:1: columns 2 and 4 are both called 'label'; rename or remove one"),
-        ("file,image,label\n", "x.csv:1: no column 'path', and 'file', 'image' may be it; rename one of them to path"),
+        ("file,image,label\n", "x.csv:1: no column 'path'; rename the right one of 'file', 'image' to path"),
         ("path,label\nimg/rose/1.jpg,a,b\n", "x.csv:2: 3 cells, but 2 columns; put quotes around"),
         ("path,label\nhttps://a.org/1.jpg,a\n", "it is an address, and a list names files: download"),
         ("path,label\nD:\\data\\img\\rose\\1.jpg,a\n", "img/rose/1.jpg does exist: remove what comes before it"),

@@ -77,7 +77,7 @@ def test_a_wrong_distance_is_left_out(place: Path):
     assert "a distance differs by" in str(check.refused("onnx", 0.99))
     assert DistanceCheck(100, 0.05, 1).refused("onnx-int8", 0.99) is None
     assert (
-        DistanceCheck(100, 0.05, 2).refused("onnx-int8", 0.99) == "2 of 100 images are unknown to one of the two alone"
+        DistanceCheck(100, 0.05, 2).refused("onnx-int8", 0.99) == "2 of 100 images are unknown to only one of the two"
     )
     assert DistanceCheck(100, float("nan"), 0).refused("onnx", 0.99) is not None
 

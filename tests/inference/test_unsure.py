@@ -20,7 +20,7 @@ from linnaeus.inference.writers import open_writer
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 
 CLASSES = ("0", "1", "2")
-NOTICE = 'at no threshold are at most 2 % of the answers wrong, so this model answers "unsure" to every image'
+NOTICE = 'no threshold keeps wrong answers to 2 % or fewer, so this model answers "unsure" to every image'
 CALIBRATION = {
     "temperature": 1.0,
     "split": "valid",

@@ -215,9 +215,11 @@ def test_the_text_of_a_rule():
     few = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
     assert "19 of 20 answered (95.0 %), 0 wrong; an estimate, not tested: at least 149 images" in str(few)
     many = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
-    assert "tested: with more errors it would pass in at most 5 % of samples" in str(many)
+    assert "tested: a model with more errors would pass this test in at most 5 % of samples" in str(many)
     every = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 0), 0.02)
-    assert str(every).startswith("never: 1 of 400 answers are wrong, and 2 % are allowed; tested: with more errors")
+    assert str(every).startswith(
+        "never: 1 of 400 answers are wrong, and 2 % are allowed; tested: a model with more errors"
+    )
     perfect = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 15), np.ones(15, dtype=bool)), 0.02)
     assert str(perfect).startswith(
         "never: 0 of 15 answers are wrong, and 2 % are allowed; an estimate, not tested: at least 149"
@@ -264,12 +266,15 @@ def test_the_number_of_epochs_is_stated_and_stored():
         rule
     )
     one = choose_thresholds(risk_coverage_curve(sure, right))
-    assert str(one).endswith("tested: with more errors it would pass in at most 5 % of samples")
+    assert str(one).endswith("tested: a model with more errors would pass this test in at most 5 % of samples")
     more = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 300), np.full(300, True), candidates=10))
     assert str(more).endswith("in at most 5 % of samples, although they also chose the best of 10 epochs")
     unknown = choose_thresholds(risk_coverage_curve(sure, right, candidates=None))
     assert (unknown.tested, unknown.to_dict()["candidates"]) == (None, None)
-    assert "an estimate, not tested: from how many epochs these images chose the model is not recorded" in str(unknown)
+    assert (
+        "an estimate, not tested: the number of epochs from which these images selected the model is not recorded"
+        in str(unknown)
+    )
 
 
 def test_a_threshold_that_the_choice_of_the_epoch_rules_out_is_still_used():

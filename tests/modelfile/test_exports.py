@@ -68,7 +68,7 @@ def test_exports_of_another_model_are_passed_over_with_a_message(run: Path):
     choice = fastest(run, "auto")
     assert choice.path == run / MODEL
     assert len(choice.passed_over) == 2
-    assert all("it was made of another model.safetensors; export again" in line for line in choice.passed_over)
+    assert all("it was made from another model.safetensors; export again" in line for line in choice.passed_over)
 
 
 def test_files_that_changed_or_disappeared_are_passed_over(run: Path):

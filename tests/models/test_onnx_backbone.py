@@ -245,7 +245,7 @@ def test_what_is_refused_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (lambda: network(good, pool="max"), "pool = 'max' is unknown"),
         (lambda: network(good, normalize={"mean": [0.5]}), r"normalize = .*: write { mean = \[0\.5"),
         (lambda: network(good, output="kernel"), "has no output 'kernel'"),
-        (lambda: load_weights(f"onnx/{good}", "some.safetensors", classes=2), "holds its weights itself"),
+        (lambda: load_weights(f"onnx/{good}", "some.safetensors", classes=2), "contains its weights"),
     ):
         refused(call, reason)
     with pytest.raises(ValueError, match="the graph takes images of 16 pixels"):

@@ -163,7 +163,7 @@ def test_bad_arguments_are_one_line(model: str, out: str, problem: str, place: P
 
 def test_an_onnx_file_and_settings_of_a_model_are_refused(place: Path, tmp_path: Path):
     (tmp_path / "m.onnx").write_bytes(b"x")
-    with pytest.raises(UserError, match="an ONNX file answers logits"):
+    with pytest.raises(UserError, match="an ONNX file gives logits"):
         embed(str(tmp_path / "m.onnx"), place / "images", tmp_path / "f.npz", console=QUIET)
     with pytest.raises(UserError, match="states its own preprocessing"):
         embed(str(place), place / "images", tmp_path / "f.npz", settings={"data.size": 32}, console=QUIET)

@@ -59,9 +59,7 @@ def test_the_epochs_behind_a_threshold_are_stated():
     older = stored.to_dict()
     del older["abstention"]["candidates"]
     text = text_of(assess(out, Calibration.from_dict(older, "m")), 8)
-    assert (
-        "tested     none: from how many epochs these images chose the model is not recorded\n  cautious   every" in text
-    )
+    assert "none: the number of epochs from which these images selected the model is not recorded\n  cautious" in text
     many = text_of(assess(out, Calibration.fit(out, "valid", 1000)), 8)
     assert (
         "none: at least 491 images are needed after choosing the best of 1000 epochs on them, and there were 400"

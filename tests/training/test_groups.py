@@ -70,5 +70,7 @@ def test_without_groups_there_are_no_messages_about_them(say, patients: Path, tm
     said = say("train", patients, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert said.status == 0, said.err
     assert "in 9 groups" not in said.err + said.out
-    assert "the column 'patient' repeats: if images belong together by it, data.split.groups=p" in said.out
+    assert (
+        "the column 'patient' repeats: if images with the same value belong together, data.split.groups=p" in said.out
+    )
     assert "groups" not in json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]

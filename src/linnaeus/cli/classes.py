@@ -15,7 +15,7 @@ from linnaeus.errors import UserError
 @click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a class. May be repeated.")
 @click.option("--merge", multiple=True, metavar="A,B=C", help="Unite classes. May be repeated.")
 @click.option("--drop", multiple=True, metavar="CLASS", help="Leave out a class and its images. May be repeated.")
-@click.option("--add", metavar="DIR", help="Add the images of a folder, as a new class or to one of the run's.")
+@click.option("--add", metavar="DIR", help="Add the images of a folder, to a new class or an existing one.")
 @click.option("--name", metavar="CLASS", help="Class of the added images.  [default: name of the folder]")
 @click.option("--out", metavar="DIR", help="New run folder.  [default: RUN-classes-<n>]")
 @verbosity
@@ -31,8 +31,8 @@ def classes(
     """Make a new run with other classes from a finished run.
 
     The stored features of images that stay are used again, and only added images go through the network. The head, the
-    calibration and the thresholds are computed anew, and images stay in their split. RUN is not changed. Its network
-    must be frozen below a head that is solved (head = "auto"), as the recipes for few images have it.
+    calibration and the thresholds are computed anew, and images stay in their split. RUN is not changed. It
+    must have a frozen network and a solved head (head = "auto"), as runs with the recipes for few images do.
     """
     if name is not None and add is None:
         raise UserError(f"--name {name}: names the class of added images; give their folder with --add")

@@ -47,13 +47,16 @@ RESTART = "run it again"
     help="Error rate allowed among the answered images.  [default: the model's own, usually 0.02]",
 )
 @click.option(
-    "--slice", "column", metavar="COLUMN", help="Also the accuracy for each value of a CSV column, such as the camera."
+    "--slice",
+    "column",
+    metavar="COLUMN",
+    help="Also report accuracy by the values of a CSV column, such as the camera.",
 )
 @click.option(
     "--outside",
     multiple=True,
     metavar="DIR",
-    help="Folder of images of none of the classes: measure how many are recognized as unknown. May be repeated.",
+    help="Folder of images that belong to no class: measure how many are recognized as unknown. May be repeated.",
 )
 @code_option
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics as JSON, including those per class.")
@@ -75,8 +78,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a split of a dataset.
 
-    Images that MODEL was trained on are recognized by their content, wherever they lie in SOURCE, and left out; those
-    that chose it are counted apart. --split train measures what the model remembers. MODEL is not changed. Its
+    Images that MODEL was trained on are recognized by their content, wherever they lie in SOURCE, and left out; images
+    that selected it are reported separately. --split train evaluates on the training images. MODEL is not changed. Its
     thresholds for "unsure" were fitted by `linnaeus train`; --error selects others for this evaluation only.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus evaluate ..., or srun linnaeus evaluate ...
@@ -133,7 +136,7 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
         echo(evaluation_text.render(found, classifier.names))
     if evaluation.validation is not None:
         what = "" if classifier.several else "accuracy "
-        echo(f"\nthe images that chose the model, counted apart: {what}{evaluation.validation}")
+        echo(f"\nimages that selected the model, reported separately: {what}{evaluation.validation}")
     if evaluation.column:
         echo(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
     for each in outside:

@@ -22,8 +22,8 @@ def forget(
 
     The new run is, bit for bit, one that is trained without them from the start. They are removed from the cache, with
     everything that was computed from them, and the new model file states how many they were. Copies with the same
-    content are removed as well. RUN is not changed, and holds them until you remove it. Its network must be frozen
-    below a head that is solved (head = "auto"), as the recipes for few images have it.
+    content are removed as well. RUN is not changed, and still depends on these images until you remove it. It must have
+    a frozen network and a solved head (head = "auto"), as runs with the recipes for few images do.
     """
     from linnaeus.cli import early
     from linnaeus.training.forget import forget as forget_images

@@ -38,7 +38,7 @@ ORDERS = ("mixed", "margin", "diverse", "random", "file")
     default="mixed",
     show_default=True,
     type=click.Choice(ORDERS),
-    help="Which image comes next: of small margin and unlike the others, either, random, or by file name.",
+    help="Which image comes next: uncertain (margin), unlike the others (diverse), both (mixed), random, or by name.",
 )
 @address_options("default: none for this machine, else a random one; env: LINNAEUS_TOKEN")
 @device_option
@@ -54,8 +54,8 @@ def label(
 ) -> None:
     """Label images in the browser while a classifier learns from the answers.
 
-    FOLDER holds the images, in any subfolders. Each answer is written to labels.csv at once, which is a source for
-    `linnaeus train`; opening the folder again continues. With a RUN before it, the answers of its model are reviewed.
+    FOLDER holds the images, in any subfolders. Each answer is written at once to labels.csv, a source for
+    `linnaeus train`. Open the folder again to continue. With RUN before FOLDER, you review the answers of its model.
     Only this machine can connect unless --host says otherwise. Ctrl-C exits.
     """
     run, folder = _places(sources)

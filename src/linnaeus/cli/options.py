@@ -32,7 +32,7 @@ devices_option = click.option(
 use_option = click.option(
     "--use",
     type=click.Choice(["torch", "onnx", "onnx-int8"]),
-    help="File of the run that answers.  [default: the fastest that agrees with the model]",
+    help="File of the run that predicts.  [default: the fastest that agrees with the model]",
 )
 code_option = click.option(
     "--model", "code", metavar="FILE.py:FUNCTION", help="Code that builds the network, for a custom network."

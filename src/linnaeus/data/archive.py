@@ -195,7 +195,7 @@ def _index(place: str, data: str, stamp: tuple[int, int], entries: Iterator[Memb
     for entry in entries:
         name = _checked(place, entry.name)
         if name in position:
-            raise UserError(f"{place}: holds {visible(name)!r} twice, and only one can be meant; write it again")
+            raise UserError(f"{place}: holds {visible(name)!r} twice; which one is meant is ambiguous: pack it again")
         if len(position) + len(folders) > MOST_ENTRIES:
             raise UserError(f"{place}: holds more than {MOST_ENTRIES:,} files; unpack it, and give its folder")
         if entry.is_folder:

@@ -73,9 +73,7 @@ def find_column(file: Path, columns: Sequence[str], role: str) -> str | None:
     for known in (PATH, IDENTIFIER) if role == "path" else (LABEL, LABELS):
         candidates = [name for name in columns if key(name) in known]
         if len(candidates) > 1:
-            raise UserError(
-                f"{file}:1: no column {role!r}, and {listed(candidates)} may be it; rename one of them to {role}"
-            )
+            raise UserError(f"{file}:1: no column {role!r}; rename the right one of {listed(candidates)} to {role}")
         if candidates:
             return candidates[0]
     return None
@@ -118,7 +116,7 @@ def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[
     named += [name for name in values if name not in named and len(values[name]) > 1 and _all_words(values[name])]
     if len(named) > 1 or (named and flags):
         raise UserError(
-            f"{file}:1: columns {listed([*named, *flags])} all tell the split; rename the right one to split"
+            f"{file}:1: columns {listed([*named, *flags])} may all hold the split; rename the right one to split"
         )
     if named:
         splits = [_word(file, line, cells[named[0]]) for line, cells in rows]

@@ -71,7 +71,7 @@ def open_idx(source: str, path: Path) -> Table:
     if path.is_file():
         named = _by_name(path)
         if named is None:
-            raise UserError(f"{path}: an IDX file by another name; call it as published (train-images-idx3-ubyte)")
+            raise UserError(f"{path}: an IDX file under another name; rename it as published (train-images-idx3-ubyte)")
         sets = [named.collection]
     if not sets:
         raise UserError(f"{folder}: IDX labels without images; add train-images-idx3-ubyte(.gz) beside them")
@@ -111,7 +111,7 @@ def _read_pair(file: IdxFile, files: list[IdxFile]) -> tuple[np.ndarray, np.ndar
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
         raise UserError(f"{file.path}: shape {images.shape} is not that of gray or RGB images; is it the images file?")
     if labels.ndim != 1:
-        raise UserError(f"{partner[0].path}: shape {labels.shape} is not one label an image; is it the labels file?")
+        raise UserError(f"{partner[0].path}: shape {labels.shape} is not one label per image; is it the labels file?")
     if len(images) != len(labels):
         raise UserError(f"{file.path}: {len(images)} images, but {len(labels)} labels in {partner[0].path}; check both")
     if file.collection.lower().startswith("emnist"):  # stored column by column (Cohen et al. 2017 kept MATLAB's order)

@@ -57,16 +57,16 @@ def refuse_parts(folder: str, names: Sequence[str], inner: dict[str, set[str]]) 
     parts = [name for name in names if likely_split(name)]
     if len(parts) > 1 and all(inner.get(name) for name in parts):
         raise UserError(
-            f"{folder}: {listed(parts)} are named like parts, not classes; rename them to train, valid or test, with "
+            f"{folder}: {listed(parts)} are named like splits, not classes; rename them to train, valid or test, with "
             f"the class folders directly inside, or point at one: {os.path.join(folder, parts[0])}"  # noqa: PTH118
         )
     common = _common(names, inner)
     splits = {name for name in common if name.lower() in SPLIT_NAMES}
     if splits or (common and all(GROUPS.fullmatch(name) for name in names)):
-        what = "are parts" if splits else "may be the classes"
+        what = "are splits" if splits else "may be the classes"
         raise UserError(
             f"{folder}: the class folders {listed(names)} all contain {listed(sorted(common))}, which {what}; put "
-            f"{'the part above the class, as train/' + names[0] if splits else 'the images into one folder per class'}"
+            f"{'the split above the class, as train/' + names[0] if splits else 'the images into one folder per class'}"
             ", or write a CSV with path, label, split and group"
         )
 

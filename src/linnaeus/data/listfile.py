@@ -85,7 +85,7 @@ def read_list(path: Path, split: str = "") -> Rows:
     if by_folder:
         rows.notes.append(f"{path.name}: lines have no label; the class is the folder of each image")
     if not rows.texts:
-        raise UserError(f"{path}: lists no images; write `path label`, one a line")
+        raise UserError(f"{path}: lists no images; write `path label`, one per line")
     return rows
 
 

@@ -45,7 +45,7 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
     else:
         valid, test = (0.0 if has["valid"] else valid), 0.0
     if not (has["train"] or has[""]):
-        raise UserError(f"{table.source}: no training images; add a train part, or evaluate on it instead")
+        raise UserError(f"{table.source}: no training images; add a train split, or evaluate a model on it instead")
     pool = np.flatnonzero(split == ("" if has[""] else "train"))
     choose = _choose_by_label if table.several else _choose
     split[pool] = choose(table, pool, {"test": test, "valid": valid}, seed)
@@ -93,7 +93,7 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
         if name not in chosen.values():
             why = "the groups are too large" if table.groups is not None else "there are too few"
             raise UserError(
-                f"{table.source}: no images can be set aside for {name} and leave every class one to train on "
+                f"{table.source}: no images can be set aside for {name} while every class keeps one to train on "
                 f"({why}); add images, or set the share {name} = 0"
             )
     return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")

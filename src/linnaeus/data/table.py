@@ -159,8 +159,8 @@ class Table:
         first, *more = self.offered
         which = f"columns {listed(self.offered)} repeat" if more else f"column {first!r} repeats"
         return (
-            f"the {which}: if images belong together by it, data.split.groups={first} keeps them on one side of the "
-            "split, and counts them as what they are"
+            f"the {which}: if images with the same value belong together, data.split.groups={first} keeps them in "
+            "one split, and the intervals account for it"
         )
 
     def counts(self) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ def unpacked(place: str) -> BinaryIO:
     with cache.lock(name):
         entry = cache.find(name)
         if entry is None:
-            Console().say(f"{place}: decompressing into the cache, since a compressed tar cannot be read at random")
+            Console().say(f"{place}: decompressing into the cache, because a compressed tar has no random access")
             with cache.building(name) as folder:
                 _decompress(place, folder / COPY, cache, name)
             entry = cache.commit(name, {"archive": place})
@@ -51,8 +51,8 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
                 written += len(piece)
                 if written > limit:
                     raise UserError(
-                        f"{place}: decompresses to over {limit:,} bytes, {RATIO} times its own, as a bomb does; unpack "
-                        "it yourself, and give the folder"
+                        f"{place}: decompresses to over {limit:,} bytes, {RATIO} times its size, like a decompression "
+                        "bomb; unpack it yourself, and give the folder"
                     )
                 if written > room:
                     cache.room(name, STEP)

@@ -101,7 +101,8 @@ def _check_overlaps(place: str, files: list[zipfile.ZipInfo], length: int) -> No
     total = sum(info.file_size for info in files)
     if total > max(SUSPICIOUS, RATIO * length):
         raise UserError(
-            f"{place}: unpacks to {total:,} bytes, {RATIO} times its own, as a bomb does; unpack it yourself"
+            f"{place}: unpacks to {total:,} bytes, {RATIO} times its size, like a decompression bomb; unpack it "
+            "yourself"
         )
 
 
@@ -116,7 +117,7 @@ def _check(place: str, info: zipfile.ZipInfo) -> None:
         raise UserError(f"{shown} is a symbolic link, and an archive must hold the file itself; pack it without -y")
     if info.file_size > max(SUSPICIOUS, RATIO * info.compress_size):
         raise UserError(
-            f"{shown} claims {info.file_size:,} bytes from {info.compress_size:,}, as a bomb does; remove it"
+            f"{shown} claims {info.file_size:,} bytes from {info.compress_size:,}, like a decompression bomb; remove it"
         )
 
 

@@ -162,7 +162,7 @@ def find_class(classifier: Classifier, name: str) -> int:
         return shown[0]
     if shown:
         same = listed([classifier.classes[i] for i in shown])
-        raise UserError(f"--class {name}: {len(shown)} classes are shown so; give one of {same}")
+        raise UserError(f"--class {name}: {len(shown)} classes have this display name; give one of {same}")
     known = {*classifier.classes, *classifier.names}
     raise UserError(
         f"--class {name}: the model does not know it{did_you_mean(wanted, known)}; it knows {listed(classifier.names)}"

@@ -109,7 +109,7 @@ def prepare(g: Nodes, p: Preprocessing) -> None:
     """Add the preprocessing: INPUT (N, H, W, 3 or 1) uint8 to the network's `x` (N, C, size, size) float32."""
     if p.interpolation not in FILTERS:
         raise UserError(
-            f"interpolation = {p.interpolation!r}: ONNX cannot resize so, only by {', '.join(FILTERS)}; "
+            f"interpolation = {p.interpolation!r}: ONNX has no such resize, only {', '.join(FILTERS)}; "
             "train with one of these to export"
         )
     x = with_channels(g, p.channels)

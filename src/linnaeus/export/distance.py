@@ -37,7 +37,7 @@ class DistanceCheck:
         if kind == "onnx" and not self.largest <= LARGEST:
             return f"a distance differs by {self.largest:.2g}; {LARGEST:g} is allowed"
         if 1 - self.differing / self.n < agree:
-            return f"{self.differing} of {self.n} images are unknown to one of the two alone"
+            return f"{self.differing} of {self.n} images are unknown to only one of the two"
         return None
 
     def to_dict(self) -> dict[str, Any]:

@@ -79,14 +79,14 @@ def answers_of(outputs: Outputs, thresholds: np.ndarray | None) -> np.ndarray:
 def why_not_float(prepared: Comparison, raw: Comparison) -> str | None:
     """Reason to reject a float export; None if it passes."""
     if prepared.differing:
-        return f"{prepared.differing} of {prepared.n} images get another class on the same pixels; none may"
+        return f"{prepared.differing} of {prepared.n} images get another class on the same pixels; none is allowed"
     # "not <=" instead of ">": a NaN must not pass.
     if not prepared.largest <= SAME_PIXELS:
         return f"a probability differs by {prepared.largest:.2g} on the same pixels; {SAME_PIXELS:g} is allowed"
     if not raw.largest <= RAW_PIXELS:
         return f"a probability differs by {raw.largest:.2g} from raw pixels; {RAW_PIXELS:g} is allowed"
     if raw.clearly:
-        return f"{raw.clearly} of {raw.n} images clearly get another class from raw pixels; none may"
+        return f"{raw.clearly} of {raw.n} images clearly get another class from raw pixels; none is allowed"
     return None
 
 

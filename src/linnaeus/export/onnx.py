@@ -163,7 +163,7 @@ def _with_distance(
         reason = check.refused(kind, agree) or ""
         if not reason:
             console.say(
-                f"unknown   distances of {check.n} images within {check.largest:.2g}, {check.differing} other verdicts"
+                f"unknown   distances of {check.n} images within {check.largest:.2g}, {check.differing} verdicts differ"
             )
             return extended, check.to_dict()
     console.warn(f"the export recognizes unknown images by their probability alone, without the distance: {reason}")

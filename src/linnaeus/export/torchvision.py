@@ -55,7 +55,7 @@ def torchvision_call(network: Network, path: str) -> str:
         raise UserError(f"{path}: torchvision has no {what}; {OTHERWISE}")
     if network.head_stages:
         stages = " and ".join(network.head_stages)
-        raise UserError(f"{path}: its head looks at {stages}, and torchvision's {name} only at the last; {OTHERWISE}")
+        raise UserError(f"{path}: its head uses {stages}, and torchvision's {name} only the last; {OTHERWISE}")
     if arch["channels"] != 3:
         raise UserError(f"{path}: takes {arch['channels']} channel(s), and torchvision's {name} takes 3; {OTHERWISE}")
     if name == "inception_v1":
@@ -66,11 +66,11 @@ def torchvision_call(network: Network, path: str) -> str:
             )
         return f"googlenet(num_classes={arch['classes']}, aux_logits=False, init_weights=False)"
     if arguments["stem"] != "imagenet":
-        raise UserError(f"{path}: has the small stem for small images, which torchvision has not; {OTHERWISE}")
+        raise UserError(f"{path}: has the small stem for small images, which torchvision lacks; {OTHERWISE}")
     if RESNETS[name][0] is Bottleneck and arguments["stride_in"] != "3x3":
         raise UserError(
-            f"{path}: strides in the first 1x1 convolution of a block, as its weights were trained, and torchvision's "
-            f"{name} in the 3x3: it would load every tensor and compute something else, some 10 points worse; "
+            f"{path}: has its strides in the 1x1 convolutions, as its weights were trained, but torchvision's {name} "
+            f"has them in the 3x3: it would load every tensor, and its accuracy would be some 10 points lower; "
             f"{OTHERWISE}, or train from weights whose stride lies in the 3x3: `linnaeus weights list`"
         )
     return f"{name}(num_classes={arch['classes']})"

@@ -50,7 +50,7 @@ BATCH = 32
 COLOR_SAMPLE = 64  # images of an evaluation that are looked at again for their color
 UNCALIBRATED = (
     'the model is not calibrated, so its probabilities are unchecked and it never answers "unsure"; linnaeus train RUN '
-    "--resume calibrates the model of a run that was not ended"
+    "--resume calibrates the model of an unfinished run"
 )
 Image = str | os.PathLike[str] | bytes | np.ndarray | torch.Tensor | PillowImage | BinaryIO
 """An image file, its bytes, the file opened, a Pillow image of any mode, an array (H, W[, C]) or a tensor ([C, ]H, W),

@@ -37,8 +37,8 @@ def select(known: KnownImages, requested: str | None, source: str) -> Selection:
     split = requested or next((name for name in ("test", "valid") if (named == name).any()), "all")
     if split == UNSEEN and not known.basis:
         raise UserError(
-            f"{source}: which images are unseen cannot be told, because the model file holds no record of those it was "
-            "trained on, and no split.csv of its run lies beside it; choose another --split"
+            f"{source}: no image is known to be unseen, because the model file has no record of its training images, "
+            "and there is no split.csv of its run beside it; choose another --split"
         )
     candidates = _candidates(known, split)
     splits = known.split_of(candidates)
@@ -53,10 +53,10 @@ def select(known: KnownImages, requested: str | None, source: str) -> Selection:
     rest, validation = candidates[~trained & ~chose], candidates[chose]
     training, total = int(trained.sum()), len(candidates)
     if not len(rest) and (split == UNSEEN or not len(validation)):
-        others = "; --split valid measures those that chose it" if len(validation) else ""
+        others = "; --split valid evaluates on those that selected it" if len(validation) else ""
         raise UserError(
-            f"{source}: the model was trained on {training:,} of these {total:,} images, and none is unseen: there is "
-            f"nothing to measure it on; add images, or measure what it remembers with --split train{others}"
+            f"{source}: the model was trained on {training:,} of these {total:,} images, and none is unseen, so "
+            f"it cannot be evaluated; add images, or evaluate on its training images with --split train{others}"
         )
     if not len(rest):
         return Selection(requested or "valid", validation, rest, training, total)

@@ -71,7 +71,7 @@ class LabeledImages:
         left_out = f"{self.training:,} of {self.total:,} images were used for training and are left out"
         chose = "the model was selected and calibrated on these images: these scores are slightly optimistic"
         if apart:
-            also = f"; {apart:,} chose the model and are counted apart; {n:,} are unseen and measured"
+            also = f"; {apart:,} selected the model and are reported separately; {n:,} are unseen and measured"
             lines.append((left_out if self.training else f"of {self.total:,} images none was used for training") + also)
         elif self.training and self.calibrated_on:
             lines.append(f"{left_out}; none is unseen, so the {n:,} validation images are measured: {chose}")

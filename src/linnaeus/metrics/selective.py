@@ -122,9 +122,7 @@ class AbstentionRule:
         if self.applied is not None:
             return ""
         share = percent(self.target_risk, 0, exact=True)
-        return (
-            f'at no threshold are at most {share} of the answers wrong, so this model answers "unsure" to every image'
-        )
+        return f'no threshold keeps wrong answers to {share} or fewer, so this model answers "unsure" to every image'
 
     def __str__(self) -> str:
         point, share = self.applied, percent(self.target_risk, 0, exact=True)
@@ -141,7 +139,7 @@ class AbstentionRule:
         if self.tested is not None:
             chosen = "" if self.candidates == 1 else f", although they also chose the best of {self.candidates} epochs"
             share = percent(1 - CONFIDENCE, 0)
-            return f"{text}tested: with more errors it would pass in at most {share} of samples{chosen}"
+            return f"{text}tested: a model with more errors would pass this test in at most {share} of samples{chosen}"
         text = f"{text}an estimate, not tested: {self.why_not_tested}"
         if self.grouped:  # the interval of independent images would be too narrow
             return text
@@ -154,7 +152,7 @@ class AbstentionRule:
         if self.grouped:
             return "the images come in groups, whose errors are correlated"
         if self.candidates is None:
-            return "from how many epochs these images chose the model is not recorded"
+            return "the number of epochs from which these images selected the model is not recorded"
         required = self.required
         if self.n < required:
             chosen = "" if self.candidates == 1 else f" after choosing the best of {self.candidates} epochs on them"

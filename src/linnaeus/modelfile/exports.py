@@ -110,7 +110,7 @@ def _unusable(file: Path, entry: Any, digest: str) -> str | None:
     if not isinstance(entry, dict) or Path(file.name).suffix != ".onnx" or not file.is_file():
         return "the file is not there"
     if entry.get("model_sha256") != digest:
-        return f"it was made of another {MODEL}; export again"
+        return f"it was made from another {MODEL}; export again"
     if not has_runtime():
         return f"it needs ONNX Runtime, which is not installed: {NEEDS}"
     if entry.get("sha256") != file_digest(file):

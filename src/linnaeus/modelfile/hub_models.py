@@ -37,7 +37,9 @@ def fetch_model(name: str, progress: Progress | None = None) -> Path:
     if offline():
         path = _path(folder, repository, str(seen.get(revision, "")))
         if not path.is_file():
-            raise UserError(f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; bring its {FILE} and name that")
+            raise UserError(
+                f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; copy its {FILE} here and give its path"
+            )
         return path
     hub = client(name)
     try:

@@ -28,7 +28,7 @@ def check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> Non
     tensors, info = read_weights(path)
     library = library_of(entry.model)
     if library is not None and library.convert is None:
-        raise UserError(f"{entry.name}: holds its weights itself; use it with --model {entry.name}")
+        raise UserError(f"{entry.name}: contains its weights; use it with --model {entry.name}")
     if library is not None and library.convert is not None:
         tensors, changed = library.convert(entry.model, tensors, dict(entry.arguments), str(path))
         adapt_tensors(tensors, create(entry.model, 2, **{**entry.arguments, **changed}), str(path))

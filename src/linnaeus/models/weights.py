@@ -96,7 +96,7 @@ def _loaded(network: Network, source: str, notes: list[str], info: WeightsInfo) 
 def _own_weights(model: str, weights: str, network: Network) -> LoadedWeights:
     """A network that comes with its weights, and the preprocessing that its arguments state."""
     if weights not in ("imagenet", "pretrained", model):
-        raise UserError(f"{weights}: {model} holds its weights itself; leave out the weights")
+        raise UserError(f"{weights}: {model} contains its weights; leave out the option weights")
     info, stated = WeightsInfo.of(lookup(model)), network.arch["arguments"]["normalize"]
     notes = [f"{model}: frozen, {network.head_input} features"]
     if stated is None:

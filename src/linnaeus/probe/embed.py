@@ -107,7 +107,7 @@ def _load(model: str, table: Table, settings: dict[str, Any], console: Console) 
 def _is_model_file(model: str) -> bool:
     path = Path(model).expanduser()
     if model.lower().endswith(".onnx") and path.is_file():
-        raise UserError(f"{model}: an ONNX file answers logits, not features; give the run folder or model.safetensors")
+        raise UserError(f"{model}: an ONNX file gives logits, not features; give the run folder or model.safetensors")
     if path.is_dir():
         return (path / MODEL).is_file()
     if not path.is_file():

@@ -175,8 +175,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         foreign = [label for label, out in zip(given, outside, strict=True) if not out and label not in classes]
         if len(given) and len(foreign) == len(given):
             raise UserError(
-                f"score: no label was in training, such as {foreign[0]!r}; the classes are {listed(self.classes_)}; "
-                "give labels of the same form as to fit"
+                f"score: none of the labels, such as {foreign[0]!r}, was in training; the classes are "
+                f"{listed(self.classes_)}; give labels of the same form as to fit"
             )
         if foreign:
             warnings.warn(

@@ -80,7 +80,7 @@ def check_labels(given: list[Any], labels: np.ndarray, where: str) -> None:
     except TypeError:
         mixed = True
     if mixed:
-        raise UserError(f"{where}: labels of several kinds, which have no order; make them all numbers or all words")
+        raise UserError(f"{where}: labels of several types cannot be sorted; make all of them numbers or all strings")
 
 
 def is_missing(label: Any) -> bool:

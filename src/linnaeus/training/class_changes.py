@@ -105,7 +105,9 @@ def _added(table: Table, folder: Path, name: str | None, shown: dict[str, str]) 
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     paths = tuple(str(path.absolute()) for path in files if not path.name.startswith("."))
     if not paths:
-        raise UserError(f"{folder}: holds no images; --add takes a folder with the images of one class, none deeper")
+        raise UserError(
+            f"{folder}: holds no images; --add takes a folder with the images of one class, not in subfolders"
+        )
     if twice := set(paths) & set(table.paths):
         raise UserError(f"{min(twice)}: is an image of the run already; --add takes new images")
     label = class_name(name or folder.resolve().name)

@@ -39,7 +39,9 @@ def chosen_images(run: SolvedRun, chosen: Forgotten) -> np.ndarray:
         if not value or not members.any():
             known = sorted({group for group in groups if group})
             have = f"it has {listed(known, 10)}" if known else "it has no groups (data.split.groups)"
-            raise UserError(f"--group {value}: no image of {run.path} is of it{did_you_mean(value, known)}; {have}")
+            raise UserError(
+                f"--group {value}: no image of {run.path} belongs to it{did_you_mean(value, known)}; {have}"
+            )
         gone |= members
     for name in chosen.classes:
         label = _class_of(run, name)

@@ -89,7 +89,7 @@ class Identity:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict) or not {"format", "place", "recipe"} <= values.keys():
-                raise UserError(f"{path}: is not of a run of linnaeus; choose another --out")
+                raise UserError(f"{path}: does not belong to a run of linnaeus; choose another --out")
             if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of linnaeus; resume with that version")
             return cls(source=values.pop("place"), tuned=TunedValues(**values.pop("found")), **values)

@@ -23,12 +23,12 @@ def for_task(recipe: Recipe, table: Table, console: Console) -> Recipe:
         _refuse(phase, number)
     none = int((~table.labels.any(1)).sum())
     console.say(
-        f"task      multi-label: each of {len(table.classes)} labels is a yes or no of its own; {none:,} of "
+        f"task      multi-label: each of {len(table.classes)} labels is decided separately; {none:,} of "
         f"{len(table):,} images have none"
     )
     update = {"data": recipe.data.model_copy(update={"task": "multi-label"})}
     if recipe.best == "accuracy":
-        console.say("best      map, the mean average precision, since no image has one right class")
+        console.say("best      map, the mean average precision, since an image may have several labels")
         return recipe.model_copy(update=update | {"best": "map"})
     return recipe.model_copy(update=update)
 
