@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,28 @@ def ask(learner: Learner, truth: np.ndarray, order: str, n: int) -> tuple[dict[s
         learned = learner.learn(labels)
         pool = pool.updated(learner, learned.taught)
     return labels, learned
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_two_near_duplicates_are_asked_about_in_a_row(order: str):
+    learner, truth = learner_of(60)
+    features = learner.features
+    kind = np.random.default_rng(1).integers(0, 8, 60)
+    features.values, features.hashes = features.values[kind], features.hashes[kind]
+    truth = truth[kind]
+    selection, labels, learned, pool = Selection(order, learner), dict[str, Label](), Learned(None), Pool()
+    asked: list[int] = []
+    while len(asked) < 24:
+        now = Situation(labels, set(), len(labels), asked[-1] if asked else None)
+        (question,) = selection.choose(learned, pool, now, 1)
+        asked.append(question.image)
+        labels |= labels_of(learner, truth, [question.image])
+        learned = learner.learn(labels)
+        pool = pool.updated(learner, learned.taught)
+    assert all(kind[a] != kind[b] for a, b in pairwise(asked))
+    reserved = [i for i in asked if i in learner.audit.reserved]
+    assert len(reserved) >= 4
+    assert reserved == learner.audit.reserved[: len(reserved)]
 
 
 def test_neither_head_nor_questions_depend_on_the_labels_of_reserved_images():

@@ -8,7 +8,7 @@ from scipy import stats
 
 from linnaeus.metrics.bootstrap import percentile_interval, resample_weights
 from linnaeus.metrics.classification import Metrics, compute_metrics, figures
-from linnaeus.metrics.intervals import proportion_interval, student_quantile, wilson
+from linnaeus.metrics.intervals import exact_interval, proportion_interval, student_quantile, wilson
 from linnaeus.metrics.outputs import Outputs
 
 
@@ -21,6 +21,17 @@ def test_independent_images_have_wilsons_interval():
     hits = np.arange(40) < 31
     assert proportion_interval(hits) == proportion_interval(hits, np.arange(40)[::-1]) == wilson(31, 40)
     assert proportion_interval(hits[:0], np.arange(0)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("hits", [0, 1, 13, 29, 30])
+def test_independent_images_have_the_exact_interval(hits: int):
+    sample = np.arange(30) < hits
+    expected = stats.binomtest(hits, 30).proportion_ci(method="exact")
+    assert exact_interval(sample) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert exact_interval(sample, np.zeros(30, np.int64)) == (0, 1)
+    low, high = exact_interval(sample, np.arange(30) // 2)
+    assert low <= expected.low
+    assert high >= expected.high
 
 
 def test_identical_images_of_a_group_count_once():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.label.journal import ACCEPTED, UNKNOWN, Label
-from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.intervals import exact_interval
 
 RESERVED = 0.25
 """Share of the folder that is reserved, up to a half where that would be fewer than RESERVED_AT_LEAST images."""
@@ -40,7 +40,7 @@ class Estimate:
     n: int
     correct: int
     low: float
-    """Bounds of the 95 % interval (Wilson), widened where near duplicates are among the images."""
+    """Bounds of the 95 % interval (Clopper-Pearson), widened where near duplicates are among the images."""
     high: float
 
     @property
@@ -114,5 +114,5 @@ def estimate(hits: np.ndarray, groups: np.ndarray) -> Estimate | None:
     """The accuracy over hits (n,) bool of images in `groups` (n,) int64; None for fewer than ENOUGH."""
     if len(hits) < ENOUGH:
         return None
-    low, high = proportion_interval(hits, groups)
+    low, high = exact_interval(hits, groups)
     return Estimate(len(hits), int(hits.sum()), low, high)

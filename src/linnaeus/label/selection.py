@@ -117,7 +117,7 @@ class Selection:
     learner: Learner
 
     def choose(self, learned: Learned, pool: Pool, now: Situation, n: int) -> list[Question]:
-        """The next n questions. None but a random one is a near duplicate of the one before, if there are others."""
+        """The next n questions. None is a near duplicate of the one before, if there are others."""
         chosen: list[Question] = []
         audit, position = self.learner.audit, self.learner.position
         ranking = _Ranking(self.order, pool, self._margins(learned, pool), pool.closest.copy())
@@ -126,10 +126,12 @@ class Selection:
         for k in range(n):
             taken = {*now.barred, *(question.image for question in chosen)}
             alike = self._alike(chosen[-1].image if chosen else now.previous)
-            # In order, also where it resembles the image before: the sample ends at the first that is not answered.
+            # In their order, because the sample ends at the first that is not answered: one that resembles the image
+            # before waits, and no other takes its place.
             drawn = _first(audit.questions(now.labels, taken, 1), set(), "random")
             question = drawn
-            if drawn is None or not audit.is_due(len(sample) + unknown, now.actions + k):
+            waits = drawn is not None and drawn.image in alike
+            if drawn is None or waits or not audit.is_due(len(sample) + unknown, now.actions + k):
                 question = self._other(ranking, {*taken, *labelled}, alike) or drawn
             if question is None:
                 break

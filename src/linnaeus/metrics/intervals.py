@@ -11,6 +11,8 @@ true value in 28 to 97 % of the samples, and those of `proportion_interval` in 9
 References
 ----------
 E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 209-212, 1927.
+C. J. Clopper and E. S. Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
+Biometrika 26, 404-413, 1934.
 L. Kish, Survey Sampling, 1965, section 8.2.
 J. N. K. Rao and A. J. Scott, A simple method for the analysis of clustered binary data, Biometrics 48, 577-585, 1992.
 E. L. Korn and B. I. Graubard, Confidence intervals for proportions with small expected number of positive counts
@@ -23,7 +25,7 @@ import functools
 import math
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 NORMAL_QUANTILE = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution, for two-sided 95 % intervals."""
@@ -53,6 +55,21 @@ def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> t
     """
     effect, z = design_effect(hits, groups)
     return wilson(int(hits.sum()) / effect, len(hits) / effect, z)
+
+
+def exact_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """95 % interval of the proportion of `hits`, (n,) bool, that contains the true value in at least 95 % of samples.
+
+    Clopper and Pearson's interval. Where `groups`, (n,) int64, number correlated images, at an effective sample size
+    (Korn and Graubard 1998). About a tenth wider than `proportion_interval` at n = 40: for samples that are looked at
+    while they grow.
+    """
+    effect, z = design_effect(hits, groups)
+    n = len(hits) / effect * (NORMAL_QUANTILE / z) ** 2
+    successes = float(hits.mean()) * n if n else 0.0
+    low = float(betaincinv(successes, n - successes + 1, 0.025)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 0.975)) if n > successes else 1.0
+    return low, high
 
 
 def design_effect(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
