@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 from labelling import new_server, photos
-from tiny import write_images
+from tiny import write_images, write_tiny_model
 from watching import Watcher
 
 from linnaeus.console import Console
+from linnaeus.label.backbone import of_run
 from linnaeus.label.page import FOLDER
 from linnaeus.label.server import Server
 from linnaeus.serve.server import bind
@@ -36,8 +37,8 @@ EVIL = "<img src=x onerror=alert(1)>"
 class Running:
     """A labelling server of a folder in a thread of this process."""
 
-    def __init__(self, folder: Path, port: int = 0, token: str | None = None):
-        self.label = new_server(folder)
+    def __init__(self, folder: Path, port: int = 0, token: str | None = None, model: Path | None = None):
+        self.label = new_server(folder, backbone=None if model is None else of_run(model, "cpu"))
         self.server = Server(self.label, bind("127.0.0.1", port), Console(silent=True), token)
         self.address, self.port = self.server.address, self.server.listener.getsockname()[1]
         self.thread = threading.Thread(target=self.server.serve_until_stopped)
@@ -410,6 +411,45 @@ def test_suspects_are_shown_again_and_leave_when_they_are_confirmed(
     path_of(page)
     page.keyboard.press("Enter")
     until(page, f"app.state.suspects < {before}")
+
+
+def test_the_answers_of_a_finished_model_are_reviewed(tmp_path: Path, start: Start, open_page: Open) -> None:
+    folder = photos(tmp_path / "photos", each=24)
+    running = start(folder, model=write_tiny_model(tmp_path / "m.safetensors", classes=("a", "b", "c")))
+    for name in "abc":
+        running.label.session.add_class(name)
+    page = ready(open_page(running.address))
+    until(page, "app.state.features.done === 72 && app.state.reviews")
+    page.reload()  # the first questions came before the features
+    ready(page)
+    kinds, expected = set(), {}
+    for _ in range(9):
+        path = path_of(page)
+        card = page.evaluate("current()")
+        kinds.add(card["reason"])
+        if card["reason"] == "random":
+            assert page.locator("#keep").is_hidden()
+            assert page.locator(".class.proposed").count() == 0
+            expected[path] = answer(page).split()[0]
+            continue
+        said = card["guesses"][0][0]
+        assert page.locator("#prompt").inner_text() == EN["verify"].format(name=said)
+        assert page.locator(".class.proposed .name").inner_text() == said
+        assert page.locator("#keep").inner_text().endswith(EN["yes"].format(name=said))
+        page.keyboard.press("Enter")
+        expected[path] = said
+        wait_for_next(page, path)
+    sent(page)
+    assert "random" in kinds
+    assert len(kinds) > 1
+    assert rows(folder) == expected
+    answer_reserved(running)
+    page.locator("#accuracy-h", has_text=EN["accuracy_model"]).wait_for()
+    until(page, "app.state.accuracy !== null")
+    n = page.evaluate("app.state.accuracy.n")
+    correct = page.evaluate("app.state.accuracy.correct")
+    until(page, "document.getElementById('accuracy-n').textContent !== ''")
+    assert page.locator("#accuracy-n").inner_text() == EN["accuracy_n_model"].format(correct=correct, n=n)
 
 
 def test_a_group_of_images_far_from_all_classes_is_named_at_once(tmp_path: Path, start: Start, open_page: Open) -> None:

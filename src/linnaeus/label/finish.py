@@ -52,18 +52,29 @@ class Finish:
             source = self.write_source()
             run = numbered(self.runs / "label")
             run.rmdir()  # `train` creates it; the number is free
-            command = [sys.executable, "-m", "linnaeus", "train", str(source), "--out", str(run)]
-            command += ["--device", self.device]
-            backbone = self.session.features.backbone
-            if backbone.model is not None:
-                command += ["--model", backbone.model, "--weights", str(backbone.weights)]
             self.run, self.error, self.lines = run, "", self._left_out()
             self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+                self._training(source, run),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
             )
             self._reader = threading.Thread(target=self._follow, args=(self._process,), name="finish", daemon=True)
             self._reader.start()
             return run
+
+    def _training(self, source: Path, run: Path) -> list[str]:
+        """The command that trains."""
+        command = [sys.executable, "-m", "linnaeus", "train", str(source), "--out", str(run), "--device", self.device]
+        backbone = self.session.features.backbone
+        if backbone.model is not None:
+            command += ["--model", backbone.model, "--weights", str(backbone.weights)]
+        if backbone.about is not None:  # a reviewed model: it sees images as it has seen them in its training
+            shown = backbone.preprocessing
+            for key in ("channels", "size", "resize", "fit", "interpolation"):
+                command += ["--set", f"data.{key}={getattr(shown, key)}"]
+        return command
 
     def wait(self) -> None:
         """Return once the training has ended and its output is known."""
@@ -82,13 +93,15 @@ class Finish:
 
     def _commands(self, path: Path) -> list[str]:
         run = shlex.quote(str(path))
-        folder = shlex.quote(str(self.session.store.folder))
-        return [
-            f"linnaeus evaluate {run}",
-            f"linnaeus serve {run}",
-            f"linnaeus predict {run} {folder}",
-            f"linnaeus label {run} {folder}",
-        ]
+        session = self.session
+        folder = shlex.quote(str(session.store.folder))
+        source = shlex.quote(str(self._source))
+        commands = [f"linnaeus evaluate {run} {source}", f"linnaeus serve {run}", f"linnaeus predict {run} {folder}"]
+        # A model reviews only images that it was not trained on.
+        rest = any(
+            i not in session.features.unreadable and path not in session.labels for path, i in session.position.items()
+        )
+        return [*commands, f"linnaeus label {run} {folder}"] if rest else commands
 
     def to_dict(self) -> dict[str, Any]:
         """As the page receives it."""
@@ -113,6 +126,11 @@ class Finish:
         elif self.run is not None:
             for command in self._commands(self.run):
                 console.say(f"next      {command}")
+
+    @property
+    def _source(self) -> Path:
+        """The labels with their split, in a hidden folder beside them."""
+        return self.session.store.journal.path.with_name("train.csv")
 
     def _classes(self, labels: Mapping[str, Label]) -> tuple[set[str], set[str]]:
         """(classes with enough images to train, the others)."""
@@ -142,7 +160,7 @@ class Finish:
         rows = [session.position[path] for path in labels]
         groups = session.learner.groups(rows)
         split = self._split(labels, dict(zip(labels, groups, strict=True)), sample)
-        file = session.store.journal.path.with_name("train.csv")
+        file = self._source
         with atomic(file) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as stream:
             writer = SafeCsvWriter(stream)
             writer.writerow(("path", "label", "split", "group", "provenance"))

@@ -56,6 +56,7 @@ function promptOf(card) {
   if (task.name === "suspects") return [t("suspect", values), t("suspect_hint", { ...values, k: task.position + 1, of: task.cards.length })];
   if (task.name === "batch") return [t("verify", values), t("verify_hint", { ...values, k: task.position + 1, of: task.cards.length })];
   const [first, second] = card.guesses ?? [];
+  if (proposal() !== undefined) return [t("verify", { name: first[0] }), t("why_answer", { p: percent(first[1]) })];
   if (card.reason === "margin" && second) {
     return [t("which"), t("why_margin", { a: first[0], p: percent(first[1]), b: second[0], q: percent(second[1]) })];
   }
@@ -76,7 +77,7 @@ function drawClasses() {
     $("names").replaceChildren(...names.map((name) => element("option", { value: name })));
   }
   const guesses = new Map(app.task.name === "question" ? current()?.guesses ?? [] : []);
-  const proposed = { batch: current()?.label, suspects: current()?.suggested }[app.task.name];
+  const proposed = app.task.name === "suspects" ? current()?.suggested : proposal();
   for (const [k, button] of [...list.querySelectorAll(".class")].entries()) {
     button.querySelector(".n").textContent = count(classes[k].n);
     button.querySelector(".guess").style.width = `${Math.round(100 * (guesses.get(classes[k].name) ?? 0))}%`;
@@ -137,8 +138,9 @@ function drawActions() {
   $("undo").disabled = !app.history.length;
   $("skip").hidden = isGrid() && name !== "alike";
   $("skip").disabled = !card && !isGrid();
-  $("keep").hidden = !["suspects", "batch"].includes(name);
-  if (card && !$("keep").hidden) $("keep-text").textContent = t(name === "batch" ? "yes" : "keep", { name: card.label || t("unknown") });
+  const proposed = proposal();
+  $("keep").hidden = proposed === undefined;
+  $("keep-text").textContent = t(name === "suspects" ? "keep" : "yes", { name: proposed || t("unknown") });
   $("similar").hidden = name !== "question";
   $("similar").disabled = $("zoom").disabled = !card;
   $("zoom").hidden = isGrid();

@@ -40,7 +40,8 @@ function drawProgress({ images, labelled, provenance, features, folder, millisec
   }
 }
 
-function drawAccuracy({ accuracy, sample, labelled }) {
+function drawAccuracy({ accuracy, sample, labelled, reviews }) {
+  $("accuracy-h").textContent = t(reviews ? "accuracy_model" : "accuracy");
   $("accuracy").hidden = !accuracy;
   $("too-few").hidden = Boolean(accuracy);
   $("compact").textContent = "";
@@ -53,7 +54,7 @@ function drawAccuracy({ accuracy, sample, labelled }) {
   const { n, correct, ci95: [low, high] } = accuracy;
   $("accuracy-value").textContent = percent(accuracy.accuracy, n);
   $("accuracy-interval").textContent = t("interval", { low: percent(low, n), high: percent(high, n) });
-  $("accuracy-n").textContent = t("accuracy_n", { correct, n });
+  $("accuracy-n").textContent = t(reviews ? "accuracy_n_model" : "accuracy_n", { correct, n });
   $("compact").textContent = t("compact", { p: percent(accuracy.accuracy, n), low: percent(low, n), high: percent(high, n) });
   if (Math.floor(labelled / ANNOUNCE_EVERY) !== Math.floor(announced / ANNOUNCE_EVERY) && announced) {
     announce(t("announce_accuracy", { n: labelled, p: percent(accuracy.accuracy, n), low: percent(low, n), high: percent(high, n) }));

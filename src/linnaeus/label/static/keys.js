@@ -45,9 +45,9 @@ function handled(event, command) {
 
 // Enter: yes to what the page proposes.
 function confirmShown() {
-  const card = current();
-  if (["suspects", "batch"].includes(app.task.name) && card) answer(card.label);
-  else if (app.duplicates) acceptDuplicates();
+  const proposed = proposal();
+  if (app.duplicates && app.task.name === "question") acceptDuplicates();
+  else if (proposed !== undefined) answer(proposed);
   else $("name").focus();
 }
 

@@ -87,7 +87,7 @@ async function copy(text, button) {
 
 const CLICKS = {
   undo, skip, zoom: () => zoom(current()), similar: showAlike, unknown: () => answer(UNKNOWN), remove: () => answer(null), back: askQuestions,
-  keep: () => answer(current().label), image: () => zoom(current()), "select-all": () => selectAll(true), "select-none": () => selectAll(false),
+  keep: () => answer(proposal()), image: () => zoom(current()), "select-all": () => selectAll(true), "select-none": () => selectAll(false),
   "duplicates-yes": acceptDuplicates, "duplicates-no": () => offerDuplicates([], null), "show-skipped": showSkipped,
   "go-suspects": reviewSuspects, "go-group": reviewGroup, "go-batch": reviewBatch, train: finish,
   "open-finish": () => $("finish").showModal(), "open-help": () => $("help").showModal(), "note-close": () => { $("note").hidden = true; },

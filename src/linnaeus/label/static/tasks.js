@@ -18,6 +18,14 @@ const isGrid = () => "selected" in app.task;
 const current = () => (isGrid() ? null : app.task.cards[app.task.position] ?? null);
 const targets = () => (isGrid() ? app.task.cards.filter((card) => app.task.selected.has(card.image)) : [current()].filter(Boolean));
 
+// What Enter confirms: the label in question, or in a review of a finished model its answer, but for random questions.
+function proposal() {
+  const card = current();
+  if (!card) return undefined;
+  if (["suspects", "batch"].includes(app.task.name)) return card.label;
+  return app.task.name === "question" && app.state?.reviews ? card.guesses?.[0]?.[0] : undefined;
+}
+
 function setTask(task) {
   app.task = task;
   drawTask();
