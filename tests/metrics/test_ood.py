@@ -109,6 +109,16 @@ def test_references_are_compact_and_hold_every_class():
     assert np.linalg.norm(references.astype(np.float32), axis=1) == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.parametrize(("features", "fewest", "most"), [(96, 1480, 1500), (1280, 780, 819)])
+def test_two_megabytes_of_references_are_used(features: int, fewest: int, most: int):
+    """Coarse centers cover images of other kinds too, above all where the network has few features."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(1500, features)).astype(np.float32)
+    references = reference_vectors(values, generator.integers(0, 10, 1500))
+    assert fewest <= len(references) <= most
+    assert references.nbytes <= MOST_BYTES
+
+
 def test_distances_are_those_to_the_nearest():
     generator = np.random.default_rng(0)
     features, references = generator.normal(size=(9, 5)), unit(generator.normal(size=(4, 5)))

@@ -8,9 +8,12 @@ from linnaeus.metrics.ood import unit
 
 MOST_BYTES = 2 << 20
 """Size of a reference set in float16."""
-MOST_VECTORS = 256
-"""Centers at most. On 16 flowers (1,159 images) the AUROC against food photos was 0.9999 with 50, 200 and all vectors,
-against held-out flowers 0.72, 0.73 and 0.72."""
+MOST_VECTORS = 2048
+"""Centers at most. A network trained on digits from scratch has few features, in which classes lie close together, so
+that coarse centers cover other images too: of 1,330 flower photographs 5.3 % were let through with 241 centers and
+0.8 % with 2,032 (MNIST, 96 features, 95 % of the digits accepted). With features from ImageNet the number matters
+little: on 16 flowers (1,159 images) the AUROC against food photos was 0.9999 with 50, 200 and all vectors, against
+held-out flowers 0.72, 0.73 and 0.72."""
 ITERATIONS = 10
 
 
