@@ -20,7 +20,9 @@ from torch import nn
 from linnaeus.console import Console
 from linnaeus.export.onnx import export_onnx
 from linnaeus.inference.classifier import load
+from linnaeus.metrics.ood import Thresholds, unit
 from linnaeus.modelfile.safetensors import ModelFile, write_model
+from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network, create, wrap
 from linnaeus.preprocess import Preprocessing
 
@@ -66,6 +68,14 @@ def trained(network: Network) -> Network:
     return network
 
 
+def unknown_detector(network: Network) -> UnknownDetector:
+    """A detector with references in random directions."""
+    features = network.arch["arguments"]["widths"][-1]
+    references = unit(np.random.default_rng(1).normal(size=(20, features))).astype(np.float16)
+    measured = {"left_out_classes": {"classes": ["class 0"], "of": 3}}
+    return UnknownDetector(Thresholds(0.2, 0.3, 40, 38), references, measured)
+
+
 def write(path: Path, network: Network, preprocessing: Preprocessing, **more: Any) -> None:
     classes = tuple(f"class {i}" for i in range(network.arch["classes"]))
     names = ("rose", "玫瑰", 'a "b", c\\d')[: len(classes)]
@@ -84,20 +94,20 @@ def main(folder: Path) -> None:
     stages = ["block2", "block3"]
     color = create("mini_resnet", 3, 3, widths=widths, head_stages=stages)
     write(folder / "color.safetensors", color, COLOR, calibration=CALIBRATION, **said)
+    known = create("mini_resnet", 3, 3, widths=widths)
+    detector = unknown_detector(known)
+    tensors = detector.tensors()
+    write(folder / "unknown.safetensors", known, COLOR, unknown=detector.to_dict(), unknown_tensors=tensors, **said)
     write(folder / "custom.safetensors", wrap(own(), 2, source="net.py:own"), PADDED)
     images = folder / "pictures"
     for name in ("class 0", "class 1"):
         (images / name).mkdir(parents=True)
         Image.open(image).save(images / name / "picture.png")
-    written, _ = export_onnx(
-        load(folder / "color.safetensors"),
-        "onnx",
-        data=str(images),
-        out=folder / "color.onnx",
-        agree=1,
-        console=Console(),
-    )
-    assert written is not None
+    for name in ("color", "unknown"):
+        out = folder / f"{name}.onnx"
+        model = load(folder / f"{name}.safetensors")
+        written, _ = export_onnx(model, "onnx", data=str(images), out=out, agree=1, console=Console())
+        assert written is not None
     for file in images.rglob("*.png"):
         file.unlink()
     for below in (*images.iterdir(), images):
@@ -107,7 +117,8 @@ def main(folder: Path) -> None:
         model = load(file, device="cpu", model=own() if file.stem == "custom" else None)
         found = model.predict(image)
         assert found.probabilities is not None
-        expected[file.name] = {"probabilities": found.probabilities.tolist(), "unsure": found.unsure}
+        verdict = {"unsure": found.unsure, "unknown": found.unknown, "distance": found.distance}
+        expected[file.name] = {"probabilities": found.probabilities.tolist(), **verdict}
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

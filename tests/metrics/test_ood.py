@@ -109,14 +109,23 @@ def test_references_are_compact_and_hold_every_class():
     assert np.linalg.norm(references.astype(np.float32), axis=1) == pytest.approx(1, abs=2e-3)
 
 
-@pytest.mark.parametrize(("features", "fewest", "most"), [(96, 1480, 1500), (1280, 780, 819)])
-def test_two_megabytes_of_references_are_used(features: int, fewest: int, most: int):
+@pytest.mark.parametrize("width", [1, 16, 96, 511, 512, 1280, 2048, 25088, MOST_BYTES // 2])
+def test_two_megabytes_of_references_are_used_and_never_more(width: int):
     """Coarse centers cover images of other kinds too, above all where the network has few features."""
     generator = np.random.default_rng(0)
-    values = generator.normal(size=(1500, features)).astype(np.float32)
-    references = reference_vectors(values, generator.integers(0, 10, 1500))
-    assert fewest <= len(references) <= most
+    room = min(MOST_BYTES // (2 * width), MOST_VECTORS)
+    n = room + 3
+    values = generator.normal(size=(n, width)).astype(np.float32)
+    references = reference_vectors(values, np.arange(n) % 10)
     assert references.nbytes <= MOST_BYTES
+    assert len(references) >= max(1, room - 2 * 10), "each of ten classes loses less than two"
+
+
+@pytest.mark.parametrize("width", [96, 25088])
+def test_more_classes_than_references_fit(width: int):
+    n = min(MOST_BYTES // (2 * width), MOST_VECTORS) + 9
+    values = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
+    assert reference_vectors(values, np.arange(n)).nbytes <= MOST_BYTES
 
 
 def test_distances_are_those_to_the_nearest():

@@ -38,6 +38,8 @@ def test_old_files_load_and_answer_as_they_did(file: Path):
     found = model.predict(file.parent / "picture.png")
     assert found.probabilities == pytest.approx(expected["probabilities"], abs=1e-4)
     assert found.unsure == expected["unsure"]
+    assert found.unknown == expected.get("unknown", False)
+    assert found.distance == pytest.approx(expected.get("distance"), abs=1e-5)
     assert max(expected["probabilities"]) < 0.999, "a test needs answers that depend on the image"
 
 
@@ -60,6 +62,8 @@ def test_there_are_golden_files_and_they_are_small():
         "format1/color.safetensors",
         "format1/custom.safetensors",
         "format1/gray.safetensors",
+        "format1/unknown.onnx",
+        "format1/unknown.safetensors",
     ]
     sizes = [file.stat().st_size for file in FILES]
     assert max(sizes) < 300_000
