@@ -87,8 +87,20 @@ class GraphedPass:
             self.enabled, self.failure = False, str(error).splitlines()[0]
             self.recordings.clear()
             torch.cuda.synchronize()
+            _end_capture(x.device)
             torch.cuda.empty_cache()
             for parameter in self.parameters:
                 parameter.grad = None
             return None
         return Recording(graph, own_x, own_targets, [p.grad for p in self.parameters], sums)
+
+
+def _end_capture(device: torch.device) -> None:
+    """After a failed recording, give the generator of the device a state that no graph uses.
+
+    The old one still counts as recorded, and the next dropout fails: "Offset increment outside graph capture".
+    """
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index or 0]
+        fresh = torch.Generator(device).manual_seed(generator.initial_seed())
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())

@@ -5,7 +5,7 @@ most, the others at random. True removal standardizes the features and solves th
 penalty of the run. The change of the log-odds of each validation answer is compared with what `explain --because`
 computes, once by its first-order approximation and once by solving again in the standardization of the run.
 
-    python experiments/influence.py RUN [--images 20]
+    python benchmarks/influence.py RUN [--images 20]
 """
 
 from __future__ import annotations
