@@ -56,7 +56,7 @@ def test_solving_again_is_true_removal():
     alone = Problems(
         rows, head.problem.y[torch.from_numpy(kept)], torch.full((N - 1, 1), 1 / (N - 1), dtype=torch.float64), CLASSES
     )
-    expected = solve(alone, 0.02, alone.zeros().double(), steps=500, tolerance=1e-12)[0]
+    expected = solve(alone, 0.02, alone.zeros().double(), steps=500, tolerance=1e-12).values[0]
     assert np.allclose(head.without(x[:1], np.array([17]))[0], (expected @ head.rows(x[:1])[0]).numpy(), atol=1e-4)
 
 

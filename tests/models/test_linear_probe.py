@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from linnaeus.errors import JobError
-from linnaeus.models.folds import stratified_folds
+from linnaeus.models import logistic_regression
+from linnaeus.models.folds import FOLDS, stratified_folds
 from linnaeus.models.linear_probe import STRONGEST, fit_linear_probe
+from linnaeus.models.logistic_regression import Problems
 
 
 def blobs(n: int, features: int, classes: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -150,3 +152,18 @@ def test_features_that_are_not_finite_are_refused():
         x[3, 2] = value
         with pytest.raises(JobError, match="not finite"):
             fit_linear_probe(x, labels, 2)
+
+
+def test_the_search_evaluates_few_objectives(monkeypatch: pytest.MonkeyPatch):
+    """Each fit starts on the line through its neighbors' solutions: without that, this takes 140 evaluations."""
+    calls: list[int] = []
+    objective = logistic_regression.objective
+
+    def counted(problems: Problems, penalty: float, solution: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(len(problems))
+        return objective(problems, penalty, solution)
+
+    monkeypatch.setattr(logistic_regression, "objective", counted)
+    x, labels = blobs(400, 30, 4, 1.5)
+    fit_linear_probe(x, labels, 4)
+    assert 20 < sum(count == FOLDS for count in calls) < 60

@@ -53,16 +53,16 @@ def test_it_reaches_the_minimum_of_scipy():
         return float(losses), gradient.double().numpy().ravel()
 
     theirs = minimize(value_and_gradient, problem.zeros().double().numpy().ravel(), jac=True, method="L-BFGS-B")
-    ours = solve(problem, 0.01, problem.zeros(), steps=300, tolerance=1e-7)
+    ours = solve(problem, 0.01, problem.zeros(), steps=300, tolerance=1e-7).values
     assert float(objective(problem, 0.01, ours)[0]) == pytest.approx(theirs.fun, abs=1e-5)
 
 
 def test_problems_solved_together_have_the_solutions_of_each_alone():
     problem = problems()
-    both = solve(problem, 0.1, problem.zeros(), steps=30, tolerance=0)
+    both = solve(problem, 0.1, problem.zeros(), steps=30, tolerance=0).values
     for k in range(2):
         alone = Problems(problem.x, problem.y, problem.weights[:, k : k + 1], problem.classes)
-        solution = solve(alone, 0.1, alone.zeros(), steps=30, tolerance=0)
+        solution = solve(alone, 0.1, alone.zeros(), steps=30, tolerance=0).values
         torch.testing.assert_close(both[k : k + 1], solution, atol=1e-3, rtol=1e-3)
 
 
@@ -74,8 +74,31 @@ def test_it_ends_at_the_tolerance_and_at_a_solution():
         with pytest.MonkeyPatch.context() as patch:
             calls: list[float] = []
             patch.setattr(logistic_regression, "objective", lambda *a, seen=calls: seen.append(0.0) or objective(*a))
-            solution = solve(problem, 1e-3, problem.zeros(), steps=300, tolerance=tolerance)
+            solution = solve(problem, 1e-3, problem.zeros(), steps=300, tolerance=tolerance).values
         counts.append(len(calls))
     assert counts[0] < counts[1] / 2
-    again = solve(problem, 1e-3, solution, steps=300, tolerance=1e-6)
+    again = solve(problem, 1e-3, solution, steps=300, tolerance=1e-6).values
     assert float((objective(problem, 1e-3, solution)[0] - objective(problem, 1e-3, again)[0]).abs().max()) < 1e-4
+
+
+def test_the_curvature_of_another_penalty_speeds_up_the_descent():
+    problem = problems(n=300, features=40)
+    before = solve(problem, 1e-2, problem.zeros(), steps=100, tolerance=3e-3)
+    best = solve(problem, 5e-3, before.values, steps=100, tolerance=1e-6).values
+    excess = [
+        objective(problem, 5e-3, solve(problem, 5e-3, before.values, steps=3, tolerance=0, before=curvature).values)[0]
+        - objective(problem, 5e-3, best)[0]
+        for curvature in (None, before)
+    ]
+    assert (excess[1] < 0.5 * excess[0]).all()
+
+
+def test_pairs_are_those_of_the_new_penalty():
+    """The change of the gradient along a step is the Hessian's product, which contains penalty * step."""
+    problem = problems()
+    before = solve(problem, 1.0, problem.zeros(), steps=4, tolerance=0)
+    pair = before.history[-1]
+    step, change = pair.step.clone(), pair.change.clone()
+    after = solve(problem, 0.25, before.values, steps=0, tolerance=0, before=before).history[-1]
+    torch.testing.assert_close(after.change[..., :-1], change[..., :-1] - 0.75 * step[..., :-1])
+    torch.testing.assert_close(after.change[..., -1], change[..., -1])  # the bias is not penalized

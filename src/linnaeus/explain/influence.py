@@ -57,7 +57,7 @@ class SolvedHead:
         weights = None if problem.class_weights is None else problem.class_weights.double()
         problem = replace(problem, x=x, y=y, weights=problem.weights.double(), class_weights=weights)
         start = torch.cat([weight, bias], 1)[None]
-        solution = solve(problem, penalty, start, steps=STEPS, tolerance=TOLERANCE)[0]
+        solution = solve(problem, penalty, start, steps=STEPS, tolerance=TOLERANCE).values[0]
         return cls(problem, penalty, image, solution, mean, std, rotation)
 
     def rows(self, features: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class SolvedHead:
         weights = torch.stack(columns, 1)
         problems = replace(self.problem, weights=weights / weights.sum(0))
         start = self.solution.expand(len(images), -1, -1).contiguous()
-        solutions = solve(problems, self.penalty, start, steps=STEPS, tolerance=TOLERANCE)
+        solutions = solve(problems, self.penalty, start, steps=STEPS, tolerance=TOLERANCE).values
         return (solutions @ self.rows(features)[0]).cpu().numpy()
 
 
