@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from tiny import draw, mini, write_images, write_recipe, write_tiny_model
 
 from linnaeus.inference.classifier import load
 from linnaeus.modelfile.safetensors import ModelFile, write_model
+from linnaeus.runs.predictions import read_predictions
+from linnaeus.text import typeset_percent
 from linnaeus.training.run import train
 
 HEAD = {"train": ["head"], "head": "auto", "epochs": 1}
@@ -46,20 +49,26 @@ def write_class(folder: Path, place: int, n: int = 12) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("phase", [HEAD, VIEWS], ids=["center", "views"])
-def test_added_images_alone_go_through_the_network(say, tmp_path: Path, phase: dict, monkeypatch: pytest.MonkeyPatch):
+def computed_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that the network computes from now on, because they are not taken over; to compute all of them fails."""
     from linnaeus.stores.frozen import _CutRows
 
-    run = make_run(tmp_path, phase)
-    before, computed = contents(run), []
+    rows: list[int] = []
     compute = _CutRows.at
 
     def count(self: _CutRows, indices: np.ndarray):
-        computed.extend(indices.tolist())
+        rows.extend(indices.tolist())
         return compute(self, indices)
 
     monkeypatch.setattr(_CutRows, "at", count)
     monkeypatch.setattr(_CutRows, "batches", lambda *a: pytest.fail("all images were computed again"))
+    return rows
+
+
+@pytest.mark.parametrize("phase", [HEAD, VIEWS], ids=["center", "views"])
+def test_added_images_alone_go_through_the_network(say, tmp_path: Path, phase: dict, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(tmp_path, phase)
+    before, computed = contents(run), computed_rows(monkeypatch)
     said = say("classes", run, "--add", write_class(tmp_path / "star", 3), "--out", tmp_path / "new")
     assert said.status == 0, said.err
     assert contents(run) == before
@@ -100,6 +109,71 @@ def test_renamed_and_merged_classes(say, tmp_path: Path):
     assert load(tmp_path / "new-classes-1").classes == ("null", "other")
 
 
+def test_several_folders_in_one_command_each_with_its_class(say, tmp_path: Path, finished: Path):
+    star, moon = write_class(tmp_path / "star", 3), write_class(tmp_path / "more", 2, 6)
+    added = ("--add", star, "--name", "sun", "--add", moon, "--name", "1")
+    said = say("classes", finished, *added, "--out", tmp_path / "new")
+    assert said.status == 0, said.err
+    assert load(tmp_path / "new").classes == ("0", "1", "2", "sun")
+    old, new = splits(finished), splits(tmp_path / "new")
+    # Both folders have files of the same names, so that images are counted by class.
+    with (tmp_path / "new" / "split.csv").open(newline="") as file:
+        labels = [row["label"] for row in csv.DictReader(file)]
+    assert {name: new[name] for name in old} == old
+    assert labels.count("sun") == 12
+    assert labels.count("1") == 6 + sum(label == "1" for label, _ in old.values())
+    assert f"images added: {moon} as 1" in said.out
+
+
+@pytest.mark.parametrize("phase", [HEAD, VIEWS], ids=["center", "views"])
+def test_a_second_change_takes_over_what_the_first_one_took_over(
+    say, tmp_path: Path, phase: dict, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path, phase)
+    assert say("classes", run, "--add", write_class(tmp_path / "star", 3), "--out", tmp_path / "second").status == 0
+    computed = computed_rows(monkeypatch)
+    assert say("classes", tmp_path / "second", "--drop", "0", "--out", tmp_path / "third").status == 0
+    assert say("classes", tmp_path / "third", "--merge", "1,2=other", "--out", tmp_path / "fourth").status == 0
+    assert computed == []
+
+
+def test_the_report_says_what_changed_and_compares_both_runs(say, tmp_path: Path, finished: Path):
+    said = say("classes", finished, "--rename", "0=zero", "--merge", "1,2=other", "--out", tmp_path / "new")
+    assert said.status == 0, said.err
+    page = unescape((tmp_path / "new" / "report.html").read_text(encoding="utf-8"))
+    section = page[page.index('<section id="changes"') : page.index('<section id="figures"')]
+    assert str(finished) in section
+    assert "classes merged: 1,2 are now other" in section
+    record = json.loads((tmp_path / "new" / "changes.json").read_text())
+    rows = read_predictions(tmp_path / "new" / "predictions.csv")
+    for split, test in record["before_after"].items():
+        correct = [row.correct for row in rows if row.split == split]
+        assert test["after"] == pytest.approx(np.mean(correct))
+        assert test["difference"] == pytest.approx(test["after"] - test["before"])
+        assert typeset_percent(test["before"], 1) in section
+        assert f"{100 * test['before']:.1f} % before" in said.out
+    # A run of an earlier version recorded neither accuracies nor changes.
+    for test in record["before_after"].values():
+        del test["before"], test["after"]
+    old = {key: value for key, value in record.items() if key != "changes"}
+    (tmp_path / "new" / "changes.json").write_text(json.dumps(old))
+    assert say("report", tmp_path / "new").status == 0
+    assert say("report", finished).status == 0
+    assert '<section id="changes"' not in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_interrupted_change_is_given_again_not_resumed(say, tmp_path: Path, finished: Path, monkeypatch):
+    from linnaeus.training import run as running
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(running, "finalize", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        say("classes", finished, "--rename", "0=zero", "--out", tmp_path / "new")
+    said = say("train", tmp_path / "new", "--resume")
+    assert said.status == 2
+    assert "give that command again" in said.err
+    assert said.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -111,6 +185,7 @@ def test_renamed_and_merged_classes(say, tmp_path: Path):
         (("--drop", "0", "--rename", "0=x"), "changed twice"),
         (("--add", "nowhere"), "no such folder"),
         (("--name", "x"), "--add"),
+        (("--add", "a", "--add", "b", "--name", "x"), "once for each --add"),
         (("--drop", "0", "--drop", "1"), "are of one class"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_run_is_bit_for_bit_one_that_has_never_seen_the_images(
     assert contents(run) == before
     assert {row["path"] for row in rows(tmp_path / "new")}.isdisjoint(gone)
     assert_identical(tmp_path / "new", train_without(run, set(gone), tmp_path, monkeypatch))
-    assert f"forgotten {len(gone)} images" in said.out
+    assert f"{len(gone)} images forgotten" in said.out
     assert f"rm -r {run}" in said.out
 
 

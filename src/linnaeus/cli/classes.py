@@ -15,8 +15,13 @@ from linnaeus.errors import UserError
 @click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a class. May be repeated.")
 @click.option("--merge", multiple=True, metavar="A,B=C", help="Unite classes. May be repeated.")
 @click.option("--drop", multiple=True, metavar="CLASS", help="Leave out a class and its images. May be repeated.")
-@click.option("--add", metavar="DIR", help="Add the images of a folder, to a new class or an existing one.")
-@click.option("--name", metavar="CLASS", help="Class of the added images.  [default: name of the folder]")
+@click.option(
+    "--add",
+    multiple=True,
+    metavar="DIR",
+    help="Add images of a folder, to a new class or an existing one. May be repeated.",
+)
+@click.option("--name", multiple=True, metavar="CLASS", help="Class of each --add.  [default: name of the folder]")
 @click.option("--out", metavar="DIR", help="New run folder.  [default: RUN-classes-<n>]")
 @verbosity
 def classes(
@@ -24,8 +29,8 @@ def classes(
     rename: tuple[str, ...],
     merge: tuple[str, ...],
     drop: tuple[str, ...],
-    add: str | None,
-    name: str | None,
+    add: tuple[str, ...],
+    name: tuple[str, ...],
     out: str | None,
 ) -> None:
     """Make a new run with other classes from a finished run.
@@ -34,13 +39,16 @@ def classes(
     calibration and the thresholds are computed anew, and images stay in their split. RUN is not changed. It
     must have a frozen network and a solved head (head = "auto"), as runs with the recipes for few images do.
     """
-    if name is not None and add is None:
-        raise UserError(f"--name {name}: names the class of added images; give their folder with --add")
+    if name and len(name) != len(add):
+        raise UserError(
+            f"--name {name[0]}: names the class of added images; give it once for each --add, in their order, or leave "
+            "it out"
+        )
     from linnaeus.training.change_classes import change_classes
     from linnaeus.training.class_changes import ClassChanges
 
-    changes = ClassChanges(rename, merge, drop, None if add is None else Path(add), name)
+    changes = ClassChanges(rename, merge, drop, tuple(map(Path, add)), name)
     console = make_console()
     changed = change_classes(run, changes, out=out, console=console)
-    console.say(changed.render())
+    console.say(changed.changes.render())
     console.say(f"run       {changed.run.path}")

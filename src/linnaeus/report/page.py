@@ -16,6 +16,7 @@ from linnaeus.files import write_text
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.report import page_sections as sections
 from linnaeus.report.calibration import reliability, risk_coverage
+from linnaeus.report.changes import changes_section
 from linnaeus.report.confusion import confusion_chart
 from linnaeus.report.curves import Chart, curve_charts
 from linnaeus.report.heat_maps import HeatMap
@@ -92,6 +93,7 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "threshold": run.threshold,
         "facts": sections.facts(run),
         "notes": _notes(run, images),
+        "changes": changes_section(run),
         "metrics": sections.metrics(run),
         "classes": sections.classes(run, images),
         "findings": sections.findings(run, images),

@@ -17,7 +17,7 @@ from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.selective import NO_ANSWER
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
-from linnaeus.runs.layout import BAD_IMAGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
+from linnaeus.runs.layout import BAD_IMAGES, CHANGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.parsing import ADVICE, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
@@ -58,6 +58,8 @@ class RunContents:
     finished: datetime
     penalties: dict[int, list[Trial]] = field(default_factory=dict)
     """Phase -> the penalties tried for its head, where it was solved."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """The contents of changes.json; empty if the run was not derived from another one."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,6 +131,7 @@ def read_run(path: Path) -> RunContents:
         evaluation=read_json(evaluation) if evaluation.is_file() else {},
         history=read_history(path / HISTORY),
         penalties=read_penalties(path),
+        changes=read_json(path / CHANGES) if (path / CHANGES).is_file() else {},
         predictions=predictions,
         labels=np.array([position.get(row.get("label", ""), -1) for row in rows], np.int64),
         splits=np.array([row.get("split", "") for row in rows], "<U5"),

@@ -166,8 +166,7 @@ class FrozenStages:
         if earlier is not None and earlier.exact and "augment" in variant:
             earlier = None
         if earlier is not None and "augment" in variant:
-            # Views are drawn by the number of the sample, which was another one in the earlier run.
-            key["taken over"] = content_key(earlier.rows) + hashlib.sha256(earlier.positions.tobytes()).hexdigest()
+            key["taken over"] = earlier.mark
         for cut in cuts:
             weights = self._weights(start, cut)
             key[f"through {cut}"] = weights
@@ -197,6 +196,8 @@ class FrozenStages:
     def _taking_over(self, earlier: EarlierRows, key: dict[str, Any], computed: _CutRows) -> RowSource:
         """Rows from the store of an earlier run where it has them; `computed` alone where there is no such store."""
         earlier_key = {name: value for name, value in key.items() if name != "taken over"}
+        if "taken over" in key and (mark := earlier.marks.get(str(key["views"]))):
+            earlier_key["taken over"] = mark
         text = json.dumps(earlier_key | {"rows": content_key(earlier.rows)}, sort_keys=True)
         store = find_activations(len(earlier.rows), text, self.cache)
         if store is None:

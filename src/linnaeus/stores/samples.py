@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.decode import RowSpec
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
+from linnaeus.stores.activations import content_key
 from linnaeus.stores.decoding import ImageSource, Progress
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable
@@ -25,13 +28,21 @@ class EarlierRows:
     """(n,) int64: where each wanted image is among `rows`, or -1"""
     exact: bool = False
     """Whether only activations may be taken over that computing them again would give, bit for bit."""
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """Number of views -> the mark of the earlier store, if its own rows were taken over."""
+
+    @property
+    def mark(self) -> str:
+        """Part of the key of a store of views whose rows were taken over: they are drawn by the number of an image in
+        an earlier run, which the images of this run do not tell."""
+        return content_key(self.rows) + hashlib.sha256(self.positions.tobytes()).hexdigest()
 
     def repeated(self, views: int) -> EarlierRows:
         """The same for `views` rows of each image, one image after the other."""
         rows = Subset(self.rows, np.repeat(np.arange(len(self.rows)), views))
         first = np.repeat(self.positions, views) * views
         positions = np.where(first < 0, -1, first + np.tile(np.arange(views), len(self.positions)))
-        return EarlierRows(rows, positions, self.exact)
+        return EarlierRows(rows, positions, self.exact, self.marks)
 
 
 @dataclass

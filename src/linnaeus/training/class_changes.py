@@ -24,10 +24,16 @@ class ClassChanges:
     merge: tuple[str, ...] = ()
     """Each `A,B=C`."""
     drop: tuple[str, ...] = ()
-    add: Path | None = None
-    """A folder of images of one class."""
-    name: str | None = None
-    """The class of the added images; by default the name of their folder."""
+    add: tuple[Path, ...] = ()
+    """Folders of images of one class each."""
+    name: tuple[str, ...] = ()
+    """The class of the images of each folder; by default, the names of the folders."""
+
+    @property
+    def added(self) -> list[tuple[Path, str]]:
+        """Each folder with the class of its images."""
+        names = self.name or [folder.resolve().name for folder in self.add]
+        return list(zip(self.add, names, strict=True))
 
     def targets(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, str | None]:
         """Each class -> the class that its images have afterwards, None for a dropped class. Raises UserError."""
@@ -68,8 +74,8 @@ def changed_table(table: Table, changes: ClassChanges) -> Table:
     kept = table.select(np.array([i for i, label in enumerate(labels) if label is not None], np.int64))
     new = [label for label in labels if label is not None]
     shown = dict(zip(table.classes, table.names, strict=True))
-    if changes.add is not None:
-        added = _added(kept, changes.add, changes.name, shown)
+    for folder, name in changes.added:
+        added = _added(kept, folder, name, shown)
         new += [added.classes[0]] * len(added)
         assert kept.paths is not None
         assert added.paths is not None
@@ -96,7 +102,7 @@ def _find(name: str, classes: tuple[str, ...], names: tuple[str, ...], option: s
     return shown[0]
 
 
-def _added(table: Table, folder: Path, name: str | None, shown: dict[str, str]) -> Table:
+def _added(table: Table, folder: Path, name: str, shown: dict[str, str]) -> Table:
     """The images of a folder as a table of one class, split in the shares of `table`."""
     if table.paths is None:
         raise UserError(f"{folder}: cannot be added, because the images of the run are not files")
@@ -110,7 +116,7 @@ def _added(table: Table, folder: Path, name: str | None, shown: dict[str, str]) 
         )
     if twice := set(paths) & set(table.paths):
         raise UserError(f"{min(twice)}: is an image of the run already; --add takes new images")
-    label = class_name(name or folder.resolve().name)
+    label = class_name(name)
     label = next((known for known, display in shown.items() if display == label), label)
     unsplit = Table(str(folder), "list", (label,), (label,), np.zeros(len(paths)), np.full(len(paths), ""), paths)
     valid, test = (float((table.split == split).mean()) for split in ("valid", "test"))

@@ -176,6 +176,8 @@ def _write_results(
     else:
         folder.write_predictions(evaluation.prediction_rows(prepared.table, prepared.samples))
     folder.write_evaluation(long_dict(evaluation.assessments, prepared.table))
+    if prepared.changes is not None:
+        prepared.changes.write(folder.path)
     ending.timings.add_since("evaluate", started)
     say_figures(evaluation.figures, evaluation.lines(), prepared.console)  # plots and report take seconds
     if ending.draw:
@@ -232,6 +234,7 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> d
             for number in sorted({row.phase for row in prepared.folder.rows})
         },
         "compiled": {f"phase {number}": compiled for number, compiled in sorted(identity.tuned.compiled.items())},
+        **({"taken_over": marks} if (marks := ending.streams.taken_over()) else {}),
         "seconds": ending.timings.rounded(),
         "hardware": hardware(prepared.engine.device),
         "versions": versions(prepared.network.arch["name"]),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,16 +14,14 @@ from linnaeus.console import Console, counted
 from linnaeus.data.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
-from linnaeus.files import write_text
 from linnaeus.inference.membership import Membership
-from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.modelfile.safetensors import MODEL, read_header
-from linnaeus.runs.layout import CHANGES, SPLIT
+from linnaeus.runs.changes import RunChanges
+from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.parsing import read_csv
 from linnaeus.stores import default_cache
 from linnaeus.stores.decoding import signature_of_file
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
-from linnaeus.training.change_classes import paired_tests, render_test
 from linnaeus.training.forgotten import Forgotten, chosen_images
 from linnaeus.training.request import EarlierRun
 from linnaeus.training.run import Run, train
@@ -37,31 +33,19 @@ class ForgetfulRun:
     """A run without some images of another run, and what was removed."""
 
     run: Run
-    old: Path
-    statement: dict[str, Any]
-    """The statement of the model file: number of images, by split, and a hash; no names."""
-    copies: int
-    """Images that nobody named, and that were removed because they have the content of a named one."""
+    changes: RunChanges
     purged: Purged
-    before_after: dict[str, McNemar]
-    """By split."""
 
     def render(self) -> str:
         """What was removed and what was not, as plain text."""
-        counts = ", ".join(f"{n} {split}" for split, n in self.statement["counts"].items() if n)
-        copies = f"; {counted(self.copies, 'image')} not named, with the same content as one" if self.copies else ""
-        lines = [f"forgotten {counted(self.statement['images'], 'image')} ({counts}{copies})"]
-        lines.append(
-            f"cache     {counted(self.purged.rows, 'row')} of pixels and {counted(self.purged.entries, 'store')} "
-            "computed from images removed"
+        old, purged = self.changes.old, self.purged
+        rows, entries = counted(purged.rows, "row"), counted(purged.entries, "store")
+        return (
+            f"{self.changes.render()}\n"
+            f"cache     {rows} of pixels and {entries} computed from images removed\n"
+            f"still     {old} holds them: in its model, predictions and report. So do copies and exports of its model. "
+            f"Remove it with: rm -r {shlex.quote(str(old))}"
         )
-        lines += [render_test(*each) for each in self.before_after.items()]
-        old = shlex.quote(str(self.old))
-        lines.append(
-            f"still     {self.old} holds them: in its model, predictions and report. Copies and exports of its model "
-            f"do too. Remove it with: rm -r {old}"
-        )
-        return "\n".join(lines)
 
 
 def forget(
@@ -80,19 +64,13 @@ def forget(
     _refuse_trained_backbone(old, contents[gone])
     place = Path(out) if out is not None else old.free_folder("forget")
     after = _without(old, gone, place)
-    statement = _statement(old, gone, contents)
-    earlier, purged = _purged_images(old, after, gone, contents)
-    earlier = dataclasses.replace(earlier, forgotten=(*old.forgotten, statement))
+    changes = _changes(old, named, gone, contents)
+    earlier, purged = _purged_images(old, after, gone, contents, changes)
     run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
     purge_derived(default_cache(), purged)
     for left in purged.left:
         console.warn(f"{left}: another process uses it, so it still holds forgotten images; run the command again")
-    tests = {} if after.several else paired_tests(old.path, run.path, {name: name for name in old.model.classes})
-    result = ForgetfulRun(run, old.path, statement, int((gone & ~named).sum()), purged, tests)
-    content = {"from": str(old.path), "forgotten": statement}
-    content["before_after"] = {split: pair.to_dict() for split, pair in tests.items()}
-    write_text(run.path / CHANGES, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return result
+    return ForgetfulRun(run, changes, purged)
 
 
 def _without(old: SolvedRun, gone: np.ndarray, place: Path) -> Table:
@@ -117,17 +95,21 @@ def _contents(old: SolvedRun) -> np.ndarray:
     )
 
 
-def _statement(old: SolvedRun, gone: np.ndarray, contents: np.ndarray) -> dict[str, Any]:
-    """What is removed, for the model file: who has the images can verify it, and nobody learns their names."""
-    splits = np.array(old.rows.splits)
-    hashes = np.sort(contents[gone])
-    text = "".join(f"{value:012x}\n" for value in hashes.tolist())
-    return {
-        "images": int(gone.sum()),
-        "counts": {split: int((splits[gone] == split).sum()) for split in SPLITS},
+def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.ndarray) -> RunChanges:
+    """What is removed. Who has the images can verify the statement, and nobody learns their names from it."""
+    splits, n, copies = np.array(old.rows.splits), int(gone.sum()), int((gone & ~named).sum())
+    counts = {split: int((splits[gone] == split).sum()) for split in SPLITS}
+    text = "".join(f"{value:012x}\n" for value in np.sort(contents[gone]).tolist())
+    statement = {
+        "images": n,
+        "counts": counts,
         "of": f"sorted first 12 digits of the SHA-256 of each file, one a line ({HASH})",
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    where = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+    more = f"; {counted(copies, 'image')} not named, with the same content as one" if copies else ""
+    targets = None if old.rows.sets is not None else {name: name for name in old.model.classes}
+    return RunChanges(old.path, [f"{counted(n, 'image')} forgotten ({where}{more})"], targets, (statement,))
 
 
 def _refuse_trained_backbone(old: SolvedRun, contents: np.ndarray) -> None:
@@ -150,7 +132,9 @@ def _refuse_trained_backbone(old: SolvedRun, contents: np.ndarray) -> None:
         )
 
 
-def _purged_images(old: SolvedRun, after: Table, gone: np.ndarray, contents: np.ndarray) -> tuple[EarlierRun, Purged]:
+def _purged_images(
+    old: SolvedRun, after: Table, gone: np.ndarray, contents: np.ndarray, changes: RunChanges
+) -> tuple[EarlierRun, Purged]:
     """Remove the rows of the images from the stores of pixels. The run before, whose activations are still there."""
     cache = default_cache()
     try:
@@ -158,10 +142,10 @@ def _purged_images(old: SolvedRun, after: Table, gone: np.ndarray, contents: np.
     except UserError:  # files that are to be forgotten are deleted already
         before = None
     if before is None:
-        earlier, paths = EarlierRun(after, {}, exact=True), []
+        earlier, paths = EarlierRun(after, {}, True, (*old.forgotten, *changes.forgotten), changes=changes), []
     else:
         # Decoded first: the new stores of pixels have other names, by which no activations are found.
-        earlier = EarlierRun(before, old.samples(before), exact=True)
+        earlier = old.earlier(before, changes, exact=True)
         paths = [before.paths[i] for i in np.flatnonzero(gone).tolist()] if before.paths is not None else []
     signatures = np.array([signature_of_file(path) for path in paths], np.uint64)
     known = signatures_of_contents(cache, contents[gone & (contents != UNKNOWN)])

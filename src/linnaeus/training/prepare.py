@@ -23,6 +23,7 @@ from linnaeus.inference.membership import Membership
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
+from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECKPOINT
 from linnaeus.stores.samples import Samples
@@ -74,6 +75,8 @@ class Prepared:
     console: Console
     membership: Membership
     """The content of all images, by split."""
+    changes: RunChanges | None = None
+    """How the run differs from the one that it is derived from."""
 
 
 def plan_run(request: Request, engine: Engine, console: Console) -> Plan | FinishedRun:
@@ -141,6 +144,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         engine,
         console,
         membership,
+        None if request.earlier is None else request.earlier.changes,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from linnaeus.data.table import Table
 from linnaeus.recipe import Recipe
+from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.ownership import is_vacant
 from linnaeus.stores.samples import Samples
@@ -27,6 +29,10 @@ class EarlierRun:
     """Whether the new run must be, bit for bit, one that computes everything again."""
     forgotten: tuple[dict[str, Any], ...] = ()
     """What was removed from this run and from those before it, for the model file."""
+    taken_over: Mapping[str, str] = field(default_factory=dict)
+    """Number of views -> what marks a store of this run whose rows were taken over in part (metrics.json)."""
+    changes: RunChanges | None = None
+    """Written into the folder of the new run before its report, which shows them."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ def complete(request: Request) -> Request:
         )
     if identity is None:
         return replace(request, out=out)
+    assert out is not None
+    if Path(identity.source) == out.absolute() / SPLIT:
+        raise UserError(
+            f"{out}: was begun by `linnaeus classes` or `linnaeus forget`, which take seconds and do not resume; "
+            "remove it, and give that command again"
+        )
     # A recipe that the user names again is compared with that of the run later.
     recipe = request.recipe if request.recipe is not None else Recipe.model_validate(identity.recipe)
     return replace(request, out=out, source=identity.source if source_is_run else request.source, recipe=recipe)

@@ -69,7 +69,7 @@ def link_earlier(samples: dict[str, Samples], table: Table, earlier: EarlierRun)
             position = {earlier.table.sample_id(i): k for k, i in enumerate(known.tolist())}
             wanted = part.kept(table.where(split)).tolist()
             positions = np.array([position.get(table.sample_id(i), -1) for i in wanted], np.int64)
-            part.earlier = EarlierRows(others.rows, positions, earlier.exact)
+            part.earlier = EarlierRows(others.rows, positions, earlier.exact, earlier.taken_over)
 
 
 def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Preprocessing:

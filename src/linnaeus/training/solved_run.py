@@ -16,9 +16,11 @@ from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.recipe import Recipe, load_recipe
+from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.layout import METRICS, RECIPE, SPLIT
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.stores.samples import Samples
+from linnaeus.training.request import EarlierRun
 from linnaeus.training.samples import load_samples
 
 OF_FILES = ("folder", "list", "csv")
@@ -80,6 +82,12 @@ class SolvedRun:
             return load_samples(table, self.recipe, self.model.preprocessing, True, Console(silent=True))[0]
         except UserError:
             return {}
+
+    def earlier(self, table: Table, changes: RunChanges, *, exact: bool = False) -> EarlierRun:
+        """What a run that is derived from this one takes over. `table` is that of this run."""
+        forgotten = (*self.forgotten, *changes.forgotten)
+        taken_over = self.metrics.get("taken_over") or {}
+        return EarlierRun(table, self.samples(table), exact, forgotten, taken_over, changes)
 
     def free_folder(self, word: str) -> Path:
         """The first unused folder beside the run: NAME-word-1, …"""

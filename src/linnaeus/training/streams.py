@@ -115,6 +115,14 @@ class Streams:
         """Whether all phases train the head alone, so that the stages below it are those of the start."""
         return all(self.cut(phase) == self.frozen.model.stages[-1] for phase in self.phases)
 
+    def taken_over(self) -> dict[str, str]:
+        """Number of views -> what marks the store of them, where rows of an earlier run were taken over."""
+        earlier = self.train.earlier
+        views = {phase.views for phase in self.phases if phase.augment is not None and phase.views}
+        if earlier is None or earlier.exact or self.group.world_size > 1:
+            return {}
+        return {str(n): earlier.repeated(n).mark for n in sorted(views)}
+
     def head_features(self) -> Rows | None:
         """What the head sees of the training images, or of `views` versions of each, one image after the other.
 

@@ -1,0 +1,83 @@
+"""changes.json: how a run differs from the run that it was derived from, and both on the same images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.console import counted
+from linnaeus.data.table import group_numbers
+from linnaeus.files import write_text
+from linnaeus.metrics.mcnemar import McNemar
+from linnaeus.runs.layout import CHANGES, PREDICTIONS
+from linnaeus.runs.predictions import read_predictions
+from linnaeus.text import percent
+
+
+@dataclass
+class RunChanges:
+    """What was changed, and the answers of both runs on the images that both have."""
+
+    old: Path
+    """The folder of the run before."""
+    lines: list[str]
+    """What changed: one line each."""
+    targets: Mapping[str, str | None] | None
+    """Class of the run before -> the class that its images have afterwards, None for a class that is left out.
+
+    None where images may have several labels, which are not compared."""
+    forgotten: tuple[dict[str, Any], ...] = ()
+    """The statement on the images that were removed, if any were."""
+    before_after: dict[str, McNemar] = field(default_factory=dict)
+    """By split; filled in by `write`."""
+
+    def write(self, new: Path) -> None:
+        """Compare both runs by their predictions, and write changes.json into the folder `new`."""
+        if self.targets is not None:
+            self.before_after = paired_tests(self.old, new, self.targets)
+        content: dict[str, Any] = {"from": str(self.old), "changes": self.lines}
+        if self.forgotten:
+            content["forgotten"] = self.forgotten[0]
+        content["before_after"] = {
+            split: pair.to_dict() | dict(zip(("before", "after"), _accuracies(pair), strict=True))
+            for split, pair in self.before_after.items()
+        }
+        write_text(new / CHANGES, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def render(self) -> str:
+        """The changes and the paired tests as plain text."""
+        lines = [f"changed   {line}" for line in self.lines]
+        for split, pair in self.before_after.items():
+            before, after = (percent(accuracy) for accuracy in _accuracies(pair))
+            verdict = "significant" if pair.p < 0.05 else "no significant difference"
+            lines.append(
+                f"{split:9} on the {counted(pair.n, 'image')} of both runs: {before} before, {after} after (McNemar "
+                f"p = {pair.p:.3g}: {verdict})"
+            )
+        return "\n".join(lines)
+
+
+def _accuracies(pair: McNemar) -> tuple[float, float]:
+    return (pair.both + pair.only_first) / pair.n, (pair.both + pair.only_second) / pair.n
+
+
+def paired_tests(old: Path, new: Path, targets: Mapping[str, str | None]) -> dict[str, McNemar]:
+    """The paired test of both runs on the images that both have, by split."""
+    pairs: dict[str, McNemar] = {}
+    later = {(row.split, row.sample): row for row in read_predictions(new / PREDICTIONS)}
+    shared: dict[str, list[tuple[bool, bool, str]]] = {}
+    for row in read_predictions(old / PREDICTIONS):
+        match = later.get((row.split, row.sample))
+        if match is not None:
+            # A class that is left out is never the right answer for an image that stays.
+            was_correct = targets[row.predicted] == match.true
+            shared.setdefault(row.split, []).append((was_correct, match.correct, row.group))
+    for split, rows in shared.items():
+        first, second = (np.array([row[k] for row in rows]) for k in (0, 1))
+        pairs[split] = McNemar.of(first, second, group_numbers([row[2] for row in rows]))
+    return pairs
