@@ -315,3 +315,18 @@ def test_an_evaluation_needs_neither_two_classes_nor_all_of_them(tmp_path: Path,
     said = say("train", "one", "--device", "cpu")
     assert said.status == 2
     assert "a classifier needs two or more" in said.err
+
+
+def test_images_of_the_run_or_the_source_are_never_of_none_of_the_classes(place: Path, say):
+    """Under another name and beside images of no class they are left out; alone they are refused."""
+    new, far = place / "new" / "a", place / "far"
+    for i in range(4):
+        noise(new / f"{i}.bmp", NEW + i)
+        noise(far / f"{i}.bmp", 7000 + i)
+        shutil.copy(place / "noise" / "b" / f"{i:02}.bmp", far / f"of the run {i}.bmp")
+        shutil.copy(new / f"{i}.bmp", far / f"of the source {i}.bmp")
+    said = say("evaluate", place / "run", place / "new", "--outside", far)
+    assert "8 of 12 images are images of the run or of the evaluated source" in said.err
+    assert "4 images of none of the classes, against 4 known ones" in said.out
+    said = say("evaluate", place / "run", place / "new", "--outside", place / "noise")
+    assert (said.status, "all of its 48 images are" in said.err) == (2, True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from several import several
-from tiny import GRAY, mini, write_images, write_tiny_model
+from tiny import GRAY, mini, write_images, write_label_sets, write_tiny_model
 
 from linnaeus.console import Console
 from linnaeus.data.decode import load_row
@@ -91,6 +91,12 @@ def test_loose_images_and_unreadable_ones(place: Path, tmp_path: Path, say: Any)
     assert len(file["ids"]) == 7
     assert "broken.png" not in file["ids"]
     assert set(file["labels"]) == {""}
+
+
+def test_several_labels_are_joined_as_in_split_csv(place: Path, tmp_path: Path):
+    source = write_label_sets(tmp_path / "sets", n=12)
+    embed(str(place), source, tmp_path / "f.npz", console=QUIET)
+    assert np.load(tmp_path / "f.npz")["labels"][:3].tolist() == ["", "p0|p1|p2|p3", "p0|p3"]
 
 
 def test_a_backbone_gives_its_pooled_output(place: Path, tmp_path: Path):

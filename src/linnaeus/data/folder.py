@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -235,3 +236,10 @@ def _refuse_wrapper(path: Path, only: str) -> None:
                 f"{path}: only one class folder, {only!r}; its folders {listed([e.name for e in inside])} may be the "
                 f"classes: then point at {path / entry.name}"
             )
+
+
+def loose_images(source: str, paths: Iterable[str]) -> Table:
+    """The table of image files that have no class."""
+    files = tuple(paths)
+    labels, split = np.zeros(len(files), np.int64), np.full(len(files), "", "<U5")
+    return Table(source, "folder", ("",), ("",), labels, split, files)

@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
+from linnaeus.data.content import UNKNOWN
+from linnaeus.data.folder import loose_images
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.evaluate import Evaluation
 from linnaeus.inference.inputs import expand
+from linnaeus.inference.membership import Membership
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import auroc, auroc_interval, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import UnknownDetector
+from linnaeus.stores import default_cache
+from linnaeus.stores.contents import HashedImages
 from linnaeus.text import align, percent
 
 TITLES = {"distance": "distance", "probability": "probability", "combined": "both"}
@@ -123,19 +128,51 @@ def detector_of(classifier: Classifier) -> UnknownDetector:
 def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Console) -> list[Outside]:
     """Compare the images below each of `folders` with the known images of an evaluation.
 
-    Raises UserError for a model that cannot tell, and for a folder without a readable image.
+    Images of the run and of the evaluated source belong to a class, so they are left out, with a warning. Raises
+    UserError for a model that cannot tell, and for a folder without another readable image.
     """
     classifier = evaluation.classifier
     detector = detector_of(classifier)
     assert evaluation.measured is not None, "only models for one label per image have a detector"
     known = evaluation.measured.outputs
     scores = ImageScores(known.distances, known.confidence)
-    return [Outside.of(folder, detector, scores, _scores_of_files(classifier, folder, console)) for folder in folders]
+    contents = _contents_of_classes(evaluation)
+    return [
+        Outside.of(folder, detector, scores, _scores_of_files(classifier, folder, contents, console))
+        for folder in folders
+    ]
 
 
-def _scores_of_files(classifier: Classifier, folder: str, console: Console) -> ImageScores:
+def _contents_of_classes(evaluation: Evaluation) -> np.ndarray:
+    """(k,) uint64: the content hashes of the images of the run and of the source, all of which have a class."""
+    about, table = evaluation.classifier.about, evaluation.images.table
+    of_source = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
+    of_run = Membership.from_dict(about.data.get("contents"), evaluation.classifier.path)
+    return np.concatenate([of_source, *(of_run.hashes.values() if of_run is not None else ())])
+
+
+def _outside_paths(folder: str, contents: np.ndarray, console: Console) -> list[str]:
+    """The images below `folder` but for those with one of the `contents` (k,). Raises UserError where none is left."""
+    table = loose_images(folder, expand([folder]))
+    hashes = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
+    of_class = np.isin(hashes, contents) & (hashes != UNKNOWN)
+    if of_class.all():
+        raise UserError(
+            f"--outside {folder}: all of its {counted(len(table), 'image')} are images of the run or of the evaluated "
+            "source, so they have a class; give a folder of images of none of the classes"
+        )
+    if n := int(of_class.sum()):
+        console.warn(
+            f"--outside {folder}: {n:,} of {counted(len(table), 'image')} are images of the run or of the evaluated "
+            "source, so they have a class; left out"
+        )
+    assert table.paths is not None
+    return [path for path, left_out in zip(table.paths, of_class.tolist(), strict=True) if not left_out]
+
+
+def _scores_of_files(classifier: Classifier, folder: str, contents: np.ndarray, console: Console) -> ImageScores:
     distances, probabilities = list[float](), list[float]()
-    for prediction in classifier.stream(expand([folder])):
+    for prediction in classifier.stream(_outside_paths(folder, contents, console)):
         if prediction.error is not None:
             console.warn(f"{prediction.path}: {prediction.error}; left out")
             continue

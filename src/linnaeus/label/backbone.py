@@ -14,7 +14,7 @@ from torch import Tensor
 
 from linnaeus.console import Console
 from linnaeus.data.decode import DECODE_VERSION
-from linnaeus.data.table import Table
+from linnaeus.data.folder import loose_images
 from linnaeus.device import choose_device
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
@@ -117,9 +117,8 @@ def unseen_images(folder: Path, paths: list[str], run: Path, about: ModelFile, c
     if membership is None:
         console.warn(f"{run}: holds no record of its images; the accuracy is too high if some of them are in {folder}")
         return paths
-    n, whole = len(paths), tuple(str(folder / path) for path in paths)
-    table = Table(str(folder), "folder", ("",), ("",), np.zeros(n), np.full(n, ""), whole)
-    splits = membership.split_of(HashedImages(table, default_cache()).hashes(np.arange(n)))
+    table = loose_images(str(folder), (str(folder / path) for path in paths))
+    splits = membership.split_of(HashedImages(table, default_cache()).hashes(np.arange(len(paths))))
     unseen = [path for path, split in zip(paths, splits.tolist(), strict=True) if split not in ("train", "valid")]
     if not unseen:
         raise UserError(f"{folder}: {run} was trained on all of its images; give a folder of new ones")

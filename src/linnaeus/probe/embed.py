@@ -15,6 +15,7 @@ from linnaeus.data import tree
 from linnaeus.data.archive import is_archive
 from linnaeus.data.archived import holds_folder, top_folder
 from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.folder import loose_images
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
@@ -82,9 +83,8 @@ def open_images(source: str | Path) -> Table:
     entries = tree.scan(folder) if tree.is_folder(folder) or is_archive(folder) else []
     if not any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries if entry.is_file()):
         return open_source(source, lenient=True)
-    paths = tuple(str(Path(path).absolute()) for path in expand([str(folder)]))
-    labels, split = np.zeros(len(paths), np.int64), np.full(len(paths), "", "<U5")
-    return Table(str(source), "folder", ("",), ("",), labels, split, paths, root=str(folder.absolute()))
+    paths = (str(Path(path).absolute()) for path in expand([str(folder)]))
+    return dataclasses.replace(loose_images(str(source), paths), root=str(folder.absolute()))
 
 
 def _load(model: str, table: Table, settings: dict[str, Any], console: Console) -> tuple[Network, Preprocessing]:

@@ -35,12 +35,15 @@ class FeatureFile:
         return len(self.features.indices)
 
     def columns(self) -> dict[str, list[str]]:
-        """The texts of each image: `ids` as in predictions.csv, `paths`, `labels` and `splits` ("" where unknown)."""
+        """The texts of each image: `ids` as in predictions.csv, `paths`, `labels` and `splits` ("" where unknown).
+
+        Several labels of an image are separated by |, as in split.csv.
+        """
         table, indices = self.table, self.features.indices.tolist()
         return {
             "ids": [table.sample_id(i) for i in indices],
             "paths": ["" if table.paths is None else table.paths[i] for i in indices],
-            "labels": [table.classes[label] for label in table.labels[indices].tolist()],
+            "labels": ["|".join(table.labels_of(i)) for i in indices],
             "splits": table.split[indices].tolist(),
         }
 
