@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,16 @@ def choose_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: this machine has no Apple GPU; use --device cpu")
     return torch.device(name)
+
+
+def require_int8(device: str) -> None:
+    """Raise UserError unless `model.frozen = "int8"` can run on this kind of device."""
+    if device != "cpu":
+        raise UserError(f'model.frozen = "int8": runs on a CPU only, not on {device}; use --device cpu, or "bf16"')
+    if find_spec("onnxruntime") is None:
+        raise UserError(
+            'model.frozen = "int8": needs ONNX Runtime: pip install "linnaeus[onnx]", or remove the setting'
+        )
 
 
 def machine() -> dict[str, Any]:

@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "images", each=4)
     write_recipe(folder / "r.toml")
     (folder / "r.toml").with_name("bad.toml").write_text((folder / "r.toml").read_text().replace("batch", "bach"))
+    write_recipe(folder / "half.toml", precision="float16")
     (folder / "empty").mkdir()
     (folder / "file").write_text("x")
     (folder / "file.zip").write_text("x")
@@ -66,6 +67,9 @@ TRAIN = {
     "weights": ("images --weights w.pth", "w.pth: there is no such weights file"),
     "model": ("images --model resnet51", "unknown model 'resnet51' (did you mean"),
     "model of a recipe": ("images --recipe r.toml --set model.name=resnt18", "unknown model 'resnt18' (did you mean"),
+    "precision as a number": ("images --device cpu --set precision=16", "precision = 16-mixed: not available on CPU"),
+    "precision in a file": ("images --device cpu --recipe half.toml", "precision = 16-mixed: not available on CPU"),
+    "int8 on a GPU": ("images --device cuda --set model.frozen=int8", 'model.frozen = "int8": runs on a CPU only'),
     "precision": ("images --device cpu --set precision=16-mixed", "precision = 16-mixed: not available on CPU"),
     "code": ("images --model net.py:build", "net.py: there is no such file"),
     "device": ("images --device gpu", "--device gpu: not one of auto, cpu, cuda, mps"),
@@ -120,11 +124,12 @@ def test_a_mistake_is_reported_without_torch(name: str, place: Path):
     assert float(seconds) < LIMIT
 
 
-def test_an_integer_is_a_precision(tmp_path: Path):
+def test_a_number_of_bits_is_a_precision(tmp_path: Path):
     from linnaeus.errors import UserError
     from linnaeus.recipe import load_recipe
 
-    assert load_recipe(str(write_recipe(tmp_path / "r.toml", precision=32))).precision == "32"
-    for value in (16, True, 32.5, "33"):
+    for bits, name in ((32, "32"), (16, "16-mixed")):
+        assert load_recipe(str(write_recipe(tmp_path / "r.toml", precision=bits))).precision == name
+    for value in (8, True, 32.5, "33"):
         with pytest.raises(UserError, match="precision"):
             load_recipe(str(write_recipe(tmp_path / "r.toml", precision=value)))

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from linnaeus.cli.options import parse_settings
 from linnaeus.distributed.environment import process_info
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.files import disk_errors
+
+if TYPE_CHECKING:  # pydantic takes long to import
+    from linnaeus.recipe import Recipe
 
 MODEL = "model.safetensors"
 MOST_ENTRIES = 2000
@@ -57,29 +60,32 @@ class TrainingArguments:
         if self.resume:
             return  # the run that is resumed completes the arguments
         check_not_a_run(self.source)
-        data = self._check_recipe()
-        if self.device == "cpu" and self.settings.get("precision") in ("16-mixed", "16", "fp16"):
+        recipe = self._check_recipe()
+        if self.device == "cpu" and recipe.precision == "16-mixed":
             raise UserError("precision = 16-mixed: not available on CPU; use 32, bf16-mixed or auto")
-        check_source(self.source, {split: data.get(split) for split in ("train", "valid", "test")})
+        if recipe.model.frozen == "int8":
+            check_int8(self.device)
+        # Without a recipe the images will choose one, whose lists are not known here.
+        data = recipe.data.model_dump() if self.recipe is not None else {}
+        lists = {split: data.get(split, self.settings.get(f"data.{split}")) for split in ("train", "valid", "test")}
+        check_source(self.source, lists)
         self._check_network()
         if self.out is not None:
             check_new_folder(self.out)
 
-    def _check_recipe(self) -> dict[str, Any]:
-        """The `data` table of the recipe, or of the overrides where the images will choose the recipe."""
+    def _check_recipe(self) -> Recipe:
+        """The recipe, or one with the same overrides where the images will choose the recipe."""
         from linnaeus.recipe import load_recipe, parse_epochs, recipe_names
 
         overrides, epochs = dict(self.settings), parse_epochs(self.epochs)
         if self.recipe is not None:
-            return load_recipe(self.recipe, overrides, epochs).data.model_dump(mode="json")
+            return load_recipe(self.recipe, overrides, epochs)
         errors = {}
         for name in ("photos", "scratch", *recipe_names()):  # a mistake is what no recipe accepts
             try:
-                load_recipe(name, overrides, epochs)
+                return load_recipe(name, overrides, epochs)
             except UserError as error:
                 errors[name] = error
-            else:
-                return {split: overrides.get(f"data.{split}") for split in ("train", "valid", "test")}
         # Most recipes object to the value; a few have no use for the key, which is not the mistake then.
         reasons = {name: str(error).replace(f"recipe {name}", "recipe") for name, error in errors.items()}
         common, _ = Counter(reasons.values()).most_common(1)[0]
@@ -125,6 +131,13 @@ def check_training(parameters: Mapping[str, Any]) -> None:
         check_trackers(("tensorboard",) * parameters["tensorboard"] + parameters["track"])
         settings = parse_settings(parameters["settings"])
         TrainingArguments(*({**parameters, "settings": settings}[name] for name in names)).check()
+
+
+def check_int8(device: str) -> None:
+    """Raise UserError if frozen stages cannot run in int8 on a device; of `auto` only the run knows which one it is."""
+    from linnaeus.device import require_int8
+
+    require_int8("cpu" if device == "auto" else device)
 
 
 def check_device(name: str) -> None:

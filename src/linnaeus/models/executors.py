@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from linnaeus.device import require_int8
 from linnaeus.errors import UserError
 from linnaeus.models.network import Network
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
@@ -146,8 +147,7 @@ def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
     error. Raises UserError if the part cannot be quantized, or if the error exceeds INT8_TOLERANCE.
     """
     setting = 'model.frozen = "int8"'
-    if images.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
-        raise UserError(f'{setting}: needs a CPU and ONNX Runtime: pip install "linnaeus[onnx]", or remove the setting')
+    require_int8(images.device.type)
     from linnaeus.models.quantize import quantize
 
     front = copy.deepcopy(part).eval().requires_grad_(False)

@@ -269,7 +269,7 @@ class Recipe(Strict):
         """The name of a precision as it is also written: 32 or 16 as numbers, and the names of torch and Lightning."""
         if isinstance(value, bool):
             return value
-        text = "32" if value == 32 else value
+        text = str(int(value)) if value in (16, 32) else value
         return PRECISIONS.get(text.strip().lower(), value) if isinstance(text, str) else value
 
     @field_validator("name")

@@ -17,6 +17,7 @@ from linnaeus.console import Console
 from linnaeus.data.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
+from linnaeus.device import require_int8
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
 from linnaeus.inference.membership import Membership
@@ -89,6 +90,8 @@ def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Finis
         assert request.out is not None
         return FinishedRun(request.out)
     recipe, table = engine.local_main_first(lambda: resolve_recipe(request, console))
+    if recipe.model.frozen == "int8":
+        require_int8(engine.device.type)
     if request.resume and request.out is None:
         request = replace(request, out=engine.broadcast(lambda: latest_run(recipe.name, absolute_source(table.source))))
         if engine.broadcast(lambda: request.finished):
