@@ -38,13 +38,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector = UnknownDetector(Thresholds(0.1, 0.2, 15, 14), references)
     (folder / "run").mkdir()
     write_run(folder / "run", network, unknown=detector.to_dict(), unknown_tensors=detector.tensors())
-    path, _ = export_onnx(load(folder / "run"), "onnx", data=str(folder / "data"), agree=0.99, console=QUIET)
+    path, _ = export_onnx(
+        load(folder / "run", device="cpu"), "onnx", data=str(folder / "data"), agree=0.99, console=QUIET
+    )
     assert path == folder / "run" / "model.onnx"
     return folder
 
 
 def test_distances_and_verdicts_are_those_of_the_model(place: Path):
-    model, export = load(place / "run" / "model.safetensors"), load(place / "run" / "model.onnx")
+    model, export = (load(place / "run" / name, device="cpu") for name in ("model.safetensors", "model.onnx"))
     images = [str(path) for path in sorted((place / "data" / "valid").rglob("*.png"))]
     ours, theirs = model.predict(images), export.predict(images)
     distances = [prediction.distance for prediction in ours]
@@ -63,12 +65,12 @@ def test_a_program_without_linnaeus_gets_the_distances(place: Path):
 
 
 def test_logits_that_come_from_no_linear_layer_have_no_distance(place: Path):
-    classifier = load(place / "run" / "model.safetensors")
+    classifier = load(place / "run" / "model.safetensors", device="cpu")
     assert with_distance(graph_of(place, classifier), np.ones((3, 77), np.float16)) is None
 
 
 def test_a_wrong_distance_is_left_out(place: Path):
-    classifier = load(place / "run" / "model.safetensors")
+    classifier = load(place / "run" / "model.safetensors", device="cpu")
     assert classifier.detector is not None
     assert classifier.detector.references is not None
     other = with_distance(graph_of(place, classifier), np.ascontiguousarray(classifier.detector.references[:, ::-1]))

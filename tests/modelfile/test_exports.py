@@ -10,6 +10,7 @@ from test_onnx import made
 from tiny import write_images, write_tiny_model
 
 from linnaeus.errors import UserError
+from linnaeus.modelfile import exports
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.exports import EXPORTS, Verified, fastest, named, note
 from linnaeus.modelfile.onnx import file_digest
@@ -20,8 +21,9 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run with two exports, of which the second is the faster."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with two exports, of which the second is the faster, on a machine without a GPU."""
+    monkeypatch.setattr(exports, "_has_gpu", lambda: False)
     write_tiny_model(tmp_path / MODEL)
     for name, ratio in (("model.onnx", 2.0), ("model-int8.onnx", 5.0)):
         (tmp_path / name).write_bytes(made(classes='["0", "1", "2"]', threshold=str(ratio)))
@@ -51,8 +53,11 @@ def test_the_fastest_is_chosen_and_reported(run: Path):
     assert fastest(run, "cpu").path == run / "model.onnx"
 
 
-def test_a_device_that_is_asked_for_keeps_torch(run: Path):
+def test_a_device_that_is_asked_for_keeps_torch(run: Path, monkeypatch: pytest.MonkeyPatch):
     assert fastest(run, "cuda").path == run / MODEL
+    monkeypatch.setattr(exports, "_has_gpu", lambda: True)
+    assert fastest(run, "auto").path == run / MODEL
+    assert fastest(run, "cpu").path == run / "model-int8.onnx"
 
 
 def test_a_slower_file_is_not_chosen(run: Path):

@@ -340,7 +340,7 @@ def test_training_writes_the_page_and_survives_if_that_fails(
     assert metrics["seconds"]["report"] > 0
     assert set(json.loads((path / "evaluation.json").read_text(encoding="utf-8"))) == {"valid", "test"}
     assert "heat map: where the network sees" in page
-    CliRunner().invoke(cli, ["report", str(path)], catch_exceptions=False)
+    CliRunner().invoke(cli, ["report", str(path), "--device", "cpu"], catch_exceptions=False)
     rebuilt = (path / "report.html").read_text(encoding="utf-8")
     assert IMAGE.findall(rebuilt) == IMAGE.findall(page), "the source, opened again, gives the same images"
 

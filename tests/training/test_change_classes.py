@@ -90,7 +90,7 @@ def test_features_taken_over_are_those_of_training_on_the_changed_images(say, tm
     rows += [f"{tmp_path}/images/{k}/{n},{k},{s}\n" for n, (k, s) in splits(run).items() if k != "2"]
     (tmp_path / "kept.csv").write_text("".join(rows))
     afresh = train(tmp_path / "kept.csv", str(tmp_path / "run" / "recipe.toml"), out=tmp_path / "afresh", draw=False)
-    new, other = load(tmp_path / "new"), load(afresh.path)
+    new, other = load(tmp_path / "new", device="cpu"), load(afresh.path, device="cpu")
     assert new.classes == other.classes == ("0", "1")
     for name, value in other.network.state_dict().items():
         assert np.allclose(value.numpy(), new.network.state_dict()[name].numpy(), atol=1e-4), name

@@ -102,7 +102,7 @@ def test_a_run_writes_all_files_and_they_agree(tmp_path: Path):
     assert metrics["test"]["n"] == metrics["valid"]["n"] == 12
     assert metrics["epochs"] == 3
     assert metrics["seconds"]["total"] >= metrics["seconds"]["phase 1"]
-    model = linnaeus.load(run.path)
+    model = linnaeus.load(run.path, device="cpu")
     assert model.classes == ("rosa × alba", "ñandú 3", "玫瑰")
     for split in ("valid", "test"):
         stored = model.about.metrics[split]
@@ -388,7 +388,7 @@ def test_a_custom_network(idx: Path, tmp_path: Path):
             linnaeus.load(run.path)
         if isinstance(given, nn.Module):  # the module holds the best weights now
             x = torch.from_numpy(image / 255).float()[None, None]
-            again = linnaeus.load(run.path, model=build(3, 1))
+            again = linnaeus.load(run.path, device="cpu", model=build(3, 1))
             expected = (given.eval()(x) / again.temperature).softmax(1)[0].detach().numpy()
             assert again.predict(image).probabilities == pytest.approx(expected, rel=1e-5)
     answers = tmp_path / "answers.jsonl"
