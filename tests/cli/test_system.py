@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.shell_completion import ShellComplete
 
 from linnaeus._version import __version__
-from linnaeus.cli import system
+from linnaeus.cli import completing, system
+from linnaeus.cli.main import cli
 
 
 def test_env_describes_versions_devices_cache_and_variables(say, monkeypatch: pytest.MonkeyPatch):
@@ -47,3 +49,56 @@ def test_completion_prints_a_script_that_the_program_answers(shell: str, say, tm
     answer = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=False)
     assert "evaluate" in answer.stdout
     assert "export" not in answer.stdout
+
+
+@pytest.fixture
+def completed(monkeypatch: pytest.MonkeyPatch) -> ShellComplete:
+    """The completion of the commands, whose parameters are restored afterwards."""
+    for _, command in completing._commands(cli, ""):
+        for parameter in command.params:
+            monkeypatch.setattr(parameter, "type", parameter.type)
+    completing.complete_values(cli)
+    return ShellComplete(cli, {}, "linnaeus", system.COMPLETE)
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "paths"),
+    [
+        ("train --recipe flow", ["flowers", "flowers102"], True),
+        ("train dig", ["digits"], True),
+        ("train photos --model inc", ["inception_v1"], True),
+        ("train photos --device cu", ["cuda"], False),
+        ("train photos --track tens", ["tensorboard"], False),
+        ("train photos --out ru", [], True),
+        ("train photos --lr 1", [], False),
+        ("predict runs/first pho", [], True),
+        ("compare one tw", [], True),
+        ("label pho", [], True),
+        ("models plain2", ["plain20"], False),
+        ("data pull fl", ["flowers102"], False),
+        ("export runs/first --to onnx-", ["onnx-int8"], False),
+    ],
+)
+def test_values_are_completed_by_names_and_paths(words: str, names: list[str], paths: bool, completed: ShellComplete):
+    *before, incomplete = words.split()
+    found = completed.get_completions(before, incomplete)
+    assert [item.value for item in found if item.type == "plain"] == names
+    assert [item.value for item in found if item.type == "file"] == [incomplete] * paths
+
+
+def test_values_are_completed_without_torch():
+    code = "import sys, linnaeus.cli.completing as c; [list(names()) for names in c.NAMES.values()]"
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_the_list_of_commands_is_not_cut_off(say):
+    """At 80 columns, the narrowest terminal that is usual."""
+    commands = say("--help").out.partition("Data:")[2].splitlines()
+    assert [line for line in commands if line.endswith("...")] == []
+
+
+def test_a_missing_choice_is_one_line(say):
+    said = say("completion")
+    assert said.status == 2
+    (line,) = said.err.splitlines()
+    assert "bash, zsh, fish" in line

@@ -18,7 +18,7 @@ from linnaeus.cli.options import device_option, make_console, verbosity
 def forget(
     run: str, images: str | None, groups: tuple[str, ...], classes: tuple[str, ...], out: str | None, device: str
 ) -> None:
-    """Make a new run that has never seen some images of a finished run.
+    """Make a new run that has never seen some images.
 
     The new run is, bit for bit, one that is trained without them from the start. They are removed from the cache, with
     everything that was computed from them, and the new model file states how many they were. Copies with the same

@@ -52,7 +52,7 @@ def label(
     order: str,
     device: str,
 ) -> None:
-    """Label images in the browser while a classifier learns from the answers.
+    """Label images in the browser while a classifier learns.
 
     FOLDER holds the images, in any subfolders. Each answer is written at once to labels.csv, a source for
     `linnaeus train`. Open the folder again to continue. With RUN before FOLDER, you review the answers of its model.

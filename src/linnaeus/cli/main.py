@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from linnaeus.cli.probe import probe
 from linnaeus.cli.push import push
 from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
-from linnaeus.cli.system import completion, env
+from linnaeus.cli.system import COMPLETE, completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
 from linnaeus.errors import JobError, LostError, UserError
 
@@ -252,6 +253,10 @@ for command in (
 def main() -> None:
     """Run the command line. Invalid input is one line on stderr and exit status 2; a failed job has exit status 1."""
     prepare_streams()
+    if COMPLETE in os.environ:
+        from linnaeus.cli.completing import complete_values
+
+        complete_values(cli)
     try:
         try:
             _run()
@@ -276,7 +281,7 @@ def _run() -> None:
             echo_error(error.format_message())
             raise SystemExit(2) from None
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-        message = other_name(error) or error.format_message()
+        message = other_name(error) or " ".join(error.format_message().split())  # click lists choices one a line
         echo_error(f"error: {message}" + (f" (see {command} --help)" if command else ""))
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):

@@ -25,6 +25,8 @@ VARIABLES = (
     *("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "RANK", "WORLD_SIZE"),
 )
 SHELLS = ("bash", "zsh", "fish")
+COMPLETE = "_LINNAEUS_COMPLETE"
+"""Environment variable by which a shell asks for completions."""
 
 
 @click.command()
@@ -91,7 +93,7 @@ def devices_and_files() -> dict[str, Any]:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes commands and options in a shell.
+    """Print the script that completes commands in a shell.
 
     \b
     bash: eval "$(linnaeus completion bash)"       in ~/.bashrc
@@ -102,4 +104,4 @@ def completion(context: click.Context, shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    echo(kind(context.find_root().command, {}, "linnaeus", "_LINNAEUS_COMPLETE").source())
+    echo(kind(context.find_root().command, {}, "linnaeus", COMPLETE).source())
