@@ -268,7 +268,7 @@ def test_a_sweep_is_selected_by_map(run: Path, tmp_path: Path):
     assert 'best = "map"' in found.recipe.read_text()
 
 
-@pytest.mark.parametrize("arguments", [("compare", "RUN", "OTHER"), ("serve", "RUN"), ("report", "RUN")])
+@pytest.mark.parametrize("arguments", [("compare", "RUN", "OTHER"), ("serve", "RUN")])
 def test_what_does_not_support_several_labels_says_so_in_one_line(run: Path, say, tmp_path: Path, arguments):
     shutil.copytree(run, tmp_path / "other")
     places = {"RUN": str(run), "OTHER": str(tmp_path / "other")}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from linnaeus.metrics.calibration import calibration_error
+import numpy as np
+
+from linnaeus.metrics.calibration import calibration_error, reliability_diagram
 from linnaeus.metrics.label_calibration import NEVER, LabelCalibration, cross_fit_labels
 from linnaeus.metrics.multilabel import (
     LabelFigures,
@@ -29,6 +31,10 @@ class LabelAssessment:
     before: dict[str, float]
     after: dict[str, float]
     """loss and ece, without and with calibration."""
+    label_ece: dict[str, np.ndarray]
+    """(labels,) `before` and `after`: the calibration error of each label."""
+    reliability: dict[str, list[dict[str, Any]]]
+    """Rows of a reliability diagram of all pairs of an image and a label, `before` and `after`."""
     chance: float
     """Mean average precision of a random ranking: the mean share of the images that have a label."""
 
@@ -42,12 +48,16 @@ class LabelAssessment:
     def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
         """Everything for JSON."""
         rows = self.metrics.label_dicts(classes, names)
-        for row, threshold in zip(rows, self.calibration.thresholds.tolist(), strict=True):
+        for k, row in enumerate(rows):
+            threshold = float(self.calibration.thresholds[k])
             row["threshold"] = threshold if threshold < NEVER else None
+            row["scale"], row["offset"] = float(self.calibration.scale[k]), float(self.calibration.offset[k])
+            row["ece"] = {stage: float(errors[k]) for stage, errors in self.label_ece.items()}
         return self.to_dict() | {
             "task": "multi-label",
             "classes": rows,
             "together": self.metrics.together.tolist(),
+            "reliability": self.reliability,
         }
 
 
@@ -67,6 +77,7 @@ def assess_labels(
     if cross_fitted:
         # Not for the ranks: those of images from different folds cannot be compared.
         honest, decisions = cross_fit_labels(outputs, calibration.precision)
+    stages = {"before": outputs, "after": honest}
     return LabelAssessment(
         compute_label_metrics(calibrated, decisions),
         label_figures(calibrated, decisions),
@@ -74,6 +85,8 @@ def assess_labels(
         cross_fitted,
         _quality(outputs),
         _quality(honest),
+        {name: _errors_of_labels(stage) for name, stage in stages.items()},
+        {name: _reliability(stage) for name, stage in stages.items()},
         float(outputs.labels[:, outputs.labels.any(0)].mean()) if outputs.labels.any() else 0.0,
     )
 
@@ -81,3 +94,16 @@ def assess_labels(
 def _quality(outputs: Outputs) -> dict[str, float]:
     ece = calibration_error(outputs.probabilities.ravel(), outputs.labels.ravel())
     return {"loss": float(outputs.losses.mean()), "ece": ece}
+
+
+def _errors_of_labels(outputs: Outputs) -> np.ndarray:
+    """(labels,) the calibration error of each label."""
+    pairs = zip(outputs.probabilities.T, outputs.labels.T, strict=True)
+    return np.array([calibration_error(probabilities, labels) for probabilities, labels in pairs])
+
+
+def _reliability(outputs: Outputs) -> list[dict[str, Any]]:
+    """The pairs of one image are correlated, so an image is a group where there are no others."""
+    n, count = outputs.labels.shape
+    groups = np.arange(n) if outputs.groups is None else outputs.groups
+    return reliability_diagram(outputs.probabilities.ravel(), outputs.labels.ravel(), np.repeat(groups, count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -19,8 +20,22 @@ FONTS = families_for([])  # all texts of these charts are our own
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
-    """Accuracy against confidence, before and after temperature scaling, with the number of images per bin below.
+@dataclass(frozen=True)
+class Words:
+    """What the axes of a reliability diagram show."""
+
+    share: str
+    probability: str
+    hit: str
+    unit: str
+
+
+OF_IMAGES = Words("accuracy", "confidence", "correct", "images")
+OF_LABELS = Words("share that has the label", "probability of the label", "have it", "pairs")
+
+
+def reliability(diagram: dict[str, list[dict[str, Any]]], words: Words = OF_IMAGES) -> Markup:
+    """Accuracy against confidence, before and after calibration, with the number of images per bin below.
 
     `diagram` is that of `linnaeus evaluate --json`: rows of non-empty bins for "before" and "after". The area of a
     dot grows with the number of images.
@@ -29,7 +44,7 @@ def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
     most = max((row["n"] for row in after), default=1)
     figure = new_figure(4.6, 3.9, margin=0.04)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-    _percent_axes(axes, "accuracy")
+    _percent_axes(axes, words.share)
     axes.set(xlim=(0, 1), ylim=(0, 1), yticks=TICKS)
     axes.spines["bottom"].set_visible(True)
     (ideal,) = axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle="--")
@@ -37,6 +52,29 @@ def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
     for row in after:
         low, high = row["accuracy_ci95"]
         axes.plot([row["confidence"]] * 2, [low, high], color=BLUE, alpha=0.4, linewidth=2.4, solid_capstyle="round")
+    _draw_dots(axes, diagram, most, words)
+    _percent_axes(below, f"{words.unit} per bin, at most {most:,}")
+    below.yaxis.set_major_locator(NullLocator())
+    below.set(ylim=(0, most * 1.05), xticks=TICKS)
+    below.set_xlabel(words.probability, size=TEXT, color=MUTED, **FONTS.style)
+    for row in after:
+        bar = below.bar(row["from"], row["n"], row["to"] - row["from"], align="edge", color=PALE_BLUE, edgecolor=PAGE)
+        tag(bar[0], "bar", f"{row['n']:,} {words.unit}")
+    n = sum(row["n"] for row in after)
+    bins = "; ".join(
+        f"{words.probability} {typeset_percent(r['confidence'])}: {typeset_percent(r['accuracy'])} of {r['n']}"
+        for r in after
+    )
+    about = (
+        f"{words.share.capitalize()} of {n} {words.unit} by {words.probability}: {bins}."
+        if after
+        else "There are no images."
+    )
+    return to_svg(figure, "reliability", "Reliability diagram", about)
+
+
+def _draw_dots(axes: Axes, diagram: dict[str, list[dict[str, Any]]], most: int, words: Words) -> None:
+    """A dot for each bin, before and after; `most` is the largest number in a bin."""
     for kind, color in (("before", ORANGE), ("after", BLUE)):
         for row in diagram[kind]:
             (dot,) = axes.plot(
@@ -52,21 +90,9 @@ def reliability(diagram: dict[str, list[dict[str, Any]]]) -> Markup:
             tag(
                 dot,
                 f"dot {kind}",
-                f"{kind}: confidence {typeset_percent(row['confidence'], 1)}, {row['correct']} of {row['n']} correct",
+                f"{kind}: {words.probability} {typeset_percent(row['confidence'], 1)}, {row['correct']} of {row['n']} "
+                f"{words.hit}",
             )
-    _percent_axes(below, f"images per bin, at most {most:,}")
-    below.yaxis.set_major_locator(NullLocator())
-    below.set(ylim=(0, most * 1.05), xticks=TICKS)
-    below.set_xlabel("confidence", size=TEXT, color=MUTED, **FONTS.style)
-    for row in after:
-        bar = below.bar(row["from"], row["n"], row["to"] - row["from"], align="edge", color=PALE_BLUE, edgecolor=PAGE)
-        tag(bar[0], "bar", f"{row['n']:,} images")
-    n = sum(row["n"] for row in after)
-    bins = "; ".join(
-        f"confidence {typeset_percent(r['confidence'])}: {typeset_percent(r['accuracy'])} of {r['n']}" for r in after
-    )
-    about = f"Accuracy of {n} images by confidence: {bins}." if after else "There are no images."
-    return to_svg(figure, "reliability", "Reliability diagram", about)
 
 
 def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: float) -> Markup:

@@ -38,7 +38,8 @@ PANEL = 3.6  # inches, about the width of a panel between its labels
 LOG_FROM = 40.0  # ratio of largest to smallest loss above which the scale is logarithmic: a peak flattens the rest
 MARKERS_UP_TO = 40  # epochs; with more, markers merge
 
-Quantity = Literal["loss", "accuracy"]
+Quantity = Literal["loss", "accuracy", "map"]
+TITLES = {"loss": "Loss", "accuracy": "Accuracy", "map": "Mean average precision (mAP)"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Chart:
 
 
 def curves(history: Sequence[Row], path: str | os.PathLike[str], *, best: int | None = None, title: str = "") -> str:
-    """Draw loss and accuracy of training and validation over all epochs.
+    """Draw loss and accuracy, or with several labels mAP, of training and validation over all epochs.
 
     `best` is the index of the row whose weights were kept. Returns the characters that no font on this machine has.
     """
@@ -76,12 +77,11 @@ def curves(history: Sequence[Row], path: str | os.PathLike[str], *, best: int | 
     if not history:
         figure.text(0.5, 0.5, "no epoch was finished", color=MUTED, ha="center", **fonts.style)
     else:
-        quantities: tuple[Quantity, ...] = ("loss", "accuracy")
-        for axes, quantity in zip(figure.subplots(1, 2), quantities, strict=True):
+        for axes, quantity in zip(figure.subplots(1, 2), ("loss", _score(history)), strict=True):
             note = draw_curve(axes, history, quantity, best, fonts)
             pad = 22 if len({row.phase for row in history}) > 1 else 10
             axes.set_title(
-                quantity.capitalize(), loc="left", pad=pad, size=TEXT + 1.5, color=INK, weight="bold", **fonts.style
+                TITLES[quantity], loc="left", pad=pad, size=TEXT + 1.5, color=INK, weight="bold", **fonts.style
             )
             axes.set_title(note, loc="right", pad=pad, size=TEXT, color=MUTED, **fonts.style)
     save_figure(figure, path)
@@ -89,16 +89,21 @@ def curves(history: Sequence[Row], path: str | os.PathLike[str], *, best: int | 
 
 
 def curve_charts(history: Sequence[Row], best: int) -> list[Chart]:
-    """The charts of accuracy and loss for the report."""
+    """The charts of accuracy, or with several labels mAP, and loss for the report."""
     charts = []
-    quantities: tuple[Quantity, ...] = ("accuracy", "loss")
+    quantities: tuple[Quantity, ...] = (_score(history), "loss")
     for quantity in quantities:
-        figure, title = new_figure(4.6, 2.8, margin=0.04), quantity.capitalize()
+        figure, title = new_figure(4.6, 2.8, margin=0.04), TITLES[quantity]
         note = draw_curve(figure.subplots(), history, quantity, best, families_for([]))
         ranges = "; ".join(_range(history, series, quantity) for series in SERIES)
         about = f"{len(history)} epochs: {ranges}. The best epoch is number {best + 1}."
         charts.append(Chart(title, note, to_svg(figure, quantity, f"{title} by epoch", about)))
     return charts
+
+
+def _score(history: Sequence[Row]) -> Quantity:
+    """What the best epoch has most of."""
+    return "accuracy" if all(row.valid_map is None for row in history) else "map"
 
 
 def draw_curve(axes: Axes, history: Sequence[Row], quantity: Quantity, best: int | None, fonts: Fonts) -> str:
@@ -141,15 +146,15 @@ def draw_curve(axes: Axes, history: Sequence[Row], quantity: Quantity, best: int
 
 
 def _values(history: Sequence[Row], split: str, quantity: Quantity) -> np.ndarray:
-    """(epochs,) float64; NaN where there is no finite number. Accuracies in percent."""
-    values = [getattr(row, f"{split}_{quantity}") for row in history]
+    """(epochs,) float64; NaN where there is no finite number. Accuracies and mAP in percent."""
+    values = [getattr(row, f"{split}_{quantity}", None) for row in history]  # no row has the mAP of training
     numbers = np.array([math.nan if value is None else value for value in values], np.float64)
     numbers[~np.isfinite(numbers)] = math.nan
-    return 100 * numbers if quantity == "accuracy" else numbers
+    return numbers if quantity == "loss" else 100 * numbers
 
 
 def _format(value: float, quantity: Quantity) -> str:
-    return typeset_percent(value / 100, 2) if quantity == "accuracy" else f"{value:.3g}"
+    return f"{value:.3g}" if quantity == "loss" else typeset_percent(value / 100, 2)
 
 
 def _range(history: Sequence[Row], series: Series, quantity: Quantity) -> str:
@@ -162,7 +167,7 @@ def _range(history: Sequence[Row], series: Series, quantity: Quantity) -> str:
 
 def _scale(axes: Axes, quantity: Quantity, low: float, high: float, logarithmic: bool) -> None:
     """Limits a little outside the values, and ticks at round numbers."""
-    unit = " %" if quantity == "accuracy" else ""
+    unit = "" if quantity == "loss" else " %"
     if logarithmic:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)
@@ -171,7 +176,7 @@ def _scale(axes: Axes, quantity: Quantity, low: float, high: float, logarithmic:
     else:
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0  # a single epoch or a flat line has no range of its own
         bottom, top = low - margin, high + margin
-        axes.set_ylim((max(bottom, 0.0), min(top, 101.5)) if quantity == "accuracy" else (bottom, top))
+        axes.set_ylim((bottom, top) if quantity == "loss" else (max(bottom, 0.0), min(top, 101.5)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}".replace("-", "−")))
 

@@ -13,16 +13,14 @@ from linnaeus.console import counted
 from linnaeus.data.class_names import printable
 from linnaeus.data.table import Table
 from linnaeus.files import write_text
-from linnaeus.metrics.calibration import Calibration
 from linnaeus.report import page_sections as sections
-from linnaeus.report.calibration import reliability, risk_coverage
 from linnaeus.report.changes import changes_section
-from linnaeus.report.confusion import confusion_chart
+from linnaeus.report.class_sections import class_values
 from linnaeus.report.curves import Chart, curve_charts
 from linnaeus.report.heat_maps import HeatMap
+from linnaeus.report.label_sections import label_values
 from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
-from linnaeus.report.unknown import unknown_section
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.reader import RunContents, read_run
@@ -74,23 +72,32 @@ def render(run: RunContents, images: Thumbnails) -> str:
     return printable(text)
 
 
+CLASS_SECTIONS = {
+    "classes": "Classes",
+    "confusions": "Confusions",
+    "trust": "Trust",
+    "unknown": "Unknown images",
+    "mistakes": "Mistakes",
+}
+LABEL_SECTIONS = {"labels": "Labels", "together": "Labels together", "trust": "Trust", "mistakes": "Doubtful labels"}
+
+
 def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
     """The variables of the template."""
-    wrong, unsure = sections.mistakes(run, images)
-    matrix = confusion_chart(run.confusion, run.names)
     best = run.metrics.get("best") or {}
     epochs = [(row.phase, row.epoch) for row in run.history]
     kept = (best.get("phase"), best.get("epoch"))
+    figures = run.metrics[run.split]
+    score = "map" if run.several else "accuracy"
     return {
         "run": run,
         "name": run.path.absolute().name,
         "split": run.split,
         "word": sections.WORDS[run.split],
         "words": sections.WORDS,
-        "accuracy": typeset_percent(run.metrics[run.split]["accuracy"], 1),
-        "interval": [typeset_percent(v, 1) for v in run.metrics[run.split]["accuracy_ci95"]],
-        "figures": run.metrics[run.split],
-        "threshold": run.threshold,
+        "score": typeset_percent(figures[score], 1),
+        "interval": [typeset_percent(v, 1) for v in figures.get(f"{score}_ci95") or ()],
+        "figures": figures,
         "facts": sections.facts(run),
         "notes": _notes(run, images),
         "changes": changes_section(run),
@@ -100,14 +107,8 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "phases": sections.phases(run),
         "curves": _curves(run, epochs.index(kept) if kept in epochs else 0),
         "solved": sorted(run.penalties),
-        "class_rows": sections.class_table(run),
-        "matrix": matrix,
-        "pairs": sections.confused(run, images, sections.PAIRS if matrix.clustered else sections.PAIRS_BESIDE),
-        "trust": _trust(run),
-        "unknown": unknown_section(run, images),
-        "mistakes": wrong,
-        "least_confident": unsure,
-        "has_heat_maps": any(prediction.heat_map for prediction in wrong),
+        "own_sections": LABEL_SECTIONS if run.several else CLASS_SECTIONS,
+        **(label_values(run, images) if run.several else class_values(run, images)),
         "times": sections.times(run),
         "command": _repeat_command(run),
         "versions": {**run.metrics.get("versions", {}), **(run.metrics.get("executors") or {})},
@@ -129,28 +130,6 @@ def _repeat_command(run: RunContents) -> str:
     return f"linnaeus train {'SOURCE' if source is None else shlex.quote(source)} --recipe recipe.toml"
 
 
-def _trust(run: RunContents) -> dict[str, Any] | None:
-    """Calibration and abstention; None if the run has no evaluation.json or no calibration."""
-    evaluation, stored = run.evaluation.get(run.split), run.model.calibration
-    if not evaluation or stored is None:
-        return None
-    rule = Calibration.from_dict(stored, str(run.path)).rule
-    effect = run.metrics[run.split]["calibration"]
-    by_chance = run.metrics[run.split]["ece_by_chance"]
-    return {
-        "reliability": reliability(evaluation["reliability"]),
-        "risk": risk_coverage(evaluation["risk_coverage"], rule.target_risk, rule.threshold),
-        "temperature": f"{effect['temperature']:.3g}",
-        "cross_fitted": effect["cross_fitted"],
-        "before": typeset_percent(effect["before"]["ece"], 1),
-        "after": typeset_percent(effect["after"]["ece"], 1),
-        "chance": typeset_percent(by_chance["mean"], 1),
-        "chance_p95": typeset_percent(by_chance["p95"], 1),
-        "rule": str(rule).replace("never: ", "never, because ", 1),
-        "notice": rule.notice,
-    }
-
-
 def _notes(run: RunContents, images: Thumbnails) -> list[str]:
     """What a reader must know before the figures."""
     notes = []
@@ -160,7 +139,7 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
         notes.append("The best model was selected on the test images, so the test figures are optimistic.")
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
         notes.append("There is no test split: the figures are for the images that selected the best epoch.")
-    for split in run.predictions:
+    for split in run.measured:
         if "without_leaks" in run.metrics[split]:
             notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))
     for each in run.model.data.get("forgotten", []):
@@ -177,10 +156,14 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
 
 
 def _without_leaks(split: str, clean: dict[str, Any] | None) -> str:
-    """The accuracy on the images that have no copy in an earlier split."""
+    """The accuracy, or mAP, on the images that have no copy in an earlier split."""
     start = f"Some {sections.WORDS[split]} images have copies in an earlier split, so the figures are optimistic"
     if clean is None:
         return f"{start}; no images are left without them."
-    low, high = (typeset_percent(v, 1) for v in clean["accuracy_ci95"])
-    correct = f"{clean['correct']:,} of {clean['n']:,}, 95 % interval {low} to {high}"
-    return f"{start}. Without these images the accuracy is {typeset_percent(clean['accuracy'], 1)} ({correct})."
+    if "map" in clean:
+        score = f"mean average precision is {typeset_percent(clean['map'], 1)} ({clean['n']:,} images)"
+    else:
+        low, high = (typeset_percent(v, 1) for v in clean["accuracy_ci95"])
+        correct = f"{clean['correct']:,} of {clean['n']:,}, 95 % interval {low} to {high}"
+        score = f"accuracy is {typeset_percent(clean['accuracy'], 1)} ({correct})"
+    return f"{start}. Without these images the {score}."

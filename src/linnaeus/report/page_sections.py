@@ -11,22 +11,16 @@ import numpy as np
 
 from linnaeus.check.findings import KINDS, SEVERITIES
 from linnaeus.console import counted, duration
-from linnaeus.metrics.classification import most_confused
-from linnaeus.metrics.selective import is_unsure
-from linnaeus.report.evaluation_text import LABELS
-from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
-from linnaeus.runs.predictions import PredictionRow
+from linnaeus.report import evaluation_text, label_text
+from linnaeus.report.thumbnails import Thumbnails
 from linnaeus.runs.reader import RunContents
 from linnaeus.text import typeset_percent
 
 CLASS_IMAGES, PER_CLASS = 320, 6  # images of classes on the page, and of one class
-PAIRS, EXAMPLES = 10, 3  # pairs of confused classes, and images of each
-PAIRS_BESIDE = 6  # pairs that fit beside a small matrix
-PREDICTIONS = 12  # mistakes shown, and correct predictions shown
+PREDICTIONS = 12  # images in a gallery
 FINDINGS, FINDING_IMAGES = 6, 60  # findings shown of each kind; images of all of them
 BAD_IMAGES = 20  # unreadable images that are named
-METRICS = {name: label[0].upper() + label[1:] for name, label in LABELS.items() if name != "ece_equal_mass"}
-LOWER_IS_BETTER = ("loss", "brier", "ece")
+LOWER_IS_BETTER = ("loss", "brier", "ece", "hamming_loss")
 """Metrics without an upper bound of 1: they have no bar."""
 DECIMAL = ("loss", "brier", "macro_roc_auc", "macro_average_precision", "roc_auc", "average_precision")
 """Metrics that are not shown in percent."""
@@ -57,33 +51,20 @@ class IntervalBar:
         return cls(label, at, low, high)
 
 
-@dataclass(frozen=True)
-class ShownPrediction:
-    """An image with its prediction and its true class."""
-
-    sample: str
-    image: Thumbnail | None
-    heat_map: Thumbnail | None
-    predicted: str
-    true: str
-    probability: str
-    probability_of_true: str
-    correct: bool
-    unsure: bool
-
-
 def metrics(run: RunContents) -> dict[str, Any]:
     """One row per metric, with value and interval for each split that was evaluated."""
     splits = [split for split in ("test", "valid") if split in run.metrics]
     values = {split: run.metrics[split] for split in splits}
-    bounded = [name for name in METRICS if name not in LOWER_IS_BETTER]
+    labels = label_text.LABELS if run.several else evaluation_text.LABELS
+    bounded = [name for name in labels if name not in (*LOWER_IS_BETTER, "ece_equal_mass")]
     bounds = [(of.get(f"{name}_ci95") or [of.get(name)])[0] for of in values.values() for name in bounded]
     lowest = min((bound for bound in bounds if bound is not None), default=0.0)
     start = min(max(math.floor(10 * lowest) / 10, 0.0), 0.9)
     rows = []
-    for name, label in METRICS.items():
+    for name, label in labels.items():
+        label = label[0].upper() + label[1:]
         cells = [_metric(values[split], name, label, start) for split in splits]
-        if any(cell is not None for cell in cells):
+        if name != "ece_equal_mass" and any(cell is not None for cell in cells):
             rows.append({"label": label, "cells": cells})
     heads = [(split, WORDS[split], values[split]["n"]) for split in splits]
     return {"rows": rows, "splits": heads, "start": typeset_percent(start)}
@@ -93,13 +74,27 @@ def _metric(values: dict[str, Any], name: str, label: str, start: float) -> dict
     value, ci95 = values.get(name), values.get(f"{name}_ci95")
     if value is None:
         return None
-    text, interval = _format(name, value), " to ".join(_format(name, v) for v in ci95 or ())
+    text, interval = format_metric(name, value), " to ".join(format_metric(name, v) for v in ci95 or ())
     bar = None if name in LOWER_IS_BETTER else IntervalBar.of(f"{label} {text}, {interval}", value, ci95, start)
     return {"value": text, "interval": interval, "bar": bar}
 
 
-def _format(name: str, value: float) -> str:
+def format_metric(name: str, value: float) -> str:
+    """A metric in percent, or a decimal number."""
     return f"{value:.3f}" if name in DECIMAL else typeset_percent(value, 1)
+
+
+def classes_of(run: RunContents, i: int) -> list[int]:
+    """The classes of image i of the source that the model has."""
+    labels = np.flatnonzero(run.labels[i]).tolist() if run.several else [int(run.labels[i])]
+    return [label for label in labels if label >= 0]
+
+
+def sizes(run: RunContents) -> dict[str, int]:
+    """Number of images of each split that is not empty; without several labels, of classes that the model has."""
+    if run.several:
+        return {split: int((run.splits == split).sum()) for split in run.counts}
+    return {split: int(of.sum()) for split, of in run.counts.items()}
 
 
 def classes(run: RunContents, images: Thumbnails) -> dict[str, Any]:
@@ -111,8 +106,9 @@ def classes(run: RunContents, images: Thumbnails) -> dict[str, Any]:
     if images.table is not None and per_class:
         train = np.flatnonzero(run.splits == "train")
         for i in np.random.default_rng(0).permutation(train).tolist():
-            if run.labels[i] >= 0 and len(chosen[run.labels[i]]) < per_class:
-                chosen[run.labels[i]].append(i)
+            for label in classes_of(run, i):
+                if len(chosen[label]) < per_class:
+                    chosen[label].append(i)
         images.decode(i for of_class in chosen for i in of_class)
     rows = []
     for c, name in enumerate(run.names):
@@ -120,7 +116,7 @@ def classes(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         shown = [image for i in chosen[c] if (image := images.image(i)) is not None]
         bars = [(split, round(100 * n / most, 2)) for split, n in numbers]
         rows.append({"name": name, "class": run.model.classes[c], "counts": numbers, "bars": bars, "images": shown})
-    totals = [(split, WORDS[split], int(of.sum())) for split, of in counts.items()]
+    totals = [(split, WORDS[split], n) for split, n in sizes(run).items()]
     return {"rows": rows, "totals": totals, "per_class": per_class if images.table is not None else 0}
 
 
@@ -165,77 +161,6 @@ def _finding(run: RunContents, images: Thumbnails, finding: dict[str, Any], *, w
     }
 
 
-def class_table(run: RunContents) -> list[dict[str, Any]]:
-    """One row per class, the lowest F1 first; empty if the run has no evaluation.json."""
-    rows = []
-    for values in run.evaluation.get(run.split, {}).get("classes", []):
-        row: dict[str, Any] = {"name": values["name"], "support": values["support"], "correct": values["correct"]}
-        for name in ("recall", "precision", "f1", "roc_auc", "average_precision"):
-            value, ci95 = values[name], values.get(f"{name}_ci95")
-            text = "–" if value is None else _format(name, value)
-            interval = " to ".join(typeset_percent(v) for v in ci95) if ci95 and name not in DECIMAL else ""
-            bar = None
-            if name in ("recall", "precision") and value is not None:
-                bar = IntervalBar.of(f"{name} of {values['name']}: {text}, {interval}", value, ci95)
-            sort_key = -1.0 if value is None else round(value, 6)
-            row[name] = {"text": text, "value": sort_key, "interval": interval, "bar": bar}
-        rows.append(row)
-    return sorted(rows, key=lambda row: (row["support"] == 0, row["f1"]["value"], -row["support"]))
-
-
-def confused(run: RunContents, images: Thumbnails, most: int = PAIRS) -> list[dict[str, Any]]:
-    """The most confused pairs, with images of the mistakes and of the class that was predicted instead."""
-    rows = []
-    for true, predicted, count in most_confused(run.confusion, most):
-        labels = run.model.classes[true], run.model.classes[predicted]
-        mistakes = [row for row in run.predictions[run.split] if (row.true, row.predicted) == labels]
-        mistakes.sort(key=lambda row: -row.probability)
-        typical: list[Thumbnail] = []
-        if images.table is not None:
-            of_class = np.flatnonzero((run.labels == predicted) & (run.splits == "train"))
-            sample = np.random.default_rng(0).permutation(of_class)[:EXAMPLES].tolist()
-            images.decode(sample)
-            typical = [image for i in sample if (image := images.image(i)) is not None]
-        rows.append(
-            {
-                "true": run.names[true],
-                "predicted": run.names[predicted],
-                "n": count,
-                "of": int(run.confusion[true].sum()),
-                "examples": [shown_prediction(run, images, row, side=LARGE // 2) for row in mistakes[:EXAMPLES]],
-                "typical": typical,
-            }
-        )
-    return rows
-
-
-def shown_prediction(
-    run: RunContents, images: Thumbnails, row: PredictionRow, *, heat_map: bool = False, side: int = LARGE
-) -> ShownPrediction:
-    i = images.find(row.sample)
-    return ShownPrediction(
-        sample=row.sample,
-        image=images.image(i, side),
-        heat_map=images.heat_map(i) if heat_map else None,
-        predicted=run.name_of(row.predicted),
-        true=run.name_of(row.true),
-        probability=typeset_percent(row.probability, 1),
-        probability_of_true=typeset_percent(row.probability_of_true, 1),
-        correct=row.correct,
-        unsure=is_unsure(row.probability, run.threshold),
-    )
-
-
-def mistakes(run: RunContents, images: Thumbnails) -> tuple[list[ShownPrediction], list[ShownPrediction]]:
-    """The most confident mistakes with heat maps, and the least confident correct predictions."""
-    rows = run.predictions[run.split]
-    wrong = sorted((row for row in rows if not row.correct), key=lambda row: -row.probability)[:PREDICTIONS]
-    right = sorted((row for row in rows if row.correct), key=lambda row: row.probability)[:PREDICTIONS]
-    images.decode(i for row in (*wrong, *right) if (i := images.find(row.sample)) is not None)
-    with_heat_maps = [shown_prediction(run, images, row, heat_map=True) for row in wrong]
-    return with_heat_maps, [shown_prediction(run, images, row) for row in right]
-
-
 def times(run: RunContents) -> dict[str, Any]:
     """Seconds by part of the run, in order, and the time that was assigned to no part."""
     seconds = dict(run.metrics.get("seconds", {}))
@@ -260,12 +185,11 @@ def facts(run: RunContents) -> list[tuple[str, str]]:
     model, best = run.model, run.metrics.get("best") or {}
     p = model.preprocessing
     source = run.metrics.get("source") or {}
-    counts = ((split, int(of.sum())) for split, of in run.counts.items())
     seconds = float((run.metrics.get("seconds") or {}).get("total", 0))
     rows: Sequence[tuple[str, object]] = [
         ("Source", source.get("path") or model.data.get("kind")),
-        ("Images", ", ".join(f"{n:,} {WORDS[split]}" for split, n in counts if n)),
-        ("Classes", len(run.names)),
+        ("Images", ", ".join(f"{n:,} {WORDS[split]}" for split, n in sizes(run).items() if n)),
+        ("Labels" if run.several else "Classes", len(run.names)),
         ("Recipe", model.recipe.get("name")),
         ("Network", model.arch["name"]),
         ("Weights", (model.recipe.get("model") or {}).get("weights")),

@@ -121,13 +121,20 @@ def _reopen(run: RunContents, source: str | None) -> Table:
         raise UserError("the run does not record where its images were; name the place with --source")
     table = _open(place, run.model.recipe.get("data", {}), recorded=source is None)
     index = np.array([run.class_index.get(name, -1) for name in table.classes], np.int64)
-    labels = index[table.labels]
+    labels = _label_sets(table, index, len(run.names)) if table.several else index[table.labels]
     if not np.array_equal(labels, run.labels):
         raise UserError(
             f"{place}: its images differ from those of the run ({len(labels)} here, {len(run.labels)} in the run); "
             "name the right place with --source"
         )
     return table
+
+
+def _label_sets(table: Table, index: np.ndarray, count: int) -> np.ndarray:
+    """(n, count) bool: the labels of each image in the order of the model's classes."""
+    labels = np.zeros((len(table), count), bool)
+    labels[:, index[index >= 0]] = table.labels[:, index >= 0]
+    return labels
 
 
 def _open(source: str, data: dict[str, Any], *, recorded: bool) -> Table:

@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from linnaeus.metrics.ood import Thresholds, combined_scores
 from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, TEXT, new_figure, style_axes
 from linnaeus.report.fonts import families_for
-from linnaeus.report.page_sections import IntervalBar, shown_prediction
+from linnaeus.report.page_sections import IntervalBar
+from linnaeus.report.shown_prediction import shown_prediction
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.report.thumbnails import Thumbnails
 from linnaeus.runs.predictions import PredictionRow

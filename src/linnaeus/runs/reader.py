@@ -17,6 +17,7 @@ from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.selective import NO_ANSWER
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
+from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_predictions
 from linnaeus.runs.layout import BAD_IMAGES, CHANGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.parsing import ADVICE, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
@@ -45,9 +46,10 @@ class RunContents:
     """By split, in the format of `linnaeus evaluate --json`; empty if the run has no evaluation.json."""
     history: list[Row]
     predictions: dict[str, list[PredictionRow]]
-    """By split."""
+    """By split; empty where images may have several labels."""
     labels: np.ndarray
-    """(n,) int64: class index of every image of the source; -1 for a class that the model does not have."""
+    """(n,) int64: class index of every image of the source; -1 for a class that the model does not have. (n, classes)
+    bool where images may have several labels."""
     splits: np.ndarray
     """(n,) "<U5": split of every image of the source."""
     bad_images: list[tuple[str, str]]
@@ -60,6 +62,18 @@ class RunContents:
     """Phase -> the penalties tried for its head, where it was solved."""
     changes: dict[str, Any] = field(default_factory=dict)
     """The contents of changes.json; empty if the run was not derived from another one."""
+    label_predictions: dict[str, list[LabelPredictionRow]] = field(default_factory=dict)
+    """By split, where images may have several labels."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.model.task == "multi-label"
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The splits with predictions."""
+        return tuple(self.label_predictions if self.several else self.predictions)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +91,7 @@ class RunContents:
     @cached_property
     def split(self) -> str:
         """The split whose figures are reported first: test if there is one."""
-        return "test" if "test" in self.predictions else "valid"
+        return "test" if "test" in self.measured else "valid"
 
     @property
     def threshold(self) -> float:
@@ -98,6 +112,9 @@ class RunContents:
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:
         """Number of images per class, (classes,), for each split that is not empty."""
+        if self.several:
+            parts = {split: self.labels[self.splits == split] for split in SPLITS}
+            return {split: part.sum(0) for split, part in parts.items() if len(part)}
         known = self.labels >= 0
         return {
             split: np.bincount(self.labels[known & (self.splits == split)], minlength=len(self.names))
@@ -115,16 +132,8 @@ def read_run(path: Path) -> RunContents:
             f"{path}: holds no {MODEL} and {METRICS}; give the folder of a run that `linnaeus train` finished"
         )
     model, metrics = read_header(path / MODEL), read_metrics(path)
-    if model.task == "multi-label":
-        raise UserError(f"{path}: its model gives images several labels, which the report does not show yet")
-    predictions = _predictions_by_split(path / PREDICTIONS, model)
-    for split in predictions:
-        if not isinstance(metrics.get(split), dict):
-            raise UserError(f"{path / METRICS}: has no figures for {split}, which has predictions; {ADVICE}")
-    rows = read_csv(path / SPLIT)
-    position = {label: i for i, label in enumerate(model.classes)}
-    evaluation = path / EVALUATION
-    return RunContents(
+    rows, evaluation = read_csv(path / SPLIT), path / EVALUATION
+    run = RunContents(
         path=path,
         model=model,
         metrics=metrics,
@@ -132,17 +141,37 @@ def read_run(path: Path) -> RunContents:
         history=read_history(path / HISTORY),
         penalties=read_penalties(path),
         changes=read_json(path / CHANGES) if (path / CHANGES).is_file() else {},
-        predictions=predictions,
-        labels=np.array([position.get(row.get("label", ""), -1) for row in rows], np.int64),
+        predictions=_predictions_by_split(path / PREDICTIONS, model),
+        label_predictions=_label_predictions_by_split(path / PREDICTIONS, model),
+        labels=_labels(rows, model),
         splits=np.array([row.get("split", "") for row in rows], "<U5"),
         bad_images=[(row.get("path", ""), row.get("reason", "")) for row in read_csv(path / BAD_IMAGES)],
         recipe=read_text(path / RECIPE),
         check=read_check(path / CHECK),
         finished=datetime.fromtimestamp((path / MODEL).stat().st_mtime),
     )
+    if not set(run.measured) & {"valid", "test"}:
+        raise UserError(f"{path / PREDICTIONS}: holds no predictions for valid or test; {ADVICE}")
+    for split in run.measured:
+        if not isinstance(metrics.get(split), dict):
+            raise UserError(f"{path / METRICS}: has no figures for {split}, which has predictions; {ADVICE}")
+    return run
+
+
+def _labels(rows: list[dict[str, str]], model: ModelFile) -> np.ndarray:
+    """`RunContents.labels` from the rows of split.csv."""
+    position = {label: i for i, label in enumerate(model.classes)}
+    if model.task != "multi-label":
+        return np.array([position.get(row.get("label", ""), -1) for row in rows], np.int64)
+    labels = np.zeros((len(rows), len(model.classes)), bool)
+    for i, row in enumerate(rows):
+        labels[i, [position[name] for name in row.get("labels", "").split("|") if name in position]] = True
+    return labels
 
 
 def _predictions_by_split(path: Path, model: ModelFile) -> dict[str, list[PredictionRow]]:
+    if model.task == "multi-label":
+        return {}
     known = set(model.classes)
     by_split: dict[str, list[PredictionRow]] = {}
     for row in read_predictions(path):
@@ -150,8 +179,14 @@ def _predictions_by_split(path: Path, model: ModelFile) -> dict[str, list[Predic
         if unknown:
             raise UserError(f"{path}: {row.sample} has class {unknown.pop()!r}, which the model lacks; {ADVICE}")
         by_split.setdefault(row.split, []).append(row)
-    if not by_split.keys() & {"valid", "test"}:
-        raise UserError(f"{path}: holds no predictions for valid or test; {ADVICE}")
+    return by_split
+
+
+def _label_predictions_by_split(path: Path, model: ModelFile) -> dict[str, list[LabelPredictionRow]]:
+    by_split: dict[str, list[LabelPredictionRow]] = {}
+    if model.task == "multi-label":
+        for row in read_label_predictions(path, model.classes):
+            by_split.setdefault(row.split, []).append(row)
     return by_split
 
 

@@ -186,7 +186,7 @@ def _write_results(
     metrics = _metrics(prepared, ending, evaluation)
     # Written before the report, which reads it, and again after it with the duration of the report.
     folder.write_metrics(metrics)
-    if ending.draw and not prepared.table.several:
+    if ending.draw:
         _write_report(prepared, ending, metrics)
 
 

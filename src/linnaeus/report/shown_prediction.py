@@ -1,0 +1,43 @@
+"""An image of the report with its prediction and its true class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from linnaeus.metrics.selective import is_unsure
+from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
+from linnaeus.runs.predictions import PredictionRow
+from linnaeus.runs.reader import RunContents
+from linnaeus.text import typeset_percent
+
+
+@dataclass(frozen=True)
+class ShownPrediction:
+    """An image with its prediction and its true class."""
+
+    sample: str
+    image: Thumbnail | None
+    heat_map: Thumbnail | None
+    predicted: str
+    true: str
+    probability: str
+    probability_of_true: str
+    correct: bool
+    unsure: bool
+
+
+def shown_prediction(
+    run: RunContents, images: Thumbnails, row: PredictionRow, *, heat_map: bool = False, side: int = LARGE
+) -> ShownPrediction:
+    i = images.find(row.sample)
+    return ShownPrediction(
+        sample=row.sample,
+        image=images.image(i, side),
+        heat_map=images.heat_map(i) if heat_map else None,
+        predicted=run.name_of(row.predicted),
+        true=run.name_of(row.true),
+        probability=typeset_percent(row.probability, 1),
+        probability_of_true=typeset_percent(row.probability_of_true, 1),
+        correct=row.correct,
+        unsure=is_unsure(row.probability, run.threshold),
+    )
