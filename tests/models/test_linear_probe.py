@@ -167,3 +167,27 @@ def test_the_search_evaluates_few_objectives(monkeypatch: pytest.MonkeyPatch):
     x, labels = blobs(400, 30, 4, 1.5)
     fit_linear_probe(x, labels, 4)
     assert 20 < sum(count == FOLDS for count in calls) < 60
+
+
+def test_progress_counts_passes_and_expects_some_more():
+    """The time left is known from the first pass on: the expected number is never that of the passes so far."""
+    seen: list[tuple[int, int, str]] = []
+    x, labels = blobs(200, 10, 3, 1.5)
+    fit_linear_probe(x, labels, 3, advance=lambda done, total, note: seen.append((done, total, note)))
+    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
+    assert all(total > done for done, total, _ in seen)
+    assert seen[0][1] == pytest.approx(len(seen), rel=0.6)
+    assert seen[0][2] == "penalty 0.1"
+    assert seen[-1][2] == "all images"
+
+
+def test_folds_solved_one_after_the_other_give_the_same_head(monkeypatch: pytest.MonkeyPatch):
+    """As where there are many classes and few images: the vectors of all folds would take more than the features."""
+    x, labels = blobs(200, 10, 3, 1.5)
+    together = fit_linear_probe(x.clone(), labels, 3)
+    monkeypatch.setattr(logistic_regression, "MOST_MEMORY", 12 * 3 * 11)
+    problem = Problems(x, torch.from_numpy(labels), torch.full((200, 5), 1 / 200), 3)
+    assert [len(part) for part in problem.parts()] == [1, 1, 1, 1, 1]
+    apart = fit_linear_probe(x, labels, 3)
+    assert apart.losses[apart.penalty] == pytest.approx(together.losses[together.penalty], rel=5e-3)
+    torch.testing.assert_close(apart.training_logits.argmax(1), together.training_logits.argmax(1))

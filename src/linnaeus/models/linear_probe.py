@@ -20,6 +20,7 @@ from linnaeus.console import Advance
 from linnaeus.errors import JobError
 from linnaeus.models.folds import FOLDS, stratified_folds
 from linnaeus.models.logistic_regression import Problems, Solution, logits, solve
+from linnaeus.models.solver_progress import SearchProgress
 
 FIRST_PENALTY = 0.1
 VANISHING = 3.0  # for which the weights are taken as zero when those for FIRST_PENALTY / 10 are predicted
@@ -28,7 +29,8 @@ WEAKEST, STRONGEST = 1e-8, 1e3
 
 STEPS, TOLERANCE = 30, 3e-3  # of a fit during cross-validation, from the solution for a stronger penalty
 FINAL_STEPS, FINAL_TOLERANCE = 300, 1e-4
-CHUNK = 4096  # held-out samples judged at a time
+FEWEST_PENALTIES = 4  # tried: the first, one on either side, and the refinement
+CHUNK = 8 << 20  # bytes of features that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def fit_linear_probe(
     `fold` (n,) int64 is the fold that holds each sample out, -1 for none; by default `stratified_folds(labels)`.
     `weights` (classes,) are weights of the samples of each class, in the fit and in the held-out loss; with several
     labels (2, classes), of the samples without and with each label.
-    `advance` is called with the number of penalties tried, after each of them.
+    `advance` is called after each pass over the features, with the passes so far and those expected in all.
     Raises JobError if a feature is not finite.
     """
     x = features.float()
@@ -88,11 +90,13 @@ def fit_linear_probe(
     shares = (sample_weights / sample_weights.sum())[:, None]
     problem = Problems(x, y.to(x) if several else y, shares, classes, weights if several else None)
     fold = stratified_folds(labels) if fold is None else fold
-    search = _PenaltySearch(problem, torch.from_numpy(fold).to(x.device), advance)
+    progress = SearchProgress(advance)
+    search = _PenaltySearch(problem, torch.from_numpy(fold).to(x.device), progress)
     best = search.run()
+    progress.begin("all images", 0)
     # The mean over the folds is close to the solution on all samples.
-    assert search.last is not None
-    start, before = best.solution.mean(0, keepdim=True), search.last.mean()
+    start, before = best.solution.mean(0, keepdim=True), None if search.last is None else search.last.mean()
+    problem = replace(problem, evaluated=progress.passed)
     solved = solve(problem, best.penalty, start, steps=FINAL_STEPS, tolerance=FINAL_TOLERANCE, before=before)
     solution = solved.values[0]
     training_logits = logits(x, solution)
@@ -109,13 +113,18 @@ def _standardize(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(0)
     x.sub_(mean)
     # Squares in chunks: torch.std takes ten times as long over the first dimension.
-    std = torch.stack([rows.square().sum(0) for rows in x.split(CHUNK)]).sum(0).div_(len(x)).sqrt_()
+    std = torch.stack([rows.square().sum(0) for rows in x.split(_chunk(x))]).sum(0).div_(len(x)).sqrt_()
     if not torch.isfinite(std).all():  # the deviation of a column with a NaN or an infinity is not finite
         raise JobError("the features of the backbone are not finite: check its weights")
     # A constant feature carries no information; dividing by its tiny deviation would blow up rounding errors.
     std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))
     x.div_(std)
     return mean, std
+
+
+def _chunk(x: Tensor) -> int:
+    """Rows of x (n, d) that are copied at a time."""
+    return max(16, CHUNK // (4 * x.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -143,15 +152,17 @@ class _PenaltySearch:
     the two nearest solutions, with the curvature pairs of the last fit, and most take 4 to 8 evaluations.
     """
 
-    def __init__(self, problem: Problems, fold: Tensor, advance: Advance | None):
+    def __init__(self, problem: Problems, fold: Tensor, progress: SearchProgress):
         weights = problem.weights[:, 0]
         # The folds are solved as one problem, so that a single matrix product serves all of them.
         training = torch.stack([fold != k for k in range(FOLDS)], 1) * weights[:, None]  # (n, folds)
-        self.problems = replace(problem, weights=training / training.sum(0))
+        self.problems = replace(problem, weights=training / training.sum(0), evaluated=progress.passed)
+        # Where that would take more memory than the features, some of them at a time.
+        self.parts = self.problems.parts()
         held_out = torch.where(fold >= 0, weights, torch.zeros_like(weights))
         self.held_out = held_out / held_out.sum()
         self.judge = fold.clamp(min=0)
-        self.advance = advance
+        self.progress = progress
         # The last one and the two nearest to it; zeros are close to the solution for a very strong penalty.
         self.near = [_Candidate(VANISHING, math.inf, self.problems.zeros())]
         self.last: Solution | None = None
@@ -159,13 +170,13 @@ class _PenaltySearch:
         self.accuracies: dict[float, float] = {}
 
     def run(self) -> _Candidate:
-        best = first = self._try(FIRST_PENALTY)
+        best = self._try(FIRST_PENALTY)
         while (weaker := self._neighbor(best, 0.1)) and weaker.loss < best.loss:
             best = weaker
-        while best.penalty >= first.penalty and (stronger := self._neighbor(best, 10.0)) and stronger.loss < best.loss:
+        while best.penalty >= FIRST_PENALTY and (stronger := self._neighbor(best, 10.0)) and stronger.loss < best.loss:
             best = stronger
         refined = self._vertex(best.penalty)
-        return best if refined is None else min(best, self._try(refined), key=lambda candidate: candidate.loss)
+        return best if refined is None else min(best, self._try(refined, last=True), key=lambda other: other.loss)
 
     def _neighbor(self, candidate: _Candidate, factor: float) -> _Candidate | None:
         """The candidate for a penalty ten times weaker or stronger; None beyond the bounds."""
@@ -183,27 +194,38 @@ class _PenaltySearch:
             return None
         return float(f"{penalty * math.pow(10, 0.5 * (below - above) / curvature):.2g}")
 
-    def _try(self, penalty: float) -> _Candidate:
-        start = self._start(penalty)
-        self.last = solve(self.problems, penalty, start, steps=STEPS, tolerance=TOLERANCE, before=self.last)
-        solution = self.last.values
+    def _try(self, penalty: float, *, last: bool = False) -> _Candidate:
+        # At least one more neighbor and the refinement follow, unless this is the refinement.
+        self.progress.begin(f"penalty {penalty:g}", 0 if last else max(2, FEWEST_PENALTIES - 1 - len(self.losses)))
+        solution = self._solve(penalty)
         held_out = self.held_out_logits(solution)
         loss = self._losses(held_out) @ self.held_out
         self.losses[penalty] = float(loss)
         if self.problems.y.ndim == 1:
             right, judged = held_out.argmax(1) == self.problems.y, self.held_out > 0
             self.accuracies[penalty] = float(right[judged].float().mean())
-        if self.advance is not None:
-            self.advance(len(self.losses), None, f"penalty {penalty:g}")
         candidate = _Candidate(penalty, float(loss), solution)
         self.near = sorted([*self.near, candidate], key=lambda other: abs(other.decades(penalty)))[:3]
         return candidate
+
+    def _solve(self, penalty: float) -> Tensor:
+        """(folds, classes, d + 1)"""
+        solution = self._start(penalty)
+        if len(self.parts) == 1:
+            self.last = solve(self.problems, penalty, solution, steps=STEPS, tolerance=TOLERANCE, before=self.last)
+            return self.last.values
+        done = 0
+        for part in self.parts:
+            rows = solution[done : done + len(part)]
+            rows.copy_(solve(part, penalty, rows, steps=STEPS, tolerance=TOLERANCE).values)
+            done += len(part)
+        return solution
 
     def _start(self, penalty: float) -> Tensor:
         """The point for this penalty on the line through the two nearest solutions, or the only one."""
         near = sorted(self.near, key=lambda candidate: abs(candidate.decades(penalty)))
         if len(near) == 1:
-            return near[0].solution
+            return near[0].solution.clone()
         share = near[0].decades(penalty) / near[0].decades(near[1].penalty)
         return torch.lerp(near[0].solution, near[1].solution, share)
 
@@ -220,6 +242,6 @@ class _PenaltySearch:
         z = torch.empty(len(self.judge), self.problems.classes, device=solution.device)
         for k in range(FOLDS):
             rows = torch.nonzero(self.judge == k)[:, 0]
-            for chunk in rows.split(CHUNK):
+            for chunk in rows.split(_chunk(self.problems.x)):
                 z[chunk] = logits(self.problems.x[chunk], solution[k])
         return z

@@ -15,7 +15,8 @@ The objective is convex. L-BFGS: Nocedal and Wright 2006, "Numerical Optimizatio
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ CPU_CHUNK = 4 << 20  # bytes of logits computed at a time: softmax and gradient 
 DEVICE_CHUNK = 512 << 20
 HISTORY = 10  # vector pairs of L-BFGS
 MEMORY = 0.8  # of that of the features: history and WORKING vectors take more only with fewer than LEAST_HISTORY pairs
+MOST_MEMORY = 1 << 28  # numbers (1 GB) that history and working vectors take at most, however many the features are
 WORKING = 8  # vectors with the shape of a solution that exist at once besides the history
 LEAST_HISTORY = 2
 SUFFICIENT_DECREASE = 1e-4
@@ -45,9 +47,21 @@ class Problems:
     classes: int
     class_weights: Tensor | None = None
     """(2, classes): weight of a sample without and with each of several labels; None: 1."""
+    evaluated: Callable[[], None] | None = None
+    """Called after each evaluation of the objective, which is one pass over the features."""
 
     def __len__(self) -> int:
         return self.weights.shape[1]
+
+    @property
+    def memory(self) -> float:
+        """How many solutions of one problem the history and the WORKING vectors of `solve` may take."""
+        return min(MEMORY * self.x.numel(), MOST_MEMORY) / (self.classes * (self.x.shape[1] + 1))
+
+    def parts(self) -> list[Problems]:
+        """The problems, divided where the vectors of all of them would take more memory than the features."""
+        together = max(1, int(self.memory / (WORKING + 2 * LEAST_HISTORY)))
+        return [replace(self, weights=part) for part in self.weights.split(together, 1)]
 
     def zeros(self) -> Tensor:
         """(P, classes, d + 1): a starting point of `solve`, with the bias in the last column."""
@@ -81,6 +95,8 @@ def objective(problems: Problems, penalty: float, solution: Tensor) -> tuple[Ten
         error = error.view(len(rows), -1)
         gradient[:, :-1].addmm_(error.T, rows)
         gradient[:, -1] += error.sum(0)
+    if problems.evaluated is not None:
+        problems.evaluated()
     return losses, gradient.view_as(solution)
 
 
@@ -125,7 +141,7 @@ def solve(
     """Minimize the objective of each problem from `start` (P, classes, d + 1).
 
     Ends after `steps` iterations, or when PATIENCE of them reduce no objective by more than the share `tolerance`.
-    `before` is a solution for another penalty, whose history is taken over.
+    `before` is a solution for another penalty, whose history is taken over and empty afterwards.
     """
     solution = start
     losses, gradient = objective(problems, penalty, solution)
@@ -150,7 +166,8 @@ def solve(
             trial_losses = torch.where(descended, trial_losses, losses)
             if not descended.any():
                 break
-        history.append(_Pair.of(trial - solution, trial_gradient - gradient))
+        change = torch.sub(trial_gradient, gradient, out=gradient)
+        history.append(_Pair.of(torch.sub(trial, solution, out=direction), change))
         solution, losses, gradient = trial, trial_losses, trial_gradient
         course.append(losses)
         if len(course) > PATIENCE and ((course[-1 - PATIENCE] - losses) < tolerance * losses).all():
@@ -160,11 +177,10 @@ def solve(
 
 def _history(problems: Problems, penalty: float, before: Solution | None) -> deque[_Pair]:
     """The pairs of `before` for this penalty, which changes the Hessian by a multiple of the identity."""
-    size = len(problems) * problems.classes * (problems.x.shape[1] + 1)
-    room = int((MEMORY * problems.x.numel() / size - WORKING) / 2)
+    room = int((problems.memory / len(problems) - WORKING) / 2)
     history: deque[_Pair] = deque(maxlen=min(HISTORY, max(LEAST_HISTORY, room)))
-    for pair in () if before is None else before.history:
-        assert before is not None
+    while before is not None and before.history:
+        pair = before.history.popleft()  # so that its memory is free once newer pairs replace it
         pair.change[..., :-1].add_(pair.step[..., :-1], alpha=penalty - before.penalty)
         history.append(_Pair.of(pair.step, pair.change))
     return history

@@ -20,6 +20,7 @@ from linnaeus.models.folds import FOLDS, stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.logistic_regression import logits
 from linnaeus.probe.features import StoredFeatures
+from linnaeus.stores.feature_matrix import feature_matrix
 from linnaeus.stores.rows import save_array
 
 VERSION = 1
@@ -69,7 +70,12 @@ class Judge:
 
         The answers are kept in the cache. Raises UserError where too few images can be judged.
         """
-        features, indices = _concatenated(parts)
+        indices = _common(parts)
+        with feature_matrix(len(indices), sum(part.width for part in parts), torch.device("cpu")) as features:
+            _concatenate(parts, indices, features)
+            return self._known_or_solved(features, indices)
+
+    def _known_or_solved(self, features: Tensor, indices: np.ndarray) -> Answers:
         key = self._key(features, indices)
         with self.cache.lock(key):
             entry = self.cache.find(key)
@@ -95,24 +101,23 @@ class Judge:
 
     def _solve(self, features: Tensor, indices: np.ndarray) -> Answers:
         labels, groups = self.table.labels[indices], self.table.group_numbers(indices)
-        width = features.shape[1]
-        apart = np.zeros(len(indices), bool)
+        width, seen = features.shape[1], len(indices)
         if self.by_validation:
             apart = self.table.split[indices] == "valid"
-        held_out = features[torch.from_numpy(apart)]
-        if apart.any():
-            features = features[torch.from_numpy(~apart)]
-        seen = ~apart
-        fold = stratified_folds(labels[seen], seed=self.seed, groups=None if groups is None else groups[seen])
+            seen = int((~apart).sum())
+            assert apart[seen:].all()  # the training images come first, so that no row has to be copied
+        groups = None if groups is None else groups[:seen]
+        fold = stratified_folds(labels[:seen], seed=self.seed, groups=groups)
         if (fold < 0).all():
             raise UserError(
                 f"{self.table.source}: too few images for a comparison: no class has two that can be held out in turn"
             )
-        with self.console.progress("solving the head", unit="penalties") as advance:
-            head = fit_linear_probe(features, labels[seen], len(self.table.classes), fold=fold, advance=advance)
-        if apart.any():
+        with self.console.progress("solving the head", unit="passes") as advance:
+            head = fit_linear_probe(features[:seen], labels[:seen], len(self.table.classes), fold=fold, advance=advance)
+        if self.by_validation:
             solution = torch.cat([head.weight, head.bias[:, None]], 1)
-            predicted, judged = logits(held_out, solution).argmax(1).numpy(), np.flatnonzero(apart)
+            judged = np.arange(seen, len(indices))
+            predicted = logits(features[seen:], solution).argmax(1).numpy()
         else:
             judged = np.flatnonzero(fold >= 0)  # the only image of a class cannot be held out
             predicted = head.probabilities[judged].argmax(1)
@@ -120,21 +125,25 @@ class Judge:
         return Answers(indices[judged][order], (predicted == labels[judged])[order], width, head.penalty)
 
 
-def _concatenated(parts: Sequence[StoredFeatures]) -> tuple[Tensor, np.ndarray]:
-    """(features (n, sum of widths) float32, table indices (n,)) of the images that all parts have."""
-    first, common = parts[0], parts[0].indices
+def _common(parts: Sequence[StoredFeatures]) -> np.ndarray:
+    """(n,) table indices of the images that all parts have, in the order of the first."""
+    common = parts[0].indices
     for part in parts[1:]:
         common = common[np.isin(common, part.indices)]
-    features = torch.empty(len(common), sum(part.width for part in parts))
-    start = 0
+    return common
+
+
+def _concatenate(parts: Sequence[StoredFeatures], indices: np.ndarray, out: Tensor) -> None:
+    """Write the features of the images `indices` (n,) by all parts side by side into `out` (n, sum of widths)."""
+    order = np.argsort(indices)
+    column = 0
     for part in parts:
-        columns = features[:, start : start + part.width]
-        if part is first and len(parts) == 1:
-            part.read(columns)
-        else:
-            whole = torch.empty(len(part.indices), part.width)
-            part.read(whole)
-            order = np.argsort(part.indices)
-            columns.copy_(whole[torch.from_numpy(order[np.searchsorted(part.indices, common, sorter=order)])])
-        start += part.width
-    return features, common
+        columns = out[:, column : column + part.width]
+        column += part.width
+        start = 0
+        for rows in part.chunks():
+            here = part.indices[start : start + len(rows)]
+            start += len(rows)
+            kept = np.isin(here, indices)
+            place = order[np.searchsorted(indices, here[kept], sorter=order)]
+            columns[torch.from_numpy(place)] = torch.from_numpy(rows[kept]).float()

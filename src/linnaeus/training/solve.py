@@ -19,6 +19,7 @@ from linnaeus.models import Network
 from linnaeus.models.folds import stratified_folds
 from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
 from linnaeus.runs.penalties import Trial
+from linnaeus.stores.feature_matrix import feature_matrix
 from linnaeus.text import percent
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
@@ -71,12 +72,21 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
 
 def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedHead:
     """Solve the head on the features of all views of the training images."""
-    features, labels = _features(run, engine, console)
+    batches = run.train.batches
+    views, width = batches.views, linear_head(run.net.model).in_features
+    with feature_matrix(views * len(batches.labels), width, engine.device) as features:
+        labels = _fill(features, run, engine, console)
+        return _solve_on(features, labels, run, groups, console)
+
+
+def _solve_on(
+    features: Tensor, labels: np.ndarray, run: PhaseRun, groups: np.ndarray | None, console: Console
+) -> SolvedHead:
     views = run.train.batches.views
     weights = balanced_weights(labels, run.classes) if run.phase.class_weights == "balanced" else None
     # All views of an image are in the same fold: another view in training would reveal its label.
     fold = np.tile(stratified_folds(labels[: len(labels) // views], seed=run.seed, groups=groups), views)
-    with console.progress("solving the head", unit="penalties") as advance:
+    with console.progress("solving the head", unit="passes") as advance:
         head = fit_linear_probe(features, labels, run.classes, fold=fold, weights=weights, advance=advance)
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     console.say(
@@ -89,25 +99,19 @@ def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Co
     return SolvedHead(head.weight.cpu(), head.bias.cpu(), train, trials)
 
 
-def _features(run: PhaseRun, engine: Engine, console: Console) -> tuple[Tensor, np.ndarray]:
-    """Features (n, d) float32 and labels (n, …) of all views of the training images, one view after the other."""
-    stored, views = run.train.batches.rows, run.train.batches.views
-    labels = run.train.batches.labels
+def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> np.ndarray:
+    """Write the features of all views of the training images, one view after the other. Returns their labels (n, …)."""
+    stored, views, labels = run.train.batches.rows, run.train.batches.views, run.train.batches.labels
     batches = Batches(stored, labels, batch=BATCH, views=views, device=engine.device)
-    features: Tensor | None = None
-    done, total = 0, views * len(labels)
+    done = 0
     with console.progress("features") as advance:
         for view in range(views):
             for batch in batches.epoch(view):
                 part = run.train.prepare(batch, view)
-                if features is None:
-                    # Filled in place: a list of parts and its concatenation would take twice the memory.
-                    features = torch.empty(total, part.shape[1], device=part.device)
                 features[done : done + len(part)] = part
                 done += len(part)
-                advance(done, total)
-    assert features is not None
-    return features, np.concatenate([batches.labels] * views)
+                advance(done, len(features))
+    return np.concatenate([batches.labels] * views)
 
 
 def _quality(head: LinearProbe, labels: np.ndarray) -> str:
