@@ -212,6 +212,32 @@ def test_images_of_no_class_are_measured_separately(run: Run, say, tmp_path: Pat
     assert same["known_accepted"] / 60 > 0.8
 
 
+def test_folders_of_outside_images_are_measured_apart(run: Run, say, tmp_path: Path):
+    """Noise is recognized; images of the classes, given as if they were of none, are let through and come first."""
+    from PIL import Image
+
+    for split in ("train", "test"):
+        (tmp_path / "o" / split / "noise").mkdir(parents=True)
+    for i, image in enumerate(noise(20)):
+        Image.fromarray(image).save(tmp_path / "o" / ("train" if i % 2 else "test") / "noise" / f"{i}.png")
+    write_images(tmp_path / "o" / "train", each=10, seed=9)
+    said = say(
+        "evaluate", run.path, run.path.parent / "idx", "--outside", tmp_path / "o", "--json", tmp_path / "r.json"
+    )
+    assert said.status == 0, said.err
+    (measured,) = json.loads((tmp_path / "r.json").read_text())["outside"]
+    kinds = measured["kinds"]
+    assert {kind["kind"]: kind["n"] for kind in kinds}["noise"] == 20, "the folders of a name are one kind"
+    assert kinds[-1]["kind"] == "noise"
+    assert kinds[0]["let_through_share"] > 0.5 > kinds[-1]["let_through_share"]
+    assert kinds[-1]["auroc"] > 0.95 > kinds[0]["auroc"]
+    assert sum(kind["let_through"] for kind in kinds) == measured["let_through"]
+    assert sum(kind["n"] for kind in kinds) == measured["n"]
+    lines = said.out[said.out.index("folder by folder") :].splitlines()
+    assert lines[2].split()[0] == kinds[0]["kind"]
+    assert "near kinds, measured in training: each of 3 of 3 classes was left out in turn" in said.out
+
+
 def test_a_model_that_cannot_tell_refuses_to_measure_outside(say, tmp_path: Path):
     model = write_tiny_model(tmp_path / "model.safetensors")
     write_images(tmp_path / "d", each=2)

@@ -125,6 +125,7 @@ def _leaks(console: Console, table: Table) -> dict[str, np.ndarray]:
 def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file: str | None) -> None:
     """Print an evaluation and what was measured outside, and write both to `json_file` if one is given."""
     from linnaeus.files import write_text
+    from linnaeus.inference.outside import near_line
     from linnaeus.metrics.label_assessment import LabelAssessment
     from linnaeus.report import evaluation_text, label_text
 
@@ -141,6 +142,8 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
         echo(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
     for each in outside:
         echo(f"\n{each.render()}")
+    if outside and (line := near_line(classifier)):
+        echo(f"\n{line}")
     if json_file:
         more = {"outside": [each.to_dict() for each in outside]} if outside else {}
         write_text(Path(json_file), evaluation.to_json(more))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from linnaeus.console import Console, counted
+from linnaeus.data.class_names import natural_key
 from linnaeus.data.content import UNKNOWN
 from linnaeus.data.folder import loose_images
 from linnaeus.errors import UserError
@@ -17,12 +19,13 @@ from linnaeus.inference.evaluate import Evaluation
 from linnaeus.inference.inputs import expand
 from linnaeus.inference.membership import Membership
 from linnaeus.metrics.intervals import wilson
-from linnaeus.metrics.ood import auroc, auroc_interval, combined_scores, false_positive_rate
+from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
-from linnaeus.text import align, percent
+from linnaeus.text import align, percent, shorten
 
+MOST_KINDS, NAME = 20, 24  # folders on the terminal, and columns of their names
 TITLES = {"distance": "distance", "probability": "probability", "combined": "both"}
 
 
@@ -35,9 +38,43 @@ class ImageScores:
     probability: np.ndarray
     """(n,) of the most likely class."""
 
+    def take(self, rows: np.ndarray) -> ImageScores:
+        """The scores of some images, selected by a boolean mask (n,)."""
+        return ImageScores(None if self.distance is None else self.distance[rows], self.probability[rows])
+
     def columns(self) -> dict[str, np.ndarray]:
         """Score -> (n,), larger for images that are less known."""
         return ({} if self.distance is None else {"distance": self.distance}) | {"probability": -self.probability}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The images of one folder among those of none of the classes."""
+
+    name: str
+    n: int
+    let_through: int
+    area: float
+    """AUROC of both scores together, against all known images."""
+    area_interval: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "kind": self.name,
+            "n": self.n,
+            **_share("let_through", self.let_through, self.n),
+            "auroc": self.area,
+            "auroc_ci95": list(self.area_interval),
+        }
+
+    def row(self) -> tuple[str, ...]:
+        """For the terminal."""
+        low, high = wilson(self.let_through, self.n)
+        lower, upper = self.area_interval
+        shares = f"{percent(self.let_through / self.n)}", f"{percent(low)} to {percent(high)}"
+        name = shorten(self.name, NAME)
+        return name, str(self.n), str(self.let_through), *shares, f"{self.area:.4f}", f"{lower:.4f} to {upper:.4f}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,24 +91,36 @@ class Outside:
     """Score -> AUROC with its 95 % interval."""
     false_positives: dict[str, float]
     """Score -> share of outside images let through where 95 % of the known images are accepted."""
+    kinds: tuple[Kind, ...]
+    """Folder by folder, those of which most is let through first; empty for the images of a single folder."""
 
     @classmethod
-    def of(cls, source: str, detector: UnknownDetector, known: ImageScores, outside: ImageScores) -> Outside:
+    def of(
+        cls, source: str, thresholds: Thresholds, known: ImageScores, outside: ImageScores, kinds: list[str]
+    ) -> Outside:
+        """`kinds` are the names (n,) of the folders of the outside images."""
         columns = [known.columns(), outside.columns()]
         if len(columns[0]) > 1:
             base = [*columns[0].values()]
             for each in columns:
                 each["combined"] = combined_scores(base, [*each.values()])
         inside, other = columns
-        limits = detector.thresholds
+        limits, judged = thresholds, [*inside][-1]
+        through = ~limits.unknown(outside.distance, outside.probability)
+        found = []
+        for name in sorted(set(kinds), key=natural_key) if len(set(kinds)) > 1 else []:
+            rows = np.array([kind == name for kind in kinds])
+            both = inside[judged], other[judged][rows]
+            found.append(Kind(name, int(rows.sum()), int(through[rows].sum()), auroc(*both), auroc_interval(*both)))
         return cls(
             source,
             len(outside.probability),
             len(known.probability),
-            int((~limits.unknown(outside.distance, outside.probability)).sum()),
+            int(through.sum()),
             int((~limits.unknown(known.distance, known.probability)).sum()),
             {name: (auroc(inside[name], other[name]), auroc_interval(inside[name], other[name])) for name in inside},
             {name: false_positive_rate(inside[name], other[name]) for name in inside},
+            tuple(sorted(found, key=lambda kind: -kind.let_through / kind.n)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,12 +138,11 @@ class Outside:
             "source": self.source,
             "n": self.n,
             "known": self.known,
-            "let_through": self.let_through,
-            "let_through_share": self.let_through / self.n,
-            "let_through_ci95": list(wilson(self.let_through, self.n)),
+            **_share("let_through", self.let_through, self.n),
             "known_accepted": self.known_accepted,
             "known_accepted_ci95": list(wilson(self.known_accepted, self.known)),
             "scores": scores,
+            "kinds": [kind.to_dict() for kind in self.kinds],
         }
 
     def render(self) -> str:
@@ -106,13 +154,28 @@ class Outside:
             rows.append((TITLES[name], f"{area:.4f}", f"{lower:.4f} to {upper:.4f}", share))
         return "\n".join(
             [
-                f"outside {self.source}: {self.n:,} images of none of the classes, against {self.known:,} known ones",
+                f"outside {self.source}: {counted(self.n, 'image')} of none of the classes, against {self.known:,} "
+                "known ones",
                 f"  let through  {percent(self.let_through / self.n)} ({self.let_through} of {self.n}, 95 % interval "
                 f"{percent(low)} to {percent(high)}), where {percent(self.known_accepted / self.known)} of the known "
                 f"images are accepted ({self.known_accepted} of {self.known})",
                 *align(rows, "<>>>"),
+                *self._kind_lines(),
             ]
         )
+
+    def _kind_lines(self) -> list[str]:
+        if not self.kinds:
+            return []
+        head = ("", "n", "let through", "share", "95 % interval", "AUROC", "95 % interval")
+        rows = [head, *(kind.row() for kind in self.kinds[:MOST_KINDS])]
+        more = len(self.kinds) - MOST_KINDS
+        title = "folder by folder, those of which most is let through first"
+        return ["", title, *align(rows, "<>>>>>>"), *([f"and {more} more; --json has all"] if more > 0 else [])]
+
+
+def _share(name: str, count: int, n: int) -> dict[str, Any]:
+    return {name: count, f"{name}_share": count / n, f"{name}_ci95": list(wilson(count, n))}
 
 
 def detector_of(classifier: Classifier) -> UnknownDetector:
@@ -132,15 +195,28 @@ def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Con
     UserError for a model that cannot tell, and for a folder without another readable image.
     """
     classifier = evaluation.classifier
-    detector = detector_of(classifier)
+    thresholds = detector_of(classifier).thresholds
     assert evaluation.measured is not None, "only models for one label per image have a detector"
     known = evaluation.measured.outputs
     scores = ImageScores(known.distances, known.confidence)
     contents = _contents_of_classes(evaluation)
     return [
-        Outside.of(folder, detector, scores, _scores_of_files(classifier, folder, contents, console))
+        Outside.of(folder, thresholds, scores, *_scores_of_files(classifier, folder, contents, console))
         for folder in folders
     ]
+
+
+def near_line(classifier: Classifier) -> str:
+    """How well images of similar kinds are recognized, as training measured it; empty where it could not."""
+    measured = detector_of(classifier).measured.get("left_out_classes")
+    if not measured:
+        return ""
+    low, high = measured["auroc_ci95"]
+    return (
+        f"near kinds, measured in training: each of {len(measured['classes'])} of {measured['of']} classes was left "
+        f"out in turn\n  both  AUROC {measured['auroc']['combined']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
+        f"{measured['unknown']:,} images against {measured['known']:,} known ones"
+    )
 
 
 def _contents_of_classes(evaluation: Evaluation) -> np.ndarray:
@@ -170,12 +246,16 @@ def _outside_paths(folder: str, contents: np.ndarray, console: Console) -> list[
     return [path for path, left_out in zip(table.paths, of_class.tolist(), strict=True) if not left_out]
 
 
-def _scores_of_files(classifier: Classifier, folder: str, contents: np.ndarray, console: Console) -> ImageScores:
-    distances, probabilities = list[float](), list[float]()
+def _scores_of_files(
+    classifier: Classifier, folder: str, contents: np.ndarray, console: Console
+) -> tuple[ImageScores, list[str]]:
+    """The scores of the readable images below `folder`, and the name of the folder that each lies in."""
+    distances, probabilities, kinds = list[float](), list[float](), list[str]()
     for prediction in classifier.stream(_outside_paths(folder, contents, console)):
         if prediction.error is not None:
             console.warn(f"{prediction.path}: {prediction.error}; left out")
             continue
+        kinds.append(Path(prediction.path).parent.name)
         probabilities.append(prediction.probability)
         if prediction.distance is not None:
             distances.append(prediction.distance)
@@ -183,4 +263,4 @@ def _scores_of_files(classifier: Classifier, folder: str, contents: np.ndarray, 
         console.warn(f"{folder}: {line}")
     if not probabilities:
         raise UserError(f"--outside {folder}: no image can be read; give a folder of images of none of the classes")
-    return ImageScores(np.array(distances) if distances else None, np.array(probabilities))
+    return ImageScores(np.array(distances) if distances else None, np.array(probabilities)), kinds
