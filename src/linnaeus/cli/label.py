@@ -131,7 +131,7 @@ def _open_store(folder: Path, out: str | None, labels: str | None, console: Cons
 def _open_features(
     folder: Path, store: LabelStore, run: Path | None, name: str | None, device: str, console: Console
 ) -> Features:
-    from linnaeus.label.backbone import of_run, open_backbone, unseen_images
+    from linnaeus.label.backbone import of_run, open_backbone, unseen_images, warn_of_trained_images
     from linnaeus.label.features import Features
     from linnaeus.label.session import list_images
 
@@ -139,6 +139,8 @@ def _open_features(
     backbone: Backbone = of_run(run, device) if run is not None else open_backbone(name, device)
     if run is not None and backbone.about is not None:
         paths = unseen_images(folder, paths, run, backbone.about, console)
+    else:
+        warn_of_trained_images(folder, paths, backbone, console)
     console.say(f"images    {len(paths):,} in {folder}")
     console.say(f"backbone  {backbone.name}")
     for note in backbone.notes:

@@ -17,13 +17,22 @@ from linnaeus.metrics.stratification import iterative_stratification
 from linnaeus.text import SafeCsvWriter
 
 
-def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_test: bool = False) -> Table:
+def split_table(
+    table: Table,
+    *,
+    valid: float,
+    test: float,
+    seed: int,
+    valid_is_test: bool = False,
+    trained: np.ndarray | None = None,
+) -> Table:
     """Assign every sample to a split.
 
     Samples without a split are divided at random, stratified by class: the fractions `valid` and `test` of them (in
     [0, 1)), and the rest to train. A split that the source already has receives none of them. If the source is split
     but has no validation samples, the fraction `valid` of its training samples is set aside. With `valid_is_test` the
-    test samples become the validation samples, and no test split remains.
+    test samples become the validation samples, and no test split remains. Samples that the initial weights were
+    `trained` on, (n,) bool, are never set aside.
 
     The result depends on `seed` and on the ids of the samples, not on their order. The fractions are met exactly
     (rounded; at least one sample if the fraction is not 0). Within a class they are rounded up or down, and every class
@@ -48,7 +57,7 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
         raise UserError(f"{table.source}: no training images; add a train split, or evaluate a model on it instead")
     pool = np.flatnonzero(split == ("" if has[""] else "train"))
     choose = _choose_by_label if table.several else _choose
-    split[pool] = choose(table, pool, {"test": test, "valid": valid}, seed)
+    split[pool] = choose(table, pool, {"test": test, "valid": valid}, seed, trained)
     kept = class_counts(table.labels[split == "train"], len(table.classes))
     seen = class_counts(table.labels, len(table.classes))
     lost = [table.classes[i] for i in np.flatnonzero((kept == 0) & (seen > 0))]
@@ -57,9 +66,11 @@ def split_table(table: Table, *, valid: float, test: float, seed: int, valid_is_
     return dataclasses.replace(table, split=split)
 
 
-def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
+def _choose(
+    table: Table, pool: np.ndarray, shares: dict[str, float], seed: int, trained: np.ndarray | None
+) -> np.ndarray:
     """Splits (k,) "<U5" of the samples `pool` (k,): "train", a key of `shares`, or the split of its group."""
-    units, fixed = _units(table, pool)
+    units, fixed = _units(table, pool, trained)
     labels = table.labels.tolist()
 
     def draw(name: str) -> bytes:
@@ -99,29 +110,40 @@ def _choose(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int)
     return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
 
 
+def _reason(table: Table, pool: np.ndarray, trained: np.ndarray | None) -> str:
+    """Why no samples of the pool can be set aside."""
+    if trained is not None and trained[pool].any():
+        return f"the initial weights were trained on {int(trained[pool].sum()):,} of {len(pool):,}"
+    return "the groups are too large" if table.groups is not None else "there are too few"
+
+
 def _draw(seed: int, name: str) -> bytes:
     """A random rank that depends on the seed and the name alone."""
     return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
 
 
-def _choose_by_label(table: Table, pool: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
+def _choose_by_label(
+    table: Table, pool: np.ndarray, shares: dict[str, float], seed: int, trained: np.ndarray | None
+) -> np.ndarray:
     """As `_choose`, for images with several labels."""
-    units, fixed = _units(table, pool)
+    units, fixed = _units(table, pool, trained)
     free = [unit for unit in units if unit not in fixed]
     counts = np.array([table.labels[units[unit]].sum(0) for unit in free], np.int64).reshape(-1, len(table.classes))
     sizes = np.array([len(units[unit]) for unit in free], np.int64)
     ranks = np.argsort(np.argsort([_draw(seed, unit).hex() for unit in free]))
     names = ["train", *(name for name, share in shares.items() if share > 0)]
-    wanted = np.array([1 - sum(shares.values()), *(shares[name] for name in names[1:])])
+    # The shares are those of the whole pool, and only these samples of it can be set aside.
+    free_share = max(int(sizes.sum()) / len(pool), sum(shares.values()))
+    apart = [shares[name] / free_share for name in names[1:]]
+    wanted = np.array([1.0 - sum(apart), *apart])
     part = iterative_stratification(counts, sizes, wanted, ranks)
     _keep_one_in_training(part, counts, sizes)
     chosen = {unit: names[p] for unit, p in zip(free, part.tolist(), strict=True)} | fixed
     for name in names:
         if name not in chosen.values():
             raise UserError(
-                f"{table.source}: no images can be set aside for {name} "
-                f"({'the groups are too large' if table.groups is not None else 'there are too few'}); add images, or "
-                f"set the share {name} = 0"
+                f"{table.source}: no images can be set aside for {name} ({_reason(table, pool, trained)}); add images, "
+                f"or set the share {name} = 0"
             )
     by_sample = {i: chosen[unit] for unit, members in units.items() for i in members}
     return np.array([by_sample[i] for i in pool.tolist()], dtype="<U5")
@@ -135,8 +157,8 @@ def _keep_one_in_training(part: np.ndarray, counts: np.ndarray, sizes: np.ndarra
             part[having[sizes[having].argmin()]] = 0
 
 
-def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """What must stay together: unit -> its samples in the pool; and, for pools without a split, unit -> its split.
+def _units(table: Table, pool: np.ndarray, trained: np.ndarray | None) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """What must stay together: unit -> its samples in the pool; and unit -> its split, where that is decided already.
 
     A unit is a group, or else a sample. An image that is listed twice is one unit, so that it cannot be in two splits.
     """
@@ -148,10 +170,12 @@ def _units(table: Table, pool: np.ndarray) -> tuple[dict[str, list[int]], dict[s
     units: dict[str, list[int]] = {}
     for index in pool.tolist():
         units.setdefault(unit(index), []).append(index)
+    seen = [] if trained is None else pool[trained[pool]].tolist()
+    fixed = {unit(i): "train" for i in seen}
     if (table.split[pool] != "").any():
-        return units, {}  # the source's own splits are kept, even if they divide a group
+        return units, fixed  # the source's own splits are kept, even if they divide a group
     elsewhere = np.flatnonzero(table.split != "").tolist()
-    return units, {unit(i): str(table.split[i]) for i in elsewhere}
+    return units, fixed | {unit(i): str(table.split[i]) for i in elsewhere}
 
 
 def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:

@@ -11,7 +11,7 @@ import binascii
 import csv
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from linnaeus.cache import Cache
 from linnaeus.data.content import HASH, UNKNOWN
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
+from linnaeus.modelfile.safetensors import MODEL, read_header
+from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.text import plain_cell
 
 SPLIT = "split.csv"  # of a run folder
+NONE = np.zeros(0, np.uint64)
+EARLIER = "initial weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +37,21 @@ class Membership:
 
     hashes: Mapping[str, np.ndarray]
     """Split -> (k,) uint64, ascending."""
+    earlier: np.ndarray = field(default_factory=lambda: NONE)
+    """(k,) uint64, ascending: the images that the initial weights were trained on."""
 
     @classmethod
-    def of(cls, contents: np.ndarray, splits: np.ndarray) -> Membership:
+    def of(cls, contents: np.ndarray, splits: np.ndarray, earlier: np.ndarray = NONE) -> Membership:
         """From the content hash (n,) and the split (n,) of every image."""
         known = contents != UNKNOWN
-        return cls({split: np.unique(contents[known & (splits == split)]) for split in SPLITS})
+        return cls({split: np.unique(contents[known & (splits == split)]) for split in SPLITS}, earlier)
 
     def to_dict(self) -> dict[str, str]:
         """For the model file: by split, the 48-bit hashes in ascending order, in base64."""
+        parts = dict(self.hashes) | ({EARLIER: self.earlier} if len(self.earlier) else {})
         return {"hash": HASH} | {
-            split: base64.b64encode(hashes.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()).decode()
-            for split, hashes in self.hashes.items()
+            part: base64.b64encode(hashes.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()).decode()
+            for part, hashes in parts.items()
         }
 
     @classmethod
@@ -54,21 +61,23 @@ class Membership:
             return None
         hashes = {}
         try:
-            for split in SPLITS:
-                raw = np.frombuffer(base64.b64decode(values[split], validate=True), np.uint8).reshape(-1, 6)
+            for part in (*SPLITS, *([EARLIER] if EARLIER in values else [])):
+                raw = np.frombuffer(base64.b64decode(values[part], validate=True), np.uint8).reshape(-1, 6)
                 wide = np.zeros((len(raw), 8), np.uint8)
                 wide[:, 2:] = raw
-                hashes[split] = np.sort(wide.reshape(-1).view(">u8").astype(np.uint64))
+                hashes[part] = np.sort(wide.reshape(-1).view(">u8").astype(np.uint64))
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise UserError(
                 f"{path}: its record of the images of its run is damaged ({error}); get a fresh copy"
             ) from None
-        return cls(hashes)
+        earlier = hashes.pop(EARLIER, NONE)
+        return cls(hashes, earlier)
 
     def split_of(self, contents: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
         """(n,) "<U5": the split that each content hash was in, "" for none.
 
-        An image that was in several counts as seen in training, unless it was also in its `expected` split.
+        An image that was in several counts as seen in training, unless it was also in its `expected` split. One that
+        the initial weights were trained on always does.
         """
         found = np.full(len(contents), "", "<U5")
         within = {split: np.isin(contents, hashes) & (contents != UNKNOWN) for split, hashes in self.hashes.items()}
@@ -76,7 +85,37 @@ class Membership:
             found[within[split]] = split
         for split in SPLITS if expected is not None else ():
             found[within[split] & (expected == split)] = split
+        found[np.isin(contents, self.earlier)] = "train"
         return found
+
+
+def images_of_weights(weights: str | Path, *, with_head: bool) -> np.ndarray:
+    """(k,) uint64, ascending: the content hashes of the images that initial weights were trained on.
+
+    They are known of a run folder and of a model file. A head that was solved has learned from the images of its run,
+    the backbone below it has not: `with_head` says whether the head counts.
+    """
+    path = Path(weights).expanduser()
+    file = path / MODEL if path.is_dir() else path
+    try:
+        about = read_header(file)
+    except UserError:  # weights of a library, or of the hub
+        return NONE
+    known = Membership.from_dict(about.data.get("contents"), file)
+    if known is None:
+        return NONE
+    phases = about.recipe.get("phase") or [{}]
+    if not with_head and all(phase.get("head") == "auto" for phase in phases):
+        return known.earlier
+    return np.union1d(known.hashes["train"], known.earlier)
+
+
+def held_in(contents: np.ndarray, table: Table) -> np.ndarray:
+    """(n,) bool: whether each image of the table has one of these content hashes (k,)."""
+    if not len(contents):
+        return np.zeros(len(table), bool)
+    hashes = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
+    return np.isin(hashes, contents) & (hashes != UNKNOWN)
 
 
 class KnownImages:

@@ -11,13 +11,12 @@ import numpy as np
 
 from linnaeus.console import Console, counted
 from linnaeus.data.class_names import natural_key
-from linnaeus.data.content import UNKNOWN
 from linnaeus.data.folder import loose_images
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.evaluate import Evaluation
 from linnaeus.inference.inputs import expand
-from linnaeus.inference.membership import Membership
+from linnaeus.inference.membership import Membership, held_in
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import UnknownDetector
@@ -230,8 +229,7 @@ def _contents_of_classes(evaluation: Evaluation) -> np.ndarray:
 def _outside_paths(folder: str, contents: np.ndarray, console: Console) -> list[str]:
     """The images below `folder` but for those with one of the `contents` (k,). Raises UserError where none is left."""
     table = loose_images(folder, expand([folder]))
-    hashes = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
-    of_class = np.isin(hashes, contents) & (hashes != UNKNOWN)
+    of_class = held_in(contents, table)
     if of_class.all():
         raise UserError(
             f"--outside {folder}: all of its {counted(len(table), 'image')} are images of the run or of the evaluated "

@@ -18,7 +18,7 @@ from linnaeus.data.folder import loose_images
 from linnaeus.device import choose_device
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
-from linnaeus.inference.membership import Membership
+from linnaeus.inference.membership import Membership, held_in, images_of_weights
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_model
 from linnaeus.models.executors import FrozenPart, choose_executor
 from linnaeus.models.network import Network
@@ -125,6 +125,17 @@ def unseen_images(folder: Path, paths: list[str], run: Path, about: ModelFile, c
     if len(unseen) < len(paths):
         console.warn(f"{len(paths) - len(unseen):,} images of {folder} are left out, because {run} was trained on them")
     return unseen
+
+
+def warn_of_trained_images(folder: Path, paths: list[str], backbone: Backbone, console: Console) -> None:
+    """Warn where the weights of a backbone were trained on images of the folder."""
+    contents = images_of_weights(backbone.weights or "", with_head=False)
+    n = int(held_in(contents, loose_images(str(folder), (str(folder / path) for path in paths))).sum())
+    if n:
+        console.warn(
+            f"{backbone.weights} was trained on {n:,} of these {len(paths):,} images: the accuracy that the page shows "
+            "is too high; choose another --backbone, or review them with `linnaeus label RUN FOLDER`"
+        )
 
 
 def of_network(network: Network, preprocessing: Preprocessing, name: str, device: str) -> Backbone:

@@ -20,6 +20,7 @@ from linnaeus.device import choose_device
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import disk_errors, numbered
+from linnaeus.inference.membership import held_in, images_of_weights
 from linnaeus.models.weight_store import local_backbones
 from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
 from linnaeus.probe.comparison import Comparison, Failure, Result
@@ -175,7 +176,15 @@ class _Job:
         return Result(candidate, answers, cost, " + ".join(name or "unknown" for name in licenses))
 
     def _extract(self, backbone: Backbone) -> tuple[StoredFeatures, Cost, str]:
-        """Features, cost and license of a backbone, with the network and preprocessing that `train` would use."""
+        """Features, cost and license of a backbone, with the network and preprocessing that `train` would use.
+
+        Raises UserError for a backbone that was trained on these images: what it remembers would be judged.
+        """
+        if n := int(held_in(images_of_weights(backbone.weights, with_head=False), self.table).sum()):
+            raise UserError(
+                f"was trained on {n:,} of these {len(self.table):,} images, so that its accuracy on them would be too "
+                "high; compare it on other images"
+            )
         settings = dict(self.settings)
         if self.bits is not None:
             settings["data.bits"] = self.bits

@@ -156,8 +156,9 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
 
 
 def _without_leaks(split: str, clean: dict[str, Any] | None) -> str:
-    """The accuracy, or mAP, on the images that have no copy in an earlier split."""
-    start = f"Some {sections.WORDS[split]} images have copies in an earlier split, so the figures are optimistic"
+    """The accuracy, or mAP, on the images that were not seen before."""
+    seen = "have copies in an earlier split or trained the initial weights"
+    start = f"Some {sections.WORDS[split]} images {seen}, so the figures are optimistic"
     if clean is None:
         return f"{start}; no images are left without them."
     if "map" in clean:

@@ -63,11 +63,9 @@ def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
 
 
 def leak_lines(without_leaks: Mapping[str, Headline | None]) -> list[str]:
-    """Lines for the terminal: the metrics without images that have a copy in an earlier split."""
-    return [
-        f"{split:9} {clean or 'no image is left'}, without images that have a copy in an earlier split"
-        for split, clean in without_leaks.items()
-    ]
+    """Lines for the terminal: the metrics without images that were seen before."""
+    seen = "images that have a copy in an earlier split or trained the initial weights"
+    return [f"{split:9} {clean or 'no image is left'}, without {seen}" for split, clean in without_leaks.items()]
 
 
 def summary_split(assessments: Assessments) -> tuple[str, str]:

@@ -14,8 +14,7 @@ from linnaeus.console import Console, counted
 from linnaeus.data.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
-from linnaeus.inference.membership import Membership
-from linnaeus.modelfile.safetensors import MODEL, read_header
+from linnaeus.inference.membership import images_of_weights
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.parsing import read_csv
@@ -114,20 +113,11 @@ def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.n
 
 def _refuse_trained_backbone(old: SolvedRun, contents: np.ndarray) -> None:
     """Raise UserError where the backbone comes from another model that was trained on one of these images."""
-    weights = Path(old.recipe.model.weights)
-    file = weights / MODEL if weights.is_dir() else weights
-    try:
-        about = read_header(file)
-    except UserError:  # weights of a library, or of the hub
-        return
-    phases = about.recipe.get("phase", [])
-    known = Membership.from_dict(about.data.get("contents"), file)
-    if known is None or all(phase.get("head") == "auto" for phase in phases):
-        return
-    n = int((known.split_of(contents) == "train").sum())
+    weights = old.recipe.model.weights
+    n = int(np.isin(contents, images_of_weights(weights, with_head=False)).sum())
     if n:
         raise UserError(
-            f"{old.path}: its backbone comes from {file}, which was trained by gradient descent on {n} of these "
+            f"{old.path}: its backbone comes from {weights}, which was trained by gradient descent on {n} of these "
             "images, and solving the head again does not change it; train that model again without them"
         )
 

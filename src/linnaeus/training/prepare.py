@@ -29,10 +29,11 @@ from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECKPOINT
 from linnaeus.stores.samples import Samples
 from linnaeus.training.identity import Identity, identify, pixel_ids, refuse
+from linnaeus.training.lineage import Lineage
 from linnaeus.training.network import build_network, check_size, preprocessing_of
 from linnaeus.training.optim import training_stages
 from linnaeus.training.request import Request, absolute_source
-from linnaeus.training.resolve import open_split, resolve_recipe
+from linnaeus.training.resolve import resolve_recipe
 from linnaeus.training.resume import complete, latest_run
 from linnaeus.training.samples import link_earlier, load_samples, measure_normalization
 from linnaeus.training.workspace import Workspace
@@ -103,8 +104,9 @@ def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Finis
 def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) -> Prepared:
     """Check the plan, build the network, open the run folder, decode and check the images."""
     request, recipe = plan.request, plan.recipe
+    lineage = engine.local_main_first(lambda: Lineage.of(recipe, plan.table))
     with engine.propagate_errors():
-        table = open_split(plan.table, recipe, console)
+        table = lineage.split(plan.table, recipe, request.strict, console)
         recipe = _with_bits(request, recipe, table, console)
         refuse_inside(request.out or Path("runs"), table)
         # Made absolute before the run folder exists, since that may have the name of a known source.
@@ -129,11 +131,11 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         inspection = Inspection()
         if engine.is_main:
             folder.write_split(table, contents)
-            inspection = _inspect(table, folder, unreadable, request.strict, console)
+            inspection = _inspect(table, folder, unreadable, lineage, request.strict, console)
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, folder))
-    membership = Membership.of(contents, table.split)
+    membership = Membership.of(contents, table.split, lineage.contents)
     return Prepared(
         recipe,
         table,
@@ -215,7 +217,12 @@ def _build_network(
 
 
 def _inspect(
-    table: Table, folder: RunFolder, unreadable: list[tuple[str, str]], strict: bool, console: Console
+    table: Table,
+    folder: RunFolder,
+    unreadable: list[tuple[str, str]],
+    lineage: Lineage,
+    strict: bool,
+    console: Console,
 ) -> Inspection:
     """Check the images and write what was found. Raises UserError for problems that --strict refuses."""
     folder.write_bad_images(unreadable)
@@ -233,6 +240,7 @@ def _inspect(
             f"{table.source}: copies of {counts} image(s) are in an earlier split; remove them (`linnaeus check` lists "
             "them), or run without --strict, which reports the results with and without them"
         )
+    lineage.add_to(inspection, table)
     return inspection
 
 

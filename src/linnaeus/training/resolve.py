@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from linnaeus.check.inspection import group_copies
 from linnaeus.console import Console
 from linnaeus.data.split import split_table
@@ -53,8 +55,11 @@ def _overridden(recipe: str | Recipe, overrides: dict[str, Any], epochs: list[in
     return load_recipe(recipe, overrides, epochs)
 
 
-def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
-    """Assign every sample to a split, by the recipe's shares and seed; groups stay together."""
+def open_split(table: Table, recipe: Recipe, console: Console, trained: np.ndarray | None = None) -> Table:
+    """Assign every sample to a split, by the recipe's shares and seed; groups stay together.
+
+    Samples that the initial weights were `trained` on, (n,) bool, are not drawn for validation and test.
+    """
     split = recipe.data.split
     for note in table.notes:
         console.say(f"data      {note}")
@@ -68,7 +73,12 @@ def open_split(table: Table, recipe: Recipe, console: Console) -> Table:
     elif table.offer:
         console.say(f"groups    {table.offer}")
     return split_table(
-        table, valid=split.valid, test=split.test, seed=split.seed, valid_is_test=recipe.data.valid == "test"
+        table,
+        valid=split.valid,
+        test=split.test,
+        seed=split.seed,
+        valid_is_test=recipe.data.valid == "test",
+        trained=trained,
     )
 
 
