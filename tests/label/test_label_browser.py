@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from labelling import new_server, photos
 from tiny import write_images, write_tiny_model
 from watching import Watcher
 
+import linnaeus
 from linnaeus.console import Console
 from linnaeus.label.backbone import of_run
 from linnaeus.label.page import FOLDER
@@ -210,7 +212,7 @@ def test_answers_are_undone_skipped_unknown_and_of_new_classes(tmp_path: Path, s
 def test_alike_images_are_answered_at_once_without_the_deselected(
     tmp_path: Path, start: Start, open_page: Open
 ) -> None:
-    folder = photos(tmp_path / "photos", each=12)
+    folder = photos(tmp_path / "photos", each=9)
     page = ready(open_page(start(folder).address))
     for _ in range(3):
         answer(page)
@@ -218,6 +220,12 @@ def test_alike_images_are_answered_at_once_without_the_deselected(
     sent(page)
     page.keyboard.press("g")
     page.locator(".tile").nth(11).wait_for()
+    alike = page.evaluate("app.task.cards.filter((card) => card.same).map((card) => card.path)")
+    assert 1 < len(alike) < 12
+    chosen = [i.get_attribute("alt") for i in page.locator(".pick[aria-pressed=true] img").all()]
+    assert chosen == alike
+    page.keyboard.press("a")
+    assert page.locator("#selected").inner_text() == "12 of 12 selected"
     left_out = page.locator(".tile img").nth(1).get_attribute("alt")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Space")
@@ -520,6 +528,40 @@ def test_every_width_scrolls_vertically_only_and_texts_have_contrast(
             assert contrast(page, selector, on) >= MIN_CONTRAST, (selector, width)
 
 
+def test_a_review_on_a_phone_begins_with_its_question(tmp_path: Path, start: Start, open_page: Open) -> None:
+    running = start(photos(tmp_path / "photos", each=30))
+    for i in range(0, 90, 3):  # a third of them wrong
+        running.label.session.answer([i], "a" if i % 9 else "b")
+    page = ready(open_page(running.address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True))
+    until(page, "app.state.suspects > 0")
+    page.locator("#go-suspects").tap()
+    until(page, "app.task.name === 'suspects'")
+    assert page.locator("#prompt").bounding_box()["y"] >= 0
+
+
+def test_what_could_be_accepted_follows_the_probability(tmp_path: Path, start: Start, open_page: Open) -> None:
+    running = start(photos(tmp_path / "photos", each=20))
+    answer_reserved(running)
+    for i in range(0, 60, 3):  # of all classes, for the head to learn from
+        running.label.session.answer([i], running.label.session.features.paths[i].split()[0])
+    page = open_page(running.address)
+
+    def answer_state(route: Any) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json=response.json() | {"sure_at": sure})
+
+    sure = {"0.95": 7, "0.98": 1, "0.99": 0, "0.999": 0}
+    assert running.label.session.view.sure.keys() == {float(level) for level in sure}
+    page.route("**/api/state", answer_state)
+    ready(page)
+    until(page, "app.state.accuracy !== null && app.state.sure_at['0.95'] === 7")
+    for level, n in (("0.99", 0), ("0.95", 7), ("0.98", 1)):
+        page.locator("#sure").select_option(level)
+        key = "batch_n_1" if n == 1 else "batch_n"
+        assert page.locator("#batch-text").inner_text() == EN[key].format(n=n)
+        assert page.locator("#go-batch").is_disabled() == (n == 0)
+
+
 WORDS_ON_SEVERAL_LINES = """selector => [...document.querySelectorAll(selector)].flatMap((place) => {
   const cut = [];
   const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
@@ -596,6 +638,44 @@ def test_finish_says_what_is_missing_and_help_shows_the_keys(tmp_path: Path, sta
     page.locator("#open-finish").click()
     page.locator("#train").click()
     page.locator("#finish-error", has_text="training needs two classes").wait_for()
+
+
+def test_finish_writes_a_run_that_the_commands_on_the_page_work_with(
+    tmp_path: Path, start: Start, open_page: Open, say: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is that of a small model for gray images; nothing else is replaced but the servers' loops."""
+    folder = photos(tmp_path / "photos", each=24)
+    running = start(folder, model=write_tiny_model(tmp_path / "small.safetensors", classes=("a", "b", "c")))
+    session = running.label.session
+    answer_reserved(running)
+    for i in range(66):
+        session.answer([i], session.features.paths[i].split()[0])
+    left = [path for path in session.features.paths if path not in session.labels]
+    page = ready(open_page(running.address))
+    page.locator("#open-finish").click()
+    page.locator("#train").click()
+    until(page, "app.state.finish.running")
+    assert page.locator("#train").is_disabled()
+    page.locator("#finish-done").wait_for(timeout=300_000)
+    assert page.locator("#finish-error").inner_text() == ""
+    shown = page.locator("#finish-commands code").all_inner_texts()
+    run = tmp_path / "runs" / "label-1"
+    assert page.locator("#finish-run").inner_text() == EN["finished"].format(run=run)
+    assert {"model.safetensors", "report.html", "metrics.json", "recipe.toml"} <= {file.name for file in run.iterdir()}
+    model = linnaeus.load(run)
+    assert model.classes == ("a", "b", "c")
+    assert model.predict(folder / left[0]).top(1)[0][0] in "abc"
+    served: list[Any] = []
+    monkeypatch.setattr("linnaeus.serve.server.serve", lambda service, *others: served.append(service))
+    monkeypatch.setattr("linnaeus.label.server.serve", lambda server, listener, *others: served.append(server))
+    commands = [shlex.split(command) for command in shown]
+    assert [command[1] for command in commands] == ["evaluate", "serve", "predict", "label"]
+    for command in commands:
+        place = ("--port", "0") if command[1] in ("serve", "label") else ()
+        said = say(*command[1:], *place)
+        assert said.status == 0, said.err
+    assert len(served) == 2
+    assert served[1].session.features.paths == left
 
 
 def test_the_token_is_asked_for_and_leaves_the_address(tmp_path: Path, start: Start, open_page: Open) -> None:

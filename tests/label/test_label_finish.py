@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from labelling import Page, opened, photos
-from tiny import write_tiny_model
-
-import linnaeus
-from linnaeus.label.backbone import of_run
 
 
 def source_of(page: Page) -> list[dict[str, str]]:
@@ -101,39 +96,6 @@ def test_finish_trains_on_the_labels_and_says_what_comes_next(
         assert state["error"] == ("error: no space left" if fails else "")
         assert run.is_dir() is not fails
         assert (f"linnaeus serve {run}" in state["commands"]) is not fails
-
-
-@pytest.mark.long
-def test_finish_writes_a_run_that_the_printed_commands_work_with(
-    tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The network is that of a small model for gray images; nothing else is replaced but the servers' loops."""
-    backbone = of_run(write_tiny_model(tmp_path / "small.safetensors", classes=("a", "b", "c")), "cpu")
-    folder = photos(tmp_path / "photos", each=24)
-    with opened(folder, backbone=backbone) as page:
-        page.settle()
-        label_all(page, 66)
-        run = Path(page.put_json("/api/finish")["run"])
-        page.server.finish.wait()
-        state = page.get_json("/api/state")["finish"]
-        features = page.server.session.features
-        left = [path for path in features.paths if path not in page.server.session.labels]
-    assert state["error"] == "", state["lines"]
-    assert {"model.safetensors", "report.html", "metrics.json", "recipe.toml"} <= {file.name for file in run.iterdir()}
-    model = linnaeus.load(run)
-    assert model.classes == ("a", "b", "c")
-    assert model.predict(folder / left[0]).top(1)[0][0] in "abc"
-    served = []
-    monkeypatch.setattr("linnaeus.serve.server.serve", lambda service, *others: served.append(service))
-    monkeypatch.setattr("linnaeus.label.server.serve", lambda server, listener, *others: served.append(server))
-    commands = [shlex.split(command) for command in state["commands"]]
-    assert [command[1] for command in commands] == ["evaluate", "serve", "predict", "label"]
-    for command in commands:
-        place = ("--port", "0") if command[1] in ("serve", "label") else ()
-        said = say(*command[1:], *place)
-        assert said.status == 0, said.err
-    assert len(served) == 2
-    assert served[1].session.features.paths == left
 
 
 def test_without_images_to_review_the_review_is_not_printed(tmp_path: Path):

@@ -15,6 +15,9 @@ from linnaeus.label.learner import Learned
 from linnaeus.metrics.intervals import wilson
 
 SURE = 0.99
+LEVELS = (0.95, 0.98, SURE, 0.999)
+"""Probabilities that the page offers as the least of a batch."""
+
 KEPT = 8  # batches that are remembered
 VERIFY = 20
 """Images of a batch that a person must look at before the rest is accepted."""

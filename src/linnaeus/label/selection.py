@@ -6,7 +6,7 @@ farthest from all labelled ones, the greedy 2-approximation of k-center (Gonzale
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +27,12 @@ CONFIDENT_LABELS = 2
 
 MIN_GROUP = 4  # images of a proposed class
 MAX_FAR = 1024
-SIMILAR_KIND = SIMILAR / 2  # cosine of two images of one kind, after centering
+SIMILAR_KIND = SIMILAR / 2
+"""Cosine of two centered features from which on images may be of one kind.
+
+Among the 23 most similar of 350 unlabelled images (ResNet-50), 46 % are of the same class on flowers16 and 39 % on
+food10; of those above this bound 69 % and 77 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,13 @@ class Pool:
         new = np.array(sorted(known - self.taught), np.int64)
         return replace(self, closest=_closest(learner, self.vectors, new, self.closest), taught=known)
 
-    def share_of_sure(self, learned: Learned, at_least: float) -> float:
-        """Share of the pool whose most probable class is at least so probable; 0 for an empty pool."""
+    def share_of_sure(self, learned: Learned, levels: Sequence[float]) -> dict[float, float]:
+        """Level -> share of the pool whose most probable class is at least so probable; 0 for an empty pool."""
         open_rows = self.rows[~np.isin(self.rows, learned.rows)]
         if learned.answers is None or not len(open_rows):
-            return 0.0
-        return float((learned.answers.probabilities(open_rows).max(1) >= at_least).mean())
+            return dict.fromkeys(levels, 0.0)
+        top = learned.answers.probabilities(open_rows).max(1)
+        return {level: float((top >= level).mean()) for level in levels}
 
     @classmethod
     def _filled(cls, learner: Learner, taught: np.ndarray) -> Pool:
@@ -202,8 +208,11 @@ def _first(images: Iterable[int], alike: Set[int], reason: str) -> Question | No
     return None if rest is None else Question(rest, reason)
 
 
-def most_alike(learner: Learner, image: int, barred: Set[int], n: int) -> list[int]:
-    """The n images most similar to `image` that are not in `barred`, the most similar first."""
+def most_alike(learner: Learner, image: int, barred: Set[int], n: int) -> list[tuple[int, bool]]:
+    """The n images most similar to `image` that are not in `barred`, the most similar first.
+
+    Each with whether it is similar enough to be of the same kind.
+    """
     features = learner.features
     rows = np.flatnonzero(features.ready)
     rows = rows[~np.isin(rows, [image, *barred])]
@@ -212,7 +221,7 @@ def most_alike(learner: Learner, image: int, barred: Set[int], n: int) -> list[i
     own = learner.vectors(np.array([image]))[0]
     cosine = np.concatenate([learner.vectors(rows[k : k + POOL]) @ own for k in range(0, len(rows), POOL)])
     nearest = np.argsort(-cosine, kind="stable")[:n]
-    return rows[nearest].tolist()
+    return [(int(rows[k]), bool(cosine[k] >= SIMILAR_KIND)) for k in nearest.tolist()]
 
 
 def new_groups(learner: Learner, pool: Pool, learned: Learned, taken: Set[int]) -> list[list[int]]:

@@ -14,7 +14,7 @@ import numpy as np
 from linnaeus.console import Console
 from linnaeus.data.class_names import class_name, natural_order, printable
 from linnaeus.errors import UserError
-from linnaeus.label.acceptance import SURE, Batches
+from linnaeus.label.acceptance import LEVELS, Batches
 from linnaeus.label.course import Course
 from linnaeus.label.estimate import Audit
 from linnaeus.label.features import Features
@@ -37,8 +37,8 @@ class View:
     groups: tuple[list[int], ...] = ()
     """Images far from all classes, which may be of a new one."""
     suspects: tuple[Suspect, ...] = ()
-    sure: int = 0
-    """About how many unlabelled images a batch would hold, by the share of the pool."""
+    sure: Mapping[float, int] = field(default_factory=lambda: dict.fromkeys(LEVELS, 0))
+    """Level -> about how many unlabelled images a batch would hold, by the share of the pool."""
     version: int = 0
     """Grows whenever the figures have changed."""
 
@@ -182,8 +182,8 @@ class Session:
         found = self.features.near_duplicates(image).tolist()
         return [i for i in found if self.features.paths[i] not in self.labels]
 
-    def alike(self, image: int, n: int) -> list[int]:
-        """The n unlabelled images most similar to an image."""
+    def alike(self, image: int, n: int) -> list[tuple[int, bool]]:
+        """The n unlabelled images most similar to an image, each with whether it may be of the same kind."""
         self._path(image)
         return most_alike(self.learner, image, {*self.features.unreadable, *self._labelled()}, n)
 
@@ -233,7 +233,8 @@ class Session:
         groups = new_groups(self.learner, pool, learned, {self.position[p] for p in labels if p in self.position})
         suspects = learned.suspects()
         unlabelled = int(self.features.ready.sum()) - len(learned.rows)
-        sure = round(pool.share_of_sure(learned, SURE) * unlabelled)
+        shares = pool.share_of_sure(learned, LEVELS)
+        sure = {level: round(share * unlabelled) for level, share in shares.items()}
         self.view = View(learned, pool, tuple(groups), tuple(suspects), sure, self.view.version + 1)
         if learned.estimate is not None:
             self.course.add(sum(label.provenance != ACCEPTED for label in labels.values()), learned.estimate)

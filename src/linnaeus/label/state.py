@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from linnaeus.label.acceptance import SURE
 from linnaeus.label.estimate import AUDIT_EVERY, AUDIT_FIRST, ENOUGH
 from linnaeus.label.finish import Finish
 from linnaeus.label.journal import ACCEPTED, HUMAN, UNKNOWN
@@ -73,7 +74,8 @@ def describe(server: LabelServer) -> dict[str, Any]:
         },
         "course": session.course.thinned(),
         "milliseconds": round(1000 * learned.seconds, 1),
-        "sure": view.sure,
+        "sure": view.sure[SURE],
+        "sure_at": {str(level): n for level, n in view.sure.items()},
         "suspects": len(session.suspects()),
         "groups": [len(group) for group in view.groups],
         "reviews": session.learner.model is not None,

@@ -95,7 +95,7 @@ function classButton(name, key) {
 }
 
 const BREAKABLE = /(?<=[_./])(?=[^_./])/u; // a line of a name may end here, besides at spaces
-const WORD = { wide: 88, full: 230 }; // pixels of a word for which a button of one or two columns is too narrow
+const WORD = { wide: 92, full: 230 }; // pixels of a word for which a button of one or two columns is too narrow
 
 // The parts of a name, with places between them where a line may end.
 const breakable = (name) => name.split(BREAKABLE).flatMap((part, k) => (k ? [element("wbr"), part] : [part]));

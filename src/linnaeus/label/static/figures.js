@@ -99,7 +99,7 @@ function drawTable({ classes, unknown }) {
   const judged = classes.filter(({ held_out: h }) => h && h[1] >= 3);
   const weakest = judged.length > 1 ? judged.reduce((a, b) => (b.held_out[0] / b.held_out[1] < a.held_out[0] / a.held_out[1] ? b : a)) : null;
   const weak = weakest && weakest.held_out[0] < weakest.held_out[1] ? weakest.name : null;
-  const rows = classes.map(({ name, n, held_out: h }) => ({ name, n, judged: h ? t("of", { n: h[0], of: h[1] }) : "–", weak: name === weak }));
+  const rows = classes.map(({ name, n, held_out: h }) => ({ name, n, judged: h?.[1] ? t("of", { n: h[0], of: h[1] }) : "–", weak: name === weak }));
   if (unknown) rows.push({ name: UNKNOWN, n: unknown, judged: "", weak: false });
   const text = JSON.stringify([rows, language]);
   $("per-class").hidden = !rows.length;
@@ -117,12 +117,14 @@ function tableRow({ name, n, judged, weak }) {
     element("td", { class: "number" }, count(n)), element("td", { class: "number muted" }, judged));
 }
 
-function drawProposals({ suspects, groups, accuracy, labelled, images, sure }) {
+function drawProposals({ suspects, groups, accuracy, sure_at: sure }) {
   $("review-suspects").hidden = !suspects;
   $("suspects-text").textContent = t("suspects", { n: suspects });
   $("review-group").hidden = !groups.length;
   $("group-text").textContent = groups.length ? t("group", { n: groups[0] }) : "";
-  $("review-batch").hidden = !accuracy || labelled >= images;
-  $("batch-text").textContent = sure == null || $("sure").value !== "0.99" ? t("batch_any") : t("batch_n", { n: sure });
+  $("review-batch").hidden = !accuracy || !Object.values(sure).some(Boolean);
+  const n = sure[$("sure").value];
+  $("batch-text").textContent = t("batch_n", { n });
+  $("go-batch").disabled = !n;
   $("proposals").hidden = $("review-suspects").hidden && $("review-group").hidden && $("review-batch").hidden;
 }

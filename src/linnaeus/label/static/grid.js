@@ -13,7 +13,8 @@ async function fetchGrid(name, title, address, preselect) {
 }
 
 function openGrid(name, title, cards, preselect) {
-  setTask({ name, title, cards, selected: new Set(preselect ? cards.map(({ image }) => image) : []) });
+  const chosen = preselect ? cards.filter(({ same }) => same !== false) : []; // not what is too unlike for one kind
+  setTask({ name, title, cards, selected: new Set(chosen.map(({ image }) => image)) });
   $("grid").querySelector("button")?.focus();
 }
 

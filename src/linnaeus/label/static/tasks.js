@@ -29,6 +29,7 @@ function proposal() {
 function setTask(task) {
   app.task = task;
   drawTask();
+  if ($("task").getBoundingClientRect().top < 0) $("task").scrollIntoView(); // on a phone, proposals are far below
 }
 
 function askQuestions() {
