@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub: configuration, preprocessing, license, and the address of the weights.
+"""Repositories of the Hugging Face hub: configuration, preprocessing and license.
 
 What the hub says is recorded beside the weights, so that it is asked once. A folder that holds a copy of a repository
 (`config.json`, `preprocessor_config.json`, `README.md`, `model.safetensors`) needs no network at all.
@@ -23,8 +23,6 @@ from linnaeus.models.weight_records import key_of, read_record, write_record
 PREFIX = "hf/"
 HUB = "https://huggingface.co"
 CONFIG, PREPROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of the weights in a repository, in order of preference: safetensors cannot hold code."""
 TIMEOUT = 10.0  # seconds until the hub begins to answer
 
 WELL_KNOWN = (
@@ -58,20 +56,6 @@ class Repository:
     license: str = ""
     gated: bool = False
     """Whether the authors ask for consent before a download."""
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """The weights of a repository on the hub."""
-
-    url: str
-    sha256: str
-    """Empty if the hub does not state it."""
-    file: str
-    """Its name in the local folder of weights."""
-    size: int | None = None
-    token: str | None = None
-    """What the host of `url` has to be sent; None for other hosts."""
 
 
 def endpoint() -> str:
@@ -189,31 +173,6 @@ def license_of(name: str, repo: str) -> tuple[str, bool]:
     entries = {} if card is None else card.to_dict()
     tag = next((t.removeprefix("license:") for t in getattr(info, "tags", None) or [] if t.startswith("license:")), "")
     return _license(entries) or tag, bool(getattr(info, "gated", False))
-
-
-def weights_file(name: str, repo: str, key: str) -> RemoteFile:
-    """The weights of a repository on the hub, to be stored as KEY.safetensors or KEY.pth.
-
-    Raises UserError, with the next step, if they cannot be had.
-    """
-    hub = client(name)
-    for file in FILES:
-        url = hub.hf_hub_url(repo, file, endpoint=endpoint())
-        try:
-            about = hub.get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())
-        except Exception as error:
-            if not isinstance(error, hub.errors.RemoteEntryNotFoundError):
-                raise explain(name, repo, error) from None
-            continue
-        checksum = about.etag if about.etag and re.fullmatch(r"[0-9a-f]{64}", about.etag) else ""
-        # The redirect to the hub's storage is signed; the token is for the hub alone.
-        own = about.location.startswith(f"{endpoint()}/")
-        suffix = ".safetensors" if file == FILES[0] else ".pth"
-        return RemoteFile(about.location, checksum, f"{key}{suffix}", about.size, hub.get_token() if own else None)
-    raise UserError(
-        f"{name}: has no {FILES[0]} (or its weights are divided into several files); merge them into one, then run: "
-        f"linnaeus weights import {name} FOLDER/{FILES[0]}"
-    )
 
 
 def explain(name: str, repo: str, error: Exception) -> UserError:

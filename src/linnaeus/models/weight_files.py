@@ -16,6 +16,7 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.models.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, PretrainedWeights
+from linnaeus.models.sharded_weights import is_index, open_shards
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts store the weights in a checkpoint that holds other things too."""
@@ -69,13 +70,17 @@ class WeightsInfo:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     """Read the tensors of a file, floating-point ones as float32, and what the file says about them.
 
-    `.safetensors` files are read as such, all others as torch files in the tensors-only mode. The weights may be nested
-    under a key such as `state_dict`, and their names may start with `module.`.
+    `.safetensors` files are read as such, an index of them with its shards, all others as torch files in the
+    tensors-only mode. The weights may be nested under a key such as `state_dict`, and their names may start with
+    `module.`.
     Raises UserError, naming the file, if it is missing, damaged, or holds anything but tensors.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such weights file")
-    if path.suffix == ".safetensors":
+    if is_index(path):
+        with open_shards(path) as shards:
+            tensors, info = {name: file.get_tensor(name) for name, file in shards.items()}, WeightsInfo()
+    elif path.suffix == ".safetensors":
         tensors, info = _read_safetensors(path)
     else:
         tensors, info = _read_torch(path), WeightsInfo()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from linnaeus.environment import mirror, offline
 from linnaeus.errors import JobError, UnknownNameError, UserError, did_you_mean
 from linnaeus.files import atomic, disk_errors
 from linnaeus.models import hub
+from linnaeus.models.hub_files import Fetch, Progress, RemoteFile, RemoteShards, download, weights_file
 from linnaeus.models.importable import check_importable
 from linnaeus.models.libraries import LIBRARIES, library_of
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.models.sharded_weights import copy_weights, is_index, weights_in
 from linnaeus.models.weight_files import read_weights
 from linnaeus.models.weight_records import (
     key_of,
@@ -26,16 +26,6 @@ from linnaeus.models.weight_records import (
     write_record,
 )
 from linnaeus.text import align
-
-Progress = Callable[[int, int | None], None]
-"""Callback(bytes done, total bytes); the total is None if the server does not state it."""
-
-
-class Fetch(Protocol):
-    """The download function, `linnaeus.data.download.fetch`; passed in because models do not import `data`."""
-
-    def __call__(self, urls: str, destination: Path, *, sha256: str | None, progress: Progress | None) -> Path: ...
-
 
 # Finding and listing
 
@@ -121,13 +111,10 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
         return verify(entry, path)
     if not entry.url:
         raise UserError(f"{name}: has no download address; get the file and run: linnaeus weights import {name} FILE")
-    source = _remote_file(entry) if library_of(name) else hub.RemoteFile(*download_address(entry))
+    source = _remote_file(entry) if library_of(name) else RemoteFile(*download_address(entry))
     target = weights_dir() / source.file
-    options: dict[str, Any] = {} if source.size is None else {"size": source.size}
-    if source.token:
-        options["token"] = source.token
     try:
-        fetch(source.url, target, sha256=source.sha256 or None, progress=progress, **options)
+        download(source, target, fetch, progress)
     except UserError as error:
         reason = getattr(error, "reason", str(error))
         raise JobError(
@@ -142,13 +129,13 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
     return target
 
 
-def _remote_file(entry: PretrainedWeights) -> hub.RemoteFile:
+def _remote_file(entry: PretrainedWeights) -> RemoteFile | RemoteShards:
     """Where the weights of a library's network are on the hub, by its own statement where it can be asked."""
-    alone = hub.RemoteFile(entry.url, "", f"{entry.key}.safetensors")
+    alone = RemoteFile(entry.url, "", f"{entry.key}.safetensors")
     if offline():
         return alone  # the download says so
     try:
-        return hub.weights_file(entry.name, entry.hub, entry.key)
+        return weights_file(entry.name, entry.hub, entry.key)
     except UserError:
         if mirror():
             return alone
@@ -183,7 +170,7 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
     all tensors fit and the header does not contradict the table; a note says that the content is not verified.
     """
     path = path.expanduser()
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = weights_in(path) if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: there is no such file to import as {name}")
     library = library_of(name)
@@ -195,16 +182,17 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
         target = weights_dir() / entry.file
     else:
         check_importable(entry, path, checksum)
-        target = weights_dir() / f"{entry.key}{'.safetensors' if path.suffix == '.safetensors' else '.pth'}"
+        safe = path.suffix == ".safetensors" or is_index(path)
+        target = weights_dir() / f"{entry.key}{'.safetensors' if safe else '.pth'}"
         what = "not the published file" if entry.sha256 else "no checksum is published for them"
         notes.append(
             f"{what} (its SHA-256 begins with {checksum[:8]}), but all tensors fit: imported without verification"
         )
     if path.absolute() != target:
         with atomic(target) as temporary:
-            shutil.copyfile(path, temporary)
+            copy_weights(path, temporary)
     if not recognized:
-        store_checksum(entry, target.name, checksum)
+        store_checksum(entry, target.name, sha256_of(target) if is_index(path) else checksum)
     else:
         _remember(entry, target)
     if library is not None:

@@ -10,11 +10,13 @@ from typing import Any
 from linnaeus.errors import UserError
 from linnaeus.models import arguments_of, constructor, create
 from linnaeus.models.adapt import adapt_tensors, check_shortcut, recognize_model, trained_arguments
+from linnaeus.models.hub_files import Fetch, Progress
 from linnaeus.models.libraries import library_of
 from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
+from linnaeus.models.sharded_weights import weights_in
 from linnaeus.models.weight_files import WeightsInfo, read_weights
-from linnaeus.models.weight_store import Fetch, Progress, find, lookup, pull, sha256_of, verify
+from linnaeus.models.weight_store import find, lookup, pull, sha256_of, verify
 
 
 @dataclass
@@ -149,7 +151,7 @@ def _merged(info: WeightsInfo, other: WeightsInfo | None) -> WeightsInfo:
 def _file_of(weights: str) -> Path | None:
     """The file that `weights` refers to, perhaps in a run folder; None for the name of pretrained weights."""
     file = Path(weights).expanduser()
-    file = file / "model.safetensors" if file.is_dir() else file
+    file = weights_in(file) if file.is_dir() else file
     named = weights in PRETRAINED or not (file.is_file() or file.suffix in (".safetensors", ".pth", ".pt", ".bin"))
     return None if named else file
 
