@@ -184,17 +184,17 @@ class Console:
             stream.flush()
 
     @contextmanager
-    def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
+    def progress(self, description: str, unit: str = "images") -> Iterator[Advance]:
         """A progress bar on a terminal; elsewhere a line after 30 s, then at most one for every tenth."""
         if self.quiet:
             yield lambda done, total, note="": None
         elif not self.terminal:
-            yield self._plain(what, unit)
+            yield self._plain(description, unit)
         else:
-            with self._rich(what, unit) as advance:
+            with self._rich(description, unit) as advance:
                 yield advance
 
-    def _plain(self, what: str, unit: str, every: float = 30.0) -> Advance:
+    def _plain(self, description: str, unit: str, every: float = 30.0) -> Advance:
         started = last = time.monotonic()
         first: tuple[int, float] | None = None  # a resumed pass does not begin at nothing, so speed counts from here
         due = 0.0  # the share from which on the next line is due
@@ -210,12 +210,12 @@ class Console:
             speed = (done - first[0]) / (now - first[1]) if now > first[1] else done / (now - started)
             left = f", about {duration((total - done) / speed)} left" if total and speed > 0 else ""
             of_total = f" of {total} ({percent(share, 0)})" if total else ""
-            self.say(f"{what}: {done}{of_total} {unit}, {_rate(speed)}{left}{'  ' + note if note else ''}")
+            self.say(f"{description}: {done}{of_total} {unit}, {_rate(speed)}{left}{'  ' + note if note else ''}")
 
         return advance
 
     @contextmanager
-    def _rich(self, what: str, unit: str) -> Iterator[Advance]:
+    def _rich(self, description: str, unit: str) -> Iterator[Advance]:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -228,7 +228,7 @@ class Console:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=RichConsole(file=cast(TextIO, self.stream)), transient=True) as bar:
-            task = bar.add_task(what, total=None, note="")
+            task = bar.add_task(description, total=None, note="")
             self._bar = bar
             try:
                 yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
@@ -255,9 +255,9 @@ def _rate(speed: float) -> str:
     return f"{speed:.0f} a second" if speed >= 1 else f"{60 * speed:.2g} a minute"
 
 
-def counted(n: int, what: str) -> str:
+def counted(n: int, noun: str) -> str:
     """`1 image`, `2 images`."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def duration(seconds: float) -> str:

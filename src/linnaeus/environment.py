@@ -14,8 +14,8 @@ BUDGET_GB = 50.0
 
 def cache_dir() -> Path:
     """The folder of downloaded and computed files: `LINNAEUS_CACHE`, or the system's folder for caches."""
-    given = os.environ.get("LINNAEUS_CACHE")
-    return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("linnaeus"))
+    path = os.environ.get("LINNAEUS_CACHE")
+    return Path(path).expanduser().absolute() if path else Path(platformdirs.user_cache_dir("linnaeus"))
 
 
 def cache_budget() -> int:

@@ -96,10 +96,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`. Raises TypeError or UserError where something is missing or does not fit."""
-        given: dict[str, Any] = {
+        settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        return cls(**given)
+        return cls(**settings)
 
 
 def denormalise(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:

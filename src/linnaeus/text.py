@@ -123,9 +123,9 @@ def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:
     return f"<table><caption>{html.escape(title)}</caption><tbody>{body}</tbody></table>"
 
 
-def selection_title(shown: int, total: int, what: str, mistakes_shown: int, mistakes: int) -> str:
+def selection_title(shown: int, total: int, noun: str, mistakes_shown: int, mistakes: int) -> str:
     """The title of a grid that shows some of several images: `64 of 100 images shown, the 7 mistakes first`."""
-    title = f"{total:,} {what}" if shown == total else f"{shown:,} of {total:,} {what} shown"
+    title = f"{total:,} {noun}" if shown == total else f"{shown:,} of {total:,} {noun} shown"
     if mistakes_shown < mistakes:
         return f"{title}, the {mistakes_shown:,} most confident of {mistakes:,} mistakes first"
     if mistakes:

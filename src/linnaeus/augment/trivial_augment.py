@@ -66,6 +66,6 @@ def draw_trivial(seed: int, epoch: int, indices: np.ndarray) -> Trivial:
     sign = np.where(u[:, 2] < 0.5, 1.0, -1.0)
     strength = np.zeros(len(operation))
     for name, values in STRENGTHS.items():
-        mine = operation == OPERATIONS.index(name)
-        strength[mine] = values[bins[mine]] * (1.0 if name in UNSIGNED else sign[mine])
+        chosen = operation == OPERATIONS.index(name)
+        strength[chosen] = values[bins[chosen]] * (1.0 if name in UNSIGNED else sign[chosen])
     return Trivial(operation, strength)

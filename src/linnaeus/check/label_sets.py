@@ -40,14 +40,14 @@ def rank_pairs(labels: np.ndarray, probabilities: np.ndarray) -> PairRanking:
 
     The most suspicious is the pair whose given state is least probable (self-confidence).
     """
-    given = np.where(labels, probabilities, 1 - probabilities)
+    agreement = np.where(labels, probabilities, 1 - probabilities)
     with np.errstate(invalid="ignore", divide="ignore"):
         present = (probabilities * labels).sum(0) / labels.sum(0)
         absent = ((1 - probabilities) * ~labels).sum(0) / (~labels).sum(0)
-    opposite = 1 - given
+    opposite = 1 - agreement
     confident = opposite >= np.where(labels, absent, present)  # NaN, of a label without images, is reached by none
-    image, label = np.nonzero(opposite > given)
-    order = np.argsort(given[image, label], kind="stable")
+    image, label = np.nonzero(opposite > agreement)
+    order = np.argsort(agreement[image, label], kind="stable")
     image, label = image[order], label[order]
     return PairRanking(image, label, confident[image, label])
 

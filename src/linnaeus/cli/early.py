@@ -180,8 +180,8 @@ def check_source(source: str, lists: Mapping[str, str | None] | None = None) -> 
     if not exists and source.lower().startswith(("http://", "https://")):
         return
     if not exists or (lists is not None and _is_small(path)):
-        given = {split: name for split, name in (lists or {}).items() if (split, name) != ("valid", "test")}
-        open_source(source, train=given.get("train"), valid=given.get("valid"), test=given.get("test"))
+        files = {split: name for split, name in (lists or {}).items() if (split, name) != ("valid", "test")}
+        open_source(source, train=files.get("train"), valid=files.get("valid"), test=files.get("test"))
 
 
 def _is_small(path: Path) -> bool:

@@ -129,23 +129,23 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
     from linnaeus.metrics.label_assessment import LabelAssessment
     from linnaeus.report import evaluation_text, label_text
 
-    found, classifier = evaluation.assessment, evaluation.classifier
-    echo(f"{evaluation.split} of {evaluation.images.source}: {counted(found.metrics.n, 'image')}\n")
-    if isinstance(found, LabelAssessment):
-        echo(label_text.render(found, classifier.names))
+    assessment, classifier = evaluation.assessment, evaluation.classifier
+    echo(f"{evaluation.split} of {evaluation.images.source}: {counted(assessment.metrics.n, 'image')}\n")
+    if isinstance(assessment, LabelAssessment):
+        echo(label_text.render(assessment, classifier.names))
     else:
-        echo(evaluation_text.render(found, classifier.names))
+        echo(evaluation_text.render(assessment, classifier.names))
     if evaluation.validation is not None:
-        what = "" if classifier.several else "accuracy "
-        echo(f"\nimages that selected the model, reported separately: {what}{evaluation.validation}")
+        metric = "" if classifier.several else "accuracy "
+        echo(f"\nimages that selected the model, reported separately: {metric}{evaluation.validation}")
     if evaluation.column:
         echo(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
-    for each in outside:
-        echo(f"\n{each.render()}")
+    for rejection in outside:
+        echo(f"\n{rejection.render()}")
     if outside and (line := near_line(classifier)):
         echo(f"\n{line}")
     if json_file:
-        more = {"outside": [each.to_dict() for each in outside]} if outside else {}
+        more = {"outside": [rejection.to_dict() for rejection in outside]} if outside else {}
         write_text(Path(json_file), evaluation.to_json(more))
 
 

@@ -182,8 +182,8 @@ class ExplainedImage:
         p, e = self.explanation.prediction, self.explanation
         other = "" if e.target == p.index else f"  for {e.name} ({percent(e.probability)})"
         if p.thresholds is not None:
-            other, given = f"  for {e.name} ({percent(e.probability)})", ", ".join(p.labels) or "no label"
-            head = f"{given:<24}  {p.path}{other}  -> {self.sheet}"
+            other, labels = f"  for {e.name} ({percent(e.probability)})", ", ".join(p.labels) or "no label"
+            head = f"{labels:<24}  {p.path}{other}  -> {self.sheet}"
         else:
             name = f"unsure ({p.name})" if p.unsure else p.name
             head = f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}  -> {self.sheet}"

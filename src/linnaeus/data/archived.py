@@ -59,5 +59,7 @@ def top_folder(path: Path) -> tuple[Path, list[str]]:
 def _is_parent(entry: Any) -> bool:
     """Whether a folder holds folders or a table, and no images of its own."""
     inside = list(tree.scan(entry.path))
-    suffixes = {Path(each.name).suffix.lower() for each in inside if not each.is_dir()}
-    return suffixes.isdisjoint(IMAGE_SUFFIXES) and (any(each.is_dir() for each in inside) or bool(suffixes & {*TABLES}))
+    suffixes = {Path(member.name).suffix.lower() for member in inside if not member.is_dir()}
+    return suffixes.isdisjoint(IMAGE_SUFFIXES) and (
+        any(member.is_dir() for member in inside) or bool(suffixes & {*TABLES})
+    )

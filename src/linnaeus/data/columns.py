@@ -92,10 +92,10 @@ def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int
     for line, cells in rows:
         names = [name for name in columns if BOOLEANS[cells[name].strip().lower()]]
         if len(names) != 1:
-            what = f"classes {listed(names)}" if names else "no class"
+            classes = f"classes {listed(names)}" if names else "no class"
             raise UserError(
-                f"{file}:{line}: the columns {listed(columns)} give this image {what}; exactly one class per image is "
-                "supported: correct the row, write a column label with the class to learn, or learn several labels per "
+                f"{file}:{line}: the columns {listed(columns)} give this image {classes}; exactly one class per image "
+                "is supported: correct the row, write a column label with the class to learn, or learn several labels per "
                 "image with --set data.task=multi-label"
             )
         labels[line] = names[0]

@@ -139,7 +139,7 @@ def _rows(path: Path, columns: list[str], records: list[Row], split: str, group:
         rows.groups = [cells[wanted].strip() for _, cells in records]
     else:
         values = {name: {cells[name].strip() for _, cells in records} for name in rest if BELONGS.fullmatch(name)}
-        rows.offered = tuple(name for name, found in values.items() if 1 < len(found) < len(records))
+        rows.offered = tuple(name for name, distinct in values.items() if 1 < len(distinct) < len(records))
     if not rows.texts:
         raise UserError(f"{path}: lists no images; write a line for each below the header")
     notes = [f"path is read from column {image!r}"] if image != "path" else []

@@ -214,8 +214,8 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
 
 def _refuse_too_large(name: str, image: Image.Image, cost: int, limit: int) -> None:
     if cost > limit:
-        what = f"{image.width} x {image.height} pixels in {image.format}"
-        raise UnreadableError(name, f"too large: {what} need too much memory to decode", kind="too-large")
+        description = f"{image.width} x {image.height} pixels in {image.format}"
+        raise UnreadableError(name, f"too large: {description} need too much memory to decode", kind="too-large")
 
 
 def _orientation(image: Image.Image) -> int:

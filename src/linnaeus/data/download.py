@@ -93,9 +93,9 @@ class Wanted:
         for name, expected in (("sha256", self.sha256), ("md5", self.md5)):
             if expected is not None:
                 with path.open("rb") as file:
-                    found = hashlib.file_digest(file, name).hexdigest()
-                if not found.startswith(expected.lower()):
-                    return f"{name} {found} instead of {expected}"
+                    digest = hashlib.file_digest(file, name).hexdigest()
+                if not digest.startswith(expected.lower()):
+                    return f"{name} {digest} instead of {expected}"
         return None
 
 
@@ -143,8 +143,10 @@ def fetch(
                     reasons.append(f"{urllib.parse.urlsplit(url).hostname}: {error}")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "no space left on the disk; free some and try again" if full else f"cannot be written ({error.strerror})"
-        raise FetchError(what, f"{destination}: {what}") from None
+        reason = (
+            "no space left on the disk; free some and try again" if full else f"cannot be written ({error.strerror})"
+        )
+        raise FetchError(reason, f"{destination}: {reason}") from None
     raise _failed("; ".join(reasons), urls, destination)
 
 

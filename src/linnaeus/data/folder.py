@@ -51,36 +51,38 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
     scan = Scan(root)
     parts = _parts(scan, root)
     notes: list[str] = []
-    found: list[tuple[str, str, list[str]]] = []  # split, class, images
+    class_folders: list[tuple[str, str, list[str]]] = []  # split, class, images
     for split, folder in parts.items():
         folders = [entry.name for entry in _entries(Scan(root), folder)[0]]
         refuse_detection(folder, folders)
         inner = {name: _inner(folder, name) for name in folders}
         refuse_parts(folder, [name for name in folders if inner[name] is not None], _known(inner))
         notes += layout_note(folder, folders, _known(inner))
-        found += [(split, name, images) for name, images in _classes(scan, folder, split).items()]
-        if not any(images for part, _, images in found if part == split):
+        class_folders += [(split, name, images) for name, images in _classes(scan, folder, split).items()]
+        if not any(images for part, _, images in class_folders if part == split):
             raise UserError(_nothing(scan, folder, split, path))
     learns = "train" if "train" in parts else ""
-    for split, name, images in found:
+    for split, name, images in class_folders:
         if split == learns and not images:
             where = os.path.join(parts[split], name)  # noqa: PTH118
             if lenient:
                 scan.passed_over(where, "/")
                 continue
             raise UserError(f"{where}: class folder without images; add some, or remove the folder")
-    identities = natural_order(name for split, name, images in found if images)
+    identities = natural_order(name for split, name, images in class_folders if images)
     shown = display_names(path, identities)
     position = {name: k for k, name in enumerate(shown.classes)}
-    found = [part for part in found if part[2]]
+    class_folders = [part for part in class_folders if part[2]]
     table = Table(
         source,
         "folder",
         shown.classes,
         shown.names,
-        np.repeat([position[name] for _, name, _ in found], [len(images) for *_, images in found]),
-        np.repeat(np.array([split for split, *_ in found], dtype="<U5"), [len(images) for *_, images in found]),
-        paths=tuple(image for *_, images in found for image in images),
+        np.repeat([position[name] for _, name, _ in class_folders], [len(images) for *_, images in class_folders]),
+        np.repeat(
+            np.array([split for split, *_ in class_folders], dtype="<U5"), [len(images) for *_, images in class_folders]
+        ),
+        paths=tuple(image for *_, images in class_folders for image in images),
         ignored=tuple(sorted(scan.ignored)),
         root=root,
         spellings=spelling_variants(scan.written),
@@ -174,14 +176,14 @@ def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
     folders, files = _entries(scan, folder)
     for entry in files:
         scan.passed_over(entry.path)
-    found: dict[str, list[str]] = {}
+    images_by_class: dict[str, list[str]] = {}
     for entry in folders:
         name = class_name(entry.name)
         scan.written.add((split, entry.name))
         if not name:
             raise UserError(f"{entry.path!r}: the name of this class folder is blank; rename it")
-        found.setdefault(name, []).extend(sorted(_images(scan, entry.path)))
-    return found
+        images_by_class.setdefault(name, []).extend(sorted(_images(scan, entry.path)))
+    return images_by_class
 
 
 def _images(scan: Scan, top: str) -> list[str]:
@@ -223,8 +225,8 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
     if archive is not None and not folders:
         return f"{folder}: no images, but an archive; to read the images in it, give {archive} as the source"
     kinds = " ".join(sorted(IMAGE_SUFFIXES))
-    what = f"{len(folders)} folders, but no images" if folders else "an empty folder" if not files else "no images"
-    return f"{folder}: {what} ({kinds}); put the images of each class into a folder of their own"
+    content = f"{len(folders)} folders, but no images" if folders else "an empty folder" if not files else "no images"
+    return f"{folder}: {content} ({kinds}); put the images of each class into a folder of their own"
 
 
 def _refuse_wrapper(path: Path, only: str) -> None:

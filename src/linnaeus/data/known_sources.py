@@ -140,6 +140,18 @@ def missing(name: str) -> list[Remote]:
     return [file for file in KNOWN[name].files if not there(file)]
 
 
+@dataclass(frozen=True)
+class _Offset:
+    """Progress within one file, reported as progress over all of them."""
+
+    report: Progress
+    before: int
+    total: int
+
+    def __call__(self, done: int, _: int | None) -> None:
+        self.report(self.before + done, max(self.total, self.before + done))
+
+
 def pull(name: str, progress: Progress | None = None) -> Path:
     """Download the missing files of a known data set and return its folder; `progress` counts over all files.
 
@@ -151,9 +163,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     total = sum(file.size or 0 for file in files)
     done = 0
     for k, file in enumerate(files):
-        step: Progress | None = None
-        if progress is not None:
-            step = lambda now, _, before=done: progress(before + now, max(total, before + now))
+        step = None if progress is None else _Offset(progress, done, total)
         try:
             path = fetch(
                 [f"{at}/{file.file}" for at in file.at],

@@ -63,9 +63,9 @@ def refuse_parts(folder: str, names: Sequence[str], inner: dict[str, set[str]]) 
     common = _common(names, inner)
     splits = {name for name in common if name.lower() in SPLIT_NAMES}
     if splits or (common and all(GROUPS.fullmatch(name) for name in names)):
-        what = "are splits" if splits else "may be the classes"
+        meaning = "are splits" if splits else "may be the classes"
         raise UserError(
-            f"{folder}: the class folders {listed(names)} all contain {listed(sorted(common))}, which {what}; put "
+            f"{folder}: the class folders {listed(names)} all contain {listed(sorted(common))}, which {meaning}; put "
             f"{'the split above the class, as train/' + names[0] if splits else 'the images into one folder per class'}"
             ", or write a CSV with path, label, split and group"
         )

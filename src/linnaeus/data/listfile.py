@@ -190,8 +190,10 @@ def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[
         keys = [index.get(text, -1) for text in texts]
     if bad is not None:
         assert named is not None
-        what = f"has {len(names)} classes, {min(names)} to {max(names)}" if all(numeric) and names else "lacks it"
-        raise UserError(f"{_place(parts, bad)}: label {clip(texts[bad])}, but {named[0]} {what}; correct one of them")
+        problem = f"has {len(names)} classes, {min(names)} to {max(names)}" if all(numeric) and names else "lacks it"
+        raise UserError(
+            f"{_place(parts, bad)}: label {clip(texts[bad])}, but {named[0]} {problem}; correct one of them"
+        )
     order = sorted(set(keys))
     position = {key: k for k, key in enumerate(order)}
     labels = np.array([position[key] for key in keys], dtype=np.int64)

@@ -136,28 +136,27 @@ class _Writer:
                 progress(self.done.images + len(self.done.left_out), len(self.table))
 
     def _file(self, i: int) -> tuple[str, bytes]:
-        given = self.table.image(i)
-        if isinstance(given, np.ndarray):
-            return ".png", _encoded(given, "PNG")
-        if isinstance(given, str):
-            suffix = os.path.splitext(given)[1].lower()  # noqa: PTH122
-            data = _read(given)
+        image = self.table.image(i)
+        if isinstance(image, np.ndarray):
+            return ".png", _encoded(image, "PNG")
+        if isinstance(image, str):
+            suffix = os.path.splitext(image)[1].lower()  # noqa: PTH122
+            data = _read(image)
         else:
-            suffix, data = PurePosixPath(self.table.sample_id(i)).suffix.lower(), given
+            suffix, data = PurePosixPath(self.table.sample_id(i)).suffix.lower(), image
         suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"
         if self.resize is not None:
-            found = header_size(data)
-            if found is None or min(found) > self.resize:
+            size = header_size(data)
+            if size is None or min(size) > self.resize:
                 row = load_row(data, RowSpec(self.resize, "crop", "bilinear", 3))
-                return ".jpg", _encoded(row, "JPEG", quality=JPEG_QUALITY)
+                return ".jpg", _encoded(row, "JPEG")
         return suffix, data
 
 
-def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
+def _encoded(pixels: np.ndarray, kind: str) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(
-        stream, kind, **options
-    )
+    image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    image.save(stream, kind, quality=JPEG_QUALITY)  # PNG, which is lossless, ignores the quality
     return stream.getvalue()
 
 

@@ -58,11 +58,11 @@ def _open(
     lenient: bool,
 ) -> Table:
     text = str(source)
-    given = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
+    lists = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
     path = Path(text).expanduser()
     if (is_address(text) or shards.RANGE.search(text)) and not path.exists():
-        if given:
-            raise UserError(f"{text}: shards; {listed([*given])} name list files inside a folder")
+        if lists:
+            raise UserError(f"{text}: shards; {listed([*lists])} name list files inside a folder")
         return _with_groups(shards.open_shards(text, text), group)
     try:
         is_folder, is_file, exists = tree.is_folder(path), path.is_file(), path.exists()
@@ -72,12 +72,12 @@ def _open(
         raise UserError("an empty source; give a folder, a list file, a CSV or a known name")
     if is_file and holds_folder(path):
         place, notes = top_folder(path)
-        table = _with_groups(_open_folder(text, place, given, group, labels, lenient), group)
+        table = _with_groups(_open_folder(text, place, lists, group, labels, lenient), group)
         return dataclasses.replace(table, notes=(*notes, *table.notes))
-    if given and not is_folder:
-        raise UserError(f"{text}: not a folder; {listed([*given])} name list files inside a folder")
+    if lists and not is_folder:
+        raise UserError(f"{text}: not a folder; {listed([*lists])} name list files inside a folder")
     if is_folder:
-        return _with_groups(_open_folder(text, path, given, group, labels, lenient), group)
+        return _with_groups(_open_folder(text, path, lists, group, labels, lenient), group)
     if is_file:
         return _with_groups(_open_file(text, path, group, labels), group)
     if exists:
@@ -112,15 +112,15 @@ def is_run_folder(names: Collection[str]) -> bool:
 
 
 def _open_folder(
-    source: str, path: Path, given: dict[str, str], group: str | None, labels: LabelFormat, lenient: bool
+    source: str, path: Path, lists: dict[str, str], group: str | None, labels: LabelFormat, lenient: bool
 ) -> Table:
     """Choose the reader by the content of the folder: binary formats, then list files, then class folders."""
     try:
         names = tree.names(path)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
-    if given:
-        return _open_lists(source, path, given, names, group, labels)
+    if lists:
+        return _open_lists(source, path, lists, names, group, labels)
     if is_run_folder(names):
         raise UserError(f"{source}: a run folder, not images; give the folder of images that the run was trained on")
     if shards.find_shards(path, names):
@@ -159,13 +159,13 @@ def _has_images(folder: Path) -> bool:
 
 
 def _open_lists(
-    source: str, path: Path, given: dict[str, str], names: set[str], group: str | None, labels: LabelFormat
+    source: str, path: Path, lists: dict[str, str], names: set[str], group: str | None, labels: LabelFormat
 ) -> Table:
     """Read list files in a folder: the given ones, and those with the usual names for the other splits."""
     files = {}
     for split in SPLITS:
         usual = next((name for name in LISTS[split] if name in names), None)
-        name = given.get(split, usual)
+        name = lists.get(split, usual)
         if name is not None:
             files[split] = path / name
             if not tree.is_file(files[split]):

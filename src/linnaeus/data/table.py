@@ -78,9 +78,9 @@ class Table:
     number: np.ndarray | None = None  # (n,) int64: its position in that part; where images
 
     def __post_init__(self) -> None:
-        given = [pictures for pictures in (self.paths, self.images, self.members) if pictures is not None]
-        assert len(given) == 1, "a table holds paths, or images, or members"
-        n = len(given[0])
+        contents = [pictures for pictures in (self.paths, self.images, self.members) if pictures is not None]
+        assert len(contents) == 1, "a table holds paths, or images, or members"
+        n = len(contents[0])
         assert len(self.labels) == len(self.split) == n
         assert len(self.classes) == len(self.names)
         assert self.groups is None or len(self.groups) == n
@@ -115,10 +115,10 @@ class Table:
         row = self.labels[i]
         return tuple(self.classes[c] for c in (np.flatnonzero(row) if self.several else [row]))
 
-    def require_one_label(self, what: str) -> None:
+    def require_one_label(self, purpose: str) -> None:
         """Raise UserError, naming `what` cannot be done, for images that may have several labels."""
         if self.several:
-            raise UserError(f"{self.source}: its images have several labels each, which {what} does not support")
+            raise UserError(f"{self.source}: its images have several labels each, which {purpose} does not support")
 
     def where(self, split: str) -> np.ndarray:
         """Indices (k,) int64 of the samples of a split; "" for those not yet split."""
@@ -243,9 +243,9 @@ def checked(table: Table) -> Table:
     for split in ("valid", "test"):
         lost = [table.classes[i] for i in np.flatnonzero(counts.get(split, learned * 0) * (learned == 0))]
         if lost:
-            what = f"class {listed(lost)} is" if len(lost) == 1 else f"classes {listed(lost)} are"
+            subject = f"class {listed(lost)} is" if len(lost) == 1 else f"classes {listed(lost)} are"
             raise UserError(
-                f"{source}: {what} in {split} but not in train; add training images, "
+                f"{source}: {subject} in {split} but not in train; add training images, "
                 f"or remove {'it' if len(lost) == 1 else 'them'} from {split}"
             )
     if table.several:

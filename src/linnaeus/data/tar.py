@@ -93,18 +93,18 @@ def members(name: str, file: BinaryIO, limit: int) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError(f"no tar header at byte {tar.offset:,}")
 
 
-def safe_members(place: str, file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
+def safe_members(place: str, file: BinaryIO, container: str) -> Iterator[tarfile.TarInfo]:
     """The files and folders of a tar, called `what` in messages. Anything else is refused by name."""
     for member in members(place, file, ANY_LENGTH):
         shown = repr(visible(member.name if len(member.name) <= 200 else member.name[:200] + "…"))
         parts = member.name.replace("\\", "/").split("/")
         if member.type in _REFUSED:
             kind = _REFUSED[member.type]
-            raise UserError(f"{place}: member {shown} is {kind}, but {what} holds plain files only; {LINKS}")
+            raise UserError(f"{place}: member {shown} is {kind}, but {container} holds plain files only; {LINKS}")
         if member.issparse() or not (member.isreg() or member.isdir()):
             raise UserError(f"{place}: member {shown} has the unsupported type {member.type!r}; write it again")
         if member.name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":" or member.name == "":
-            raise UserError(f"{place}: member {shown} has a name that leads out of {what}; rename it")
+            raise UserError(f"{place}: member {shown} has a name that leads out of {container}; rename it")
         if member.size > FILE_LIMIT:
             raise UserError(f"{place}: member {shown} claims {member.size:,} bytes, more than any image; remove it")
         yield member

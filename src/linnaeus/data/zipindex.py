@@ -69,11 +69,11 @@ def _check_directory(place: str, file: BinaryIO, length: int, most: int) -> None
     tail = file.read(tail_size)
     end = tail.rfind(_END)
     if end < 0 or len(tail) < end + 22:
-        what = "starts like one, but its end is missing: the download may be incomplete" if length else "it is empty"
+        problem = "starts like one, but its end is missing: the download may be incomplete" if length else "it is empty"
         file.seek(0)
         if file.read(2) != b"PK" and length:
-            what = "it has no directory of files"
-        raise UserError(f"{place}: not a readable zip ({what}); download it again, or pack it again")
+            problem = "it has no directory of files"
+        raise UserError(f"{place}: not a readable zip ({problem}); download it again, or pack it again")
     disk, first_disk, _, _, size, _ = struct.unpack("<4H2L", tail[end + 4 : end + 20])
     if (end64 := tail.rfind(_END64, 0, end)) >= 0 and len(tail) >= end64 + 56 and size == 0xFFFF_FFFF:
         size = struct.unpack("<Q", tail[end64 + 40 : end64 + 48])[0]

@@ -68,8 +68,8 @@ class Gallery:
         pixels = torch.from_numpy(prediction.image)[None].to(self.classifier.device)
         vector = vectors(self.classifier.network, self.classifier.preprocessing.normalise(pixels))[0].cpu()
         # One more than k, because the image itself may be in the gallery.
-        similarity, found = torch.topk(self.vectors @ vector, min(k + 1, len(self)))
-        pairs = zip(found.tolist(), similarity.tolist(), strict=True)
+        similarity, positions = torch.topk(self.vectors @ vector, min(k + 1, len(self)))
+        pairs = zip(positions.tolist(), similarity.tolist(), strict=True)
         return [self._neighbor(at, s) for at, s in pairs if not self._is(prediction.path, at)][:k]
 
     def _neighbor(self, at: int, similarity: float) -> Neighbor:

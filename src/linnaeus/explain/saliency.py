@@ -99,14 +99,14 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
     """
     assert not network.training, "a map is of the network as it predicts: put it into evaluation mode"
     with torch.inference_mode(False), torch.enable_grad():
-        found, logits = network.stage_outputs(x.clone(), stages)
+        outputs, logits = network.stage_outputs(x.clone(), stages)
         score = logits[torch.arange(len(x)), torch.from_numpy(targets)].sum()  # images do not touch each other
-        slopes = torch.autograd.grad(score, [found[stage] for stage in stages])
+        slopes = torch.autograd.grad(score, [outputs[stage] for stage in stages])
     height, width = x.shape[2:]
     where = receptive_field_centers(network, height, width)
     maps = {}
     for stage, slope in zip(stages, slopes, strict=True):
-        slope_map, activation = (network.as_map(stage, y.detach()) for y in (slope, found[stage]))
+        slope_map, activation = (network.as_map(stage, y.detach()) for y in (slope, outputs[stage]))
         assert slope_map is not None
         assert activation is not None
         weighted = (slope_map.mean((2, 3), keepdim=True) * activation).sum(1).relu()
@@ -144,10 +144,10 @@ def map_sizes(network: Network, size: int) -> dict[str, tuple[int, int]]:
     """Stage -> height and width of its map for images of `size` pixels, where that is more than one position."""
     with torch.no_grad():
         at = next(network.parameters()).device
-        found, _ = network.stage_outputs(
+        outputs, _ = network.stage_outputs(
             torch.zeros(1, network.arch["channels"], size, size, device=at), network.stages
         )
-    maps = {stage: network.as_map(stage, y) for stage, y in found.items()}
+    maps = {stage: network.as_map(stage, y) for stage, y in outputs.items()}
     sizes = {stage: (y.shape[2], y.shape[3]) for stage, y in maps.items() if y is not None}
     return {stage: (height, width) for stage, (height, width) in sizes.items() if height * width > 1}
 
@@ -246,15 +246,17 @@ def sanity(network: Network, maps_of: Callable[[Network], np.ndarray], seed: int
     """
     before, twin = maps_of(network), copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    correlations = {}
     for stage in reversed(network.stages):
         with torch.no_grad():
             for name, weights in twin.named_parameters():
                 if twin.stage_of(name) == stage:
                     order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
                     weights.copy_(weights.flatten()[order].view_as(weights))
-        found[stage] = float(np.mean([rank_correlation(a, b) for a, b in zip(before, maps_of(twin), strict=True)]))
-    return found
+        correlations[stage] = float(
+            np.mean([rank_correlation(a, b) for a, b in zip(before, maps_of(twin), strict=True)])
+        )
+    return correlations
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -42,7 +42,7 @@ def composed(network: OnnxBackbone, images: np.ndarray) -> bytes:
 def _with_ends(onnx: Any, model: Any, network: OnnxBackbone) -> bytes:
     """Input in the layout of the graph, then the graph, then pooling and the linear layer."""
     info, helper, arrays = network.info, onnx.helper, onnx.numpy_helper
-    source, found = f"backbone/{info.input}", f"backbone/{info.output}"
+    source, features = f"backbone/{info.input}", f"backbone/{info.output}"
     before: list[Any] = []
     x = "x"
 
@@ -58,7 +58,7 @@ def _with_ends(onnx: Any, model: Any, network: OnnxBackbone) -> bytes:
         x = add(before, "Cast", [x], "ends/half", to=HALF)
     add(before, "Identity", [x], source)
     after: list[Any] = []
-    y = add(after, "Cast", [found], "ends/features", to=onnx.TensorProto.FLOAT)
+    y = add(after, "Cast", [features], "ends/features", to=onnx.TensorProto.FLOAT)
     constants = {"ends/weight": network.fc.weight, "ends/bias": network.fc.bias}
     tensors = [arrays.from_array(t.detach().cpu().numpy(), key) for key, t in constants.items()]
     y = _pooled(network, y, lambda *node, **attributes: add(after, *node, **attributes), tensors, arrays)

@@ -82,7 +82,7 @@ def _head_input(graph: Any, width: int) -> str | None:
             return node.input[0] if width in shape else None
         if node.op_type not in PASSED_ON:
             return None
-        name = next((each for each in node.input if each not in shapes), "")
+        name = next((operand for operand in node.input if operand not in shapes), "")
     return None
 
 

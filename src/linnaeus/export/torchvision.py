@@ -51,8 +51,8 @@ def torchvision_call(network: Network, path: str) -> str:
     arch = network.arch
     name, arguments = arch["name"], arch["arguments"]
     if name not in RESNETS and name != "inception_v1":
-        what = "a network of your own" if name == "custom" else name
-        raise UserError(f"{path}: torchvision has no {what}; {OTHERWISE}")
+        title = "a network of your own" if name == "custom" else name
+        raise UserError(f"{path}: torchvision has no {title}; {OTHERWISE}")
     if network.head_stages:
         stages = " and ".join(network.head_stages)
         raise UserError(f"{path}: its head uses {stages}, and torchvision's {name} only the last; {OTHERWISE}")

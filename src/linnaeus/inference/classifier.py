@@ -119,10 +119,10 @@ class Classifier:
         one; among several its prediction has an `error`. What is no image raises UserError with its type and position.
         """
         several = is_several(images)
-        given = cast(Iterable[Image], images) if several else [cast(Image, images)]
+        sequence = cast(Iterable[Image], images) if several else [cast(Image, images)]
         one = not several and not is_folder(images)
         self.color.take_line()  # of a call that failed
-        predictions = Predictions(self.stream(given if one else expanded(given)))
+        predictions = Predictions(self.stream(sequence if one else expanded(sequence)))
         if line := self.color.take_line():
             warnings.warn(line, stacklevel=2)
         if one:
@@ -207,11 +207,11 @@ class Classifier:
             return label_figures(calibrated, calibrated.probabilities >= self.thresholds)
         return figures(calibrated)
 
-    def require_one_label(self, what: str) -> None:
+    def require_one_label(self, purpose: str) -> None:
         """Raise UserError, naming `what` cannot be done, for a model that gives images several labels."""
         if self.several:
             raise UserError(
-                f"{self.path}: gives images several labels (task multi-label), which {what} does not support; "
+                f"{self.path}: gives images several labels (task multi-label), which {purpose} does not support; "
                 "docs/howto/several-labels.md lists what does"
             )
 

@@ -60,8 +60,8 @@ class MeasuredFigures(Figures):
     measured: MeasuredImages
 
     def __init__(self, measured: MeasuredImages):
-        found = figures(measured.outputs)
-        super().__init__(**{field.name: getattr(found, field.name) for field in fields(found)})
+        result = figures(measured.outputs)
+        super().__init__(**{field.name: getattr(result, field.name) for field in fields(result)})
         object.__setattr__(self, "measured", measured)
 
     def __eq__(self, other: object) -> bool:
@@ -82,16 +82,16 @@ class MeasuredFigures(Figures):
         return figures_html(f"{self.measured.images.split} of {self.measured.images.source}", self)
 
 
-def figures_html(title: str, found: Figures) -> str:
+def figures_html(title: str, result: Figures) -> str:
     """Figures as a small table for notebooks."""
-    low, high = found.accuracy_ci95
+    low, high = result.accuracy_ci95
     return html_table(
         title,
         [
-            ("images", f"{found.n:,}"),
-            ("accuracy", f"{percent(found.accuracy, 2)} ({found.correct:,} of {found.n:,})"),
+            ("images", f"{result.n:,}"),
+            ("accuracy", f"{percent(result.accuracy, 2)} ({result.correct:,} of {result.n:,})"),
             ("95 % interval", f"{percent(low)} to {percent(high)}"),
-            ("balanced accuracy", percent(found.balanced_accuracy, 2)),
-            ("log loss", f"{found.loss:.4f}"),
+            ("balanced accuracy", percent(result.balanced_accuracy, 2)),
+            ("log loss", f"{result.loss:.4f}"),
         ],
     )

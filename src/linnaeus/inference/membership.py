@@ -79,14 +79,14 @@ class Membership:
         An image that was in several counts as seen in training, unless it was also in its `expected` split. One that
         the initial weights were trained on always does.
         """
-        found = np.full(len(contents), "", "<U5")
+        splits = np.full(len(contents), "", "<U5")
         within = {split: np.isin(contents, hashes) & (contents != UNKNOWN) for split, hashes in self.hashes.items()}
         for split in reversed(SPLITS):
-            found[within[split]] = split
+            splits[within[split]] = split
         for split in SPLITS if expected is not None else ():
-            found[within[split] & (expected == split)] = split
-        found[np.isin(contents, self.earlier)] = "train"
-        return found
+            splits[within[split] & (expected == split)] = split
+        splits[np.isin(contents, self.earlier)] = "train"
+        return splits
 
 
 def images_of_weights(weights: str | Path, *, with_head: bool) -> np.ndarray:
@@ -166,5 +166,5 @@ def _splits_by_path(table: Table, file: Path) -> np.ndarray | None:
     folder = os.path.abspath(file.parent)  # noqa: PTH100 - as the table's own paths are made
     known = dict(named) if table.paths is None else {os.path.join(folder, path): split for path, split in named}  # noqa: PTH118
     names = [table.sample_id(i) for i in range(len(table))] if table.paths is None else table.paths
-    found = np.array([known.get(name, "") for name in names], "<U5")
-    return found if (found != "").any() else None
+    splits = np.array([known.get(name, "") for name in names], "<U5")
+    return splits if (splits != "").any() else None

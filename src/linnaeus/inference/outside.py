@@ -101,8 +101,8 @@ class Outside:
         columns = [known.columns(), outside.columns()]
         if len(columns[0]) > 1:
             base = [*columns[0].values()]
-            for each in columns:
-                each["combined"] = combined_scores(base, [*each.values()])
+            for scores in columns:
+                scores["combined"] = combined_scores(base, [*scores.values()])
         inside, other = columns
         limits, judged = thresholds, [*inside][-1]
         through = ~limits.unknown(outside.distance, outside.probability)

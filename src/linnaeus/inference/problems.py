@@ -28,6 +28,6 @@ class FoldedProblems:
 
 def folded(problems: Iterable[tuple[str, str]]) -> list[str]:
     """The lines for (path, reason) of several images."""
-    found = FoldedProblems()
-    lines = [found.add(path, reason) for path, reason in problems]
-    return [line for line in lines if line is not None] + found.rest()
+    summary = FoldedProblems()
+    lines = [summary.add(path, reason) for path, reason in problems]
+    return [line for line in lines if line is not None] + summary.rest()

@@ -75,13 +75,13 @@ class LabelTableWriter:
     def write(self, prediction: Prediction) -> None:
         if prediction.error is not None:
             return  # the command prints a warning instead
-        ranked, given = prediction.ranked(len(prediction.classes)), prediction.given
+        ranked, assigned = prediction.ranked(len(prediction.classes)), prediction.given
         if self.top < len(ranked):
             self.file.write(f"{prediction.path}\n")
             for i, p in ranked[: self.top]:
-                self.file.write(f"{percent(p):>9}  {'yes' if i in given else 'no':<3}  {prediction.names[i]}\n")
+                self.file.write(f"{percent(p):>9}  {'yes' if i in assigned else 'no':<3}  {prediction.names[i]}\n")
             return
-        labels = ", ".join(f"{prediction.names[i]} {percent(p)}" for i, p in ranked if i in given)
+        labels = ", ".join(f"{prediction.names[i]} {percent(p)}" for i, p in ranked if i in assigned)
         self.file.write(f"{prediction.path}  {labels or 'no label'}\n")
 
 

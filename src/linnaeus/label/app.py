@@ -110,8 +110,8 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
     def labelled(label: str, n: Annotated[int, Query(ge=1, le=200)] = 60) -> Response:
         """The images of a class that were labelled last."""
         rows = [(mark.record, path) for path, mark in session.labels.items() if mark.label == label]
-        found = [session.position[path] for _, path in sorted(rows, reverse=True)[:n] if path in session.position]
-        return _json({"images": [card(server, i, "labelled") for i in found]})
+        positions = [session.position[path] for _, path in sorted(rows, reverse=True)[:n] if path in session.position]
+        return _json({"images": [card(server, i, "labelled") for i in positions]})
 
     @app.get("/api/skipped")
     def skipped() -> Response:
@@ -163,9 +163,9 @@ def _add_proposals(app: FastAPI, server: LabelServer) -> None:
     @app.get("/api/suspects")
     def suspects() -> Response:
         """Labelled images whose held-out answer is another class, the surest first."""
-        found = session.suspects()[:SUSPECTS]
-        proposals = [{"suggested": suspect.suggested, "probability": suspect.probability} for suspect in found]
-        cards = [card(server, suspect.image, "suspect") for suspect in found]
+        mistakes = session.suspects()[:SUSPECTS]
+        proposals = [{"suggested": suspect.suggested, "probability": suspect.probability} for suspect in mistakes]
+        cards = [card(server, suspect.image, "suspect") for suspect in mistakes]
         return _json({"images": [shown | more for shown, more in zip(cards, proposals, strict=True)]})
 
     @app.get("/api/groups")

@@ -100,14 +100,14 @@ class Audit:
 
     def questions(self, labels: Mapping[str, Label], excluded: Container[int], n: int) -> list[int]:
         """The next `n` reserved images that no person has labelled."""
-        found: list[int] = []
+        images: list[int] = []
         for i in self.reserved:
             label = labels.get(self.paths[i])
             if (label is None or label.provenance == ACCEPTED) and i not in excluded:
-                found.append(i)
-                if len(found) == n:
+                images.append(i)
+                if len(images) == n:
                     break
-        return found
+        return images
 
 
 def estimate(hits: np.ndarray, groups: np.ndarray) -> Estimate | None:

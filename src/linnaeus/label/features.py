@@ -108,17 +108,17 @@ class Features:
         """Images that are copies of image i or nearly so, (k,) int64, by the rules of `linnaeus check` for copies."""
         if not self.ready[i] or not self.hashes[i, 0]:
             return np.zeros(0, np.int64)
-        own, theirs = self.hashes[i], self.hashes[:, 0]
-        distance = np.minimum(np.bitwise_count(theirs ^ own[0]), np.bitwise_count(theirs ^ own[1]))
+        hashes, theirs = self.hashes[i], self.hashes[:, 0]
+        distance = np.minimum(np.bitwise_count(theirs ^ hashes[0]), np.bitwise_count(theirs ^ hashes[1]))
         close = np.flatnonzero((distance <= COPY_RADIUS) & self.ready & (theirs != 0))
         close = close[close != i]
         return close[self.cosine(i, close) >= SIMILAR] if len(close) else close
 
     def cosine(self, i: int, others: np.ndarray) -> np.ndarray:
         """(k,) float32: similarity of image i and `others`, all of them ready."""
-        x, own = self.values[others].astype(np.float32), self.values[i].astype(np.float32)
-        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(own)
-        return x @ own / np.maximum(norms, 1e-12)
+        x, query = self.values[others].astype(np.float32), self.values[i].astype(np.float32)
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(query)
+        return x @ query / np.maximum(norms, 1e-12)
 
     def _compute(self) -> None:
         try:

@@ -76,12 +76,12 @@ class LabelStore:
 
     def import_csv(self, file: Path) -> int:
         """Take over the labels of another CSV for images that have none. Returns their number."""
-        rows, given = read_csv(file), _provenances(file)
+        rows, provenances = read_csv(file), _provenances(file)
         answers = []
         for text, label, line in zip(rows.texts, rows.labels, rows.lines, strict=True):
             path = self._inside(file, text)
             if path not in self.journal.labels:
-                answers.append(Answer(path, label, given.get(line, IMPORTED)))
+                answers.append(Answer(path, label, provenances.get(line, IMPORTED)))
         if answers:
             self.answer(answers)
         return len(answers)
@@ -189,9 +189,9 @@ def _write_rows(file: Path, rows: Sequence[Sequence[str]]) -> None:
 def _provenances(file: Path) -> dict[int, str]:
     """Line -> provenance, where the file states a known one."""
     reader = csv.DictReader(read_text(file).splitlines(keepends=True))
-    found = {}
+    provenances = {}
     for row in reader:
         value = str(row.get("provenance") or "").strip()
         if value in PROVENANCES:
-            found[reader.line_num] = value
-    return found
+            provenances[reader.line_num] = value
+    return provenances

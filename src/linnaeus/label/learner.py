@@ -90,13 +90,13 @@ class Learned:
             return []
         inside = np.flatnonzero(self.labels < self.held_out.shape[1])
         ranking = rank_labels(self.labels[inside], self.held_out[inside])
-        found = []
+        suspects = []
         for k in ranking.order.tolist():
             label, predicted = int(self.labels[inside[k]]), int(ranking.predicted[k])
             if ranking.confident[k] and predicted != label and ranking.predicted_probability[k] >= DOUBT:
                 names = self.classes[label], self.classes[predicted]
-                found.append(Suspect(int(self.rows[inside[k]]), *names, float(ranking.predicted_probability[k])))
-        return found
+                suspects.append(Suspect(int(self.rows[inside[k]]), *names, float(ranking.predicted_probability[k])))
+        return suspects
 
 
 @dataclass

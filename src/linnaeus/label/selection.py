@@ -218,8 +218,8 @@ def most_alike(learner: Learner, image: int, barred: Set[int], n: int) -> list[t
     rows = rows[~np.isin(rows, [image, *barred])]
     if not features.ready[image] or not len(rows):
         return []
-    own = learner.vectors(np.array([image]))[0]
-    cosine = np.concatenate([learner.vectors(rows[k : k + POOL]) @ own for k in range(0, len(rows), POOL)])
+    query = learner.vectors(np.array([image]))[0]
+    cosine = np.concatenate([learner.vectors(rows[k : k + POOL]) @ query for k in range(0, len(rows), POOL)])
     nearest = np.argsort(-cosine, kind="stable")[:n]
     return [(int(rows[k]), bool(cosine[k] >= SIMILAR_KIND)) for k in nearest.tolist()]
 

@@ -171,16 +171,16 @@ class Session:
         ready = [i for i in images if self.features.ready[i]]
         if answers is None or not ready:
             return {}
-        found = {}
+        guesses = {}
         for i, p in zip(ready, answers.probabilities(np.array(ready, np.int64)), strict=True):
             top = np.argsort(-p, kind="stable")[:k]
-            found[i] = [(answers.classes[c], float(p[c])) for c in top.tolist()]
-        return found
+            guesses[i] = [(answers.classes[c], float(p[c])) for c in top.tolist()]
+        return guesses
 
     def duplicates(self, image: int) -> list[int]:
         """Near duplicates of an image that have no label."""
-        found = self.features.near_duplicates(image).tolist()
-        return [i for i in found if self.features.paths[i] not in self.labels]
+        duplicates = self.features.near_duplicates(image).tolist()
+        return [i for i in duplicates if self.features.paths[i] not in self.labels]
 
     def alike(self, image: int, n: int) -> list[tuple[int, bool]]:
         """The n unlabelled images most similar to an image, each with whether it may be of the same kind."""
@@ -195,12 +195,12 @@ class Session:
     def suspects(self) -> list[Suspect]:
         """Labels that the held-out answer contradicts and that nobody has confirmed or changed since."""
         labels = self.labels
-        found = []
+        suspects = []
         for suspect in self.view.suspects:
             label = labels.get(self.features.paths[suspect.image])
             if label is not None and label.label == suspect.label and not label.confirmed:
-                found.append(suspect)
-        return found
+                suspects.append(suspect)
+        return suspects
 
     # The thread
 
@@ -253,10 +253,10 @@ class Session:
     def _place(self, image: int, path: str) -> int:
         if 0 <= image < len(self.features.paths) and printable(self.features.paths[image]) == path:
             return image
-        found = [i for i, known in enumerate(self.features.paths) if printable(known) == path]
-        if len(found) != 1:
+        matches = [i for i, known in enumerate(self.features.paths) if printable(known) == path]
+        if len(matches) != 1:
             raise UserError(f"{path}: no such image in the folder any more; reload the page")
-        return found[0]
+        return matches[0]
 
     def _path(self, image: int) -> str:
         if not 0 <= image < len(self.features.paths):

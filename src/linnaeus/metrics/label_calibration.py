@@ -150,13 +150,13 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, precision: f
     order = np.argsort(-probabilities, kind="stable")
     scores, hits = probabilities[order], np.cumsum(labels[order])
     ends = np.flatnonzero(np.r_[scores[1:] < scores[:-1], True])  # equal probabilities are one threshold
-    given, tp = ends + 1, hits[ends]
+    predicted, tp = ends + 1, hits[ends]
     below = np.r_[scores[ends[:-1] + 1], 0.0]
     cut = (scores[ends] + below) / 2
     cut[-1] = min(scores[-1], UNCHOSEN)
     if precision is None:
-        return float(cut[np.argmax(2 * tp / (given + labels.sum()))])
-    reached = np.flatnonzero(tp / given >= precision)
+        return float(cut[np.argmax(2 * tp / (predicted + labels.sum()))])
+    reached = np.flatnonzero(tp / predicted >= precision)
     return float(cut[reached[-1]]) if len(reached) else NEVER
 
 

@@ -25,10 +25,10 @@ class Agreement:
     def read(cls, values: Any) -> Agreement | None:
         """From an entry of exports.json; None where it has no usable figures, as those of earlier versions."""
         try:
-            found = cls(float(values["agreement"]), int(values["n"]))
+            agreement = cls(float(values["agreement"]), int(values["n"]))
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
-        return found if 0 <= found.share <= 1 and found.n >= 1 else None
+        return agreement if 0 <= agreement.share <= 1 and agreement.n >= 1 else None
 
     @classmethod
     def of_record(cls, record: Any) -> Agreement | None:

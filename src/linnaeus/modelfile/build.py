@@ -22,7 +22,7 @@ UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, Key
 
 def build(path: Path, arch: dict[str, Any]) -> Network:
     """The network that the file names, by its four entries."""
-    given = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
+    arguments = {**arch["arguments"], **{key: arch[key] for key in ("name", "classes", "channels")}}
     library = library_of(arch["name"])
     if library is not None:
         try:
@@ -30,18 +30,20 @@ def build(path: Path, arch: dict[str, Any]) -> Network:
         except UserError as error:  # the file is fine: what is missing is on this machine
             raise UserError(f"{path}: {line(error)}") from None
     try:
-        return create(**given)
+        return create(**arguments)
     except (*UNREADABLE, UserError) as error:
         raise UserError(f"{path}: names a network that cannot be made ({line(error)}); get a fresh copy") from None
 
 
 def check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[str, Tensor]) -> None:
     """Raise UserError unless the file has just the tensors of `model`, in name, shape and type."""
-    wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
-    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    for name in [*wanted, *found]:
-        if wanted.get(name) != found.get(name):
-            has, needs = (" ".join(map(str, each[name])) if name in each else "none" for each in (found, wanted))
+    expected = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    stored = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    for name in [*expected, *stored]:
+        if expected.get(name) != stored.get(name):
+            has, needs = (
+                " ".join(map(str, entries[name])) if name in entries else "none" for entries in (stored, expected)
+            )
             raise UserError(
                 f"{path}: the weights do not fit the network {about.arch['name']}: "
                 f"of {name} the file has {has}, the network {needs}"
@@ -64,7 +66,7 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
         with torch.inference_mode():
             device = next((parameter.device for parameter in model.parameters()), None)
             x = torch.zeros(1, channels, size, size, device=device)
-            found = tuple(model(x).shape)
+            shape = tuple(model(x).shape)
             if references and model.has_features:
                 features = model.features_and_logits(x)[0].shape[1]
     except Exception as error:  # with a network of the user's own, anything
@@ -72,8 +74,8 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
             f"{path}: the network {about.arch['name']} does not take images of {size} pixels ({line(error)}); "
             "get a fresh copy"
         ) from None
-    if found != (1, classes):
-        raise UserError(f"{path}: the network {about.arch['name']} gives {found} for an image, not (1, {classes})")
+    if shape != (1, classes):
+        raise UserError(f"{path}: the network {about.arch['name']} gives {shape} for an image, not (1, {classes})")
     if features != references:
         raise UserError(
             f"{path}: its references for unknown images have {references} features, and the network "
@@ -81,6 +83,6 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
         )
 
 
-def line(what: object) -> str:
+def line(value: object) -> str:
     """The text on one line, at most 200 characters."""
-    return " ".join(str(what).split())[:200]
+    return " ".join(str(value).split())[:200]

@@ -42,18 +42,18 @@ class Verified:
     """The smallest agreement that was accepted, in 0..1."""
 
 
-def note(file: Path, digest: str, found: Verified) -> None:
+def note(file: Path, digest: str, verified: Verified) -> None:
     """Record that an export, of the checksum `digest`, passed verification."""
     record = file.with_name(EXPORTS)
     entry = {
-        "kind": found.kind,
+        "kind": verified.kind,
         "sha256": digest,
-        "model_sha256": found.model_digest,
-        "speed": found.speed,
+        "model_sha256": verified.model_digest,
+        "speed": verified.speed,
         "machine": machine(),
-        "agreement": None if found.agreement is None else found.agreement.share,
-        "n": None if found.agreement is None else found.agreement.n,
-        "gate": found.gate,
+        "agreement": None if verified.agreement is None else verified.agreement.share,
+        "n": None if verified.agreement is None else verified.agreement.n,
+        "gate": verified.gate,
     }
     write_text(record, json.dumps(read_object(record) | {file.name: entry}, indent=2, ensure_ascii=False) + "\n")
 
@@ -82,9 +82,9 @@ def fastest(folder: Path, device: str) -> Choice:
     ratio, name, kind = max(usable, default=(0.0, MODEL, "torch"))
     if ratio <= 1:
         return Choice(model, "", passed_over)
-    said = f"{kind}: {folder / name}, {ratio:.1f} times as fast as {MODEL} here"
+    text = f"{kind}: {folder / name}, {ratio:.1f} times as fast as {MODEL} here"
     agreement = _agreement(folder / name, noted[name])
-    return Choice(folder / name, said if agreement is None else f"{said}; {agreement}", passed_over)
+    return Choice(folder / name, text if agreement is None else f"{text}; {agreement}", passed_over)
 
 
 def named(folder: Path, use: str) -> Choice:
@@ -93,11 +93,11 @@ def named(folder: Path, use: str) -> Choice:
     if use == "torch":
         return Choice(model, "", [])
     noted = read_object(folder / EXPORTS)
-    found = [name for name, entry in noted.items() if isinstance(entry, dict) and entry.get("kind") == use]
-    found = [name for name in found if Path(name).name == name]
-    if not found:
+    names = [name for name, entry in noted.items() if isinstance(entry, dict) and entry.get("kind") == use]
+    names = [name for name in names if Path(name).name == name]
+    if not names:
         raise UserError(f"--use {use}: {folder} has no such export; linnaeus export {folder} --to {use} makes one")
-    file = folder / found[-1]
+    file = folder / names[-1]
     reason = _unusable(file, noted[file.name], read_header(model).digest)
     if reason:
         raise UserError(f"--use {use}: {file}: {reason}")

@@ -45,9 +45,9 @@ NEEDS = 'pip install "linnaeus[onnx]"'
 
 def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:
     """The entries of the metadata, with zeros in place of the checksum."""
-    said = describe(about)
-    ours = [key for key in (*OURS, *OPTIONAL) if said.get(key) is not None or key in OURS]
-    entries = {key: json.dumps(said[key], ensure_ascii=False, allow_nan=False) for key in ours}
+    description = describe(about)
+    ours = [key for key in (*OURS, *OPTIONAL) if description.get(key) is not None or key in OURS]
+    entries = {key: json.dumps(description[key], ensure_ascii=False, allow_nan=False) for key in ours}
     return entries | {
         "threshold": json.dumps(threshold),
         "model_sha256": about.digest,
@@ -58,19 +58,19 @@ def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict
 
 def seal(raw: bytes) -> bytes:
     """The bytes of a file with the checksum filled in."""
-    (found,) = SEAL.finditer(raw)
-    assert found[1] == UNSEALED.encode()
-    return raw[: found.start(1)] + hashlib.sha256(raw).hexdigest().encode() + raw[found.end(1) :]
+    (placeholder,) = SEAL.finditer(raw)
+    assert placeholder[1] == UNSEALED.encode()
+    return raw[: placeholder.start(1)] + hashlib.sha256(raw).hexdigest().encode() + raw[placeholder.end(1) :]
 
 
 def checksum(path: Path, raw: bytes) -> str:
     """The file's checksum. Raises UserError unless the bytes are those that were written."""
-    found = [*SEAL.finditer(raw)]
-    if not found:
+    seals = [*SEAL.finditer(raw)]
+    if not seals:
         raise UserError(
             f"{path}: cut short, or not an ONNX file that linnaeus wrote; get a fresh copy, or export again"
         )
-    at = found[-1]
+    at = seals[-1]
     digest = hashlib.sha256(raw[: at.start(1)])
     digest.update(UNSEALED.encode())
     digest.update(memoryview(raw)[at.end(1) :])
@@ -89,8 +89,8 @@ def file_digest(path: Path) -> str | None:
             size = file.seek(0, os.SEEK_END)
             for tail in (1 << 20, size):
                 file.seek(max(0, size - tail))
-                if found := [*SEAL.finditer(file.read())]:
-                    return found[-1][1].decode()
+                if seals := [*SEAL.finditer(file.read())]:
+                    return seals[-1][1].decode()
     except OSError:
         return None
     return None
@@ -153,10 +153,10 @@ def _check_output(path: Path, opened: Any, about: ModelFile) -> None:
     """Raise UserError unless an image of the file's size becomes one logit per class."""
     side, channels = about.preprocessing.resize, about.preprocessing.channels
     try:
-        (found,) = opened.run([LOGITS], {INPUT: np.zeros((1, side, side, channels), np.uint8)})
+        (logits,) = opened.run([LOGITS], {INPUT: np.zeros((1, side, side, channels), np.uint8)})
     except Exception as error:  # ONNX Runtime raises kinds of its own
         raise UserError(
             f"{path}: does not take images of {side} pixels ({str(error).splitlines()[0][:200]}); export it again"
         ) from None
-    if found.shape != (1, len(about.classes)):
-        raise UserError(f"{path}: gives {found.shape} for an image, not (1, {len(about.classes)}); export it again")
+    if logits.shape != (1, len(about.classes)):
+        raise UserError(f"{path}: gives {logits.shape} for an image, not (1, {len(about.classes)}); export it again")

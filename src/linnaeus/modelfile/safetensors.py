@@ -188,11 +188,11 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     return model.eval().to(memory_format=torch.channels_last), about  # type: ignore[call-overload]
 
 
-def model_path(given: str | Path) -> Path:
+def model_path(model: str | Path) -> Path:
     """MODEL of the command line: a run folder, a model file, or `hf:OWNER/NAME` on the hub, which is fetched."""
-    if str(given).startswith(HUB):
-        return fetch_model(str(given))
-    path = Path(given)
+    if str(model).startswith(HUB):
+        return fetch_model(str(model))
+    path = Path(model)
     if path.is_dir():
         if not (path / MODEL).is_file():
             raise UserError(f"{path}: holds no {MODEL}; give a run folder, or train one with `linnaeus train`")
@@ -246,9 +246,9 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
 def check_format(path: Path, header: Any) -> None:
     """Raise UserError unless a description is of the format that this version reads."""
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else header
+        version = header.get("format") if isinstance(header, dict) else header
         raise UserError(
-            f"{path}: model file format {line(repr(found))}, and this version reads format {FORMAT}; upgrade linnaeus"
+            f"{path}: model file format {line(repr(version))}, and this version reads format {FORMAT}; upgrade linnaeus"
         )
 
 

@@ -245,7 +245,7 @@ def _size(value: Any) -> float:
             return math.inf
         if isinstance(value, dict | list):
             inside = value.values() if isinstance(value, dict) else value
-            return 1 + sum(count(each, depth + 1) for each in inside)
+            return 1 + sum(count(item, depth + 1) for item in inside)
         return 1
 
     return count(value, 0)

@@ -62,9 +62,9 @@ class UnknownDetector:
 
 def check_tensors(path: Path, entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
     """Raise UserError unless the tensors are those that the entry `unknown` announces."""
-    wanted = {REFERENCES: (entry["references"], entry["features"])} if entry and entry["references"] else {}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float16}
-    if found != wanted or len(tensors) != len(wanted):
+    expected = {REFERENCES: (entry["references"], entry["features"])} if entry and entry["references"] else {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float16}
+    if shapes != expected or len(tensors) != len(expected):
         raise UserError(
             f"{path}: its tensors for unknown images, {', '.join(sorted(tensors)) or 'none'}, are not those that its "
             "description names; get a fresh copy"

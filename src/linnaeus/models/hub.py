@@ -83,20 +83,20 @@ def repository(name: str, folder: Path | None = None) -> Repository:
     if isinstance(record, dict) and isinstance(record.get("config"), dict):
         return Repository(**{key: value for key, value in record.items() if key in Repository.__dataclass_fields__})
     if offline():
-        known = [PREFIX + each for each in WELL_KNOWN]
+        known = [PREFIX + entry for entry in WELL_KNOWN]
         hint = "" if name in known else did_you_mean(name, known)
         raise UserError(
             f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; bring config.json and model.safetensors in one "
             f"folder and run: linnaeus weights import {name} FOLDER/model.safetensors{hint}"
         )
-    found = _ask(name, repo)
-    remember_repository(name, found)
-    return found
+    contents = _ask(name, repo)
+    remember_repository(name, contents)
+    return contents
 
 
-def remember_repository(name: str, found: Repository) -> None:
+def remember_repository(name: str, repository: Repository) -> None:
     """Record what is known about a repository beside its weights."""
-    write_record(key_of(name), repository=asdict(found))
+    write_record(key_of(name), {"repository": asdict(repository)})
 
 
 def read_folder(folder: Path) -> Repository:
@@ -158,9 +158,9 @@ def _ask(name: str, repo: str) -> Repository:
                         raise
         except Exception as error:  # the client has many exceptions of its own
             raise explain(name, repo, error) from None
-        found = read_folder(Path(folder))
+        files = read_folder(Path(folder))
     license, gated = license_of(name, repo)
-    return Repository(found.config, found.preprocessor, license, gated)
+    return Repository(files.config, files.preprocessor, license, gated)
 
 
 def license_of(name: str, repo: str) -> tuple[str, bool]:
@@ -227,11 +227,11 @@ def _suggestion(name: str, repo: str) -> str:
     short = repo.rpartition("/")[2]
     same = next((known for known in WELL_KNOWN if known.rpartition("/")[2] == short), None)
     try:
-        found = (
+        names = (
             [same]
             if same
             else [model.id for model in client(name).HfApi(endpoint=endpoint()).list_models(search=short, limit=1)]
         )
     except Exception:  # a suggestion is not worth an error
-        found = []
-    return f" (did you mean {PREFIX}{found[0]}?)" if found else ""
+        names = []
+    return f" (did you mean {PREFIX}{names[0]}?)" if names else ""

@@ -34,26 +34,26 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
 
     Raises UserError, with the next step, if the repository is unknown, gated or out of reach, or unusable.
     """
-    repo, found = repository_of(name), repository(name, folder)
-    config = network_config(name, found.config)
-    mean, std = normalization(name, found.preprocessor)
-    geometry = image_geometry(name, found.preprocessor, config)
+    repo, published = repository_of(name), repository(name, folder)
+    config = network_config(name, published.config)
+    mean, std = normalization(name, published.preprocessor)
+    geometry = image_geometry(name, published.preprocessor, config)
     return PretrainedWeights(
         name,
         model=name,
         url=f"{endpoint()}/{repo}/resolve/main/model.safetensors",
         sha256="",
         top1=float("nan"),
-        license=found.license or "unknown",
+        license=published.license or "unknown",
         arguments={"config": config},
         mean=mean,
         std=std,
         resize=geometry.resize,
         size=geometry.size,
         fit=geometry.fit,
-        interpolation=RESAMPLING.get(found.preprocessor.get("resample", 2), "bicubic"),
+        interpolation=RESAMPLING.get(published.preprocessor.get("resample", 2), "bicubic"),
         hub=repo,
-        gated=found.gated,
+        gated=published.gated,
     )
 
 
@@ -68,10 +68,10 @@ def normalization(name: str, preprocessor: Mapping[str, Any]) -> tuple[tuple[flo
         mean = preprocessor.get("image_mean") or IMAGENET_MEAN
         std = preprocessor.get("image_std") or IMAGENET_STD
     try:
-        values = [tuple(round(float(value) / scale, 6) for value in each) for each in (mean, std)]
+        values = [tuple(round(float(value) / scale, 6) for value in triple) for triple in (mean, std)]
     except (TypeError, ValueError, ZeroDivisionError):
         values = []
-    if [len(each) for each in values] != [3, 3] or not all(map(math.isfinite, values[0])) or min(values[1]) <= 0:
+    if [len(triple) for triple in values] != [3, 3] or not all(map(math.isfinite, values[0])) or min(values[1]) <= 0:
         raise UserError(f"{name}: preprocessor_config.json: mean {mean} and std {std} cannot be used; get a fresh copy")
     return values[0], values[1]
 
@@ -85,16 +85,16 @@ def image_geometry(name: str, preprocessor: Mapping[str, Any], config: Mapping[s
     squashed = isinstance(size, Mapping) and "height" in size
     side = _side(size) or usual
     if "crop_pct" in preprocessor and preprocessor["crop_pct"] and side < CONVNEXT_SQUASHES:
-        found = Geometry(int(side / float(preprocessor["crop_pct"])), side)
+        geometry = Geometry(int(side / float(preprocessor["crop_pct"])), side)
     elif "crop_pct" in preprocessor:
-        found = Geometry(side, side, "squash")
+        geometry = Geometry(side, side, "squash")
     elif crop and preprocessor.get("do_center_crop", True):
-        found = Geometry(max(side, crop), crop, "squash" if squashed else "crop")
+        geometry = Geometry(max(side, crop), crop, "squash" if squashed else "crop")
     else:
-        found = Geometry(side, side, "squash" if squashed else "crop")
-    if not 1 <= found.size <= 4096:
-        raise UserError(f"{name}: preprocessor_config.json: images of {found.size} pixels cannot be used")
-    return found
+        geometry = Geometry(side, side, "squash" if squashed else "crop")
+    if not 1 <= geometry.size <= 4096:
+        raise UserError(f"{name}: preprocessor_config.json: images of {geometry.size} pixels cannot be used")
+    return geometry
 
 
 def _side(value: object) -> int | None:

@@ -106,8 +106,8 @@ class OnnxBackbone(Network):
             )
         if self._session is None:
             self._session = session_of(self.content())
-        found = run(self._session, self.info, x.detach().float().cpu().numpy())
-        return torch.from_numpy(np.ascontiguousarray(found)).to(x.device)
+        features = run(self._session, self.info, x.detach().float().cpu().numpy())
+        return torch.from_numpy(np.ascontiguousarray(features)).to(x.device)
 
     def content(self) -> bytes:
         """The graph, serialized."""
@@ -150,7 +150,7 @@ def _check_normalize(name: str, normalize: Any) -> None:
     lists: list[Any] = (
         [normalize.get(key) for key in ("mean", "std")] if isinstance(normalize, dict) and len(normalize) == 2 else []
     )
-    numbers = [isinstance(v, int | float) for each in lists if isinstance(each, list) for v in each]
+    numbers = [isinstance(v, int | float) for values in lists if isinstance(values, list) for v in values]
     if len(numbers) != 6 or not all(numbers) or min(lists[1]) <= 0:
         example = "{ mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }"
         raise UserError(f"{name}: normalize = {normalize}: write {example}")

@@ -94,20 +94,20 @@ def _read(file: Path, output: str, changed: int, size: int) -> tuple[bytes, Grap
     side = info.size or USUAL_SIZE
     image = np.zeros((info.batch or 1, info.channels, side, side), np.float32)
     try:
-        found = run(session_of(graph), info, image)
+        features = run(session_of(graph), info, image)
     except Exception as error:  # ONNX Runtime has exceptions of its own
         raise UserError(f"{file}: ONNX Runtime does not run it ({_line(error)})") from None
     if (
-        found.dtype.kind != "f"
-        or found.ndim not in (2, 3, 4)
-        or len(found) != len(image)
-        or not np.isfinite(found).all()
+        features.dtype.kind != "f"
+        or features.ndim not in (2, 3, 4)
+        or len(features) != len(image)
+        or not np.isfinite(features).all()
     ):
         raise UserError(
-            f"{file}: output {info.output!r} has type {found.dtype} and shape {list(found.shape)} for {len(image)} "
-            f"image(s), not features (N, F), tokens (N, T, F) or maps; {_others(model, info.output)}"
+            f"{file}: output {info.output!r} has type {features.dtype} and shape {list(features.shape)} for "
+            f"{len(image)} image(s), not features (N, F), tokens (N, T, F) or maps; {_others(model, info.output)}"
         )
-    return graph, replace(info, bytes=len(graph), shape=list(found.shape[1:]))
+    return graph, replace(info, bytes=len(graph), shape=list(features.shape[1:]))
 
 
 def _too_large(file: Path, size: int) -> UserError:
@@ -223,8 +223,8 @@ def run(session: Any, info: GraphInfo, images: np.ndarray) -> np.ndarray:
         missing = batch - len(part) if info.batch else 0
         padded = np.concatenate([part, np.repeat(part[-1:], missing, 0)]) if missing else part
         parts.append(session.run([info.output], {info.input: padded})[0][: len(part)])
-    found = np.concatenate(parts)
-    return found.astype(np.float32) if found.dtype == np.float16 else found
+    output = np.concatenate(parts)
+    return output.astype(np.float32) if output.dtype == np.float16 else output
 
 
 def _line(error: BaseException) -> str:

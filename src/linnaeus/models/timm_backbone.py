@@ -110,8 +110,8 @@ class TimmBackbone(Network):
             return stage
         # Position embeddings and class tokens are parameters of the network itself; they enter below the first block.
         first, last = next(iter(self._layout)), list(self._layout)[-1]
-        own = dict(self.body.named_parameters(recurse=False))
-        return first if path in own and hasattr(self.body, "pos_embed") else last
+        parameters = dict(self.body.named_parameters(recurse=False))
+        return first if path in parameters and hasattr(self.body, "pos_embed") else last
 
     def modules_of(self, stage: str) -> list[nn.Module]:
         return modules_of_stage(self, stage)

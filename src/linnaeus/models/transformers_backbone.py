@@ -47,8 +47,8 @@ class TransformersBackbone(Network):
         self._pool, self._layout = pool, layout(body, self.family)
         self.usual_size = self._usual_size()
         if pool.startswith("cls") and not self.family.prefix:
-            what = f"{type(body).__name__} has no class token"
-            raise UserError(f"{name}: pool = {pool!r}: {what}; use mean, or leave it out")
+            problem = f"{type(body).__name__} has no class token"
+            raise UserError(f"{name}: pool = {pool!r}: {problem}; use mean, or leave it out")
         self.head_input = self._features(channels)
         self.fc = classifier(self.head_input, classes)
 
@@ -151,11 +151,11 @@ class TransformersBackbone(Network):
     def _whole(self, x: Tensor) -> Tensor:
         """The whole network in one stage: what its pooler gives, or tokens or maps for another pooling."""
         options = {"interpolate_pos_encoding": True} if _resamples(self.body) else {}
-        found = self.body(pixel_values=x, **options)
-        pooled = getattr(found, "pooler_output", None)
+        outputs = self.body(pixel_values=x, **options)
+        pooled = getattr(outputs, "pooler_output", None)
         if pooled is not None and not self._pool:
             return pooled.flatten(1)
-        return found.last_hidden_state
+        return outputs.last_hidden_state
 
     def stage_of(self, name: str) -> str:
         """'body.encoder.layer.0.norm1.weight' -> 'blocks.0-2'. What follows the blocks belongs to the last stage."""

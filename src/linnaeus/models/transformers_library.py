@@ -156,9 +156,9 @@ def body_tensors(
         changed, missing = ({} if arguments.get("pool") else {"pool": "cls"}), []
     wrong = missing or sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
     if wrong:
-        what = "misses" if missing else "has other shapes of"
+        problem = "misses" if missing else "has other shapes of"
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{source}: {what} {', '.join(wrong[:3])}{more}, so it does not hold the weights of {name}")
+        raise UserError(f"{source}: {problem} {', '.join(wrong[:3])}{more}, so it does not hold the weights of {name}")
     return {f"body.{key}": tensor for key, tensor in body.state_dict().items()}, changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def read_record(key: str) -> dict[str, Any]:
     return read_object(weights_dir() / f"{key}.json")
 
 
-def write_record(key: str, **entries: Any) -> None:
+def write_record(key: str, entries: Mapping[str, Any]) -> None:
     """Add entries to NAME.json."""
-    write_text(weights_dir() / f"{key}.json", json.dumps(read_record(key) | entries))
+    write_text(weights_dir() / f"{key}.json", json.dumps(read_record(key) | dict(entries)))
 
 
 def sha256_of(path: Path) -> str:

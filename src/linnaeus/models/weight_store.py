@@ -48,12 +48,12 @@ def local_weights() -> list[str]:
 
 def stored_backbones() -> dict[str, Path]:
     """Names of the networks of libraries, such as `timm/NAME`, whose weights are on this machine, with their files."""
-    found = {}
+    paths = {}
     for library in LIBRARIES:
         for path in sorted(weights_dir().glob(f"{key_of(library.prefix)}*")):
             if path.suffix in (".safetensors", ".pth"):
-                found[str(read_record(path.stem).get("name") or path.stem.replace("--", "/"))] = path
-    return found
+                paths[str(read_record(path.stem).get("name") or path.stem.replace("--", "/"))] = path
+    return paths
 
 
 def weights_at_hand() -> list[str]:
@@ -184,9 +184,9 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
         check_importable(entry, path, checksum)
         safe = path.suffix == ".safetensors" or is_index(path)
         target = weights_dir() / f"{entry.key}{'.safetensors' if safe else '.pth'}"
-        what = "not the published file" if entry.sha256 else "no checksum is published for them"
+        reason = "not the published file" if entry.sha256 else "no checksum is published for them"
         notes.append(
-            f"{what} (its SHA-256 begins with {checksum[:8]}), but all tensors fit: imported without verification"
+            f"{reason} (its SHA-256 begins with {checksum[:8]}), but all tensors fit: imported without verification"
         )
     if path.absolute() != target:
         with atomic(target) as temporary:
@@ -197,7 +197,7 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
         _remember(entry, target)
     if library is not None:
         license = read_weights(target)[1].license or entry.license
-        write_record(entry.key, license=license)
+        write_record(entry.key, {"license": license})
         if library.prefix == hub.PREFIX:
             hub.remember_repository(name, hub.repository(name, path.parent))
     _remove_others(entry, (target, path.absolute()), keep_checksum=not recognized)
@@ -237,9 +237,9 @@ def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
         expected, size = remembered(path.name) or (expected, size)
     if not expected:
         return "there is no checksum to verify it against"
-    found = path.stat().st_size
-    if size is not None and found != size:
-        return f"it has {found:,} bytes instead of {size:,}"
+    actual = path.stat().st_size
+    if size is not None and actual != size:
+        return f"it has {actual:,} bytes instead of {size:,}"
     checksum = sha256_of(path)
     if not checksum.startswith(expected):
         same = checksum[:8] == expected[:8]
@@ -260,4 +260,5 @@ def store_checksum(entry: PretrainedWeights, file: str, checksum: str) -> None:
     """Record the checksum and the size of a local file that is not the published one, in NAME.json."""
     path = weights_dir() / file
     size = path.stat().st_size if path.is_file() else None
-    write_record(entry.key, name=entry.name, file=file, sha256=checksum, size=size, license=entry.license)
+    record = {"name": entry.name, "file": file, "sha256": checksum, "size": size, "license": entry.license}
+    write_record(entry.key, record)

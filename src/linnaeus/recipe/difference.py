@@ -18,11 +18,11 @@ def differences(values: Sequence[Any], *, expand: bool = False, key: str = "") -
     if any(table is None for table in tables) or not any(tables):
         return {key: list(values)}
     names = dict.fromkeys(name for table in tables for name in table or ())
-    found: dict[str, list[Any]] = {}
+    changes: dict[str, list[Any]] = {}
     for name in names:
         parts = [(table or {}).get(name) for table in tables]
-        found |= differences(parts, expand=expand, key=f"{key}.{name}" if key else str(name))
-    return found
+        changes |= differences(parts, expand=expand, key=f"{key}.{name}" if key else str(name))
+    return changes
 
 
 def _as_table(value: Any, expand: bool) -> Mapping[str, Any] | None:

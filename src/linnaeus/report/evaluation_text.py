@@ -119,17 +119,17 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
     ]
 
 
-def abstention(found: Abstention, n: int) -> list[str]:
+def abstention(result: Abstention, n: int) -> list[str]:
     """The thresholds, and their effect on these images."""
-    rule, share = found.rule, percent(found.rule.target_risk, 0, exact=True)
-    source = f"the {rule.n} {found.chosen_on} images of the training" if found.chosen_on else "these very images"
+    rule, share = result.rule, percent(result.rule.target_risk, 0, exact=True)
+    source = f"the {rule.n} {result.chosen_on} images of the training" if result.chosen_on else "these very images"
     if (rule.candidates or 1) > 1:
         source += f", which also chose the best of {rule.candidates} epochs"
     lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
-    for name, point in (("tested", found.tested), ("cautious", found.cautious), ("estimated", found.estimated)):
+    for name, point in (("tested", result.tested), ("cautious", result.cautious), ("estimated", result.estimated)):
         if name != "cautious" or point is not None:
-            lines.append(f"  {name:10} " + (_no_threshold(found, name) if point is None else _effect(point, n)))
-    area, excess = found.aurc, found.excess_aurc
+            lines.append(f"  {name:10} " + (_no_threshold(result, name) if point is None else _effect(point, n)))
+    area, excess = result.aurc, result.excess_aurc
     lines.append(f"  area under the risk-coverage curve {area:.4f}, of which {excess:.4f} due to imperfect ranking")
     return lines
 
@@ -146,10 +146,10 @@ def _effect(point: MeasuredPoint, n: int) -> str:
     return f"unsure below {percent(point.threshold, exact=True)}: {answered}{wrong}"
 
 
-def _no_threshold(found: Abstention, name: str) -> str:
+def _no_threshold(result: Abstention, name: str) -> str:
     if name == "estimated":
         return "none: even the most confident answers are wrong more often"
-    rule = found.rule
+    rule = result.rule
     few = (
         f", and there were {rule.n}" if rule.n < rule.required and not (rule.grouped or rule.candidates is None) else ""
     )

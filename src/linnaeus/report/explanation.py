@@ -91,19 +91,19 @@ def draw_explanation(
 
     `true` is the index of the true class, if known. Returns the characters that no font on this machine has.
     """
-    examples = [each for each in examples if each.images]
+    examples = [example for example in examples if example.images]
     prediction, panels = explanation.prediction, len(explanation.maps) + 1
     columns = _columns(panels)
     side = {2: 2.9, 3: 2.2}.get(columns, 1.8)
     width = columns * (side + GAP) - GAP
     texts = [*prediction.labels, explanation.name, prediction.path, *explanation.maps]
-    texts += [image.name for each in examples for image in each.images]
+    texts += [image.name for example in examples for image in example.images]
     fonts = families_for([*texts, prediction.names[true] if true is not None else "", "✓✗"])
     heading = _heading(explanation, true, fonts, width)
     top = MARGIN + 0.2 + 0.19 * (len(heading) - 1) + 0.16
     below = top + math.ceil(panels / columns) * (side + CAPTION)
-    tiles = [Tiles.of(each, width, fonts) for each in examples]
-    end = below + 0.34 + sum(0.4 + each.top(len(each.labels)) for each in tiles)
+    tiles = [Tiles.of(example, width, fonts) for example in examples]
+    end = below + 0.34 + sum(0.4 + example.top(len(example.labels)) for example in tiles)
     canvas = Canvas(width + 2 * MARGIN, end + MARGIN - 0.12, fonts)
     for i, line in enumerate(heading):
         canvas.write(MARGIN, MARGIN + 0.2 + 0.19 * i, line.text, size=line.size, color=line.color)
@@ -113,9 +113,9 @@ def draw_explanation(
     _draw_panels(canvas, explanation, columns, side, top)
     _draw_scale(canvas, explanation, below + 0.12, width)
     at = below + 0.72
-    for each, arrangement in zip(examples, tiles, strict=True):
-        _draw_examples(canvas, explanation, each, arrangement, at)
-        at += 0.4 + arrangement.top(len(each.images))
+    for example, arrangement in zip(examples, tiles, strict=True):
+        _draw_examples(canvas, explanation, example, arrangement, at)
+        at += 0.4 + arrangement.top(len(example.images))
     canvas.save(path)
     return fonts.missing
 
@@ -185,8 +185,8 @@ def similar_images(explanation: Explanation, neighbors: Sequence[Neighbor], trai
     same = [_is_of_class(explanation, neighbor) for neighbor in neighbors]
     title = f"most similar {'training ' if trained else ''}images, with cosine similarity"
     numbers = [f"{neighbor.similarity:.2f}" for neighbor in neighbors]
-    what = "are of the predicted class" if explanation.prediction.thresholds is None else "have the label"
-    return Examples(title, f"{sum(same)} of {len(same)} {what}", neighbors, numbers)
+    relation = "are of the predicted class" if explanation.prediction.thresholds is None else "have the label"
+    return Examples(title, f"{sum(same)} of {len(same)} {relation}", neighbors, numbers)
 
 
 def _is_of_class(explanation: Explanation, image: Neighbor) -> bool:

@@ -68,13 +68,13 @@ def labels(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
 
 
 def _row(row: LabelMetrics, names: Sequence[str], threshold: float) -> list[str]:
-    found = row.estimates
+    estimates = row.estimates
     return [
         shorten(names[row.index], NAME),
         str(row.support),
-        *_with_interval(found["average_precision"]),
-        *(percent(found[name].value) for name in ("roc_auc", "precision", "recall")),
-        *_with_interval(found["f1"]),
+        *_with_interval(estimates["average_precision"]),
+        *(percent(estimates[name].value) for name in ("roc_auc", "precision", "recall")),
+        *_with_interval(estimates["f1"]),
         "never" if threshold >= NEVER else percent(threshold),
     ]
 

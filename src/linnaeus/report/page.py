@@ -142,11 +142,11 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
     for split in run.measured:
         if "without_leaks" in run.metrics[split]:
             notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))
-    for each in run.model.data.get("forgotten", []):
-        was, them = ("was", "it") if each["images"] == 1 else ("were", "them")
+    for removal in run.model.data.get("forgotten", []):
+        was, them = ("was", "it") if removal["images"] == 1 else ("were", "them")
         notes.append(
-            f"{counted(each['images'], 'image')} of an earlier run {was} removed with everything that was learned from "
-            f"{them} (SHA-256 of the content hashes: {each['sha256'][:16]}…)."
+            f"{counted(removal['images'], 'image')} of an earlier run {was} removed with everything that was learned "
+            f"from {them} (SHA-256 of the content hashes: {removal['sha256'][:16]}…)."
         )
     if images.missing:
         notes.append(f"No images are shown: {images.missing}")

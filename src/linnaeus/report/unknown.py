@@ -36,8 +36,8 @@ def unknown_section(run: RunContents, images: Thumbnails) -> dict[str, Any] | No
     limits = Thresholds(**entry["thresholds"])
     distance, probability = scores_of(rows)
     nearest = nearest_images(rows, limits)
-    found = {key: [images.find(row.sample) for row, _ in part] for key, part in nearest.items()}
-    images.decode(i for part in found.values() for i in part if i is not None)
+    positions = {key: [images.find(row.sample) for row, _ in part] for key, part in nearest.items()}
+    images.decode(i for part in positions.values() for i in part if i is not None)
     return {
         "distance": None if limits.distance is None else f"{limits.distance:.3g}",
         "probability": typeset_percent(limits.probability, 1),

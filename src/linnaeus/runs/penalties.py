@@ -42,13 +42,13 @@ def write_penalties(path: Path, trials: Iterable[Trial]) -> None:
 
 def read_penalties(folder: Path) -> dict[int, list[Trial]]:
     """Phase -> trials in the order of their penalties, of a run folder. Rows that are no trials are left out."""
-    found = {}
+    curves = {}
     for path in sorted(folder.glob(FILES)):
         number = re.fullmatch(r"penalties-phase([0-9]{1,6})\.csv", path.name)
         trials = [trial for row in read_csv(path) if (trial := _trial(row)) is not None]
         if number is not None and trials:
-            found[int(number[1])] = sorted(trials, key=lambda trial: trial.penalty)
-    return found
+            curves[int(number[1])] = sorted(trials, key=lambda trial: trial.penalty)
+    return curves
 
 
 def _trial(row: dict[str, str]) -> Trial | None:

@@ -149,12 +149,12 @@ OPENERS: Mapping[str, Callable[[TrackedRun], Tracker]] = {
 
 def parameters(recipe: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """The keys of a recipe with dots, as `--set` takes them: {"phase.1.lr": 0.001}. Lists of values become JSON."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in recipe.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             value = {str(number): item for number, item in enumerate(value, 1)}
         if isinstance(value, dict):
-            found |= parameters(value, f"{above}{key}.")
+            flat |= parameters(value, f"{above}{key}.")
         elif value is not None:
-            found[f"{above}{key}"] = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-    return found
+            flat[f"{above}{key}"] = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    return flat

@@ -67,8 +67,8 @@ class Tracking:
         self._send(
             {
                 f"final/{split}/{name}": value
-                for split, found in figures.items()
-                for name, value in found.to_dict().items()
+                for split, result in figures.items()
+                for name, value in result.to_dict().items()
                 if isinstance(value, float)
             }
         )

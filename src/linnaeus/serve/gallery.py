@@ -31,7 +31,7 @@ class CancellableConsole(Console):
         self._cancelled.set()
 
     @contextmanager
-    def progress(self, what: str, unit: str = "images") -> Iterator[Advance]:
+    def progress(self, description: str, unit: str = "images") -> Iterator[Advance]:
         def advance(done: int, total: int | None, note: str = "") -> None:
             if self._cancelled.is_set():
                 raise CancelledError

@@ -24,10 +24,10 @@ def address_of(listener: socket.socket) -> str:
 
 def _outward(family: socket.AddressFamily) -> str | None:
     """The address of the network interface that leads outward. Connecting a datagram socket sends nothing."""
-    for each in dict.fromkeys((socket.AF_INET, family)):
-        with socket.socket(each, socket.SOCK_DGRAM) as probe:
+    for candidate in dict.fromkeys((socket.AF_INET, family)):
+        with socket.socket(candidate, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect((_ELSEWHERE[each], 9))
+                probe.connect((_ELSEWHERE[candidate], 9))
             except OSError:
                 continue
             host = probe.getsockname()[0]

@@ -105,12 +105,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
         table, self.classes_ = table_of(X, y, groups)
         self._check_unknown_label(several=table.several)
-        own = self._own_network()
+        network = self._own_network()
         with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
             run = train(
                 table,
                 self.recipe,
-                model=self.model if own is None else own,
+                model=self.model if network is None else network,
                 weights=self.weights,
                 epochs=self.epochs,
                 out=self.out or Path(folder) / "run",
@@ -130,7 +130,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """(n, classes) float64: calibrated; rows sum to 1, except with several labels. Raises UserError where one is
         unreadable."""
         answers = self._answers(X)
-        return np.stack([probabilities_of(each) for each in answers]) if answers else np.zeros((0, len(self.classes_)))
+        return (
+            np.stack([probabilities_of(answer) for answer in answers]) if answers else np.zeros((0, len(self.classes_)))
+        )
 
     def predict(self, X: Images) -> np.ndarray:
         """(n,) the most likely of `classes_`, or `unknown_label`; with several labels (n, labels) int64, 1 for each.
@@ -161,32 +163,32 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         images, labels = images_of(X), np.asarray(y)
         if labels.ndim == 2:
-            check_lengths(images, "score", labels=labels[:, 0], sample_weight=sample_weight)
+            check_lengths(images, "score", {"labels": labels[:, 0], "sample_weight": sample_weight})
             has = indicator(y, labels, "score")[1]
             return float(np.average((self.predict(images) == has).all(1), weights=sample_weight))
-        check_lengths(images, "score", labels=labels, sample_weight=sample_weight)
+        check_lengths(images, "score", {"labels": labels, "sample_weight": sample_weight})
         default = self.unknown_label is MostLikelyClass
         outside = [not default and same_label(label, self.unknown_label) for label in y]
         inside = [label for label, is_outside in zip(y, outside, strict=True) if not is_outside]
         check_labels(inside, np.asarray(inside), "score")
         values = iter(np.asarray(inside).tolist())
-        given = [self.unknown_label if is_outside else next(values) for is_outside in outside]
+        expected = [self.unknown_label if is_outside else next(values) for is_outside in outside]
         classes = self.classes_.tolist()
-        foreign = [label for label, out in zip(given, outside, strict=True) if not out and label not in classes]
-        if len(given) and len(foreign) == len(given):
+        foreign = [label for label, out in zip(expected, outside, strict=True) if not out and label not in classes]
+        if len(expected) and len(foreign) == len(expected):
             raise UserError(
                 f"score: none of the labels, such as {foreign[0]!r}, was in training; the classes are "
                 f"{listed(self.classes_)}; give labels of the same form as to fit"
             )
         if foreign:
             warnings.warn(
-                f"score: {len(foreign)} of {len(given)} labels were not in training, such as {foreign[0]!r}; they "
+                f"score: {len(foreign)} of {len(expected)} labels were not in training, such as {foreign[0]!r}; they "
                 "count as wrong",
                 stacklevel=2,
             )
-        if not given:
+        if not expected:
             raise UserError("score: no images; give at least one")
-        right = [same_label(a, b) for a, b in zip(self.predict(images).tolist(), given, strict=True)]
+        right = [same_label(a, b) for a, b in zip(self.predict(images).tolist(), expected, strict=True)]
         return float(np.average(right, weights=sample_weight))
 
     def _answers(self, X: Images) -> list[Prediction]:

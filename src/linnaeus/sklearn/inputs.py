@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def table_of(
     """The images as a table, unsplit, and the labels' values in class order."""
     labels = np.asarray(y)
     images = images_of(X)
-    check_lengths(images, "fit", labels=labels if labels.ndim != 2 else labels[:, 0], groups=groups)
+    check_lengths(images, "fit", {"labels": labels if labels.ndim != 2 else labels[:, 0], "groups": groups})
     if labels.ndim == 2:
         values, index = indicator(y, labels, "fit")
     else:
@@ -55,26 +55,26 @@ def listed(classes: np.ndarray, most: int = 5) -> str:
     return f"{shown} …" if len(classes) > most else shown
 
 
-def check_lengths(images: Sequence[Any] | np.ndarray, where: str, **columns: Any) -> None:
+def check_lengths(images: Sequence[Any] | np.ndarray, where: str, columns: Mapping[str, Any]) -> None:
     """Raise UserError unless each column that is given has one value for each image."""
-    for what, values in columns.items():
+    for name, values in columns.items():
         if values is not None and (np.ndim(values) != 1 or len(values) != len(images)):
-            raise UserError(f"{where}: {len(images)} images, but {what} of shape {np.shape(values)}; give one for each")
+            raise UserError(f"{where}: {len(images)} images, but {name} of shape {np.shape(values)}; give one for each")
 
 
-def check_labels(given: list[Any], labels: np.ndarray, where: str) -> None:
+def check_labels(values: list[Any], labels: np.ndarray, where: str) -> None:
     """Raise UserError where a label is missing, or where labels of several kinds have no order.
 
     `given` are the values before NumPy made them `labels`, which turns NaN among words into the word "nan", and 1
     beside "1" into the same word.
     """
-    missing = [i for i, value in enumerate(given) if is_missing(value)]
+    missing = [i for i, value in enumerate(values) if is_missing(value)]
     if missing:
         raise UserError(
-            f"{where}: {len(missing)} of {len(given)} labels are missing, the first at position {missing[0]} "
-            f"({given[missing[0]]}); leave these images out, or label them"
+            f"{where}: {len(missing)} of {len(values)} labels are missing, the first at position {missing[0]} "
+            f"({values[missing[0]]}); leave these images out, or label them"
         )
-    mixed = labels.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in given)
+    mixed = labels.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in values)
     try:
         np.unique(labels)
     except TypeError:
@@ -108,12 +108,12 @@ def images_of(X: Images) -> np.ndarray | list[str | Path]:
     if isinstance(X, np.ndarray) and X.ndim > 1:
         images = X
     else:
-        given = list(X)
-        if all(isinstance(one, str | Path) for one in given):
-            return given
-        if len({np.shape(one) for one in given}) > 1:
+        items = list(X)
+        if all(isinstance(item, str | Path) for item in items):
+            return items
+        if len({np.shape(item) for item in items}) > 1:
             raise UserError("images of several sizes: give their paths, or arrays of one size")
-        images = np.stack([np.asarray(one) for one in given])
+        images = np.stack([np.asarray(item) for item in items])
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise UserError(
             f"images of shape {images.shape} and type {images.dtype}: give paths, or uint8 (n, H, W) or (n, H, W, 3)"

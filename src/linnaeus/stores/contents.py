@@ -75,18 +75,18 @@ class HashedImages:
 
     def _stored(self, indices: np.ndarray) -> np.ndarray:
         """(k,) uint64: the hashes that the cache has of these images, else UNKNOWN."""
-        found = np.full(len(indices), UNKNOWN, np.uint64)
+        contents = np.full(len(indices), UNKNOWN, np.uint64)
         signatures = self._signature(indices)
         for entry in self._cache.entries() if self._cache is not None else ():
-            unknown = np.flatnonzero(found == UNKNOWN)
+            unknown = np.flatnonzero(contents == UNKNOWN)
             if not len(unknown):
                 break
             if entry.about.get("form") == FORM and self._cache is not None and self._cache.find(entry.name):
                 with suppress(OSError, ValueError):  # removed meanwhile, or damaged
                     known = np.load(entry.path / CONTENTS)
                     place = lookup(known["signature"], signatures[unknown])
-                    found[unknown[place >= 0]] = known["content"][place[place >= 0]]
-        return found
+                    contents[unknown[place >= 0]] = known["content"][place[place >= 0]]
+        return contents
 
     def _store(self, indices: np.ndarray) -> None:
         """Keep the hashes of these images in the cache, as far as it has room."""

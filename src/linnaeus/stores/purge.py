@@ -48,13 +48,13 @@ def signatures_of_contents(cache: Cache, contents: np.ndarray) -> np.ndarray:
 
     They find the rows of files that were changed or deleted since.
     """
-    found: list[np.ndarray] = []
+    signatures: list[np.ndarray] = []
     for entry in cache.entries():
         if entry.about.get("form") == FORM:
             with suppress(OSError, ValueError):  # removed meanwhile, or damaged
                 known = np.load(entry.path / CONTENTS)
-                found.append(known["signature"][np.isin(known["content"], contents)])
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+                signatures.append(known["signature"][np.isin(known["content"], contents)])
+    return np.unique(np.concatenate(signatures)) if signatures else np.zeros(0, np.uint64)
 
 
 def purge_images(cache: Cache, signatures: np.ndarray) -> Purged:

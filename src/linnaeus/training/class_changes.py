@@ -40,12 +40,12 @@ class ClassChanges:
         targets: dict[str, str | None] = {}
         for option, texts in (("--rename", self.rename), ("--merge", self.merge), ("--drop", self.drop)):
             for text in texts:
-                old, new = self._parse(option, text)
-                for name in old:
-                    found = _find(name, classes, names, option)
-                    if found in targets:
+                sources, new = self._parse(option, text)
+                for name in sources:
+                    source = _find(name, classes, names, option)
+                    if source in targets:
                         raise UserError(f"{option} {text}: class {name!r} is changed twice; name each class once")
-                    targets[found] = new
+                    targets[source] = new
         kept = [name for name in classes if name not in targets]
         for text in self.rename:
             new = class_name(text.partition("=")[2].strip())

@@ -67,7 +67,9 @@ class Run:
         return load(self.path)
 
     def _repr_html_(self) -> str:
-        rows = [(split, f"{percent(found.accuracy, 2)} of {found.n:,} images") for split, found in self.figures.items()]
+        rows = [
+            (split, f"{percent(result.accuracy, 2)} of {result.n:,} images") for split, result in self.figures.items()
+        ]
         chosen = (f"by {self.best.by}", f"phase {self.best.phase}, epoch {self.best.epoch}")
         return html_table(f"run {self.path}", [*rows, chosen])
 

@@ -45,7 +45,7 @@ def chosen_images(run: SolvedRun, chosen: Forgotten) -> np.ndarray:
         gone |= members
     for name in chosen.classes:
         label = _class_of(run, name)
-        sets = run.rows.sets if run.rows.sets is not None else [(each,) for each in run.rows.labels]
+        sets = run.rows.sets if run.rows.sets is not None else [(only,) for only in run.rows.labels]
         gone |= np.array([label in labels for labels in sets])
     return gone
 
@@ -73,14 +73,14 @@ def _named(run: SolvedRun, source: str) -> np.ndarray:
     gone = np.zeros(len(run.rows.texts), bool)
     for number, name in lines:
         tried = [name, *(os.path.normpath(os.path.join(base, name)) for base in (folder, os.getcwd()))]  # noqa: PTH109, PTH118
-        found = next((positions[each] for each in tried if each in positions), None)
-        if found is None:
+        position = next((positions[key] for key in tried if key in positions), None)
+        if position is None:
             close = did_you_mean(name, run.rows.texts) if len(positions) < 10_000 else ""
             raise UserError(
                 f"{source}:{number}: {name!r} is no image of {run.path}{close}; name images as its split.csv or "
                 "predictions.csv does, or by their paths"
             )
-        gone[found] = True
+        gone[position] = True
     return gone
 
 

@@ -58,8 +58,8 @@ class TrainingInfluence:
         rows = streams.head_features()
         trials = read_penalties(run.path).get(len(run.recipe.phase))
         if rows is None or not trials:
-            what = "features of the training images" if rows is None else "penalty of its head"
-            raise UserError(f"{run.path}: the {what} are not stored, so {PURPOSE}; train it again")
+            lacking = "features of the training images" if rows is None else "penalty of its head"
+            raise UserError(f"{run.path}: the {lacking} are not stored, so {PURPOSE}; train it again")
         self.features = torch.from_numpy(rows.gather(np.arange(len(rows)))[0]).float()
         """(rows, d): the stored features of the training images, one image after the other."""
         image = np.arange(len(rows)) // (len(rows) // len(self.samples))
@@ -89,11 +89,11 @@ class TrainingInfluence:
         here = self._log_odds(logits, target)[0]
         exact = here - self._log_odds(solved, target)
         probabilities = self._outputs(solved).probabilities[:, target] if len(chosen) else np.zeros(0)
-        found = [
+        extremes = [
             Pull(self._shown(k), float(effects[k]), float(pull), float(probability))
             for k, pull, probability in zip(chosen.tolist(), exact, probabilities, strict=True)
         ]
-        first, second = found[: len(towards)], found[len(towards) :]
+        first, second = extremes[: len(towards)], extremes[len(towards) :]
         return Pulls(sorted(first, key=lambda p: -p.pull), sorted(second, key=lambda p: p.pull))
 
     def _shown(self, k: int) -> Neighbor:
@@ -132,6 +132,6 @@ class TrainingInfluence:
 def _problem(labels: np.ndarray, classes: int, weights: Tensor | None) -> Problems:
     """The problem that `fit_linear_probe` solves, without its features."""
     y, several = torch.from_numpy(labels), labels.ndim == 2
-    each = torch.ones(len(y)) if weights is None or several else weights[y]
-    shares = (each / each.sum())[:, None]
+    weight = torch.ones(len(y)) if weights is None or several else weights[y]
+    shares = (weight / weight.sum())[:, None]
     return Problems(torch.empty(0), y.float() if several else y, shares, classes, weights if several else None)

@@ -111,7 +111,7 @@ def _class_logits(features: np.ndarray, labels: np.ndarray, judged: np.ndarray, 
     weights = torch.stack([(y[fit] != int(c)).float() for c in left], 1)
     problems = Problems(x[fit], y[fit], weights / weights.sum(0), int(labels.max()) + 1)
     solution = solve(problems, FIRST_PENALTY, problems.zeros(), steps=STEPS, tolerance=TOLERANCE).values
-    return torch.stack([logits(x, each) for each in solution], 1).numpy()
+    return torch.stack([logits(x, solution_of_class) for solution_of_class in solution], 1).numpy()
 
 
 def _principal_directions(x: torch.Tensor) -> torch.Tensor:

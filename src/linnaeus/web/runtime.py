@@ -31,8 +31,8 @@ def archive_path() -> Path:
 
 def archive_url() -> str:
     """Address of the package in the registry that npm would use: `npm_config_registry`, else the public one."""
-    given = [os.environ.get(name, "").strip() for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY")]
-    registry = next(filter(None, given), REGISTRY)
+    registries = [os.environ.get(name, "").strip() for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY")]
+    registry = next(filter(None, registries), REGISTRY)
     return f"{registry.rstrip('/')}/onnxruntime-web/-/{ARCHIVE}"
 
 
