@@ -20,7 +20,7 @@ def test_predictions_do_not_replace_files_of_the_user(model: Path, tmp_path: Pat
     before = image.read_bytes()
     for option, file, reason in (
         ("--out", notes, "already exists and is another kind of file"),
-        ("--out", image, "this format is not written"),
+        ("--out", image, "unsupported format"),
         ("--out", tmp_path, "is a folder"),
         ("--grid", image, "is one of the images"),
     ):

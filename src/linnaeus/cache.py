@@ -79,7 +79,7 @@ class Cache:
             if not _is_intact(path / file, expected, file in by_row):
                 if (path / file).is_file():  # otherwise another process has removed it
                     Console().warn(
-                        f"{path / file}: damaged on the disk; the store is not used, and built again if needed"
+                        f"{path / file}: damaged on the disk; the store is ignored and built again when needed"
                     )
                     self.remove(Entry(name, path, 0, 0.0, {}))
                 return None
@@ -156,7 +156,7 @@ class Cache:
         used = sum(entry.bytes for entry in entries)
         fixed = sum(entry.bytes for entry in entries if entry.name in keep or entry.name == name)
         if fixed + needed > self.budget:
-            raise OverBudgetError(f"{fixed + needed:,} bytes are over the cache's budget of {self.budget:,}")
+            raise OverBudgetError(f"{fixed + needed:,} bytes exceed the cache's budget of {self.budget:,}")
         if self._free() + used - fixed < needed + _RESERVE:
             raise self._disk_is_full(needed)  # before entries are evicted in vain
         for trash in self.root.glob(f"{_TRASH}*"):
@@ -169,7 +169,7 @@ class Cache:
         if self._free() < needed + _RESERVE:
             raise self._disk_is_full(needed)
         if used + needed > self.budget:
-            raise OverBudgetError(f"{used + needed:,} bytes are over the cache's budget of {self.budget:,}")
+            raise OverBudgetError(f"{used + needed:,} bytes exceed the cache's budget of {self.budget:,}")
 
     def entries(self) -> list[Entry]:
         """All entries, the most recently used first. Only headers are checked, not files."""
@@ -234,7 +234,7 @@ class Cache:
         return shutil.disk_usage(self.root).free
 
     def _disk_is_full(self, needed: int = 0) -> UserError:
-        problem = f"the disk is too full for {needed / 1e9:.1f} GB more" if needed else "the disk is full"
+        problem = f"the disk has no room for {needed / 1e9:.1f} GB more" if needed else "the disk is full"
         return UserError(
             f"{self.root}: {problem}; free some space, run `linnaeus data cache --clear`, or set LINNAEUS_CACHE to a "
             "folder on another disk"

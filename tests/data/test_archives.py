@@ -193,7 +193,7 @@ def test_encodings_of_names(tmp_path: Path):
     path.write_bytes(path.read_bytes().replace("ü".encode(), b"\x81\x82"))
     table = open_source(path)
     assert len(table) == 2
-    assert any("do not say their encoding" in note for note in table.notes)
+    assert any("names is not recorded" in note for note in table.notes)
 
 
 def test_links_and_encrypted_files_are_refused(tmp_path: Path):

@@ -193,7 +193,7 @@ def test_one_clear_line_for_each_mistake_in_a_csv(images: Path):
         ("file,image,label\n", "x.csv:1: no column 'path'; rename the right one of 'file', 'image' to path"),
         ("path,label\nimg/rose/1.jpg,a,b\n", "x.csv:2: 3 cells, but 2 columns; put quotes around"),
         ("path,label\nhttps://a.org/1.jpg,a\n", "it is an address, and a list names files: download"),
-        ("path,label\nD:\\data\\img\\rose\\1.jpg,a\n", "img/rose/1.jpg does exist: remove what comes before it"),
+        ("path,label\nD:\\data\\img\\rose\\1.jpg,a\n", "img/rose/1.jpg exists: remove the part before it"),
         ("nothing,label\n", "the first line must name path, label [, split]: rename the columns that hold them"),
         ("path,label\n", "x.csv: lists no images"),
         ("path,label\nimg/rose/1.jpg\n", "x.csv:2: no label; write one"),

@@ -220,5 +220,5 @@ class OnePiece(nn.Module):
 
 def test_a_network_of_one_piece_has_no_vectors(run: Path, tmp_path: Path):
     path = write_tiny_model(tmp_path / "m.safetensors", wrap(OnePiece(), 3, 1))
-    with pytest.raises(UserError, match="a network of one piece has no vectors"):
+    with pytest.raises(UserError, match="a network with a single stage has no features"):
         gallery(load(path, device="cpu", model=OnePiece()), run / "pics", QUIET)

@@ -230,7 +230,7 @@ def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     assert not hub.requests
     monkeypatch.delenv("LINNAEUS_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    reason = refused(lambda: describe_weights("pretrained", NAME), "cannot be asked .*; set HF_ENDPOINT to a mirror")
+    reason = refused(lambda: describe_weights("pretrained", NAME), "cannot be reached .*; set HF_ENDPOINT to a mirror")
     assert f"linnaeus weights import {NAME}" in reason
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
     describe_weights("pretrained", NAME)  # the configuration is known from here on

@@ -142,4 +142,4 @@ def test_what_cannot_be_pushed_is_refused_in_one_line(hub: Hub, run: Path, say: 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     said = say("predict", f"hf:{REPO}", IMAGE)
     assert (said.status, said.err.count("\n")) == (1, 1)
-    assert "cannot be asked" in said.err
+    assert "cannot be reached" in said.err

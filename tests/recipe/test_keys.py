@@ -40,7 +40,7 @@ def test_the_size_of_images_keeps_the_proportion_of_what_they_are_resized_to(tmp
         ({"bs": 3}, "bs: unknown key (did you mean batch?)"),
         ({"phase.1.learning_rate": 3}, "phase.1.learning_rate: unknown key (did you mean lr?)"),
         ({"mixup_alpha": 3}, "(did you mean phase.1.mixup?)"),
-        ({"num_workers": 3}, "there is no number of workers"),
+        ({"num_workers": 3}, "no number of workers is needed"),
         ({"phase.1.epochs": "x"}, "phase.1.epochs = 'x': expected a whole number"),
         ({"data.fit": "crp"}, "data.fit = 'crp': expected"),
         ({"seed": -1}, "seed = -1: expected 0 or more"),

@@ -110,7 +110,7 @@ def test_the_risk_curve_marks_what_the_threshold_does():
         for t, a, w in ((0.9, 50, 0), (0.7, 80, 2), (0.0, 100, 10))
     ]
     drawing = risk_coverage(curve, 0.02, 0.7)
-    assert f"everything is answered, 10.0{PERCENT} are wrong" in label(drawing)
+    assert f"every image is answered, 10.0{PERCENT} of the answers are wrong" in label(drawing)
     assert f"80.0{PERCENT}, 2 of 80 wrong" in label(drawing)
     assert f"100.0{PERCENT}, 10 of 100 wrong" in label(risk_coverage(curve, 0.2, 0.0))
     (dot,), (line,) = parts(drawing, "dot"), parts(drawing, "line")

@@ -35,7 +35,7 @@ def test_every_metric_has_its_interval_and_its_count():
         line = next(line for line in text.splitlines() if line.startswith(f"  {name}"))
         assert " to " in line, name
     assert "(fitted on validation)" in text
-    assert "the 400 valid images of the training" in text
+    assert "the 400 valid images of the training run" in text
     assert "test-time augmentation" not in text
 
 
@@ -55,7 +55,7 @@ def test_the_epochs_behind_a_threshold_are_stated():
     stored = Calibration.fit(out, "valid", 2)
     assert stored.rule.tested is not None
     text = text_of(assess(out, stored), 8)
-    assert "chosen on the 400 valid images of the training, which also chose the best of 2 epochs" in text
+    assert "chosen on the 400 valid images of the training run, which also chose the best of 2 epochs" in text
     older = stored.to_dict()
     del older["abstention"]["candidates"]
     text = text_of(assess(out, Calibration.from_dict(older, "m")), 8)
@@ -90,7 +90,7 @@ def test_without_mistakes_no_classes_are_confused():
     assert "no images were confused with another class" in text
     assert "calibration: the model has none" in text
     assert "none: at least 149 images are needed, and there were 30" in text
-    assert "estimated  everything answered, 0 of 30 wrong" in text
+    assert "estimated  all images answered, 0 of 30 wrong" in text
     balanced = next(line for line in text.splitlines() if "balanced" in line)
     assert balanced.split() == [
         "balanced",

@@ -166,7 +166,7 @@ def test_a_known_source_is_found_by_its_name_and_never_fetched(
         (run / "metrics.json").write_text(json.dumps({**metrics, "source": {"path": name}}))
         assert re.search(said, write_report(run)[1])
     (run / "metrics.json").write_text(json.dumps({**metrics, "source": {}}))
-    assert "name the place with --source" in write_report(run)[1]
+    assert "give their place with --source" in write_report(run)[1]
 
 
 def test_a_deleted_image_leaves_a_gap(run: Path, tmp_path: Path):

@@ -122,7 +122,7 @@ def test_stores_of_earlier_versions_are_read_and_checked(table, cache, flip, cap
     monkeypatch.undo()
     flip(files_of(cache)[2], 0.3)
     assert content(table, cache, order) == expected
-    assert "rows.bin: damaged on the disk; the store is not used, and built again" in capsys.readouterr().err
+    assert "rows.bin: damaged on the disk; the store is ignored and built again" in capsys.readouterr().err
     assert len(files_of(cache)) == 4
 
 

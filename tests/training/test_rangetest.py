@@ -64,7 +64,7 @@ def test_a_loss_that_falls_to_the_end_of_the_range_has_no_lowest_point():
     losses = 3 / (1 + (RATES / 1e-4) ** 1.5)
     test = choose(RATES, list(losses))
     assert 0.5e-4 < test.chosen < 2e-4
-    assert "half of the fall" in test.reason
+    assert "half of its total decrease" in test.reason
 
 
 def test_a_trained_network_gets_a_tenth_of_the_largest_harmless_rate():

@@ -255,7 +255,7 @@ def test_an_interrupted_run_keeps_the_best_so_far(idx: Path, tmp_path: Path, mon
 
 def test_a_run_stopped_before_its_first_epoch_is_an_error(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stopping(1, monkeypatch)
-    with pytest.raises(JobError, match="stopped before the first epoch was over"):
+    with pytest.raises(JobError, match="stopped before the end of the first epoch"):
         train(idx, write_recipe(tmp_path / "r.toml"), tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()
 

@@ -37,7 +37,7 @@ def class_sizes(table: Table) -> list[Finding]:
             findings += _evaluated_sizes(table, split, counts[split], learned)
     small = np.flatnonzero((learned > 0) & (learned < FEW_TO_LEARN)).tolist()
     for c in sorted(small, key=lambda c: learned[c]):
-        detail = f"{learned[c]} training images; even {FEW_TO_LEARN} are few"
+        detail = f"{learned[c]} training images; fewer than {FEW_TO_LEARN} rarely suffice"
         findings.append(Finding("few-images", "warning", (), (table.classes[c],), detail))
     present = learned[learned > 0]
     if len(present) > 1 and present.max() >= IMBALANCE * present.min():
@@ -60,7 +60,7 @@ def _evaluated_sizes(table: Table, split: str, n: np.ndarray, learned: np.ndarra
         findings.append(Finding("missing-class", "warning", (), (table.classes[c],), detail))
     few = np.flatnonzero((n > 0) & (n < FEW_TO_MEASURE)).tolist()
     for c in sorted(few, key=lambda c: n[c]):
-        detail = f"{n[c]} images in {split}: each one is {percent(1 / n[c], 0)} of the recall of the class"
+        detail = f"{n[c]} images in {split}: each one changes the recall of the class by {percent(1 / n[c], 0)}"
         findings.append(Finding("few-to-measure", "info", (), (table.classes[c],), detail))
     images = len(table.where(split))
     if images < FEW_IN_ALL:

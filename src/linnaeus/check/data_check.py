@@ -102,7 +102,7 @@ def check_table(
     if len(short) and np.median(short) < MIN_SIDE:
         notes.append(
             f"only exact duplicates were searched for, not near duplicates: below {MIN_SIDE} pixels an altered copy "
-            "cannot be told from another image of the same kind"
+            "cannot be distinguished from another image of the same kind"
         )
     seconds["duplicates"] = time.perf_counter() - started
     findings = [
@@ -138,7 +138,7 @@ def _embeddings(
     table: Table, statistics: ImageStatistics, weights: str | None, device: str, console: Console, notes: list[str]
 ) -> Embeddings | None:
     """Embeddings of the images; None, with the reason added to `notes`, if there are none."""
-    skipped = "labels were not checked, and scenes only by pixels: "
+    skipped = "labels were not checked, and scenes were compared only by pixels: "
     if weights == "none":
         notes.append(skipped + "--weights none")
         return None

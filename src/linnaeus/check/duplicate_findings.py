@@ -33,7 +33,7 @@ def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
     if len(set(table.split[group].tolist())) > 1:
         findings.append(Finding("leak", "error", paths, classes, f"{text}: results on the later split are optimistic"))
     if _differ(table, group):
-        which = "they should have the same" if table.several else "only one label can be right"
+        which = "they should have the same labels" if table.several else "only one label can be right"
         detail = f"{text}, labelled {_labels(table, group)}: {which}"
         findings.append(Finding("label-conflict", "error", paths, classes, detail))
     if not findings:
@@ -74,5 +74,5 @@ def _describe(table: Table, group: np.ndarray) -> tuple[tuple[str, ...], tuple[s
     paths = tuple(table.sample_id(i) for i in group.tolist())
     classes = tuple(dict.fromkeys(name for i in group.tolist() for name in table.labels_of(i)))
     splits = list(dict.fromkeys(table.split[group].tolist()))
-    names = " and ".join(split or "the part without a split" for split in splits)
+    names = " and ".join(split or "the images without a split" for split in splits)
     return paths, classes, "not split yet" if splits == [""] else f"in {names}"

@@ -175,7 +175,10 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
 @click.option("--clear", is_flag=True, help="Delete all entries. They are recomputed when needed.")
 @verbosity
 def data_cache(clear: bool) -> None:
-    """List or clear the cache of decoded images, activations and decompressed archives."""
+    """List or clear the cache.
+
+    The cache holds decoded images, activations and decompressed archives.
+    """
     from datetime import datetime
 
     from linnaeus.stores import default_cache

@@ -242,7 +242,7 @@ def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = ()) 
     path = Path(file)
     if suffixes and path.suffix.lower() in OTHER_FORMATS and path.suffix.lower() not in suffixes:
         names = " or ".join(suffixes)
-        raise UserError(f"{option} {file}: this format is not written; give a name that ends in {names}")
+        raise UserError(f"{option} {file}: unsupported format; give a name that ends in {names}")
     if not os.path.lexists(path):
         _check_writable(path, path)
     elif path.is_dir():

@@ -33,9 +33,9 @@ ADVICE = "run the same command again to continue"
 def embed(model: str, source: str, out: str, settings: tuple[str, ...], device: str, devices: int | None) -> None:
     """Write the features of images to a file.
 
-    MODEL is a run folder, a model file, or a backbone as `linnaeus probe` takes it, such as timm/tf_efficientnet_lite0.
-    SOURCE is any source of `linnaeus train`, or a folder of loose images. The features of an image are what enters the
-    last layer of the model; those of a bare backbone are its pooled output.
+    MODEL is a run folder, a model file, or a backbone that `linnaeus probe` accepts, such as
+    timm/tf_efficientnet_lite0. SOURCE is any source of `linnaeus train`, or a folder of loose images. The features of
+    an image are the input of the model's last layer, or the pooled output of a backbone.
 
     The file has one row for each readable image: features (float32), id, path, label and split. Exit status 1 if any
     image cannot be read. Features stay in the cache, so the same command continues after an interruption.

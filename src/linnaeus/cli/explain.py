@@ -51,7 +51,7 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
 @click.option(
     "--because",
     is_flag=True,
-    help="Show the training images that pull the answer most, found by solving the head of the run MODEL without them.",
+    help="Show the training images with the most influence on the answer, by solving the head of the run without each.",
 )
 @click.option(
     "--top", type=click.IntRange(1), metavar="N", help=f"Number of images of each kind.  [default: {NEIGHBORS}]"

@@ -59,7 +59,7 @@ def export(
 
     onnx and onnx-int8 contain preprocessing, network and calibration in one graph: pixels in, probabilities out. The
     export is compared with MODEL on real images and written only if both agree; otherwise the exit status is 1.
-    web writes a folder for any static host: a page that runs the ONNX file in the browser of its visitor, also without
+    web writes a folder for any static host: a page that runs the ONNX file in the visitor's browser, also without
     a network. MODEL may then be an exported ONNX file, too.
     torchvision writes a plain state dict for torchvision.models, with a model card beside it.
     """

@@ -20,9 +20,9 @@ def forget(
 ) -> None:
     """Make a new run that has never seen some images.
 
-    The new run is, bit for bit, one that is trained without them from the start. They are removed from the cache, with
-    everything that was computed from them, and the new model file states how many they were. Copies with the same
-    content are removed as well. RUN is not changed, and still depends on these images until you remove it. It must have
+    The new run is identical, bit for bit, to a run that is trained without these images. They and everything that was
+    computed from them are removed from the cache, also copies with the same content. The new model file states how
+    many images were removed. RUN is not changed, and still depends on these images until you remove it. It must have
     a frozen network and a solved head (head = "auto"), as runs with the recipes for few images do.
     """
     from linnaeus.cli import early

@@ -77,7 +77,7 @@ def label(
 
     console = make_console(sys.stderr)
     if run is not None and backbone:
-        raise UserError(f"{run}: its own network answers; leave out --backbone")
+        raise UserError(f"{run}: a review uses the network of the run; leave out --backbone")
     if token is None and not is_loopback(place.host):
         token = secrets.token_urlsafe(16)
     listener = bind(place.host, place.port)

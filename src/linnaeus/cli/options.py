@@ -83,7 +83,7 @@ def _rates(context: click.Context, parameter: click.Parameter, value: str | None
         return
     rates = [rate.strip() for rate in value.split(",")]
     if not all(rate == "auto" or _is_positive(rate) for rate in rates):
-        raise click.BadParameter(f"{value}: expected a number above 0, auto, or one for each phase, as 1e-3,1e-4")
+        raise click.BadParameter(f"{value}: expected a number above 0, auto, or one value per phase, such as 1e-3,1e-4")
     entries = ['"auto"' if rate == "auto" else str(float(rate)) for rate in rates]  # as in TOML
     _store_shortcut(context, parameter, entries[0] if len(entries) == 1 else f"[{', '.join(entries)}]")
 

@@ -18,7 +18,7 @@ from linnaeus.console import counted, echo
     default="auto",
     show_default=True,
     metavar="A,B,C",
-    help="Networks, weights, files or NETWORK=FILE; A+B joins two; auto: those on this machine and a few others.",
+    help="Networks, weights, files or NETWORK=FILE; A+B joins two; auto: those on this machine and others.",
 )
 @click.option(
     "--out", metavar="DIR", help="Folder for the results; earlier ones are replaced.  [default: runs/probe-<n>]"
@@ -35,7 +35,7 @@ def probe(
     Each backbone computes the features of all images once, without training, and a linear head is solved on them. The
     table states accuracy with its 95 % interval on images that the head has not seen, the p-value of McNemar's test
     against the best, corrected for the number of backbones, and the cost. Test images are not used. The arrow marks the
-    fastest backbone that is as good as the best one, and the last line is the command that trains it.
+    fastest backbone that is close to the best and not significantly worse. The last line is the command that trains it.
 
     Features and decoded images stay in the cache, so the same command continues after an interruption, and a further
     backbone costs only its own time.

@@ -23,7 +23,7 @@ def push(model: str, repository: str, private: bool, license: str | None) -> Non
     """Upload a model to the Hugging Face hub.
 
     MODEL is a run folder or a model file. The repository gets model.safetensors, and a model card unless it has one.
-    `linnaeus predict hf:OWNER/NAME IMAGES` then works anywhere. HF_TOKEN is a token that may write.
+    `linnaeus predict hf:OWNER/NAME IMAGES` then works anywhere. HF_TOKEN must hold a token with write access.
     """
     early.check_model(model)
     if offline():

@@ -115,7 +115,8 @@ def serve(
     """Serve a model over HTTP, with a web page and an API.
 
     MODEL is a run folder or a model file. The page is at /, the API at /predict, its description at /docs. Only this
-    machine can connect unless --host says otherwise. Ctrl-C answers the requests in progress and exits.
+    machine can connect unless --host says otherwise. After Ctrl-C the server completes the requests in progress and
+    exits.
     """
     place = address()
     _check_options(model, device, place.token, max_images, queue, origins)

@@ -34,7 +34,7 @@ COMPLETE = "_LINNAEUS_COMPLETE"
 def env(as_json: bool) -> None:
     """Describe this installation, for bug reports.
 
-    Versions, devices, the cache, the weights at hand, and the environment variables that change what Linnaeus does.
+    Prints the versions, devices, cache, downloaded weights, and the environment variables that affect Linnaeus.
     """
     described = installation() | devices_and_files()
     if as_json:

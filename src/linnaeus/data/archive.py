@@ -214,7 +214,7 @@ def _index(place: str, data: str, stamp: tuple[int, int], entries: Iterator[Memb
             name = above
     both = sorted(position.keys() & folders.keys())
     if both:
-        raise UserError(f"{place}: {visible(both[0])!r} is a file and a folder in it; write it again")
+        raise UserError(f"{place}: {visible(both[0])!r} is both a file and a folder in the archive; pack it again")
     by_name = {name: sorted(names) for name, names in folders.items()}
     notes = [*_encoding_note(place, legacy), *_case_note(place, position)]
     return Archive(place, data, stamp, np.array(values, ROW), position, by_name, notes)
@@ -224,9 +224,11 @@ def _checked(place: str, name: str) -> str:
     """The name of a file in an archive without `./`. Raises UserError for one that could lead out of a folder."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:[\\\\/]", name) or not parts:
-        raise UserError(f"{place}: member {visible(name)[:200]!r} has a name that leads out of it; write it again")
+        raise UserError(
+            f"{place}: member {visible(name)[:200]!r} has a path that leads out of the archive; pack it again"
+        )
     if "\0" in name or len(name) > LONGEST_NAME:
-        raise UserError(f"{place}: member {visible(name)[:200]!r} has a name that no file can have; write it again")
+        raise UserError(f"{place}: member {visible(name)[:200]!r} has a name that no file can have; pack it again")
     return "/".join(parts)
 
 
@@ -234,8 +236,8 @@ def _encoding_note(place: str, names: list[str]) -> list[str]:
     if not names:
         return []
     return [
-        f"{Path(place).name}: {len(names)} names do not say their encoding, such as {visible(names[0])!r}; if they "
-        "look wrong, pack the folder again with UTF-8 names (7-Zip: -mcu=on)"
+        f"{Path(place).name}: the encoding of {len(names)} names is not recorded, such as {visible(names[0])!r}; if "
+        "they look wrong, pack the folder again with UTF-8 names (7-Zip: -mcu=on)"
     ]
 
 

@@ -53,7 +53,7 @@ def top_folder(path: Path) -> tuple[Path, list[str]]:
         if len(entries) > 1 or not only.is_dir() or only.name.lower() in SPLIT_NAMES or not _is_parent(only):
             return place, notes
         place = Path(only.path)
-        notes = [*archive.notes, f"{path.name}: the source is the folder {place.relative_to(archive.place)} in it"]
+        notes = [*archive.notes, f"{path.name}: the source is its folder {place.relative_to(archive.place)}"]
 
 
 def _is_parent(entry: Any) -> bool:

@@ -95,8 +95,8 @@ def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int
             classes = f"classes {listed(names)}" if names else "no class"
             raise UserError(
                 f"{file}:{line}: the columns {listed(columns)} give this image {classes}; exactly one class per image "
-                "is supported: correct the row, write a column label with the class to learn, or learn several labels per "
-                "image with --set data.task=multi-label"
+                "is supported: correct the row, write a column label with the class to learn, or learn several labels "
+                "per image with --set data.task=multi-label"
             )
         labels[line] = names[0]
     return labels

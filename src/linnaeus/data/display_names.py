@@ -217,7 +217,7 @@ def read_json(path: Path) -> dict[str, str] | list[str]:
         content = {str(index): name for name, index in content.items()}  # name to index, as Keras writes it
     for key, name in content.items():
         if not isinstance(name, str) or not name.strip():
-            raise error_type(f"{path}: the name of class {key!r} is {name!r}; write a text")
+            raise error_type(f"{path}: the name of class {key!r} is {name!r}; write a string")
     return {class_name(key): class_name(name) for key, name in content.items()}
 
 

@@ -130,7 +130,7 @@ def locate(rows: Rows) -> list[str]:
         if re.match("[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
             hint = "it is an address, and a list names files: download the images first"
         elif tail := next((tail for tail in tails if _find(tail, folder)), None):
-            hint = f"{tail} does exist: remove what comes before it from the paths"
+            hint = f"{tail} exists: remove the part before it from the paths"
         raise UserError(
             f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}{where}; {hint}"
         )

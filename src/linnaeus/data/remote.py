@@ -140,7 +140,7 @@ def _open(request: urllib.request.Request) -> Any:
     try:
         return open_url(request, TIMEOUT)
     except RefusedError as error:
-        raise UserError(f"{request.full_url}: {error}; give the address that it leads to, or a local copy") from None
+        raise UserError(f"{request.full_url}: {error}; give the final address, or a local copy") from None
 
 
 def _retry(url: str, attempt: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:

@@ -62,12 +62,14 @@ def _open(
     path = Path(text).expanduser()
     if (is_address(text) or shards.RANGE.search(text)) and not path.exists():
         if lists:
-            raise UserError(f"{text}: shards; {listed([*lists])} name list files inside a folder")
+            raise UserError(f"{text}: shards define their splits; leave out {listed([*lists])}")
         return _with_groups(shards.open_shards(text, text), group)
     try:
         is_folder, is_file, exists = tree.is_folder(path), path.is_file(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
-        raise UserError(f"{text[:200]!r}: cannot be opened ({getattr(error, 'strerror', error)}); check it") from None
+        raise UserError(
+            f"{text[:200]!r}: cannot be opened ({getattr(error, 'strerror', error)}); check the path"
+        ) from None
     if not text.strip():
         raise UserError("an empty source; give a folder, a list file, a CSV or a known name")
     if is_file and holds_folder(path):
@@ -75,7 +77,7 @@ def _open(
         table = _with_groups(_open_folder(text, place, lists, group, labels, lenient), group)
         return dataclasses.replace(table, notes=(*notes, *table.notes))
     if lists and not is_folder:
-        raise UserError(f"{text}: not a folder; {listed([*lists])} name list files inside a folder")
+        raise UserError(f"{text}: not a folder, but {listed([*lists])} must name list files in a folder")
     if is_folder:
         return _with_groups(_open_folder(text, path, lists, group, labels, lenient), group)
     if is_file:
@@ -198,7 +200,7 @@ def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) 
         return idx.open_idx(source, path)
     if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(
-            f"{source}: not a text file, nor a format that is read; give a folder, a list file, a CSV, CIFAR or IDX"
+            f"{source}: neither a text file nor a supported format; give a folder, a list file, a CSV, CIFAR or IDX"
         )
     return listfile.open_lists(source, {"": path})
 

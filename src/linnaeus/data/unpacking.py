@@ -60,8 +60,8 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
                 file.write(piece)
     except OverBudgetError as error:
         raise UserError(
-            f"{place}: decompressed it does not fit the cache ({error}); raise LINNAEUS_CACHE_GB, or unpack it "
-            "yourself, and give the folder"
+            f"{place}: its decompressed copy does not fit into the cache ({error}); raise LINNAEUS_CACHE_GB, or "
+            "unpack it yourself, and give the folder"
         ) from None
     except (gzip.BadGzipFile, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise _damaged(place, error) from None

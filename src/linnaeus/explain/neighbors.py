@@ -108,7 +108,7 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
     network, preprocessing, cache = classifier.network, classifier.preprocessing, default_cache()
     if len(network.stages) < 2:
         raise UserError(
-            f"{network.arch['name']}: a network of one piece has no vectors below its head; give it as an "
+            f"{network.arch['name']}: a network with a single stage has no features below its head; give it as an "
             "nn.Sequential that ends with the head"
         )
     table, indices, trained = _training(classifier, source)
@@ -127,7 +127,9 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
     try:
         stored = frozen.rows([network.stages[-1]], samples, prepare, "vectors", {})
     except OverBudgetError as error:
-        raise UserError(f"{source}: its vectors do not fit ({error}); raise LINNAEUS_CACHE_GB") from None
+        raise UserError(
+            f"{source}: its features do not fit into the cache ({error}); raise LINNAEUS_CACHE_GB"
+        ) from None
     parts = _parts(len(samples))
     values = torch.cat([_unit(network, torch.from_numpy(stored.gather(part)[0])) for part in parts])
     return Gallery(table, decoded.indices, samples.rows, values, classifier, trained)

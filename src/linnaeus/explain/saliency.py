@@ -97,7 +97,7 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
 
     The network, in evaluation mode, stays as it is: nothing is hooked, and no parameter gets a gradient.
     """
-    assert not network.training, "a map is of the network as it predicts: put it into evaluation mode"
+    assert not network.training, "a heat map explains predictions: put the network into evaluation mode"
     with torch.inference_mode(False), torch.enable_grad():
         outputs, logits = network.stage_outputs(x.clone(), stages)
         score = logits[torch.arange(len(x)), torch.from_numpy(targets)].sum()  # images do not touch each other

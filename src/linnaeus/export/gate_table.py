@@ -19,7 +19,7 @@ def render(result: GateResult) -> str:
     lines.append(f"{images}; accuracy of the original: {percent(first.original_accuracy, 2)}")
     if result.kind == "onnx":
         lines.append(
-            f"allowed: no other class and {SAME_PIXELS:g} on the same pixels; {RAW_PIXELS:g} from raw pixels, which "
+            f"allowed: the same class and {SAME_PIXELS:g} on the same pixels; {RAW_PIXELS:g} from raw pixels, which "
             "the graph resizes itself"
         )
     lines += _draft_line(result)

@@ -90,9 +90,7 @@ class GateResult:
         """Warnings about a passing export: few images, not used by default, or slower than the original."""
         warnings = []
         if self.passed is not None and len(self.samples) < FEW:
-            warnings.append(
-                f"compared on {len(self.samples)} images, which shows little; give --data with {FEW} or more"
-            )
+            warnings.append(f"compared on {len(self.samples)} images only; give --data with {FEW} or more")
         reason = None if self.passed is None else why_not_unasked(self.kind, Agreement.of_record(self.to_dict()))
         if reason:
             warnings.append(f"predict and serve use the file only with --use {self.kind}: {reason}")

@@ -181,8 +181,8 @@ def detector_of(classifier: Classifier) -> UnknownDetector:
     """The model's detector. Raises UserError for a model without one."""
     if classifier.detector is None:
         raise UserError(
-            f"{classifier.path}: cannot tell unknown images, because it was trained by an earlier version or was not "
-            "finished; train it again, or leave out --outside"
+            f"{classifier.path}: cannot recognize unknown images, because it was trained by an earlier version or was "
+            "not finished; train it again, or leave out --outside"
         )
     return classifier.detector
 

@@ -112,7 +112,7 @@ class SplitFigures(Open):
         if self.accuracy is None:
             return self
         if self.n is None or self.correct is None or not 0 <= self.correct <= self.n or not self.n:
-            raise ValueError(f"an accuracy needs the images it is of, and has {self.correct} correct of {self.n}")
+            raise ValueError(f"an accuracy needs a number of images, and has {self.correct} correct of {self.n}")
         if abs(self.correct / self.n - self.accuracy) > 0.02:  # rounded, in files of earlier versions
             raise ValueError(f"accuracy {self.accuracy} with {self.correct} correct of {self.n}")
         return self

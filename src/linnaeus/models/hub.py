@@ -216,7 +216,7 @@ def refusal(
         )
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     steps = ", ".join(("set HF_ENDPOINT to a mirror", elsewhere or "or check the network"))
-    return JobError(f"{name}: {endpoint()} cannot be asked ({reason}); {steps}")
+    return JobError(f"{name}: {endpoint()} cannot be reached ({reason}); {steps}")
 
 
 def _suggestion(name: str, repo: str) -> str:

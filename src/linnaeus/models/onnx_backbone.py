@@ -54,7 +54,7 @@ class OnnxBackbone(Network):
         else:
             info = GraphInfo(**graph)
             if not 0 < info.bytes <= MOST_BYTES:
-                raise UserError(f"{name}: a graph of {info.bytes} bytes cannot be held")
+                raise UserError(f"{name}: a graph of {info.bytes} bytes does not fit into a model file")
             data = torch.zeros(info.bytes, dtype=torch.uint8)
         _check_normalize(name, normalize)
         self.info = info
@@ -101,9 +101,7 @@ class OnnxBackbone(Network):
         if x.device.type == "meta":
             return torch.empty(len(x), *self.info.shape, device=x.device)
         if x.requires_grad and torch.is_grad_enabled():
-            raise UserError(
-                f"{self.arch['name']}: a graph of ONNX has no gradients for its images; use --method occlusion"
-            )
+            raise UserError(f"{self.arch['name']}: an ONNX graph has no gradients; use --method occlusion")
         if self._session is None:
             self._session = session_of(self.content())
         features = run(self._session, self.info, x.detach().float().cpu().numpy())

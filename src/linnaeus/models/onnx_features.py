@@ -112,8 +112,8 @@ def _read(file: Path, output: str, changed: int, size: int) -> tuple[bytes, Grap
 
 def _too_large(file: Path, size: int) -> UserError:
     return UserError(
-        f"{file}: {size / 1e9:.1f} GB, and the model file would hold all of it; at most {MOST_BYTES / 1e9:.1f} GB are "
-        "taken, use a smaller network"
+        f"{file}: {size / 1e9:.1f} GB, which the model file would have to hold; the limit is "
+        f"{MOST_BYTES / 1e9:.1f} GB; use a smaller network"
     )
 
 

@@ -94,8 +94,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     for key in settings:
         if not key.startswith(("data.", "model.arguments.")):
             raise UserError(
-                f"--set {key}: a probe solves a linear head on a frozen network; it takes the keys of data and "
-                "model.arguments, and `linnaeus train` all others"
+                f"--set {key}: a probe solves a linear head on a frozen network, so only the keys of data and "
+                "model.arguments apply; use `linnaeus train` for the others"
             )
 
 
@@ -115,7 +115,7 @@ def _folder(out: str | Path | None) -> Path:
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()) and not (path / PROBE_JSON).is_file():
-            raise UserError(f"{path}: is not empty, and holds no {PROBE_JSON} that could be replaced; choose another")
+            raise UserError(f"{path}: is not empty, and holds no {PROBE_JSON} to replace; choose another")
     return path
 
 

@@ -50,7 +50,7 @@ SYNONYMS = {
 OURS = {name: key for key, names in SYNONYMS.items() for name in names}
 WITHOUT_KEY = dict.fromkeys(
     ("workers", "num_workers", "nw", "dataloader_num_workers", "nthreads"),
-    "images are decoded once, by as many threads as there are cores; there is no number of workers",
+    "images are decoded once, by as many threads as there are cores; no number of workers is needed",
 )
 """Names of other tools for what has no key here -> the reason."""
 

@@ -130,13 +130,13 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
         annotation_clip=False,
         **FONTS.style,
     )
-    about = f"If everything is answered, {typeset_percent(risk[-1], 1)} are wrong. "
+    about = f"If every image is answered, {typeset_percent(risk[-1], 1)} of the answers are wrong. "
     if point is None:
-        about += "No threshold keeps the error rate at the allowed one, so the model answers nothing."
+        about += "No threshold keeps the error rate within the limit, so the model answers no image."
     else:
         _mark_threshold(axes, point)
         answered = typeset_percent(point["coverage"], 1)
-        about += f"With the model's threshold it answers {answered}, {point['wrong']} of {point['answered']} wrong."
+        about += f"With its threshold the model answers {answered}, {point['wrong']} of {point['answered']} wrong."
     return to_svg(figure, "risk", "Risk and coverage", about)
 
 

@@ -103,7 +103,7 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
     method = "cross-fitted in five folds" if effect.cross_fitted else "fitted on validation"
     title = f"calibration by temperature {effect.temperature:.3g} ({method})"
     if not effect.stored:
-        title = f"calibration: the model has none; the effect of a temperature of {effect.temperature:.3g} ({method})"
+        title = f"calibration: none in the model; the effect of a temperature of {effect.temperature:.3g} ({method})"
     rows = [["", "uncalibrated", "calibrated"]]
     for name in ("loss", "brier", "ece", "ece_equal_mass"):
         values = (effect.before[name], effect.after[name])
@@ -122,7 +122,7 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
 def abstention(result: Abstention, n: int) -> list[str]:
     """The thresholds, and their effect on these images."""
     rule, share = result.rule, percent(result.rule.target_risk, 0, exact=True)
-    source = f"the {rule.n} {result.chosen_on} images of the training" if result.chosen_on else "these very images"
+    source = f"the {rule.n} {result.chosen_on} images of the training run" if result.chosen_on else "these very images"
     if (rule.candidates or 1) > 1:
         source += f", which also chose the best of {rule.candidates} epochs"
     lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
@@ -138,7 +138,7 @@ def _effect(point: MeasuredPoint, n: int) -> str:
     low, high = point.risk_ci95
     interval = f"95 % interval {percent(low)} to {percent(high)}"
     if point.threshold == 0:
-        return f"everything answered, {point.wrong} of {n} wrong ({percent(point.wrong / n)}, {interval})"
+        return f"all images answered, {point.wrong} of {n} wrong ({percent(point.wrong / n)}, {interval})"
     wrong = ""
     if point.answered:
         wrong = f", {point.wrong} of them wrong ({percent(point.wrong / point.answered)}, {interval})"

@@ -40,7 +40,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, side: int | None = None) -> np.
     """
     assert image.shape[:2] == heat.shape, f"an image of {image.shape} and a map of {heat.shape}"
     if side is not None:
-        assert heat.shape[0] == heat.shape[1], "only a square keeps its shape"
+        assert heat.shape[0] == heat.shape[1], "only a square heat map keeps its proportions"
         image = fit_square(image, side)
         enlarged = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
         heat = np.asarray(enlarged)

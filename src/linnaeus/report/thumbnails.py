@@ -118,14 +118,14 @@ def _reopen(run: RunContents, source: str | None) -> Table:
     """The table of a run's source, with its images in the order of split.csv. Raises UserError."""
     place = source or (run.metrics.get("source") or {}).get("path")
     if not place:
-        raise UserError("the run does not record where its images were; name the place with --source")
+        raise UserError("the run does not record where its images were; give their place with --source")
     table = _open(place, run.model.recipe.get("data", {}), recorded=source is None)
     index = np.array([run.class_index.get(name, -1) for name in table.classes], np.int64)
     labels = _label_sets(table, index, len(run.names)) if table.several else index[table.labels]
     if not np.array_equal(labels, run.labels):
         raise UserError(
             f"{place}: its images differ from those of the run ({len(labels)} here, {len(run.labels)} in the run); "
-            "name the right place with --source"
+            "give the right place with --source"
         )
     return table
 

@@ -42,7 +42,7 @@ class Metrics:
         self.batch_size = Histogram("linnaeus_batch_size", "Images per batch.", buckets=BATCH_SIZES, registry=registry)
         self.in_progress = Gauge("linnaeus_pictures_in_hand", "Images in progress.", registry=registry)
         self.in_color = Gauge(
-            "linnaeus_pictures_in_color", "Images in color that a model of gray images got.", registry=registry
+            "linnaeus_pictures_in_color", "Color images received by a model of gray images.", registry=registry
         )
         self.upload_bytes = Gauge("linnaeus_held_bytes", "Bytes of request bodies in memory.", registry=registry)
 

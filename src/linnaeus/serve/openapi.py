@@ -42,7 +42,7 @@ class Prediction(BaseModel):
     top: list[ClassProbability]
     unsure: bool = Field(description="whether the best class is below the threshold of the model")
     unknown: bool | None = Field(
-        default=None, description="whether the image is of none of the classes; null where the model cannot tell"
+        default=None, description="whether the image belongs to none of the classes; null where the model cannot tell"
     )
     distance: float | None = Field(default=None, description="cosine distance from the training images, 0 to 2")
     error: str | None = Field(description="why the image could not be read")

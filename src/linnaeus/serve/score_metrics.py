@@ -67,7 +67,7 @@ class ScoreMetrics:
             return
         minimum = "Images with a lower probability are unknown."
         Gauge("linnaeus_unknown_probability", minimum, registry=registry).set(limits.probability)
-        share = "Share of the validation images that are unknown: what to expect of images like them."
+        share = "Share of the validation images that are unknown; similar images should have about the same share."
         Gauge("linnaeus_unknown_expected", share, registry=registry).set(1 - limits.accepted / limits.n)
         if limits.distance is None or not has_distance:
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.sources import refuse_inside
 from linnaeus.errors import DiskError, JobError, UserError
 from linnaeus.files import disk_errors, locked, write_text
@@ -134,7 +134,7 @@ def print_introduction(console: Console, path: Path, base: Recipe, study: Study,
     if count is not None and count <= trials:
         console.say(f"trials    all {count} combinations, each once")
     if existing := len(study.trials()):
-        console.say(f"continues {existing} trials exist")
+        console.say(f"resumed   after {counted(existing, 'trial')}")
     if base.data.valid == "test":
         console.warn('valid = "test": trials are compared on the test images, so all their results are optimistic')
 

@@ -109,7 +109,7 @@ def _choose_for_weights(weights: str, model: str | None, table: Table) -> Choice
     if model is not None and info.model is not None and info.model != model:
         raise UserError(f"{weights}: these weights are for {info.model}, not for {model}; leave out --model")
     name = model or info.model or TRANSFER_MODEL
-    reason = f"{len(table)} images, and the weights {weights} for {name}, which a new head is trained on"
+    reason = f"{len(table)} images, and weights {weights} for {name}, with a new head"
     return Choice(TRANSFER, reason, _settings(name, info))
 
 

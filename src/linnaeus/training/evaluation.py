@@ -120,7 +120,7 @@ class FinalEvaluation:
         quality = self.assessments[split].calibration
         chance = self.assessments[split].metrics.ece_by_chance[0]
         before, after = percent(quality.before["ece"]), percent(quality.after["ece"])
-        change = f"{before} before, {after} after, {percent(chance)} by chance alone"
+        change = f"{before} before, {after} after, {percent(chance)} expected by chance"
         failure = calibration_failure(quality.temperature)
         return [
             *leak_lines(self.without_leaks),

@@ -106,7 +106,7 @@ def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.n
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     where = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
-    more = f"; {counted(copies, 'image')} not named, with the same content as one" if copies else ""
+    more = f"; {counted(copies, 'image')} not named, with the same content as a named one" if copies else ""
     targets = None if old.rows.sets is not None else {name: name for name in old.model.classes}
     return RunChanges(old.path, [f"{counted(n, 'image')} forgotten ({where}{more})"], targets, (statement,))
 

@@ -28,7 +28,7 @@ from linnaeus.training.solve import linear_head
 from linnaeus.training.solved_run import SolvedRun
 from linnaeus.training.streams import Streams
 
-PURPOSE = "which training images pull an answer cannot be computed by solving without them"
+PURPOSE = "the influence of its training images cannot be computed"
 
 
 class TrainingInfluence:

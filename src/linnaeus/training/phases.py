@@ -119,7 +119,7 @@ class Phases:
             self._fit(run, engine, snapshot)
         for name, buffer in frozen.items():
             now = self.model.get_buffer(name)
-            assert torch.equal(buffer.to(now.device), now), f"{name} is frozen and changed in phase {number}"
+            assert torch.equal(buffer.to(now.device), now), f"{name} is frozen but changed in phase {number}"
 
     def _fit(self, run: PhaseRun, engine: Engine, snapshot: Snapshot | None) -> None:
         """Train the epochs of a phase, and record each."""

@@ -110,7 +110,7 @@ def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
     bound = min(0.0, _half_fallen(smoothed) * _decades(tried) - safe) * ramp(share, FELL / 2, 5 / 2 * FELL)
     reason = "a tenth of the largest rate at which the loss did not rise"
     if bound < 0:
-        reason = "the rate at which half of the fall of the loss was reached"
+        reason = "the rate at which the loss had fallen by half of its total decrease"
     return RangeTest(tried, measured, float(tried[0] * 10 ** (safe + bound)), reason)
 
 

@@ -167,7 +167,7 @@ def _run_phases(
         raise
     except KeyboardInterrupt:
         if phases.best.figures is None:
-            raise JobError(f"stopped before the first epoch was over; {session.workspace.advice()}") from None
+            raise JobError(f"stopped before the end of the first epoch; {session.workspace.advice()}") from None
         interrupted = True
         console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
     except JobError as error:

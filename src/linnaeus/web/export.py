@@ -85,7 +85,9 @@ def check_folder(out: Path) -> None:
         return
     index = out / INDEX
     if not (index.is_file() and GENERATOR in index.read_bytes()):
-        raise UserError(f"{out}: holds files that are not of an exported page; give --out DIR, a new or empty folder")
+        raise UserError(
+            f"{out}: holds files that do not belong to an exported page; give --out DIR, a new or empty folder"
+        )
 
 
 def _write(out: Path, classifier: Classifier, title: str, runtime: dict[str, bytes]) -> WebFolder:
