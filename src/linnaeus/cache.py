@@ -159,6 +159,7 @@ class Cache:
             raise OverBudgetError(f"{fixed + needed:,} bytes exceed the cache's budget of {self.budget:,}")
         if self._free() + used - fixed < needed + _RESERVE:
             raise self._disk_is_full(needed)  # before entries are evicted in vain
+        # Left behind where another process still had files open.
         for trash in self.root.glob(f"{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
         for entry in sorted(entries, key=lambda entry: entry.used):

@@ -227,6 +227,7 @@ class Console:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", markup=False),
         )
+        # transient: the bar disappears at the end and leaves only the lines of the log.
         with Progress(*columns, console=RichConsole(file=cast(TextIO, self.stream)), transient=True) as bar:
             task = bar.add_task(description, total=None, note="")
             self._bar = bar

@@ -21,6 +21,7 @@ def choose_device(name: str) -> torch.device:
     """Resolve `auto` to the fastest device. Raises UserError if the device is not available."""
     if name not in DEVICES:
         raise UserError(f"--device {name}: not one of {', '.join(DEVICES)}")
+    # torch takes a second to import, and the check above does not need it.
     import torch
 
     if name == "auto":

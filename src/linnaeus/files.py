@@ -121,6 +121,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
+        # A file in the place of the folder: reported as a file system would.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent)) from None
     remove_scratch(parent)
     while True:

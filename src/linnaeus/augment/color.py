@@ -64,6 +64,7 @@ def draw_factors(spec: Augment, seed: int, epoch: int, indices: np.ndarray, triv
 
     return Factors(
         brightness=factor(spec.brightness, BRIGHTNESS, "brightness"),
+        # Factors multiply: doubling brightness twice is four times the brightness.
         contrast=factor(spec.contrast, CONTRAST, "contrast"),
         saturation=factor(spec.saturation, SATURATION, "saturation"),
         hue=between(-spec.hue, spec.hue, HUE),
@@ -82,6 +83,7 @@ def color_matrices(factors: Factors, channels: int) -> Colors:
     to_gray = np.tile(luma, (channels, 1))  # (C, C): every channel becomes the luma
     direct = np.eye(channels) * factors.brightness[:, None, None]
     contrast = factors.contrast[:, None, None]
+    # Contrast mixes each pixel with the mean gray of the image, which is only known later: hence two matrices.
     through = (1 - contrast) * (to_gray @ direct)
     direct = contrast * direct
     if channels == 3:
@@ -141,6 +143,7 @@ class Finish:
         """Write x (K, size, size, C) in 0..255 to `out`, both contiguous. The samples `which` must be of one kind."""
         k, channels, kind = len(x), x.shape[-1], self.kinds[which][0]
         scale, black, white = self.lines
+        # Normalization is part of the same multiplication.
         source, target = x.view(k, self.size, -1), out.view(k, self.size, -1)
         if kind == NONE:
             torch.addcmul(black, source, scale, out=target)

@@ -48,6 +48,7 @@ def draw_filters(
             return np.zeros(len(indices), dtype=bool)
         return uniforms(seed, epoch, indices, 1, stream)[:, 0] < probability
 
+    # 8 bits, a threshold of 256 and a factor of 1 change nothing.
     bits = np.where(hit(spec.posterize, POSTERIZE), spec.posterize_bits, 8)
     threshold = np.where(hit(spec.solarize, SOLARIZE), float(spec.solarize_threshold), 256.0)
     equal, auto = hit(spec.equalize, EQUALIZE), hit(spec.autocontrast, AUTOCONTRAST)
@@ -74,6 +75,7 @@ def apply_filters(x: Tensor, parameters: FilterParameters, which: slice | np.nda
         (sharp != 1, lambda part, rows: sharpness(part, _column(sharp[rows], part))),
     ):
         rows = np.flatnonzero(mask)
+        # Without an index where all or one sample are meant, which saves a copy.
         if len(rows) == len(x):
             x.copy_(change(x, rows))
         elif len(rows) == 1:
@@ -155,6 +157,7 @@ def draw_erasures(spec: Augment, size: int, seed: int, epoch: int, indices: np.n
     """
     u = uniforms(seed, epoch, indices, 3 + 2 * TRIES, ERASE)
     low, high = spec.erase_scale
+    # Area and ratio are drawn for all tries at once; the first try that fits is used.
     area = size * size * (low + (high - low) * u[:, 3 : 3 + TRIES])
     bottom, top = math.log(spec.erase_ratio[0]), math.log(spec.erase_ratio[1])
     ratio = np.exp(bottom + (top - bottom) * u[:, 3 + TRIES :])

@@ -71,6 +71,7 @@ def resized_crops(spec: Augment, shapes: np.ndarray, u: np.ndarray) -> np.ndarra
     low, high = spec.crop_scale
     narrow, wide = spec.crop_ratio
     area = height * width * (low + (high - low) * u[:, :TRIES])
+    # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
     ratio = np.exp(math.log(narrow) + (math.log(wide) - math.log(narrow)) * u[:, TRIES : 2 * TRIES])
     w, h = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)

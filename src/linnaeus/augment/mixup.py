@@ -92,6 +92,7 @@ def cutmix_batch(
     mixed, partners = x.clone(), _partners(x)
     for i, (x0, x1, y0, y1) in enumerate(boxes.tolist()):
         mixed[i, :, y0:y1, x0:x1] = partners[i, :, y0:y1, x0:x1]
+    # The weight follows the box that was really pasted: at the border it is smaller than drawn.
     kept = 1.0 - (right - left) * (bottom - top) / (width * height)
     return mixed, _targets(labels, classes, torch.from_numpy(kept.astype(np.float32)).to(x.device, x.dtype))
 

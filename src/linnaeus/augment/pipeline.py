@@ -70,6 +70,7 @@ class Augmentation:
     def __call__(self, pixels: Tensor, shapes: Tensor | np.ndarray, indices: np.ndarray, epoch: int) -> Tensor:
         spec, size, channels = self.spec, self.size, pixels.shape[-1]
         assert channels == len(self.mean), f"{channels} channels, but mean and std for {len(self.mean)}"
+        # Random numbers depend on the number of the sample, never on the place in the batch.
         shapes, indices = _on_host(shapes), np.asarray(indices)
         trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial else None
         maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
@@ -80,6 +81,7 @@ class Augmentation:
         active, finish = passes.active, Finish(colors, self.mean, self.std, size, pixels.device)
         warp = Warp(maps, pixels, shapes, size, apart=on_cpu) if (maps.kinds == WARP).any() else None
 
+        # Each thread has buffers of its own.
         def work(pieces: Sequence[slice | np.ndarray]) -> None:
             scratch = Scratch(pixels.device)
             for which in pieces:
@@ -95,6 +97,7 @@ class Augmentation:
                         apply_filters(x.permute(0, 3, 1, 2), passes, which)
                     finish.interleaved(x, which, target)
                 if isinstance(which, np.ndarray):
+                    # Scattered samples were computed in a copy and must be written back.
                     out.index_copy_(0, torch.from_numpy(which).to(out.device), target)
 
         pieces = list(self._pieces(maps.kinds * 10 + finish.kinds, pixels))

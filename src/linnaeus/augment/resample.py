@@ -18,12 +18,14 @@ def cut(pixels: Tensor, shapes: np.ndarray, corners: np.ndarray, size: int) -> T
     -> (N, size, size, C), a view of `pixels` where all boxes are the same
     """
     inside = bool((corners >= 0).all() and (corners + size <= shapes[:, ::-1]).all())
+    # The same box for all samples, as in evaluation: a view, no copy.
     if inside and (corners == corners[:1]).all():
         left, top = corners[0].tolist()
         return pixels[:, top : top + size, left : left + size]
     if (shapes == shapes[:1]).all() and together(pixels, size):
         return _cut_windows(pixels[:, : shapes[0, 0], : shapes[0, 1]], corners, size)
     out = pixels.new_empty(len(pixels), size, size, pixels.shape[-1])
+    # Only boxes that reach beyond the image need black pixels.
     if not inside:
         out.zero_()
     low = np.maximum(corners, 0).tolist()
@@ -100,6 +102,7 @@ class Warp:
         n, height, width, channels = pixels.shape
         if not self.apart:
             return self._sample(self._blacken(pixels, shapes, scratch), along, across, scratch)
+        # Images of one size are resampled together, others one by one.
         if (shapes == shapes[:1]).all():
             height, width = shapes[0].tolist()
             rows = scratch.get("rows", n, height, width, channels).copy_(pixels[:, :height, :width])

@@ -28,6 +28,7 @@ def class_sizes(table: Table) -> list[Finding]:
     """Classes that are missing from a split, too small to learn or to evaluate, or imbalanced."""
     counts = table.counts()
     zeros = np.zeros(len(table.classes), np.int64)
+    # Images without a split may still become training images.
     learned = counts.get("train", zeros) + counts.get("", zeros)
     findings = []
     if len(table.classes) < 2 and not table.several:
@@ -36,11 +37,13 @@ def class_sizes(table: Table) -> list[Finding]:
         if split in counts:
             findings += _evaluated_sizes(table, split, counts[split], learned)
     small = np.flatnonzero((learned > 0) & (learned < FEW_TO_LEARN)).tolist()
+    # The smallest class first.
     for c in sorted(small, key=lambda c: learned[c]):
         detail = f"{learned[c]} training images; fewer than {FEW_TO_LEARN} rarely suffice"
         findings.append(Finding("few-images", "warning", (), (table.classes[c],), detail))
     present = learned[learned > 0]
     if len(present) > 1 and present.max() >= IMBALANCE * present.min():
+        # A class without images has a finding of its own.
         most, least = int(learned.argmax()), int(np.where(learned > 0, learned, learned.max() + 1).argmin())
         detail = f"{learned[most]} images of {table.classes[most]!r}, {learned[least]} of {table.classes[least]!r}: "
         advice = 'select the model by best = "balanced_accuracy", and try sampling = "balanced"'
@@ -73,6 +76,7 @@ def class_names(table: Table) -> list[Finding]:
     """Classes whose names look alike, and classes whose name is written in several ways."""
     alike: dict[str, list[str]] = {}
     for name in table.classes:
+        # Names are compared without case, spaces and look-alike letters.
         alike.setdefault(_skeleton(name), []).append(name)
     findings = []
     for names in alike.values():

@@ -99,6 +99,7 @@ def check_table(
     started = time.perf_counter()
     duplicates = find_duplicates(statistics, embeddings)
     short = np.minimum(statistics.rows["height"], statistics.rows["width"])[statistics.readable]
+    # Small images of one kind, such as digits, resemble each other as much as copies do.
     if len(short) and np.median(short) < MIN_SIDE:
         notes.append(
             f"only exact duplicates were searched for, not near duplicates: below {MIN_SIDE} pixels an altered copy "
@@ -150,6 +151,7 @@ def _embeddings(
     if not len(statistics.readable):
         notes.append(skipped + "no image can be read")
         return None
+    # `stored` is what `train` asks for: it must not spend minutes on embeddings.
     embeddings = embed(table, name, cache=default_cache(), console=console, device=device, compute=not stored)
     if embeddings is None:
         reason = "run `linnaeus check`, which takes minutes" if stored else "the cache is full; raise LINNAEUS_CACHE_GB"

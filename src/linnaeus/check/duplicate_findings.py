@@ -30,6 +30,7 @@ def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
     paths, classes, where = _describe(table, group)
     text = f"{len(group)} images are {'identical' if relation == EXACT else 'nearly identical'}, {where}"
     findings = []
+    # A copy on both sides of a split is worse than one that merely counts twice.
     if len(set(table.split[group].tolist())) > 1:
         findings.append(Finding("leak", "error", paths, classes, f"{text}: results on the later split are optimistic"))
     if _differ(table, group):

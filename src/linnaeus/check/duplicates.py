@@ -88,12 +88,15 @@ def find_duplicates(statistics: ImageStatistics, embeddings: Embeddings | None =
     # Exact copies have the same neighbors, so only the first of them is searched for.
     unique = statistics.readable[first_copy[statistics.readable] == statistics.readable]
     unique = unique[np.minimum(statistics.rows["height"], statistics.rows["width"])[unique] >= MIN_SIDE]
+    # Blank images resemble all other blank ones.
     unique = unique[statistics.rows["high"][unique] - statistics.rows["low"][unique] >= FLAT]
     pairs, bits, score = _pairs_by_hash(statistics, unique)
     near: dict[tuple[int, int], tuple[int, float]] = {}
+    # A recolored copy has another tint; it may be another object of the same shape.
     for k in np.flatnonzero((score >= MATCH) & _same_tint(statistics, pairs)).tolist():
         near[pairs[k, 0], pairs[k, 1]] = (COPY if bits[k] <= COPY_RADIUS else SCENE, score[k])
     if embeddings is not None:
+        # Embeddings exist for readable images only, in another order than the statistics.
         rows = np.isin(embeddings.indices, unique)
         if rows.sum() > 1:
             pairs, score = _pairs_by_vector(statistics, embeddings.values[rows], embeddings.indices[rows])
@@ -131,6 +134,7 @@ def _exact_pairs(statistics: ImageStatistics) -> np.ndarray:
 def _pairs_by_hash(statistics: ImageStatistics, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (k, 2) within SEARCH_RADIUS, their smallest hash distance (k,) and the correlation of their pixels (k,)."""
     windows = statistics.rows["windows"][samples]
+    # Mirrored hashes find copies that were flipped.
     queries = np.concatenate([windows[:, 0], statistics.rows["mirror"][samples]])
     query, entry, bits = hamming_neighbors(windows.reshape(-1), queries, SEARCH_RADIUS, CROWDED)
     whole, mirrored = query % max(1, len(samples)), query >= len(samples)
@@ -154,9 +158,11 @@ def _pairs_by_vector(
     All embeddings are compared with all others, which takes a small part of the time of computing them.
     """
     x = torch.from_numpy(vectors)
+    # Centered, because features have a common part that makes all cosines large.
     x = x - x.mean(0)
     x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
     pairs = []
+    # In blocks: all pairs of 100,000 images at once would need 40 GB.
     for first in range(0, len(x), 1024):
         cosine = x[first : first + 1024] @ x.T
         rows = torch.arange(len(cosine))

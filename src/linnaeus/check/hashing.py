@@ -66,6 +66,7 @@ def hamming_neighbors(
     than so many times the average number of entries is not looked up, so pairs may be missed that agree in crowded
     bands only.
     """
+    # Few bands are more selective, and pay off where there are many hashes.
     bands = bands or (4 if len(database) < MANY else 3)
     cuts = [BITS * k // bands for k in range(bands + 1)]
     matches: list[np.ndarray] = []
@@ -75,7 +76,9 @@ def hamming_neighbors(
         keys, values = (((hashes >> np.uint64(start)) & mask).astype(np.int64) for hashes in (queries, database))
         band = _Band.of(values, width)
         if crowded is not None:
+            # A value that very many hashes share says nothing and costs most of the time.
             band.sizes[band.sizes > max(2000, crowded * len(database) / (1 << width))] = 0
+        # By the pigeonhole principle, close hashes differ in at most radius / bands bits of some band.
         for k in range(radius // bands + 1):
             for bits in combinations(range(width), k):
                 flip = sum(1 << bit for bit in bits)

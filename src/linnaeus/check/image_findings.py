@@ -94,6 +94,7 @@ def _outliers(statistics: ImageStatistics) -> list[_Outliers]:
     # The median absolute deviation, scaled to the standard deviation of a normal distribution.
     deviation = max(MIN_DEVIATION, 1.4826 * float(np.median(np.abs(sharpness - median))))
     blurred = (sharpness < median - np.log2(BLURRED)) & (sharpness < median - BLURRED * deviation)
+    # Tiny, empty or black images have no sharpness that could be compared.
     blurred &= (short >= MIN_SIDE) & ~empty & ~dark & ~bright
     size = "{:.0f} x {:.0f} pixels"
     shape = f'{size}, {{:.1f}} to 1: a center crop shows little of it; fit = "pad" shows all'
@@ -115,6 +116,7 @@ def _describe(table: Table, readable: np.ndarray, outliers: _Outliers) -> list[F
     """A finding for each outlier, or one for all of them if they are too many to be outliers."""
     rows = np.flatnonzero(outliers.mask)
     rows = rows[np.argsort(outliers.rank[rows], kind="stable")]
+    # What is true of a large part of the source is its nature, not a mistake.
     if len(rows) > max(2, COMMON * len(readable)):
         samples = tuple(table.sample_id(int(readable[k])) for k in rows)
         detail = f"{len(rows)} of {len(readable)} images: typical of this source, unless something went wrong"

@@ -188,6 +188,7 @@ def pixel_statistics(pixels: np.ndarray, size: tuple[int, int] | None = None, fo
     row = np.zeros((), STATISTICS)
     row["height"], row["width"] = size
     row["format"] = 255 if form is None else FORMATS.index(form)
+    # The shape belongs to the digest: other shapes may have the same bytes.
     digest = hashlib.sha256(f"{size} {pixels.shape}".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     row["digest"] = np.frombuffer(digest.digest()[:16], "<u8")
@@ -198,6 +199,7 @@ def pixel_statistics(pixels: np.ndarray, size: tuple[int, int] | None = None, fo
     light = colors.reshape(SIDE * SIDE, -1).mean(axis=0) + 1.0  # never 0, for the division
     row["tint"] = light / light.sum() if len(light) == 3 else 1 / 3
     gray = with_channels(image, 1)
+    # Sharpness depends on the size, so images are compared at one short side.
     scale = SHORT / min(gray.size)
     if scale < 1:
         gray = gray.resize((round(gray.width * scale), round(gray.height * scale)), Image.Resampling.BILINEAR)

@@ -47,11 +47,13 @@ def group_copies(table: Table, console: Console) -> Table:
         )
     # Scenes too: what a model learns from one shot of a scene helps with the others.
     copies = near_duplicates(table, console=console).groups()
+    # Groups of the user and groups of copies that overlap become one.
     names = table.groups or ("",) * len(table)
     numbers = table.group_numbers(np.arange(len(table)))
     edges = [*enumerate(copies.tolist()), *([] if numbers is None else enumerate(numbers.tolist()))]
     merged = connected(len(table), np.array(edges))
     sizes = np.bincount(merged)
+    # A single image needs no group.
     groups = (f"group {g}" if sizes[g] > 1 or names[i] else "" for i, g in enumerate(merged.tolist()))
     return replace(table, groups=tuple(groups))
 

@@ -59,6 +59,7 @@ def suspicious_label_sets(table: Table, embeddings: Embeddings) -> list[Finding]
     out.
     """
     labels = table.labels[embeddings.indices]
+    # A label needs images with and without it, or it cannot be learned.
     frequent = np.flatnonzero((labels.sum(0) >= MIN_IMAGES) & ((~labels).sum(0) >= MIN_IMAGES))
     if not len(frequent):
         return []

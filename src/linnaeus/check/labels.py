@@ -74,12 +74,15 @@ def suspicious_labels(table: Table, embeddings: Embeddings) -> list[Finding]:
     """
     labels = table.labels[embeddings.indices]
     counts = np.bincount(labels, minlength=len(table.classes))
+    # A class of few images cannot be divided into folds.
     rows = np.flatnonzero(counts[labels] >= MIN_IMAGES)
     present = np.unique(labels[rows])
     if len(present) < 2:
         return []
+    # The classes left are numbered without gaps, as the head needs.
     compact = np.searchsorted(present, labels[rows])
     groups = table.group_numbers(embeddings.indices[rows])
+    # Copies in two folds would confirm each other's wrong labels.
     fold = stratified_folds(compact, groups=groups)
     head = fit_linear_probe(torch.from_numpy(embeddings.values[rows]), compact, len(present), fold=fold)
     ranking = rank_labels(compact, head.probabilities)

@@ -60,10 +60,12 @@ def _compare(one: Tensor, two: Tensor, starts: Tensor) -> Tensor:
     """Two batches (k, side, side) and their starts (k, s, 5) -> correlations (k,)."""
     k, s = starts.shape[:2]
     mirrored = starts[:, :, 4, None, None] > 0
+    # Coarse first: alignment at half size is fast and rejects most pairs.
     small_one, small_two = (F.avg_pool2d(x[:, None], 2)[:, 0] for x in (one, two))
     candidates = torch.where(mirrored, small_two.flip(2)[:, None], small_two[:, None]).flatten(0, 1)
     frames, coarse = align(small_one.repeat_interleave(s, 0), candidates, starts[:, :, :4].flatten(0, 1), COARSE_STEPS)
     scores, best = coarse.view(k, s).max(1)
+    # Only promising pairs are refined at full size.
     keep = torch.nonzero(scores > PROMISING)[:, 0]
     if len(keep):
         frames = frames.view(k, s, 4)[keep, best[keep]]

@@ -43,6 +43,7 @@ def render(result: DataCheck, shown: int = SHOWN) -> Iterator[str]:
             yield _count(totals[severity], severity)
         for (s, kind), findings in groups.items():
             if s == severity:
+                # Errors stop a training, so more of them are shown.
                 yield from _kind(kind, findings, max(shown, ERRORS_SHOWN) if severity == "error" else shown)
     yield ""
     for note in result.notes:

@@ -57,6 +57,7 @@ def address_options(token_default: str) -> Callable[[Any], Any]:
     )
 
     def add(command: Any) -> Any:
+        # click applies decorators from the bottom up; reversed, the help lists the options in this order.
         for option in reversed(options):
             command = option(command)
         return command

@@ -190,6 +190,7 @@ def data_cache(clear: bool) -> None:
     entries = cache.entries()
     for entry in entries:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        # A build in progress has no header yet, and embeddings call their rows `n`.
         rows = "unfinished" if entry.unfinished else f"{entry.about.get('rows', entry.about.get('n', '?'))} rows"
         content = "archive" if "archive" in entry.about else rows
         echo(f"{used}  {entry.bytes / 1e6:>10,.1f} MB  {content:>14}  {entry.name}")

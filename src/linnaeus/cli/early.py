@@ -101,10 +101,12 @@ class TrainingArguments:
             if not file.is_file():
                 raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
         elif isinstance(model, str) and "/" not in model and model not in (*NETWORKS, "custom"):
+            # Names with a slash belong to libraries, which are too slow to import for this check.
             raise UserError(
                 f"unknown model {model!r}{did_you_mean(model, NETWORKS)}: `linnaeus models` lists them; timm/NAME "
                 "takes any network of timm, net.py:build one of your own"
             )
+        # Only what looks like a file is checked here; names are resolved when the recipe is known.
         if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():
             raise UserError(f"{weights}: there is no such weights file")
 

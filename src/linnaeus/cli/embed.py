@@ -42,6 +42,7 @@ def embed(model: str, source: str, out: str, settings: tuple[str, ...], device: 
 
     Several machines: torchrun --nproc-per-node N -m linnaeus embed ..., or srun linnaeus embed ...
     """
+    # All mistakes of the command line are reported at once, before torch is imported.
     with early.one_report():
         early.check_device(device)
         early.check_output("--out", out, (".npz", ".parquet", ".safetensors"))

@@ -152,6 +152,7 @@ def _explain_images(
 
     records: list[dict[str, Any]] = []
     failed = 0
+    # Occlusion and integrated gradients run hundreds of passes for one image, which fill a batch by themselves.
     size = BATCH if sheets.method == "gradcam" else 1
     for batch in _batches(classifier.stream(expand(images, sys.stdin)), size):
         for prediction, sheet in sheets.draw(batch):
@@ -262,6 +263,7 @@ class Sheets:
         sheet = ExplainedImage(explanation, self.method, self._new_file(prediction.path), neighbors, pulls)
         true = self.classifier.true_class(prediction.path)
         missing = draw_explanation(explanation, sheet.sheet, true=true, examples=examples)
+        # Each missing character is reported once, whatever the number of sheets.
         self.missing += "".join(c for c in missing if c not in self.missing)
         return sheet
 

@@ -123,6 +123,7 @@ def _check_options(
     early.check_output("--json", json_file, (".json",))
     if data is not None:
         early.check_source(data)
+    # Only int8 changes answers by design; any other format must reproduce the original.
     if agree is not None and kind in ("onnx", "web"):
         raise UserError(f"--agree {agree}: --to {kind} must agree on every image; --agree is for onnx-int8 only")
 

@@ -80,10 +80,12 @@ def label(
         raise UserError(f"{run}: a review uses the network of the run; leave out --backbone")
     if token is None and not is_loopback(place.host):
         token = secrets.token_urlsafe(16)
+    # The port is taken first: an address in use must not be found out after minutes of decoding.
     listener = bind(place.host, place.port)
     store = _open_store(folder, out, labels, console)
     features = _open_features(folder, store, run, backbone, device, console)
     session = Session.open(store, features, order, console)
+    # In a review the classes of the model are offered before those of the command line.
     model = () if session.learner.model is None else session.learner.model.classes
     for name in (*model, *(classes or "").split(",")):
         if name.strip():

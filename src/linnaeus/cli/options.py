@@ -126,8 +126,10 @@ def shortcuts(command):
 def other_name(error: click.ClickException) -> str:
     """The message for an option that has another name here, such as --imgsz of `train`; "" for any other error."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        # Typing `--imgsz`, as other tools call it, should lead to the option of this one.
         return ""
     options = {text: option for option in error.ctx.command.params for text in option.opts}
+    # Without --set the command has no recipe, so no key can be meant.
     if "--set" not in options:
         return ""
     from linnaeus.recipe.keys import OURS, WITHOUT_KEY, normalized
@@ -184,6 +186,7 @@ def process_group(here: ProcessInfo, devices: int | None, device: str, advice: s
 
             yield join_process_group(device)
     except RuntimeError as error:
+        # A process that waits for a dead one gets a connection error, which would hide the first cause.
         if here.world_size > 1 and is_connection_error(error):
             raise LostError(f"another process of this command has ended; {advice}") from error
         raise
@@ -201,6 +204,7 @@ def chosen_model(model: str, device: str, code: str | None, use: str | None, con
         raise UserError(f"--use {use}: chooses a file of a run folder, and {model} is a file; omit --use")
     if use not in (None, "torch") and device not in ("auto", "cpu"):
         raise UserError(f"--use {use}: runs on CPU only; omit --device {device}")
+    # Code of the user fits the model file only, not an export.
     if not Path(model).is_dir() or (code is not None and use is None):
         return model
     folder = model_path(model).parent

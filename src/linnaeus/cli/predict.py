@@ -184,6 +184,7 @@ class PredictionJob:
                 done += 1
                 if prediction.error is not None:
                     failed += 1
+                    # One kind of failure is not of the image, and the summary must say so.
                     self.unanswered |= prediction.error == NOT_FINITE
                     line = problems.add(prediction.path, prediction.error)
                     if line is not None:

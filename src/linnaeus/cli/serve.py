@@ -131,6 +131,7 @@ def serve(
         console.warn(f"--host {place.host}: anyone who can reach this machine can use the model; --token prevents that")
     limits = _limits(max_mb, max_images, max_megapixels, queue, batch, body_seconds)
     service = _load_service(model, device, code, use, limits, console)
+    # On this machine only, the Host header is checked: pages of other sites could reach the server by DNS rebinding.
     allowed = frozenset(map(str.lower, hosts)) if hosts or is_loopback(place.host) else None
     pages = frozenset(origin.lower().rstrip("/") for origin in origins)
     folder = service.classifier.path.parent

@@ -80,6 +80,7 @@ def devices_and_files() -> dict[str, Any]:
     devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
+    # Counted on the disk, because unfinished entries belong to the size too.
     used = sum(file.stat().st_size for file in cache.root.rglob("*") if file.is_file()) if cache.root.is_dir() else 0
     return {
         "devices": devices,

@@ -79,10 +79,12 @@ class Archive:
             return _decompressed(path, os.pread(self.copy.fileno(), int(row["packed"]), int(row["offset"])), row)
         with open(self.data, "rb", buffering=0) as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
+            # Offsets of the index would point into other bytes once the file has been rewritten.
             if (status.st_size, status.st_mtime_ns) != self.stamp:
                 raise UserError(f"{self.data}: has changed since it was opened; run the command again")
             offset = int(row["offset"])
             if row["method"] != IN_TAR:
+                # The local header may have another length than the entry of the directory: extra fields differ.
                 file.seek(offset)
                 offset += LOCAL_HEADER.data_offset(path, file.read(LOCAL_HEADER.size))
             file.seek(offset)
@@ -106,6 +108,7 @@ def _decompressed(path: str, packed: bytes, row: np.void) -> bytes:
         raise MemberError(path, "truncated: the archive ends inside it")
     try:
         if method == DEFLATED:
+            # One byte more than the directory states shows a size that is too small, without inflating a whole bomb.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
         elif method == BZIP2:
             data = bz2.BZ2Decompressor().decompress(packed, size + 1)
@@ -113,6 +116,7 @@ def _decompressed(path: str, packed: bytes, row: np.void) -> bytes:
             data = packed
     except (zlib.error, OSError, EOFError, ValueError) as error:
         raise MemberError(path, f"damaged in the archive ({error})") from None
+    # A negative checksum stands for none: tar files have no checksum of the content.
     if len(data) != size or (row["crc32"] >= 0 and zlib.crc32(data) != row["crc32"]):
         raise MemberError(path, "damaged in the archive: its bytes do not match their checksum")
     return data
@@ -159,6 +163,7 @@ def open_archive(place: str) -> Archive:
 def _indexed(place: str, stamp: tuple[int, int]) -> Archive:
     if place.lower().endswith(".zip"):
         return _index(place, place, stamp, zip_entries(place, MOST_ENTRIES))
+    # An uncompressed tar has random access as it is; a compressed one is decompressed into the cache first.
     if not place.lower().endswith(COMPRESSED):
         with open(place, "rb") as file:  # noqa: PTH123
             return _index_tar(place, place, stamp, file)
@@ -167,6 +172,7 @@ def _indexed(place: str, stamp: tuple[int, int]) -> Archive:
         status = os.fstat(copy.fileno())
         archive = _index_tar(place, copy.name, (status.st_size, status.st_mtime_ns), copy)
     except BaseException:
+        # On Windows an open file cannot be removed, so the copy must not stay open after a failure.
         copy.close()
         raise
     archive.notes.insert(
@@ -196,6 +202,7 @@ def _index(place: str, data: str, stamp: tuple[int, int], entries: Iterator[Memb
         name = _checked(place, entry.name)
         if name in position:
             raise UserError(f"{place}: holds {visible(name)!r} twice; which one is meant is ambiguous: pack it again")
+        # Folders count too: a zip of a million empty folders would fill the memory as well.
         if len(position) + len(folders) > MOST_ENTRIES:
             raise UserError(f"{place}: holds more than {MOST_ENTRIES:,} files; unpack it, and give its folder")
         if entry.is_folder:
@@ -212,6 +219,7 @@ def _index(place: str, data: str, stamp: tuple[int, int], entries: Iterator[Memb
                 break
             names.add(last)
             name = above
+    # A name that is both would shadow its files, and no file system can hold it.
     both = sorted(position.keys() & folders.keys())
     if both:
         raise UserError(f"{place}: {visible(both[0])!r} is both a file and a folder in the archive; pack it again")

@@ -26,10 +26,12 @@ def holds_folder(path: Path) -> bool:
         return False
     if path.suffix.lower() == ".zip":
         return True
+    # A tar with labels beside its images is a shard of WebDataset, read by another module.
     if path.suffix.lower() == ".tar" and is_shard(path):
         return False
     try:
         with opened(str(path)) as file:
+            # The first names suffice: listing a compressed tar to its end would decompress all of it.
             files = (member for member in members(str(path), file, ANY_LENGTH) if not member.isdir())
             names = [PurePosixPath(member.name) for member in islice(files, LOOKED_AT)]
     except (OSError, UserError):

@@ -49,6 +49,7 @@ def find_cifar(folder: Path) -> Path | None:
         raise UserError(f"{folder}: holds {archives[0].name} and {archives[1].name}; point at one of them")
     if archives:
         return archives[0]
+    # The pickled version is never opened: unpickling runs code of whoever made the file.
     if any((folder / name).exists() for name in PICKLED):
         raise UserError(
             f"{folder}: the Python version of CIFAR, which is pickled and may hold code; get the binary version, "
@@ -73,6 +74,7 @@ def open_cifar(source: str, path: Path) -> Table:
     split: list[str] = []
     for part, pattern in (("train", release.train), ("test", release.test)):
         batches = [name for name in files if re.fullmatch(pattern, name)]
+        # By length first, so that data_batch_10 would come after data_batch_9.
         for name in sorted(batches, key=lambda name: (len(name), name)):
             pictures, numbers = parse(files.pop(name), release, path / name)
             images.append(pictures)
@@ -101,6 +103,7 @@ def parse(raw: bytes, release: Release, path: Path) -> tuple[np.ndarray, np.ndar
     if not raw or len(raw) % record:
         raise UserError(f"{path}: {len(raw)} bytes is not a whole number of {record}-byte records; download it again")
     rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record)
+    # In CIFAR-100 the fine label comes second, after the coarse one.
     labels = rows[:, release.header - 1].astype(np.int64)
     wrong = np.flatnonzero(labels >= release.classes)
     if len(wrong):
@@ -108,6 +111,7 @@ def parse(raw: bytes, release: Release, path: Path) -> tuple[np.ndarray, np.ndar
             f"{path}: record {wrong[0]} has label {labels[wrong[0]]}, but there are {release.classes} classes; "
             "is it another format?"
         )
+    # The file holds planes (channel, height, width); the project uses (height, width, channel).
     planes = rows[:, release.header :].reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
 

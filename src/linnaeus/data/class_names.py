@@ -79,6 +79,7 @@ def read_text(path: Path) -> str:
 def read_classes(path: Path) -> dict[int, str]:
     """`classes.txt` -> index to name: one name per line, counted from 0; or `index name` on every line."""
     lines = [class_name(line) for line in read_text(path).split("\n")]
+    # A file may end with a newline or several, which name no class.
     while lines and not lines[-1]:
         lines.pop()
     for number, line in enumerate(lines, 1):
@@ -87,6 +88,7 @@ def read_classes(path: Path) -> dict[int, str]:
     pairs = [re.fullmatch(r"([0-9]{1,9})\s+(\S.*)", line) for line in lines]
     if all(pairs):
         names = {int(pair[1]): pair[2] for pair in pairs if pair}
+        # With an index twice, one name would be lost: such lines are taken as plain names.
         if len(names) == len(lines):
             return names
     seen: dict[str, int] = {}

@@ -110,9 +110,11 @@ def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[
     """
     if "split" in columns:
         return [_word(file, line, cells["split"]) for line, cells in rows], []
+    # An empty cell states nothing, so it does not speak against a column.
     values = {name: {cells[name].strip().lower() for _, cells in rows} - {""} for name in columns if name}
     flags = [name for name in values if key(name) in FLAGS and values[name] and values[name] <= BOOLEANS.keys()]
     named = [name for name in values if key(name) in SPLIT and any(key(value) in WORDS for value in values[name])]
+    # The name alone is not enough: a column `set` may hold anything, so its values decide.
     named += [name for name in values if name not in named and len(values[name]) > 1 and _all_words(values[name])]
     if len(named) > 1 or (named and flags):
         raise UserError(
@@ -123,6 +125,7 @@ def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[
     elif flags:
         splits = [_flagged(file, line, {name: cells[name] for name in flags}) for line, cells in rows]
     else:
+        # A column with a value of its own for every row is no split, so it is not worth a note.
         unused = [name for name in values if key(name) in SPLIT and 1 < len(values[name]) < max(3, len(rows))]
         return [""] * len(rows), [
             f"{file.name}: column {name!r} ({listed(sorted(values[name]))}) is not used; to split by it, add a column "

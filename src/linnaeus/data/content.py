@@ -33,4 +33,5 @@ def content_hash(source: str | bytes | np.ndarray) -> int:
                 digest = hashlib.file_digest(file, "sha256")
         except (OSError, ValueError, MemberError):
             return UNKNOWN
+    # Zero means unknown, so a hash that happens to be 0 becomes 1.
     return int.from_bytes(digest.digest()[:6], "big") or 1

@@ -60,6 +60,7 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
     labels: np.ndarray
     notes: list[str] = []
     if any(part.sets is not None for part in parts):
+        # Files with and without several labels can be mixed: a single label is a set of one.
         sets = [names for part in parts for names in (part.sets if part.sets is not None else zip(part.labels))]
         classes = occurring(sets)
         labels, names = indicator(sets, classes), classes
@@ -70,6 +71,7 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         labels = np.array([position[text] for text in texts], dtype=np.int64)
         names, notes = _names(folder, classes, zip(texts, paths, strict=True))
     groups = None
+    # One file of several may lack the column; its images then belong to no group.
     if any(part.groups for part in parts):
         groups = tuple(group for part in parts for group in part.groups or [""] * len(part.texts))
     return Table(
@@ -123,6 +125,7 @@ def _rows(path: Path, columns: list[str], records: list[Row], split: str, group:
         raise UserError(f"{path}:1: no column {group!r}; the columns are {listed(columns)}")
     assert image is not None
     rows = Rows(path, lines=[line for line, _ in records], texts=[cells[image] for _, cells in records])
+    # With several labels there is no single text to check for blanks.
     texts = flags or {line: "" if sets else cells[str(label)] for line, cells in records}
     _refuse_blank(path, {"path": dict(zip(rows.lines, rows.texts, strict=True)), "label": {} if sets else texts})
     used = sets.columns if sets else others if flags else (label,)
@@ -138,6 +141,7 @@ def _rows(path: Path, columns: list[str], records: list[Row], split: str, group:
     if wanted in columns:
         rows.groups = [cells[wanted].strip() for _, cells in records]
     else:
+        # A column such as `patient` with repeated values suggests groups, which are offered and not applied.
         values = {name: {cells[name].strip() for _, cells in records} for name in rest if BELONGS.fullmatch(name)}
         rows.offered = tuple(name for name, distinct in values.items() if 1 < len(distinct) < len(records))
     if not rows.texts:
@@ -181,9 +185,11 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
     records = []
     try:
         columns = [name.strip().lower() for name in next(reader, [])]
+        # Linnaeus protects cells of split.csv from spreadsheets; other files are taken as they are.
         content = plain_cell if _is_split_of_run(path, columns) else str
         for row in reader:
             line = reader.line_num + first - 1
+            # Empty cells at the end of a row come from spreadsheets and are harmless.
             if any(cell.strip() for cell in row[len(columns) :]):
                 raise UserError(
                     f"{path}:{line}: {len(row)} cells, but {len(columns)} columns; put quotes around a cell that "

@@ -44,6 +44,7 @@ def stem(text: str) -> str:
 def match(classes: Iterable[str], candidates: Iterable[str]) -> dict[str, str]:
     """Class -> the candidate that is the same name: letter by letter, or by a `stem` that is unique on both sides."""
     classes, candidates = tuple(classes), dict.fromkeys(candidates)
+    # A stem must be unique on both sides, else two classes could take the same name.
     stems = Counter(map(stem, classes))
     by_stem: dict[str, list[str]] = {}
     for candidate in candidates:
@@ -78,12 +79,14 @@ def display_names(folder: Path, classes: tuple[str, ...]) -> DisplayNames:
             lines, renamed = _read(path, classes)
             order, renamed, how = _from_lines(path, classes, lines) if lines else (classes, renamed, "by name")
         except _MismatchError as error:
+            # Files under the usual name are meant for us, so their mistakes are errors; others may serve another tool.
             if path.name == NAMES_TEXT:
                 raise
             notes.append(f"{error}; not used")
             continue
         refuse_swapped(path, classes, renamed)
         for name in sorted(renamed.keys() & names.keys()):
+            # Two files may differ in spelling, but not name one class differently.
             if len({stem(names[name]), stem(renamed[name])} - {stem(name)}) == 2:
                 raise UserError(
                     f"{path}: class {name!r} is {renamed[name]!r}, but {names[name]!r} in {origin[name]}; remove one"
@@ -157,6 +160,7 @@ def _from_lines(
     path: Path, classes: tuple[str, ...], lines: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, str], str]:
     """Class order, names by class, and how the two were matched."""
+    # Accepts the separators seen in published data sets: "0 rose", "n01440764: tench", "rose, Rose".
     pairs = [re.split(r"\s*[:=,;]\s+|\s+|[:=,;]", line, maxsplit=1) for line in lines]
     paired = all(len(pair) == 2 and all(pair) for pair in pairs)
     by_line = match(classes, lines)
@@ -164,6 +168,7 @@ def _from_lines(
     by_rest = match(classes, (pair[1] for pair in pairs)) if paired else {}
     rest = {key: class_name(name) for key, name in pairs} if paired else {}
     numbered = paired and all(key.isdigit() for key in rest)
+    # In reverse, so that the first of two equal lines decides the position.
     if len(by_line) == len(classes):
         position = {line: i for i, line in reversed(list(enumerate(lines)))}
         return tuple(sorted(classes, key=lambda name: position[by_line[name]])), by_line, "by name"
@@ -173,6 +178,7 @@ def _from_lines(
         index = {name: natural_key(key) for key, name in pairs}
         return tuple(sorted(classes, key=lambda name: index[by_rest[name]])), by_rest, "by name"
     resembles = bool(by_line or by_key or by_rest)
+    # Positions are trusted only where the folders carry identifiers, such as WordNet's, that name nothing.
     identifiers = all(IDENTIFIER.fullmatch(name) for name in classes)
     keyed = numbered and all(name.isdigit() for name in classes)  # keys that name other classes, or count from 1
     if len(lines) == len(classes) and identifiers and not resembles and not keyed:

@@ -133,6 +133,7 @@ def fetch(
         with _locked(destination.with_name(destination.name + ".part")) as part:
             if destination.is_file() and wanted.fault(destination) is None:  # another process was faster
                 return destination
+            # The mirror comes first, because users set one where the original is slow or blocked.
             for url in [*_mirror(destination), *urls]:
                 try:
                     _download(url, part, wanted, progress)
@@ -222,6 +223,7 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
     if response is None:  # the server has no more bytes than we: right or not, the checksum tells
         return
     with contextlib.closing(response):
+        # The server ignores ranges or has another version: what was received so far is useless.
         if response.status != 206:
             part.file.truncate(0)
             start = 0
@@ -230,11 +232,13 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
             raise _DroppedError("answers with another range than asked for")
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isascii() and length.isdigit() else None
+        # Captive portals answer every request with status 200 and a login page.
         if response.headers.get_content_type() == "text/html" and wanted.destination.suffix != ".html":
             raise _RefusedError("answers with a web page (does this network ask for a login?)")
         if total is not None and wanted.size is not None and total != wanted.size:
             raise _RefusedError(f"offers {total} bytes instead of {wanted.size}")
         if total is not None and total - start > shutil.disk_usage(wanted.destination.parent).free:
+            # Without a stated length a limit still protects the disk.
             raise OSError(errno.ENOSPC, "no space")
         part.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         done, pace, most = start, Pace(start), total or wanted.size or LIMIT

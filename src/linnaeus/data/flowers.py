@@ -41,11 +41,13 @@ def open_flowers(folder: Path) -> Table:
         raise UserError(f"{folder / 'imagelabels.mat'}: {len(labels)} labels instead of {COUNT}; download it again")
     split = np.full(COUNT, "", dtype="<U5")
     for key, name in PARTS.items():
+        # MATLAB counts from 1.
         split[_matlab(folder / "setid.mat", key, COUNT) - 1] = name
     if not (folder / "jpg").is_dir():
         unpack(folder / "102flowers.tgz", folder / "jpg")
     there = set(os.listdir(folder / "jpg"))  # noqa: PTH208
     images = [f"image_{i:05d}.jpg" for i in range(1, COUNT + 1)]
+    # An interrupted unpacking must not shorten the data set silently.
     lost = next((image for image in images if image not in there), None)
     if lost:
         raise UserError(f"{folder / 'jpg' / lost}: missing; remove {folder / 'jpg'} to unpack 102flowers.tgz again")

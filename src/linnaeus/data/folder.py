@@ -127,6 +127,7 @@ def _parts(scan: Scan, root: str) -> dict[str, str]:
         else:
             parts[split] = entry.path
     train = parts.get("train")
+    # Names of splits beside other folders may be classes ("test" in a data set of documents).
     if not parts or (others and not (train and _entries(Scan(root), train)[0])):
         return {"": root}
     refuse_unnamed_split(root, [entry.name for entry in others])
@@ -197,6 +198,7 @@ def _images(scan: Scan, top: str) -> list[str]:
             status = tree.stat(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        # Device and inode identify a folder, whichever of several links leads to it.
         if (status.st_dev, status.st_ino) in entered:
             scan.passed_over(folder, "/")
             continue
@@ -221,6 +223,7 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
             "" if split in ("", "train") else f", or move {split} away (`linnaeus predict` takes images without labels)"
         )
         return f"{folder}: {loose} images, but in no class folder; put each class into a folder, as {example}{also}"
+    # Users often give the folder into which the browser has saved the archive.
     archive = next((entry.path for entry in files if is_archive(entry.path)), None)
     if archive is not None and not folders:
         return f"{folder}: no images, but an archive; to read the images in it, give {archive} as the source"

@@ -65,6 +65,7 @@ def what_else(source: str | Path | bytes) -> str:
     else:
         with tree.open_binary(source) as file:
             head = file.read(32)
+    # ISO media files carry their brand after the box size: `....ftypheic`.
     brand, known = head[4:12], formats()
     if brand in HEIC_BRANDS and "HEIF" not in known:
         return HEIC

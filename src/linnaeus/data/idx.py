@@ -67,6 +67,7 @@ def open_idx(source: str, path: Path) -> Table:
     """
     folder = path if path.is_dir() else path.parent
     files = find_idx(folder)
+    # MNIST and EMNIST may share a folder; images of one must not meet labels of the other.
     sets = sorted({file.collection for file in files if file.what == "images"})
     if path.is_file():
         named = _by_name(path)
@@ -81,6 +82,7 @@ def open_idx(source: str, path: Path) -> Table:
     labels: list[np.ndarray] = []
     split: list[str] = []
     image_files = [file for file in files if file.collection == sets[0] and file.what == "images"]
+    # In a fixed order, so that sample numbers do not depend on the order of the folder.
     for file in sorted(image_files, key=lambda file: ("train", "valid", "test", "").index(file.split)):
         batch, numbers = _read_pair(file, files)
         if images and batch.shape[1:] != images[0].shape[1:]:
@@ -128,15 +130,18 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         stored = path.stat().st_size
         with path.open("rb") as raw:
+            # The published files are gzipped, but browsers and tools often unpack them under the same name.
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = gzip.GzipFile(fileobj=raw) if zipped else raw
             shape = _header(path, stream.read(4), stream.read)
             size, begin = math.prod(shape), 4 + 4 * len(shape)
+            # Checked before reading: an incomplete download is the most common damage.
             if not zipped and begin + size != stored:
                 raise UserError(
                     f"{path}: {stored} bytes, but its header says {begin + size}; it is {_cut(stored, begin + size)}"
                 )
+            # A header can claim terabytes; deflate cannot expand further than this ratio.
             if size > min(LIMIT, stored * DEFLATE):
                 raise UserError(f"{path}: its header claims {size} bytes, more than it can hold; download it again")
             data = bytearray()
@@ -180,6 +185,7 @@ def _header(path: Path, magic: bytes, read) -> tuple[int, ...]:
 
 def _display(folder: Path, collection: str, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """Display names for class numbers: from `classes.txt`, else from EMNIST's mapping, else the numbers themselves."""
+    # torchvision puts the files into a folder raw/, beside which classes.txt may lie.
     named = names_by_index(folder) or names_by_index(folder.parent if folder.name == "raw" else folder)
     if named is not None:
         path, names = named
@@ -194,6 +200,7 @@ def _display(folder: Path, collection: str, classes: tuple[str, ...]) -> tuple[t
     letters: dict[str, str] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         cells = line.split()
+        # Code points above 0xD7FF include surrogates, which cannot be written as UTF-8.
         if cells and not all(re.fullmatch("[0-9]{1,6}", cell) and int(cell) < 0xD800 for cell in cells):
             raise UserError(f"{path}:{number}: {line.strip()!r} is not `label code [code]`; correct or remove the file")
         if cells:

@@ -173,6 +173,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
                 progress=step,
             )
         except FetchError as error:
+            # Files before this one are complete and are not fetched again.
             rest = ", ".join(f"{left.file} (from {left.at[0]}/)" for left in files[k:])
             raise FetchError(
                 error.reason,

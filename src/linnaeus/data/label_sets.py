@@ -59,11 +59,13 @@ def read_label_sets(
 def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: str | None) -> LabelSets | None:
     """Labels of 0/1 columns. Unless the task is stated, two of them must be 1 in some row."""
     values = {name: {cells[name].strip().lower() for _, cells in rows} for name in others}
+    # Columns such as is_train are 0/1 too, but state the split.
     about_splits = [name for name in others if key(name) in FLAGS or key(name) in SPLIT]
     flags = [name for name in others if name not in about_splits and values[name] <= BOOLEANS.keys()]
     by_line = {line: tuple(name for name in flags if BOOLEANS[cells[name].strip().lower()]) for line, cells in rows}
     if not flags or (task is None and all(len(labels) < 2 for labels in by_line.values())):
         return None
+    # CheXpert marks uncertain labels by -1: reading them as 0 would teach mistakes.
     for line, cells in rows:
         for name in others:
             if values[name] <= BOOLEANS.keys() | set(UNCERTAIN) and cells[name].strip().lower() in UNCERTAIN:
@@ -88,6 +90,7 @@ def _separator(cells: Iterable[str], several: bool, task: str | None) -> str | N
         parts = [(text, part.strip()) for text in texts if separator in text for part in text.split(separator)]
         if not parts:
             continue
+        # A comma is common inside class names ("tench, Tinca tinca"), so it needs more evidence.
         if task is not None or (several and separator != ","):
             return separator
         if several and len({part for _, part in parts}) < len(parts):

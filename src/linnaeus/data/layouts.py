@@ -54,12 +54,14 @@ def refuse_unnamed_split(folder: str, others: Sequence[str]) -> None:
 
 def refuse_parts(folder: str, names: Sequence[str], inner: dict[str, set[str]]) -> None:
     """Raise UserError if the class folders `names` are parts of a dataset; `inner`: class -> folders inside."""
+    # Two or more folders: a single class may be called "test".
     parts = [name for name in names if likely_split(name)]
     if len(parts) > 1 and all(inner.get(name) for name in parts):
         raise UserError(
             f"{folder}: {listed(parts)} are named like splits, not classes; rename them to train, valid or test, with "
             f"the class folders directly inside, or point at one: {os.path.join(folder, parts[0])}"  # noqa: PTH118
         )
+    # class/train/image instead of train/class/image: the levels are swapped.
     common = _common(names, inner)
     splits = {name for name in common if name.lower() in SPLIT_NAMES}
     if splits or (common and all(GROUPS.fullmatch(name) for name in names)):

@@ -111,6 +111,7 @@ def locate(rows: Rows) -> list[str]:
     folder = str(rows.file.absolute().parent)
     paths = [_find(text, folder) for text in rows.texts]
     missing = [k for k, path in enumerate(paths) if path is None]
+    # The rule found for the first missing image is applied to all: lists are written by one program.
     if missing and (rule := _rule(rows.texts[missing[0]].strip(), folder, rows.file.stem)) is not None:
         place, suffix = rule
         for k in missing:
@@ -125,6 +126,7 @@ def locate(rows: Rows) -> list[str]:
         here = str(Path.cwd())
         where = f" in {folder}" if folder == here else f", neither in {folder} nor in {here}"
         hint = "correct the path or remove the line"
+        # Lists made on another machine hold its paths; a suffix of the path may exist here.
         parts = text.replace("\\", "/").split("/")
         tails = ["/".join(parts[k:]) for k in range(1, len(parts))]
         if re.match("[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
@@ -169,6 +171,7 @@ def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[
     if all(numeric):
         keys = [int(text) for text in texts]
         folders = folder_of_label(zip(map(str, keys), paths, strict=True))
+        # Lists of a class-per-folder data set: the folder of the images names the class of a number.
         names = {key: folders.get(str(key), str(key)) for key in keys}
         if named is not None:
             names = named[1]
@@ -195,6 +198,7 @@ def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[
             f"{_place(parts, bad)}: label {clip(texts[bad])}, but {named[0]} {problem}; correct one of them"
         )
     order = sorted(set(keys))
+    # Labels may have gaps (1, 2, 5), but positions in the output layer may not.
     position = {key: k for k, key in enumerate(order)}
     labels = np.array([position[key] for key in keys], dtype=np.int64)
     return labels, tuple(names[key] for key in order), notes

@@ -21,6 +21,7 @@ def flatten(image: Image.Image, bits: int = 16) -> Image.Image:
         return image
     if image.mode in ("LA", "La"):
         image = image.convert("LA") if image.mode == "La" else image
+        # White, because most images with transparency are made for a white page.
         white = Image.new("L", image.size, 255)
         white.paste(image.getchannel("L"), mask=image.getchannel("A"))
         return white
@@ -49,17 +50,20 @@ def to_8_bit(image: Image.Image, bits: int = 16) -> np.ndarray:
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if stated := stated_bits(image):
+        # Reported once, not per image: the range was fixed by the training images.
         if stated == 16 and bits < 16 and values.max(initial=0) >> bits:
             _report_clipping(bits)
         stated = bits if stated == 16 else stated
         gray = (np.clip(values, 0, 65535) >> max(0, stated - 8)).clip(0, 255).astype(np.uint8)
         gray = 255 - gray if tags.get(262) == 0 else gray  # PhotometricInterpretation: WhiteIsZero
         transparent = image.info.get("transparency")
+        # A value that stands for transparency is shown as white, as everywhere else.
         return np.where(values == transparent, np.uint8(255), gray) if isinstance(transparent, int) else gray
     finite = np.isfinite(values)
     values = np.where(finite, values, 0).astype(np.float32, copy=False)
     low, high = (float(values.min()), float(values.max())) if finite.any() else (0.0, 0.0)
     if low >= 0 and high <= 65535:
+        # The smallest range that holds all values: floats may be in [0, 1], [0, 255] or 16 bits.
         top = next(top for top in ((1, 255, 65535) if image.mode == "F" else (255, 65535)) if high <= top)
         low, high = 0.0, float(top)
     return np.rint((values - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)

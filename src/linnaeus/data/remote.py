@@ -64,6 +64,7 @@ def fetch_range(url: str, offset: int, size: int) -> bytes:
         return b""
     received = bytearray()
 
+    # Each attempt continues after the bytes that have arrived, so progress is never lost.
     def attempt() -> bytes:
         with _open_range(url, offset + len(received), offset + size) as response:
             pace = Pace(len(received))
@@ -161,6 +162,7 @@ def _retry(url: str, attempt: Callable[[], T], received: Callable[[], int] = lam
             reason = f"{type(error).__name__} {error}"
         except (OSError, ValueError) as error:  # URLError, a reset, a timeout; ValueError: a malformed address
             reason = str(getattr(error, "reason", None) or error)
+        # Attempts count only while nothing arrives: a slow but living connection may break often.
         failures = 1 if received() > before else failures + 1
         before = received()
     raise JobError(f"{url}: cannot be read ({reason}); check the address and the server, and start again")

@@ -109,15 +109,18 @@ def resize(picture: Upright, spec: RowSpec) -> Image.Image:
     """Resize an image of mode L or RGB to a row. The shape follows from the size before decoding reduced it."""
     image, (width, height), box = picture.image, picture.size, picture.box
     size, how = spec.size, RESAMPLING[spec.interpolation]
+    # Resampling to the same size would still change pixels, so rows of a store must pass untouched.
     if is_row(height, width, spec) and image.size == picture.size:
         return image
     if spec.fit == "squash":
         return image.resize((size, size), how, box=box)
     if spec.fit == "crop":
+        # A panorama would become a huge row, so its ends are cut before resizing.
         kept_width, kept_height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
         left, top = (width - kept_width) // 2, (height - kept_height) // 2
         short = min(kept_width, kept_height)
         goal = (int(size * kept_width / short), int(size * kept_height / short))
+        # A JPEG may have been decoded at a fraction of its size; the crop is defined on the original.
         x, y = (box[2] - box[0]) / width, (box[3] - box[1]) / height  # 1, or the fraction that was decoded
         start = (box[0] + x * left, box[1] + y * top)
         return image.resize(goal, how, box=(*start, start[0] + x * kept_width, start[1] + y * kept_height))

@@ -51,12 +51,14 @@ def find_shards(path: Path, names: set[str]) -> bool:
 def open_shards(source: str, place: str | Path) -> Table:
     """Read a folder of shards, one shard, an address of either, or a range `x-{000..099}.tar` of them."""
     text = str(place)
+    # A range comes first: an address with braces is no address of a folder.
     if RANGE.search(text):
         return open_tars(source, expand(text))
     if is_address(text):
         if text.endswith(".tar"):
             return open_tars(source, [text])
         base = text.removesuffix(INDEX).rstrip("/") + "/"
+        # The index is read into memory, so its size is checked before.
         length, _ = head(base + INDEX)
         if length > INDEX_LIMIT:
             raise UserError(f"{base + INDEX}: {length:,} bytes are too many for an index; write the shards again")
@@ -114,6 +116,7 @@ def read_index(source: str, origin: str, lines: Iterable[bytes], base: str) -> T
     places = tuple(base + entry["file"] for entry in shards)
     stamps = tuple(str(entry["bytes"]) for entry in shards)
     members = ShardMembers(places, stamps, tuple(names), shard.astype(np.int32), offset, size, crc32)
+    # On a server the lengths would cost a request per shard; a wrong range is detected when reading.
     if not is_address(base):
         _check_lengths(members, [entry["bytes"] for entry in shards])
     classes, shown = (tuple(map(str, header[key])) for key in ("classes", "names"))
@@ -130,6 +133,7 @@ def _check_header(fields: Any) -> dict[str, Any]:
         raise ValueError("two classes have the same name, or a class has none")
     for shard in fields["shards"]:
         name, length = shard["file"], shard["bytes"]
+        # Names come from a file that others wrote: a path could lead out of the folder.
         if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name or "\0" in name:
             raise ValueError(f"shard {name!r} is not in the folder of the index")
         if type(length) is not int or length < 0:

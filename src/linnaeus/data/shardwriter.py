@@ -57,6 +57,7 @@ def write_shards(
     remove_scratch(out.absolute().parent)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: already exists; choose another --out, or remove it")
+    # Written beside the target and renamed, so that an interrupted run leaves no partial data set.
     with disk_errors(out), scratch(out.absolute().parent) as folder:
         temporary = folder / out.name
         temporary.mkdir()
@@ -99,6 +100,7 @@ class _Writer:
                 while following is not None:
                     self._add(tar, file, split, *following)
                     following = next(pending, None)
+                    # Checked after a sample, so that the files of one sample stay in one shard.
                     if file.tell() >= self.limit:
                         break
             sync(path)
@@ -116,6 +118,7 @@ class _Writer:
             info = tarfile.TarInfo(stem + end)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+            # tarfile pads to blocks of 512 bytes; the content begins before the padding.
             if end == suffix:
                 offset = file.tell() - (-(-len(content) // 512) * 512)
         line = {"name": about["name"], "label": label, "split": split, "shard": len(self.shards)}
@@ -146,6 +149,7 @@ class _Writer:
             suffix, data = PurePosixPath(self.table.sample_id(i)).suffix.lower(), image
         suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"
         if self.resize is not None:
+            # An unreadable header is left to the decoder, which reports the file.
             size = header_size(data)
             if size is None or min(size) > self.resize:
                 row = load_row(data, RowSpec(self.resize, "crop", "bilinear", 3))

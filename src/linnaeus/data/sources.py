@@ -60,6 +60,7 @@ def _open(
     text = str(source)
     lists = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
     path = Path(text).expanduser()
+    # A local folder may have a name that looks like an address or a range.
     if (is_address(text) or shards.RANGE.search(text)) and not path.exists():
         if lists:
             raise UserError(f"{text}: shards define their splits; leave out {listed([*lists])}")
@@ -84,6 +85,7 @@ def _open(
         return _with_groups(_open_file(text, path, group, labels), group)
     if exists:
         raise UserError(f"{text}: neither a file nor a folder; give a folder, a list file or a CSV")
+    # Last, so that a folder called mnist is preferred to the download.
     if text in known_sources.KNOWN:
         return _with_groups(known_sources.open_known(text), group)
     raise UserError(_not_found(text))

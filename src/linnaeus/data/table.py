@@ -84,9 +84,11 @@ class Table:
         assert len(self.labels) == len(self.split) == n
         assert len(self.classes) == len(self.names)
         assert self.groups is None or len(self.groups) == n
+        # Several labels per image are an indicator matrix; one label is an index.
         kind = bool if np.ndim(self.labels) == 2 else np.int64
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=kind))
         object.__setattr__(self, "split", np.asarray(self.split, dtype="<U5"))
+        # Samples of an array have no path; they are named by split and number, also after a selection.
         if self.images is not None and self.number is None:
             number = np.empty(n, dtype=np.int64)
             for part in np.unique(self.split):
@@ -206,6 +208,7 @@ class Table:
             digest.update(name.encode() + b"\0")
         labels = [np.flatnonzero(row).tolist() for row in self.labels] if self.several else self.labels.tolist()
         for i, (label, split) in enumerate(zip(labels, self.split.tolist(), strict=True)):
+            # Sizes are cheap and reveal a replaced file, without reading gigabytes.
             size = tree.size(self.paths[i]) if self.paths is not None else -1
             size = size if self.members is None else self.members.size(i)
             digest.update(f"{self.sample_id(i)}\0{label}\0{split}\0{size}\n".encode())

@@ -103,6 +103,7 @@ def safe_members(place: str, file: BinaryIO, container: str) -> Iterator[tarfile
             raise UserError(f"{place}: member {shown} is {kind}, but {container} holds plain files only; {LINKS}")
         if member.issparse() or not (member.isreg() or member.isdir()):
             raise UserError(f"{place}: member {shown} has the unsupported type {member.type!r}; write it again")
+        # Absolute paths, parents and drives could write outside the target folder when unpacked.
         if member.name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":" or member.name == "":
             raise UserError(f"{place}: member {shown} has a name that leads out of {container}; rename it")
         if member.size > FILE_LIMIT:

@@ -92,6 +92,7 @@ def scan(path: Place) -> list[Any]:
         with os.scandir(path) as entries:
             return sorted(entries, key=_name)
     except NOT_THERE:
+        # Only where the file system knows nothing, a path may lead into an archive.
         place = find(os.fspath(path))
         if place is None or place[1] not in place[0].folders:
             raise

@@ -54,6 +54,7 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
                         f"{place}: decompresses to over {limit:,} bytes, {RATIO} times its size, like a decompression "
                         "bomb; unpack it yourself, and give the folder"
                     )
+                # Room is made step by step, because the size is unknown until the end.
                 if written > room:
                     cache.room(name, STEP)
                     room += STEP

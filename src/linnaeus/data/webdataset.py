@@ -69,6 +69,7 @@ def open_tars(source: str, places: list[str]) -> Table:
     """Read tar files, given by path or address. The split is the one that all their names, or their folders', state."""
     stamps = [_stamp(place) for place in places]
     shards = [_cached_samples(place, stamp) for place, stamp in zip(places, stamps, strict=True)]
+    # Number of the shard per sample, in the order of `samples`.
     shard = np.repeat(np.arange(len(shards)), [len(samples) for samples in shards]).astype(np.int32)
     samples = [sample for samples in shards for sample in samples]
     if not samples:
@@ -86,6 +87,7 @@ def open_tars(source: str, places: list[str]) -> Table:
         np.full(len(samples), -1, np.int64),
     )
     splits = [_split(place) for place in places]
+    # A split only if every shard states one: guessing for some would leak images.
     split = np.array([splits[k] if all(splits) else "" for k in shard.tolist()], "<U5")
     labels = np.array([position[sample.label] for sample in samples])
     return Table(source, "shards", classes, classes, labels, split, members=images)
@@ -145,6 +147,7 @@ def _pair(place: str, file: BinaryIO) -> Iterator[Sample]:
     for member in _files(place, file):
         folder, _, last = member.name.rpartition("/")
         stem = f"{folder}/{last.partition('.')[0]}"
+        # WebDataset: consecutive files with the same stem are one sample, so a new stem ends it.
         if stem != key:
             yield from _complete(place, image, label)
             key, image, label = stem, None, None
@@ -182,6 +185,7 @@ def _read_label(place: str, file: BinaryIO, member: tarfile.TarInfo, suffix: str
         raise UserError(f"{shown}: not {'UTF-8 text' if suffix == '.cls' else 'JSON'}; write it again") from None
     if isinstance(value, dict):
         value = next((value[key] for key in LABEL_KEYS if key in value), None)
+    # A flag or a fraction is no class; integers are.
     if value is None or isinstance(value, bool | dict | list | float):
         return None
     name = class_name(str(value))

@@ -64,6 +64,7 @@ def zip_entries(place: str, most: int) -> Iterator[Member]:
 
 def _check_directory(place: str, file: BinaryIO, length: int, most: int) -> None:
     """Bound the entries before `zipfile` makes an object of each."""
+    # The end record, its longest comment, and the locator of Zip64 before it.
     tail_size = min(length, (1 << 16) + 22 + 76)
     file.seek(length - tail_size)
     tail = file.read(tail_size)
@@ -75,6 +76,7 @@ def _check_directory(place: str, file: BinaryIO, length: int, most: int) -> None
             problem = "it has no directory of files"
         raise UserError(f"{place}: not a readable zip ({problem}); download it again, or pack it again")
     disk, first_disk, _, _, size, _ = struct.unpack("<4H2L", tail[end + 4 : end + 20])
+    # 0xFFFFFFFF refers to the Zip64 record, which holds the real size.
     if (end64 := tail.rfind(_END64, 0, end)) >= 0 and len(tail) >= end64 + 56 and size == 0xFFFF_FFFF:
         size = struct.unpack("<Q", tail[end64 + 40 : end64 + 48])[0]
     if disk not in (0, 0xFFFF) or first_disk not in (0, 0xFFFF):
@@ -83,6 +85,7 @@ def _check_directory(place: str, file: BinaryIO, length: int, most: int) -> None
         )
     if size > MOST_DIRECTORY:
         raise UserError(f"{place}: its directory of files has {size:,} bytes (at most {MOST_DIRECTORY:,}); unpack it")
+    # Counted in the bytes, because the number stated in the end record can be false.
     file.seek(max(0, length - tail_size - size))
     if file.read(size + tail_size).count(_FILE) > most:
         raise UserError(f"{place}: holds more than {most:,} files; unpack it, and give its folder")
@@ -98,6 +101,7 @@ def _check_overlaps(place: str, files: list[zipfile.ZipInfo], length: int) -> No
         end, before = info.header_offset + LOCAL_HEADER.size + info.compress_size, shown
     if end > length:
         raise UserError(f"{place}: ends inside {before!r}: the download may be incomplete; download it again")
+    # Each file may pass on its own while all together fill the disk.
     total = sum(info.file_size for info in files)
     if total > max(SUSPICIOUS, RATIO * length):
         raise UserError(
@@ -113,6 +117,7 @@ def _check(place: str, info: zipfile.ZipInfo) -> None:
     if info.compress_type not in (STORED, DEFLATED, BZIP2):
         method = NAMES.get(info.compress_type, f"method {info.compress_type}")
         raise UserError(f"{shown} is packed with {method}, which is not read; pack the folder again with Deflate")
+    # The upper 16 bits hold the Unix mode; 0o120000 is a symbolic link.
     if (info.external_attr >> 16) & 0o170000 == 0o120000:
         raise UserError(f"{shown} is a symbolic link, and an archive must hold the file itself; pack it without -y")
     if info.file_size > max(SUSPICIOUS, RATIO * info.compress_size):

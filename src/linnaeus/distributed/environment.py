@@ -49,6 +49,7 @@ def process_info(environment: Mapping[str, str] | None = None) -> ProcessInfo:
     """
     env = os.environ if environment is None else environment
     try:
+        # torchrun sets these three.
         if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= env.keys():
             world_size = int(env["WORLD_SIZE"])
             local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))

@@ -62,11 +62,13 @@ class ProcessGroup:
             try:
                 result = compute()
             except UserError as user_error:
+                # Sent instead of raised here, since the other ranks wait for the message.
                 error = user_error
         message = [(result, error)]
         torch.distributed.broadcast_object_list(message, 0, group=self._object_group)
         result, error = message[0]
         if error is not None:
+            # The main process reports the error; the others end without repeating it.
             error.told = not self.is_main
             raise error
         return result  # type: ignore[return-value]
@@ -121,6 +123,7 @@ class ProcessGroup:
         except UserError as user_error:
             error = user_error
         errors = self.all_gather(error)
+        # The first rank with an error speaks for all.
         rank = next((rank for rank, other in enumerate(errors) if other is not None), None)
         if error is None and rank is not None:
             error = errors[rank]

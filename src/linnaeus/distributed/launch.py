@@ -63,11 +63,13 @@ def launch(count: int, arguments: Sequence[str], advice: str) -> int:
             children.append(_start(rank, arguments, environment))
         failed = _wait(children)
     finally:
+        # Whoever is left when one has failed would wait for it forever.
         _signal(children, KILL)
         for child in children:
             child.process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    # After a signal of the user no advice is needed.
     return 0 if failed is None else _report_failure(failed, children, None if received else advice)
 
 

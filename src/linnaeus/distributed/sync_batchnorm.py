@@ -31,6 +31,7 @@ def synced_batchnorm(model: nn.Module) -> Iterator[None]:
 
     Uses torch's SyncBatchNorm on a GPU, and `CpuSyncBatchNorm` on CPU, where torch's refuses to run.
     """
+    # Collected first, because replacing modules changes what is walked through.
     sites = [
         _Site(parent, name, child)
         for parent in list(model.modules())
@@ -43,6 +44,7 @@ def synced_batchnorm(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for site in sites:
+            # The mode may have changed inside the block.
             site.norm.train(getattr(site.parent, site.name).training)
             setattr(site.parent, site.name, site.norm)
 

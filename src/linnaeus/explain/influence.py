@@ -46,11 +46,13 @@ class SolvedHead:
         """From features (m, d) as they are, which take the place of `problem.x`; `head` (classes, d + 1) solves it."""
         x = features.double()
         mean, std = x.mean(0), x.std(0, correction=0)
+        # A feature that never varies would be divided by zero.
         std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))
         x = (x - mean) / std
         rotation = torch.linalg.qr(x.T).Q if len(x) < x.shape[1] else None
         x = x if rotation is None else x @ rotation
         weight = head[:, :-1].double()
+        # The head is converted to the standardized, rotated features, where the solver starts.
         bias = head[:, -1:].double() + weight @ mean[:, None]
         weight = weight * std if rotation is None else (weight * std) @ rotation
         y = problem.y if problem.y.ndim == 1 else problem.y.double()
@@ -138,11 +140,13 @@ def _conjugate_gradients(curvature: _Curvature, gradients: Tensor) -> Tensor:
 
     solution = torch.zeros_like(gradients)
     rest = gradients.clone()
+    # The diagonal as preconditioner: the classes differ much in their curvature.
     scaled = rest / curvature.diagonal
     direction, size = scaled, dot(rest, scaled)
     target = RESIDUAL * dot(gradients, gradients).sqrt()
     for _ in range(ITERATIONS):
         product = curvature(direction)
+        # The bound avoids 0 / 0 for right sides that are solved already.
         step = size / dot(direction, product).clamp(min=1e-300)
         solution = solution + step * direction
         rest = rest - step * product

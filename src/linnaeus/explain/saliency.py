@@ -71,6 +71,7 @@ def explain(
     if method == "gradcam" and not stages:
         stages = choose_stages(network, classifier.preprocessing.size)
     explained = []
+    # A few at a time, because gradients need the activations of all stages.
     for start in range(0, len(predictions), AT_ONCE):
         some = predictions[start : start + AT_ONCE]
         images = [p.image for p in some if p.image is not None]
@@ -103,12 +104,14 @@ def grad_cam(network: Network, x: Tensor, targets: np.ndarray, stages: Sequence[
         score = logits[torch.arange(len(x)), torch.from_numpy(targets)].sum()  # images do not touch each other
         slopes = torch.autograd.grad(score, [outputs[stage] for stage in stages])
     height, width = x.shape[2:]
+    # Positions of a map are placed where their receptive fields lie, not by stretching the map.
     where = receptive_field_centers(network, height, width)
     maps = {}
     for stage, slope in zip(stages, slopes, strict=True):
         slope_map, activation = (network.as_map(stage, y.detach()) for y in (slope, outputs[stage]))
         assert slope_map is not None
         assert activation is not None
+        # Channel weights are the mean slopes; the ReLU keeps what speaks for the class.
         weighted = (slope_map.mean((2, 3), keepdim=True) * activation).sum(1).relu()
         maps[stage] = _to_one(upsample(weighted.float(), where, height, width))
     return maps
@@ -178,6 +181,7 @@ def occlusion(network: Network, x: Tensor, targets: np.ndarray) -> np.ndarray:
     which a drop from 0.999 can be seen too. Where covering helps the class the map is 0.
     """
     window = max(1, round(x.shape[-1] / WINDOWS))
+    # Windows overlap by half, so that a part at the edge of one is in the middle of another.
     shape, strides = (x.shape[1], window, window), (x.shape[1], max(1, window // 2), max(1, window // 2))
 
     def score(x: Tensor) -> Tensor:
@@ -190,6 +194,7 @@ def occlusion(network: Network, x: Tensor, targets: np.ndarray) -> np.ndarray:
         x,
         shape,
         strides=strides,
+        # 0 is the mean color after normalization.
         baselines=0,
         target=torch.from_numpy(targets).to(x.device),
         perturbations_per_eval=max(1, BATCH // len(x)),
@@ -215,6 +220,7 @@ def integrate(network: Network, x: Tensor, targets: np.ndarray) -> Tensor:
     require_captum()
     from captum.attr import IntegratedGradients
 
+    # Captum needs gradients, which inference mode forbids.
     with torch.inference_mode(False):
         return (
             IntegratedGradients(network)
@@ -251,6 +257,7 @@ def sanity(network: Network, maps_of: Callable[[Network], np.ndarray], seed: int
         with torch.no_grad():
             for name, weights in twin.named_parameters():
                 if twin.stage_of(name) == stage:
+                    # Shuffled weights keep their distribution, so that activations stay in range.
                     order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
                     weights.copy_(weights.flatten()[order].view_as(weights))
         correlations[stage] = float(

@@ -80,6 +80,7 @@ def assemble(
     else:
         scaled = back("Div", LOGITS, np.array(temperature, np.float32)) if temperature != 1 else LOGITS
         back("Softmax", scaled, name=PROBABILITIES, axis=-1)
+    # The network's own output name is free in the graph; logits are public and need a stable name.
     for node in model.graph.node:
         for names in (node.input, node.output):
             names[:] = [LOGITS if name == "y" else name for name in names]
@@ -93,6 +94,7 @@ def assemble(
         ],
         initializer=[*front.constants, *model.graph.initializer, *back.constants],
     )
+    # The standard operators get our version; other domains keep theirs.
     opsets = [opset for opset in model.opset_import if opset.domain]
     assembled = helper.make_model(
         graph,
@@ -118,6 +120,7 @@ def prepare(g: Nodes, p: Preprocessing) -> None:
     x = {"crop": crop, "squash": squash, "pad": pad}[p.fit](g, x, height, width, p)
     x = g("Cast", g("Transpose", x, perm=[0, 3, 1, 2]), to=1)
     std, mean = (np.array(values, np.float64).reshape(-1, 1, 1) for values in (p.std, p.mean))
+    # One multiplication and one addition instead of a division by 255, a subtraction and a division.
     x = g("Mul", x, (1 / (255 * std)).astype(np.float32))
     g("Add", x, (-mean / std).astype(np.float32), name="x")
 

@@ -23,8 +23,10 @@ def composed(network: OnnxBackbone, images: np.ndarray) -> bytes:
     model = onnx.load_model_from_string(network.content())
     version = next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
     try:
+        # Published graphs have many versions; the preprocessing is written for one.
         if version != OPSET:
             model = onnx.version_converter.convert_version(model, OPSET)
+        # Names of both graphs may be equal.
         model = onnx.compose.add_prefix(model, "backbone/")
         graph = _with_ends(onnx, model, network)
         session = inference_session(graph)
@@ -50,10 +52,12 @@ def _with_ends(onnx: Any, model: Any, network: OnnxBackbone) -> bytes:
         nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
+    # A gray image is repeated for a backbone of color images.
     if network.arch["channels"] != info.channels:
         x = add(before, "Concat", [x] * info.channels, "ends/channels", axis=1)
     if info.layout == "NHWC":
         x = add(before, "Transpose", [x], "ends/layout", perm=[0, 2, 3, 1])
+    # Half precision is cast back after the backbone: the head computes in float32.
     if info.half:
         x = add(before, "Cast", [x], "ends/half", to=HALF)
     add(before, "Identity", [x], source)
@@ -82,6 +86,7 @@ def _pooled(network: OnnxBackbone, y: str, add: Any, tensors: list[Any], arrays:
         return y
     if pool == "flatten":
         return add("Flatten", [y], "ends/flat", axis=1)
+    # The axes over which features are averaged: tokens, or height and width.
     axes = [1] if rank == 3 else [1, 2] if network.info.layout == "NHWC" else [2, 3]
     tensors.append(arrays.from_array(np.array(axes, np.int64), "ends/axes"))
     tensors.append(arrays.from_array(np.array(0, np.int64), "ends/first"))

@@ -59,6 +59,7 @@ def with_distance(model: Any, references: np.ndarray) -> Any | None:
         return None
     g = Nodes("unknown")
     length = g("ReduceL2", features, np.array([1], np.int64), keepdims=1)
+    # A zero vector has no direction; the bound avoids NaN.
     direction = g("Div", features, g("Max", length, np.array(1e-30, np.float32)))
     similarity = g("MatMul", direction, np.ascontiguousarray(unit(references).T))
     nearest = g("ReduceMax", similarity, np.array([1], np.int64), keepdims=0)
@@ -73,12 +74,14 @@ def _head_input(graph: Any, width: int) -> str | None:
     """Name of the tensor (N, width) that the last linear layer takes; None where the logits come from no such layer."""
     makers = {output: node for node in graph.node for output in node.output}
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    # Backwards from the logits to the layer that makes them.
     name = LOGITS
     while name in makers:
         node = makers[name]
         if node.op_type in ("Gemm", "MatMul"):
             weight = makers.get(node.input[1])  # of int8 weights the node that makes them float
             shape = shapes.get(node.input[1] if weight is None else weight.input[0], ())
+            # The width tells whether it is the head: references have one row per feature.
             return node.input[0] if width in shape else None
         if node.op_type not in PASSED_ON:
             return None

@@ -47,6 +47,7 @@ class Comparison:
         differs = changed.any(1)
         if thresholds is None:
             top = np.sort(p, axis=1)
+            # How clear the decision of the original was; near a tie a changed answer means little.
             margin = top[:, -1] - top[:, -2] if p.shape[1] > 1 else np.ones(len(p))
         else:
             margin = np.where(changed, np.abs(p - thresholds), 0).max(1)
@@ -55,6 +56,7 @@ class Comparison:
         return cls(
             n=len(p),
             differing=int(differs.sum()),
+            # Only changes of clear decisions count against raw pixels.
             clearly=int((differs & (margin >= RAW_PIXELS)).sum()),
             largest=float(np.abs(p - q).max()),
             mean=float(np.abs(p - q).max(1).mean()),

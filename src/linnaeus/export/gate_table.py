@@ -17,6 +17,7 @@ def render(result: GateResult) -> str:
     first = result.attempts[0].prepared
     images = f"{first.n} images, {result.samples.images.split} of {result.samples.source}"
     lines.append(f"{images}; accuracy of the original: {percent(first.original_accuracy, 2)}")
+    # int8 has a required agreement instead, which each row states.
     if result.kind == "onnx":
         lines.append(
             f"allowed: the same class and {SAME_PIXELS:g} on the same pixels; {RAW_PIXELS:g} from raw pixels, which "

@@ -113,6 +113,7 @@ def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterat
         "half": in_float(network, 0.45),
     }
     means = {name: tensor.mean for name, tensor in statistics.items()}
+    # Shapes of an example are needed to find the nodes that can be quantized.
     example = [network_input(next(samples.squares(1)), samples)]
     for scheme in (*SCHEMES, LAST_RESORT):
         ranges: Ranges = {name: tensor.range(scheme.ranges) for name, tensor in statistics.items()}
@@ -138,12 +139,14 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
     model = onnx.load_model_from_string(network)
     inner = [name for node in model.graph.node for name in node.output]
     del model.graph.output[:]
+    # Every inner tensor becomes an output, so that one pass measures them all.
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
     run = inference_session(model.SerializeToString())
     names = [output.name for output in run.get_outputs() if output.type == "tensor(float)"]
     generator = np.random.default_rng(0)
     sampled: dict[str, list[np.ndarray]] = {name: [] for name in ["x", *names]}
     lows, highs = dict.fromkeys(sampled, np.inf), dict.fromkeys(sampled, -np.inf)
+    # Means per channel correct the bias that rounding introduces.
     means: dict[str, Any] = dict.fromkeys(sampled, 0.0)
     with console.progress("measuring ranges") as advance:
         done = 0
@@ -155,6 +158,7 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
                 highs[name] = max(highs[name], float(flat.max()))
                 channels = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else flat[:, None, None]
                 means[name] = means[name] + channels.mean(2).sum(0) / len(samples)
+                # A random part of the values is enough for quantiles and bounds the memory.
                 sampled[name].append(flat if flat.size <= keep else flat[generator.integers(0, flat.size, keep)])
             done += len(squares)
             advance(done, len(samples))

@@ -51,6 +51,7 @@ def model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
+        # A card is Markdown, where escaping for HTML would spoil the names.
         autoescape=False,
     )
     environment.filters |= {"yaml": _yaml_text, "plain": _without_markdown, "percent": percent}

@@ -121,11 +121,13 @@ def export_onnx(
     exported.
     """
     require(kind)
+    # Both sides compute on the CPU, since the export is meant for machines without a GPU.
     classifier = classifier.on_cpu()
     path = out or classifier.path.with_name(KINDS[kind])
     check_output(path, lambda path: path.suffix.lower() == ".onnx")  # before the work
     samples = collect_samples(classifier.about, classifier.path, data, split)
     calibration = None
+    # Images that set the ranges must not judge the result.
     if kind == "onnx-int8":
         calibration, samples = split_calibration(samples, CALIBRATION_IMAGES)
     reference = ReferenceModel(classifier, samples, console)
@@ -144,6 +146,7 @@ def export_onnx(
     if detector is not None and detector.references is not None:
         model, record["distance"] = _with_distance(model, detector.references, reference, result.kind, agree)
     checksum = write(path, model, classifier, record)
+    # Only a file beside its model is recorded, because predict and serve look there.
     if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:
         speed, gate = result.passed.speed or {}, agree if kind == "onnx-int8" else 1.0
         note(path, checksum, Verified(kind, classifier.about.digest, speed, Agreement.of_record(record), gate))

@@ -42,6 +42,7 @@ def push(classifier: Classifier, name: str, *, private: bool = False, license: s
             title = f"Upload a model for {len(classifier.classes)} classes"
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=title)
     except Exception as error:  # the client has many exceptions of its own
+        # Refusals of our own, raised above, are readable already.
         if isinstance(error, UserError | MemoryError):
             raise
         raise explain_refusal(shown, repository, error) from None

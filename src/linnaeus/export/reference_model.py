@@ -87,6 +87,7 @@ class ReferenceModel:
             for i, drafted in enumerate(squares):
                 raw = samples.raw(i)
                 logits.append(run.raw(raw))
+                # Computed for the first candidate; it is the same for all others.
                 if self._raw is None:
                     square = samples.square_of(raw)
                     # Most images are decoded at full size anyway: their logits are known.

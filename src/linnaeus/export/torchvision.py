@@ -31,6 +31,7 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     beside = path.with_name(CARD)
     check_output(path, lambda path: path.suffix.lower() in (".pth", ".pt"))
     check_output(beside, _is_card)
+    # Clones, so that tensors which share memory are written in full.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     with atomic(path) as temporary:
         # torch's own writer of files raises no OSError where the disk is full.
@@ -67,6 +68,7 @@ def torchvision_call(network: Network, path: str) -> str:
         return f"googlenet(num_classes={arch['classes']}, aux_logits=False, init_weights=False)"
     if arguments["stem"] != "imagenet":
         raise UserError(f"{path}: has the small stem for small images, which torchvision lacks; {OTHERWISE}")
+    # Only bottleneck blocks have a 1x1 convolution that may carry the stride.
     if RESNETS[name][0] is Bottleneck and arguments["stride_in"] != "3x3":
         raise UserError(
             f"{path}: has its strides in the 1x1 convolutions, as its weights were trained, but torchvision's {name} "

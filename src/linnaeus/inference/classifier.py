@@ -143,6 +143,7 @@ class Classifier:
         """Predictions for the (name, decoded image) of each task."""
         images: list[np.ndarray] = []
         errors: list[str | None] = []
+        # Images that cannot be read keep their place in the results.
         for _, future in tasks:
             try:
                 images.append(future.result())
@@ -291,6 +292,7 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
     chosen = choose_device(device)
     custom: Network | None = None
     if model is not None:
+        # A custom network is wrapped with the sizes of the file, so that a mismatch is reported by name.
         arch = read_header(path).arch
         custom = wrap(model, int(arch["classes"]), int(arch["channels"]))
     network, about = read_model(path, custom)

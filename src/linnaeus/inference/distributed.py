@@ -74,11 +74,13 @@ def predictions(
     rounds = _Rounds(group, images, keep_pixels)
     local = classifier.stream(rounds)
     gathered = 0
+    # Every rank takes part in as many rounds as rank 0 has batches, also without images of its own.
     while gathered < rounds.count or not rounds.complete:
         try:
             batch = list(islice(local, BATCH))
         except _StoppedError:
             return
+        # Pixels are large; they are sent only where rank 0 will draw them.
         if group.world_size > 1 and not rounds.pixels_wanted[gathered]:
             batch = [replace(prediction, image=None) for prediction in batch]
         batches = group.gather(batch)
@@ -86,6 +88,7 @@ def predictions(
         try:
             yield from chain.from_iterable(batches)
         except GeneratorExit:
+            # The caller on rank 0 has stopped reading; the other ranks wait for a batch and must be told.
             _stop(group, rounds, gathered)
             raise
     if rounds.error is not None:

@@ -161,7 +161,9 @@ def evaluate_model(
         return None
     assessment = _assess(classifier, images, outputs, error, views)
     without_leaks = None
+    # Duplicates are compared as files, so arrays and shards are left out.
     if leaks is not None and images.split != "train" and images.table.paths is not None:
+        # With all or none of them leaked, a second figure would say nothing.
         kept = ~np.isin(images.indices, leaks(_judged_last(images)).get(_rank(images.split), []))
         if kept.any() and not kept.all():
             without_leaks = classifier.figures(outputs.take(kept))

@@ -40,10 +40,12 @@ def readable(image: Any, name: str, bits: int = 16) -> str | Path | bytes | np.n
         return _of_pillow(image, name, bits)
     if isinstance(image, torch.Tensor):
         pixels = image.detach().cpu()
+        # NumPy has no bfloat16.
         pixels = pixels.float() if pixels.dtype in (torch.bfloat16, torch.float16) else pixels
         return _of_array(_channels_last(pixels.numpy(), name), name, bits)
     if isinstance(image, np.ndarray):
         return _of_array(image, name, bits)
+    # Any object with read(): files, uploads, responses.
     if callable(getattr(image, "read", None)):
         if callable(getattr(image, "seekable", None)) and image.seekable():
             image.seek(0)  # as Pillow does, so that a file can be given twice
@@ -114,6 +116,7 @@ def _eight_bits(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.dtype.kind not in "iuf":
         raise UserError(f"{name}: an array of {pixels.dtype}; give uint8, or float in 0 to 1")
     low, high = float(pixels.min()), float(pixels.max())
+    # Integers other than uint8 must already be in 0..255; wider ranges have no agreed scale.
     most = 1.0 if pixels.dtype.kind == "f" else 255.0
     if not (low >= 0 and high <= most):  # NaN fails both
         raise UserError(

@@ -32,6 +32,7 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
             if is_empty:
                 raise UserError(f"{image}: no images in this folder; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
         elif glob.has_magic(image) and not Path(image).exists():
+            # A file may be called `a[1].jpg`, so an existing path is never a pattern.
             matches = sorted(glob.glob(image, recursive=True), key=natural_key)  # noqa: PTH207 - takes absolute patterns too
             if not matches:
                 raise UserError(f"{image}: no file matches this pattern; check it, and quote it against the shell")
@@ -50,9 +51,11 @@ def _walk(folder: Path) -> Iterator[str]:
         (entry for entry in entries if not entry.name.startswith(".") and entry.name not in LITTER),
         key=lambda e: natural_key(e.name),
     )
+    # Files before folders, so that the order does not depend on how the folders are called.
     for entry in visible:
         if entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield entry.path
     for entry in visible:
+        # Links to folders are not followed: they may lead back up.
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path))

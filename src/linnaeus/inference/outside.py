@@ -99,6 +99,7 @@ class Outside:
     ) -> Outside:
         """`kinds` are the names (n,) of the folders of the outside images."""
         columns = [known.columns(), outside.columns()]
+        # A combination needs two scores; models of earlier versions have the probability only.
         if len(columns[0]) > 1:
             base = [*columns[0].values()]
             for scores in columns:
@@ -257,6 +258,7 @@ def _scores_of_files(
         probabilities.append(prediction.probability)
         if prediction.distance is not None:
             distances.append(prediction.distance)
+    # A hint that color was lost, collected over all images, not a line for each.
     if line := classifier.color.take_line():
         console.warn(f"{folder}: {line}")
     if not probabilities:

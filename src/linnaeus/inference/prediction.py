@@ -108,6 +108,7 @@ class Prediction:
     def to_dict(self, k: int = 5) -> dict[str, Any]:
         """The object that `linnaeus predict` writes as a JSON line. JSON has no NaN, which becomes an `error`."""
         error = self.error
+        # The class of a broken network would look like an answer.
         if self.probabilities is not None and not np.isfinite(self.probabilities).all():
             error = NOT_FINITE
         top = [] if self.probabilities is None or error else self.ranked(k)

@@ -73,6 +73,7 @@ def read_existing(path: Path, form: str, top: int, several: bool = False) -> Exi
         return existing
     with path.open("rb") as file:
         lines = _CompleteLines(file)
+        # Line by line: the file may hold millions of predictions.
         if form == "jsonl":
             for line in lines:
                 existing.add(_parse_json(path, line, top, several), lines.end)
@@ -93,12 +94,14 @@ def read_existing(path: Path, form: str, top: int, several: bool = False) -> Exi
 def check_same_model(path: Path, existing: ExistingPredictions, classifier: Classifier) -> None:
     """Raise UserError if the predictions in the file `path` differ from those of this model."""
     for written in existing.probes:
+        # The image may have been moved since; then it proves nothing.
         if not Path(written.path).is_file():
             continue
         prediction = next(classifier.stream([written.path]))
         if prediction.error is not None:
             continue
         probabilities = {prediction.classes[k]: p for k, p in prediction.ranked(len(prediction.classes))}
+        # Other hardware changes the last digits, another model much more.
         if abs(probabilities.get(written.best_class, 0.0) - written.probability) > TOLERANCE:
             raise UserError(
                 f"{path}: holds predictions of another model, or of images that have changed since ({written.path}: "

@@ -42,6 +42,7 @@ def select(known: KnownImages, requested: str | None, source: str) -> Selection:
         )
     candidates = _candidates(known, split)
     splits = known.split_of(candidates)
+    # Images of unknown origin may be from training; with --split train they are wanted.
     if split == "train":
         candidates = candidates[np.isin(splits, ("train", ""))]
     if not len(candidates):
@@ -49,6 +50,7 @@ def select(known: KnownImages, requested: str | None, source: str) -> Selection:
         raise UserError(f"{source}: has no split {split!r}; choose from {', '.join(dict.fromkeys([*names, 'all']))}")
     if split == "train":
         return Selection(split, candidates, candidates[:0], 0, len(candidates))
+    # By content, not by the split that the source states: a test image may have been trained on elsewhere.
     trained, chose = splits == "train", splits == "valid"
     rest, validation = candidates[~trained & ~chose], candidates[chose]
     training, total = int(trained.sum()), len(candidates)
@@ -58,8 +60,10 @@ def select(known: KnownImages, requested: str | None, source: str) -> Selection:
             f"{source}: the model was trained on {training:,} of these {total:,} images, and none is unseen, so "
             f"it cannot be evaluated; add images, or evaluate on its training images with --split train{others}"
         )
+    # Nothing is unseen: the images that selected the model are the least biased ones.
     if not len(rest):
         return Selection(requested or "valid", validation, rest, training, total)
+    # The source states no split, but the images are recognized as one, so the figures are named after it.
     if requested is None and split == "all" and (splits != "").any():
         split = "test" if (splits[~trained & ~chose] == "test").all() else UNSEEN
     return Selection(split, rest, validation, training, total)

@@ -21,6 +21,7 @@ def slice_values(images: LabeledImages, column: str) -> list[str]:
             f"{images.source}: --slice {column} names a column, and only a CSV has columns; write one with path, "
             f"label and {column}"
         )
+    # Opened again with the column as group, which is how a table carries one value per image.
     table = open_source(images.source, group=column, lenient=True)
     assert table.groups is not None
     by_image = {table.sample_id(i): value for i, value in enumerate(table.groups)}

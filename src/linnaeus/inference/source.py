@@ -112,6 +112,7 @@ def recognize(about: ModelFile, path: Path, source: str | Path) -> KnownImages:
     split = data.get("split")
     membership = Membership.from_dict(about.data.get("contents"), path)
     samples = sum(int(n) for n in about.data.get("counts", {}).values())
+    # Near duplicates depend on all images, so the split can be repeated only with the complete source.
     by_copies = (split or {}).get("groups") == NEAR_DUPLICATES and (table.split == "").any()
     if by_copies and membership is None and len(table) >= samples:
         raise UserError(
@@ -168,6 +169,7 @@ def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarra
         left_out=decoded.left_out,
         trained_on=int((splits == "train").sum()),
         calibrated_on=about.calibration is not None and bool((splits == calibration_split).any()),
+        # Where the source states no split, the recognized one takes its place.
         table=table if (table.split != "").any() else dataclasses.replace(table, split=known.all()),
         indices=decoded.indices,
     )

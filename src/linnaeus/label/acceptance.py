@@ -49,6 +49,7 @@ class Batch:
             "sample": [{"image": i, "label": self.answers[i]} for i in self.sample if i not in self.verified],
             "verified": len(self.verified),
             "wrong": wrong,
+            # Bounds on the errors of the whole batch, estimated from the verified sample.
             "errors_ci95": [low * len(self.answers), high * len(self.answers)] if complete and self.sample else None,
         }
 
@@ -71,12 +72,15 @@ class Batches:
             top, best = probabilities.max(1), probabilities.argmax(1)
             for k in np.flatnonzero(top >= at_least).tolist():
                 answers[int(rows[k])] = learned.answers.classes[int(best[k])]
+                # The sum of the doubts is the expected number of errors, if the probabilities are calibrated.
                 doubts += 1 - float(top[k])
         number, self._proposed = self._proposed, self._proposed + 1
         images = sorted(answers)
+        # Drawn at random, so that the sample stands for the batch; seeded, so that a reload shows the same.
         drawn = np.random.default_rng([number, len(images)]).permutation(len(images))[:VERIFY]
         batch = Batch(number, answers, doubts, [images[k] for k in drawn.tolist()])
         self.known[number] = batch
+        # Old proposals are dropped: their answers no longer fit the labels given since.
         self.known.pop(number - KEPT, None)
         return batch
 

@@ -91,6 +91,7 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
     @app.get("/api/next")
     def questions(n: Annotated[int, Query(ge=1, le=64)] = 4, shown: str = "") -> Response:
         """The next questions; `shown`: numbers of the images that the page shows already, with commas."""
+        # Numbers come from the address, so anything that is no number is ignored.
         excluded = [int(part) for part in shown.split(",")[:MAX_IMAGES] if part.strip().isdecimal()]
         chosen = session.questions(n, excluded)
         return _json({"questions": [card(server, q.image, q.reason) for q in chosen]})
@@ -130,10 +131,12 @@ def _add_answering(app: FastAPI, server: LabelServer) -> None:
         if label == UNKNOWN and not body.unknown:
             raise UserError("an empty class; name one, or send unknown: true")
         images = session.places(body.images, body.paths)
+        # In a thread: fsync may take tens of milliseconds, in which no image would be served.
         record = await asyncio.to_thread(session.answer, images, label, body.batch)
         result: dict[str, Any] = {"record": record}
         if body.batch is not None:
             result["batch"] = session.batches.known[body.batch].to_dict()
+        # Only for a single answer: a group that was labelled at once contains its duplicates.
         twins = await asyncio.to_thread(session.duplicates, images[0]) if len(images) == 1 and label else []
         result["duplicates"] = [card(server, i, "duplicate") for i in twins[:MAX_IMAGES]]
         return _json(result)

@@ -92,6 +92,7 @@ def open_backbone(name: str | None, device: str) -> Backbone:
     loaded = load_weights(model, weights, classes=1)
     n = loaded.normalization
     size = n["size"] or loaded.model.usual_size
+    # 0.875 is the usual share of the center crop (224 of 256).
     resize = n["resize"] or round(size / 0.875)
     interpolation = n["interpolation"] or "bilinear"
     preprocessing = Preprocessing(resize, size, "crop", interpolation, 3, tuple(n["mean"]), tuple(n["std"]))
@@ -171,9 +172,11 @@ def describe_colors(pixels: np.ndarray) -> np.ndarray:
     cells = x.reshape(n, GRID, cell, GRID, cell, 3)
     gray = x.mean(3)
     dy, dx = np.gradient(gray, axis=(1, 2))
+    # Directions without sign: an edge looks the same from both sides.
     bins = ((np.arctan2(dy, dx) % np.pi) / np.pi * DIRECTIONS).astype(np.int64) % DIRECTIONS
     edges = np.zeros((n, side, side, DIRECTIONS), np.float32)
     np.put_along_axis(edges, bins[..., None], np.hypot(dy, dx)[..., None], 3)
     histogram = edges.reshape(n, GRID, cell, GRID, cell, DIRECTIONS).mean((2, 4))
+    # The magnitudes of edges are small; the factor gives them a weight beside the colors.
     parts = [cells.mean((2, 4)), cells.std((2, 4)), 4 * histogram]
     return np.concatenate([part.reshape(n, -1) for part in parts], 1).astype(np.float32)

@@ -47,6 +47,7 @@ async def read_body(request: Request, kind: type[T], limits: Limits) -> T:
         async with asyncio.timeout(limits.body_seconds):
             async for part in request.stream():
                 data += part
+                # Bounded while reading: Content-Length may be false or missing.
                 if len(data) > BODY_BYTES:
                     raise RefusedError(413, f"the request is larger than {BODY_BYTES} bytes", close=True)
     except TimeoutError:

@@ -85,8 +85,10 @@ class Audit:
         for i in self.reserved:
             label = labels.get(self.paths[i])
             if label is None or label.provenance == ACCEPTED:
+                # A skipped image stays out, as a person could not decide.
                 if i in passed_over:
                     continue
+                # Later answers would depend on the order of labelling: the sample must be a random prefix.
                 break
             if label.label == UNKNOWN:
                 unknown += 1

@@ -175,6 +175,7 @@ class Features:
             return b""
         pixels = np.stack(rows)
         remaining = len(self.paths) - self.done
+        # float16 halves the file; its range must hold the outliers.
         values = np.clip(self.backbone.features(pixels, remaining), -65504, 65504).astype(np.float16)
         records = np.zeros(len(good), self._layout())
         for k, i in enumerate(good):

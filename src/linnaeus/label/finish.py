@@ -53,6 +53,7 @@ class Finish:
             run = numbered(self.runs / "label")
             run.rmdir()  # `train` creates it; the number is free
             self.run, self.error, self.lines = run, "", self._left_out()
+            # A process of its own, so that training does not block the page.
             self._process = subprocess.Popen(
                 self._training(source, run),
                 stdout=subprocess.PIPE,
@@ -116,6 +117,7 @@ class Finish:
     def _follow(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         console = self.session.console
+        # Its output must be read, or the process would block on a full pipe.
         for line in process.stdout:
             if line.strip():
                 self.lines = [*self.lines[-LINES:], line.rstrip()]
@@ -149,6 +151,7 @@ class Finish:
         that validate. Without enough of a sample `train` draws the split itself; accepted labels only train.
         """
         session = self.session
+        # Labels of images that are no longer in the folder cannot be trained on.
         labels = {path: label for path, label in session.labels.items() if path in session.position}
         kept, _ = self._classes(labels)
         if len(kept) < 2:
@@ -159,6 +162,7 @@ class Finish:
         labels = {path: label for path, label in labels.items() if label.label in kept}
         rows = [session.position[path] for path in labels]
         groups = session.learner.groups(rows)
+        # Copies stay on one side of the split, or validation would repeat training images.
         split = self._split(labels, dict(zip(labels, groups, strict=True)), sample)
         file = self._source
         with atomic(file) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as stream:
@@ -177,6 +181,7 @@ class Finish:
             members = [path for path, label in labels.items() if label.label == name]
             if drawn.issuperset(members):
                 drawn.discard(members[0])
+        # Too few random answers for a validation split: `train` draws one.
         if len(drawn) < ENOUGH or 2 * len(drawn) > len(labels):
             return {path: "train" if label.provenance == ACCEPTED else "" for path, label in labels.items()}
         validating = {group[path] for path in drawn}

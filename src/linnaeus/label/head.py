@@ -70,10 +70,13 @@ class HeadSolver:
         `same`: the number of leading rows of x that are those of the last call.
         """
         n = len(x)
+        # The bias is a column of the design matrix, scaled so that the penalty hardly affects it.
         x = np.concatenate([x, np.full((n, 1), BIAS, np.float32)], 1)
         y = np.zeros((n, classes), np.float32)
         y[np.arange(n), labels] = 1
+        # Centered targets: a class without evidence gets its share, not zero.
         y -= 1 / classes
+        # Extending the inverse keeps its penalty, so after some growth the penalties beside it are tried.
         if self._system is not None and len(self._system) == same and n < AGAIN * self._inverted_at:
             self._system.extend(x)
             weight, residuals = self._system.solve(x, y, groups)
@@ -81,16 +84,19 @@ class HeadSolver:
             weight, residuals = self._search(x, y, groups)
         held_out = SCALE * (y - residuals)
         weight[-1] *= BIAS
+        # A sample is enough for one parameter.
         some = slice(None, None, -(-n // CALIBRATING))
         temperature = fit_temperature(Outputs(labels[some], held_out[some]))
         return Head(weight, PENALTIES[self._choice], temperature, held_out)
 
     def _search(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Choose the penalty, or one beside it, by the predicted residual error sum of squares (Allen 1974)."""
+        # The smaller system is inverted: images by images, or features by features.
         kind = Dual if len(x) <= x.shape[1] else Primal
         product = kind.product(x)
         best: tuple[float, np.ndarray, np.ndarray] | None = None
         middle = self._choice
+        # The best penalty moves slowly while labels are added, so its neighbors suffice.
         for choice in range(max(0, middle - 1), min(len(PENALTIES), middle + 2)):
             system = kind.of(x, product, PENALTIES[choice])
             weight, residuals = system.solve(x, y, groups)

@@ -135,6 +135,7 @@ class Journal:
                     text = file.read()
             except FileNotFoundError:
                 return False
+            # A last line without its newline is still being written by another process.
             whole = text.rpartition(b"\n")[0]
             if not whole:
                 return False
@@ -149,8 +150,10 @@ class Journal:
         record = Record(time, tuple(answers), tuple(name for name in classes if name not in self.classes), undoes)
         with self.exclusively(), disk_errors(self.path):
             body = json.dumps(_to_json(record), ensure_ascii=True, separators=(",", ":")).encode()
+            # The checksum finds lines that a crash has torn or a disk has damaged.
             line = b"%08x %b\n" % (zlib.crc32(body), body)
             new = not self.path.exists()
+            # O_APPEND: two processes never overwrite each other's lines.
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 end = os.fstat(handle).st_size
@@ -160,6 +163,7 @@ class Journal:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+            # A new file is durable only once its folder is synced too.
             if new:
                 sync(self.path.parent)
             self.refresh()
@@ -197,6 +201,7 @@ class Journal:
         for answer in record.answers:
             states = self._states.setdefault(answer.path, [])
             if record.undoes is not None:
+                # Only the last state can be undone; a later answer to the same image stays.
                 if states and states[-1].record == record.undoes:
                     states.pop()
             else:

@@ -105,6 +105,7 @@ class LabelStore:
     def _read(self) -> list[list[str]]:
         """The rows of the CSV as [path relative to the folder, label, provenance, time]. Raises UserError."""
         text = read_text(self.csv)
+        # A row without its newline may be half written.
         end = text.rfind("\n") + 1
         if text[end:] and self.journal.records:
             lines = self._lines(self.journal.records[-1].answers).split("\n")
@@ -124,6 +125,7 @@ class LabelStore:
         for cells in reader:
             row = dict(zip(header, map(plain_cell, cells), strict=False))
             path, label = row.get("path", ""), class_name(row.get("label", ""))
+            # Rows without a label are not mistakes: people keep them as reminders.
             if path and label:
                 rows.append([self._inside(self.csv, path), label, row.get("provenance", ""), row.get("time", "")])
         return rows

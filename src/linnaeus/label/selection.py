@@ -151,6 +151,7 @@ class Selection:
         if self.order not in ("file", "random"):
             rows = ranking.pool.rows
             open_places = ~np.isin(rows, list(taken))
+            # Images like the one before teach little, unless nothing else is left.
             unlike = open_places & ~np.isin(rows, list(alike))
             places = np.flatnonzero(unlike if unlike.any() else open_places)
             if len(places):
@@ -236,15 +237,18 @@ def new_groups(learner: Learner, pool: Pool, learned: Learned, taken: Set[int]) 
     x = learner.vectors(known)
     cosine = x @ x.T
     np.fill_diagonal(cosine, -1)
+    # Only similarity within a class tells how close images of one kind are.
     cosine[learned.labels[: len(known), None] != learned.labels[None, : len(known)]] = -1
     nearest = cosine.max(1)
     if not (nearest > -1).any():
         return []
     limit = float(np.quantile(nearest[nearest > -1], 0.05))
+    # Bounded, because the comparison below is quadratic.
     far = np.flatnonzero((pool.closest < limit) & ~np.isin(pool.rows, list(taken)))[:MAX_FAR]
     groups = []
     while len(far) >= MIN_GROUP:
         between = pool.vectors[far] @ pool.vectors[far].T
+        # Each image must resemble its group more than anything that is labelled.
         near = between > np.maximum(pool.closest[far], SIMILAR_KIND)[:, None]
         seed = int(near.sum(1).argmax())
         members = far[near[:, seed]]

@@ -42,6 +42,7 @@ class Thumbnails:
             if (image, side) in self._kept:
                 self._kept.move_to_end((image, side))
                 return self._kept[image, side]
+        # Decoded outside the lock, so that several images load at once.
         row = load_row(str(self.folder / self.paths[image]), RowSpec(side, "crop", "bilinear", 3))
         if not isinstance(row, np.ndarray):  # load_row returns pixels or raises
             raise UnreadableError(self.paths[image], "cannot be decoded")
@@ -49,6 +50,7 @@ class Thumbnails:
         with self._mutex:
             self._kept[image, side] = data
             self._bytes += len(data)
+            # The least recently used images make room.
             while self._bytes > KEPT_BYTES:
                 self._bytes -= len(self._kept.popitem(last=False)[1])
         return data

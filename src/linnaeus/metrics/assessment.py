@@ -180,6 +180,7 @@ def _abstention(
     if calibration is None:
         rule = choose_thresholds(curve) if target_risk is None else choose_thresholds(curve, target_risk)
     elif target_risk in (None, calibration.rule.target_risk):
+        # The stored rule also knows how it was chosen; another risk needs another choice.
         rule = calibration.rule
     else:
         rule = choose_thresholds(calibration.curve, target_risk)

@@ -108,6 +108,7 @@ def bootstrap_intervals(outputs: Outputs, seed: int = 0, resamples: int = RESAMP
     overall = {name: drawn.interval(name) for name, values in drawn.metrics.items() if values.ndim == 1}
     estimates = sample.metrics(np.ones((sample.n, 1), np.float32))
     for name in ("ece", "ece_equal_mass"):
+        # Calibration errors are biased upwards, so plain quantiles would be too high.
         overall[name] = _calibration_error_interval(overall[name], float(estimates[name][0]))
     by_class = {
         name: [drawn.interval(name, c) for c in range(len(values))]
@@ -175,6 +176,7 @@ class WeightedSample:
     def __init__(self, outputs: Outputs):
         self.n, self.classes = outputs.logits.shape
         self.rankings = self.classes
+        # Sorted once, so that each resample needs sums over segments only.
         self.order = order = np.argsort(outputs.labels, kind="stable")
         self.group = None if outputs.groups is None else np.unique(outputs.groups[order], return_inverse=True)[1]
         self.labels = outputs.labels[order]
@@ -210,6 +212,7 @@ class WeightedSample:
         }
         for name, equal_mass in (("ece", False), ("ece_equal_mass", True)):
             bins = bin_indices(confidence, equal_mass=equal_mass)
+            # Gaps are summed per bin before the absolute value, as the definition says.
             metrics[name] = np.abs(np.add.reduceat(gaps, _segment_starts(bins), axis=0)).sum(0) / total
         return metrics
 

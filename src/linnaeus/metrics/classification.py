@@ -216,6 +216,7 @@ class Metrics:
 def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     """All metrics of the outputs of at least one image. Runs the bootstrap; too slow to call in every epoch."""
     classes = outputs.logits.shape[1]
+    # All weights 1: the same code computes the estimate and its resamples.
     sample, ones = WeightedSample(outputs), np.ones((len(outputs.labels), 1), np.float32)
     values = sample.metrics(ones) | sample.ranking_metrics(ones)
     intervals = bootstrap_intervals(outputs, seed)

@@ -91,6 +91,7 @@ def design_effect(values: np.ndarray, groups: np.ndarray | None) -> tuple[float,
     g = len(sizes)
     if g == n:
         return 1.0, NORMAL_QUANTILE
+    # A single group shows nothing about the variance between groups.
     if g == 1:
         return math.inf, NORMAL_QUANTILE
     kind = np.unique(values, return_inverse=True)[1]
@@ -100,6 +101,7 @@ def design_effect(values: np.ndarray, groups: np.ndarray | None) -> tuple[float,
     if independent > 0:
         deviations = np.bincount(group, weights=values - values.mean())
         estimate = max(1.0, float(g / (g - 1) * (deviations**2).sum() / n**2 / independent))
+    # As if all images of a group were one.
     worst = float((sizes**2).sum() / n)
     return (informative * estimate + worst) / (informative + 1), student_quantile(g - 1)
 

@@ -69,6 +69,7 @@ def assess_labels(
     `calibration` is the model's; without one, that which these images fit is measured by cross-fitting, as with
     `cross_fitted`: these images fitted the model's.
     """
+    # Figures on the images that fitted the calibration would be too good.
     cross_fitted = cross_fitted or calibration is None
     if calibration is None:
         calibration = LabelCalibration.fit(outputs, "these")

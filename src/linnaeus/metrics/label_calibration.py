@@ -98,6 +98,7 @@ class LabelCalibration:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
             raise UserError(f"{origin}: its calibration is incomplete ({reason}); get a fresh copy") from None
         scale, offset, thresholds = stored.T
+        # Bounds with some slack, since float32 rounds what was clipped at them.
         valid = len(stored) == count and 1 <= n <= MAX_SAMPLES and np.isfinite(stored).all()
         valid = valid and (scale >= 0.99 * MIN_SCALE).all() and (scale <= 1.01 * MAX_SCALE).all()
         valid = valid and (np.abs(offset) <= 1.01 * MAX_OFFSET).all()
@@ -114,11 +115,13 @@ def fit_label(logits: np.ndarray, labels: np.ndarray, prior: float = PRIOR_SAMPL
     logits and have the uncalibrated probabilities as labels. Without them a label that no image has, or that is told
     apart without error, would ask for infinite numbers.
     """
+    # float64, because Newton's method needs differences of nearly equal losses.
     z = logits.astype(np.float64)
     n = len(z)
     weight = 1 + prior / n
     target = (labels + prior / n * sigmoid(z)) / weight
     design = np.stack([z, np.ones(n)], 1)
+    # Starts at the identity: no calibration.
     solution = np.array([1.0, 0.0])
 
     def loss(solution: np.ndarray) -> float:
@@ -130,6 +133,7 @@ def fit_label(logits: np.ndarray, labels: np.ndarray, prior: float = PRIOR_SAMPL
         gradient = design.T @ (p - target)
         hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
         step, size = np.linalg.solve(hessian, gradient), 1.0
+        # Halved until the loss falls: far from the optimum a full step may overshoot.
         while size > 1e-6 and loss(solution - size * step) > loss(solution):
             size /= 2
         solution = solution - size * step if size > 1e-6 else solution

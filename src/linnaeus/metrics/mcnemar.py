@@ -71,6 +71,7 @@ class McNemar:
 
         With groups the counts are divided by the design effect; with a single group the interval is (-1, 1).
         """
+        # A single group: nothing can be said.
         if math.isinf(self.effect):
             return -1.0, 1.0
         n, a, b, c = (count / self.effect for count in (self.n, self.both, self.only_second, self.only_first))

@@ -236,6 +236,7 @@ class WeightedLabels:
         tp = (self.labels & self.decisions).T.astype(np.float64) @ weights
         support, predicted = (part.T.astype(np.float64) @ weights for part in (self.labels, self.decisions))
         occurs = support > 0
+        # Labels without images or answers divide by zero; their values are left out of the means.
         with np.errstate(invalid="ignore", divide="ignore"):
             values = {
                 "precision": tp / predicted,
@@ -254,6 +255,7 @@ class WeightedLabels:
         """ROC AUC and average precision of each label, their means, and the average precision of all pairs."""
         shape = (self.count, weights.shape[1])
         auc, precision = np.full(shape, np.nan), np.full(shape, np.nan)
+        # Without a positive image a ranking has no area.
         for k in np.flatnonzero(self.labels.any(0)).tolist():
             auc[k], precision[k] = auc_and_precision(self.probabilities[:, k], self.labels[:, k], weights)
         micro = np.full(weights.shape[1], np.nan)

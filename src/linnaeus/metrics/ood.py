@@ -81,6 +81,7 @@ def choose_thresholds(
     scores = [score for score in (distance, None if probability is None else -probability) if score is not None]
     n = len(scores[0])
     ranks = [rankdata(score, "max") for score in scores]
+    # The conformal quantile of the larger of both ranks: both scores must accept an image.
     level = np.sort(np.maximum.reduce(ranks))[min(math.ceil((n + 1) * target - 1e-9), n) - 1]
     accepted = [score[rank <= level].max() for score, rank in zip(scores, ranks, strict=True)]
     # A threshold lies halfway to the next score: the same image, computed in another batch, differs by rounding.

@@ -233,6 +233,7 @@ def choose_thresholds(
     """The thresholds of largest coverage that keep the risk at `target_risk`."""
     # One image right by chance is no evidence. The pseudo-image makes a model that is often wrong need more of them.
     overall = curve.wrong[-1] / curve.answered[-1]
+    # One more wrong answer than seen, as in conformal risk control.
     estimated = np.flatnonzero(curve.wrong + overall <= target_risk * (curve.answered + 1) + 1e-9)
     tested = cautious = np.array([], np.int64)
     if not curve.grouped and curve.candidates is not None:
@@ -240,6 +241,7 @@ def choose_thresholds(
     if not curve.grouped and curve.candidates != 1 and not len(tested):
         cautious = _passing(curve, target_risk, confidence)
 
+    # The last row of rising coverage answers most.
     def last(rows: np.ndarray) -> OperatingPoint | None:
         if not len(rows):
             return None

@@ -61,6 +61,7 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
     """Raise UserError unless an image of the file's size becomes one logit per class."""
     size, channels, classes = about.preprocessing.size, about.preprocessing.channels, about.arch["classes"]
     references = about.unknown["features"] if about.unknown and about.unknown["references"] else 0
+    # Only references that are compared with features must have their length.
     features = 0
     try:
         with torch.inference_mode():

@@ -79,6 +79,7 @@ def fastest(folder: Path, device: str) -> Choice:
             passed_over.append(f"{folder / name}: passed over, {reason}")
         else:
             usable.append((_ratio(entry), name, str(entry["kind"])))
+    # Without a usable export the original has ratio 0 and is chosen.
     ratio, name, kind = max(usable, default=(0.0, MODEL, "torch"))
     if ratio <= 1:
         return Choice(model, "", passed_over)
@@ -94,9 +95,11 @@ def named(folder: Path, use: str) -> Choice:
         return Choice(model, "", [])
     noted = read_object(folder / EXPORTS)
     names = [name for name, entry in noted.items() if isinstance(entry, dict) and entry.get("kind") == use]
+    # A name with a path was not written by `note`.
     names = [name for name in names if Path(name).name == name]
     if not names:
         raise UserError(f"--use {use}: {folder} has no such export; linnaeus export {folder} --to {use} makes one")
+    # The export made last.
     file = folder / names[-1]
     reason = _unusable(file, noted[file.name], read_header(model).digest)
     if reason:

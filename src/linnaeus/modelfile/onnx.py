@@ -71,6 +71,7 @@ def checksum(path: Path, raw: bytes) -> str:
             f"{path}: cut short, or not an ONNX file that linnaeus wrote; get a fresh copy, or export again"
         )
     at = seals[-1]
+    # The checksum was computed while its own place held a placeholder.
     digest = hashlib.sha256(raw[: at.start(1)])
     digest.update(UNSEALED.encode())
     digest.update(memoryview(raw)[at.end(1) :])
@@ -141,6 +142,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: cannot be opened ({reason}); export it again") from None
+    # The format first: a newer file may have entries that the schema rejects.
     check_format(path, header)
     about = parse(path, header | {"sha256": entries.get("model_sha256", "")})
     if export.get("kind") not in KINDS:

@@ -160,6 +160,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     about = parse(path, header)
     if _digest(tensors) != header.get("tensors", header.get("sha256")):
         raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
+    # A value that is not finite makes every answer NaN, without an error.
     check_finite(path, tensors)
     about.unknown_tensors = {name: tensors.pop(name) for name in [*tensors] if name.startswith(UNKNOWN)}
     check_tensors(path, about.unknown, about.unknown_tensors)
@@ -176,6 +177,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
         with torch.device("meta"):
             model = build(path, about.arch)
             check_weights(path, about, model, tensors)
+            # Very large images are tried without memory, on the meta device.
             if about.preprocessing.size > TRIED:
                 check_output(path, about, model.eval())
         if {name for name, _ in model.named_buffers()} - set(model.state_dict()):

@@ -191,6 +191,7 @@ class Description(Entry):
         if not len(self.classes) == len(self.names) == n:
             raise ValueError(f"{len(self.classes)} classes and {len(self.names)} class names for {n} outputs")
         if len(set(self.classes)) < n:
+            # The first one that occurred before.
             twice = next(name for i, name in enumerate(self.classes) if name in self.classes[:i])
             raise ValueError(f"class {twice!r} occurs twice")
         if pixels.channels != self.arch.channels:
@@ -232,6 +233,7 @@ def _explain(error: ValidationError, header: dict[str, Any]) -> str:
             f"has the entry {entry!r}, which this version of linnaeus does not know (the file was written by version "
             f"{version}); upgrade linnaeus"
         )
+    # Nested values would fill the line.
     value = "" if isinstance(first["input"], dict | list) else f" = {repr(first['input'])[:60]}"
     reason = first["msg"].removeprefix("Value error, ")[:200]
     return f"{entry}{value}: {reason}; the file was altered or written by other software, get a fresh copy"

@@ -57,6 +57,7 @@ def create(
         raise UserError(f"this network was made by your own code ({source}), which is never stored: pass it as model")
     make = constructor(name)
     known = arguments_of(name)
+    # Checked here, because the error of Python would name a function that the user never called.
     for argument in arguments:
         if argument not in known:
             choices = f"it has {', '.join(known)}" if known else "it has none"

@@ -146,6 +146,7 @@ def _check_matches(tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor],
         if names
     ]
     if problems:
+        # The most common cause is the wrong network, which the tensors give away.
         model = recognize_model(tensors)
         hint = f"; they fit {model}" if model else ""
         raise UserError(f"{source}: these weights do not fit the network: {'; '.join(problems)}{hint}")

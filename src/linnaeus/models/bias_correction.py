@@ -30,6 +30,7 @@ def correct_biases(graph: bytes, network: bytes, means: Mapping[str, np.ndarray]
     sources = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
     rounded_nodes = {node.name: node for node in model.graph.node}
     for node in original.graph.node:
+        # Only layers with a bias have something to correct.
         if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[0] not in means:
             continue
         rounded = rounded_nodes[node.name]
@@ -37,9 +38,11 @@ def correct_biases(graph: bytes, network: bytes, means: Mapping[str, np.ndarray]
         if weight is None or bias is None:
             continue
         error = _dequantized(weight, stored) - numpy_helper.to_array(exact[node.input[1]])
+        # The mean error of an output is the error of the weights times the mean input.
         shift = _mean_output(_out_first(node, error), means[node.input[0]])
         scale = numpy_helper.to_array(stored[bias.input[1]])
         tensor = stored[bias.input[0]]
+        # Biases are stored as int32 multiples of their scale.
         values = numpy_helper.to_array(tensor) - np.rint(shift / scale).astype(np.int32)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     return model.SerializeToString()

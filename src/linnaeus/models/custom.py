@@ -74,6 +74,7 @@ def load_module(path: str, classes: int, channels: int = 3) -> Network:
         raise UserError(f"{path}: name the file and the function in it, such as net.py:build")
     if not file.is_file():
         raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
+    # Importing runs the user's code: only for a file that the user has named.
     function = getattr(_import_file(file), function_name, None)
     if not callable(function):
         raise UserError(f"{file}: has no function {function_name!r}")
@@ -101,6 +102,7 @@ def _import_file(file: Path) -> ModuleType:
     except Exception as error:
         raise UserError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
     finally:
+        # Removed again, so that later imports do not find the user's files.
         sys.path.remove(folder)
     return module
 

@@ -96,11 +96,13 @@ def choose_executor(
     `required` names the executor to use without a measurement, for a resumed run; the fused or plain one is used if
     the required one is not available. `bf16` also tries convolutions in bfloat16; UserError if its error is too large.
     """
+    # A copy, because fusing changes the weights and training still needs the original.
     front = copy.deepcopy(part).eval().requires_grad_(False).to(sample.device)
     front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.inference_mode():
         expected = front(sample)
     fused = _checked("fused", fuse_batchnorms(front, sample), sample, expected, autocast)
+    # A fused network whose outputs differ is dropped.
     eager = fused or _timed("plain", front, sample, autocast)
     if bf16:
         half = _bf16_executor(front, sample, expected)
@@ -110,6 +112,7 @@ def choose_executor(
         return eager
     key = _record_key(part, sample)
     known = required or ChoiceRecord(record).read(key)
+    # Few images do not repay the compilation.
     if known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
         return eager
     compiled = _onnx_executor(front, sample, expected)

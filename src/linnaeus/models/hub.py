@@ -81,6 +81,7 @@ def repository(name: str, folder: Path | None = None) -> Repository:
         return read_folder(folder)
     record = read_record(key_of(name)).get("repository")
     if isinstance(record, dict) and isinstance(record.get("config"), dict):
+        # Records of other versions may have other fields.
         return Repository(**{key: value for key, value in record.items() if key in Repository.__dataclass_fields__})
     if offline():
         known = [PREFIX + entry for entry in WELL_KNOWN]
@@ -208,6 +209,7 @@ def refusal(
         return UserError(f"{name}: {missing}")
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{name}: has no such revision; {page}/commits lists them")
+    # The hub hides private repositories: 401 and 404 may mean either.
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         hint = _suggestion(name, repo) if suggest else ""
         return UserError(

@@ -62,6 +62,7 @@ def normalization(name: str, preprocessor: Mapping[str, Any]) -> tuple[tuple[flo
 
     The library computes (pixel * rescale_factor - mean) / std of pixels in 0..255.
     """
+    # In the configuration mean and std are on the scale after rescaling; ours are on 0..1.
     scale = 255 * float(preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1)
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if preprocessor.get("do_normalize", True):
@@ -82,6 +83,7 @@ def image_geometry(name: str, preprocessor: Mapping[str, Any], config: Mapping[s
     if "max_num_patches" in preprocessor:  # as many patches as a square of this size
         usual = math.isqrt(int(preprocessor["max_num_patches"])) * int(preprocessor.get("patch_size", 16))
     size, crop = preprocessor.get("size"), _side(preprocessor.get("crop_size"))
+    # A height and a width mean that the proportions are not kept.
     squashed = isinstance(size, Mapping) and "height" in size
     side = _side(size) or usual
     if "crop_pct" in preprocessor and preprocessor["crop_pct"] and side < CONVNEXT_SQUASHES:

@@ -17,11 +17,13 @@ from linnaeus.models.weight_files import WeightsInfo, read_weights
 
 def check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> None:
     """Raise a UserError if a file with another checksum than the published one cannot be the weights of `entry`."""
+    # Under its published name the file can only be damaged.
     if path.name == entry.file and entry.url:
         raise UserError(
             f"{path}: its SHA-256 begins with {checksum[:8]}, but that of {entry.name} with {entry.sha256[:8]}; "
             "the file is incomplete or altered: download it again"
         )
+    # Another published file under a wrong name would fit some networks and be wrong.
     other = next((e.name for e in PRETRAINED.values() if e.sha256 and checksum.startswith(e.sha256)), None)
     if other is not None:
         raise UserError(f"{path}: is the published file of {other}; run: linnaeus weights import {other} {path}")
@@ -37,6 +39,7 @@ def check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> Non
     claims: list[tuple[str, Any, Any]] = [("arch", info.model, table.model)]
     claims += [(key, value, table.arguments.get(key)) for key, value in info.arguments.items()]
     claims += [("mean", info.mean, table.mean), ("std", info.std, table.std)]
+    # What the header claims is believed only where it agrees with the table.
     for key, value, expected in claims:
         if value is not None and expected is not None and value != expected:
             raise UserError(

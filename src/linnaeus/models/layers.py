@@ -103,6 +103,7 @@ def layer_table(network: Network, size: int | None = None, channels: int | None 
         if isinstance(module, POOLS) or any(True for _ in module.parameters(recurse=False)):
             hooks.append(module.register_forward_hook(_recorder(rows, name, network.stage_of(name))))
     size = size or network.usual_size
+    # Auxiliary heads would add layers that no prediction runs, hence evaluation mode.
     channels = channels or network.arch["channels"]
     image = torch.empty(1, channels, size, size, device="meta")
     with torch.no_grad():

@@ -83,6 +83,7 @@ def objective(problems: Problems, penalty: float, solution: Tensor) -> tuple[Ten
     flat = solution.flatten(0, 1)
     losses = penalty / 2 * torch.linalg.vector_norm(solution[..., :-1], dim=(1, 2)).square()
     gradient = penalty * flat
+    # The bias is not penalized.
     gradient[:, -1] = 0
     weight = flat[:, :-1].T.contiguous()  # the product is up to a fifth faster than with rows of d + 1 numbers
     step = max(64, (CPU_CHUNK if x.device.type == "cpu" else DEVICE_CHUNK) // (4 * len(flat)))
@@ -211,6 +212,7 @@ def _inverse_hessian_product(history: deque[_Pair], gradient: Tensor) -> Tensor:
         factors.append(factor)
     if history:
         last = history[-1]
+        # The initial Hessian is scaled by the newest pair (Nocedal and Wright, eq. 7.20).
         scale = 1 / (last.inverse * _dot(last.change, last.change))
         result *= torch.where(torch.isfinite(scale), scale, torch.ones_like(scale))[:, None, None]
     for pair, factor in zip(history, reversed(factors), strict=True):

@@ -53,6 +53,7 @@ class OnnxBackbone(Network):
                 data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         else:
             info = GraphInfo(**graph)
+            # The size comes from a file, and decides an allocation.
             if not 0 < info.bytes <= MOST_BYTES:
                 raise UserError(f"{name}: a graph of {info.bytes} bytes does not fit into a model file")
             data = torch.zeros(info.bytes, dtype=torch.uint8)
@@ -62,6 +63,7 @@ class OnnxBackbone(Network):
         _check_pool(name, pool, info)
         self._pool, self._session = pool, None
         arguments = {"output": output, "pool": pool, "normalize": normalize, "graph": info.to_dict()}
+        # The name without its folder: model files must not depend on where the graph was.
         self.arch = {"name": f"{PREFIX}{_file(name).name}", "classes": classes, "channels": channels}
         self.arch["arguments"] = arguments
         self.usual_size = info.size or USUAL_SIZE
@@ -166,6 +168,7 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
         license="unknown",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        # 0.875 is the usual share of the center crop (224 of 256).
         resize=round(size / 0.875),
         size=size,
     )

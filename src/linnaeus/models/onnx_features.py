@@ -94,6 +94,7 @@ def _read(file: Path, output: str, changed: int, size: int) -> tuple[bytes, Grap
     side = info.size or USUAL_SIZE
     image = np.zeros((info.batch or 1, info.channels, side, side), np.float32)
     try:
+        # Run once: only the result shows whether it is features, tokens or maps.
         features = run(session_of(graph), info, image)
     except Exception as error:  # ONNX Runtime has exceptions of its own
         raise UserError(f"{file}: ONNX Runtime does not run it ({_line(error)})") from None
@@ -130,6 +131,7 @@ def _embed_external(onnx: Any, model: Any, file: Path) -> None:
     names = sorted({entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"})
     for name in names:
         beside = file.parent / name
+        # A name in the graph must not reach files outside its folder.
         if not beside.resolve().is_relative_to(file.parent.resolve()):
             raise UserError(f"{file}: keeps weights in {name}, outside its folder; save it as one file")
         if not beside.is_file():
@@ -147,6 +149,7 @@ def _embed_external(onnx: Any, model: Any, file: Path) -> None:
 
 def _image_input(file: Path, model: Any) -> GraphInfo:
     """What is known from the only input, which takes images."""
+    # Old exporters list weights among the inputs.
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
@@ -163,6 +166,7 @@ def _image_input(file: Path, model: Any) -> GraphInfo:
             f"{file}: input {inputs[0].name!r} takes {kind} of {len(sides)} dimensions, not normalized float images "
             "(N, C, H, W); export the network without its preprocessing"
         )
+    # Only the channel axis has 1 or 3 entries.
     layout = "NHWC" if sides[3] in (1, 3) and sides[1] not in (1, 3) else "NCHW"
     channels, height, width = sides[1:] if layout == "NCHW" else (sides[3], sides[1], sides[2])
     if channels not in (0, 1, 3) or height != width:
@@ -189,6 +193,7 @@ def _choose_output(file: Path, onnx: Any, model: Any, output: str) -> str:
         )
     inferred = [] if output in names else onnx.shape_inference.infer_shapes(model).graph.value_info
     kept = [value for value in (*model.graph.output, *inferred) if value.name == output]
+    # The graph is cut at this output; nodes above it do not run.
     del model.graph.output[:]
     model.graph.output.extend(kept or [onnx.helper.make_empty_tensor_value_info(output)])
     return output

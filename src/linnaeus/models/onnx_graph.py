@@ -59,6 +59,7 @@ def export_graph(module: nn.Module, sample: Tensor) -> bytes:
     `sample` is an example of `x` with at least two images, because the exporter treats a batch of one as a constant.
     The exporter raises exceptions of its own.
     """
+    # The exporter logs warnings about its own internals.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     batch = torch.export.Dim("batch", min=1, max=1 << 16)

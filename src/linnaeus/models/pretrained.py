@@ -88,6 +88,7 @@ def timm_a1(model: str, file: str, top1: float) -> PretrainedWeights:
         sha256=checksum_prefix(file),
         top1=top1,
         license="Apache-2.0",
+        # timm strides in the 3x3 convolution, like torchvision.
         arguments={"stride_in": "3x3"} if model in BOTTLENECK_NETWORKS else {},
         resize=288,
         size=288,

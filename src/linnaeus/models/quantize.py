@@ -56,6 +56,7 @@ def quantize(
             target,
             Reader(),
             per_channel=True,
+            # Without VNNI, products of 8-bit weights can overflow 16 bits: 7 bits avoid that.
             reduce_range=weight_bits == 7,
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,

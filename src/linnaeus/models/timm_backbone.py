@@ -139,6 +139,7 @@ def _attribute(body: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
 def _layout(body: nn.Module) -> dict[str, tuple[str, ...]]:
     """Stage -> the attributes of `body` that it calls, in order."""
     family = FAMILIES.get(type(body).__name__)
+    # An unknown family is one stage: it can be frozen as a whole.
     if family is None:
         return {"body": ("forward_features",)}
     children: list[str] = []
@@ -206,6 +207,7 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
     config = library().get_pretrained_cfg(known) or library().get_pretrained_cfg(known, allow_unregistered=True)
     if config is None:  # a network that timm has no weights of
         return PretrainedWeights(name, model=name, url="", sha256="", top1=float("nan"), license="unknown")
+    # Networks may accept several sizes; this is the one of the weights.
     size = int(config.input_size[-1])
     repository = config.hf_hub_id or ""
     return PretrainedWeights(

@@ -124,6 +124,7 @@ class TransformersBackbone(Network):
             return self._whole(x)
         module = self.body.get_submodule(path)
         if self.family.stem[:1] == (path,):
+            # The stem gets images, all other modules get what the stem makes.
             return self._embed(module, x)
         if not path.startswith(f"{self.family.blocks}.") or self.family.kind == "maps":
             return module(x)
@@ -132,6 +133,7 @@ class TransformersBackbone(Network):
             return module(x, (side, side))[0]
         options: dict[str, Any] = {"attention_mask": None}
         if self.family.kind == "rotary":
+            # The number of tokens without the prefix gives the side of the image in patches.
             side = math.isqrt(x.shape[1] - self._prefix) * self._patch
             # The module reads only size, type and device of the images.
             options["position_embeddings"] = self.body.rope_embeddings(x.new_empty(1, 1, side, side))

@@ -87,6 +87,7 @@ def layout(body: nn.Module, family: Family) -> dict[str, tuple[str, ...]]:
     if family.kind == "whole":
         return {"body": ("",)}
     blocks: Any = body.get_submodule(family.blocks)
+    # Blocks of tokens all have one shape, so they are grouped; maps change theirs from stage to stage.
     bounds = _bounds(len(blocks)) if family.tokens else [(i, i) for i in range(len(blocks))]
     prefix = "blocks" if family.tokens else "layers" if family.kind == "windows" else "stages"
     stages = {"stem": family.stem} if family.stem else {}

@@ -135,6 +135,7 @@ def body_tensors(
     config = network_config(name, arguments["config"])
     body: Any = create_body(name, config, _channels(config))
     prefixes = {key.split(".", 1)[0] for key in tensors}
+    # Checkpoints with a head keep the backbone below a prefix such as `vit.`.
     if len(prefixes) == 1 and not hasattr(body, next(iter(prefixes))) and all("." in key for key in tensors):
         tensors = {key.split(".", 1)[1]: tensor for key, tensor in tensors.items()}
     try:
@@ -150,6 +151,7 @@ def body_tensors(
     except Exception as error:
         raise UserError(f"{source}: transformers cannot load these weights ({_line(error)})") from None
     changed: dict[str, Any] = {}
+    # Mask tokens are for pretraining only.
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))
     if missing and all(key.startswith("pooler.") for key in missing):
         # Weights of a classifier: it reads the class token itself.

@@ -122,6 +122,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # arbitrary bytes make torch's readers fail with many different exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a complete torch file ({reason}); download it again") from None
+    # Training programs wrap the weights in a dict with optimizer and epoch.
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

@@ -173,6 +173,7 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
     path = weights_in(path) if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: there is no such file to import as {name}")
+    # Some libraries take the name from the configuration beside the file.
     library = library_of(name)
     entry = lookup(name) if library is None else library.weights(name, path.parent)
     checksum = sha256_of(path)
@@ -188,6 +189,7 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
         notes.append(
             f"{reason} (its SHA-256 begins with {checksum[:8]}), but all tensors fit: imported without verification"
         )
+    # The file may be in the store already, under its own name.
     if path.absolute() != target:
         with atomic(target) as temporary:
             copy_weights(path, temporary)
@@ -231,6 +233,7 @@ def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
     """Why a local file cannot be trusted; None if it has the published checksum, or the one from when it was stored."""
     expected, size = entry.sha256 if path.name == entry.file else "", None
     record = read_record(entry.key)
+    # Weights without a published checksum are compared with that of their first use.
     if record.get("file") == path.name:
         expected, size = str(record.get("sha256", "")), record.get("size")
     elif expected and remembered(path.name):
@@ -245,6 +248,7 @@ def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
         same = checksum[:8] == expected[:8]
         shown = 16 if same else 8
         return f"its SHA-256 begins with {checksum[:shown]} instead of {expected[:shown]}"
+    # Remembered with size and time, so that the next start need not read the whole file.
     if record.get("file") != path.name:
         _remember(entry, path, checksum)
     return None

@@ -132,9 +132,11 @@ def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
     info = _recognize(file)[0]
     if info is None:
         tensors, info = read_weights(file)
+        # The tensors themselves tell the network where the header does not.
         info = info if info.model is not None else replace(info, model=model or recognize_model(tensors))
     model = model or info.model
     library = library_of(model or "")
+    # The configuration beside the file completes what the header lacks.
     if library is not None and model is not None and (info.size is None or "config" not in info.arguments):
         info = _merged(info, WeightsInfo.of(library.weights(model, file.parent)))
     return info

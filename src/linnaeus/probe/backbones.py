@@ -87,6 +87,7 @@ def parse_backbones(text: str, local: Mapping[str, str], device: str) -> Candida
         parts = tuple(_backbone(part.strip(), local) for part in name.split("+"))
         if len(set(parts)) < len(parts):
             raise UserError(f"--backbones {name}: joins a backbone with itself, which adds nothing; name it once")
+        # As a set: A+B and B+A have the same features.
         if frozenset(parts) in candidates:
             notes.append(f"{name}: is the same as {candidates[frozenset(parts)].name}; compared once")
         candidates.setdefault(frozenset(parts), Candidate(name, parts))
@@ -100,6 +101,7 @@ def parse_backbones(text: str, local: Mapping[str, str], device: str) -> Candida
 def _backbone(name: str, local: Mapping[str, str]) -> Backbone:
     if not name:
         raise UserError("--backbones: a name is missing beside a plus sign; write A+B")
+    # NETWORK=FILE comes first, since a file name may resemble any of the others.
     model, equals, file = name.partition("=")
     if equals:
         if not file or not Path(file).expanduser().exists():
@@ -113,6 +115,7 @@ def _backbone(name: str, local: Mapping[str, str]) -> Backbone:
         published = [entry.name for entry in PRETRAINED.values() if entry.model == name]
         if not published:
             raise UserError(f"--backbones {name}: there are no pretrained weights for this network; give {name}=FILE")
+        # Weights that are already on this machine are preferred to a download.
         return Backbone(name, local.get(name, published[0]))
     if Path(name).expanduser().exists():
         network = describe_weights(name).model

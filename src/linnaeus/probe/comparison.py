@@ -144,6 +144,7 @@ class Comparison:
             }
             for r in ordered
         ]
+        # Failed candidates have the same columns, so that the CSV stays rectangular.
         empty = dict.fromkeys(rows[0]) if rows else {}
         failed = [{**empty, "name": f.candidate.name, **_named(f.candidate), "error": f.reason} for f in self.failures]
         return [*rows, *failed]

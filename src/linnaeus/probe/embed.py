@@ -65,7 +65,9 @@ def embed(
     with group.propagate_errors():
         write = writer_of(path)
         table = open_images(source)
+    # One process per machine downloads weights; the others read them.
     network, preprocessing = group.local_main_first(partial(_load, model, table, dict(settings or {}), console))
+    # Without splits the images are decoded and stored once, in their own order.
     whole = dataclasses.replace(table, split=np.full(len(table), "", "<U5"))
     extractor = FeatureExtractor(choose_device(device), console, group)
     features = extractor.extract(extractor.frozen(network, preprocessing), whole, [""])
@@ -115,6 +117,7 @@ def _is_model_file(model: str) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
+        # Weights and model files are both safetensors; ours carry a description.
         with safe_open(path, "np") as file:
             return "linnaeus" in (file.metadata() or {})
     except (SafetensorError, OSError):

@@ -102,6 +102,7 @@ def _write_safetensors(path: Path, file: FeatureFile) -> None:
         "features": {"dtype": "F32", "shape": [n, width], "data_offsets": [0, 4 * n * width]},
     }
     encoded = json.dumps(header, ensure_ascii=False).encode()
+    # Padded with spaces, which JSON ignores, so that the numbers are aligned in memory.
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > MOST_HEADER:
         raise UserError(f"--out {path}: the names of {n:,} images are too long for this format; write .npz or .parquet")

@@ -111,6 +111,7 @@ class FeatureExtractor:
         kept: list[np.ndarray] = []
         left_out: list[tuple[str, str]] = []
         for split in splits:
+            # One process per machine decodes, since all of them share the cache.
             decoded = self.group.local_main_first(partial(self._decode, table, split, frozen.preprocessing))
             samples = Samples(decoded.rows, table.labels[decoded.indices])
             try:
@@ -154,6 +155,7 @@ class FeatureExtractor:
         description = [machine(), str(self.device), torch.get_num_threads(), frozen.precision]
         arch = {name: value for name, value in frozen.model.arch.items() if name != "classes"}
         text = json.dumps([*description, arch, frozen.preprocessing.size], sort_keys=True, default=str)
+        # Keyed by everything that changes the speed; the number of classes hardly does.
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         known = read_object(path)
         before = known.get(key)
@@ -161,6 +163,7 @@ class FeatureExtractor:
             return before
         p = frozen.preprocessing
         sample = torch.zeros(TRIAL_IMAGES, p.channels, p.size, p.size, device=self.device)
+        # Where all features came from the cache nothing has been timed yet.
         executor = next(iter(frozen.executors.values()), None) or frozen.executor("head", sample, 0)
         seconds = min(executor.seconds, before) if isinstance(before, float) else executor.seconds
         with suppress(OSError, UserError):  # without the record the next probe measures again

@@ -50,6 +50,7 @@ def write_results(folder: Path, comparison: Comparison, judge: Judge, command: s
         from linnaeus.report.probe_plot import ProbedBackbone, probe_plot
 
         drawn = [
+            # The network's time without decoding, which is the same for all backbones.
             ProbedBackbone(
                 r.name, r.accuracy, comparison.interval(r), 1000 * r.cost.seconds, r.name in comparison.front
             )

@@ -77,12 +77,14 @@ class Judge:
 
     def _known_or_solved(self, features: Tensor, indices: np.ndarray) -> Answers:
         key = self._key(features, indices)
+        # Two probes that run at once solve a head once.
         with self.cache.lock(key):
             entry = self.cache.find(key)
             if entry is not None:
                 correct, judged = np.load(entry.path / "correct.npy"), np.load(entry.path / "indices.npy")
                 return Answers(judged, correct, features.shape[1], float(entry.about["penalty"]))
             answers = self._solve(features, indices)
+            # A full cache costs time only: the head is solved again in the next probe.
             with suppress(OverBudgetError), self.cache.building(key) as folder:
                 self.cache.room(key, answers.indices.nbytes + answers.correct.nbytes)
                 save_array(folder / "correct.npy", answers.correct)
@@ -121,6 +123,7 @@ class Judge:
         else:
             judged = np.flatnonzero(fold >= 0)  # the only image of a class cannot be held out
             predicted = head.probabilities[judged].argmax(1)
+        # In the order of the table, so that the paired tests compare equal images.
         order = np.argsort(indices[judged])
         return Answers(indices[judged][order], (predicted == labels[judged])[order], width, head.penalty)
 
@@ -129,6 +132,7 @@ def _common(parts: Sequence[StoredFeatures]) -> np.ndarray:
     """(n,) table indices of the images that all parts have, in the order of the first."""
     common = parts[0].indices
     for part in parts[1:]:
+        # An image that one backbone could not process is left out for all, so that they stay comparable.
         common = common[np.isin(common, part.indices)]
     return common
 

@@ -79,6 +79,7 @@ def probe(
     table = open_table(request)
     table.require_one_label("probe")
     table = open_split(table, _data_recipe(settings, seed), console)
+    # A folder of results inside the source would count as data in the next run.
     refuse_inside(Path(out or "runs"), table)
     folder = _folder(out)
     for line in candidates.notes:
@@ -139,6 +140,7 @@ class _Job:
 
     def compare(self, candidates: tuple[Candidate, ...], folder: Path) -> Comparison:
         """Measure all candidates; the files are written after each, so that an interruption loses none."""
+        # The range of 16-bit images is measured once, so that all backbones see the same pixels.
         self.bits = self.settings.get("data.bits") or used_bits(self.table, self.table.where("train"))
         comparison = Comparison(self.table, ())
         for number, candidate in enumerate(candidates, 1):
@@ -147,6 +149,7 @@ class _Job:
             try:
                 results = (*results, self._measure(candidate))
             except UserError as error:
+                # The line above already names the candidate.
                 reason = str(error).removeprefix(f"{candidate.name}: ")
                 self.console.warn(f"{candidate.name}: {reason}")
                 failures = (*failures, Failure(candidate, reason))
@@ -159,6 +162,7 @@ class _Job:
 
     def _measure(self, candidate: Candidate) -> Result:
         for backbone in candidate.backbones:
+            # A backbone may be part of several candidates; it fails once, not each time.
             if backbone in self.failed:
                 raise UserError(f"{backbone.model} failed above")
             if backbone not in self.measured:
@@ -195,6 +199,7 @@ class _Job:
             preprocessing = measure_normalization(extractor.decode(self.table, "train", preprocessing), preprocessing)
         frozen = extractor.frozen(network, preprocessing)
         features = extractor.extract(frozen, self.table, [s for s in SPLITS if len(self.table.where(s))])
+        # The same files are unreadable for every backbone, so they are reported once.
         if features.left_out and not self.measured:
             path, reason = features.left_out[0]
             self.console.warn(f"{len(features.left_out)} unreadable image(s) left out, such as {path}: {reason}")

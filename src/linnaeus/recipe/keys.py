@@ -80,6 +80,7 @@ def explain_unknown(key: str) -> str:
         return f": {WITHOUT_KEY[name]}"
     if name in OURS:
         return f" (did you mean {OURS[name]}?)"
+    # The key may exist in another table: `lr` belongs to a phase.
     elsewhere = [place for place in full_keys(name) if place != key]
     if elsewhere:
         return f" (did you mean {' or '.join(elsewhere)}?)"
@@ -117,9 +118,11 @@ def _spread(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any], k
     if not (isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases)):
         raise UserError(f"{origin}: phase: expected a list of tables, each with the heading [[phase]]")
     heads = {i: overrides.get(f"phase.{i}.head", phase.get("head")) for i, phase in enumerate(phases, 1)}
+    # A solved head uses no learning rate, so values are meant for the other phases.
     chosen = [i for i, head in heads.items() if key not in NOT_SOLVED or head != "auto"]
     if not chosen:
         raise UserError(f"--set {key}: {origin} solves the head, which needs no {key}; choose another --recipe")
+    # Lists such as `train` are one value; for other keys a list holds one value per phase.
     if not (isinstance(value, list) and key in LISTED):
         value = [value] * len(chosen)
     if len(value) != len(chosen):

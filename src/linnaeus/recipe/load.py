@@ -32,9 +32,11 @@ def recipe_text(name: str) -> tuple[str, str]:
         return f"recipe {name}", packaged.read_text(encoding="utf-8")
     path = Path(name)
     try:
+        # A run folder stands for its recipe, so a run can be repeated by naming it.
         if (path / "recipe.toml").is_file():
             path = path / "recipe.toml"
         if path.is_file():
+            # TOML parses slowly; a data file given by mistake would take minutes.
             if path.stat().st_size > 4 * LONGEST:
                 raise UserError(f"{path}: {path.stat().st_size:,} bytes, too large for a recipe; give a recipe file")
             return str(path), path.read_text(encoding="utf-8-sig")
@@ -128,6 +130,7 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
             table = table[_phase_index(table, part, dotted)]
         else:
             _check_table(table, parents[:i], dotted)
+            # Optional tables such as [phase.augment] may be absent in the recipe.
             table = table.setdefault(part, {})
     if isinstance(table, list):
         table[_phase_index(table, last, dotted)] = value

@@ -221,6 +221,7 @@ class Phase(Strict):
             )
         if self.sampling == "balanced":
             raise ValueError('head = "auto" uses every image once; use class_weights = "balanced" instead of sampling')
+        # Only values that were changed from their defaults, which are all false, are refused.
         for key in ("label_smoothing", "ema", "clip", "early_stop"):
             if getattr(self, key):
                 raise ValueError(f'head = "auto" does not use {key}: the head is solved, not trained')

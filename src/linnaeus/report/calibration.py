@@ -82,6 +82,7 @@ def _draw_dots(axes: Axes, diagram: dict[str, list[dict[str, Any]]], most: int, 
                 row["accuracy"],
                 "o",
                 color="none" if kind == "before" else color,
+                # The area of a dot, not its diameter, is proportional to the number of images.
                 markersize=4 + 7 * math.sqrt(row["n"] / most),
                 markeredgecolor=color if kind == "before" else PAGE,
                 markeredgewidth=1.2 if kind == "before" else 0.8,
@@ -101,13 +102,16 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     `curve` is that of `linnaeus evaluate --json`; `allowed` is the error rate that the threshold was chosen for,
     `threshold` the one that the model applies: 0 if it answers everything, above 1 if nothing.
     """
+    # With nothing answered there is no error rate.
     rows = [row for row in curve if row["answered"]]
     coverage, risk = [row["coverage"] for row in rows], [row["risk"] for row in rows]
+    # Rows are sorted by falling threshold: the last one that the model's threshold includes is its operating point.
     applied = [row for row in rows if row["threshold"] >= threshold]
     point = None if threshold > 1 else (applied or rows[:1])[-1] if threshold else rows[-1]
     figure = new_figure(4.6, 3.9, margin=0.04)
     axes = figure.subplots()
     _percent_axes(axes, "error rate among the answered")
+    # Room for the upper interval and the limit; on a scale to 100 % both lines would lie on the axis.
     top = min(1.0, max(max(risk) * 1.35, allowed * 1.6, 0.02))
     axes.set(xlim=(0, 1), ylim=(0, top), xticks=TICKS)
     axes.set_xlabel("share answered", size=TEXT, color=MUTED, **FONTS.style)
@@ -144,6 +148,7 @@ def _mark_threshold(axes: Axes, point: dict[str, Any]) -> None:
     """A dot where the model answers, with the share that it answers on the side that has room."""
     (dot,) = axes.plot(point["coverage"], point["risk"], "o", color=BLUE, markersize=7, clip_on=False)
     tag(dot, "dot", "the threshold that the model applies")
+    # Near the left edge the label would leave the chart.
     left = point["coverage"] > 0.3
     axes.annotate(
         f"answers {typeset_percent(point['coverage'])}",

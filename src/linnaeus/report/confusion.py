@@ -111,6 +111,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike[
     matrix = Matrix.of(counts, support, names, _cell(counts, fonts), fonts)
     numbers = len(names) <= NUMBERS_UP_TO
     most = support.max(initial=0)
+    # Room at the right: recalls beside a small matrix, a list of confused pairs beside a large one.
     beside = 0.8 + text_width(f"{most:,} of {most:,}", fonts, SMALL) if numbers else 3.6
     left, top = 0.25 + matrix.left, 0.9 + matrix.above
     canvas = Canvas(max(left + matrix.side + beside + 0.2, 5.4), top + max(matrix.side, 1.2) + 0.62, fonts)
@@ -134,11 +135,13 @@ def confusion_chart(counts: np.ndarray, names: Sequence[str]) -> MatrixChart:
     clustered = k > NUMBERS_UP_TO
     shown = np.arange(k)
     if k > NAMES_UP_TO:
+        # Without the diagonal, so that a large class does not count as confused.
         wrong = counts - np.diag(np.diag(counts))
         shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:NAMES_UP_TO])
     if clustered:
         shown = shown[cluster(counts[np.ix_(shown, shown)])]
     part, support = counts[np.ix_(shown, shown)], counts.sum(1)[shown]
+    # Cells of a clustered matrix carry no numbers and can be small.
     cell = 0.125 if clustered else min(0.46, max(0.28, 4.4 / k))
     with page_fonts(names) as fonts:
         matrix = Matrix.of(part, support, [names[i] for i in shown.tolist()], cell, fonts)
@@ -169,6 +172,7 @@ def draw_matrix(canvas: Canvas, matrix: Matrix, left: float, top: float) -> None
     axes = canvas.axes(left, top, side, side)
     axes.set(xlim=(0, classes), ylim=(classes, 0))
     share = shares(matrix.counts, matrix.support)
+    # A single mistake must be visible in a class of thousands: the scale is compressed and has a lower end.
     strength = np.where(matrix.counts > 0, FAINTEST + (1 - FAINTEST) * share**GAMMA, 0.0)
     tag(axes.add_patch(Rectangle((0, 0), classes, classes, facecolor=GROUND, linewidth=0, clip_on=False)), "ground")
     if matrix.labels:
@@ -178,6 +182,7 @@ def draw_matrix(canvas: Canvas, matrix: Matrix, left: float, top: float) -> None
         for lines in (axes.hlines(edges, 0, classes), axes.vlines(edges, 0, classes)):
             lines.set(color=PAGE, linewidth=weight, clip_on=False)
     else:
+        # A thousand classes have a million cells: an image instead of as many rectangles.
         axes.imshow(_colors(strength), interpolation="nearest", aspect="auto", extent=(0, classes, classes, 0))
     if classes <= NUMBERS_UP_TO:
         _draw_counts(axes, matrix, strength, canvas.fonts)
@@ -205,6 +210,7 @@ def _draw_cells(axes: Axes, matrix: Matrix, strength: np.ndarray) -> None:
 
 def _draw_counts(axes: Axes, matrix: Matrix, strength: np.ndarray, fonts: Fonts) -> None:
     """The count of each cell that holds images, in a color that can be read on it."""
+    # Sized by the largest count, so that all numbers of a matrix have one size.
     size = min(TEXT, TEXT * 0.85 * matrix.cell / text_width(f"{matrix.counts.max():,}", fonts, TEXT))
     for i, j in np.argwhere(matrix.counts).tolist():
         color = ON_STRONG if strength[i, j] > STRONG else ON_MEDIUM if strength[i, j] > MEDIUM else INK

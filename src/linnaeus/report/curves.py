@@ -79,6 +79,7 @@ def curves(history: Sequence[Row], path: str | os.PathLike[str], *, best: int | 
     else:
         for axes, quantity in zip(figure.subplots(1, 2), ("loss", _score(history)), strict=True):
             note = draw_curve(axes, history, quantity, best, fonts)
+            # Names of phases stand above the panel, below the title.
             pad = 22 if len({row.phase for row in history}) > 1 else 10
             axes.set_title(
                 TITLES[quantity], loc="left", pad=pad, size=TEXT + 1.5, color=INK, weight="bold", **fonts.style
@@ -190,6 +191,7 @@ def _draw_phases(axes: Axes, phases: list[int], fonts: Fonts) -> None:
     for index, (phase, count) in enumerate(stretches):
         if index % 2:
             axes.axvspan(start, start + count, facecolor=GROUND, edgecolor="none", zorder=0, gid="phase|")
+        # Narrow phases get shorter names, down to none.
         room = PANEL * count / len(phases) - 0.08
         labels = (f"phase {phase}", str(phase), "")
         label = next(label for label in labels if shorten(label, fonts, TEXT, room) == label)
@@ -237,6 +239,7 @@ def _label_ends(axes: Axes, values: dict[str, np.ndarray], fonts: Fonts) -> None
         if len(known):
             ends.append((float(known[-1]), series))
     ends.sort(key=lambda end: end[0])
+    # Annotations are placed in points, so the distance to the line does not depend on the scale.
     for index, (value, series) in enumerate(ends):
         axes.annotate(
             series.label,

@@ -108,6 +108,7 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
     for name in ("loss", "brier", "ece", "ece_equal_mass"):
         values = (effect.before[name], effect.after[name])
         rows.append([LABELS[name], *(_format(value, as_percent=name in PERCENT) for value in values)])
+    # A finite sample has a positive ECE even if the probabilities are perfect: the figure needs this reference.
     mean, p95 = metrics.ece_by_chance
     failure = calibration_failure(effect.temperature)
     return [

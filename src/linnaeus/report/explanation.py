@@ -94,6 +94,7 @@ def draw_explanation(
     examples = [example for example in examples if example.images]
     prediction, panels = explanation.prediction, len(explanation.maps) + 1
     columns = _columns(panels)
+    # More panels are narrower, so that the sheet stays about as wide.
     side = {2: 2.9, 3: 2.2}.get(columns, 1.8)
     width = columns * (side + GAP) - GAP
     texts = [*prediction.labels, explanation.name, prediction.path, *explanation.maps]
@@ -108,6 +109,7 @@ def draw_explanation(
     for i, line in enumerate(heading):
         canvas.write(MARGIN, MARGIN + 0.2 + 0.19 * i, line.text, size=line.size, color=line.color)
     probability = percent(prediction.probability, 0)
+    # The probability of a single label; several labels state theirs in the heading.
     if prediction.thresholds is None:
         canvas.write(MARGIN + width, MARGIN + 0.2, probability, size=TITLE, align="right")
     _draw_panels(canvas, explanation, columns, side, top)
@@ -132,6 +134,7 @@ def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: fl
     lines = [Line(shorten(prediction.answer, fonts, TITLE, room), TITLE, INK)]
     if prediction.unsure:
         lines.append(Line("unsure: below the model's threshold", TEXT, ORANGE))
+    # The explained class is only stated where it is not the predicted one.
     if explanation.target != prediction.index or prediction.thresholds is not None:
         text = f"explained: {explanation.name}, {percent(explanation.probability, 0)}"
         lines.append(Line(shorten(text, fonts, TEXT, width), TEXT, BLUE))

@@ -124,6 +124,7 @@ def _is_hangul(c: str) -> bool:
 
 def _add_families(left: set[str]) -> Iterator[str]:
     """Families that cover some of `left`, preferred ones first; removes from `left` what they cover."""
+    # Chinese, Japanese and Korean share code points but not shapes, so kana or hangul decide the order.
     if any(_is_kana(c) for c in left):
         preferred = (*JAPANESE, *CHINESE, *KOREAN, *OTHER)
     elif any(_is_hangul(c) for c in left):
@@ -142,6 +143,7 @@ def _add_families(left: set[str]) -> Iterator[str]:
     for family in sorted(faces, key=lambda family: (rank(family), family)):
         if not left:
             return
+        # Reading the whole character map is slow: first whether the face has any of them.
         if any(_character_map(entry.fname, getattr(entry, "index", 0), left) for entry in faces[family]):
             covered = _covered(family, left)
             if covered:

@@ -99,10 +99,12 @@ def image_grid(
     columns = columns or _columns(len(items))
     side = 2.5 if len(items) <= 6 else 2.0 if len(items) <= 20 else 1.7  # inches
     fonts = families_for([title, *(text for s in items for text in (s.predicted, s.true or "", s.note or ""))])
+    # Formats limit the height of an image, so the rows that would exceed it are left out.
     tallest = side + BAR + 0.08 + LINE * 4 + 0.2
     shown = items[: columns * int((MAX_PIXELS / DPI - 2 * MARGIN - 0.5) / tallest)]
     captions = [Caption.of(item, fonts, side) for item in shown]
     tops = [MARGIN + (0.42 if title or any(item.mark for item in items) or len(items) > len(shown) else 0.0)]
+    # Each row is as high as its longest caption.
     for first in range(0, len(shown), columns):
         lines = max(caption.lines for caption in captions[first : first + columns])
         tops.append(tops[-1] + side + BAR + 0.08 + LINE * lines + 0.2)
@@ -132,6 +134,7 @@ def _write_header(canvas: Canvas, items: Sequence[PredictedImage], title: str, l
     for text, color in entries:
         canvas.write(right, y, text, color=color, align="right")
         right -= text_width(text, canvas.fonts, TEXT) + 0.18
+    # A long title goes into two smaller lines beside the counts.
     if text_width(title, canvas.fonts, TITLE) <= right - MARGIN:
         canvas.write(MARGIN, y, title, size=TITLE)
         return
@@ -154,6 +157,7 @@ def _draw_tile(canvas: Canvas, item: PredictedImage, caption: Caption, left: flo
         canvas.write(x, y, line, size=SMALL, color=MUTED if item.correct else INK)
         y += LINE
     if item.note:
+        # A note lies on the image, on a translucent box: below it there may be no room.
         canvas.figure.text(
             (left + 0.1) / canvas.width,
             1 - (top + 0.17) / canvas.height,

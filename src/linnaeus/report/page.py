@@ -62,6 +62,7 @@ def render(run: RunContents, images: Thumbnails) -> str:
         undefined=jinja2.StrictUndefined,
     )
     script = (HERE / "page.js").read_text(encoding="utf-8")
+    # The page forbids all scripts except the one with this hash.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html.j2").render(
         script_hash=f"sha256-{digest}",
@@ -86,6 +87,7 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
     """The variables of the template."""
     best = run.metrics.get("best") or {}
     epochs = [(row.phase, row.epoch) for row in run.history]
+    # The kept epoch is unknown in runs that were interrupted before the first epoch ended.
     kept = (best.get("phase"), best.get("epoch"))
     figures = run.metrics[run.split]
     score = "map" if run.several else "accuracy"
@@ -137,6 +139,7 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
         notes.append("The run was stopped before its end. This is the best model up to that point.")
     if run.metrics.get("selected_on") == "test":
         notes.append("The best model was selected on the test images, so the test figures are optimistic.")
+    # A test split that selected the model has a note of its own, above.
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
         notes.append("There is no test split: the figures are for the images that selected the best epoch.")
     for split in run.measured:

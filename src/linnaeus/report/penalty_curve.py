@@ -60,6 +60,7 @@ def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> s
     shown = 100 * values if quantity == "accuracy" else values
     style_axes(axes, fonts)
     axes.set_xscale("log")
+    # Half a step on both sides keeps the outer dots off the edge.
     axes.set_xlim(x[0] / 2, x[-1] * 2)
     axes.xaxis.set_major_locator(LogLocator(10, numticks=8))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -68,6 +69,7 @@ def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> s
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     unit = " %" if quantity == "accuracy" else ""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}"))
+    # Equal values have no range, and an axis needs one.
     margin = 0.08 * (shown.max() - shown.min()) or 0.1 * abs(shown.max()) or 1.0
     top = min(shown.max() + margin, 101.5) if quantity == "accuracy" else shown.max() + margin
     axes.set_ylim(max(shown.min() - margin, 0.0), top)

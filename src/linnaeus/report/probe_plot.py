@@ -55,6 +55,7 @@ def probe_plot(backbones: Sequence[ProbedBackbone], title: str, says: str, path:
     style_axes(axes, fonts)
     axes.set_title(KEY, loc="left", pad=18, size=SMALL, color=MUTED, **fonts.style)
     _scale(axes, backbones, fonts)
+    # The line of the front is a staircase: between two backbones only the faster one is available.
     front = sorted((b for b in backbones if b.on_front), key=lambda b: b.milliseconds)
     axes.step(
         [b.milliseconds for b in front],

@@ -75,6 +75,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str, css_class: s
 
 def _clean(element: ET.Element, referenced: set[str]) -> None:
     """Map colors to variables, shorten numbers, and replace matplotlib's ids by class and tooltip where tagged."""
+    # Without namespaces the markup can be put into HTML as it is.
     element.tag = element.tag.rpartition("}")[2]
     element.tail = None
     if element.tag not in ("text", "title"):
@@ -89,12 +90,14 @@ def _clean(element: ET.Element, referenced: set[str]) -> None:
             element.insert(0, title)
     elif identifier in referenced:
         attributes["id"] = identifier
+    # Three digits too many would double the size of the page.
     for key in attributes.keys() & {"d", "x", "y", "transform", "style", "viewBox"}:
         attributes[key] = re.sub(r"-?\d+\.\d+", _short, attributes[key])
     if attributes.get("transform", "").startswith("rotate(-0 "):
         del attributes["transform"]
     if "d" in attributes:
         attributes["d"] = " ".join(attributes["d"].split())
+    # Fonts and colors come from the page, so that dark mode and print apply to charts too.
     if "style" in attributes:
         style = re.sub(r"font-family: [^;]*;? ?", "", attributes["style"])
         attributes["style"] = re.sub(r"#[0-9a-f]{6}", _variable, style)

@@ -136,7 +136,9 @@ def _draw_trials(axes: Axes, x: np.ndarray, sweep: SweepImage) -> None:
     low, high = axes.get_ylim()
     pruned, y = np.asarray(sweep.pruned), sweep.shown.clip(low, high)
     outside = y != sweep.shown
+    # The triangle points away from the scale, to where the value lies.
     triangle = "v" if sweep.measure != "loss" else "^"
+    # One call per kind of marker: markers of one call share their shape.
     for is_pruned in (True, False):
         for is_outside in (False, True):
             chosen = (pruned == is_pruned) & (outside == is_outside)
@@ -173,6 +175,7 @@ def _scale(axes: Axes, part: Slice, fonts: Fonts) -> None:
     low, high = part.ends
     if part.labels:
         axes.set_xlim(-0.5, len(part.labels) - 0.5)
+        # Labels are left out evenly where all of them would overlap.
         step = -(-len(part.labels) // LABELS)
         shown = range(0, len(part.labels), step)
         room = PANEL / len(shown) - 0.06
@@ -181,6 +184,7 @@ def _scale(axes: Axes, part: Slice, fonts: Fonts) -> None:
     elif part.log:
         axes.set_xscale("log")
         ratio = high / low
+        # 4 % of the range on both sides, by ratio on a logarithmic axis.
         axes.set_xlim(low / ratio**0.04, high * ratio**0.04)
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0,) if ratio > 30 else (1.0, 2.0, 5.0), numticks=6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))

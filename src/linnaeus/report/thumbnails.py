@@ -120,6 +120,7 @@ def _reopen(run: RunContents, source: str | None) -> Table:
     if not place:
         raise UserError("the run does not record where its images were; give their place with --source")
     table = _open(place, run.model.recipe.get("data", {}), recorded=source is None)
+    # Class names may have another order in the source than in the model.
     index = np.array([run.class_index.get(name, -1) for name in table.classes], np.int64)
     labels = _label_sets(table, index, len(run.names)) if table.several else index[table.labels]
     if not np.array_equal(labels, run.labels):

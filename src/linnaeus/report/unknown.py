@@ -37,6 +37,7 @@ def unknown_section(run: RunContents, images: Thumbnails) -> dict[str, Any] | No
     distance, probability = scores_of(rows)
     nearest = nearest_images(rows, limits)
     positions = {key: [images.find(row.sample) for row, _ in part] for key, part in nearest.items()}
+    # Decoded at once, in threads, before they are shown one by one.
     images.decode(i for part in positions.values() for i in part if i is not None)
     return {
         "distance": None if limits.distance is None else f"{limits.distance:.3g}",
@@ -120,6 +121,7 @@ def score_histogram(values: np.ndarray, threshold: float, ends: tuple[float, flo
         return typeset_percent(value, 1) if percentages else f"{value:.3g}"
 
     edges = bin_edges(threshold, ends)
+    # Values beyond the ends belong to the outer bars.
     counts, _ = np.histogram(np.clip(values, *ends), edges)
     rejected = int(((values > threshold) if above else (values < threshold)).sum())
     figure = new_figure(4.6, 2.9, margin=0.04)
@@ -128,6 +130,7 @@ def score_histogram(values: np.ndarray, threshold: float, ends: tuple[float, flo
     # Few images lie near the threshold and most far from it: on a linear scale the former could not be seen.
     most = max(int(counts.max(initial=1)), 10)
     axes.set_yscale("symlog", linthresh=1)
+    # A factor of 1.5 is room for the label of the threshold on a logarithmic axis.
     axes.set(xlim=ends, ylim=(0, 1.5 * most))
     axes.yaxis.set_major_locator(FixedLocator([0, *(10**k for k in range(math.floor(math.log10(most)) + 1))]))
     axes.yaxis.set_minor_locator(FixedLocator([]))

@@ -136,9 +136,11 @@ def compare_runs(folders: Sequence[str | Path], split: str | None = None) -> Com
     if len(folders) < 2:
         raise UserError(f"compare {folders[0]}: give at least two runs")
     rows = {folder: _read_predictions(Path(folder)) for folder in folders}
+    # The folders are keys: a repeated one vanishes from the dictionary.
     if len(rows) < len(folders):
         raise UserError(f"compare {' '.join(map(str, folders))}: a run is listed twice; list each run once")
     if split is None:
+        # Test figures are preferred, since validation selected the models.
         split = "test" if all(any(row.split == "test" for row in of_run) for of_run in rows.values()) else "valid"
     runs = [_read_run(Path(folder), of_run, split) for folder, of_run in rows.items()]
     samples, warnings = _shared_samples(runs, split)
@@ -187,11 +189,13 @@ def _shared_samples(runs: list[ComparedRun], split: str) -> tuple[list[str], lis
     shared = [sample for sample in first.predictions if all(sample in run.predictions for run in runs)]
     sizes = [len(run.predictions) for run in runs]
     counts = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
+    # Few shared images mean another data set, not a few removed files.
     if len(shared) < min(max(sizes), MIN_SHARED):
         raise UserError(
             f"{first.path}: its {split} images differ from those of the other runs: {len(shared)} shared of {counts}, "
             f"and {MIN_SHARED} are needed; train on the same source with the same data.split"
         )
+    # The same image with another label makes the paired test meaningless.
     for run in runs[1:]:
         relabelled = [sample for sample in shared if run.predictions[sample].true != first.predictions[sample].true]
         if relabelled:

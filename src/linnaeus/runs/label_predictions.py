@@ -71,9 +71,11 @@ def read_label_predictions(path: Path, classes: Sequence[str]) -> list[LabelPred
     if not rows or set(rows[0]) != wanted:
         raise UserError(f"{path}: must have rows with the columns {', '.join(FIRST)} and one for each class; {ADVICE}")
     predictions = []
+    # The header is line 1.
     for number, row in enumerate(rows, 2):
         try:
             true, predicted = (tuple(filter(None, row[key].split("|"))) for key in ("true", "predicted"))
+            # A file of another model may have the same columns but other labels.
             if not known.issuperset((*true, *predicted)):
                 raise ValueError(f"labels {row['true']!r} and {row['predicted']!r}")
             probabilities = np.array([float(row[PROBABILITY + name]) for name in classes])

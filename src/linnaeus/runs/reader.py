@@ -196,6 +196,7 @@ def read_check(path: Path) -> RecordedCheck | None:
         return None
     try:
         content = json.loads(read_text(path))
+        # Earlier versions wrote the list alone.
         listed, notes = (content["findings"], content.get("notes", [])) if isinstance(content, dict) else (content, [])
         findings = [
             {

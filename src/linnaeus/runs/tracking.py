@@ -105,9 +105,11 @@ def open_tracking(names: Iterable[str], folder: RunFolder, recipe: Mapping[str, 
         try:
             tracker = OPENERS[name](TrackedRun(folder.path, parameters(recipe), resumed, known.get(name)))
         except Exception as error:
+            # Trackers that were opened before must be closed, or their servers show the run as active.
             tracking.__exit__(type(error))
             raise UserError(f"--track {name}: {_reason(error)}; {WHERE[name]}") from None
         tracking.trackers[name] = tracker
+        # Stored at once: after a crash the run is continued in the tracker, not begun again.
         if tracker.identifier is not None:
             known[name] = tracker.identifier
             write_text(folder.file(TRACKING), json.dumps(known, indent=2) + "\n")

@@ -116,6 +116,7 @@ class AccessControl:
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+            # Large responses are sent in parts, so that a slow client is noticed between them.
             for part in _parts(message):
                 await send(part)
 

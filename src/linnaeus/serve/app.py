@@ -69,6 +69,7 @@ def make_app(service: Service, settings: Settings, credentials: Credentials | No
     _add_prediction_routes(app, service, settings)
     _add_monitoring_routes(app, service)
     _add_page_routes(app, settings, credentials)
+    # Sharing needs an address that other devices can reach.
     if settings.address is not None:
         sharing.add_routes(app, settings.address, credentials.invitations if settings.token else None)
     routes = [route.path for route in app.routes if hasattr(route, "path")]
@@ -130,9 +131,11 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
             uploads = await read_uploads(request, service.limits, reservation)
             answers = await until_disconnected(request, service.predict(uploads, top, explain, client))
         results = [answer.to_dict() for answer in answers]
+        # Several images: one that cannot be read does not fail the request.
         status = 422 if all(result["error"] is not None for result in results) else 200
         if request.headers.get("accept", "") == JSON_LINES:
             lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+            # Names may hold characters that UTF-8 cannot encode.
             return Response(printable(lines), status, media_type=JSON_LINES)
         text = json.dumps({"predictions": results}, ensure_ascii=False) + "\n"
         return Response(printable(text), status, media_type=JSON)
@@ -172,6 +175,7 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page(request: Request) -> Response:
         language = pages.choose_language(request.headers.get("accept-language", ""))
+        # The name of the model is shown only to those who may use it.
         name = settings.name if credentials.accepts(request.headers) else ""
         headers = {"Vary": "Accept-Language", "Content-Language": language}
         return HTMLResponse(pages.render_page(language, name), headers=headers)

@@ -120,6 +120,7 @@ class Batcher(Generic[A]):
             if not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
                 continue
+            # Nothing else is being decoded, so waiting would only add latency.
             if not self.preparing:
                 break
             try:

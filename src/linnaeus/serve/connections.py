@@ -36,6 +36,7 @@ class ServerConfig(uvicorn.Config):
         super().__init__(
             app,
             http=TimeoutProtocol,
+            # WebSockets are not used, and every protocol offered can be attacked.
             ws="none",
             lifespan="on",
             log_level=logging.ERROR,
@@ -86,6 +87,7 @@ class TimeoutProtocol(H11Protocol):
         """Answer a request that is not valid HTTP in one line of JSON, unless its response has started already."""
         if self.in_progress:
             self.cycle.disconnected = True  # or the application would send a response, too
+        # The response has begun: a second one in the stream would confuse the client.
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.disconnect()
             return

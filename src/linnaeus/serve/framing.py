@@ -51,6 +51,7 @@ class LimitedConnection(h11.Connection):
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._bytes += len(event.data)
+            # Tiny chunks cost more to parse than to send; honest clients send large ones.
             if (self._chunks - FREE_CHUNKS) * CHUNK_BYTES > self._bytes:
                 raise h11.RemoteProtocolError("the chunks of the body are too small")
         return event

@@ -100,6 +100,7 @@ class JsonBody:
         position = 0
         while position < len(piece):
             if self._string is None:
+                # Outside strings only quotes matter; `find` passes over the rest at the speed of memory.
                 quote = piece.find(b'"', position)
                 end = len(piece) if quote < 0 else quote
                 self._extend_outline(piece[position:end])
@@ -115,8 +116,10 @@ class JsonBody:
                 self._end_string()
                 position += 1
             elif len(piece) - position >= _ESCAPE_LENGTH:
+                # A longer rest than any escape sequence: more bytes would not complete it.
                 raise MalformedError("a string of it contains an invalid escape sequence")
             else:
+                # The piece may end inside an escape sequence, which the next one completes.
                 self._unfinished, position = piece[position:], len(piece)
 
     def finish(self) -> object:
@@ -154,6 +157,7 @@ class JsonBody:
         if len(self._string) > LONG:
             if len(self._texts) == self._max_strings:
                 raise MalformedError(f"it has more than {self._max_strings} long strings")
+            # From here on the string is decoded while it arrives and never held as text.
             self._long = Base64Text()
             start = _unescaped(bytes(self._string))
             self._texts[f"{self._marker} {len(self._texts)}"] = start[:LONG].decode(errors="replace"), self._long

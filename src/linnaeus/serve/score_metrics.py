@@ -75,6 +75,7 @@ class ScoreMetrics:
         Gauge("linnaeus_unknown_distance", "Images at a larger distance are unknown.", registry=registry).set(
             limits.distance
         )
+        # Buckets relative to the threshold, so that dashboards work for every model.
         buckets = [round(multiple * limits.distance, 9) for multiple in OF_THRESHOLD]
         self._distance = Histogram("linnaeus_distance", f"{distance}.", buckets=buckets, registry=registry)
         self._distances = _registered(registry, "distance", distance, DISTANCE_BINS)

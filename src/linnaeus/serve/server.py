@@ -112,6 +112,7 @@ def serve(
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to an address. Raises UserError if the address is in use or not one of this machine's."""
     try:
+        # The first address of a name is the one that the system prefers.
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError:
         raise UserError(f"--host {host}: no such address; use 127.0.0.1, or 0.0.0.0 for all networks") from None

@@ -58,6 +58,7 @@ class Service:
             observe=self.metrics.observe_batch,
         )
         self.metrics.in_progress.set_function(lambda: self.batcher.admission.in_progress)
+        # Explanations run in the thread of the network, one after the other with predictions.
         self.explainer = Explainer(original or classifier, self.limits.explanations, self.batcher.run_in_network_thread)
         self._decoders = Decoders(self._load, self.limits.pixels)
         self.ready = False
@@ -83,8 +84,10 @@ class Service:
 
         Cancelling the task stops all work that has not started. Raises RefusedError if the queue is full.
         """
+        # A request of many images must not occupy all decoders.
         n, slots = len(uploads), asyncio.Semaphore(AT_ONCE)
         with ExitStack() as admitted:
+            # Both admissions before any work: a request is refused at once or answered in full.
             admitted.enter_context(self.batcher.admission.admit(n, client))
             if with_explanation:
                 admitted.enter_context(self.explainer.admission.admit(n, client))

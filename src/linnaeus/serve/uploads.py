@@ -45,9 +45,11 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RefusedError(415, "Content-Encoding is not supported; send the body uncompressed")
     is_json = kind == "application/json"
+    # Base64 is a third longer than the image that it encodes.
     body = _read_body(request, int(limits.request_bytes * (BASE64_OVERHEAD if is_json else 1)), reservation)
     try:
         async with asyncio.timeout(limits.body_seconds) as deadline, aclosing(body):
+            # Under memory pressure the server ends the upload that holds most.
             reservation.end = lambda: deadline.reschedule(0)
             if kind == "multipart/form-data":
                 uploads = await _from_multipart(request, body, limits)
@@ -60,6 +62,7 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
                 name = printable(kind)[:80] or "missing"
                 raise RefusedError(415, f"unsupported Content-Type ({name}); send {ACCEPTED}")
     except TimeoutError:
+        # The deadline was moved to now by the memory limit, not by a slow client.
         if reservation.ended:
             raise too_many_uploads() from None
         reason = f"the body did not arrive within {limits.body_seconds:g} seconds"
@@ -131,6 +134,7 @@ async def _from_multipart(request: Request, body: AsyncGenerator[bytes, None], l
                 uploads.append(Upload(_display_name(file.filename), await file.read()))
     finally:
         await form.close()
+    # The parser ends quietly where the last boundary is missing.
     if not parser.complete:
         raise RefusedError(422, "the multipart body is truncated")
     return uploads

@@ -105,6 +105,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
         table, self.classes_ = table_of(X, y, groups)
         self._check_unknown_label(several=table.several)
+        # A module is trained as a copy, since estimators must not change their parameters.
         network = self._own_network()
         with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
             run = train(
@@ -122,6 +123,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             )
             self.metrics_ = run.figures["valid"].to_dict()
             self.check_ = _read_check(run.path)
+            # The file is kept in memory, so that the estimator can be pickled and outlives the folder.
             self.model_file_ = (run.path / "model.safetensors").read_bytes()
         self._classifier: Classifier | None = None
         return self
@@ -167,6 +169,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             has = indicator(y, labels, "score")[1]
             return float(np.average((self.predict(images) == has).all(1), weights=sample_weight))
         check_lengths(images, "score", {"labels": labels, "sample_weight": sample_weight})
+        # By default unknown images have no label, so none is expected.
         default = self.unknown_label is MostLikelyClass
         outside = [not default and same_label(label, self.unknown_label) for label in y]
         inside = [label for label, is_outside in zip(y, outside, strict=True) if not is_outside]

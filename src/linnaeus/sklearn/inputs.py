@@ -31,6 +31,7 @@ def table_of(
     table = Table(
         source="the images given to fit",
         kind="arrays" if isinstance(images, np.ndarray) else "paths",
+        # Class names must be texts; `values` restores the labels' own types.
         classes=names,
         names=names,
         labels=index,
@@ -74,6 +75,7 @@ def check_labels(values: list[Any], labels: np.ndarray, where: str) -> None:
             f"{where}: {len(missing)} of {len(values)} labels are missing, the first at position {missing[0]} "
             f"({values[missing[0]]}); leave these images out, or label them"
         )
+    # NumPy turns [1, "a"] into texts, which would hide the mistake.
     mixed = labels.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in values)
     try:
         np.unique(labels)
@@ -109,6 +111,7 @@ def images_of(X: Images) -> np.ndarray | list[str | Path]:
         images = X
     else:
         items = list(X)
+        # A list of arrays of one size is an array; texts would become an array of texts.
         if all(isinstance(item, str | Path) for item in items):
             return items
         if len({np.shape(item) for item in items}) > 1:

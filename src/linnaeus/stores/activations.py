@@ -108,6 +108,7 @@ def build_activations(
         entry = cache.find(spec.name)
         if entry is not None:
             return _open(entry)
+        # float16 halves the store; float32 only where values exceed its range.
         for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
             cache.room(spec.name, spec.n * spec.row_bytes(dtype))
             try:
@@ -131,12 +132,14 @@ def _write_rows(
     _start_build(folder, json.dumps(spec.to_dict(dtype)))
     row_bytes = spec.row_bytes(dtype)
     with RowWriter(folder, channels=1) as writer:
+        # Rows that were written before an interruption are complete.
         done = int(writer.shapes[:, 0].sum())
         pending = bytearray()
         if done < spec.n:
             with closing(source.batches(done)) as batches:
                 for rows in batches:
                     pending += _encode(rows, dtype)
+                    # Large writes, because every append is flushed to the journal.
                     if len(pending) >= CHUNK:
                         done += _append(writer, pending, row_bytes)
                         pending = bytearray()

@@ -169,11 +169,13 @@ class FrozenStages:
             key["taken over"] = earlier.mark
         for cut in cuts:
             weights = self._weights(start, cut)
+            # Each cut adds to the key what lies between it and the one before.
             key[f"through {cut}"] = weights
             if cut == "head" and self.model.head_stages:
                 key["head looks at"] = self.model.head_stages
             text = json.dumps(key, sort_keys=True)
             store = find_activations(len(samples), text, self.cache)
+            # Every rank must find the store, or all of them take part in building it.
             if not all(self.group.all_gather(store is not None)):
                 first = next(
                     iter(Batches(samples.rows, samples.labels, batch=TRIAL_IMAGES, device=self.device).epoch())
@@ -237,6 +239,7 @@ class FrozenStages:
             executor = choose(required=name)
             name = executor.name
         name = self.group.broadcast(lambda: name)
+        # The other ranks prepare what rank 0 has chosen.
         if executor is None:
             executor = choose(required=name)
         return executor

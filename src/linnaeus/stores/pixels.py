@@ -55,6 +55,7 @@ def build_pixels(
     `progress(done, total)` is called from this thread. Raises UserError where the disk is full.
     """
     indices = np.asarray(indices, dtype=np.int64)
+    # Arrays of the right size are rows already; copying them to the disk gains nothing.
     if table.images is not None and is_row(table.images.shape[1], table.images.shape[2], spec):
         return PixelStore.from_arrays(with_channels(select(table.images, indices), spec.channels))
     decoding = Decoding(table, indices, spec, threads or available_cores(), progress)
@@ -65,6 +66,7 @@ def build_pixels(
     name = f"pixels-{key}"
     if table.members is None and (store := _find(cache, decoding, signatures, name)) is not None:
         return store
+    # Shards may exceed the disk, so their images are not stored.
     if table.members is not None:
         streamed = _stream(cache, decoding, signatures, f"verdict-{key}", hash_content)
         streamed.note = "the images are read from shards and decoded again in every epoch"
@@ -184,6 +186,7 @@ def _restoring(store: PixelStore, decoding: Decoding) -> PixelStore:
 
 def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> PixelStore:
     """Decode into an entry of the cache, continuing an interrupted build. Hold the lock."""
+    # A store with many of the same images, for example before a few were added.
     earlier = _best(cache, decoding, signatures, name)
     keep = () if earlier is None else (earlier.name,)
     with cache.building(name) as folder:
@@ -192,6 +195,7 @@ def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) 
             cache.room(name, allowed - writer.bytes, keep)
             for row in decoding.rows(writer.done, None if earlier is None else earlier.get):
                 writer.append(row)
+                # Extended by an eighth at a time, so that entries are not evicted row by row.
                 if writer.bytes > allowed:  # the estimate was too low
                     cache.room(name, allowed // 8, keep)
                     allowed += allowed // 8

@@ -64,6 +64,7 @@ def purge_images(cache: Cache, signatures: np.ndarray) -> Purged:
     """
     purged, wanted = Purged(), signatures[signatures != 0]
     for entry in cache.entries():
+        # What an interrupted build holds is not indexed.
         if entry.unfinished:
             if entry.name.startswith((PIXELS, ARCHIVES, *DERIVED)):
                 purged.remove(cache, entry)
@@ -72,6 +73,7 @@ def purge_images(cache: Cache, signatures: np.ndarray) -> Purged:
         elif entry.name.startswith((PIXELS, *OTHERS)):
             known = _signatures(entry)
             gone = np.isin(known, wanted)
+            # None of its images is to be removed.
             if len(known) and not gone.any():
                 continue
             if entry.name.startswith(PIXELS):

@@ -102,6 +102,7 @@ class RowWriter:
         else:
             flat = np.ascontiguousarray(row).reshape(-1).data
             height, width = row.shape[:2]
+            # The checksum runs over the whole file, so a cut-off row is noticed.
             checksum = self.crc32 = zlib.crc32(flat, self.crc32)
             self.bytes += len(flat)
             _write(self._rows, flat)
@@ -135,6 +136,7 @@ class RowWriter:
             height, width, checksum, record_checksum = _RECORD.unpack(record)
             if zlib.crc32(record[:-4]) != record_checksum:
                 break
+            # A height of 0 stands for an image that cannot be read.
             if height == 0:
                 line = self._reasons.readline()
                 if zlib.crc32(line) != checksum:

@@ -60,6 +60,7 @@ class PartlyStored:
         known = np.flatnonzero(self.positions >= 0)
         if not len(known):
             return False
+        # A sample spread over the store; comparing all rows would cost as much as computing them.
         chosen = known[np.unique(np.linspace(0, len(known) - 1, min(COMPARED, len(known))).astype(int))]
         dtype = self.earlier.array.dtype
         for part in np.split(chosen, range(self.missing.batch, len(chosen), self.missing.batch)):

@@ -109,6 +109,7 @@ class SweepFolder:
             if isinstance(dimension, Interval):
                 slices.append(Slice(key, [float(v) for v in drawn], (dimension.low, dimension.high), log=dimension.log))
             else:
+                # Choices are drawn by position, with their texts as labels.
                 positions = [float(dimension.labels.index(v)) for v in drawn]
                 slices.append(Slice(key, positions, (0, len(dimension.labels) - 1), labels=dimension.labels))
         failed = sum(t.state == "failed" for t in trials)

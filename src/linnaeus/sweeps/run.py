@@ -83,11 +83,13 @@ def sweep(
     refuse_inside(Path(out or "runs"), table)
     folder = SweepFolder.create(out, base.name)
     record_description(folder.path, description, absolute_source(str(source)))
+    # Pruning begins after a quarter of the epochs: before, learning rates are still warming up.
     warmup = 1 + sum(phase.epochs for phase in base.phase) // 4
     with study_errors(folder.path):
         study = Study(folder.path, dimensions, minimize=base.best == "loss", seed=base.seed, warmup=warmup)
         print_introduction(console, folder.path, base, study, trials)
         worker = _Worker(source, base, study, folder, device, _TrialConsole(console))
+        # A grid smaller than the number of trials ends when each combination was tried.
         interrupted = worker.run(min(trials, combinations(dimensions) or trials))
         return worker.result(interrupted)
 
@@ -95,6 +97,7 @@ def sweep(
 def record_description(folder: Path, description: dict[str, Any], source: str) -> None:
     """Write sweep.json, or check that the existing one has the same description."""
     path = folder / DESCRIPTION
+    # Locked: several processes may start the same sweep at once.
     with disk_errors(path), locked(folder / ".lock"):
         if not path.exists():
             write_text(path, json.dumps({**description, "path": source}, indent=2, ensure_ascii=False) + "\n")
@@ -104,6 +107,7 @@ def record_description(folder: Path, description: dict[str, Any], source: str) -
         existing.pop("path", None)  # the same data may have moved
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); choose another --out") from None
+    # Through JSON, so that tuples and lists compare equal.
     changes = differences(existing, json.loads(json.dumps(description)))
     if changes:
         more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
@@ -201,6 +205,7 @@ class _Worker:
         best: list[Headline] = []
 
         def observe(epoch: int, figures: Headline) -> None:
+            # The best epoch of the trial so far, as `train` would keep it.
             best[:] = [max([*best, figures], key=lambda f: better(metric, f))]
             with study_errors(self.folder.path):
                 pruned = claimed.report(epoch, getattr(figures, metric))
@@ -214,6 +219,7 @@ class _Worker:
             epochs = sum(phase.epochs for phase in recipe.phase)
             run = train(self.source, recipe, out=folder, device=self.device, console=self.console, trial=observe)
         except (StoppedError, DiskError):
+            # These concern the machine: every later trial would fail in the same way.
             raise
         except _PrunedError:
             return self.study.finish(claimed, "pruned", {"figures": best[0].to_dict()})
@@ -227,6 +233,7 @@ class _Worker:
             attributes = {"figures": figures.to_dict(), "phase": run.best.phase, "epoch": run.best.epoch}
             return self.study.finish(claimed, "complete", attributes, getattr(figures, metric))
         finally:
+            # Models of all trials would fill the disk; the best one was moved away before.
             shutil.rmtree(folder, ignore_errors=True)
 
     def result(self, interrupted: bool) -> Sweep:
@@ -240,6 +247,7 @@ class _Worker:
             last = f"; the last one failed: {reasons[-1]}" if reasons else ""
             raise JobError(f"{self.folder.path}: no trial was completed{last}")
         importances = self.study.importances()
+        # Locked, so that two processes do not write the plot at once.
         with self.study.locked():
             image = self.folder.image(trials, best, importances, self.base, self.study.space)
             missing = sweep_plot(image, self.folder.plot)

@@ -129,6 +129,7 @@ def load_space(space: str | Path | Mapping[str, Any], recipe: Recipe, settings: 
     raw = recipe.model_dump(mode="json", exclude_none=True)
     generator = random.Random(0)
     for key, dimension in dimensions.items():
+        # The ends stand for the range: keys of a recipe have bounds, not gaps.
         for value in dimension.ends:
             _check_value(origin, key, value, dimensions, raw, generator)
     return dimensions
@@ -215,6 +216,7 @@ def _choices(where: str, options: Any) -> Choices:
 def _interval(where: str, entry: dict[str, Any]) -> Interval:
     for name in ("low", "high", "step"):
         value = entry.get(name, 1)
+        # In Python, True is an int.
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{where}: {name} = {value!r}: expected a number")
     log = entry.get("log", False)
@@ -227,10 +229,12 @@ def _interval(where: str, entry: dict[str, Any]) -> Interval:
         raise UserError(f"{where}: low = {low!r}: a logarithmic range must start above 0")
     if log and step is not None:
         raise UserError(f"{where}: step = {step!r}: a logarithmic range has no steps; remove step or log")
+    # One float makes the whole range real.
     if not all(isinstance(value, int) for value in (low, high, 1 if step is None else step)):
         low, high, step = float(low), float(high), None if step is None else float(step)
     if step is not None:
         steps = (high - low) / step
+        # A tolerance, because 0.3 / 0.1 is not 3 in floating point.
         if step <= 0 or steps < 1 or abs(steps - round(steps)) > 1e-9 * steps:
             raise UserError(f"{where}: step = {step!r}: does not divide the range from {low!r} to {high!r} evenly")
     return Interval(low, high, log, step)
@@ -252,6 +256,7 @@ def _check_value(
     """Raise UserError if `value` is invalid with the recipe's other settings and with random ones from the space."""
     first: UserError | None = None
     for attempt in range(ATTEMPTS + 1):
+        # A value may be valid only together with others, so random companions get a chance.
         others = {name: at.draw(generator) for name, at in space.items() if name != key} if attempt else {}
         try:
             override(deepcopy(raw), origin, {**others, key: deepcopy(value)}, None)

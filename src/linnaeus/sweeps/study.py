@@ -122,6 +122,7 @@ class Study:
             path = (folder / STUDY).absolute()
             if "?" in str(path):
                 raise UserError(f"{folder}: SQLite cannot open a path with a '?'; choose another --out")
+            # Other processes may hold the database for longer than SQLite waits by default.
             connection = {"connect_args": {"timeout": TIMEOUT}}
             self.study = optuna.create_study(
                 storage=optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=connection),
@@ -139,6 +140,7 @@ class Study:
         """The next trial, for this process to run; None if `total` trials are finished or running."""
         optuna = _optuna()
         with self.locked():
+            # Trials of processes that were killed are given out again.
             self._requeue_lost()
             trials = self.study.get_trials(deepcopy=False)
             started = _started(trials)
@@ -148,9 +150,11 @@ class Study:
             # Seeded by the number of trials, so that an interrupted sweep continues as an undisturbed one.
             seed = int(np.random.SeedSequence([self.seed, len(started)]).generate_state(1)[0])
             with _no_warnings():
+                # constant_liar: running trials count as bad, so that parallel workers spread out.
                 self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
                 handle = self.study.ask(self.distributions)
             same = [t for t in started if t.params == handle.params and t.state.name in ("COMPLETE", "PRUNED")]
+            # The lock shows that the trial is being worked on; the system releases it when the process dies.
             lock = acquire(self._lock_file(handle.number), wait=True)
             assert lock is not None
             return ClaimedTrial(handle, lock, same[0] if same else None)

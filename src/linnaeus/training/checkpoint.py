@@ -136,6 +136,7 @@ class Checkpoints:
             },
             allow_nan=False,
         )
+        # The manifest is written last: until then the previous checkpoint is the valid one.
         write_text(self.path / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
         self.files = files
         self.written_best = None if best.figures is None else (best.phase, best.epoch)
@@ -191,6 +192,7 @@ class Checkpoints:
             checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise self._damaged(path, str(error)) from None
+        # First the checksum, so that a torn file is not mistaken for another format.
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
             raise self._damaged(path, "it does not match its checksum")
         manifest = json.loads(text)

@@ -49,17 +49,20 @@ def choose_recipe(table: Table, overrides: dict[str, Any], local: Sequence[str])
     weights are unknown, missing, or for another network.
     """
     model, weights = overrides.get("model.name"), overrides.get("model.weights")
+    # A network of a library comes with its own weights.
     if weights is None and model is not None and library_of(model) is not None:
         choice = _choose_for_weights("pretrained", model, table)
         return replace(choice, settings=choice.settings | {"model.weights": "pretrained"})
     if weights not in (None, "none"):
         return _choose_for_weights(str(weights), model, table)
+    # Small images gain nothing from networks that were trained at 224 pixels.
     small = _small_images(table)
     if small is not None:
         return small
     n = len(table)
     if weights == "none":
         return Choice(SCRATCH, f"{n} photographs, and a network without trained weights")
+    # Reversed, so that of several weights for one network the first in the list wins.
     by_model = {PRETRAINED[name].model: name for name in reversed(local) if name in PRETRAINED}
     for name in [model] if model else preferred_backbones(local):
         if name in by_model:

@@ -49,6 +49,7 @@ class ClassChanges:
         kept = [name for name in classes if name not in targets]
         for text in self.rename:
             new = class_name(text.partition("=")[2].strip())
+            # Two classes under one name must be a deliberate merge, not a slip of --rename.
             others = [old for old, target in targets.items() if target == new]
             if new in kept or len(others) > 1:
                 raise UserError(f"--rename {text}: {new!r} is the name of another class; unite them by --merge")
@@ -86,6 +87,7 @@ def changed_table(table: Table, changes: ClassChanges) -> Table:
     classes = natural_order(new)
     index = {name: i for i, name in enumerate(classes)}
     numbers = np.array([index[name] for name in new], np.int64)
+    # Classes keep their display names where they keep their name.
     names = tuple(shown.get(name, name) for name in classes)
     return checked(dataclasses.replace(kept, classes=classes, names=names, labels=numbers))
 
@@ -119,5 +121,6 @@ def _added(table: Table, folder: Path, name: str, shown: dict[str, str]) -> Tabl
     label = class_name(name)
     label = next((known for known, display in shown.items() if display == label), label)
     unsplit = Table(str(folder), "list", (label,), (label,), np.zeros(len(paths)), np.full(len(paths), ""), paths)
+    # In the shares of the run, so that the new class is measured like the others.
     valid, test = (float((table.split == split).mean()) for split in ("valid", "test"))
     return split_table(unsplit, valid=valid, test=test, seed=0)

@@ -116,6 +116,7 @@ class FinalEvaluation:
 
     def lines(self) -> list[str]:
         """A short summary for the terminal."""
+        # The split with the most reliable figures: test where there is one.
         split, place = summary_split(self.assessments)
         quality = self.assessments[split].calibration
         chance = self.assessments[split].metrics.ece_by_chance[0]

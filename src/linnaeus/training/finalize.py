@@ -100,8 +100,10 @@ class Ending:
 def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
     """Evaluate the saved model; on rank 0, write everything that is made of the result."""
     started = time.perf_counter()
+    # The file is read back, so that the published figures are those of what was saved.
     network, header = _saved_model(prepared, recorder)
     evaluation = evaluated(prepared, network, header, ending.streams)
+    # A second evaluation, but of few images: those without copies.
     if prepared.engine.is_main:
         evaluation.without_leaks = without_leaks(
             prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked, evaluation.measure

@@ -59,6 +59,7 @@ def forget(
     old = SolvedRun.read(Path(path), "nothing can be forgotten by solving the head again")
     named = chosen_images(old, chosen)
     contents = _contents(old)
+    # Copies of the same content must go too, or their features would remain.
     gone = named | (np.isin(contents, contents[named]) & (contents != UNKNOWN))
     _refuse_trained_backbone(old, contents[gone])
     place = Path(out) if out is not None else old.free_folder("forget")
@@ -66,6 +67,7 @@ def forget(
     changes = _changes(old, named, gone, contents)
     earlier, purged = _purged_images(old, after, gone, contents, changes)
     run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
+    # Only after the new run exists: a failure must not cost the stores.
     purge_derived(default_cache(), purged)
     for left in purged.left:
         console.warn(f"{left}: another process uses it, so it still holds forgotten images; run the command again")

@@ -36,6 +36,7 @@ def chosen_images(run: SolvedRun, chosen: Forgotten) -> np.ndarray:
     groups = run.rows.groups or [""] * len(gone)
     for value in chosen.groups:
         members = np.array([group == value for group in groups])
+        # An empty value would match every image without a group.
         if not value or not members.any():
             known = sorted({group for group in groups if group})
             have = f"it has {listed(known, 10)}" if known else "it has no groups (data.split.groups)"
@@ -72,9 +73,11 @@ def _named(run: SolvedRun, source: str) -> np.ndarray:
     folder = "" if source == "-" else os.path.dirname(os.path.abspath(source))  # noqa: PTH100, PTH120
     gone = np.zeros(len(run.rows.texts), bool)
     for number, name in lines:
+        # As written, then relative to the list, then to the working directory.
         tried = [name, *(os.path.normpath(os.path.join(base, name)) for base in (folder, os.getcwd()))]  # noqa: PTH109, PTH118
         position = next((positions[key] for key in tried if key in positions), None)
         if position is None:
+            # The comparison with many names would take seconds.
             close = did_you_mean(name, run.rows.texts) if len(positions) < 10_000 else ""
             raise UserError(
                 f"{source}:{number}: {name!r} is no image of {run.path}{close}; name images as its split.csv or "

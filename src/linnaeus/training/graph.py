@@ -61,10 +61,12 @@ class GraphedPass:
     def __call__(self, x: Tensor, targets: Tensor, total: int, counted: bool) -> Any:
         if not self.enabled:
             return self.compute(x, targets, total, counted)
+        # A recording is bound to shapes and layouts, and to every number that is not a tensor.
         key = (x.shape, x.dtype, x.stride(), targets.shape, targets.dtype, total, counted)
         recording = self.recordings.get(key)
         if recording is None:
             self.calls[key] += 1
+            # The first calls choose kernels and allocate buffers, which a graph cannot record.
             if self.calls[key] <= WARM_UP or len(self.recordings) == SHAPES:
                 return self.compute(x, targets, total, counted)
             recording = self._record(x, targets, total, counted)

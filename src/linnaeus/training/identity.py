@@ -92,6 +92,7 @@ class Identity:
                 raise UserError(f"{path}: does not belong to a run of linnaeus; choose another --out")
             if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of linnaeus; resume with that version")
+            # The keys keep their first names, because runs of earlier versions are resumed.
             return cls(source=values.pop("place"), tuned=TunedValues(**values.pop("found")), **values)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise JobError(f"{path}: damaged ({error}); remove {folder} to start from the beginning") from None

@@ -51,6 +51,7 @@ class TrainingInfluence:
         self.samples: Samples = samples["train"]
         self.indices = self.samples.kept(self.table.where("train"))
         engine = Engine(classifier.device.type)
+        # Prepared as in the run, or the stored features would not be found again.
         frozen = FrozenStages.on_engine(classifier.network, classifier.preprocessing, engine, console)
         frozen.round_as(run.recipe.model.frozen, samples["train"])
         frozen.made_by = dict(run.metrics.get("executors") or {})
@@ -62,6 +63,7 @@ class TrainingInfluence:
             raise UserError(f"{run.path}: the {lacking} are not stored, so {PURPOSE}; train it again")
         self.features = torch.from_numpy(rows.gather(np.arange(len(rows)))[0]).float()
         """(rows, d): the stored features of the training images, one image after the other."""
+        # With several views, each image has as many rows; its influence is that of all of them.
         image = np.arange(len(rows)) // (len(rows) // len(self.samples))
         labels = self.samples.labels[image]
         classes, balanced = len(classifier.classes), run.recipe.phase[-1].class_weights == "balanced"
@@ -81,10 +83,12 @@ class TrainingInfluence:
         slopes = self._slopes(logits, target)
         effects = -self.head.first_order(features, torch.from_numpy(slopes))[0]
         order = np.argsort(-effects, kind="stable")
+        # An image of the training has itself as its strongest support, which explains nothing.
         order = order[[not self._is(prediction.path, k) for k in order.tolist()]]
         towards, away = order[:top], order[::-1][:top]
         towards, away = towards[effects[towards] > 0], away[effects[away] < 0]
         chosen = np.concatenate([towards, away])
+        # The ranking is a first-order estimate; the shown values are solved exactly.
         solved = self.head.without(features, chosen) if len(chosen) else np.zeros((0, logits.shape[1]))
         here = self._log_odds(logits, target)[0]
         exact = here - self._log_odds(solved, target)

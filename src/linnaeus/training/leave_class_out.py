@@ -88,9 +88,11 @@ def leave_classes_out(features: np.ndarray, labels: np.ndarray, seed: int = 0) -
     if not np.isfinite(features).all():
         return None
     order = generator.permutation(len(labels))
+    # Stable, so that the images of each class stay in random order.
     order = order[np.argsort(labels[order], kind="stable")]
     judged = np.zeros(len(labels), bool)
     judged[order[::JUDGED]] = True  # every fourth image of each class, up to rounding
+    # At most some turns: each one costs a solved head.
     left = np.sort(generator.permutation(len(present))[:MOST_TURNS])
     z = _class_logits(features, labels, judged, left)
     turns = [_turn(features, labels, judged, int(c), z[:, i]) for i, c in enumerate(left)]

@@ -106,6 +106,7 @@ class EpochTotals:
         """Raise JobError if the loss is NaN or infinite; looks every `check_every` steps, or `always`."""
         if not always and (step + 1) % self.check_every:
             return
+        # The copy of the loss is one interval old, so that reading it does not wait for the device.
         if always or self._copied is None:
             finite = math.isfinite(self.means()[0])
         else:

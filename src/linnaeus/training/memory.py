@@ -38,6 +38,7 @@ def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCos
 
     Tensors saved by autograd are counted by storage, so that several views of one tensor count once.
     """
+    # A copy, so that the trial changes neither gradients nor BatchNorm statistics.
     twin = copy.deepcopy(net)
     train_mode(twin.model, stages)
     storages: dict[int, int] = {}
@@ -52,6 +53,7 @@ def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCos
     started = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         out = twin(x)
+    # Networks with auxiliary heads return several outputs in training mode.
     logits = out if isinstance(out, Tensor) else out[0]
     F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
     return SampleCost(sum(storages.values()) // len(x), (time.perf_counter() - started) / len(x))

@@ -46,6 +46,7 @@ def build_network(
     if ".py:" in name:
         return load_module(name, classes, channels), None
     arguments = network_arguments(name, recipe.model.weights, arguments)
+    # Before the allocation: the kernel would kill the process without a message.
     check_memory(recipe, classes, channels, arguments)
     if recipe.model.weights == "none":
         return create(name, classes, channels, **arguments), None
@@ -78,6 +79,7 @@ def check_memory(recipe: Recipe, classes: int, channels: int, arguments: dict[st
     name, data = recipe.model.name, recipe.data
     free = free_memory(torch.device("cpu"))
     try:
+        # On the meta device shapes exist without memory.
         with torch.device("meta"):
             network = create(name, classes, channels, **arguments)
         needed = COPIES * sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())

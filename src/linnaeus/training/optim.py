@@ -22,6 +22,7 @@ def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
             f"phase.train = {list(train)}: {', '.join(model.frozen)} of {model.arch['name']} cannot be trained; use "
             f"train = {trainable}"
         )
+    # `all` includes stages that another architecture calls differently.
     if "all" in train:
         return stages
     for name in train:
@@ -30,6 +31,7 @@ def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
             raise UserError(
                 f"phase.train: {name!r} is not a stage{did_you_mean(name, known)}; stages: {', '.join(known)}"
             )
+    # In network order: the lowest of them decides the cut.
     return tuple(stage for stage in stages if stage in train)
 
 

@@ -172,6 +172,7 @@ class Phases:
     def _after_epoch(self, run: PhaseRun, epoch: Epoch) -> None:
         """Record the history row, keep the model if it is the best, print the result."""
         valid, phase = epoch.valid, run.phase
+        # Recorded before the model is written, so that a model never lacks its history row.
         self.recorder.add_epoch(
             Row(
                 run.number,
@@ -189,6 +190,7 @@ class Phases:
         if is_best:
             self.best.keep(valid, run.number, epoch.epoch, epoch.model, run.stages)
             self.best_is_written = False
+            # The first model is written at once; later ones at checkpoints.
             if not self.model_is_written:
                 self._write_model()
         accuracy = "" if epoch.train_accuracy is None else f" accuracy {percent(epoch.train_accuracy, 2):>8}"

@@ -39,6 +39,7 @@ def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> 
     wrong, all_wrong = int(is_wrong[chosen].sum()), int(is_wrong.sum())
     title = selection_title(len(chosen), len(out.labels), f"{word} images", wrong, all_wrong)
     missing += image_grid(tiles, folder.path / "predictions.png", title=title)
+    # Each missing character once.
     return "".join(dict.fromkeys(missing))
 
 

@@ -57,6 +57,7 @@ def choose_precision(run: PhaseRun, engine: Engine, seconds: float, record: Path
         return Trial(FLOAT32, "the phase is too short for a trial of others")
     batch = next(iter(run.train.batches.epoch()))
     x = run.train.prepare(batch.part(0, 1), 0)
+    # Large enough to be typical, small enough to fit into any memory.
     batch = batch.part(0, min(len(batch), max(LEAST, NUMBERS // max(1, x[0].numel()))))
     memory, key = ChoiceRecord(record or cache_dir() / "precisions.json"), choice_key(_computation(run, x, batch))
     known = memory.read(key)

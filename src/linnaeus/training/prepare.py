@@ -116,6 +116,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         raise UserError(f"{table.source}: differs between the machines; copy the same files to all of them")
     earlier = engine.broadcast(lambda: _check_folder(request, identity, workspace, console))
     if earlier is not None:
+        # A resumed run keeps what was tuned when it began.
         identity.recipe, identity.tuned, identity.forgotten = earlier.recipe, earlier.tuned, earlier.forgotten
         recipe = earlier.tuned.apply(Recipe.model_validate(earlier.recipe))
     torch.manual_seed(recipe.seed)  # the initial weights of the network are drawn next
@@ -126,6 +127,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         lambda: load_samples(table, recipe, preprocessing, request.strict, console)
     )
     if request.earlier is not None:
+        # Activations of the earlier run are found under the images that both share.
         link_earlier(samples, table, request.earlier)
     with engine.propagate_errors():
         inspection = Inspection()
@@ -233,6 +235,7 @@ def _inspect(
             "without --strict, which leaves them out and lists all of them in bad_images.csv"
         )
     inspection = inspect(table, console)
+    # Written before the refusals, so that the user can look the findings up.
     folder.write_check(inspection)
     if inspection.leaked and strict:
         counts = " and ".join(f"{len(copies)} {split}" for split, copies in inspection.leaked.items())

@@ -97,6 +97,7 @@ def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
     The rate is a continuous function of the losses, because their last digits depend on the processor: thresholds are
     ramps, and steps are counted by how far they are below one.
     """
+    # From the first infinite loss on, everything is meaningless.
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite == 0:
         raise JobError(
@@ -106,7 +107,9 @@ def choose(rates: np.ndarray, losses: list[float]) -> RangeTest:
     measured, tried = np.array(losses[:finite]), rates[:finite]
     smoothed = smooth(measured)
     share = 1 - smoothed.min() / smoothed[0]
+    # In decades above the lowest rate tried.
     safe = _last_harmless(smoothed, share) * _decades(tried) - math.log10(SAFETY)
+    # The bound is phased in with the fall of the loss, because a slight fall has no middle.
     bound = min(0.0, _half_fallen(smoothed) * _decades(tried) - safe) * ramp(share, FELL / 2, 5 / 2 * FELL)
     reason = "a tenth of the largest rate at which the loss did not rise"
     if bound < 0:

@@ -28,6 +28,7 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
     if recipe is None:  # the images choose the recipe, so the table is opened first
         table = open_table(request)
         choice = choose_recipe(table, overrides, weights_at_hand())
+        # What the user sets wins over what was chosen.
         recipe, overrides = choice.recipe, choice.settings | overrides
         console.say(f"recipe    {recipe}: {choice.reason}")
     elif overrides.get("model.weights") is not None:
@@ -63,6 +64,7 @@ def open_split(table: Table, recipe: Recipe, console: Console, trained: np.ndarr
     split = recipe.data.split
     for note in table.notes:
         console.say(f"data      {note}")
+    # Groups would silently have no effect, where the user counts on them.
     if split.groups and not (table.split == "").any() and (len(table.where("valid")) or recipe.data.valid == "test"):
         raise UserError(
             f"{table.source}: data.split.groups = {split.groups!r} has no effect, because the source defines its own "
@@ -93,6 +95,7 @@ def _overrides(request: Request) -> dict[str, Any]:
         overrides.setdefault("model.weights", "none")
     elif model is not None and library_of(model) is not None:
         weights = request.weights or overrides.get("model.weights") or "pretrained"
+        # The size must suit the weights, unless the user sets another.
         size = _image_size(model, weights, overrides)
         overrides = {"model.arguments": {}, "model.head": None} | size | overrides
     if request.weights is not None:

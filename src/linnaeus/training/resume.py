@@ -25,11 +25,13 @@ def complete(request: Request) -> Request:
     if not request.resume or isinstance(request.source, Table):
         return request
     out, folder = request.out, Path(request.source)
+    # A folder of images may hold a file recipe.toml too, so two files are required.
     source_is_run = is_in_progress(folder) or ((folder / RECIPE).is_file() and (folder / SPLIT).is_file())
     if source_is_run:
         if out is not None and out.resolve() != folder.resolve():
             raise UserError(f"{folder}: this run folder is resumed in place; leave out --out {out}")
         out = folder
+    # Without this, --resume with another source would return the figures of the old one.
     if out is not None and not source_is_run:
         _refuse_finished_run_of_another_source(out, str(request.source))
     identity = None if out is None else Identity.read(out / CHECKPOINT)

@@ -118,6 +118,7 @@ def _train(request: Request, session: Session, trial: Observer | None) -> Run:
         run = engine.broadcast(lambda: _read_finished(plan.path))
         say_figures(run.figures, [], console)
         return run
+    # The precision is part of the recipe, which is only known now.
     if plan.recipe.precision != "auto":
         engine = Engine(request.device, plan.recipe.precision)
     prepared = prepare(plan, session.workspace, engine, console)
@@ -133,6 +134,7 @@ def _train(request: Request, session: Session, trial: Observer | None) -> Run:
         ending = _run_phases(prepared, recorder, session, checkpoints, checkpoint)
         run = finalize(prepared, recorder, ending)
         tracking.finish(run.figures, ending.interrupted)
+    # An interrupted run stays open, so that it can be resumed.
     if not ending.interrupted and engine.is_main:
         prepared.folder.close()
     return run
@@ -238,8 +240,10 @@ def _errors_explained(workspace: Workspace) -> Iterator[None]:
             raise StoppedError(f"stopped by SIGTERM; {workspace.advice()}") from None
         if isinstance(error, OSError):
             raise DiskError(f"{explained(error)}; {workspace.advice()}") from error
+        # The CPU allocator raises a plain RuntimeError.
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise JobError(f"out of memory; {workspace.advice()}") from None
+        # The first sign of a dead process is a broken connection in some collective operation.
         if isinstance(error, RuntimeError) and process_info().world_size > 1 and is_connection_error(error):
             raise LostError(f"another process of this run has ended; {workspace.advice()}") from error
         raise

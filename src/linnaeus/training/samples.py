@@ -31,6 +31,7 @@ def load_samples(
     unreadable: list[tuple[str, str]] = []
     images = HashedImages(table, default_cache())
     evaluation = preprocessing.row_spec
+    # Training rows may be larger than those of evaluation, so that crops have room.
     training = replace(evaluation, size=recipe.data.train_resize or evaluation.size)
     for split in SPLITS:
         indices = table.where(split)
@@ -53,6 +54,7 @@ def load_samples(
             f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}{many}; bad_images.csv lists all"
         )
     n = len(table.classes)
+    # An image is missed only where its class has no other one.
     missing = np.flatnonzero((class_counts(samples["train"].labels, n) == 0) & (class_counts(table.labels, n) > 0))
     if len(missing):
         names = ", ".join(table.names[i] for i in missing)
@@ -76,6 +78,7 @@ def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Prepr
     """`normalise = "data"`: the preprocessing with mean and standard deviation of the training pixels, by channel."""
     channels = preprocessing.channels
     count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    # In batches, because all pixels may exceed the memory.
     for start in range(0, len(train), 256):
         pixels, shapes = train.rows.gather(np.arange(start, min(start + 256, len(train))))
         for row, (height, width) in zip(pixels, shapes, strict=True):
@@ -84,6 +87,7 @@ def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Prepr
             total += values.sum(0)
             squares += (values**2).sum(0)
     mean = total / count
+    # A lower bound: images of one color have no deviation to divide by.
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
     return replace(
         preprocessing,

@@ -42,6 +42,7 @@ class Schedule:
         self.optimizer, self.spec, self.per_epoch, self.epochs = optimizer, phase.schedule, per_epoch, phase.epochs
         self.base = [group["lr"] for group in optimizer.param_groups]
         self.plateau = None
+        # A plateau reacts to measured values; the other schedules are functions of the step.
         if isinstance(self.spec, Plateau):
             self.plateau = ReduceLROnPlateau(
                 optimizer,

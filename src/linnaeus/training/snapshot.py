@@ -82,6 +82,7 @@ class FitState:
         if self.average is not None:
             tensors |= _add_prefix("average", self.average.model.state_dict())
             numbers["averaged"] = self.average.steps
+        # By position: parameters have no names in an optimizer.
         for i, parameter in enumerate(self._parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):

@@ -105,6 +105,7 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
     batches = Batches(stored, labels, batch=BATCH, views=views, device=engine.device)
     done = 0
     with console.progress("features") as advance:
+        # View after view, as the folds above repeat.
         for view in range(views):
             for batch in batches.epoch(view):
                 part = run.train.prepare(batch, view)

@@ -107,6 +107,7 @@ def _recipe(path: Path, purpose: str) -> Recipe:
             f"{path}: phase {trained[0]} trained its network by gradient descent, and its features depend on every "
             f"training image, so {purpose}; change the images, and use `linnaeus train`"
         )
+    # split.csv already holds the groups and the split, so the recipe must not draw them again.
     split = recipe.data.split.model_copy(update={"groups": None})
     data = recipe.data.model_copy(update={"train": None, "valid": None, "test": None, "split": split})
     return recipe.model_copy(update={"data": data})

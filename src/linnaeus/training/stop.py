@@ -40,6 +40,7 @@ class StopSignals:
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A program that handles the signal itself keeps doing so.
         unhandled = [number for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)]
         for number in unhandled:
             signal.signal(number, self._handle)

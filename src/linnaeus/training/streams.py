@@ -165,6 +165,7 @@ class Streams:
         """Training batches over `rows`, shuffled, or drawn so that classes are equally frequent."""
         weights = None
         if phase.sampling == "balanced":
+            # Each class gets the same total probability.
             counts = np.bincount(self.train.labels)
             weights = 1 / counts[self.train.labels]
             weights /= weights.sum()
@@ -201,6 +202,7 @@ class Streams:
         """Stored activations of the training images, or of `views` augmented versions of each."""
         phase, views = self.phases[number], self.phases[number].views or 1
         kind = (phase.augment, phase.views)
+        # Phases with the same augmentation share a store.
         cuts = self._cuts(number, cut, lambda other: (other.augment, other.views) == kind)
         # Part of the key of the store: training rows may have another size than evaluation rows.
         variant: dict[str, Any] = {"trained": True}
@@ -213,6 +215,7 @@ class Streams:
             samples = Samples(Subset(self.train.rows, repeated), labels, earlier=earlier)
         label = f"training, {views} views" if phase.views else "training"
         rows = self._store(cuts, samples, _Views(partial(augmented, self._augment(phase)), views), label, variant)
+        # The store would not fit: the frozen part then runs in each epoch.
         if rows is None:
             return self._fresh_activations(phase, cut)
         return Stream(self._train_batches(phase, rows, views), lambda batch, epoch: stored(batch))

@@ -27,6 +27,7 @@ def for_task(recipe: Recipe, table: Table, console: Console) -> Recipe:
         f"{len(table):,} images have none"
     )
     update = {"data": recipe.data.model_copy(update={"task": "multi-label"})}
+    # With several labels there is no single right class to be accurate about.
     if recipe.best == "accuracy":
         console.say("best      map, the mean average precision, since an image may have several labels")
         return recipe.model_copy(update=update | {"best": "map"})

@@ -49,6 +49,7 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
     chosen = balanced_sample(samples.labels, SAMPLE)
     labels = samples.labels[chosen]
     stored = streams.head_features()
+    # All ranks must take the same path, or one would wait for a collective that never comes.
     if all(engine.all_gather(stored is not None)):
         assert stored is not None
         rows, _ = stored.gather(chosen * (len(stored) // len(samples)))  # the first view of each image
