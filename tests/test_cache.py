@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_line_and_no_half_store(cache: Cache, number: int):
 def test_too_little_disk_is_reported_before_the_work(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     build(cache, A)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=64 << 20))
-    with pytest.raises(UserError, match="too full"):
+    with pytest.raises(UserError, match="no room"):
         cache.room(B, 5 * MB)
     assert cache.find(A) is not None
 

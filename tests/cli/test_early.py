@@ -82,7 +82,7 @@ TRAIN = {
     "option that is not needed": ("images --workers 4", "no number of workers is needed"),
     "key of another tool": ("images --set learning_rate=1e-3", "learning_rate: unknown key (did you mean lr?)"),
     "value that only some recipes take": ("images --set lr=abc", "phase.1.lr = 'abc': expected a number above 0"),
-    "rate": ("images --lr fast", "fast: expected a number above 0, auto, or one for each phase"),
+    "rate": ("images --lr fast", "fast: expected a number above 0, auto, or one value per phase"),
     "rates": ("images --recipe r.toml --lr 1e-3,1e-4", "has 1 phase(s) that use it; give one value, or one for each"),
     "ambiguous key": ("images --set head=auto", "--set head: write phase.1.head or model.head"),
 }

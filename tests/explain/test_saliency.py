@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from tiny import mini, samples, write_images, write_tiny_model
 from torch import Tensor, nn
 
@@ -26,8 +28,6 @@ from linnaeus.explain.saliency import (
     integrated_gradients,
     map_sizes,
     occlusion,
-    rank_correlation,
-    sanity,
 )
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.models import Network, create, wrap
@@ -206,31 +206,41 @@ def test_which_stage_is_drawn():
         choose_stages(one_piece, 28)
 
 
+def randomized(network: Network, maps_of: Callable[[Network], np.ndarray], seed: int = 0) -> dict[str, float]:
+    """Stage down to which the weights are shuffled -> mean rank correlation of the maps with those of the network.
+
+    Adebayo et al. 2018, arXiv:1810.03292, section 3.1. Shuffling within each tensor keeps the scale of the activations.
+    """
+    before, twin = maps_of(network), copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(seed)
+    correlations = {}
+    for stage in reversed(network.stages):
+        with torch.no_grad():
+            for name, weights in twin.named_parameters():
+                if twin.stage_of(name) == stage:
+                    order = torch.randperm(weights.numel(), generator=generator)
+                    weights.copy_(weights.flatten()[order].view_as(weights))
+        pairs = zip(before, maps_of(twin), strict=True)
+        ranks = [spearmanr(a, b, axis=None).statistic for a, b in pairs]
+        correlations[stage] = float(np.nan_to_num(ranks).mean())  # a constant map, NaN, shows nothing of the network
+    return correlations
+
+
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
 def test_random_weights_give_other_maps(trained: Network):
-    """Adebayo et al. 2018: with random weights little remains of the map. The check itself changes no weights."""
+    """With random weights little remains of the map."""
     x, y, _ = stripes(8, 7)
 
     def maps_of(network: Network) -> np.ndarray:
         return grad_cam(network, x, y, ("relu3",))["relu3"]
 
-    before = copy.deepcopy(trained.state_dict())
-    found = [sanity(trained, maps_of, seed) for seed in range(4)]
+    found = [randomized(trained, maps_of, seed) for seed in range(4)]
     assert list(found[0]) == list(reversed(trained.stages))
     assert np.mean([each["fc"] for each in found]) < 0.6  # the head alone
     assert abs(np.mean([each["conv1"] for each in found])) < 0.3  # everything
     assert found[0]["flat"] == found[0]["fc"]  # no weights there
-    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
-    image_only = sanity(trained, lambda network: x[:, 0].numpy())
+    image_only = randomized(trained, lambda network: x[:, 0].numpy())
     assert min(image_only.values()) == pytest.approx(1)  # a map that ignores the weights fails the check
-
-
-def test_ranks_correlate_as_in_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = generator.integers(0, 6, (2, 40)).astype(float)
-        assert rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
-    assert rank_correlation(np.zeros(5), np.arange(5.0)) == 0
 
 
 def test_occlusion_is_what_covering_costs(trained: Network):

@@ -177,7 +177,7 @@ def test_it_runs_as_a_frozen_part_and_trains_nothing(tmp_path: Path):
     for train in (["all"], ["body"], ["body", "head"]):
         with pytest.raises(UserError, match=r"cannot be trained; use train = \['head'\]"):
             training_stages(model, train)
-    refused(lambda: model(images().requires_grad_()), "has no gradients for its images; use --method occlusion")
+    refused(lambda: model(images().requires_grad_()), "has no gradients; use --method occlusion")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_what_is_refused_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         network(good)(torch.zeros(1, 3, 32, 32))
     monkeypatch.setattr(onnx_features, "MOST_BYTES", 100)
     good.touch()
-    refused(lambda: network(good), "the model file would hold all of it; at most")
+    refused(lambda: network(good), "which the model file would have to hold; the limit is")
 
 
 def test_a_graph_in_a_model_file_reads_no_other_files(tmp_path: Path):

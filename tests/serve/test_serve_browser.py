@@ -233,6 +233,8 @@ def test_the_language_can_be_switched_and_is_remembered(open_page: Open):
     assert page.locator("#drop-h").inner_text() == ZH["drop"]
     assert page.get_by_role("button", name=ZH["heat"]).count() == 1, "answers are translated too"
     assert ZH["lead_plain"].format(classes=3) in page.locator("#lead").inner_text()
+    shown = page.evaluate("async () => (await import('/i18n.js')).percent(0.934)")
+    assert shown == "93.4%", "Chinese text has no space before a percent sign"
     page.reload()
     assert wait_for_model(page).locator("#drop-h").inner_text() == ZH["drop"]
     other = wait_for_model(open_page(locale="zh-CN"))

@@ -393,7 +393,7 @@ def test_a_full_disk_is_one_line(table: Images, cache: Cache):
 
 def test_too_little_disk_leaves_nothing(table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Cache, "_free", lambda self: 1000)
-    with pytest.raises(UserError, match="too full"):
+    with pytest.raises(UserError, match="no room"):
         build_pixels(table, np.arange(N), SPEC, cache=cache)
     assert cache.entries() == []
 

@@ -201,7 +201,7 @@ def test_images_of_no_class_are_measured_separately(run: Run, say, tmp_path: Pat
     outside = ("--outside", tmp_path / "far", "--outside", tmp_path / "same")
     said = say("evaluate", run.path, source, *outside, "--json", result)
     assert said.status == 0, said.err
-    assert "40 images that belong to no class, against 60 known ones" in said.out
+    assert "40 images of none of the classes, against 60 known ones" in said.out
     assert "broken.png" in said.err
     far, same = json.loads(result.read_text())["outside"]
     assert far["scores"]["combined"]["auroc"] > 0.95 > same["scores"]["combined"]["auroc"]

@@ -122,7 +122,7 @@ def test_files_of_others_are_neither_replaced_nor_removed(page: Path, tmp_path: 
     classifier = load(page / "model.onnx")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("<h1>mine</h1>")
-    with pytest.raises(UserError, match="not of an exported page; give --out DIR"):
+    with pytest.raises(UserError, match="do not belong to an exported page; give --out DIR"):
         web.export_web(classifier, tmp_path / "site", "t", console=QUIET)
     assert (tmp_path / "site" / "index.html").read_text() == "<h1>mine</h1>"
     with pytest.raises(UserError, match="is a file; --to web writes a folder"):

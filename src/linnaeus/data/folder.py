@@ -51,38 +51,36 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
     scan = Scan(root)
     parts = _parts(scan, root)
     notes: list[str] = []
-    class_folders: list[tuple[str, str, list[str]]] = []  # split, class, images
+    contents: list[tuple[str, str, list[str]]] = []  # split, class, images
     for split, folder in parts.items():
         folders = [entry.name for entry in _entries(Scan(root), folder)[0]]
         refuse_detection(folder, folders)
         inner = {name: _inner(folder, name) for name in folders}
         refuse_parts(folder, [name for name in folders if inner[name] is not None], _known(inner))
         notes += layout_note(folder, folders, _known(inner))
-        class_folders += [(split, name, images) for name, images in _classes(scan, folder, split).items()]
-        if not any(images for part, _, images in class_folders if part == split):
+        contents += [(split, name, images) for name, images in _classes(scan, folder, split).items()]
+        if not any(images for part, _, images in contents if part == split):
             raise UserError(_nothing(scan, folder, split, path))
     learns = "train" if "train" in parts else ""
-    for split, name, images in class_folders:
+    for split, name, images in contents:
         if split == learns and not images:
             where = os.path.join(parts[split], name)  # noqa: PTH118
             if lenient:
                 scan.passed_over(where, "/")
                 continue
             raise UserError(f"{where}: class folder without images; add some, or remove the folder")
-    identities = natural_order(name for split, name, images in class_folders if images)
+    identities = natural_order(name for split, name, images in contents if images)
     shown = display_names(path, identities)
     position = {name: k for k, name in enumerate(shown.classes)}
-    class_folders = [part for part in class_folders if part[2]]
+    contents = [part for part in contents if part[2]]
     table = Table(
         source,
         "folder",
         shown.classes,
         shown.names,
-        np.repeat([position[name] for _, name, _ in class_folders], [len(images) for *_, images in class_folders]),
-        np.repeat(
-            np.array([split for split, *_ in class_folders], dtype="<U5"), [len(images) for *_, images in class_folders]
-        ),
-        paths=tuple(image for *_, images in class_folders for image in images),
+        np.repeat([position[name] for _, name, _ in contents], [len(images) for *_, images in contents]),
+        np.repeat(np.array([split for split, *_ in contents], dtype="<U5"), [len(images) for *_, images in contents]),
+        paths=tuple(image for *_, images in contents for image in images),
         ignored=tuple(sorted(scan.ignored)),
         root=root,
         spellings=spelling_variants(scan.written),

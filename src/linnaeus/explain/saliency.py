@@ -6,7 +6,6 @@ strong the support is, so the colors of two maps cannot be compared.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -240,41 +239,6 @@ CAPTUM: dict[str, Callable[[Network, Tensor, np.ndarray], np.ndarray]] = {
     "integrated-gradients": integrated_gradients,
 }
 METHODS = ("gradcam", *CAPTUM)
-
-
-def sanity(network: Network, maps_of: Callable[[Network], np.ndarray], seed: int = 0) -> dict[str, float]:
-    """Whether maps show the network and not just the image: how alike they stay while its weights are randomized.
-
-    From the head down, stage after stage loses what it learned (Adebayo et al. 2018, arXiv:1810.03292, section 3.1) and
-    `maps_of(network)` (N, H, W) is drawn anew. Returns, by the stage down to which all is random, the mean rank
-    correlation with the maps of the network itself: near 0 is good, near 1 means that the maps are of no use. Weights
-    are shuffled within each tensor and not drawn anew, which keeps their scale, so that deep networks do not overflow.
-    """
-    before, twin = maps_of(network), copy.deepcopy(network)
-    generator = torch.Generator().manual_seed(seed)
-    correlations = {}
-    for stage in reversed(network.stages):
-        with torch.no_grad():
-            for name, weights in twin.named_parameters():
-                if twin.stage_of(name) == stage:
-                    # Shuffled weights keep their distribution, so that activations stay in range.
-                    order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
-                    weights.copy_(weights.flatten()[order].view_as(weights))
-        correlations[stage] = float(
-            np.mean([rank_correlation(a, b) for a, b in zip(before, maps_of(twin), strict=True)])
-        )
-    return correlations
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's correlation of two arrays of one shape, -1..1, equal values sharing a rank; 0 if one is constant."""
-    ranks = []
-    for values in (a, b):
-        _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-        rank = (counts.cumsum() - (counts - 1) / 2)[which.ravel()]
-        ranks.append(rank - rank.mean())
-    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    return float(ranks[0] @ ranks[1] / scale) if scale else 0.0
 
 
 def require_captum() -> None:

@@ -17,8 +17,11 @@ Layout = Mapping[str, tuple[str, ...]]
 """Stage -> the parts of the body that it calls, in order."""
 
 
-def stage_calling(layout: Layout, path: str) -> str | None:
-    """The stage that calls the part of the body in which `path` lies; None if none does."""
+def stage_calling(layout: Layout, name: str) -> str | None:
+    """The stage of the parameter `name`: `head`, or the one that calls its part of the body; None if none does."""
+    if name.split(".", 1)[0] == "fc":
+        return "head"
+    path = name.removeprefix("body.")
     for stage, calls in layout.items():
         if any(path == call or path.startswith(f"{call}.") for call in calls):
             return stage

@@ -103,15 +103,12 @@ class TimmBackbone(Network):
 
     def stage_of(self, name: str) -> str:
         """'body.blocks.0.conv.weight' -> 'blocks.0'. What follows the last stage, such as a norm, belongs to it."""
-        if name.split(".", 1)[0] == "fc":
-            return "head"
-        path = name.removeprefix("body.")
-        if (stage := stage_calling(self._layout, path)) is not None:
+        if (stage := stage_calling(self._layout, name)) is not None:
             return stage
         # Position embeddings and class tokens are parameters of the network itself; they enter below the first block.
         first, last = next(iter(self._layout)), list(self._layout)[-1]
         parameters = dict(self.body.named_parameters(recurse=False))
-        return first if path in parameters and hasattr(self.body, "pos_embed") else last
+        return first if name.removeprefix("body.") in parameters and hasattr(self.body, "pos_embed") else last
 
     def modules_of(self, stage: str) -> list[nn.Module]:
         return modules_of_stage(self, stage)

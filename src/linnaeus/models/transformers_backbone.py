@@ -161,13 +161,10 @@ class TransformersBackbone(Network):
 
     def stage_of(self, name: str) -> str:
         """'body.encoder.layer.0.norm1.weight' -> 'blocks.0-2'. What follows the blocks belongs to the last stage."""
-        if name.split(".", 1)[0] == "fc":
-            return "head"
-        path = name.removeprefix("body.")
-        if (stage := stage_calling(self._layout, path)) is not None:
+        if (stage := stage_calling(self._layout, name)) is not None:
             return stage
         first, last = next(iter(self._layout)), list(self._layout)[-1]
-        return first if path.startswith("rope_embeddings") else last
+        return first if name.startswith("body.rope_embeddings") else last
 
     def modules_of(self, stage: str) -> list[nn.Module]:
         return modules_of_stage(self, stage)

@@ -18,10 +18,6 @@ from linnaeus.text import SafeCsvWriter, align, percent
 
 PROBE_JSON, PROBE_CSV, PROBE_PLOT = "probe.json", "probe.csv", "probe.png"
 FORMAT = 1
-HEADINGS = (
-    *("backbone", "accuracy", "95 % interval", "n", "p"),
-    *("parameters", "multiply-adds", "images/s", "model", "license"),
-)
 NESTED = ("mcnemar", "accuracy_ci95", "models", "weights")
 
 

@@ -116,7 +116,6 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         raise UserError(f"{table.source}: differs between the machines; copy the same files to all of them")
     earlier = engine.broadcast(lambda: _check_folder(request, identity, workspace, console))
     if earlier is not None:
-        # A resumed run keeps what was tuned when it began.
         identity.recipe, identity.tuned, identity.forgotten = earlier.recipe, earlier.tuned, earlier.forgotten
         recipe = earlier.tuned.apply(Recipe.model_validate(earlier.recipe))
     torch.manual_seed(recipe.seed)  # the initial weights of the network are drawn next
@@ -127,7 +126,6 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         lambda: load_samples(table, recipe, preprocessing, request.strict, console)
     )
     if request.earlier is not None:
-        # Activations of the earlier run are found under the images that both share.
         link_earlier(samples, table, request.earlier)
     with engine.propagate_errors():
         inspection = Inspection()

@@ -36,7 +36,7 @@ export function translatePage() {
 export function percent(p) {
   const format = new Intl.NumberFormat(tags[language], { minimumFractionDigits: 1, maximumFractionDigits: 1 });
   const text = p > 0 && p < 0.0005 ? `<${format.format(0.1)}` : p < 1 && p >= 0.9995 ? `>${format.format(99.9)}` : format.format(100 * p);
-  return `${text}\u202f%`;
+  return language === "zh" ? `${text}%` : `${text}\u202f%`;
 }
 export const formatCount = (n) => new Intl.NumberFormat(tags[language]).format(n);
 export const formatBytes = (n) =>
