@@ -97,7 +97,8 @@ def open_backbone(name: str | None, device: str) -> Backbone:
     interpolation = n["interpolation"] or "bilinear"
     preprocessing = Preprocessing(resize, size, "crop", interpolation, 3, tuple(n["mean"]), tuple(n["std"]))
     backbone = of_network(loaded.model, preprocessing, model, device)
-    backbone.model, backbone.weights, backbone.notes = model, weights, loaded.notes
+    backbone.model, backbone.weights = model, weights
+    backbone.notes = [note for note in loaded.notes if not note.startswith("new head")]  # which labelling does not use
     return backbone
 
 
