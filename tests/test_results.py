@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-BY_BENCHMARKS = ("speed", "label")
-"""Pages whose figures come from `benchmarks/`, not from an experiment with a JSON file."""
+BY_BENCHMARKS = ("speed", "label", "unknown")
+"""Pages whose figures come from `benchmarks/`, not from an experiment."""
 PAGES = sorted(page.stem for page in RESULTS.glob("*.md") if page.stem not in ("index", *BY_BENCHMARKS))
 
 SCRIPTS = sorted(file.stem for file in (ROOT / "experiments").glob("*.py") if file.stem != "common")
@@ -95,6 +95,21 @@ def test_backbones() -> None:
             low, high = row["accuracy_ci95"]
             expected = [f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(row["correct"])]
             assert (row["name"], expected) in rows, (source, row["name"])
+
+
+def test_unknown() -> None:
+    results, rows = figures("unknown"), list(cells("unknown"))
+    near, far = "4 classes held out, 1 round", ("mnist", "flowers16")
+    for source, outside in (("flowers16", "food10"), ("flowers16", near), far):
+        for name, row in results[source][outside].items():
+            low, high = row["auroc_ci95"]
+            share = f"{100 * row['let_through'] / row['unknown']:.1f} % ({row['let_through']:,})"
+            expected = [f"{row['auroc']:.4f}", f"{low:.4f} to {high:.4f}", share]
+            assert (name, expected) in [(first, rest[:3]) for first, rest in rows], (source, outside, name)
+    flowers = results["flowers16"]
+    assert flowers["food10"]["probability + distance"]["auroc"] >= 0.99
+    assert flowers["food10"]["probability + distance"]["let_through_share"] <= 0.02
+    assert flowers[near]["probability + distance"]["auroc"] >= 0.83
 
 
 @pytest.mark.parametrize("name", PAGES)
