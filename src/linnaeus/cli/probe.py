@@ -42,7 +42,7 @@ def probe(
     """
     early.check_device(device)
     early.check_source(source)
-    from linnaeus.probe.files import render
+    from linnaeus.probe.result_files import render
     from linnaeus.probe.run import probe as run_probe
 
     console = make_console(sys.stderr)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.data.ahead import Ahead
+from linnaeus.data.background import Ahead
 from linnaeus.data.order import chunks, order, part_of, repeats
 
 PLANNED_FROM = 4096

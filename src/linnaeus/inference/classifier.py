@@ -28,7 +28,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.decoding_ahead import decoded_batches
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.in_memory import expanded, is_folder, is_several
-from linnaeus.inference.measured import MeasuredFigures, MeasuredImages
+from linnaeus.inference.measured_images import MeasuredFigures, MeasuredImages
 from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite_scores

@@ -18,7 +18,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
-from linnaeus.inference.measured import MeasuredImages, figures_html
+from linnaeus.inference.measured_images import MeasuredImages, figures_html
 from linnaeus.inference.problems import folded
 from linnaeus.inference.runners import finite
 from linnaeus.inference.source import LabeledImages

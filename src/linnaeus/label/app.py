@@ -16,9 +16,9 @@ from linnaeus.data.class_names import printable
 from linnaeus.data.decode import UnreadableError
 from linnaeus.errors import UserError
 from linnaeus.label.acceptance import SURE
-from linnaeus.label.bodies import MAX_IMAGES, AnswerBody, ImagesBody, NameBody, NumberBody, read_body
 from linnaeus.label.journal import UNKNOWN
 from linnaeus.label.page import render_page
+from linnaeus.label.request_bodies import MAX_IMAGES, AnswerBody, ImagesBody, NameBody, NumberBody, read_body
 from linnaeus.label.state import LabelServer, card, describe
 from linnaeus.serve import pages
 from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_response

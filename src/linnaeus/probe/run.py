@@ -25,9 +25,9 @@ from linnaeus.models.weight_store import local_backbones
 from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
 from linnaeus.probe.comparison import Comparison, Failure, Result
 from linnaeus.probe.features import Cost, FeatureExtractor, StoredFeatures
-from linnaeus.probe.files import PROBE_JSON, write_results
 from linnaeus.probe.judging import Judge
 from linnaeus.probe.loading import load_backbone
+from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
 from linnaeus.stores import default_cache
 from linnaeus.training.choice import TRANSFER
