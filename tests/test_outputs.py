@@ -22,7 +22,7 @@ def test_predictions_do_not_replace_files_of_the_user(model: Path, tmp_path: Pat
         ("--out", notes, "already exists and is another kind of file"),
         ("--out", image, "unsupported format"),
         ("--out", tmp_path, "is a folder"),
-        ("--grid", image, "is one of the images"),
+        ("--grid", image, "exists and was not written by linnaeus"),
     ):
         said = say("predict", model, image, option, file, "--device", "cpu")
         assert said.status == 2
@@ -48,3 +48,42 @@ def test_exports_do_not_replace_files_of_the_user(model: Path, tmp_path: Path, s
     export = tmp_path / "model.onnx"
     export.write_bytes(b"an earlier export")
     assert say("export", model, "--to", "onnx", "--data", source, "--out", export).status == 0
+
+
+def test_no_command_replaces_a_file_of_a_run_or_a_page_of_the_user(model: Path, tmp_path: Path, say):
+    """A run is known by its recipe.toml; --json results, pages and grids may be written again elsewhere."""
+    source, run = write_images(tmp_path / "pictures", each=2), tmp_path / "run"
+    run.mkdir()
+    names = ("metrics.json", "report.html", "predictions.png", "recipe.toml", "model.safetensors")
+    for name in names:
+        (run / name).write_bytes(b"mine")
+    (tmp_path / "page.html").write_text("mine")
+    for command in (
+        ("evaluate", model, source, "--json", run / "metrics.json"),
+        ("check", source, "--json", run / "metrics.json"),
+        ("compare", run, run, "--json", run / "metrics.json"),
+        ("check", source, "--gallery", run / "report.html"),
+        ("predict", model, source, "--grid", run / "predictions.png"),
+        ("embed", model, source, "--out", run / "model.safetensors"),
+    ):
+        said = say(*command)
+        assert (said.status, "is a file of the run" in said.err) == (2, True), command
+    assert {(run / name).read_bytes() for name in names} == {b"mine"}
+    said = say("check", source, "--gallery", tmp_path / "page.html")
+    assert "exists and was not written by linnaeus" in said.err
+    for _ in range(2):
+        assert say("check", source, "--gallery", tmp_path / "new.html", "--json", tmp_path / "c.json").status < 2
+        assert say("predict", model, source, "--grid", tmp_path / "grid.png", "--device", "cpu").status == 0
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "parquet"])
+def test_features_replace_features_only(model: Path, tmp_path: Path, say, suffix: str):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    source, before, out = write_images(tmp_path / "pictures", each=1), model.read_bytes(), tmp_path / f"f.{suffix}"
+    for _ in range(2):
+        assert say("embed", model, source, "--out", out).status == 0
+    assert "already exists and is another kind of file" in say("embed", model, source, "--out", model).err
+    assert model.read_bytes() == before
+    out.write_bytes(before)
+    assert say("embed", model, source, "--out", out).status == 2

@@ -21,6 +21,7 @@ from linnaeus.cli.options import parse_settings
 from linnaeus.distributed.environment import process_info
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.files import disk_errors
+from linnaeus.runs import layout
 
 if TYPE_CHECKING:  # pydantic takes long to import
     from linnaeus.recipe import Recipe
@@ -38,6 +39,8 @@ OTHER_FORMATS = frozenset(
     )
 )  # fmt: skip
 """Suffixes of formats, by which another program would open a file."""
+MARKS = {".png": b"Matplotlib", ".html": b"<title>Data check of", ".htm": b"<title>Data check of"}
+"""What stands at the beginning of the images and pages that commands write."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -237,6 +240,7 @@ def check_new_folder(out: str) -> None:
 def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = ()) -> None:
     """Raise UserError or JobError if an output file cannot be written, or has the suffix of another format.
 
+    An existing file is replaced unless it belongs to a run, or is an image or a page that was not written here.
     `suffixes`: those of the formats that the option writes. Names without a suffix and devices are accepted.
     """
     if file is None:
@@ -249,6 +253,20 @@ def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = ()) 
         _check_writable(path, path)
     elif path.is_dir():
         raise UserError(f"{option} {file}: is a folder; give the name of a file")
+    elif path.is_file():
+        _refuse_to_replace(option, path)
+
+
+def _refuse_to_replace(option: str, path: Path) -> None:
+    """Raise UserError for an existing file that must not be lost."""
+    if path.name in layout.FILES and (path.parent / layout.RECIPE).is_file():
+        raise UserError(f"{option} {path}: is a file of the run {path.parent}; choose another name")
+    mark = MARKS.get(path.suffix.lower())
+    if mark is not None:
+        with disk_errors(path), path.open("rb") as file:
+            start = file.read(2000)
+        if start and mark not in start:
+            raise UserError(f"{option} {path}: exists and was not written by linnaeus; choose another name")
 
 
 def _check_writable(file: Path, named: Path) -> None:

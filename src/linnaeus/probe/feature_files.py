@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 from linnaeus.console import Advance
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError, did_you_mean
-from linnaeus.files import atomic
+from linnaeus.files import atomic, check_output
 from linnaeus.probe.features import StoredFeatures
 
 MOST_HEADER = 100_000_000
@@ -60,18 +61,34 @@ Writer = Callable[[Path, FeatureFile], None]
 
 
 def writer_of(path: Path) -> Writer:
-    """The function that writes the format of the path's suffix. Raises UserError without one, or without pyarrow."""
+    """The function that writes the format of the path's suffix.
+
+    Raises UserError without one, without pyarrow, and for an existing file that holds no features.
+    """
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise UserError(
             f"--out {path}: features are written as {', '.join(WRITERS)}{did_you_mean(suffix, WRITERS)}; change the "
             "name"
         )
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; give the name of a file")
+    check_output(path, _holds_features)
     if suffix == ".parquet":
         _pyarrow(path)
     return WRITERS[suffix]
+
+
+def _holds_features(path: Path) -> bool:
+    """Whether a file is one of those that are written here, and not a model, say, or a table of the user."""
+    with path.open("rb") as file:
+        head = file.read(200)
+        if head[:4] == b"PAR1":  # the schema is at the end, before its length
+            file.seek(-8, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-min(length + 8, path.stat().st_size), os.SEEK_END)
+            return b"features" in file.read(1000)
+    if head[:4] == b"PK\x03\x04":
+        return b"features.npy" in head
+    return head[8:].startswith(b'{"__metadata__": {"model": ')
 
 
 def _write_npz(path: Path, file: FeatureFile) -> None:

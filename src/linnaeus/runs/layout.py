@@ -41,3 +41,10 @@ IDENTITY = "run.json"
 """In the folder `checkpoint`: what the run is. It is written first of all files, and its removal ends the run."""
 MANIFEST = "checkpoint.json"
 """In the folder `checkpoint`: lists the files of the checkpoint, and is written last."""
+FILES = frozenset(
+    (
+        *(RECIPE, HISTORY, METRICS, EVALUATION, PREDICTIONS, CHECK, SPLIT, CHANGES, BAD_IMAGES, TRACKING, REPORT),
+        *(IDENTITY, MANIFEST, "model.safetensors", "curves.png", "predictions.png", "confusion.png"),
+    )
+)
+"""Names of the files that a run writes."""

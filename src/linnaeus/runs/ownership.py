@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from linnaeus.files import is_scratch, remove_scratch
-from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.runs import layout
 from linnaeus.runs.lock import LOCK
 
@@ -20,9 +19,6 @@ _REMAIN = re.compile(r"\.(?P<stem>.+)-[a-z0-9_]{8}(?P<suffix>\.[a-z]+)")
 """Temporary files of earlier versions, which wrote `name.suffix` as `.name-XXXXXXXX.suffix`."""
 _SAFETENSORS_REMAIN = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 """Temporary files of the safetensors library."""
-_WRITTEN_BY_RUNS = frozenset(
-    value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str) and "." in value
-) | {MODEL, "curves.png", "predictions.png", "confusion.png"}
 
 
 def is_in_progress(folder: Path) -> bool:
@@ -64,7 +60,7 @@ def remove_remains(folder: Path, *, alone: bool = False) -> None:
 def _is_remain(path: Path) -> bool:
     if match := _REMAIN.fullmatch(path.name):
         name = match["stem"] + match["suffix"]
-        return name in _WRITTEN_BY_RUNS or CHECKPOINT_FILE.fullmatch(name) is not None
+        return name in layout.FILES or CHECKPOINT_FILE.fullmatch(name) is not None
     if not _SAFETENSORS_REMAIN.fullmatch(path.name):
         return False
     with path.open("rb") as file:  # other programs use such names too
