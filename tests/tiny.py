@@ -152,6 +152,27 @@ EVERYTHING = {
 """A calibration that changes no answer."""
 
 
+LABELS: dict[str, Any] = {
+    "split": "valid",
+    "n": 40,
+    "precision": None,
+    "labels": [{"scale": 1.0, "offset": 0.0, "threshold": threshold} for threshold in (0.5, 0.2, None)],
+}
+"""Calibration of a model that gives images several labels; the last one never."""
+
+
+def write_label_model(path: Path, calibration: dict[str, Any] | None = LABELS) -> Path:
+    """Write a model file of a random network that gives images none to three labels."""
+    network = mini()
+    torch.nn.init.normal_(network.get_parameter("fc.weight"))
+    classes = ("0", "1", "2")
+    names = tuple(f"name of {name}" for name in classes)
+    metrics = {"test": {"n": 30, "labels": 3, "map": 0.875, "macro_f1": 0.75, "subset_accuracy": 0.5}}
+    about = ModelFile(network.arch, classes, names, GRAY, calibration, metrics=metrics, task="multi-label")
+    write_model(path, network.state_dict(), about)
+    return path
+
+
 def write_tiny_model(path: Path, model: nn.Module | None = None, classes: tuple[str, ...] = ("0", "1", "2")) -> Path:
     """Write a model file of a mini_resnet for these images, untrained unless `model` is given; it answers all."""
     network = model if isinstance(model, Network) else mini(len(classes))

@@ -195,7 +195,7 @@ class NoNetwork:
     """The runner of an export: it predicts, but has no network to look into."""
 
     def __init__(self, run: Any):
-        self._run, self.device = run, run.device
+        self._run, self.device, self.has_distance = run, run.device, run.has_distance
 
     def __call__(self, images: Any) -> Any:
         return self._run(images)

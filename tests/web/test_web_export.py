@@ -149,10 +149,6 @@ def test_what_cannot_be_a_page_is_refused_before_anything_is_fetched(
     assert (said.status, said.err.count("\n")) == (2, 1)
     said = say("export", model, "--to", "web", "--agree", "0.9")
     assert (said.status, said.err.count("\n")) == (2, 1)
-    classifier = load(model)
-    classifier.several = True
-    with pytest.raises(UserError, match="several labels"):
-        web.export_web(classifier, tmp_path / "web", "t", console=QUIET)
 
 
 def test_the_thresholds_of_unknown_images_are_in_the_description(page: Path):

@@ -182,7 +182,6 @@ def _load_service(
     file = chosen_model(model, device, code, use, console)
     console.say(f"loading   {file}")
     classifier = load_model(file, device, code)
-    classifier.require_one_label("serve")
     original = None
     if Path(model).is_dir() and classifier.path.name != MODEL:
         original = load_model(str(classifier.path.parent / MODEL), device, None)

@@ -117,7 +117,12 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
     )
     async def predict(
         request: Request,
-        top: Annotated[int, Query(ge=1, le=MAX_TOP, description="number of classes")] = 5,
+        top: Annotated[
+            int | None,
+            Query(
+                ge=1, le=MAX_TOP, description="number of classes; by default 5, or all if images have several labels"
+            ),
+        ] = None,
         explain: Annotated[bool, Query(description="add a heat map and similar training images")] = False,
     ) -> Response:
         """Predictions in the order of the images, as JSON, or as JSON lines with Accept: application/x-ndjson.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from linnaeus.data.encode import data_uri, to_pillow
 from linnaeus.errors import UserError
-from linnaeus.explain.saliency import choose_stages, explain
+from linnaeus.explain.saliency import Explanation, choose_stages, explain
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.report.heat_maps import overlay
 from linnaeus.serve.admission import Admission
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from linnaeus.explain.neighbors import Gallery, Neighbor
 
 NEIGHBORS = 5
+MAPS = 6  # labels of an image that get a heat map, the most probable first
 THUMBNAIL = 112  # longest side of a similar image, in pixels
 Run = Callable[[Callable[[], dict[str, Any]]], Awaitable[dict[str, Any]]]
 
@@ -44,17 +45,26 @@ class Explainer:
     def _explain(self, prediction: Prediction) -> dict[str, Any]:
         record: dict[str, Any] = {}
         if self.stages:
-            (e,) = explain(self.classifier, [prediction], stages=self.stages)
-            assert prediction.image is not None
-            explained = {"class": prediction.classes[e.target], "name": e.name, "probability": e.probability}
-            heat_map = data_uri(to_pillow(overlay(prediction.image, e.maps[self.stages[0]])), "PNG")
-            record |= {"explained": explained, "stage": self.stages[0], "heat_map": heat_map}
+            targets = prediction.given[:MAPS] or [prediction.index]
+            found = explain(self.classifier, [prediction] * len(targets), target=targets, stages=self.stages)
+            maps = [self._map(explanation) for explanation in found]
+            record |= {**maps[0], "stage": self.stages[0]}
+            if self.classifier.several:
+                record["maps"] = maps
         if self.gallery is not None:
             # Without the client's name: the gallery would check whether that path is one of its own files.
             p = prediction
             anonymous = Prediction("", p.classes, p.names, p.probabilities, image=p.image)
             record["like"] = [_similar_image(n) for n in self.gallery.nearest(anonymous, NEIGHBORS)]
         return record
+
+    def _map(self, explanation: Explanation) -> dict[str, Any]:
+        """JSON of the heat map of one class."""
+        prediction, target = explanation.prediction, explanation.target
+        assert prediction.image is not None
+        heat_map = data_uri(to_pillow(overlay(prediction.image, explanation.maps[self.stages[0]])), "PNG")
+        explained = {"class": prediction.classes[target], "name": explanation.name}
+        return {"explained": explained | {"probability": explanation.probability}, "heat_map": heat_map}
 
 
 def _heat_map_stages(classifier: Classifier) -> tuple[str, ...]:

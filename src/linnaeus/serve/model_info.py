@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from linnaeus.data.formats import formats
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
+from linnaeus.metrics.label_calibration import NEVER
 
 if TYPE_CHECKING:
     from linnaeus.serve.service import Service
@@ -43,12 +44,14 @@ def describe_classifier(classifier: Classifier, name: str) -> dict[str, Any]:
         "kind": run.kind if isinstance(run, OnnxRunner) else "torch",
         "agreement": asdict(run.agreement) if isinstance(run, OnnxRunner) and run.agreement else None,
         "network": about.arch["name"],
+        "task": "multi-label" if classifier.several else "single-label",
         "classes": [
             {"class": label, "name": shown} for label, shown in zip(classifier.classes, classifier.names, strict=True)
         ],
         "preprocessing": classifier.preprocessing.to_dict(),
-        "calibrated": calibration is not None,
+        "calibrated": (calibration or classifier.label_calibration) is not None,
         "threshold": classifier.threshold,
+        "thresholds": _label_thresholds(classifier),
         "notice": classifier.notice,
         "rule": None if calibration is None else str(calibration.rule),
         "answers": "all" if calibration is None else calibration.rule.answers,
@@ -57,3 +60,10 @@ def describe_classifier(classifier: Classifier, name: str) -> dict[str, Any]:
         "recipe": {key: about.recipe[key] for key in ("name",) if key in about.recipe},
         "versions": about.versions,
     }
+
+
+def _label_thresholds(classifier: Classifier) -> list[float | None] | None:
+    """The probability from which on each label is given, None for a label that never is; None without several."""
+    if classifier.thresholds is None:
+        return None
+    return [threshold if threshold < NEVER else None for threshold in classifier.thresholds.tolist()]

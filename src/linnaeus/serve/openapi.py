@@ -35,6 +35,13 @@ class SimilarImage(BaseModel):
     picture: str = Field(description="thumbnail as a data: URL")
 
 
+class LabelMap(BaseModel):
+    """Where the network sees a label."""
+
+    explained: ClassProbability
+    heat_map: str = Field(description="image with heat map, PNG as a data: URL")
+
+
 class Prediction(BaseModel):
     """The prediction for one image, as printed by `linnaeus predict --format jsonl`; the rest with ?explain=1."""
 
@@ -46,9 +53,15 @@ class Prediction(BaseModel):
     )
     distance: float | None = Field(default=None, description="cosine distance from the training images, 0 to 2")
     error: str | None = Field(description="why the image could not be read")
+    labels: list[str] | None = Field(
+        default=None, description="labels that the image is given, of a model that gives images several, or none"
+    )
     explained: ClassProbability | None = Field(default=None, description="class that the heat map explains")
     stage: str | None = Field(default=None, description="stage of the network used for the heat map")
     heat_map: str | None = Field(default=None, description="image with heat map, PNG as a data: URL")
+    maps: list[LabelMap] | None = Field(
+        default=None, description="a heat map for each label, or for the most probable one where there is none"
+    )
     like: list[SimilarImage] | None = Field(default=None, description="most similar training images")
 
 

@@ -23,6 +23,7 @@ from linnaeus.serve.metrics import Metrics
 from linnaeus.serve.score_metrics import ScoreMetrics
 from linnaeus.serve.uploads import Upload
 
+TOP = 5  # classes, unless a client asks for another number
 AT_ONCE = 8  # images of a request that are in work; the others wait, so that requests take turns
 
 
@@ -78,14 +79,17 @@ class Service:
         self._decoders.stop()
 
     async def predict(
-        self, uploads: Sequence[Upload], top: int, with_explanation: bool, client: str = ""
+        self, uploads: Sequence[Upload], top: int | None, with_explanation: bool, client: str = ""
     ) -> list[Result]:
         """Results in the order of the images. An unreadable image gets an `error`; the others are answered.
+
+        `top`: number of classes; by default five, or all where images have several labels, as with `linnaeus predict`.
 
         Cancelling the task stops all work that has not started. Raises RefusedError if the queue is full.
         """
         # A request of many images must not occupy all decoders.
         n, slots = len(uploads), asyncio.Semaphore(AT_ONCE)
+        top = top or (len(self.classifier.classes) if self.classifier.several else TOP)
         with ExitStack() as admitted:
             # Both admissions before any work: a request is refused at once or answered in full.
             admitted.enter_context(self.batcher.admission.admit(n, client))

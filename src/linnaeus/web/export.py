@@ -65,7 +65,6 @@ def export_web(
     and the result of the gate, None for an ONNX file. Raises UserError, before the comparison, where the folder holds
     something else, ONNX Runtime cannot be fetched, or the page cannot show the model's answers.
     """
-    classifier.require_one_label("export --to web")
     check_folder(out)
     runtime = read_runtime(console)
     if isinstance(classifier.run, OnnxRunner):

@@ -2,6 +2,7 @@
 import { percent, t } from "./i18n.js";
 
 const THUMBNAIL = 448; // pixels of the short side: twice the displayed size, for high-density screens
+const SHOWN = 5; // classes of an answer
 const TINY = 96; // pixels; smaller images are enlarged without smoothing
 
 // createElement("p", {class: "small"}, "text", child, …)
@@ -50,7 +51,7 @@ export function createThumbnail(file) {
 export function drawItem(item, actions) {
   const { element, thumbnail, answer } = item;
   thumbnail.setAttribute("aria-label", t("image_alt", { path: item.path }));
-  const image = item.showHeat && answer.heat_map
+  const image = item.showHeat && answer.heat_map && !answer.labels
     ? createElement("img", { src: answer.heat_map, alt: t("heat_alt", { path: item.path, name: answer.explained.name }) })
     : thumbnail;
   // Redrawing replaces the buttons: the keyboard focus must move to the new one.
@@ -74,26 +75,50 @@ function content(item, actions) {
     return [createElement("p", { class: "error" }, item.reason()),
       item.retryable ? createElement("p", { class: "buttons" }, createElement("button", { type: "button", "data-action": "retry", onclick: actions.retry }, t("retry"))) : null];
   }
-  const { top, unsure, unknown } = item.answer;
-  const headline = unsure || unknown
+  const { top, unsure, unknown, labels } = item.answer;
+  const headline = labels
+    ? [createElement("b", {}, answerText(item.answer)), null]
+    : unsure || unknown
     ? [createElement("b", {}, t(unknown ? "unknown" : "unsure")), createElement("span", { class: "muted" }, t("unsure_of", { name: top[0].name }))]
     : [createElement("b", {}, top[0].name), createElement("span", { class: "number muted" }, percent(top[0].probability))];
   return [
     createElement("p", { class: "headline" }, headline[0], " ", headline[1]),
-    createElement("ol", { class: "bars" }, ...top.map(bar)),
+    createElement("ol", { class: labels ? "bars labels" : "bars" }, ...shownClasses(item.answer).map((entry) => bar(entry, labels?.includes(entry.class)))),
     actions.explains ? createElement("p", { class: "buttons" }, createElement("button", {
       type: "button", "data-action": "heat", "aria-pressed": String(item.showHeat), "aria-busy": String(item.explaining),
       onclick: actions.heat,
     }, t("heat"))) : null,
-    item.showHeat && item.answer.explained ? createElement("p", { class: "small" }, t("heat_note", { name: item.answer.explained.name })) : null,
+    item.showHeat && item.answer.explained && !labels ? createElement("p", { class: "small" }, t("heat_note", { name: item.answer.explained.name })) : null,
+    item.showHeat && item.answer.maps?.length ? labelMaps(item) : null,
     item.showHeat && item.answer.like ? similarImages(item.answer.like) : null,
   ];
 }
 
-function bar({ name, probability }) {
+// The classes of an answer as text: one, or with several labels all that the image is given.
+export function answerText({ top, labels }) {
+  if (!labels) return top[0].name;
+  return top.filter((entry) => labels.includes(entry.class)).map((entry) => entry.name).join(", ") || t("no_label");
+}
+
+// Five classes, or with several labels those that are given and the next ones. `top` begins with the most probable.
+function shownClasses({ top, labels }) {
+  if (!labels) return top;
+  const given = top.filter((entry) => labels.includes(entry.class));
+  const others = top.filter((entry) => !labels.includes(entry.class));
+  return [...given, ...others.slice(0, Math.max(SHOWN - given.length, 2))];
+}
+
+// A heat map for each label that the image is given.
+function labelMaps({ path, answer }) {
+  return createElement("div", { class: "similar maps" }, createElement("p", { class: "small" }, t("heat_note_labels")),
+    createElement("ul", {}, ...answer.maps.map(({ explained: { name }, heat_map }) =>
+      createElement("li", {}, createElement("img", { src: heat_map, alt: t("heat_alt", { path, name }) }), createElement("span", { class: "small" }, name)))));
+}
+
+function bar({ name, probability }, given = false) {
   const fill = createElement("i");
   fill.style.width = `${100 * probability}%`;
-  return createElement("li", {}, createElement("span", { class: "name" }, name), createElement("span", { class: "number" }, percent(probability)),
+  return createElement("li", { class: given ? "given" : null }, createElement("span", { class: "name" }, name), createElement("span", { class: "number" }, percent(probability)),
     createElement("span", { class: "track", "aria-hidden": "true" }, fill));
 }
 

@@ -1,5 +1,5 @@
 // The page: collects images, requests predictions, and shows them with a description of the model.
-import { createElement, createThumbnail, drawItem } from "./answers.js";
+import { answerText, createElement, createThumbnail, drawItem } from "./answers.js";
 import { droppedFiles, isReadable } from "./files.js";
 import { formatBytes, formatCount, otherLanguage, percent, setLanguage, t, translatePage } from "./i18n.js";
 import { enqueue, handlers, retryNow } from "./queue.js";
@@ -50,8 +50,9 @@ async function requestAnswer(item) {
   if (answer && answer.error === null) {
     item.answer = answer;
     setState(item, answer.unknown || answer.unsure ? "unsure" : "answered");
-    const { name, probability } = answer.top[0];
-    announce(t(answer.unknown ? "announce_unknown" : answer.unsure ? "announce_unsure" : "announce", { path: item.path, name, probability: percent(probability) }));
+    const [{ name, probability }] = answer.top;
+    if (answer.labels) announce(t("announce_labels", { path: item.path, labels: answerText(answer) }));
+    else announce(t(answer.unknown ? "announce_unknown" : answer.unsure ? "announce_unsure" : "announce", { path: item.path, name, probability: percent(probability) }));
   } else {
     const reason = answer?.error ?? response.body.error ?? String(response.status);
     item.retryable = response.status >= 500 || response.status === 408;
@@ -164,14 +165,21 @@ async function loadModel() {
 function describeModel() {
   if (!model) return;
   $("name").textContent = document.title = model.name;
-  const splits = Object.entries(model.metrics).filter(([, metrics]) => metrics?.n && metrics.accuracy_ci95);
+  const several = model.task === "multi-label";
+  const splits = Object.entries(model.metrics).filter(([, metrics]) => metrics?.n && (several ? "map" in metrics : metrics.accuracy_ci95));
   const [split, last] = splits.at(-1) ?? []; // test comes after validation
   const classes = formatCount(model.classes.length);
-  $("lead").textContent = last
+  $("lead").textContent = last && several
+    ? t("lead_labels", { classes, map: percent(last.map), f1: percent(last.macro_f1), n: formatCount(last.n), split: t(split) })
+    : several ? t("lead_plain_labels", { classes }) : last
     ? t("lead", { classes, accuracy: percent(last.accuracy), n: formatCount(last.n), split: t(split), low: percent(last.accuracy_ci95[0]), high: percent(last.accuracy_ci95[1]) })
     : t("lead_plain", { classes });
-  $("figures").hidden = !splits.length;
-  $("figures").tBodies[0].replaceChildren(...splits.map(([name, metrics]) => metricsRow(name, metrics)));
+  $("figures").hidden = !splits.length || several; // the lead has those of several labels, which have no interval
+  if (!several) $("figures").tBodies[0].replaceChildren(...splits.map(([name, metrics]) => metricsRow(name, metrics)));
+  $("col-probability").firstElementChild.dataset.t = several ? "col_lowest" : "col_probability";
+  $("col-next").firstElementChild.dataset.t = several ? "col_next_label" : "col_next";
+  $("col-answer").firstElementChild.dataset.t = several ? "col_labels" : "col_answer";
+  translatePage();
   const counts = Object.entries(model.data.counts ?? {});
   const facts = [
     ["f_network", model.network],
@@ -179,16 +187,17 @@ function describeModel() {
       ? t("f_agreement", { file: model.file, share: percent(model.agreement.share), n: formatCount(model.agreement.n) }) : model.file],
     ["f_data", counts.map(([name, n]) => `${formatCount(n)} ${t(name)}`).join(" · ")],
     ["f_size", t("f_size_value", { size: model.preprocessing.size })],
-    ["f_threshold", !model.calibrated ? t("f_uncalibrated") : model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
+    ["f_threshold", several ? "" : !model.calibrated ? t("f_uncalibrated") : model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
     ["f_neighbors", model.neighbors ? t("f_images", { n: formatCount(model.neighbors) }) : ""],
     ["f_limits", model.limits ? t("f_limits_value", { size: formatBytes(model.limits.request_bytes) }) : ""],
     ["f_version", model.versions.linnaeus ?? ""],
   ];
   $("facts").replaceChildren(...facts.filter(([, value]) => value).map(([label, value]) =>
     createElement("div", {}, createElement("dt", {}, t(label)), createElement("dd", {}, value))));
-  $("classes-h").textContent = t("classes_list", { n: classes });
-  $("classes").replaceChildren(...model.classes.map((entry) =>
-    createElement("li", {}, entry.name, entry.class === entry.name ? null : createElement("span", { class: "small" }, ` ${entry.class}`))));
+  $("classes-h").textContent = t(several ? "labels_list" : "classes_list", { n: classes });
+  $("classes").replaceChildren(...model.classes.map((entry, k) =>
+    createElement("li", {}, entry.name, entry.class === entry.name ? null : createElement("span", { class: "small" }, ` ${entry.class}`),
+      several ? createElement("span", { class: "small" }, ` ${model.thresholds[k] == null ? t("label_never") : t("label_from", { threshold: percent(model.thresholds[k]) })}`) : null)));
   if (model.report) $("report").hidden = false;
   $("model").hidden = false;
 }

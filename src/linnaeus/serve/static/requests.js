@@ -29,5 +29,5 @@ export async function fetchModel() {
 
 export async function predict(file, explain) {
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-  return request(`/predict?top=5${explain ? "&explain=1" : ""}`, { method: "POST", body: file, headers: { "Content-Type": type } });
+  return request(`/predict${explain ? "?explain=1" : ""}`, { method: "POST", body: file, headers: { "Content-Type": type } });
 }

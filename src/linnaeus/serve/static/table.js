@@ -1,5 +1,5 @@
 // All answers as a table: displayed, copied, or downloaded.
-import { createElement } from "./answers.js";
+import { answerText, createElement } from "./answers.js";
 import { percent, t } from "./i18n.js";
 
 const TOP = 5;
@@ -13,6 +13,7 @@ export function fillTable(body, items) {
       return createElement("tr", {}, createElement("th", { scope: "row" }, item.path), createElement("td", { colspan: 3, class: "error" }, item.reason()));
     }
     const [first, second] = item.answer.top;
+    if (item.answer.labels) return labelsRow(item);
     return createElement("tr", {}, createElement("th", { scope: "row" }, item.path),
       createElement("td", {}, item.answer.unknown || item.answer.unsure ? `${t(item.answer.unknown ? "unknown" : "unsure")} (${first.name})` : first.name),
       createElement("td", { class: "number" }, percent(first.probability)),
@@ -20,20 +21,31 @@ export function fillTable(body, items) {
   }));
 }
 
+// With several labels: those that the image is given, the lowest of their probabilities, and the most probable other one.
+function labelsRow({ path, answer: { top, labels, ...more } }) {
+  const last = top.filter((entry) => labels.includes(entry.class)).at(-1);
+  const next = top.find((entry) => !labels.includes(entry.class));
+  return createElement("tr", {}, createElement("th", { scope: "row" }, path), createElement("td", {}, answerText({ top, labels, ...more })),
+    createElement("td", { class: "number" }, last ? percent(last.probability) : ""),
+    createElement("td", { class: "second muted" }, next ? `${next.name} ${percent(next.probability)}` : ""));
+}
+
 // Header and rows with the columns of `linnaeus predict --format csv`.
 function cells(items) {
   const longest = Math.max(1, ...items.map((item) => item.answer?.top.length ?? 0));
+  const several = items.some((item) => item.answer?.labels);
   const head = ["path", "unsure", "error"];
-  for (let k = 1; k <= Math.min(longest, TOP); k += 1) head.push(`class_${k}`, `name_${k}`, `probability_${k}`);
+  for (let k = 1; k <= (several ? longest : Math.min(longest, TOP)); k += 1) head.push(`class_${k}`, `name_${k}`, `probability_${k}`);
   const known = head.length;
-  head.push("unknown", "distance");
+  head.push("unknown", "distance", ...(several ? ["labels"] : []));
   const rows = items.map((item) => {
     const failed = item.state === "failed";
     const row = [item.path, failed ? "" : String(Number(item.answer.unsure)), failed ? item.reason() : ""];
     for (const entry of failed ? [] : item.answer.top) row.push(entry.class, entry.name, entry.probability.toFixed(6));
     const { unknown, distance } = failed ? {} : item.answer;
     const scores = [unknown == null ? "" : String(Number(unknown)), distance == null ? "" : distance.toFixed(6)];
-    return [...row, ...Array(known - row.length).fill(""), ...scores];
+    const labels = several ? [failed ? "" : item.answer.labels.join("|")] : [];
+    return [...row, ...Array(known - row.length).fill(""), ...scores, ...labels];
   });
   return [head, ...rows];
 }

@@ -79,8 +79,11 @@ async function predict({ model, session }, file) {
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a] || a - b);
   const most = probabilities[order[0]];
   const distance = result.distance ? result.distance.data[0] : null;
+  const labels = model.thresholds
+    ? { labels: order.filter((i) => model.thresholds[i] !== null && probabilities[i] >= model.thresholds[i]).map((i) => model.classes[i].class) } : {};
   return {
-    top: order.slice(0, TOP).map((i) => ({ ...model.classes[i], probability: probabilities[i] })),
+    ...labels,
+    top: order.slice(0, model.thresholds ? order.length : TOP).map((i) => ({ ...model.classes[i], probability: probabilities[i] })),
     unsure: !(most >= model.threshold),
     unknown: model.unknown && isUnknown(model.unknown, most, distance),
     distance,
