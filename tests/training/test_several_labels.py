@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -266,15 +265,6 @@ def test_a_sweep_is_selected_by_map(run: Path, tmp_path: Path):
     assert "map" in found.best.figures
     assert "best by mean average precision" in found.recipe.read_text()
     assert 'best = "map"' in found.recipe.read_text()
-
-
-@pytest.mark.parametrize("arguments", [("compare", "RUN", "OTHER"), ("serve", "RUN")])
-def test_what_does_not_support_several_labels_says_so_in_one_line(run: Path, say, tmp_path: Path, arguments):
-    shutil.copytree(run, tmp_path / "other")
-    places = {"RUN": str(run), "OTHER": str(tmp_path / "other")}
-    said = say(*(places.get(argument, argument) for argument in arguments))
-    assert said.status == 2
-    assert "several labels" in said.err.splitlines()[-1]
 
 
 def test_shards_and_probe_refuse_several_labels(run: Path, say, tmp_path: Path):

@@ -1,9 +1,12 @@
-"""Compare runs on the images that all of them were measured on, with a paired test for each pair of runs."""
+"""Compare runs on the images that all of them were measured on, with a paired test for each pair of runs.
+
+Where images may have several labels, an image is right if all its labels are, and the mean average precision is
+compared as well (compare_labels.py).
+"""
 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -13,34 +16,26 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import duration
-from linnaeus.data.class_names import listed
-from linnaeus.data.table import group_numbers
 from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import McNemar, holm
 from linnaeus.recipe.difference import differences
-from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE
-from linnaeus.runs.parsing import ADVICE, read_metrics, read_text
-from linnaeus.runs.predictions import PredictionRow, read_predictions
+from linnaeus.runs.compare_labels import MeasuredLabels, map_difference, measure_labels
+from linnaeus.runs.compared_run import (
+    ComparedRun,
+    read_compared_predictions,
+    read_compared_run,
+    shared_groups,
+    shared_samples,
+)
+from linnaeus.runs.label_predictions import LabelPredictionRow
+from linnaeus.runs.predictions import PredictionRow
 from linnaeus.text import align, percent, shorten
 
-MIN_SHARED = 50
-"""Images that runs must share if their splits differ; a comparison on fewer is not informative."""
 VALUE_WIDTH = 28
 """Terminal columns of a recipe value."""
 SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class ComparedRun:
-    """A run's predictions for one split, its recipe and its duration."""
-
-    path: str
-    predictions: dict[str, PredictionRow]
-    """By sample."""
-    seconds: float
-    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,23 @@ class RunFigures:
     loss: float
     ece: float
     seconds: float
+    labels: MeasuredLabels | None = None
+    """Where images may have several labels."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that are right."""
+        return self.correct / self.n
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {key: value for key, value in vars(self).items() if key != "labels"} | {"accuracy": self.accuracy}
+        values["accuracy_ci95"] = list(self.accuracy_ci95)
+        if self.labels is not None:
+            interval = self.labels.map_ci95
+            values |= {"map": self.labels.figures.map, "map_ci95": None if interval is None else list(interval)}
+            values |= {"macro_f1": self.labels.figures.macro_f1, "hamming_loss": self.labels.figures.hamming_loss}
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +89,17 @@ class Comparison:
     def render(self) -> str:
         """Three tables of plain text: runs, pairs, and recipe differences."""
         names = _short_names([row.run for row in self.rows])
+        several = self.rows[0].labels is not None
         head = ["", "accuracy", "95 % interval", "correct", "log loss", "ECE", "seconds"]
-        lines = [f"{self.split}, {self.rows[0].n} images in common", *align([head, *self._runs(names)], "<>>>>>>"), ""]
+        if several:
+            head[1:4] = ["mAP", "95 % interval", "macro F1", "all labels right", "95 % interval", "images"]
+        runs = align([head, *self._runs(names)], "<" + ">" * (len(head) - 1))
+        lines = [f"{self.split}, {self.rows[0].n} images in common", *runs, ""]
+        if several:
+            lines += ["differences of mAP (interval: paired bootstrap)", *align(self._maps(names), "<>"), ""]
         test = "McNemar's exact test" + (", one trial per group" if self.grouped else "")
-        lines.append(f"differences (p: {test}" + (", corrected by Holm)" if len(self.pairs) > 1 else ")"))
+        what = "differences of all labels right" if several else "differences"
+        lines.append(f"{what} (p: {test}" + (", corrected by Holm)" if len(self.pairs) > 1 else ")"))
         lines += align(self._pairs(names), "<>><<")
         if self.recipes:
             keys = [[key, *(shorten(value, VALUE_WIDTH) for value in values)] for key, values in self.recipes.items()]
@@ -93,9 +112,32 @@ class Comparison:
         rows = []
         for name, row in zip(names, self.rows, strict=True):
             ci95 = " to ".join(percent(v) for v in row.accuracy_ci95)
-            accuracy = [percent(row.correct / row.n, 2), ci95, f"{row.correct} of {row.n}"]
+            accuracy = [percent(row.accuracy, 2), ci95, f"{row.correct} of {row.n}"]
+            if row.labels is not None:
+                interval = " to ".join(percent(v) for v in row.labels.map_ci95 or ())
+                accuracy = [
+                    percent(row.labels.figures.map, 2),
+                    interval,
+                    percent(row.labels.figures.macro_f1),
+                    *accuracy,
+                ]
             rows.append([name, *accuracy, f"{row.loss:.4f}", percent(row.ece), duration(row.seconds)])
         return rows
+
+    def _maps(self, names: list[str]) -> list[list[str]]:
+        rows = []
+        for i, j in self.pairs:
+            difference, interval = self.map_difference(i, j)
+            ci95 = "" if interval is None else f" ({' to '.join(percent(v, 2, signed=True) for v in interval)})"
+            rows.append([f"{names[j]} - {names[i]}", percent(difference, 2, signed=True) + ci95])
+        return rows
+
+    def map_difference(self, i: int, j: int) -> tuple[float, tuple[float, float] | None]:
+        """The mean average precision of run j minus that of run i, and its paired 95 % interval."""
+        first, second = self.rows[i].labels, self.rows[j].labels
+        assert first is not None
+        assert second is not None
+        return map_difference(first, second)
 
     def _pairs(self, names: list[str]) -> list[list[str]]:
         rows = []
@@ -110,13 +152,14 @@ class Comparison:
         return rows
 
     def to_json(self) -> str:
-        runs = [
-            vars(row) | {"accuracy": row.correct / row.n, "accuracy_ci95": list(row.accuracy_ci95)} for row in self.rows
-        ]
-        pairs = [
+        runs = [row.to_dict() for row in self.rows]
+        pairs: list[dict[str, Any]] = [
             {"first": self.rows[i].run, "second": self.rows[j].run, **pair.to_dict(), "p_holm": p}
             for ((i, j), pair), p in zip(self.pairs.items(), self.corrected, strict=True)
         ]
+        for pair, (i, j) in zip(pairs, self.pairs if self.rows[0].labels is not None else (), strict=False):
+            difference, interval = self.map_difference(i, j)
+            pair |= {"map_difference": difference, "map_difference_ci95": None if interval is None else list(interval)}
         content = {
             "split": self.split,
             "runs": runs,
@@ -135,16 +178,22 @@ def compare_runs(folders: Sequence[str | Path], split: str | None = None) -> Com
     """
     if len(folders) < 2:
         raise UserError(f"compare {folders[0]}: give at least two runs")
-    rows = {folder: _read_predictions(Path(folder)) for folder in folders}
+    rows = {folder: read_compared_predictions(Path(folder)) for folder in folders}
+    several = {isinstance(row, LabelPredictionRow) for of_run in rows.values() for row in of_run[:1]}
+    if len(several) > 1:
+        raise UserError(
+            f"compare {' '.join(map(str, folders))}: some runs give images one label, the others several; compare runs "
+            "of one task"
+        )
     # The folders are keys: a repeated one vanishes from the dictionary.
     if len(rows) < len(folders):
         raise UserError(f"compare {' '.join(map(str, folders))}: a run is listed twice; list each run once")
     if split is None:
         # Test figures are preferred, since validation selected the models.
         split = "test" if all(any(row.split == "test" for row in of_run) for of_run in rows.values()) else "valid"
-    runs = [_read_run(Path(folder), of_run, split) for folder, of_run in rows.items()]
-    samples, warnings = _shared_samples(runs, split)
-    groups = _groups(runs, samples)
+    runs = [read_compared_run(Path(folder), of_run, split) for folder, of_run in rows.items()]
+    samples, warnings = shared_samples(runs, split)
+    groups = shared_groups(runs, samples)
     predictions = [[run.predictions[sample] for sample in samples] for run in runs]
     correct = [np.array([row.correct for row in of_run]) for of_run in predictions]
     pairs = {(i, j): McNemar.of(correct[i], correct[j], groups) for i, j in combinations(range(len(runs)), 2)}
@@ -158,75 +207,21 @@ def compare_runs(folders: Sequence[str | Path], split: str | None = None) -> Com
     )
 
 
-def _read_predictions(run: Path) -> list[PredictionRow]:
-    if not (run / PREDICTIONS).exists():
-        reason = f"holds no {PREDICTIONS}" if run.is_dir() else "no such run folder"
-        raise UserError(f"{run}: {reason}; give folders of runs that `linnaeus train` finished")
-    if (run / METRICS).exists() and read_metrics(run).get("task") == "multi-label":
-        raise UserError(f"{run}: its model gives images several labels, which compare does not support yet")
-    return read_predictions(run / PREDICTIONS)
-
-
-def _read_run(folder: Path, rows: list[PredictionRow], split: str) -> ComparedRun:
-    predictions = {row.sample: row for row in rows if row.split == split}
-    if not predictions:
-        other = "valid" if split == "test" else "test"
-        raise UserError(f"{folder}: has no {split} images; compare on --split {other}")
-    try:
-        seconds = float(read_metrics(folder)["seconds"]["total"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{folder / METRICS}: does not record the total seconds; {ADVICE}") from None
-    try:
-        recipe = tomllib.loads(read_text(folder / RECIPE))
-    except ValueError as error:
-        raise UserError(f"{folder / RECIPE}: is not valid TOML ({error}); {ADVICE}") from None
-    return ComparedRun(str(folder), predictions, seconds, recipe)
-
-
-def _shared_samples(runs: list[ComparedRun], split: str) -> tuple[list[str], list[str]]:
-    """The samples that all runs have, and warnings. Raises UserError if there are too few or their labels differ."""
-    first = runs[0]
-    shared = [sample for sample in first.predictions if all(sample in run.predictions for run in runs)]
-    sizes = [len(run.predictions) for run in runs]
-    counts = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
-    # Few shared images mean another data set, not a few removed files.
-    if len(shared) < min(max(sizes), MIN_SHARED):
-        raise UserError(
-            f"{first.path}: its {split} images differ from those of the other runs: {len(shared)} shared of {counts}, "
-            f"and {MIN_SHARED} are needed; train on the same source with the same data.split"
-        )
-    # The same image with another label makes the paired test meaningless.
-    for run in runs[1:]:
-        relabelled = [sample for sample in shared if run.predictions[sample].true != first.predictions[sample].true]
-        if relabelled:
-            raise UserError(
-                f"{first.path}: {len(relabelled)} of {len(shared)} {split} images have other labels than in "
-                f"{run.path}, such as {listed(relabelled, 2)}; compare runs on the same source"
-            )
-    if len(shared) == max(sizes):
-        return shared, []
-    return shared, [f"the runs have different {split} images ({counts}): compared on the {len(shared)} that all share"]
-
-
-def _groups(runs: list[ComparedRun], samples: list[str]) -> np.ndarray | None:
-    """(n,) int64 group numbers, from the first run that records groups; None if no images share a group."""
-    # Runs from before groups were recorded have none; any other run on the same images can supply them.
-    grouped = next((run for run in runs if any(row.group for row in run.predictions.values())), runs[0])
-    return group_numbers([grouped.predictions[sample].group for sample in samples])
-
-
-def _figures(run: ComparedRun, rows: list[PredictionRow], groups: np.ndarray | None) -> RunFigures:
+def _figures(
+    run: ComparedRun, rows: Sequence[PredictionRow | LabelPredictionRow], groups: np.ndarray | None
+) -> RunFigures:
     correct = np.array([row.correct for row in rows])
-    of_true = np.array([row.probability_of_true for row in rows])
-    return RunFigures(
-        run=run.path,
-        n=len(rows),
-        correct=int(correct.sum()),
-        accuracy_ci95=proportion_interval(correct, groups),
-        loss=float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean()),
-        ece=calibration_error(np.array([row.probability for row in rows]), correct),
-        seconds=run.seconds,
-    )
+    if run.classes is None:
+        ones = [row for row in rows if isinstance(row, PredictionRow)]
+        of_true = np.array([row.probability_of_true for row in ones])
+        loss = float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean())
+        ece, measured = calibration_error(np.array([row.probability for row in ones]), correct), None
+    else:
+        sets = [row for row in rows if isinstance(row, LabelPredictionRow)]
+        measured = measure_labels(sets, run.classes, groups)
+        loss, ece = measured.figures.loss, measured.ece
+    interval = proportion_interval(correct, groups)
+    return RunFigures(run.path, len(rows), int(correct.sum()), interval, loss, ece, run.seconds, measured)
 
 
 def differing(recipes: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -36,6 +36,11 @@ class LabelPredictionRow:
     """(classes,) calibrated."""
     group: str = ""
 
+    @property
+    def correct(self) -> bool:
+        """Whether every label is right."""
+        return set(self.true) == set(self.predicted)
+
 
 def label_prediction_rows(
     split: str, samples: Sequence[str], outputs: Outputs, decisions: np.ndarray, classes: Sequence[str]
@@ -62,6 +67,12 @@ def write_label_predictions(path: Path, rows: Iterable[LabelPredictionRow], clas
             labels = "|".join(row.true), "|".join(row.predicted)
             numbers = (f"{value:.10g}" for value in row.probabilities.tolist())
             writer.writerow([row.sample, row.split, *labels, row.group, *numbers])
+
+
+def read_label_names(path: Path) -> tuple[str, ...]:
+    """The classes that the columns of predictions.csv name."""
+    rows = read_csv(path)
+    return tuple(name.removeprefix(PROBABILITY) for name in (rows[0] if rows else ()) if name.startswith(PROBABILITY))
 
 
 def read_label_predictions(path: Path, classes: Sequence[str]) -> list[LabelPredictionRow]:
