@@ -110,7 +110,11 @@ class HeadSolver:
 
 @dataclass
 class Dual:
-    """The inverse of X X^T + penalty, (n, n): for fewer images than features."""
+    """The inverse T of the Cholesky factor of X X^T + penalty, (n, n) lower triangular: for fewer images than features.
+
+    New images add rows to it and change none. An inverse of the whole matrix, extended by blocks, multiplies its error
+    with each addition: on MNIST the accuracy fell from 90 to 12 % within 40 labels.
+    """
 
     inverse: np.ndarray
     penalty: float
@@ -125,26 +129,25 @@ class Dual:
     @classmethod
     def of(cls, x: np.ndarray, product: np.ndarray, penalty: float) -> Dual:
         """The system of x (n, width), whose `product` is given."""
-        return cls(_inverse(product, penalty), penalty)
+        return cls(_inverse_factor(product, penalty), penalty)
 
     def extend(self, x: np.ndarray) -> None:
         """Add the rows of x (n, width) that are new."""
         m = len(self)
         if m == len(x):
             return
-        new = x[m:]
-        u = self.inverse @ (x[:m] @ new.T)
-        ridge = self.penalty * np.eye(len(new))
-        rest = np.linalg.inv(new @ new.T + ridge - new @ x[:m].T @ u)
-        above = -u @ rest
-        self.inverse = np.block([[self.inverse - above @ u.T, above], [above.T, rest]])
+        new = x[m:].astype(np.float64)
+        beside = (x[:m] @ x[m:].T).T @ self.inverse.T
+        corner = _inverse_factor(new @ new.T - beside @ beside.T, self.penalty)
+        self.inverse = np.block([[self.inverse, np.zeros((m, len(new)))], [-corner @ beside @ self.inverse, corner]])
 
     def solve(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(weight (width, classes), residual (n, classes) of each image under the head that has not seen its group)."""
-        dual = self.inverse @ y
-        residuals = dual / np.maximum(self.inverse.diagonal(), 1e-6)[:, None]
+        dual = self.inverse.T @ (self.inverse @ y)
+        residuals = dual / np.maximum(np.einsum("ij,ij->j", self.inverse, self.inverse), 1e-6)[:, None]
         for rows in _repeated(groups):
-            residuals[rows] = np.linalg.solve(self.inverse[np.ix_(rows, rows)], dual[rows])
+            columns = self.inverse[:, rows]
+            residuals[rows] = np.linalg.solve(columns.T @ columns, dual[rows])
         return x.T @ dual.astype(np.float32), residuals.astype(np.float32)
 
 
@@ -197,6 +200,13 @@ def _inverse(product: np.ndarray, penalty: float) -> np.ndarray:
     factor, _ = lapack.dpotrf(product + penalty * np.eye(len(product)), lower=1, overwrite_a=1)
     inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
     return np.tril(inverse) + np.tril(inverse, -1).T
+
+
+def _inverse_factor(product: np.ndarray, penalty: float) -> np.ndarray:
+    """The inverse of the Cholesky factor of a positive definite matrix (m, m) + penalty, lower triangular float64."""
+    factor, _ = lapack.dpotrf(product + penalty * np.eye(len(product)), lower=1, overwrite_a=1)
+    inverse, _ = lapack.dtrtri(factor, lower=1, overwrite_c=1)
+    return np.tril(inverse)
 
 
 def _repeated(groups: np.ndarray) -> list[np.ndarray]:
