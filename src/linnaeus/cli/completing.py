@@ -21,8 +21,8 @@ class Value(click.types.StringParamType):
         self.names, self.paths = names, paths
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        found = [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
-        return found + [CompletionItem(incomplete, type="file")] * self.paths
+        items = [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
+        return items + [CompletionItem(incomplete, type="file")] * self.paths
 
 
 def _sources() -> Iterable[str]:

@@ -107,11 +107,11 @@ class Outside:
         inside, other = columns
         limits, judged = thresholds, [*inside][-1]
         through = ~limits.unknown(outside.distance, outside.probability)
-        found = []
+        results = []
         for name in sorted(set(kinds), key=natural_key) if len(set(kinds)) > 1 else []:
             rows = np.array([kind == name for kind in kinds])
             both = inside[judged], other[judged][rows]
-            found.append(Kind(name, int(rows.sum()), int(through[rows].sum()), auroc(*both), auroc_interval(*both)))
+            results.append(Kind(name, int(rows.sum()), int(through[rows].sum()), auroc(*both), auroc_interval(*both)))
         return cls(
             source,
             len(outside.probability),
@@ -120,7 +120,7 @@ class Outside:
             int((~limits.unknown(known.distance, known.probability)).sum()),
             {name: (auroc(inside[name], other[name]), auroc_interval(inside[name], other[name])) for name in inside},
             {name: false_positive_rate(inside[name], other[name]) for name in inside},
-            tuple(sorted(found, key=lambda kind: -kind.let_through / kind.n)),
+            tuple(sorted(results, key=lambda kind: -kind.let_through / kind.n)),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
     @app.get("/api/alike/{image}")
     def alike(image: int, n: Annotated[int, Query(ge=1, le=60)] = 23) -> Response:
         """The unlabelled images that are most similar to an image, itself first; `same`: perhaps of the same kind."""
-        found = [(image, True), *session.alike(image, n)]
-        return _json({"images": [card(server, i, "alike") | {"same": same} for i, same in found]})
+        images = [(image, True), *session.alike(image, n)]
+        return _json({"images": [card(server, i, "alike") | {"same": same} for i, same in images]})
 
     @app.get("/api/card/{image}")
     def one(image: int, path: str | None = None) -> Response:

@@ -88,8 +88,8 @@ def _remote(name: str, repo: str, file: str, local: str) -> RemoteFile | None:
         raise explain(name, repo, error) from None
     checksum = about.etag if about.etag and re.fullmatch(r"[0-9a-f]{64}", about.etag) else ""
     # The redirect to the hub's storage is signed; the token is for the hub alone.
-    own = about.location.startswith(f"{endpoint()}/")
-    return RemoteFile(about.location, checksum, local, about.size, hub.get_token() if own else None)
+    same_host = about.location.startswith(f"{endpoint()}/")
+    return RemoteFile(about.location, checksum, local, about.size, hub.get_token() if same_host else None)
 
 
 def _index(name: str, repo: str) -> bytes | None:

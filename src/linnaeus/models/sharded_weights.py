@@ -43,13 +43,13 @@ def shard_files(index: bytes, name: str) -> list[str]:
 def _weight_map(index: bytes, name: str) -> dict[str, str]:
     """Tensor -> file. A file has to be beside the index: its name holds no path."""
     try:
-        found = json.loads(index)["weight_map"]
-        valid = bool(found) and all(re.fullmatch(r"[\w.-]+\.safetensors", file) for file in found.values())
+        files = json.loads(index)["weight_map"]
+        valid = bool(files) and all(re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files.values())
     except (ValueError, KeyError, TypeError, AttributeError):
         valid = False
     if not valid:
         raise UserError(f"{name}: does not say which tensor is in which .safetensors file; get a fresh copy")
-    return dict(found)
+    return dict(files)
 
 
 @contextmanager

@@ -65,5 +65,5 @@ class Lineage:
         """valid, test -> the samples that trained the weights, where there are any."""
         if self.trained is None:
             return {}
-        found = {split: np.flatnonzero(self.trained & (table.split == split)) for split in SPLITS[1:]}
-        return {split: images for split, images in found.items() if len(images)}
+        splits = {split: np.flatnonzero(self.trained & (table.split == split)) for split in SPLITS[1:]}
+        return {split: images for split, images in splits.items() if len(images)}
