@@ -50,6 +50,7 @@ def class_table(run: RunContents) -> list[dict[str, Any]]:
             bar = None
             if name in ("recall", "precision") and value is not None:
                 bar = IntervalBar.of(f"{name} of {values['name']}: {text}, {interval}", value, ci95)
+            # Rounded as shown, so that equal texts keep the order of the support.
             sort_key = -1.0 if value is None else round(value, 6)
             row[name] = {"text": text, "value": sort_key, "interval": interval, "bar": bar}
         rows.append(row)
@@ -62,6 +63,7 @@ def confused(run: RunContents, images: Thumbnails, most: int = PAIRS) -> list[di
     for true, predicted, count in most_confused(run.confusion, most):
         labels = run.model.classes[true], run.model.classes[predicted]
         mistakes = [row for row in run.predictions[run.split] if (row.true, row.predicted) == labels]
+        # Confident mistakes come first: they are the ones that a user can learn from.
         mistakes.sort(key=lambda row: -row.probability)
         typical: list[Thumbnail] = []
         if images.table is not None:

@@ -57,8 +57,10 @@ def metrics(run: RunContents) -> dict[str, Any]:
     values = {split: run.metrics[split] for split in splits}
     labels = label_text.LABELS if run.several else evaluation_text.LABELS
     bounded = [name for name in labels if name not in (*LOWER_IS_BETTER, "ece_equal_mass")]
+    # Runs of earlier versions hold values without intervals.
     bounds = [(of.get(f"{name}_ci95") or [of.get(name)])[0] for of in values.values() for name in bounded]
     lowest = min((bound for bound in bounds if bound is not None), default=0.0)
+    # Bars start at a round share below all of them, else good models could not be distinguished.
     start = min(max(math.floor(10 * lowest) / 10, 0.0), 0.9)
     rows = []
     for name, label in labels.items():
@@ -105,6 +107,7 @@ def classes(run: RunContents, images: Thumbnails) -> dict[str, Any]:
     chosen: list[list[int]] = [[] for _ in run.names]
     if images.table is not None and per_class:
         train = np.flatnonzero(run.splits == "train")
+        # Drawn at random with a fixed seed: the first images of a folder are often shots of one series.
         for i in np.random.default_rng(0).permutation(train).tolist():
             for label in classes_of(run, i):
                 if len(chosen[label]) < per_class:
@@ -130,6 +133,7 @@ def findings(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         return SEVERITIES.index(key[0]) if key[0] in SEVERITIES else len(SEVERITIES)
 
     groups = []
+    # The number of images on the page is limited, so the worst findings take theirs first.
     room = FINDING_IMAGES
     for severity, kind in sorted(by_kind, key=rank):
         shown = []
@@ -164,8 +168,10 @@ def _finding(run: RunContents, images: Thumbnails, finding: dict[str, Any], *, w
 def times(run: RunContents) -> dict[str, Any]:
     """Seconds by part of the run, in order, and the time that was assigned to no part."""
     seconds = dict(run.metrics.get("seconds", {}))
+    # Runs of earlier versions hold no total.
     total = float(seconds.pop("total", 0.0)) or sum(seconds.values()) or 1.0
     other = total - sum(seconds.values())
+    # Below one percent it is rounding, not a part of its own.
     if other > 0.01 * total:
         seconds["other"] = other
     rows = [
