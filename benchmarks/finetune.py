@@ -26,9 +26,9 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import Table
+from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.precision import BF16, CHANNELS_LAST, FLOAT32
-from linnaeus.malloc import steady_heap
 from linnaeus.models import Network
 from linnaeus.models.weights import load_weights
 from linnaeus.recipe import Phase, Recipe

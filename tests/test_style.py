@@ -36,7 +36,7 @@ MANY_PARAMETERS = {
 LAYERS = (
     ("_version", "errors", "text", "theme"),
     ("console", "environment"),
-    ("files", "device", "malloc", "metrics", "recipe"),
+    ("files", "device", "metrics", "recipe"),
     ("cache",),
     ("distributed", "data", "augment", "models"),
     ("preprocess",),

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from linnaeus.console import Console
+from linnaeus.device import steady_heap
 from linnaeus.export.gate import Comparison, answers_of
 from linnaeus.export.sample_images import SampleImages
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner, Runner, Scores, finite_scores
-from linnaeus.malloc import steady_heap
 from linnaeus.metrics.outputs import Outputs
 
 MAX_RAW_IMAGES = 256  # they are decoded at full size and predicted one by one

@@ -22,7 +22,7 @@ from linnaeus.data.batches import Batch, Batches
 from linnaeus.data.class_names import class_name
 from linnaeus.data.color_loss import ColorLoss
 from linnaeus.data.decode import UnreadableError
-from linnaeus.device import choose_device
+from linnaeus.device import choose_device, steady_heap
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.decoding_ahead import decoded_batches
@@ -33,7 +33,6 @@ from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite_scores
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
-from linnaeus.malloc import steady_heap
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import figures
 from linnaeus.metrics.label_calibration import LabelCalibration

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches, Partition, Rows
+from linnaeus.device import steady_heap
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.inference.runners import Scores, to_numpy
-from linnaeus.malloc import steady_heap
 from linnaeus.metrics.outputs import Outputs
 
 

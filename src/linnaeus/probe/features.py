@@ -17,13 +17,12 @@ from linnaeus.cache import OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows
 from linnaeus.data.table import Table
-from linnaeus.device import machine
+from linnaeus.device import machine, steady_heap
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 from linnaeus.files import read_object, write_text
-from linnaeus.malloc import steady_heap
 from linnaeus.models import Network
 from linnaeus.models.layers import layer_table, totals
 from linnaeus.preprocess import Preprocessing

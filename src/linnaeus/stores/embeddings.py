@@ -16,8 +16,7 @@ from linnaeus.console import Console
 from linnaeus.data.batches import Batch
 from linnaeus.data.decode import DECODE_VERSION
 from linnaeus.data.table import Table
-from linnaeus.device import available_cores, choose_device
-from linnaeus.malloc import steady_heap
+from linnaeus.device import available_cores, choose_device, steady_heap
 from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
 from linnaeus.models.weight_store import local_weights, lookup
 from linnaeus.models.weights import load_weights

@@ -17,12 +17,12 @@ from linnaeus.data.columns import LabelFormat
 from linnaeus.data.csvfile import open_frame
 from linnaeus.data.decode import UnreadableError
 from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
+from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import is_connection_error
 from linnaeus.errors import DiskError, JobError, LostError, UserError
 from linnaeus.files import explained
-from linnaeus.malloc import steady_heap
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder

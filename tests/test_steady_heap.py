@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from linnaeus import malloc as heap
-from linnaeus.malloc import steady_heap
+from linnaeus import device as heap
+from linnaeus.device import steady_heap
 
 glibc = pytest.mark.skipif(heap._glibc() is None, reason="the C library is not glibc")
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from linnaeus.malloc import steady_heap
+from linnaeus.device import steady_heap
 
 MEGABYTES = 128
 PAGES = MEGABYTES * 1024 * 1024 // resource.getpagesize()
