@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from linnaeus.check.hashing import CROWDED, WINDOWS, hamming_neighbors
 from linnaeus.check.image_statistics import ImageStatistics
@@ -75,6 +73,11 @@ class Duplicates:
 def connected(n: int, pairs: np.ndarray) -> np.ndarray:
     """Connected components of n nodes, (n,) int64: for each node the lowest node of its component."""
     pairs = pairs.reshape(-1, 2)
+    if len(pairs) == 0:
+        return np.arange(n)
+    from scipy.sparse import coo_array  # with csgraph 0.2 s, which only images with copies need
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (n, n))
     component = connected_components(graph, directed=False)[1]
     lowest = np.unique(component, return_index=True)[1]

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 ACCEPTED = 0.95
 """Share of known images that the thresholds accept."""
@@ -80,7 +79,7 @@ def choose_thresholds(
     """
     scores = [score for score in (distance, None if probability is None else -probability) if score is not None]
     n = len(scores[0])
-    ranks = [rankdata(score, "max") for score in scores]
+    ranks = [np.searchsorted(np.sort(score), score, "right") for score in scores]
     # The conformal quantile of the larger of both ranks: both scores must accept an image.
     level = np.sort(np.maximum.reduce(ranks))[min(math.ceil((n + 1) * target - 1e-9), n) - 1]
     accepted = [score[rank <= level].max() for score, rank in zip(scores, ranks, strict=True)]
@@ -131,9 +130,9 @@ def distances(features: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
     """Probability that an unknown image has a larger score than a known one; equal scores count as half."""
-    ranks = rankdata(np.concatenate([known, unknown]))[len(known) :]
-    n, m = len(known), len(unknown)
-    return float((ranks.sum() - m * (m + 1) / 2) / (n * m))
+    order = np.sort(known)
+    below = np.searchsorted(order, unknown, "left").sum() + np.searchsorted(order, unknown, "right").sum()
+    return float(below / 2 / (len(known) * len(unknown)))
 
 
 def auroc_interval(known: np.ndarray, unknown: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
