@@ -84,6 +84,32 @@ def test_onnxruntime_gives_the_same_for_any_batch(tmp_path: Path, monkeypatch: p
     )
 
 
+@pytest.mark.parametrize("traced", ["as it is", "with other outputs", "not at all"])
+def test_what_the_fast_exporter_gets_wrong_is_exported_again(traced: str, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)).eval()
+    trace, export, exported = executors.trace_graph, executors.export_graph, []
+
+    def tracing(module: nn.Module, sample: torch.Tensor) -> bytes:
+        if traced == "not at all":
+            raise RuntimeError("unsupported")
+        return trace(module if traced == "as it is" else nn.Sequential(module, nn.Softmax(1)), sample)
+
+    def exporting(module: nn.Module, sample: torch.Tensor) -> bytes:
+        exported.append(module)
+        return export(module, sample)
+
+    monkeypatch.setattr(executors, "trace_graph", tracing)
+    monkeypatch.setattr(executors, "export_graph", exporting)
+    x = torch.randn(2, 3, 8, 8)
+    executor = executors._onnx_executor(layers, x, layers(x).detach())
+    assert executor is not None
+    assert bool(exported) is (traced != "as it is")
+    more = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(executor(more), layers(more).detach())
+
+
 def test_a_recorded_choice_is_not_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     network = trained("resnet18")
     x = torch.randn(2, 3, 64, 64)

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from linnaeus.device import require_int8
 from linnaeus.errors import UserError
 from linnaeus.models.network import Network
-from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
+from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session, trace_graph
 from linnaeus.models.record import ChoiceRecord, choice_key
 from linnaeus.text import percent
 
-WORTH_TRYING = 120.0
-"""Seconds of eager computation above which ONNX Runtime is tried; the export itself takes about ten."""
+WORTH_TRYING = 60.0
+"""Seconds of eager computation above which ONNX Runtime is tried; export and trial of a ResNet-50 take about five."""
 
 FASTER = 0.9
 """ONNX Runtime is chosen if it takes less than this fraction of the time."""
@@ -40,6 +40,8 @@ INT8_TOLERANCE = 0.2
 
 BF16_TOLERANCE = 0.05
 """The same for bfloat16, whose 8 bits of precision leave 1 to 2 % after fifty layers."""
+
+LONG = 1.0  # seconds of one run that is not repeated: its time hardly varies
 
 INT8_BATCH = 8  # images at once when the ranges for int8 are measured
 
@@ -101,34 +103,36 @@ def choose_executor(
     front = front.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.inference_mode():
         expected = front(sample)
-    fused = _checked("fused", fuse_batchnorms(front, sample), sample, expected, autocast)
+    fused = fuse_batchnorms(front, sample[:2])  # two images show as well which norm follows which convolution
+    key = _record_key(part, sample)
+    compiles = sample.device.type == "cpu" and importlib.util.find_spec("onnxruntime") is not None
+    known = required or (ChoiceRecord(record).read(key) if compiles else None)
+    # A known choice is followed without comparing times, which differ from one measurement to the next.
+    compiled = _onnx_executor(fused, sample, expected) if compiles and known == "onnxruntime" and not bf16 else None
+    if compiled is not None:
+        return compiled
     # A fused network whose outputs differ is dropped.
-    eager = fused or _timed("plain", front, sample, autocast)
+    eager = _checked("fused", fused, sample, expected, autocast) or _timed("plain", front, sample, autocast)
     if bf16:
-        half = _bf16_executor(front, sample, expected)
+        half = _bf16_executor(fused, sample, expected)
         if required == "bf16" or (required is None and half.seconds < FASTER * eager.seconds):
             return half
-    if sample.device.type != "cpu" or importlib.util.find_spec("onnxruntime") is None:
-        return eager
-    key = _record_key(part, sample)
-    known = required or ChoiceRecord(record).read(key)
     # Few images do not repay the compilation.
-    if known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
+    if not compiles or known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
         return eager
-    compiled = _onnx_executor(front, sample, expected)
-    # A known choice is followed without comparing times, which differ from one measurement to the next.
+    compiled = _onnx_executor(fused, sample, expected)
     chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * eager.seconds) else eager
     ChoiceRecord(record).write(key, chosen.name)
     return chosen
 
 
-def _bf16_executor(front: nn.Module, sample: Tensor, expected: Tensor) -> Executor:
-    """`front` with merged BatchNorms and convolutions in bfloat16. UserError if the error exceeds BF16_TOLERANCE."""
+def _bf16_executor(fused: nn.Module, sample: Tensor, expected: Tensor) -> Executor:
+    """`fused` with convolutions in bfloat16. UserError if the error exceeds BF16_TOLERANCE."""
 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(sample.device.type, torch.bfloat16)
 
-    executor = _timed("bf16", fuse_batchnorms(front, sample), sample, autocast)
+    executor = _timed("bf16", fused, sample, autocast)
     with torch.inference_mode():
         error_rms = _relative_error(executor.run(sample), expected)
     if not error_rms <= BF16_TOLERANCE:  # also refuses NaN
@@ -171,13 +175,19 @@ def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
     return _timed("int8", run, held_out, nullcontext)
 
 
-def _onnx_executor(front: nn.Module, sample: Tensor, expected: Tensor) -> Executor | None:
-    """`front` through ONNX Runtime; None if it cannot be exported or its outputs differ."""
-    try:
-        run = _graph_function(export_graph(fuse_batchnorms(front, sample), sample))
-    except Exception:  # the exporter has exceptions of its own, and a user's network may contain anything
-        return None
-    return _checked("onnxruntime", run, sample, expected, nullcontext)
+def _onnx_executor(fused: nn.Module, sample: Tensor, expected: Tensor) -> Executor | None:
+    """`fused` through ONNX Runtime; None if it cannot be exported or its outputs differ."""
+    for export in (trace_graph, export_graph):
+        try:
+            run = _graph_function(export(fused, sample))
+            if not _agrees(run(sample[:1]), expected[:1]):  # the number of images may be a constant of the graph
+                continue
+            executor = _checked("onnxruntime", run, sample, expected, nullcontext)
+        except Exception:  # the exporters have exceptions of their own, and a user's network may contain anything
+            continue
+        if executor is not None:
+            return executor
+    return None
 
 
 def _graph_function(graph: bytes) -> Callable[[Tensor], Tensor]:
@@ -195,12 +205,17 @@ def _checked(
 ) -> Executor | None:
     """The executor if its outputs match those of the plain network, otherwise None."""
     with torch.inference_mode():
-        difference = (run(sample) - expected).abs().max()
-    return _timed(name, run, sample, autocast) if difference <= TOLERANCE * expected.abs().max() else None
+        agrees = _agrees(run(sample), expected)
+    return _timed(name, run, sample, autocast) if agrees else None
+
+
+def _agrees(outputs: Tensor, expected: Tensor) -> bool:
+    difference = (outputs - expected).abs().max()
+    return outputs.shape == expected.shape and bool(difference <= TOLERANCE * expected.abs().max())
 
 
 def _timed(name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast: Autocast) -> Executor:
-    """The executor with its time per image: the median of three runs."""
+    """The executor with its time per image: the median of three runs, or the first of one that takes long."""
 
     def run_in_precision(x: Tensor) -> Tensor:
         with autocast():
@@ -214,7 +229,9 @@ def _timed(name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast:
             if sample.device.type == "cuda":
                 torch.cuda.synchronize()  # kernels run asynchronously
             seconds.append(time.perf_counter() - started)
-    return Executor(name, run_in_precision, sorted(seconds)[1] / len(sample))
+            if seconds[0] > LONG:
+                break
+    return Executor(name, run_in_precision, sorted(seconds)[len(seconds) // 2] / len(sample))
 
 
 def _record_key(part: FrozenPart, sample: Tensor) -> str:

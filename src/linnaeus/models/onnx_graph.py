@@ -84,6 +84,28 @@ def export_graph(module: nn.Module, sample: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def trace_graph(module: nn.Module, sample: Tensor) -> bytes:
+    """As `export_graph`, by torch's older exporter, which needs a tenth of the time for a ResNet-50.
+
+    It executes the module and records what it does, so a number that Python reads from `sample` becomes a constant of
+    the graph: compare the outputs for another number of images.
+    """
+    buffer, images = io.BytesIO(), {0: "batch"}
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # it is deprecated, but does not import the compiler
+        torch.onnx.export(
+            module,
+            (sample[:2].contiguous(),),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            dynamic_axes={"x": images, "y": images},
+            input_names=["x"],
+            output_names=["y"],
+            opset_version=OPSET,
+        )
+    return buffer.getvalue()
+
+
 def inference_session(graph: bytes) -> Any:
     """An ONNX Runtime session of a graph, on CPU, with as many threads as torch uses."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
