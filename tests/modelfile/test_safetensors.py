@@ -107,7 +107,7 @@ def test_the_same_network_is_read_back(name: str, arguments: dict, size: int, tm
 def test_reading_imports_neither_the_compiler_of_torch_nor_statistics(tmp_path: Path):
     """A network on the meta device that draws weights or computes imports the compiler, which takes more than a second;
     scipy.stats takes half a second."""
-    path = write_tiny_model(tmp_path / "m.safetensors")
+    path = write_tiny_model(tmp_path / "m.safetensors", create("mini_resnet", 3, 1, head_stages=["block2", "block3"]))
     code = f"""
 import sys
 from pathlib import Path

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from linnaeus import models
 from linnaeus.errors import UserError
-from linnaeus.models import MODELS, Network, create
+from linnaeus.models import MODELS, Network, create, unset_twin
 from linnaeus.models.resnet import BasicBlock, Bottleneck
 
 SMALL = ["resnet20", "resnet110", "plain20", "plain56", "mini_resnet", "digit_resnet", "resnet18", "inception_v1"]
@@ -323,3 +326,34 @@ def test_gradients_reach_every_parameter() -> None:
         network: Network = create(name, 3)
         network(torch.randn(2, 3, 64, 64)).sum().backward()
         assert all(p.grad is not None for p in network.parameters())
+
+
+def test_widths_and_sizes_are_found_without_the_compiler_of_torch():
+    """It takes more than a second to import, and torch does so to compute on the meta device."""
+    code = """
+import sys, torch
+from linnaeus.models import create
+from linnaeus.recipe import load_recipe
+from linnaeus.training.network import check_memory, check_size
+torch.manual_seed(0)
+expected = torch.rand(2)
+for name, size in (("resnet50", 288), ("resnet18", 96), ("mini_resnet", 24)):
+    recipe = load_recipe("flowers", {"model.name": name, "data.size": size, "data.resize": size})
+    stages = ("layer3", "layer4") if name != "mini_resnet" else ("block2", "block3")
+    network = create(name, 3, head_stages=stages)
+    torch.manual_seed(0)
+    check_memory(recipe, 3, 3, {"head_stages": stages})
+    check_size(network, recipe, 3)
+    assert torch.equal(torch.rand(2), expected), "random numbers were drawn"
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_network_too_large_for_its_shapes_is_not_created(monkeypatch: pytest.MonkeyPatch):
+    expected = create("mini_resnet", 2, head_stages=["block1", "block3"]).fc.in_features
+    monkeypatch.setattr(models, "LARGE", 10)
+    assert create("mini_resnet", 2, head_stages=["block1", "block3"]).fc.in_features == expected
+    network, device = unset_twin(lambda: create("mini_resnet", 2))
+    assert device.type == "meta"
+    assert all(parameter.is_meta for parameter in network.parameters())

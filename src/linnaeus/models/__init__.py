@@ -17,7 +17,7 @@ from linnaeus.models.network import Network, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
 from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net
 
-__all__ = ["MODELS", "Custom", "Network", "create", "load_module", "pooled", "wrap"]
+__all__ = ["MODELS", "Custom", "Network", "create", "load_module", "pooled", "unset_twin", "wrap"]
 
 MODELS: dict[str, Callable[..., Network]] = {
     **{name: partial(ResNet, name) for name in RESNETS},
@@ -28,6 +28,12 @@ MODELS: dict[str, Callable[..., Network]] = {
     "inception_v1": InceptionV1,
 }
 """Name -> function of (classes, channels, *, arguments of this network) that creates the network."""
+
+SMALL_SIZE = 64
+"""Side in pixels of an image that all of MODELS for larger images can see."""
+
+LARGE = 200_000_000
+"""Values of a network that is not created for its shapes only; the largest of MODELS has 60 million."""
 
 
 def constructor(name: str) -> Callable[..., Network]:
@@ -70,12 +76,26 @@ def create(
         if name not in MODELS:
             raise UserError(f"{name}: model.head is available for the networks of `linnaeus models` only; leave it out")
         chosen = check_stages(network, head_stages)
-        with torch.device("meta"):  # computes shapes only, to find the number of features
-            twin = make(classes, channels, **arguments).eval()
-            twin.head_stages = chosen
-            features = twin.run(torch.empty(1, channels, twin.usual_size, twin.usual_size), stop="head")
+        twin, device = unset_twin(partial(make, classes, channels, **arguments))
+        twin.head_stages = chosen
+        size = min(twin.usual_size, SMALL_SIZE)
+        with torch.no_grad():
+            features = twin.run(torch.zeros(1, channels, size, size, device=device), stop="head")
         network.set_head_stages(chosen, features.shape[1])
     return network
+
+
+def unset_twin(make: Callable[[], Network]) -> tuple[Network, torch.device]:
+    """The network that `make` creates, in evaluation mode, with weights that are not set, and its device: for shapes.
+
+    No random number is drawn. It is on the CPU, since to compute on the meta device torch imports its compiler, which
+    takes more than a second; a network too large for that, such as a forged description asks for, is on meta.
+    """
+    with torch.device("meta"):
+        twin = make().eval()
+    values = sum(tensor.numel() for tensor in twin.state_dict().values())
+    device = torch.device("cpu" if values < LARGE else "meta")
+    return twin.to_empty(device=device), device
 
 
 def check_stages(network: Network, head_stages: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from linnaeus.console import Console
 from linnaeus.data.download import fetch
 from linnaeus.device import free_memory
 from linnaeus.errors import UserError
-from linnaeus.models import Network, create, load_module, wrap
+from linnaeus.models import MODELS, Network, create, load_module, unset_twin, wrap
 from linnaeus.models.pretrained import license_warning
 from linnaeus.models.weights import load_weights, network_arguments
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -100,14 +101,20 @@ def check_memory(recipe: Recipe, classes: int, channels: int, arguments: dict[st
 
 
 def check_size(network: Network, recipe: Recipe, channels: int) -> None:
-    """Raise UserError if the images are too small for one of our networks, without using memory or time."""
+    """Raise UserError if the images do not suit the network: too small, or not divisible by the size of a patch."""
     size, arch = recipe.data.size, network.arch
-    if arch["name"] == "custom":
+    ours = arch["name"] in MODELS  # convolutions and poolings, which see larger images too
+    if arch["name"] == "custom" or size == network.usual_size or (ours and size > network.usual_size):
         return
+    make = partial(create, arch["name"], arch["classes"], channels, **arch["arguments"])
     try:
-        with torch.device("meta"):
-            twin = create(arch["name"], arch["classes"], channels, **arch["arguments"])
-            twin.eval()(torch.empty(1, channels, size, size))
+        if ours:
+            twin, device = unset_twin(make)
+            with torch.no_grad():
+                twin(torch.zeros(1, channels, size, size, device=device))
+        else:  # on the meta device, without using memory or time
+            with torch.device("meta"):
+                make().eval()(torch.empty(1, channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:  # such as a size that is not divisible by the patch
         reason = " ".join(str(error).split())[:120]
         raise UserError(
