@@ -64,6 +64,18 @@ def test_a_program_without_linnaeus_gets_the_distances(place: Path):
     assert (distance >= 0).all()
 
 
+def test_references_take_two_bytes_a_number(place: Path):
+    """With 2 MB of them, float32 would make a small int8 file several times as large."""
+    classifier = load(place / "run" / "model.safetensors")
+    plain = graph_of(place, classifier)
+    features = classifier.detector.references.shape[1]  # type: ignore[union-attr]
+    references = unit(np.random.default_rng(0).normal(size=(2048, features))).astype(np.float16)
+    larger = with_distance(plain, references)
+    assert larger is not None
+    lengths = 4 * len(references)
+    assert larger.ByteSize() - plain.ByteSize() < references.nbytes + lengths + 2000
+
+
 def test_logits_that_come_from_no_linear_layer_have_no_distance(place: Path):
     classifier = load(place / "run" / "model.safetensors", device="cpu")
     assert with_distance(graph_of(place, classifier), np.ones((3, 77), np.float16)) is None

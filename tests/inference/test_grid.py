@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from linnaeus.inference.grid import GridSelection
 from linnaeus.inference.prediction import Prediction
+from linnaeus.metrics.ood import Thresholds
 from linnaeus.text import selection_title
 
 
@@ -36,6 +39,16 @@ def test_images_of_no_known_class_are_shown_by_rising_confidence():
         grid.add(answer(f"{confidence}", confidence), None)
     assert [p.path for p, _ in grid.shown()] == ["0.6", "0.7"]
     assert grid.title() == "2 of 5 images shown"
+
+
+def test_unknown_images_are_shown_before_doubtful_ones():
+    """A photo of something else may get a class with 99 %: by confidence alone it would come last."""
+    grid = GridSelection(3)
+    limits = Thresholds(0.4, 0.2, 40, 38)
+    for path, confidence, distance in (("a", 0.6, 0.1), ("far", 0.99, 0.9), ("b", 0.7, 0.1), ("wrong", 0.8, 0.1)):
+        found = replace(answer(path, confidence), distance=distance, limits=limits)
+        grid.add(found, 1 if path == "wrong" else None)
+    assert [p.path for p, _ in grid.shown()] == ["wrong", "far", "a"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.evaluate import evaluate_model
 from linnaeus.inference.in_memory import readable
-from linnaeus.inference.prediction import Prediction
+from linnaeus.inference.prediction import Prediction, Predictions
 from linnaeus.metrics.classification import Figures
 
 GRADIENT = np.add.outer(np.arange(28), np.arange(28)).astype(np.uint8) * 4
@@ -164,6 +164,7 @@ def test_a_prediction_is_short_in_a_terminal_and_a_notebook(classifier: Classifi
     assert "<i>" not in shown
     assert "&lt;b&gt;.jpg: unsure" in shown
     assert repr(Prediction("a.jpg", ("0",), ("0",), None, error="empty")) == "Prediction('a.jpg', error='empty')"
+    assert "unsure" in Predictions([found])._repr_html_()
     several = classifier.predict([COLOR] * 12)
     assert "12 predictions, the first 10" in several._repr_html_()
 

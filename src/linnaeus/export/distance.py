@@ -10,7 +10,6 @@ import numpy as np
 from linnaeus.export.assemble import Nodes
 from linnaeus.export.reference_model import ReferenceModel
 from linnaeus.inference.runners import OnnxRunner
-from linnaeus.metrics.ood import unit
 from linnaeus.metrics.outputs import softmax
 from linnaeus.modelfile.onnx import DISTANCE, LOGITS
 from linnaeus.models.onnx_graph import inference_session
@@ -61,7 +60,11 @@ def with_distance(model: Any, references: np.ndarray) -> Any | None:
     length = g("ReduceL2", features, np.array([1], np.int64), keepdims=1)
     # A zero vector has no direction; the bound avoids NaN.
     direction = g("Div", features, g("Max", length, np.array(1e-30, np.float32)))
-    similarity = g("MatMul", direction, np.ascontiguousarray(unit(references).T))
+    # The references stay in float16, as in the model file: at most 2 MB, which is more than some int8 networks have.
+    # Rounding has changed their lengths.
+    lengths = np.linalg.norm(references.astype(np.float32), axis=1)
+    columns = g("Cast", np.ascontiguousarray(references.T), to=TensorProto.FLOAT)
+    similarity = g("Mul", g("MatMul", direction, columns), (1 / np.where(lengths > 0, lengths, 1)).astype(np.float32))
     nearest = g("ReduceMax", similarity, np.array([1], np.int64), keepdims=0)
     g("Max", g("Sub", np.array(1, np.float32), nearest), np.array(0, np.float32), name=DISTANCE)
     copy.graph.node.extend(g.nodes)

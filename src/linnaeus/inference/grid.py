@@ -1,4 +1,4 @@
-"""Which of many predictions a grid shows: the mistakes, then those of lowest confidence."""
+"""Which of many predictions a grid shows: the mistakes, then unknown images, then those of lowest confidence."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ class GridSelection:
     most: int
     total: int = 0
     mistakes: int = 0
-    _kept: list[tuple[tuple[bool, float, int], Prediction, int | None]] = field(default_factory=list)
+    _kept: list[tuple[tuple[bool, bool, float, int], Prediction, int | None]] = field(default_factory=list)
 
     def add(self, prediction: Prediction, true: int | None) -> None:
         """Add a prediction for an image that was read, with the index of its true class, None where it is unknown."""
         wrong = true is not None and prediction.index != true
         self.total += 1
         self.mistakes += wrong
-        # Confident mistakes tell most, and among the others those of low confidence.
-        rank = (not wrong, -prediction.probability if wrong else prediction.probability, self.total)
+        # Confident mistakes tell most, and among the others images of none of the classes, which may get a class with
+        # high confidence, and those of low confidence.
+        rank = (
+            not wrong,
+            not prediction.unknown,
+            -prediction.probability if wrong else prediction.probability,
+            self.total,
+        )
         self._kept.append((rank, prediction, true))
         if len(self._kept) >= 2 * self.most:
             self._cut()
 
     def shown(self) -> list[tuple[Prediction, int | None]]:
-        """The predictions, the most confident mistakes first, then the others by rising confidence."""
+        """The predictions: the most confident mistakes first, then unknown images, then the others by rising
+        confidence."""
         self._cut()
         return [(prediction, true) for _, prediction, true in self._kept]
 

@@ -157,7 +157,7 @@ class Predictions(list[Prediction]):
         return data_frame([_row(prediction, top) for prediction in self])
 
     def _repr_html_(self) -> str:
-        rows = [(p.path, "no answer" if p.probabilities is None else p.answer) for p in self[:10]]
+        rows = [(p.path, "no answer" if p.probabilities is None else p.verdict or p.answer) for p in self[:10]]
         more = f", the first {len(rows)}" if len(self) > len(rows) else ""
         return html_table(f"{len(self):,} predictions{more}", rows)
 
