@@ -29,8 +29,8 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import Table
+from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
-from linnaeus.malloc import steady_heap
 from linnaeus.models import create
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.stores.frozen import FrozenStages

@@ -76,8 +76,8 @@ def open_cifar(source: str, path: Path) -> Table:
         batches = [name for name in files if re.fullmatch(pattern, name)]
         # By length first, so that data_batch_10 would come after data_batch_9.
         for name in sorted(batches, key=lambda name: (len(name), name)):
-            pictures, numbers = parse(files.pop(name), release, path / name)
-            images.append(pictures)
+            pixels, numbers = parse(files.pop(name), release, path / name)
+            images.append(pixels)
             labels.append(numbers)
             split += [part] * len(numbers)
     classes = _names(files.get(release.names), release, path / release.names)

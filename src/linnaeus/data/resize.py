@@ -65,23 +65,23 @@ class Upright:
     """Format of the file, by Pillow's name: "JPEG", "PNG" …; empty for arrays"""
 
 
-def fit_row(picture: np.ndarray, spec: RowSpec) -> np.ndarray:
+def fit_row(array: np.ndarray, spec: RowSpec) -> np.ndarray:
     """Resize (H, W[, C]) uint8 to a row (h, w, C) uint8. An image that already has the right size is returned as it is.
 
     crop: crop to the central 4:1 if longer, then scale the short side to `size` and the long side to
     int(size * long / short), as torchvision's Resize does. squash: scale both sides to `size`. pad: scale the long
     side to `size` and center the image on a black square. Gray and RGB are converted if `spec.channels` differs.
     """
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
-        raise ValueError(f"an image is (H, W) or (H, W, C) uint8, not {picture.shape} {picture.dtype}")
-    gray = picture.ndim == 2 or picture.shape[2] == 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"an image is (H, W) or (H, W, C) uint8, not {array.shape} {array.dtype}")
+    gray = array.ndim == 2 or array.shape[2] == 1
     planes = 1 if gray else 3
-    if picture.shape[2:] not in ((), (1,), (3,)):
-        raise ValueError(f"an image has 1 or 3 channels, not {picture.shape[2]}")
-    height, width = picture.shape[:2]
+    if array.shape[2:] not in ((), (1,), (3,)):
+        raise ValueError(f"an image has 1 or 3 channels, not {array.shape[2]}")
+    height, width = array.shape[:2]
     if planes == spec.channels and is_row(height, width, spec):
-        return picture[:, :, None] if picture.ndim == 2 else picture
-    image = Image.fromarray(np.ascontiguousarray(picture.reshape(height, width) if gray else picture))
+        return array[:, :, None] if array.ndim == 2 else array
+    image = Image.fromarray(np.ascontiguousarray(array.reshape(height, width) if gray else array))
     image = with_channels(image, spec.channels)
     return pixels(resize(Upright(image, image.size, (0, 0, width, height)), spec))
 
@@ -105,12 +105,12 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L")
 
 
-def resize(picture: Upright, spec: RowSpec) -> Image.Image:
+def resize(upright: Upright, spec: RowSpec) -> Image.Image:
     """Resize an image of mode L or RGB to a row. The shape follows from the size before decoding reduced it."""
-    image, (width, height), box = picture.image, picture.size, picture.box
+    image, (width, height), box = upright.image, upright.size, upright.box
     size, how = spec.size, RESAMPLING[spec.interpolation]
     # Resampling to the same size would still change pixels, so rows of a store must pass untouched.
-    if is_row(height, width, spec) and image.size == picture.size:
+    if is_row(height, width, spec) and image.size == upright.size:
         return image
     if spec.fit == "squash":
         return image.resize((size, size), how, box=box)

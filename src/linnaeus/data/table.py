@@ -78,7 +78,7 @@ class Table:
     number: np.ndarray | None = None  # (n,) int64: its position in that part; where images
 
     def __post_init__(self) -> None:
-        contents = [pictures for pictures in (self.paths, self.images, self.members) if pictures is not None]
+        contents = [values for values in (self.paths, self.images, self.members) if values is not None]
         assert len(contents) == 1, "a table holds paths, or images, or members"
         n = len(contents[0])
         assert len(self.labels) == len(self.split) == n

@@ -32,8 +32,8 @@ RECOMMENDED = {
         "timm/vit_base_patch16_siglip_224.webli",
     ),
 }
-"""What `auto` adds to the weights at hand: on a CPU networks of at most 5 billion multiply-adds, on a GPU larger ones
-that were trained on more images. All have licenses that permit any use."""
+"""What `auto` adds to the weights on this machine: on a CPU networks of at most 5 billion multiply-adds, on a GPU
+larger ones that were trained on more images. All have licenses that permit any use."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def parse_backbones(text: str, local: Mapping[str, str], device: str) -> Candida
     """The candidates of a list such as `auto,resnet18,timm/convnext_atto=FILE,resnet50+timm/convnext_atto`.
 
     A backbone is a network with pretrained weights, the name of weights, a weights file that names its network, or
-    NETWORK=FILE. `local` are the weights at hand (network -> weights), `device` is `cpu` or another one.
+    NETWORK=FILE. `local` are those on this machine (network -> weights), `device` is `cpu` or another one.
     Raises UserError for a name that nothing has, with suggestions, and for an empty list.
     """
     candidates: dict[frozenset[Backbone], Candidate] = {}
@@ -148,7 +148,7 @@ def _all_names(local: Mapping[str, str]) -> Iterable[str]:
 
 
 def _automatic(local: Mapping[str, str], device: str) -> tuple[list[Candidate], list[str]]:
-    """The backbones at hand and those recommended for the machine, with a note of what was left out."""
+    """The backbones on this machine and those recommended for the machine, with a note of what was left out."""
     at_hand = [Backbone(model, weights) for model, weights in local.items()]
     candidates = [Candidate(b.weights if b.weights in PRETRAINED else b.model, (b,)) for b in at_hand]
     more = [name for name in RECOMMENDED["cpu" if device == "cpu" else "gpu"] if name not in local]

@@ -65,9 +65,9 @@ def probe(
     """Compare backbones on the images of `source`: features once for each, one linear head each.
 
     `backbones`: names separated by commas, as in `parse_backbones`; `A+B` concatenates features, `auto` takes the
-    weights at hand and some recommended ones. `settings` are recipe keys of `data` and `model.arguments`. The files are
-    written to `out`, by default runs/probe-<n>. What was computed before comes from the cache. A backbone that fails
-    is reported and left out; JobError if all do. Raises UserError for invalid input.
+    weights on this machine and some recommended ones. `settings` are recipe keys of `data` and `model.arguments`. The
+    files are written to `out`, by default runs/probe-<n>. What was computed before comes from the cache. A backbone
+    that fails is reported and left out; JobError if all do. Raises UserError for invalid input.
     """
     console = console or Console()
     settings = dict(settings or {})

@@ -23,9 +23,9 @@ TRANSFER, SCRATCH = "photos", "scratch"
 """Packaged recipes for photographs: with trained weights, and without."""
 
 TRANSFER_MODEL = "resnet50"
-"""The network whose weights are preferred where several are at hand. A head on its last two stages gave 96.5 % on 16
-flowers (n = 1,330) and 74.8 % on 10 dishes (n = 400), one on timm/tf_efficientnet_lite0 94.7 and 73.5 %, by five folds
-of `linnaeus probe`: docs/results/backbones.md."""
+"""The network whose weights are preferred where several are on this machine. A head on its last two stages gave 96.5 %
+on 16 flowers (n = 1,330) and 74.8 % on 10 dishes (n = 400), one on timm/tf_efficientnet_lite0 94.7 and 73.5 %, by
+five folds of `linnaeus probe`: docs/results/backbones.md."""
 
 STRONG = 75.0
 """Accuracy (%) on ImageNet from which on a network of ours is preferred to an unknown one of a library."""
@@ -143,7 +143,7 @@ def preferred_backbones(local: Sequence[str]) -> list[str]:
     """The networks of local weights in the order in which `train` prefers them.
 
     TRANSFER_MODEL; then those of ours that are STRONG on ImageNet, the most accurate first; then those of libraries;
-    then the rest of ours. `linnaeus probe` finds the best one for the images at hand.
+    then the rest of ours. `linnaeus probe` finds the best one for given images.
     """
     ours = sorted((PRETRAINED[name] for name in local if name in PRETRAINED), key=lambda entry: -entry.top1)
     first = [entry.model for entry in ours if entry.model == TRANSFER_MODEL]
