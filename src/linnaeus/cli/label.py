@@ -83,7 +83,7 @@ def label(
     # The port is taken first: an address in use must not be found out after minutes of decoding.
     listener = bind(place.host, place.port)
     store = _open_store(folder, out, labels, console)
-    features = _open_features(folder, store, run, backbone, device, console)
+    features = _open_features(folder, run, backbone, device, console)
     session = Session.open(store, features, order, console)
     # In a review the classes of the model are offered before those of the command line.
     model = () if session.learner.model is None else session.learner.model.classes
@@ -130,9 +130,7 @@ def _open_store(folder: Path, out: str | None, labels: str | None, console: Cons
     return store
 
 
-def _open_features(
-    folder: Path, store: LabelStore, run: Path | None, name: str | None, device: str, console: Console
-) -> Features:
+def _open_features(folder: Path, run: Path | None, name: str | None, device: str, console: Console) -> Features:
     from linnaeus.label.backbone import of_run, open_backbone, unseen_images, warn_of_trained_images
     from linnaeus.label.features import Features
     from linnaeus.label.session import list_images

@@ -72,12 +72,12 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError, and MemberError where they are damaged."""
-        row, path = self.rows[self._row(name)], os.path.join(self.place, name)  # noqa: PTH118
+        row, path = self.rows[self._row(name)], os.path.join(self.place, name)
         if row["size"] > MOST_BYTES:
             raise MemberError(path, f"too large: {row['size']:,} bytes (at most {MOST_BYTES:,})")
         if self.copy is not None and hasattr(os, "pread"):  # elsewhere an open file cannot be removed
             return _decompressed(path, os.pread(self.copy.fileno(), int(row["packed"]), int(row["offset"])), row)
-        with open(self.data, "rb", buffering=0) as file:  # noqa: PTH123
+        with open(self.data, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             # Offsets of the index would point into other bytes once the file has been rewritten.
             if (status.st_size, status.st_mtime_ns) != self.stamp:
@@ -95,7 +95,7 @@ class Archive:
         try:
             return self.position[name]
         except KeyError:
-            raise FileNotFoundError(2, os.strerror(2), os.path.join(self.place, name)) from None  # noqa: PTH118
+            raise FileNotFoundError(2, os.strerror(2), os.path.join(self.place, name)) from None
 
 
 ROW = np.dtype([("offset", "<i8"), ("packed", "<i8"), ("size", "<i8"), ("crc32", "<i8"), ("method", "i1")])
@@ -124,7 +124,7 @@ def _decompressed(path: str, packed: bytes, row: np.void) -> bytes:
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether the path names an archive, by its suffix, that is a file."""
-    return os.fspath(path).lower().endswith(SUFFIXES) and os.path.isfile(path)  # noqa: PTH113
+    return os.fspath(path).lower().endswith(SUFFIXES) and os.path.isfile(path)
 
 
 _PART = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=[\\/]|$)", re.IGNORECASE)
@@ -135,10 +135,10 @@ def find(path: str) -> tuple[Archive, str] | None:
     """The archive that a path leads into, and the name in it ("" for the archive itself); None for other paths."""
     if _PART.search(path) is None:
         return None
-    path = os.path.abspath(path)  # noqa: PTH100
+    path = os.path.abspath(path)
     for match in _PART.finditer(path):
         place = path[: match.end()]
-        if os.path.isfile(place):  # noqa: PTH113
+        if os.path.isfile(place):
             return open_archive(place), path[match.end() + 1 :].replace(os.sep, "/")
     return None
 
@@ -148,9 +148,9 @@ def open_archive(place: str) -> Archive:
 
     Raises UserError where it is damaged, encrypted, or holds names that lead out of it.
     """
-    place = os.path.abspath(place)  # noqa: PTH100
+    place = os.path.abspath(place)
     try:
-        status = os.stat(place)  # noqa: PTH116
+        status = os.stat(place)
         stamp = (status.st_size, status.st_mtime_ns)
         known = _opened.get(place)
         if known is None or known[0] != stamp:
@@ -165,7 +165,7 @@ def _indexed(place: str, stamp: tuple[int, int]) -> Archive:
         return _index(place, place, stamp, zip_entries(place, MOST_ENTRIES))
     # An uncompressed tar has random access as it is; a compressed one is decompressed into the cache first.
     if not place.lower().endswith(COMPRESSED):
-        with open(place, "rb") as file:  # noqa: PTH123
+        with open(place, "rb") as file:
             return _index_tar(place, place, stamp, file)
     copy = unpacked(place)
     try:

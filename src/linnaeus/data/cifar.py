@@ -41,7 +41,7 @@ PICKLED = ("cifar-10-batches-py", "cifar-100-python", "data_batch_1", "batches.m
 def find_cifar(folder: Path) -> Path | None:
     """The folder with the binary files, or the archive, at `folder` or inside it by its published name; else None."""
     for place in (folder, *(folder / release.folder for release in RELEASES)):
-        names = os.listdir(place) if place.is_dir() else []  # noqa: PTH208
+        names = os.listdir(place) if place.is_dir() else []
         if any(_release(name) for name in names):
             return place
     archives = sorted(folder.glob("cifar-10*-binary.tar.gz"))
@@ -81,7 +81,7 @@ def open_cifar(source: str, path: Path) -> Table:
             labels.append(numbers)
             split += [part] * len(numbers)
     classes = _names(files.get(release.names), release, path / release.names)
-    root = os.path.abspath(path)  # noqa: PTH100
+    root = os.path.abspath(path)
     return Table(
         source,
         "cifar",

@@ -45,7 +45,7 @@ def open_flowers(folder: Path) -> Table:
         split[_matlab(folder / "setid.mat", key, COUNT) - 1] = name
     if not (folder / "jpg").is_dir():
         unpack(folder / "102flowers.tgz", folder / "jpg")
-    there = set(os.listdir(folder / "jpg"))  # noqa: PTH208
+    there = set(os.listdir(folder / "jpg"))
     images = [f"image_{i:05d}.jpg" for i in range(1, COUNT + 1)]
     # An interrupted unpacking must not shorten the data set silently.
     lost = next((image for image in images if image not in there), None)
@@ -53,7 +53,7 @@ def open_flowers(folder: Path) -> Table:
         raise UserError(f"{folder / 'jpg' / lost}: missing; remove {folder / 'jpg'} to unpack 102flowers.tgz again")
     classes = tuple(str(i) for i in range(1, 103))
     names = tuple(name.strip() for name in NAMES.split(","))
-    paths = tuple(os.path.join(folder, "jpg", image) for image in images)  # noqa: PTH118
+    paths = tuple(os.path.join(folder, "jpg", image) for image in images)
     return Table("flowers102", "list", classes, names, labels - 1, split, paths=paths, root=str(folder))
 
 

@@ -47,7 +47,7 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
     A class folder without images is an error, or is ignored if `lenient`. Symbolic links are followed; each folder is
     read once per class. Classes are in natural order, or in the order of `classes.txt`.
     """
-    root = os.path.abspath(path)  # noqa: PTH100  links stay as the user wrote them
+    root = os.path.abspath(path)  # links stay as the user wrote them
     scan = Scan(root)
     parts = _parts(scan, root)
     notes: list[str] = []
@@ -64,7 +64,7 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
     learns = "train" if "train" in parts else ""
     for split, name, images in contents:
         if split == learns and not images:
-            where = os.path.join(parts[split], name)  # noqa: PTH118
+            where = os.path.join(parts[split], name)
             if lenient:
                 scan.passed_over(where, "/")
                 continue
@@ -94,7 +94,7 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
 
 def _inner(folder: str, name: str) -> set[str] | None:
     """Subfolders of a class folder that contain images or folders; None if the class folder contains images itself."""
-    path = os.path.join(folder, name)  # noqa: PTH118
+    path = os.path.join(folder, name)
     folders, files = _entries(Scan(path), path)
     if any(_is_image(entry) for entry in files):
         return None
@@ -162,10 +162,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """By the suffix. Not a pipe or a device, because reading it could block. Decoding reports dangling links."""
-    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122
+    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
         return False
     try:
-        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return True
 
@@ -216,7 +216,7 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
     folders, files = _entries(Scan(scan.root), folder)
     loose = sum(_is_image(entry) for entry in files)
     if loose:
-        example = os.path.join(folder if split else str(path), "rose", files[0].name)  # noqa: PTH118
+        example = os.path.join(folder if split else str(path), "rose", files[0].name)
         also = (
             "" if split in ("", "train") else f", or move {split} away (`linnaeus predict` takes images without labels)"
         )

@@ -45,7 +45,7 @@ class IdxFile:
 def find_idx(folder: Path) -> list[IdxFile]:
     """The IDX files in `folder`, or in its subfolder `raw`. A raw file hides the gzipped one of the same name."""
     for place in (folder, folder / "raw"):
-        names = set(os.listdir(place)) if place.is_dir() else set()  # noqa: PTH208
+        names = set(os.listdir(place)) if place.is_dir() else set()
         files = [_by_name(place / name) for name in sorted(names) if name.removesuffix(".gz") not in names - {name}]
         if any(files):
             return [file for file in files if file]
@@ -98,7 +98,7 @@ def open_idx(source: str, path: Path) -> Table:
     classes = tuple(str(value) for value in values)
     names, notes = _display(files[0].path.parent, sets[0], classes)
     pixels = images[0] if len(images) == 1 else np.concatenate(images)
-    root = os.path.abspath(folder)  # noqa: PTH100
+    root = os.path.abspath(folder)
     table = Table(source, "idx", classes, names, indices.reshape(-1), np.array(split), images=pixels, root=root)
     return dataclasses.replace(table, notes=tuple(notes))
 

@@ -47,7 +47,7 @@ def refuse_unnamed_split(folder: str, others: Sequence[str]) -> None:
         split = likely_split(name)
         if split in ("valid", "test"):
             raise UserError(
-                f"{os.path.join(folder, name)}: beside train/ and named like {split}; rename it to {split}, or move it "  # noqa: PTH118
+                f"{os.path.join(folder, name)}: beside train/ and named like {split}; rename it to {split}, or move it "
                 "away"
             )
 
@@ -59,7 +59,7 @@ def refuse_parts(folder: str, names: Sequence[str], inner: dict[str, set[str]]) 
     if len(parts) > 1 and all(inner.get(name) for name in parts):
         raise UserError(
             f"{folder}: {listed(parts)} are named like splits, not classes; rename them to train, valid or test, with "
-            f"the class folders directly inside, or point at one: {os.path.join(folder, parts[0])}"  # noqa: PTH118
+            f"the class folders directly inside, or point at one: {os.path.join(folder, parts[0])}"
         )
     # class/train/image instead of train/class/image: the levels are swapped.
     common = _common(names, inner)

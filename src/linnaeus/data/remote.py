@@ -44,7 +44,7 @@ class LocalFiles:
         """`size` bytes, or fewer at the end of the file. Raises JobError where the file cannot be read."""
         opened: OrderedDict[str, BinaryIO] = self._local.__dict__.setdefault("opened", OrderedDict())
         try:
-            file = opened.pop(path, None) or open(path, "rb", buffering=0)  # noqa: PTH123, SIM115 - closed below
+            file = opened.pop(path, None) or open(path, "rb", buffering=0)  # noqa: SIM115  # closed below
             opened[path] = file
             if len(opened) > OPEN_FILES:
                 opened.popitem(last=False)[1].close()

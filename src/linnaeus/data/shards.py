@@ -159,7 +159,7 @@ def _check_lengths(members: ShardMembers, lengths: list[int]) -> None:
     """Raise UserError for a shard that is missing or has another length than the index says."""
     for place, length in zip(members.places, lengths, strict=True):
         try:
-            size = os.stat(place).st_size  # noqa: PTH116
+            size = os.stat(place).st_size
         except OSError as error:
             raise UserError(f"{place}: a shard of the index is missing ({error.strerror}); copy it here") from None
         if size != length:

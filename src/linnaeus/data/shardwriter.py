@@ -143,7 +143,7 @@ class _Writer:
         if isinstance(image, np.ndarray):
             return ".png", _encoded(image, "PNG")
         if isinstance(image, str):
-            suffix = os.path.splitext(image)[1].lower()  # noqa: PTH122
+            suffix = os.path.splitext(image)[1].lower()
             data = _read(image)
         else:
             suffix, data = PurePosixPath(self.table.sample_id(i)).suffix.lower(), image

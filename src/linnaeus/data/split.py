@@ -199,7 +199,7 @@ def write_split(table: Table, path: str | Path, contents: np.ndarray | None = No
     Paths are relative to the CSV if the images are beside or below it, else absolute. A sample of an array source has
     no path; its id is written instead, for information only.
     """
-    beside = os.path.dirname(os.path.abspath(path)) + os.sep  # noqa: PTH100, PTH120
+    beside = os.path.dirname(os.path.abspath(path)) + os.sep
     with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = SafeCsvWriter(file, "\r\n")
         writer.writerow(

@@ -39,7 +39,7 @@ class Entry:
 def stat(path: Place) -> os.stat_result:
     """As os.stat. For a file in an archive st_mtime_ns is its checksum, where the archive has one."""
     try:
-        return os.stat(path)  # noqa: PTH116
+        return os.stat(path)
     except NOT_THERE:
         place = find(os.fspath(path))
         if place is None:
@@ -99,7 +99,7 @@ def scan(path: Place) -> list[Any]:
         archive, name = place
         inside = f"{name}/" if name else ""
         return [
-            Entry(entry, os.path.join(path, entry), inside + entry in archive.folders)  # noqa: PTH118
+            Entry(entry, os.path.join(path, entry), inside + entry in archive.folders)
             for entry in archive.folders[name]
         ]
 
@@ -118,4 +118,4 @@ def is_reachable(path: Place, folder: Place) -> bool:
     place = find(os.fspath(folder))
     if place is None:
         return True
-    return os.path.abspath(path).startswith(place[0].place + os.sep)  # noqa: PTH100
+    return os.path.abspath(path).startswith(place[0].place + os.sep)

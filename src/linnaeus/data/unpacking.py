@@ -30,7 +30,7 @@ def unpacked(place: str) -> BinaryIO:
     UserError where the archive is damaged, decompresses to more than RATIO times its size, or has no room.
     """
     cache = default_cache()
-    with open(place, "rb") as file:  # noqa: PTH123
+    with open(place, "rb") as file:
         name = f"archive-{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
     with cache.lock(name):
         entry = cache.find(name)
@@ -78,11 +78,11 @@ def _damaged(place: str, error: Exception) -> UserError:
 
 def opened(place: str) -> Any:
     """The decompressed bytes as a file, by the first bytes of the archive and not by its name."""
-    file: BinaryIO = open(place, "rb")  # noqa: PTH123, SIM115 - the caller closes it
+    file: BinaryIO = open(place, "rb")  # noqa: SIM115  # the caller closes it
     head = file.read(6)
     file.close()
     if head[:3] == b"BZh":
         return bz2.open(place, "rb")
     if head == b"\xfd7zXZ\0":
         return lzma.open(place, "rb")
-    return gzip.open(place, "rb") if head[:2] == b"\x1f\x8b" else open(place, "rb")  # noqa: PTH123
+    return gzip.open(place, "rb") if head[:2] == b"\x1f\x8b" else open(place, "rb")

@@ -104,7 +104,7 @@ def _stamp(place: str) -> list[Any]:
     if is_address(place):
         return list(head(place))
     try:
-        status = os.stat(place)  # noqa: PTH116
+        status = os.stat(place)
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror}); check the path") from None
     return [status.st_size, status.st_mtime_ns]
@@ -125,7 +125,7 @@ def _cached_samples(place: str, stamp: list[Any]) -> list[Sample]:
 def scan_samples(place: str) -> Iterator[Sample]:
     """The samples of one shard, in its order. Raises UserError for members that a shard must not have."""
     try:
-        with open_remote(place) if is_address(place) else open(place, "rb") as file:  # noqa: PTH123
+        with open_remote(place) if is_address(place) else open(place, "rb") as file:
             yield from _pair(place, file)
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror}); check the path and its permissions") from None

@@ -46,7 +46,7 @@ def zip_entries(place: str, most: int) -> Iterator[Member]:
     Raises UserError where it is damaged, encrypted, packed by a method that is not read, or claims more bytes than
     anything but a bomb would unpack to.
     """
-    with open(place, "rb") as file:  # noqa: PTH123
+    with open(place, "rb") as file:
         length = file.seek(0, os.SEEK_END)
         _check_directory(place, file, length, most)
         try:
