@@ -111,3 +111,20 @@ def test_quiet_has_no_bar():
 )
 def test_a_time_as_a_person_says_it(seconds: float, said: str):
     assert duration(seconds) == said
+
+
+def test_only_progress_and_warnings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Of a console that is quiet or silent itself, no more than it shows."""
+    now = 0.0
+    monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)
+    for about, lines, warned in (({}, 1, 1), ({"quiet": True}, 0, 1), ({"silent": True}, 0, 0)):
+        stream = io.StringIO()
+        console = Console(stream=stream, **about).progress_only()
+        console.say("say")
+        console.warn("warn")
+        with console.progress("weights") as advance:
+            advance(1, 10)
+            now += 31.0
+            advance(2, 10)
+        assert len(stream.getvalue().splitlines()) == lines
+        assert capsys.readouterr().err.count("warning: warn") == warned

@@ -142,7 +142,7 @@ class Console:
     """Writes messages to `stream`. Commands write their results with `echo`.
 
     quiet: only warnings; library calls pass quiet=True. verbose: details too. silent: not even warnings; used by all
-    ranks but 0.
+    ranks but 0. bars: whether progress is shown; by default it is unless the console is quiet.
     """
 
     def __init__(
@@ -151,15 +151,21 @@ class Console:
         quiet: bool = False,
         verbose: bool = False,
         silent: bool = False,
+        bars: bool | None = None,
         stream: TextIO | MessageStream | None = None,
     ):
         self.quiet, self.verbose, self.silent = quiet or silent, verbose, silent
+        self.bars = (not self.quiet if bars is None else bars) and not silent
         self.stream = stream if isinstance(stream, MessageStream) else MessageStream(stream or sys.stdout)
         self._bar: Progress | None = None
 
     @property
     def terminal(self) -> bool:
         return not self.silent and self.stream.isatty()
+
+    def progress_only(self) -> Console:
+        """A console that shows the progress and the warnings of this one, and none of its messages."""
+        return Console(quiet=True, silent=self.silent, bars=self.bars, stream=self.stream)
 
     def say(self, line: str = "") -> None:
         """Write a message."""
@@ -186,7 +192,7 @@ class Console:
     @contextmanager
     def progress(self, description: str, unit: str = "images") -> Iterator[Advance]:
         """A progress bar on a terminal; elsewhere a line after 30 s, then at most one for every tenth."""
-        if self.quiet:
+        if not self.bars:
             yield lambda done, total, note="": None
         elif not self.terminal:
             yield self._plain(description, unit)
@@ -210,7 +216,8 @@ class Console:
             speed = (done - first[0]) / (now - first[1]) if now > first[1] else done / (now - started)
             left = f", about {duration((total - done) / speed)} left" if total and speed > 0 else ""
             of_total = f" of {total} ({percent(share, 0)})" if total else ""
-            self.say(f"{description}: {done}{of_total} {unit}, {_rate(speed)}{left}{'  ' + note if note else ''}")
+            line = f"{description}: {done}{of_total} {unit}, {_rate(speed)}{left}{'  ' + note if note else ''}"
+            self._print(line, self.stream)
 
         return advance
 

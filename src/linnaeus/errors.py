@@ -59,3 +59,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean resnet50?)` if `word` resembles a known name, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def did_you_mean_network(name: str, known: Iterable[str]) -> str:
+    """As `did_you_mean`, for a network; those of libraries are often written with a colon instead of a slash."""
+    library, colon, rest = name.partition(":")
+    if colon and rest and library.lower() in ("timm", "hf", "onnx"):
+        return f" (did you mean {library.lower()}/{rest}?)"
+    return did_you_mean(name, known)

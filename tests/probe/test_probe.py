@@ -125,6 +125,18 @@ def test_a_backbone_that_fails_is_one_line(place: Path, tmp_path: Path, say: Any
         probe(place / "images", names.split(",")[0], out=tmp_path / "out", console=QUIET)
 
 
+def test_a_license_that_forbids_uses_is_a_warning(place: Path, tmp_path: Path, say: Any):
+    """The table shows the license; a warning says what it forbids."""
+    network = mini(seed=1, channels=3)
+    data = {"weights_license": "cc-by-nc-4.0"}
+    about = ModelFile(network.arch, ("0", "1", "2"), ("0", "1", "2"), Preprocessing(SIDE, SIDE), data=data)
+    write_model(tmp_path / "w.safetensors", network.state_dict(), about)
+    said = say("probe", place / "images", "--backbones", tmp_path / "w.safetensors", "--out", tmp_path / "out")
+    assert said.status == 0, said.err
+    assert "cc-by-nc-4.0" in said.out
+    assert "cc-by-nc-4.0, forbids commercial use" in said.err
+
+
 def test_the_command_it_prints_trains_that_backbone(place: Path, tmp_path: Path, say: Any, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     names = f"{place / 'a.safetensors'},{place / 'b.safetensors'}"
@@ -221,6 +233,7 @@ def test_the_pareto_front_has_what_no_other_beats():
         ("resnet50=missing.safetensors", "there is no file missing.safetensors"),
         ("resnet50=", "there is no file"),
         ("mini_resnet", "no pretrained weights"),
+        ("timm:resnet50", r"did you mean timm/resnet50\?"),
         ("resnt50=README.md", "unknown model 'resnt50'"),
     ],
 )

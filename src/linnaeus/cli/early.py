@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from linnaeus.cli.options import parse_settings
 from linnaeus.distributed.environment import process_info
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, did_you_mean_network
 from linnaeus.files import disk_errors
 from linnaeus.runs import layout
 
@@ -106,8 +106,8 @@ class TrainingArguments:
         elif isinstance(model, str) and "/" not in model and model not in (*NETWORKS, "custom"):
             # Names with a slash belong to libraries, which are too slow to import for this check.
             raise UserError(
-                f"unknown model {model!r}{did_you_mean(model, NETWORKS)}: `linnaeus models` lists them; timm/NAME "
-                "takes any network of timm, net.py:build one of your own"
+                f"unknown model {model!r}{did_you_mean_network(model, NETWORKS)}: `linnaeus models` lists them; "
+                "timm/NAME takes any network of timm, net.py:build one of your own"
             )
         # Only what looks like a file is checked here; names are resolved when the recipe is known.
         if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():

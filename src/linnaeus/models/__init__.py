@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from linnaeus.errors import UnknownNameError, UserError, did_you_mean
+from linnaeus.errors import UnknownNameError, UserError, did_you_mean, did_you_mean_network
 from linnaeus.models.custom import Custom, load_module, wrap
 from linnaeus.models.inception import InceptionV1
 from linnaeus.models.libraries import library_of
@@ -44,8 +44,9 @@ def constructor(name: str) -> Callable[..., Network]:
     if library is not None:
         return partial(library.create, name)
     raise UnknownNameError(
-        f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them; timm/NAME takes any "
-        "network of timm, hf/REPO one of the Hugging Face hub, onnx/FILE a graph of ONNX, net.py:build one of your own"
+        f"unknown model {name!r}{did_you_mean_network(name, MODELS)}: `linnaeus models` lists them; timm/NAME takes "
+        "any network of timm, hf/REPO one of the Hugging Face hub, onnx/FILE a graph of ONNX, net.py:build one of "
+        "your own"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linnaeus.environment import offline
-from linnaeus.errors import UnknownNameError, UserError, did_you_mean
+from linnaeus.errors import UnknownNameError, UserError, did_you_mean_network
 from linnaeus.models import MODELS
 from linnaeus.models.libraries import library_of
 from linnaeus.models.pretrained import PRETRAINED
@@ -68,11 +68,12 @@ class Candidates:
     """What `auto` left out, and what was named twice."""
 
 
-def parse_backbones(text: str, local: Mapping[str, str], device: str) -> Candidates:
+def parse_backbones(text: str, local: Mapping[str, str], device: str, option: str = "--backbones") -> Candidates:
     """The candidates of a list such as `auto,resnet18,timm/convnext_atto=FILE,resnet50+timm/convnext_atto`.
 
     A backbone is a network with pretrained weights, the name of weights, a weights file that names its network, or
-    NETWORK=FILE. `local` are those on this machine (network -> weights), `device` is `cpu` or another one.
+    NETWORK=FILE. `local` are those on this machine (network -> weights), `device` is `cpu` or another one; messages
+    begin with `option`.
     Raises UserError for a name that nothing has, with suggestions, and for an empty list.
     """
     candidates: dict[frozenset[Backbone], Candidate] = {}
@@ -84,28 +85,28 @@ def parse_backbones(text: str, local: Mapping[str, str], device: str) -> Candida
             for candidate in automatic:
                 candidates.setdefault(frozenset(candidate.backbones), candidate)
             continue
-        parts = tuple(_backbone(part.strip(), local) for part in name.split("+"))
+        parts = tuple(_backbone(part.strip(), local, option) for part in name.split("+"))
         if len(set(parts)) < len(parts):
-            raise UserError(f"--backbones {name}: joins a backbone with itself, which adds nothing; name it once")
+            raise UserError(f"{option} {name}: joins a backbone with itself, which adds nothing; name it once")
         # As a set: A+B and B+A have the same features.
         if frozenset(parts) in candidates:
             notes.append(f"{name}: is the same as {candidates[frozenset(parts)].name}; compared once")
         candidates.setdefault(frozenset(parts), Candidate(name, parts))
     if not candidates:
         raise UserError(
-            f"--backbones {text!r}: names no backbone; give names such as resnet50,timm/tf_efficientnet_lite0, or auto"
+            f"{option} {text!r}: names no backbone; give names such as resnet50,timm/tf_efficientnet_lite0, or auto"
         )
     return Candidates(tuple(candidates.values()), tuple(notes))
 
 
-def _backbone(name: str, local: Mapping[str, str]) -> Backbone:
+def _backbone(name: str, local: Mapping[str, str], option: str) -> Backbone:
     if not name:
-        raise UserError("--backbones: a name is missing beside a plus sign; write A+B")
+        raise UserError(f"{option}: a name is missing beside a plus sign; write A+B")
     # NETWORK=FILE comes first, since a file name may resemble any of the others.
     model, equals, file = name.partition("=")
     if equals:
         if not file or not Path(file).expanduser().exists():
-            raise UserError(f"--backbones {name}: there is no file {file or '(empty)'}; give NETWORK=FILE")
+            raise UserError(f"{option} {name}: there is no file {file or '(empty)'}; give NETWORK=FILE")
         return Backbone(_known_network(model), file)
     if library_of(name) is not None:
         return Backbone(_known_network(name), "pretrained")
@@ -114,16 +115,16 @@ def _backbone(name: str, local: Mapping[str, str]) -> Backbone:
     if name in MODELS:
         published = [entry.name for entry in PRETRAINED.values() if entry.model == name]
         if not published:
-            raise UserError(f"--backbones {name}: there are no pretrained weights for this network; give {name}=FILE")
+            raise UserError(f"{option} {name}: there are no pretrained weights for this network; give {name}=FILE")
         # Weights that are already on this machine are preferred to a download.
         return Backbone(name, local.get(name, published[0]))
     if Path(name).expanduser().exists():
         network = describe_weights(name).model
         if network is None:
-            raise UserError(f"--backbones {name}: the file does not say which network it is for; give NETWORK={name}")
+            raise UserError(f"{option} {name}: the file does not say which network it is for; give NETWORK={name}")
         return Backbone(network, name)
     raise UnknownNameError(
-        f"--backbones {name}: no such network, weights or file{did_you_mean(name, _all_names(local))}; `linnaeus "
+        f"{option} {name}: no such network, weights or file{did_you_mean_network(name, _all_names(local))}; `linnaeus "
         "weights list` shows ours, and timm/NAME and hf/REPO take those of timm and of the Hugging Face hub"
     )
 
@@ -138,7 +139,9 @@ def _known_network(name: str) -> str:
         except UserError:
             pass  # told when its turn comes, so that the other backbones are not lost
     elif library_of(name) is None and name not in MODELS:
-        raise UnknownNameError(f"unknown model {name!r}{did_you_mean(name, MODELS)}: `linnaeus models` lists them")
+        raise UnknownNameError(
+            f"unknown model {name!r}{did_you_mean_network(name, MODELS)}: `linnaeus models` lists them"
+        )
     return name
 
 

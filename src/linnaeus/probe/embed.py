@@ -98,11 +98,13 @@ def _load(model: str, table: Table, settings: dict[str, Any], console: Console) 
         if network.arch["name"] == "custom":
             raise UserError(f"{model}: the stages of a custom network are unknown; use a backbone or a model of ours")
         return network, about.preprocessing
-    chosen = parse_backbones(model, local_backbones(), "cpu").chosen
+    chosen = parse_backbones(model, local_backbones(), "cpu", "MODEL").chosen
     if len(chosen) > 1 or len(chosen[0].backbones) > 1:
         raise UserError(f"{model}: several backbones; embed writes the features of one: run it once for each")
     # The pooled output of the last stage, not the stages that the recipe of `train` joins for its head.
-    backbone = load_backbone(chosen[0].backbones[0], table, {"model.head": None, **settings}, console)
+    settings = {"model.head": None, **settings}
+    backbone = load_backbone(chosen[0].backbones[0], table, settings, console.progress_only())
+    console.say(f"license of the weights: {backbone.network.license or 'unknown'}")
     return backbone.network, backbone.preprocessing
 
 

@@ -22,6 +22,9 @@ from linnaeus.probe.features import StoredFeatures
 MOST_HEADER = 100_000_000
 """Bytes of the header that readers of safetensors accept."""
 
+REPEATED = ["label", "split"]
+"""Columns of a Parquet file that are stored as numbers of a dictionary; features do not repeat."""
+
 
 @dataclass(frozen=True)
 class FeatureFile:
@@ -136,7 +139,7 @@ def _write_parquet(path: Path, file: FeatureFile) -> None:
     names = {"id": "ids", "path": "paths", "label": "labels", "split": "splits"}
     fields = [*((name, pa.string()) for name in names), ("features", pa.list_(pa.float32(), width))]
     schema = pa.schema(fields, metadata={"model": file.model})
-    with atomic(path) as temporary, parquet.ParquetWriter(temporary, schema) as output:
+    with atomic(path) as temporary, parquet.ParquetWriter(temporary, schema, use_dictionary=REPEATED) as output:
         start = 0
         for rows in file.chunks():
             part = slice(start, start + len(rows))

@@ -192,7 +192,7 @@ class _Job:
         settings = dict(self.settings)
         if self.bits is not None:
             settings["data.bits"] = self.bits
-        loaded = load_backbone(backbone, self.table, settings, Console(quiet=True))
+        loaded = load_backbone(backbone, self.table, settings, self.console.progress_only())
         network, preprocessing = loaded.network, loaded.preprocessing
         extractor = FeatureExtractor(self.device, self.console, engine=Engine(self.device.type))
         if loaded.measures_pixels:
