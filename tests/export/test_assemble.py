@@ -119,7 +119,7 @@ def test_other_filters(fit: str, interpolation: str, most: float):
 
 
 def test_a_filter_that_onnx_lacks_is_refused():
-    with pytest.raises(UserError, match=r"interpolation = 'lanczos': ONNX cannot .* nearest, bilinear, bicubic"):
+    with pytest.raises(UserError, match=r"interpolation = 'lanczos': ONNX has no such .* nearest, bilinear, bicubic"):
         prepare(Nodes("p"), preprocessing(interpolation="lanczos"))
 
 
