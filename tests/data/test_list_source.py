@@ -187,7 +187,7 @@ def test_csv_files_by_split(images: Path):
 def test_one_clear_line_for_each_mistake_in_a_csv(images: Path):
     place = images / "x.csv"
     for content, said in (
-        ("", "x.csv:1: no column 'path', none; the first line must name path, label"),
+        ("", "x.csv: has no columns; write `path,label` on the first line"),
         ("photo,label\n", "x.csv:1: no column 'path', only 'photo', 'label'"),
         ("path,label,class,label\n", "x.csv:1: columns 2 and 4 are both called 'label'; rename or remove one"),
         ("file,image,label\n", "x.csv:1: no column 'path'; rename the right one of 'file', 'image' to path"),

@@ -158,12 +158,15 @@ def _rows(path: Path, columns: list[str], records: list[Row], split: str, group:
 
 def _check_columns(path: Path, columns: list[str], image: str | None, label: object) -> None:
     """Raise UserError where the image or the label has no column."""
+    if not any(columns):
+        raise UserError(
+            f"{path}: has no columns; write `path,label` on the first line, and a line for each image below"
+        )
     for role, column in (("path", image), ("label", label)):
         if not column:
-            names = f"only {listed(columns)}" if any(columns) else "none"
             raise UserError(
-                f"{path}:1: no column {role!r}, {names}; the first line must name path, label [, split]: "
-                "rename the columns that hold them"
+                f"{path}:1: no column {role!r}, only {listed(columns)}; the first line must name path, label "
+                "[, split]: rename the columns that hold them"
             )
 
 

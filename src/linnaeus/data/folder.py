@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -186,9 +187,12 @@ def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
 
 
 def _images(scan: Scan, top: str) -> list[str]:
-    """All images below `top`. Each folder is entered once, so that loops of symbolic links end."""
+    """All images below `top`. Each folder is entered once, so that loops of symbolic links end.
+
+    A link to a folder above `top` is not followed: the images there are those of other classes.
+    """
     images: list[str] = []
-    entered: set[tuple[int, int]] = set()
+    entered = _folders_above(scan, top)
     todo = [top]
     while todo:
         folder = todo.pop()
@@ -211,6 +215,18 @@ def _images(scan: Scan, top: str) -> list[str]:
     return images
 
 
+def _folders_above(scan: Scan, top: str) -> set[tuple[int, int]]:
+    """Device and inode of each folder of the source above `top`."""
+    above: set[tuple[int, int]] = set()
+    for folder in Path(top).parents:
+        with suppress(OSError):
+            status = tree.stat(folder)
+            above.add((status.st_dev, status.st_ino))
+        if str(folder) == scan.root:
+            break
+    return above
+
+
 def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
     """The error message for a folder, or a split of it, in which no class has an image."""
     folders, files = _entries(Scan(scan.root), folder)
@@ -223,6 +239,9 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
         return f"{folder}: {loose} images, but in no class folder; put each class into a folder, as {example}{also}"
     # Users often give the folder into which the browser has saved the archive.
     archive = next((entry.path for entry in files if is_archive(entry.path)), None)
+    inner = next((entry.name for entry in files if Path(entry.name).suffix.lower() in (".zip", ".tar", ".gz")), None)
+    if archive is None and inner is not None:
+        return f"{folder}: no images, but the archive {inner} inside it, which is not read there; unpack {folder}"
     if archive is not None and not folders:
         return f"{folder}: no images, but an archive; to read the images in it, give {archive} as the source"
     kinds = " ".join(sorted(IMAGE_SUFFIXES))

@@ -13,6 +13,7 @@ from linnaeus.data.archived import holds_folder, top_folder
 from linnaeus.data.class_names import listed
 from linnaeus.data.columns import AS_SHOWN, LabelFormat
 from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.foreign_files import foreign_file
 from linnaeus.data.label_sets import with_task
 from linnaeus.data.remote import is_address
 from linnaeus.data.table import SPLITS, Table, checked
@@ -198,6 +199,10 @@ def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) 
             head = file.read(4096)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
+    if not head.strip():
+        raise UserError(f"{source}: is empty; give a folder, a list file or a CSV")
+    if (what := foreign_file(path, head)) is not None:
+        raise UserError(f"{source}: {what}")
     if idx.NAME.fullmatch(path.name) or head[:3] == b"\0\0\x08":
         return idx.open_idx(source, path)
     if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):

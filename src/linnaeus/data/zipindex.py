@@ -55,9 +55,12 @@ def zip_entries(place: str, most: int) -> Iterator[Member]:
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, EOFError) as error:
             raise UserError(f"{place}: not a readable zip ({error}); download it again, or pack it again") from None
     _check_overlaps(place, infos, length)
+    # Old programs for Windows separate folders by backslashes, which the format forbids (APPNOTE.TXT 4.4.17).
+    has_backslashes = not any("/" in info.filename for info in infos)
     for info in infos:
         _check(place, info)
         name, is_legacy = _name(info)
+        name = name.replace("\\", "/") if has_backslashes else name
         place_in_zip = (info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type)
         yield Member(name, *place_in_zip, name.endswith("/"), is_legacy)
 

@@ -1,0 +1,35 @@
+"""Files of other programs that are given as a source: what each is, and how its content can be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+UNPACK = "unpack it, and give its folder"
+EXPORT = "save the table as CSV, with a row `path,label` for each image"
+
+BY_FIRST_BYTES = {
+    b"7z\xbc\xaf\x27\x1c": f"a 7z archive, which is not read: {UNPACK}",
+    b"Rar!": f"a RAR archive, which is not read: {UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"compressed with Zstandard, which is not read: {UNPACK}",
+    b"\x89HDF": "an HDF5 file, which is not read: write its images as files, in a folder for each class",
+    b"\x93NUMPY": "an array of NumPy: write its images as files, or use linnaeus.ImageClassifier on the array",
+    b"SQLite format 3": f"an SQLite database: {EXPORT}",
+    b"PAR1": f"a Parquet file: {EXPORT}, or give the DataFrame to linnaeus.train",
+    b"MATLAB": f"a MATLAB file: {EXPORT}",
+    b"%PDF": f"a PDF, not a list: {EXPORT}",
+    b"\xd0\xcf\x11\xe0": f"an Excel workbook: {EXPORT}",
+}
+BY_SUFFIX = {
+    **dict.fromkeys((".xlsx", ".xlsm", ".ods"), f"a spreadsheet: {EXPORT}"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), f"JSON, which is not read as a source: {EXPORT}"),
+    **dict.fromkeys((".pkl", ".pickle"), f"a pickle, which may run code and is not opened: {EXPORT}"),
+    **dict.fromkeys((".yaml", ".yml"), "a YAML file, not images: give the folder with the class folders"),
+    **dict.fromkeys((".safetensors", ".pth", ".pt", ".onnx"), "a model or weights, not images: give the images"),
+    ".tfrecord": "a TFRecord file, which is not read: write its images as files, in a folder for each class",
+}
+
+
+def foreign_file(path: Path, head: bytes) -> str | None:
+    """What a file is that begins with `head`, with what to do; None where it may be a list or an array."""
+    by_bytes = next((what for start, what in BY_FIRST_BYTES.items() if head.startswith(start)), None)
+    return by_bytes or BY_SUFFIX.get(path.suffix.lower())

@@ -1,0 +1,79 @@
+"""Sources that other programs write: read where that is possible, and otherwise named as what they are."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import write_images
+
+from linnaeus.data.sources import open_source
+from linnaeus.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.7z", b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive, which is not read: unpack it"),
+        ("a.rar", b"Rar!\x1a\x07\0", "a RAR archive"),
+        ("a.tar.zst", b"\x28\xb5\x2f\xfd0000", "compressed with Zstandard"),
+        ("a.xlsx", b"PK\3\4\x14\0", "a spreadsheet: save the table as CSV"),
+        ("a.xls", b"\xd0\xcf\x11\xe0\xa1", "an Excel workbook: save the table as CSV"),
+        ("coco.json", b'{"images": [], "annotations": []}', "JSON, which is not read as a source"),
+        ("a.parquet", b"PAR1\0", "a Parquet file"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        ("a.npy", b"\x93NUMPY\1\0", "an array of NumPy"),
+        ("a.pkl", b"\x80\4\x95", "a pickle, which may run code"),
+        ("a.safetensors", b"\x40\0\0\0\0\0\0\0{}", "a model or weights, not images"),
+        ("list.txt", b" \n\n", "is empty"),
+        ("list.csv", b"", "has no columns"),
+    ],
+)
+def test_a_file_of_another_program_is_named(tmp_path: Path, name: str, content: bytes, said: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        open_source(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path / name}: {said}")
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_in_an_archive_is_named(tmp_path: Path):
+    images = write_images(tmp_path / "images")
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as inner:
+        for path in images.rglob("*.png"):
+            inner.write(path, path.relative_to(images))
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.write(tmp_path / "inner.zip", "inner.zip")
+    with pytest.raises(UserError, match=r"the archive inner\.zip inside it, which is not read there; unpack"):
+        open_source(tmp_path / "outer.zip")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_backslashes_separate_folders_unless_slashes_do(tmp_path: Path, mixed: bool):
+    images = write_images(tmp_path / "images", each=2)
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        for path in sorted(images.rglob("*.png")):
+            info = zipfile.ZipInfo("x/y.txt" if mixed else "x")
+            info.filename = f"{path.parent.name}\\{path.name}"
+            archive.writestr(info, path.read_bytes())
+        if mixed:
+            archive.writestr("note/a.txt", "")
+    if mixed:
+        with pytest.raises(UserError, match="in no class folder"):
+            open_source(tmp_path / "w.zip")
+        return
+    table = open_source(tmp_path / "w.zip")
+    assert table.classes == ("0", "1", "2")
+    assert table.labels.tolist() == open_source(images).labels.tolist()
+
+
+@pytest.mark.parametrize("target", ["source", "class"])
+def test_a_link_to_a_folder_above_gives_no_image_another_label(tmp_path: Path, target: str):
+    images = write_images(tmp_path / "images", each=3)
+    (images / "0" / "deeper").mkdir()
+    (images / "0" / "deeper" / "again").symlink_to(images if target == "source" else images / "0")
+    table = open_source(images)
+    assert np.bincount(table.labels).tolist() == [3, 3, 3]
+    assert any("again" in name for name in table.ignored)
