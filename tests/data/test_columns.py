@@ -91,3 +91,15 @@ def test_a_data_frame(tmp_path: Path):
     frame.loc[1, "filename"] = None
     with pytest.raises(UserError, match="DataFrame:2: no path"):
         open_frame(frame)
+
+
+@pytest.mark.parametrize("second", [("1", "0"), ("1", "1")], ids=["one label", "several labels"])
+def test_classes_are_displayed_as_the_header_writes_them(tmp_path: Path, second: tuple[str, str]):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).touch()
+    rows = ["image,MEL,Nevus", "a.png,0,1", f"b.png,{','.join(second)}", "c.png,1,0"]
+    (tmp_path / "truth.csv").write_text("\n".join(rows))
+    table = open_source(tmp_path / "truth.csv")
+    assert table.classes == ("mel", "nevus"), "as in models of earlier versions"
+    assert table.names == ("MEL", "Nevus")
+    assert table.several == (second == ("1", "1"))

@@ -276,3 +276,9 @@ def test_shards_and_probe_refuse_several_labels(run: Path, say, tmp_path: Path):
         said = say(*arguments)
         assert said.status == 2, arguments
         assert "several labels" in said.err.splitlines()[-1], said.err
+
+
+def test_check_counts_images_not_labels(run: Path, say, tmp_path: Path):
+    said = say("check", run.parent / "data" / "all.csv", "--json", tmp_path / "check.json")
+    assert "180 images of 4 classes (unsplit 180)" in said.out
+    assert json.loads((tmp_path / "check.json").read_text())["splits"] == {"unsplit": 180}

@@ -53,7 +53,7 @@ class DataCheck:
             "source": printable(self.table.source),
             "pictures": len(self.table),
             "classes": len(self.table.classes),
-            "splits": {split or "unsplit": int(n.sum()) for split, n in self.table.counts().items()},
+            "splits": {split or "unsplit": n for split, n in self.table.sizes().items()},
             "weights": self.weights,
             "notes": self.notes,
             "findings": [finding.to_dict() for finding in self.findings],

@@ -70,7 +70,7 @@ def write_gallery(result: DataCheck, path: Path) -> None:
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     table = result.table
-    splits = ", ".join(f"{n.sum()} {split or 'not split yet'}" for split, n in table.counts().items())
+    splits = ", ".join(f"{n} {split or 'not split yet'}" for split, n in table.sizes().items())
     page = environment.from_string(template).render(
         theme=jinja2.utils.markupsafe.Markup(style_sheet()),
         source=printable(table.source),

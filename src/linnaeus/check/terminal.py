@@ -33,7 +33,7 @@ NEXT_STEPS = {
 def render(result: DataCheck, shown: int = SHOWN) -> Iterator[str]:
     """Lines for the terminal, with `shown` findings of each kind."""
     table = result.table
-    splits = ", ".join(f"{split or 'unsplit'} {n.sum()}" for split, n in table.counts().items())
+    splits = ", ".join(f"{split or 'unsplit'} {n}" for split, n in table.sizes().items())
     yield f"{table.source}: {len(table)} images of {len(table.classes)} classes ({splits})"
     groups = by_kind(result.findings)
     totals = {severity: sum(len(f) for (s, _), f in groups.items() if s == severity) for severity in SEVERITIES}

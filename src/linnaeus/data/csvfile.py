@@ -43,14 +43,15 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None, form
 
 def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOWN) -> Table:
     """Read a pandas DataFrame with the columns of a CSV; relative paths start at the working directory."""
-    columns = [str(name).strip().lower() for name in frame.columns]
+    header = [str(name).strip() for name in frame.columns]
+    columns = [name.lower() for name in header]
     blank = frame.isna().to_numpy()
     cells = [
         ["" if empty else str(value) for value, empty in zip(row, missing, strict=True)]
         for row, missing in zip(frame.itertuples(index=False, name=None), blank, strict=True)
     ]
     records = [(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(cells, 1)]
-    return checked(open_rows("DataFrame", [_rows(Path("DataFrame"), columns, records, "", group, form)]))
+    return checked(open_rows("DataFrame", [_rows(Path("DataFrame"), header, records, "", group, form)]))
 
 
 def open_rows(source: str, parts: list[Rows]) -> Table:
@@ -63,13 +64,18 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         # Files with and without several labels can be mixed: a single label is a set of one.
         sets = [names for part in parts for names in (part.sets if part.sets is not None else zip(part.labels))]
         classes = occurring(sets)
-        labels, names = indicator(sets, classes), classes
+        labels, names, spelled = indicator(sets, classes), classes, True
     else:
         texts = [label for part in parts for label in part.labels]
         classes = natural_order(texts)
         position = {name: k for k, name in enumerate(classes)}
         labels = np.array([position[text] for text in texts], dtype=np.int64)
         names, notes = _names(folder, classes, zip(texts, paths, strict=True))
+        spelled = names == classes
+    if spelled:
+        # Classes stay in lower case, since models of earlier versions have them so.
+        written = {name: text for part in parts for name, text in part.names.items()}
+        names = tuple(written.get(name, name) for name in classes)
     groups = None
     # One file of several may lack the column; its images then belong to no group.
     if any(part.groups for part in parts):
@@ -112,8 +118,9 @@ def read_csv(path: Path, split: str = "", group: str | None = None, form: LabelF
     return _rows(path, *_records(path), split, group, form)
 
 
-def _rows(path: Path, columns: list[str], records: list[Row], split: str, group: str | None, form: LabelFormat) -> Rows:
-    """The rows of a table that was read from `path`, checked."""
+def _rows(path: Path, header: list[str], records: list[Row], split: str, group: str | None, form: LabelFormat) -> Rows:
+    """The rows of a table that was read from `path`, checked. Records have the columns in lower case."""
+    columns = [name.lower() for name in header]
     wanted = (group or "group").strip().lower()
     refuse_repeated(path, columns)
     image, label = (find_column(path, columns, role) for role in ("path", "label"))
@@ -130,6 +137,8 @@ def _rows(path: Path, columns: list[str], records: list[Row], split: str, group:
     _refuse_blank(path, {"path": dict(zip(rows.lines, rows.texts, strict=True)), "label": {} if sets else texts})
     used = sets.columns if sets else others if flags else (label,)
     rest = [name for name in others if name not in used]
+    if flags or (sets and label is None):
+        rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in used}
     rows.splits, rows.notes = [split] * len(records), []
     if not split:
         rows.splits, rows.notes = splits_of(path, [*rest, *_split(columns)], records)
@@ -175,7 +184,10 @@ def _split(columns: list[str]) -> list[str]:
 
 
 def _records(path: Path) -> tuple[list[str], list[Row]]:
-    """The header in lower case, and the rows that are not blank. Spreadsheets may announce the separator: `sep=;`."""
+    """The header, and the rows that are not blank, by columns in lower case.
+
+    Spreadsheets may announce the separator: `sep=;`.
+    """
     text, first = read_text(path), 1
     head = text.split("\n", 1)[0].strip()
     if announced := re.fullmatch(r'"?sep=(.)"?', head, re.IGNORECASE):
@@ -187,7 +199,8 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     records = []
     try:
-        columns = [name.strip().lower() for name in next(reader, [])]
+        header = [name.strip() for name in next(reader, [])]
+        columns = [name.lower() for name in header]
         # Linnaeus protects cells of split.csv from spreadsheets; other files are taken as they are.
         content = plain_cell if _is_split_of_run(path, columns) else str
         for row in reader:
@@ -203,7 +216,7 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
                 records.append((line, dict(zip(columns, map(content, [*row, *blanks]), strict=False))))
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num + first - 1}: {error}; correct the line") from None
-    return columns, records
+    return header, records
 
 
 def _is_split_of_run(path: Path, columns: list[str]) -> bool:

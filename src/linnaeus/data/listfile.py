@@ -43,6 +43,7 @@ class Rows:
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, label as written)
     offered: tuple[str, ...] = ()  # columns that may say which images belong together
     notes: list[str] = field(default_factory=list)  # how the file was understood
+    names: dict[str, str] = field(default_factory=dict)  # class -> its column as written, where each has a column
 
 
 def open_lists(source: str, files: dict[str, Path]) -> Table:

@@ -176,6 +176,10 @@ class Table:
             if (self.split == split).any()
         }
 
+    def sizes(self) -> dict[str, int]:
+        """Number of samples of each split that has any, in the order of `counts`."""
+        return {split: n for split in (*SPLITS, "") if (n := int((self.split == split).sum()))}
+
     def image(self, i: int) -> str | bytes | np.ndarray:
         """Sample i as the decoder takes it: a path, the bytes of a file, or an array."""
         if self.paths is not None:
