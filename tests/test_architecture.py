@@ -58,6 +58,13 @@ def test_the_page_answers_the_questions_of_a_newcomer() -> None:
     } <= pairs
 
 
+def test_files_named_in_contributing_exist() -> None:
+    names = re.findall(r"`([\w./]+\.(?:py|toml|txt|yml|md))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(names) > 10
+    places = (ROOT, ROOT / "src" / "linnaeus")
+    assert [name for name in names if not any((place / name).exists() for place in places)] == []
+
+
 def test_the_image_of_the_layout_agrees_with_the_imports() -> None:
     layout = import_module("layout")
     image = layout.IMAGE.read_text(encoding="utf-8")
