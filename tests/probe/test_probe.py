@@ -98,6 +98,7 @@ def test_the_second_time_everything_comes_from_the_cache(place: Path, tmp_path: 
 
     monkeypatch.setattr("linnaeus.stores.frozen.choose_executor", forbidden)
     monkeypatch.setattr(judging, "fit_linear_probe", forbidden)
+    monkeypatch.setattr("linnaeus.probe.features.layer_table", forbidden)
     monkeypatch.setattr("linnaeus.stores.pixels._build", forbidden)
     second = run(place, "A,B,A+B", out=tmp_path / "out")
     times = ("ms_per_image", "images_per_second", "pareto", "recommended")

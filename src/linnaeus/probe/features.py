@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus._version import __version__
 from linnaeus.cache import OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows
@@ -139,10 +141,7 @@ class FeatureExtractor:
         """What an image costs. The time is measured once for each machine and network, and kept in the cache folder."""
         network = frozen.model
         tensors = network.state_dict().values()
-        size = frozen.preprocessing.size
-        adds: int | None = None
-        with suppress(Exception):  # some networks of libraries cannot run on the meta device
-            adds = totals(layer_table(network, size))[1]
+        adds = _multiply_adds(network, frozen.preprocessing.size)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         # Floats are saved in 32 bits; what is none, such as the bytes of an ONNX graph, as it is.
         model_bytes = sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors)
@@ -150,14 +149,11 @@ class FeatureExtractor:
 
     def _seconds(self, frozen: FrozenStages) -> float:
         """Time of the network for an image: the shortest measured here, since other programs add to it."""
-        path = cache_dir() / "throughput.json"
         description = [machine(), str(self.device), torch.get_num_threads(), frozen.precision]
         arch = {name: value for name, value in frozen.model.arch.items() if name != "classes"}
-        text = json.dumps([*description, arch, frozen.preprocessing.size], sort_keys=True, default=str)
         # Keyed by everything that changes the speed; the number of classes hardly does.
-        key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        known = read_object(path)
-        before = known.get(key)
+        key = _record_key(*description, arch, frozen.preprocessing.size)
+        before = read_object(_record()).get(key)
         if not frozen.executors and isinstance(before, float):
             return before
         p = frozen.preprocessing
@@ -165,9 +161,40 @@ class FeatureExtractor:
         # Where all features came from the cache nothing has been timed yet.
         executor = next(iter(frozen.executors.values()), None) or frozen.executor("head", sample, 0)
         seconds = min(executor.seconds, before) if isinstance(before, float) else executor.seconds
-        with suppress(OSError, UserError):  # without the record the next probe measures again
-            write_text(path, json.dumps(known | {key: seconds}))
+        _remember(key, seconds)
         return seconds
+
+
+def _multiply_adds(network: Network, size: int) -> int | None:
+    """Of an image of this size; None where the network cannot be traced.
+
+    The number is kept in the cache folder, since tracing takes a second.
+    """
+    key = _record_key("multiply-adds", __version__, network.arch, size)
+    known = read_object(_record()).get(key)
+    if isinstance(known, int):
+        return known
+    try:
+        adds = totals(layer_table(network, size))[1]
+    except Exception:  # some networks of libraries cannot run on the meta device
+        return None
+    _remember(key, adds)
+    return adds
+
+
+def _record() -> Path:
+    """What is known of the cost of networks on this machine."""
+    return cache_dir() / "throughput.json"
+
+
+def _record_key(*description: object) -> str:
+    text = json.dumps(description, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _remember(key: str, value: float) -> None:
+    with suppress(OSError, UserError):  # without the record the next probe measures again
+        write_text(_record(), json.dumps(read_object(_record()) | {key: value}))
 
 
 def _prepare(preprocessing: Preprocessing, batch: Batch) -> Tensor:
