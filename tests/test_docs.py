@@ -242,3 +242,13 @@ def test_commands_are_extracted_from_shell_lines() -> None:
     )
     block = Block("page", 1, "sh", text)
     assert list(commands(block)) == [["check", "photos"], ["serve", "x"], ["predict", "m", "-"]]
+
+
+def test_the_messages_under_troubleshooting_exist() -> None:
+    """Each message is in the source, with the parts of its literal joined as Python joins them."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    page = (ROOT / "docs" / "howto" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+?)` \|", page, re.MULTILINE)
+    assert len(messages) > 15
+    assert [message for message in messages if message not in joined and message not in source] == []
