@@ -210,9 +210,8 @@ def test_a_calibration_of_an_earlier_version_is_an_estimate():
     again = Calibration.from_dict(older, "m")
     assert (again.rule.threshold, again.rule.candidates, again.rule.tested) == (found.rule.threshold, None, None)
     assert Calibration.from_dict(again.to_dict(), "m").rule == again.rule
-    assert (
-        "an estimate, not tested: the number of epochs from which these images selected the model is not recorded"
-        in str(again.rule)
+    assert "only an estimate: the number of epochs from which these images selected the model is not recorded" in str(
+        again.rule
     )
     assert choose_thresholds(again.curve, 0.05).tested is None
 

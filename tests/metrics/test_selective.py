@@ -208,12 +208,12 @@ def test_images_in_groups_are_not_tested():
     rule = choose_thresholds(risk_coverage_curve(sure, right, grouped=True), 0.02)
     assert (rule.grouped, rule.tested) == (True, None)
     assert rule.estimated == OperatingPoint(0.0, 300, 0)
-    assert "an estimate, not tested: the images come in groups" in str(rule)
+    assert "only an estimate: the images come in groups" in str(rule)
 
 
 def test_the_text_of_a_rule():
     few = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 20), np.arange(20) > 0), 0.02)
-    assert "19 of 20 answered (95.0 %), 0 wrong; an estimate, not tested: at least 149 images" in str(few)
+    assert "19 of 20 answered (95.0 %), 0 wrong; only an estimate: at least 149 images" in str(few)
     many = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 40), 0.02)
     assert "tested: a model with more errors would pass this test in at most 5 % of samples" in str(many)
     every = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 400), np.arange(400) > 0), 0.02)
@@ -222,7 +222,7 @@ def test_the_text_of_a_rule():
     )
     perfect = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 15), np.ones(15, dtype=bool)), 0.02)
     assert str(perfect).startswith(
-        "never: 0 of 15 answers are wrong, and 2 % are allowed; an estimate, not tested: at least 149"
+        "never: 0 of 15 answers are wrong, and 2 % are allowed; only an estimate: at least 149"
     )
     three = choose_thresholds(risk_coverage_curve(np.linspace(0.5, 1, 3), np.ones(3, dtype=bool)), 0.02)
     assert str(three).endswith("; the 95 % interval of the share of wrong answers is 0.0 % to 56.1 %")
@@ -262,8 +262,9 @@ def test_the_number_of_epochs_is_stated_and_stored():
     sure, right = np.linspace(0.5, 1, 200), np.full(200, True)
     rule = choose_thresholds(risk_coverage_curve(sure, right, candidates=10))
     assert (rule.tested, rule.to_dict()["candidates"], rule.to_dict()["smallest_n"]) == (None, 10, 263)
-    assert "not tested: at least 263 images are needed after choosing the best of 10 epochs on them; the 95" in str(
-        rule
+    assert (
+        "only an estimate: at least 263 images are needed after choosing the best of 10 epochs on them; the 95"
+        in str(rule)
     )
     one = choose_thresholds(risk_coverage_curve(sure, right))
     assert str(one).endswith("tested: a model with more errors would pass this test in at most 5 % of samples")
@@ -271,9 +272,8 @@ def test_the_number_of_epochs_is_stated_and_stored():
     assert str(more).endswith("in at most 5 % of samples, although they also chose the best of 10 epochs")
     unknown = choose_thresholds(risk_coverage_curve(sure, right, candidates=None))
     assert (unknown.tested, unknown.to_dict()["candidates"]) == (None, None)
-    assert (
-        "an estimate, not tested: the number of epochs from which these images selected the model is not recorded"
-        in str(unknown)
+    assert "only an estimate: the number of epochs from which these images selected the model is not recorded" in str(
+        unknown
     )
 
 
@@ -286,4 +286,4 @@ def test_a_threshold_that_the_choice_of_the_epoch_rules_out_is_still_used():
     rule = choose_thresholds(risk_coverage_curve(sure, right, candidates=24))
     assert (rule.tested, rule.cautious, rule.threshold) == (None, alone.tested, alone.threshold)
     assert rule.threshold > 0.5
-    assert "an estimate, not tested: at least 306 images are needed after choosing the best of 24 epochs" in str(rule)
+    assert "only an estimate: at least 306 images are needed after choosing the best of 24 epochs" in str(rule)

@@ -140,7 +140,7 @@ class AbstentionRule:
             chosen = "" if self.candidates == 1 else f", although they also chose the best of {self.candidates} epochs"
             share = percent(1 - CONFIDENCE, 0)
             return f"{text}tested: a model with more errors would pass this test in at most {share} of samples{chosen}"
-        text = f"{text}an estimate, not tested: {self.why_not_tested}"
+        text = f"{text}only an estimate: {self.why_not_tested}"
         if self.grouped:  # the interval of independent images would be too narrow
             return text
         low, high = wilson(point.wrong, point.answered)
