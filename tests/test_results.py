@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-BY_BENCHMARKS = ("speed", "label", "unknown")
+BY_BENCHMARKS = ("speed", "unknown")
 """Pages whose figures come from `benchmarks/`, not from an experiment."""
 PAGES = sorted(page.stem for page in RESULTS.glob("*.md") if page.stem not in ("index", *BY_BENCHMARKS))
 
@@ -71,6 +72,47 @@ def test_digits() -> None:
             assert row_cells[2] == str(len(row["test"])), name
 
 
+@requires_page("label")
+def test_label() -> None:
+    results, rows, orders = figures("label"), list(cells("label")), ("mixed", "margin", "diverse", "random")
+    for order in orders:
+        name, row = "mixed (default)" if order == "mixed" else order, results["flowers16"][order]
+        needed = []
+        for target in ("0.80", "0.85", "0.90"):
+            seeds = f" ({row[target]['reached']} of {row['seeds']} seeds)"
+            needed.append(f"{row[target]['median']}{seeds if row[target]['reached'] < row['seeds'] else ''}")
+        assert (name, [*needed, *(f"{100 * row[f'at {n}']:.1f}" for n in (80, 160, 320))]) in rows, order
+    for images in ("flowers16", "food10", "mnist"):
+        for order in set(orders) & set(results[images]):
+            row = results[images][order]
+            n, inside = row["coverage"]["n"], row["coverage"]["inside"]
+            shares = [f"{100 * share:.1f}" for share in (inside / n, row["coverage"]["perfect"], row["bias"])]
+            assert (f"{images}, {order}", [f"{inside} of {n}", *shares, f"{100 * row['width']:.0f}"]) in rows
+    for size, row in results["milliseconds"].items():
+        assert (size, [f"{row[key]:.1f}" for key in ("median", "new penalty")]) in rows, size
+
+
+@requires_page("label")
+def test_label_of_a_large_folder_and_after_kills() -> None:
+    results, rows = figures("label"), list(cells("label"))
+    kills = results["kills"]
+    text = f"{kills['kills']} kills, {kills['acknowledged']:,} acknowledged answers, {kills['lost']} lost"
+    assert text in page("label")
+    folder = results["folder"]
+    assert f"## A folder of {folder['images']:,} images" in page("label")
+    for name, key, unit in (
+        ("start of the server, seconds", "start", 1),
+        ("the same, of the processor", "start, processor", 1),
+        ("first image on the page, seconds", "first page", 1),
+        ("the same, of the processor", "first page, processor", 1),
+        ("answer on the disk, median, milliseconds", "answer, median", 1000),
+        ("largest memory of the server, MiB", "peak MiB", 1),
+    ):
+        digits = 0 if key == "peak MiB" or unit == 1000 else 2
+        values = [f"{unit * folder[start][key]:.{digits}f}" for start in ("first", "second")]
+        assert (name, values) in rows, key
+
+
 @requires_page("inception")
 def test_inception() -> None:
     results, rows = figures("inception"), dict(cells("inception"))
@@ -115,7 +157,7 @@ def test_unknown() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_page_names_its_command_and_its_images(name: str) -> None:
     text = page(name)
-    assert f"python experiments/{name}.py" in text
+    assert re.search(rf"python (experiments|benchmarks)/{name}\.py", text)
     assert figures(name)["machine"] in text
     for image in RESULTS.glob(f"{name}*.png"):
         assert f"]({image.name})" in text
