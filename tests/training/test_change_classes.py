@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from html import unescape
 from pathlib import Path
 
@@ -207,3 +208,14 @@ def test_a_network_that_was_trained_is_refused(say, tmp_path: Path):
     said = say("classes", run, "--drop", "2")
     assert said.status == 2
     assert "by gradient descent" in said.err
+
+
+def test_copies_of_images_of_the_run_are_not_added(say, tmp_path: Path):
+    """They would be in training and in validation; a class that is dropped at the same time is not of the run."""
+    run, new = make_run(tmp_path), write_class(tmp_path / "new", 3)
+    shutil.copy(tmp_path / "images" / "0" / "0 0.png", new / "copy.png")
+    said = say("classes", run, "--add", new)
+    assert said.status == 2
+    assert "1 of its 13 images are copies of images of the run, such as copy.png" in said.err
+    said = say("classes", run, "--add", new, "--drop", "0")
+    assert said.status == 0, said.err

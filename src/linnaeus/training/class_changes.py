@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.class_names import class_name, listed, natural_order
+from linnaeus.data.content import UNKNOWN
 from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.folder import loose_images
 from linnaeus.data.split import split_table
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError, did_you_mean
+from linnaeus.inference.membership import held_in
+from linnaeus.stores import default_cache
+from linnaeus.stores.contents import HashedImages
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,21 @@ def _added(table: Table, folder: Path, name: str, shown: dict[str, str]) -> Tabl
         )
     if twice := set(paths) & set(table.paths):
         raise UserError(f"{min(twice)}: is an image of the run already; --add takes new images")
+    _refuse_copies(table, folder, paths)
     label = class_name(name)
     label = next((known for known, display in shown.items() if display == label), label)
     unsplit = Table(str(folder), "list", (label,), (label,), np.zeros(len(paths)), np.full(len(paths), ""), paths)
     # In the shares of the run, so that the new class is measured like the others.
     valid, test = (float((table.split == split).mean()) for split in ("valid", "test"))
     return split_table(unsplit, valid=valid, test=test, seed=0)
+
+
+def _refuse_copies(table: Table, folder: Path, paths: tuple[str, ...]) -> None:
+    """Raise UserError where added images have the content of images of the run: these would train and measure it."""
+    contents = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
+    copies = np.flatnonzero(held_in(contents[contents != UNKNOWN], loose_images(str(folder), paths)))
+    if len(copies):
+        raise UserError(
+            f"{folder}: {len(copies):,} of its {len(paths):,} images are copies of images of the run, such as "
+            f"{Path(paths[copies[0]]).name}; --add takes new images: remove them"
+        )
