@@ -14,6 +14,7 @@ from torch import nn
 
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
+from linnaeus.metrics.reference_vectors import MOST_BYTES
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.modelfile.unknown import REFERENCES
 from linnaeus.models import Network
@@ -22,7 +23,7 @@ from linnaeus.report.page import write_report
 from linnaeus.runs.predictions import read_predictions
 from linnaeus.training.leave_class_out import leave_classes_out
 from linnaeus.training.run import Run, train
-from linnaeus.training.unknown import balanced_sample
+from linnaeus.training.unknown import SAMPLE, balanced_sample, sample_size
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,14 @@ def test_a_sample_holds_every_class():
     chosen = balanced_sample(labels, 60)
     assert np.bincount(labels[chosen]).tolist() == [29, 2, 29]
     assert balanced_sample(labels, 1000).tolist() == list(range(532))
+
+
+def test_features_of_any_width_fit_the_memory():
+    """A head on unpooled maps has hundreds of thousands of features: 2,048 images of a million of them are 8 GB."""
+    assert [sample_size(width) for width in (1, 96, 25088, 32768)] == [SAMPLE] * 4
+    assert sample_size(131072) == SAMPLE // 4
+    assert sample_size(MOST_BYTES // 2) == 64
+    assert sample_size(MOST_BYTES // 2 + 1) == 0, "not one reference fits"
 
 
 def test_images_of_no_class_are_measured_separately(run: Run, say, tmp_path: Path):

@@ -13,9 +13,10 @@ from linnaeus.inference.forward import answer, local_batches
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, choose_thresholds
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.reference_vectors import reference_vectors
+from linnaeus.metrics.reference_vectors import MOST_BYTES, reference_vectors
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network
+from linnaeus.preprocess import Preprocessing
 from linnaeus.text import percent
 from linnaeus.training.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.prepare import Prepared
@@ -23,6 +24,8 @@ from linnaeus.training.streams import Streams
 
 SAMPLE = 2048
 """Training images whose features are used, the same number of each class where there are enough."""
+SAMPLE_BYTES = 256 << 20
+"""Size of these features in float32: of more than 32,768 features an image, fewer images are used."""
 BATCH = 64
 
 
@@ -41,27 +44,46 @@ class TrainingFeatures:
 def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
     """Features of a sample of the training images, from the stores where they are; all ranks get the same.
 
-    None for a network of one piece, which has no features below a head.
+    None for a network of one piece, which has no features below a head, and for one with too many features.
     """
     if not network.has_features:
         return None
-    engine, samples = prepared.engine, prepared.samples["train"]
-    chosen = balanced_sample(samples.labels, SAMPLE)
-    labels = samples.labels[chosen]
+    engine, samples, preprocessing = prepared.engine, prepared.samples["train"], prepared.preprocessing
     stored = streams.head_features()
-    # All ranks must take the same path, or one would wait for a collective that never comes.
-    if all(engine.all_gather(stored is not None)):
+    if not all(engine.all_gather(stored is not None)):
+        stored = None
+
+    def of_rows(indices: np.ndarray) -> np.ndarray:
         assert stored is not None
-        rows, _ = stored.gather(chosen * (len(stored) // len(samples)))  # the first view of each image
-        values = network.pool(torch.from_numpy(np.asarray(rows)).float()).flatten(1).numpy()
+        rows, _ = stored.gather(indices)
+        return network.pool(torch.from_numpy(np.asarray(rows)).float()).flatten(1).numpy()
+
+    network.eval()
+    width = _width(network, preprocessing, engine.device) if stored is None else of_rows(np.arange(1)).shape[1]
+    if not (most := sample_size(width)):
+        return None
+    chosen = balanced_sample(samples.labels, most)
+    labels = samples.labels[chosen]
+    if stored is not None:
+        values = of_rows(chosen * (len(stored) // len(samples)))  # the first view of each image
         return TrainingFeatures(values, labels, trained=False)
     batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
-    preprocessing = prepared.preprocessing
-    network.eval()
     features = answer(
         network.pooled_features, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast
     )
     return TrainingFeatures(features.logits, labels, trained=not streams.frozen_body)
+
+
+def sample_size(width: int) -> int:
+    """Training images whose features, `width` each, are used; 0 where not one reference of them fits."""
+    return 0 if 2 * width > MOST_BYTES else min(SAMPLE, SAMPLE_BYTES // (4 * width))
+
+
+@torch.inference_mode()
+def _width(network: Network, preprocessing: Preprocessing, device: torch.device) -> int:
+    """Number of features of an image, below the head."""
+    images = torch.zeros(1, preprocessing.channels, preprocessing.size, preprocessing.size, device=device)
+    return network.pooled_features(images).shape[1]
 
 
 def balanced_sample(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
