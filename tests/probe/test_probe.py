@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,25 @@ def test_results_of_others_are_not_overwritten(place: Path, tmp_path: Path):
     with pytest.raises(UserError, match="lies inside the source"):
         run(place, "A", out=place / "images" / "out")
     assert not (place / "images" / "out").exists()
+
+
+def test_copies_are_never_in_different_folds(place: Path, tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
+    for path in (place / "images").rglob("*.png"):
+        for part in ("x", "y"):
+            (tmp_path / "images" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "images" / path.parent.name / f"{part} {path.name}")
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def folds(labels: np.ndarray, *, seed: int, groups: np.ndarray | None) -> np.ndarray:
+        assert groups is not None
+        seen.append((groups, stratified_folds(labels, seed=seed, groups=groups)))
+        return seen[-1][1]
+
+    monkeypatch.setattr("linnaeus.probe.judging.stratified_folds", folds)
+    said = say("probe", tmp_path / "images", "--backbones", place / "a.safetensors", "--out", tmp_path / "out")
+    assert said.status == 0, said.err
+    assert "warning: 42 images of" in said.err
+    ((groups, fold),) = seen
+    assert np.bincount(groups).max() == 2
+    assert len(np.unique(groups)) == 42
+    assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))

@@ -46,14 +46,16 @@ def group_copies(table: Table, console: Console) -> Table:
             "arrays; remove the setting"
         )
     # Scenes too: what a model learns from one shot of a scene helps with the others.
-    copies = near_duplicates(table, console=console).groups()
-    # Groups of the user and groups of copies that overlap become one.
+    return merge_groups(table, near_duplicates(table, console=console).groups())
+
+
+def merge_groups(table: Table, copies: np.ndarray) -> Table:
+    """`table` with images of the same number in `copies` (n,) in one group, together with their groups so far."""
     names = table.groups or ("",) * len(table)
     numbers = table.group_numbers(np.arange(len(table)))
     edges = [*enumerate(copies.tolist()), *([] if numbers is None else enumerate(numbers.tolist()))]
     merged = connected(len(table), np.array(edges))
     sizes = np.bincount(merged)
-    # A single image needs no group.
     groups = (f"group {g}" if sizes[g] > 1 or names[i] else "" for i, g in enumerate(merged.tolist()))
     return replace(table, groups=tuple(groups))
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from linnaeus.console import Console
+from linnaeus.check.inspection import merge_groups
+from linnaeus.console import Console, counted
 from linnaeus.data.bitdepth import used_bits
+from linnaeus.data.content import UNKNOWN
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
@@ -30,6 +33,7 @@ from linnaeus.probe.loading import load_backbone
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
 from linnaeus.stores import default_cache
+from linnaeus.stores.contents import HashedImages
 from linnaeus.training.choice import TRANSFER
 from linnaeus.training.request import Request
 from linnaeus.training.resolve import open_split, open_table
@@ -81,6 +85,7 @@ def probe(
     table = open_split(table, _data_recipe(settings, seed), console)
     # A folder of results inside the source would count as data in the next run.
     refuse_inside(Path(out or "runs"), table)
+    table = _copies_together(table, console)
     folder = _folder(out)
     for line in candidates.notes:
         console.say(line)
@@ -89,6 +94,19 @@ def probe(
     command = _command(str(source), comparison, settings, seed)
     write_results(folder, comparison, job.judge, command, plot=True)
     return Probe(folder, comparison, command, str(job.judge))
+
+
+def _copies_together(table: Table, console: Console) -> Table:
+    """The table with identical files in one group: in different folds, a head would be judged on what it has seen."""
+    hashes = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
+    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+    copies = np.where(hashes == UNKNOWN, np.arange(len(table)), first[number])
+    if n := int((copies != np.arange(len(table))).sum()):
+        console.warn(
+            f"{counted(n, 'image')} of {table.source} are copies of others; copies are never in different folds"
+        )
+        return merge_groups(table, copies)
+    return table
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
