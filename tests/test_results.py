@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-BY_BENCHMARKS = ("speed", "unknown")
+BY_BENCHMARKS = ("speed", "several-labels", "unknown")
 """Pages whose figures come from `benchmarks/`, not from an experiment."""
 PAGES = sorted(page.stem for page in RESULTS.glob("*.md") if page.stem not in ("index", *BY_BENCHMARKS))
 
