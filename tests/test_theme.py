@@ -32,8 +32,8 @@ def test_only_the_theme_defines_colors() -> None:
 
 
 def test_every_variable_is_defined() -> None:
-    """`--n` and `--w` are set by the templates or by the drawing, `--zoom` by a rule."""
-    names = set(theme.LIGHT | theme.FONTS) | {"n", "w", "zoom"}
+    """`--n`, `--w` and `--share` are set by the templates or by the drawing, `--zoom` by a rule."""
+    names = set(theme.LIGHT | theme.FONTS) | {"n", "w", "share", "zoom"}
     for file in [*STYLES, DOCS]:
         assert set(re.findall(r"var\(--([\w-]+)", file.read_text(encoding="utf-8"))) - names == set(), file
 

@@ -129,7 +129,7 @@ def test_wrong_input_exits_with_status_2(say, tmp_path: Path):
     write_scenes(tmp_path / "good")
     said = say("check", tmp_path / "good", "--gallery", tmp_path / "page.png")
     assert said.status == 2
-    assert "must end in .html" in said.err
+    assert "ends in .html" in said.err
 
 
 def test_the_page_is_complete_and_self_contained(say, faulty: Path, tmp_path: Path):

@@ -192,7 +192,7 @@ def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(decoding, "LARGE", 4000)  # a PNG of 50 x 50 pixels is then large
     classifier = load(model)
-    load_image, go = classifier.preprocessing.load, threading.Event()
+    load_image, go = classifier.color.load, threading.Event()
     with client(classifier) as web, ThreadPoolExecutor(8) as clients:
         large = png(size=(50, 50))
 
@@ -201,7 +201,7 @@ def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.M
                 go.wait(20)
             return load_image(data)
 
-        object.__setattr__(classifier.preprocessing, "load", slow)
+        monkeypatch.setattr(classifier.color, "load", slow)
         waiting = [clients.submit(web.post, "/predict", content=large, headers=OCTETS) for _ in range(6)]
         wait_until(lambda: web.service.batcher.preparing == 6)
         assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
