@@ -1,8 +1,8 @@
 """Draw the images of README.md and of the pages: `python docs/images/draw.py WORK [--flowers RUN]`.
 
 Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), in addition to what `make test`
-installs. Runs, test data and requests are kept in WORK. Everything uses one thread, so that the digits run has the same
-bits each time.
+installs. Runs, test data and requests are kept in WORK. Everything uses one thread and the instructions
+of AVX2, so that the digits run has the same bits each time.
 
 RUN is a run of the recipe `flowers` on the Oxford flowers. Without it, `explained.jpg` does not change.
 
@@ -34,13 +34,15 @@ from linnaeus.theme import PRINT
 
 HERE = Path(__file__).resolve().parent
 MOST_BYTES = 200_000
+# AVX2: without the bfloat16 of newer processors, which a trial of its speed may choose or not.
+PROCESSOR = {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 SCALE = 1.6  # screenshot pixels per CSS pixel
 INK, PAPER, ACCENT = PRINT["text"], PRINT["background"], PRINT["accent"]
 
 
 def linnaeus(work: Path, *words: str) -> str:
     """Run a command in `work` and return its output."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "LINNAEUS_CACHE": str(work / "cache")}
+    environment = os.environ | PROCESSOR | {"LINNAEUS_CACHE": str(work / "cache")}
     result = subprocess.run(
         [sys.executable, "-m", "linnaeus", *words], cwd=work, env=environment, capture_output=True, text=True
     )
@@ -128,15 +130,16 @@ def screenshot(page: Any) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(full_page=True, timeout=180_000))).convert("RGB")
 
 
-def top_of(page: Any, selector: str) -> int:
-    """The top of an element, in screenshot pixels."""
-    return int(page.locator(selector).first.bounding_box()["y"] * SCALE)
+def edge(page: Any, selector: str, side: str = "top") -> int:
+    """The top or bottom of an element, in screenshot pixels from the top of the page, wherever it is scrolled to."""
+    element = page.locator(selector).first
+    return int(element.evaluate("(element, side) => element.getBoundingClientRect()[side] + scrollY", side) * SCALE)
 
 
 @contextmanager
 def served(work: Path, run: str, port: int = 8765) -> Iterator[str]:
     """Run `linnaeus serve` inside the with block; yields its URL."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "LINNAEUS_CACHE": str(work / "cache")}
+    environment = os.environ | PROCESSOR | {"LINNAEUS_CACHE": str(work / "cache")}
     command = [sys.executable, "-m", "linnaeus", "serve", run, "--port", str(port)]
     server = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
     address = f"http://127.0.0.1:{port}"
@@ -192,9 +195,8 @@ def ask(running: Any, address: str, files: list[Path], width: int) -> Any:
 
 def part(page: Any, first: str, last: str) -> Image.Image:
     """The page from the top of an element to the bottom of another, with a margin."""
-    end = page.locator(last).bounding_box()
-    bottom = int((end["y"] + end["height"] + 8) * SCALE)
-    top = max(0, top_of(page, first) - int(20 * SCALE))
+    bottom = edge(page, last, "bottom") + int(8 * SCALE)
+    top = max(0, edge(page, first) - int(20 * SCALE))
     return screenshot(page).crop((0, top, int(page.viewport_size["width"] * SCALE), bottom))
 
 
@@ -211,7 +213,7 @@ def draw_report(running: Any, work: Path) -> None:
     """The top of the report, down to the first figures."""
     page = open_page(running, (work / "runs" / "digits-1" / "report.html").as_uri())
     shown = screenshot(page)
-    save(shown.crop((0, 30, shown.width, top_of(page, "#figures table") + 350)), "report.png")
+    save(shown.crop((0, 30, shown.width, edge(page, "#figures table") + 350)), "report.png")
 
 
 def font(size: int, family: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
@@ -235,7 +237,7 @@ def terminal(work: Path, width: int) -> Image.Image:
     output = (work / "train.txt").read_text().splitlines()
     lines = ["$ linnaeus train digits --recipe digits"]
     for word in ("test ", "certainty ", "unknown ", "time ", "model ", "report "):
-        line = next(line for line in output if line.startswith(word))
+        line = next(line for line in output if line.startswith(word)).replace(" %", "\u00a0%")
         lines += textwrap.wrap(line, 65, subsequent_indent=" " * 10, drop_whitespace=True)
     image = Image.new("RGB", (width, 33 * len(lines) + 36), "#f3f5f7")
     draw = ImageDraw.Draw(image)

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,8 @@ def test_images_are_explained_as_they_were_predicted(method: str, classifier: Cl
     assert [e.prediction for e in found] == predictions
     assert [e.target for e in found] == [p.index for p in predictions]
     assert [e.name for e in found] == [p.name for p in predictions]
+    assert not any(e.empty for e in found)
+    assert replace(found[0], maps={name: np.zeros_like(heat) for name, heat in found[0].maps.items()}).empty
     name = "block2" if method == "gradcam" else method
     last = predictions[-1].image
     assert last is not None

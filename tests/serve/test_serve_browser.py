@@ -13,6 +13,7 @@ from served import ThreadServer, png
 from watching import Watcher
 from wording import broken_words
 
+from linnaeus.explain.saliency import Explanation
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import translations
@@ -361,7 +362,41 @@ def test_an_unsure_answer_looks_unsure(browser: Any, classifier: Classifier, mon
         name = classifier.predict(png()).name
         lines = page.locator(".headline").inner_text().splitlines()
         assert lines == [EN["unsure"], EN["unsure_of"].format(name=name)]
+        assert color_of_first_bar(page) == variable(page, "--alert")
         page.close()
+
+
+def color_of_first_bar(page: Any) -> str:
+    return page.locator(".bars .track i").first.evaluate("bar => getComputedStyle(bar).backgroundColor")
+
+
+def variable(page: Any, name: str) -> str:
+    """A color of the theme as the browser computes it."""
+    return page.evaluate(
+        "name => { const probe = document.body.appendChild(document.createElement('i'));"
+        " probe.style.color = `var(${name})`; const color = getComputedStyle(probe).color;"
+        " probe.remove(); return color; }",
+        name,
+    )
+
+
+def test_a_sure_answer_has_the_color_of_the_page(open_page: Open):
+    page = wait_for_model(open_page())
+    add_files(page, ("a.png", png()))
+    wait_for_answers(page, 1)
+    assert page.locator(".answer.answered").count() == 1
+    assert color_of_first_bar(page) == variable(page, "--accent") != variable(page, "--alert")
+    page.close()
+
+
+def test_an_empty_heat_map_is_called_empty(open_page: Open, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Explanation, "empty", True)
+    page = wait_for_model(open_page())
+    add_files(page, ("a.png", png()))
+    wait_for_answers(page, 1)
+    page.get_by_role("button", name=EN["heat"]).click()
+    page.get_by_text("the heat map is empty").wait_for()
+    page.close()
 
 
 def test_the_page_is_small(open_page: Open):

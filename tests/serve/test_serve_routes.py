@@ -100,6 +100,7 @@ def test_explain_adds_a_heat_map(web: Client):
     assert "heat_map" not in broken
     for prediction in (first, last):
         assert prediction["explained"] == prediction["top"][0]
+        assert prediction["empty"] is False
         header, _, data = prediction["heat_map"].partition(",")
         assert header == "data:image/png;base64"
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:

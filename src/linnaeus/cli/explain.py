@@ -182,12 +182,13 @@ class ExplainedImage:
         """The line of `linnaeus predict`, the path of the sheet, then one line per similar image."""
         p, e = self.explanation.prediction, self.explanation
         other = "" if e.target == p.index else f"  for {e.name} ({percent(e.probability)})"
+        nothing = "  (no area of the image supports it)" if e.empty else ""
         if p.thresholds is not None:
             other, labels = f"  for {e.name} ({percent(e.probability)})", ", ".join(p.labels) or "no label"
-            head = f"{labels:<24}  {p.path}{other}  -> {self.sheet}"
+            head = f"{labels:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
         else:
             name = f"unsure ({p.name})" if p.unsure else p.name
-            head = f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}  -> {self.sheet}"
+            head = f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
         alike = [f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or []]
         return "\n".join([head, *alike, *(pull.line() for pull in (self.pulls.all if self.pulls else ()))])
 
@@ -198,7 +199,8 @@ class ExplainedImage:
         stages = {"stages": list(e.maps)} if self.method == "gradcam" else {}
         like = {} if self.neighbors is None else {"like": [n.to_dict() for n in self.neighbors]}
         because = {} if self.pulls is None else {"because": self.pulls.to_dict()}
-        return {"explained": explained, "method": self.method, **stages, "sheet": str(self.sheet), **like, **because}
+        record = {"explained": explained, "empty": e.empty, "method": self.method, **stages, "sheet": str(self.sheet)}
+        return record | like | because
 
 
 @dataclass(eq=False)

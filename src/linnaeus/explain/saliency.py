@@ -51,6 +51,11 @@ class Explanation:
         assert self.prediction.probabilities is not None
         return float(self.prediction.probabilities[self.target])
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing in the image speaks for the class, as far as the maps can show it."""
+        return not any(heat.any() for heat in self.maps.values())
+
 
 def explain(
     classifier: Classifier,

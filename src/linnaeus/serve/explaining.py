@@ -64,7 +64,11 @@ class Explainer:
         assert prediction.image is not None
         heat_map = data_uri(to_pillow(overlay(prediction.image, explanation.maps[self.stages[0]])), "PNG")
         explained = {"class": prediction.classes[target], "name": explanation.name}
-        return {"explained": explained | {"probability": explanation.probability}, "heat_map": heat_map}
+        return {
+            "explained": explained | {"probability": explanation.probability},
+            "heat_map": heat_map,
+            "empty": explanation.empty,
+        }
 
 
 def _heat_map_stages(classifier: Classifier) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class LabelMap(BaseModel):
 
     explained: ClassProbability
     heat_map: str = Field(description="image with heat map, PNG as a data: URL")
+    empty: bool = Field(description="whether no area of the image supports the label")
 
 
 class Prediction(BaseModel):
@@ -59,6 +60,7 @@ class Prediction(BaseModel):
     explained: ClassProbability | None = Field(default=None, description="class that the heat map explains")
     stage: str | None = Field(default=None, description="stage of the network used for the heat map")
     heat_map: str | None = Field(default=None, description="image with heat map, PNG as a data: URL")
+    empty: bool | None = Field(default=None, description="whether no area of the image supports the class")
     maps: list[LabelMap] | None = Field(
         default=None, description="a heat map for each label, or for the most probable one where there is none"
     )

@@ -88,7 +88,7 @@ function content(item, actions) {
       type: "button", "data-action": "heat", "aria-pressed": String(item.showHeat), "aria-busy": String(item.explaining),
       onclick: actions.heat,
     }, t("heat"))) : null,
-    item.showHeat && item.answer.explained && !labels ? createElement("p", { class: "small" }, t("heat_note", { name: item.answer.explained.name })) : null,
+    item.showHeat && item.answer.explained && !labels ? createElement("p", { class: "small" }, t(item.answer.empty ? "heat_empty" : "heat_note", { name: item.answer.explained.name })) : null,
     item.showHeat && item.answer.maps?.length ? labelMaps(item) : null,
     item.showHeat && item.answer.like ? similarImages(item.answer.like) : null,
   ];
@@ -111,8 +111,8 @@ function shownClasses({ top, labels }) {
 // A heat map for each label that the image is given.
 function labelMaps({ path, answer }) {
   return createElement("div", { class: "similar maps" }, createElement("p", { class: "small" }, t("heat_note_labels")),
-    createElement("ul", {}, ...answer.maps.map(({ explained: { name }, heat_map }) =>
-      createElement("li", {}, createElement("img", { src: heat_map, alt: t("heat_alt", { path, name }) }), createElement("span", { class: "small" }, name)))));
+    createElement("ul", {}, ...answer.maps.map(({ explained: { name }, heat_map, empty }) =>
+      createElement("li", {}, createElement("img", { src: heat_map, alt: t("heat_alt", { path, name }) }), createElement("span", { class: "small" }, empty ? t("heat_empty", { name }) : name)))));
 }
 
 function bar({ name, probability }, given = false) {
