@@ -151,6 +151,13 @@ def _keep(keep: bool) -> None:
         libc.malloc_trim(0)
 
 
+def return_freed_memory() -> None:
+    """Return freed memory to the system, also what lies between blocks in use; takes milliseconds."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 @cache
 def _glibc() -> Any:
     """The C library if it is glibc with the needed functions; else None."""

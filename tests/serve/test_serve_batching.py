@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -191,6 +193,8 @@ def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.M
     from linnaeus.serve import decoding
 
     monkeypatch.setattr(decoding, "LARGE", 4000)  # a PNG of 50 x 50 pixels is then large
+    returned, priorities = [], set()
+    monkeypatch.setattr(decoding, "return_freed_memory", lambda: returned.append(1))
     classifier = load(model)
     load_image, go = classifier.color.load, threading.Event()
     with client(classifier) as web, ThreadPoolExecutor(8) as clients:
@@ -198,6 +202,7 @@ def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.M
 
         def slow(data: bytes) -> np.ndarray:
             if data == large:
+                priorities.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
                 go.wait(20)
             return load_image(data)
 
@@ -208,3 +213,6 @@ def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.M
         assert not any(future.done() for future in waiting)
         go.set()
         assert {future.result(20).status_code for future in waiting} == {200}
+    assert len(returned) == 6
+    if sys.platform == "linux":
+        assert priorities == {decoding.NICE}, "other threads go first"
