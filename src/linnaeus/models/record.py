@@ -39,5 +39,7 @@ class ChoiceRecord:
 def choice_key(computation: list[object]) -> str:
     """A key of everything that the fastest choice depends on: machine, threads, torch, and the JSON values given."""
     machine = [platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__]
-    text = json.dumps(machine + computation, sort_keys=True, default=str)
+    # What the processor can do and may do: without AVX-512, bfloat16 is several times as slow as float32.
+    instructions = [torch.backends.cpu.get_cpu_capability(), os.environ.get("ONEDNN_MAX_CPU_ISA")]
+    text = json.dumps(machine + instructions + computation, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
