@@ -171,6 +171,7 @@ def test_responses_that_nobody_reads_are_bounded(classifier: Classifier):
             reader.close()
 
 
+@pytest.mark.long
 def test_garbage_writes_nothing_to_the_log(model: Path):
     part = b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
     form = START + b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n" % len(part) + part

@@ -126,6 +126,7 @@ def test_several_folders_in_one_command_each_with_its_class(say, tmp_path: Path,
     assert f"images added: {moon} as 1" in said.out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [HEAD, VIEWS], ids=["center", "views"])
 def test_a_second_change_takes_over_what_the_first_one_took_over(
     say, tmp_path: Path, phase: dict, monkeypatch: pytest.MonkeyPatch
