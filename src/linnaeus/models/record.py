@@ -1,24 +1,24 @@
-"""Choices that were measured on this machine, remembered so that later runs choose alike."""
+"""What was measured on this machine, remembered so that later runs choose alike and measure once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from linnaeus.device import machine
 from linnaeus.errors import UserError
 from linnaeus.files import read_object, write_text
 
 
 @dataclass(frozen=True)
 class ChoiceRecord:
-    """A JSON file of names by key; without a path nothing is remembered."""
+    """A JSON file of names or numbers by key; without a path nothing is remembered."""
 
     path: Path | None
 
@@ -29,17 +29,28 @@ class ChoiceRecord:
             return name if isinstance(name, str) else None
         return None
 
-    def write(self, key: str, name: str) -> None:
+    def read_number(self, key: str) -> float | None:
+        """The number under `key`; None if there is none, or no readable file."""
+        if self.path is not None:
+            value = read_object(self.path).get(key)
+            return value if isinstance(value, int | float) else None
+        return None
+
+    def write(self, key: str, value: str | float) -> None:
         """Store the choice. Without it the next run measures again, so an unwritable folder is not an error."""
         if self.path is not None:
             with suppress(OSError, UserError):
-                write_text(self.path, json.dumps(read_object(self.path) | {key: name}))
+                write_text(self.path, json.dumps(read_object(self.path) | {key: value}))
+
+
+def record_key(*values: object) -> str:
+    """A key of JSON values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def choice_key(computation: list[object]) -> str:
-    """A key of everything that the fastest choice depends on: machine, threads, torch, and the JSON values given."""
-    machine = [platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__]
+    """A key of everything that a speed depends on: machine, threads, libraries, and the JSON values given."""
     # What the processor can do and may do: without AVX-512, bfloat16 is several times as slow as float32.
     instructions = [torch.backends.cpu.get_cpu_capability(), os.environ.get("ONEDNN_MAX_CPU_ISA")]
-    text = json.dumps(machine + instructions + computation, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return record_key(machine(), torch.get_num_threads(), instructions, *computation)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,14 +15,14 @@ from linnaeus.cache import OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows
 from linnaeus.data.table import Table
-from linnaeus.device import machine, steady_heap
+from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
-from linnaeus.files import read_object, write_text
 from linnaeus.models import Network
 from linnaeus.models.layers import layer_table, totals
+from linnaeus.models.record import ChoiceRecord, choice_key, record_key
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
@@ -149,19 +145,18 @@ class FeatureExtractor:
 
     def _seconds(self, frozen: FrozenStages) -> float:
         """Time of the network for an image: the shortest measured here, since other programs add to it."""
-        description = [machine(), str(self.device), torch.get_num_threads(), frozen.precision]
         arch = {name: value for name, value in frozen.model.arch.items() if name != "classes"}
         # Keyed by everything that changes the speed; the number of classes hardly does.
-        key = _record_key(*description, arch, frozen.preprocessing.size)
-        before = read_object(_record()).get(key)
-        if not frozen.executors and isinstance(before, float):
+        key = choice_key([str(self.device), frozen.precision, arch, frozen.preprocessing.size])
+        before = _record().read_number(key)
+        if not frozen.executors and before is not None:
             return before
         p = frozen.preprocessing
         sample = torch.zeros(TRIAL_IMAGES, p.channels, p.size, p.size, device=self.device)
         # Where all features came from the cache nothing has been timed yet.
         executor = next(iter(frozen.executors.values()), None) or frozen.executor("head", sample, 0)
-        seconds = min(executor.seconds, before) if isinstance(before, float) else executor.seconds
-        _remember(key, seconds)
+        seconds = executor.seconds if before is None else min(executor.seconds, before)
+        _record().write(key, seconds)
         return seconds
 
 
@@ -170,31 +165,21 @@ def _multiply_adds(network: Network, size: int) -> int | None:
 
     The number is kept in the cache folder, since tracing takes a second.
     """
-    key = _record_key("multiply-adds", __version__, network.arch, size)
-    known = read_object(_record()).get(key)
-    if isinstance(known, int):
-        return known
+    key = record_key("multiply-adds", __version__, network.arch, size)
+    known = _record().read_number(key)
+    if known is not None:
+        return int(known)
     try:
         adds = totals(layer_table(network, size))[1]
     except Exception:  # some networks of libraries cannot run on the meta device
         return None
-    _remember(key, adds)
+    _record().write(key, adds)
     return adds
 
 
-def _record() -> Path:
+def _record() -> ChoiceRecord:
     """What is known of the cost of networks on this machine."""
-    return cache_dir() / "throughput.json"
-
-
-def _record_key(*description: object) -> str:
-    text = json.dumps(description, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _remember(key: str, value: float) -> None:
-    with suppress(OSError, UserError):  # without the record the next probe measures again
-        write_text(_record(), json.dumps(read_object(_record()) | {key: value}))
+    return ChoiceRecord(cache_dir() / "throughput.json")
 
 
 def _prepare(preprocessing: Preprocessing, batch: Batch) -> Tensor:
