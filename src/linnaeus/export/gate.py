@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.mcnemar import McNemar
+from linnaeus.metrics.mcnemar import SIGNIFICANT, McNemar
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.text import percent
 
@@ -16,8 +16,6 @@ SAME_PIXELS = 1e-4
 
 RAW_PIXELS = 1e-2
 """Largest allowed difference of a probability where the graph also resizes, for a float export."""
-
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)

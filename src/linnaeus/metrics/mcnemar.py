@@ -20,6 +20,14 @@ from scipy.special import bdtr
 
 from linnaeus.metrics.intervals import NORMAL_QUANTILE, design_effect, wilson
 
+SIGNIFICANT = 0.05
+"""A smaller p is called significant."""
+
+
+def significance(p: float) -> str:
+    """The result of a test in words."""
+    return "significant" if p < SIGNIFICANT else "no significant difference"
+
 
 @dataclass(frozen=True)
 class McNemar:

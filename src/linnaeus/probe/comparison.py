@@ -11,12 +11,11 @@ import numpy as np
 
 from linnaeus.data.table import Table
 from linnaeus.metrics.intervals import proportion_interval
-from linnaeus.metrics.mcnemar import McNemar, holm
+from linnaeus.metrics.mcnemar import SIGNIFICANT, McNemar, holm
 from linnaeus.probe.backbones import Candidate
 from linnaeus.probe.features import Cost
 from linnaeus.probe.judging import Answers
 
-SIGNIFICANT = 0.05
 CLOSE = 0.01
 """Accuracy that the recommended backbone may be below the best one, where no test tells them apart."""
 

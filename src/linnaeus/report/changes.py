@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from linnaeus.metrics.mcnemar import significance
 from linnaeus.report.page_sections import WORDS
 from linnaeus.runs.reader import RunContents
 from linnaeus.text import typeset_percent
@@ -20,7 +21,7 @@ def changes_section(run: RunContents) -> dict[str, Any] | None:
     for split, test in run.changes.get("before_after", {}).items():
         low, high = (typeset_percent(value, 1) for value in test["difference_ci95"])
         accuracies = {key: typeset_percent(test.get(key), 1) for key in ("before", "after")}
-        verdict = "significant" if test["p"] < 0.05 else "no significant difference"
+        verdict = significance(test["p"])
         interval, p = f"{low} to {high}", f"{test['p']:.3g}"
         tests.append(
             {"word": WORDS[split], "n": test["n"], "interval": interval, "p": p, "verdict": verdict} | accuracies

@@ -13,7 +13,7 @@ import numpy as np
 from linnaeus.console import counted
 from linnaeus.data.table import group_numbers
 from linnaeus.files import write_text
-from linnaeus.metrics.mcnemar import McNemar
+from linnaeus.metrics.mcnemar import McNemar, significance
 from linnaeus.runs.layout import CHANGES, PREDICTIONS
 from linnaeus.runs.predictions import read_predictions
 from linnaeus.text import percent
@@ -54,10 +54,9 @@ class RunChanges:
         lines = [f"changed   {line}" for line in self.lines]
         for split, pair in self.before_after.items():
             before, after = (percent(accuracy) for accuracy in _accuracies(pair))
-            verdict = "significant" if pair.p < 0.05 else "no significant difference"
             lines.append(
                 f"{split:9} on the {counted(pair.n, 'image')} of both runs: {before} before, {after} after (McNemar "
-                f"p = {pair.p:.3g}: {verdict})"
+                f"p = {pair.p:.3g}: {significance(pair.p)})"
             )
         return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from linnaeus.console import duration
 from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import proportion_interval
-from linnaeus.metrics.mcnemar import McNemar, holm
+from linnaeus.metrics.mcnemar import SIGNIFICANT, McNemar, holm
 from linnaeus.recipe.difference import differences
 from linnaeus.runs.compare_labels import MeasuredLabels, map_difference, measure_labels
 from linnaeus.runs.compared_run import (
@@ -35,7 +35,6 @@ from linnaeus.text import align, percent, shorten
 
 VALUE_WIDTH = 28
 """Terminal columns of a recipe value."""
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
