@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from linnaeus.cli import main as cli
+from commands import run_command
 
 # Several test processes share the cores: one thread each, set before torch or numpy start their pools.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -58,18 +56,12 @@ class Said:
 
 
 @pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def say(capfd: pytest.CaptureFixture[str]):
     """Run the command in this process: `say("train", "x")` gives exit status, stdout and stderr."""
 
     def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["linnaeus", *map(str, arguments)])
         capfd.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Said(status, *capfd.readouterr())
+        return Said(run_command(*arguments), *capfd.readouterr())
 
     return run
 

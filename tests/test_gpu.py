@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 from killing import in_child
 from simulated_gpu import GPU, GpuTensor, simulated_gpu
 from tiny import settings, write_images, write_label_sets, write_recipe
-
-from linnaeus.cli import main as cli
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
@@ -40,13 +38,7 @@ def on_gpu(work: Callable[[], None]) -> None:
 
 def run(*arguments: object) -> None:
     """Run a command in this process, and check that it succeeds."""
-    sys.argv = ["linnaeus", *map(str, arguments)]
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    assert status == 0, arguments
+    assert run_command(*arguments) == 0, arguments
 
 
 def check_simulation() -> None:

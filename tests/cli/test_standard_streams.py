@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run_command
 from tiny import write_idx, write_images, write_recipe, write_tiny_model
 
-from linnaeus.cli.main import main
 from linnaeus.console import Console, MessageStream
 
 
@@ -60,15 +60,6 @@ RESULTS = {"nobody reads": 0, "full": 1}
 """Exit status of a command that cannot write its result."""
 
 
-def status(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["linnaeus", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("streams")
@@ -87,7 +78,7 @@ def test_training_does_not_depend_on_the_streams(
     """Training prints only messages, so a run finishes even if they cannot be written."""
     monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
     monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
-    assert status(monkeypatch, "train", place / "idx", "--recipe", place / "r.toml", "--out", tmp_path / "run") == 0
+    assert run_command("train", place / "idx", "--recipe", place / "r.toml", "--out", tmp_path / "run") == 0
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
@@ -113,7 +104,7 @@ def test_results_are_written_or_the_command_says_why_not(
     said = io.StringIO()
     monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
     monkeypatch.setattr(sys, "stderr", said)
-    found = status(monkeypatch, *COMMANDS[name])
+    found = run_command(*COMMANDS[name])
     # `check` has status 1 where a finding is an error, as for so few images.
     assert found == RESULTS.get(kind, 0) or (name == "check" and found in (0, 1)), said.getvalue()
     assert "Traceback" not in said.getvalue()
@@ -124,8 +115,8 @@ def test_results_are_written_or_the_command_says_why_not(
 @pytest.mark.parametrize("kind", STREAMS)
 def test_an_error_needs_no_stream(kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
-    assert status(monkeypatch, "recipes", "nö recipe 玫瑰") == 2
-    assert status(monkeypatch, "no-command") == 2
+    assert run_command("recipes", "nö recipe 玫瑰") == 2
+    assert run_command("no-command") == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the shell of POSIX")

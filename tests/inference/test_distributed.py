@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run_command
 from killing import dying
 from several import several
 from tiny import mini, write_images, write_tiny_model
 
-from linnaeus.cli import main as cli
 from linnaeus.distributed.engine import join_process_group
 from linnaeus.distributed.group import SINGLE_PROCESS
 from linnaeus.inference.classifier import BATCH, Classifier, load
@@ -62,12 +62,7 @@ def command(rank: int, *arguments: object, stdin: str = "") -> list[Any]:
     for number, name in enumerate(names):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if number else 0)), number)
     sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))  # noqa: SIM115
-    sys.argv = ["linnaeus", *map(str, arguments)]
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        status = int(end.code or 0)
+    status = run_command(*arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     return [status, Path(names[1]).read_text(), Path(names[2]).read_text()]

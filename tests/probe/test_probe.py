@@ -30,6 +30,7 @@ from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
 from linnaeus.probe.comparison import Comparison, Result
 from linnaeus.probe.features import Cost
 from linnaeus.probe.judging import Answers
+from linnaeus.probe.result_files import render
 from linnaeus.probe.run import Probe, probe
 from linnaeus.recipe import load_recipe
 from linnaeus.training.request import Request
@@ -216,6 +217,24 @@ def test_an_ensemble_is_compared_but_not_recommended():
     assert found.recommended is not None
     assert found.recommended.name == "a"
     assert comparison(result("a+b", 190, 12.0, parts=2)).recommended is None
+
+
+def test_the_table_names_a_weights_file_without_its_folder_unless_two_have_the_same_name():
+    def rows(*names: str) -> tuple[list[str], list[str]]:
+        candidates = [Candidate(name, tuple(map(backbone, name.split("+")))) for name in names]
+        results = (Result(candidate, result("", 100, 1.0).answers, Cost(1, 1, 1.0, 4), "") for candidate in candidates)
+        found = comparison(*results)
+        shown = [line.removeprefix("→ ").split()[0] for line in render(found).splitlines()[1:]]
+        return shown, [row["name"] for row in found.rows()]
+
+    def backbone(part: str) -> Backbone:
+        model, _, file = part.rpartition("=")
+        return Backbone(model, file)
+
+    long = ["timm/x=/a/b/c.safetensors", "timm/x=/a/b/d.safetensors+resnet18=e", "/a/f.safetensors"]
+    assert rows(*long) == (["timm/x=c.safetensors", "timm/x=d.safetensors+resnet18=e", "f.safetensors"], long)
+    same = ["resnet18=one/w.pth", "resnet18=two/w.pth"]
+    assert rows(*same) == (same, same)
 
 
 def test_the_pareto_front_has_what_no_other_beats():

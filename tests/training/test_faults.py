@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run_command
 from faults import check_one_line, chosen, options, points, require_strace, traced
 from killing import check_same
 from tiny import settings, write_images, write_recipe, write_tiny_model
 
-from linnaeus.cli import main as cli
 from linnaeus.training import run as training_run  # noqa: F401 - loaded before the forks
 
 pytestmark = [
@@ -44,8 +44,7 @@ class Job:
 
         def run() -> None:
             os.environ["LINNAEUS_CACHE"] = str(root / "cache")
-            sys.argv = ["linnaeus", *map(str, self.command(root))]
-            cli.main()
+            sys.exit(run_command(*self.command(root)))
 
         return run
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from killing import check_same, dying, in_child, train, undrawn
 from PIL import Image
 from tiny import draw, settings, write_idx, write_images, write_recipe
@@ -24,7 +25,6 @@ from torch import nn
 
 import linnaeus
 from linnaeus.cache import Cache
-from linnaeus.cli import main as cli
 from linnaeus.errors import JobError, UserError
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK
@@ -63,12 +63,9 @@ def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> 
             return real(*args)
 
         Optimization.step = take  # type: ignore
-        sys.argv = ["linnaeus", "train", str(source), "--recipe", str(recipe), "--out", str(out), "--device", "cpu"]
-        try:
-            cli.main()
-        except SystemExit as end:
-            sys.stderr.flush()
-            os._exit(int(end.code or 0))
+        status = run_command("train", source, "--recipe", recipe, "--out", out, "--device", "cpu")
+        sys.stderr.flush()
+        os._exit(status)
 
     return in_child(work)
 

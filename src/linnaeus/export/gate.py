@@ -1,4 +1,7 @@
-"""The gate: compares the predictions of an export with those of the original, and rejects it if they differ."""
+"""The gate: how much the predictions of an export may differ from those of the original, and why one is rejected.
+
+Works on predictions only; `reference_model.py` runs the two models on the same images to get them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The original model during an export: its predictions on the sample images, computed once per image."""
+"""The original model during an export: runs it and each candidate on the sample images, for the gate (`gate.py`).
+
+The predictions of the original are computed once and kept for all candidates.
+"""
 
 from __future__ import annotations
 

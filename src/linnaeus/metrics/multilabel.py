@@ -142,7 +142,7 @@ class MultiLabelMetrics:
     """By name, in the order in which they are shown."""
     labels: tuple[LabelMetrics, ...]
     together: np.ndarray
-    """(labels, labels) int64: images that have both labels."""
+    """As `co_occurrence` counts them."""
     resamples: int
     ranking_resamples: int
     groups: int | None = None
@@ -206,17 +206,22 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0
         )
         for c in range(sample.count)
     )
-    together = outputs.labels.astype(np.int64).T @ outputs.labels.astype(np.int64)
     return MultiLabelMetrics(
         n=sample.n,
         correct=int(right.sum()),
         overall=overall,
         labels=labels,
-        together=together,
+        together=co_occurrence(outputs.labels),
         resamples=drawn.resamples,
         ranking_resamples=drawn.ranking_resamples,
         groups=outputs.group_count,
     )
+
+
+def co_occurrence(labels: np.ndarray) -> np.ndarray:
+    """(labels, labels) int64: number of images that have both labels; `labels` is (n, labels) bool."""
+    counts: np.ndarray = labels.astype(np.int64).T @ labels.astype(np.int64)
+    return counts
 
 
 class WeightedLabels:

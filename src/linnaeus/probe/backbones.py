@@ -56,7 +56,14 @@ class Candidate:
     """One backbone, or several whose features are concatenated for one head."""
 
     name: str
+    """As the user wrote it."""
     backbones: tuple[Backbone, ...]
+
+    @property
+    def short_name(self) -> str:
+        """The name without the folders of its weights files: `resnet18=a/b.pth` becomes `resnet18=b.pth`."""
+        parts = zip(self.name.split("+"), self.backbones, strict=True)
+        return "+".join(part.replace(backbone.weights, Path(backbone.weights).name) for part, backbone in parts)
 
 
 @dataclass(frozen=True)

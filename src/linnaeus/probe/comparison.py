@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,13 @@ class Comparison:
     def best(self) -> Result:
         """The most accurate candidate; of equal ones the fastest."""
         return max(self.results, key=lambda result: (result.accuracy, -result.cost.seconds))
+
+    @cached_property
+    def shown_names(self) -> dict[str, str]:
+        """Name of each candidate -> its name in the table and the plot: short, where that is unique."""
+        short = {r.name: r.candidate.short_name for r in self.results}
+        uses = Counter(short.values())
+        return {name: shown if uses[shown] == 1 else name for name, shown in short.items()}
 
     @cached_property
     def tests(self) -> dict[str, McNemar]:

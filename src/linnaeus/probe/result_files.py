@@ -48,7 +48,11 @@ def write_results(folder: Path, comparison: Comparison, judge: Judge, command: s
         drawn = [
             # The network's time without decoding, which is the same for all backbones.
             ProbedBackbone(
-                r.name, r.accuracy, comparison.interval(r), 1000 * r.cost.seconds, r.name in comparison.front
+                comparison.shown_names[r.name],
+                r.accuracy,
+                comparison.interval(r),
+                1000 * r.cost.seconds,
+                r.name in comparison.front,
             )
             for r in comparison.results
         ]
@@ -101,7 +105,7 @@ def render(comparison: Comparison) -> str:
         adds = row["multiply_adds"]
         cells.append(
             (
-                ("→ " if row["recommended"] else "  ") + row["name"],
+                ("→ " if row["recommended"] else "  ") + comparison.shown_names[row["name"]],
                 percent(row["accuracy"]),
                 f"{percent(low)} to {percent(high)}",
                 f"{row['n']:,}",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.metrics.label_calibration import LabelCalibration
+from linnaeus.metrics.multilabel import co_occurrence
 from linnaeus.report.calibration import OF_LABELS, reliability
 from linnaeus.report.page_sections import PREDICTIONS, IntervalBar
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
@@ -74,8 +75,8 @@ def _cell(name: str, values: dict[str, Any], absent: str = "–") -> dict[str, A
 
 
 def labels_together(run: RunContents) -> dict[str, Any]:
-    """Co-occurrence in all images of the source: for each pair of labels the images that have both."""
-    counts = run.labels.astype(np.int64).T @ run.labels.astype(np.int64)
+    """The co-occurrence matrix of all images of the source, with the share of each row's label that has the other."""
+    counts = co_occurrence(run.labels)
     support = np.diag(counts)
     shown = np.sort(np.argsort(-support, kind="stable")[:TOGETHER])
     rows = []
