@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from linnaeus.cli.sweep import sweep
 from linnaeus.cli.system import COMPLETE, completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
 from linnaeus.errors import JobError, LostError, UserError
+from linnaeus.training.stop import StopSignals
 
 if TYPE_CHECKING:
     from linnaeus.training.run import Run
@@ -272,7 +274,8 @@ def main() -> None:
 def _run() -> None:
     """Run the command line, with every exception that the user can act on as one line."""
     try:
-        cli(standalone_mode=False)
+        with StopSignals().listening((signal.SIGINT,)):
+            cli(standalone_mode=False)
     except UserError as error:
         if error.told:  # process 0 prints the same message
             raise SystemExit(LostError.status) from None

@@ -91,7 +91,7 @@ def train(
     console = (console or Console()) if info.is_main else Console(silent=True)
     trackers = check_trackers((*["tensorboard"] * tensorboard, *([track] if isinstance(track, str) else track)))
     session = Session(console, CheckpointInterval.parse(checkpoint_every), trackers, draw)
-    with session.stop.listening(), steady_heap(), _errors_explained(session.workspace):
+    with steady_heap(), _errors_explained(session.workspace), session.stop.listening():
         return _train(request, session, trial)
 
 
@@ -168,6 +168,7 @@ def _run_phases(
     except Terminated:  # SIGTERM leaves no time for the final evaluation
         raise
     except KeyboardInterrupt:
+        session.stop.raised = None
         if phases.best.figures is None:
             raise JobError(f"stopped before the end of the first epoch; {session.workspace.advice()}") from None
         interrupted = True

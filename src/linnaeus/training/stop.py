@@ -29,23 +29,32 @@ class StopSignals:
         """Number of the signal that arrived and has not been obeyed."""
         self.deferred = False
         """Whether the first signal is only noted, so that the run can stop between two steps."""
+        self.raised: int | None = None
+        """Number of the signal that was raised as an exception and has not been handled."""
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
         """Handle Ctrl-C and SIGTERM in this block.
 
         Only the main thread can, and handlers that the calling program has installed stay.
+
+        A signal that arrives while a library runs Python code from C or Rust can come out of it as another exception:
+        safetensors reports a file that is cut short. Any exception that follows a signal is that signal.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in numbers}
         # A program that handles the signal itself keeps doing so.
-        unhandled = [number for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)]
+        unhandled = [number for number, old in before.items() if _is_default(old)]
         for number in unhandled:
             signal.signal(number, self._handle)
         try:
             yield
+        except Exception as error:
+            if self.raised is None:
+                raise
+            raise _exception(self.raised) from error
         finally:
             for number in unhandled:
                 signal.signal(number, before[number])
@@ -63,10 +72,22 @@ class StopSignals:
         """End the run by signal `number`, which this or another process received; None does nothing."""
         if number is not None:
             self.pending = None
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise _exception(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.deferred and self.pending is None:
             self.pending = number
         else:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            self.raised = number
+            raise _exception(number)
+
+
+def _exception(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+
+
+def _is_default(handler: object) -> bool:
+    """Whether a signal handler is Python's own, or that of an enclosing `listening`."""
+    return handler in (signal.SIG_DFL, signal.default_int_handler) or isinstance(
+        getattr(handler, "__self__", None), StopSignals
+    )
