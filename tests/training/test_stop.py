@@ -6,6 +6,7 @@ import signal
 import sys
 
 import pytest
+
 from linnaeus.cli.main import main
 from linnaeus.errors import JobError, UserError
 from linnaeus.training.stop import StopSignals, Terminated
@@ -28,13 +29,16 @@ def test_an_exception_that_hides_a_signal_is_that_signal(number: int, kind: type
 
 
 def test_a_handled_signal_does_not_change_later_errors():
-    stop = StopSignals()
-    with pytest.raises(JobError, match="disk"), stop.listening():
+    def fail_after_a_signal(stop: StopSignals) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             stop.raised = None
         raise JobError("disk")
+
+    stop = StopSignals()
+    with pytest.raises(JobError, match="disk"), stop.listening():
+        fail_after_a_signal(stop)
 
 
 def test_the_inner_of_two_listeners_gets_the_signal():
