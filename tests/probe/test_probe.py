@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import torchvision
-from tiny import mini, write_images
+from tiny import draw, mini, write_images
 
 from linnaeus.console import Console
 from linnaeus.data.decode import RowSpec, load_row
@@ -328,3 +329,41 @@ def test_copies_are_never_in_different_folds(place: Path, tmp_path: Path, say, m
     assert np.bincount(groups).max() == 2
     assert len(np.unique(groups)) == 42
     assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))
+
+
+def test_validation_images_with_a_copy_in_training_do_not_judge(place: Path, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(judging, "LARGE_VALIDATION", 3)
+    for label in range(3):
+        for split, images in (("train", range(8)), ("valid", range(8, 12))):
+            folder = tmp_path / "images" / split / str(label)
+            folder.mkdir(parents=True)
+            for i in images:
+                pixels = np.random.default_rng(100 * label + i).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((96, 96)).save(folder / f"{i}.png")
+        identical, altered = folder / "identical.png", folder / "altered.jpg"
+        shutil.copy(tmp_path / "images/train" / str(label) / "0.png", identical)
+        Image.open(tmp_path / "images/train" / str(label) / "1.png").resize((80, 80)).save(altered, quality=80)
+    said = Console(silent=True)
+    lines: list[str] = []
+    monkeypatch.setattr(said, "warn", lines.append)
+    found = probe(tmp_path / "images", str(place / "a.safetensors"), out=tmp_path / "out", console=said)
+    assert found.comparison.results[0].n == 12
+    assert found.judged.startswith("on 12 of 18 validation images")
+    assert any("6 images of" in line for line in lines)
+    table = found.comparison.table
+    names = {table.sample_id(i) for i in found.comparison.results[0].answers.indices.tolist()}
+    assert not any("identical" in name or "altered" in name for name in names)
+
+
+def test_too_few_unseen_validation_images_are_cross_validated(place: Path, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(judging, "LARGE_VALIDATION", 4)
+    for label in range(3):
+        for split, images in (("train", range(8)), ("valid", range(8, 9))):
+            write_images(tmp_path / "images" / split, (str(label),), each=1)
+            for i in images:
+                Image.fromarray(draw(np.array([label]), 50 + i)[0]).save(
+                    tmp_path / "images" / split / str(label) / f"{i}.png"
+                )
+    found = probe(tmp_path / "images", str(place / "a.safetensors"), out=tmp_path / "out", console=QUIET)
+    assert "cross-validation" in found.judged
+    assert found.comparison.results[0].n == 33

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from linnaeus.probe.features import StoredFeatures
 from linnaeus.stores.feature_matrix import feature_matrix
 from linnaeus.stores.rows import save_array
 
-VERSION = 1
+VERSION = 2
 LARGE_VALIDATION = 1000
 """Validation images from which on they judge alone: the 95 % interval is then at most 3 percentage points to each
 side. Below, training and validation images are judged together by cross-validation, which is several times as many."""
@@ -58,10 +59,19 @@ class Judge:
     @property
     def by_validation(self) -> bool:
         """Whether the validation images judge alone; otherwise cross-validation judges them and the training images."""
-        return len(self.table.where("valid")) >= LARGE_VALIDATION
+        return int(self.unseen.sum()) >= LARGE_VALIDATION
+
+    @cached_property
+    def unseen(self) -> np.ndarray:
+        """(n,) bool, by the table: validation images of which no training image is in the same group."""
+        valid, numbers = self.table.split == "valid", self.table.group_numbers(np.arange(len(self.table)))
+        return valid if numbers is None else valid & ~np.isin(numbers, numbers[self.table.split == "train"])
 
     def __str__(self) -> str:
         if self.by_validation:
+            n, unseen = int((self.table.split == "valid").sum()), int(self.unseen.sum())
+            if unseen < n:
+                return f"on {unseen:,} of {n:,} validation images, of which no training image is a copy or in the group"
             return "on the validation images, which the heads have not seen"
         return f"by {FOLDS}-fold cross-validation over training and validation images"
 
@@ -118,8 +128,9 @@ class Judge:
             head = fit_linear_probe(features[:seen], labels[:seen], len(self.table.classes), fold=fold, advance=advance)
         if self.by_validation:
             solution = torch.cat([head.weight, head.bias[:, None]], 1)
-            judged = np.arange(seen, len(indices))
-            predicted = logits(features[seen:], solution).argmax(1).numpy()
+            answers = logits(features[seen:], solution).argmax(1).numpy()
+            unseen = self.unseen[indices[seen:]]
+            judged, predicted = seen + np.flatnonzero(unseen), answers[unseen]
         else:
             judged = np.flatnonzero(fold >= 0)  # the only image of a class cannot be held out
             predicted = head.probabilities[judged].argmax(1)

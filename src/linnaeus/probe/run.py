@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from linnaeus.check.data_check import near_duplicates
+from linnaeus.check.duplicates import COPY, EXACT
 from linnaeus.check.inspection import merge_groups
 from linnaeus.console import Console, counted
 from linnaeus.data.bitdepth import used_bits
@@ -97,13 +99,21 @@ def probe(
 
 
 def _copies_together(table: Table, console: Console) -> Table:
-    """The table with identical files in one group: in different folds, a head would be judged on what it has seen."""
-    hashes = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
-    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
-    copies = np.where(hashes == UNKNOWN, np.arange(len(table)), first[number])
-    if n := int((copies != np.arange(len(table))).sum()):
+    """The table with copies in one group: otherwise a head would be judged on what it has seen.
+
+    Files are compared by their pixels, as `train` does, so that altered copies count; other sources by their contents.
+    """
+    numbers = np.arange(len(table))
+    if table.paths is not None:
+        copies = near_duplicates(table, console=console).groups(EXACT, COPY)
+    else:
+        hashes = HashedImages(table, default_cache()).hashes(numbers)
+        _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+        copies = np.where(hashes == UNKNOWN, numbers, first[number])
+    if n := int((copies != numbers).sum()):
         console.warn(
-            f"{counted(n, 'image')} of {table.source} are copies of others; copies are never in different folds"
+            f"{counted(n, 'image')} of {table.source} are copies of others; no head is judged on an image of which it "
+            "has seen a copy"
         )
         return merge_groups(table, copies)
     return table
