@@ -20,7 +20,7 @@ from scenes import COPIES, scene, write_scenes
 from wording import broken_words
 
 from linnaeus.check import gallery
-from linnaeus.check.data_check import DataCheck, check, check_table, leaks, near_duplicates
+from linnaeus.check.data_check import DataCheck, check, check_table, copies, leaks, near_duplicates
 from linnaeus.check.findings import Finding
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
@@ -241,7 +241,7 @@ def test_embeddings_are_computed_once_for_readable_images(tmp_path: Path):
 def test_near_duplicates_find_leaks_without_embeddings(faulty: Path):
     table = open_source(faulty)
     found = near_duplicates(table)
-    assert {split: [table.sample_id(i) for i in samples] for split, samples in leaks(table, found).items()} == {
+    assert {split: [table.sample_id(i) for i in samples] for split, samples in leaks(table, copies(table)).items()} == {
         "valid": ["valid/oak/leak.jpg"]
     }
     assert (found.pairs == check_table(table).duplicates.pairs).all()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scenes import COPIES, cropped, scene, write_scenes
 
+from linnaeus.check.data_check import leaks
 from linnaeus.check.duplicate_findings import duplicate_findings
 from linnaeus.check.duplicates import COPY, EXACT, SCENE, Duplicates, connected, find_duplicates, group_members
 from linnaeus.check.image_statistics import compute_statistics
@@ -163,10 +164,10 @@ def test_a_group_is_one_finding():
 def test_leaked_samples_have_a_copy_in_an_earlier_split():
     table = plain_table(["train", "valid", "valid", "test", "test", "test"], [0] * 6)
     found = duplicates(6, (0, 1, EXACT), (2, 3, COPY), (0, 4, SCENE))
-    assert found.leaked(table, "valid").tolist() == [1]
-    assert found.leaked(table, "test").tolist() == [3]
+    leaked = leaks(table, found.groups(EXACT, COPY))
+    assert {split: samples.tolist() for split, samples in leaked.items()} == {"valid": [1], "test": [3]}
     unsplit = dataclasses.replace(table, split=np.array([""] * 6))
-    assert found.leaked(unsplit, "valid").tolist() == []
+    assert leaks(unsplit, found.groups(EXACT, COPY)) == {}
 
 
 def test_groups_of_some_relations():

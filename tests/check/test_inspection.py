@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import write_images, write_recipe
+from tiny import write_idx, write_images, write_label_sets, write_recipe
 
 import linnaeus
 from linnaeus.check.inspection import group_copies, inspect
@@ -129,3 +129,70 @@ def test_a_split_by_copies_is_known_again_by_its_images(tmp_path: Path, say):
         assert said.status == 0
         assert f"valid of {place}: {run.valid.n} images" in said.out
         assert json.loads((tmp_path / "e.json").read_text())["valid"]["correct"] == run.valid.correct
+
+
+@pytest.fixture
+def half_leaked(tmp_path: Path) -> Path:
+    """36 validation images, of which 12 are copies of training images."""
+    source = tmp_path / "pictures"
+    write_images(source / "train", each=10)
+    write_images(source / "valid", each=8, seed=50)
+    for label in range(3):
+        for i in range(4):
+            name = f"{label} {i}.png"
+            shutil.copy(source / "train" / str(label) / name, source / "valid" / str(label) / f"copy {name}")
+    return source
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_probabilities_and_thresholds_are_fitted_on_images_without_copies(half_leaked: Path, tmp_path: Path):
+    run = linnaeus.train(half_leaked, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
+    assert "fitted    probabilities and thresholds, without 12 such validation images" in run.trust
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert metrics["calibration"]["abstention"]["n"] == 24
+    assert metrics["unknown"]["thresholds"]["n"] == 24
+    assert metrics["unknown"]["known"]["valid"]["n"] == 36
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_too_few_images_without_copies_are_named(half_leaked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for image in half_leaked.glob("valid/*/? [2-7].png"):
+        image.unlink()
+    recipe = str(write_recipe(tmp_path / "r.toml"))
+    run = linnaeus.train(half_leaked, recipe, out=tmp_path / "run", console=Console())
+    assert "only 6 of 18 validation images were not seen before" in capsys.readouterr().err
+    assert json.loads((run.path / "metrics.json").read_text())["calibration"]["abstention"]["n"] == 18
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_thresholds_of_labels_are_fitted_on_images_without_copies(tmp_path: Path):
+    table = write_label_sets(tmp_path / "images", 90)
+    head, *rows = table.read_text().splitlines()
+    splits = [f"{row},{'train' if i < 60 else 'valid'}" for i, row in enumerate(rows)]
+    for i in range(10, 20):
+        shutil.copy(tmp_path / "images" / f"{i}.png", tmp_path / "images" / f"copy {i}.png")
+        splits.append(f"copy {rows[i]},valid")
+    table.write_text("\n".join([f"{head},split", *splits]) + "\n")
+    run = linnaeus.train(table, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
+    assert "fitted    probabilities and thresholds, without 10 such validation images" in run.trust
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert (metrics["calibration"]["n"], metrics["valid"]["n"]) == (30, 40)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_identical_arrays_in_two_splits_are_leaks(tmp_path: Path, say):
+    source = write_idx(tmp_path / "idx", train=90, test=30)
+    for kind, size in (("images-idx3", 28 * 28), ("labels-idx1", 1)):
+        train, test = (source / f"{part}-{kind}-ubyte" for part in ("train", "t10k"))
+        start = 16 if kind == "images-idx3" else 8
+        copied = bytearray(test.read_bytes())
+        copied[start : start + 6 * size] = train.read_bytes()[start : start + 6 * size]
+        test.write_bytes(copied)
+    recipe = str(write_recipe(tmp_path / "r.toml"))
+    said = say("train", source, "--recipe", recipe, "--out", tmp_path / "run")
+    assert "6 of 30 test images are in an earlier split too" in said.err
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["test"]["without_leaks"]["n"] == 24
+    said = say("evaluate", tmp_path / "run", source, "--split", "test")
+    assert "6 of these 30 images have a copy in an earlier split" in said.err
+    assert say("train", source, "--recipe", recipe, "--out", tmp_path / "strict", "--strict").status == 2

@@ -11,7 +11,7 @@ import numpy as np
 
 from linnaeus.check.class_findings import table_findings
 from linnaeus.check.duplicate_findings import duplicate_findings
-from linnaeus.check.duplicates import MIN_SIDE, Duplicates, find_duplicates
+from linnaeus.check.duplicates import COPY, EXACT, MIN_SIDE, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, sort_findings
 from linnaeus.check.image_findings import file_findings, image_findings
 from linnaeus.check.image_statistics import ImageStatistics, compute_statistics
@@ -19,9 +19,11 @@ from linnaeus.check.label_sets import suspicious_label_sets
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.console import Console
 from linnaeus.data.class_names import printable
+from linnaeus.data.content import UNKNOWN
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.stores import default_cache
+from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 
 SUGGESTED_WEIGHTS = "resnet50-torchvision-v2"
@@ -129,9 +131,29 @@ def near_duplicates(table: Table, *, console: Console | None = None) -> Duplicat
         return find_duplicates(compute_statistics(table, cache=default_cache(), progress=advance))
 
 
-def leaks(table: Table, duplicates: Duplicates) -> dict[str, np.ndarray]:
-    """valid, test -> samples (k,) int64 with a copy in an earlier split; splits without leaks are left out."""
-    leaked = {split: duplicates.leaked(table, split) for split in SPLITS[1:]}
+def copies(table: Table, *, console: Console | None = None) -> np.ndarray:
+    """(n,) int64: a number that copies share. Files count as altered copies too, arrays only where they are identical.
+
+    Small images, which most arrays are, cannot be told from altered copies of others.
+    """
+    if table.paths is not None:
+        return near_duplicates(table, console=console).groups(EXACT, COPY)
+    samples = np.arange(len(table))
+    hashes = HashedImages(table, default_cache()).hashes(samples)
+    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+    return np.where(hashes == UNKNOWN, samples, first[number])
+
+
+def leaks(table: Table, copies: np.ndarray) -> dict[str, np.ndarray]:
+    """valid, test -> samples (k,) int64 with a copy in an earlier split; splits without leaks are left out.
+
+    `copies` (n,) as from the function of this name. Metrics without these samples are those on images that neither
+    training nor model selection has seen.
+    """
+    leaked = {}
+    for rank, split in enumerate(SPLITS):
+        samples, earlier = table.where(split), np.isin(table.split, SPLITS[:rank])
+        leaked[split] = samples[np.isin(copies[samples], copies[earlier])]
     return {split: samples for split, samples in leaked.items() if len(samples)}
 
 

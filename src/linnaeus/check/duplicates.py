@@ -15,7 +15,6 @@ import torch
 from linnaeus.check.hashing import CROWDED, WINDOWS, hamming_neighbors
 from linnaeus.check.image_statistics import ImageStatistics
 from linnaeus.check.registration import INITIAL_FRAMES, MATCH, compare_pairs, frame_of_window
-from linnaeus.data.table import SPLITS, Table
 from linnaeus.stores.embeddings import Embeddings
 
 EXACT, COPY, SCENE = 0, 1, 2
@@ -58,16 +57,6 @@ class Duplicates:
         """(n,) int64: a number shared by all samples that pairs of these relations (default: all) connect."""
         rows = np.isin(self.relation, relations) if relations else np.ones(len(self.pairs), bool)
         return connected(self.n, self.pairs[rows])
-
-    def leaked(self, table: Table, split: str) -> np.ndarray:
-        """Samples of `split`, (k,) int64, with an exact or altered copy in an earlier split (train, valid, test).
-
-        Metrics without them are those on images that neither training nor model selection has seen.
-        """
-        groups = self.groups(EXACT, COPY)
-        earlier = np.isin(table.split, SPLITS[: SPLITS.index(split)])
-        samples = table.where(split)
-        return samples[np.isin(groups[samples], groups[earlier])]
 
 
 def connected(n: int, pairs: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.check.data_check import check_table, leaks, near_duplicates
-from linnaeus.check.duplicates import connected
+from linnaeus.check.data_check import check_table, copies, leaks, near_duplicates
+from linnaeus.check.duplicates import COPY, EXACT, connected
 from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
@@ -63,10 +63,15 @@ def merge_groups(table: Table, copies: np.ndarray) -> Table:
 def inspect(table: Table, console: Console) -> Inspection:
     """Check a table with splits: by pixels, and labels only if `linnaeus check` has stored embeddings."""
     if table.paths is None:
-        return Inspection()
+        leaked = leaks(table, copies(table))
+        lines = [
+            f"{len(samples):,} of {len(table.where(split)):,} {split} images are in an earlier split too"
+            for split, samples in leaked.items()
+        ]
+        return Inspection({}, lines, leaked)
     result = check_table(table, weights="stored", console=console)
     lines = summary_lines(result.findings, _where(table))
-    return Inspection(result.to_dict(), lines, leaks(table, result.duplicates))
+    return Inspection(result.to_dict(), lines, leaks(table, result.duplicates.groups(EXACT, COPY)))
 
 
 def _where(table: Table) -> str:

@@ -117,9 +117,9 @@ def evaluate(
 
 def _leaks(console: Console, table: Table) -> dict[str, np.ndarray]:
     """The samples of a table that have a copy in an earlier split, by split."""
-    from linnaeus.check.data_check import leaks, near_duplicates
+    from linnaeus.check.data_check import copies, leaks
 
-    return leaks(table, near_duplicates(table, console=console))
+    return leaks(table, copies(table, console=console))
 
 
 def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file: str | None) -> None:

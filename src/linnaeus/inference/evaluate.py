@@ -24,6 +24,7 @@ from linnaeus.inference.runners import finite
 from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
+from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.classification import figures
 from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
 from linnaeus.metrics.multilabel import Headline
@@ -159,16 +160,15 @@ def evaluate_model(
     apart = None if images.validation is None else classifier.outputs(images.validation, group)
     if not group.is_main:
         return None
-    assessment = _assess(classifier, images, outputs, error, views)
-    without_leaks = None
-    # Duplicates are compared as files, so arrays and shards are left out.
-    if leaks is not None and images.split != "train" and images.table.paths is not None:
+    without_leaks, unseen = None, None
+    if leaks is not None and images.split != "train":
         # With all or none of them leaked, a second figure would say nothing.
         kept = ~np.isin(images.indices, leaks(_judged_last(images)).get(_rank(images.split), []))
         if kept.any() and not kept.all():
             without_leaks = classifier.figures(outputs.take(kept))
-            leaked = n - without_leaks.n
+            leaked, unseen = n - without_leaks.n, kept if without_leaks.n >= FEWEST_FITTING else None
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
+    assessment = _assess(classifier, images, outputs, error, views, unseen)
     validation = None if apart is None else classifier.figures(apart)
     measured = None
     if not classifier.several:
@@ -177,13 +177,18 @@ def evaluate_model(
 
 
 def _assess(
-    classifier: Classifier, images: LabeledImages, outputs: Outputs, error: float | None, views: dict[str, Outputs]
+    classifier: Classifier,
+    images: LabeledImages,
+    outputs: Outputs,
+    error: float | None,
+    views: dict[str, Outputs],
+    unseen: np.ndarray | None,
 ) -> Assessment | LabelAssessment:
-    """The assessment of the model's task."""
+    """The assessment of the model's task. `unseen`: (n,) bool, the images without copies, if there are others."""
     fitted = images.calibrated_on
     if classifier.several:
-        return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted)
-    return assess(outputs, classifier.calibration, cross_fitted=fitted, target_risk=error, views=views)
+        return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted, fitting=unseen)
+    return assess(outputs, classifier.calibration, cross_fitted=fitted, fitting=unseen, target_risk=error, views=views)
 
 
 def _rank(split: str) -> str:

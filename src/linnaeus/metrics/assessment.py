@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from linnaeus.metrics.calibration import Calibration, cross_fit, fit_temperature, reliability_diagram
 from linnaeus.metrics.classification import Metrics, compute_metrics, point_estimates
 from linnaeus.metrics.intervals import proportion_interval
@@ -131,14 +133,15 @@ def assess(
     calibration: Calibration | None,
     *,
     cross_fitted: bool = False,
+    fitting: np.ndarray | None = None,
     target_risk: float | None = None,
     views: dict[str, Outputs] | None = None,
 ) -> Assessment:
     """Assess a model by its uncalibrated outputs on a split.
 
     `calibration` is the model's, if it has one. `cross_fitted`: these images fitted that calibration, so its effect is
-    measured by cross-fitting. `target_risk` of the abstention thresholds; by default that of the model. `views` are the
-    calibrated outputs of test-time augmentation, by name.
+    measured by cross-fitting; with `fitting` (n,) bool only these of them fitted it. `target_risk` of the abstention
+    thresholds; by default that of the model. `views` are the calibrated outputs of test-time augmentation, by name.
     """
     calibrated = outputs if calibration is None else outputs.at(calibration.temperature)
     effects = {
@@ -147,17 +150,19 @@ def assess(
     }
     return Assessment(
         compute_metrics(calibrated),
-        _calibration_effect(outputs, calibration, cross_fitted),
+        _calibration_effect(outputs, calibration, cross_fitted, fitting),
         _abstention(calibrated, calibration, target_risk, None if cross_fitted else 1),
         effects,
     )
 
 
-def _calibration_effect(outputs: Outputs, calibration: Calibration | None, cross_fitted: bool) -> CalibrationEffect:
+def _calibration_effect(
+    outputs: Outputs, calibration: Calibration | None, cross_fitted: bool, fitting: np.ndarray | None
+) -> CalibrationEffect:
     """Metrics before and after calibration; without a stored one, of the temperature that these images would fit."""
     cross_fitted = calibration is None or cross_fitted
     temperature = fit_temperature(outputs) if calibration is None else calibration.temperature
-    after = cross_fit(outputs) if cross_fitted else outputs.at(temperature)
+    after = cross_fit(outputs, fitting) if cross_fitted else outputs.at(temperature)
     metrics, diagrams = {}, {}
     for name, stage in (("before", outputs), ("after", after)):
         metrics[name] = point_estimates(stage)

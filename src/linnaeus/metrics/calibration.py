@@ -36,6 +36,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 100.0
 PRIOR_SAMPLES = 10.0
 """Pseudo-count of perfectly calibrated images: a prior that regularizes the fit on small sets."""
 FOLDS = 5
+FEWEST_FITTING = 20
+"""Fewer images without copies in training than these fit no calibration: then all do."""
 MAX_SAMPLES = 10**8
 """The largest number of calibration images that a model file may claim."""
 MAX_CANDIDATES = 10**6
@@ -94,8 +96,8 @@ def fit_temperature(outputs: Outputs, prior: float = PRIOR_SAMPLES) -> float:
     return math.exp((low + high) / 2)
 
 
-def cross_fit(outputs: Outputs, folds: int = FOLDS, seed: int = 0) -> Outputs:
-    """Outputs of which each is calibrated by a temperature fitted on the other folds.
+def cross_fit(outputs: Outputs, fitting: np.ndarray | None = None, folds: int = FOLDS, seed: int = 0) -> Outputs:
+    """Outputs of which each is calibrated by a temperature fitted on the other folds, or on their `fitting` (n,) bool.
 
     Measures the effect of calibration on the images that also fit the temperature, without the optimism of fitting and
     evaluating on the same ones. The folds are random; a group is never divided.
@@ -108,7 +110,8 @@ def cross_fit(outputs: Outputs, folds: int = FOLDS, seed: int = 0) -> Outputs:
     for number in range(min(folds, units)):
         held_out = fold == number
         if not held_out.all():
-            logits[held_out] /= fit_temperature(outputs.take(~held_out))
+            others = ~held_out if fitting is None else fitting & ~held_out
+            logits[held_out] /= fit_temperature(outputs.take(others if others.any() else ~held_out))
     return replace(outputs, logits=logits)
 
 

@@ -62,12 +62,16 @@ class LabelAssessment:
 
 
 def assess_labels(
-    outputs: Outputs, calibration: LabelCalibration | None, *, cross_fitted: bool = False
+    outputs: Outputs,
+    calibration: LabelCalibration | None,
+    *,
+    cross_fitted: bool = False,
+    fitting: np.ndarray | None = None,
 ) -> LabelAssessment:
     """Assess a model by its uncalibrated outputs on a split.
 
     `calibration` is the model's; without one, that which these images fit is measured by cross-fitting, as with
-    `cross_fitted`: these images fitted the model's.
+    `cross_fitted`: these images fitted the model's, or those of them that `fitting` (n,) bool names.
     """
     # Figures on the images that fitted the calibration would be too good.
     cross_fitted = cross_fitted or calibration is None
@@ -77,7 +81,7 @@ def assess_labels(
     decisions = calibration.decide(calibrated.probabilities)
     if cross_fitted:
         # Not for the ranks: those of images from different folds cannot be compared.
-        honest, decisions = cross_fit_labels(outputs, calibration.precision)
+        honest, decisions = cross_fit_labels(outputs, calibration.precision, fitting)
     stages = {"before": outputs, "after": honest}
     return LabelAssessment(
         compute_label_metrics(calibrated, decisions),

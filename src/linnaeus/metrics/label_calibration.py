@@ -164,21 +164,26 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, precision: f
     return float(cut[reached[-1]]) if len(reached) else NEVER
 
 
-def cross_fit_labels(outputs: Outputs, precision: float | None = None, seed: int = 0) -> tuple[Outputs, np.ndarray]:
+def cross_fit_labels(
+    outputs: Outputs, precision: float | None = None, fitting: np.ndarray | None = None, seed: int = 0
+) -> tuple[Outputs, np.ndarray]:
     """Outputs and decisions of which each is calibrated and decided by what was fitted on the other folds.
 
+    With `fitting`, (n,) bool, only these images of the other folds fit.
     Measures thresholds on the images that also chose them, without the optimism of choosing and measuring on the same.
     """
     n = len(outputs.labels)
     units = n if outputs.group_count is None else outputs.group_count
     fold = stratified_label_folds(outputs.labels, min(FOLDS, units), seed, outputs.groups)
-    whole = LabelCalibration.fit(outputs, "", precision)
+    fitting = np.ones(n, bool) if fitting is None else fitting
+    whole = LabelCalibration.fit(outputs.take(fitting), "", precision)
     logits = whole.apply(outputs).logits
     decisions = whole.decide(sigmoid(logits))
     for number in range(FOLDS):
         held_out = fold == number
-        if held_out.any() and not held_out.all():
-            fitted = LabelCalibration.fit(outputs.take(~held_out), "", precision)
+        others = fitting & ~held_out
+        if held_out.any() and others.any():
+            fitted = LabelCalibration.fit(outputs.take(others), "", precision)
             logits[held_out] = fitted.apply(outputs.take(held_out)).logits
             decisions[held_out] = fitted.decide(sigmoid(logits[held_out]))
     assert math.isfinite(float(np.abs(logits).max()))

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from linnaeus.check.data_check import near_duplicates
-from linnaeus.check.duplicates import COPY, EXACT
+from linnaeus.check.data_check import copies
 from linnaeus.check.inspection import merge_groups
 from linnaeus.console import Console, counted
 from linnaeus.data.bitdepth import used_bits
-from linnaeus.data.content import UNKNOWN
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
@@ -35,7 +33,6 @@ from linnaeus.probe.loading import load_backbone
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
 from linnaeus.stores import default_cache
-from linnaeus.stores.contents import HashedImages
 from linnaeus.training.choice import TRANSFER
 from linnaeus.training.request import Request
 from linnaeus.training.resolve import open_split, open_table
@@ -99,23 +96,14 @@ def probe(
 
 
 def _copies_together(table: Table, console: Console) -> Table:
-    """The table with copies in one group: otherwise a head would be judged on what it has seen.
-
-    Files are compared by their pixels, as `train` does, so that altered copies count; other sources by their contents.
-    """
-    numbers = np.arange(len(table))
-    if table.paths is not None:
-        copies = near_duplicates(table, console=console).groups(EXACT, COPY)
-    else:
-        hashes = HashedImages(table, default_cache()).hashes(numbers)
-        _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
-        copies = np.where(hashes == UNKNOWN, numbers, first[number])
-    if n := int((copies != numbers).sum()):
+    """The table with copies in one group: otherwise a head would be judged on what it has seen."""
+    groups = copies(table, console=console)
+    if n := int((groups != np.arange(len(table))).sum()):
         console.warn(
             f"{counted(n, 'image')} of {table.source} are copies of others; no head is judged on an image of which it "
             "has seen a copy"
         )
-        return merge_groups(table, copies)
+        return merge_groups(table, groups)
     return table
 
 

@@ -27,6 +27,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from linnaeus.console import counted
 from linnaeus.data.table import Table
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import Calibration, calibration_failure
@@ -62,10 +65,29 @@ def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
     return {split: assessment.long_dict(table.classes, table.names) for split, assessment in assessments.items()}
 
 
-def leak_lines(without_leaks: Mapping[str, Headline | None]) -> list[str]:
-    """Lines for the terminal: the metrics without images that were seen before."""
-    seen = "images that have a copy in an earlier split or trained the initial weights"
-    return [f"{split:9} {clean or 'no image is left'}, without {seen}" for split, clean in without_leaks.items()]
+def leak_lines(without_leaks: Mapping[str, Headline | None], unfitted: int) -> list[str]:
+    """Lines for the terminal: the metrics without images that were seen before, and that `unfitted` of them were not
+    used for the calibration."""
+    before = "images that have a copy in an earlier split or trained the initial weights"
+    lines = [f"{split:9} {clean or 'no image is left'}, without {before}" for split, clean in without_leaks.items()]
+    if unfitted:
+        lines.append(f"fitted    probabilities and thresholds, without {counted(unfitted, 'such validation image')}")
+    return lines
+
+
+def kept(outputs: Outputs, unseen: np.ndarray | None) -> Outputs:
+    """The validation outputs that fit a calibration."""
+    return outputs if unseen is None else outputs.take(unseen)
+
+
+def seen(unseen: np.ndarray | None) -> int:
+    """Number of validation images that fit no calibration."""
+    return 0 if unseen is None else int((~unseen).sum())
+
+
+def fitting(split: str, unseen: np.ndarray | None) -> np.ndarray | None:
+    """The images of a split, (n,) bool, that fitted the calibration; None where all or none did."""
+    return unseen if split == "valid" else None
 
 
 def summary_split(assessments: Assessments) -> tuple[str, str]:
@@ -76,14 +98,19 @@ def summary_split(assessments: Assessments) -> tuple[str, str]:
 class FinalEvaluation:
     """A calibration fitted on validation, and the metrics of every split with it."""
 
-    def __init__(self, outputs: dict[str, Outputs], candidates: int):
-        """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs."""
-        self.calibration = Calibration.fit(outputs["valid"], "valid", candidates)
+    def __init__(self, outputs: dict[str, Outputs], candidates: int, unseen: np.ndarray | None = None):
+        """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs.
+
+        With `unseen`, (n,) bool, only these validation images fit the calibration.
+        """
+        self.seen = seen(unseen)
+        self.calibration = Calibration.fit(kept(outputs["valid"], unseen), "valid", candidates)
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
         # Validation fitted the calibration, so its calibrated metrics are cross-fitted.
         self.assessments = {
-            split: assess(out, self.calibration, cross_fitted=split == "valid") for split, out in outputs.items()
+            split: assess(out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen))
+            for split, out in outputs.items()
         }
         self.without_leaks: dict[str, Figures | None] = {}
         """Split -> metrics without the images that have a copy in an earlier split; None if no image is left. Only for
@@ -124,7 +151,7 @@ class FinalEvaluation:
         change = f"{before} before, {after} after, {percent(chance)} expected by chance"
         failure = calibration_failure(quality.temperature)
         return [
-            *leak_lines(self.without_leaks),
+            *leak_lines(self.without_leaks, self.seen),
             f"certainty temperature {quality.temperature:.3g}; calibration error {change} ({place})",
             *([f"certainty {failure}"] if failure else []),
             f"unsure    {self.calibration.rule}",

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from linnaeus.data.table import Table
 from linnaeus.metrics.label_assessment import assess_labels
 from linnaeus.metrics.label_calibration import LabelCalibration
@@ -17,20 +19,30 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction_rows
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
-from linnaeus.training.evaluation import leak_lines, sample_names, split_dicts, summary_split
+from linnaeus.training.evaluation import fitting, kept, leak_lines, sample_names, seen, split_dicts, summary_split
 from linnaeus.training.rounding import map_within_rounding
 
 
 class LabelEvaluation:
     """Calibration and thresholds fitted on validation, and the metrics of every split with them."""
 
-    def __init__(self, outputs: dict[str, Outputs], names: Sequence[str], precision: float | None):
-        """`outputs`: outputs of the saved model by split, `valid` among them; `precision` as in the recipe."""
-        self.names, self.outputs = names, outputs
-        self.calibration = LabelCalibration.fit(outputs["valid"], "valid", precision)
+    def __init__(
+        self,
+        outputs: dict[str, Outputs],
+        names: Sequence[str],
+        precision: float | None,
+        unseen: np.ndarray | None = None,
+    ):
+        """`outputs`: outputs of the saved model by split, `valid` among them; `precision` as in the recipe.
+
+        With `unseen`, (n,) bool, only these validation images fit the calibration.
+        """
+        self.names, self.outputs, self.seen = names, outputs, seen(unseen)
+        self.calibration = LabelCalibration.fit(kept(outputs["valid"], unseen), "valid", precision)
         self.calibrated = {split: self.calibration.apply(out) for split, out in outputs.items()}
         self.assessments = {
-            split: assess_labels(out, self.calibration, cross_fitted=split == "valid") for split, out in outputs.items()
+            split: assess_labels(out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen))
+            for split, out in outputs.items()
         }
         self.figures: dict[str, Headline] = {
             split: assessment.figures for split, assessment in self.assessments.items()
@@ -75,7 +87,7 @@ class LabelEvaluation:
         rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
         missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
         return [
-            *leak_lines(self.without_leaks),
+            *leak_lines(self.without_leaks, self.seen),
             f"certainty each label is calibrated; calibration error {change} ({place})",
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,

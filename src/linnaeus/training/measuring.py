@@ -9,6 +9,7 @@ import numpy as np
 
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import network_scores
+from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.models import Network
@@ -20,20 +21,40 @@ from linnaeus.training.unknown import recognition, references_of, training_featu
 
 BATCH = 64
 """Images at once in the final evaluation."""
-
 AnyEvaluation = FinalEvaluation | LabelEvaluation
 
 
 def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: Streams) -> AnyEvaluation:
     """The evaluation of the task. Several labels per image leave no one class that an unknown image could lack."""
+    unseen = prepared.engine.broadcast(lambda: _unseen(prepared))
     if prepared.table.several:
-        return LabelEvaluation(_outputs(prepared, network, None), prepared.table.names, prepared.recipe.label_precision)
+        outputs = _outputs(prepared, network, None)
+        return LabelEvaluation(outputs, prepared.table.names, prepared.recipe.label_precision, unseen)
     candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
     features = training_features(prepared, network, streams)
     references = references_of(features)
-    evaluation = FinalEvaluation(_outputs(prepared, network, references), candidates)
-    evaluation.recognition = recognition(features, references, evaluation.calibrated, header.classes)
+    evaluation = FinalEvaluation(_outputs(prepared, network, references), candidates, unseen)
+    evaluation.recognition = recognition(features, references, evaluation.calibrated, header.classes, unseen)
     return evaluation
+
+
+def _unseen(prepared: Prepared) -> np.ndarray | None:
+    """(n,) bool: the validation images that fit probabilities and thresholds; None: all of them.
+
+    On an image of which training had a copy, a model is surer than on new ones.
+    """
+    if "valid" not in prepared.inspection.leaked:
+        return None
+    images = prepared.samples["valid"].kept(prepared.table.where("valid"))
+    unseen = ~np.isin(images, prepared.inspection.leaked["valid"])
+    if unseen.all() or (n := int(unseen.sum())) >= FEWEST_FITTING:
+        return None if unseen.all() else unseen
+    prepared.console.warn(
+        f"only {n} of {len(unseen)} validation images were not seen before, too few to fit probabilities and "
+        "thresholds, so that all are used: the model is surer than it should be; remove the copies, which `linnaeus "
+        "check` lists"
+    )
+    return None
 
 
 def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None) -> dict[str, Outputs]:

@@ -150,9 +150,12 @@ def recognition(
     references: np.ndarray | None,
     calibrated: dict[str, Outputs],
     classes: tuple[str, ...],
+    unseen: np.ndarray | None = None,
 ) -> Recognition:
-    """Thresholds on validation, and what they accept of each split; classes are left out in turn."""
-    thresholds = choose_thresholds(calibrated["valid"].distances, calibrated["valid"].confidence)
+    """Thresholds on validation, or on its `unseen` (n,) bool, and what they accept of each split; classes are left out
+    in turn."""
+    valid = calibrated["valid"] if unseen is None else calibrated["valid"].take(unseen)
+    thresholds = choose_thresholds(valid.distances, valid.confidence)
     accepted = {
         split: (int((~thresholds.unknown(outputs.distances, outputs.confidence)).sum()), len(outputs.labels))
         for split, outputs in calibrated.items()
