@@ -147,7 +147,7 @@ def half_leaked(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("undrawn")
 def test_probabilities_and_thresholds_are_fitted_on_images_without_copies(half_leaked: Path, tmp_path: Path):
     run = linnaeus.train(half_leaked, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
-    assert "fitted    probabilities and thresholds, without 12 such validation images" in run.trust
+    assert "fitted    calibration and thresholds, without 12 such validation images" in run.trust
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["calibration"]["abstention"]["n"] == 24
     assert metrics["unknown"]["thresholds"]["n"] == 24
@@ -174,7 +174,7 @@ def test_thresholds_of_labels_are_fitted_on_images_without_copies(tmp_path: Path
         splits.append(f"copy {rows[i]},valid")
     table.write_text("\n".join([f"{head},split", *splits]) + "\n")
     run = linnaeus.train(table, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
-    assert "fitted    probabilities and thresholds, without 10 such validation images" in run.trust
+    assert "fitted    calibration and thresholds, without 10 such validation images" in run.trust
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert (metrics["calibration"]["n"], metrics["valid"]["n"]) == (30, 40)
 

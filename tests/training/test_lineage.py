@@ -65,7 +65,7 @@ def test_they_are_not_drawn_for_validation(place: Path, tmp_path: Path, capsys: 
     assert Counter(splits.values()) == {"train": 47, "valid": 18, "test": 7}, "the shares are those of all images"
     assert {splits[f"old {name}"] for name in trained(place)} == {"train"}
     said = capsys.readouterr()
-    assert "split     32 of 72 images trained the initial weights, so they are not drawn to measure" in said.out
+    assert "split     the initial weights were trained on 32 of 72 images: these stay in training" in said.out
     assert "without_leaks" not in json.loads((run / "metrics.json").read_text())["valid"]
 
 
@@ -80,9 +80,9 @@ def test_where_the_source_says_so_figures_are_given_without_them(place: Path, tm
     recipe = write_recipe(tmp_path / "r.toml", ONCE)
     command = ("train", tmp_path / "s", "--recipe", recipe, "--weights", place / "first", "--out", tmp_path / "run")
     strict = say(*command, "--strict")
-    assert (strict.status, f"{n} of 18 valid images trained the initial weights" in strict.err) == (2, True)
+    assert (strict.status, f"were trained on {n} of 18 valid images; remove them" in strict.err) == (2, True)
     said = say(*command)
-    assert f"warning: {n} of 18 valid images trained the initial weights" in said.err
+    assert f"were trained on {n} of 18 valid images: the valid figures are optimistic" in said.err
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]["without_leaks"]["n"] == 18 - n
     said = say("evaluate", tmp_path / "run", tmp_path / "s", "--json", tmp_path / "e.json")
     assert json.loads((tmp_path / "e.json").read_text())["valid"]["n"] == 18 - n

@@ -160,7 +160,7 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
 
 def _without_leaks(split: str, clean: dict[str, Any] | None) -> str:
     """The accuracy, or mAP, on the images that were not seen before."""
-    seen = "have copies in an earlier split or trained the initial weights"
+    seen = "have copies in an earlier split, or the initial weights were trained on them"
     start = f"Some {sections.WORDS[split]} images {seen}, so the figures are optimistic"
     if clean is None:
         return f"{start}; no images are left without them."

@@ -68,10 +68,10 @@ def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
 def leak_lines(without_leaks: Mapping[str, Headline | None], unfitted: int) -> list[str]:
     """Lines for the terminal: the metrics without images that were seen before, and that `unfitted` of them were not
     used for the calibration."""
-    before = "images that have a copy in an earlier split or trained the initial weights"
+    before = "images that have a copy in an earlier split or that the initial weights were trained on"
     lines = [f"{split:9} {clean or 'no image is left'}, without {before}" for split, clean in without_leaks.items()]
     if unfitted:
-        lines.append(f"fitted    probabilities and thresholds, without {counted(unfitted, 'such validation image')}")
+        lines.append(f"fitted    calibration and thresholds, without {counted(unfitted, 'such validation image')}")
     return lines
 
 

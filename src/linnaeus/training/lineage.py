@@ -41,17 +41,17 @@ class Lineage:
             return after
         if (table.split == "").any() or not len(table.where("valid")):
             count = f"{int(self.trained.sum()):,} of {len(after):,}"
-            console.say(f"split     {count} images trained the initial weights, so they are not drawn to measure")
+            console.say(f"split     the initial weights were trained on {count} images: these stay in training")
         for split, images in self._measured(after).items():
             share = f"{len(images):,} of {len(after.where(split)):,} {split} images"
             if strict:
                 raise UserError(
-                    f"{table.source}: {share} trained the initial weights ({self.weights}); remove them, or run "
-                    "without --strict, which reports the results with and without them"
+                    f"{table.source}: the initial weights ({self.weights}) were trained on {share}; remove them, or "
+                    "run without --strict, which reports the results with and without them"
                 )
             console.warn(
-                f"{share} trained the initial weights ({self.weights}): the {split} figures are too high, and accuracy "
-                "is given without these images too"
+                f"the initial weights ({self.weights}) were trained on {share}: the {split} figures are optimistic, "
+                "and accuracy is also given without these images"
             )
         return after
 
