@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from linnaeus.export.model_card import model_card
 from linnaeus.inference.classifier import load
 
 pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+yaml = pytest.importorskip("yaml")
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "format1"
 IMAGE = GOLDEN / "picture.png"
 REPO = "ana/garden-flowers"
@@ -83,6 +85,34 @@ def test_the_card_says_how_to_use_the_repository_and_is_valid_for_the_hub(hub: H
     assert 'torch.load("torchvision.pth", weights_only=True)' in other
     assert ModelCard(other).data.to_dict()["license"] == "unknown"
     assert other.count("```") % 2 == 0
+
+
+@pytest.mark.parametrize("name", ["flowers", '"quoted": #1', "- [a]", "yes", "1e5", "花 & 'b'"])
+def test_the_metadata_is_what_the_hub_itself_would_write(run: Path, name: str):
+    """Its own validation, and nothing is lost or changed when it reads the metadata and writes them."""
+    from huggingface_hub.repocard_data import ModelCardData, eval_results_to_model_index
+    from huggingface_hub.utils import yaml_dump
+
+    model = load(run)
+    model.about.recipe["name"] = name
+    model.about.metrics["test"] = model.about.metrics["valid"]
+    front = yaml.safe_load(model_card(model, "model.safetensors", repository=REPO, license="mit").split("---\n")[1])
+    data = ModelCardData(**front, ignore_metadata_errors=False)  # raises for a model-index that it cannot read
+    index = front.pop("model-index")
+    assert eval_results_to_model_index(data.model_name, data.eval_results) == index
+    assert {key: value for key, value in data.to_dict().items() if key != "model-index"} == front
+    assert [result["dataset"]["split"] for result in index[0]["results"]] == ["test", "valid"]
+    assert index[0]["results"][0]["dataset"]["name"].startswith(name)
+    # The hub refuses another form of this identifier.
+    assert re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", index[0]["results"][0]["dataset"]["type"])
+    assert yaml.safe_load(yaml_dump(front)) == front
+
+
+def test_the_card_does_not_deny_that_unknown_images_are_recognized():
+    always = "always answers with one of its classes"
+    assert always not in model_card(load(GOLDEN / "unknown.safetensors"), "model.safetensors", repository=REPO)
+    assert always in model_card(load(GOLDEN / "unknown.safetensors"), "torchvision.pth", "resnet18(num_classes=3)")
+    assert always in model_card(load(GOLDEN / "color.safetensors"), "model.safetensors", repository=REPO)
 
 
 def test_a_card_that_was_edited_is_kept(hub: Hub, run: Path, say: Say):

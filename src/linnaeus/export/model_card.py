@@ -17,6 +17,10 @@ from linnaeus.text import percent
 CARD = "MODEL_CARD.md"
 MAX_CLASSES = 200  # listed by name
 
+DATASET_TYPE = {"folder": "imagefolder", "list": "imagefolder", "csv": "imagefolder", "shards": "webdataset"}
+"""Kind of source -> `dataset.type` of the model-index: the hub's loader for such files, where a published dataset has
+its id."""
+
 VIEW = {
     "crop": "the central square; the ends of a long image are cut off",
     "squash": "the whole image, its sides changed to a square",
@@ -75,6 +79,8 @@ def _values(classifier: Classifier) -> dict[str, Any]:
         "measured": [
             (split, about.metrics[split]) for split in ("valid", "test") if "accuracy" in about.metrics.get(split, {})
         ],
+        "recognizes": classifier.detector is not None,
+        "dataset_type": DATASET_TYPE.get(kind := about.data.get("kind", "folder"), kind),
         "dataset": f"{about.recipe.get('name', 'images')}, {len(about.classes)} classes",
         "start": "from scratch" if weights in (None, "none") else f"starting from the weights `{weights}`",
         "version": about.versions.get("linnaeus", __version__),
