@@ -99,6 +99,8 @@ def test_the_metadata_is_what_the_hub_itself_would_write(run: Path, name: str):
     front = yaml.safe_load(model_card(model, "model.safetensors", repository=REPO, license="mit").split("---\n")[1])
     data = ModelCardData(**front, ignore_metadata_errors=False)  # raises for a model-index that it cannot read
     index = front.pop("model-index")
+    assert data.model_name
+    assert data.eval_results
     assert eval_results_to_model_index(data.model_name, data.eval_results) == index
     assert {key: value for key, value in data.to_dict().items() if key != "model-index"} == front
     assert [result["dataset"]["split"] for result in index[0]["results"]] == ["test", "valid"]
