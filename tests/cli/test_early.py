@@ -55,7 +55,11 @@ TRAIN = {
     "unknown recipe": ("images --recipe phots", "did you mean photos?"),
     "unknown key in a file": ("images --recipe bad.toml", "phase.1.bach: unknown key (did you mean batch?)"),
     "unknown key": ("images --recipe r.toml --set data.siz=3", "did you mean size or resize?"),
-    "unknown key without a recipe": ("images --set data.siz=3", "did you mean size or resize?"),
+    "unknown key without a recipe": (
+        "images --set data.siz=3",
+        "--set data.siz: unknown key (did you mean size",
+    ),
+    "size without a recipe": ("images --set data.size=999", "data: resize = 256 is smaller than size = 999"),
     "value": (
         "images --recipe r.toml --set phase.1.lr=fast",
         "phase.1.lr = 'fast': expected a number above 0, or \"auto\"",
@@ -63,6 +67,8 @@ TRAIN = {
     "value without a recipe": ("images --set phase.1.batch=0", "phase.1.batch = 0"),
     "setting": ("images --set lr", "expected KEY=VALUE"),
     "epochs": ("images --epochs three", "--epochs three: expected a number"),
+    "no epochs": ("images --epochs 0", "--epochs 0: expected a number from 1 on"),
+    "not a number": ("images --set lr=nan", "error: --set phase.1.lr = nan: expected a finite number"),
     "epochs of phases": ("images --recipe r.toml --epochs 3,4", "has 1 phase(s)"),
     "weights": ("images --weights w.pth", "w.pth: there is no such weights file"),
     "model": ("images --model resnet51", "unknown model 'resnet51' (did you mean"),

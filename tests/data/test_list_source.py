@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from linnaeus.data.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 
@@ -174,6 +175,22 @@ def test_tsv_and_semicolons(images: Path):
     assert open_source(images / "x.csv").classes == ("a, b", "c;d")
     (images / "x.csv").write_bytes("\n".join(",".join(row) for row in rows[::2]).encode("utf-16"))
     refused(images / "x.csv", "one class, 'c;d'")
+
+
+def test_wide_encodings_are_read_or_named(images: Path):
+    text = "path,label\nimg/rose/1.jpg,röse\nimg/tulip/4.jpg,tulip\n"
+    for encoding in ("utf-8-sig", "utf-16", "utf-32"):
+        (images / "x.csv").write_bytes(text.encode(encoding))
+        assert open_source(images / "x.csv").classes == ("röse", "tulip")
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        (images / "x.csv").write_bytes(text.encode(encoding))
+        refused(images / "x.csv", "x.csv: has NUL bytes, as UTF-16 and UTF-32 have")
+
+
+def test_a_separator_is_for_the_cells_of_a_csv(images: Path):
+    with pytest.raises(UserError, match=r"data\.separator = ';' divides the cells of a CSV"):
+        open_source(images / "img", labels=LabelFormat(separator=";"))
+    assert len(open_source(images / "img", labels=LabelFormat(separator=";"), lenient=True))
 
 
 def test_csv_files_by_split(images: Path):

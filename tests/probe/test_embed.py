@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import torchvision
 from safetensors import safe_open
 from several import several
@@ -223,3 +224,34 @@ def test_an_onnx_file_and_settings_of_a_model_are_refused(place: Path, tmp_path:
         embed(str(tmp_path / "m.onnx"), place / "images", tmp_path / "f.npz", console=QUIET)
     with pytest.raises(UserError, match="states its own preprocessing"):
         embed(str(place), place / "images", tmp_path / "f.npz", settings={"data.size": 32}, console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("model.weights=other.safetensors", "model.weights: has no effect on the features of a backbone: give the we"),
+        ("lr=1", "lr: has no effect on the features of a backbone; the keys that have are size, data.size"),
+        ("data.split.valid=0.3", "data.split.valid: has no effect"),
+        ("data.normalise=data", "embed has no training images to measure"),
+    ],
+)
+def test_settings_that_change_no_feature_are_refused(setting: str, problem: str, place: Path, tmp_path: Path, say: Any):
+    said = say("embed", "resnet18", place / "images", "--out", tmp_path / "f.npz", "--set", setting)
+    assert said.status == 2
+    assert problem in said.err
+
+
+def test_the_used_bits_of_deep_images_are_measured(tmp_path: Path):
+    """As in a probe and in training; otherwise images of 12 bits would be nearly black."""
+    network = mini(3, channels=3)
+    about = ModelFile(network.arch, ("0", "1", "2"), ("0", "1", "2"), Preprocessing(28, 28))
+    write_model(tmp_path / "w.safetensors", network.state_dict(), about)
+    for name, factor in (("deep", 16), ("full", 256)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (28, 28)).astype(np.uint16)
+            pixels[0, 0] = 255
+            Image.fromarray(pixels * factor + factor - 1).save(tmp_path / name / f"{i}.png")
+        embed(f"mini_resnet={tmp_path / 'w.safetensors'}", tmp_path / name, tmp_path / f"{name}.npz", console=QUIET)
+    deep, full = (np.load(tmp_path / f"{name}.npz")["features"] for name in ("deep", "full"))
+    np.testing.assert_allclose(deep, full, atol=2e-2)

@@ -44,6 +44,7 @@ def test_there_are_recipes_and_each_is_whole():
         ({"phase": [{"epochs": 1, "lr": 1, "augment": {"hflip": 1.5}}]}, "phase.1.augment.hflip = 1.5"),
         ({"phase": [{"epochs": 1, "lr": 1, "augment": {"scale": [1.2, 0.8]}}]}, "the smaller first"),
         ({"best": "f1"}, "best = 'f1'"),
+        ({"data": {"resize": 20, "size": 28}}, "the crop would have a border; --size 28 changes both"),
         ({"data": {}}, "data.resize: missing (and 1 more)"),
     ],
 )
@@ -54,6 +55,11 @@ def test_a_mistake_is_one_line_that_names_key_and_value(change: dict, message: s
     assert text.startswith("my.toml: ")
     assert message in text
     assert "\n" not in text
+
+
+def test_a_recipe_without_a_table_is_shown_a_complete_one():
+    with pytest.raises(UserError, match=r"data: missing; `linnaeus recipes photos` prints a complete recipe"):
+        validate({key: value for key, value in MINIMAL.items() if key != "data"}, "my.toml")
 
 
 def test_overrides_count_phases_from_one():

@@ -74,3 +74,22 @@ def test_without_groups_there_are_no_messages_about_them(say, patients: Path, tm
         "the column 'patient' repeats: if images with the same value belong together, data.split.groups=p" in said.out
     )
     assert "groups" not in json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "used", "idle"),
+    [
+        (("train", "valid"), (), ("data.split.valid=0.3", "data.split.seed=4", "data.split.test=0.1")),
+        (("train", "test"), ("data.split.valid=0.3", "data.split.seed=4"), ("data.split.test=0.1",)),
+    ],
+)
+def test_settings_of_a_split_that_the_source_defines_are_refused(
+    splits: tuple[str, ...], used: tuple[str, ...], idle: tuple[str, ...], say, tmp_path: Path
+):
+    for split in splits:
+        write_images(tmp_path / "images" / split, each=6, seed=len(split))
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    for setting in (*used, *idle):
+        said = say("train", tmp_path / "images", "--recipe", recipe, "--out", tmp_path / setting, "--set", setting)
+        assert said.status == (2 if setting in idle else 0), said.err
+        assert ("has no effect, because the source defines its own splits" in said.err) == (setting in idle)

@@ -91,8 +91,11 @@ class TrainingArguments:
                 errors[name] = error
         # Most recipes object to the value; a few have no use for the key, which is not the mistake then.
         reasons = {name: str(error).replace(f"recipe {name}", "recipe") for name, error in errors.items()}
-        common, _ = Counter(reasons.values()).most_common(1)[0]
-        raise next(error for name, error in errors.items() if reasons[name] == common)
+        common, n = Counter(reasons.values()).most_common(1)[0]
+        if 2 * n < len(errors):  # each recipe objects with its own values
+            common = reasons["photos"]
+        # The user has named no recipe, so the mistake is in a setting.
+        raise UserError(f"--set {common.removeprefix('recipe: ')}" if common.startswith("recipe: ") else common)
 
     def _check_network(self) -> None:
         from linnaeus.recipe.networks import NETWORKS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -60,9 +61,10 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A text file: UTF-8 with or without byte order mark, or UTF-16 with one (as spreadsheets save it).
+    """A text file: UTF-8 with or without byte order mark, or UTF-16 or UTF-32 with one (as spreadsheets save it).
 
-    Bytes that are not UTF-8 become lone surrogates, because file names may contain them.
+    Bytes that are not UTF-8 become lone surrogates, because file names may contain them. Raises UserError where the
+    file cannot be read, or has NUL bytes.
     """
     try:
         size = tree.stat(path).st_size
@@ -71,8 +73,14 @@ def read_text(path: Path) -> str:
         raw = tree.read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if raw[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):  # before UTF-16, whose mark begins in the same way
+        return raw.decode("utf-32", "replace")
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return raw.decode("utf-16", "replace")
+    if b"\0" in raw:
+        raise UserError(
+            f"{path}: has NUL bytes, as UTF-16 and UTF-32 have; such a file needs a byte order mark: save it as UTF-8"
+        )
     return raw.decode("utf-8-sig", "surrogateescape")
 
 

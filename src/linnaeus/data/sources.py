@@ -45,7 +45,13 @@ def open_source(
     over a known name. A known data set is downloaded if necessary. Raises UserError, also for a table that cannot be
     trained on, unless `lenient`: `check` wants to show everything that is wrong with the data.
     """
-    table = with_task(_open(source, train, valid, test, group, labels, lenient), labels.task)
+    table = _open(source, train, valid, test, group, labels, lenient)
+    if labels.separator is not None and table.kind != "csv" and not lenient:
+        raise UserError(
+            f"{source}: data.separator = {labels.separator!r} divides the cells of a CSV, and this source is of kind "
+            f"{table.kind}; leave it out"
+        )
+    table = with_task(table, labels.task)
     return table if lenient and len(table) else checked(table)
 
 

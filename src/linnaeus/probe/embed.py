@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from linnaeus.console import Console
 from linnaeus.data import tree
 from linnaeus.data.archive import is_archive
 from linnaeus.data.archived import holds_folder, top_folder
+from linnaeus.data.bitdepth import used_bits
 from linnaeus.data.decode import IMAGE_SUFFIXES
 from linnaeus.data.folder import loose_images
 from linnaeus.data.sources import open_source
@@ -30,6 +32,9 @@ from linnaeus.probe.backbones import parse_backbones
 from linnaeus.probe.feature_files import FeatureFile, writer_of
 from linnaeus.probe.features import FeatureExtractor
 from linnaeus.probe.loading import load_backbone
+
+KEYS = ("size", *(f"data.{key}" for key in ("size", "resize", "fit", "interpolation", "normalise", "channels", "bits")))
+"""Recipe keys that change the features of a backbone."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,27 @@ def _load(model: str, table: Table, settings: dict[str, Any], console: Console) 
     chosen = parse_backbones(model, local_backbones(), "cpu", "MODEL").chosen
     if len(chosen) > 1 or len(chosen[0].backbones) > 1:
         raise UserError(f"{model}: several backbones; embed writes the features of one: run it once for each")
+    _check_settings(settings)
+    bits = settings.get("data.bits") or used_bits(table, np.arange(len(table)))
+    settings |= {} if bits is None else {"data.bits": bits}
     # The pooled output of the last stage, not the stages that the recipe of `train` joins for its head.
     settings = {"model.head": None, **settings}
     backbone = load_backbone(chosen[0].backbones[0], table, settings, console.progress_only())
     console.say(f"license of the weights: {backbone.network.license or 'unknown'}")
     return backbone.network, backbone.preprocessing
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a recipe key that has no effect on features."""
+    for key, value in settings.items():
+        if key not in KEYS and not key.startswith(("model.arguments.", "model.head")):
+            other = ": give the weights as MODEL, such as NAME=FILE" if key == "model.weights" else ""
+            raise UserError(
+                f"--set {key}: has no effect on the features of a backbone{other}; the keys that have are "
+                f"{', '.join(KEYS)}, model.head and model.arguments"
+            )
+        if key == "data.normalise" and value == "data":
+            raise UserError(f"--set {key}=data: embed has no training images to measure; use weights, imagenet or none")
 
 
 def _is_model_file(model: str) -> bool:

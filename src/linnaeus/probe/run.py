@@ -35,7 +35,7 @@ from linnaeus.recipe import load_recipe
 from linnaeus.stores import default_cache
 from linnaeus.training.choice import TRANSFER
 from linnaeus.training.request import Request
-from linnaeus.training.resolve import open_split, open_table
+from linnaeus.training.resolve import open_split, open_table, refuse_split_settings
 from linnaeus.training.samples import measure_normalization
 
 SPLITS = ("train", "valid")
@@ -81,7 +81,9 @@ def probe(
     request = Request(source, settings=settings, seed=seed, device=device)
     table = open_table(request)
     table.require_one_label("probe")
-    table = open_split(table, _data_recipe(settings, seed), console)
+    recipe = _data_recipe(settings, seed)
+    refuse_split_settings(settings, recipe, table)
+    table = open_split(table, recipe, console)
     # A folder of results inside the source would count as data in the next run.
     refuse_inside(Path(out or "runs"), table)
     table = _copies_together(table, console)

@@ -117,7 +117,7 @@ def parse_epochs(epochs: int | str | list[int] | None) -> list[int] | None:
         return epochs
     parts = str(epochs).split(",")
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--epochs {epochs}: expected a number, or one number for each phase, such as 5,2")
+        raise UserError(f"--epochs {epochs}: expected a number from 1 on, or one for each phase, such as 5,2")
     return [int(part) for part in parts]
 
 

@@ -11,6 +11,8 @@ from linnaeus.errors import did_you_mean
 from linnaeus.recipe.keys import explain_unknown
 
 SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")
+UNION = ("float", "str")
+"""What pydantic adds to the location of a key that may have either type."""
 Context = Mapping[str, Any]
 
 EXPECTED: dict[str, str] = {
@@ -48,13 +50,14 @@ def explain(error: ValidationError) -> str:
     # Unknown keys come first: a misspelled key is the cause of the one that is missing.
     first: Any = min(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
     # A discriminated union adds the chosen name to the location, which is not a key of the recipe.
-    place = [part for part in first["loc"] if not (isinstance(part, str) and part in SCHEDULES)]
+    place = [part for part in first["loc"] if not (isinstance(part, str) and part in (*SCHEDULES, *UNION))]
     key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key{explain_unknown(key)}{more}"
     if first["type"] == "missing":
-        return f"{key}: missing{more}"
+        complete = "; `linnaeus recipes photos` prints a complete recipe" if key in ("model", "data") else ""
+        return f"{key}: missing{more}{complete}"
     value = "" if isinstance(first["input"], dict | list) else f" = {first['input']!r}"
     message = reason(first)
     return f"{key}{value}: {message}{more}" if key else f"{message}{more}"

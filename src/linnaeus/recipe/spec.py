@@ -111,7 +111,10 @@ class Data(Strict):
     def _fits(self) -> Data:
         for key, value in (("resize", self.resize), ("train_resize", self.train_resize)):
             if value is not None and value < self.size:
-                raise ValueError(f"{key} = {value} is smaller than size = {self.size}, so the crop would have a border")
+                raise ValueError(
+                    f"{key} = {value} is smaller than size = {self.size}, so the crop would have a border; "
+                    f"--size {self.size} changes both"
+                )
         return self
 
 

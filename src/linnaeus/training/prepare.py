@@ -33,7 +33,7 @@ from linnaeus.training.lineage import Lineage
 from linnaeus.training.network import build_network, check_size, preprocessing_of
 from linnaeus.training.optim import training_stages
 from linnaeus.training.request import Request, absolute_source
-from linnaeus.training.resolve import resolve_recipe
+from linnaeus.training.resolve import refuse_split_settings, resolve_recipe
 from linnaeus.training.resume import complete, latest_run
 from linnaeus.training.samples import link_earlier, load_samples, measure_normalization
 from linnaeus.training.workspace import Workspace
@@ -91,6 +91,8 @@ def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Finis
         assert request.out is not None
         return FinishedRun(request.out)
     recipe, table = engine.local_main_first(lambda: resolve_recipe(request, console))
+    with engine.propagate_errors():
+        refuse_split_settings(request.settings, recipe, table)
     if recipe.model.frozen == "int8":
         require_int8(engine.device.type)
     if request.resume and request.out is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,35 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
         warning = training_conflict(_overridden(recipe, overrides, epochs), _overridden(recipe, {}, None))
         if warning is not None:
             console.warn(warning)
-    resolved = _overridden(recipe, overrides, epochs)
+    try:
+        resolved = _overridden(recipe, overrides, epochs)
+    except UserError as error:
+        raise _of_the_user(error, request, recipe) from None
     if table is None:
         table = _open_table(request, resolved.data.model_dump())
     return for_task(resolved, table, console), table
+
+
+def refuse_split_settings(settings: Mapping[str, Any] | None, recipe: Recipe, table: Table) -> None:
+    """Raise UserError for settings of the random split where nothing is drawn at random."""
+    if (table.split == "").any():
+        return
+    drawn = not len(table.where("valid")) and recipe.data.valid != "test"  # from the training images
+    used = ("data.split.groups", *(("data.split.valid", "data.split.seed") if drawn else ()))
+    for key in settings or {}:
+        if key.startswith("data.split.") and key not in used:
+            raise UserError(
+                f"{table.source}: --set {key} has no effect, because the source defines its own splits; leave it out, "
+                "or give the images as one folder or CSV without splits"
+            )
+
+
+def _of_the_user(error: UserError, request: Request, recipe: str | Recipe) -> UserError:
+    """The error in terms of a setting, where the user has named no recipe."""
+    prefix = f"recipe {recipe}: "
+    if request.recipe is None and str(error).startswith(prefix):
+        return UserError(f"--set {str(error).removeprefix(prefix)} (recipe {recipe} was chosen for these images)")
+    return error
 
 
 def open_table(request: Request) -> Table:
