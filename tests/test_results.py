@@ -139,6 +139,18 @@ def test_backbones() -> None:
             assert (row["name"], expected) in rows, (source, row["name"])
 
 
+@requires_page("backbones")
+def test_parity() -> None:
+    rows, results = list(cells("backbones")), figures("parity")
+    assert len(results) >= 20
+    assert len({row["family"] for row in results.values()}) >= 8
+    for name, row in results.items():
+        differences = [row[key] for key in ("whole", "cuts", "executors")]
+        assert max(value or 0 for value in differences) <= 1e-5, name
+        shown = ["none" if value is None else f"{value:.1e}" if value else "0" for value in differences]
+        assert (name, [row["family"], str(row["stages"]), f"{row['parameters'] / 1e6:.2f}", *shown]) in rows, name
+
+
 def test_unknown() -> None:
     results, rows = figures("unknown"), list(cells("unknown"))
     near, far = "4 classes held out, 1 round", ("mnist", "flowers16")

@@ -122,27 +122,32 @@ def test_a_recorded_choice_is_not_measured_anew(tmp_path: Path, monkeypatch: pyt
     assert choose_executor(FrozenPart(network, "layer3"), x, 10**9, record=record).name == "fused"
 
 
-def test_a_network_that_cannot_be_fused_runs_plainly():
-    """A convolution whose output is used twice, once before its norm, must not be fused."""
+class Two(nn.Module):
+    """A norm after a convolution whose output is also used without it, or which is `shared` by another input."""
 
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-            nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.shared = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), shared
+        nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.convolution(x)
-            return y + self.norm(y)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.convolution(x)
+        return self.norm(y) + (self.convolution(x.flip(3)) if self.shared else y)
 
+
+@pytest.mark.parametrize(("shared", "name"), [(True, "plain"), (False, "fused")])
+def test_a_norm_that_cannot_be_merged(shared: bool, name: str):
+    """It stays where the output of its convolution is read twice; what fusing still changes runs plainly."""
     torch.manual_seed(0)
-    network = wrap(nn.Sequential(Twice(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), 2)
+    layers = nn.Sequential(Two(shared), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    network = wrap(nn.Sequential(layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), 2)
     x = torch.randn(2, 3, 16, 16)
     executor = choose_executor(FrozenPart(network, network.stages[1]), x, images=10)
-    assert isinstance(executor, Executor)
-    assert executor.name == "plain"
+    assert executor.name == name
     with torch.inference_mode():
         torch.testing.assert_close(executor(x), network.eval().run(x, stop=network.stages[1]))
+    norms = [m for m in fuse_batchnorms(layers.eval(), x).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == (0 if shared else 1)
 
 
 def test_bf16_is_chosen_where_it_is_faster_and_followed_where_it_is_required(monkeypatch: pytest.MonkeyPatch):

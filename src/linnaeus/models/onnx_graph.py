@@ -7,13 +7,29 @@ import io
 import logging
 import os
 import warnings
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 OPSET = 18  # the first version whose Resize operator has antialiasing
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how many operators read each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[int] = Counter()
+        """By the id of the tensor."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count.update({id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)})
+        return func(*args, **(kwargs or {}))
 
 
 def fuse_batchnorms(module: nn.Module, sample: Tensor) -> nn.Module:
@@ -21,27 +37,32 @@ def fuse_batchnorms(module: nn.Module, sample: Tensor) -> nn.Module:
 
     In evaluation mode a BatchNorm is y = scale * x + shift with constants, which the convolution's weights and bias can
     absorb. Which BatchNorm follows which convolution is found by running `sample` (N, C, H, W): the input of the one is
-    the output of the other.
+    the output of the other, and nothing else reads it.
     """
     module = copy.deepcopy(module)
     source_of: dict[int, nn.Conv2d] = {}  # id of an output tensor -> the convolution that computed it
-    pairs: list[tuple[nn.Conv2d, nn.Module]] = []
+    pairs: list[tuple[nn.Conv2d, nn.Module, int]] = []
+    reads = _Reads()
     outputs: list[Tensor] = []  # keeps all tensors alive, so that no id is reused
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         outputs.append(output)
         if isinstance(layer, nn.Conv2d):
             source_of[id(output)] = layer
+            reads.count[id(output)] = 0  # what has been read by this id was another tensor, which is gone
         elif id(inputs[0]) in source_of:
-            pairs.append((source_of[id(inputs[0])], layer))
+            pairs.append((source_of[id(inputs[0])], layer, id(inputs[0])))
 
     handles = [m.register_forward_hook(hook) for m in module.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    with torch.inference_mode():
+    with torch.inference_mode(), reads:
         module(sample)
     for handle in handles:
         handle.remove()
     replacements: dict[nn.Module, nn.Module] = {}
-    for convolution, norm in pairs:
+    for convolution, norm, output in pairs:
+        # The shortcut around a block that begins with its norm reads the output of the convolution too, without norm.
+        if reads.count[output] > 1:
+            continue
         # timm's norms include their activation, which stays.
         activation = getattr(norm, "act", None)
         rest = activation if isinstance(activation, nn.Module) else nn.Identity()
