@@ -9,9 +9,11 @@ import io
 import os
 import random
 import socket
+import struct
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -154,8 +156,26 @@ def images() -> Iterator[bytes]:
     yield progressive[:end] + 50 * progressive[start:end] + progressive[end:]
 
 
-def slow_images(target: Target) -> None:
-    target.send(post(random.choice(SLOW)))
+def long_headers() -> Iterator[bytes]:
+    """Small images between millions of markers, chunks or strips."""
+    jpeg, png = encoded(noise(28, 28), "JPEG"), encoded(noise(28, 28), "PNG")
+    yield jpeg[:2] + b"\xff\xe9\0\2" * (7 * MIB) + jpeg[2:]
+    chunk = b"\0\0\0\0aaAa" + struct.pack(">I", zlib.crc32(b"aaAa"))
+    for name in (b"IDAT", b"IEND"):
+        place = png.index(name) - 4
+        yield png[:place] + chunk * (2 * MIB) + png[place:]
+    strips, ifd = 3 * MIB, 14
+    offsets = ifd + 2 + 9 * 12 + 4
+    tags = [(256, 1), (257, strips), (258, 8), (259, 1), (262, 1), (273, offsets), (277, 1), (278, 1)]
+    tags.append((279, offsets + 4 * strips))
+    counts = {273: strips, 279: strips}
+    entries = b"".join(struct.pack("<HHII", tag, 4, counts.get(tag, 1), value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", ifd) + bytes(6) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    yield head + struct.pack("<I", 8) * strips + struct.pack("<I", 1) * strips
+
+
+def send_image(target: Target) -> None:
+    target.send(post(random.choice(IMAGES)))
 
 
 def garbage(target: Target) -> None:
@@ -197,14 +217,17 @@ ATTACKS: dict[str, tuple[Act, int]] = {
     "held uploads": (held_uploads, 60),
     "slow readers": (slow_readers, 60),
     "many images": (many_images, 8),
-    "slow images": (slow_images, 8),
+    "slow images": (send_image, 8),
+    "long headers": (send_image, 8),
     "garbage": (garbage, 4),
     "half requests": (half_requests, 50),
     "bombs": (bombs, 2),
     "idle": (idle, 500),
 }
 """Name -> (act, number of threads that repeat it)."""
-SLOW: list[bytes] = []
+MADE = {"slow images": images, "long headers": long_headers}
+IMAGES: list[bytes] = []
+"""Of the attack of this process, if it is one of `MADE`."""
 
 
 def _repeat(act: Act, target: Target) -> None:
@@ -219,8 +242,8 @@ def main() -> None:
     act, threads = ATTACKS[name]
     files = [p for f in folder for p in sorted(Path(f).rglob("*")) if p.is_file() and 0 < p.stat().st_size < 5_000_000]
     target = Target(address, [p.read_bytes() for p in files] or [b"\x89PNG"])
-    if act is slow_images:
-        SLOW.extend(images())
+    if name in MADE:
+        IMAGES.extend(MADE[name]())
     print("ready", flush=True)
     for _ in range(threads):
         threading.Thread(target=_repeat, args=(act, target), daemon=True).start()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,17 +57,21 @@ class Served:
     log: list[str]
     """What it wrote to stderr."""
 
+    def processes(self) -> list[Path]:
+        """The folders in /proc of the server and of the processes that decode for it."""
+        server = Path(f"/proc/{self.process.pid}")
+        children = (child for path in server.glob("task/*/children") for child in path.read_text().split())
+        return [server, *(Path(f"/proc/{child}") for child in children)]
+
     def memory(self) -> int:
-        """Resident memory in bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
+        """Resident memory in bytes; what processes share counts once."""
+        rollups = [(process / "smaps_rollup").read_text() for process in self.processes()]
+        return 1024 * sum(int(size) for text in rollups for size in re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE))
 
     def cpu_seconds(self) -> float:
-        """Processor time that the server has used, as it reports itself."""
-        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=60) as response:
-            value = re.search(r"^process_cpu_seconds_total (\S+)", response.read().decode(), re.MULTILINE)
-        assert value is not None
-        return float(value[1])
+        """Processor time that the processes have used."""
+        stats = [(process / "stat").read_text().rpartition(")")[2].split() for process in self.processes()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

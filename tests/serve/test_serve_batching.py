@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -187,32 +185,3 @@ def test_a_full_queue_refuses_requests_and_recovers(model: Path):
         go.set()
         assert [future.result(20).status_code for future in waiting] == [200] * 4
         assert web.post("/predict", files=files(png())).status_code == 200
-
-
-def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.MonkeyPatch):
-    from linnaeus.serve import decoding
-
-    monkeypatch.setattr(decoding, "LARGE", 4000)  # a PNG of 50 x 50 pixels is then large
-    returned, priorities = [], set()
-    monkeypatch.setattr(decoding, "return_freed_memory", lambda: returned.append(1))
-    classifier = load(model)
-    load_image, go = classifier.color.load, threading.Event()
-    with client(classifier) as web, ThreadPoolExecutor(8) as clients:
-        large = png(size=(50, 50))
-
-        def slow(data: bytes) -> np.ndarray:
-            if data == large:
-                priorities.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-                go.wait(20)
-            return load_image(data)
-
-        monkeypatch.setattr(classifier.color, "load", slow)
-        waiting = [clients.submit(web.post, "/predict", content=large, headers=OCTETS) for _ in range(6)]
-        wait_until(lambda: web.service.batcher.preparing == 6)
-        assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
-        assert not any(future.done() for future in waiting)
-        go.set()
-        assert {future.result(20).status_code for future in waiting} == {200}
-    assert len(returned) == 6
-    if sys.platform == "linux":
-        assert priorities == {decoding.NICE}, "other threads go first"

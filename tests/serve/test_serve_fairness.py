@@ -15,7 +15,7 @@ from served import OCTETS, ThreadServer, client, files, png, wait_until
 
 from linnaeus.inference.classifier import Classifier, Prediction, load
 from linnaeus.serve.admission import Admission
-from linnaeus.serve.decoding import LARGE, MAX_COST, decoding_cost
+from linnaeus.serve.decoder import LARGE, MAX_COST, decoding_cost
 from linnaeus.serve.limits import Limits, RefusedError
 from linnaeus.serve.service import Service
 from linnaeus.serve.upload_memory import UploadMemory

@@ -24,13 +24,13 @@ class ColorLoss:
         self._load, self._lock = load, threading.Lock()
         self.decoded = self.in_color = 0
 
-    def load(self, source: Any) -> np.ndarray:
-        """The decoded image."""
+    def load(self, source: Any, was_in_color: bool = False) -> np.ndarray:
+        """The decoded image. `was_in_color`: of a source that has become gray already."""
         with watch() as seen:
             image = self._load(source)
         with self._lock:
             self.decoded += 1
-            self.in_color += any(seen)
+            self.in_color += was_in_color or any(seen)
         return image
 
     def take_line(self) -> str:

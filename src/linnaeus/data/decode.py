@@ -106,6 +106,8 @@ class Header:
     width: int
     format: str
     progressive: bool
+    in_python: bool
+    """Whether Pillow's decoder for it is written in Python, and slow."""
 
 
 def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None) -> np.ndarray:
@@ -135,7 +137,8 @@ def read_header(source: str | Path | bytes) -> Header | None:
     """What the header of an image says, before orientation is applied; None if the header is unreadable."""
     try:
         with _open_file(source) as file, Image.open(file, formats=formats()) as image:
-            return Header(image.height, image.width, image.format or "", bool(image.info.get("progressive")))
+            in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
+            return Header(image.height, image.width, image.format or "", bool(image.info.get("progressive")), in_python)
     except Exception:  # as in _load; decoding will report the reason
         return None
 

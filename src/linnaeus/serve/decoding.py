@@ -1,84 +1,58 @@
-"""Decodes images in threads. Images that take long share one thread, so that they cannot occupy all of them."""
+"""Decodes images in processes. Images that take long share one process, so that they cannot occupy all of them."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from time import perf_counter
 
 import numpy as np
 
-from linnaeus.data.decode import UnreadableError, read_header
-from linnaeus.device import available_cores, return_freed_memory
+from linnaeus.data.decode import RowSpec, UnreadableError
+from linnaeus.device import available_cores
+from linnaeus.serve.decoder_process import NICE, decoder_process
 
-LARGE = 16_000_000  # cost of an image that is decoded alone, in pixels of a baseline JPEG
-MAX_COST = 1_000_000_000  # about 5 s
-FAST = 4  # a baseline JPEG decodes so many times as fast as other formats, at a fraction of its size
-SLOW_FORMATS = {"JPEG2000": 20, "AVIF": 4, "WEBP": 2}
-NICE = 10  # of the thread for images that take long
-SCAN = b"\xff\xda"  # marker before each scan of a JPEG; inside a scan, 0xff is followed by 0x00
+Finish = Callable[[np.ndarray, bool], np.ndarray]
+"""(row, whether an image in color became gray) -> the image as the network sees it"""
 
 
 class Decoders:
-    """Two pools of threads: one for most images, and a thread for those that take long."""
+    """Two pools of threads, each with a process: one for most images, and one thread for those that take long."""
 
-    def __init__(self, load: Callable[[bytes], np.ndarray], max_pixels: int | None):
-        """`load`: decodes the bytes of an image. `max_pixels`: of an image, according to its header."""
-        self._load, self._max_pixels = load, max_pixels
+    def __init__(self, spec: RowSpec, finish: Finish, max_pixels: int | None, observe: Callable[[float], None]):
+        """`max_pixels`: of an image, according to its header. `observe`: gets the seconds that an image took."""
+        self._finish, self._observe = finish, observe
+        self._request = {"spec": asdict(spec), "max_pixels": max_pixels}
         self._most = ThreadPoolExecutor(available_cores(), "linnaeus-decode")
-        self._large = ThreadPoolExecutor(1, "linnaeus-large", _yield_the_processor)
+        self._large = ThreadPoolExecutor(1, "linnaeus-large")
 
     async def decode(self, data: bytes) -> np.ndarray:
         """Decode an image. Raises UnreadableError. A decoder that has not started is cancelled with its client."""
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._most, self._load_unless_large, data)
+        pixels = await loop.run_in_executor(self._most, self._decode, data, False)
         if pixels is None:
-            pixels = await loop.run_in_executor(self._large, self._load_large, data)
+            pixels = await loop.run_in_executor(self._large, self._decode, data, True)
+        assert pixels is not None
         return pixels
 
     def stop(self) -> None:
         for pool in (self._most, self._large):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load_unless_large(self, data: bytes) -> np.ndarray | None:
-        """The image as the network sees it; None if it will take long. Raises UnreadableError if it is too large."""
-        width, height, cost = decoding_cost(data)
-        if self._max_pixels is not None and height * width > self._max_pixels:
-            reason = f"too large: {width} x {height} pixels; this server accepts up to {self._max_pixels:,} pixels"
-            raise UnreadableError("image", reason, kind="too-large")
-        if cost > MAX_COST:
-            reason = f"too large: {width} x {height} pixels in this format take too long to decode"
-            raise UnreadableError("image", reason, kind="too-large")
-        return None if cost > LARGE else self._load(data)
-
-    def _load_large(self, data: bytes) -> np.ndarray:
-        """The image as the network sees it. Afterwards hundreds of MB are free, between small blocks in use."""
+    def _decode(self, data: bytes, large: bool) -> np.ndarray | None:
+        """The image as the network sees it; None if it takes long, unless `large`. Raises UnreadableError."""
+        started = perf_counter()
         try:
-            return self._load(data)
-        finally:
-            return_freed_memory()
-
-
-def _yield_the_processor() -> None:
-    """Lower the priority of this thread, so that others come first. Only on Linux does each thread have its own."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
-
-
-def decoding_cost(data: bytes) -> tuple[int, int, int]:
-    """(width, height, cost in pixels of a baseline JPEG) from the header; zeros if it is unreadable.
-
-    A JPEG can have thousands of scans, each of which costs as much as a whole image.
-    """
-    header = read_header(data)
-    if header is None:  # damaged: decoding will report the reason
-        return 0, 0, 0
-    width, height, form = header.width, header.height, header.format
-    if form in ("JPEG", "MPO"):
-        scans = data.count(SCAN)
-        return width, height, width * height * (scans if header.progressive or scans > 4 else 1)
-    return width, height, width * height * FAST * SLOW_FORMATS.get(form, 1)
+            with decoder_process(NICE if large else 0) as process:
+                answer, pixels = process.ask({**self._request, "large": large}, data)
+        except EOFError:
+            raise UnreadableError("image", "damaged: its decoder crashed, or did not come to an end") from None
+        if "error" in answer:
+            raise UnreadableError("image", answer["error"], kind=answer["kind"])
+        if "large" in answer:
+            return None
+        image = self._finish(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["in_color"])
+        self._observe(perf_counter() - started)
+        return image

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,8 @@ class Service:
         self.metrics.in_progress.set_function(lambda: self.batcher.admission.in_progress)
         # Explanations run in the thread of the network, one after the other with predictions.
         self.explainer = Explainer(original or classifier, self.limits.explanations, self.batcher.run_in_network_thread)
-        self._decoders = Decoders(self._load, self.limits.pixels)
+        spec, finish = classifier.preprocessing.row_spec, classifier.color.load
+        self._decoders = Decoders(spec, finish, self.limits.pixels, self.metrics.decode_seconds.observe)
         self.ready = False
 
     async def start(self) -> None:
@@ -122,10 +122,3 @@ class Service:
         except UserError as error:
             return Prediction(upload.name, c.classes, c.names, None, error=str(error))
         return c.prediction(upload.name, pixels, await self.batcher.submit(pixels))
-
-    def _load(self, data: bytes) -> np.ndarray:
-        """The image as the network sees it."""
-        started = perf_counter()
-        pixels = self.classifier.color.load(data)
-        self.metrics.decode_seconds.observe(perf_counter() - started)
-        return pixels
