@@ -43,7 +43,7 @@ DIGITS: dict[str, Any] = {
 }
 FLOWERS: dict[str, Any] = {
     "model": {"name": "timm/tf_efficientnet_lite0"},
-    "data": {"resize": 320, "size": 320, "fit": "pad"},
+    "data": {"fit": "pad"},
     "phase": [{"train": ["head"], "head": "auto"}],
 }
 
@@ -114,6 +114,8 @@ def main() -> None:
     parser.add_argument("--train", type=int)
     parser.add_argument("--valid", type=int)
     parser.add_argument("--weights")
+    parser.add_argument("--size", type=int, default=448, help="of the input of the network for flowers")
+    parser.add_argument("--windows", type=int, default=3, help="of the head for flowers, a side; 1: the average")
     given = parser.parse_args()
     digits = given.task == "digits"
     sizes = {"train": given.train or (8000 if digits else 1400), "valid": given.valid or (1000 if digits else 200)}
@@ -123,6 +125,9 @@ def main() -> None:
     labels = [str(k) for k in range(10)] if digits else list(open_source(given.source).classes)
     with (images / "all.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["path", "split", *labels], *rows])
+    if not digits:
+        FLOWERS["data"] |= {"resize": given.size, "size": given.size}
+        FLOWERS["model"]["head"] = {"windows": given.windows}
     recipe = Recipe.model_validate(DIGITS if digits else FLOWERS)
     started = time.perf_counter(), time.process_time()
     run = linnaeus.train(images / "all.csv", recipe, weights=given.weights, out=given.out / "run", device="cpu")

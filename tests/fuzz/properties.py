@@ -333,6 +333,7 @@ KEYS = (
             "model.arguments",
             "model.head",
             "model.head.stages",
+            "model.head.windows",
             "data",
             "data.resize",
             "data.size",

@@ -142,7 +142,7 @@ def vectors(network: Network, x: Tensor) -> Tensor:
 
 
 def _unit(network: Network, x: Tensor) -> Tensor:
-    return F.normalize(network.pool(x.float()).flatten(1), dim=1)
+    return F.normalize(network.features(x.float()), dim=1)
 
 
 def _parts(n: int, size: int = 4096) -> list[np.ndarray]:

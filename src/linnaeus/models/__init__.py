@@ -51,12 +51,19 @@ def constructor(name: str) -> Callable[..., Network]:
 
 
 def create(
-    name: str, classes: int, channels: int = 3, *, head_stages: Sequence[str] | None = None, **arguments: Any
+    name: str,
+    classes: int,
+    channels: int = 3,
+    *,
+    head_stages: Sequence[str] | None = None,
+    head_windows: int = 1,
+    **arguments: Any,
 ) -> Network:
     """Create a network by name, with random weights: `create("resnet50", 10, stem="small")`.
 
     `arch` of the result holds all arguments, so that the same network can be created again. With `head_stages` the head
-    sees the pooled outputs of these stages, concatenated, instead of the output of the last stage.
+    sees the pooled outputs of these stages, concatenated, instead of the output of the last stage; with `head_windows`
+    windows of it, so many a side, instead of its average.
     Raises UserError, with a suggestion, for an unknown name, argument or value.
     """
     if name == "custom":
@@ -83,6 +90,12 @@ def create(
         with torch.no_grad():
             features = twin.run(torch.zeros(1, channels, size, size, device=device), stop="head")
         network.set_head_stages(chosen, features.shape[1])
+    if head_windows != 1:
+        if head_stages is not None or not isinstance(head_windows, int) or head_windows < 1:
+            raise UserError(f"{name}: head_windows = {head_windows!r} must be an integer above 0, without head_stages")
+        if name not in MODELS and not name.startswith("timm/"):
+            raise UserError(f"{name}: model.head.windows is available for our networks and those of timm; leave it out")
+        network.set_windows(head_windows)
     return network
 
 

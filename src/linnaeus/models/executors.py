@@ -67,8 +67,8 @@ class Executor:
 class FrozenPart(nn.Module):
     """The stages from `start` (None: the first) to below `stop`.
 
-    If `stop` is the head of one of our networks, the output is pooled to (N, C): the head starts with that average, and
-    storing the map would take up to 49 times the space.
+    If `stop` is the head of one of our networks, the output is pooled as the head does it, to (N, C) or (N,
+    windows, C): storing the map would take up to 49 times the space.
     """
 
     def __init__(self, network: Network, stop: str, start: str | None = None):
@@ -78,7 +78,7 @@ class FrozenPart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.network.run(x, start=self.start, stop=self.stop)
-        return self.network.pool(x) if self.pool else x
+        return self.network.head_features(x) if self.pool else x
 
 
 def choose_executor(

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linnaeus.models.network import Network, check_choice, classifier, initialize, pooled
+from linnaeus.models.network import Network, check_choice, classifier, initialize
 
 
 class ConvBN(nn.Module):
@@ -212,7 +212,7 @@ class InceptionV1(Network):
         return self.inception5b(self.inception5a(x))
 
     def head(self, x: Tensor) -> Tensor:
-        return self.fc(self.dropout(pooled(x)))
+        return self.fc(self.dropout(self.head_features(x)))
 
 
 def halving_pool(kernel: int) -> nn.MaxPool2d:

@@ -19,7 +19,7 @@ from torch import Tensor
 from linnaeus.console import Advance
 from linnaeus.errors import JobError
 from linnaeus.models.folds import FOLDS, stratified_folds
-from linnaeus.models.logistic_regression import Problems, Solution, logits, solve
+from linnaeus.models.logistic_regression import Problems, Solution, solve
 from linnaeus.models.solver_progress import SearchProgress
 
 FIRST_PENALTY = 0.1
@@ -68,7 +68,8 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Fit a linear probe to `features` (n, d); the penalty is chosen by cross-validation.
 
-    `labels` are (n,) int64, or (n, classes) bool where images may have several.
+    `labels` are (n,) int64, or (n, classes) bool where images may have several. Features (n, windows, d) are for a
+    `WindowClassifier`.
 
     float32 `features` are overwritten, so that the peak of memory stays below twice their size.
     `fold` (n,) int64 is the fold that holds each sample out, -1 for none; by default `stratified_folds(labels)`.
@@ -77,29 +78,29 @@ def fit_linear_probe(
     `advance` is called after each pass over the features, with the passes so far and those expected in all.
     Raises JobError if a feature is not finite.
     """
-    x = features.float()
+    windows = features.shape[1] if features.ndim == 3 else 1
+    x = features.float().flatten(0, -2)  # a row for each window
     mean, std = _standardize(x)
-    # n samples span at most n dimensions, and rotations change neither logits nor penalty: n coordinates are enough.
+    # n rows span at most n dimensions, and rotations change neither logits nor penalty: n coordinates are enough.
     rotation = torch.linalg.qr(x.T).Q if len(x) < x.shape[1] else None
     x = x if rotation is None else x @ rotation
 
     y = torch.from_numpy(labels).to(x.device)
     several = labels.ndim == 2
     weights = None if weights is None else weights.to(x)
-    sample_weights = torch.ones(len(x), device=x.device) if weights is None or several else weights[y]
+    sample_weights = torch.ones(len(y), device=x.device) if weights is None or several else weights[y]
     shares = (sample_weights / sample_weights.sum())[:, None]
-    problem = Problems(x, y.to(x) if several else y, shares, classes, weights if several else None)
+    problem = Problems(x, y.to(x) if several else y, shares, classes, weights if several else None, windows=windows)
     fold = stratified_folds(labels) if fold is None else fold
-    progress = SearchProgress(advance)
-    search = _PenaltySearch(problem, torch.from_numpy(fold).to(x.device), progress)
+    search = _PenaltySearch(problem, torch.from_numpy(fold).to(x.device), progress := SearchProgress(advance))
     best = search.run()
     progress.begin("all images", 0)
     # The mean over the folds is close to the solution on all samples.
     start, before = best.solution.mean(0, keepdim=True), None if search.last is None else search.last.mean()
-    problem = replace(problem, evaluated=progress.passed)
-    solved = solve(problem, best.penalty, start, steps=FINAL_STEPS, tolerance=FINAL_TOLERANCE, before=before)
+    final = replace(problem, evaluated=progress.passed)
+    solved = solve(final, best.penalty, start, steps=FINAL_STEPS, tolerance=FINAL_TOLERANCE, before=before)
     solution = solved.values[0]
-    training_logits = logits(x, solution)
+    training_logits = problem.logits(x, solution)
     # Undo rotation and standardization: W z + b with z = (f - mean) / std becomes weight f + bias.
     weight = (solution[:, :-1] if rotation is None else solution[:, :-1] @ rotation.T) / std
     bias = solution[:, -1] - weight @ mean
@@ -242,6 +243,7 @@ class _PenaltySearch:
         z = torch.empty(len(self.judge), self.problems.classes, device=solution.device)
         for k in range(FOLDS):
             rows = torch.nonzero(self.judge == k)[:, 0]
+            x = self.problems.x.unflatten(0, (len(self.judge), -1))
             for chunk in rows.split(_chunk(self.problems.x)):
-                z[chunk] = logits(self.problems.x[chunk], solution[k])
+                z[chunk] = self.problems.logits(x[chunk].flatten(0, 1), solution[k])
         return z

@@ -7,8 +7,9 @@ b (classes,)
 
 in nats; the bias is not penalized. Where a sample may have several labels, y_i (classes,) has a 1 for each of them, and
 the loss is the sum of the binary cross-entropies, so that the classes are independent regressions with one penalty.
+With several windows of each sample, the labels are those of `models/windows.py`, and the objective is not convex.
 
-The objective is convex. L-BFGS: Nocedal and Wright 2006, "Numerical Optimization", algorithms 3.1 and 7.4.
+Otherwise it is. L-BFGS: Nocedal and Wright 2006, "Numerical Optimization", algorithms 3.1 and 7.4.
 (`torch.optim.LBFGS` joins all problems into one, and takes a second to import its compiler.)
 """
 
@@ -21,6 +22,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from linnaeus.models.windows import SURE, evidence, label_logits, window_probabilities
 
 CPU_CHUNK = 4 << 20  # bytes of logits computed at a time: softmax and gradient find them in the cache
 DEVICE_CHUNK = 512 << 20
@@ -39,7 +42,7 @@ class Problems:
     """P logistic regressions on the same samples that differ in their sample weights."""
 
     x: Tensor
-    """(n, d) features."""
+    """(n * windows, d) features, those of a sample one after the other."""
     y: Tensor
     """(n,) int64 labels; or (n, classes) float where a sample may have several."""
     weights: Tensor
@@ -49,6 +52,8 @@ class Problems:
     """(2, classes): weight of a sample without and with each of several labels; None: 1."""
     evaluated: Callable[[], None] | None = None
     """Called after each evaluation of the objective, which is one pass over the features."""
+    windows: int = 1
+    """Rows of `x` for each sample, which may have several labels if there is more than one."""
 
     def __len__(self) -> int:
         return self.weights.shape[1]
@@ -57,6 +62,13 @@ class Problems:
     def memory(self) -> float:
         """How many solutions of one problem the history and the WORKING vectors of `solve` may take."""
         return min(MEMORY * self.x.numel(), MOST_MEMORY) / (self.classes * (self.x.shape[1] + 1))
+
+    def logits(self, x: Tensor, solution: Tensor) -> Tensor:
+        """Features x (m * windows, d), solution (classes, d + 1) with the bias in the last column -> (m, classes)."""
+        z = logits(x, solution)
+        return (
+            z if self.windows == 1 else label_logits(evidence(window_probabilities(z.unflatten(0, (-1, self.windows)))))
+        )
 
     def parts(self) -> list[Problems]:
         """The problems, divided where the vectors of all of them would take more memory than the features."""
@@ -86,11 +98,15 @@ def objective(problems: Problems, penalty: float, solution: Tensor) -> tuple[Ten
     # The bias is not penalized.
     gradient[:, -1] = 0
     weight = flat[:, :-1].T.contiguous()  # the product is up to a fifth faster than with rows of d + 1 numbers
+    windows = problems.windows
     step = max(64, (CPU_CHUNK if x.device.type == "cpu" else DEVICE_CHUNK) // (4 * len(flat)))
-    for start in range(0, len(x), step):
-        rows, w = x[start : start + step], weights[start : start + step]
+    step = max(1, step // windows)
+    for start in range(0, len(y), step):
+        rows, w = x[start * windows : (start + step) * windows], weights[start : start + step]
         z = torch.addmm(flat[:, -1], rows, weight).view(len(rows), len(problems), problems.classes)
         part = _multinomial if y.ndim == 1 else _independent
+        if windows > 1:
+            z, part = z.unflatten(0, (-1, windows)), _in_windows
         chunk_losses, error = part(z, y[start : start + step], w, problems.class_weights)
         losses = losses + chunk_losses
         error = error.view(len(rows), -1)
@@ -118,6 +134,20 @@ def _independent(z: Tensor, y: Tensor, w: Tensor, class_weights: Tensor | None) 
         of_pairs = torch.where(y > 0.5, class_weights[1], class_weights[0])
         losses, error = losses * of_pairs, error * of_pairs
     return (losses.sum(2) * w).sum(0), error.mul_(w[..., None])
+
+
+def _in_windows(z: Tensor, y: Tensor, w: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same for logits z (n, windows, P, classes) of windows."""
+    p, y = window_probabilities(z), y[:, None]
+    total = evidence(p)
+    logit = label_logits(total)
+    # By the evidence, -1 / expm1 for a label of the sample; by the logits of a window through its softmax.
+    losses, slope = F.softplus(logit) - y * logit, 1 - y - y / torch.expm1(total)
+    if class_weights is not None:
+        of_pairs = torch.where(y > 0.5, class_weights[1], class_weights[0])
+        losses, slope = losses * of_pairs, slope * of_pairs
+    error = (slope * w[..., None])[:, None] * (SURE * p / (1 - SURE * p))
+    return (losses.sum(2) * w).sum(0), error.sub_(p * error.sum(3, keepdim=True)).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
+from linnaeus.models.windows import WindowClassifier, cut_windows
 
 StageFunction = Callable[[Tensor], Tensor]
 
@@ -33,6 +34,12 @@ class Network(nn.Module):
     head_stages: tuple[str, ...] = ()
     """Stages whose pooled outputs are concatenated for the head. Empty: the output of the last stage alone."""
 
+    windows: int = 1
+    """Windows a side of the last feature map that the head looks at; 1: their average, see `models/windows.py`."""
+
+    map_axes: tuple[int, int] = (2, 3)
+    """The dimensions of height and width of a feature map."""
+
     license: str = ""
     """License of the weights that training started from, such as `apache-2.0`; empty if unknown or without weights."""
 
@@ -55,7 +62,7 @@ class Network(nn.Module):
         """Run the stages from `start` (inclusive) to `stop` (exclusive); by default all of them.
 
         `run(run(x, stop=cut), start=cut)` equals `run(x)`. The head takes the output of the last stage, (N, C, H, W),
-        before or after global average pooling to (N, C).
+        before or after `head_features`, which pools it to (N, C).
 
         With `head_stages`, the head takes their pooled outputs, concatenated to (N, sum of C). A run can then start at
         the head itself, or no higher than right above the lowest of these stages: otherwise their outputs are missing,
@@ -108,8 +115,21 @@ class Network(nn.Module):
         return outputs, logits
 
     def pool(self, x: Tensor) -> Tensor:
-        """The input of the head: the output of the last stage below it -> features (N, F)."""
+        """The output of the last stage below the head -> features (N, F)."""
         return pooled(x)
+
+    def head_features(self, x: Tensor) -> Tensor:
+        """The input of the linear layer: features (N, F), or with `windows` (N, windows, F), which pass unchanged."""
+        if self.windows == 1:
+            return self.pool(x)
+        if x.dim() == 3:
+            return x
+        return torch.stack([self.pool(window) for window in cut_windows(x, self.windows, self.map_axes)], 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The input of the head, before or after `head_features` -> one vector for each image, (N, F)."""
+        x = self.head_features(x)
+        return x.flatten(1) if self.windows == 1 else x.mean(1)
 
     def as_map(self, stage: str, x: Tensor) -> Tensor | None:
         """The output of a stage as feature maps (N, C, H, W); None if its positions are not places in the image."""
@@ -126,13 +146,13 @@ class Network(nn.Module):
 
     def pooled_features(self, x: Tensor) -> Tensor:
         """Images (N, channels, H, W) -> what the head sees, pooled, (N, F)."""
-        return self.pool(self.run(x, stop=self.stages[-1])).flatten(1)
+        return self.features(self.run(x, stop=self.stages[-1]))
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`pooled_features` and the logits (N, classes), with a single pass through the network."""
         head = self.stages[-1]
         below = self.run(x, stop=head)
-        return self.pool(below).flatten(1), self.run(below, start=head)
+        return self.features(below), self.run(below, start=head)
 
     @property
     def starts(self) -> tuple[str | None, ...]:
@@ -149,6 +169,12 @@ class Network(nn.Module):
         self.head_stages, self.head_input = tuple(stages), features
         self.fc = classifier(features, self.arch["classes"])
         self.arch["arguments"]["head_stages"] = list(stages)
+
+    def set_windows(self, count: int) -> None:
+        """Replace the head by a new one on windows of the last feature map, `count` a side."""
+        self.windows = count
+        self.fc = classifier(self.head_input, self.arch["classes"], WindowClassifier)
+        self.arch["arguments"]["head_windows"] = count
 
     def between(self, start: str | None = None, stop: str | None = None) -> tuple[str, ...]:
         """The names of the stages from `start` (inclusive) to `stop` (exclusive). UserError for an unknown name."""
@@ -204,13 +230,13 @@ def initialize(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def classifier(features: int, classes: int) -> nn.Linear:
+def classifier(features: int, classes: int, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """The last linear layer, (N, features) -> (N, classes). It gives logits; the softmax is part of the loss.
 
     Small initial weights (standard deviation 0.01; Goyal et al. 2017, arXiv:1706.02677, section 5.1) give all classes
     nearly the same probability, so the loss starts at ln(classes).
     """
-    linear = nn.Linear(features, classes)
+    linear = kind(features, classes)
     if not linear.weight.is_meta:
         nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
-from linnaeus.models.network import Network, check_choice, classifier, initialize, pooled
+from linnaeus.models.network import Network, check_choice, classifier, initialize
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -186,7 +186,7 @@ class ResNet(Network):
         return self.maxpool(F.relu(self.bn1(self.conv1(x))))
 
     def head(self, x: Tensor) -> Tensor:
-        return self.fc(pooled(x))
+        return self.fc(self.head_features(x))
 
 
 def make_layer(

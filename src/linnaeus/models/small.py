@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linnaeus.errors import UserError
-from linnaeus.models.network import Network, check_choice, classifier, initialize, pooled
+from linnaeus.models.network import Network, check_choice, classifier, initialize
 from linnaeus.models.resnet import BasicBlock, conv, zero_last_batchnorm
 
 CIFAR_RESNETS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
@@ -101,7 +101,7 @@ class CifarNet(Network):
         return F.relu(self.bn1(self.conv1(x)))
 
     def head(self, x: Tensor) -> Tensor:
-        return self.fc(pooled(x))
+        return self.fc(self.head_features(x))
 
 
 def cifar_resnet(
@@ -218,7 +218,7 @@ class MiniResNet(Network):
         self.fc = classifier(widths[2], classes)
 
     def head(self, x: Tensor) -> Tensor:
-        return self.fc(pooled(x))
+        return self.fc(self.head_features(x))
 
 
 class DigitStage(nn.Module):
@@ -271,4 +271,4 @@ class DigitResNet(Network):
         self.fc = classifier(widths[2], classes)
 
     def head(self, x: Tensor) -> Tensor:
-        return self.fc(pooled(x))
+        return self.fc(self.head_features(x))

@@ -69,6 +69,8 @@ class TimmBackbone(Network):
         self.head_input = int(getattr(body, "head_hidden_size", None) or body.num_features)
         self.fc = classifier(self.head_input, classes)
         self._layout = _layout(body)
+        if getattr(body, "output_fmt", "NCHW") == "NHWC":
+            self.map_axes = (1, 2)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ class TimmBackbone(Network):
         return resampling(int(patches.grid_size[0]), size // int(patches.patch_size[0]))
 
     def _head(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(x))
+        return self.fc(self.head_features(x))
 
     def stage_of(self, name: str) -> str:
         """'body.blocks.0.conv.weight' -> 'blocks.0'. What follows the last stage, such as a norm, belongs to it."""

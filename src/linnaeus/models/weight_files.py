@@ -31,7 +31,7 @@ NORMALIZATIONS = {
 BESIDE_WEIGHTS = "unknown."
 """Prefix of the tensors of our model files that are no weights of the network."""
 
-INDEPENDENT_ARGUMENTS = ("zero_init", "dropout", "aux", "head_stages")
+INDEPENDENT_ARGUMENTS = ("zero_init", "dropout", "aux", "head_stages", "head_windows")
 """Arguments of a network that do not change what its trained tensors mean, so they are not taken from a model file."""
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from linnaeus.errors import visible
 from linnaeus.recipe.augment import Augment
+from linnaeus.recipe.model import Head, Model
 from linnaeus.recipe.schedule import Constant, Cosine, OneCycle, Plateau, Schedule, Step
 from linnaeus.recipe.strict import NonNegative, Strict
 
@@ -31,29 +32,6 @@ __all__ = [
     "Step",
     "Strict",
 ]
-
-
-class Head(Strict):
-    """Input of the head."""
-
-    stages: Annotated[list[str], Field(min_length=1)]
-    """Stages whose pooled outputs are concatenated as the input of the head, such as ["layer3", "layer4"]."""
-
-
-class Model(Strict):
-    """The network and its initial weights."""
-
-    name: str
-    """A network listed by `linnaeus models`, or `file.py:function` for a custom network."""
-    weights: str = "none"
-    """`imagenet`, the name of published weights, a file, or `none` for training from scratch."""
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the network, such as `stem = "small"`; `linnaeus models NAME` lists them."""
-    frozen: Literal["float", "bf16", "int8"] = "float"
-    """Arithmetic of frozen stages. bf16 (where it is faster than float on this machine) and int8 round, and are faster
-    on some CPUs; the saved model is float."""
-    head: Head | None = None
-    """Input of the head, unless it is the last stage alone: `head = { stages = ["layer3", "layer4"] }`."""
 
 
 class Split(Strict):

@@ -173,6 +173,8 @@ class FrozenStages:
             key[f"through {cut}"] = weights
             if cut == "head" and self.model.head_stages:
                 key["head looks at"] = self.model.head_stages
+            if cut == "head" and self.model.windows > 1:
+                key["windows"] = self.model.windows
             text = json.dumps(key, sort_keys=True)
             store = find_activations(len(samples), text, self.cache)
             # Every rank must find the store, or all of them take part in building it.
@@ -215,7 +217,7 @@ class FrozenStages:
         """What the activations of `samples` depend on, apart from the weights."""
         # The head is not frozen: neither its classes nor the stages that it looks at change what reaches it.
         arch = {name: value for name, value in self.model.arch.items() if name != "classes"}
-        arch["arguments"] = {name: value for name, value in arch["arguments"].items() if name != "head_stages"}
+        arch["arguments"] = {k: v for k, v in arch["arguments"].items() if k not in ("head_stages", "head_windows")}
         key: dict[str, Any] = {
             "arch": arch,
             "precision": f"{self.device.type} {self.precision}",

@@ -43,6 +43,8 @@ class TrainingInfluence:
             raise UserError(
                 f"{classifier.path}: is no run folder with its split.csv, so {PURPOSE}; give the run folder"
             )
+        if classifier.network.windows > 1:
+            raise UserError(f"{classifier.path}: its head looks at windows of each image, so {PURPOSE}; use --class")
         run = SolvedRun.read(classifier.path.parent, PURPOSE)
         self.table: Table = run.table()
         samples = run.samples(self.table)

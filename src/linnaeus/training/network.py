@@ -41,7 +41,8 @@ def build_network(
     if recipe.model.head is not None:
         if custom:
             raise UserError("model.head: not available for a custom network; leave it out, and change the code instead")
-        arguments["head_stages"] = recipe.model.head.stages
+        head = recipe.model.head
+        arguments |= {"head_stages": head.stages} if head.stages is not None else {"head_windows": head.windows}
     if module is not None:
         return wrap(module, classes, channels), None
     if ".py:" in name:
@@ -104,7 +105,8 @@ def check_size(network: Network, recipe: Recipe, channels: int) -> None:
     """Raise UserError if the images do not suit the network: too small, or not divisible by the size of a patch."""
     size, arch = recipe.data.size, network.arch
     ours = arch["name"] in MODELS  # convolutions and poolings, which see larger images too
-    if arch["name"] == "custom" or size == network.usual_size or (ours and size > network.usual_size):
+    usual = size == network.usual_size or (ours and size > network.usual_size)
+    if arch["name"] == "custom" or (usual and network.windows == 1):
         return
     make = partial(create, arch["name"], arch["classes"], channels, **arch["arguments"])
     try:
@@ -114,7 +116,12 @@ def check_size(network: Network, recipe: Recipe, channels: int) -> None:
                 twin(torch.zeros(1, channels, size, size, device=device))
         else:  # on the meta device, without using memory or time
             with torch.device("meta"):
-                make().eval()(torch.empty(1, channels, size, size))
+                twin = make().eval()
+                if network.windows > 1 and twin.run(torch.empty(1, channels, size, size), stop="head").dim() != 4:
+                    raise UserError(
+                        f"model.head.windows: {arch['name']} has no feature map below its head; leave it out"
+                    )
+                twin(torch.empty(1, channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:  # such as a size that is not divisible by the patch
         reason = " ".join(str(error).split())[:120]
         raise UserError(

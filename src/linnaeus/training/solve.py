@@ -73,8 +73,9 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
 def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedHead:
     """Solve the head on the features of all views of the training images."""
     batches = run.train.batches
-    views, width = batches.views, linear_head(run.net.model).in_features
-    with feature_matrix(views * len(batches.labels), width, engine.device) as features:
+    views, width, windows = batches.views, linear_head(run.net.model).in_features, run.net.model.windows**2
+    with feature_matrix(views * len(batches.labels) * windows, width, engine.device) as rows:
+        features = rows if windows == 1 else rows.unflatten(0, (-1, windows))
         labels = _fill(features, run, engine, console)
         return _solve_on(features, labels, run, groups, console)
 
@@ -88,10 +89,11 @@ def _solve_on(
     fold = np.tile(stratified_folds(labels[: len(labels) // views], seed=run.seed, groups=groups), views)
     with console.progress("solving the head", unit="passes") as advance:
         head = fit_linear_probe(features, labels, run.classes, fold=fold, weights=weights, advance=advance)
+    windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     console.say(
-        f"  linear head on {len(labels)} feature vectors of length {features.shape[1]}: penalty {head.penalty:g}, "
-        f"chosen from {len(head.losses)}; cross-validated training {_quality(head, labels)}"
+        f"  linear head on {len(labels)} feature vectors of length {features.shape[-1]}{windows}: "
+        f"penalty {head.penalty:g}, chosen from {len(head.losses)}; cross-validated training {_quality(head, labels)}"
     )
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")

@@ -16,6 +16,11 @@ def for_task(recipe: Recipe, table: Table, console: Console) -> Recipe:
         if recipe.best == "map" or recipe.label_precision is not None:
             key = 'best = "map"' if recipe.best == "map" else f"label_precision = {recipe.label_precision}"
             raise UserError(f"{key}: needs images that may have several labels, and {table.source} has one per image")
+        if recipe.model.head is not None and recipe.model.head.windows > 1:
+            raise UserError(
+                f"model.head.windows = {recipe.model.head.windows}: needs images that may have several labels, and "
+                f"{table.source} has one per image; leave it out"
+            )
         return recipe
     if recipe.best == "balanced_accuracy":
         raise UserError(f'best = "balanced_accuracy" {WHY}; use map or loss')
