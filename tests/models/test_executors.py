@@ -110,6 +110,21 @@ def test_what_the_fast_exporter_gets_wrong_is_exported_again(traced: str, monkey
     torch.testing.assert_close(executor(more), layers(more).detach())
 
 
+def test_the_trial_passes_few_images_through_the_network(monkeypatch: pytest.MonkeyPatch):
+    """Outputs are compared for a few images; all of the sample are needed for the time only."""
+    images: list[int] = []
+    forward = FrozenPart.forward
+
+    def counting(part: FrozenPart, x: torch.Tensor) -> torch.Tensor:
+        images.append(len(x))
+        return forward(part, x)
+
+    monkeypatch.setattr(FrozenPart, "forward", counting)
+    monkeypatch.setattr(executors, "LONG", 0.0)  # one run is timed
+    assert choose_executor(FrozenPart(trained("resnet18"), "layer2"), torch.randn(16, 3, 64, 64), 10).name == "fused"
+    assert sum(images) <= 16 + 2 * executors.COMPARED + 2
+
+
 def test_a_recorded_choice_is_not_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     network = trained("resnet18")
     x = torch.randn(2, 3, 64, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from linnaeus.data.batches import Batches
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
 from linnaeus.models import Network, create
+from linnaeus.models.executors import Executor, FrozenPart
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
-from linnaeus.stores import default_cache
+from linnaeus.stores import default_cache, frozen
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import Samples
@@ -46,8 +48,8 @@ def streams(network: Network, *phases: dict, cache: Cache | None = None) -> Stre
 
     preprocessing = Preprocessing(SIZE + 4, SIZE)
     device = Engine("cpu").device
-    frozen = FrozenStages(network, preprocessing, device, Console(quiet=True), cache or default_cache())
-    return Streams(frozen, samples(21), samples(10), [Phase.model_validate(phase) for phase in phases], seed=0)
+    stages = FrozenStages(network, preprocessing, device, Console(quiet=True), cache or default_cache())
+    return Streams(stages, samples(21), samples(10), [Phase.model_validate(phase) for phase in phases], seed=0)
 
 
 def logits(network: Network, cut: str | None, stream: Stream, epoch: int = 0) -> dict[int, torch.Tensor]:
@@ -194,6 +196,23 @@ def test_views_are_drawn_once_and_take_turns(network: Network):
     for epoch in range(3):
         chosen = torch.stack([of_view[(i + epoch) % 3][i] for i in range(21)])
         torch.testing.assert_close(epochs[epoch], chosen, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize(("phase", "images"), [(HEAD, 21), ({**HEAD, "augment": {"hflip": 0.5}}, 2 * 21)])
+def test_the_number_of_training_images_chooses_the_executor(
+    network: Network, phase: dict, images: int, monkeypatch: pytest.MonkeyPatch
+):
+    """A few validation images do not repay a fast executor, and the choice holds for the whole run."""
+    numbers: list[int] = []
+    choose = frozen.choose_executor
+
+    def choosing(part: FrozenPart, sample: torch.Tensor, n: int, **more: Any) -> Executor:
+        numbers.append(n)
+        return choose(part, sample, n, **more)
+
+    monkeypatch.setattr(frozen, "choose_executor", choosing)
+    streams(network, phase).of(0)
+    assert numbers == [images]
 
 
 def test_fresh_augmentation_stores_nothing_of_training(network: Network):

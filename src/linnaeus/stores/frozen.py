@@ -42,7 +42,7 @@ from linnaeus.stores.takeover import PartlyStored
 BATCH = 32  # images through the frozen part at once: more is no faster on CPU
 GPU_BATCH = 256
 CALIBRATION_IMAGES = 64  # that set the ranges of int8
-TRIAL_IMAGES = 8  # that an executor is tried with
+TRIAL_IMAGES = 16  # that an executor is tried with: fewer take a slow path of torch on one thread
 RESIDENT = 0.25  # share of a GPU's free memory that rows may fill
 SMALL = 32 << 20  # bytes of rows that are loaded into memory on CPU: more would make memory grow with the images
 

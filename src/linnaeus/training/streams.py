@@ -105,10 +105,10 @@ class Streams:
         cut = self.cut(phase)
         if cut is None:
             return None, self._augmented_pixels(phase), self._valid_pixels()
-        valid = self._valid_activations(number, cut)
-        if phase.augment is None or phase.views:
-            return cut, self._train_activations(number, cut), valid
-        return cut, self._fresh_activations(phase, cut), valid
+        # Training images first: their number decides whether a fast executor is worth its preparation.
+        fixed = phase.augment is None or phase.views
+        train = self._train_activations(number, cut) if fixed else self._fresh_activations(phase, cut)
+        return cut, train, self._valid_activations(number, cut)
 
     @property
     def frozen_body(self) -> bool:
