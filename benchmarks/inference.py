@@ -27,7 +27,7 @@ from torch import Tensor
 
 from linnaeus.export.assemble import assemble
 from linnaeus.inference.classifier import load
-from linnaeus.inference.runners import OnnxRunner
+from linnaeus.inference.runners import OnnxRunner, Runner
 from linnaeus.metrics.classification import figures
 from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.metrics.outputs import Outputs
@@ -57,15 +57,19 @@ def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, W
     graph = None
     for name, file in (("onnx", "model.onnx"), ("onnx int8", "model-int8.onnx")):
         if folder is not None and (folder / file).is_file():
-            found[name] = load(folder / file).run
+            found[name] = _logits_of(load(folder / file).run)
         elif folder is not None:
             print(f"{name}: left out, {folder / file} is not there")
         else:
             graph = graph or export_graph(fused, x)
             made = graph if name == "onnx" else quantize(graph, [x.numpy()])
             whole = assemble(made, p, network.arch["classes"], 1.0)
-            found[name] = OnnxRunner(inference_session(whole.SerializeToString()), p, name)
+            found[name] = _logits_of(OnnxRunner(inference_session(whole.SerializeToString()), p, name))
     return found
+
+
+def _logits_of(runner: Runner) -> Way:
+    return lambda images: runner.scores(images).logits
 
 
 def of_module(module: torch.nn.Module, p: Preprocessing, contiguous: bool = False, bf16: bool = False) -> Way:

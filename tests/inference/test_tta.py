@@ -38,7 +38,7 @@ def answered(preprocessing: Preprocessing, temperature: float = 1.0):
     images, labels = samples(7)
     store = PixelStore.from_arrays(images)
     run = TorchRunner(wrap(Corner(), 3, 1), preprocessing, CPU)
-    found = answer_views(run, preprocessing, local_batches(store, labels, 3, CPU), temperature)
+    found = answer_views(run.scores, preprocessing, local_batches(store, labels, 3, CPU), temperature)
     return images, labels, found
 
 

@@ -95,7 +95,7 @@ class ReferenceModel:
                     square = samples.square_of(raw)
                     # Most images are decoded at full size anyway: their logits are known.
                     same = torch.equal(square, drafted)
-                    original.append(known[self.raw_positions[i]] if same else self.run(square)[0])
+                    original.append(known[self.raw_positions[i]] if same else self.run.scores(square).logits[0])
                     changed.append(not same)
                 advance(i + 1, len(samples))
         if self._raw is None:
@@ -129,5 +129,5 @@ class ReferenceModel:
 
 def _seconds(run: Runner, part: torch.Tensor) -> float:
     since = time.perf_counter()
-    run(part)
+    run.scores(part)
     return time.perf_counter() - since

@@ -20,7 +20,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.measured_images import MeasuredImages, figures_html
 from linnaeus.inference.problems import folded
-from linnaeus.inference.runners import finite
+from linnaeus.inference.runners import finite_scores
 from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
@@ -155,7 +155,7 @@ def evaluate_model(
             console.say("the network sees the whole image, so no crops are evaluated, only the mirrored view")
         batches = classifier.batches(images, group)
         views = answer_views(
-            partial(finite, classifier.run), classifier.preprocessing, batches, classifier.temperature, group
+            partial(finite_scores, classifier.run), classifier.preprocessing, batches, classifier.temperature, group
         )
     apart = None if images.validation is None else classifier.outputs(images.validation, group)
     if not group.is_main:

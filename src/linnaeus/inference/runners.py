@@ -54,7 +54,7 @@ def network_scores(network: Network, references: np.ndarray | None, x: Tensor) -
 
 
 class Runner(Protocol):
-    """Cropped images (N, size, size, C) uint8 -> uncalibrated logits (N, classes) float32, not necessarily finite."""
+    """Computes what a model says of cropped images."""
 
     kind: str
     """`torch`, `onnx` or `onnx-int8`."""
@@ -66,10 +66,8 @@ class Runner(Protocol):
         """Whether it computes the distance from the training images."""
         ...
 
-    def __call__(self, images: Tensor) -> np.ndarray: ...
-
     def scores(self, images: Tensor) -> Scores:
-        """Logits and distances of the same images."""
+        """Scores of cropped images (N, size, size, C) uint8; their logits are not necessarily finite."""
         ...
 
 
@@ -91,9 +89,6 @@ class TorchRunner:
     @property
     def has_distance(self) -> bool:
         return self.detector is not None and self.detector.references is not None
-
-    def __call__(self, images: Tensor) -> np.ndarray:
-        return self.scores(images).logits
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Scores:
@@ -119,9 +114,6 @@ class OnnxRunner:
     def has_distance(self) -> bool:
         return DISTANCE in (output.name for output in self.session.get_outputs())
 
-    def __call__(self, images: Tensor) -> np.ndarray:
-        return self.scores(images).logits
-
     def scores(self, images: Tensor) -> Scores:
         n, *_, channels = images.shape
         padded = np.zeros((n, self.side, self.side, channels), np.uint8)
@@ -136,20 +128,10 @@ class OnnxRunner:
         return self.session.run([output], {INPUT: np.ascontiguousarray(image)[None]})[0][0]
 
 
-def finite(run: Runner, images: Tensor) -> np.ndarray:
-    """The logits of `run`. Raises UserError where one is not finite: a figure must not count it as an answer."""
-    return _checked(run(images))
-
-
 def finite_scores(run: Runner, images: Tensor) -> Scores:
-    """Logits and distances of `run`. Raises UserError as `finite` does."""
+    """The scores of `run`. Raises UserError where a logit is not finite: a figure must not count it as an answer."""
     scores = run.scores(images)
-    _checked(scores.logits)
-    return scores
-
-
-def _checked(logits: np.ndarray) -> np.ndarray:
-    broken = int((~np.isfinite(logits).all(1)).sum())
+    broken = int((~np.isfinite(scores.logits).all(1)).sum())
     if broken:
-        raise UserError(f"{broken} of {len(logits)} images: {NOT_FINITE}")
-    return logits
+        raise UserError(f"{broken} of {len(scores.logits)} images: {NOT_FINITE}")
+    return scores

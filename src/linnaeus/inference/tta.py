@@ -16,6 +16,7 @@ from torch import Tensor
 from linnaeus.data.batches import Batch, Batches
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.inference.forward import answer
+from linnaeus.inference.runners import Scores
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.preprocess import Preprocessing
 
@@ -36,7 +37,7 @@ def view_sets(preprocessing: Preprocessing) -> dict[str, list[View]]:
 
 
 def answer_views(
-    run: Callable[[Tensor], np.ndarray],
+    run: Callable[[Tensor], np.ndarray | Scores],
     preprocessing: Preprocessing,
     batches: Batches,
     temperature: float,
@@ -44,7 +45,7 @@ def answer_views(
 ) -> dict[str, Outputs]:
     """Calibrated outputs of a classifier averaged over each set of views. Every view is computed once.
 
-    `run` turns cropped images (N, size, size, C) uint8 into (N, classes) logits; `batches` are this process's share.
+    `run` turns cropped images (N, size, size, C) uint8 into (N, classes) logits or `Scores`; `batches` are this process's share.
     """
 
     def probabilities(view: View) -> np.ndarray:
