@@ -27,7 +27,7 @@ class ShardMembers:
     """(n,) int32, an index into places."""
     offset: np.ndarray
     """(n,) int64, bytes from the start of the shard."""
-    size_: np.ndarray
+    sizes: np.ndarray
     """(n,) int64, bytes."""
     crc32: np.ndarray
     """(n,) int64; -1 where it is unknown."""
@@ -35,19 +35,15 @@ class ShardMembers:
     def __len__(self) -> int:
         return len(self.names)
 
-    def name(self, i: int) -> str:
-        return self.names[i]
-
-    def size(self, i: int) -> int:
-        return int(self.size_[i])
-
     def key(self, i: int) -> bytes:
+        """What image i is known again by: changes when the image may have."""
         crc = int(self.crc32[i])
         stamp = "" if crc >= 0 else f"{self.stamps[self.shard[i]]} {self.offset[i]}"
-        return f"{self.names[i]}\0{self.size_[i]} {crc} {stamp}".encode("utf-8", "surrogateescape")
+        return f"{self.names[i]}\0{self.sizes[i]} {crc} {stamp}".encode("utf-8", "surrogateescape")
 
     def read(self, i: int) -> bytes:
-        place, offset, size = self.places[self.shard[i]], int(self.offset[i]), int(self.size_[i])
+        """The file of image i. Raises JobError where the shard is gone, and UnreadableError where it is damaged."""
+        place, offset, size = self.places[self.shard[i]], int(self.offset[i]), int(self.sizes[i])
         data = fetch_range(place, offset, size) if is_address(place) else _FILES.read(place, offset, size)
         if len(data) != size:
             raise UnreadableError(self.names[i], f"{place} ends before this image", kind="truncated")
@@ -62,6 +58,6 @@ class ShardMembers:
             tuple(self.names[i] for i in indices),
             self.shard[indices],
             self.offset[indices],
-            self.size_[indices],
+            self.sizes[indices],
             self.crc32[indices],
         )

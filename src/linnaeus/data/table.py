@@ -7,13 +7,16 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.class_names import listed
 from linnaeus.errors import UserError, visible
+
+if TYPE_CHECKING:
+    from linnaeus.data.members import ShardMembers
 
 SPLITS = ("train", "valid", "test")
 NEAR_DUPLICATES = "near-duplicates"  # as a recipe's split.groups: copies of one image are a group
@@ -26,30 +29,6 @@ SPLIT_NAMES = {  # what the parts are called in the wild
     "test": "test",
     "testing": "test",
 }
-
-
-class Members(Protocol):
-    """Images that lie inside larger files, and are read one by one."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, i: int) -> str:
-        """What image i is called, of all in the source alone."""
-        ...
-
-    def size(self, i: int) -> int:
-        """Its bytes, known without reading it."""
-        ...
-
-    def key(self, i: int) -> bytes:
-        """What it is known again by: changes when the image may have."""
-        ...
-
-    def read(self, i: int) -> bytes:
-        """Its file. Raises JobError where the source is gone, and UnreadableError where this one is damaged."""
-        ...
-
-    def take(self, indices: np.ndarray) -> Members: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +46,7 @@ class Table:
     split: np.ndarray  # (n,) "<U5": "train" | "valid" | "test" | "" (not yet split)
     paths: tuple[str, ...] | None = None  # absolute paths, where images are files
     images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
-    members: Members | None = None  # where they lie inside larger files, which no store copies
+    members: ShardMembers | None = None  # where they lie inside larger files, which no store copies
     groups: tuple[str, ...] | None = None  # samples of one group stay on one side of a split; "" is no group
     offered: tuple[str, ...] = ()  # columns of a CSV that may say so, where none was named
     ignored: tuple[str, ...] = ()  # hidden files and non-images that were passed over
@@ -192,7 +171,7 @@ class Table:
     def sample_id(self, i: int) -> str:
         """A stable name of sample i: its path relative to the source where it lies inside, or "train[17]"."""
         if self.members is not None:
-            return visible(self.members.name(i))
+            return visible(self.members.names[i])
         if self.paths is None:
             assert self.origin is not None
             assert self.number is not None
@@ -214,7 +193,7 @@ class Table:
         for i, (label, split) in enumerate(zip(labels, self.split.tolist(), strict=True)):
             # Sizes are cheap and reveal a replaced file, without reading gigabytes.
             size = tree.size(self.paths[i]) if self.paths is not None else -1
-            size = size if self.members is None else self.members.size(i)
+            size = size if self.members is None else int(self.members.sizes[i])
             digest.update(f"{self.sample_id(i)}\0{label}\0{split}\0{size}\n".encode())
         if self.images is not None:
             digest.update(f"{self.images.shape}".encode())

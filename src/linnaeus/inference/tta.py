@@ -45,7 +45,8 @@ def answer_views(
 ) -> dict[str, Outputs]:
     """Calibrated outputs of a classifier averaged over each set of views. Every view is computed once.
 
-    `run` turns cropped images (N, size, size, C) uint8 into (N, classes) logits or `Scores`; `batches` are this process's share.
+    `run` turns cropped images (N, size, size, C) uint8 into (N, classes) logits or `Scores`; `batches` are this
+    process's share.
     """
 
     def probabilities(view: View) -> np.ndarray:

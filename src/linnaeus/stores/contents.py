@@ -11,7 +11,8 @@ import numpy as np
 from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.data.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.decode import RowSpec, UnreadableError
-from linnaeus.data.table import Members, Table
+from linnaeus.data.members import ShardMembers
+from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding, in_order
 from linnaeus.stores.pixels import lookup
@@ -42,7 +43,7 @@ class HashedImages:
         return self._table.images
 
     @property
-    def members(self) -> Members | None:
+    def members(self) -> ShardMembers | None:
         return self._table.members
 
     def image(self, i: int) -> str | bytes | np.ndarray:

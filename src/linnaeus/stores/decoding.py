@@ -14,7 +14,7 @@ import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
-from linnaeus.data.table import Members
+from linnaeus.data.members import ShardMembers
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class ImageSource(Protocol):
     def images(self) -> np.ndarray | None: ...
 
     @property
-    def members(self) -> Members | None: ...
+    def members(self) -> ShardMembers | None: ...
 
     def image(self, i: int) -> str | bytes | np.ndarray: ...
 
