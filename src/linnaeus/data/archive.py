@@ -22,7 +22,7 @@ import numpy as np
 
 from linnaeus.data.tar import Member, safe_members
 from linnaeus.data.unpacking import COMPRESSED, unpacked
-from linnaeus.data.zipindex import BZIP2, DEFLATED, LOCAL_HEADER, zip_entries
+from linnaeus.data.zipindex import BZIP2, DEFLATED, LOCAL_HEADER, data_offset, zip_entries
 from linnaeus.errors import UserError, visible
 
 SUFFIXES = (".zip", ".tar", *COMPRESSED)
@@ -86,7 +86,7 @@ class Archive:
             if row["method"] != IN_TAR:
                 # The local header may have another length than the entry of the directory: extra fields differ.
                 file.seek(offset)
-                offset += LOCAL_HEADER.data_offset(path, file.read(LOCAL_HEADER.size))
+                offset += data_offset(path, file.read(LOCAL_HEADER))
             file.seek(offset)
             packed = file.read(int(row["packed"]))
         return _decompressed(path, packed, row)

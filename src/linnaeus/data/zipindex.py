@@ -6,7 +6,6 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from linnaeus.data.tar import Member
@@ -19,25 +18,17 @@ MOST_DIRECTORY = 256 << 20
 SUSPICIOUS = 64 << 20  # bytes of one file from which its ratio is checked
 RATIO = 200
 """Bytes per packed byte of one large file, or of all together; photographs have 1, drawings without noise up to 100."""
+LOCAL_HEADER = 30  # bytes before the name of each file (APPNOTE.TXT 4.3.7)
 _END, _END64, _FILE = b"PK\5\6", b"PK\6\6", b"PK\1\2"
 _ENCRYPTED, _UTF8 = 1, 0x800
 
 
-@dataclass(frozen=True)
-class LocalHeader:
-    """The header before the bytes of each file (APPNOTE.TXT 4.3.7)."""
-
-    size: int = 30
-
-    def data_offset(self, path: str, header: bytes) -> int:
-        """Bytes from the start of the header to the file. Raises UserError where there is none."""
-        if len(header) != self.size or header[:4] != b"PK\3\4":
-            raise UserError(f"{path}: damaged in the archive: it does not begin where the directory says")
-        name, extra = struct.unpack("<HH", header[26:30])
-        return self.size + name + extra
-
-
-LOCAL_HEADER = LocalHeader()
+def data_offset(path: str, header: bytes) -> int:
+    """Bytes from the start of a file's local header to its content. Raises UserError where there is no such header."""
+    if len(header) != LOCAL_HEADER or header[:4] != b"PK\3\4":
+        raise UserError(f"{path}: damaged in the archive: it does not begin where the directory says")
+    name, extra = struct.unpack("<HH", header[26:30])
+    return LOCAL_HEADER + name + extra
 
 
 def zip_entries(place: str, most: int) -> Iterator[Member]:
@@ -101,7 +92,7 @@ def _check_overlaps(place: str, files: list[zipfile.ZipInfo], length: int) -> No
         shown = visible(info.filename)[:200]
         if info.header_offset < end:
             raise UserError(f"{place}: {shown!r} overlaps {before!r} in it, as in a zip bomb; pack the folder again")
-        end, before = info.header_offset + LOCAL_HEADER.size + info.compress_size, shown
+        end, before = info.header_offset + LOCAL_HEADER + info.compress_size, shown
     if end > length:
         raise UserError(f"{place}: ends inside {before!r}: the download may be incomplete; download it again")
     # Each file may pass on its own while all together fill the disk.
