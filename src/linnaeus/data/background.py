@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
 Value = TypeVar("Value")
 
 
-class Ahead(Generic[Value]):
-    """Calls `make()` in a thread of its own."""
+def ahead(make: Callable[[], Value]) -> Future[Value]:
+    """Call `make()` in a thread of its own, which does not keep the process alive as that of an executor does."""
+    future: Future[Value] = Future()
 
-    def __init__(self, make: Callable[[], Value]):
-        self.make = make
-        self.outcome: list[Value | BaseException] = []
-        self.thread = threading.Thread(target=self._work, name="linnaeus-ahead", daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
+    def work() -> None:
         try:
-            self.outcome.append(self.make())
+            future.set_result(make())
         except BaseException as error:
-            self.outcome.append(error)
+            future.set_exception(error)
 
-    def result(self) -> Value:
-        """Wait for the value, or raise what `make` has raised."""
-        self.thread.join()
-        outcome = self.outcome[0]
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+    threading.Thread(target=work, name="linnaeus-ahead", daemon=True).start()
+    return future

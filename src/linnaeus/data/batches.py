@@ -6,6 +6,7 @@ import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.data.background import Ahead
+from linnaeus.data.background import ahead
 from linnaeus.data.order import chunks, order, part_of, repeats
 
 PLANNED_FROM = 4096
@@ -166,7 +167,7 @@ class Batches:
         self.sampling, self.partition, self.views = sampling, partition, views
         self.draw_epoch: Callable[[np.ndarray, int], Any] | None = None
         """draw_epoch(draws, epoch), for resident rows: random numbers of the epoch's samples, for `Batch.drawn`."""
-        self._next: tuple[int, Ahead[_Plan]] | None = None
+        self._next: tuple[int, Future[_Plan]] | None = None
 
     def undivided(self) -> Batches:
         """The same batches with all samples in this process."""
@@ -216,7 +217,7 @@ class Batches:
         planned, self._next = self._next, None
         plan = planned[1].result() if planned is not None and planned[0] == epoch else self._plan(epoch)
         if self.samples >= PLANNED_FROM:
-            self._next = epoch + 1, Ahead(partial(self._plan, epoch + 1))
+            self._next = epoch + 1, ahead(partial(self._plan, epoch + 1))
         shapes, first = rows.shapes(len(plan.indices)), 0
         for number, (part, portion) in enumerate(plan.parts):
             s = slice(first, first + len(part))
