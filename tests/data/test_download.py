@@ -14,6 +14,7 @@ import pytest
 
 from linnaeus.data import download
 from linnaeus.data.download import FetchError, fetch
+from linnaeus.data.redirects import Redirects, RefusedError
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 
@@ -300,7 +301,7 @@ def test_a_slow_drip_is_given_up(server: Server, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("target", ["http://example.org/x", "ftp://example.org/x", "file:///etc/passwd"])
 def test_a_redirect_away_from_https_is_refused(target: str):
     request = urllib.request.Request("https://example.org/x")
-    with pytest.raises(download._RefusedError, match="not HTTPS"):
-        download._Redirects().redirect_request(request, None, 302, "Found", {}, target)
-    allowed = download._Redirects().redirect_request(request, None, 302, "Found", {}, "https://example.com/x")
+    with pytest.raises(RefusedError, match="not HTTPS"):
+        Redirects().redirect_request(request, None, 302, "Found", {}, target)
+    allowed = Redirects().redirect_request(request, None, 302, "Found", {}, "https://example.com/x")
     assert allowed.full_url == "https://example.com/x"

@@ -241,8 +241,7 @@ class Batches:
         # A memory-mapped file is read fastest in ascending order, which also reads each page only once.
         positions = self._positions(indices, epoch)
         ascending = np.argsort(positions, kind="stable")
-        back = np.empty_like(ascending)
-        back[ascending] = np.arange(len(indices))
+        back = np.argsort(ascending)  # the inverse permutation
         pixels, shapes = self.rows.gather(positions[ascending])
         tensor = torch.from_numpy(pixels[back])
         if self.device.type == "cuda":

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from linnaeus.data.redirects import Redirects as _Redirects
-from linnaeus.data.redirects import RefusedError as _RefusedError
+from linnaeus.data.redirects import RefusedError, open_url
 from linnaeus.environment import cache_dir, mirror, offline
 from linnaeus.errors import JobError
 from linnaeus.files import locked
@@ -35,6 +34,11 @@ SLOWEST, PATIENCE = 1024, 60.0  # bytes a second over this many seconds: a slowe
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
+def within(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of one file, reported as that of several of `total` bytes, of which `before` came with earlier files."""
+    return None if progress is None else lambda done, _: progress(before + done, max(total, before + done))
+
+
 class Pace:
     """Watches how fast bytes arrive."""
 
@@ -47,7 +51,7 @@ class Pace:
         now = time.monotonic()
         if now - self._since > PATIENCE:
             if received - self._mark < SLOWEST * PATIENCE:
-                raise _RefusedError(f"sends less than {SLOWEST} bytes a second")
+                raise RefusedError(f"sends less than {SLOWEST} bytes a second")
             self._mark, self._since = received, now
 
 
@@ -140,7 +144,7 @@ def fetch(
                     if os.name == "nt":  # which renames no open file
                         part.close()
                     return Path(part.name).replace(destination)
-                except _RefusedError as error:
+                except RefusedError as error:
                     reasons.append(f"{urllib.parse.urlsplit(url).hostname}: {error}")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -183,7 +187,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | None) -> None:
-    """Fill the `.part` file from one address and verify it; raises _RefusedError when this address will not do.
+    """Fill the `.part` file from one address and verify it; raises RefusedError when this address will not do.
 
     An attempt that brought bytes is followed by another one for the rest; STALLS in a row that brought none end it.
     """
@@ -209,14 +213,14 @@ def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | No
             return
         file.truncate(0)
         if not begun:
-            raise _RefusedError(fault)
+            raise RefusedError(fault)
         # What an earlier call left may be at fault: once more, from nothing.
         begun, reason, stalls = 0, fault, stalls + 1
-    raise _RefusedError(reason)
+    raise RefusedError(reason)
 
 
 def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -> None:
-    """One request for what `part` lacks. Raises _DroppedError, _RefusedError."""
+    """One request for what `part` lacks. Raises _DroppedError, RefusedError."""
     start = part.size()
     bearer = wanted.bearer[1] if wanted.bearer and wanted.bearer[0] == url else ""
     response = _open(url, start, part.version, bearer)
@@ -234,9 +238,9 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
         total = start + int(length) if length.isascii() and length.isdigit() else None
         # Captive portals answer every request with status 200 and a login page.
         if response.headers.get_content_type() == "text/html" and wanted.destination.suffix != ".html":
-            raise _RefusedError("answers with a web page (does this network ask for a login?)")
+            raise RefusedError("answers with a web page (does this network ask for a login?)")
         if total is not None and wanted.size is not None and total != wanted.size:
-            raise _RefusedError(f"offers {total} bytes instead of {wanted.size}")
+            raise RefusedError(f"offers {total} bytes instead of {wanted.size}")
         if total is not None and total - start > shutil.disk_usage(wanted.destination.parent).free:
             # Without a stated length a limit still protects the disk.
             raise OSError(errno.ENOSPC, "no space")
@@ -247,7 +251,7 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
             done += len(piece)
             if done > most:
                 part.file.truncate(0)
-                raise _RefusedError(f"sends more than {most} bytes")
+                raise RefusedError(f"sends more than {most} bytes")
             pace.check(done)
             if progress is not None:
                 progress(done, total or wanted.size)
@@ -258,7 +262,7 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
 def _open(url: str, start: int, version: str | None, bearer: str) -> Any:
     """The response to a request for the bytes from `start`; None if there are none. Raises as _attempt does."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise _RefusedError("no http(s) address")
+        raise RefusedError("no http(s) address")
     request = urllib.request.Request(url, headers={"User-Agent": "linnaeus", "Accept-Encoding": "identity"})
     if bearer:
         request.add_unredirected_header("Authorization", f"Bearer {bearer}")
@@ -267,20 +271,20 @@ def _open(url: str, start: int, version: str | None, bearer: str) -> Any:
         if version and not version.startswith("W/"):  # from the start again, should the file have changed meanwhile
             request.add_header("If-Range", version)
     try:
-        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+        return open_url(request, TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
             return None
         if error.code in (408, 425, 429, 500, 502, 503, 504):
             raise _DroppedError(f"HTTP {error.code}") from None
-        raise _RefusedError(f"HTTP {error.code} {error.reason}") from None
+        raise RefusedError(f"HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = getattr(error, "reason", error)
         why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
         # Without a name server, a listener or a certificate a second attempt is no better; in mid-file it may be.
         final = isinstance(cause, (socket.gaierror, ConnectionRefusedError, ssl.SSLError, ValueError)) and not start
-        raise (_RefusedError if final else _DroppedError)(why) from None
+        raise (RefusedError if final else _DroppedError)(why) from None
 
 
 def _read(response: Any) -> bytes:

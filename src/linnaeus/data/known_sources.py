@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.cifar import find_cifar, open_cifar
-from linnaeus.data.download import FetchError, Progress, Wanted, fetch
+from linnaeus.data.download import FetchError, Progress, Wanted, fetch, within
 from linnaeus.data.flowers import open_flowers
 from linnaeus.data.idx import open_idx
 from linnaeus.data.table import Table
@@ -140,18 +140,6 @@ def missing(name: str) -> list[Remote]:
     return [file for file in KNOWN[name].files if not there(file)]
 
 
-@dataclass(frozen=True)
-class _Offset:
-    """Progress within one file, reported as progress over all of them."""
-
-    report: Progress
-    before: int
-    total: int
-
-    def __call__(self, done: int, _: int | None) -> None:
-        self.report(self.before + done, max(self.total, self.before + done))
-
-
 def pull(name: str, progress: Progress | None = None) -> Path:
     """Download the missing files of a known data set and return its folder; `progress` counts over all files.
 
@@ -163,14 +151,13 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     total = sum(file.size or 0 for file in files)
     done = 0
     for k, file in enumerate(files):
-        step = None if progress is None else _Offset(progress, done, total)
         try:
             path = fetch(
                 [f"{at}/{file.file}" for at in file.at],
                 home(name) / file.file,
                 md5=file.md5,
                 size=file.size,
-                progress=step,
+                progress=within(progress, done, total),
             )
         except FetchError as error:
             # Files before this one are complete and are not fetched again.
@@ -183,11 +170,11 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     return home(name)
 
 
-def open_known(name: str, progress: Progress | None = None) -> Table:
+def open_known(name: str) -> Table:
     """The table of a known data set, which is downloaded first if necessary."""
     if name == "digits":
         return open_digits()
-    folder = pull(name, progress)
+    folder = pull(name)
     _compare(name)
     if name == "flowers102":
         return open_flowers(folder)
