@@ -160,7 +160,7 @@ def test_too_few_images_without_copies_are_named(half_leaked: Path, tmp_path: Pa
         image.unlink()
     recipe = str(write_recipe(tmp_path / "r.toml"))
     run = linnaeus.train(half_leaked, recipe, out=tmp_path / "run", console=Console())
-    assert "only 6 of 18 validation images were not seen before" in capsys.readouterr().err
+    assert "only 6 of 18 validation images were not seen in training" in capsys.readouterr().err
     assert json.loads((run.path / "metrics.json").read_text())["calibration"]["abstention"]["n"] == 18
 
 

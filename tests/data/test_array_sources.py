@@ -245,7 +245,7 @@ def test_damaged_idx(tmp_path: Path):
         (good[:7], "ends inside its header"),
         (b"", "starts with nothing"),
         (b"\0\0\x0d\x03" + good[4:], "holds float32; only uint8 is read"),
-        (b"GIF8" + good[4:], "starts with 47 49 46 38, but an IDX file with 00 00 08"),
+        (b"GIF8" + good[4:], "starts with 47 49 46 38, but an IDX file starts with 00 00 08"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 0, 5, 4), "dimensions (0, 5, 4)"),
         (idx(pictures[0]), "shape (5, 4) is not that of gray or RGB images"),
         (idx(pictures[:7]), "7 images, but 20 labels"),

@@ -133,7 +133,7 @@ def test_unknown_names_come_with_a_suggestion(hub: Hub):
         lambda: describe_weights("pretrained", "hf/other/dinov2-tiny"), rf"no such repository .*did you mean {NAME}\?"
     )
     refused(lambda: describe_weights("pretrained", "hf/facebook/dinov2-smal"), r"did you mean hf/facebook/dinov2-small")
-    refused(lambda: describe_weights("pretrained", "hf/a/b/c"), "is no repository of the hub; write hf/OWNER/NAME")
+    refused(lambda: describe_weights("pretrained", "hf/a/b/c"), "not a repository of the hub; write hf/OWNER/NAME")
 
 
 def test_repositories_without_a_configuration_or_weights(hub: Hub, copy: Path, tmp_path: Path):

@@ -230,7 +230,7 @@ def test_what_is_refused_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert by_token.head_input == 2 * FEATURES
     for call, reason in (
         (lambda: network(tmp_path / "gone.onnx"), r"gone\.onnx: there is no such file"),
-        (lambda: network(damaged), "is no ONNX file, or is damaged"),
+        (lambda: network(damaged), "not an ONNX file, or damaged"),
         (
             lambda: network(graph(outputs=("features", "map"))),
             "has 2 outputs; choose one with arguments = .*features, map",

@@ -307,7 +307,7 @@ def test_bad_configurations_and_files_are_one_line(tmp_path: Path):
 
     for call, reason in (
         (lambda: create("hf/somebody/tiny", 2), "LINNAEUS_OFFLINE is set; bring config.json and model.safetensors"),
-        (lambda: create("hf/../secrets", 2), "is no repository of the hub"),
+        (lambda: create("hf/../secrets", 2), "not a repository of the hub"),
         (lambda: load(other), "misses .*, so it does not hold the weights of hf/somebody/tiny"),
         (lambda: load(broken), r"config\.json: cannot be read as JSON"),
         (lambda: load(narrow), "has other shapes of"),

@@ -146,7 +146,7 @@ def test_a_crash_of_a_decoder_is_the_error_of_its_image_alone(model: Path, monke
             response = web.post("/predict", content=image, headers=OCTETS)
             assert response.status_code == status
             error = response.json()["predictions"][0]["error"]
-            assert error == (None if status == 200 else "damaged: its decoder crashed, or did not come to an end")
+            assert error == (None if status == 200 else "damaged: decoding it crashed, or did not finish")
         (idle,) = decoder_process._idle[0]
         idle.process.kill()  # by the system, for want of memory
         idle.process.wait()

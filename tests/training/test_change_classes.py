@@ -181,7 +181,7 @@ def test_an_interrupted_change_is_given_again_not_resumed(say, tmp_path: Path, f
     [
         ((), "nothing to change"),
         (("--drop", "7"), "the run has no class '7'"),
-        (("--rename", "0=1"), "unite them by --merge"),
+        (("--rename", "0=1"), "merge them with --merge"),
         (("--rename", "0"), "must be OLD=NEW"),
         (("--merge", "0=1"), "must be A,B=C"),
         (("--drop", "0", "--rename", "0=x"), "changed twice"),

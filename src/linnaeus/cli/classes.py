@@ -12,14 +12,14 @@ from linnaeus.errors import UserError
 
 @click.command()
 @click.argument("run")
-@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a class. May be repeated.")
-@click.option("--merge", multiple=True, metavar="A,B=C", help="Unite classes. May be repeated.")
-@click.option("--drop", multiple=True, metavar="CLASS", help="Leave out a class and its images. May be repeated.")
+@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a class. Repeatable.")
+@click.option("--merge", multiple=True, metavar="A,B=C", help="Merge classes. Repeatable.")
+@click.option("--drop", multiple=True, metavar="CLASS", help="Leave out a class and its images. Repeatable.")
 @click.option(
     "--add",
     multiple=True,
     metavar="DIR",
-    help="Add images of a folder, to a new class or an existing one. May be repeated.",
+    help="Add images of a folder, to a new class or an existing one. Repeatable.",
 )
 @click.option("--name", multiple=True, metavar="CLASS", help="Class of each --add.  [default: name of the folder]")
 @click.option("--out", metavar="DIR", help="New run folder.  [default: RUN-classes-<n>]")

@@ -56,7 +56,7 @@ RESTART = "run it again"
     "--outside",
     multiple=True,
     metavar="DIR",
-    help="Folder of images that belong to no class: measure how many are recognized as unknown. May be repeated.",
+    help="Folder of images that belong to no class: measure how many are recognized as unknown. Repeatable.",
 )
 @code_option
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics as JSON, including those per class.")

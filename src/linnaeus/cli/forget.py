@@ -10,8 +10,8 @@ from linnaeus.cli.options import device_option, make_console, verbosity
 @click.command()
 @click.argument("run")
 @click.option("--images", metavar="LIST", help="File with the path of an image on each line, or - for standard input.")
-@click.option("--group", "groups", multiple=True, metavar="VALUE", help="Images of a group. May be repeated.")
-@click.option("--class", "classes", multiple=True, metavar="CLASS", help="Images of a class. May be repeated.")
+@click.option("--group", "groups", multiple=True, metavar="VALUE", help="Images of a group. Repeatable.")
+@click.option("--class", "classes", multiple=True, metavar="CLASS", help="Images of a class. Repeatable.")
 @click.option("--out", metavar="DIR", help="New run folder.  [default: RUN-forget-<n>]")
 @device_option
 @verbosity
@@ -20,10 +20,10 @@ def forget(
 ) -> None:
     """Make a new run that has never seen some images.
 
-    The new run is identical, bit for bit, to a run that is trained without these images. They and everything that was
-    computed from them are removed from the cache, also copies with the same content. The new model file states how
-    many images were removed. RUN is not changed, and still depends on these images until you remove it. It must have
-    a frozen network and a solved head (head = "auto"), as runs with the recipes for few images do.
+    The new run is identical, bit for bit, to a run that is trained without these images and without copies with the
+    same content. All of them, and everything computed from them, are removed from the cache. The new model file states
+    how many images were removed. RUN is not changed, and still depends on these images until you remove it. It must
+    have a frozen network and a solved head (head = "auto"), as runs with the recipes for few images do.
     """
     from linnaeus.cli import early
     from linnaeus.training.forget import forget as forget_images

@@ -126,7 +126,7 @@ def _open_store(folder: Path, out: str | None, labels: str | None, console: Cons
     if store.journal.labels:
         console.say(f"labels    {file}: {len(store.journal.labels)} images, continued")
     if labels is not None:
-        console.say(f"labels    {store.import_csv(Path(labels).expanduser())} taken over from {labels}")
+        console.say(f"labels    {store.import_csv(Path(labels).expanduser())} imported from {labels}")
     return store
 
 

@@ -77,8 +77,8 @@ def predict(
     """Classify images.
 
     MODEL is a run folder or a model file. An image is a file, a folder, a glob pattern, or - to read paths from
-    standard input. The answer is "unsure" if the best class is below the threshold that was fitted on the validation
-    split. Exit status 1 if any image cannot be read.
+    standard input. The answer is "unsure" if the best class is less probable than the threshold fitted on validation,
+    and "unknown" if the image is unlike the training images. Exit status 1 if any image cannot be read.
 
     If --out is an existing CSV or JSONL file, images it already contains are skipped.
 

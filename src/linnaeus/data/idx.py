@@ -169,8 +169,8 @@ def _header(path: Path, magic: bytes, read) -> tuple[int, ...]:
     """Magic number (two zero bytes, type, dimensions) and the dimensions, big-endian uint32 each."""
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or not 1 <= magic[3] <= 4:
         raise UserError(
-            f"{path}: starts with {magic.hex(' ') or 'nothing'}, but an IDX file with 00 00 08 and 01 to 04; "
-            "download it again"
+            f"{path}: starts with {magic.hex(' ') or 'nothing'}, but an IDX file starts with 00 00 08 and 01 to "
+            "04; download it again"
         )
     if magic[2] != 0x08:
         raise UserError(f"{path}: holds {TYPES[magic[2]]}; only uint8 is read: convert it")

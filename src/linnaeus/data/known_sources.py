@@ -146,7 +146,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     Files that were put there by hand are kept. If a download fails, the error says which files to put where by hand.
     """
     if name not in KNOWN:
-        raise UserError(f"{name}: not a known data set; choose one of {', '.join(KNOWN)}")
+        raise UserError(f"{name}: not a known dataset; choose one of {', '.join(KNOWN)}")
     files = missing(name)
     total = sum(file.size or 0 for file in files)
     done = 0

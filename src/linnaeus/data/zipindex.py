@@ -75,7 +75,7 @@ def _check_directory(place: str, file: BinaryIO, length: int, most: int) -> None
         size = struct.unpack("<Q", tail[end64 + 40 : end64 + 48])[0]
     if disk not in (0, 0xFFFF) or first_disk not in (0, 0xFFFF):
         raise UserError(
-            f"{place}: one part of a zip in several parts; join them first (zip -s 0 parts.zip --out one.zip)"
+            f"{place}: one part of a multi-part zip; join the parts first (zip -s 0 parts.zip --out one.zip)"
         )
     if size > MOST_DIRECTORY:
         raise UserError(f"{place}: its directory of files has {size:,} bytes (at most {MOST_DIRECTORY:,}); unpack it")

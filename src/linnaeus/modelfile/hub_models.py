@@ -22,7 +22,7 @@ def parse_repository(name: str) -> tuple[str, str]:
     """'hf:ana/flowers@v2' -> ('ana/flowers', 'v2'); without a revision it is 'main'. Raises UserError."""
     match = NAME.fullmatch(name.removeprefix(PREFIX))
     if match is None or ".." in name or "--" in match[1]:
-        raise UserError(f"{name}: names no repository of the hub; write hf:OWNER/NAME, or hf:OWNER/NAME@REVISION")
+        raise UserError(f"{name}: not a repository of the hub; write hf:OWNER/NAME, or hf:OWNER/NAME@REVISION")
     return match[1], match[2] or "main"
 
 

@@ -170,7 +170,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     elif about.arch["name"] == "custom":
         raise UserError(
             f"{path}: its network is your own code ({about.arch['arguments'].get('source')}), which a model file never "
-            "holds; give it with --model FILE.py:FUNCTION, or linnaeus.load(path, model=module)"
+            "contains; give it with --model FILE.py:FUNCTION, or linnaeus.load(path, model=module)"
         )
     else:
         # Build on the meta device: a forged description must not allocate memory before the weights are checked.

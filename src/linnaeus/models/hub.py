@@ -67,7 +67,7 @@ def repository_of(name: str) -> str:
     """'hf/facebook/dinov2-small' -> 'facebook/dinov2-small'. Raises UserError if it cannot be a repository."""
     repo = name.removeprefix(PREFIX)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or ".." in repo or "--" in repo:
-        raise UserError(f"{name}: is no repository of the hub; write hf/OWNER/NAME, such as hf/{WELL_KNOWN[0]}")
+        raise UserError(f"{name}: not a repository of the hub; write hf/OWNER/NAME, such as hf/{WELL_KNOWN[0]}")
     return repo
 
 

@@ -79,7 +79,7 @@ def _load(file: Path) -> Any:
         if not model.graph.node:
             raise ValueError("it computes nothing")
     except Exception as error:  # protobuf has exceptions of its own; ONNX Runtime checks the rest when it runs
-        raise UserError(f"{file}: is no ONNX file, or is damaged ({_line(error)}); get a fresh copy") from None
+        raise UserError(f"{file}: not an ONNX file, or damaged ({_line(error)}); get a fresh copy") from None
     return model
 
 

@@ -48,7 +48,7 @@ class Decoders:
             with decoder_process(NICE if large else 0) as process:
                 answer, pixels = process.ask({**self._request, "large": large}, data)
         except EOFError:
-            raise UnreadableError("image", "damaged: its decoder crashed, or did not come to an end") from None
+            raise UnreadableError("image", "damaged: decoding it crashed, or did not finish") from None
         if "error" in answer:
             raise UnreadableError("image", answer["error"], kind=answer["kind"])
         if "large" in answer:

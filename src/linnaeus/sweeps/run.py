@@ -188,7 +188,7 @@ class _Worker:
                 ) from error
             except KeyboardInterrupt:
                 claimed.release()  # still marked as running, so the next process repeats it
-                self.console.parent.say(f"stopped in trial {claimed.number}, which the next start repeats")
+                self.console.parent.say(f"stopped in trial {claimed.number}; the next start repeats it")
                 return True
             with self.study.locked():
                 trials = self.study.trials()

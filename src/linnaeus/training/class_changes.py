@@ -57,7 +57,7 @@ class ClassChanges:
             # Two classes under one name must be a deliberate merge, not a slip of --rename.
             others = [old for old, target in targets.items() if target == new]
             if new in kept or len(others) > 1:
-                raise UserError(f"--rename {text}: {new!r} is the name of another class; unite them by --merge")
+                raise UserError(f"--rename {text}: {new!r} is the name of another class; merge them with --merge")
         return {name: targets.get(name, name) for name in classes}
 
     @staticmethod

@@ -80,7 +80,7 @@ def _named(run: SolvedRun, source: str) -> np.ndarray:
             # The comparison with many names would take seconds.
             close = did_you_mean(name, run.rows.texts) if len(positions) < 10_000 else ""
             raise UserError(
-                f"{source}:{number}: {name!r} is no image of {run.path}{close}; name images as its split.csv or "
+                f"{source}:{number}: {name!r} is not an image of {run.path}{close}; name images as its split.csv or "
                 "predictions.csv does, or by their paths"
             )
         gone[position] = True

@@ -41,7 +41,7 @@ class TrainingInfluence:
         self.classifier = classifier
         if classifier.path.name != MODEL or not (classifier.path.parent / SPLIT).is_file():
             raise UserError(
-                f"{classifier.path}: is no run folder with its split.csv, so {PURPOSE}; give the run folder"
+                f"{classifier.path}: is not a run folder with a split.csv, so {PURPOSE}; give the run folder"
             )
         if classifier.network.windows > 1:
             raise UserError(f"{classifier.path}: its head looks at windows of each image, so {PURPOSE}; use --class")

@@ -50,9 +50,8 @@ def _unseen(prepared: Prepared) -> np.ndarray | None:
     if unseen.all() or (n := int(unseen.sum())) >= FEWEST_FITTING:
         return None if unseen.all() else unseen
     prepared.console.warn(
-        f"only {n} of {len(unseen)} validation images were not seen before, too few to fit probabilities and "
-        "thresholds, so that all are used: the model is surer than it should be; remove the copies, which `linnaeus "
-        "check` lists"
+        f"only {n} of {len(unseen)} validation images were not seen in training, too few to fit probabilities and "
+        "thresholds. All are used, so the model will be too confident; remove the copies, which `linnaeus check` lists"
     )
     return None
 

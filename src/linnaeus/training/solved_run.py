@@ -50,8 +50,8 @@ class SolvedRun:
         kind = (metrics.get("source") or {}).get("kind")
         if kind not in OF_FILES:
             raise UserError(
-                f"{path}: its images are not files but those of a source of kind {kind}, so {purpose}; train again on "
-                "a source without them"
+                f"{path}: its images come from a source of kind {kind} and are not files, so {purpose}; train again "
+                "on a source without them"
             )
         return cls(path, read_header(path / MODEL), metrics, _recipe(path, purpose), read_csv(path / SPLIT))
 

@@ -148,9 +148,7 @@ class Optimization:
             raise
         except Exception as error:  # compilers fail in many ways, and their exceptions have no class in common
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise JobError(
-                f"torch.compile cannot translate this network ({reason}); use --set compile=false"
-            ) from error
+            raise JobError(f"torch.compile cannot compile this network ({reason}); use --set compile=false") from error
         self.translated = True
         return out
 
