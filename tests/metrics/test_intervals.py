@@ -116,7 +116,7 @@ def test_few_groups_have_wider_intervals():
 
 def widths(found: Metrics) -> dict[str, float]:
     """Widths of the intervals."""
-    every = found.overall | {f"recall of {c.index}": c.recall for c in found.classes}
+    every = found.overall | {f"recall of {c.index}": c["recall"] for c in found.classes}
     return {name: float(np.ptp(each.ci95)) for name, each in every.items() if each.ci95 is not None}
 
 

@@ -53,7 +53,7 @@ def test_values_are_those_of_scikit_learn():
         by_label["average_precision"] = reference.average_precision_score(y[:, k], p[:, k])
         by_label["roc_auc"] = reference.roc_auc_score(y[:, k], p[:, k])
         for name, value in by_label.items():
-            assert label.estimates[name].value == pytest.approx(value, abs=1e-6), (k, name)
+            assert label[name].value == pytest.approx(value, abs=1e-6), (k, name)
     assert found.together[0, 1] == (y[:, 0] & y[:, 1]).sum()
     short = label_figures(out, decisions)
     assert (short.map, short.macro_f1, short.n) == (found["map"].value, found["macro_f1"].value, 200)
@@ -64,8 +64,8 @@ def test_a_label_that_does_not_occur_has_no_figures_and_does_not_count():
     out = outputs()
     out.labels[:, 2] = False
     found = compute_label_metrics(out, out.probabilities >= 0.5)
-    assert found.labels[2].estimates["average_precision"].value is None
-    assert found.labels[2].estimates["recall"].value is None
+    assert found.labels[2]["average_precision"].value is None
+    assert found.labels[2]["recall"].value is None
     kept = [0, 1, 3, 4]
     expected = reference.average_precision_score(out.labels[:, kept], out.probabilities[:, kept], average="macro")
     assert found["map"].value == pytest.approx(expected, abs=1e-6)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.metrics.calibration import Calibration, cross_fit, fit_temperature, reliability_diagram
-from linnaeus.metrics.classification import Metrics, compute_metrics, point_estimates
+from linnaeus.metrics.classification import Metrics, class_dicts, compute_metrics, point_estimates
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.metrics.outputs import Outputs
@@ -121,7 +121,7 @@ class Assessment:
     def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
         """Everything for JSON."""
         return self.to_dict() | {
-            "classes": self.metrics.class_dicts(classes, names),
+            "classes": class_dicts(self.metrics.classes, classes, names),
             "confusion": self.metrics.confusion.tolist(),
             "reliability": self.calibration.reliability,
             "risk_coverage": self.abstention.curve,

@@ -28,16 +28,15 @@ from typing import Protocol
 import numpy as np
 
 from linnaeus.metrics.calibration import bin_indices
-from linnaeus.metrics.intervals import student_quantile
+from linnaeus.metrics.intervals import Estimate, Interval, student_quantile
 from linnaeus.metrics.outputs import Outputs
 
 RESAMPLES = 1000
 MIN_RESAMPLES = 100  # percentiles of fewer are not meaningful
 RANKING_WORK = 200_000_000  # images x classes x resamples that the ranking metrics may cost: 2 to 4 s
 CHUNK = 500_000  # images x resamples at a time, which fit the cache of one core
-
-Interval = tuple[float, float] | None
-"""None where no interval can be given: the resamples are all equal, or too few."""
+BIASED = ("ece", "ece_equal_mass")
+"""Metrics that sampling noise can only increase."""
 
 
 class WeightedMetrics(Protocol):
@@ -56,8 +55,10 @@ class WeightedMetrics(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """The metrics of bootstrap resamples."""
+    """The metrics of a sample and of its bootstrap resamples."""
 
+    values: dict[str, np.ndarray]
+    """By name, of the sample: (), or (classes,)."""
     metrics: dict[str, np.ndarray]
     """By name: (resamples,), or (classes, resamples)."""
     resamples: int
@@ -69,12 +70,24 @@ class Resampled:
         """The 95 % interval of a metric, or of the metric of one class."""
         if name not in self.metrics:
             return None
-        values = self.metrics[name] if label is None else self.metrics[name][label]
-        return percentile_interval(values, self.groups)
+        interval = percentile_interval(self.metrics[name] if label is None else self.metrics[name][label], self.groups)
+        # Calibration errors are biased upwards, so plain quantiles would be too high.
+        return _calibration_error_interval(interval, float(self.values[name])) if name in BIASED else interval
+
+    def estimate(self, name: str, label: int | None = None) -> Estimate:
+        """A metric, or the metric of one class, with its interval."""
+        value = self.values[name] if label is None else self.values[name][label]
+        return Estimate.of(float(value), self.interval(name, label))
+
+
+def sample_values(sample: WeightedMetrics) -> dict[str, np.ndarray]:
+    """The metrics of the sample itself by name, () or (classes,): all weights are 1."""
+    ones = np.ones((sample.n, 1), np.float32)
+    return {name: values[..., 0] for name, values in (sample.metrics(ones) | sample.ranking_metrics(ones)).items()}
 
 
 def resample(sample: WeightedMetrics, seed: int = 0, resamples: int = RESAMPLES) -> Resampled:
-    """Compute the metrics of `resamples` resamples of the images. The same seed gives the same resamples."""
+    """Compute the metrics of the images and of `resamples` resamples. The same seed gives the same resamples."""
     ranking = min(resamples, RANKING_WORK // (sample.n * sample.rankings))
     ranking = ranking if ranking >= MIN_RESAMPLES else 0
     chunks: dict[str, list[np.ndarray]] = {}
@@ -84,39 +97,8 @@ def resample(sample: WeightedMetrics, seed: int = 0, resamples: int = RESAMPLES)
             for name, values in compute(weights).items():
                 chunks.setdefault(name, []).append(values)
     metrics = {name: np.concatenate(values, axis=-1) for name, values in chunks.items()}
-    return Resampled(metrics, resamples, ranking, None if sample.group is None else int(sample.group.max()) + 1)
-
-
-@dataclass(frozen=True)
-class BootstrapIntervals:
-    """95 % intervals by the name of the metric."""
-
-    resamples: int
-    ranking_resamples: int
-    overall: dict[str, Interval]
-    by_class: dict[str, list[Interval]]
-    """One interval for each class."""
-    ece_by_chance: tuple[float, float]
-    """Mean and 95th percentile of the calibration error that a perfectly calibrated model would have on as many images
-    with the same confidences (Broecker and Smith 2007)."""
-
-
-def bootstrap_intervals(outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> BootstrapIntervals:
-    """Intervals of all metrics that are no proportions. The same seed gives the same intervals."""
-    sample = WeightedSample(outputs)
-    drawn = resample(sample, seed, resamples)
-    overall = {name: drawn.interval(name) for name, values in drawn.metrics.items() if values.ndim == 1}
-    estimates = sample.metrics(np.ones((sample.n, 1), np.float32))
-    for name in ("ece", "ece_equal_mass"):
-        # Calibration errors are biased upwards, so plain quantiles would be too high.
-        overall[name] = _calibration_error_interval(overall[name], float(estimates[name][0]))
-    by_class = {
-        name: [drawn.interval(name, c) for c in range(len(values))]
-        for name, values in drawn.metrics.items()
-        if values.ndim == 2
-    }
-    by_chance = sample.ece_by_chance(resamples, seed)
-    return BootstrapIntervals(drawn.resamples, drawn.ranking_resamples, overall, by_class, by_chance)
+    groups = None if sample.group is None else int(sample.group.max()) + 1
+    return Resampled(sample_values(sample), metrics, resamples, ranking, groups)
 
 
 def resample_weights(
@@ -230,7 +212,8 @@ class WeightedSample:
         }
 
     def ece_by_chance(self, resamples: int, seed: int) -> tuple[float, float]:
-        """Mean and 95th percentile of the calibration error if each answer were right with its stated probability."""
+        """Mean and 95th percentile of the calibration error that a perfectly calibrated model would have on as many
+        images with the same confidences (Broecker and Smith 2007)."""
         rng = np.random.default_rng([seed, 2])
         confidence = self.confidence[self.by_confidence]
         starts, chunks, at_once = _segment_starts(bin_indices(confidence)), [], max(1, CHUNK // self.n)

@@ -28,15 +28,15 @@ another order, so the last digit may differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.bootstrap import BootstrapIntervals, Interval, WeightedSample, bootstrap_intervals
+from linnaeus.metrics.bootstrap import Resampled, WeightedSample, resample
 from linnaeus.metrics.calibration import calibration_error
-from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.intervals import Estimate, proportion_interval
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.text import percent
 
@@ -128,24 +128,6 @@ def most_confused(confusion: np.ndarray, count: int = 10) -> list[tuple[int, int
     return [(int(label[i]), int(predicted[i]), int(images[i])) for i in order]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A metric and its 95 % interval. The value is None where undefined, the interval where none can be given."""
-
-    value: float | None
-    ci95: Interval = None
-
-    @classmethod
-    def of(cls, value: float, ci95: Interval) -> Estimate:
-        """An estimate, undefined where the value is not finite."""
-        return cls(float(value), ci95) if np.isfinite(value) else cls(None)
-
-    @classmethod
-    def proportion(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
-        """The share of `hits`, (n,) bool, among images of these groups, (n,) int64; undefined without images."""
-        return cls(float(hits.mean()), proportion_interval(hits, groups)) if len(hits) else cls(None)
-
-
 def estimate_entries(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """`name` and `name_ci95` of each estimate for JSON."""
     entries: dict[str, Any] = {}
@@ -157,19 +139,37 @@ def estimate_entries(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """The metrics of one class."""
+    """The metrics of one class, or of one label where images may have several."""
 
     index: int
     support: int
     """Images with this label."""
     predicted: int
-    """Images predicted as this class."""
+    """Images predicted as this class, or that are given this label."""
     correct: int
-    precision: Estimate
-    recall: Estimate
-    f1: Estimate
-    roc_auc: Estimate
-    average_precision: Estimate
+    estimates: dict[str, Estimate]
+    """By the names of CLASS_METRICS."""
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+
+def class_dicts(
+    rows: Sequence[ClassMetrics], classes: tuple[str, ...], names: tuple[str, ...], **more: int
+) -> list[dict[str, Any]]:
+    """The metrics of each class for JSON, each with the entries of `more`."""
+    return [
+        {
+            "class": classes[row.index],
+            "name": names[row.index],
+            **more,
+            "support": row.support,
+            "predicted": row.predicted,
+            "correct": row.correct,
+            **estimate_entries(row.estimates),
+        }
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,80 +203,44 @@ class Metrics:
             "bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples},
         }
 
-    def class_dicts(self, classes: tuple[str, ...], names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The metrics of each class for JSON, in index order."""
-        rows = []
-        for metrics in self.classes:
-            row: dict[str, Any] = {"class": classes[metrics.index], "name": names[metrics.index]}
-            row |= {"support": metrics.support, "predicted": metrics.predicted, "correct": metrics.correct}
-            rows.append(row | estimate_entries({name: getattr(metrics, name) for name in CLASS_METRICS}))
-        return rows
-
 
 def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     """All metrics of the outputs of at least one image. Runs the bootstrap; too slow to call in every epoch."""
     classes = outputs.logits.shape[1]
-    # All weights 1: the same code computes the estimate and its resamples.
-    sample, ones = WeightedSample(outputs), np.ones((len(outputs.labels), 1), np.float32)
-    values = sample.metrics(ones) | sample.ranking_metrics(ones)
-    intervals = bootstrap_intervals(outputs, seed)
-    matrix = confusion_matrix(outputs.labels, outputs.predicted, classes)
+    sample = WeightedSample(outputs)
+    drawn = resample(sample, seed)
     correct, groups = outputs.correct, outputs.groups
-
-    def bootstrapped(name: str) -> Estimate:
-        return Estimate.of(values[name][0], intervals.overall.get(name))
-
     overall = {
         "accuracy": Estimate.proportion(correct, groups),
         "top5": Estimate.proportion(outputs.in_top(5), groups) if classes > 5 else Estimate(None),
-        "balanced_accuracy": bootstrapped("balanced_accuracy"),
-        "macro_precision": bootstrapped("macro_precision"),
-        "macro_recall": bootstrapped("balanced_accuracy"),
-        "macro_f1": bootstrapped("macro_f1"),
-        "macro_roc_auc": bootstrapped("macro_roc_auc"),
-        "macro_average_precision": bootstrapped("macro_average_precision"),
-        "loss": bootstrapped("loss"),
-        "brier": bootstrapped("brier"),
-        "ece": bootstrapped("ece"),
-        "ece_equal_mass": bootstrapped("ece_equal_mass"),
+        "balanced_accuracy": drawn.estimate("balanced_accuracy"),
+        "macro_precision": drawn.estimate("macro_precision"),
+        "macro_recall": drawn.estimate("balanced_accuracy"),
     }
+    rest = ("macro_f1", "macro_roc_auc", "macro_average_precision", "loss", "brier", "ece", "ece_equal_mass")
+    matrix = confusion_matrix(outputs.labels, outputs.predicted, classes)
     return Metrics(
         n=len(correct),
         correct=int(correct.sum()),
-        overall=overall,
-        classes=_class_metrics(outputs, matrix, values, intervals),
+        overall=overall | {name: drawn.estimate(name) for name in rest},
+        classes=tuple(_class_metrics(outputs, matrix, drawn)),
         confusion=matrix,
-        ece_by_chance=intervals.ece_by_chance,
-        resamples=intervals.resamples,
-        ranking_resamples=intervals.ranking_resamples,
+        ece_by_chance=sample.ece_by_chance(drawn.resamples, seed),
+        resamples=drawn.resamples,
+        ranking_resamples=drawn.ranking_resamples,
         groups=outputs.group_count,
     )
 
 
-def _class_metrics(
-    outputs: Outputs, matrix: np.ndarray, values: dict[str, np.ndarray], intervals: BootstrapIntervals
-) -> tuple[ClassMetrics, ...]:
-    """The metrics of every class; `values` are the (classes, 1) results of a `WeightedSample` with all weights 1."""
+def _class_metrics(outputs: Outputs, matrix: np.ndarray, drawn: Resampled) -> Iterator[ClassMetrics]:
+    """The metrics of every class, in index order."""
     correct, predicted, groups = outputs.correct, outputs.predicted, outputs.groups
-    support, predictions, hits = matrix.sum(1).tolist(), matrix.sum(0).tolist(), np.diag(matrix).tolist()
+    counts = zip(matrix.sum(1).tolist(), matrix.sum(0).tolist(), np.diag(matrix).tolist(), strict=True)
 
     def share_correct(rows: np.ndarray) -> Estimate:
         return Estimate.proportion(correct[rows], None if groups is None else groups[rows])
 
-    def bootstrapped(name: str, c: int) -> Estimate:
-        return Estimate.of(values[name][c, 0], intervals.by_class[name][c] if name in intervals.by_class else None)
-
-    return tuple(
-        ClassMetrics(
-            index=c,
-            support=support[c],
-            predicted=predictions[c],
-            correct=hits[c],
-            precision=share_correct(predicted == c),
-            recall=share_correct(outputs.labels == c),
-            f1=bootstrapped("f1", c),
-            roc_auc=bootstrapped("roc_auc", c),
-            average_precision=bootstrapped("average_precision", c),
-        )
-        for c in range(len(matrix))
-    )
+    for c, (support, predictions, hits) in enumerate(counts):
+        shares = {"precision": share_correct(predicted == c), "recall": share_correct(outputs.labels == c)}
+        rankings = {name: drawn.estimate(name, c) for name in ("f1", "roc_auc", "average_precision")}
+        yield ClassMetrics(c, support, predictions, hits, shares | rankings)

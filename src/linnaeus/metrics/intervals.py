@@ -23,12 +23,35 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betaincinv, stdtrit
 
 NORMAL_QUANTILE = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution, for two-sided 95 % intervals."""
+
+
+Interval = tuple[float, float] | None
+"""None where no interval can be given: the bootstrap resamples are all equal, or too few."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric and its 95 % interval. The value is None where undefined, the interval where none can be given."""
+
+    value: float | None
+    ci95: Interval = None
+
+    @classmethod
+    def of(cls, value: float, ci95: Interval) -> Estimate:
+        """An estimate, undefined where the value is not finite."""
+        return cls(value, ci95) if math.isfinite(value) else cls(None)
+
+    @classmethod
+    def proportion(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
+        """The share of `hits`, (n,) bool, among images of these groups, (n,) int64; undefined without images."""
+        return cls(float(hits.mean()), proportion_interval(hits, groups)) if len(hits) else cls(None)
 
 
 def wilson(successes: float, n: float, z: float = NORMAL_QUANTILE) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.metrics.calibration import calibration_error, reliability_diagram
+from linnaeus.metrics.classification import class_dicts
 from linnaeus.metrics.label_calibration import NEVER, LabelCalibration, cross_fit_labels
 from linnaeus.metrics.multilabel import (
     LabelFigures,
@@ -47,7 +48,7 @@ class LabelAssessment:
 
     def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
         """Everything for JSON."""
-        rows = self.metrics.label_dicts(classes, names)
+        rows = class_dicts(self.metrics.labels, classes, names, n=self.metrics.n)
         for k, row in enumerate(rows):
             threshold = float(self.calibration.thresholds[k])
             row["threshold"] = threshold if threshold < NEVER else None

@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.bootstrap import auc_and_precision, mean_where, resample
+from linnaeus.metrics.bootstrap import auc_and_precision, mean_where, resample, sample_values
 from linnaeus.metrics.calibration import calibration_error
-from linnaeus.metrics.classification import Estimate, Figures, estimate_entries, figures
+from linnaeus.metrics.classification import ClassMetrics, Figures, estimate_entries, figures
+from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.text import percent
 
@@ -83,15 +84,14 @@ class LabelFigures:
 def label_figures(outputs: Outputs, decisions: np.ndarray | None = None) -> LabelFigures:
     """The headline metrics; `decisions` (n, labels) bool, by default at probability 0.5."""
     decisions = outputs.probabilities >= UNCHOSEN if decisions is None else decisions
-    sample, ones = WeightedLabels(outputs, decisions), np.ones((len(outputs.labels), 1), np.float32)
-    values = sample.metrics(ones) | sample.ranking_metrics(ones)
+    values = sample_values(WeightedLabels(outputs, decisions))
     return LabelFigures(
         n=len(outputs.labels),
         labels=int(outputs.labels.any(0).sum()),
-        map=float(np.nan_to_num(values["map"][0])),
+        map=float(np.nan_to_num(values["map"])),
         subset_accuracy=float((decisions == outputs.labels).all(1).mean()),
         hamming_loss=float((decisions != outputs.labels).mean()),
-        macro_f1=float(np.nan_to_num(values["macro_f1"][0])),
+        macro_f1=float(np.nan_to_num(values["macro_f1"])),
         loss=float(outputs.losses.mean()),
         groups=outputs.group_count,
     )
@@ -117,20 +117,6 @@ def read_headline(values: Mapping[str, Any]) -> Headline:
     return LabelFigures.from_dict(values) if "map" in values else Figures.from_dict(values)
 
 
-@dataclass(frozen=True)
-class LabelMetrics:
-    """The metrics of one label."""
-
-    index: int
-    support: int
-    """Images with this label."""
-    predicted: int
-    """Images that the decision gives it to."""
-    correct: int
-    estimates: dict[str, Estimate]
-    """By the names of CLASS_METRICS."""
-
-
 @dataclass(frozen=True, eq=False)
 class MultiLabelMetrics:
     """All metrics of a set of images, overall and by label."""
@@ -140,7 +126,7 @@ class MultiLabelMetrics:
     """Images of which every decision is right."""
     overall: dict[str, Estimate]
     """By name, in the order in which they are shown."""
-    labels: tuple[LabelMetrics, ...]
+    labels: tuple[ClassMetrics, ...]
     together: np.ndarray
     """As `co_occurrence` counts them."""
     resamples: int
@@ -158,31 +144,16 @@ class MultiLabelMetrics:
         values |= estimate_entries(self.overall)
         return values | {"bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples}}
 
-    def label_dicts(self, classes: tuple[str, ...], names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The metrics of each label for JSON, in index order."""
-        rows = []
-        for metrics in self.labels:
-            row: dict[str, Any] = {"class": classes[metrics.index], "name": names[metrics.index]}
-            row |= {"n": self.n, "support": metrics.support, "predicted": metrics.predicted, "correct": metrics.correct}
-            rows.append(row | estimate_entries(metrics.estimates))
-        return rows
-
 
 def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0) -> MultiLabelMetrics:
     """All metrics of outputs and decisions (n, labels) bool of at least one image. Runs the bootstrap."""
-    sample, ones = WeightedLabels(outputs, decisions), np.ones((len(outputs.labels), 1), np.float32)
-    values = sample.metrics(ones) | sample.ranking_metrics(ones)
+    sample = WeightedLabels(outputs, decisions)
     drawn = resample(sample, seed)
-
-    def estimate(name: str, label: int | None = None) -> Estimate:
-        value = values[name][0] if label is None else values[name][label, 0]
-        return Estimate.of(value, drawn.interval(name, label))
-
     right = (decisions == outputs.labels).all(1)
     named = ("map", "micro_average_precision", "macro_roc_auc", "macro_precision", "macro_recall", "macro_f1")
-    overall = {name: estimate(name) for name in (*named, "micro_precision", "micro_recall", "micro_f1")}
+    overall = {name: drawn.estimate(name) for name in (*named, "micro_precision", "micro_recall", "micro_f1")}
     overall["subset_accuracy"] = Estimate.proportion(right, outputs.groups)
-    overall |= {name: estimate(name) for name in ("hamming_loss", "loss")}
+    overall |= {name: drawn.estimate(name) for name in ("hamming_loss", "loss")}
     overall["ece"] = Estimate(calibration_error(outputs.probabilities.ravel(), outputs.labels.ravel()))
     support, predicted = outputs.labels.sum(0), decisions.sum(0)
     hits = (outputs.labels & decisions).sum(0)
@@ -193,7 +164,7 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0
         return Estimate.proportion(hits[rows, c], None if outputs.groups is None else outputs.groups[rows])
 
     labels = tuple(
-        LabelMetrics(
+        ClassMetrics(
             c,
             int(support[c]),
             int(predicted[c]),
@@ -201,7 +172,7 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0
             {
                 "precision": share(c, outputs.labels, decisions),
                 "recall": share(c, decisions, outputs.labels),
-                **{name: estimate(name, c) for name in ("f1", "roc_auc", "average_precision")},
+                **{name: drawn.estimate(name, c) for name in ("f1", "roc_auc", "average_precision")},
             },
         )
         for c in range(sample.count)

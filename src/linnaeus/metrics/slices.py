@@ -15,10 +15,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from linnaeus.metrics.intervals import design_effect, proportion_interval
-from linnaeus.metrics.mcnemar import holm
-
-LEVEL = 0.05
-"""Corrected p-values below it are significant."""
+from linnaeus.metrics.mcnemar import SIGNIFICANT, holm
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Slice:
     @property
     def is_worse(self) -> bool:
         """Whether the accuracy is significantly below that of all other images."""
-        return self.p < LEVEL and self.difference < 0
+        return self.p < SIGNIFICANT and self.difference < 0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

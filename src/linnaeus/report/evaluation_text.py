@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
 from linnaeus.metrics.calibration import calibration_failure
-from linnaeus.metrics.classification import ClassMetrics, Estimate, Metrics, most_confused
+from linnaeus.metrics.classification import ClassMetrics, Metrics, most_confused
+from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.slices import Slice
 from linnaeus.text import align, percent, shorten
 
@@ -62,7 +63,7 @@ def summary(metrics: Metrics) -> list[str]:
 def classes(metrics: Metrics, names: Sequence[str]) -> list[str]:
     """One line per class that occurs, the lowest F1 first; of many classes, only the worst."""
     occurring = [row for row in metrics.classes if row.support]
-    ordered = sorted(occurring, key=lambda row: (row.f1.value or 0.0, -row.support))
+    ordered = sorted(occurring, key=lambda row: (row["f1"].value or 0.0, -row.support))
     shown = ordered if len(ordered) <= ALL_CLASSES else ordered[:WORST]
     title = f"classes, the worst first{'' if shown is ordered else f' ({WORST} of {len(ordered)}; all with --json)'}"
     absent = len(metrics.classes) - len(occurring)
@@ -77,11 +78,11 @@ def _class_row(row: ClassMetrics, names: Sequence[str]) -> list[str]:
         shorten(names[row.index], NAME),
         str(row.support),
         str(row.correct),
-        *_with_interval(row.recall, as_percent=True, digits=1),
-        *_with_interval(row.precision, as_percent=True, digits=1),
-        _format(row.f1.value, as_percent=True, digits=1),
-        _format(row.roc_auc.value, as_percent=False),
-        _format(row.average_precision.value, as_percent=False),
+        *_with_interval(row["recall"], as_percent=True, digits=1),
+        *_with_interval(row["precision"], as_percent=True, digits=1),
+        _format(row["f1"].value, as_percent=True, digits=1),
+        _format(row["roc_auc"].value, as_percent=False),
+        _format(row["average_precision"].value, as_percent=False),
     ]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from linnaeus.metrics.classification import Estimate
+from linnaeus.metrics.classification import ClassMetrics
+from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.label_assessment import LabelAssessment
 from linnaeus.metrics.label_calibration import NEVER
-from linnaeus.metrics.multilabel import LabelMetrics
 from linnaeus.text import align, percent, shorten
 
 ALL_LABELS = 30  # up to this many labels are all shown; of more, the worst
@@ -57,7 +57,7 @@ def summary(assessment: LabelAssessment) -> list[str]:
 def labels(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
     """One line per label, the lowest average precision first; of many labels, only the worst."""
     metrics, thresholds = assessment.metrics, assessment.calibration.thresholds
-    ordered = sorted(metrics.labels, key=lambda row: (row.estimates["average_precision"].value or 0.0, -row.support))
+    ordered = sorted(metrics.labels, key=lambda row: (row["average_precision"].value or 0.0, -row.support))
     shown = ordered if len(ordered) <= ALL_LABELS else ordered[:WORST]
     title = f"labels, the worst first{'' if shown is ordered else f' ({WORST} of {len(ordered)}; all with --json)'}"
     absent = sum(row.support == 0 for row in metrics.labels)
@@ -67,14 +67,13 @@ def labels(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
     return [title, *align([head, *(_row(row, names, float(thresholds[row.index])) for row in shown)], "<>>>>>>>>>")]
 
 
-def _row(row: LabelMetrics, names: Sequence[str], threshold: float) -> list[str]:
-    estimates = row.estimates
+def _row(row: ClassMetrics, names: Sequence[str], threshold: float) -> list[str]:
     return [
         shorten(names[row.index], NAME),
         str(row.support),
-        *_with_interval(estimates["average_precision"]),
-        *(percent(estimates[name].value) for name in ("roc_auc", "precision", "recall")),
-        *_with_interval(estimates["f1"]),
+        *_with_interval(row["average_precision"]),
+        *(percent(row[name].value) for name in ("roc_auc", "precision", "recall")),
+        *_with_interval(row["f1"]),
         "never" if threshold >= NEVER else percent(threshold),
     ]
 
