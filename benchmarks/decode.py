@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from linnaeus.cache import Cache
 from linnaeus.data.decode import RowSpec, load_row
-from linnaeus.stores.pixels import PixelStore, build_pixels
+from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import PixelStore
 
 SIZE = 256
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"

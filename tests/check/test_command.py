@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from scenes import COPIES, scene, write_scenes
 from wording import broken_words
 
+from linnaeus.cache import default_cache
 from linnaeus.check import gallery
 from linnaeus.check.data_check import DataCheck, check, check_table, copies, leaks, near_duplicates
 from linnaeus.check.findings import Finding
@@ -27,7 +28,6 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.models import create
 from linnaeus.models.weight_store import lookup, sha256_of, store_checksum, weights_dir
-from linnaeus.stores import default_cache
 from linnaeus.stores.embeddings import default_weights, embed
 from linnaeus.theme import style_sheet
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 from scenes import bomb, encoded, scene, write_scenes
 
+from linnaeus.cache import default_cache
 from linnaeus.check import image_statistics
 from linnaeus.check.image_statistics import (
     STATISTICS,
@@ -20,7 +21,6 @@ from linnaeus.check.image_statistics import (
 )
 from linnaeus.data.decode import FORMATS, UnreadableError
 from linnaeus.data.sources import open_source
-from linnaeus.stores import default_cache
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from tiny import write_idx, write_images, write_recipe
 
+from linnaeus.cache import default_cache
 from linnaeus.data import remote
 from linnaeus.data.batches import Batches, Partition, Sampling
 from linnaeus.data.decode import RowSpec, UnreadableError
@@ -26,7 +27,6 @@ from linnaeus.data.shards import INDEX
 from linnaeus.data.shardwriter import write_shards
 from linnaeus.data.sources import open_source
 from linnaeus.errors import JobError, UserError
-from linnaeus.stores import default_cache
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import StreamedRows
 

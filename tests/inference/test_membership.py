@@ -15,11 +15,11 @@ from PIL import Image
 from tiny import write_images, write_recipe, write_tiny_model
 
 import linnaeus
+from linnaeus.cache import default_cache
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.inference.membership import Membership
 from linnaeus.modelfile.safetensors import read_model, write_model
-from linnaeus.stores import default_cache
 from linnaeus.training.best import Best
 
 QUIET = Console(quiet=True)

@@ -21,7 +21,8 @@ from linnaeus.check.image_statistics import compute_statistics
 from linnaeus.data.decode import load_row
 from linnaeus.data.sources import open_source
 from linnaeus.stores import pixels, rows
-from linnaeus.stores.pixels import PixelStore, build_pixels
+from linnaeus.stores.pixels import build_pixels
+from linnaeus.stores.pixelstore import PixelStore
 
 FLIPS = 25
 

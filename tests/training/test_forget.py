@@ -13,10 +13,10 @@ import pytest
 from test_change_classes import HEAD, VIEWS, contents, make_run
 from tiny import write_label_sets, write_recipe
 
+from linnaeus.cache import default_cache
 from linnaeus.export.model_card import model_card
 from linnaeus.inference.classifier import load
 from linnaeus.modelfile.safetensors import read_header
-from linnaeus.stores import default_cache
 from linnaeus.training.run import train
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.cache import default_cache
 from linnaeus.check.class_findings import table_findings
 from linnaeus.check.duplicate_findings import duplicate_findings
 from linnaeus.check.duplicates import COPY, EXACT, MIN_SIDE, Duplicates, find_duplicates
@@ -22,7 +23,6 @@ from linnaeus.data.class_names import printable
 from linnaeus.data.content import UNKNOWN
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 

@@ -181,7 +181,7 @@ def data_cache(clear: bool) -> None:
     """
     from datetime import datetime
 
-    from linnaeus.stores import default_cache
+    from linnaeus.cache import default_cache
 
     cache = default_cache()
     if clear:

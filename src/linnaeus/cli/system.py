@@ -71,9 +71,9 @@ def devices_and_files() -> dict[str, Any]:
     """Devices as torch sees them, the cache with its size, and the names of the weights in it."""
     import torch
 
+    from linnaeus.cache import default_cache
     from linnaeus.device import available_cores, free_memory
     from linnaeus.models.weight_store import local_weights
-    from linnaeus.stores import default_cache
 
     cache = default_cache()
     devices = [f"cpu ({available_cores()} cores, {torch.backends.cpu.get_cpu_capability()})"]

@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnaeus.cache import OverBudgetError
+from linnaeus.cache import OverBudgetError, default_cache
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows, Subset
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.models import Network
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples, decode_split
 

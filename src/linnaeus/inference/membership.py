@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.cache import Cache
+from linnaeus.cache import Cache, default_cache
 from linnaeus.data.content import HASH, UNKNOWN
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import MODEL, read_header
-from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.text import plain_cell
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.cache import default_cache
 from linnaeus.console import Console, counted
 from linnaeus.data.class_names import natural_key
 from linnaeus.data.folder import loose_images
@@ -20,7 +21,6 @@ from linnaeus.inference.membership import Membership, held_in
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import UnknownDetector
-from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.text import align, percent, shorten
 

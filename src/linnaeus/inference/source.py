@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.cache import default_cache
 from linnaeus.data import tree
 from linnaeus.data.archive import is_archive
 from linnaeus.data.batches import Rows
@@ -22,7 +23,6 @@ from linnaeus.errors import UserError, did_you_mean
 from linnaeus.inference.membership import SPLIT, KnownImages, Membership
 from linnaeus.inference.selection import select
 from linnaeus.modelfile.safetensors import ModelFile
-from linnaeus.stores import default_cache
 from linnaeus.stores.samples import decode_split
 
 

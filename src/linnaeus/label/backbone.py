@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.cache import default_cache
 from linnaeus.console import Console
 from linnaeus.data.decode import DECODE_VERSION
 from linnaeus.data.folder import loose_images
@@ -25,7 +26,6 @@ from linnaeus.models.network import Network
 from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
 from linnaeus.models.weights import describe_weights, load_weights
 from linnaeus.preprocess import Preprocessing
-from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import default_weights
 

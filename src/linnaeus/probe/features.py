@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from linnaeus._version import __version__
-from linnaeus.cache import OverBudgetError
+from linnaeus.cache import OverBudgetError, default_cache
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Rows
 from linnaeus.data.table import Table
@@ -24,7 +24,6 @@ from linnaeus.models import Network
 from linnaeus.models.layers import layer_table, totals
 from linnaeus.models.record import ChoiceRecord, choice_key, record_key
 from linnaeus.preprocess import Preprocessing
-from linnaeus.stores import default_cache
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
 from linnaeus.stores.samples import DecodedSplit, Samples, decode_split
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from linnaeus.cache import default_cache
 from linnaeus.check.data_check import copies
 from linnaeus.check.inspection import merge_groups
 from linnaeus.console import Console, counted
@@ -32,7 +33,6 @@ from linnaeus.probe.judging import Judge
 from linnaeus.probe.loading import load_backbone
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
-from linnaeus.stores import default_cache
 from linnaeus.training.choice import TRANSFER
 from linnaeus.training.request import Request
 from linnaeus.training.resolve import open_split, open_table, refuse_split_settings

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.cache import Cache
+from linnaeus.cache import Cache, default_cache
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset
 from linnaeus.data.order import order
@@ -25,7 +25,6 @@ from linnaeus.environment import cache_dir
 from linnaeus.models import Network
 from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
-from linnaeus.stores import default_cache
 from linnaeus.stores.activations import (
     ActivationStore,
     RowSource,

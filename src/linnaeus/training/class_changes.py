@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from linnaeus.cache import default_cache
 from linnaeus.data.class_names import class_name, listed, natural_order
 from linnaeus.data.content import UNKNOWN
 from linnaeus.data.decode import IMAGE_SUFFIXES
@@ -16,7 +17,6 @@ from linnaeus.data.split import split_table
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.inference.membership import held_in
-from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 
 

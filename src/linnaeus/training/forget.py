@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from linnaeus.cache import default_cache
 from linnaeus.console import Console, counted
 from linnaeus.data.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.table import SPLITS, Table, checked
@@ -18,7 +19,6 @@ from linnaeus.inference.membership import images_of_weights
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.parsing import read_csv
-from linnaeus.stores import default_cache
 from linnaeus.stores.decoding import signature_of_file
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
 from linnaeus.training.forgotten import Forgotten, chosen_images

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from linnaeus.cache import default_cache
 from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
-from linnaeus.stores import default_cache
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.samples import EarlierRows, Samples, decode_split
 from linnaeus.training.request import EarlierRun
