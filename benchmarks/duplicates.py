@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from linnaeus.cache import default_cache
 from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SEARCH_RADIUS, find_duplicates
 from linnaeus.check.hashing import CROWDED, WINDOWS, hamming_neighbors
 from linnaeus.check.image_statistics import ImageStatistics, compute_statistics
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
-from linnaeus.stores import default_cache
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from linnaeus.cache import default_cache
 from linnaeus.check.labels import rank_labels
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.models.linear_probe import fit_linear_probe
-from linnaeus.stores import default_cache
 from linnaeus.stores.embeddings import default_weights, embed
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"

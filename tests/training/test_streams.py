@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from linnaeus.cache import Cache, default_cache, frozen
+from linnaeus.cache import Cache, default_cache
 from linnaeus.console import Console
 from linnaeus.data.batches import Batches
 from linnaeus.distributed.engine import Engine
@@ -18,6 +18,7 @@ from linnaeus.models import Network, create
 from linnaeus.models.executors import Executor, FrozenPart
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
+from linnaeus.stores import frozen
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import Samples

@@ -120,7 +120,7 @@ def compute_statistics(table: Table, *, cache: Cache | None, progress: Progress 
     """Statistics of every image of `table`, as far as known from the cache. Raises UserError if the disk is full."""
     everything = np.arange(len(table))
     decoding = Decoding(table, everything, RowSpec(SHORT), available_cores(), progress)
-    signatures = decoding.signatures(False)
+    signatures = decoding.signatures()
     if cache is None:
         return _compute(decoding, signatures, None)
     key = hashlib.sha256(f"{VERSION} {DECODE_VERSION}".encode() + signatures.tobytes()).hexdigest()[:32]

@@ -83,31 +83,18 @@ class Decoding:
             aspect = 1.03 * float(np.mean(aspects)) if aspects else 1.0
         return int(n * size * size * aspect * self.spec.channels) + 64 * n
 
-    def signatures(self, hash_content: bool) -> np.ndarray:
-        """(n,) uint64 that identify the images: from path, size and time, or from their bytes with `hash_content`.
+    def signatures(self) -> np.ndarray:
+        """(n,) uint64 that identify the images: from path, size and time, from the pixels of arrays, or from the index
+        of shards. 0 where there is no such file."""
+        return np.array([self.signature(k) for k in range(len(self.indices))], np.uint64)
 
-        0 where the image cannot be read.
-        """
-        return np.array([self.signature(k, hash_content) for k in range(len(self.indices))], np.uint64)
-
-    def signature(self, k: int, hash_content: bool = False) -> int:
+    def signature(self, k: int) -> int:
         """The signature of image k."""
-        digest = hashlib.blake2b(digest_size=8)
         if self.table.members is not None:  # the index of the shards identifies it without reading it
-            digest.update(self.table.members.key(int(self.indices[k])))
-            return int.from_bytes(digest.digest(), "little") or 1
+            return _signature(self.table.members.key(int(self.indices[k])))
         source = self.source(k)
         assert not isinstance(source, bytes)
-        try:
-            if isinstance(source, np.ndarray):
-                digest.update(source.tobytes())
-            elif hash_content:
-                digest.update(tree.read(source))
-            else:
-                return signature_of_file(source)
-        except (OSError, ValueError):
-            return 0
-        return int.from_bytes(digest.digest(), "little") or 1
+        return _signature(source.tobytes()) if isinstance(source, np.ndarray) else signature_of_file(source)
 
 
 def signature_of_file(path: str) -> int:
@@ -116,8 +103,11 @@ def signature_of_file(path: str) -> int:
         status = tree.stat(path)
     except (OSError, ValueError):
         return 0
-    text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
+    return _signature(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
+
+
+def _signature(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
 def in_order(

@@ -33,8 +33,6 @@ from linnaeus.stores.rows import (
     write_index,
 )
 
-__all__ = ["PixelStore", "StreamedRows", "build_pixels"]
-
 
 def build_pixels(
     table: ImageSource,
@@ -44,14 +42,13 @@ def build_pixels(
     cache: Cache | None,
     progress: Progress | None = None,
     threads: int | None = None,
-    hash_content: bool = False,
 ) -> PixelStore | StreamedRows:
     """A store whose row k is image indices[k] of the table.
 
-    Images are identified by path, size and time, or, with `hash_content`, by their bytes. Arrays of the right size are
-    used without a copy. Without a cache the rows stay in memory. The result decodes on demand, after one pass that
-    finds the unreadable images, where the cache's budget is too small and where the images lie in shards, which may be
-    larger than any disk; its `note` says so.
+    Images are identified by path, size and time. Arrays of the right size are used without a copy. Without a cache the
+    rows stay in memory. The result decodes on demand, after one pass that finds the unreadable images, where the
+    cache's budget is too small and where the images lie in shards, which may be larger than any disk; its `note` says
+    so.
     `progress(done, total)` is called from this thread. Raises UserError where the disk is full.
     """
     indices = np.asarray(indices, dtype=np.int64)
@@ -61,22 +58,22 @@ def build_pixels(
     decoding = Decoding(table, indices, spec, threads or available_cores(), progress)
     if cache is None:
         return _in_memory(decoding)
-    signatures = decoding.signatures(hash_content)
+    signatures = decoding.signatures()
     key = store_key(spec, signatures)
     name = f"pixels-{key}"
-    if table.members is None and (store := _find(cache, decoding, signatures, name)) is not None:
-        return store
     # Shards may exceed the disk, so their images are not stored.
     if table.members is not None:
-        streamed = _stream(cache, decoding, signatures, f"verdict-{key}", hash_content)
+        streamed = _stream(cache, decoding, signatures, f"verdict-{key}")
         streamed.note = "the images are read from shards and decoded again in every epoch"
         return streamed
+    if (store := _find(cache, decoding, signatures, name)) is not None:
+        return store
     try:
         with cache.lock(name):
             store = _find(cache, decoding, signatures, name)  # another process may have built it meanwhile
             return store if store is not None else _build(cache, decoding, signatures, name)
     except OverBudgetError as error:
-        streamed = _stream(cache, decoding, signatures, f"verdict-{key}", hash_content)
+        streamed = _stream(cache, decoding, signatures, f"verdict-{key}")
         streamed.note = f"the store of images does not fit ({error}); they are decoded again in every epoch"
         return streamed
 
@@ -205,7 +202,7 @@ def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) 
     return _restoring(open_store(entry, decoding.spec), decoding)
 
 
-def _stream(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str, hash_content: bool) -> StreamedRows:
+def _stream(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> StreamedRows:
     """Decode every image once to find the unreadable ones; an entry of the cache keeps the result for later runs."""
     with cache.lock(name):
         if cache.find(name) is None:
@@ -220,8 +217,7 @@ def _stream(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str,
         if not isinstance(row := decoding.load(k), UnreadableError):
             index.shapes[k] = row.shape[:2]
             del index.failed[k]
-    # Content that was hashed is not compared again at each use: that would read every image twice.
-    return StreamedRows(decoding, index.shapes, index.failed, name, None if hash_content else signatures)
+    return StreamedRows(decoding, index.shapes, index.failed, name, signatures)
 
 
 def _trial_index(decoding: Decoding, signatures: np.ndarray) -> Index:

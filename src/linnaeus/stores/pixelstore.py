@@ -117,7 +117,7 @@ class StreamedRows:
         shapes: np.ndarray,
         failed: dict[int, str],
         identity: str,
-        signatures: np.ndarray | None = None,
+        signatures: np.ndarray,
     ):
         """`identity` identifies the content of all images, and `signatures` (n,) that of each image."""
         self._signatures = signatures
@@ -135,7 +135,7 @@ class StreamedRows:
         if i in self.failed:
             return np.zeros((0, 0, self.channels), np.uint8)
         source = self._decoding.source(i)
-        if isinstance(source, str) and self._signatures is not None:
+        if isinstance(source, str):
             expected = (0, self._signatures[i])  # 0: the file is gone, and decoding it gives the better message
             if self._decoding.signature(i) not in expected:
                 raise UnreadableError(source, "was replaced or changed while it was in use")
@@ -146,7 +146,7 @@ class StreamedRows:
         indices = np.asarray(indices, dtype=np.int64)
         _readable_shapes(self, indices)
         rows = list(self._pool.map(self.row, indices))
-        shapes = np.array([row.shape[:2] for row in rows], np.int32).reshape(-1, 2)  # hashed images may have changed
+        shapes = np.array([row.shape[:2] for row in rows], np.int32).reshape(-1, 2)  # a file may still change
         return _pad(rows, shapes, self.channels), shapes
 
 
