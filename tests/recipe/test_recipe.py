@@ -44,7 +44,7 @@ def test_there_are_recipes_and_each_is_whole():
         ({"phase": [{"epochs": 1, "lr": 1, "augment": {"hflip": 1.5}}]}, "phase.1.augment.hflip = 1.5"),
         ({"phase": [{"epochs": 1, "lr": 1, "augment": {"scale": [1.2, 0.8]}}]}, "the smaller first"),
         ({"best": "f1"}, "best = 'f1'"),
-        ({"data": {"resize": 20, "size": 28}}, "the crop would have a border; --size 28 changes both"),
+        ({"data": {"resize": 20, "size": 28}}, "the crop would have a border; set data.resize too"),
         ({"data": {}}, "data.resize: missing (and 1 more)"),
     ],
 )

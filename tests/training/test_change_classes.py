@@ -188,6 +188,7 @@ def test_an_interrupted_change_is_given_again_not_resumed(say, tmp_path: Path, f
         (("--add", "nowhere"), "no such folder"),
         (("--name", "x"), "--add"),
         (("--add", "a", "--add", "b", "--name", "x"), "once for each --add"),
+        (("--rename", "0=0"), "--rename 0=0: changes nothing"),
         (("--drop", "0", "--drop", "1"), "are of one class"),
     ],
 )

@@ -9,6 +9,7 @@ import click
 
 from linnaeus.cli.options import make_console, parse_settings, verbosity
 from linnaeus.console import counted, echo
+from linnaeus.errors import UserError
 
 
 @click.command()
@@ -42,6 +43,9 @@ def models(name: str | None, size: int, classes: int | None, channels: int | Non
     from linnaeus.models.layers import COSTS, layer_table, render, summary, totals
 
     if name is None:
+        given = {"--size": size, "--classes": classes, "--channels": channels, "--set": settings}
+        for option in (option for option, value in given.items() if value):
+            raise UserError(f"{option}: is for one network; name it, as in linnaeus models resnet18 {option} ...")
         echo(summary())
         return
     defaults = COSTS.get(name, COSTS["resnet50"])  # create() reports an unknown name

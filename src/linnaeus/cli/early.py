@@ -57,6 +57,7 @@ class TrainingArguments:
     settings: Mapping[str, Any]
     resume: bool
     device: str = "auto"
+    seed: int | None = None
 
     def check(self) -> None:
         """Raise UserError for a mistake in the recipe, its overrides, the source, the weights or the run folder."""
@@ -79,8 +80,10 @@ class TrainingArguments:
     def _check_recipe(self) -> Recipe:
         """The recipe, or one with the same overrides where the images will choose the recipe."""
         from linnaeus.recipe import load_recipe, parse_epochs, recipe_names
+        from linnaeus.recipe.keys import refuse_twice
 
         overrides, epochs = dict(self.settings), parse_epochs(self.epochs)
+        refuse_twice(overrides, model=self.model, weights=self.weights, seed=self.seed, epochs=self.epochs)
         if self.recipe is not None:
             return load_recipe(self.recipe, overrides, epochs)
         errors = {}

@@ -11,6 +11,7 @@ import click
 
 from linnaeus.cli import early
 from linnaeus.cli.options import (
+    Finite,
     ModelCommand,
     code_option,
     device_option,
@@ -42,7 +43,7 @@ RESTART = "run it again"
 @click.option("--tta", is_flag=True, help="Also evaluate with test-time augmentation: mirrored and shifted views.")
 @click.option(
     "--error",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Finite(0, 1, min_open=True, max_open=True),
     metavar="RATE",
     help="Error rate allowed among the answered images.  [default: the model's own, usually 0.02]",
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linnaeus.cli import early
-from linnaeus.cli.options import ModelCommand, code_option, load_model, make_console, model_name, verbosity
+from linnaeus.cli.options import Finite, ModelCommand, code_option, load_model, make_console, model_name, verbosity
 from linnaeus.console import echo
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--title", metavar="TEXT", help="Heading of the page of web.  [default: the name of the run folder]")
 @click.option(
     "--agree",
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     metavar="SHARE",
     help="Share of images on which int8 must predict the same class.  [default: 0.99]",
 )

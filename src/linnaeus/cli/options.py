@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,7 +151,22 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
 
     context = click.get_current_context(silent=True)
     short = context.meta.get(SHORTCUTS, []) if context else []
-    return dict(map(parse_setting, (*short, *settings)))
+    values: dict[str, Any] = {}
+    for key, value in map(parse_setting, (*short, *settings)):
+        if key in values and values[key] != value:
+            raise UserError(f"{key}: set twice, to {values[key]!r} and {value!r}; leave one out")
+        values[key] = value
+    return values
+
+
+class Finite(click.FloatRange):
+    """A range of numbers; `nan`, which no comparison excludes, is none."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", parameter, context)
+        return number
 
 
 def join_processes(devices: int | None, advice: str) -> ProcessInfo:

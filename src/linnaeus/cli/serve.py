@@ -12,6 +12,7 @@ import click
 from linnaeus.cli import early
 from linnaeus.cli.address import address, address_options
 from linnaeus.cli.options import (
+    Finite,
     ModelCommand,
     chosen_model,
     code_option,
@@ -65,9 +66,7 @@ MIB = 1 << 20
     metavar="N",
     help="Maximum number of images per request.",
 )
-@click.option(
-    "--max-megapixels", type=click.FloatRange(0, min_open=True), metavar="X", help="Maximum image size in megapixels."
-)
+@click.option("--max-megapixels", type=Finite(0, min_open=True), metavar="X", help="Maximum image size in megapixels.")
 @click.option(
     "--queue",
     default=256,
@@ -88,7 +87,7 @@ MIB = 1 << 20
     "--body-seconds",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0.1),
+    type=Finite(0.1),
     metavar="X",
     help="Time limit for receiving a request body, in seconds.",
 )

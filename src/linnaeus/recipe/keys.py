@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -53,6 +54,17 @@ WITHOUT_KEY = dict.fromkeys(
     "images are decoded once, by as many threads as there are cores; no number of workers is needed",
 )
 """Names of other tools for what has no key here -> the reason."""
+OPTIONS = {"model": "model.name", "weights": "model.weights", "seed": "seed", "epochs": "epochs"}
+"""Option of a command -> the key that it stands for."""
+
+
+def refuse_twice(settings: Mapping[str, Any], **options: Any) -> None:
+    """Raise UserError where one of OPTIONS and a setting give a key different values: one would be ignored."""
+    for option, value in options.items():
+        for key, other in settings.items():
+            same = key == OPTIONS[option] or (option == "epochs" and re.fullmatch(r"phase\.\d+\.epochs", key))
+            if same and value is not None and str(other) != str(value):
+                raise UserError(f"--{option} {value} and --set {key}={other} contradict each other; leave one out")
 
 
 def _tables() -> Iterator[tuple[str, type[BaseModel]]]:

@@ -91,7 +91,7 @@ class Data(Strict):
             if value is not None and value < self.size:
                 raise ValueError(
                     f"{key} = {value} is smaller than size = {self.size}, so the crop would have a border; "
-                    f"--size {self.size} changes both"
+                    "set data.resize too"
                 )
         return self
 

@@ -19,7 +19,7 @@ from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, trial_li
 from linnaeus.sweeps.space import combinations, load_space, settings_of
 from linnaeus.sweeps.study import ClaimedTrial, Study, Trial, study_errors, trial_folder
 from linnaeus.training.request import Request, absolute_source
-from linnaeus.training.resolve import resolve_recipe
+from linnaeus.training.resolve import refuse_split_settings, resolve_recipe
 from linnaeus.training.run import train
 from linnaeus.training.stop import StoppedError
 
@@ -73,6 +73,7 @@ def sweep(
     if space is None:
         raise UserError("a sweep needs --space: a TOML file with the ranges or choices of the keys that vary")
     base, table = resolve_recipe(Request(source, recipe, settings=settings, seed=seed), console)
+    refuse_split_settings(settings, base, table)
     dimensions = load_space(space, base, settings or {})
     description = {
         "format": FORMAT,

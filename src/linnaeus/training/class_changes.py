@@ -53,7 +53,9 @@ class ClassChanges:
                     targets[source] = new
         kept = [name for name in classes if name not in targets]
         for text in self.rename:
-            new = class_name(text.partition("=")[2].strip())
+            new = class_name(text.rpartition("=")[2].strip())
+            if targets.get(new) == new:
+                raise UserError(f"--rename {text}: changes nothing; leave it out")
             # Two classes under one name must be a deliberate merge, not a slip of --rename.
             others = [old for old, target in targets.items() if target == new]
             if new in kept or len(others) > 1:

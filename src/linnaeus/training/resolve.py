@@ -17,6 +17,7 @@ from linnaeus.models.libraries import library_of
 from linnaeus.models.weight_store import weights_at_hand
 from linnaeus.models.weights import describe_weights
 from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs
+from linnaeus.recipe.keys import refuse_twice
 from linnaeus.training.choice import choose_recipe, training_conflict
 from linnaeus.training.request import Request
 from linnaeus.training.task import for_task
@@ -113,6 +114,7 @@ def open_split(table: Table, recipe: Recipe, console: Console, trained: np.ndarr
 def _overrides(request: Request) -> dict[str, Any]:
     """The settings of the request by dotted recipe key; --model, --weights and --seed are such settings too."""
     overrides, model = dict(request.settings or {}), request.model
+    refuse_twice(overrides, model=model, weights=request.weights, seed=request.seed, epochs=request.epochs)
     if model is not None:
         overrides["model.name"] = model if isinstance(model, str) else "custom"
     if model is not None and (not isinstance(model, str) or ".py:" in model):
