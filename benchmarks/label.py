@@ -228,7 +228,7 @@ def durations(n: int, width: int, classes: int, repeats: int = 5) -> dict[str, A
 
 
 def kills(n: int) -> dict[str, int]:
-    """Kill servers that label n times, by the test that does so; raises AssertionError where an answer is lost."""
+    """Kill servers that label n times, by the test that does so; raises AssertionError if an answer is lost."""
     sys.path[:0] = [str(TESTS), str(TESTS / "label")]
     from test_label_kills import kill_servers
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import re
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -249,7 +250,7 @@ def signature(name: str, value: Any) -> str:
             continue
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parameters:
             parameters.append("*")
-        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        default = "" if parameter.default is parameter.empty else f" = {default_text(parameter.default)}"
         stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
         parameters.append(f"{stars}{parameter.name}: {parameter.annotation}{default}")
     result = signature_.return_annotation
@@ -259,6 +260,13 @@ def signature(name: str, value: Any) -> str:
     if len(line) > 88:
         line = f"{name}(\n" + "".join(f"    {parameter},\n" for parameter in parameters) + f"){returns}"
     return f"```python\n{line}\n```\n"
+
+
+def default_text(value: Any) -> str:
+    """The default of a parameter, without the address that an object's own text contains."""
+    if inspect.isclass(value):
+        return value.__name__
+    return re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1()", repr(value))
 
 
 def attribute_docstrings(owner: Any) -> dict[str, str]:

@@ -102,7 +102,7 @@ class Cache:
         """The folder to build `name` in, with the files that an interrupted build left there. Hold the lock.
 
         If the disk or the budget is full, the folder is removed; after any other error it stays for the next build.
-        Raises UserError where the disk is full, fails, or the cache was removed meanwhile.
+        Raises UserError if the disk is full, fails, or the cache was removed meanwhile.
         """
         partial = self.root / (_checked(name) + _PARTIAL)
         try:
@@ -150,7 +150,7 @@ class Cache:
     def room(self, name: str, needed: int, keep: Collection[str] = ()) -> None:
         """Make room for `needed` more bytes of `name`: evict the least recently used entries, but none of `keep`.
 
-        Raises OverBudgetError where the budget is too small, and UserError where the disk is.
+        Raises OverBudgetError if the budget is too small, and UserError if the disk is.
         """
         entries = self.entries()
         used = sum(entry.bytes for entry in entries)

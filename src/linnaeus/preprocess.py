@@ -23,7 +23,7 @@ MAX_MEAN, MIN_STD, MAX_STD = 100.0, 1e-4, 1e4  # normalized pixels stay within 1
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Decode, resize to `resize` as `fit` says, crop the center to `size`, scale to [0, 1], normalise.
+    """Decode, resize to `resize` as `fit` says, crop the center to `size`, scale to [0, 1], normalize.
 
     `mean` and `std` have one value a channel, on the scale [0, 1].
     """
@@ -67,7 +67,7 @@ class Preprocessing:
         return RowSpec(self.resize, self.fit, self.interpolation, self.channels, self.bits)
 
     def load(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
-        """Image -> (size, size, channels) uint8. Raises UserError where it is no image."""
+        """Image -> (size, size, channels) uint8. Raises UserError if it is not an image."""
         row = np.require(load_row(source, self.row_spec), requirements="W")  # torch warns of what it may not write
         return self.crop(torch.from_numpy(row)[None], np.array([row.shape[:2]]))[0].numpy()
 
@@ -79,7 +79,7 @@ class Preprocessing:
         return center_crop(rows, shapes, self.size, shift)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(N, H, W, C) uint8 -> (N, C, H, W) float32 in channels-last memory, which is how it already lies."""
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32 in channels-last memory, the layout that it already has."""
         scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
         return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2)
@@ -95,7 +95,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises TypeError or UserError where something is missing or does not fit."""
+        """The inverse of `to_dict`. Raises TypeError or UserError if something is missing or does not fit."""
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
@@ -103,7 +103,7 @@ class Preprocessing:
 
 
 def denormalise(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:
-    """The image back from a normalised tensor: (C, H, W) or (N, C, H, W) -> (…, H, W, C) uint8, clipped to 0..255."""
+    """The image back from a normalized tensor: (C, H, W) or (N, C, H, W) -> (…, H, W, C) uint8, clipped to 0..255."""
     if x.ndim not in (3, 4) or x.shape[-3] != len(mean):
         raise UserError(f"denormalise: shape {tuple(x.shape)} is not (…, {len(mean)}, H, W)")
     m = torch.tensor(mean, device=x.device).view(-1, 1, 1)

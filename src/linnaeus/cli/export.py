@@ -92,7 +92,7 @@ def export(
 
 
 def _place(model: str, out: str | None) -> Path | None:
-    """The value of --out as a path. Raises UserError or JobError where it is needed, or cannot be written."""
+    """The value of --out as a path. Raises UserError or JobError if it is needed, or cannot be written."""
     if out is None and Path(model).is_relative_to(cache_dir()):
         raise UserError(f"--out: is needed for a model of the hub, because {model} lies in the cache folder")
     if out is not None and not Path(out).exists():  # else it would be found out only after the comparison

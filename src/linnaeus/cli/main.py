@@ -70,7 +70,7 @@ def closed_pipe_is_no_error() -> Iterator[None]:
 
 
 class SectionedGroup(click.Group):
-    """The commands. Help lists them under `SECTIONS`; a reader that closes the pipe, such as `head`, is no error."""
+    """The commands. Help lists them under `SECTIONS`; a reader that closes the pipe, like `head`, is not an error."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

@@ -209,7 +209,7 @@ def process_group(here: ProcessInfo, devices: int | None, device: str, advice: s
 
 
 def chosen_model(model: str, device: str, code: str | None, use: str | None, console: Console) -> str:
-    """The model file of a run folder that `--use` names, or that predicts fastest here; `model` if it is no folder.
+    """The model file of a run folder that `--use` names, or that predicts fastest here; `model` if it is not a folder.
 
     Prints which file was chosen, and which exports were passed over.
     """

@@ -71,7 +71,7 @@ class Archive:
         return os.stat_result(values, {"st_mtime_ns": version})
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises FileNotFoundError, and MemberError where they are damaged."""
+        """The bytes of a file. Raises FileNotFoundError, and MemberError if they are damaged."""
         row, path = self.rows[self._row(name)], os.path.join(self.place, name)
         if row["size"] > MOST_BYTES:
             raise MemberError(path, f"too large: {row['size']:,} bytes (at most {MOST_BYTES:,})")
@@ -146,7 +146,7 @@ def find(path: str) -> tuple[Archive, str] | None:
 def open_archive(place: str) -> Archive:
     """The index of an archive, made once for each process as long as the file stays the same.
 
-    Raises UserError where it is damaged, encrypted, or holds names that lead out of it.
+    Raises UserError if it is damaged, encrypted, or holds names that lead out of it.
     """
     place = os.path.abspath(place)
     try:

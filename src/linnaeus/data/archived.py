@@ -43,7 +43,7 @@ def top_folder(path: Path) -> tuple[Path, list[str]]:
     """The folder in an archive that unpacking it would give, and lines on how it was understood.
 
     Where everything lies in one folder, as most programs pack it, it is that folder, unless it is a class or a split.
-    Raises UserError where the archive cannot be read, or holds nothing.
+    Raises UserError if the archive cannot be read, or holds nothing.
     """
     archive = open_archive(str(path))
     place, notes = Path(archive.place), list(archive.notes)

@@ -63,7 +63,7 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 def read_text(path: Path) -> str:
     """A text file: UTF-8 with or without byte order mark, or UTF-16 or UTF-32 with one (as spreadsheets save it).
 
-    Bytes that are not UTF-8 become lone surrogates, because file names may contain them. Raises UserError where the
+    Bytes that are not UTF-8 become lone surrogates, because file names may contain them. Raises UserError if the
     file cannot be read, or has NUL bytes.
     """
     try:

@@ -54,7 +54,7 @@ def key(name: str) -> str:
 
 
 def refuse_repeated(file: Path, columns: Sequence[str]) -> None:
-    """Raise UserError where two columns have the same name, since one would hide the other."""
+    """Raise UserError if two columns have the same name, since one would hide the other."""
     repeated = [name for name, n in Counter(columns).items() if n > 1 and name]
     if repeated:
         places = [k for k, name in enumerate(columns, 1) if name == repeated[0]]
@@ -66,7 +66,7 @@ def refuse_repeated(file: Path, columns: Sequence[str]) -> None:
 def find_column(file: Path, columns: Sequence[str], role: str) -> str | None:
     """The column `path` or `label`, under this or a usual other name; None if there is none.
 
-    Raises UserError where several columns may be meant.
+    Raises UserError if several columns may be meant.
     """
     if role in columns:
         return role
@@ -125,7 +125,7 @@ def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[
     elif flags:
         splits = [_flagged(file, line, {name: cells[name] for name in flags}) for line, cells in rows]
     else:
-        # A column with a value of its own for every row is no split, so it is not worth a note.
+        # A column with a value of its own for every row is not a split, so it is not worth a note.
         unused = [name for name in values if key(name) in SPLIT and 1 < len(values[name]) < max(3, len(rows))]
         return [""] * len(rows), [
             f"{file.name}: column {name!r} ({listed(sorted(values[name]))}) is not used; to split by it, add a column "

@@ -55,7 +55,7 @@ def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOW
 
 
 def open_rows(source: str, parts: list[Rows]) -> Table:
-    """The table of rows that were read from files. Raises UserError where an image does not exist."""
+    """The table of rows that were read from files. Raises UserError if an image does not exist."""
     paths = tuple(path for part in parts for path in locate(part))
     folder = parts[0].file.absolute().parent
     labels: np.ndarray
@@ -166,7 +166,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
 
 
 def _check_columns(path: Path, columns: list[str], image: str | None, label: object) -> None:
-    """Raise UserError where the image or the label has no column."""
+    """Raise UserError if the image or the label has no column."""
     if not any(columns):
         raise UserError(
             f"{path}: has no columns; write `path,label` on the first line, and a line for each image below"

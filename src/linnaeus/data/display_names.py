@@ -68,7 +68,7 @@ def display_names(folder: Path, classes: tuple[str, ...]) -> DisplayNames:
     JSON (`cat_to_name.json`, also one level up, `class_names.json`, `labels.json`): an object from class to name, or
     from name to class; classes that it lacks keep their own names.
 
-    Raises UserError where a file gives a class the name of another one, where two files contradict each other, and
+    Raises UserError if a file gives a class the name of another one, if two files contradict each other, and
     where `classes.txt` does not fit. Any other file that does not fit is left out, which `notes` states.
     """
     names: dict[str, str] = {}

@@ -42,7 +42,7 @@ class ShardMembers:
         return f"{self.names[i]}\0{self.sizes[i]} {crc} {stamp}".encode("utf-8", "surrogateescape")
 
     def read(self, i: int) -> bytes:
-        """The file of image i. Raises JobError where the shard is gone, and UnreadableError where it is damaged."""
+        """The file of image i. Raises JobError if the shard is gone, and UnreadableError if it is damaged."""
         place, offset, size = self.places[self.shard[i]], int(self.offset[i]), int(self.sizes[i])
         data = fetch_range(place, offset, size) if is_address(place) else _FILES.read(place, offset, size)
         if len(data) != size:

@@ -25,5 +25,5 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def open_url(request: urllib.request.Request, timeout: float) -> Any:
-    """The response to a request. Raises RefusedError where it is redirected away from HTTPS."""
+    """The response to a request. Raises RefusedError if it is redirected away from HTTPS."""
     return urllib.request.build_opener(Redirects).open(request, timeout=timeout)

@@ -41,7 +41,7 @@ class LocalFiles:
         self._local = threading.local()
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes, or fewer at the end of the file. Raises JobError where the file cannot be read."""
+        """`size` bytes, or fewer at the end of the file. Raises JobError if the file cannot be read."""
         opened: OrderedDict[str, BinaryIO] = self._local.__dict__.setdefault("opened", OrderedDict())
         try:
             file = opened.pop(path, None) or open(path, "rb", buffering=0)  # noqa: SIM115  # closed below

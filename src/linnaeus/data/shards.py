@@ -51,7 +51,7 @@ def find_shards(path: Path, names: set[str]) -> bool:
 def open_shards(source: str, place: str | Path) -> Table:
     """Read a folder of shards, one shard, an address of either, or a range `x-{000..099}.tar` of them."""
     text = str(place)
-    # A range comes first: an address with braces is no address of a folder.
+    # A range comes first: an address with braces is not that of a folder.
     if RANGE.search(text):
         return open_tars(source, expand(text))
     if is_address(text):

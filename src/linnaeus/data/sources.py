@@ -219,7 +219,7 @@ def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) 
 
 
 def refuse_inside(out: Path, table: Table) -> None:
-    """Raise UserError where the folder `out` lies inside a source whose folders are its classes."""
+    """Raise UserError if the folder `out` lies inside a source whose folders are its classes."""
     if table.kind == "folder" and out.resolve().is_relative_to(Path(table.source).resolve()):
         raise UserError(
             f"{out}: lies inside the source {table.source}, whose folders are its classes, so its images would become "

@@ -97,7 +97,7 @@ class Table:
         return tuple(self.classes[c] for c in (np.flatnonzero(row) if self.several else [row]))
 
     def require_one_label(self, purpose: str) -> None:
-        """Raise UserError, naming `what` cannot be done, for images that may have several labels."""
+        """Raise UserError, naming the `purpose`, for images that may have several labels."""
         if self.several:
             raise UserError(f"{self.source}: its images have several labels each, which {purpose} does not support")
 
@@ -245,7 +245,7 @@ def checked(table: Table) -> Table:
 
 
 def _refuse_unusable_labels(table: Table, learned: np.ndarray) -> None:
-    """Raise UserError where every image to learn from has a label, or a name holds the separator of split.csv."""
+    """Raise UserError if every image to learn from has a label, or a name holds the separator of split.csv."""
     for name in table.classes:
         if "|" in name:
             raise UserError(

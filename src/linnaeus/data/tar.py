@@ -112,7 +112,7 @@ def safe_members(place: str, file: BinaryIO, container: str) -> Iterator[tarfile
 
 
 def content(name: str, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a regular member. Raises UserError where the archive ends inside it."""
+    """The bytes of a regular member. Raises UserError if the archive ends inside it."""
     pieces: list[bytes] = []
     with _errors(name):
         file.seek(member.offset_data)

@@ -27,7 +27,7 @@ def unpacked(place: str) -> BinaryIO:
     """The tar that a compressed tar decompresses to, an entry of the cache named by the hash of the compressed bytes.
 
     It is open, since the cache may evict the entry later. Several processes that need it wait for the first. Raises
-    UserError where the archive is damaged, decompresses to more than RATIO times its size, or has no room.
+    UserError if the archive is damaged, decompresses to more than RATIO times its size, or has no room.
     """
     cache = default_cache()
     with open(place, "rb") as file:

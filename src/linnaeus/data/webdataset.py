@@ -185,7 +185,7 @@ def _read_label(place: str, file: BinaryIO, member: tarfile.TarInfo, suffix: str
         raise UserError(f"{shown}: not {'UTF-8 text' if suffix == '.cls' else 'JSON'}; write it again") from None
     if isinstance(value, dict):
         value = next((value[key] for key in LABEL_KEYS if key in value), None)
-    # A flag or a fraction is no class; integers are.
+    # A flag or a fraction is not a class; an integer is.
     if value is None or isinstance(value, bool | dict | list | float):
         return None
     name = class_name(str(value))

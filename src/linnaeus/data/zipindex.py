@@ -24,7 +24,7 @@ _ENCRYPTED, _UTF8 = 1, 0x800
 
 
 def data_offset(path: str, header: bytes) -> int:
-    """Bytes from the start of a file's local header to its content. Raises UserError where there is no such header."""
+    """Bytes from the start of a file's local header to its content. Raises UserError if there is no such header."""
     if len(header) != LOCAL_HEADER or header[:4] != b"PK\3\4":
         raise UserError(f"{path}: damaged in the archive: it does not begin where the directory says")
     name, extra = struct.unpack("<HH", header[26:30])
@@ -34,7 +34,7 @@ def data_offset(path: str, header: bytes) -> int:
 def zip_entries(place: str, most: int) -> Iterator[Member]:
     """The files of a zip, as its directory lists them.
 
-    Raises UserError where it is damaged, encrypted, packed by a method that is not read, or claims more bytes than
+    Raises UserError if it is damaged, encrypted, packed by a method that is not read, or claims more bytes than
     anything but a bomb would unpack to.
     """
     with open(place, "rb") as file:

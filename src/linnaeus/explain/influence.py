@@ -133,7 +133,7 @@ class _Curvature:
 
 
 def _conjugate_gradients(curvature: _Curvature, gradients: Tensor) -> Tensor:
-    """H^-1 gradients, for (k, classes, d + 1) right sides at once. Raises JobError where it does not converge."""
+    """H^-1 gradients, for (k, classes, d + 1) right sides at once. Raises JobError if it does not converge."""
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum((1, 2))[:, None, None]

@@ -101,7 +101,7 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
 
     They are the images that the model was trained on, recognized by content (by path in the split.csv beside it for a
     model file of an earlier version). Where none is known they are the source's own training part, or all of it.
-    Unreadable images are left out, with a warning. Raises UserError where nothing is left, where the network has
+    Unreadable images are left out, with a warning. Raises UserError if nothing is left, if the network has
     nothing below a head, and where the cache is too small.
     """
     network, preprocessing, cache = classifier.network, classifier.preprocessing, default_cache()

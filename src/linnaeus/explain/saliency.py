@@ -69,7 +69,7 @@ def explain(
 
     `target` may be a class for each of `predictions`, among which an image may occur several times.
 
-    `stages` are those of `choose_stages`, for Grad-CAM only. Raises UserError where captum is needed and not there.
+    `stages` are those of `choose_stages`, for Grad-CAM only. Raises UserError if captum is needed and not there.
     """
     network = classifier.network
     if method == "gradcam" and not stages:
@@ -125,7 +125,7 @@ def choose_stages(network: Network, size: int, stage: str | None = None) -> tupl
     """The stages to draw for images of `size` pixels: `stage`, every one that has a map ("all"), or the usual one.
 
     The usual one is the last whose map is at least 4 x 4: higher up a network knows more of what, and less of where.
-    Raises UserError where there is no such stage, naming those there are.
+    Raises UserError if there is no such stage, naming those there are.
     """
     sizes = map_sizes(network, size)
     if not sizes:
@@ -160,7 +160,7 @@ def map_sizes(network: Network, size: int) -> dict[str, tuple[int, int]]:
 
 
 def find_class(classifier: Classifier, name: str) -> int:
-    """The index of a class, by its name or by the name it is shown with. Raises UserError where there is none."""
+    """The index of a class, by its name or by the name it is shown with. Raises UserError if there is none."""
     wanted = class_name(name)
     if wanted in classifier.classes:
         return classifier.classes.index(wanted)
@@ -247,7 +247,7 @@ METHODS = ("gradcam", *CAPTUM)
 
 
 def require_captum() -> None:
-    """Raise UserError where captum, which all but Grad-CAM need, is not installed."""
+    """Raise UserError if captum, which all but Grad-CAM need, is not installed."""
     try:
         import captum.attr  # noqa: F401
     except ImportError:

@@ -103,7 +103,7 @@ class TensorStatistics:
 def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterator[tuple[str, bytes]]:
     """Yield (name, graph) for each of SCHEMES and for LAST_RESORT, quantized from a network's graph one at a time.
 
-    Raises UserError where the network cannot be made int8 at all.
+    Raises UserError if the network cannot be made int8 at all.
     """
     statistics = observe(network, samples, console)
     float_nodes = {

@@ -117,7 +117,7 @@ def export_onnx(
     """Write `classifier` as ONNX of `kind` if it passes the gate, which compares both on the CPU.
 
     Without `out` the file lies beside the model file. Returns its path, or None if no candidate passed and nothing was
-    written, and the result of the gate. Raises UserError where packages or images are missing, or the network cannot be
+    written, and the result of the gate. Raises UserError if packages or images are missing, or the network cannot be
     exported.
     """
     require(kind)

@@ -24,7 +24,7 @@ from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_
 
 
 def require(kind: str) -> None:
-    """Raise UserError where a package that writes ONNX is missing."""
+    """Raise UserError if a package that writes ONNX is missing."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--to {kind}: needs {', '.join(missing)}, not installed here: {NEEDS}")
@@ -33,7 +33,7 @@ def require(kind: str) -> None:
 def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
     """The network alone, fused, as an ONNX graph from `x` (N, C, size, size) float32 to logits `y`.
 
-    `squares` (2 or more, size, size, C) uint8 are sample images. Raises UserError where the network is
+    `squares` (2 or more, size, size, C) uint8 are sample images. Raises UserError if the network is
     too large for an ONNX file, or cannot be exported.
     """
     network = classifier.network

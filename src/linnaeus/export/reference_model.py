@@ -53,7 +53,7 @@ class ReferenceModel:
         return self.classifier.calibrated(Outputs(samples.labels, logits))
 
     def score(self, run: Runner, owner: str) -> Scores:
-        """Logits and distances of `run` for the prepared images. Raises UserError where a logit is not finite."""
+        """Logits and distances of `run` for the prepared images. Raises UserError if a logit is not finite."""
         parts: list[Scores] = []
         with self.console.progress(f"answers of the {owner}") as advance:
             for square in self.samples.squares():

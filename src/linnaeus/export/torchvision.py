@@ -22,7 +22,7 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     """Write the weights under torchvision's names, and a model card beside them. Returns both files.
 
     The file is what `torch.save` makes of a dict of tensors: `torch.load(file, weights_only=True)` reads it, and the
-    network that the card names loads it strictly. Raises UserError where torchvision has no such network.
+    network that the card names loads it strictly. Raises UserError if torchvision has no such network.
     """
     classifier.require_one_label("export")
     network = classifier.network
@@ -34,7 +34,7 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     # Clones, so that tensors which share memory are written in full.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     with atomic(path) as temporary:
-        # torch's own writer of files raises no OSError where the disk is full.
+        # torch's own writer of files raises no OSError if the disk is full.
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
         temporary.write_bytes(buffer.getbuffer())

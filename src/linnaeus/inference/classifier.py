@@ -101,7 +101,7 @@ class Classifier:
 
     @property
     def notice(self) -> str:
-        """What to say before the first answer; empty for a model that knows when it is unsure."""
+        """A warning to show before the first answer, such as that the model is not calibrated; else empty."""
         if self.calibration is None:
             return "" if self.label_calibration is not None else UNCALIBRATED
         return self.calibration.rule.notice or (self.detector.notice(self.run.has_distance) if self.detector else "")
@@ -115,7 +115,8 @@ class Classifier:
         """Predict one image or several: a list, a folder, a batch (N, H, W, C) or tensor (N, C, H, W).
 
         A folder stands for the images below it, in a list too. An unreadable image raises UserError if it is the only
-        one; among several its prediction has an `error`. What is no image raises UserError with its type and position.
+        one; among several its prediction has an `error`. Anything that is not an image raises UserError with its type
+        and position.
         """
         several = is_several(images)
         sequence = cast(Iterable[Image], images) if several else [cast(Image, images)]
@@ -172,7 +173,7 @@ class Classifier:
     def prediction(self, path: str, image: np.ndarray, answer: Answer) -> Prediction:
         """The prediction for an image (size, size, channels) uint8 that was read.
 
-        Where a probability is not finite, it is one with an `error`.
+        If a probability is not finite, the prediction has an `error`.
         """
         if not np.isfinite(answer.probabilities).all():
             return Prediction(path, self.classes, self.names, None, error=NOT_FINITE)
@@ -189,7 +190,7 @@ class Classifier:
         )
 
     def calibrated(self, outputs: Outputs) -> Outputs:
-        """Calibrated outputs of the network's."""
+        """The outputs with the model's calibrated probabilities."""
         if self.several:
             return outputs if self.label_calibration is None else self.label_calibration.apply(outputs)
         return outputs.at(self.temperature)
@@ -201,14 +202,14 @@ class Classifier:
         return stored.thresholds if self.several else None
 
     def figures(self, outputs: Outputs) -> Headline:
-        """Headline metrics of uncalibrated outputs, calibrated and decided as the model does."""
+        """Headline metrics of uncalibrated `outputs`, with the model's calibration and thresholds."""
         calibrated = self.calibrated(outputs)
         if self.several:
             return label_figures(calibrated, calibrated.probabilities >= self.thresholds)
         return figures(calibrated)
 
     def require_one_label(self, purpose: str) -> None:
-        """Raise UserError, naming `what` cannot be done, for a model that gives images several labels."""
+        """Raise UserError, naming the `purpose`, for a model with several labels per image."""
         if self.several:
             raise UserError(
                 f"{self.path}: gives images several labels (task multi-label), which {purpose} does not support; "
@@ -219,7 +220,7 @@ class Classifier:
         """The images of a split of a source, with their labels in the model's classes.
 
         `split` None means test if the source has one, else valid, else all. Images that the model was trained on are
-        left out, unless `split` is train; those that chose it are kept apart, as `validation`.
+        left out, unless `split` is train; those that selected the model are returned separately, as `validation`.
         """
         return load_labeled_images(self.about, self.path, source, split)
 
@@ -249,14 +250,14 @@ class Classifier:
         return replace(outputs, groups=images.table.group_numbers(images.indices))
 
     def batches(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Batches:
-        """This process's share of the images, as `outputs` answers them."""
+        """This process's share of the images in batches, as `outputs` uses them."""
         return local_batches(images.rows, images.labels, BATCH, self.device, group)
 
     def evaluate(self, source: str | Path, split: str | None = None) -> MeasuredFigures:
-        """Calibrated figures on a split of a source, by the images that `images` chooses, with the confusion matrix.
+        """Figures with calibrated probabilities and the confusion matrix, on the images that `images` returns.
 
-        Of a model that gives images several labels they are `LabelFigures`, which have no confusion matrix.
-        Warns of images that are left out because the model was trained on them, and of figures that are optimistic.
+        For a model with several labels per image they are `LabelFigures`, which have no confusion matrix.
+        Warns if images are left out because the model was trained on them, and if figures are optimistic.
         """
         images = self.images(source, split)
         for line in filter(None, (*images.notes(), self.color_line(images))):
@@ -276,7 +277,7 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
     """Load a run folder or a model file: a model.safetensors, or an ONNX file that `linnaeus export` wrote.
 
     `model` is the module of a custom network, whose code a model file does not hold.
-    Raises UserError, naming the file, where it is not a model file, is damaged, or has an unknown format.
+    Raises UserError, naming the file, if it is not a model file, is damaged, or has an unknown format.
     """
     path = model_path(path)
     if path.suffix.lower() == ".onnx":

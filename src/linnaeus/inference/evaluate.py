@@ -65,7 +65,7 @@ class Evaluation:
         return self.assessment.metrics.confusion
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per image: path, true, predicted, probability, correct, unsure. UserError where pandas is missing."""
+        """One row per image: path, true, predicted, probability, correct, unsure. UserError if pandas is missing."""
         self.classifier.require_one_label("to_pandas of an evaluation")
         assert self.measured is not None
         return self.measured.to_pandas()

@@ -28,7 +28,8 @@ def readable(image: Any, name: str, bits: int = 16) -> str | Path | bytes | np.n
     """What `load_row` takes: a path, the bytes of a file, or pixels (H, W[, 3]) uint8.
 
     `name` says which image it is in errors; `bits` is the range of gray levels above 8 bits. Raises UserError, naming
-    type or values, for what is no image, and UnreadableError for a file or Pillow image that cannot be decoded.
+    type or values, for anything that is not an image, and UnreadableError for a file or Pillow image that cannot be
+    decoded.
     """
     if isinstance(image, str | bytes):
         return image

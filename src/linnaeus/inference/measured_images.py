@@ -34,7 +34,7 @@ class MeasuredImages:
         return confusion_matrix(self.outputs.labels, self.outputs.predicted, len(self.names))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per image: path, true, predicted, probability, correct, unsure. UserError where pandas is missing."""
+        """One row per image: path, true, predicted, probability, correct, unsure. UserError if pandas is missing."""
         columns = ("path", "true", "predicted", "probability", "correct", "unsure")
         out, table = self.outputs, self.images.table
         rows = zip(self.images.indices.tolist(), out.labels, out.predicted, out.confidence, strict=True)
@@ -75,7 +75,7 @@ class MeasuredFigures(Figures):
         return self.measured.confusion
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per image: path, true, predicted, probability, correct, unsure. UserError where pandas is missing."""
+        """One row per image: path, true, predicted, probability, correct, unsure. UserError if pandas is missing."""
         return self.measured.to_pandas()
 
     def _repr_html_(self) -> str:

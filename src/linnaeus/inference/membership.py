@@ -55,7 +55,7 @@ class Membership:
 
     @classmethod
     def from_dict(cls, values: Any, path: Path) -> Membership | None:
-        """The inverse; None where there is nothing, or another kind of hash. Raises UserError where it is damaged."""
+        """The inverse; None where there is nothing, or another kind of hash. Raises UserError if it is damaged."""
         if not isinstance(values, dict) or values.get("hash") != HASH:
             return None
         hashes = {}

@@ -42,11 +42,11 @@ class Prediction:
     thresholds: np.ndarray | None = None
     """(classes,) of a model that gives images several labels: each from this probability on. Else None."""
     limits: Thresholds | None = None
-    """From where on the image is of no kind that the model knows; None where the model cannot tell."""
+    """Thresholds beyond which the image is unknown; None if the model has none."""
 
     @property
     def index(self) -> int:
-        """Index of the most likely class. Raises UserError where the image cannot be read."""
+        """Index of the most likely class. Raises UserError if the image cannot be read."""
         return int(self.readable().argmax())
 
     @property
@@ -66,7 +66,7 @@ class Prediction:
 
     @property
     def unknown(self) -> bool:
-        """Whether the image is of no kind that the model knows; never where the model cannot tell."""
+        """Whether the image belongs to none of the classes; False if the model has no thresholds for that."""
         if self.limits is None or self.probabilities is None:
             return False
         distance = None if self.distance is None else np.array([self.distance])
@@ -85,7 +85,7 @@ class Prediction:
 
     @property
     def given(self) -> list[int]:
-        """Indices of the same."""
+        """Class indices of `labels`."""
         probabilities = self.readable()
         if self.thresholds is None:
             return [self.index]
@@ -140,7 +140,7 @@ class Prediction:
         return html_table(f"{self.path}: {self.verdict or self.answer}", rows)
 
     def readable(self) -> np.ndarray:
-        """The probabilities. Raises UserError where the image cannot be read."""
+        """The probabilities. Raises UserError if the image cannot be read."""
         if self.probabilities is None:
             raise UserError(f"{self.path}: {self.error}")
         return self.probabilities
@@ -152,7 +152,7 @@ class Predictions(list[Prediction]):
     def to_pandas(self, top: int = 5) -> pandas.DataFrame:
         """One row per image with the columns of `linnaeus predict --format csv`; the pixels are left out.
 
-        Raises UserError where pandas is not installed.
+        Raises UserError if pandas is not installed.
         """
         return data_frame([_row(prediction, top) for prediction in self])
 
@@ -183,7 +183,7 @@ def _row(prediction: Prediction, top: int) -> dict[str, Any]:
 
 
 def data_frame(rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> pandas.DataFrame:
-    """Rows as a DataFrame. Raises UserError where pandas is not installed."""
+    """Rows as a DataFrame. Raises UserError if pandas is not installed."""
     try:
         import pandas
     except ImportError:

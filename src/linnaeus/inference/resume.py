@@ -65,7 +65,7 @@ class ExistingPredictions:
 def read_existing(path: Path, form: str, top: int, several: bool = False) -> ExistingPredictions:
     """The predictions in the file `path`; none where it is missing or empty, or where the form is a table.
 
-    Raises UserError where the file holds anything but predictions of this form with `top` classes, and with `several`
+    Raises UserError if the file holds anything but predictions of this form with `top` classes, and with `several`
     labels if the model gives them.
     """
     existing = ExistingPredictions()
@@ -127,7 +127,7 @@ class _CompleteLines:
 
 
 def _read_header(path: Path, rows: Iterator[list[str]], top: int, several: bool) -> list[str] | None:
-    """The header of the CSV file, if it has one. Raises UserError where its first line is another one."""
+    """The header of the CSV file, if it has one. Raises UserError if its first line is another one."""
     header, expected = next(rows, None), csv_header(top, several=several)
     if header in (expected, csv_header(top, unknown=False, several=several)):
         return header

@@ -129,7 +129,7 @@ class OnnxRunner:
 
 
 def finite_scores(run: Runner, images: Tensor) -> Scores:
-    """The scores of `run`. Raises UserError where a logit is not finite: a figure must not count it as an answer."""
+    """The scores of `run`. Raises UserError if a logit is not finite: a figure must not count it as an answer."""
     scores = run.scores(images)
     broken = int((~np.isfinite(scores.logits).all(1)).sum())
     if broken:

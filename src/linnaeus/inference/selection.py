@@ -31,7 +31,7 @@ class Selection:
 def select(known: KnownImages, requested: str | None, source: str) -> Selection:
     """The images of the split `requested`; None means test if the source has one, else valid, else all.
 
-    Raises UserError where there is no such split, or the model was trained on all of its images.
+    Raises UserError if there is no such split, or the model was trained on all of its images.
     """
     named = known.table.split if (known.own != "").any() else known.own
     split = requested or next((name for name in ("test", "valid") if (named == name).any()), "all")

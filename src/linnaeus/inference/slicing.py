@@ -14,7 +14,7 @@ EMPTY = "(empty)"
 def slice_values(images: LabeledImages, column: str) -> list[str]:
     """The value of `column` for each of the images, in their order.
 
-    Raises UserError where the source is no CSV or lacks the column, and where it has more than MAX_SLICES values.
+    Raises UserError if the source is not a CSV or lacks the column, or if it has more than MAX_SLICES values.
     """
     if images.table.kind != "csv":
         raise UserError(

@@ -87,7 +87,7 @@ def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: boo
 
     `lenient`: nothing is trained on the source, which may be another one than the recipe was made for. So list files
     are ignored unless it is a folder, a missing column of groups is no error, and one class is enough.
-    Raises UserError where the source cannot be read.
+    Raises UserError if the source cannot be read.
     """
     labels = LabelFormat(data.get("task"), data.get("separator"))
     train, valid, test = (data.get(split) for split in ("train", "valid", "test"))
@@ -144,7 +144,7 @@ def load_labeled_images(about: ModelFile, path: Path, source: str | Path, split:
     `split` None means test if the source has one, else valid, else all. Images that the model was trained on are left
     out, wherever they lie in the source, unless `split` is train; those that chose the model are kept apart, and
     measured only where nothing else is left. "unseen" is all but these two.
-    Raises UserError where the source has a class that the model does not know, no such split, or no readable image.
+    Raises UserError if the source has a class that the model does not know, no such split, or no readable image.
     """
     known = recognize(about, path, source)
     _check_classes(about, source, known.table.classes)

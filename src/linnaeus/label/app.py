@@ -91,7 +91,7 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
     @app.get("/api/next")
     def questions(n: Annotated[int, Query(ge=1, le=64)] = 4, shown: str = "") -> Response:
         """The next questions; `shown`: numbers of the images that the page shows already, with commas."""
-        # Numbers come from the address, so anything that is no number is ignored.
+        # Numbers come from the address, so anything that is not a number is ignored.
         excluded = [int(part) for part in shown.split(",")[:MAX_IMAGES] if part.strip().isdecimal()]
         chosen = session.questions(n, excluded)
         return _json({"questions": [card(server, q.image, q.reason) for q in chosen]})

@@ -79,7 +79,7 @@ class Backbone:
 def open_backbone(name: str | None, device: str) -> Backbone:
     """The backbone `name`: a network, the name or the file of weights, or `colors`; by default local weights, if any.
 
-    Raises UserError where its weights are not on this machine.
+    Raises UserError if its weights are not on this machine.
     """
     name = name or default_weights() or COLORS
     if name == COLORS:

@@ -28,7 +28,7 @@ from linnaeus.errors import UserError
 from linnaeus.files import acquire
 from linnaeus.label.backbone import Backbone
 
-BATCH = 16  # images at once: the first answers arrive soon, and more is no faster on CPU
+BATCH = 16  # images at once: the first answers arrive soon, and more is not faster on a CPU
 SIMILAR = 0.8
 """Cosine of two centered features below which equal hashes are a coincidence."""
 

@@ -45,7 +45,7 @@ class Finish:
         return self._reader is not None and self._reader.is_alive()
 
     def start(self) -> Path:
-        """Start to train. Returns the run folder. Raises UserError where the labels are too few or it runs already."""
+        """Start to train. Returns the run folder. Raises UserError if the labels are too few or it runs already."""
         with self._mutex:
             if self.running:
                 raise UserError("training is running already; wait until it has finished")

@@ -103,7 +103,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Journal:
-        """Read the journal at `path`; it is created by the first answer. Raises UserError where it cannot be read."""
+        """Read the journal at `path`; it is created by the first answer. Raises UserError if it cannot be read."""
         journal = cls(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class Journal:
             return True
 
     def append(self, answers: Sequence[Answer], classes: Sequence[str] = (), undoes: int | None = None) -> int:
-        """Write an action to the disk. Returns the number of its record. Raises UserError where the disk is full."""
+        """Write an action to the disk. Returns the number of its record. Raises UserError if the disk is full."""
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         record = Record(time, tuple(answers), tuple(name for name in classes if name not in self.classes), undoes)
         with self.exclusively(), disk_errors(self.path):
@@ -172,7 +172,7 @@ class Journal:
     def undo(self, number: int) -> list[str]:
         """Take back record `number` for the images about which nobody has answered since. Returns these images.
 
-        Raises UserError where there is no such record.
+        Raises UserError if there is no such record.
         """
         with self.exclusively():
             if not 0 <= number < len(self.records):

@@ -126,7 +126,7 @@ class FinishedModel:
 
     @classmethod
     def of(cls, features: Features) -> FinishedModel | None:
-        """The model whose network is the backbone; None where that is no finished model."""
+        """The model whose network is the backbone; None if that is not a finished model."""
         about, network = features.backbone.about, features.backbone.network
         if about is None or network is None:
             return None

@@ -264,7 +264,7 @@ class Session:
         return self.features.paths[image]
 
     def _checked(self, name: str) -> str:
-        """A class name as tables of images have it. Raises UserError where it is empty, too long or not printable."""
+        """A class name as tables of images have it. Raises UserError if it is empty, too long or not printable."""
         clean = class_name(" ".join(name.split()))
         if not clean or len(clean) > MAX_NAME or not clean.isprintable():
             raise UserError(f"class {name[:40]!r}: a name of 1 to {MAX_NAME} printable characters is needed")

@@ -35,7 +35,7 @@ class Thumbnails:
     def get(self, image: int, side: int) -> bytes:
         """An image with a short side of at most the smallest of SIDES that is `side` or more.
 
-        Raises UnreadableError where it cannot be decoded.
+        Raises UnreadableError if it cannot be decoded.
         """
         side = next((s for s in SIDES if s >= side), SIDES[-1])
         with self._mutex:

@@ -239,7 +239,7 @@ def _is_curve(rows: np.ndarray, n: int) -> bool:
 
 
 def _operating_point(values: Any, n: int) -> OperatingPoint | None:
-    """A stored threshold. Raises ValueError where a value is out of range."""
+    """A stored threshold. Raises ValueError if a value is out of range."""
     if values is None:
         return None
     point = OperatingPoint(float(values["threshold"]), int(values["answered"]), int(values["wrong"]))

@@ -182,7 +182,7 @@ class AbstentionRule:
 
 
 def is_unsure(probability: float, threshold: float) -> bool:
-    """Whether a model abstains from an answer of this probability. NaN is no certainty."""
+    """Whether a model abstains from an answer of this probability. NaN counts as unsure."""
     return not probability >= threshold
 
 

@@ -51,7 +51,7 @@ def check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[st
 
 
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raise UserError where a weight is NaN or infinite: every answer would be the first class."""
+    """Raise UserError if a weight is NaN or infinite: every answer would be the first class."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} has values that are not finite, so it cannot predict; train it again")

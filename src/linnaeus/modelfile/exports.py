@@ -89,7 +89,7 @@ def fastest(folder: Path, device: str) -> Choice:
 
 
 def named(folder: Path, use: str) -> Choice:
-    """The file of a run that `--use` names: `torch` or a key of `KINDS`. Raises UserError where it cannot be used."""
+    """The file of a run that `--use` names: `torch` or a key of `KINDS`. Raises UserError if it cannot be used."""
     model = folder / MODEL
     if use == "torch":
         return Choice(model, "", [])

@@ -120,7 +120,7 @@ def has_runtime() -> bool:
 def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     """An ONNX Runtime session, what the file says of the model, and of its export.
 
-    Raises UserError, naming the file, where it is no such file, cut short, altered, of an unknown format, or where ONNX
+    Raises UserError, naming the file, if it is not such a file, cut short, altered, of an unknown format, or if ONNX
     Runtime is not installed. Nothing reads the file before its checksum has been seen to hold.
     """
     if not path.is_file():

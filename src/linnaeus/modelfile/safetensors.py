@@ -10,7 +10,7 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
     calibration     null, or what was fitted on validation:
                         temperature   what logits are divided by; it changes no answer
                         split         on which it was fitted
-                        abstention    error and confidence that are kept to, n, smallest_n (images that a promise
+                        abstention    target error and confidence of the test, n, smallest_n (images that the test
                                       takes), grouped (whether they came in groups), candidates (epochs from which
                                       these images chose the model; null or missing: unknown), estimated, cautious and
                                       promised (each threshold, answered, wrong; or null), and threshold: below this
@@ -114,7 +114,7 @@ def write_model(path: Path, state: dict[str, Tensor], about: ModelFile) -> str:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors. Raises OSError where the disk does not take them."""
+    """Write tensors as safetensors. Raises OSError if the disk does not take them."""
     # safetensors takes neither channels-last nor shared storage, so such tensors are copied to plain memory.
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -154,7 +154,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     """Read a model file: the network in evaluation mode, and what the file says of it.
 
     `model` is needed only where the file was trained from a network of the user's own, whose code it does not hold.
-    Raises UserError, naming the file, where it is no model file, cut short, altered, or of an unknown format.
+    Raises UserError, naming the file, if it is not a model file, cut short, altered, or of an unknown format.
     """
     header, tensors = _read(path)
     about = parse(path, header)

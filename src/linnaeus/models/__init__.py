@@ -63,7 +63,7 @@ def create(
 
     `arch` of the result holds all arguments, so that the same network can be created again. With `head_stages` the head
     sees the pooled outputs of these stages, concatenated, instead of the output of the last stage; with `head_windows`
-    windows of it, so many a side, instead of its average.
+    it sees that many windows per side instead of the average.
     Raises UserError, with a suggestion, for an unknown name, argument or value.
     """
     if name == "custom":

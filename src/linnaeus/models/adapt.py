@@ -22,7 +22,7 @@ def trained_arguments(
 ) -> tuple[dict[str, Any], list[str]]:
     """The arguments of network `model` that the weights were trained with, and one note on each that matters.
 
-    `chosen` are the arguments that the user set, and `source` names the weights in messages. Raises UserError where the
+    `chosen` are the arguments that the user set, and `source` names the weights in messages. Raises UserError if the
     user chose another value: the tensors fit either way, and the accuracy would silently drop.
     """
     defaults = arguments_of(model)

@@ -130,7 +130,7 @@ def _file(name: str) -> Path:
 
 
 def _check_pool(name: str, pool: str, info: GraphInfo) -> None:
-    """Raise UserError where `pool` does not fit the output, or has to be chosen."""
+    """Raise UserError if `pool` does not fit the output, or has to be chosen."""
     shape = [None, *info.shape]
     if len(shape) == 3 and not pool:
         raise UserError(

@@ -101,7 +101,7 @@ class FeatureExtractor:
     def extract(self, frozen: FrozenStages, table: Table, splits: Sequence[str]) -> StoredFeatures:
         """The features of all readable images of these splits, from the stores where they hold them.
 
-        Raises UserError where no image of a split can be read, and where the features do not fit the cache.
+        Raises UserError if no image of a split can be read, or if the features do not fit the cache.
         """
         parts: list[Rows] = []
         kept: list[np.ndarray] = []

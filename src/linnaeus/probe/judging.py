@@ -78,7 +78,7 @@ class Judge:
     def answers(self, parts: Sequence[StoredFeatures]) -> Answers:
         """Solve and judge one head on the features of one or several backbones, concatenated.
 
-        The answers are kept in the cache. Raises UserError where too few images can be judged.
+        The answers are kept in the cache. Raises UserError if too few images can be judged.
         """
         indices = _common(parts)
         with feature_matrix(len(indices), sum(part.width for part in parts), torch.device("cpu")) as features:

@@ -28,7 +28,7 @@ class LoadedBackbone:
 def load_backbone(backbone: Backbone, table: Table, settings: dict[str, Any], console: Console) -> LoadedBackbone:
     """The network and preprocessing that `train` has for this backbone, these images and these settings.
 
-    Weights are downloaded where they are missing. Raises UserError or JobError where they cannot be had or do not fit.
+    Weights are downloaded where they are missing. Raises UserError or JobError if they cannot be had or do not fit.
     """
     quiet = Console(quiet=True)
     request = Request(table, None, backbone.model, backbone.weights, settings=settings)

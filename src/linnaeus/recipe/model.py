@@ -16,8 +16,8 @@ class Head(Strict):
     """Stages whose pooled outputs are concatenated as the input of the head, such as ["layer3", "layer4"]. Without it,
     the last stage alone."""
     windows: Annotated[int, Field(ge=1, le=16)] = 1
-    """For images with several labels: the head looks at this many windows a side of the last feature map, and expects
-    one of the labels or none in each. 1: at the average of the whole map."""
+    """For images with several labels: the head sees this many windows per side of the last feature map, each of which
+    shows one of the labels or none. 1: it sees the average of the whole map."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Head:

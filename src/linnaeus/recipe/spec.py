@@ -69,7 +69,7 @@ class Data(Strict):
     normalise: Literal["weights", "imagenet", "data", "none"] = "weights"
     """Source of mean and standard deviation: the weights, ImageNet, the training pixels, or `none` for [0, 1]."""
     channels: Literal["auto", 1, 3] = "auto"
-    """1 for gray, 3 for color; `auto`: as the images are."""
+    """1 for gray, 3 for color; `auto`: as in the images."""
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
     """Used bits of 16-bit gray images: 12 makes 4095 white. Without it, they are measured on the training images."""
     train: str | None = None
@@ -229,13 +229,13 @@ class Recipe(Strict):
     """Validation metric that selects the best epoch; ties go to the lower loss. `map`, mean average precision, takes
     the place of `accuracy` if images may have several labels."""
     label_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """For several labels per image: give a label from the lowest probability on that reaches this precision on
-    validation. Without it, the threshold of each label is that with the largest F1."""
+    """For several labels per image: the threshold of each label is the lowest probability that reaches this precision
+    on validation. Without it, it is the one with the largest F1."""
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
     """Precision of the computation. `auto`: mixed on a GPU; on a CPU 32 bits, or bfloat16 for phases of more than two
     minutes that a trial finds faster with it; 32 bits elsewhere."""
     compile: Literal["auto"] | bool = "auto"
-    """Translate the training pass by torch.compile. `auto`: on a GPU, for phases that a trial shows to repay it."""
+    """Compile the training pass with torch.compile. `auto`: on a GPU, for phases in which a trial shows a gain."""
     log_every: Annotated[int, Field(ge=0)] = 0
     """Print the loss every this many steps; 0 is off."""
     model: Model

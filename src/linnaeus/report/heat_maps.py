@@ -71,7 +71,7 @@ def heat_maps(classifier: Classifier) -> Callable[[Table], HeatMap]:
     """
     from linnaeus.explain.saliency import choose_stages, explain
 
-    # A network without maps is no error: the report then shows images only.
+    # A network without maps is not an error: the report then shows images only.
     side = classifier.preprocessing.size
     try:
         stages = choose_stages(classifier.network, side)

@@ -17,7 +17,7 @@
     penalties-phaseN.csv  the penalties tried for a solved head, with cross-validated loss and accuracy
     lr-phaseN.png       the learning-rate range test of phase N, if its lr is "auto"
     tensorboard/        events, with --track tensorboard
-    tracking.json       by which names MLflow and Trackio know the run, with --track
+    tracking.json       the identifiers of the run in MLflow and Trackio, with --track
     model.onnx, model-int8.onnx, exports.json     written by `linnaeus export`, with the speed of each on this machine
 
 A file that was not requested, or does not apply, is absent.

@@ -54,11 +54,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     """An image classifier with scikit-learn's interface.
 
     Parameters are those of `linnaeus.train`. `out` is a folder to keep the run in, which must not exist yet; without it
-    nothing is kept but the model. A part of what is given to `fit` is set aside as validation, as the recipe says
+    only the model is kept. A part of the images passed to `fit` is set aside for validation, as the recipe says
     (`settings={"data.split.valid": 0.2}`): it chooses the best epoch and calibrates the probabilities.
 
     `unknown_label` is what `predict` returns for an image of none of the classes, such as None, "unknown" or -1;
-    without it the most likely class. `score` takes it as the right label of such images.
+    without it the most likely class. `score` accepts it as the label of such images.
 
     After `fit`: `classes_` (classes,) in the order of the columns of `predict_proba`, `metrics_` with the figures on
     that validation part, `check_` with the findings of the data check (empty for arrays), and `model_file_`, the bytes
@@ -97,9 +97,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     ) -> ImageClassifier:
         """Train on images with their labels (n,). Images of one of `groups` (n,) stay together in the split.
 
-        y (n, labels) of 0 and 1 says which labels each image has, perhaps none; predictions then have this form too.
+        With several labels per image, y is (n, labels) of 0 and 1, and so are predictions.
 
-        Raises UserError where images and labels do not fit together, or nothing can be trained on them.
+        Raises UserError if images and labels do not match, or nothing can be trained on them.
         """
         from linnaeus.training.run import train
 
@@ -129,7 +129,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Images) -> np.ndarray:
-        """(n, classes) float64: calibrated; rows sum to 1, except with several labels. Raises UserError where one is
+        """(n, classes) float64: calibrated; rows sum to 1, except with several labels. Raises UserError if one is
         unreadable."""
         answers = self._answers(X)
         return (
@@ -139,7 +139,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Images) -> np.ndarray:
         """(n,) the most likely of `classes_`, or `unknown_label`; with several labels (n, labels) int64, 1 for each.
 
-        Raises UserError where an image is unreadable.
+        Raises UserError if an image is unreadable.
         """
         check_is_fitted(self)
         loaded = self._loaded()
@@ -156,11 +156,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return put_label(labels, np.array([answer.unknown for answer in answers], bool), self.unknown_label)
 
     def score(self, X: Images, y: Sequence[Any] | np.ndarray, sample_weight: Any = None) -> float:
-        """Accuracy, in 0..1; with several labels, of all of them together.
+        """Accuracy, in 0..1; with several labels, the share of images whose labels are all correct.
 
         Labels that were not in training count as wrong, with a warning.
 
-        Raises UserError where images and labels do not fit together, a label is missing, or none was in training.
+        Raises UserError if images and labels do not match, a label is missing, or none was in training.
         """
         check_is_fitted(self)
         images, labels = images_of(X), np.asarray(y)

@@ -64,7 +64,7 @@ def check_lengths(images: Sequence[Any] | np.ndarray, where: str, columns: Mappi
 
 
 def check_labels(values: list[Any], labels: np.ndarray, where: str) -> None:
-    """Raise UserError where a label is missing, or where labels of several kinds have no order.
+    """Raise UserError if a label is missing, or if labels of several kinds have no order.
 
     `given` are the values before NumPy made them `labels`, which turns NaN among words into the word "nan", and 1
     beside "1" into the same word.

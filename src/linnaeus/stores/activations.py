@@ -101,8 +101,8 @@ def build_activations(
 ) -> ActivationStore:
     """Build the store from the rows of `source`, or return it where the cache has it.
 
-    A build that was killed is continued. Raises OverBudgetError where the cache's budget is too small, UserError where
-    the disk is full, and JobError where a row is not finite.
+    A build that was killed is continued. Raises OverBudgetError if the cache's budget is too small, UserError if
+    the disk is full, and JobError if a row is not finite.
     """
     with cache.lock(spec.name):
         entry = cache.find(spec.name)

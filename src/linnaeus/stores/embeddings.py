@@ -62,7 +62,7 @@ def embed(
 
     They are kept in the cache, as are the decoded images. Returns None where the cache has none and `compute` is
     false, where the cache's budget is too small, and where no image can be read. Images of a source that holds arrays
-    go through the network near their own size. Raises UserError where the weights are not local.
+    go through the network near their own size. Raises UserError if the weights are not local.
     """
     preprocessing = _preprocessing(table, lookup(weights))
     decoding = Decoding(table, np.arange(len(table)), preprocessing.row_spec, available_cores(), None)

@@ -38,7 +38,7 @@ from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import EarlierRows, Samples
 from linnaeus.stores.takeover import PartlyStored
 
-BATCH = 32  # images through the frozen part at once: more is no faster on CPU
+BATCH = 32  # images through the frozen part at once: more is not faster on a CPU
 GPU_BATCH = 256
 CALIBRATION_IMAGES = 64  # that set the ranges of int8
 TRIAL_IMAGES = 16  # that an executor is tried with: fewer take a slow path of torch on one thread
@@ -157,7 +157,7 @@ class FrozenStages:
 
         A later phase with a lower cut needs the lower store anyway, and the way from there is short. `variant`
         describes what `prepare` does to the images beyond preprocessing; `label` names the samples in the progress
-        line. Raises OverBudgetError where a store does not fit the cache.
+        line. Raises OverBudgetError if a store does not fit the cache.
         """
         key = self._key(samples, variant)
         start, images = None, image_stores(samples.rows)

@@ -49,7 +49,7 @@ def build_pixels(
     rows stay in memory. The result decodes on demand, after one pass that finds the unreadable images, where the
     cache's budget is too small and where the images lie in shards, which may be larger than any disk; its `note` says
     so.
-    `progress(done, total)` is called from this thread. Raises UserError where the disk is full.
+    `progress(done, total)` is called from this thread. Raises UserError if the disk is full.
     """
     indices = np.asarray(indices, dtype=np.int64)
     # Arrays of the right size are rows already; copying them to the disk gains nothing.
@@ -153,7 +153,7 @@ def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
 
 
 def open_store(entry: Entry, spec: RowSpec) -> PixelStore:
-    """The finished store of an entry. Raises OSError or ValueError where a file is missing or damaged."""
+    """The finished store of an entry. Raises OSError or ValueError if a file is missing or damaged."""
     index = read_index(entry.path)
     data = map_rows(entry.path)
     path, guard = entry.path / ROWS, RowGuard.of(index)

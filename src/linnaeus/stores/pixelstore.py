@@ -131,7 +131,7 @@ class StreamedRows:
         return len(self.shapes)
 
     def row(self, i: int) -> np.ndarray:
-        """(h, w, C) uint8. Raises UnreadableError where the file changed since it was checked, or is unreadable."""
+        """(h, w, C) uint8. Raises UnreadableError if the file changed since it was checked, or is unreadable."""
         if i in self.failed:
             return np.zeros((0, 0, self.channels), np.uint8)
         source = self._decoding.source(i)

@@ -60,7 +60,7 @@ def signatures_of_contents(cache: Cache, contents: np.ndarray) -> np.ndarray:
 def purge_images(cache: Cache, signatures: np.ndarray) -> Purged:
     """Remove the rows of these images (k,) uint64 from all stores of pixels, which are written again without them.
 
-    Signature 0 is no image. Entries that only record signatures are removed, and so are unfinished ones.
+    Signature 0 stands for no image. Entries that only record signatures are removed, and so are unfinished ones.
     """
     purged, wanted = Purged(), signatures[signatures != 0]
     for entry in cache.entries():

@@ -174,7 +174,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as `numpy.save` does. Raises OSError where the disk does not take all of it.
+    """Write an array as `numpy.save` does. Raises OSError if the disk does not take all of it.
 
     Given a file, numpy writes with C's buffered functions and ignores the error of the last flush.
     """
@@ -183,7 +183,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def read_index(folder: Path) -> Index:
-    """Read what `write_index` wrote. Raises OSError or ValueError where a file is missing or damaged."""
+    """Read what `write_index` wrote. Raises OSError or ValueError if a file is missing or damaged."""
     table = np.load(folder / INDEX)
     if table.dtype != INDEX_DTYPE:
         raise ValueError(f"{folder / INDEX}: {table.dtype}")

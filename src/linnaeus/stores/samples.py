@@ -100,7 +100,7 @@ def decode_split(
     """Decode the images `indices` of a table into a store of the cache, or find them there.
 
     `kind` names the images in the message ("valid images"). `images` reads them; by default the table does.
-    Raises NoneReadableError where no image can be read.
+    Raises NoneReadableError if no image can be read.
     """
     store = build_pixels(table if images is None else images, indices, spec, cache=cache, progress=progress)
     kept = readable(store)

@@ -135,7 +135,7 @@ def _added(table: Table, folder: Path, name: str, shown: dict[str, str]) -> Tabl
 
 
 def _refuse_copies(table: Table, folder: Path, paths: tuple[str, ...]) -> None:
-    """Raise UserError where added images have the content of images of the run: these would train and measure it."""
+    """Raise UserError if added images have the content of images of the run: these would train and measure it."""
     contents = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
     copies = np.flatnonzero(held_in(contents[contents != UNKNOWN], loose_images(str(folder), paths)))
     if len(copies):

@@ -114,7 +114,7 @@ def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.n
 
 
 def _refuse_trained_backbone(old: SolvedRun, contents: np.ndarray) -> None:
-    """Raise UserError where the backbone comes from another model that was trained on one of these images."""
+    """Raise UserError if the backbone comes from another model that was trained on one of these images."""
     weights = old.recipe.model.weights
     n = int(np.isin(contents, images_of_weights(weights, with_head=False)).sum())
     if n:

@@ -69,13 +69,13 @@ def train(
 ) -> Run:
     """Train a classifier on `source` and write a run folder.
 
-    The arguments are those of the command line. Besides, `source` may be a Table or a pandas DataFrame, `recipe` a
+    The arguments are those of the command line. In addition, `source` may be a Table or a pandas DataFrame, `recipe` a
     Recipe, `model` a module, and `settings` maps dotted recipe keys to values: {"phase.1.lr": 1e-3}. Without `draw` the
     run has no plots and no report. `track` names experiment trackers: "tensorboard", "mlflow" or "trackio". `devices`
     is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is called after each
     epoch, n counted over all phases, and may raise an exception to end the run; such a run writes only its recipe and
     history, and does not look at test images. `earlier` is a run with the same network: the stored
-    activations of images that are in both are taken over.
+    activations of images that are in both are reused.
 
     Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;
     its subclasses are StoppedError after SIGTERM and LostError if another process has ended.

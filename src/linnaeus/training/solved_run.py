@@ -63,7 +63,7 @@ class SolvedRun:
     def table(self, kept: np.ndarray | None = None) -> Table:
         """The images with their splits, in their order; with `kept` (n,) bool only these, and the others may be gone.
 
-        Raises UserError where an image is missing.
+        Raises UserError if an image is missing.
         """
         rows = self.rows if kept is None else _selected(self.rows, np.flatnonzero(kept).tolist())
         table = open_rows(str(self.path / SPLIT), [rows])

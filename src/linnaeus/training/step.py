@@ -138,7 +138,7 @@ class Optimization:
         return StepSums(loss.detach().to(self._sum_type), correct)
 
     def _compiled(self, x: Tensor) -> Any:
-        """The outputs of the compiled network; it is compiled by the first call. Raises JobError where that fails."""
+        """The outputs of the compiled network; it is compiled by the first call. Raises JobError if that fails."""
         assert self.compiled is not None
         if self.translated:
             return self.compiled(x)
