@@ -16,8 +16,10 @@ from linnaeus.export.reference_model import ReferenceModel
 from linnaeus.export.sample_images import collect_samples
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.metrics.ood import Thresholds, unit
+from linnaeus.metrics.thumbnails import Thumbnails
 from linnaeus.modelfile.onnx import INPUT
-from linnaeus.modelfile.unknown import UnknownDetector
+from linnaeus.modelfile.safetensors import read_model, write_model
+from linnaeus.modelfile.unknown import THUMBNAILS, UnknownDetector
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -35,7 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.inference_mode():
         features, _ = network.eval().features_and_logits(x)
     references = unit(features.numpy())[:4].astype(np.float16)
-    detector = UnknownDetector(Thresholds(0.1, 0.2, 15, 14), references)
+    thumbnails = Thumbnails(unit(np.random.default_rng(2).random((3, 64))).astype(np.float16), 0.5)
+    detector = UnknownDetector(Thresholds(0.1, 0.2, 15, 14), references, thumbnails=thumbnails)
     (folder / "run").mkdir()
     write_run(folder / "run", network, unknown=detector.to_dict(), unknown_tensors=detector.tensors())
     path, _ = export_onnx(
@@ -54,6 +57,21 @@ def test_distances_and_verdicts_are_those_of_the_model(place: Path):
     assert [prediction.distance for prediction in theirs] == pytest.approx(distances, abs=1e-5)
     assert [prediction.unknown for prediction in theirs] == [prediction.unknown for prediction in ours]
     assert export.notice == model.notice  # no message about a missing distance
+
+
+def test_the_larger_of_both_distances_counts(place: Path, tmp_path: Path):
+    model = load(place / "run" / "model.safetensors", device="cpu")
+    images = [str(path) for path in sorted((place / "data" / "valid").rglob("*.png"))]
+    both = [prediction.distance for prediction in model.predict(images)]
+    network, about = read_model(place / "run" / "model.safetensors")
+    assert about.unknown is not None
+    del about.unknown_tensors[THUMBNAILS]
+    about.unknown = {key: value for key, value in about.unknown.items() if not key.startswith("thumbnail")}
+    write_model(tmp_path / "m.safetensors", network.state_dict(), about)
+    alone = [prediction.distance for prediction in load(tmp_path / "m.safetensors", device="cpu").predict(images)]
+    more = np.array(both, float) - np.array(alone, float)
+    assert more.min() > -1e-6
+    assert more.max() > 1e-3
 
 
 def test_a_program_without_linnaeus_gets_the_distances(place: Path):

@@ -16,7 +16,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
 from linnaeus.metrics.reference_vectors import MOST_BYTES
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
-from linnaeus.modelfile.unknown import REFERENCES
+from linnaeus.modelfile.unknown import REFERENCES, THUMBNAILS
 from linnaeus.models import Network
 from linnaeus.models.weight_files import read_weights
 from linnaeus.report.page import write_report
@@ -119,10 +119,20 @@ def test_references_of_other_features_are_refused(run: Run, tmp_path: Path):
     assert about.unknown is not None
     short = about.unknown_tensors[REFERENCES][:, :-1].contiguous()
     about.unknown = {**about.unknown, "features": short.shape[1]}
-    about.unknown_tensors = {REFERENCES: short}
+    about.unknown_tensors = {**about.unknown_tensors, REFERENCES: short}
     write_model(tmp_path / "m.safetensors", network.state_dict(), about)
     with pytest.raises(UserError, match="features"):
         load(tmp_path / "m.safetensors")
+
+
+def test_thumbnails_are_stored_and_checked(run: Run, tmp_path: Path):
+    network, about = read_model(run.path / "model.safetensors")
+    assert about.unknown is not None
+    assert about.unknown_tensors[THUMBNAILS].shape == (about.unknown["thumbnails"], 64)
+    about.unknown = {**about.unknown, "thumbnails": 1}
+    write_model(tmp_path / "m.safetensors", network.state_dict(), about)
+    with pytest.raises(UserError, match=r"m\.safetensors: its tensors for unknown images"):
+        read_model(tmp_path / "m.safetensors")
 
 
 def test_a_network_of_one_piece_has_the_probability_alone(tmp_path: Path):

@@ -11,6 +11,7 @@ from linnaeus.export.assemble import Nodes
 from linnaeus.export.reference_model import ReferenceModel
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.metrics.outputs import softmax
+from linnaeus.metrics.thumbnails import Thumbnails, area_weights
 from linnaeus.modelfile.onnx import DISTANCE, LOGITS
 from linnaeus.models.onnx_graph import inference_session
 
@@ -43,11 +44,14 @@ class DistanceCheck:
         return asdict(self)
 
 
-def with_distance(model: Any, references: np.ndarray) -> Any | None:
+def with_distance(
+    model: Any, references: np.ndarray, thumbnails: Thumbnails | None = None, size: int = 0
+) -> Any | None:
     """A copy of the assembled graph `model` with the output `distance`, (N,) float32.
 
     It is the cosine distance of the features that the last linear layer takes from the nearest of `references`
-    (m, features), as `metrics.ood.distances` computes it. None if the logits do not come from such a layer.
+    (m, features), as `metrics.ood.distances` computes it, or the larger of that and the distance of `thumbnails` of the
+    network's input, `size` pixels a side. None if the logits do not come from such a layer.
     """
     from onnx import ModelProto, TensorProto, helper
 
@@ -57,20 +61,33 @@ def with_distance(model: Any, references: np.ndarray) -> Any | None:
     if features is None:
         return None
     g = Nodes("unknown")
-    length = g("ReduceL2", features, np.array([1], np.int64), keepdims=1)
-    # A zero vector has no direction; the bound avoids NaN.
-    direction = g("Div", features, g("Max", length, np.array(1e-30, np.float32)))
-    # The references stay in float16, as in the model file: at most 2 MB, which is more than some int8 networks have.
-    # Rounding has changed their lengths.
-    lengths = np.linalg.norm(references.astype(np.float32), axis=1)
-    columns = g("Cast", np.ascontiguousarray(references.T), to=TensorProto.FLOAT)
-    similarity = g("Mul", g("MatMul", direction, columns), (1 / np.where(lengths > 0, lengths, 1)).astype(np.float32))
-    nearest = g("ReduceMax", similarity, np.array([1], np.int64), keepdims=0)
-    g("Max", g("Sub", np.array(1, np.float32), nearest), np.array(0, np.float32), name=DISTANCE)
+    distance = _distance(g, features, references)
+    if thumbnails is not None:
+        weights = area_weights(size)
+        small = g("MatMul", g("MatMul", weights, "x"), np.ascontiguousarray(weights.T))
+        other = _distance(g, g("Flatten", small, axis=1), thumbnails.vectors)
+        distance = g("Max", distance, g("Mul", other, np.array(thumbnails.scale, np.float32)))
+    g("Identity", distance, name=DISTANCE)
     copy.graph.node.extend(g.nodes)
     copy.graph.initializer.extend(g.constants)
     copy.graph.output.append(helper.make_tensor_value_info(DISTANCE, TensorProto.FLOAT, ["pictures"]))
     return copy
+
+
+def _distance(g: Nodes, vectors: str, references: np.ndarray) -> str:
+    """Name of the cosine distance (N,) of vectors (N, d) from the nearest of `references` (m, d)."""
+    length = g("ReduceL2", vectors, np.array([1], np.int64), keepdims=1)
+    # A zero vector has no direction; the bound avoids NaN.
+    direction = g("Div", vectors, g("Max", length, np.array(1e-30, np.float32)))
+    # The references stay in float16, as in the model file: at most 2 MB, which is more than some int8 networks have.
+    # Rounding has changed their lengths.
+    from onnx import TensorProto
+
+    lengths = np.linalg.norm(references.astype(np.float32), axis=1)
+    columns = g("Cast", np.ascontiguousarray(references.T), to=TensorProto.FLOAT)
+    similarity = g("Mul", g("MatMul", direction, columns), (1 / np.where(lengths > 0, lengths, 1)).astype(np.float32))
+    nearest = g("ReduceMax", similarity, np.array([1], np.int64), keepdims=0)
+    return g("Max", g("Sub", np.array(1, np.float32), nearest), np.array(0, np.float32))
 
 
 def _head_input(graph: Any, width: int) -> str | None:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from linnaeus.console import Console
@@ -27,6 +26,7 @@ from linnaeus.modelfile.agreement import FEW, Agreement, why_not_unasked
 from linnaeus.modelfile.exports import Verified, note
 from linnaeus.modelfile.onnx import KINDS
 from linnaeus.modelfile.safetensors import MODEL, versions
+from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.text import percent
 
 
@@ -144,7 +144,7 @@ def export_onnx(
     model = with_preprocessing(graph, classifier)
     detector = classifier.detector
     if detector is not None and detector.references is not None:
-        model, record["distance"] = _with_distance(model, detector.references, reference, result.kind, agree)
+        model, record["distance"] = _with_distance(model, detector, reference, result.kind, agree)
     checksum = write(path, model, classifier, record)
     # Only a file beside its model is recorded, because predict and serve look there.
     if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:
@@ -154,10 +154,12 @@ def export_onnx(
 
 
 def _with_distance(
-    model: Any, references: np.ndarray, reference: ReferenceModel, kind: str, agree: float
+    model: Any, detector: UnknownDetector, reference: ReferenceModel, kind: str, agree: float
 ) -> tuple[Any, dict[str, Any] | None]:
     """The graph with the output `distance` and its comparison; the graph as it is, and None, where that fails."""
-    extended, console = with_distance(model, references), reference.console
+    assert detector.references is not None
+    size, console = reference.classifier.preprocessing.size, reference.console
+    extended = with_distance(model, detector.references, detector.thumbnails, size)
     reason = "its logits come from no linear layer"
     if extended is not None:
         check = check_distance(extended, reference, kind)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.metrics.ood import distances
+from linnaeus.metrics.thumbnails import Thumbnails, area_weights
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import DISTANCE, INPUT, LOGITS
 from linnaeus.modelfile.unknown import UnknownDetector
@@ -45,12 +46,23 @@ def to_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     return values.float().cpu().numpy() if isinstance(values, Tensor) else values
 
 
-def network_scores(network: Network, references: np.ndarray | None, x: Tensor) -> Scores:
+def network_scores(
+    network: Network, references: np.ndarray | None, x: Tensor, thumbnails: Thumbnails | None = None
+) -> Scores:
     """Scores of normalized images x (N, C, H, W); without references (m, features) they have no distances."""
     if references is None:
         return Scores(to_numpy(network(x)), None)
     features, logits = network.features_and_logits(x)
-    return Scores(to_numpy(logits), distances(to_numpy(features), references))
+    distance = distances(to_numpy(features), references)
+    if thumbnails is not None:
+        distance = thumbnails.farther(distance, to_numpy(thumbnails_of(x)))
+    return Scores(to_numpy(logits), distance)
+
+
+def thumbnails_of(x: Tensor) -> Tensor:
+    """Normalized images (N, C, size, size) -> their thumbnails (N, SIDE * SIDE * C)."""
+    weights = torch.from_numpy(area_weights(x.shape[-1])).to(x)
+    return (weights @ x @ weights.T).flatten(1)
 
 
 class Runner(Protocol):
@@ -92,8 +104,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Scores:
-        references = None if self.detector is None else self.detector.references
-        return network_scores(self.network, references, self.preprocessing.normalise(images.to(self.device)))
+        detector, x = self.detector, self.preprocessing.normalise(images.to(self.device))
+        references, thumbnails = (None, None) if detector is None else (detector.references, detector.thumbnails)
+        return network_scores(self.network, references, x, thumbnails)
 
 
 class OnnxRunner:

@@ -17,14 +17,16 @@ held-out flowers 0.72, 0.73 and 0.72."""
 ITERATIONS = 10
 
 
-def reference_vectors(features: np.ndarray, labels: np.ndarray | None, seed: int = 0) -> np.ndarray:
-    """(n, d) features -> (m, d) float16 directions of length 1 that stand for them, in 2 MB at most.
+def reference_vectors(
+    features: np.ndarray, labels: np.ndarray | None, seed: int = 0, most: int = MOST_VECTORS
+) -> np.ndarray:
+    """(n, d) features -> (m, d) float16 directions of length 1 that stand for them, in 2 MB and `most` at most.
 
     With `labels` (n,) each class gets a number of centers in proportion to its images, at least one if there is room:
     otherwise images of a rare class would be far from all centers. Without, all images are one class.
     """
     vectors = unit(features)
-    most = max(1, min(MOST_VECTORS, MOST_BYTES // (2 * vectors.shape[1]), len(vectors)))
+    most = max(1, min(most, MOST_BYTES // (2 * vectors.shape[1]), len(vectors)))
     labels = np.zeros(len(vectors), np.int64) if labels is None else labels
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) > most:  # no room for one each: the classes are ignored

@@ -20,7 +20,8 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
                     class scale and offset of its logit, and the threshold from which on it is given (null: never)
     unknown         null, or how unknown images are recognized: metric and k of the distance, references and features
                     (shape of the tensor `unknown.references`, float16), thresholds (distance, probability, and n,
-                    accepted and target of the images that chose them), and what was measured then
+                    accepted and target of the images that chose them), and what was measured then; of small images
+                    thumbnails (rows of the tensor `unknown.thumbnails`) and thumbnail_scale
     metrics         figures with their counts, by split
     data            source, kind, counts by split, fingerprint; forgotten: what `linnaeus forget` removed, a list of
                     images (number), counts by split, and the SHA-256 of their hashes; no names
@@ -163,7 +164,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
     # A value that is not finite makes every answer NaN, without an error.
     check_finite(path, tensors)
     about.unknown_tensors = {name: tensors.pop(name) for name in [*tensors] if name.startswith(UNKNOWN)}
-    check_tensors(path, about.unknown, about.unknown_tensors)
+    check_tensors(path, about.unknown, about.unknown_tensors, about.preprocessing.channels)
     if model is not None:
         check_weights(path, about, model, tensors)
         check_output(path, about, model.eval())

@@ -91,6 +91,8 @@ class Unknown(Entry):
     k: Literal[1]
     references: Count
     features: Count
+    thumbnails: Count = 0
+    thumbnail_scale: Annotated[float, Field(gt=0)] = 1.0
     thresholds: UnknownThresholds
     measured: dict[str, JsonValue] = Field(default_factory=dict)
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.metrics.ood import Thresholds
+from linnaeus.metrics.thumbnails import SIDE, Thumbnails
 
 PREFIX = "unknown."
 """Names of the tensors that are no weights of the network."""
 REFERENCES = PREFIX + "references"
+THUMBNAILS = PREFIX + "thumbnails"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class UnknownDetector:
     """(m, features) float16 of length 1; None where the network has no features below its head."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Figures that were measured when the thresholds were chosen."""
+    thumbnails: Thumbnails | None = None
+    """Of small images, whose distance is the larger of both; only with `references`."""
 
     def notice(self, has_distance: bool) -> str:
         """What to say of an export that lacks the distance of its thresholds; empty otherwise."""
@@ -36,6 +40,7 @@ class UnknownDetector:
 
     def to_dict(self) -> dict[str, Any]:
         """The entry `unknown` of a model file."""
+        small = self.thumbnails
         m, d = (0, 0) if self.references is None else self.references.shape
         return {
             "metric": "cosine",
@@ -44,11 +49,13 @@ class UnknownDetector:
             "features": d,
             "thresholds": self.thresholds.to_dict(),
             "measured": self.measured,
-        }
+        } | ({} if small is None else {"thumbnails": len(small.vectors), "thumbnail_scale": small.scale})
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors beside the weights."""
-        return {} if self.references is None else {REFERENCES: torch.from_numpy(self.references)}
+        small = None if self.thumbnails is None else self.thumbnails.vectors
+        arrays = {REFERENCES: self.references, THUMBNAILS: small}
+        return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
     @classmethod
     def read(cls, entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> UnknownDetector | None:
@@ -57,12 +64,20 @@ class UnknownDetector:
             return None
         references = tensors.get(REFERENCES)
         thresholds = Thresholds(**entry["thresholds"])
-        return cls(thresholds, None if references is None else references.numpy(), entry.get("measured", {}))
+        small = tensors.get(THUMBNAILS)
+        return cls(
+            thresholds,
+            None if references is None else references.numpy(),
+            entry.get("measured", {}),
+            None if small is None else Thumbnails(small.numpy(), entry["thumbnail_scale"]),
+        )
 
 
-def check_tensors(path: Path, entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
+def check_tensors(path: Path, entry: dict[str, Any] | None, tensors: dict[str, Tensor], channels: int) -> None:
     """Raise UserError unless the tensors are those that the entry `unknown` announces."""
     expected = {REFERENCES: (entry["references"], entry["features"])} if entry and entry["references"] else {}
+    if entry and entry.get("thumbnails"):
+        expected[THUMBNAILS] = (entry["thumbnails"], SIDE * SIDE * channels)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float16}
     if shapes != expected or len(tensors) != len(expected):
         raise UserError(

@@ -42,7 +42,7 @@ class LeftOut:
     all_vectors: np.ndarray
     """As `distance`, but to all training images instead of the compact references."""
     combined: np.ndarray
-    """Of the two scores together, as the model uses them."""
+    """Of the two scores together, as the model uses them, without thumbnails."""
     known: int
     """Judged images of known classes, over all turns."""
     unknown: int

@@ -11,13 +11,14 @@ from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import network_scores
 from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.thumbnails import Thumbnails
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.models import Network
 from linnaeus.training.evaluation import FinalEvaluation
 from linnaeus.training.label_evaluation import LabelEvaluation
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.streams import Streams
-from linnaeus.training.unknown import recognition, references_of, training_features
+from linnaeus.training.unknown import recognition, references_of, small_thumbnails, training_features
 
 BATCH = 64
 """Images at once in the final evaluation."""
@@ -33,8 +34,11 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
     features = training_features(prepared, network, streams)
     references = references_of(features)
-    evaluation = FinalEvaluation(_outputs(prepared, network, references), candidates, unseen)
-    evaluation.recognition = recognition(features, references, evaluation.calibrated, header.classes, unseen)
+    thumbnails = small_thumbnails(prepared, network, features, references)
+    evaluation = FinalEvaluation(_outputs(prepared, network, references, thumbnails), candidates, unseen)
+    evaluation.recognition = recognition(
+        features, references, thumbnails, evaluation.calibrated, header.classes, unseen
+    )
     return evaluation
 
 
@@ -56,7 +60,9 @@ def _unseen(prepared: Prepared) -> np.ndarray | None:
     return None
 
 
-def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None) -> dict[str, Outputs]:
+def _outputs(
+    prepared: Prepared, network: Network, references: np.ndarray | None, thumbnails: Thumbnails | None = None
+) -> dict[str, Outputs]:
     """Outputs of the network by split, computed from pixels, with distances from `references` if there are any."""
     engine, preprocessing = prepared.engine, prepared.preprocessing
     outputs: dict[str, Outputs] = {}
@@ -66,7 +72,7 @@ def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None
             samples = prepared.samples[split]
             batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
             # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
-            scores = partial(network_scores, network, references)
+            scores = partial(network_scores, network, references, thumbnails=thumbnails)
             out = answer(scores, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
             outputs[split] = replace(out, groups=samples.groups)
     return outputs

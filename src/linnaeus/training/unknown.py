@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from linnaeus.data.batches import Subset
 from linnaeus.inference.forward import answer, local_batches
+from linnaeus.inference.runners import Scores, network_scores, thumbnails_of
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, choose_thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.reference_vectors import MOST_BYTES, reference_vectors
+from linnaeus.metrics.thumbnails import LARGEST_SIZE, Thumbnails, choose_thumbnails
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
+from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
 from linnaeus.training.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.prepare import Prepared
@@ -39,6 +45,8 @@ class TrainingFeatures:
     """(n,) int64"""
     trained: bool
     """Whether the stages that compute them were trained in this run, on all classes."""
+    images: np.ndarray
+    """(n,): the images, as indices of the training samples."""
 
 
 def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
@@ -66,12 +74,12 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
     labels = samples.labels[chosen]
     if stored is not None:
         values = of_rows(chosen * (len(stored) // len(samples)))  # the first view of each image
-        return TrainingFeatures(values, labels, trained=False)
+        return TrainingFeatures(values, labels, False, chosen)
     batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
     features = answer(
         network.pooled_features, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast
     )
-    return TrainingFeatures(features.logits, labels, trained=not streams.frozen_body)
+    return TrainingFeatures(features.logits, labels, not streams.frozen_body, chosen)
 
 
 def sample_size(width: int) -> int:
@@ -145,9 +153,30 @@ def references_of(features: TrainingFeatures | None) -> np.ndarray | None:
     return None if features is None else reference_vectors(features.values, features.labels)
 
 
+def small_thumbnails(
+    prepared: Prepared, network: Network, features: TrainingFeatures | None, references: np.ndarray | None
+) -> Thumbnails | None:
+    """Thumbnails of the training images, where they are small and tell the classes; all ranks get the same."""
+    if features is None or references is None or prepared.preprocessing.size > LARGEST_SIZE:
+        return None
+    engine, preprocessing, valid = prepared.engine, prepared.preprocessing, prepared.samples["valid"]
+    judged = balanced_sample(valid.labels, SAMPLE)
+
+    def outputs(function: Callable[[Tensor], Tensor | Scores], samples: Samples, indices: np.ndarray) -> Outputs:
+        batches = local_batches(Subset(samples.rows, indices), samples.labels[indices], BATCH, engine.device, engine)
+        return answer(function, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+
+    train = outputs(thumbnails_of, prepared.samples["train"], features.images)
+    small = outputs(thumbnails_of, valid, judged)
+    near = outputs(partial(network_scores, network, references), valid, judged).distances
+    assert near is not None
+    return choose_thumbnails(train.logits, train.labels, small.logits, small.labels, near)
+
+
 def recognition(
     features: TrainingFeatures | None,
     references: np.ndarray | None,
+    thumbnails: Thumbnails | None,
     calibrated: dict[str, Outputs],
     classes: tuple[str, ...],
     unseen: np.ndarray | None = None,
@@ -162,6 +191,6 @@ def recognition(
     }
     left_out = None if features is None else leave_classes_out(features.values, features.labels)
     measured: dict[str, Any] = {} if left_out is None else {"left_out_classes": left_out.to_dict(classes)}
-    detector = UnknownDetector(thresholds, references, measured)
+    detector = UnknownDetector(thresholds, references, measured, thumbnails)
     trained = features is not None and features.trained
     return Recognition(detector, left_out, trained, accepted, len(classes))
