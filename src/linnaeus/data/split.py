@@ -72,19 +72,15 @@ def _choose(
     """Splits (k,) "<U5" of the samples `pool` (k,): "train", a key of `shares`, or the split of its group."""
     units, fixed = _units(table, pool, trained)
     labels = table.labels.tolist()
-
-    def draw(name: str) -> bytes:
-        return _draw(seed, name)
-
     trainable = table.split == "train"
     trainable[pool] = True
     spare = (np.bincount(table.labels[trainable], minlength=len(table.classes)) - 1).tolist()
-    ranks = [draw(name) for name in table.classes]
+    ranks = [_draw(seed, name) for name in table.classes]
     pooled = np.bincount(table.labels[pool], minlength=len(table.classes))
     need = {name: _targets(pooled, share, ranks) for name, share in shares.items() if share > 0}
     chosen: dict[int, str] = {}  # sample -> the split it is set aside for
     # Fixed units first. Then the largest, because a small unit still fits where a large one does not.
-    for unit in sorted(units, key=lambda unit: (unit not in fixed, -len(units[unit]), draw(unit))):
+    for unit in sorted(units, key=lambda unit: (unit not in fixed, -len(units[unit]), _draw(seed, unit))):
         size: dict[int, int] = {}  # samples of the unit, by class
         for index in units[unit]:
             size[labels[index]] = size.get(labels[index], 0) + 1
@@ -102,10 +98,9 @@ def _choose(
             chosen |= dict.fromkeys(units[unit], best)
     for name in need:
         if name not in chosen.values():
-            why = "the groups are too large" if table.groups is not None else "there are too few"
             raise UserError(
                 f"{table.source}: no images can be set aside for {name} while every class keeps one to train on "
-                f"({why}); add images, or set the share {name} = 0"
+                f"({_reason(table, pool, trained)}); add images, or set the share {name} = 0"
             )
     return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
 
