@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from linnaeus.recipe.difference import differences
+
 PROJECT = "linnaeus"
 """The experiment or project that runs are filed under, unless MLFLOW_EXPERIMENT_NAME names another one."""
 LONGEST_VALUE = 500
@@ -147,14 +149,7 @@ OPENERS: Mapping[str, Callable[[TrackedRun], Tracker]] = {
 }
 
 
-def parameters(recipe: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def parameters(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a recipe with dots, as `--set` takes them: {"phase.1.lr": 0.001}. Lists of values become JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            value = {str(number): item for number, item in enumerate(value, 1)}
-        if isinstance(value, dict):
-            flat |= parameters(value, f"{above}{key}.")
-        elif value is not None:
-            flat[f"{above}{key}"] = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-    return flat
+    flat = {key: value for key, (value, _) in differences([recipe, {}], expand=True).items() if value != {}}
+    return {key: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for key, v in flat.items()}
