@@ -71,7 +71,7 @@ def by_plain_loop(table: Table, weights: str, plan: Recipe, engine: Engine, stil
     phase = plan.phase[0]
     trained = training_stages(network, phase.train)
     freeze(network, trained)
-    frozen = [m for stage in network.stages if stage not in trained for m in network.modules_of(stage)]
+    frozen = [m for name, m in network.named_modules() if name and network.stage_of(name) not in trained]
     optimizer = build_optimizer(network, phase)
     train, valid = loaders(table, 224, BATCH, 0)
     started, right = time.perf_counter(), 0.0

@@ -42,9 +42,6 @@ class Custom(Network):
         """'module.features.0.weight' -> 'features'."""
         return name.split(".")[1] if self.children_are_stages else "all"
 
-    def modules_of(self, stage: str) -> list[nn.Module]:
-        return [self.function_of(stage)]
-
 
 def wrap(module: nn.Module, classes: int, channels: int = 3, source: str = "a module") -> Network:
     """Give a user's module stages and an `arch`. A `Network` is returned unchanged.

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linnaeus.errors import UserError
-from linnaeus.models.network import Network
 
 Layout = Mapping[str, tuple[str, ...]]
 """Stage -> the parts of the body that it calls, in order."""
@@ -26,13 +25,6 @@ def stage_calling(layout: Layout, name: str) -> str | None:
         if any(path == call or path.startswith(f"{call}.") for call in calls):
             return stage
     return None
-
-
-def modules_of_stage(network: Network, stage: str) -> list[nn.Module]:
-    """The modules of a stage, of a network whose stages lie below `body.` and whose head is `fc`."""
-    if stage == "head":
-        return [network.fc]
-    return [m for name, m in network.named_modules() if name.count(".") > 0 and network.stage_of(name) == stage]
 
 
 def pool_tokens(x: Tensor, pool: str, prefix: int = 0) -> Tensor:

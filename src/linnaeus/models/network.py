@@ -193,11 +193,6 @@ class Network(nn.Module):
                 return stage
         raise KeyError(f"{name} belongs to no stage of {self.arch['name']}")
 
-    def modules_of(self, stage: str) -> list[nn.Module]:
-        """The submodules of a stage, for example to put a frozen stage into evaluation mode."""
-        # Optional submodules, such as auxiliary heads, may be absent.
-        return [self.get_submodule(child) for child in self.parts[stage] if hasattr(self, child)]
-
 
 def pooled(x: Tensor) -> Tensor:
     """Global average pooling: (N, C, H, W) -> (N, C). Features that are already pooled, (N, C), pass unchanged."""

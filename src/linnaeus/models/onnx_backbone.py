@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linnaeus.errors import UserError
 from linnaeus.models.library_body import pool_tokens, token_map
@@ -120,9 +120,6 @@ class OnnxBackbone(Network):
 
     def stage_of(self, name: str) -> str:
         return "body" if name.split(".", 1)[0] == "body" else "head"
-
-    def modules_of(self, stage: str) -> list[nn.Module]:
-        return [self.fc] if stage == "head" else []
 
 
 def _file(name: str) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UnknownNameError, UserError
 from linnaeus.models.hub import endpoint
-from linnaeus.models.library_body import import_errors, modules_of_stage, stage_calling, token_map
+from linnaeus.models.library_body import import_errors, stage_calling, token_map
 from linnaeus.models.network import Network, StageFunction, classifier, resampling
 from linnaeus.models.pretrained import PretrainedWeights
 from linnaeus.models.weight_records import key_of, read_record
@@ -111,9 +111,6 @@ class TimmBackbone(Network):
         first, last = next(iter(self._layout)), list(self._layout)[-1]
         parameters = dict(self.body.named_parameters(recurse=False))
         return first if name.removeprefix("body.") in parameters and hasattr(self.body, "pos_embed") else last
-
-    def modules_of(self, stage: str) -> list[nn.Module]:
-        return modules_of_stage(self, stage)
 
 
 class _Chain:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from linnaeus.errors import UserError
 from linnaeus.models import transformers_library as library
 from linnaeus.models.hub import repository
-from linnaeus.models.library_body import modules_of_stage, pool_tokens, stage_calling, token_map
+from linnaeus.models.library_body import pool_tokens, stage_calling, token_map
 from linnaeus.models.network import Network, StageFunction, check_choice, classifier, resampling
 from linnaeus.models.transformers_families import family_of, layout
 
@@ -165,9 +165,6 @@ class TransformersBackbone(Network):
             return stage
         first, last = next(iter(self._layout)), list(self._layout)[-1]
         return first if name.startswith("body.rope_embeddings") else last
-
-    def modules_of(self, stage: str) -> list[nn.Module]:
-        return modules_of_stage(self, stage)
 
 
 def _patch_tokens(module: Any, x: Tensor, patch: int) -> Tensor:

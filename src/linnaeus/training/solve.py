@@ -128,7 +128,8 @@ def _quality(head: LinearProbe, labels: np.ndarray) -> str:
 
 def linear_head(model: Network) -> nn.Linear:
     """The only linear layer of the head. Raises UserError if there are others, or none."""
-    linear = [m for part in model.modules_of("head") for m in part.modules() if isinstance(m, nn.Linear)]
+    head = model.stages[-1]
+    linear = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and model.stage_of(name) == head]
     if len(linear) != 1:
         raise UserError(
             f'head = "auto": the head of {model.arch["name"]} is not a single linear layer; use head = "train"'
