@@ -47,7 +47,7 @@ class ClassChanges:
             for text in texts:
                 sources, new = self._parse(option, text)
                 for name in sources:
-                    source = _find(name, classes, names, option)
+                    source = find_class(name, classes, names, f"{option} {name}: the run")
                     if source in targets:
                         raise UserError(f"{option} {text}: class {name!r} is changed twice; name each class once")
                     targets[source] = new
@@ -99,14 +99,14 @@ def changed_table(table: Table, changes: ClassChanges) -> Table:
     return checked(dataclasses.replace(kept, classes=classes, names=names, labels=numbers))
 
 
-def _find(name: str, classes: tuple[str, ...], names: tuple[str, ...], option: str) -> str:
-    """The class of this name or display name."""
+def find_class(name: str, classes: tuple[str, ...], names: tuple[str, ...], place: str) -> str:
+    """The class of this name or display name. Raises UserError, which begins with `place`, if there is none."""
     if name in classes:
         return name
     shown = [label for label, display in zip(classes, names, strict=True) if display == name]
     if len(shown) != 1:
         raise UserError(
-            f"{option} {name}: the run has no class {name!r}{did_you_mean(name, names)}; it has {listed(names, 20)}"
+            f"{place} has no class {name!r}{did_you_mean(name, names)}; it has {listed(names, 20)}"
         )
     return shown[0]
 

@@ -12,6 +12,7 @@ import numpy as np
 from linnaeus.data.class_names import listed, read_text
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.runs.parsing import recorded_source
+from linnaeus.training.class_changes import find_class
 from linnaeus.training.solved_run import SolvedRun
 
 
@@ -45,22 +46,10 @@ def chosen_images(run: SolvedRun, chosen: Forgotten) -> np.ndarray:
             )
         gone |= members
     for name in chosen.classes:
-        label = _class_of(run, name)
+        label = find_class(name, run.model.classes, run.model.names, f"--class {name}: {run.path}")
         sets = run.rows.sets if run.rows.sets is not None else [(only,) for only in run.rows.labels]
         gone |= np.array([label in labels for labels in sets])
     return gone
-
-
-def _class_of(run: SolvedRun, name: str) -> str:
-    classes, names = run.model.classes, run.model.names
-    shown = [label for label, display in zip(classes, names, strict=True) if display == name]
-    if name in classes:
-        return name
-    if len(shown) != 1:
-        raise UserError(
-            f"--class {name}: {run.path} has no class {name!r}{did_you_mean(name, names)}; it has {listed(names, 20)}"
-        )
-    return shown[0]
 
 
 def _named(run: SolvedRun, source: str) -> np.ndarray:
