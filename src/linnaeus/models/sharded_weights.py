@@ -9,8 +9,6 @@ import json
 import re
 import shutil
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +50,7 @@ def _weight_map(index: bytes, name: str) -> dict[str, str]:
     return dict(files)
 
 
-@contextmanager
-def open_shards(index: Path) -> Iterator[dict[str, Any]]:
+def open_shards(index: Path) -> dict[str, Any]:
     """Tensor -> the open file that holds it, as the index says.
 
     Raises UserError, which names the file, if one is missing or damaged, or lacks a tensor.
@@ -72,7 +69,7 @@ def open_shards(index: Path) -> Iterator[dict[str, Any]]:
         lacking = sorted(tensor for tensor, file in weight_map.items() if file == name and tensor not in held)
         if lacking:
             raise UserError(f"{path}: lacks {lacking[0]}, which {index.name} says it holds; download both again")
-    yield {tensor: files[file] for tensor, file in weight_map.items()}
+    return {tensor: files[file] for tensor, file in weight_map.items()}
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,7 @@ def merge_shards(index: Path, target: Path) -> None:
 
     Raises UserError as `open_shards`.
     """
-    with open_shards(index) as held:
-        wanted = set(held)
+    wanted = set(open_shards(index))
     pieces = []
     for file in shard_files(index.read_bytes(), str(index)):
         path = index.with_name(file)

@@ -78,8 +78,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such weights file")
     if is_index(path):
-        with open_shards(path) as shards:
-            tensors, info = {name: file.get_tensor(name) for name, file in shards.items()}, WeightsInfo()
+        tensors = {name: file.get_tensor(name) for name, file in open_shards(path).items()}
+        info = WeightsInfo()
     elif path.suffix == ".safetensors":
         tensors, info = _read_safetensors(path)
     else:
