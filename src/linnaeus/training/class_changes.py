@@ -105,9 +105,7 @@ def find_class(name: str, classes: tuple[str, ...], names: tuple[str, ...], plac
         return name
     shown = [label for label, display in zip(classes, names, strict=True) if display == name]
     if len(shown) != 1:
-        raise UserError(
-            f"{place} has no class {name!r}{did_you_mean(name, names)}; it has {listed(names, 20)}"
-        )
+        raise UserError(f"{place} has no class {name!r}{did_you_mean(name, names)}; it has {listed(names, 20)}")
     return shown[0]
 
 

@@ -110,9 +110,9 @@ class Phases:
         net = AboveCut(self.model, cut)
         run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
-            solved = solve_head(run, self.streams.train.groups, self.engine, self.console)
-            self.recorder.record_penalties(number, solved.trials)
-            self._after_epoch(run, solved.epoch)
+            epoch, trials = solve_head(run, self.streams.train.groups, self.engine, self.console)
+            self.recorder.record_penalties(number, trials)
+            self._after_epoch(run, epoch)
             return
         engine = Tuning(self.engine, self.recorder, self.console, self.recipe).tune(run, snapshot is not None)
         with synced_batchnorm(self.model) if is_synced(phase, engine) else nullcontext():

@@ -42,16 +42,8 @@ class SolvedHead:
     """The penalties tried."""
 
 
-@dataclass(frozen=True)
-class SolvedPhase:
-    """The single epoch of a phase whose head is solved, and how its penalty was chosen."""
-
-    epoch: Epoch
-    trials: list[Trial]
-
-
-def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedPhase:
-    """Put the best linear head into the network; the phase is over after this single epoch.
+def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> tuple[Epoch, list[Trial]]:
+    """Put the best linear head into the network. Returns the only epoch of the phase, and the penalties tried.
 
     `groups`: (n,) groups of the training images, which cross-validation keeps together. Raises UserError if the head is
     not one linear layer.
@@ -67,7 +59,7 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console
     seconds = time.perf_counter() - started
     accuracy = None if isinstance(solved.train, LabelFigures) else solved.train.accuracy
     epoch = Epoch(1, 0.0, solved.train.loss, accuracy, valid, seconds, run.net.model)
-    return SolvedPhase(epoch, solved.trials)
+    return epoch, solved.trials
 
 
 def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedHead:
