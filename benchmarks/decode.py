@@ -1,6 +1,6 @@
 """Images a second to 256-pixel uint8 rows: the pixel store against the plain loop of the tutorials.
 
-The plain loop is a torch DataLoader whose data set opens a file with Pillow, converts it to RGB and resizes it as
+The plain loop is a torch DataLoader whose dataset opens a file with Pillow, converts it to RGB and resizes it as
 torchvision's Resize(256) does on a PIL image. It only hands the tensors on; the store also writes them to the disk,
 waits until they are there, and reads them from files that the system has in memory, as the loop does.
 
@@ -50,7 +50,7 @@ class Files:
 
 
 class Plain(Dataset):
-    """What a tutorial's data set does before its augmentation."""
+    """What a tutorial's dataset does before its augmentation."""
 
     def __init__(self, paths: tuple[str, ...]):
         self.paths = paths

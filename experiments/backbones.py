@@ -1,4 +1,4 @@
-"""Backbones on two small data sets, measured by `linnaeus probe`: each alone, and their concatenated features.
+"""Backbones on two small datasets, measured by `linnaeus probe`: each alone, and their concatenated features.
 
 The weights must have been imported (`linnaeus weights import`). Features computed earlier are taken from the cache.
 

@@ -57,7 +57,7 @@ def plan(net: str) -> Recipe:
 
 
 class Images(Dataset):
-    """The data set of a typical tutorial: one PIL image at a time, with torchvision's transforms."""
+    """The dataset of a typical tutorial: one PIL image at a time, with torchvision's transforms."""
 
     def __init__(self, table: Table):
         torchvision()

@@ -147,7 +147,7 @@ def test_clone_and_pickle(fitted: ImageClassifier, pictures: tuple[np.ndarray, n
     ],
 )
 def test_scikit_learns_own_checks(check: str):
-    """Those that do not fit it: it takes images, not numbers in columns."""
+    """Except those that do not apply: the estimator takes images, not numbers in columns."""
     getattr(estimator_checks, check)("ImageClassifier", ImageClassifier())
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TextIO
 
 ROUNDING = 1e-12
-"""Shares this close to 0 or 1 are 0 or 1, but for the rounding of sums."""
+"""Shares this close to 0 or 1 are 0 or 1, apart from the rounding of sums."""
 
 
 def align(rows: Sequence[Sequence[str]], sides: str, indent: str = "  ") -> list[str]:

@@ -1,4 +1,4 @@
-"""Synthetic photographs, smooth, colored and all different, and the kinds of copies that occur in data sets."""
+"""Synthetic photographs, smooth, colored and all different, and the kinds of copies that occur in datasets."""
 
 from __future__ import annotations
 

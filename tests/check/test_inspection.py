@@ -61,7 +61,7 @@ def test_strict_rejects_leaks(leaky: Path, tmp_path: Path):
 
 
 def test_copies_stay_in_one_split(tmp_path: Path):
-    """Twelve copies of one image among sixty, which a random split would separate."""
+    """A random split would separate twelve copies of one image among sixty."""
     source = write_images(tmp_path / "pictures", each=20)
     for i in range(1, 13):
         shutil.copy(source / "1" / "1 0.png", source / "1" / f"1 {i}.png")

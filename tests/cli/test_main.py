@@ -425,7 +425,7 @@ def test_a_full_disk_is_one_line_and_status_1(here: Path, small_disk: Path, say)
 
 @pytest.mark.long
 def test_a_limit_on_the_size_of_files_acts_like_a_full_disk(here: Path):
-    """The same without permission to mount: a write that the system refuses ends the job with one line."""
+    """The same test without permission to mount: a write that the system refuses ends the job with one line."""
     result = run(
         "train",
         "idx",

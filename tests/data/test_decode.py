@@ -85,7 +85,7 @@ def test_orientation_is_applied(kind: str, orientation: int):
 
 @pytest.mark.parametrize("side", ["Landscape", "Portrait"])
 def test_real_orientations_agree(shared_data: Path, side: str):
-    """All eight show the same photograph, but for the number that is printed on each."""
+    """All eight show the same photograph, except for the number printed on each."""
     folder = shared_data / "dirty" / "exif-orientation"
     rows = [load_row(folder / f"{side}_{k}.jpg", RowSpec(200)) for k in range(9)]
     assert {row.shape for row in rows} == {(200, 300, 3) if side == "Landscape" else (300, 200, 3)}

@@ -145,7 +145,7 @@ def test_images_in_arrays(classifier: Classifier, tmp_path: Path):
 
 
 def test_vectors_are_computed_once(run: Path, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """They come from the cache, unless the weights below the head are others."""
+    """They come from the cache, unless the weights below the head have changed."""
     first = gallery(classifier, run / "pics", QUIET)
     built: list[str] = []
     build = distributed.build_activations

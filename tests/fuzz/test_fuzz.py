@@ -1,4 +1,4 @@
-"""A little of what `benchmarks/fuzz.py` does for long: the same properties, the same examples every time."""
+"""A short version of `benchmarks/fuzz.py`: the same properties, with the same examples every time."""
 
 from __future__ import annotations
 

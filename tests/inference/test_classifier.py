@@ -46,7 +46,7 @@ def all_of(folder: Path) -> list[str]:
 
 
 def test_answers_are_those_of_the_network(classifier: Classifier, images: Path):
-    """One by one, on pixels read here: batches, threads and order change nothing."""
+    """Predictions equal those computed one by one from pixels read here: batches, threads and order change nothing."""
     paths = all_of(images)
     assert len(paths) == 3 * BATCH
     found = list(classifier.stream(paths))

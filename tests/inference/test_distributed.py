@@ -182,7 +182,7 @@ def _alike(one: bytes, other: bytes) -> bool:
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_other_and_the_same_command_goes_on(victim: int, here: Path):
-    """kill -9 of the one that writes, and of the other: whole lines stay, and they are completed."""
+    """kill -9 of the process that writes, and of the other: complete lines remain, the next start adds the rest."""
     whole = several(1, lambda rank: command(rank, *PREDICT, "--out", "whole.jsonl"))
     assert whole[0][0] == 1
 

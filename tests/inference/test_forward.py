@@ -46,7 +46,7 @@ def test_the_figures_are_those_of_scikit_learn(classes: int):
 
 
 def test_a_class_that_does_not_occur_does_not_count():
-    """Neither for balanced accuracy, nor is it missing from the confusion matrix."""
+    """It does not lower the balanced accuracy, and it has a row in the confusion matrix."""
     out = Outputs(np.array([0, 0, 2]), np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9]], np.float32))
     assert figures(out).balanced_accuracy == pytest.approx((0.5 + 1) / 2)
     assert confusion_matrix(out.labels, out.predicted, 3).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]

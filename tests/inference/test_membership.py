@@ -318,7 +318,7 @@ def test_an_evaluation_needs_neither_two_classes_nor_all_of_them(tmp_path: Path,
 
 
 def test_images_of_the_run_or_the_source_are_never_of_none_of_the_classes(place: Path, say):
-    """Under another name and beside images of no class they are left out; alone they are refused."""
+    """Renamed copies among other images are left out; a folder of nothing else is refused."""
     new, far = place / "new" / "a", place / "far"
     for i in range(4):
         noise(new / f"{i}.bmp", NEW + i)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 
 
 def answer_until_killed(folder: Path, name: str, seed: int, pipe: int) -> None:
-    """Label the images of a server of its own again and again, and report each answer before and after sending it."""
+    """Start a server, label its images repeatedly, and report each answer before and after sending it."""
     store, generator = LabelStore.open(folder, folder / "labels.csv"), random.Random(seed)
     while True:
         path, label = f"{name}{generator.randrange(40)}.jpg", f"class {generator.randrange(5)}"

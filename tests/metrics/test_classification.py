@@ -176,7 +176,7 @@ def test_intervals_cover_the_truth():
 
 
 def test_without_errors_the_bootstrap_gives_no_interval():
-    """Resamples contain no error, so their interval would be 100 % to 100 %. Wilson's interval has a lower bound."""
+    """Resamples contain no error, so their interval would be 100 % to 100 %; Wilson's interval has a lower bound."""
     out = Outputs(np.arange(60) % 3, np.eye(3, dtype=np.float32)[np.arange(60) % 3] * 5)
     found = compute_metrics(out)
     assert found["balanced_accuracy"].value == 1

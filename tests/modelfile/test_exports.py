@@ -1,4 +1,4 @@
-"""The file of a run folder that predicts fastest, if it is of this model, passed its gate and was measured here."""
+"""The fastest file of a run folder is used only if it belongs to this model, passed its gate and was measured here."""
 
 from __future__ import annotations
 

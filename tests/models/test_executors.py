@@ -152,7 +152,7 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize(("shared", "name"), [(True, "plain"), (False, "fused")])
 def test_a_norm_that_cannot_be_merged(shared: bool, name: str):
-    """It stays where the output of its convolution is read twice; what fusing still changes runs plainly."""
+    """It is not merged if the output of its convolution is read twice; parts that cannot be fused run as they are."""
     torch.manual_seed(0)
     layers = nn.Sequential(Two(shared), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
     network = wrap(nn.Sequential(layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), 2)

@@ -52,7 +52,7 @@ def refused(call: Any, reason: str) -> str:
 
 
 def test_a_download_and_its_use_without_a_network(hub: Hub, copy: Path, monkeypatch: pytest.MonkeyPatch):
-    """Progress is reported, the token of nobody is sent, and the second use asks nobody."""
+    """Progress is reported, no token is sent, and the second use sends no request."""
     seen: list[tuple[int, int | None]] = []
     loaded = load_weights(NAME, "pretrained", classes=3, fetch=fetch, progress=lambda *step: seen.append(step))
     size = (copy / "model.safetensors").stat().st_size

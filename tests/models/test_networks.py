@@ -232,7 +232,7 @@ def test_digit_resnet_takes_any_size_from_20(size: int, last: int) -> None:
 
 @torch.no_grad()
 def test_digit_resnet_step_by_step() -> None:
-    """Convolution, pool, BatchNorm, ReLU; then two 3x3 around an identity. Written out a second time."""
+    """Convolution, pool, BatchNorm, ReLU, then two 3x3 around an identity, written out independently."""
     torch.manual_seed(0)
     network = create("digit_resnet", 10, channels=1).eval()
     vary_statistics(network)

@@ -203,7 +203,7 @@ def test_hub_gives_safetensors(
 
 
 def test_the_whole_checksum_and_the_size_are_trusted_on_first_use(pretrained: tuple[PretrainedWeights, Path]) -> None:
-    """Eight published digits tell a damaged file from a whole one, and not a forged one."""
+    """The eight published digits reveal a damaged file, but not a forged one."""
     entry, path = pretrained
     assert len(entry.sha256) == 8
     place, _ = weight_store.import_file(NAME, path)

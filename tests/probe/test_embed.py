@@ -112,7 +112,7 @@ def test_a_backbone_gives_its_pooled_output(place: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".safetensors"])
 def test_networks_of_the_hub_in_each_format(suffix: str, place: Path, tmp_path: Path, say: Any):
-    """The rows are what the library itself computes; of what is said before, only the license concerns the user."""
+    """The rows are what the library itself computes, and the only message is the license."""
     torchvision()
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     copy = tmp_path / "copy"

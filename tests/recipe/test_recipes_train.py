@@ -89,7 +89,7 @@ def test_real_data(
 
 @pytest.mark.long
 def test_transfer_on_real_data(shared_data: Path, tmp_path: Path):
-    """A head on the given ImageNet network, for two kinds of flowers: nearly all right, from vectors computed once."""
+    """A head on the given ImageNet network for two kinds of flowers: nearly all correct; features are computed once."""
     for split, most in (("train", 20), ("valid", 8)):
         for name in ("97", "76"):
             (tmp_path / "data" / split / name).mkdir(parents=True)

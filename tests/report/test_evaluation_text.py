@@ -50,7 +50,7 @@ def test_a_failed_calibration_is_reported():
 
 
 def test_the_epochs_behind_a_threshold_are_stated():
-    """What passed the test says so; a model that does not record its epochs, or was measured without any, does not."""
+    """A threshold that passed the test says so; without a record of the epochs it is called an estimate."""
     out = outputs(400, 8, skill=20.0)
     stored = Calibration.fit(out, "valid", 2)
     assert stored.rule.tested is not None

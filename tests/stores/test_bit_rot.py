@@ -68,7 +68,7 @@ def test_a_flip_in_any_file_of_a_pixel_store_changes_nothing(share: float, table
 
 
 def test_a_store_and_its_file_go_when_nobody_uses_them(table, cache):  # noqa: F811
-    """What restores its rows must not hold the store: the file would stay open until the garbage collector runs."""
+    """The code that restores rows must not reference the store: its file would stay open until a garbage collection."""
     build_pixels(table, np.arange(len(table)), SPEC, cache=cache)
     store = build_pixels(table, np.arange(len(table)), SPEC, cache=cache)
     assert isinstance(store, PixelStore)

@@ -1,4 +1,4 @@
-"""Passes that are recorded once and replayed: what is recorded and when, and on a GPU that nothing else changes."""
+"""Recorded and replayed passes: what is recorded and when; on a GPU, that the results stay the same."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def plain_data(n: int = 48, batch: int = 16, **more) -> Stream:
 
 @pytest.mark.parametrize(("name", "epochs", "lr"), [("mini_resnet", 60, 0.003), ("resnet20", 15, 0.005)])
 def test_one_batch_can_be_memorized(name: str, epochs: int, lr: float, engine: Engine):
-    """In the best epoch: after it, rounding decides whether a step is too long. 17 and 9 epochs are enough."""
+    """In its best epoch; later, rounding decides whether a step is too long. 17 and 9 epochs are enough."""
     torch.manual_seed(0)
     model = mini() if name == "mini_resnet" else create(name, 3, 1)
     best = min(train(model, phase(epochs=epochs, lr=lr), plain_data(16), engine), key=lambda epoch: epoch.train_loss)

@@ -130,7 +130,7 @@ def test_a_run_may_be_killed_repeatedly(idx: Path, tmp_path: Path):
 
 
 def test_the_model_file_is_never_ahead_of_the_checkpoint(idx: Path, tmp_path: Path):
-    """Otherwise a run that is resumed and stopped would overwrite a better model with an older one."""
+    """Otherwise a run that is resumed and stopped again would overwrite a better model with an older one."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 6, "lr": 1e-3}, best="loss")
     out = tmp_path / "cut"
     for step, every in ((7, "2steps"), (11, "1000steps")):

@@ -135,7 +135,7 @@ def check_predictions_add_up(run: Run, model: linnaeus.Classifier, metrics: dict
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_is_repeated_to_the_bit_by_its_recipe(idx: Path, tmp_path: Path):
-    """By its recipe.toml, with augmentation and mixup. Another seed gives another result."""
+    """Its recipe.toml repeats it, with augmentation and mixup; another seed gives another result."""
     augment = {"rotate": 20, "hflip": 0.5, "erase": 0.3}
     recipe = write_recipe(
         tmp_path / "r.toml", {"augment": augment, "mixup": 0.2, "ema": 0.8}, {"train": ["head"], "epochs": 1}

@@ -13,7 +13,7 @@ from linnaeus.training.stop import StopSignals, Terminated
 
 
 def hidden(number: int) -> None:
-    """As a library does that runs Python code from C: the exception of a signal comes out as one of its own."""
+    """Like a library that runs Python code from C: it replaces the exception of a signal by its own."""
     try:
         signal.raise_signal(number)
     except KeyboardInterrupt:

@@ -56,7 +56,7 @@ def test_the_run_accepts_its_kind_and_rejects_another(run: Run):
 
 
 def test_the_thresholds_in_the_file_reproduce_what_validation_accepted(run: Run):
-    """Distances are computed by another path after training than in prediction; both must say the same."""
+    """Distances are computed by different code after training and in prediction; both must agree."""
     model = load(run.path)
     images = model.images(run.path.parent / "idx", "valid")
     rows, shapes = images.rows.gather(np.arange(len(images.labels)))
@@ -232,7 +232,7 @@ def test_images_of_no_class_are_measured_separately(run: Run, say, tmp_path: Pat
 
 
 def test_folders_of_outside_images_are_measured_apart(run: Run, say, tmp_path: Path):
-    """Noise is recognized; images of the classes, given as if they were of none, are let through and come first."""
+    """Noise is recognized; images of the classes, passed as outside images, are let through and come first."""
     from PIL import Image
 
     for split in ("train", "test"):

@@ -1,1 +1,1 @@
-"""Checks of a data set before training: files, images, duplicates, classes and labels."""
+"""Checks of a dataset before training: files, images, duplicates, classes and labels."""

@@ -160,7 +160,7 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
 
 
 class Finite(click.FloatRange):
-    """A range of numbers; `nan`, which no comparison excludes, is none."""
+    """A range of numbers that excludes `nan`, which no comparison does."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         number = super().convert(value, parameter, context)

@@ -1,4 +1,4 @@
-"""Which archives hold a folder of images, and which folder: a data set of another format may be packed, too."""
+"""Which archives hold a folder of images, and which folder: a dataset of another format may be packed, too."""
 
 from __future__ import annotations
 

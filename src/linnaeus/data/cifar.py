@@ -49,7 +49,7 @@ def find_cifar(folder: Path) -> Path | None:
         raise UserError(f"{folder}: holds {archives[0].name} and {archives[1].name}; point at one of them")
     if archives:
         return archives[0]
-    # The pickled version is never opened: unpickling runs code of whoever made the file.
+    # The pickled version is never opened: unpickling runs code from the file.
     if any((folder / name).exists() for name in PICKLED):
         raise UserError(
             f"{folder}: the Python version of CIFAR, which is pickled and may hold code; get the binary version, "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-CELLS = 32  # an image is judged by the mean color of so many cells a side: noise and JPEG leave gray means
+CELLS = 32  # an image is judged by the mean color of this many cells per side: noise and JPEG leave gray means
 SPREAD, SHARE = 16, 0.02  # a cell is colored if its channels differ by more; an image, if this share of its cells is
 
 _watching: ContextVar[list[bool] | None] = ContextVar("_watching", default=None)

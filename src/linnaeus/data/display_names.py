@@ -160,7 +160,7 @@ def _from_lines(
     path: Path, classes: tuple[str, ...], lines: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, str], str]:
     """Class order, names by class, and how the two were matched."""
-    # Accepts the separators seen in published data sets: "0 rose", "n01440764: tench", "rose, Rose".
+    # Accepts the separators seen in published datasets: "0 rose", "n01440764: tench", "rose, Rose".
     pairs = [re.split(r"\s*[:=,;]\s+|\s+|[:=,;]", line, maxsplit=1) for line in lines]
     paired = all(len(pair) == 2 and all(pair) for pair in pairs)
     by_line = match(classes, lines)

@@ -64,7 +64,7 @@ class FetchError(JobError):
 
 
 class _DroppedError(Exception):
-    """The connection failed; the same address may go on later. The text says why."""
+    """The connection failed; the download may continue later. The text says why."""
 
 
 @dataclass

@@ -47,7 +47,7 @@ def open_flowers(folder: Path) -> Table:
         unpack(folder / "102flowers.tgz", folder / "jpg")
     there = set(os.listdir(folder / "jpg"))
     images = [f"image_{i:05d}.jpg" for i in range(1, COUNT + 1)]
-    # An interrupted unpacking must not shorten the data set silently.
+    # An interrupted unpacking must not shorten the dataset silently.
     lost = next((image for image in images if image not in there), None)
     if lost:
         raise UserError(f"{folder / 'jpg' / lost}: missing; remove {folder / 'jpg'} to unpack 102flowers.tgz again")

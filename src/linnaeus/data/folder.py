@@ -126,7 +126,7 @@ def _parts(scan: Scan, root: str) -> dict[str, str]:
         else:
             parts[split] = entry.path
     train = parts.get("train")
-    # Names of splits beside other folders may be classes ("test" in a data set of documents).
+    # Names of splits beside other folders may be classes ("test" in a dataset of documents).
     if not parts or (others and not (train and _entries(Scan(root), train)[0])):
         return {"": root}
     refuse_unnamed_split(root, [entry.name for entry in others])

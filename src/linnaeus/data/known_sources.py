@@ -1,4 +1,4 @@
-"""Data sets known by name: digits, mnist, fashion-mnist, cifar10, flowers102."""
+"""Datasets known by name: digits, mnist, fashion-mnist, cifar10, flowers102."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Known:
-    """A data set that can be downloaded. `files` is empty if a Python package contains the data."""
+    """A dataset that can be downloaded. `files` is empty if a Python package contains the data."""
 
     description: str
     files: tuple[Remote, ...] = ()
@@ -106,7 +106,7 @@ FASHION_NAMES = (
 
 
 def known_sources() -> list[KnownSource]:
-    """All data sets known by name, and whether each is available without a download."""
+    """All datasets known by name, and whether each is available without a download."""
     return [
         KnownSource(
             name,
@@ -120,12 +120,12 @@ def known_sources() -> list[KnownSource]:
 
 
 def home(name: str) -> Path:
-    """The folder for the files of a known data set."""
+    """The folder for the files of a known dataset."""
     return cache_dir() / "data" / name
 
 
 def missing(name: str) -> list[Remote]:
-    """The files of a known data set that have to be downloaded. Unpacked files count as well as archives."""
+    """The files of a known dataset that have to be downloaded. Unpacked files count as well as archives."""
     folder = home(name)
 
     def there(file: Remote) -> bool:
@@ -141,7 +141,7 @@ def missing(name: str) -> list[Remote]:
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
-    """Download the missing files of a known data set and return its folder; `progress` counts over all files.
+    """Download the missing files of a known dataset and return its folder; `progress` counts over all files.
 
     Files that were put there by hand are kept. If a download fails, the error says which files to put where by hand.
     """
@@ -171,7 +171,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 
 
 def open_known(name: str) -> Table:
-    """The table of a known data set, which is downloaded first if necessary."""
+    """The table of a known dataset, which is downloaded first if necessary."""
     if name == "digits":
         return open_digits()
     folder = pull(name)

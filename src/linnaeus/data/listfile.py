@@ -172,7 +172,7 @@ def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[
     if all(numeric):
         keys = [int(text) for text in texts]
         folders = folder_of_label(zip(map(str, keys), paths, strict=True))
-        # Lists of a class-per-folder data set: the folder of the images names the class of a number.
+        # Lists of a class-per-folder dataset: the folder of the images names the class of a number.
         names = {key: folders.get(str(key), str(key)) for key in keys}
         if named is not None:
             names = named[1]

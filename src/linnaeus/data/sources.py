@@ -42,7 +42,7 @@ def open_source(
 
     `train`, `valid`, `test` name list files (or CSVs) in a folder. `group` names the column of a CSV; samples with
     equal values stay in one split. `labels` says whether images have several labels. A path on disk takes precedence
-    over a known name. A known data set is downloaded if necessary. Raises UserError, also for a table that cannot be
+    over a known name. A known dataset is downloaded if necessary. Raises UserError, also for a table that cannot be
     trained on, unless `lenient`: `check` wants to show everything that is wrong with the data.
     """
     table = _open(source, train, valid, test, group, labels, lenient)

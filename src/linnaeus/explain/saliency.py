@@ -177,7 +177,7 @@ def find_class(classifier: Classifier, name: str) -> int:
 
 
 def occlusion(network: Network, x: Tensor, targets: np.ndarray) -> np.ndarray:
-    """How much less likely the class gets when a patch of the image is covered (Zeiler and Fergus 2014,
+    """How much less likely the class becomes when a patch of the image is covered (Zeiler and Fergus 2014,
     arXiv:1311.2901, section 4.2).
 
     x (N, C, H, W), targets (N,) -> (N, H, W) float32 in 0..1. The patch is a seventh of the image's side, has the

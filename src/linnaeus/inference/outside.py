@@ -228,7 +228,7 @@ def _contents_of_classes(evaluation: Evaluation) -> np.ndarray:
 
 
 def _outside_paths(folder: str, contents: np.ndarray, console: Console) -> list[str]:
-    """The images below `folder` but for those with one of the `contents` (k,). Raises UserError if none is left."""
+    """The images below `folder`, except those with one of the `contents` (k,). Raises UserError if none is left."""
     table = loose_images(folder, expand([folder]))
     of_class = held_in(contents, table)
     if of_class.all():

@@ -97,7 +97,7 @@ class Audit:
         return sample, unknown
 
     def is_due(self, sampled: int, actions: int) -> bool:
-        """Whether the question after so many actions is about a reserved image, with so many in the sample."""
+        """Whether the next question is about a reserved image; `sampled` of the `actions` so far were about one."""
         return actions % (AUDIT_FIRST if sampled < ENOUGH else AUDIT_EVERY) == AUDIT_FIRST - 1
 
     def questions(self, labels: Mapping[str, Label], excluded: Container[int], n: int) -> list[int]:

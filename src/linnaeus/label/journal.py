@@ -59,7 +59,7 @@ class Label:
 
 @dataclass(frozen=True)
 class _State:
-    """What a record has made of an image."""
+    """The state of an image after a record."""
 
     record: int
     label: Label | None

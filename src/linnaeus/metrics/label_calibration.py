@@ -59,7 +59,7 @@ class LabelCalibration:
 
     @classmethod
     def none(cls, count: int) -> LabelCalibration:
-        """That of a model that was never calibrated: probabilities as they are, each label from 1/2 on."""
+        """The calibration of a model that was never calibrated: probabilities unchanged, thresholds 1/2."""
         return cls("", 0, np.ones(count), np.zeros(count), np.full(count, UNCHOSEN))
 
     def apply(self, outputs: Outputs) -> Outputs:

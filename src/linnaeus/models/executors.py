@@ -119,7 +119,7 @@ def choose_executor(
         half = _bf16_executor(fused, sample, expected)
         if required == "bf16" or (required is None and half.seconds < FASTER * eager.seconds):
             return half
-    # Few images do not repay the compilation.
+    # For few images the compilation does not pay.
     if not compiles or known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
         return eager
     compiled = _onnx_executor(fused, sample, expected)

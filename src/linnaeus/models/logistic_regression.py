@@ -172,7 +172,7 @@ def solve(
     """Minimize the objective of each problem from `start` (P, classes, d + 1).
 
     Ends after `steps` iterations, or when PATIENCE of them reduce no objective by more than the share `tolerance`.
-    `before` is a solution for another penalty, whose history is taken over and empty afterwards.
+    `before` is a solution for another penalty, whose history is reused, and empty afterwards.
     """
     solution = start
     losses, gradient = objective(problems, penalty, solution)

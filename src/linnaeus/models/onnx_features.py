@@ -43,7 +43,7 @@ class GraphInfo:
 
 
 def require() -> Any:
-    """The module onnx, with ONNX Runtime at hand. Raises UserError, with the command that installs both."""
+    """The module onnx, if ONNX Runtime is installed too. Raises UserError, with the command that installs both."""
     try:
         import onnx
         import onnxruntime  # noqa: F401

@@ -18,7 +18,7 @@ from linnaeus.probe.features import Cost
 from linnaeus.probe.judging import Answers
 
 CLOSE = 0.01
-"""Accuracy that the recommended backbone may be below the best one, where no test tells them apart."""
+"""Accuracy that the recommended backbone may be below the best one, if no test finds a significant difference."""
 
 
 @dataclass(frozen=True)

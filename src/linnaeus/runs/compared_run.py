@@ -71,7 +71,7 @@ def shared_samples(runs: list[ComparedRun], split: str) -> tuple[list[str], list
     shared = [sample for sample in first.predictions if all(sample in run.predictions for run in runs)]
     sizes = [len(run.predictions) for run in runs]
     counts = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
-    # Few shared images mean another data set, not a few removed files.
+    # Few shared images mean another dataset, not a few removed files.
     if len(shared) < min(max(sizes), MIN_SHARED):
         raise UserError(
             f"{first.path}: its {split} images differ from those of the other runs: {len(shared)} shared of {counts}, "

@@ -21,7 +21,7 @@ from linnaeus.data.decode import RowSpec, UnreadableError, load_row, read_header
 LENGTHS = struct.Struct("<QQ")
 LARGE = 16_000_000  # cost of an image that is decoded alone, in pixels of a baseline JPEG
 MAX_COST = 1_000_000_000  # about 5 s
-FAST = 4  # a baseline JPEG decodes so many times as fast as other formats, at a fraction of its size
+FAST = 4  # a baseline JPEG decodes this many times as fast as other formats, at a fraction of its size
 SLOW_FORMATS = {"JPEG2000": 20, "AVIF": 4, "WEBP": 2}
 PYTHON = 60  # times as slow as other formats: PPM with few values, BMP with run lengths
 SCAN = b"\xff\xda"  # marker before each scan of a JPEG; inside a scan, 0xff is followed by 0x00

@@ -1,4 +1,4 @@
-"""The log: an error that happens again is one line, so that requests cannot fill a disk."""
+"""The log: a repeated error is one line, so that requests cannot fill a disk."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class FrozenStages:
         if earlier.exact and not (store.made_by == computed.executor.name and source.reproduces()):
             return computed
         kept = int((earlier.positions >= 0).sum())
-        self.console.detail(f"{kept} of {len(earlier.positions)} rows are taken over from an earlier store")
+        self.console.detail(f"{kept} of {len(earlier.positions)} rows are reused from an earlier store")
         return source
 
     def _key(self, samples: Samples, variant: dict[str, Any]) -> dict[str, Any]:

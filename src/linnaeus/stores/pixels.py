@@ -1,7 +1,7 @@
 """Building pixel stores: every image is decoded once into a row of uint8, in one file that runs share.
 
 Threads decode, since Pillow releases the interpreter lock. A killed build is continued, and rows of earlier stores of
-the same form are taken over: only images that are new or have changed are decoded.
+the same form are reused: only images that are new or have changed are decoded.
 """
 
 from __future__ import annotations

@@ -21,19 +21,19 @@ from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable
 
 @dataclass(frozen=True)
 class EarlierRows:
-    """Images of another run, whose stored activations may be taken over."""
+    """Images of another run, whose stored activations may be reused."""
 
     rows: Rows
     positions: np.ndarray
     """(n,) int64: where each wanted image is among `rows`, or -1"""
     exact: bool = False
-    """Whether only activations may be taken over that computing them again would give, bit for bit."""
+    """Whether activations may be reused only if computing them again would give the same bits."""
     marks: Mapping[str, str] = field(default_factory=dict)
-    """Number of views -> the mark of the earlier store, if its own rows were taken over."""
+    """Number of views -> the mark of the earlier store, if its own rows were reused from another."""
 
     @property
     def mark(self) -> str:
-        """Part of the key of a store of views whose rows were taken over: they are drawn by the number of an image in
+        """Part of the key of a store of views whose rows were reused: they are drawn by the number of an image in
         an earlier run, which the images of this run do not tell."""
         return content_key(self.rows) + hashlib.sha256(self.positions.tobytes()).hexdigest()
 

@@ -16,7 +16,7 @@ from linnaeus.stores.activations import ActivationStore
 SINGLY = ("onnxruntime", "int8")
 """Executors that compute each image of a batch on its own. With PyTorch's kernels the last bits of a float32 output
 depend on the size of the batch and the place in it, and one of some thousand values differs in float16."""
-COMPARED = 64  # rows that are computed again before any is taken over exactly
+COMPARED = 64  # rows that are computed again before any is reused exactly
 
 
 class Computation(Protocol):

@@ -27,7 +27,7 @@ class ChangedRun:
 def change_classes(
     path: str | Path, changes: ClassChanges, *, out: str | Path | None = None, device: str = "auto", console: Console
 ) -> ChangedRun:
-    """Train a run with changed classes; the activations of images that stay are taken over from the run at `path`.
+    """Train a run with changed classes; the activations of images that stay are reused from the run at `path`.
 
     The run at `path` is only read. Raises UserError if its network was trained below the head, its images are not
     files, or the changes do not fit its classes.

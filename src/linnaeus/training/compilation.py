@@ -1,4 +1,4 @@
-"""compile = "auto": a trial of torch.compile, for phases on a GPU that are long enough to repay it."""
+"""compile = "auto": a trial of torch.compile, for phases on a GPU that are long enough for a gain."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _contents(old: SolvedRun) -> np.ndarray:
 
 
 def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.ndarray) -> RunChanges:
-    """What is removed. Who has the images can verify the statement, and nobody learns their names from it."""
+    """What is removed. Anyone who has the images can verify the statement; it contains no names."""
     splits, n, copies = np.array(old.rows.splits), int(gone.sum()), int((gone & ~named).sum())
     counts = {split: int((splits[gone] == split).sum()) for split in SPLITS}
     text = "".join(f"{value:012x}\n" for value in np.sort(contents[gone]).tolist())

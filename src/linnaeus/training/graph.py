@@ -50,7 +50,7 @@ class GraphedPass:
     """
 
     def __init__(self, compute: Pass, parameters: Sequence[nn.Parameter], batches: int):
-        """`batches`: batches that will be computed; few do not repay a recording. `parameters`: those that train."""
+        """`batches`: batches that will be computed; for few, recording does not pay. `parameters`: those that train."""
         self.compute, self.parameters = compute, parameters
         self.recordings: dict[Any, Recording] = {}
         self.calls: Counter[Any] = Counter()

@@ -70,7 +70,7 @@ def range_test(run: PhaseRun, engine: Engine, progress: Callable[[int, int, str]
     train_mode(trial.net.model, trial.stages, run.phase.norms)
     batches = run.train.batches
     losses: list[float] = []
-    # Small data sets have fewer than 50 batches, so the test may run over several epochs.
+    # Small datasets have fewer than 50 batches, so the test may run over several epochs.
     while len(losses) < STEPS:
         for batch in batches.epoch(run.first_epoch + len(losses) // len(batches)):
             rate = rates[len(losses)]

@@ -19,7 +19,7 @@ from linnaeus.stores.samples import Samples
 
 @dataclass(frozen=True, eq=False)
 class EarlierRun:
-    """A run with the same network and some of the same images, whose stored activations are taken over."""
+    """A run with the same network and some of the same images, whose stored activations are reused."""
 
     table: Table
     """Every sample has a split."""
@@ -30,7 +30,7 @@ class EarlierRun:
     forgotten: tuple[dict[str, Any], ...] = ()
     """What was removed from this run and from those before it, for the model file."""
     taken_over: Mapping[str, str] = field(default_factory=dict)
-    """Number of views -> what marks a store of this run whose rows were taken over in part (metrics.json)."""
+    """Number of views -> the mark of a store of this run whose rows were partly reused (metrics.json)."""
     changes: RunChanges | None = None
     """Written into the folder of the new run before its report, which shows them."""
 

@@ -84,7 +84,7 @@ class SolvedRun:
             return {}
 
     def earlier(self, table: Table, changes: RunChanges, *, exact: bool = False) -> EarlierRun:
-        """What a run that is derived from this one takes over. `table` is that of this run."""
+        """What a run that is derived from this one reuses. `table` is that of this run."""
         forgotten = (*self.forgotten, *changes.forgotten)
         taken_over = self.metrics.get("taken_over") or {}
         return EarlierRun(table, self.samples(table), exact, forgotten, taken_over, changes)

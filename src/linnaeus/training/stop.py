@@ -45,7 +45,7 @@ class StopSignals:
             yield
             return
         before = {number: signal.getsignal(number) for number in numbers}
-        # A program that handles the signal itself keeps doing so.
+        # A program that handles the signal itself keeps its handler.
         unhandled = [number for number, old in before.items() if _is_default(old)]
         for number in unhandled:
             signal.signal(number, self._handle)

@@ -116,7 +116,7 @@ class Streams:
         return all(self.cut(phase) == self.frozen.model.stages[-1] for phase in self.phases)
 
     def taken_over(self) -> dict[str, str]:
-        """Number of views -> what marks the store of them, where rows of an earlier run were taken over."""
+        """Number of views -> the mark of their store, if rows of an earlier run were reused."""
         earlier = self.train.earlier
         views = {phase.views for phase in self.phases if phase.augment is not None and phase.views}
         if earlier is None or earlier.exact or self.group.world_size > 1:

@@ -90,7 +90,7 @@ class Tuning:
         return trial.chosen
 
     def _choose_compilation(self, run: PhaseRun, cost: SampleCost, resumed: bool) -> bool:
-        """Whether the phase is compiled, by a trial if it is long enough to repay one."""
+        """Whether the phase is compiled: decided by a trial, if it is long enough for one."""
         if self.recipe.compile != "auto":
             return self.recipe.compile
         known = self.recorder.compiled.get(str(run.number))
