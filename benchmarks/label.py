@@ -9,6 +9,8 @@ page would show. Features are computed once and kept in the cache.
 - coverage: how often the interval contains the accuracy on the images that the head has never seen, at each 20th label
   from 40 on. These are the validation images and the reserved ones not asked about yet; their accuracy has an
   error of its own, so the coverage that perfect 95 % intervals would reach is given beside it;
+- batches: of the unlabelled images that the head is sure of, with 120 labels or more: errors that the page would state,
+  errors, and how many different images they are;
 - time: processor milliseconds from an answer to new figures, in one thread, with random features.
 
     OMP_NUM_THREADS=1 python benchmarks/label.py FOLDER[,FOLDER] [--backbone FILE] [--seeds 10] [--labels 320]
@@ -37,6 +39,7 @@ from scipy.stats import norm
 from linnaeus.data.cifar import find_cifar
 from linnaeus.data.idx import find_idx
 from linnaeus.data.sources import open_source
+from linnaeus.label.acceptance import LEVELS, Batches
 from linnaeus.label.backbone import Backbone, colors, open_backbone
 from linnaeus.label.estimate import Audit
 from linnaeus.label.features import BATCH, Features
@@ -46,9 +49,9 @@ from linnaeus.label.selection import Pool, Selection, Situation
 from linnaeus.label.session import list_images
 from linnaeus.metrics.intervals import NORMAL_QUANTILE
 
+BATCHES_AT = range(120, 321, 40)  # labels
 STEP = 4  # labels between two solutions of the head
 TARGETS = (0.80, 0.85, 0.90)
-SURE = 0.99
 MAX_ARRAYS = 12_000  # images of CIFAR or IDX files
 MAX_FOLDER = 1000  # images that are labelled; all others validate
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -122,6 +125,7 @@ class User:
             pool = pool.updated(self.learner, learned.taught)
             if learned.answers is not None:
                 row = self._row(learned, len(answers), held_out, expected)
+                row["batches"] = self._batches(learned, answers) if len(answers) in BATCHES_AT else {}
                 rows.append(row | self._unseen(learned, answers, row["accuracy"], len(expected)))
         return rows
 
@@ -137,6 +141,19 @@ class User:
         hits = accuracy * n + sum(p == self.truth[i] for p, i in zip(predicted, rest.tolist(), strict=True))
         return {"unseen": len(rest) + n, "unseen accuracy": float(hits / (len(rest) + n)), "sample": len(sample)}
 
+    def _batches(self, learned: Learned, answers: dict[str, Label]) -> dict[float, dict[str, Any]]:
+        """Level -> size, expected errors, sum of the doubts, and wrong images of the batch that would be proposed."""
+        features, shown = self.learner.features, {}
+        barred = {self.learner.position[path] for path in answers}
+        assert learned.answers is not None
+        for level in LEVELS:
+            batch = Batches().propose(features, learned, barred, level)
+            doubts = 1 - learned.answers.probabilities(np.array(list(batch.answers), np.int64)).max(1)
+            wrong = [features.paths[i].split("/", 1)[1] for i, name in batch.answers.items() if name != self.truth[i]]
+            shown[level] = {"n": len(batch.answers), "expected": batch.expected_errors, "wrong": wrong}
+            shown[level]["doubts"] = float(doubts.sum())
+        return shown
+
     def _row(self, learned: Learned, n: int, held_out: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
         head = learned.answers
         assert head is not None
@@ -144,10 +161,7 @@ class User:
         x /= np.linalg.norm(x, axis=1, keepdims=True)
         probabilities = head.head.probabilities(x)  # type: ignore[attr-defined]
         hits = np.array(head.classes)[probabilities.argmax(1)] == expected
-        sure = probabilities.max(1) >= SURE
         row: dict[str, Any] = {"labels": n, "accuracy": float(hits.mean()), "estimate": None}
-        row |= {"sure": int(sure.sum()), "wrong": int((~hits[sure]).sum())}
-        row["expected"] = float((1 - probabilities.max(1)[sure]).sum())
         row["naive"] = float((learned.held_out.argmax(1) == learned.labels).mean())
         if learned.estimate is not None:
             row["estimate"] = [learned.estimate.accuracy, learned.estimate.low, learned.estimate.high]
@@ -193,12 +207,20 @@ def summarize(courses: list[list[dict[str, Any]]]) -> dict[str, Any]:
     result["bias"] = float(np.mean([row["estimate"][0] - row["unseen accuracy"] for row in rows]))
     result["width"] = float(np.mean([row["estimate"][2] - row["estimate"][1] for row in rows]))
     result["naive bias"] = float(np.mean([row["naive"] - row["accuracy"] for row in rows]))
-    late = [row for row in rows if row["labels"] >= 160]
-    result["sure"] = {key: float(np.sum([row[key] for row in late])) for key in ("sure", "wrong", "expected")}
+    result["batches"] = {str(level): _batches_of(courses, level) for level in LEVELS}
     for n in (80, 160, 320):
         at = [row["accuracy"] for course in courses for row in course if row["labels"] == n]
         result[f"at {n}"] = float(np.mean(at)) if at else None
     return result
+
+
+def _batches_of(courses: list[list[dict[str, Any]]], level: float) -> dict[str, Any]:
+    """Sums over the batches of a level."""
+    batches = [row["batches"][level] for course in courses for row in course if row["batches"]]
+    wrong = [path for batch in batches for path in batch["wrong"]]
+    sums = {key: float(sum(batch[key] for batch in batches)) for key in ("expected", "doubts")}
+    counts = {"batches": len(batches), "images": sum(batch["n"] for batch in batches)}
+    return {**counts, **sums, "wrong": len(wrong), "different": len(set(wrong))}
 
 
 def durations(n: int, width: int, classes: int, repeats: int = 5) -> dict[str, Any]:

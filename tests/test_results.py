@@ -88,6 +88,10 @@ def test_label() -> None:
             n, inside = row["coverage"]["n"], row["coverage"]["inside"]
             shares = [f"{100 * share:.1f}" for share in (inside / n, row["coverage"]["perfect"], row["bias"])]
             assert (f"{images}, {order}", [f"{inside} of {n}", *shares, f"{100 * row['width']:.0f}"]) in rows
+        for level, row in results[images]["mixed"]["batches"].items():
+            counts = [f"{row['images']:,} in {row['batches']}", *(str(row[key]) for key in ("wrong", "different"))]
+            sums = [f"{row[key]:.1f}" for key in ("expected", "doubts")]
+            assert (f"{images}, {100 * float(level):g} %", [*counts, *sums]) in rows, (images, level)
     for size, row in results["milliseconds"].items():
         assert (size, [f"{row[key]:.1f}" for key in ("median", "new penalty")]) in rows, size
 

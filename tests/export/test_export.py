@@ -13,19 +13,22 @@ import pytest
 import torch
 from PIL import Image
 from test_torchvision import CALIBRATION
-from tiny import GRAY, draw, mini, write_images
+from tiny import GRAY, SIDE, draw, mini, write_images
 
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.export import gate, int8, onnx_file
 from linnaeus.export import onnx as export_module
+from linnaeus.export.int8 import BATCH, network_input, observe
 from linnaeus.export.onnx import GateResult, export_onnx
+from linnaeus.export.sample_images import collect_samples, split_calibration
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.inputs import expand
 from linnaeus.modelfile.exports import EXPORTS, fastest
 from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES, file_digest
 from linnaeus.modelfile.safetensors import ModelFile, read_header, read_model, write_model
 from linnaeus.models import Network, create, wrap
+from linnaeus.models.onnx_graph import export_graph
 from linnaeus.preprocess import Preprocessing
 
 onnx = pytest.importorskip("onnx")
@@ -384,8 +387,6 @@ def test_an_export_finds_the_images_of_its_run(tmp_path: Path, data: Path):
 
 
 def test_int8_is_calibrated_and_compared_on_different_images(tmp_path: Path, data: Path):
-    from linnaeus.export.sample_images import collect_samples, split_calibration
-
     run = write_run(tmp_path / "run", mini()) / "model.safetensors"
     about = read_model(run)[1]
     calibration, compared = split_calibration(collect_samples(about, run, str(data), None), 128)
@@ -399,6 +400,27 @@ def test_int8_is_calibrated_and_compared_on_different_images(tmp_path: Path, dat
     calibration, compared = split_calibration(collect_samples(about, run, str(one), None), 128)
     assert calibration.images is compared.images
     assert sorted([*calibration.positions, *compared.positions]) == list(range(12))
+
+
+def test_channel_means_of_tokens(tmp_path: Path, data: Path):
+    """A tensor of attention has the images on another axis than the first, and the last batch is a smaller one."""
+
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(SIDE, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = x.unflatten(2, (2, SIDE // 2)).permute(2, 0, 1, 3, 4).sigmoid()  # (2, N, C, SIDE / 2, SIDE)
+            return self.linear(heads.permute(1, 0, 3, 2, 4).flatten(0, 3))
+
+    run = write_run(tmp_path / "run", mini()) / "model.safetensors"
+    samples = collect_samples(read_model(run)[1], run, str(data), "valid")
+    assert len(samples) % BATCH
+    x = torch.from_numpy(network_input(next(samples.squares(len(samples))), samples))
+    statistics = observe(export_graph(Tokens().eval(), x), samples, Console(quiet=True))
+    (mean,) = (tensor.mean for tensor in statistics.values() if tensor.mean is not None)
+    np.testing.assert_allclose(mean, x.sigmoid().mean((0, 1, 2)).numpy(), rtol=1e-5)
 
 
 def test_an_export_does_not_change_the_network(exported: tuple[Path, GateResult], run: Path):

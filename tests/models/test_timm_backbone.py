@@ -210,7 +210,11 @@ def test_weights_of_another_network_are_refused():
         load_weights("timm/resnet18", str(LITE0), classes=2)
 
 
-def test_without_timm_or_with_an_unfit_torchvision_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_without_timm_or_with_an_unfit_torchvision_one_line_says_what_to_install(
+    wrapped: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """transformers reports a torchvision that does not fit as a missing module without a name."""
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"needs the package timm: pip install 'linnaeus\[timm\]'"):
         library()
@@ -219,7 +223,10 @@ def test_without_timm_or_with_an_unfit_torchvision_one_line_says_what_to_install
 
     def broken(name: str, *arguments: Any, **options: Any) -> Any:
         if name == "timm":
-            raise RuntimeError("operator torchvision::nms does not exist")
+            error = RuntimeError("operator torchvision::nms does not exist")
+            raise (ModuleNotFoundError("Could not import module") if wrapped else error) from (
+                wrapped and error
+            ) or None
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", broken)

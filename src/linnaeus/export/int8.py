@@ -69,8 +69,8 @@ class TensorStatistics:
     high: float
     sample: np.ndarray
     """Random sample of the values."""
-    mean: np.ndarray
-    """(C,): mean of each channel."""
+    mean: np.ndarray | None
+    """(C,): mean of each channel; None where the tensor enters no convolution and no linear layer."""
 
     def range(self, how: str) -> tuple[float, float]:
         """Smallest and largest representable value. The range contains 0, which padding and ReLU need exactly."""
@@ -112,7 +112,7 @@ def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterat
         "start": in_float(network, START_SHARE),
         "half": in_float(network, 0.45),
     }
-    means = {name: tensor.mean for name, tensor in statistics.items()}
+    means = {name: tensor.mean for name, tensor in statistics.items() if tensor.mean is not None}
     # Shapes of an example are needed to find the nodes that can be quantized.
     example = [network_input(next(samples.squares(1)), samples)]
     for scheme in (*SCHEMES, LAST_RESORT):
@@ -137,6 +137,7 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
     import onnx
 
     model = onnx.load_model_from_string(network)
+    layers = {node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
     inner = [name for node in model.graph.node for name in node.output]
     del model.graph.output[:]
     # Every inner tensor becomes an output, so that one pass measures them all.
@@ -147,7 +148,7 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
     sampled: dict[str, list[np.ndarray]] = {name: [] for name in ["x", *names]}
     lows, highs = dict.fromkeys(sampled, np.inf), dict.fromkeys(sampled, -np.inf)
     # Means per channel correct the bias that rounding introduces.
-    means: dict[str, Any] = dict.fromkeys(sampled, 0.0)
+    means: dict[str, Any] = dict.fromkeys(layers & set(sampled), 0.0)
     with console.progress("measuring ranges") as advance:
         done = 0
         for squares in samples.squares(BATCH):
@@ -156,14 +157,15 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
                 flat, keep = values.reshape(-1), SAMPLED_VALUES * len(squares)
                 lows[name] = min(lows[name], float(flat.min()))
                 highs[name] = max(highs[name], float(flat.max()))
-                channels = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else flat[:, None, None]
-                means[name] = means[name] + channels.mean(2).sum(0) / len(samples)
+                if name in layers:  # there, axis 0 holds images or their tokens, and axis 1 the channels
+                    channels = values.reshape(*values.shape[:2], -1).mean((0, 2))
+                    means[name] = means[name] + channels * len(squares) / len(samples)
                 # A random part of the values is enough for quantiles and bounds the memory.
                 sampled[name].append(flat if flat.size <= keep else flat[generator.integers(0, flat.size, keep)])
             done += len(squares)
             advance(done, len(samples))
     return {
-        name: TensorStatistics(lows[name], highs[name], np.concatenate(parts), means[name])
+        name: TensorStatistics(lows[name], highs[name], np.concatenate(parts), means.get(name))
         for name, parts in sampled.items()
     }
 

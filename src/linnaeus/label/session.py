@@ -190,7 +190,12 @@ class Session:
     def propose_batch(self, at_least: float) -> dict[str, Any]:
         """The images that the head is sure of, as the page receives them."""
         barred = {*self.passed_over, *self._labelled()}
-        return self.batches.propose(self.features, self.view.learned, barred, at_least).to_dict()
+        accepted = {
+            self.position[path]
+            for path, label in self.labels.items()
+            if label.provenance == ACCEPTED and path in self.position
+        }
+        return self.batches.propose(self.features, self.view.learned, barred, at_least, accepted).to_dict()
 
     def suspects(self) -> list[Suspect]:
         """Labels that the held-out answer contradicts and that nobody has confirmed or changed since."""

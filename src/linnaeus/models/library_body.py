@@ -46,10 +46,13 @@ def import_errors(prefix: str, library: str, install: str) -> Iterator[None]:
     """Turn an import of `library` that fails into one line: the command that installs it, or what fits torch."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise UserError(f"model.name = {prefix}…: needs the package {error.name}: {install}") from None
-    except (ImportError, RuntimeError) as error:  # "operator torchvision::nms does not exist"
-        raise UserError(f"model.name = {prefix}…: {library} cannot be imported {_fitting_torchvision(error)}") from None
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise UserError(f"model.name = {prefix}…: needs the package {error.name}: {install}") from None
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # transformers wraps "operator torchvision::nms does not exist"
+            cause = cause.__cause__
+        raise UserError(f"model.name = {prefix}…: {library} cannot be imported {_fitting_torchvision(cause)}") from None
 
 
 def _fitting_torchvision(error: BaseException) -> str:

@@ -1,0 +1,56 @@
+"""Batches that are accepted: the errors that are stated before a person has verified them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from linnaeus.label.acceptance import PRIOR, Batches
+from linnaeus.label.backbone import colors
+from linnaeus.label.features import Features
+from linnaeus.label.learner import Learned
+
+SURE = np.array([0.995, 0.005])
+
+
+@dataclass
+class AlwaysSure:
+    classes: tuple[str, ...] = ("a", "b")
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        return np.tile(SURE, (len(rows), 1))
+
+
+def learned(wrong: int, right: int, doubtful: int = 0) -> Learned:
+    """Held-out answers about the first images: sure ones, `wrong` of them, and doubtful ones, which are all wrong."""
+    n = wrong + right + doubtful
+    held_out = np.concatenate([np.tile(SURE, (wrong + right, 1)), np.full((doubtful, 2), 0.5)])
+    labels = np.array([1] * wrong + [0] * right + [1] * doubtful)
+    return Learned(AlwaysSure(), n, np.arange(n), np.arange(n), held_out, labels, ("a", "b"))
+
+
+def expected(answers: Learned, accepted: frozenset[int] = frozenset(), at_least: float = 0.99) -> float:
+    """The errors stated for a batch of 100."""
+    features = Features(None, [f"{i}.jpg" for i in range(answers.n + 100)], colors())  # type: ignore[arg-type]
+    features.ready[:] = True
+    batch = Batches().propose(features, answers, set(range(answers.n)), at_least, accepted)
+    assert len(batch.answers) == 100
+    return batch.expected_errors
+
+
+def test_without_answers_that_were_as_sure_the_doubts_count() -> None:
+    assert expected(learned(0, 0, doubtful=5)) == pytest.approx(0.5)
+
+
+def test_wrong_answers_that_were_as_sure_count() -> None:
+    prior = PRIOR * 0.005
+    assert expected(learned(4, 36)) == pytest.approx(100 * (4 + prior) / (40 + PRIOR))
+    assert expected(learned(4, 36, doubtful=9)) == expected(learned(4, 36)), "doubtful answers say nothing about it"
+    assert expected(learned(4, 36), at_least=0.9) == expected(learned(4, 36))
+
+
+def test_labels_that_the_head_gave_itself_do_not_count() -> None:
+    accepted = frozenset(range(4, 40))
+    assert expected(learned(4, 36), accepted) == expected(learned(4, 0)) > expected(learned(4, 36))
