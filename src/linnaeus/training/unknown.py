@@ -139,7 +139,7 @@ class Recognition:
         text = f"{far}below {percent(limits.probability, exact=True)}: {limits.accepted} of {limits.n} validation "
         text += "images are accepted"
         if limits.few:
-            text += f" (too few to be sure of {percent(limits.target, 0)})"
+            text += f" (too few to guarantee {percent(limits.target, 0)})"
         if self.left_out is not None:
             areas = self.left_out.combined
             low, high = mean_interval(areas)
