@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
@@ -12,15 +13,12 @@ from scenes import bomb, encoded, scene, write_scenes
 
 from linnaeus.cache import default_cache
 from linnaeus.check import image_statistics
-from linnaeus.check.image_statistics import (
-    STATISTICS,
-    compute_statistics,
-    file_statistics,
-    pixel_statistics,
-    sharpness,
-)
-from linnaeus.data.decode import FORMATS, UnreadableError
+from linnaeus.check.image_statistics import StatisticsBuilder, compute_statistics
+from linnaeus.check.pixel_statistics import STATISTICS, file_statistics, pixel_statistics, sharpness
+from linnaeus.data.decode import FORMATS, RowSpec, UnreadableError
 from linnaeus.data.sources import open_source
+from linnaeus.stores.contents import HashedImages
+from linnaeus.stores.samples import decode_split
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -88,6 +86,57 @@ def test_only_changed_files_are_opened_again(tmp_path: Path, monkeypatch: pytest
     assert sorted(opened) == [str(tmp_path / "oak" / "2.jpg"), str(tmp_path / "pine" / "new.jpg")]
     assert second.rows["width"][table.paths.index(str(tmp_path / "oak" / "2.jpg"))] == 300  # type: ignore[union-attr]
     assert len(second) == len(first) + 1
+
+
+def decode_observed(builder: StatisticsBuilder, folder: Path, channels: int = 3) -> None:
+    """Decode all images for a pixel store in two parts, as a run decodes its splits, while the builder looks on."""
+    table = open_source(folder)
+    images = HashedImages(table, default_cache(), builder.observe)
+    for part in (np.arange(1, len(table), 2), np.arange(0, len(table), 2)):
+        decode_split(table, part, RowSpec(130, channels=channels), None, images=images)
+
+
+@pytest.mark.parametrize("chunk", [2, 4096])
+def test_images_decoded_for_a_store_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int):
+    """Only a JPEG that a row of 130 pixels reduces more than the statistics do is decoded again."""
+    monkeypatch.setattr(image_statistics, "CHUNK", chunk)
+    oak = write_scenes(tmp_path) / "oak"
+    (oak / "2.jpg").write_bytes(b"broken")
+    scene(97, 1000, 800).save(oak / "large.png")
+    scene(98, 1000, 800).save(oak / "large.jpg")
+    table = open_source(tmp_path)
+    expected = compute_statistics(table, cache=None)
+    opened = count(monkeypatch)
+    builder = StatisticsBuilder(table, default_cache())
+    decode_observed(builder, tmp_path)
+    found = builder.finish()
+    assert sorted(opened) == [str(oak / "2.jpg"), str(oak / "large.jpg")]
+    assert (found.full_rows() == expected.full_rows()).all()
+    assert found.failed == expected.failed
+    decode_observed(builder := StatisticsBuilder(table, default_cache()), tmp_path)
+    assert (builder.finish().full_rows() == expected.full_rows()).all()
+    assert len(opened) == 2, "all are in the cache"
+
+
+def test_gray_rows_show_no_colors(tmp_path: Path):
+    table = open_source(write_scenes(tmp_path))
+    builder = StatisticsBuilder(table, default_cache())
+    decode_observed(builder, tmp_path, channels=1)
+    assert (builder.finish().full_rows() == compute_statistics(table, cache=None).full_rows()).all()
+
+
+def test_statistics_lost_on_a_full_disk_are_computed_again(tmp_path: Path):
+    table = open_source(write_scenes(tmp_path))
+    builder = StatisticsBuilder(table, default_cache())
+    write = builder._observed.write
+
+    def full(data: bytes) -> int:
+        write(data[:100])
+        raise OSError(errno.ENOSPC, "full")
+
+    builder._observed.write = full  # type: ignore[method-assign, assignment]
+    decode_observed(builder, tmp_path)
+    assert (builder.finish().full_rows() == compute_statistics(table, cache=None).full_rows()).all()
 
 
 def test_a_missing_file_is_tried_again(tmp_path: Path):

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from linnaeus.data.decode import RowSpec, UnreadableError, decode, fit_row, inspect, load_row
-from linnaeus.data.resize import RESAMPLING, with_channels
+from linnaeus.data.resize import RESAMPLING, Upright, with_channels
 from linnaeus.errors import UserError
 
 H, W = 60, 80
@@ -353,18 +353,45 @@ def test_the_kind_of_failure(data: bytes, kind: str):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP"])
 def test_inspecting_gives_pixels_size_and_format(kind: str):
     data = encode(Image.fromarray(RGB), kind)
-    found = inspect(data, at_least=16)
-    assert (found.size, found.format) == ((H, W), kind)
-    np.testing.assert_array_equal(found.pixels, decode(data, at_least=16))
+    found = inspect(data)
+    assert (found.size, found.format) == ((W, H), kind)
+    np.testing.assert_array_equal(np.asarray(found.image), decode(data))
 
 
 def test_inspecting_a_large_jpeg_decodes_a_fraction_and_returns_the_full_size():
     turned = Image.Exif()
     turned[ORIENTATION] = 6
-    data = encode(Image.fromarray(smooth(3, 1000, 2000)), "JPEG", exif=turned)
-    found = inspect(data, at_least=100)
-    assert found.size == (2000, 1000)  # upright
-    assert found.pixels.shape == (500, 250, 3)
+    data = encode(Image.fromarray(smooth(3, 1600, 3200)), "JPEG", exif=turned)
+    found = inspect(data)
+    assert found.size == (1600, 3200)  # upright
+    assert found.image.size == (400, 800)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("size", [20, 96, 256, 300, 1100])
+@pytest.mark.parametrize("height", [90, 384, 770, 1000, 1600])
+def test_a_row_shows_the_image_as_inspecting_decodes_it(height: int, size: int, fit: str):
+    """Where it would be decoded at another fraction, nothing is shown."""
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    image = Image.fromarray(smooth(3, height, 2 * height + 1))
+    for kind, more in (("JPEG", {"exif": turned}), ("PNG", {})):
+        data = encode(image, kind, **more)
+        shown: list[Upright] = []
+        row = load_row(data, RowSpec(size, fit), shown.append)
+        np.testing.assert_array_equal(row, load_row(data, RowSpec(size, fit)))
+        expected = inspect(data)
+        if kind == "PNG" or size == 256:
+            assert shown
+        for upright in shown:
+            np.testing.assert_array_equal(np.asarray(upright.image), np.asarray(expected.image))
+            assert (upright.size, upright.format) == (expected.size, expected.format)
+
+
+def test_rows_of_other_colors_are_not_shown():
+    data = encode(Image.fromarray(RGB), "PNG")
+    for spec in (RowSpec(8, channels=1), RowSpec(8, bits=12)):
+        load_row(data, spec, lambda upright: pytest.fail("shown"))
 
 
 def test_paths_are_named(tmp_path: Path):

@@ -52,7 +52,7 @@ def check_decode(data: bytes, folder: Path) -> None:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    return inspect(data, at_least=4).pixels
+    return np.asarray(inspect(data).image)
 
 
 def check_table(table: Table, folder: Path) -> None:

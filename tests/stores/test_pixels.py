@@ -76,7 +76,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that were decoded, in the order of finishing."""
     names: list[str] = []
 
-    def counting(source: str | np.ndarray, spec: RowSpec) -> np.ndarray:
+    def counting(source: str | np.ndarray, spec: RowSpec, observe: object) -> np.ndarray:
         names.append(Path(source).name if isinstance(source, str) else "array")
         return load_row(source, spec)
 
@@ -200,7 +200,7 @@ def test_temporary_failures_are_tried_again(table: Images, cache: Cache, decoded
 def test_images_that_could_not_be_read_this_time(table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     """A failing disk or a lack of memory is not recorded as a property of the image."""
 
-    def failing(source: str | np.ndarray, spec: RowSpec) -> np.ndarray:
+    def failing(source: str | np.ndarray, spec: RowSpec, observe: object) -> np.ndarray:
         if isinstance(source, str) and source.endswith("8 ü.png"):
             raise UnreadableError(source, "could not be read: Input/output error", passing=True)
         return load_row(source, spec)
@@ -259,7 +259,7 @@ if int(limit):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 
-def slowly(source, spec):
+def slowly(source, spec, observe):
     time.sleep(float(pause))
     print(Path(source).name, flush=True)
     return load_row(source, spec)
@@ -314,7 +314,7 @@ def test_a_torn_partial_file_is_truncated(
 ):
     """After a power cut any of the three files may be short or hold zeros: only rows that check are kept."""
 
-    def stop(source: str | np.ndarray, spec: RowSpec) -> np.ndarray:
+    def stop(source: str | np.ndarray, spec: RowSpec, observe: object) -> np.ndarray:
         if isinstance(source, str) and source.endswith("9 ü.png"):
             raise KeyboardInterrupt
         return load_row(source, spec)

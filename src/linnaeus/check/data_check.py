@@ -15,7 +15,7 @@ from linnaeus.check.duplicate_findings import duplicate_findings
 from linnaeus.check.duplicates import COPY, EXACT, MIN_SIDE, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, sort_findings
 from linnaeus.check.image_findings import file_findings, image_findings
-from linnaeus.check.image_statistics import ImageStatistics, compute_statistics
+from linnaeus.check.image_statistics import ImageStatistics, StatisticsBuilder, compute_statistics
 from linnaeus.check.label_sets import suspicious_label_sets
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.console import Console
@@ -79,20 +79,25 @@ def check(
 
 
 def check_table(
-    table: Table, *, weights: str | None = None, device: str = "auto", console: Console | None = None
+    table: Table,
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+    builder: StatisticsBuilder | None = None,
 ) -> DataCheck:
     """Check every sample of a table.
 
     `weights` names the pretrained weights that compute embeddings; by default the best that are stored locally. With
     "none" only pixels are compared, which takes seconds where embeddings take minutes, and labels are not checked. With
-    "stored" embeddings are used only if an earlier check has computed them.
+    "stored" embeddings are used only if an earlier check has computed them. `builder` has observed some images.
     """
     console = console or Console(quiet=True)
-    cache = default_cache()
+    builder = builder or StatisticsBuilder(table, default_cache())
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     with console.progress("reading images") as advance:
-        statistics = compute_statistics(table, cache=cache, progress=advance)
+        statistics = builder.finish(advance)
     seconds["looking"] = time.perf_counter() - started
     notes = [*table.notes, *([table.offer] if table.offer else [])]
     started = time.perf_counter()

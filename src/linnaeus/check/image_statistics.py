@@ -1,53 +1,37 @@
 """Statistics of every image, about a kilobyte each: the basis of all checks.
 
-Each image is decoded once, by several threads, and discarded; one row of `STATISTICS` is kept in the cache. A second
-check, or a training run after it, therefore opens only new and changed images.
+A run computes them of the images that it decodes for its pixel store; a check decodes each image once and discards it.
+One row of `STATISTICS` is kept in the cache, so that a second check or run opens only new and changed images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from threading import Lock
 
 import numpy as np
-from PIL import Image
+from numpy.lib import format
 
 from linnaeus.cache import Cache, OverBudgetError
-from linnaeus.check.hashing import WINDOWS, difference_hashes
-from linnaeus.data.decode import DECODE_VERSION, FORMATS, RowSpec, UnreadableError, inspect
-from linnaeus.data.resize import with_channels
+from linnaeus.check.pixel_statistics import SHORT, STATISTICS, file_statistics, pixel_statistics, statistics_of
+from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError
+from linnaeus.data.resize import Upright
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding, Progress, in_order
 from linnaeus.stores.pixels import lookup
-from linnaeus.stores.rows import save_array
 
-VERSION = 1
-SIDE = 32  # side of the thumbnail by which images are compared, in pixels
-SHORT = 256  # short side at which sharpness is measured, in pixels; smaller images are not enlarged
-TILES = 8  # tiles a side for the sharpness
+VERSION = 2
+CHUNK = 4096  # rows in memory at once, 5 MB
 ROWS, FAILED = "looks.npy", "failed.json"
 
-STATISTICS = np.dtype(
-    [
-        ("signature", "<u8"),  # identifies the file; 0 matches none
-        ("height", "<i4"),  # of the whole image, upright; 0 if it could not be read
-        ("width", "<i4"),
-        ("format", "u1"),  # index into FORMATS, or 255 if the source holds arrays
-        ("digest", "<u8", (2,)),  # of the decoded pixels and their size
-        ("windows", "<u8", (len(WINDOWS),)),  # difference hashes
-        ("mirror", "<u8"),  # difference hash of the mirrored image
-        ("low", "<f4"),  # 1st and 99th percentile of the gray levels, 0..255
-        ("high", "<f4"),
-        ("range", "<f4"),  # between these percentiles, for the color channel with the largest range
-        ("sharpness", "<f4"),  # root mean square of the Laplacian in the sharpest tiles, in gray levels
-        ("tint", "<f4", (3,)),  # shares of red, green and blue; they sum to 1
-        ("gray", "u1", (SIDE, SIDE)),  # thumbnail, squashed to a square
-    ]
-)
 IN_MEMORY = np.dtype([(name, STATISTICS[name]) for name in STATISTICS.names or () if name != "gray"])
 """A row without its thumbnail, which is most of it."""
 
@@ -118,119 +102,117 @@ class ImageStatistics:
 
 def compute_statistics(table: Table, *, cache: Cache | None, progress: Progress | None = None) -> ImageStatistics:
     """Statistics of every image of `table`, as far as known from the cache. Raises UserError if the disk is full."""
-    everything = np.arange(len(table))
-    decoding = Decoding(table, everything, RowSpec(SHORT), available_cores(), progress)
-    signatures = decoding.signatures()
-    if cache is None:
-        return _compute(decoding, signatures, None)
-    key = hashlib.sha256(f"{VERSION} {DECODE_VERSION}".encode() + signatures.tobytes()).hexdigest()[:32]
-    name = f"looks-{key}"
-    with cache.lock(name):
-        entry = cache.find(name)
-        known = _read(entry.path) if entry is not None else _most_similar(cache, signatures)
-        if entry is not None and known is not None and (known.rows["signature"] == signatures).all():
-            return known
-        statistics = _compute(decoding, signatures, known)
-        try:
-            cache.room(name, statistics.rows.nbytes)
-            with cache.building(name) as folder:
-                save_array(folder / ROWS, statistics.rows)
-                failed = {i: [failure.kind, failure.reason] for i, failure in statistics.failed.items()}
-                (folder / FAILED).write_text(json.dumps(failed), encoding="utf-8")
-                cache.commit(name, {"form": ["looks", VERSION, DECODE_VERSION], "rows": len(table)})
-            entry = cache.find(name)
+    return StatisticsBuilder(table, cache).finish(progress)
+
+
+class StatisticsBuilder:
+    """Collects the statistics of the images of a table.
+
+    Those in the cache are taken from there, and `observe` computes them of images that are decoded for a pixel store
+    anyway. `finish` decodes the others. Only chunks of the rows are in memory, unless there is no cache.
+    """
+
+    def __init__(self, table: Table, cache: Cache | None):
+        self._cache = cache
+        self._decoding = Decoding(table, np.arange(len(table)), RowSpec(SHORT), available_cores(), None)
+        self._signatures = self._decoding.signatures()
+        key = hashlib.sha256(f"{VERSION} {DECODE_VERSION}".encode() + self._signatures.tobytes()).hexdigest()[:32]
+        self._name = f"looks-{key}"
+        self._known = None if cache is None else self._stored(cache) or _most_similar(cache, self._signatures)
+        self._place = np.full(len(table), -1)
+        if self._known is not None:
+            self._place = lookup(self._known.rows["signature"], self._signatures)
+        folder = None if cache is None else str(cache.root)
+        if cache is not None:
+            with suppress(OSError):  # `finish` says where the cache cannot be written
+                cache.root.mkdir(parents=True, exist_ok=True)
+        self._observed = SpooledTemporaryFile(CHUNK * STATISTICS.itemsize, dir=folder)  # noqa: SIM115
+        self._has_observed = np.zeros(len(table), bool)
+        self._lock = Lock()
+
+    def observe(self, i: int, image: Upright) -> None:
+        """Compute the statistics of image i of the table, unless they are known; for `HashedImages`."""
+        if self._place[i] >= 0:
+            return
+        row = statistics_of(image)
+        with self._lock, suppress(OSError):  # where the disk is full, `finish` says so
+            self._observed.seek(i * STATISTICS.itemsize)
+            self._observed.write(row.tobytes())
+            self._observed.flush()
+            self._has_observed[i] = True
+
+    def finish(self, progress: Progress | None = None) -> ImageStatistics:
+        """The statistics of all images. Raises UserError if the disk is full."""
+        cache = self._cache
+        if cache is None:
+            return self._in_memory(progress)
+        if self._known is not None and self._is_complete(self._known):
+            return self._known
+        with cache.lock(self._name):
+            stored = self._stored(cache)  # another process may have computed them meanwhile
+            if stored is not None and self._is_complete(stored):
+                return stored
+            try:
+                cache.room(self._name, len(self._signatures) * STATISTICS.itemsize)
+            except OverBudgetError:
+                return self._in_memory(progress)  # the next check computes them again
+            with cache.building(self._name) as folder:
+                self._write(folder, progress)
+                form = ["looks", VERSION, DECODE_VERSION]
+                cache.commit(self._name, {"form": form, "rows": len(self._signatures)})
             # The stored copy is preferred: its thumbnails do not occupy memory.
-            return statistics if entry is None else _read(entry.path) or statistics
-        except OverBudgetError:
-            return statistics  # in memory only; the next check computes them again
+            return self._stored(cache) or self._in_memory(progress)
 
+    def _stored(self, cache: Cache) -> ImageStatistics | None:
+        entry = cache.find(self._name)
+        return None if entry is None else _read(entry.path)
 
-def _compute(decoding: Decoding, signatures: np.ndarray, known: ImageStatistics | None) -> ImageStatistics:
-    """Statistics of all images; those of unchanged files are copied from `known`."""
-    rows = np.zeros(len(signatures), STATISTICS)
-    failed: dict[int, ReadFailure] = {}
-    place = lookup(known.rows["signature"], signatures) if known is not None else np.full(len(signatures), -1)
-    known_rows = rows if known is None else known.full_rows()
+    def _is_complete(self, statistics: ImageStatistics) -> bool:
+        """Whether they are of these images, and no image failed for a reason that may pass."""
+        return bool(np.array_equal(statistics.rows["signature"], self._signatures))
 
-    def row_of(k: int) -> np.ndarray | ReadFailure | UnreadableError:
-        if known is not None and place[k] >= 0:
-            return known.failed.get(int(place[k]), known_rows[place[k]])
-        source = decoding.source(k)
+    def _in_memory(self, progress: Progress | None) -> ImageStatistics:
+        failed: dict[int, ReadFailure] = {}
+        return ImageStatistics(np.array(list(self._rows(failed, progress)), STATISTICS), failed)
+
+    def _write(self, folder: Path, progress: Progress | None) -> None:
+        """Write the files of an entry of the cache, chunk by chunk."""
+        failed: dict[int, ReadFailure] = {}
+        rows = self._rows(failed, progress)
+        header = {"descr": format.dtype_to_descr(STATISTICS), "fortran_order": False, "shape": self._signatures.shape}
+        with (folder / ROWS).open("wb") as file:
+            format.write_array_header_1_0(file, header)
+            while chunk := b"".join(row.tobytes() for row in islice(rows, CHUNK)):
+                file.write(chunk)
+        reasons = {i: [failure.kind, failure.reason] for i, failure in failed.items()}
+        (folder / FAILED).write_text(json.dumps(reasons), encoding="utf-8")
+
+    def _rows(self, failed: dict[int, ReadFailure], progress: Progress | None) -> Iterator[np.ndarray]:
+        """The row of each image, of shape (); those that could not be read are added to `failed`."""
+        for k, result in enumerate(in_order(self._row, 0, len(self._signatures), self._decoding.threads, progress)):
+            row = np.zeros((), STATISTICS)
+            if isinstance(result, np.ndarray):
+                row[()] = result
+            else:
+                failed[k] = result if isinstance(result, ReadFailure) else ReadFailure(result.kind, result.reason)
+            # A failure that may pass, such as a missing file or a lack of memory, must not be remembered.
+            temporary = isinstance(result, UnreadableError) and result.passing
+            row["signature"] = 0 if temporary else self._signatures[k]
+            yield row
+
+    def _row(self, k: int) -> np.ndarray | ReadFailure | UnreadableError:
+        place = int(self._place[k])
+        if self._known is not None and place >= 0:
+            return self._known.failed.get(place) or np.array(self._known.full_rows()[place])
+        if self._has_observed[k]:
+            with self._lock:
+                self._observed.seek(k * STATISTICS.itemsize)
+                return np.array(np.frombuffer(self._observed.read(STATISTICS.itemsize), STATISTICS)[0])
+        source = self._decoding.source(k)
         try:
             return pixel_statistics(source) if isinstance(source, np.ndarray) else file_statistics(source)
         except UnreadableError as error:
             return error.with_traceback(None)  # the traceback would keep the image in memory
-
-    for k, result in enumerate(in_order(row_of, 0, len(rows), decoding.threads, decoding.progress)):
-        if isinstance(result, np.ndarray | np.void):
-            rows[k] = result
-        else:
-            failed[k] = result if isinstance(result, ReadFailure) else ReadFailure(result.kind, result.reason)
-        # A failure that may pass, such as a missing file or a lack of memory, must not be remembered.
-        temporary = isinstance(result, UnreadableError) and result.passing
-        rows["signature"][k] = 0 if temporary else signatures[k]
-    return ImageStatistics(rows, failed)
-
-
-def file_statistics(path: str | bytes) -> np.ndarray:
-    """A row of STATISTICS from a file. Raises UnreadableError.
-
-    A large JPEG is decoded at reduced size, with a short side of at least 512 pixels. The digest is of these pixels;
-    two files with the same image are still recognized, because both are reduced alike.
-    """
-    image = inspect(path, at_least=SHORT)
-    return pixel_statistics(image.pixels, image.size, image.format)
-
-
-def pixel_statistics(pixels: np.ndarray, size: tuple[int, int] | None = None, form: str | None = None) -> np.ndarray:
-    """(h, w[, C]) uint8 -> a row of STATISTICS, of shape (). `size` is (height, width) before a reduced decoding."""
-    size = size or pixels.shape[:2]
-    row = np.zeros((), STATISTICS)
-    row["height"], row["width"] = size
-    row["format"] = 255 if form is None else FORMATS.index(form)
-    # The shape belongs to the digest: other shapes may have the same bytes.
-    digest = hashlib.sha256(f"{size} {pixels.shape}".encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    row["digest"] = np.frombuffer(digest.digest()[:16], "<u8")
-    image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    colors = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
-    low, high = _extremes(colors.reshape(SIDE * SIDE, -1))
-    row["range"] = (high - low).max()
-    light = colors.reshape(SIDE * SIDE, -1).mean(axis=0) + 1.0  # never 0, for the division
-    row["tint"] = light / light.sum() if len(light) == 3 else 1 / 3
-    gray = with_channels(image, 1)
-    # Sharpness depends on the size, so images are compared at one short side.
-    scale = SHORT / min(gray.size)
-    if scale < 1:
-        gray = gray.resize((round(gray.width * scale), round(gray.height * scale)), Image.Resampling.BILINEAR)
-    row["sharpness"] = sharpness(np.asarray(gray))
-    row["windows"], row["mirror"] = difference_hashes(gray)
-    row["gray"] = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    row["low"], row["high"] = _extremes(row["gray"].reshape(-1, 1))
-    return row
-
-
-def _extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, c) uint8 -> the 1st and the 99th percentile of each column, float32."""
-    ordered = np.sort(values, axis=0).astype(np.float32)
-    skipped = len(values) // 100
-    return ordered[skipped], ordered[-1 - skipped]
-
-
-def sharpness(gray: np.ndarray) -> float:
-    """Root mean square of the Laplacian (Pech-Pacheco et al. 2000), (h, w) uint8, in gray levels.
-
-    The 90th percentile over the tiles of a grid: an image with a soft background is as sharp as its sharpest parts.
-    """
-    g = gray.astype(np.int16)
-    if min(g.shape) < 3:
-        return 0.0
-    laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
-    tile_h, tile_w = (max(1, side // TILES) for side in laplacian.shape)
-    rows, columns = laplacian.shape[0] // tile_h, laplacian.shape[1] // tile_w
-    tiles = laplacian[: rows * tile_h, : columns * tile_w].astype(np.float32).reshape(rows, tile_h, columns, tile_w)
-    mean_square = np.einsum("ahbw,ahbw->ab", tiles, tiles) / (tile_h * tile_w)  # the mean of a Laplacian is nearly 0
-    return float(np.sqrt(np.percentile(mean_square, 90)))
 
 
 def _most_similar(cache: Cache, signatures: np.ndarray) -> ImageStatistics | None:

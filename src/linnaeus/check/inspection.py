@@ -13,6 +13,7 @@ import numpy as np
 from linnaeus.check.data_check import check_table, copies, leaks, near_duplicates
 from linnaeus.check.duplicates import COPY, EXACT, connected
 from linnaeus.check.findings import summary_lines
+from linnaeus.check.image_statistics import StatisticsBuilder
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
@@ -60,8 +61,11 @@ def merge_groups(table: Table, copies: np.ndarray) -> Table:
     return replace(table, groups=tuple(groups))
 
 
-def inspect(table: Table, console: Console) -> Inspection:
-    """Check a table with splits: by pixels, and labels only if `linnaeus check` has stored embeddings."""
+def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = None) -> Inspection:
+    """Check a table with splits: by pixels, and labels only if `linnaeus check` has stored embeddings.
+
+    `builder` has observed the images that were decoded for the run.
+    """
     if table.paths is None:
         leaked = leaks(table, copies(table))
         lines = [
@@ -69,7 +73,7 @@ def inspect(table: Table, console: Console) -> Inspection:
             for split, samples in leaked.items()
         ]
         return Inspection({}, lines, leaked)
-    result = check_table(table, weights="stored", console=console)
+    result = check_table(table, weights="stored", console=console, builder=builder)
     lines = summary_lines(result.findings, _where(table))
     return Inspection(result.to_dict(), lines, leaks(table, result.duplicates.groups(EXACT, COPY)))
 

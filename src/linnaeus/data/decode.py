@@ -16,6 +16,7 @@ import re
 import stat
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from linnaeus.data.modes import flatten
 from linnaeus.data.resize import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
 from linnaeus.errors import UserError
 
-__all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "Inspected", "RowSpec", "UnreadableError"]
+__all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "RowSpec", "UnreadableError"]
 __all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row", "read_header"]
 
 DECODE_VERSION = f"1-{PIL.__version__}"
@@ -49,6 +50,7 @@ MAX_BYTES = 1 << 30
 
 # Memory per pixel relative to other decoders: these keep a second copy of the whole image.
 _HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "HEIF": 2, "WEBP": 2}
+_REDUCED_FORMATS = ("JPEG", "MPO")  # that can be decoded at a fraction of their size
 _HEAVY_MODES = {"F": 2, "I": 2, "LAB": 2, "PA": 2, "La": 2, "RGBa": 2}
 _LARGE = 16_000_000  # pixels; larger images are decoded one at a time, so that all threads together stay near 1 GB
 _one_large = threading.Lock()
@@ -56,6 +58,8 @@ _one_large = threading.Lock()
 # Minimum size of a decoded JPEG relative to the row. At 1.5, rows differ from those of the full image by 0.5 of 255 on
 # average (84 photographs, 49 dB), at 2 by 0.4 (51 dB); 1.5 halves the decoding time at 1024 x 768.
 _HEADROOM = 1.5
+INSPECTED = 384
+"""Short side, in pixels, that `inspect` needs: as a row of 256, the usual size, so that one decoding serves both."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF 2.32, section 4.6.4 A, tag 274
@@ -87,18 +91,6 @@ class UnreadableError(UserError):
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """A decoded image with its full size and format."""
-
-    pixels: np.ndarray
-    """(h, w, 3) uint8, upright"""
-    size: tuple[int, int]
-    """Height and width at full size, upright"""
-    format: str
-    """One of FORMATS, detected from the content and not from the file name"""
-
-
-@dataclass(frozen=True)
 class Header:
     """The header of an image; `format` is one of FORMATS."""
 
@@ -119,18 +111,36 @@ def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | Non
     return pixels(_load(source, channels, None if at_least is None else 2 * at_least).image)
 
 
-def inspect(source: str | Path | bytes, *, at_least: int) -> Inspected:
-    """Like `decode`, with the full size and the format of the image. Raises UnreadableError."""
-    upright = _load(source, 3, 2 * at_least)
-    width, height = upright.size
-    return Inspected(pixels(upright.image), (height, width), upright.format)
+def inspect(source: str | Path | bytes) -> Upright:
+    """A decoded image of mode RGB, with its full size and its format. Raises UnreadableError.
+
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side is at least INSPECTED.
+    """
+    return _load(source, 3, INSPECTED)
 
 
-def load_row(source: str | Path | bytes | np.ndarray, spec: RowSpec) -> np.ndarray:
-    """An image, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError."""
+def load_row(
+    source: str | Path | bytes | np.ndarray, spec: RowSpec, observe: Callable[[Upright], None] | None = None
+) -> np.ndarray:
+    """An image, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError.
+
+    `observe` gets the decoded image before it is resized, if `inspect` would decode the file to the same pixels.
+    """
     if isinstance(source, np.ndarray):
         return fit_row(source, spec)
-    return pixels(resize(_load(source, spec.channels, math.ceil(_HEADROOM * spec.size), spec.bits), spec))
+    short_side = math.ceil(_HEADROOM * spec.size)
+    upright = _load(source, spec.channels, short_side, spec.bits)
+    if observe is not None and (spec.channels, spec.bits) == (3, 16):
+        reduced = upright.format in _REDUCED_FORMATS
+        if not reduced or _reduction(upright.size, short_side) == _reduction(upright.size, INSPECTED):
+            observe(upright)
+    return pixels(resize(upright, spec))
+
+
+def _reduction(size: tuple[int, int], short_side: int) -> int:
+    """The fraction, as 1, 2, 4 or 8, at which Pillow's `draft` decodes a JPEG whose short side must not get smaller."""
+    scale = min(size) // short_side
+    return next((fraction for fraction in (8, 4, 2) if scale >= fraction), 1)
 
 
 def read_header(source: str | Path | bytes) -> Header | None:

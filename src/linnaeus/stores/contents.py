@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -12,6 +12,7 @@ from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.data.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.decode import RowSpec, UnreadableError
 from linnaeus.data.members import ShardMembers
+from linnaeus.data.resize import Upright
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding, in_order
@@ -27,10 +28,11 @@ class HashedImages:
 
     A file is hashed just before its decoder reads it, so that the disk is read once. The hashes of files that have not
     changed since (same path, size and time) come from the cache, and so do those of images whose pixels are stored.
+    `observer(i, image)` sees image i of the table as it is decoded, as `ObservingSource` describes.
     """
 
-    def __init__(self, table: Table, cache: Cache | None):
-        self._table, self._cache = table, cache
+    def __init__(self, table: Table, cache: Cache | None, observer: Callable[[int, Upright], None] | None = None):
+        self._table, self._cache, self._observer = table, cache, observer
         self._hashes = np.full(len(table), UNKNOWN, np.uint64)
         self._read = np.zeros(len(table), bool)
 
@@ -53,6 +55,10 @@ class HashedImages:
             self._hashes[i] = content_hash(source)
             self._read[i] = True
         return source
+
+    def observe(self, i: int, image: Upright) -> None:
+        if self._observer is not None:
+            self._observer(i, image)
 
     def hashes(self, indices: np.ndarray) -> np.ndarray:
         """(k,) uint64: the content hashes of these images, UNKNOWN where one cannot be read."""

@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.members import ShardMembers
+from linnaeus.data.resize import Upright
 
 T = TypeVar("T")
 
@@ -39,6 +41,14 @@ class ImageSource(Protocol):
     def image(self, i: int) -> str | bytes | np.ndarray: ...
 
 
+@runtime_checkable
+class ObservingSource(ImageSource, Protocol):
+    """An image source that wants to see what is decoded, before it is resized to a row."""
+
+    def observe(self, i: int, image: Upright) -> None:
+        """Called by several threads, for images that `decode.inspect` would decode to the same pixels."""
+
+
 @dataclass(frozen=True)
 class Decoding:
     """The images `indices` of a table, to be decoded in this order by threads. Image k is the k-th of them."""
@@ -55,8 +65,10 @@ class Decoding:
 
     def load(self, k: int) -> Row:
         """Decode image k."""
+        table = self.table
+        observe = partial(table.observe, int(self.indices[k])) if isinstance(table, ObservingSource) else None
         try:
-            return load_row(self.source(k), self.spec)
+            return load_row(self.source(k), self.spec, observe)
         except UnreadableError as error:
             return error.with_traceback(None)  # a traceback would keep the image in memory
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from linnaeus.cache import default_cache
+from linnaeus.check.image_statistics import StatisticsBuilder
 from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
 from linnaeus.data.bitdepth import used_bits
@@ -124,8 +126,10 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     network, preprocessing = _build_network(request, recipe, table, engine, console)
     # Opened only now, so that none of the errors above leaves a folder behind.
     folder = workspace.folder = engine.broadcast(lambda: workspace.open(request, recipe, table, identity))
+    # The check needs files, and is made by rank 0.
+    statistics = StatisticsBuilder(table, default_cache()) if engine.is_main and table.paths is not None else None
     samples, unreadable, contents = engine.local_main_first(
-        lambda: load_samples(table, recipe, preprocessing, request.strict, console)
+        lambda: load_samples(table, recipe, preprocessing, request.strict, console, statistics)
     )
     if request.earlier is not None:
         link_earlier(samples, table, request.earlier)
@@ -133,7 +137,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         inspection = Inspection()
         if engine.is_main:
             folder.write_split(table, contents)
-            inspection = _inspect(table, folder, unreadable, lineage, request.strict, console)
+            inspection = _inspect(table, folder, unreadable, lineage, request.strict, console, statistics)
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, folder))
@@ -225,6 +229,7 @@ def _inspect(
     lineage: Lineage,
     strict: bool,
     console: Console,
+    statistics: StatisticsBuilder | None,
 ) -> Inspection:
     """Check the images and write what was found. Raises UserError for problems that --strict refuses."""
     folder.write_bad_images(unreadable)
@@ -234,7 +239,7 @@ def _inspect(
             f"{table.source}: {len(unreadable)} unreadable image(s), such as {path}: {reason}; remove them, or run "
             "without --strict, which leaves them out and lists all of them in bad_images.csv"
         )
-    inspection = inspect(table, console)
+    inspection = inspect(table, console, statistics)
     # Written before the refusals, so that the user can look the findings up.
     folder.write_check(inspection)
     if inspection.leaked and strict:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from linnaeus.cache import default_cache
+from linnaeus.check.image_statistics import StatisticsBuilder
 from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError
@@ -18,9 +19,14 @@ from linnaeus.training.request import EarlierRun
 
 
 def load_samples(
-    table: Table, recipe: Recipe, preprocessing: Preprocessing, strict: bool, console: Console
+    table: Table,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    strict: bool,
+    console: Console,
+    statistics: StatisticsBuilder | None = None,
 ) -> tuple[dict[str, Samples], list[tuple[str, str]], np.ndarray]:
-    """Decode every image of every split once.
+    """Decode every image of every split once, for its pixels and for `statistics`.
 
     Returns samples by split, (path, reason) of every unreadable image, and the content hash of every image (n,).
 
@@ -29,7 +35,7 @@ def load_samples(
     """
     samples: dict[str, Samples] = {}
     unreadable: list[tuple[str, str]] = []
-    images = HashedImages(table, default_cache())
+    images = HashedImages(table, default_cache(), None if statistics is None else statistics.observe)
     evaluation = preprocessing.row_spec
     # Training rows may be larger than those of evaluation, so that crops have room.
     training = replace(evaluation, size=recipe.data.train_resize or evaluation.size)

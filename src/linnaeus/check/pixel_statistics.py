@@ -1,0 +1,101 @@
+"""Statistics of one image: what the checks compare, about a kilobyte."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from linnaeus.check.hashing import WINDOWS, difference_hashes
+from linnaeus.data.decode import FORMATS, INSPECTED, inspect
+from linnaeus.data.resize import Upright, with_channels
+
+SIDE = 32  # side of the thumbnail by which images are compared, in pixels
+SHORT = 256  # short side at which sharpness is measured, in pixels; smaller images are not enlarged
+TILES = 8  # tiles a side for the sharpness
+assert SHORT <= INSPECTED
+
+STATISTICS = np.dtype(
+    [
+        ("signature", "<u8"),  # identifies the file; 0 matches none
+        ("height", "<i4"),  # of the whole image, upright; 0 if it could not be read
+        ("width", "<i4"),
+        ("format", "u1"),  # index into FORMATS, or 255 if the source holds arrays
+        ("digest", "<u8", (2,)),  # of the decoded pixels and their size
+        ("windows", "<u8", (len(WINDOWS),)),  # difference hashes
+        ("mirror", "<u8"),  # difference hash of the mirrored image
+        ("low", "<f4"),  # 1st and 99th percentile of the gray levels, 0..255
+        ("high", "<f4"),
+        ("range", "<f4"),  # between these percentiles, for the color channel with the largest range
+        ("sharpness", "<f4"),  # root mean square of the Laplacian in the sharpest tiles, in gray levels
+        ("tint", "<f4", (3,)),  # shares of red, green and blue; they sum to 1
+        ("gray", "u1", (SIDE, SIDE)),  # thumbnail, squashed to a square
+    ]
+)
+
+
+def file_statistics(path: str | bytes) -> np.ndarray:
+    """A row of STATISTICS from a file. Raises UnreadableError.
+
+    A large JPEG is decoded at reduced size. The digest is of these pixels; two files with the same image are still
+    recognized, because both are reduced alike.
+    """
+    return statistics_of(inspect(path))
+
+
+def pixel_statistics(pixels: np.ndarray) -> np.ndarray:
+    """(h, w[, C]) uint8 -> a row of STATISTICS, of shape ()."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    return statistics_of(Upright(image, image.size, (0, 0, *image.size)))
+
+
+def statistics_of(upright: Upright) -> np.ndarray:
+    """A row of STATISTICS, of shape ()."""
+    image, (width, height) = upright.image, upright.size
+    row = np.zeros((), STATISTICS)
+    row["height"], row["width"] = height, width
+    row["format"] = FORMATS.index(upright.format) if upright.format else 255
+    pixels = np.asarray(image)
+    # The shape belongs to the digest: other shapes may have the same bytes.
+    digest = hashlib.sha256(f"{upright.size} {pixels.shape}".encode())
+    digest.update(pixels.data)
+    row["digest"] = np.frombuffer(digest.digest()[:16], "<u8")
+    colors = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    low, high = _extremes(colors.reshape(SIDE * SIDE, -1))
+    row["range"] = (high - low).max()
+    light = colors.reshape(SIDE * SIDE, -1).mean(axis=0) + 1.0  # never 0, for the division
+    row["tint"] = light / light.sum() if len(light) == 3 else 1 / 3
+    gray = with_channels(image, 1)
+    # Sharpness depends on the size, so images are compared at one short side.
+    scale = SHORT / min(gray.size)
+    if scale < 1:
+        gray = gray.resize((round(gray.width * scale), round(gray.height * scale)), Image.Resampling.BILINEAR)
+    row["sharpness"] = sharpness(np.asarray(gray))
+    row["windows"], row["mirror"] = difference_hashes(gray)
+    row["gray"] = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    row["low"], row["high"] = _extremes(row["gray"].reshape(-1, 1))
+    return row
+
+
+def _extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, c) uint8 -> the 1st and the 99th percentile of each column, float32."""
+    ordered = np.sort(values, axis=0).astype(np.float32)
+    skipped = len(values) // 100
+    return ordered[skipped], ordered[-1 - skipped]
+
+
+def sharpness(gray: np.ndarray) -> float:
+    """Root mean square of the Laplacian (Pech-Pacheco et al. 2000), (h, w) uint8, in gray levels.
+
+    The 90th percentile over the tiles of a grid: an image with a soft background is as sharp as its sharpest parts.
+    """
+    g = gray.astype(np.int16)
+    if min(g.shape) < 3:
+        return 0.0
+    laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
+    tile_h, tile_w = (max(1, side // TILES) for side in laplacian.shape)
+    rows, columns = laplacian.shape[0] // tile_h, laplacian.shape[1] // tile_w
+    tiles = laplacian[: rows * tile_h, : columns * tile_w].astype(np.float32).reshape(rows, tile_h, columns, tile_w)
+    mean_square = np.einsum("ahbw,ahbw->ab", tiles, tiles) / (tile_h * tile_w)  # the mean of a Laplacian is nearly 0
+    return float(np.sqrt(np.percentile(mean_square, 90)))
