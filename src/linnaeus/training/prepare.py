@@ -126,7 +126,6 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     network, preprocessing = _build_network(request, recipe, table, engine, console)
     # Opened only now, so that none of the errors above leaves a folder behind.
     folder = workspace.folder = engine.broadcast(lambda: workspace.open(request, recipe, table, identity))
-    # The check needs files, and is made by rank 0.
     statistics = StatisticsBuilder(table, default_cache()) if engine.is_main and table.paths is not None else None
     samples, unreadable, contents = engine.local_main_first(
         lambda: load_samples(table, recipe, preprocessing, request.strict, console, statistics)
@@ -141,7 +140,6 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, folder))
-    membership = Membership.of(contents, table.split, lineage.contents)
     return Prepared(
         recipe,
         table,
@@ -154,7 +152,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         folder,
         engine,
         console,
-        membership,
+        Membership.of(contents, table.split, lineage.contents),
         None if request.earlier is None else request.earlier.changes,
     )
 
