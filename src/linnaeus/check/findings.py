@@ -97,16 +97,16 @@ def summary_lines(findings: Sequence[Finding], details: str) -> list[str]:
     for severity in ("error", "warning"):
         groups = {kind: members for (s, kind), members in by_kind(findings).items() if s == severity}
         if groups:
-            counts = [f"{KINDS[kind]} {len(members)}{_example(members)}" for kind, members in groups.items()]
+            counts = [f"{KINDS[kind]} ({len(members)}){_example(members)}" for kind, members in groups.items()]
             total = sum(map(len, groups.values()))
             lines.append(f"{total} {severity}{'s' if total > 1 else ''}: {'; '.join(counts)}")
     return [*lines, details] if lines else []
 
 
 def _example(findings: Sequence[Finding]) -> str:
-    """` (train/rose/1.jpg …)`: the first of the findings; of a copy in two splits the one in the later split first."""
+    """`: train/rose/1.jpg …`: the first of the findings; of a copy in two splits the one in the later split first."""
     first = findings[0]
     text = " = ".join(first.paths[::-1]) if len(first.paths) == 2 else "".join((first.paths or first.classes)[:1])
     if not text or len(text) > EXAMPLE:
         return ""
-    return f" ({text}{' …' if len(findings) > 1 else ''})"
+    return f": {text}{' …' if len(findings) > 1 else ''}"
