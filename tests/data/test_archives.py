@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from laid_out import refused
 from PIL import Image
 
 from linnaeus import cache as caches
@@ -76,14 +77,6 @@ def write(path: Path, files: dict[str, bytes]) -> Path:
     }  # fmt: skip
     path.write_bytes(packers.get(path.suffix, bytes)(raw.getvalue()))
     return path
-
-
-def refused(path: Path, *said: str) -> None:
-    with pytest.raises(UserError) as found:
-        open_source(path)
-    for text in (str(path), *said):
-        assert text in str(found.value)
-    assert "\n" not in str(found.value)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from laid_out import refused
 
 from linnaeus.data.cifar import CIFAR100
 from linnaeus.data.idx import read_idx
@@ -22,15 +23,6 @@ from linnaeus.errors import UserError
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RNG = np.random.default_rng(0)
-
-
-def refused(path: Path, *said: str) -> None:
-    with pytest.raises(UserError) as error:
-        open_source(path)
-    line = str(error.value)
-    assert "\n" not in line
-    for text in said:
-        assert text in line, line
 
 
 def records(n: int, classes: int = 10, header: int = 1) -> bytes:

@@ -11,26 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from laid_out import lay, refused
 
 from linnaeus.data.class_names import class_name, natural_order
 from linnaeus.data.sources import open_source
-from linnaeus.errors import UserError
-
-
-def lay(root: Path, *files: str) -> Path:
-    for name in files:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
-def refused(path: Path, *said: str) -> None:
-    with pytest.raises(UserError) as error:
-        open_source(path)
-    line = str(error.value)
-    assert "\n" not in line
-    for text in said:
-        assert text in line, line
 
 
 def splits(path: Path) -> dict[str, list[int]]:

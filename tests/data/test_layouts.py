@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from laid_out import lay
 
 from linnaeus.data.decode import UnreadableError, decode
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
-
-
-def lay(root: Path, *files: str) -> Path:
-    for name in files:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 @pytest.mark.parametrize(

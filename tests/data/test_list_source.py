@@ -9,26 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from laid_out import lay, refused
 
 from linnaeus.data.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
-
-
-def lay(root: Path, *files: str) -> Path:
-    for name in files:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
-def refused(path: Path, *said: str, **lists: str) -> None:
-    with pytest.raises(UserError) as error:
-        open_source(path, **lists)  # type: ignore[arg-type]
-    line = str(error.value)
-    assert "\n" not in line
-    for text in said:
-        assert text in line, line
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from linnaeus.label.page import render_page
 from linnaeus.label.request_bodies import MAX_IMAGES, AnswerBody, ImagesBody, NameBody, NumberBody, read_body
 from linnaeus.label.state import LabelServer, card, describe
 from linnaeus.serve import pages
-from linnaeus.serve.access import COOKIE, AccessControl, Credentials, error_response
+from linnaeus.serve.access import LOGIN, AccessControl, Credentials, error_response, login_response
 from linnaeus.serve.app import add_error_handlers
 from linnaeus.serve.metrics import Metrics
 
@@ -61,13 +61,9 @@ def _add_page(app: FastAPI, server: LabelServer, credentials: Credentials) -> No
         headers = {"Vary": "Accept-Language", "Content-Language": language, "Content-Security-Policy": policy}
         return HTMLResponse(text, headers=headers)
 
-    @app.post("/login")
+    @app.post(LOGIN)
     async def login(request: Request) -> Response:
-        """Exchange the token for a cookie, so that a browser can load images."""
-        response = Response(status_code=204)
-        secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, credentials.session, httponly=True, samesite="strict", secure=secure)
-        return response
+        return login_response(request, credentials)
 
     @app.get("/image/{image}")
     def image(image: int, side: Annotated[int, Query(ge=1, le=4096)] = 640) -> Response:

@@ -13,6 +13,7 @@ from time import perf_counter
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,6 +62,14 @@ class Credentials:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         has_token = hmac.compare_digest(token.strip().encode(), self.token.encode()) and scheme.lower() == "bearer"
         return has_token | hmac.compare_digest(_cookie(headers).encode(), self.session.encode())
+
+
+def login_response(request: Request, credentials: Credentials) -> Response:
+    """A cookie in exchange for the token of the request, so that a browser can follow links and load images."""
+    response = Response(status_code=204)
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, credentials.session, httponly=True, samesite="strict", secure=secure)
+    return response
 
 
 def _cookie(headers: Headers) -> str:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
 from linnaeus.serve import openapi, pages, sharing
-from linnaeus.serve.access import COOKIE, LOGIN, AccessControl, Credentials, error_response
+from linnaeus.serve.access import LOGIN, AccessControl, Credentials, error_response, login_response
 from linnaeus.serve.disconnection import until_disconnected
 from linnaeus.serve.limits import RefusedError
 from linnaeus.serve.model_info import model_info
@@ -203,11 +203,7 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
 
     @app.post(LOGIN, include_in_schema=False)
     async def login(request: Request) -> Response:
-        """Exchange the token for a cookie, so that a browser can follow links."""
-        response = Response(status_code=204)
-        secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, credentials.session, httponly=True, samesite="strict", secure=secure)
-        return response
+        return login_response(request, credentials)
 
 
 def _add_static_route(app: FastAPI, name: str, media_type: str) -> None:
