@@ -411,6 +411,7 @@ def test_wrong_input_is_found_before_anything_is_written(idx: Path, tmp_path: Pa
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"model": "resnet5"}, "did you mean"),
         ({"settings": {"phase.1.train": ["heads"]}}, "'heads' is not a stage"),
+        ({"settings": {"phase.1.norms": "frozen"}}, 'phase.norms = "frozen": mini_resnet has no BatchNorm'),
         ({"settings": {"data.sizes": 3}}, "unknown key"),
         ({"epochs": "3,4"}, "--epochs 3,4: .* has 1 phase"),
         ({"epochs": "x"}, "--epochs x"),

@@ -35,6 +35,12 @@ def training_stages(model: Network, train: Sequence[str]) -> tuple[str, ...]:
     return tuple(stage for stage in stages if stage in train)
 
 
+def check_norms(model: Network, phase: Phase) -> None:
+    """Raise UserError for a setting of BatchNorms where the network has none, such as a vision transformer."""
+    if phase.norms != "train" and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise UserError(f'phase.norms = "{phase.norms}": {model.arch["name"]} has no BatchNorm; remove the setting')
+
+
 def freeze(model: Network, stages: Sequence[str]) -> None:
     """Require gradients for the parameters of `stages` only."""
     for name, parameter in model.named_parameters():

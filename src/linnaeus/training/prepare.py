@@ -33,7 +33,7 @@ from linnaeus.stores.samples import Samples
 from linnaeus.training.identity import Identity, identify, pixel_ids, refuse
 from linnaeus.training.lineage import Lineage
 from linnaeus.training.network import build_network, check_size, preprocessing_of
-from linnaeus.training.optim import training_stages
+from linnaeus.training.optim import check_norms, training_stages
 from linnaeus.training.request import Request, absolute_source
 from linnaeus.training.resolve import refuse_split_settings, resolve_recipe
 from linnaeus.training.resume import complete, latest_run
@@ -217,6 +217,7 @@ def _build_network(
         check_size(network, recipe, channels)
         for phase in recipe.phase:
             training_stages(network, phase.train)
+            check_norms(network, phase)
     return network, preprocessing_of(recipe, channels, normalization)
 
 
