@@ -64,6 +64,18 @@ def test_one_column_for_each_class(tmp_path: Path):
         open_source(path, labels=LabelFormat("single-label"))
 
 
+def test_other_columns_beside_one_for_each_class(tmp_path: Path):
+    rows = "1,0,phone,60,0", "0,1,reflex,41,1", "1,0,phone,33,0", "0,1,,70,0"
+    path = write(tmp_path, "image,rose,tulip,camera,age,is_valid", *rows, paths=("a", "b", "c", "d"))
+    table = open_source(path)
+    assert [table.classes[label] for label in table.labels] == ["rose", "tulip", "rose", "tulip"]
+    assert table.split.tolist() == ["train", "valid", "train", "train"]
+    assert any("the columns 'rose', 'tulip', one for each class" in note for note in table.notes)
+    path.write_text(path.read_text().replace("0,1,,70", "0,0,,70"))
+    with pytest.raises(UserError, match=r"all.csv:1: no column 'label'"):
+        open_source(path)
+
+
 def test_labels_under_another_name_and_the_separator_line_of_excel(tmp_path: Path):
     path = write(tmp_path, "filename,species", *"xyxy")
     path.write_bytes(("sep=;\r\n" + path.read_text().replace(",", ";") + ";;").encode("utf-16"))

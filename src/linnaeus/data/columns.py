@@ -82,11 +82,18 @@ def find_column(file: Path, columns: Sequence[str], role: str) -> str | None:
 def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int, str] | None:
     """Line -> class, where each of two or more `columns` says by 1 or 0 whether an image is of its class.
 
-    None if the columns hold anything else. Raises UserError for a row with several classes or none.
+    Other columns, such as a camera, may stand beside them if each row then has exactly one 1. None if the columns hold
+    anything else. Raises UserError for a row with several classes or none, if there are no other columns.
     """
-    if len(columns) < 2 or not rows:
+    flags = [
+        name
+        for name in columns
+        if key(name) not in FLAGS and all(cells[name].strip().lower() in BOOLEANS for _, cells in rows)
+    ]
+    if len(flags) < 2 or not rows:
         return None
-    if any(cells[name].strip().lower() not in BOOLEANS for _, cells in rows for name in columns):
+    alone, columns = len(flags) == len(columns), flags
+    if not alone and any(sum(BOOLEANS[cells[name].strip().lower()] for name in flags) != 1 for _, cells in rows):
         return None
     labels = {}
     for line, cells in rows:

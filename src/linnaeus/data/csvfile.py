@@ -135,7 +135,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
     # With several labels there is no single text to check for blanks.
     texts = flags or {line: "" if sets else cells[str(label)] for line, cells in records}
     _refuse_blank(path, {"path": dict(zip(rows.lines, rows.texts, strict=True)), "label": {} if sets else texts})
-    used = sets.columns if sets else others if flags else (label,)
+    used = sets.columns if sets else [name for name in others if name in set(flags.values())] if flags else (label,)
     rest = [name for name in others if name not in used]
     if flags or (sets and label is None):
         rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in used}
@@ -159,7 +159,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
     if sets:
         notes.append(sets.note)
     elif label != "label":
-        one_each = f"the columns {listed(others)}, one for each class"
+        one_each = f"the columns {listed([name for name in used if name])}, one for each class"
         notes.append(f"label is read from {f'column {label!r}' if label else one_each}")
     rows.notes[:0] = [f"{path.name}: {note}" for note in notes]
     return rows
