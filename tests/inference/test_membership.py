@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny import write_images, write_recipe, write_tiny_model
 
 import linnaeus
@@ -330,3 +330,31 @@ def test_images_of_the_run_or_the_source_are_never_of_none_of_the_classes(place:
     assert "4 images of none of the classes, against 4 known ones" in said.out
     said = say("evaluate", place / "run", place / "new", "--outside", place / "noise")
     assert (said.status, "all of its 48 images are" in said.err) == (2, True)
+
+
+def test_altered_copies_of_training_images_are_found_by_their_pixels(place: Path, say, tmp_path: Path):
+    """Their content is another one, so only the images of the run, at the paths of its split.csv, can tell."""
+    for label, name in enumerate(CLASSES):
+        for i in range(6):
+            coarse = np.random.default_rng(10 * label + i).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((140, 140), Image.Resampling.BICUBIC)
+            for folder in (tmp_path / "old" / name, tmp_path / "new" / name, tmp_path / "copies" / name):
+                folder.mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "old" / name / f"{i}.png")
+            altered = (image.resize((100, 100)), ImageOps.mirror(image))[i % 2]
+            altered.save(tmp_path / "copies" / name / f"copy {i}.jpg", quality=85)
+            if i < 4:
+                altered.save(tmp_path / "new" / name / f"copy {i}.jpg", quality=85)
+            other = np.random.default_rng(500 + 10 * label + i).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+            Image.fromarray(other).resize((140, 140), Image.Resampling.BICUBIC).save(
+                tmp_path / "new" / name / f"{i}.png"
+            )
+    recipe = write_recipe(tmp_path / "c.toml", {"epochs": 1})
+    run = linnaeus.train(tmp_path / "old", str(recipe), out=tmp_path / "c", console=QUIET, draw=False).path
+    found, said = evaluated(say, place, run, tmp_path / "new")
+    assert "8 of these 20 images have a copy in an earlier split" in said
+    assert (found["all"]["n"], found["all"]["without_leaks"]["n"]) == (20, 12)
+    found, said = evaluated(say, place, run, tmp_path / "copies")
+    assert "all of these 12 images have a copy in an earlier split: these scores are optimistic" in said
+    shutil.move(tmp_path / "old", tmp_path / "elsewhere")
+    assert "without_leaks" not in evaluated(say, place, run, tmp_path / "new")[0]["all"]

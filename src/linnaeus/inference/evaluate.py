@@ -19,6 +19,7 @@ from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.measured_images import MeasuredImages, figures_html
+from linnaeus.inference.membership import with_run_images
 from linnaeus.inference.problems import folded
 from linnaeus.inference.runners import finite_scores
 from linnaeus.inference.source import LabeledImages
@@ -162,8 +163,11 @@ def evaluate_model(
         return None
     without_leaks, unseen = None, None
     if leaks is not None and images.split != "train":
-        # With all or none of them leaked, a second figure would say nothing.
-        kept = ~np.isin(images.indices, leaks(_judged_last(images)).get(_rank(images.split), []))
+        # Altered copies of training images are others by their content, and are found by their pixels.
+        beside = with_run_images(_judged_last(images), classifier.path.parent)
+        kept = ~np.isin(images.indices, leaks(beside).get(_rank(images.split), []))
+        if not kept.any():
+            console.warn(f"all of these {n} images have a copy in an earlier split: these scores are optimistic")
         if kept.any() and not kept.all():
             without_leaks = classifier.figures(outputs.take(kept))
             leaked, unseen = n - without_leaks.n, kept if without_leaks.n >= FEWEST_FITTING else None
