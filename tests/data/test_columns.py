@@ -29,6 +29,8 @@ def write(root: Path, header: str, *cells: str, paths: tuple[str, ...] = ROWS) -
         ("is_valid", "False True False True", "train valid train valid"),
         ("is_test", "0 1 0 0", "train test train train"),
         ("Is_Train", "yes no yes yes", "train test train train"),
+        ("holdout", "0 1 0 0", "train test train train"),
+        ("Evaluation", "no no yes no", "train train valid train"),
         ("set", "training validation testing train", "train valid test train"),
         ("Usage", "Training PublicTest PrivateTest Training", "train valid test train"),
         ("whatever", "train dev train test", "train valid train test"),
@@ -39,6 +41,15 @@ def test_a_split_under_another_name_is_used_and_reported(tmp_path: Path, column:
     table = open_source(write(tmp_path, f"path,label,{column}", *cells), lenient=True)
     assert table.split.tolist() == splits.split()
     assert column.lower() in table.notes[0]
+
+
+def test_labels_that_other_programs_write_for_a_missing_one_are_reported(tmp_path: Path):
+    table = open_source(write(tmp_path, "path,label", "x", "nan", "nan", "none"), lenient=True)
+    assert table.classes == ("nan", "none", "x")
+    (note,) = table.notes
+    assert note.startswith(
+        "all.csv: label 'nan' of 2 images is taken for a class; if it means that the label is missing"
+    )
 
 
 def test_folds_are_not_used_and_that_is_reported(tmp_path: Path):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from linnaeus.console import counted
 from linnaeus.data.class_names import listed
 from linnaeus.data.table import SPLIT_NAMES
 from linnaeus.errors import UserError, did_you_mean
@@ -21,14 +22,16 @@ FLAGS = {
     re.sub("[^a-z]", "", prefix + word): split
     for split, words in {
         "train": ("train", "training", "trainingimage"),
-        "valid": ("valid", "val", "validation"),
-        "test": ("test", "testing"),
+        "valid": ("valid", "val", "validation", "eval", "evaluation"),
+        "test": ("test", "testing", "holdout", "heldout"),
     }.items()
     for word in words
     for prefix in ("", "is_")
 }
 BOOLEANS = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True)
 BOOLEANS |= dict.fromkeys(("false", "f", "no", "n", "0", "0.0", ""), False)
+MISSING = ("nan", "NaN", "NAN", "<NA>", "N/A", "#N/A", "NULL", "null", "None")
+"""What pandas, R, spreadsheets and databases write for a missing value. `none` and `NA` are names of classes."""
 WORDS = SPLIT_NAMES | {"dev": "valid", "publictest": "valid", "privatetest": "test"}
 
 
@@ -141,6 +144,16 @@ def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[
         ]
     counts = ", ".join(f"{n} {split or 'without'}" for split, n in Counter(splits).items())
     return splits, [f"{file.name}: the split is that of column {listed(named or flags)}: {counts}"]
+
+
+def missing_note(file: Path, labels: Sequence[str]) -> list[str]:
+    """A note on labels that other programs write for a missing value; they are classes here."""
+    found = Counter(label for label in labels if label in MISSING)
+    return [
+        f"{file.name}: label {name!r} of {counted(n, 'image')} is taken for a class; if it means that the label is "
+        "missing, remove these rows"
+        for name, n in found.items()
+    ]
 
 
 def _all_words(values: set[str]) -> bool:

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from linnaeus.data.class_names import listed, natural_order, read_text, spelling_variants
-from linnaeus.data.columns import AS_SHOWN, LabelFormat, Row, find_column, one_hot, refuse_repeated, splits_of
+from linnaeus.data.columns import (
+    AS_SHOWN,
+    LabelFormat,
+    Row,
+    find_column,
+    missing_note,
+    one_hot,
+    refuse_repeated,
+    splits_of,
+)
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
 from linnaeus.data.label_sets import indicator, occurring, read_label_sets
 from linnaeus.data.listfile import Rows, folder_of_label, label_of, locate
@@ -161,7 +170,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
     elif label != "label":
         one_each = f"the columns {listed([name for name in used if name])}, one for each class"
         notes.append(f"label is read from {f'column {label!r}' if label else one_each}")
-    rows.notes[:0] = [f"{path.name}: {note}" for note in notes]
+    rows.notes[:0] = [*(f"{path.name}: {note}" for note in notes), *missing_note(path, rows.labels)]
     return rows
 
 

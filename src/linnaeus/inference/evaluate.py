@@ -163,9 +163,7 @@ def evaluate_model(
         return None
     without_leaks, unseen = None, None
     if leaks is not None and images.split != "train":
-        # Altered copies of training images are others by their content, and are found by their pixels.
-        beside = with_run_images(_judged_last(images), classifier.path.parent)
-        kept = ~np.isin(images.indices, leaks(beside).get(_rank(images.split), []))
+        kept = _without_copies(images, classifier.path.parent, leaks)
         if not kept.any():
             console.warn(f"all of these {n} images have a copy in an earlier split: these scores are optimistic")
         if kept.any() and not kept.all():
@@ -178,6 +176,13 @@ def evaluate_model(
     if not classifier.several:
         measured = MeasuredImages(images, classifier.calibrated(outputs), classifier.names, classifier.threshold)
     return Evaluation(classifier, images, assessment, without_leaks, validation, measured)
+
+
+def _without_copies(images: LabeledImages, run: Path, leaks: Callable[[Table], dict[str, np.ndarray]]) -> np.ndarray:
+    """(n,) bool: the images without a copy in an earlier split of the source, or of the run in the folder `run`."""
+    # Altered copies of training images are others by their content, and are found by their pixels.
+    beside = with_run_images(_judged_last(images), run)
+    return ~np.isin(images.indices, leaks(beside).get(_rank(images.split), []))
 
 
 def _assess(
