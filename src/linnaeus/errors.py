@@ -55,6 +55,17 @@ class LostError(JobError):
     status = 70
 
 
+def one_line(value: object) -> str:
+    """Foreign text, or what an exception of another library says, on one line and not too long; else its class."""
+    return " ".join(str(value).split())[:200] or type(value).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """As `one_line`, without the lines after the first, which some libraries fill with a traceback or advice."""
+    lines = str(error).strip().splitlines()
+    return one_line(lines[0] if lines else error)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean resnet50?)` if `word` resembles a known name, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, one_line
 from linnaeus.models.onnx_backbone import OnnxBackbone
 from linnaeus.models.onnx_features import HALF, require
 from linnaeus.models.onnx_graph import OPSET, inference_session
@@ -33,10 +33,9 @@ def composed(network: OnnxBackbone, images: np.ndarray) -> bytes:
         for n in (1, len(images)):
             assert len(session.run(None, {"x": images[:n]})[0]) == n, f"{n} images at once"
     except Exception as error:  # the converter and ONNX Runtime have exceptions of their own
-        reason = " ".join((str(error) or type(error).__name__).split())[:160]
-        several = f"it takes {info.batch} image(s) at once" if info.batch else reason
+        reason = f"it takes {info.batch} image(s) at once" if info.batch else one_line(error)
         raise UserError(
-            f"{name}: cannot be joined with its head in one graph ({several}); use model.safetensors"
+            f"{name}: cannot be joined with its head in one graph ({reason}); use model.safetensors"
         ) from None
     return graph
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from linnaeus.console import Console
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, first_line
 from linnaeus.export.sample_images import SampleImages
 from linnaeus.models.bias_correction import correct_biases
 from linnaeus.models.onnx_graph import inference_session
@@ -127,7 +127,7 @@ def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterat
             )
             graph = correct_biases(graph, network, means)
         except Exception as error:  # ONNX Runtime has exceptions of its own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = first_line(error)
             raise UserError(f"{samples.path}: its network cannot be made int8 ({reason}); use --to onnx") from None
         yield str(scheme), graph
 

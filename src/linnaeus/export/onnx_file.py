@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import JobError, UserError, first_line
 from linnaeus.export.assemble import MOST_BYTES, assemble
 from linnaeus.export.compose import composed
 from linnaeus.files import atomic
@@ -55,8 +55,7 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
     try:
         return export_graph(chosen, x)
     except Exception as error:  # the exporter has exceptions of its own, and custom networks may raise any
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{classifier.path}: its network cannot be written as ONNX ({reason})") from None
+        raise UserError(f"{classifier.path}: its network cannot be written as ONNX ({first_line(error)})") from None
 
 
 def open_runner(network: bytes, classifier: Classifier, kind: str) -> OnnxRunner:
@@ -65,8 +64,7 @@ def open_runner(network: bytes, classifier: Classifier, kind: str) -> OnnxRunner
         session = inference_session(with_preprocessing(network, classifier).SerializeToString())
         return OnnxRunner(session, classifier.preprocessing, kind)
     except Exception as error:  # ONNX Runtime has exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise JobError(f"{classifier.path}: ONNX Runtime does not run its graph ({reason})") from None
+        raise JobError(f"{classifier.path}: ONNX Runtime does not run its graph ({first_line(error)})") from None
 
 
 def with_preprocessing(network: bytes, classifier: Classifier) -> Any:

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, one_line
 from linnaeus.models import Network, create
 from linnaeus.models.libraries import library_of
 
@@ -28,11 +28,11 @@ def build(path: Path, arch: dict[str, Any]) -> Network:
         try:
             library.load()
         except UserError as error:  # the file is fine: what is missing is on this machine
-            raise UserError(f"{path}: {line(error)}") from None
+            raise UserError(f"{path}: {one_line(error)}") from None
     try:
         return create(**arguments)
     except (*UNREADABLE, UserError) as error:
-        raise UserError(f"{path}: names a network that cannot be made ({line(error)}); get a fresh copy") from None
+        raise UserError(f"{path}: names a network that cannot be made ({one_line(error)}); get a fresh copy") from None
 
 
 def check_weights(path: Path, about: ModelFile, model: Network, tensors: dict[str, Tensor]) -> None:
@@ -72,7 +72,7 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
                 features = model.features_and_logits(x)[0].shape[1]
     except Exception as error:  # with a network of the user's own, anything
         raise UserError(
-            f"{path}: the network {about.arch['name']} does not take images of {size} pixels ({line(error)}); "
+            f"{path}: the network {about.arch['name']} does not take images of {size} pixels ({one_line(error)}); "
             "get a fresh copy"
         ) from None
     if shape != (1, classes):
@@ -82,8 +82,3 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
             f"{path}: its references for unknown images have {references} features, and the network "
             f"{about.arch['name']} has {features}; get a fresh copy"
         )
-
-
-def line(value: object) -> str:
-    """The text on one line, at most 200 characters."""
-    return " ".join(str(value).split())[:200]

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, first_line
 from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
 
 KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
@@ -140,8 +140,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
         header = {key: json.loads(entries[key]) for key in (*OURS, *OPTIONAL) if key not in OPTIONAL or key in entries}
         export = dict(json.loads(entries["export"]))
     except Exception as error:  # ONNX Runtime raises kinds of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: cannot be opened ({reason}); export it again") from None
+        raise UserError(f"{path}: cannot be opened ({first_line(error)}); export it again") from None
     # The format first: a newer file may have entries that the schema rejects.
     check_format(path, header)
     about = parse(path, header | {"sha256": entries.get("model_sha256", "")})
@@ -158,7 +157,7 @@ def _check_output(path: Path, opened: Any, about: ModelFile) -> None:
         (logits,) = opened.run([LOGITS], {INPUT: np.zeros((1, side, side, channels), np.uint8)})
     except Exception as error:  # ONNX Runtime raises kinds of its own
         raise UserError(
-            f"{path}: does not take images of {side} pixels ({str(error).splitlines()[0][:200]}); export it again"
+            f"{path}: does not take images of {side} pixels ({first_line(error)}); export it again"
         ) from None
     if logits.shape != (1, len(about.classes)):
         raise UserError(f"{path}: gives {logits.shape} for an image, not (1, {len(about.classes)}); export it again")

@@ -52,9 +52,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, one_line
 from linnaeus.files import atomic
-from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights, line
+from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights
 from linnaeus.modelfile.hub_models import PREFIX as HUB
 from linnaeus.modelfile.hub_models import fetch_model
 from linnaeus.modelfile.schema import check_description
@@ -228,7 +228,7 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
             if text is not None and weights:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except UNREADABLE as error:
-        raise UserError(f"{path}: cut short, or not a model file ({line(error)}); get a fresh copy") from None
+        raise UserError(f"{path}: cut short, or not a model file ({one_line(error)}); get a fresh copy") from None
     if text is None:
         raise UserError(
             f"{path}: safetensors, but not a model that linnaeus wrote; its weights can be imported instead"
@@ -236,7 +236,7 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its description is not JSON ({line(error)}); get a fresh copy") from None
+        raise UserError(f"{path}: its description is not JSON ({one_line(error)}); get a fresh copy") from None
     check_format(path, header)
     # Files of earlier versions have no `tensors`; their checksum is compared with the weights, in `read_model`.
     if "tensors" in header and header.get("sha256") != description_digest(header):
@@ -249,9 +249,9 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
 def check_format(path: Path, header: Any) -> None:
     """Raise UserError unless a description is of the format that this version reads."""
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        version = header.get("format") if isinstance(header, dict) else header
+        version = one_line(repr(header.get("format") if isinstance(header, dict) else header))
         raise UserError(
-            f"{path}: model file format {line(repr(version))}, and this version reads format {FORMAT}; upgrade linnaeus"
+            f"{path}: model file format {version}, and this version reads format {FORMAT}; upgrade linnaeus"
         )
 
 

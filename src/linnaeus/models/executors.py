@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.device import require_int8
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, first_line
 from linnaeus.models.network import Network
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session, trace_graph
 from linnaeus.models.record import ChoiceRecord, choice_key
@@ -165,7 +165,7 @@ def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
         graph = export_graph(fuse_batchnorms(front, held_out), held_out)
         run = _graph_function(quantize(graph, (batch.numpy() for batch in calibration.split(INT8_BATCH))))
     except Exception as error:  # the exporter has exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{setting}: this network cannot be quantized ({reason}); remove the setting") from None
     with torch.inference_mode():
         expected = front(held_out)

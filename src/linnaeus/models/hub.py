@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.environment import offline
-from linnaeus.errors import JobError, UserError, did_you_mean
+from linnaeus.errors import JobError, UserError, did_you_mean, one_line
 from linnaeus.models.weight_records import key_of, read_record, write_record
 
 PREFIX = "hf/"
@@ -216,9 +216,8 @@ def refusal(
             f"{name}: no such repository on the hub, or a private one (HTTP {status}){hint}; check the name at {page}, "
             f"or set HF_TOKEN to a token of {tokens}"
         )
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
     steps = ", ".join(("set HF_ENDPOINT to a mirror", elsewhere or "or check the network"))
-    return JobError(f"{name}: {endpoint()} cannot be reached ({reason}); {steps}")
+    return JobError(f"{name}: {endpoint()} cannot be reached ({one_line(error)}); {steps}")
 
 
 def _suggestion(name: str, repo: str) -> str:

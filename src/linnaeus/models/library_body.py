@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, first_line
 
 Layout = Mapping[str, tuple[str, ...]]
 """Stage -> the parts of the body that it calls, in order."""
@@ -57,10 +57,9 @@ def import_errors(prefix: str, library: str, install: str) -> Iterator[None]:
 
 def _fitting_torchvision(error: BaseException) -> str:
     """What to install after an import that failed in torchvision, with the reason in parentheses."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     minor = re.match(r"2\.(\d+)", torch.__version__)
     fits = f"torchvision 0.{int(minor[1]) + 15}" if minor else "the torchvision"
     return (
-        f"({reason}): install {fits} that is built for torch {torch.__version__}, from the package index that torch "
-        "came from"
+        f"({first_line(error)}): install {fits} that is built for torch {torch.__version__}, from the package "
+        "index that torch came from"
     )

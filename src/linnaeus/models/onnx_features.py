@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, one_line
 
 INSTALL = "pip install 'linnaeus[onnx]'"
 MOST_BYTES = 1 << 30
@@ -79,7 +79,7 @@ def _load(file: Path) -> Any:
         if not model.graph.node:
             raise ValueError("it computes nothing")
     except Exception as error:  # protobuf has exceptions of its own; ONNX Runtime checks the rest when it runs
-        raise UserError(f"{file}: not an ONNX file, or damaged ({_line(error)}); get a fresh copy") from None
+        raise UserError(f"{file}: not an ONNX file, or damaged ({one_line(error)}); get a fresh copy") from None
     return model
 
 
@@ -97,7 +97,7 @@ def _read(file: Path, output: str, changed: int, size: int) -> tuple[bytes, Grap
         # Run once: only the result shows whether it is features, tokens or maps.
         features = run(session_of(graph), info, image)
     except Exception as error:  # ONNX Runtime has exceptions of its own
-        raise UserError(f"{file}: ONNX Runtime does not run it ({_line(error)})") from None
+        raise UserError(f"{file}: ONNX Runtime does not run it ({one_line(error)})") from None
     if (
         features.dtype.kind != "f"
         or features.ndim not in (2, 3, 4)
@@ -144,7 +144,7 @@ def _embed_external(onnx: Any, model: Any, file: Path) -> None:
         if external:
             onnx.load_external_data_for_model(model, str(file.parent))
     except Exception as error:
-        raise UserError(f"{file}: its weights in {', '.join(names)} cannot be read ({_line(error)})") from None
+        raise UserError(f"{file}: its weights in {', '.join(names)} cannot be read ({one_line(error)})") from None
 
 
 def _image_input(file: Path, model: Any) -> GraphInfo:
@@ -230,7 +230,3 @@ def run(session: Any, info: GraphInfo, images: np.ndarray) -> np.ndarray:
         parts.append(session.run([info.output], {info.input: padded})[0][: len(part)])
     output = np.concatenate(parts)
     return output.astype(np.float32) if output.dtype == np.float16 else output
-
-
-def _line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:160]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from linnaeus.errors import UnknownNameError, UserError
+from linnaeus.errors import UnknownNameError, UserError, first_line
 from linnaeus.models.hub import endpoint
 from linnaeus.models.library_body import import_errors, stage_calling, token_map
 from linnaeus.models.network import Network, StageFunction, classifier, resampling
@@ -188,9 +188,8 @@ def _create(name: str, channels: int, pool: str) -> nn.Module:
         except TypeError:  # most families have no position embeddings, and not this option
             return timm.create_model(short, pretrained=False, **options)
     except Exception as error:  # each family checks its options in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{name}: timm cannot create it with pool = {pool!r} and {channels} channels ({reason})"
+            f"{name}: timm cannot create it with pool = {pool!r} and {channels} channels ({first_line(error)})"
         ) from None
 
 

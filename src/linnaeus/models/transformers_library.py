@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, one_line
 from linnaeus.models.hub import PREFIX
 from linnaeus.models.library_body import import_errors
 
@@ -87,7 +87,7 @@ def create_body(name: str, config: Mapping[str, Any], channels: int) -> nn.Modul
         with _quiet():
             body = transformers.AutoModel.from_config(settings, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # each class checks its configuration in its own way
-        raise UserError(f"{name}: transformers cannot create it ({_line(error)})") from None
+        raise UserError(f"{name}: transformers cannot create it ({one_line(error)})") from None
     if getattr(body, "main_input_name", "") != "pixel_values" or not hasattr(body, "config"):
         raise UserError(
             f"{name}: {type(body).__name__} takes {body.main_input_name}, not images; choose another network"
@@ -115,7 +115,7 @@ def _configuration(name: str, config: Mapping[str, Any], channels: int) -> Any:
         with _quiet():
             settings = transformers.AutoConfig.for_model(kind, **options)
     except Exception as error:
-        raise UserError(f"{name}: config.json cannot be used ({_line(error)})") from None
+        raise UserError(f"{name}: config.json cannot be used ({one_line(error)})") from None
     settings.num_channels = channels
     # Random changes of the positions in training would differ from one stage to the next.
     for option in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"):
@@ -149,7 +149,7 @@ def body_tensors(
                 ignore_mismatched_sizes=True,
             )
     except Exception as error:
-        raise UserError(f"{source}: transformers cannot load these weights ({_line(error)})") from None
+        raise UserError(f"{source}: transformers cannot load these weights ({one_line(error)})") from None
     changed: dict[str, Any] = {}
     # Mask tokens are for pretraining only.
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))
@@ -167,7 +167,3 @@ def body_tensors(
 def _channels(config: Mapping[str, Any]) -> int:
     channels = config.get("num_channels", 3)
     return channels if isinstance(channels, int) else 3
-
-
-def _line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:160]

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, first_line
 from linnaeus.models.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, PretrainedWeights
 from linnaeus.models.sharded_weights import is_index, open_shards
 
@@ -120,8 +120,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             "If you have the program that wrote it, save model.state_dict() only"
         ) from None
     except Exception as error:  # arbitrary bytes make torch's readers fail with many different exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a complete torch file ({reason}); download it again") from None
+        raise UserError(f"{path}: not a complete torch file ({first_line(error)}); download it again") from None
     # Training programs wrap the weights in a dict with optimizer and epoch.
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.console import Console
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, first_line
 from linnaeus.files import write_text
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import TRACKING
@@ -87,7 +87,7 @@ class Tracking:
                 act(tracker)
             except Exception as error:
                 del self.trackers[name]
-                self.console.warn(f"--track {name}: {_reason(error)}; the run continues without it")
+                self.console.warn(f"--track {name}: {first_line(error)}; the run continues without it")
 
 
 def open_tracking(names: Iterable[str], folder: RunFolder, recipe: Mapping[str, Any], console: Console) -> Tracking:
@@ -107,7 +107,7 @@ def open_tracking(names: Iterable[str], folder: RunFolder, recipe: Mapping[str, 
         except Exception as error:
             # Trackers that were opened before must be closed, or their servers show the run as active.
             tracking.__exit__(type(error))
-            raise UserError(f"--track {name}: {_reason(error)}; {WHERE[name]}") from None
+            raise UserError(f"--track {name}: {first_line(error)}; {WHERE[name]}") from None
         tracking.trackers[name] = tracker
         # Stored at once: after a crash the run is continued in the tracker, not begun again.
         if tracker.identifier is not None:
@@ -115,8 +115,3 @@ def open_tracking(names: Iterable[str], folder: RunFolder, recipe: Mapping[str, 
             write_text(folder.file(TRACKING), json.dumps(known, indent=2) + "\n")
             console.say(f"tracked   {name}: {tracker.identifier}")
     return tracking
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, which may carry a whole response."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from linnaeus.console import duration
 from linnaeus.distributed.engine import Engine
+from linnaeus.errors import first_line
 from linnaeus.training.phase import PhaseRun
 from linnaeus.training.precision import time_steps
 
@@ -42,7 +43,7 @@ def choose_compilation(run: PhaseRun, engine: Engine, longest: float) -> Compila
     try:
         compiled, _ = time_steps(replace(run, compiled=True), engine, batch, STEPS)
     except Exception as error:  # compilers fail in many ways, and none of them should end the run
-        return CompilationTrial(False, f"torch.compile failed ({str(error).splitlines()[0][:200]})")
+        return CompilationTrial(False, f"torch.compile failed ({first_line(error)})")
     needed = time.perf_counter() - started
     speed = f"{usual / compiled:.2f} times as fast, after {duration(needed)} of the compiler"
     return CompilationTrial((usual - compiled) * steps > SAVED * needed, speed)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linnaeus.errors import first_line
+
 WARM_UP = 4
 """Batches of a shape that are computed without recording: libraries choose kernels and allocate workspaces in them."""
 SHAPES = 2
@@ -86,7 +88,7 @@ class GraphedPass:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 sums = self.compute(own_x, own_targets, total, counted)
         except RuntimeError as error:  # out of memory, or an operation that waits for the device
-            self.enabled, self.failure = False, str(error).splitlines()[0]
+            self.enabled, self.failure = False, first_line(error)
             self.recordings.clear()
             torch.cuda.synchronize()
             _end_capture(x.device)

@@ -13,7 +13,7 @@ from torch import nn
 
 from linnaeus.data.batches import Batch
 from linnaeus.distributed.engine import Engine, seed_step
-from linnaeus.errors import JobError
+from linnaeus.errors import JobError, first_line
 from linnaeus.inference.forward import answer
 from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.models import Network
@@ -203,7 +203,7 @@ def step_within_memory(
         try:
             return step(state.micro_batch)
         except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
         # Handled outside the except clause: while the exception lives it holds the memory of the failed step.
         size = min(state.micro_batch or samples, samples)
         if world_size > 1:  # the other processes wait in a collective for this one, so the step cannot be repeated

@@ -12,7 +12,7 @@ from torch import nn
 from linnaeus.console import Console
 from linnaeus.data.download import fetch
 from linnaeus.device import free_memory
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, one_line
 from linnaeus.models import MODELS, Network, create, load_module, unset_twin, wrap
 from linnaeus.models.pretrained import license_warning
 from linnaeus.models.weights import load_weights, network_arguments
@@ -86,8 +86,7 @@ def check_memory(recipe: Recipe, classes: int, channels: int, arguments: dict[st
             network = create(name, classes, channels, **arguments)
         needed = COPIES * sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     except (RuntimeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"model.name = {name}: cannot be built ({reason}); check model.arguments") from None
+        raise UserError(f"model.name = {name}: cannot be built ({one_line(error)}); check model.arguments") from None
     if needed > free:
         raise UserError(
             f"model.name = {name}: with gradients it takes at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB "
@@ -123,10 +122,9 @@ def check_size(network: Network, recipe: Recipe, channels: int) -> None:
                     )
                 twin(torch.empty(1, channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:  # such as a size that is not divisible by the patch
-        reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"data.size = {size}: does not suit {arch['name']}, which is normally used with {network.usual_size} "
-            f"({reason})"
+            f"({one_line(error)})"
         ) from None
 
 

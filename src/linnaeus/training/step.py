@@ -12,7 +12,7 @@ from linnaeus.augment.mixup import Mixing
 from linnaeus.data.batches import Batch
 from linnaeus.data.order import part_of
 from linnaeus.distributed.engine import Engine
-from linnaeus.errors import JobError
+from linnaeus.errors import JobError, first_line
 from linnaeus.training.graph import GraphedPass
 from linnaeus.training.loss import Criterion
 from linnaeus.training.optim import build_optimizer
@@ -147,7 +147,7 @@ class Optimization:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways, and their exceptions have no class in common
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise JobError(f"torch.compile cannot compile this network ({reason}); use --set compile=false") from error
         self.translated = True
         return out
