@@ -62,10 +62,8 @@ class SampleImages:
         return replace(self, positions=self.positions[selected])
 
 
-def collect_samples(
-    about: ModelFile, path: Path, data: str | None, split: str | None, most: int = MAX_IMAGES
-) -> SampleImages:
-    """Up to `most` images spread over a split, by default validation, else test, else all images.
+def collect_samples(about: ModelFile, path: Path, data: str | None, split: str | None) -> SampleImages:
+    """Up to `MAX_IMAGES` images spread over a split, by default validation, else test, else all images.
 
     Raises UserError, with the option to give, where no images are available.
     """
@@ -73,7 +71,7 @@ def collect_samples(
     if split is None:
         split = _default_split(about, path, source)
     images = load_labeled_images(about, path, source, split)
-    return SampleImages(about, path, source, images, spread(len(images.labels), most))
+    return SampleImages(about, path, source, images, spread(len(images.labels), MAX_IMAGES))
 
 
 def split_calibration(samples: SampleImages, most: int) -> tuple[SampleImages, SampleImages]:

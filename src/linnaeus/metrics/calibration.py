@@ -96,7 +96,7 @@ def fit_temperature(outputs: Outputs, prior: float = PRIOR_SAMPLES) -> float:
     return math.exp((low + high) / 2)
 
 
-def cross_fit(outputs: Outputs, fitting: np.ndarray | None = None, folds: int = FOLDS, seed: int = 0) -> Outputs:
+def cross_fit(outputs: Outputs, fitting: np.ndarray | None = None) -> Outputs:
     """Outputs of which each is calibrated by a temperature fitted on the other folds, or on their `fitting` (n,) bool.
 
     Measures the effect of calibration on the images that also fit the temperature, without the optimism of fitting and
@@ -105,9 +105,9 @@ def cross_fit(outputs: Outputs, fitting: np.ndarray | None = None, folds: int = 
     n = len(outputs.labels)
     groups = np.arange(n) if outputs.groups is None else np.unique(outputs.groups, return_inverse=True)[1]
     units = int(groups.max()) + 1
-    fold = (np.random.default_rng(seed).permutation(units) % min(folds, units))[groups]
+    fold = (np.random.default_rng(0).permutation(units) % min(FOLDS, units))[groups]
     logits = outputs.logits.astype(np.float64)
-    for number in range(min(folds, units)):
+    for number in range(min(FOLDS, units)):
         held_out = fold == number
         if not held_out.all():
             others = ~held_out if fitting is None else fitting & ~held_out
@@ -115,17 +115,17 @@ def cross_fit(outputs: Outputs, fitting: np.ndarray | None = None, folds: int = 
     return replace(outputs, logits=logits)
 
 
-def bin_indices(confidence: np.ndarray, bins: int = BINS, *, equal_mass: bool = False) -> np.ndarray:
-    """The bin of each image by the probability of its predicted class: (n,) -> (n,) int64 in 0..bins - 1.
+def bin_indices(confidence: np.ndarray, *, equal_mass: bool = False) -> np.ndarray:
+    """The bin of each image by the probability of its predicted class: (n,) -> (n,) int64 in 0..BINS - 1.
 
-    Bins of equal width, ((b - 1)/bins, b/bins] (Guo et al. 2017), or of equal mass, whose numbers of images differ by
+    Bins of equal width, ((b - 1)/BINS, b/BINS] (Guo et al. 2017), or of equal mass, whose numbers of images differ by
     at most one (Nixon et al. 2019); equal confidences may then lie in different bins.
     """
     if not equal_mass:
-        return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+        return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     rank = np.empty(len(confidence), np.int64)
     rank[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
-    return rank * bins // len(confidence)
+    return rank * BINS // len(confidence)
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, equal_mass: bool = False) -> float:

@@ -165,7 +165,7 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, precision: f
 
 
 def cross_fit_labels(
-    outputs: Outputs, precision: float | None = None, fitting: np.ndarray | None = None, seed: int = 0
+    outputs: Outputs, precision: float | None = None, fitting: np.ndarray | None = None
 ) -> tuple[Outputs, np.ndarray]:
     """Outputs and decisions of which each is calibrated and decided by what was fitted on the other folds.
 
@@ -174,7 +174,7 @@ def cross_fit_labels(
     """
     n = len(outputs.labels)
     units = n if outputs.group_count is None else outputs.group_count
-    fold = stratified_label_folds(outputs.labels, min(FOLDS, units), seed, outputs.groups)
+    fold = stratified_label_folds(outputs.labels, min(FOLDS, units), 0, outputs.groups)
     fitting = np.ones(n, bool) if fitting is None else fitting
     whole = LabelCalibration.fit(outputs.take(fitting), "", precision)
     logits = whole.apply(outputs).logits

@@ -145,10 +145,10 @@ class MultiLabelMetrics:
         return values | {"bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples}}
 
 
-def compute_label_metrics(outputs: Outputs, decisions: np.ndarray, seed: int = 0) -> MultiLabelMetrics:
+def compute_label_metrics(outputs: Outputs, decisions: np.ndarray) -> MultiLabelMetrics:
     """All metrics of outputs and decisions (n, labels) bool of at least one image. Runs the bootstrap."""
     sample = WeightedLabels(outputs, decisions)
-    drawn = resample(sample, seed)
+    drawn = resample(sample)
     right = (decisions == outputs.labels).all(1)
     named = ("map", "micro_average_precision", "macro_roc_auc", "macro_precision", "macro_recall", "macro_f1")
     overall = {name: drawn.estimate(name) for name in (*named, "micro_precision", "micro_recall", "micro_f1")}

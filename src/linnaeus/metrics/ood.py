@@ -157,7 +157,7 @@ def auroc_interval(known: np.ndarray, unknown: np.ndarray, confidence: float = 0
     return low, high
 
 
-def false_positive_rate(known: np.ndarray, unknown: np.ndarray, accepted: float = ACCEPTED) -> float:
-    """Share of unknown images whose score is not above the quantile that accepts a share `accepted` of the known."""
-    threshold = np.sort(known)[min(math.ceil(accepted * len(known) - 1e-9), len(known)) - 1]
+def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> float:
+    """Share of unknown images whose score is not above the quantile that accepts a share `ACCEPTED` of the known."""
+    threshold = np.sort(known)[min(math.ceil(ACCEPTED * len(known) - 1e-9), len(known)) - 1]
     return float((unknown <= threshold).mean())

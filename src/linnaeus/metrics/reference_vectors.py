@@ -17,9 +17,7 @@ held-out flowers 0.72, 0.73 and 0.72."""
 ITERATIONS = 10
 
 
-def reference_vectors(
-    features: np.ndarray, labels: np.ndarray | None, seed: int = 0, most: int = MOST_VECTORS
-) -> np.ndarray:
+def reference_vectors(features: np.ndarray, labels: np.ndarray | None, most: int = MOST_VECTORS) -> np.ndarray:
     """(n, d) features -> (m, d) float16 directions of length 1 that stand for them, in 2 MB and `most` at most.
 
     With `labels` (n,) each class gets a number of centers in proportion to its images, at least one if there is room:
@@ -32,7 +30,7 @@ def reference_vectors(
     if len(classes) > most:  # no room for one each: the classes are ignored
         labels, classes, counts = np.zeros_like(labels), np.zeros(1, np.int64), np.array([len(labels)])
     share = np.maximum(1, counts * (most - len(classes)) // len(vectors))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     parts = [
         spherical_means(vectors[labels == label], int(min(k, n)), generator)
         for label, k, n in zip(classes, share, counts, strict=True)

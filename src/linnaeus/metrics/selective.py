@@ -186,12 +186,12 @@ def is_unsure(probability: float, threshold: float) -> bool:
     return not probability >= threshold
 
 
-def candidate_counts(n: int, steps: int = COVERAGES) -> np.ndarray:
+def candidate_counts(n: int) -> np.ndarray:
     """Numbers of answered images that are candidates, rising to n.
 
     They depend on n alone: counts chosen after looking at the answers would invalidate the test.
     """
-    return np.unique(np.ceil(n * np.arange(1, steps + 1) / steps - 1e-9).astype(np.int64))
+    return np.unique(np.ceil(n * np.arange(1, COVERAGES + 1) / COVERAGES - 1e-9).astype(np.int64))
 
 
 def risk_coverage_curve(

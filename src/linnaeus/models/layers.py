@@ -85,11 +85,10 @@ class Layer:
     """Output shape of the whole stage, which may end in several parallel layers."""
 
 
-def layer_table(network: Network, size: int | None = None, channels: int | None = None) -> list[Layer]:
+def layer_table(network: Network, size: int | None = None) -> list[Layer]:
     """All layers with parameters, and the poolings, in the order in which they run on one image.
 
-    `size` is the side of the image in pixels, by default the network's usual size; `channels` is by default the
-    network's own number.
+    `size` is the side of the image in pixels, by default the network's usual size.
 
     A copy of the network runs on the meta device, which tracks shapes without computing anything. It runs in evaluation
     mode, so auxiliary heads are not in the table. `network` itself is not changed and may be on the meta device.
@@ -103,9 +102,7 @@ def layer_table(network: Network, size: int | None = None, channels: int | None 
         if isinstance(module, POOLS) or any(True for _ in module.parameters(recurse=False)):
             hooks.append(module.register_forward_hook(_recorder(rows, name, network.stage_of(name))))
     size = size or network.usual_size
-    # Auxiliary heads would add layers that no prediction runs, hence evaluation mode.
-    channels = channels or network.arch["channels"]
-    image = torch.empty(1, channels, size, size, device="meta")
+    image = torch.empty(1, network.arch["channels"], size, size, device="meta")
     with torch.no_grad():
         outputs, logits = shapes_only.stage_outputs(image, network.stages[:-1])
     for hook in hooks:

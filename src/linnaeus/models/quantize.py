@@ -23,14 +23,13 @@ def quantize(
     graph: bytes,
     images: Iterable[np.ndarray],
     *,
-    name: str = "x",
     ranges: Ranges | None = None,
     float_nodes: Collection[str] = (),
     weight_bits: int = 7,
 ) -> bytes:
     """A float32 ONNX graph -> the same graph with quantize and dequantize (QDQ) nodes around the int8 operators.
 
-    `images` are batches for the graph's input `name`, which calibrate the ranges of the activations, unless `ranges`
+    `images` are batches for the graph's input `x`, which calibrate the ranges of the activations, unless `ranges`
     states them. The nodes named in `float_nodes` stay in float32.
 
     With 7 weight bits, int8 weights use half their range. Processors without VNNI add two 8-bit products in 16 bits,
@@ -46,7 +45,7 @@ def quantize(
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {name: np.ascontiguousarray(batch)}
+            return None if batch is None else {"x": np.ascontiguousarray(batch)}
 
     with tempfile.TemporaryDirectory() as folder, _only_errors_logged():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"

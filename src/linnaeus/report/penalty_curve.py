@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from linnaeus.report.canvas import BLUE, INK, MUTED, PAGE, TEXT, new_figure, save_figure, style_axes, write_title
+from linnaeus.report.canvas import BLUE, INK, MUTED, PAGE, TEXT, new_figure, save_figure, style_axes
 from linnaeus.report.curves import HEIGHT, WIDTH, Chart
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.svg import tag, to_svg
@@ -20,12 +20,10 @@ from linnaeus.text import typeset_percent
 TITLES = {"accuracy": "Accuracy by penalty", "loss": "Loss by penalty"}
 
 
-def penalty_curves(trials: Sequence[Trial], path: str | os.PathLike[str], *, title: str = "") -> str:
-    """Draw both quantities of a search into a file. Returns the characters that no font on this machine has."""
-    fonts = families_for([title])
+def penalty_curves(trials: Sequence[Trial], path: str | os.PathLike[str]) -> None:
+    """Draw both quantities of a search into a file."""
+    fonts = families_for([])
     figure = new_figure(WIDTH, HEIGHT)
-    if title:
-        write_title(figure, title, fonts)
     known = _quantities(trials)
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(known))), known, strict=True):
         note = _draw(axes, trials, quantity, fonts)
@@ -33,7 +31,6 @@ def penalty_curves(trials: Sequence[Trial], path: str | os.PathLike[str], *, tit
         axes.set_title(TITLES[quantity], loc="left", size=TEXT + 1.5, color=INK, weight="bold", **style)
         axes.set_title(note, loc="right", size=TEXT, color=MUTED, **style)
     save_figure(figure, path)
-    return fonts.missing
 
 
 def penalty_charts(trials: Sequence[Trial], phase: int) -> list[Chart]:

@@ -50,16 +50,17 @@ def write_curves(prepared: Prepared, best: Best) -> str:
     rows, path = prepared.folder.rows, prepared.folder.path / "curves.png"
     penalties = read_penalties(prepared.folder.path)
     if len(penalties) == len(rows) == 1:  # a solved head has no epochs
-        return penalty_curves(next(iter(penalties.values())), path)
+        penalty_curves(next(iter(penalties.values())), path)
+        return ""
     best_row = next(i for i, row in enumerate(rows) if (row.phase, row.epoch) == (best.phase, best.epoch))
     return curves(rows, path, best=best_row)
 
 
-def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:
+def choose_shown(out: Outputs) -> np.ndarray:
     """Indices of the samples to show: the most confident errors, at most half, then correct ones of all classes."""
     wrong = np.flatnonzero(out.predicted != out.labels)
     confidence = out.probabilities.max(1)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: most // 2]
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHOWN // 2]
     right = np.flatnonzero(out.predicted == out.labels)
     # One of each class in turn, in a fixed random order, so that no class comes twice before each has come once.
     right = np.random.default_rng(0).permutation(right)
@@ -67,7 +68,7 @@ def choose_shown(out: Outputs, most: int = SHOWN) -> np.ndarray:
     for label in np.unique(out.labels[right]):
         of_class = out.labels[right] == label
         turn[of_class] = np.arange(of_class.sum())
-    right = right[np.argsort(turn, kind="stable")][: most - len(wrong)]
+    right = right[np.argsort(turn, kind="stable")][: SHOWN - len(wrong)]
     return np.concatenate([wrong, right]).astype(np.int64)
 
 
