@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ class DataCheck:
     """Name of the weights that computed the embeddings; None if there are no embeddings."""
     notes: list[str]
     """Checks that were skipped, and why."""
-    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def errors(self) -> int:
@@ -94,16 +92,10 @@ def check_table(
     """
     console = console or Console(quiet=True)
     builder = builder or StatisticsBuilder(table, default_cache())
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
     with console.progress("reading images") as advance:
         statistics = builder.finish(advance)
-    seconds["looking"] = time.perf_counter() - started
     notes = [*table.notes, *([table.offer] if table.offer else [])]
-    started = time.perf_counter()
     embeddings = _embeddings(table, statistics, weights, device, console, notes)
-    seconds["vectors"] = time.perf_counter() - started
-    started = time.perf_counter()
     duplicates = find_duplicates(statistics, embeddings)
     short = np.minimum(statistics.rows["height"], statistics.rows["width"])[statistics.readable]
     # Small images of one kind, such as digits, resemble each other as much as copies do.
@@ -112,19 +104,16 @@ def check_table(
             f"only exact duplicates were searched for, not near duplicates: below {MIN_SIDE} pixels an altered copy "
             "cannot be distinguished from another image of the same kind"
         )
-    seconds["duplicates"] = time.perf_counter() - started
     findings = [
         *table_findings(table),
         *file_findings(table, statistics),
         *image_findings(table, statistics),
         *duplicate_findings(table, duplicates),
     ]
-    started = time.perf_counter()
     if embeddings is not None:
         findings += (suspicious_label_sets if table.several else suspicious_labels)(table, embeddings)
-    seconds["labels"] = time.perf_counter() - started
     used = None if embeddings is None else embeddings.weights
-    return DataCheck(table, sort_findings(findings), duplicates, statistics, used, notes, seconds)
+    return DataCheck(table, sort_findings(findings), duplicates, statistics, used, notes)
 
 
 def near_duplicates(table: Table, *, console: Console | None = None) -> Duplicates:
