@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from linnaeus.cli.options import hidden, together
+
 META = "linnaeus.address"
 """Key of the three options in click's `Context.meta`."""
 
@@ -26,47 +28,32 @@ def address_options(token_default: str) -> Callable[[Any], Any]:
 
     `token_default`: what the help of --token says in brackets.
     """
-    options = (
-        click.option(
+    return together(
+        hidden(
+            META,
             "--host",
             metavar="ADDRESS",
             default="127.0.0.1",
             show_default=True,
-            expose_value=False,
-            callback=_store,
             help="Address to listen on; 0.0.0.0 for all networks.",
         ),
-        click.option(
+        hidden(
+            META,
             "--port",
             default=8000,
             show_default=True,
             type=click.IntRange(0, 65535),
             metavar="N",
-            expose_value=False,
-            callback=_store,
             help="Port; 0 picks a free one.",
         ),
-        click.option(
+        hidden(
+            META,
             "--token",
             metavar="TOKEN",
             envvar="LINNAEUS_TOKEN",
-            expose_value=False,
-            callback=_store,
             help=f"Token that clients must present.  [{token_default}]",
         ),
     )
-
-    def add(command: Any) -> Any:
-        # click applies decorators from the bottom up; reversed, the help lists the options in this order.
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    context.meta.setdefault(META, {})[parameter.name] = value
 
 
 def address() -> Address:

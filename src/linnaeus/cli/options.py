@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -51,19 +52,25 @@ settings_option = click.option(
 seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Random seed.")
 
 
-def verbosity(command):
-    """Add -q and -v to a command, which calls `make_console` instead of receiving them as parameters."""
+def together(*options):
+    """Several options as one decorator. Help lists them in this order, though click applies the last one first."""
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
-    def store(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-        context.meta.setdefault(META, {})[parameter.name] = value
 
-    verbose = click.option(
-        "-v", "--verbose", is_flag=True, expose_value=False, callback=store, help="Print more details."
-    )
-    quiet = click.option(
-        "-q", "--quiet", is_flag=True, expose_value=False, callback=store, help="Print warnings and errors only."
-    )
-    return quiet(verbose(command))
+def hidden(meta: str, *names: str, **settings: Any) -> Any:
+    """An option that a command gets not as a parameter, but from the dictionary `meta` in click's `Context.meta`."""
+
+    def store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        context.meta.setdefault(meta, {})[parameter.name] = value
+
+    return click.option(*names, expose_value=False, callback=store, **settings)
+
+
+verbosity = together(
+    hidden(META, "-q", "--quiet", is_flag=True, help="Print warnings and errors only."),
+    hidden(META, "-v", "--verbose", is_flag=True, help="Print more details."),
+)
+"""Adds -q and -v to a command, which calls `make_console` instead of receiving them as parameters."""
 
 
 def make_console(stream: TextIO | None = None, *, silent: bool = False) -> Console:
@@ -96,32 +103,28 @@ def _is_positive(text: str) -> bool:
         return False
 
 
-def shortcuts(command):
-    """Add --lr, --batch and --size to a command, which gets them from `parse_settings`: they are keys of the recipe."""
-    options = (
-        click.option(
-            "--lr", metavar="X[,X]", expose_value=False, callback=_rates, help="Learning rate, one value per phase."
-        ),
-        click.option(
-            "--batch",
-            type=click.IntRange(1),
-            metavar="N",
-            expose_value=False,
-            callback=_store_shortcut,
-            help="Images in one optimizer step.",
-        ),
-        click.option(
-            "--size",
-            type=click.IntRange(1, 8192),
-            metavar="PIXELS",
-            expose_value=False,
-            callback=_store_shortcut,
-            help="Side of the network's input.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+shortcuts = together(
+    click.option(
+        "--lr", metavar="X[,X]", expose_value=False, callback=_rates, help="Learning rate, one value per phase."
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(1),
+        metavar="N",
+        expose_value=False,
+        callback=_store_shortcut,
+        help="Images in one optimizer step.",
+    ),
+    click.option(
+        "--size",
+        type=click.IntRange(1, 8192),
+        metavar="PIXELS",
+        expose_value=False,
+        callback=_store_shortcut,
+        help="Side of the network's input.",
+    ),
+)
+"""Adds --lr, --batch and --size to a command, which gets them from `parse_settings`: they are keys of the recipe."""
 
 
 def other_name(error: click.ClickException) -> str:
