@@ -9,7 +9,7 @@ import torch
 from linnaeus.console import Console, counted
 from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
-from linnaeus.distributed.precision import FLOAT32
+from linnaeus.distributed.precision import BF16, FLOAT32
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.training.compilation import choose_compilation
 from linnaeus.training.memory import SampleCost, measure_cost
@@ -17,6 +17,7 @@ from linnaeus.training.phase import PhaseRun
 from linnaeus.training.precision import Trial, choose_precision
 from linnaeus.training.rangetest import range_test
 from linnaeus.training.recorder import Recorder
+from linnaeus.training.unseen_weights import zero_unseen_gradients
 
 PROBED = 8
 """Samples of the trial step: enough to outweigh fixed costs, few enough to take no time."""
@@ -42,6 +43,8 @@ class Tuning:
         engine = self.engine
         if self.recipe.precision == "auto" and engine.device.type == "cpu":
             engine = engine.with_precision(self._choose_precision(run, cost, resumed))
+        if engine.device.type == "cpu" and engine.precision == BF16:
+            zero_unseen_gradients(run.net, run.train.prepare(next(iter(run.train.batches.epoch())).part(0, 1), 0))
         run.compiled = self._choose_compilation(run, cost, resumed)
         if run.phase.lr == "auto":
             run.phase = run.phase.model_copy(update={"lr": self._find_rate(run, engine)})
