@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -338,3 +339,17 @@ def test_without_captum_the_error_says_what_to_install(
 
 def test_the_command_offers_the_methods():
     assert cli_explain.METHODS == METHODS
+
+
+def test_the_first_explanation_does_not_import_the_compiler(tmp_path: Path):
+    """It takes two seconds, in which a server answers nobody."""
+    path = write_tiny_model(tmp_path / "model.safetensors", mini())
+    code = """
+import sys, numpy, linnaeus
+from linnaeus.explain.saliency import explain
+model = linnaeus.load(sys.argv[1])
+(explanation,) = explain(model, [model.predict(numpy.zeros((28, 28), numpy.uint8))])
+print(len(explanation.maps), "torch._dynamo" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert result.stdout == "1 False\n"

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from linnaeus.models.layers import pair, to_meta
+from linnaeus.models.layers import pair
 from linnaeus.models.network import Network
 
 Line = tuple[float, float]
@@ -50,7 +50,7 @@ def receptive_field_centers(network: Network, height: int, width: int) -> Center
 
 
 def _follow_layers(network: Network, height: int, width: int) -> Centers:
-    """The centers, by a forward pass that computes shapes only."""
+    """The centers, by a forward pass of an empty image."""
     centers = Centers({height: IDENTITY}, {width: IDENTITY})
 
     def follow(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -63,16 +63,18 @@ def _follow_layers(network: Network, height: int, width: int) -> Centers:
                 middle = dilation * (kernel[axis] - 1) / 2 - padding[axis]  # of the first window, in input positions
                 lines[after] = first + step * middle, step * stride[axis]
 
-    # A copy on the meta device knows all shapes without computing, and leaves the network itself untouched.
-    memo: dict[int, Any] = {id(t): to_meta(t) for t in (*network.parameters(), *network.buffers())}
+    # A copy of the modules, which shares their tensors: hooks must not be called by other threads. Not on the meta
+    # device, which imports torch's compiler for two seconds.
+    memo: dict[int, Any] = {id(t): t for t in (*network.parameters(), *network.buffers())}
     try:
-        shapes_only = copy.deepcopy(network, memo).eval()
-        for module in shapes_only.modules():
+        followed = copy.deepcopy(network, memo).eval()
+        for module in followed.modules():
             if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 module.register_forward_hook(follow)
-        with torch.no_grad():
-            shapes_only(torch.empty(1, network.arch["channels"], height, width, device="meta"))
-    except Exception:  # a user's code may depend on values, which meta tensors do not have
+        with torch.inference_mode():
+            first = next(network.parameters())
+            followed(torch.zeros(1, network.arch["channels"], height, width, device=first.device, dtype=first.dtype))
+    except Exception:  # a user's code need not survive a copy, or another input
         return Centers({height: IDENTITY}, {width: IDENTITY})
     return centers
 
