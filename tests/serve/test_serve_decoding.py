@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import os
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +30,7 @@ from linnaeus.inference.classifier import load
 from linnaeus.serve import decoder, decoder_process
 from linnaeus.serve.decoder import decoding_cost, read_message, write_message
 from linnaeus.serve.decoder_process import DecoderProcess
+from linnaeus.serve.decoding import Turns
 
 SPEC = RowSpec(28, channels=1)
 REQUEST = {"spec": asdict(SPEC), "max_pixels": None, "large": False}
@@ -128,6 +132,35 @@ def test_large_images_do_not_delay_small_ones(model: Path, monkeypatch: pytest.M
     if sys.platform == "linux":
         assert nice <= {0, decoder_process.NICE}  # 0 before the process has set it
         assert os.getpriority(os.PRIO_PROCESS, decoder_process._idle[decoder_process.NICE][0].process.pid) == 10
+
+
+def test_an_image_is_forgotten_when_its_client_leaves_the_queue():
+    go, kept = threading.Event(), list[weakref.ref[Any]]()
+
+    async def main() -> None:
+        queue = Turns(1)
+        working = asyncio.create_task(queue.run(go.wait, 20))
+        for _ in range(3):
+            data = np.zeros(9)
+            kept.append(weakref.ref(data))
+            waiting = asyncio.create_task(queue.run(np.sum, data))
+            del data
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            del waiting
+        working.cancel()  # its thread goes on, and nobody else gets its turn
+        after = asyncio.create_task(queue.run(lambda: "after"))
+        await asyncio.sleep(0.01)
+        gc.collect()
+        assert [reference() for reference in kept] == [None] * 3
+        assert not after.done()
+        assert queue._threads._work_queue.empty()
+        go.set()
+        assert await after == "after"
+        queue.stop()
+
+    asyncio.run(main())
 
 
 @posix

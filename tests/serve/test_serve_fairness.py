@@ -14,7 +14,9 @@ from PIL import Image
 from served import OCTETS, ThreadServer, client, files, png, wait_until
 
 from linnaeus.inference.classifier import Classifier, Prediction, load
+from linnaeus.serve import upload_memory
 from linnaeus.serve.admission import Admission
+from linnaeus.serve.connections import READ_AT_ONCE, TimeoutProtocol
 from linnaeus.serve.decoder import LARGE, MAX_COST, decoding_cost
 from linnaeus.serve.limits import Limits, RefusedError
 from linnaeus.serve.service import Service
@@ -107,6 +109,30 @@ def test_explanations_are_bounded_apart_from_predictions(classifier: Classifier)
             assert "4 explanations are in progress" in refused.json()["error"]
             assert web.post("/predict", files=files(png())).status_code == 200
         assert web.post("/predict?explain=1", files=files(*[png()] * 4)).status_code == 200
+
+
+def test_the_memory_of_many_uploads_is_returned(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+    returned = []
+    monkeypatch.setattr(upload_memory, "return_freed_memory", lambda: returned.append(1))
+    monkeypatch.setattr(upload_memory, "RELEASED", 3 * len(png()))
+    monkeypatch.setattr(upload_memory, "DELAY", 0)
+    with client(classifier) as web:
+        for _ in range(6):
+            assert web.post("/predict", content=png(), headers=OCTETS).status_code == 200
+        wait_until(lambda: len(returned) == 2)
+
+
+def test_large_uploads_take_turns(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+    sizes, original = list[int](), TimeoutProtocol.data_received
+
+    def received(connection: TimeoutProtocol, data: bytes) -> None:
+        sizes.append(len(data))
+        original(connection, data)
+
+    monkeypatch.setattr(TimeoutProtocol, "data_received", received)
+    with ThreadServer(classifier) as server:
+        assert server.predict(png() + bytes(4 << 20)).status_code == 200  # trailing bytes are ignored
+    assert READ_AT_ONCE / 2 < max(sizes) <= READ_AT_ONCE
 
 
 def test_requests_take_turns(classifier: Classifier):

@@ -22,7 +22,7 @@ from linnaeus.serve.disconnection import until_disconnected
 from linnaeus.serve.limits import RefusedError
 from linnaeus.serve.model_info import model_info
 from linnaeus.serve.service import Service
-from linnaeus.serve.upload_memory import UploadMemory
+from linnaeus.serve.upload_memory import UploadMemory, return_memory_soon
 from linnaeus.serve.uploads import read_uploads
 
 JSON, JSON_LINES = "application/json", "application/x-ndjson"
@@ -102,7 +102,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -> None:
-    memory = UploadMemory(service.limits.total_bytes)
+    memory = UploadMemory(service.limits.total_bytes, return_memory_soon)
     service.metrics.upload_bytes.set_function(lambda: memory.used)
     unreadable: dict[int | str, dict[str, Any]] = {
         422: {"model": openapi.Predictions | openapi.Error, "description": "no image in the request can be read"}

@@ -24,7 +24,8 @@ from linnaeus.serve.limits import Limits
 
 SHUTDOWN_SECONDS = 30  # beyond the time for a request body: for requests in progress when the server is stopped
 BACKLOG = 1024  # connections that the system accepts while the server is busy
-ACCEPTED_AT_ONCE = 32  # asyncio accepts as many before it serves the others
+ACCEPTED_AT_ONCE = 8  # asyncio accepts as many before it serves the others
+READ_AT_ONCE = 1 << 16  # bytes; asyncio reads four times as much before it turns to the next of many large uploads
 CLOSED_AT_ONCE = 0.1  # share of the connections; closing one by one would search all of them for each new one
 
 
@@ -67,6 +68,7 @@ class TimeoutProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.conn = LimitedConnection()
+        transport.max_size = READ_AT_ONCE
         super().connection_made(transport)
         self.waiting_since = self.loop.time()
         if len(self.connections) > self.limits.connections:

@@ -13,11 +13,13 @@ import struct
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from linnaeus.data.color_loss import watch
 from linnaeus.data.decode import RowSpec, UnreadableError, load_row, read_header
+from linnaeus.data.formats import formats
 
+T = TypeVar("T")
 LENGTHS = struct.Struct("<QQ")
 LARGE = 16_000_000  # cost of an image that is decoded alone, in pixels of a baseline JPEG
 MAX_COST = 1_000_000_000  # about 5 s
@@ -25,8 +27,9 @@ FAST = 4  # a baseline JPEG decodes this many times as fast as other formats, at
 SLOW_FORMATS = {"JPEG2000": 20, "AVIF": 4, "WEBP": 2}
 PYTHON = 60  # times as slow as other formats: PPM with few values, BMP with run lengths
 SCAN = b"\xff\xda"  # marker before each scan of a JPEG; inside a scan, 0xff is followed by 0x00
-SOON = 0.1  # seconds of processor time for most images; Pillow's parsers can take seconds for 30 MB of tiny chunks
-LONG = 10.0  # for those that are decoded alone
+SOON = 0.02  # limit on the processor time of most images, in seconds
+PER_COST = 20e-9  # more of it per cost: four times the need
+LONG = 5.0  # limit for those that are decoded alone: Pillow's parsers can take seconds for 30 MB of tiny chunks
 HANGS = 30.0  # then the system ends the process: a decoder in C cannot be interrupted
 
 
@@ -42,6 +45,7 @@ def main() -> None:
     if sys.platform != "win32":
         os.nice(int(sys.argv[1]))
         signal.signal(signal.SIGPROF, _interrupt)
+    formats()  # imports the decoders, which must not count as the first image's time
     while (message := read_message(requests)) is not None:
         request, data = message
         write_message(answers, *_answer(RowSpec(**request["spec"]), request["max_pixels"], request["large"], data))
@@ -67,7 +71,18 @@ def write_message(stream: IO[bytes], document: dict[str, Any], data: bytes) -> N
 def _answer(spec: RowSpec, max_pixels: int | None, large: bool, data: bytes) -> tuple[dict[str, Any], bytes]:
     """`shape` and `in_color` with the pixels; `large` if another process should decode it; or `error` and `kind`."""
     try:
-        return _within(LONG if large else SOON, lambda: _decode(spec, max_pixels, large, data))
+        width, height, cost = _within(LONG if large else SOON, lambda: decoding_cost(data))
+        if max_pixels is not None and height * width > max_pixels:
+            reason = f"too large: {width} x {height} pixels; this server accepts up to {max_pixels:,} pixels"
+            raise UnreadableError("image", reason, kind="too-large")
+        if cost > MAX_COST:
+            reason = f"too large: {width} x {height} pixels in this format take too long to decode"
+            raise UnreadableError("image", reason, kind="too-large")
+        if cost > LARGE and not large:
+            return {"large": True}, b""
+        with watch() as in_color:
+            row = _within(LONG if large else SOON + PER_COST * cost, lambda: load_row(data, spec))
+        return {"shape": row.shape, "in_color": any(in_color)}, row.tobytes()
     except TooSlowError:
         if not large:
             return {"large": True}, b""
@@ -76,30 +91,15 @@ def _answer(spec: RowSpec, max_pixels: int | None, large: bool, data: bytes) -> 
         return {"error": error.reason, "kind": error.kind}, b""
 
 
-def _decode(spec: RowSpec, max_pixels: int | None, large: bool, data: bytes) -> tuple[dict[str, Any], bytes]:
-    width, height, cost = decoding_cost(data)
-    if max_pixels is not None and height * width > max_pixels:
-        reason = f"too large: {width} x {height} pixels; this server accepts up to {max_pixels:,} pixels"
-        raise UnreadableError("image", reason, kind="too-large")
-    if cost > MAX_COST:
-        reason = f"too large: {width} x {height} pixels in this format take too long to decode"
-        raise UnreadableError("image", reason, kind="too-large")
-    if cost > LARGE and not large:
-        return {"large": True}, b""
-    with watch() as in_color:
-        row = load_row(data, spec)
-    return {"shape": row.shape, "in_color": any(in_color)}, row.tobytes()
-
-
-def _within(seconds: float, decode: Callable[[], tuple[dict[str, Any], bytes]]) -> tuple[dict[str, Any], bytes]:
+def _within(seconds: float, function: Callable[[], T]) -> T:
     """Raises TooSlowError as soon as Python runs again after `seconds` of processor time. Windows has no such timer."""
     if sys.platform == "win32":
-        return decode()
+        return function()
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, HANGS)
         # Repeated, because an exception in a destructor is lost.
         signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
-        return decode()
+        return function()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)

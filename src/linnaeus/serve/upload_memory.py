@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from linnaeus.device import return_freed_memory
 from linnaeus.serve.limits import RefusedError
+
+RELEASED = 64 << 20  # bytes of uploads after which freed memory is returned to the system
+DELAY = 1.0  # seconds until then: the last of them is still in use
 
 
 class UploadMemory:
@@ -17,8 +22,10 @@ class UploadMemory:
     never end cannot keep out small ones.
     """
 
-    def __init__(self, limit: int):
-        self.limit, self.used = limit, 0
+    def __init__(self, limit: int, on_release: Callable[[], None] = lambda: None):
+        """`on_release`: called whenever another `RELEASED` bytes were released."""
+        self.limit, self.used, self.released = limit, 0, 0
+        self._on_release = on_release
         self.clients = Counter[str]()
         self._open: set[UploadReservation] = set()
 
@@ -31,7 +38,11 @@ class UploadMemory:
             yield reservation
         finally:
             self._open.discard(reservation)
+            self.released += reservation.size
             reservation.release()
+            if self.released >= RELEASED:
+                self.released = 0
+                self._on_release()
 
     def make_room(self, n: int, newcomer: UploadReservation) -> None:
         """End uploads until n more bytes fit. Raises RefusedError (503) if only the newcomer could give way."""
@@ -78,6 +89,12 @@ class UploadReservation:
         self.memory.clients[self.client] += n
         if not self.memory.clients[self.client]:
             del self.memory.clients[self.client]
+
+
+def return_memory_soon() -> None:
+    """Return freed memory to the system, in a thread, after `DELAY`."""
+    loop = asyncio.get_running_loop()
+    loop.call_later(DELAY, loop.run_in_executor, None, return_freed_memory)
 
 
 def too_many_uploads() -> RefusedError:
