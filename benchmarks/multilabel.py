@@ -1,12 +1,13 @@
-"""Several labels per image, with a known truth: pairs of MNIST digits, and pairs of flowers pasted side by side.
+"""Several labels per image, with a known truth: pairs of digits, pairs of flowers side by side, attributes of flowers.
 
     python benchmarks/multilabel.py digits MNIST OUT [--train 8000 --valid 1000]
     python benchmarks/multilabel.py flowers FLOWERS16 OUT --weights FILE [--train 1400 --valid 200]
+    python benchmarks/multilabel.py attributes FLOWERS16 OUT --weights FILE --size 224 --windows 1
 
 OUT gets the images, a CSV with a 0/1 column for each label, and the run. Pairs for training come from the training
 images of the source, pairs for validation from its test or validation images. The digits train a small network from
 scratch; the flowers solve a head on a frozen EfficientNet-Lite0. The figures are computed again with scikit-learn from
-predictions.csv.
+predictions.csv. Attributes are those of the species, so that a photo of an unusual specimen has some wrong ones.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ FLOWERS: dict[str, Any] = {
     "data": {"fit": "pad"},
     "phase": [{"train": ["head"], "head": "auto"}],
 }
+
+
+ATTRIBUTES = {
+    "trumpet": ("51", "72", "76", "91", "98"),
+    "five petals": ("51", "52", "72", "76", "84", "88", "97", "98"),
+    "many flowers on a stalk": ("4", "11", "39", "72", "90"),
+    "single flower": ("20", "51", "52", "76", "88", "96"),
+    "violet or blue": ("76", "98"),
+    "pink": ("39", "88", "96", "97"),
+    "climbs": ("4", "76"),
+    "bulb, tuber or rhizome": ("20", "39", "88", "90", "91"),
+}
+"""Attribute -> the classes of flowers16 that have it, by the names of their folders."""
 
 
 def digit_pairs(source: Path, part: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +104,16 @@ def write_flowers(source: Path, out: Path, sizes: dict[str, int], rng: np.random
     return rows
 
 
+def attribute_rows(source: Path) -> list[list[Any]]:
+    """The same for the photos as they are, whose labels are the ATTRIBUTES of their class."""
+    table = open_source(source)
+    assert table.paths is not None
+    return [
+        [Path(path).absolute(), split, *(int(table.classes[label] in classes) for classes in ATTRIBUTES.values())]
+        for path, split, label in zip(table.paths, table.split, table.labels, strict=True)
+    ]
+
+
 def with_scikit_learn(run: Path, classes: tuple[str, ...]) -> dict[str, float]:
     """Metrics of the validation images from predictions.csv."""
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
@@ -108,21 +132,27 @@ def with_scikit_learn(run: Path, classes: tuple[str, ...]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["digits", "flowers"])
+    parser.add_argument("task", choices=["digits", "flowers", "attributes"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--train", type=int)
     parser.add_argument("--valid", type=int)
     parser.add_argument("--weights")
-    parser.add_argument("--size", type=int, default=448, help="of the input of the network for flowers")
-    parser.add_argument("--windows", type=int, default=3, help="of the head for flowers, a side; 1: the average")
+    parser.add_argument("--size", type=int, default=448, help="of the input of the network, not for digits")
+    parser.add_argument("--windows", type=int, default=3, help="of the head, a side; 1: the average")
     given = parser.parse_args()
     digits = given.task == "digits"
     sizes = {"train": given.train or (8000 if digits else 1400), "valid": given.valid or (1000 if digits else 200)}
     images = given.out / "images"
     images.mkdir(parents=True, exist_ok=True)
-    rows = (write_digits if digits else write_flowers)(given.source, images, sizes, np.random.default_rng(0))
-    labels = [str(k) for k in range(10)] if digits else list(open_source(given.source).classes)
+    generator = np.random.default_rng(0)
+    if given.task == "attributes":
+        rows, labels = attribute_rows(given.source), list(ATTRIBUTES)
+    elif digits:
+        rows, labels = write_digits(given.source, images, sizes, generator), [str(k) for k in range(10)]
+    else:
+        rows = write_flowers(given.source, images, sizes, generator)
+        labels = list(open_source(given.source).classes)
     with (images / "all.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["path", "split", *labels], *rows])
     if not digits:
