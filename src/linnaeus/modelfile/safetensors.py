@@ -62,6 +62,7 @@ from linnaeus.modelfile.unknown import PREFIX as UNKNOWN
 from linnaeus.modelfile.unknown import check_tensors
 from linnaeus.models import Network
 from linnaeus.models.libraries import library_of
+from linnaeus.models.network import allocate
 from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1
@@ -184,7 +185,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
         if {name for name, _ in model.named_buffers()} - set(model.state_dict()):
             model = build(path, about.arch)  # buffers that no file holds are computed by the constructor
         else:
-            model.to_empty(device="cpu")
+            allocate(model, torch.device("cpu"))
     model.load_state_dict(tensors)
     if about.arch["name"] != "custom" and about.preprocessing.size <= TRIED:
         check_output(path, about, model.eval())

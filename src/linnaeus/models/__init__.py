@@ -13,7 +13,7 @@ from linnaeus.errors import UnknownNameError, UserError, did_you_mean, did_you_m
 from linnaeus.models.custom import Custom, load_module, wrap
 from linnaeus.models.inception import InceptionV1
 from linnaeus.models.libraries import library_of
-from linnaeus.models.network import Network, pooled
+from linnaeus.models.network import Network, allocate, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
 from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net
 
@@ -109,7 +109,7 @@ def unset_twin(make: Callable[[], Network]) -> tuple[Network, torch.device]:
         twin = make().eval()
     values = sum(tensor.numel() for tensor in twin.state_dict().values())
     device = torch.device("cpu" if values < LARGE else "meta")
-    return twin.to_empty(device=device), device
+    return (allocate(twin, device) if device.type == "cpu" else twin), device
 
 
 def check_stages(network: Network, head_stages: Sequence[str]) -> tuple[str, ...]:
