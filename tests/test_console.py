@@ -113,6 +113,18 @@ def test_a_time_as_a_person_says_it(seconds: float, said: str):
     assert duration(seconds) == said
 
 
+def test_the_slow_first_steps_do_not_count_for_the_time_left(monkeypatch: pytest.MonkeyPatch):
+    """The first batch takes 20 s, the next ones 12 and 10 s, all others one second."""
+    now, stream = 0.0, io.StringIO()
+    monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)
+    with Console(stream=stream).progress("stem to layer4") as advance:
+        for batch, seconds in enumerate([20.0, 12.0, 10.0, *[1.0] * 30], start=1):
+            now += seconds
+            advance(32 * batch, 32 * 100)
+    lines = stream.getvalue().splitlines()
+    assert lines[-1] == "stem to layer4: 736 of 3200 (23 %) images, 32 a second, about 77 s left"
+
+
 def test_only_progress_and_warnings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Of a console that is quiet or silent itself, no more than it shows."""
     now = 0.0

@@ -202,18 +202,22 @@ class Console:
 
     def _plain(self, description: str, unit: str, every: float = 30.0) -> Advance:
         started = last = time.monotonic()
-        first: tuple[int, float] | None = None  # a resumed pass does not begin at nothing, so speed counts from here
+        # Speed counts from the third call on: a resumed pass does not begin at nothing, and the first steps are slow.
+        first: tuple[int, float] | None = None
+        calls = 0
         due = 0.0  # the share from which on the next line is due
 
         def advance(done: int, total: int | None, note: str = "") -> None:
-            nonlocal last, first, due
-            now = time.monotonic()
-            first = first or (done, now)
+            nonlocal last, first, calls, due
+            now, calls, start = time.monotonic(), calls + 1, first
+            if calls <= 3:
+                first = (done, now)
             share = done / total if total else 1.0
             if now - last < every or share < due or done >= (total or done + 1):
                 return
             last, due = now, share + 0.1 if total else 0.0
-            speed = (done - first[0]) / (now - first[1]) if now > first[1] else done / (now - started)
+            done_before, since = start if start is not None and now > start[1] else (0, started)
+            speed = (done - done_before) / (now - since)
             left = f", about {duration((total - done) / speed)} left" if total and speed > 0 else ""
             of_total = f" of {total} ({percent(share, 0)})" if total else ""
             line = f"{description}: {done}{of_total} {unit}, {_rate(speed)}{left}{'  ' + note if note else ''}"

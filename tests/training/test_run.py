@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -451,8 +452,10 @@ def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, id
 def test_the_duration_of_a_phase_is_estimated_after_the_warm_up(
     tmp_path: Path, idx: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The first steps search for kernels: an estimate that counts them was 14 minutes for a run of 59 s."""
-    now = iter([100.0, 100.0 + 13 * 10])  # at the end of the warm-up, and ten steps later
+    """The first steps search for kernels: an estimate that counts them was 14 minutes for a run of 59 s. After the
+    first epoch the model is written."""
+    intervals = [500.0, 90.0, 20.0, *[13.0] * 4, 1000.0, *[13.0] * 6, 2000.0, *[99.0] * 13]
+    now = itertools.accumulate(intervals)
     monkeypatch.setattr("linnaeus.training.phases.StepTimer", lambda: StepTimer(lambda: next(now)))
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 4}, **settings())
     linnaeus.train(idx, str(recipe), out=tmp_path / "run", device="cpu", console=Console(stream=sys.stdout))

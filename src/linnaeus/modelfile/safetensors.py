@@ -60,9 +60,8 @@ from linnaeus.modelfile.hub_models import fetch_model
 from linnaeus.modelfile.schema import check_description
 from linnaeus.modelfile.unknown import PREFIX as UNKNOWN
 from linnaeus.modelfile.unknown import check_tensors
-from linnaeus.models import Network
+from linnaeus.models import Network, allocate
 from linnaeus.models.libraries import library_of
-from linnaeus.models.network import allocate
 from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1

@@ -17,7 +17,7 @@ from linnaeus.models.network import Network, allocate, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
 from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net
 
-__all__ = ["MODELS", "Custom", "Network", "create", "load_module", "pooled", "unset_twin", "wrap"]
+__all__ = ["MODELS", "Custom", "Network", "allocate", "create", "load_module", "pooled", "unset_twin", "wrap"]
 
 MODELS: dict[str, Callable[..., Network]] = {
     **{name: partial(ResNet, name) for name in RESNETS},

@@ -141,7 +141,7 @@ class Phases:
 
     def _after_step(self, run: PhaseRun, advance: Advance, timer: StepTimer, step: Step) -> None:
         """Show the progress; write a checkpoint or stop if it is time."""
-        seconds = timer.seconds_per_step()
+        seconds = timer.seconds_per_step(step.epoch)
         if seconds is not None:
             # Evaluation is a forward pass, about a third of the work of a training step.
             validation = run.valid.batches.samples / (3 * run.train.batches.samples)

@@ -36,14 +36,22 @@ WARM_UP, MEASURED = 3, 10
 
 
 class StepTimer:
-    """Measures the duration of a training step once, over some steps after a warm-up."""
+    """Measures the duration of a training step once, over some steps after a warm-up.
+
+    What happens between two epochs does not count: the first model, which is written there, takes as long as hundreds
+    of steps of a head.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self.clock, self.steps, self.started = clock, 0, 0.0
+        self.clock, self.steps, self.measured, self.seconds = clock, 0, 0, 0.0
+        self.last: tuple[int, float] = 0, 0.0
+        """Epoch and time of the last step"""
 
-    def seconds_per_step(self) -> float | None:
+    def seconds_per_step(self, epoch: int) -> float | None:
         """To be called after every step. The mean duration of a step after the last one measured, else None."""
-        self.steps += 1
-        if self.steps == WARM_UP:
-            self.started = self.clock()
-        return (self.clock() - self.started) / MEASURED if self.steps == WARM_UP + MEASURED else None
+        (last_epoch, last), now = self.last, self.clock()
+        self.last, self.steps = (epoch, now), self.steps + 1
+        if self.steps <= WARM_UP or epoch != last_epoch or self.measured == MEASURED:
+            return None
+        self.seconds, self.measured = self.seconds + now - last, self.measured + 1
+        return self.seconds / MEASURED if self.measured == MEASURED else None
