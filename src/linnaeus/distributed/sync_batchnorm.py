@@ -7,22 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-
-@dataclass(frozen=True)
-class _Site:
-    """Where a BatchNorm stands in a network: attribute `name` of `parent`."""
-
-    parent: nn.Module
-    name: str
-    norm: _BatchNorm
 
 
 @contextmanager
@@ -32,21 +22,21 @@ def synced_batchnorm(model: nn.Module) -> Iterator[None]:
     Uses torch's SyncBatchNorm on a GPU, and `CpuSyncBatchNorm` on CPU, where torch's refuses to run.
     """
     # Collected first, because replacing modules changes what is walked through.
-    sites = [
-        _Site(parent, name, child)
+    places = [
+        (parent, name, child)
         for parent in list(model.modules())
         for name, child in list(parent.named_children())
         if isinstance(child, _BatchNorm) and not isinstance(child, CpuSyncBatchNorm)
     ]
-    for site in sites:
-        setattr(site.parent, site.name, _synced_twin(site.norm))
+    for parent, name, norm in places:
+        setattr(parent, name, _synced_twin(norm))
     try:
         yield
     finally:
-        for site in sites:
+        for parent, name, norm in places:
             # The mode may have changed inside the block.
-            site.norm.train(getattr(site.parent, site.name).training)
-            setattr(site.parent, site.name, site.norm)
+            norm.train(getattr(parent, name).training)
+            setattr(parent, name, norm)
 
 
 def _synced_twin(norm: _BatchNorm) -> nn.Module:
