@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linnaeus.recipe.difference import differences
+from linnaeus.recipe.difference import change_lines, differences
 
 ONE = {"seed": 0, "data": {"size": 28, "mean": [1, 2]}, "phase": [{"lr": 0.1}]}
 OTHER = {"seed": 0, "data": {"size": 32, "mean": [1, 2]}, "phase": [{"lr": 0.2}, {"lr": 0.3, "ema": 0.9}]}
@@ -33,3 +33,9 @@ def test_a_list_of_plain_values_is_one_value():
 
 def test_an_empty_table_differs_from_a_missing_one():
     assert differences([{"augment": {}}, {}], expand=True) == {"augment": [{}, None]}
+
+
+def test_changes_are_lines():
+    then = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": {"e": None, "f": 1}}
+    now = {"a": 1, "b": [{"c": 1}, {"c": 3}], "d": {"e": None, "g": "x"}}
+    assert change_lines(then, now) == ["b.2.c: 2 → 3", "d.f: 1 → none", "d.g: none → x"]

@@ -138,12 +138,12 @@ def test_a_folder_of_another_sweep_is_rejected(source: Path, recipe: str, tmp_pa
     out = tmp_path / "out"
     sweeps.sweep(source, recipe, LR, trials=1, out=out, device="cpu", console=QUIET)
     changed = {"phase.1.lr": {"low": 1e-4, "high": 0.5, "log": True}}
-    with pytest.raises(UserError, match=r"space\.phase\.1\.lr\.high was 0\.1, is 0\.5"):
+    with pytest.raises(UserError, match=r"space\.phase\.1\.lr\.high: 0\.1 → 0\.5"):
         sweeps.sweep(source, recipe, changed, trials=2, out=out, device="cpu", console=QUIET)
-    with pytest.raises(UserError, match=r"recipe\.phase\.1\.batch was 16, is 8"):
+    with pytest.raises(UserError, match=r"recipe\.phase\.1\.batch: 16 → 8"):
         sweeps.sweep(source, recipe, LR, settings={"phase.1.batch": 8}, out=out, device="cpu", console=QUIET)
     other = write_idx(tmp_path / "other", train=30, test=12)
-    with pytest.raises(UserError, match=r"source\.fingerprint was .*, is "):
+    with pytest.raises(UserError, match=r"source\.fingerprint: .* → "):
         sweeps.sweep(other, recipe, LR, trials=2, out=out, device="cpu", console=QUIET)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
@@ -282,12 +282,6 @@ def test_without_optuna_it_is_one_line(source: Path, recipe: str, tmp_path: Path
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r'pip install "linnaeus\[sweep\]"'):
         sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
-
-
-def test_differences():
-    then = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": {"e": None, "f": 1}}
-    now = {"a": 1, "b": [{"c": 1}, {"c": 3}], "d": {"e": None, "g": "x"}}
-    assert sweeps.differences(then, now) == ["b.2.c was 2, is 3", "d.f was 1, is nothing", 'd.g was nothing, is "x"']
 
 
 def test_the_plot_of_one_trial_and_of_many(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,3 +33,13 @@ def _as_table(value: Any, expand: bool) -> Mapping[str, Any] | None:
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         return {str(number): item for number, item in enumerate(value, start=1)}
     return {} if value is None and expand else None
+
+
+def change_lines(old: Any, new: Any) -> list[str]:
+    """`key: old → new` for every difference of two nested values."""
+    return [f"{key}: {_short(was)} → {_short(now)}" for key, (was, now) in differences([old, new]).items()]
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"

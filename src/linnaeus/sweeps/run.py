@@ -14,7 +14,8 @@ from linnaeus.data.sources import refuse_inside
 from linnaeus.errors import DiskError, JobError, UserError
 from linnaeus.files import disk_errors, locked, write_text
 from linnaeus.metrics.multilabel import Headline
-from linnaeus.recipe import Recipe, difference, override
+from linnaeus.recipe import Recipe, override
+from linnaeus.recipe.difference import change_lines
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, trial_line
 from linnaeus.sweeps.space import combinations, load_space, settings_of
 from linnaeus.sweeps.study import ClaimedTrial, Study, Trial, study_errors, trial_folder
@@ -109,23 +110,13 @@ def record_description(folder: Path, description: dict[str, Any], source: str) -
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); choose another --out") from None
     # Through JSON, so that tuples and lists compare equal.
-    changes = differences(existing, json.loads(json.dumps(description)))
+    changes = change_lines(existing, json.loads(json.dumps(description)))
     if changes:
         more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise UserError(
             f"{folder}: this sweep was started with different settings: {'; '.join(changes[:3])}{more}; its trials "
             "would not be comparable: choose another --out, or repeat the settings"
         )
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key was a, is b` for every difference between two descriptions of a sweep."""
-
-    def text(value: Any) -> str:
-        return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-
-    pairs = difference.differences([before, now])
-    return [f"{key} was {text(old)}, is {text(new)}" for key, (old, new) in pairs.items()]
 
 
 def print_introduction(console: Console, path: Path, base: Recipe, study: Study, trials: int) -> None:

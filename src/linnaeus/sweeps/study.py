@@ -149,7 +149,7 @@ class Study:
             self._queue_combinations(trials, total)
             # Seeded by the number of trials, so that an interrupted sweep continues as an undisturbed one.
             seed = int(np.random.SeedSequence([self.seed, len(started)]).generate_state(1)[0])
-            with _no_warnings():
+            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
                 # constant_liar: running trials count as bad, so that parallel workers spread out.
                 self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
                 handle = self.study.ask(self.distributions)
@@ -287,11 +287,3 @@ def study_errors(folder: Path) -> Iterator[None]:
         raise DiskError(
             f"{folder / STUDY}: cannot be used ({reason}); check the free disk space, or start again with another --out"
         ) from None
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Suppress the warnings about experimental features."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", _optuna().exceptions.ExperimentalWarning)
-        yield

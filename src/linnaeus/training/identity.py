@@ -12,7 +12,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import write_text
 from linnaeus.recipe import Recipe
-from linnaeus.recipe.difference import differences
+from linnaeus.recipe.difference import change_lines
 from linnaeus.runs.layout import IDENTITY
 from linnaeus.stores.activations import content_key
 from linnaeus.stores.pixelstore import PixelStore
@@ -99,18 +99,18 @@ class Identity:
 
     def differences(self, other: Identity) -> list[str]:
         """`key: this → other` for everything that makes `other` a different run."""
-        lines = _lines(self.recipe, other.recipe)
+        lines = change_lines(self.recipe, other.recipe)
         # The run's own recipe.toml, which contains the tuned values, is the same recipe.
-        if lines and not _lines(self.tuned_recipe(), other.recipe):
+        if lines and not change_lines(self.tuned_recipe(), other.recipe):
             lines = []
         if self.classes != other.classes:
-            lines += _lines({"number of classes": len(self.classes)}, {"number of classes": len(other.classes)})
+            lines += change_lines({"number of classes": len(self.classes)}, {"number of classes": len(other.classes)})
             removed = ", ".join(sorted({*self.classes} - {*other.classes})) or "none"
             added = ", ".join(sorted({*other.classes} - {*self.classes})) or "none"
             lines += [f"classes: {removed} removed, {added} added"]
         if self.fingerprint != other.fingerprint:
-            lines += [f"images in {line}" for line in _lines(self.counts, other.counts)]
-            lines += _lines({"data": self.fingerprint[:12]}, {"data": other.fingerprint[:12]})
+            lines += [f"images in {line}" for line in change_lines(self.counts, other.counts)]
+            lines += change_lines({"data": self.fingerprint[:12]}, {"data": other.fingerprint[:12]})
         return lines
 
     def pixel_differences(self, other: Identity) -> list[str]:
@@ -123,7 +123,7 @@ class Identity:
 
     def machine_differences(self, other: Identity) -> list[str]:
         """The same for what may change only the last bits of the result."""
-        return _lines(self.machine, other.machine)
+        return change_lines(self.machine, other.machine)
 
     def tuned_recipe(self) -> dict[str, Any]:
         """The recipe with the tuned values, as the run's recipe.toml has it."""
@@ -159,13 +159,3 @@ def pixel_ids(rows: Rows) -> list[str]:
 def as_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON stores it, without the keys that are None."""
     return json.loads(recipe.model_dump_json(exclude_none=True))
-
-
-def _lines(old: Any, new: Any) -> list[str]:
-    """`key: old → new` for every difference, with dotted keys as `--set` takes them."""
-    return [f"{key}: {_short(was)} → {_short(now)}" for key, (was, now) in differences([old, new]).items()]
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
