@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from linnaeus.data.sources import open_source
+from linnaeus.data.split import write_split
 from linnaeus.data.table import Table
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import ModelFile, versions, write_model
@@ -19,7 +20,7 @@ from linnaeus.models import create
 from linnaeus.preprocess import Preprocessing
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
-from linnaeus.runs.predictions import PredictionRow, prediction_rows
+from linnaeus.runs.predictions import PredictionRow, prediction_rows, write_predictions
 from linnaeus.training.evaluation import FinalEvaluation, long_dict
 
 SIDE = 40
@@ -88,7 +89,7 @@ def fabricate(
     ]
     about.data = {"kind": table.kind, "fingerprint": table.fingerprint()}
     write_model(folder.model, network.state_dict(), about)
-    folder.write_split(table)
+    write_split(table, folder.file("split.csv"))
     folder.write_bad_images([])
     (run / "recipe.toml").write_text('name = "fabricated"\n\n[model]\nname = "mini_resnet"\n', encoding="utf-8")
     for phase, epochs in enumerate(phases, 1):
@@ -98,7 +99,7 @@ def fabricate(
     for split, out in judged.calibrated.items():
         samples = [table.sample_id(i) for i in table.where(split).tolist()]
         rows.extend(prediction_rows(split, samples, out, table.classes))
-    folder.write_predictions(rows)
+    write_predictions(folder.file("predictions.csv"), rows)
     folder.write_evaluation(long_dict(judged.assessments, table))
     seconds = {"prepare": 4.1, **{f"phase {i}": 20.0 * i for i in range(1, len(phases) + 1)}, "evaluate": 3.0}
     folder.write_metrics(

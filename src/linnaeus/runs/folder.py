@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from linnaeus.check.inspection import Inspection
-from linnaeus.data.split import write_split
-from linnaeus.data.table import Table
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import atomic, disk_errors, numbered, sync, write_text
 from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.recipe import Recipe
-from linnaeus.runs import predictions
 from linnaeus.runs.history import Row, write_rows
-from linnaeus.runs.label_predictions import LabelPredictionRow, write_label_predictions
 from linnaeus.runs.layout import (
     BAD_IMAGES,
     CHECK,
@@ -30,7 +22,6 @@ from linnaeus.runs.layout import (
     IDENTITY,
     MANIFEST,
     METRICS,
-    PREDICTIONS,
     RECIPE,
     SPLIT,
     TRACKING,
@@ -155,23 +146,6 @@ class RunFolder:
             writer = SafeCsvWriter(file)
             writer.writerow(["path", "reason"])
             writer.writerows(bad)
-
-    def write_check(self, inspection: Inspection) -> None:
-        """Write check.json in the format of `linnaeus check --json`."""
-        if inspection.result:
-            write_text(self.file(CHECK), inspection.json)
-
-    def write_split(self, table: Table, contents: np.ndarray | None = None) -> None:
-        """Write split.csv in the format that the CSV reader reads, with the content hash (n,) of every image."""
-        write_split(table, self.file(SPLIT), contents)
-
-    def write_predictions(self, rows: Iterable[predictions.PredictionRow]) -> None:
-        """Write what the saved model predicts for every validation and test image."""
-        predictions.write_predictions(self.file(PREDICTIONS), rows)
-
-    def write_label_predictions(self, rows: Iterable[LabelPredictionRow], classes: tuple[str, ...]) -> None:
-        """The same for images with several labels."""
-        write_label_predictions(self.file(PREDICTIONS), rows, classes)
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Write evaluation.json. It is long, so it is not indented."""

@@ -16,7 +16,10 @@ from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
 from linnaeus.models import Network
+from linnaeus.runs.label_predictions import write_label_predictions
+from linnaeus.runs.layout import PREDICTIONS
 from linnaeus.runs.parsing import read_metrics
+from linnaeus.runs.predictions import write_predictions
 from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
 from linnaeus.training.evaluation import FinalEvaluation, long_dict
@@ -176,9 +179,9 @@ def _write_results(
     write_model(folder.model, network.state_dict(), header)
     if isinstance(evaluation, LabelEvaluation):
         rows = evaluation.prediction_rows(prepared.table, prepared.samples)
-        folder.write_label_predictions(rows, prepared.table.classes)
+        write_label_predictions(folder.file(PREDICTIONS), rows, prepared.table.classes)
     else:
-        folder.write_predictions(evaluation.prediction_rows(prepared.table, prepared.samples))
+        write_predictions(folder.file(PREDICTIONS), evaluation.prediction_rows(prepared.table, prepared.samples))
     folder.write_evaluation(long_dict(evaluation.assessments, prepared.table))
     if prepared.changes is not None:
         prepared.changes.write(folder.path)

@@ -18,17 +18,19 @@ from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
 from linnaeus.data.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
+from linnaeus.data.split import write_split
 from linnaeus.data.table import Table
 from linnaeus.device import require_int8
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
+from linnaeus.files import write_text
 from linnaeus.inference.membership import Membership
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
-from linnaeus.runs.layout import CHECKPOINT
+from linnaeus.runs.layout import CHECK, CHECKPOINT, SPLIT
 from linnaeus.stores.samples import Samples
 from linnaeus.training.identity import Identity, identify, pixel_ids, refuse
 from linnaeus.training.lineage import Lineage
@@ -48,13 +50,6 @@ class Plan:
     request: Request
     recipe: Recipe
     table: Table
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """The run to resume has finished already."""
-
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -83,15 +78,15 @@ class Prepared:
     """How the run differs from the one that it is derived from."""
 
 
-def plan_run(request: Request, engine: Engine, console: Console) -> Plan | FinishedRun:
-    """Resolve recipe and source, and with --resume find the run to continue."""
+def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Path:
+    """Resolve recipe and source, and with --resume find the run to continue; its folder where it has finished."""
     if not isinstance(request.source, Table):
         # The request itself is not broadcast: it may hold the caller's own network.
         source, out, recipe = engine.broadcast(lambda: _completed(request))
         request = replace(request, source=source, out=out, recipe=recipe)
     if engine.broadcast(lambda: request.finished):
         assert request.out is not None
-        return FinishedRun(request.out)
+        return request.out
     recipe, table = engine.local_main_first(lambda: resolve_recipe(request, console))
     with engine.propagate_errors():
         refuse_split_settings(request.settings, recipe, table)
@@ -101,7 +96,7 @@ def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Finis
         request = replace(request, out=engine.broadcast(lambda: latest_run(recipe.name, absolute_source(table.source))))
         if engine.broadcast(lambda: request.finished):
             assert request.out is not None
-            return FinishedRun(request.out)
+            return request.out
     return Plan(request, recipe, table)
 
 
@@ -135,7 +130,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     with engine.propagate_errors():
         inspection = Inspection()
         if engine.is_main:
-            folder.write_split(table, contents)
+            write_split(table, folder.file(SPLIT), contents)
             inspection = _inspect(table, folder, unreadable, lineage, request.strict, console, statistics)
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
@@ -240,7 +235,8 @@ def _inspect(
         )
     inspection = inspect(table, console, statistics)
     # Written before the refusals, so that the user can look the findings up.
-    folder.write_check(inspection)
+    if inspection.result:
+        write_text(folder.file(CHECK), inspection.json)
     if inspection.leaked and strict:
         counts = " and ".join(f"{len(copies)} {split}" for split, copies in inspection.leaked.items())
         raise UserError(

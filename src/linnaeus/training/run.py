@@ -33,7 +33,7 @@ from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.finalize import Ending, Run, finalize, say_figures
 from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.phases import Phases
-from linnaeus.training.prepare import FinishedRun, Prepared, plan_run, prepare
+from linnaeus.training.prepare import Prepared, plan_run, prepare
 from linnaeus.training.recorder import RunRecorder
 from linnaeus.training.request import EarlierRun, Request
 from linnaeus.training.stop import StoppedError, StopSignals, Terminated
@@ -113,9 +113,9 @@ def _train(request: Request, session: Session, trial: Observer | None) -> Run:
     started, console = time.perf_counter(), session.console
     engine = Engine(request.device)  # first, because a missing device is the cheapest error to detect
     plan = plan_run(request, engine, console)
-    if isinstance(plan, FinishedRun):
-        console.say(f"run       {plan.path} is finished: there is nothing to resume")
-        run = engine.broadcast(lambda: _read_finished(plan.path))
+    if isinstance(plan, Path):
+        console.say(f"run       {plan} is finished: there is nothing to resume")
+        run = engine.broadcast(lambda: _read_finished(plan))
         say_figures(run.figures, [], console)
         return run
     # The precision is part of the recipe, which is only known now.

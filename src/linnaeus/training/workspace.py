@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from linnaeus.data.split import write_split
 from linnaeus.data.table import Table
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
-from linnaeus.runs.layout import MANIFEST
+from linnaeus.runs.layout import MANIFEST, SPLIT
 from linnaeus.runs.lock import Lock
 from linnaeus.training.identity import Identity
 from linnaeus.training.request import Request
@@ -38,7 +39,7 @@ class Workspace:
         if not folder.resumed:
             identity.write(folder.checkpoint)
         folder.write_recipe(recipe)
-        folder.write_split(table)
+        write_split(table, folder.file(SPLIT))
         return folder
 
     def abandon(self) -> None:
