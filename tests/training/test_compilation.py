@@ -118,11 +118,6 @@ def test_auto_goes_on_without_a_compiler_that_fails(monkeypatch: pytest.MonkeyPa
     assert "story" not in trial.reason
 
 
-class Noting(Recorder):
-    def record_compiled(self, number: int, compiled: bool) -> None:
-        self.compiled = {**self.compiled, str(number): compiled}
-
-
 class OnGpu:
     """An engine on a GPU, as far as the choice can see."""
 
@@ -139,17 +134,17 @@ class OnGpu:
 @pytest.mark.parametrize("value", [True, False])
 def test_the_recipe_decides_without_a_trial(monkeypatch: pytest.MonkeyPatch, value: bool):
     monkeypatch.setattr(tuning, "choose_compilation", lambda *a: pytest.fail("a trial that nobody asked for"))
-    assert chosen(Noting(), value) == value
+    assert chosen(Recorder(), value) == value
 
 
 def test_a_choice_is_recorded_and_a_resumed_run_keeps_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "choose_compilation", lambda *a: CompilationTrial(True, "faster"))
-    recorder = Noting()
+    recorder = Recorder()
     assert chosen(recorder, "auto")
-    assert recorder.compiled == {"1": True}
+    assert recorder.tuned.compiled == {"1": True}
     monkeypatch.setattr(tuning, "choose_compilation", lambda *a: pytest.fail("measured again"))
     assert chosen(recorder, "auto", resumed=True)
-    assert not chosen(Noting(), "auto", resumed=True), "begun by a version that did not compile"
+    assert not chosen(Recorder(), "auto", resumed=True), "begun by a version that did not compile"
 
 
 def chosen(recorder: Recorder, value: object, resumed: bool = False) -> bool:

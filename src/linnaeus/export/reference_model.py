@@ -66,13 +66,9 @@ class ReferenceModel:
         """Logits and distances of the original for the prepared images."""
         return self.score(self.run, "original")
 
-    @property
-    def logits(self) -> np.ndarray:
-        return self.scores.logits
-
     @cached_property
     def prepared(self) -> Outputs:
-        return self.calibrated(self.logits, self.samples)
+        return self.calibrated(self.scores.logits, self.samples)
 
     def compare(self, run: Runner) -> Comparison:
         """Compare an export with the original on the same preprocessed pixels."""
@@ -83,7 +79,7 @@ class ReferenceModel:
         """Compare an export that resizes images of full size in its graph with the original."""
         samples = self.samples.part(self.raw_positions)
         logits, original = [], []
-        known = self.logits
+        known = self.scores.logits
         changed = []
         squares = (square[None] for batch in samples.squares() for square in batch)
         with self.console.progress("answers from raw pixels") as advance:

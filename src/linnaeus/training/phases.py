@@ -163,7 +163,7 @@ class Phases:
 
     def _after_out_of_memory(self, run: PhaseRun, micro_batch: int) -> None:
         """Record the smaller micro-batch."""
-        self.recorder.record_micro_batch(run.number, micro_batch)
+        self.recorder.record(self.recorder.tuned.micro, run.number, micro_batch)
         self.console.warn(
             f"phase {run.number}: out of memory; from now on {micro_batch} images at once. The effective batch stays "
             f"{run.phase.batch}; recipe.toml records the new micro_batch"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, read_header, write_model
@@ -11,8 +11,11 @@ from linnaeus.runs.history import Row
 from linnaeus.runs.penalties import Trial, penalties_file, write_penalties
 from linnaeus.runs.tracking import Tracking
 from linnaeus.training.best import Best
+from linnaeus.training.identity import TunedValues
 from linnaeus.training.prepare import Prepared
 from linnaeus.training.rangetest import RangeTest
+
+T = TypeVar("T")
 
 
 class Recorder:
@@ -21,12 +24,8 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         """History so far."""
-        self.micro_batches: Mapping[str, int] = {}
-        """Phase -> micro-batch over all processes, for the phases where it is known."""
-        self.precisions: Mapping[str, str] = {}
-        """Phase -> precision, for the phases where it was chosen."""
-        self.compiled: Mapping[str, bool] = {}
-        """Phase -> whether it is compiled, for the phases where that was chosen."""
+        self.tuned = TunedValues()
+        """Values that were chosen so far, or by the process that the run resumes."""
 
     def add_epoch(self, row: Row) -> None:
         """Record the history row of an epoch."""
@@ -42,14 +41,14 @@ class Recorder:
         """Where the best model so far is saved, for a message."""
         return "not saved"
 
-    def record_micro_batch(self, number: int, micro_batch: int) -> None:
-        """Record the micro-batch of phase `number` over all processes."""
+    def record(self, values: dict[str, T], number: int, value: T) -> None:
+        """Keep what was chosen for phase `number`; `values` are those of one kind in `tuned`."""
+        if values.get(str(number)) != value:  # JSON keys are strings
+            values[str(number)] = value
+            self.write_tuned()
 
-    def record_precision(self, number: int, precision: str) -> None:
-        """Record the precision that phase `number` trains in."""
-
-    def record_compiled(self, number: int, compiled: bool) -> None:
-        """Record whether phase `number` is compiled."""
+    def write_tuned(self) -> None:
+        """Write the tuned values, which a resumed run uses again because its result depends on them."""
 
     def record_penalties(self, number: int, trials: Sequence[Trial]) -> None:
         """Keep how the penalty of the head that phase `number` solved was chosen."""
@@ -68,9 +67,7 @@ class RunRecorder(Recorder):
         self.recipe = prepared.recipe
         """The recipe with the values that were tuned so far."""
         self.rows = prepared.folder.rows
-        self.micro_batches = prepared.identity.tuned.micro
-        self.precisions = prepared.identity.tuned.precisions
-        self.compiled = prepared.identity.tuned.compiled
+        self.tuned = prepared.identity.tuned
         self.tracking: Tracking | None = None
         """Told about each epoch, on rank 0."""
         self.digest = ""
@@ -86,20 +83,6 @@ class RunRecorder(Recorder):
         if self.is_main:
             self.folder.require()
 
-    def record_micro_batch(self, number: int, micro_batch: int) -> None:
-        """With BatchNorm the result depends on the micro-batch, so a resumed run must use the same."""
-        if self.identity.tuned.micro.get(str(number)) != micro_batch:  # JSON keys are strings
-            self.identity.tuned.micro[str(number)] = micro_batch
-            self.record_tuned()
-
-    def record_precision(self, number: int, precision: str) -> None:
-        self.identity.tuned.precisions[str(number)] = precision
-        self.record_tuned()
-
-    def record_compiled(self, number: int, compiled: bool) -> None:
-        self.identity.tuned.compiled[str(number)] = compiled
-        self.record_tuned()
-
     def record_rate(self, number: int, test: RangeTest) -> None:
         """Keep the learning rate in the recipe, and plot how it was chosen."""
         from linnaeus.report.plots import ranges  # matplotlib takes long to import
@@ -107,8 +90,7 @@ class RunRecorder(Recorder):
         if self.is_main:
             path = self.folder.path / f"lr-phase{number}.png"
             ranges(test.rates, test.losses, test.smoothed, test.chosen, test.reason, path)
-        self.identity.tuned.rates[str(number)] = test.chosen
-        self.record_tuned()
+        self.record(self.tuned.rates, number, test.chosen)
 
     def record_penalties(self, number: int, trials: Sequence[Trial]) -> None:
         """Keep how the penalty of a solved head was chosen, for the curves."""
@@ -116,12 +98,12 @@ class RunRecorder(Recorder):
             self.folder.require()
             write_penalties(penalties_file(self.folder.path, number), trials)
 
-    def record_tuned(self) -> None:
+    def write_tuned(self) -> None:
         """Write the tuned values: to run.json for resuming, and to recipe.toml, which then repeats the run."""
         if self.is_main:
             self.folder.require()
             self.identity.write(self.folder.checkpoint)
-        recipe = self.identity.tuned.apply(self.recipe)
+        recipe = self.tuned.apply(self.recipe)
         if recipe != self.recipe:
             self.recipe = recipe
             if self.is_main:

@@ -206,7 +206,7 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
     frozen = FrozenStages.on_engine(prepared.network, prepared.preprocessing, engine, prepared.console)
     frozen.round_as(recipe.model.frozen, samples["train"])
     frozen.made_by = prepared.identity.tuned.executors
-    frozen.on_change = recorder.record_tuned
+    frozen.on_change = recorder.write_tuned
     streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed)
     classes, stop, timings = len(prepared.table.classes), session.stop, session.timings
     return Phases(recipe, streams, classes, engine, recorder, stop=stop, timings=timings)

@@ -60,7 +60,7 @@ class Tuning:
         shared_by = world_size if is_synced(phase, self.engine) else 1
         cost = self.engine.broadcast(lambda: measure_cost(run.net, run.stages, x))
         # A resumed run keeps its micro-batch, on which BatchNorm depends, even if more memory is free now.
-        known = phase.micro_batch or self.recorder.micro_batches.get(str(run.number), 0)
+        known = phase.micro_batch or self.recorder.tuned.micro.get(str(run.number), 0)
         run.whole_micro_batch = known or cost.micro_batch(phase.batch, free_memory(self.engine.device))
         if known:
             micro_batch = min(-(-known // shared_by), local_batch)
@@ -70,13 +70,13 @@ class Tuning:
                 free //= self.engine.local_world_size  # the processes of a machine share its memory
             micro_batch = cost.micro_batch(local_batch, min(self.engine.all_gather(free)))
         run.micro_batch = micro_batch
-        self.recorder.record_micro_batch(run.number, min(micro_batch * shared_by, phase.batch))
+        self.recorder.record(self.recorder.tuned.micro, run.number, min(micro_batch * shared_by, phase.batch))
         self._announce(run, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")
         return cost
 
     def _choose_precision(self, run: PhaseRun, cost: SampleCost, resumed: bool) -> str:
         """The precision of the phase, by a trial if the phase is long enough to pay for one."""
-        known = self.recorder.precisions.get(str(run.number))
+        known = self.recorder.tuned.precisions.get(str(run.number))
         if known is None and resumed:
             known = FLOAT32  # begun by a version that knew no other
 
@@ -86,7 +86,7 @@ class Tuning:
 
         if known is None:
             trial = self.engine.broadcast(choose)
-            self.recorder.record_precision(run.number, trial.chosen)
+            self.recorder.record(self.recorder.tuned.precisions, run.number, trial.chosen)
         else:
             trial = Trial(known, "as before the run was resumed")
         self.console.say(f"  precision {trial.chosen}: {trial.reason}")
@@ -96,13 +96,13 @@ class Tuning:
         """Whether the phase is compiled: decided by a trial, if it is long enough for one."""
         if self.recipe.compile != "auto":
             return self.recipe.compile
-        known = self.recorder.compiled.get(str(run.number))
+        known = self.recorder.tuned.compiled.get(str(run.number))
         if known is not None or resumed or self.engine.device.type != "cuda":
             return bool(known)
         # The measured step was the first one, with few samples: later ones are faster.
         longest = cost.seconds * run.train.batches.samples * run.phase.epochs / self.engine.world_size
         trial = self.engine.broadcast(lambda: choose_compilation(run.undivided(), self.engine.alone(), longest))
-        self.recorder.record_compiled(run.number, trial.chosen)
+        self.recorder.record(self.recorder.tuned.compiled, run.number, trial.chosen)
         if trial.reason:
             self.console.say(f"  {'compiled' if trial.chosen else 'not compiled'}: {trial.reason}")
         return trial.chosen
