@@ -98,7 +98,7 @@ def under_attack(server: Served, files: list[Path], groups: list[list[str]], opt
         lines = len(server.log)
         with attacked(server.address, names, options.bombs):
             load = measure(server.address, files, options.clients, options.seconds)
-        time.sleep(1)
+        server.wait_until_idle()
         kept = (server.memory() - before) / MIB
         name = names[0] if len(names) == 1 else "all together"
         print(f"{name:16} p99 without {quiet.p99:.3f} s, ratio {load.p99 / quiet.p99:.1f}: {load}")

@@ -68,6 +68,14 @@ class Served:
         rollups = [(process / "smaps_rollup").read_text() for process in self.processes()]
         return 1024 * sum(int(size) for text in rollups for size in re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE))
 
+    def wait_until_idle(self) -> None:
+        """Until the work for clients that have left has ended, at most 30 s."""
+        for _ in range(30):
+            before = self.cpu_seconds()
+            time.sleep(1)
+            if self.cpu_seconds() - before < 0.1:
+                break
+
     def cpu_seconds(self) -> float:
         """Processor time that the processes have used."""
         stats = [(process / "stat").read_text().rpartition(")")[2].split() for process in self.processes()]
