@@ -295,6 +295,8 @@ def test_a_phone_scrolls_vertically_only_and_offers_its_camera(open_page: Open):
     add_files(page, ("img_01.jpg", png()))
     wait_for_answers(page, 2)
     assert broken_words(page, "#rows th, #rows td, thead th, .bars .name") == []
+    tops = page.eval_on_selector_all("#copy, #csv", "all => all.map(e => e.getBoundingClientRect().top)")
+    assert tops[0] == tops[1], "the buttons stay beside each other"
     assert (
         page.locator("#rows").evaluate("e => e.closest('.scroll').scrollWidth - e.closest('.scroll').clientWidth") <= 1
     )
@@ -397,6 +399,24 @@ def test_an_empty_heat_map_is_called_empty(open_page: Open, monkeypatch: pytest.
     page.get_by_role("button", name=EN["heat"]).click()
     page.get_by_text("the heat map is empty").wait_for()
     page.close()
+
+
+@pytest.mark.parametrize("locale", ["en", "zh-CN"])
+def test_facts_and_figures_of_the_model_fit_a_phone(open_page: Open, locale: str):
+    figures = {"n": 18_000, "correct": 17_951, "accuracy": 0.9973, "accuracy_ci95": [0.9964, 0.998]}
+
+    def with_figures(route: Any) -> None:
+        model = route.fetch()
+        route.fulfill(response=model, json={**model.json(), "metrics": {"valid": figures, "test": figures}})
+
+    page = open_page(viewport=PHONE, locale=locale)
+    page.route("**/model", with_figures)
+    page.reload()
+    wait_for_model(page).eval_on_selector_all("#model details", "all => all.forEach(e => { e.open = true; })")
+    assert page.locator("#figures tbody tr").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    gap = "all => all[1].getBoundingClientRect().top - all[0].getBoundingClientRect().bottom"
+    assert page.eval_on_selector_all("#model details", gap) >= 8
 
 
 def test_the_page_is_small(open_page: Open):

@@ -185,7 +185,7 @@ function describeModel() {
     ["f_network", model.network],
     ["f_file", model.agreement
       ? t("f_agreement", { file: model.file, share: percent(model.agreement.share), n: formatCount(model.agreement.n) }) : model.file],
-    ["f_data", counts.map(([name, n]) => `${formatCount(n)} ${t(name)}`).join(" · ")],
+    ["f_data", counts.map(([name, n]) => `${formatCount(n)} ${t(name)}`).join("\u00a0· ")],
     ["f_size", t("f_size_value", { size: model.preprocessing.size })],
     ["f_threshold", several ? "" : !model.calibrated ? t("f_uncalibrated") : model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
     ["f_neighbors", model.neighbors ? t("f_images", { n: formatCount(model.neighbors) }) : ""],
