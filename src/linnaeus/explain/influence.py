@@ -78,7 +78,7 @@ class SolvedHead:
         `features` (k, d) of the answers; `slopes` (k, classes): the derivative of the score by the logits.
         """
         x = torch.cat([self.problem.x, torch.ones_like(self.problem.x[:, :1])], 1)
-        curvature = _Curvature(x, self.problem, self.solution, self.penalty)
+        curvature = Curvature(x, self.problem, self.solution, self.penalty)
         gradients = slopes[:, :, None] * self.rows(features)[:, None]  # (k, classes, d + 1)
         directions = _conjugate_gradients(curvature, gradients)
         shrinkage = self.penalty * (directions[..., :-1] * self.solution[:, :-1]).sum((1, 2))
@@ -98,7 +98,7 @@ class SolvedHead:
         return (solutions @ self.rows(features)[0]).cpu().numpy()
 
 
-class _Curvature:
+class Curvature:
     """The Hessian of the objective as a product with parameters (k, classes, d + 1)."""
 
     def __init__(self, x: Tensor, problem: Problems, solution: Tensor, penalty: float):
@@ -132,7 +132,7 @@ class _Curvature:
         return product
 
 
-def _conjugate_gradients(curvature: _Curvature, gradients: Tensor) -> Tensor:
+def _conjugate_gradients(curvature: Curvature, gradients: Tensor) -> Tensor:
     """H^-1 gradients, for (k, classes, d + 1) right sides at once. Raises JobError if it does not converge."""
 
     def dot(a: Tensor, b: Tensor) -> Tensor:

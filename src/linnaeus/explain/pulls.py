@@ -15,7 +15,7 @@ class Pull:
 
     shown: Neighbor
     first_order: float
-    """What the image adds to the log-odds of the explained class, by the first-order approximation."""
+    """What the image adds to the log-odds of the explained class, estimated by a Newton step or to first order."""
     pull: float
     """The same, solved again without the image."""
     probability: float

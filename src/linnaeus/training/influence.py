@@ -13,6 +13,7 @@ from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
 from linnaeus.explain.influence import SolvedHead
+from linnaeus.explain.leave_one_out import leave_one_out
 from linnaeus.explain.neighbors import Neighbor, training_image
 from linnaeus.explain.pulls import Pull, Pulls
 from linnaeus.inference.classifier import Classifier, Prediction
@@ -82,17 +83,20 @@ class TrainingInfluence:
         with torch.inference_mode():
             features = self.classifier.network.pooled_features(x).cpu().clone()
         logits = self.head.logits(features).numpy()
-        slopes = self._slopes(logits, target)
-        effects = -self.head.first_order(features, torch.from_numpy(slopes))[0]
+        here = self._log_odds(logits, target)[0]
+        without = leave_one_out(self.head, features)
+        if without is None:
+            effects = -self.head.first_order(features, torch.from_numpy(self._slopes(logits, target)))[0]
+        else:
+            effects = here - self._log_odds(without, target)
         order = np.argsort(-effects, kind="stable")
         # An image of the training has itself as its strongest support, which explains nothing.
         order = order[[not self._is(prediction.path, k) for k in order.tolist()]]
         towards, away = order[:top], order[::-1][:top]
         towards, away = towards[effects[towards] > 0], away[effects[away] < 0]
         chosen = np.concatenate([towards, away])
-        # The ranking is a first-order estimate; the shown values are solved exactly.
+        # The ranking is an estimate; the shown values are solved exactly.
         solved = self.head.without(features, chosen) if len(chosen) else np.zeros((0, logits.shape[1]))
-        here = self._log_odds(logits, target)[0]
         exact = here - self._log_odds(solved, target)
         probabilities = self._outputs(solved).probabilities[:, target] if len(chosen) else np.zeros(0)
         extremes = [
