@@ -16,7 +16,7 @@ import linnaeus
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table, write_split
 from linnaeus.inference.resume import read_existing
-from linnaeus.inference.writers import CsvWriter, csv_header
+from linnaeus.inference.writers import open_writer
 from linnaeus.runs.predictions import PredictionRow, read_predictions, write_predictions
 from linnaeus.text import FORMULA, SafeCsvWriter, plain_cell, safe_cell
 
@@ -82,9 +82,9 @@ def test_a_run_on_classes_that_are_formulas(tmp_path: Path):
     assert model.evaluate(run.path / "split.csv", "valid").n == run.valid.n
     out = tmp_path / "p.csv"
     with out.open("w", newline="") as stream:
-        writer = CsvWriter(stream, csv_header(1), 1)
+        write = open_writer("csv", stream, 1)
         for image in sorted((source / "@x").iterdir()):
-            writer.write(model.predict(image))
+            write(model.predict(image))
     assert formulas(out) == []
     assert {probe.best_class for probe in read_existing(out, "csv", 1).probes} <= set(classes)
 

@@ -193,9 +193,9 @@ def test_the_true_class_is_that_of_the_folder(classifier: Classifier, tmp_path: 
 
 def written(form: str, predictions: list[Prediction], top: int) -> str:
     file = io.StringIO()
-    writer = open_writer(form, file, top)
+    write = open_writer(form, file, top)
     for prediction in predictions:
-        writer.write(prediction)
+        write(prediction)
     return file.getvalue()
 
 

@@ -117,7 +117,7 @@ def test_no_figure_counts_an_answer_that_is_not_finite(model: Path, tmp_path: Pa
 def test_no_writer_writes_nan(form: str):
     file = io.StringIO()
     broken = Prediction("a.png", ("a", "b"), ("a", "b"), np.full(2, np.nan), threshold=0.5)
-    open_writer(form, file, 2).write(broken)
+    open_writer(form, file, 2)(broken)
     assert "nan" not in file.getvalue().lower()
 
 

@@ -230,13 +230,13 @@ class Output:
     """Where answers are written, and the progress bar that counts them."""
 
     file: TextIO
-    writer: PredictionWriter
+    write_prediction: PredictionWriter
     advance: Advance | None
     done: int
     total: int | None
 
     def write(self, prediction: Prediction) -> None:
-        self.writer.write(prediction)
+        self.write_prediction(prediction)
         self.done += 1
         if self.advance is not None:
             self.file.flush()  # a killed process then loses nothing that was predicted

@@ -16,7 +16,9 @@ the model cannot tell; `distance` where it has no features to compare.
 from __future__ import annotations
 
 import json
-from typing import Protocol, TextIO
+from collections.abc import Callable
+from functools import partial
+from typing import TextIO
 
 from linnaeus.inference.classifier import Prediction
 from linnaeus.text import SafeCsvWriter, percent
@@ -27,10 +29,8 @@ LABELS = "labels"
 """The last columns of CSV, which files of earlier versions lack."""
 
 
-class PredictionWriter(Protocol):
-    """Writes predictions to a file, each with its most likely classes."""
-
-    def write(self, prediction: Prediction) -> None: ...
+PredictionWriter = Callable[[Prediction], None]
+"""Writes a prediction to a file, with its most likely classes."""
 
 
 def open_writer(
@@ -41,48 +41,42 @@ def open_writer(
     `existing` is the header of a CSV file that is continued. `several`: images have several labels.
     """
     if form == "csv":
-        return CsvWriter(file, existing or csv_header(top, several=several), top, write_header=existing is None)
-    if form == "table" and several:
-        return LabelTableWriter(file, top)
-    return TableWriter(file, top) if form == "table" else JsonLinesWriter(file, top)
+        header = existing or csv_header(top, several=several)
+        rows = SafeCsvWriter(file)
+        if existing is None:
+            rows.writerow(header)
+        return partial(_write_row, rows, header, top)
+    if form == "table":
+        return partial(_write_labels if several else _write_answer, file, top)
+    return partial(_write_json, file, top)
 
 
-class TableWriter:
+def _write_answer(file: TextIO, top: int, prediction: Prediction) -> None:
     """A line per image; with several classes, a block of lines."""
-
-    def __init__(self, file: TextIO, top: int):
-        self.file, self.top = file, top
-
-    def write(self, prediction: Prediction) -> None:
-        if prediction.to_dict(1)["error"] is not None:
-            return  # the command prints a warning instead
-        ranked = prediction.top(self.top)
-        if len(ranked) == 1:
-            name, probability = ranked[0]
-            name = f"{prediction.verdict} ({name})" if prediction.verdict else name
-            self.file.write(f"{percent(probability):>7}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
-            return
-        verdict = f"  {prediction.verdict}" if prediction.verdict else ""
-        self.file.write(f"{prediction.path}{verdict}\n" + "".join(f"{percent(p):>9}  {name}\n" for name, p in ranked))
+    if prediction.to_dict(1)["error"] is not None:
+        return  # the command prints a warning instead
+    ranked = prediction.top(top)
+    if len(ranked) == 1:
+        name, probability = ranked[0]
+        name = f"{prediction.verdict} ({name})" if prediction.verdict else name
+        file.write(f"{percent(probability):>7}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
+        return
+    verdict = f"  {prediction.verdict}" if prediction.verdict else ""
+    file.write(f"{prediction.path}{verdict}\n" + "".join(f"{percent(p):>9}  {name}\n" for name, p in ranked))
 
 
-class LabelTableWriter:
+def _write_labels(file: TextIO, top: int, prediction: Prediction) -> None:
     """A line per image, with the labels that it is given; or with fewer than all labels, a block of the most likely."""
-
-    def __init__(self, file: TextIO, top: int):
-        self.file, self.top = file, top
-
-    def write(self, prediction: Prediction) -> None:
-        if prediction.error is not None:
-            return  # the command prints a warning instead
-        ranked, assigned = prediction.ranked(len(prediction.classes)), prediction.given
-        if self.top < len(ranked):
-            self.file.write(f"{prediction.path}\n")
-            for i, p in ranked[: self.top]:
-                self.file.write(f"{percent(p):>9}  {'yes' if i in assigned else 'no':<3}  {prediction.names[i]}\n")
-            return
-        labels = ", ".join(f"{prediction.names[i]} {percent(p)}" for i, p in ranked if i in assigned)
-        self.file.write(f"{prediction.path}  {labels or 'no label'}\n")
+    if prediction.error is not None:
+        return  # the command prints a warning instead
+    ranked, assigned = prediction.ranked(len(prediction.classes)), prediction.given
+    if top < len(ranked):
+        file.write(f"{prediction.path}\n")
+        for i, p in ranked[:top]:
+            file.write(f"{percent(p):>9}  {'yes' if i in assigned else 'no':<3}  {prediction.names[i]}\n")
+        return
+    labels = ", ".join(f"{prediction.names[i]} {percent(p)}" for i, p in ranked if i in assigned)
+    file.write(f"{prediction.path}  {labels or 'no label'}\n")
 
 
 def csv_header(top: int, *, unknown: bool = True, several: bool = False) -> list[str]:
@@ -91,33 +85,21 @@ def csv_header(top: int, *, unknown: bool = True, several: bool = False) -> list
     return ["path", "unsure", "error", *ranks, *(UNKNOWN if unknown else ()), *([LABELS] if several else [])]
 
 
-class CsvWriter:
+def _write_row(rows: SafeCsvWriter, header: list[str], top: int, prediction: Prediction) -> None:
     """A row per image. Every row has the cells of the header, also that of an unreadable image."""
-
-    def __init__(self, file: TextIO, header: list[str], top: int, *, write_header: bool = True):
-        self.rows, self.header, self.top = SafeCsvWriter(file), header, top
-        if write_header:
-            self.rows.writerow(header)
-
-    def write(self, prediction: Prediction) -> None:
-        values = prediction.to_dict(self.top)
-        unsure = int(values["unsure"]) if values["error"] is None else ""
-        row = [values["path"], unsure, values["error"] or ""]
-        for answer in values["top"]:
-            row += [answer["class"], answer["name"], f"{answer['probability']:.6f}"]
-        row += [""] * (len(csv_header(self.top, unknown=False)) - len(row))
-        unknown = "" if values["unknown"] is None else int(values["unknown"])
-        distance = "" if values["distance"] is None else f"{values['distance']:.6f}"
-        several = [""] if "labels" not in values else ["|".join(values["labels"])]
-        rest = dict(zip((*UNKNOWN, LABELS), (unknown, distance, *several), strict=True))
-        self.rows.writerow([*row, *(rest[column] for column in self.header[len(row) :])])
+    values = prediction.to_dict(top)
+    unsure = int(values["unsure"]) if values["error"] is None else ""
+    row = [values["path"], unsure, values["error"] or ""]
+    for answer in values["top"]:
+        row += [answer["class"], answer["name"], f"{answer['probability']:.6f}"]
+    row += [""] * (len(csv_header(top, unknown=False)) - len(row))
+    unknown = "" if values["unknown"] is None else int(values["unknown"])
+    distance = "" if values["distance"] is None else f"{values['distance']:.6f}"
+    several = [""] if "labels" not in values else ["|".join(values["labels"])]
+    rest = dict(zip((*UNKNOWN, LABELS), (unknown, distance, *several), strict=True))
+    rows.writerow([*row, *(rest[column] for column in header[len(row) :])])
 
 
-class JsonLinesWriter:
+def _write_json(file: TextIO, top: int, prediction: Prediction) -> None:
     """A JSON object per line."""
-
-    def __init__(self, file: TextIO, top: int):
-        self.file, self.top = file, top
-
-    def write(self, prediction: Prediction) -> None:
-        self.file.write(json.dumps(prediction.to_dict(self.top), ensure_ascii=False, allow_nan=False) + "\n")
+    file.write(json.dumps(prediction.to_dict(top), ensure_ascii=False, allow_nan=False) + "\n")
