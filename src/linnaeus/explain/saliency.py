@@ -129,9 +129,10 @@ def choose_stages(network: Network, size: int, stage: str | None = None) -> tupl
     """
     sizes = map_sizes(network, size)
     if not sizes:
+        own = network.arch["name"] == "custom"
+        parts = ", or give the network as an nn.Sequential, whose parts are its stages" if own else ""
         raise UserError(
-            f"{network.arch['name']}: no stage gives a map that Grad-CAM could draw; use --method occlusion, or give "
-            "the network as an nn.Sequential, whose parts are its stages"
+            f"{network.arch['name']}: no stage gives a map that Grad-CAM could draw; use --method occlusion{parts}"
         )
     if stage == "all":
         return tuple(sizes)
