@@ -21,6 +21,7 @@ import linnaeus
 from linnaeus.errors import UserError
 from linnaeus.recipe import Recipe
 from linnaeus.sklearn import ImageClassifier
+from linnaeus.sklearn.inputs import table_of
 
 
 def recipe(epochs: int = 4, **more: Any) -> Recipe:
@@ -168,6 +169,7 @@ def test_scikit_learns_own_checks(check: str):
         (np.zeros((3, 8, 8), np.uint8), ["a", "b", float("nan")], "1 of 3 labels are missing"),
         (np.zeros((3, 8, 8), np.uint8), ["a", None, "b"], r"position 1 \(None\)"),
         (np.zeros((2, 8, 8), np.uint8), np.array(["2026", "NaT"], "datetime64[Y]"), "1 of 2 labels are missing"),
+        (np.zeros((3, 8, 8), np.uint8), [4, 4, 4], "fit: all labels are 4; a classifier needs two or more classes"),
         ([f"gone/{i}.png" for i in range(20)], [0, 1] * 10, "gone"),
     ],
 )
@@ -175,6 +177,11 @@ def test_what_does_not_fit_is_one_line(pictures: Any, labels: Any, told: str):
     with pytest.raises(UserError, match=told) as caught:
         ImageClassifier(recipe(1)).fit(pictures, labels)
     assert "\n" not in str(caught.value)
+
+
+def test_images_whose_group_is_missing_are_in_no_group():
+    table, _ = table_of(np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1], ["p", float("nan"), None, "p"])
+    assert table.groups == ("p", "", "", "p")
 
 
 def test_score_of_labels_that_were_not_in_training(fitted: ImageClassifier):

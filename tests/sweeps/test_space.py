@@ -68,6 +68,8 @@ def test_finite_spaces_are_counted_and_listed(tmp_path: Path, recipe: Recipe):
         ('"phase.1.lr" = { low = 0.1, high = 1, log = true, step = 0.1 }', "a logarithmic range has no steps"),
         ('"phase.1.lr" = { low = 0.1, high = inf }', "high = inf: expected a number"),
         ('"phase.1.batch" = { low = 8, high = 17, step = 4 }', "step = 4: does not divide the range from 8 to 17"),
+        ('"phase.1.batch" = { low = 8, high = 16, step = 0 }', "step = 0: expected a number above 0"),
+        ('"phase.1.lr" = { low = 0.1, high = 0.2, step = -0.1 }', "step = -0.1: expected a number above 0"),
         ('"phase.1.batch" = { low = true, high = 17 }', "low = True: expected a number"),
         ('"phase.1.batch" = { choices = [8] }', "expected a list of at least two values"),
         ('"phase.1.batch" = { choices = [8, 8] }', "8 occurs twice"),
