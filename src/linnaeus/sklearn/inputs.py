@@ -27,6 +27,8 @@ def table_of(
     else:
         check_labels(list(y), labels, "fit")
         values, index = np.unique(labels, return_inverse=True)
+        if len(values) == 1:
+            raise UserError(f"fit: all labels are {values[0]!s}; a classifier needs two or more classes")
     names = tuple(str(value) for value in values)
     table = Table(
         source="the images given to fit",
@@ -38,7 +40,7 @@ def table_of(
         split=np.full(len(images), "", "<U5"),
         paths=None if isinstance(images, np.ndarray) else tuple(str(Path(path).absolute()) for path in images),
         images=images if isinstance(images, np.ndarray) else None,
-        groups=None if groups is None else tuple(str(group) for group in groups),
+        groups=None if groups is None else tuple("" if is_missing(group) else str(group) for group in groups),
     )
     return table, values
 

@@ -232,10 +232,12 @@ def _interval(where: str, entry: dict[str, Any]) -> Interval:
     # One float makes the whole range real.
     if not all(isinstance(value, int) for value in (low, high, 1 if step is None else step)):
         low, high, step = float(low), float(high), None if step is None else float(step)
+    if step is not None and step <= 0:
+        raise UserError(f"{where}: step = {step!r}: expected a number above 0")
     if step is not None:
         steps = (high - low) / step
         # A tolerance, because 0.3 / 0.1 is not 3 in floating point.
-        if step <= 0 or steps < 1 or abs(steps - round(steps)) > 1e-9 * steps:
+        if steps < 1 or abs(steps - round(steps)) > 1e-9 * steps:
             raise UserError(f"{where}: step = {step!r}: does not divide the range from {low!r} to {high!r} evenly")
     return Interval(low, high, log, step)
 
