@@ -97,6 +97,11 @@ def test_the_proxy_accepts_what_the_server_accepts():
     assert {"read_header", "read_body", "response_header_timeout"} <= set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text))
     assert f"reverse_proxy linnaeus:{entrypoint()[-1]}" in text
     assert text.count("{") == text.count("}")
+    # nginx counts in MiB, Caddy in MB.
+    page = (ROOT / "docs" / "howto" / "deploy.md").read_text()
+    for pattern, unit in ((r"max_size (\d+)MB", 1_000_000), (r"client_max_body_size (\d+)m;", 2**20)):
+        (limit,) = (int(number) * unit for number in re.findall(pattern, page))
+        assert largest * 2**20 * 4 / 3 <= limit < 2 * largest * 2**20
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
