@@ -41,6 +41,11 @@ def test_only_thumbnails_that_tell_the_classes_count():
     assert choose_thumbnails(*patterns(400, 9, 1), *patterns(100, 9, 2), distance) is None
 
 
+def test_features_that_do_not_differ_give_no_scale():
+    """A network that has not learned anything; a scale of 0 would be refused by the model file."""
+    assert choose_thumbnails(*patterns(400, 0.3, 1), *patterns(100, 0.3, 2), np.zeros(100)) is None
+
+
 def test_something_else_is_far_by_its_pixels_though_its_features_are_near():
     known = patterns(100, 0.3, 2)[0]
     distance = np.linspace(0, 0.1, 100)

@@ -64,4 +64,5 @@ def choose_thumbnails(
         return None
     centers = reference_vectors(train, labels, most=min(MOST, max(1, len(train) // IMAGES_PER_CENTER)))
     usual = float(np.quantile(distances(valid, centers), QUANTILE))
-    return Thumbnails(centers, float(np.quantile(distance, QUANTILE)) / usual) if usual > 0 else None
+    usual_of_features = float(np.quantile(distance, QUANTILE))  # 0 where a network gives all images the same features
+    return Thumbnails(centers, usual_of_features / usual) if min(usual, usual_of_features) > 0 else None
