@@ -356,3 +356,9 @@ def test_a_network_too_large_for_its_shapes_is_not_created(monkeypatch: pytest.M
     network, device = unset_twin(lambda: create("mini_resnet", 2))
     assert device.type == "meta"
     assert all(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18+resnet50", "timm/resnet18+resnet50"])
+def test_several_networks_are_for_probe_alone(name: str):
+    with pytest.raises(UserError, match="several networks, which only `linnaeus probe` compares"):
+        create(name, 2)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from linnaeus.errors import UserError
 from linnaeus.models import hub, hub_weights, onnx_backbone, onnx_features, timm_backbone, transformers_library
 from linnaeus.models.network import Network
 from linnaeus.models.onnx_backbone import OnnxBackbone
@@ -64,5 +65,8 @@ LIBRARIES = (
 
 
 def library_of(name: str) -> Library | None:
-    """The library that a network's name refers to; None for our own networks."""
+    """The library that a network's name refers to; None for our own networks. UserError for `A+B`."""
+    # The path of an ONNX graph may contain a plus.
+    if "+" in name and all(part.isidentifier() or library_of(part) for part in name.split("+")):
+        raise UserError(f"model {name!r}: several networks, which only `linnaeus probe` compares; name one")
     return next((library for library in LIBRARIES if name.startswith(library.prefix)), None)
