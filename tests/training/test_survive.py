@@ -117,6 +117,11 @@ def test_resuming_a_finished_run_reports_it(idx: Path, tmp_path: Path, say, monk
         assert "runs/mine-1 is finished: there is nothing to resume" in said.out
         assert str(done.valid) in said.out
     assert {file: file.stat().st_mtime_ns for file in done.path.iterdir()} == before
+    model = done.path / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    said = say("train", done.path, "--resume")
+    assert (said.status, said.out) == (2, "")
+    assert "model.safetensors: cut short" in said.err
 
 
 def test_resume_starts_a_new_run_or_finds_the_last_one(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -24,6 +24,7 @@ from linnaeus.distributed.group import is_connection_error
 from linnaeus.errors import DiskError, JobError, LostError, UserError
 from linnaeus.files import explained
 from linnaeus.metrics.multilabel import Headline
+from linnaeus.modelfile.safetensors import model_path, read_header
 from linnaeus.recipe import Recipe
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import clear
@@ -114,8 +115,8 @@ def _train(request: Request, session: Session, trial: Observer | None) -> Run:
     engine = Engine(request.device)  # first, because a missing device is the cheapest error to detect
     plan = plan_run(request, engine, console)
     if isinstance(plan, Path):
-        console.say(f"run       {plan} is finished: there is nothing to resume")
         run = engine.broadcast(lambda: _read_finished(plan))
+        console.say(f"run       {plan} is finished: there is nothing to resume")
         say_figures(run.figures, [], console)
         return run
     # The precision is part of the recipe, which is only known now.
@@ -213,9 +214,13 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
 
 
 def _read_finished(path: Path) -> Run:
-    """The finished run in a folder, from which the remains of a killed process are removed."""
+    """The finished run in a folder, from which the remains of a killed process are removed.
+
+    Raises UserError if its model file is gone or damaged: without a checkpoint it cannot be written again.
+    """
     clear(path)
     RunFolder(path).close()
+    read_header(model_path(path))
     return Run.read(path)
 
 
