@@ -114,7 +114,9 @@ class TimeoutProtocol(H11Protocol):
         super().pause_writing()
         self.paused_since = self.loop.time()
         self._send_timer = self.loop.call_later(self.limits.send_seconds, self.disconnect)
-        paused = [c for c in cast(set[TimeoutProtocol], self.connections) if c.flow is not None and c.flow.write_paused]
+        connections = cast(set[TimeoutProtocol], self.connections)
+        # Connections that were closed a moment ago are still in the set.
+        paused = [c for c in connections if c.flow is not None and c.flow.write_paused and not c.transport.is_closing()]
         if len(paused) > self.limits.unread_responses:
             min(paused, key=lambda c: c.paused_since).disconnect()
 
