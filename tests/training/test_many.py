@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from killing import check_same, contents, dying, train
+from reference import torchvision
 from several import several
 from tiny import mini, phase, phase_run, samples, stream, write_idx, write_recipe
 from torch import nn
@@ -29,7 +30,7 @@ from linnaeus.distributed.launch import launch
 from linnaeus.distributed.sync_batchnorm import CpuSyncBatchNorm, synced_batchnorm
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer
-from linnaeus.models import Network, wrap
+from linnaeus.models import Network, create, wrap
 from linnaeus.recipe import load_recipe
 from linnaeus.training.loop import fit
 from linnaeus.training.optim import freeze, training_stages
@@ -108,6 +109,36 @@ def test_two_processes_have_the_losses_of_one():
     assert results[0] == results[1], "the processes disagree"
     for case, losses in results[0].items():
         assert np.allclose(losses, curve(case), rtol=0, atol=1e-7), case
+
+
+def test_synchronized_norms_of_timm_keep_their_activation():
+    """Its norms include the activation. Two processes with half of the images each compute what one computes."""
+    torchvision()  # which timm imports
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = create("timm/mobilenetv3_small_050", 3).double().train()
+    names, x = [*network.state_dict()], torch.randn(8, 3, 64, 64, dtype=torch.float64)
+
+    def logits(rank: int) -> Any:
+        Engine("cpu", "32")  # joins the processes
+        with synced_batchnorm(network), torch.no_grad():
+            assert [*network.state_dict()] == names
+            return network(x[rank::2]).tolist()
+
+    with torch.no_grad():
+        expected = network(x).numpy()
+    for rank, computed in enumerate(several(2, logits)):
+        assert np.allclose(computed, expected[rank::2], rtol=0, atol=1e-9)
+
+
+def test_a_norm_that_computes_something_else_is_not_synchronized():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    refused = pytest.raises(UserError, match=r'Doubled: computes more than BatchNorm.*phase\.norms at "train"')
+    with refused, synced_batchnorm(nn.Sequential(Doubled(3))):
+        pass
 
 
 def test_batchnorm_that_is_not_synchronized_has_the_same_statistics_in_all_processes():

@@ -14,12 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from linnaeus.errors import UserError
+
 
 @contextmanager
 def synced_batchnorm(model: nn.Module) -> Iterator[None]:
     """Synchronize every BatchNorm of `model` inside this block; parameters and buffers stay the same objects.
 
-    Uses torch's SyncBatchNorm on a GPU, and `CpuSyncBatchNorm` on CPU, where torch's refuses to run.
+    Uses torch's SyncBatchNorm on a GPU, and `CpuSyncBatchNorm` on CPU, where torch's refuses to run. Raises UserError
+    for a norm that does something else besides, which its replacement would leave out.
     """
     # Collected first, because replacing modules changes what is walked through.
     places = [
@@ -46,7 +49,22 @@ def _synced_twin(norm: _BatchNorm) -> nn.Module:
     twin = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     twin._parameters.update(norm._parameters)
     twin._buffers.update(norm._buffers)
+    if type(norm).forward is not _BatchNorm.forward:
+        _continue_as(norm, twin)
     return twin.train(norm.training)
+
+
+def _continue_as(norm: _BatchNorm, twin: nn.Module) -> None:
+    """Let `twin` go on as the norms of timm do, which include dropout and activation."""
+    parts = dict(norm.named_children())
+    if [*parts] != ["drop", "act"]:
+        raise UserError(
+            f"{type(norm).__name__}: computes more than BatchNorm, so its statistics cannot be synchronized; leave "
+            'phase.norms at "train", or train in one process'
+        )
+    for name, part in parts.items():  # under the same names, so that names of weights stay
+        twin.add_module(name, part)
+    twin.register_forward_hook(lambda module, inputs, output: parts["act"](parts["drop"](output)))
 
 
 class CpuSyncBatchNorm(_BatchNorm):
