@@ -28,13 +28,13 @@ from linnaeus.data.split import split_table
 from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.metrics.intervals import wilson
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.recipe import Recipe
 from linnaeus.stores.frozen import FrozenStages
-from linnaeus.training.network import preprocessing_of
 from linnaeus.training.optim import build_optimizer, freeze, training_stages
 from linnaeus.training.phases import Phases
-from linnaeus.training.samples import load_samples
+from linnaeus.training.setup.network import preprocessing_of
+from linnaeus.training.setup.samples import load_samples
 from linnaeus.training.streams import Streams
 
 BATCH = 32

@@ -29,7 +29,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from linnaeus.cache import Cache
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore
 

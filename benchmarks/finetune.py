@@ -30,14 +30,14 @@ from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.precision import BF16, CHANNELS_LAST, FLOAT32
 from linnaeus.models import Network
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples
-from linnaeus.training.network import preprocessing_of
 from linnaeus.training.optim import freeze, train_mode, training_stages
 from linnaeus.training.phase import AboveCut, PhaseRun
-from linnaeus.training.samples import load_samples
+from linnaeus.training.setup.network import preprocessing_of
+from linnaeus.training.setup.samples import load_samples
 from linnaeus.training.step import Optimization
 from linnaeus.training.streams import Streams
 

@@ -26,12 +26,12 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.recipe import Recipe
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
-from linnaeus.training.network import preprocessing_of
 from linnaeus.training.phases import Phases
-from linnaeus.training.samples import load_samples
+from linnaeus.training.setup.network import preprocessing_of
+from linnaeus.training.setup.samples import load_samples
 from linnaeus.training.streams import Streams
 
 BATCH, LR = 64, 1e-3

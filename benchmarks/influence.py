@@ -20,8 +20,8 @@ import torch
 from linnaeus.console import Console
 from linnaeus.explain.influence import SolvedHead
 from linnaeus.inference.classifier import Classifier, load
-from linnaeus.training.influence import TrainingInfluence
-from linnaeus.training.solved_run import SolvedRun
+from linnaeus.training.derived.influence import TrainingInfluence
+from linnaeus.training.derived.solved_run import SolvedRun
 
 
 def answers(classifier: Classifier, influence: TrainingInfluence) -> torch.Tensor:

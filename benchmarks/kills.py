@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 from linnaeus.console import Console
 from linnaeus.report import page
-from linnaeus.training import finalize
+from linnaeus.training.finish import finalize
 from linnaeus.training.run import train
 
 SIDE, CLASSES, EACH = 24, 4, 60

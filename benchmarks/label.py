@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from linnaeus.data.cifar import find_cifar
-from linnaeus.data.idx import find_idx
+from linnaeus.data.readers.cifar import find_cifar
+from linnaeus.data.readers.idx import find_idx
 from linnaeus.data.sources import open_source
 from linnaeus.label.acceptance import LEVELS, Batches
 from linnaeus.label.backbone import Backbone, colors, open_backbone

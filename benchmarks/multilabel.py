@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss, roc_auc_score
 
 import linnaeus
-from linnaeus.data.idx import read_idx
+from linnaeus.data.readers.idx import read_idx
 from linnaeus.data.sources import open_source
 from linnaeus.recipe import Recipe
 

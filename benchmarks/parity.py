@@ -39,7 +39,7 @@ from tiny_transformers import CONFIGS, write_repository
 from linnaeus.models.executors import FrozenPart
 from linnaeus.models.network import Network
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 
 LITE0 = (
     Path(__file__).resolve().parents[2] / "shared" / "data" / "weights" / "tf_efficientnet_lite0-imagenet.safetensors"

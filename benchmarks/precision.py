@@ -21,7 +21,7 @@ from plain import SHARED
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.models import create
 from linnaeus.models.executors import FrozenPart
 from linnaeus.models.onnx_graph import fuse_batchnorms

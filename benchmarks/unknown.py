@@ -40,8 +40,8 @@ from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.modelfile.safetensors import model_path, read_model
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.probe.embed import embed
-from linnaeus.training.leave_class_out import mean_interval
-from linnaeus.training.unknown import SAMPLE, balanced_sample
+from linnaeus.training.finish.leave_class_out import mean_interval
+from linnaeus.training.finish.unknown import SAMPLE, balanced_sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference import torchvision

@@ -34,10 +34,10 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.models import create
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.stores.frozen import FrozenStages
-from linnaeus.training.network import preprocessing_of
 from linnaeus.training.optim import train_mode
 from linnaeus.training.phase import AboveCut, PhaseRun
-from linnaeus.training.samples import load_samples
+from linnaeus.training.setup.network import preprocessing_of
+from linnaeus.training.setup.samples import load_samples
 from linnaeus.training.step import Optimization
 from linnaeus.training.streams import Streams
 

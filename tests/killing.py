@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 import linnaeus
 from linnaeus.console import Console
-from linnaeus.training import finalize
-from linnaeus.training.finalize import Run
+from linnaeus.training.finish import finalize
+from linnaeus.training.finish.finalize import Run
 
 QUIET = Console(quiet=True)
 

@@ -51,7 +51,7 @@ def test_the_page_answers_the_questions_of_a_newcomer() -> None:
     pairs = {(path, symbol) for _, path, symbols in references() for symbol in symbols}
     assert {
         ("metrics/intervals.py", "wilson"),
-        ("data/decode.py", "_load"),
+        ("data/images/decode.py", "_load"),
         ("training/schedule.py", "Schedule.before_step"),
         ("training/step.py", "Optimization.step"),
         ("training/checkpoint.py", "Checkpoints.read"),

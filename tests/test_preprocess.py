@@ -39,7 +39,7 @@ def test_a_file_its_bytes_and_its_pixels_are_the_same_image(fit: str, channels: 
 def test_loading_is_the_crop_of_the_stores_row():
     """Prediction takes the short way, evaluation the long one through padded rows: the pixels are the same."""
     preprocessing = Preprocessing(40, 32)
-    from linnaeus.data.decode import load_row
+    from linnaeus.data.images.decode import load_row
 
     rows = [load_row(image(*size), preprocessing.row_spec) for size in ((60, 90), (90, 60), (40, 41))]
     shapes = np.array([row.shape[:2] for row in rows])

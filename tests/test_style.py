@@ -64,7 +64,7 @@ PERCENT = re.compile(r":[^{}\"]*\.?\{?\w*\}?%\}|\{100 \* [^}]*\} ?%")
 
 
 def module_of(file: Path) -> tuple[str, ...]:
-    """('data', 'folder') of src/linnaeus/data/folder.py; ('data',) of data/__init__.py; () of the package itself."""
+    """('data', 'table') of src/linnaeus/data/table.py; ('data',) of data/__init__.py; () of the package itself."""
     parts = file.relative_to(SRC).with_suffix("").parts
     return parts[:-1] if parts[-1] == "__init__" else parts
 
@@ -163,9 +163,9 @@ def test_imports_follow_the_order_of_layers() -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("data/folder.py", "from linnaeus.training.loop import fit"),
-        ("data/folder.py", "def f():\n    from .. import cli"),
-        ("data/folder.py", "from ..stores.pixels import build_pixels"),
+        ("data/table.py", "from linnaeus.training.loop import fit"),
+        ("data/table.py", "def f():\n    from .. import cli"),
+        ("data/table.py", "from ..stores.pixels import build_pixels"),
         ("data/__init__.py", "from ..stores import pixels"),
         ("models/resnet.py", "import linnaeus.data.table"),
         ("models/resnet.py", "from linnaeus.recipe import Recipe"),
@@ -181,13 +181,13 @@ def test_imports_against_the_order_are_detected(file: str, source: str) -> None:
     "source", ["from .table import Table", "from ..errors import UserError", "import linnaeus.recipe"]
 )
 def test_imports_in_the_order_are_accepted(source: str) -> None:
-    assert against_the_layers(SRC / "data" / "folder.py", source) == []
+    assert against_the_layers(SRC / "data" / "split.py", source) == []
 
 
 def test_readers_do_not_import_torch() -> None:
     readers = [f for f in FILES if module_of(f)[:1] == ("data",) and f.stem not in WITH_TORCH]
     assert [line for f in readers for line in imported(f, "torch", *WITH_TORCH)] == []
-    code = "import sys, linnaeus.data.sources, linnaeus.data.decode; print('torch' in sys.modules)"
+    code = "import sys, linnaeus.data.sources, linnaeus.data.images.decode; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

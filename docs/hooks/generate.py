@@ -33,11 +33,11 @@ FORMATS = {
     "model.safetensors": ("modelfile.safetensors",),
     "history.csv": ("runs.history:Row",),
     "predictions.csv": ("runs.predictions:PredictionRow",),
-    "metrics.json and evaluation.json": ("training.evaluation",),
+    "metrics.json and evaluation.json": ("training.finish.evaluation",),
     "check.json": ("check.findings", "check.findings:Finding"),
     "Output of predict": ("inference.writers",),
     "checkpoint/": ("training.checkpoint",),
-    "Shards": ("data.shards",),
+    "Shards": ("data.readers.shards",),
     "The space of a sweep": ("sweeps.space",),
 }
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.augment.pipeline import center_crop
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -27,7 +27,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.models import create
-from linnaeus.models.weight_store import lookup, sha256_of, store_checksum, weights_dir
+from linnaeus.models.weights.store import lookup, sha256_of, store_checksum, weights_dir
 from linnaeus.stores.embeddings import default_weights, embed
 from linnaeus.theme import style_sheet
 

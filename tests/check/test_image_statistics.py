@@ -15,7 +15,7 @@ from linnaeus.cache import default_cache
 from linnaeus.check import image_statistics
 from linnaeus.check.image_statistics import StatisticsBuilder, compute_statistics
 from linnaeus.check.pixel_statistics import STATISTICS, file_statistics, pixel_statistics, sharpness
-from linnaeus.data.decode import FORMATS, RowSpec, UnreadableError
+from linnaeus.data.images.decode import FORMATS, RowSpec, UnreadableError
 from linnaeus.data.sources import open_source
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.samples import decode_split

@@ -15,7 +15,7 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
-from linnaeus.training import finalize
+from linnaeus.training.finish import finalize
 
 QUIET = Console(quiet=True)
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scenes import COPIES, bomb
 
-from linnaeus.models.weight_store import import_file
+from linnaeus.models.weights.store import import_file
 
 NAMES = {"train": unicodedata.normalize("NFC", "pensée"), "valid": unicodedata.normalize("NFD", "pensée")}
 

@@ -22,9 +22,9 @@ from PIL import Image
 from linnaeus import cache as caches
 from linnaeus.cache import default_cache
 from linnaeus.cli.main import cli
-from linnaeus.data import unpacking
-from linnaeus.data.content import UNKNOWN, content_hash
-from linnaeus.data.decode import RowSpec, UnreadableError, header_size, load_row
+from linnaeus.data.archives import unpacking
+from linnaeus.data.images.content import UNKNOWN, content_hash
+from linnaeus.data.images.decode import RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laid_out import refused
 
-from linnaeus.data.cifar import CIFAR100
-from linnaeus.data.idx import read_idx
+from linnaeus.data.readers.cifar import CIFAR100
+from linnaeus.data.readers.idx import read_idx
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 

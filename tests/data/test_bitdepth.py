@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import write_recipe
 
 import linnaeus
-from linnaeus.data.bitdepth import used_bits
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.bitdepth import used_bits
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.data.sources import open_source
 from linnaeus.preprocess import Preprocessing
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from linnaeus.data.columns import LabelFormat
-from linnaeus.data.csvfile import open_frame
+from linnaeus.data.readers.columns import LabelFormat
+from linnaeus.data.readers.csvfile import open_frame
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 

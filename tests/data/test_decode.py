@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linnaeus.data.decode import RowSpec, UnreadableError, decode, fit_row, inspect, load_row
-from linnaeus.data.resize import RESAMPLING, Upright, with_channels
+from linnaeus.data.images.decode import RowSpec, UnreadableError, decode, fit_row, inspect, load_row
+from linnaeus.data.images.resize import RESAMPLING, Upright, with_channels
 from linnaeus.errors import UserError
 
 H, W = 60, 80
@@ -457,7 +457,7 @@ DIRTY = """
 import json, resource, sys, time
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (1_000_000_000, 1_000_000_000))
-from linnaeus.data.decode import RowSpec, UnreadableError, decode, load_row
+from linnaeus.data.images.decode import RowSpec, UnreadableError, decode, load_row
 outcome, slowest = {}, 0.0
 for path in sorted(path for path in Path(sys.argv[1]).rglob("*") if path.is_file()):
     started = time.process_time()

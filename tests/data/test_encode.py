@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linnaeus.data.encode import data_uri, to_pillow
+from linnaeus.data.images.encode import data_uri, to_pillow
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3)])

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linnaeus.data import flowers
 from linnaeus.data.download import FetchError
-from linnaeus.data.known_sources import KNOWN, home, known_sources, pull
+from linnaeus.data.readers import flowers
+from linnaeus.data.readers.known_sources import KNOWN, home, known_sources, pull
 from linnaeus.data.sources import open_source
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
@@ -216,7 +216,7 @@ def test_progress_counts_over_all_files(monkeypatch: pytest.MonkeyPatch):
         progress(size, size)
         return destination
 
-    monkeypatch.setattr("linnaeus.data.known_sources.fetch", fake)
+    monkeypatch.setattr("linnaeus.data.readers.known_sources.fetch", fake)
     steps: list[tuple[int, int | None]] = []
     pull("mnist", lambda *step: steps.append(step))
     assert steps[-1] == (11_594_722, 11_594_722)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import write_images, write_label_sets
 
-from linnaeus.data.columns import LabelFormat
+from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table, write_split
 from linnaeus.data.table import Table

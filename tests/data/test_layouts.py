@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from laid_out import lay
 
-from linnaeus.data.decode import UnreadableError, decode
+from linnaeus.data.images.decode import UnreadableError, decode
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laid_out import lay, refused
 
-from linnaeus.data.columns import LabelFormat
+from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 

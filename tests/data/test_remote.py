@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from linnaeus.data import download
-from linnaeus.data.remote import fetch_range, head
+from linnaeus.data.archives.remote import fetch_range, head
 from linnaeus.errors import JobError, UserError
 
 CONTENT = bytes(range(256)) * 4

@@ -20,11 +20,11 @@ from PIL import Image
 from tiny import write_idx, write_images, write_recipe
 
 from linnaeus.cache import default_cache
-from linnaeus.data import remote
+from linnaeus.data.archives import remote
 from linnaeus.data.batches import Batches, Partition, Sampling
-from linnaeus.data.decode import RowSpec, UnreadableError
-from linnaeus.data.shards import INDEX
-from linnaeus.data.shardwriter import write_shards
+from linnaeus.data.images.decode import RowSpec, UnreadableError
+from linnaeus.data.readers.shards import INDEX
+from linnaeus.data.readers.shardwriter import write_shards
 from linnaeus.data.sources import open_source
 from linnaeus.errors import JobError, UserError
 from linnaeus.stores.pixels import build_pixels
@@ -39,14 +39,14 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def shards(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as only_here:  # undo() would take the cache of the tests away too
-        only_here.setattr("linnaeus.data.shardwriter._Writer._split", partial_limit(4000))
+        only_here.setattr("linnaeus.data.readers.shardwriter._Writer._split", partial_limit(4000))
         write_shards(open_source(photos), tmp_path / "shards")
     return tmp_path / "shards"
 
 
 def partial_limit(limit: int):
     """`_Writer._split` with a limit so low that there are several shards."""
-    from linnaeus.data.shardwriter import _Writer
+    from linnaeus.data.readers.shardwriter import _Writer
 
     original = _Writer._split
 
@@ -210,7 +210,7 @@ def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.M
         f"train-0.tar/{long}.jpg": ("9", f"image {long}".encode()),
         "val-0.tar/a.jpg": ("9", b"image a"),
     }
-    monkeypatch.setattr("linnaeus.data.webdataset.scan_samples", None)  # the index was kept
+    monkeypatch.setattr("linnaeus.data.readers.webdataset.scan_samples", None)  # the index was kept
     assert open_source(tmp_path / "set").fingerprint() == table.fingerprint()
     assert len(open_source(str(tmp_path / "set" / "train-{0..0}.tar"))) == 3
     monkeypatch.undo()

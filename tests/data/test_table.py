@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linnaeus.data.csvfile import open_csv
+from linnaeus.data.readers.csvfile import open_csv
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table, write_split
 from linnaeus.data.table import SPLITS, Table

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from linnaeus.data.resize import MAX_ASPECT
+from linnaeus.data.images.resize import MAX_ASPECT
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 

@@ -19,7 +19,7 @@ from linnaeus.inference.classifier import load
 from linnaeus.inference.inputs import expand
 from linnaeus.modelfile.onnx import INPUT, PROBABILITIES
 from linnaeus.modelfile.safetensors import ModelFile, write_model
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.preprocess import Preprocessing
 
 ort = pytest.importorskip("onnxruntime")

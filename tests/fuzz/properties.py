@@ -26,7 +26,7 @@ from hostile import archives, file_name, image_bytes, images, mutated, name, wat
 from hypothesis import strategies as st
 from tiny import SIDE, write_tiny_model
 
-from linnaeus.data.decode import RowSpec, UnreadableError, decode, header_size, inspect, load_row
+from linnaeus.data.images.decode import RowSpec, UnreadableError, decode, header_size, inspect, load_row
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table, write_split
 from linnaeus.data.table import Table
@@ -221,7 +221,7 @@ VALUE: st.SearchStrategy[Any] = st.recursive(
 
 def check_shards(drawn: tuple[bytes, bytes, bool], folder: Path) -> None:
     """A tar of images and labels, by itself, and beside an index of any bytes: refused, or every image is read."""
-    from linnaeus.data.shards import INDEX, open_shards
+    from linnaeus.data.readers.shards import INDEX, open_shards
 
     source = folder / "source"
     source.mkdir()
@@ -264,7 +264,7 @@ INDEX_LINES = st.lists(
 
 def check_unpack(data: bytes, folder: Path) -> None:
     """An archive that is written to disk: whatever its members are called, nothing leaves the folder."""
-    from linnaeus.data.flowers import unpack
+    from linnaeus.data.readers.flowers import unpack
 
     (folder / "in").mkdir()
     (folder / "in" / "102flowers.tgz").write_bytes(gzip.compress(data, 1))
@@ -298,7 +298,7 @@ def check_idx(drawn: list[tuple[str, bytes]], folder: Path) -> None:
 
 def check_matlab(data: tuple[bytes, bytes], folder: Path) -> None:
     """The files of flowers102 of any bytes."""
-    from linnaeus.data.flowers import open_flowers
+    from linnaeus.data.readers.flowers import open_flowers
 
     (folder / "imagelabels.mat").write_bytes(data[0])
     (folder / "setid.mat").write_bytes(data[1])

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from tiny import write_idx, write_recipe
 
-from linnaeus.data.color_loss import ColorLoss, is_colored
-from linnaeus.data.decode import load_row
-from linnaeus.data.resize import RowSpec
+from linnaeus.data.images.color_loss import ColorLoss, is_colored
+from linnaeus.data.images.decode import load_row
+from linnaeus.data.images.resize import RowSpec
 from linnaeus.inference.classifier import load
 from linnaeus.training.run import Run, train
 

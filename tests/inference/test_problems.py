@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from tiny import write_images, write_tiny_model
 
-from linnaeus.data import formats as module
-from linnaeus.data.decode import UnreadableError, decode
-from linnaeus.data.formats import AVIF, HEIC, formats
+from linnaeus.data.images import formats as module
+from linnaeus.data.images.decode import UnreadableError, decode
+from linnaeus.data.images.formats import AVIF, HEIC, formats
 from linnaeus.inference.problems import folded
 
 PHOTO = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)

@@ -10,7 +10,7 @@ import pytest
 from tiny import write_images, write_tiny_model
 
 from linnaeus.console import Console
-from linnaeus.data.content import content_hash
+from linnaeus.data.images.content import content_hash
 from linnaeus.errors import UserError
 from linnaeus.inference.membership import Membership
 from linnaeus.label.backbone import unseen_images

@@ -80,7 +80,7 @@ def test_a_changed_weight_is_noticed(file: Path, tmp_path: Path):
 
 
 def test_the_image_is_what_it_was():
-    from linnaeus.data.decode import decode
+    from linnaeus.data.images.decode import decode
 
     assert decode(GOLDEN / "format1" / "picture.png").shape == (42, 56, 3)
     assert int(decode(GOLDEN / "format1" / "picture.png").astype(np.int64).sum()) > 0

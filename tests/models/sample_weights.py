@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.models import create
-from linnaeus.models.pretrained import PretrainedWeights
+from linnaeus.models.weights.pretrained import PretrainedWeights
 
 NAME = "resnet20-test"
 

@@ -14,7 +14,7 @@ from sample_weights import trained
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models import create
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.preprocess import Preprocessing
 
 

@@ -16,12 +16,12 @@ from tiny_transformers import write_repository
 from linnaeus.data import download
 from linnaeus.data.download import fetch
 from linnaeus.errors import JobError, UserError
-from linnaeus.models import hub as hub_module
-from linnaeus.models.hub import card_license
-from linnaeus.models.hub_weights import image_geometry, normalization
-from linnaeus.models.weight_records import read_record
-from linnaeus.models.weight_store import find, import_file, pull, render_list, stored_backbones, weights_dir
-from linnaeus.models.weights import describe_weights, load_weights
+from linnaeus.models.backbones import hub as hub_module
+from linnaeus.models.backbones.hub import card_license
+from linnaeus.models.backbones.hub_weights import image_geometry, normalization
+from linnaeus.models.weights.loading import describe_weights, load_weights
+from linnaeus.models.weights.records import read_record
+from linnaeus.models.weights.store import find, import_file, pull, render_list, stored_backbones, weights_dir
 
 REPO = "somebody/dinov2-tiny"
 NAME = f"hf/{REPO}"

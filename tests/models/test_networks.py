@@ -333,7 +333,7 @@ def test_widths_and_sizes_are_found_without_the_compiler_of_torch():
 import sys, torch
 from linnaeus.models import create
 from linnaeus.recipe import load_recipe
-from linnaeus.training.network import check_memory, check_size
+from linnaeus.training.setup.network import check_memory, check_size
 torch.manual_seed(0)
 expected = torch.rand(2)
 for name, size in (("resnet50", 288), ("resnet18", 96), ("mini_resnet", 24)):

@@ -14,10 +14,11 @@ import torch
 from linnaeus.errors import UserError
 from linnaeus.export.compose import composed
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
-from linnaeus.models import create, onnx_features
+from linnaeus.models import create
+from linnaeus.models.backbones import onnx_features
 from linnaeus.models.executors import FrozenPart, choose_executor
 from linnaeus.models.onnx_graph import inference_session
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.training.optim import training_stages
 

@@ -6,7 +6,7 @@ import torch
 from reference import torchvision
 
 from linnaeus.models import create
-from linnaeus.models.pretrained import PRETRAINED
+from linnaeus.models.weights.pretrained import PRETRAINED
 
 
 def test_table_agrees_with_torchvision() -> None:

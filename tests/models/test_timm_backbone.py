@@ -16,11 +16,11 @@ from linnaeus.errors import UserError
 from linnaeus.explain.saliency import choose_stages, grad_cam
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.models import create
+from linnaeus.models.backbones.timm_backbone import library, pretrained_weights
 from linnaeus.models.executors import FrozenPart
 from linnaeus.models.onnx_graph import fuse_batchnorms
-from linnaeus.models.pretrained import license_warning
-from linnaeus.models.timm_backbone import library, pretrained_weights
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
+from linnaeus.models.weights.pretrained import license_warning
 from linnaeus.preprocess import Preprocessing
 from linnaeus.training.optim import train_mode
 

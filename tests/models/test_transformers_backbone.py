@@ -20,7 +20,7 @@ from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.models import create
 from linnaeus.models.executors import FrozenPart
 from linnaeus.models.onnx_graph import export_graph, inference_session
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.training.optim import train_mode
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sample_weights import trained
 
 from linnaeus.errors import UserError
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
 
 
 @pytest.mark.parametrize("form", ["plain", "state_dict", "model", "module.", "half", "safetensors"])

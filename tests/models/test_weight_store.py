@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from sample_weights import NAME, trained, write_pretrained
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.models import weight_store
-from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
-from linnaeus.models.weight_records import remembered
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights import store as weight_store
+from linnaeus.models.weights.loading import load_weights
+from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.models.weights.records import remembered
 
 
 @pytest.fixture

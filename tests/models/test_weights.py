@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from sample_weights import trained
 
 from linnaeus.errors import UserError
-from linnaeus.models import create, weight_store
-from linnaeus.models.weights import load_weights
+from linnaeus.models import create
+from linnaeus.models.weights import store as weight_store
+from linnaeus.models.weights.loading import load_weights
 
 
 def test_the_header_decides(tmp_path: Path) -> None:

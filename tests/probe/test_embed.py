@@ -19,11 +19,11 @@ from several import several
 from tiny import GRAY, mini, write_images, write_label_sets, write_tiny_model
 
 from linnaeus.console import Console
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, write_model
-from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD
 from linnaeus.preprocess import Preprocessing
 from linnaeus.probe.embed import embed
 from linnaeus.probe.feature_files import FeatureFile, writer_of

@@ -17,14 +17,14 @@ from reference import torchvision
 from tiny import draw, mini, write_images
 
 from linnaeus.console import Console
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.data.table import Table
 from linnaeus.errors import JobError, UnknownNameError, UserError
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models.folds import stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
-from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, license_warning
-from linnaeus.models.weight_store import lookup
+from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, license_warning
+from linnaeus.models.weights.store import lookup
 from linnaeus.preprocess import Preprocessing
 from linnaeus.probe import backbones, judging
 from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
@@ -34,8 +34,8 @@ from linnaeus.probe.judging import Answers
 from linnaeus.probe.result_files import render
 from linnaeus.probe.run import Probe, probe
 from linnaeus.recipe import load_recipe
-from linnaeus.training.request import Request
-from linnaeus.training.resolve import open_split, open_table
+from linnaeus.training.setup.request import Request
+from linnaeus.training.setup.resolve import open_split, open_table
 
 QUIET = Console(silent=True)
 SIDE = 28

@@ -21,7 +21,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
 from linnaeus.runs.predictions import PredictionRow, prediction_rows, write_predictions
-from linnaeus.training.evaluation import FinalEvaluation, long_dict
+from linnaeus.training.finish.evaluation import FinalEvaluation, long_dict
 
 SIDE = 40
 SEEN = Preprocessing(36, 32, channels=3)

@@ -9,7 +9,7 @@ from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.report.evaluation_text import NAME, render
 from linnaeus.text import align, percent, shorten, width
-from linnaeus.training.evaluation import FinalEvaluation
+from linnaeus.training.finish.evaluation import FinalEvaluation
 
 
 def outputs(n: int, classes: int, occurring: int | None = None, seed: int = 0, skill: float = 3.0) -> Outputs:

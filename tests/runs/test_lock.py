@@ -16,7 +16,7 @@ from tiny import write_recipe
 
 from linnaeus.errors import JobError, UserError
 from linnaeus.runs.lock import LOCK, Lock
-from linnaeus.training.identity import Identity
+from linnaeus.training.setup.identity import Identity
 from linnaeus.training.step import Optimization
 
 pytestmark = [

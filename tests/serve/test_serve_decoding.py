@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 from served import OCTETS, ProcessServer, client, png, wait_until
 
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.inference.classifier import load
 from linnaeus.serve import decoder, decoder_process
 from linnaeus.serve.decoder import decoding_cost, read_message, write_message

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from linnaeus.cache import Cache, Entry
-from linnaeus.data import decode
-from linnaeus.data.decode import RowSpec, UnreadableError, load_row
+from linnaeus.data.images import decode
+from linnaeus.data.images.decode import RowSpec, UnreadableError, load_row
 from linnaeus.errors import UserError
 from linnaeus.stores import decoding
 from linnaeus.stores.pixels import build_pixels, lookup
@@ -250,7 +250,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from linnaeus.data.decode import RowSpec, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.stores import decoding
 from linnaeus.cache import Cache
 from linnaeus.stores.pixels import build_pixels

@@ -24,7 +24,7 @@ from linnaeus.errors import UserError
 from linnaeus.explain.saliency import choose_stages, grad_cam
 from linnaeus.inference.classifier import Classifier
 from linnaeus.label.backbone import open_backbone
-from linnaeus.models.weight_store import import_file
+from linnaeus.models.weights.store import import_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "label"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))

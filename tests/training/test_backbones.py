@@ -19,7 +19,7 @@ import linnaeus
 from linnaeus.check.data_check import check
 from linnaeus.console import Console
 from linnaeus.explain.neighbors import gallery
-from linnaeus.models.weight_store import import_file
+from linnaeus.models.weights.store import import_file
 from linnaeus.training.checkpoint import Checkpoints
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")]

@@ -13,13 +13,13 @@ from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.models import create
-from linnaeus.models.adapt import recognize_model
-from linnaeus.models.weight_files import WeightsInfo
+from linnaeus.models.weights.adapt import recognize_model
+from linnaeus.models.weights.files import WeightsInfo
 from linnaeus.recipe import load_recipe, override
-from linnaeus.training import choice
-from linnaeus.training.choice import choose_recipe, preferred_backbones, training_conflict
-from linnaeus.training.request import Request
-from linnaeus.training.resolve import resolve_recipe
+from linnaeus.training.setup import choice
+from linnaeus.training.setup.choice import choose_recipe, preferred_backbones, training_conflict
+from linnaeus.training.setup.request import Request
+from linnaeus.training.setup.resolve import resolve_recipe
 
 V1 = "resnet50-torchvision-v1"
 

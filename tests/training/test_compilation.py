@@ -17,12 +17,12 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError
 from linnaeus.models import create
 from linnaeus.recipe import Phase, Recipe
-from linnaeus.training import compilation, tuning
-from linnaeus.training.compilation import WORTH_TRYING, CompilationTrial, choose_compilation
 from linnaeus.training.loop import fit
-from linnaeus.training.memory import SampleCost
 from linnaeus.training.phase import AboveCut, PhaseRun, Stream
 from linnaeus.training.recorder import Recorder
+from linnaeus.training.tuning import compilation, tuning
+from linnaeus.training.tuning.compilation import WORTH_TRYING, CompilationTrial, choose_compilation
+from linnaeus.training.tuning.memory import SampleCost
 
 
 @dataclass(eq=False)  # torch keeps it in a dict

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.models import create, wrap
-from linnaeus.training.memory import SampleCost, measure_cost
 from linnaeus.training.optim import freeze
 from linnaeus.training.phase import AboveCut
+from linnaeus.training.tuning.memory import SampleCost, measure_cost
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from linnaeus.distributed.precision import BF16, CHANNELS_LAST, FLOAT32
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
 from linnaeus.recipe import load_recipe
-from linnaeus.training import loop, precision
+from linnaeus.training import loop
 from linnaeus.training.recorder import RunRecorder
+from linnaeus.training.tuning import precision
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_a_resumed_run_keeps_the_precisions_of_its_phases(
     trials.seconds[fastest] = 0.1
     phases: tuple[dict[str, Any], ...] = ({}, {"epochs": 1, "optimizer": "sgd", "momentum": 0.9})
     monkeypatch.setattr(precision, "choose_precision", by_optimizer(precision.choose_precision))
-    monkeypatch.setattr("linnaeus.training.tuning.choose_precision", precision.choose_precision)
+    monkeypatch.setattr("linnaeus.training.tuning.tuning.choose_precision", precision.choose_precision)
     recipe = write_recipe(tmp_path / "r.toml", *phases)
     whole = train(idx, recipe, tmp_path / "whole", model=bottleneck()).path
     assert recorded(whole) == {"phase 1": fastest, "phase 2": FLOAT32}

@@ -18,7 +18,7 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.recipe import load_recipe
 from linnaeus.training.loop import fit
-from linnaeus.training.rangetest import DIVERGED, STEPS, choose, range_test, smooth
+from linnaeus.training.tuning.rangetest import DIVERGED, STEPS, choose, range_test, smooth
 
 RATES = np.logspace(-6, -1, STEPS)
 

@@ -24,8 +24,11 @@ from linnaeus.modelfile.safetensors import save_tensors
 from linnaeus.runs import folder
 from linnaeus.runs.folder import RunFolder
 from linnaeus.stores import activations
-from linnaeus.training import checkpoint, finalize, loop, measuring, prepare, recorder, tuning
-from linnaeus.training.identity import Identity
+from linnaeus.training import checkpoint, loop, recorder
+from linnaeus.training.finish import finalize, measuring
+from linnaeus.training.setup import prepare
+from linnaeus.training.setup.identity import Identity
+from linnaeus.training.tuning import tuning
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork"),

@@ -16,10 +16,10 @@ from linnaeus.distributed.precision import BF16, CHANNELS_LAST, FLOAT32
 from linnaeus.metrics.classification import figures
 from linnaeus.metrics.multilabel import label_figures
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.training import finalize, rounding
-from linnaeus.training.evaluation import FinalEvaluation
-from linnaeus.training.label_evaluation import LabelEvaluation
-from linnaeus.training.rounding import decided_by_rounding, map_within_rounding, rounding_error
+from linnaeus.training.finish import finalize, rounding
+from linnaeus.training.finish.evaluation import FinalEvaluation
+from linnaeus.training.finish.label_evaluation import LabelEvaluation
+from linnaeus.training.finish.rounding import decided_by_rounding, map_within_rounding, rounding_error
 
 
 def test_only_images_that_rounding_may_decide_excuse_another_count():

@@ -28,9 +28,9 @@ from linnaeus.metrics.classification import Figures
 from linnaeus.modelfile.safetensors import read_model
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
-from linnaeus.training import finalize
 from linnaeus.training.best import Best
-from linnaeus.training.finalize import Run
+from linnaeus.training.finish import finalize
+from linnaeus.training.finish.finalize import Run
 from linnaeus.training.timings import StepTimer
 
 QUIET = Console(quiet=True)

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from tiny import phase, write_label_sets, write_recipe
 
 import linnaeus
-from linnaeus.data.columns import LabelFormat
+from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 from linnaeus.export.gate import Comparison

@@ -221,7 +221,7 @@ def test_a_changed_image_is_one_line_if_images_are_decoded_in_every_epoch(
 ):
     source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 4}, **settings(split={"valid": 0.2}))
-    monkeypatch.setattr("linnaeus.training.samples.default_cache", lambda: Cache(tmp_path / "small", 4000))
+    monkeypatch.setattr("linnaeus.training.setup.samples.default_cache", lambda: Cache(tmp_path / "small", 4000))
     real, image = RunFolder.add, source / "0" / "0 3.png"
 
     def changed(folder: RunFolder, row: Any) -> None:
@@ -262,7 +262,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of that.")
         return real(self, x)
 
-    monkeypatch.setattr("linnaeus.training.tuning.measure_cost", lambda *args: Cheap())
+    monkeypatch.setattr("linnaeus.training.tuning.tuning.measure_cost", lambda *args: Cheap())
     monkeypatch.setattr(AboveCut, "forward", forward)
 
 

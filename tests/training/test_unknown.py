@@ -18,12 +18,12 @@ from linnaeus.metrics.reference_vectors import MOST_BYTES
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.modelfile.unknown import REFERENCES, THUMBNAILS
 from linnaeus.models import Network
-from linnaeus.models.weight_files import read_weights
+from linnaeus.models.weights.files import read_weights
 from linnaeus.report.page import write_report
 from linnaeus.runs.predictions import read_predictions
-from linnaeus.training.leave_class_out import leave_classes_out
+from linnaeus.training.finish.leave_class_out import leave_classes_out
+from linnaeus.training.finish.unknown import SAMPLE, balanced_sample, sample_size
 from linnaeus.training.run import Run, train
-from linnaeus.training.unknown import SAMPLE, balanced_sample, sample_size
 
 
 @pytest.fixture(scope="module")

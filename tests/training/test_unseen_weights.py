@@ -11,8 +11,8 @@ from tiny import mini, write_recipe
 from torch import nn
 
 from linnaeus.models import wrap
-from linnaeus.training import tuning
 from linnaeus.training.phase import AboveCut
+from linnaeus.training.tuning import tuning
 from linnaeus.training.unseen_weights import zero_unseen_gradients
 
 

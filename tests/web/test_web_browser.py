@@ -23,8 +23,8 @@ from linnaeus.inference.classifier import Classifier, load
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.modelfile.unknown import UnknownDetector
-from linnaeus.models.weight_files import read_weights
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.files import read_weights
+from linnaeus.models.weights.loading import load_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.serve.pages import translations
 from linnaeus.web import runtime

@@ -19,7 +19,7 @@ from linnaeus.check.label_sets import suspicious_label_sets
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.console import Console
 from linnaeus.data.class_names import printable
-from linnaeus.data.content import UNKNOWN
+from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.stores.contents import HashedImages

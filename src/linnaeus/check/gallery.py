@@ -13,8 +13,8 @@ from linnaeus.check.data_check import DataCheck
 from linnaeus.check.findings import KINDS, Finding, by_kind
 from linnaeus.check.terminal import NEXT_STEPS
 from linnaeus.data.class_names import printable
-from linnaeus.data.decode import UnreadableError, decode
-from linnaeus.data.encode import data_uri, to_pillow
+from linnaeus.data.images.decode import UnreadableError, decode
+from linnaeus.data.images.encode import data_uri, to_pillow
 from linnaeus.files import write_text
 from linnaeus.theme import style_sheet
 

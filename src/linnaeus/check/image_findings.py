@@ -9,7 +9,7 @@ import numpy as np
 
 from linnaeus.check.findings import Finding
 from linnaeus.check.image_statistics import ImageStatistics
-from linnaeus.data.decode import FORMATS, IMAGE_SUFFIXES
+from linnaeus.data.images.decode import FORMATS, IMAGE_SUFFIXES
 from linnaeus.data.table import Table
 
 SUFFIXES = {

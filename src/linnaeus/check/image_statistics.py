@@ -21,8 +21,8 @@ from numpy.lib import format
 
 from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.check.pixel_statistics import SHORT, STATISTICS, file_statistics, pixel_statistics, statistics_of
-from linnaeus.data.decode import DECODE_VERSION, RowSpec, UnreadableError
-from linnaeus.data.resize import Upright
+from linnaeus.data.images.decode import DECODE_VERSION, RowSpec, UnreadableError
+from linnaeus.data.images.resize import Upright
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding, Progress, in_order

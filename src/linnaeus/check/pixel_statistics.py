@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from linnaeus.check.hashing import WINDOWS, difference_hashes
-from linnaeus.data.decode import FORMATS, INSPECTED, inspect
-from linnaeus.data.resize import Upright, with_channels
+from linnaeus.data.images.decode import FORMATS, INSPECTED, inspect
+from linnaeus.data.images.resize import Upright, with_channels
 
 SIDE = 32  # side of the thumbnail by which images are compared, in pixels
 SHORT = 256  # short side at which sharpness is measured, in pixels; smaller images are not enlarged

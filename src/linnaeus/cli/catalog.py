@@ -82,7 +82,7 @@ def weights() -> None:
 @verbosity
 def weights_list() -> None:
     """List the published weights and which are already downloaded."""
-    from linnaeus.models.weight_store import render_list
+    from linnaeus.models.weights.store import render_list
 
     echo(render_list())
 
@@ -93,7 +93,7 @@ def weights_list() -> None:
 def weights_pull(name: str) -> None:
     """Download weights and verify them. An interrupted download is resumed."""
     from linnaeus.data.download import fetch
-    from linnaeus.models.weight_store import pull
+    from linnaeus.models.weights.store import pull
 
     with make_console(sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, fetch=fetch, progress=advance)
@@ -110,7 +110,7 @@ def weights_import(name: str, file: Path) -> None:
     NAME is a name from `linnaeus weights list`. Weights that are not in this list need no import: use
     `linnaeus train --weights FILE`.
     """
-    from linnaeus.models.weight_store import import_file
+    from linnaeus.models.weights.store import import_file
 
     path, notes = import_file(name, file)
     console = make_console(sys.stderr)
@@ -128,7 +128,7 @@ def data() -> None:
 @verbosity
 def data_list() -> None:
     """List the datasets that can be used by name."""
-    from linnaeus.data.known_sources import known_sources
+    from linnaeus.data.readers.known_sources import known_sources
 
     for dataset in known_sources():
         size = f"{dataset.size / 1e6:,.0f} MB" if dataset.size else ""
@@ -141,7 +141,7 @@ def data_list() -> None:
 @verbosity
 def data_pull(name: str) -> None:
     """Download a dataset. An interrupted download is resumed."""
-    from linnaeus.data.known_sources import pull
+    from linnaeus.data.readers.known_sources import pull
 
     with make_console(sys.stderr).progress(name, "bytes") as advance:
         path = pull(name, progress=advance)
@@ -160,7 +160,7 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
     An index is written beside the shards. `linnaeus train` reads images directly from the shards, given DIR or its URL
     on a web server. The dataset may be larger than the disk: nothing is unpacked and no pixel store is built.
     """
-    from linnaeus.data.shardwriter import write_shards
+    from linnaeus.data.readers.shardwriter import write_shards
     from linnaeus.data.sources import open_source, refuse_inside
 
     console = make_console(sys.stderr)

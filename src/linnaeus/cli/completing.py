@@ -26,7 +26,7 @@ class Value(click.types.StringParamType):
 
 
 def _sources() -> Iterable[str]:
-    from linnaeus.data.known_sources import KNOWN
+    from linnaeus.data.readers.known_sources import KNOWN
 
     return KNOWN
 

@@ -178,7 +178,7 @@ def check_source(source: str, lists: Mapping[str, str | None] | None = None) -> 
 
     `lists`: names of list files by split; None checks only whether the source is there.
     """
-    from linnaeus.data.known_sources import KNOWN
+    from linnaeus.data.readers.known_sources import KNOWN
     from linnaeus.data.sources import open_source
 
     path = Path(source).expanduser()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from linnaeus.explain.saliency import Explanation
     from linnaeus.inference.classifier import Classifier, Prediction
     from linnaeus.report.explanation import Examples
-    from linnaeus.training.influence import Pulls, TrainingInfluence
+    from linnaeus.training.derived.influence import Pulls, TrainingInfluence
 
 METHODS = ("gradcam", "occlusion", "integrated-gradients")
 NEIGHBORS = 5
@@ -98,7 +98,7 @@ def explain(
     if like is not None:
         sheets.compare_with(like, top or NEIGHBORS, console)
     if because:
-        from linnaeus.training.influence import TrainingInfluence
+        from linnaeus.training.derived.influence import TrainingInfluence
 
         sheets.influence, sheets.top = TrainingInfluence(classifier, console), top or NEIGHBORS
     records, failed = _explain_images(classifier, images, sheets, console)

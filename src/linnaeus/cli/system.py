@@ -73,7 +73,7 @@ def devices_and_files() -> dict[str, Any]:
 
     from linnaeus.cache import default_cache
     from linnaeus.device import available_cores, free_memory
-    from linnaeus.models.weight_store import local_weights
+    from linnaeus.models.weights.store import local_weights
 
     cache = default_cache()
     devices = [f"cpu ({available_cores()} cores, {torch.backends.cpu.get_cpu_capability()})"]

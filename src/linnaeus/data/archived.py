@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from linnaeus.data import tree
-from linnaeus.data.archive import is_archive, open_archive
-from linnaeus.data.formats import IMAGE_SUFFIXES, LITTER
+from linnaeus.data.archives.archive import is_archive, open_archive
+from linnaeus.data.archives.tar import ANY_LENGTH, members
+from linnaeus.data.archives.unpacking import opened
+from linnaeus.data.images.formats import IMAGE_SUFFIXES, LITTER
+from linnaeus.data.readers.webdataset import is_shard
 from linnaeus.data.table import SPLIT_NAMES
-from linnaeus.data.tar import ANY_LENGTH, members
-from linnaeus.data.unpacking import opened
-from linnaeus.data.webdataset import is_shard
 from linnaeus.errors import UserError
 
 LOOKED_AT = 64

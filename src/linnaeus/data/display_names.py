@@ -12,7 +12,7 @@ from pathlib import Path
 
 from linnaeus.data import tree
 from linnaeus.data.class_names import NAMES_TEXT, class_name, listed, natural_key, read_classes, read_text
-from linnaeus.data.decode import IMAGE_SUFFIXES
+from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.errors import UserError
 
 NAMES_JSON = "cat_to_name.json"

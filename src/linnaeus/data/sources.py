@@ -7,17 +7,18 @@ import difflib
 from collections.abc import Collection
 from pathlib import Path
 
-from linnaeus.data import cifar, csvfile, folder, idx, known_sources, listfile, shards, tree
-from linnaeus.data.archive import is_archive
+from linnaeus.data import tree
 from linnaeus.data.archived import holds_folder, top_folder
+from linnaeus.data.archives.archive import is_archive
+from linnaeus.data.archives.remote import is_address
 from linnaeus.data.class_names import listed
-from linnaeus.data.columns import AS_SHOWN, LabelFormat
-from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.foreign_files import foreign_file
-from linnaeus.data.label_sets import with_task
-from linnaeus.data.remote import is_address
+from linnaeus.data.images.decode import IMAGE_SUFFIXES
+from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, listfile, shards
+from linnaeus.data.readers.columns import AS_SHOWN, LabelFormat
+from linnaeus.data.readers.foreign_files import foreign_file
+from linnaeus.data.readers.label_sets import with_task
+from linnaeus.data.readers.webdataset import is_shard
 from linnaeus.data.table import SPLITS, Table, checked
-from linnaeus.data.webdataset import is_shard
 from linnaeus.errors import UserError
 
 LISTS = {

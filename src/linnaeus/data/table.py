@@ -16,7 +16,7 @@ from linnaeus.data.class_names import listed
 from linnaeus.errors import UserError, visible
 
 if TYPE_CHECKING:
-    from linnaeus.data.members import ShardMembers
+    from linnaeus.data.archives.members import ShardMembers
 
 SPLITS = ("train", "valid", "test")
 NEAR_DUPLICATES = "near-duplicates"  # as a recipe's split.groups: copies of one image are a group

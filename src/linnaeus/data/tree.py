@@ -12,7 +12,7 @@ import stat as modes
 from dataclasses import dataclass
 from typing import Any
 
-from linnaeus.data.archive import find
+from linnaeus.data.archives.archive import find
 
 Place = str | os.PathLike[str]
 NOT_THERE = (NotADirectoryError, FileNotFoundError)  # the second on Windows

@@ -15,7 +15,7 @@ MIXED = {"16-mixed": torch.float16, BF16: torch.bfloat16}
 def full_name(kind: str, precision: str) -> str:
     """The name of the recipe's `precision` on a device of this kind.
 
-    `auto`: mixed on a GPU, else 32 bits; on a CPU `training/precision.py` may choose another one for a phase.
+    `auto`: mixed on a GPU, else 32 bits; on a CPU `training/tuning/precision.py` may choose another one for a phase.
     """
     if precision == "auto":
         if kind == "cuda":

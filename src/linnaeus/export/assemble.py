@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.data.resize import MAX_ASPECT
+from linnaeus.data.images.resize import MAX_ASPECT
 from linnaeus.errors import UserError
 from linnaeus.metrics.label_calibration import LabelCalibration
 from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES

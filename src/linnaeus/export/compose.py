@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from linnaeus.errors import UserError, one_line
-from linnaeus.models.onnx_backbone import OnnxBackbone
-from linnaeus.models.onnx_features import HALF, require
+from linnaeus.models.backbones.onnx_backbone import OnnxBackbone
+from linnaeus.models.backbones.onnx_features import HALF, require
 from linnaeus.models.onnx_graph import OPSET, inference_session
 
 

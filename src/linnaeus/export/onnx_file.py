@@ -18,8 +18,8 @@ from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.metrics.label_calibration import LabelCalibration
 from linnaeus.modelfile.onnx import NEEDS, checksum, metadata, seal
+from linnaeus.models.backbones.onnx_backbone import OnnxBackbone
 from linnaeus.models.executors import TOLERANCE
-from linnaeus.models.onnx_backbone import OnnxBackbone
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
 
 

@@ -9,7 +9,7 @@ from linnaeus.export.model_card import model_card
 from linnaeus.files import scratch
 from linnaeus.inference.classifier import Classifier
 from linnaeus.modelfile.hub_models import FILE, PREFIX, explain_refusal, parse_repository
-from linnaeus.models.hub import client, endpoint
+from linnaeus.models.backbones.hub import client, endpoint
 
 CARD = "README.md"  # which the hub shows
 

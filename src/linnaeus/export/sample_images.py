@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from linnaeus.data.decode import decode, fit_row
+from linnaeus.data.images.decode import decode, fit_row
 from linnaeus.errors import UserError
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.modelfile.safetensors import ModelFile

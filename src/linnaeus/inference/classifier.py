@@ -20,8 +20,8 @@ from torch import nn
 
 from linnaeus.data.batches import Batch, Batches
 from linnaeus.data.class_names import class_name
-from linnaeus.data.color_loss import ColorLoss
-from linnaeus.data.decode import UnreadableError
+from linnaeus.data.images.color_loss import ColorLoss
+from linnaeus.data.images.decode import UnreadableError
 from linnaeus.device import choose_device, steady_heap
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError

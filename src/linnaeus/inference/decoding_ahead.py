@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.data.decode import UnreadableError
+from linnaeus.data.images.decode import UnreadableError
 from linnaeus.distributed.environment import process_info
 from linnaeus.distributed.launch import threads_per_process
 from linnaeus.inference.in_memory import failed, readable

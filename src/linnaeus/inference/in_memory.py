@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageOps
 
 from linnaeus.data import tree
-from linnaeus.data.archive import is_archive
-from linnaeus.data.decode import MAX_PIXELS, UnreadableError
-from linnaeus.data.modes import flatten
+from linnaeus.data.archives.archive import is_archive
+from linnaeus.data.images.decode import MAX_PIXELS, UnreadableError
+from linnaeus.data.images.modes import flatten
 from linnaeus.errors import UserError
 from linnaeus.inference.inputs import expand
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from linnaeus.data import tree
-from linnaeus.data.archive import is_archive
+from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.class_names import natural_key
-from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.formats import LITTER
+from linnaeus.data.images.decode import IMAGE_SUFFIXES
+from linnaeus.data.images.formats import LITTER
 from linnaeus.errors import UserError
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from linnaeus.cache import Cache, default_cache
 from linnaeus.data import tree
-from linnaeus.data.content import HASH, UNKNOWN
+from linnaeus.data.images.content import HASH, UNKNOWN
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import MODEL, read_header

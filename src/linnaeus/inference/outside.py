@@ -12,7 +12,7 @@ import numpy as np
 from linnaeus.cache import default_cache
 from linnaeus.console import Console, counted
 from linnaeus.data.class_names import natural_key
-from linnaeus.data.folder import loose_images
+from linnaeus.data.readers.folder import loose_images
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.evaluate import Evaluation

@@ -12,10 +12,10 @@ import numpy as np
 
 from linnaeus.cache import default_cache
 from linnaeus.data import tree
-from linnaeus.data.archive import is_archive
+from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
-from linnaeus.data.columns import LabelFormat
+from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
-from linnaeus.data.decode import UnreadableError
+from linnaeus.data.images.decode import UnreadableError
 from linnaeus.errors import UserError
 from linnaeus.label.acceptance import SURE
 from linnaeus.label.journal import UNKNOWN

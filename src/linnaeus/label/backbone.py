@@ -14,8 +14,8 @@ from torch import Tensor
 
 from linnaeus.cache import default_cache
 from linnaeus.console import Console
-from linnaeus.data.decode import DECODE_VERSION
-from linnaeus.data.folder import loose_images
+from linnaeus.data.images.decode import DECODE_VERSION
+from linnaeus.data.readers.folder import loose_images
 from linnaeus.device import choose_device
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
@@ -23,8 +23,8 @@ from linnaeus.inference.membership import Membership, held_in, images_of_weights
 from linnaeus.modelfile.safetensors import ModelFile, model_path, read_model
 from linnaeus.models.executors import FrozenPart, choose_executor
 from linnaeus.models.network import Network
-from linnaeus.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
-from linnaeus.models.weights import describe_weights, load_weights
+from linnaeus.models.weights.loading import describe_weights, load_weights
+from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import default_weights

@@ -21,8 +21,8 @@ from PIL import Image
 
 from linnaeus.check.duplicates import COPY_RADIUS, FLAT
 from linnaeus.check.hashing import difference_hashes
-from linnaeus.data.decode import UnreadableError
 from linnaeus.data.download import cache_dir
+from linnaeus.data.images.decode import UnreadableError
 from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.files import acquire

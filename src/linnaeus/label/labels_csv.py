@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linnaeus.data.class_names import class_name, read_text
-from linnaeus.data.csvfile import read_csv
+from linnaeus.data.readers.csvfile import read_csv
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors
 from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label

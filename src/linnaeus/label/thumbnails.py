@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from linnaeus.data.decode import RowSpec, UnreadableError, load_row
-from linnaeus.data.encode import to_pillow
+from linnaeus.data.images.decode import RowSpec, UnreadableError, load_row
+from linnaeus.data.images.encode import to_pillow
 
 SIDES = (160, 640, 1600)
 """Lengths of the short side in pixels: in a grid, as a question, zoomed in. An image is not enlarged."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linnaeus.errors import UserError, one_line
 from linnaeus.models import Network, create
-from linnaeus.models.libraries import library_of
+from linnaeus.models.backbones.libraries import library_of
 
 if TYPE_CHECKING:
     from linnaeus.modelfile.safetensors import ModelFile

@@ -10,7 +10,7 @@ from linnaeus.data.download import Progress, fetch
 from linnaeus.environment import cache_dir, offline
 from linnaeus.errors import UserError
 from linnaeus.files import read_object, write_text
-from linnaeus.models.hub import TIMEOUT, client, endpoint, refusal
+from linnaeus.models.backbones.hub import TIMEOUT, client, endpoint, refusal
 
 PREFIX = "hf:"
 FILE = "model.safetensors"

@@ -61,7 +61,7 @@ from linnaeus.modelfile.schema import check_description
 from linnaeus.modelfile.unknown import PREFIX as UNKNOWN
 from linnaeus.modelfile.unknown import check_tensors
 from linnaeus.models import Network, allocate
-from linnaeus.models.libraries import library_of
+from linnaeus.models.backbones.libraries import library_of
 from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1

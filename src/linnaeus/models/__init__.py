@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from linnaeus.errors import UnknownNameError, UserError, did_you_mean, did_you_mean_network
+from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.custom import Custom, load_module, wrap
 from linnaeus.models.inception import InceptionV1
-from linnaeus.models.libraries import library_of
 from linnaeus.models.network import Network, allocate, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
 from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net

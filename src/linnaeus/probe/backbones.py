@@ -11,11 +11,11 @@ from pathlib import Path
 from linnaeus.environment import offline
 from linnaeus.errors import UnknownNameError, UserError, did_you_mean_network
 from linnaeus.models import MODELS
-from linnaeus.models.libraries import library_of
-from linnaeus.models.pretrained import PRETRAINED
-from linnaeus.models.timm_backbone import PREFIX
-from linnaeus.models.weight_store import lookup
-from linnaeus.models.weights import describe_weights
+from linnaeus.models.backbones.libraries import library_of
+from linnaeus.models.backbones.timm_backbone import PREFIX
+from linnaeus.models.weights.loading import describe_weights
+from linnaeus.models.weights.pretrained import PRETRAINED
+from linnaeus.models.weights.store import lookup
 
 AUTO = "auto"
 

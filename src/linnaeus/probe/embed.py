@@ -13,11 +13,11 @@ import numpy as np
 
 from linnaeus.console import Console
 from linnaeus.data import tree
-from linnaeus.data.archive import is_archive
 from linnaeus.data.archived import holds_folder, top_folder
-from linnaeus.data.bitdepth import used_bits
-from linnaeus.data.decode import IMAGE_SUFFIXES
-from linnaeus.data.folder import loose_images
+from linnaeus.data.archives.archive import is_archive
+from linnaeus.data.images.bitdepth import used_bits
+from linnaeus.data.images.decode import IMAGE_SUFFIXES
+from linnaeus.data.readers.folder import loose_images
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
@@ -26,7 +26,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.inputs import expand
 from linnaeus.modelfile.safetensors import MODEL, model_path, read_model
 from linnaeus.models import Network
-from linnaeus.models.weight_store import local_backbones
+from linnaeus.models.weights.store import local_backbones
 from linnaeus.preprocess import Preprocessing
 from linnaeus.probe.backbones import parse_backbones
 from linnaeus.probe.feature_files import FeatureFile, writer_of

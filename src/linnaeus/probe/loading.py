@@ -10,9 +10,9 @@ from linnaeus.data.table import Table
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.probe.backbones import Backbone
-from linnaeus.training.network import build_network, check_size, preprocessing_of
-from linnaeus.training.request import Request
-from linnaeus.training.resolve import resolve_recipe
+from linnaeus.training.setup.network import build_network, check_size, preprocessing_of
+from linnaeus.training.setup.request import Request
+from linnaeus.training.setup.resolve import resolve_recipe
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from linnaeus.cache import default_cache
 from linnaeus.check.data_check import copies
 from linnaeus.check.inspection import merge_groups
 from linnaeus.console import Console, counted
-from linnaeus.data.bitdepth import used_bits
+from linnaeus.data.images.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
@@ -25,7 +25,7 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
 from linnaeus.files import disk_errors, numbered
 from linnaeus.inference.membership import held_in, images_of_weights
-from linnaeus.models.weight_store import local_backbones
+from linnaeus.models.weights.store import local_backbones
 from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
 from linnaeus.probe.comparison import Comparison, Failure, Result
 from linnaeus.probe.features import Cost, FeatureExtractor, StoredFeatures
@@ -33,10 +33,10 @@ from linnaeus.probe.judging import Judge
 from linnaeus.probe.loading import load_backbone
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
-from linnaeus.training.choice import TRANSFER
-from linnaeus.training.request import Request
-from linnaeus.training.resolve import open_split, open_table, refuse_split_settings
-from linnaeus.training.samples import measure_normalization
+from linnaeus.training.setup.choice import TRANSFER
+from linnaeus.training.setup.request import Request
+from linnaeus.training.setup.resolve import open_split, open_table, refuse_split_settings
+from linnaeus.training.setup.samples import measure_normalization
 
 SPLITS = ("train", "valid")
 """The test images are not looked at: they measure the chosen model later."""

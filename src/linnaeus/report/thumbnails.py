@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from linnaeus.data.decode import RowSpec, UnreadableError, fit_row
-from linnaeus.data.encode import data_uri, to_pillow
-from linnaeus.data.known_sources import known_sources, open_known
+from linnaeus.data.images.decode import RowSpec, UnreadableError, fit_row
+from linnaeus.data.images.encode import data_uri, to_pillow
+from linnaeus.data.readers.known_sources import known_sources, open_known
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.errors import UserError

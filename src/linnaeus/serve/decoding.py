@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from linnaeus.data.decode import RowSpec, UnreadableError
+from linnaeus.data.images.decode import RowSpec, UnreadableError
 from linnaeus.device import available_cores
 from linnaeus.serve.decoder_process import NICE, decoder_process
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from linnaeus.data.encode import data_uri, to_pillow
+from linnaeus.data.images.encode import data_uri, to_pillow
 from linnaeus.errors import UserError
 from linnaeus.explain.saliency import Explanation, choose_stages, explain
 from linnaeus.inference.classifier import Classifier, Prediction

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from linnaeus.data.formats import formats
+from linnaeus.data.images.formats import formats
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.metrics.label_calibration import NEVER

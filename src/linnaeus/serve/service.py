@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.data.decode import UnreadableError
+from linnaeus.data.images.decode import UnreadableError
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.serve.batching import Batcher

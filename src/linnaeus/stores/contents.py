@@ -9,10 +9,10 @@ from contextlib import suppress
 import numpy as np
 
 from linnaeus.cache import Cache, OverBudgetError
-from linnaeus.data.content import HASH, UNKNOWN, content_hash
-from linnaeus.data.decode import RowSpec, UnreadableError
-from linnaeus.data.members import ShardMembers
-from linnaeus.data.resize import Upright
+from linnaeus.data.archives.members import ShardMembers
+from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
+from linnaeus.data.images.decode import RowSpec, UnreadableError
+from linnaeus.data.images.resize import Upright
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding, in_order

@@ -14,9 +14,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from linnaeus.data import tree
-from linnaeus.data.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
-from linnaeus.data.members import ShardMembers
-from linnaeus.data.resize import Upright
+from linnaeus.data.archives.members import ShardMembers
+from linnaeus.data.images.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
+from linnaeus.data.images.resize import Upright
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ import torch
 from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.batches import Batch
-from linnaeus.data.decode import DECODE_VERSION
+from linnaeus.data.images.decode import DECODE_VERSION
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores, choose_device, steady_heap
-from linnaeus.models.pretrained import PRETRAINED, PretrainedWeights
-from linnaeus.models.weight_store import local_weights, lookup
-from linnaeus.models.weights import load_weights
+from linnaeus.models.weights.loading import load_weights
+from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.models.weights.store import local_weights, lookup
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import IMAGES, image_stores
 from linnaeus.stores.decoding import Decoding

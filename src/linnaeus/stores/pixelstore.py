@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.cache import known_checksum
-from linnaeus.data.decode import UnreadableError, load_row
+from linnaeus.data.images.decode import UnreadableError, load_row
 from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.rows import RowGuard, open_reader
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.cache import Cache, Entry, OverBudgetError
-from linnaeus.data.decode import RowSpec, UnreadableError
+from linnaeus.data.images.decode import RowSpec, UnreadableError
 from linnaeus.stores.activations import IMAGES
 from linnaeus.stores.contents import CONTENTS, FORM
 from linnaeus.stores.pixels import open_store, store_key

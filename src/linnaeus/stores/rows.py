@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from linnaeus.data.decode import UnreadableError
+from linnaeus.data.images.decode import UnreadableError
 from linnaeus.errors import JobError
 
 ROWS = "rows.bin"

@@ -10,7 +10,7 @@ import numpy as np
 
 from linnaeus.cache import Cache
 from linnaeus.data.batches import Rows, Subset
-from linnaeus.data.decode import RowSpec
+from linnaeus.data.images.decode import RowSpec
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.stores.activations import content_key

@@ -19,9 +19,9 @@ from linnaeus.recipe.difference import change_lines
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, trial_line
 from linnaeus.sweeps.space import combinations, load_space, settings_of
 from linnaeus.sweeps.study import ClaimedTrial, Study, Trial, study_errors, trial_folder
-from linnaeus.training.request import Request, absolute_source
-from linnaeus.training.resolve import refuse_split_settings, resolve_recipe
 from linnaeus.training.run import train
+from linnaeus.training.setup.request import Request, absolute_source
+from linnaeus.training.setup.resolve import refuse_split_settings, resolve_recipe
 from linnaeus.training.stop import StoppedError
 
 DESCRIPTION = "sweep.json"

@@ -30,7 +30,7 @@ from linnaeus.training.solve import solve_head
 from linnaeus.training.stop import StopSignals
 from linnaeus.training.streams import Streams
 from linnaeus.training.timings import StepTimer, Timings
-from linnaeus.training.tuning import Tuning, is_synced
+from linnaeus.training.tuning.tuning import Tuning, is_synced
 
 MENTIONED_FROM = 10.0
 """Seconds from which on the expected duration of a phase is announced."""

@@ -11,9 +11,9 @@ from linnaeus.runs.history import Row
 from linnaeus.runs.penalties import Trial, penalties_file, write_penalties
 from linnaeus.runs.tracking import Tracking
 from linnaeus.training.best import Best
-from linnaeus.training.identity import TunedValues
-from linnaeus.training.prepare import Prepared
-from linnaeus.training.rangetest import RangeTest
+from linnaeus.training.setup.identity import TunedValues
+from linnaeus.training.setup.prepare import Prepared
+from linnaeus.training.tuning.rangetest import RangeTest
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from linnaeus.console import Console
-from linnaeus.data.columns import LabelFormat
-from linnaeus.data.csvfile import open_frame
-from linnaeus.data.decode import UnreadableError
+from linnaeus.data.images.decode import UnreadableError
+from linnaeus.data.readers.columns import LabelFormat
+from linnaeus.data.readers.csvfile import open_frame
 from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
 from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
@@ -31,16 +31,16 @@ from linnaeus.runs.lock import clear
 from linnaeus.runs.tracking import Tracking, check_trackers, open_tracking
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
-from linnaeus.training.finalize import Ending, Run, finalize, say_figures
+from linnaeus.training.finish.finalize import Ending, Run, finalize, say_figures
 from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.phases import Phases
-from linnaeus.training.prepare import Prepared, plan_run, prepare
 from linnaeus.training.recorder import RunRecorder
-from linnaeus.training.request import EarlierRun, Request
+from linnaeus.training.setup.prepare import Prepared, plan_run, prepare
+from linnaeus.training.setup.request import EarlierRun, Request
+from linnaeus.training.setup.workspace import Workspace
 from linnaeus.training.stop import StoppedError, StopSignals, Terminated
 from linnaeus.training.streams import Streams
 from linnaeus.training.timings import Timings
-from linnaeus.training.workspace import Workspace
 
 Observer = Callable[[int, Headline], None]
 """observe(epochs so far, validation metrics)"""

@@ -1,0 +1,254 @@
+"""CSV and TSV: a header with `path`, `label`, optional `split` and `group`, or another column of groups."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.data.class_names import listed, natural_order, read_text, spelling_variants
+from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
+from linnaeus.data.readers.columns import (
+    AS_SHOWN,
+    LabelFormat,
+    Row,
+    find_column,
+    missing_note,
+    one_hot,
+    refuse_repeated,
+    splits_of,
+)
+from linnaeus.data.readers.label_sets import indicator, occurring, read_label_sets
+from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate
+from linnaeus.data.table import Table, checked
+from linnaeus.errors import UserError
+from linnaeus.text import plain_cell
+
+SPLIT_FILE = "split.csv"
+"""Name of the split in a run folder; earlier versions wrote it without content hashes."""
+
+BELONGS = re.compile(
+    "(patient|subject|person|individual|case|lesion|animal|specimen|plant|tree|camera|scene|location|site|series|burst"
+    "|session|video|clip|sequence|slide)s?([ _-]?(id|nr|no|number|name))?"
+)
+"""Columns that say, by their names, which images belong together."""
+
+
+def open_csv(source: str, files: dict[str, Path], group: str | None = None, form: LabelFormat = AS_SHOWN) -> Table:
+    """Read CSV or TSV files; `files` maps a split ("" where the column `split` decides) to its file.
+
+    `group` names the column whose values tell which samples belong together, such as patient; without it, it is the
+    column `group`, if there is one. `form` says whether images have several labels (label_sets.py).
+    A label is a class name, also where it is a number; classes are in natural order. Where all labels are numbers,
+    `classes.txt` beside the file gives the names to display: line k, from 0, for label k (or that line `number name`).
+    """
+    return open_rows(source, [read_csv(path, split, group, form) for split, path in files.items()])
+
+
+def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOWN) -> Table:
+    """Read a pandas DataFrame with the columns of a CSV; relative paths start at the working directory."""
+    header = [str(name).strip() for name in frame.columns]
+    columns = [name.lower() for name in header]
+    blank = frame.isna().to_numpy()
+    cells = [
+        ["" if empty else str(value) for value, empty in zip(row, missing, strict=True)]
+        for row, missing in zip(frame.itertuples(index=False, name=None), blank, strict=True)
+    ]
+    records = [(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(cells, 1)]
+    return checked(open_rows("DataFrame", [_rows(Path("DataFrame"), header, records, "", group, form)]))
+
+
+def open_rows(source: str, parts: list[Rows]) -> Table:
+    """The table of rows that were read from files. Raises UserError if an image does not exist."""
+    paths = tuple(path for part in parts for path in locate(part))
+    folder = parts[0].file.absolute().parent
+    labels: np.ndarray
+    notes: list[str] = []
+    if any(part.sets is not None for part in parts):
+        # Files with and without several labels can be mixed: a single label is a set of one.
+        sets = [names for part in parts for names in (part.sets if part.sets is not None else zip(part.labels))]
+        classes = occurring(sets)
+        labels, names, spelled = indicator(sets, classes), classes, True
+    else:
+        texts = [label for part in parts for label in part.labels]
+        classes = natural_order(texts)
+        position = {name: k for k, name in enumerate(classes)}
+        labels = np.array([position[text] for text in texts], dtype=np.int64)
+        names, notes = _names(folder, classes, zip(texts, paths, strict=True))
+        spelled = names == classes
+    if spelled:
+        # Classes stay in lower case, since models of earlier versions have them so.
+        written = {name: text for part in parts for name, text in part.names.items()}
+        names = tuple(written.get(name, name) for name in classes)
+    groups = None
+    # One file of several may lack the column; its images then belong to no group.
+    if any(part.groups for part in parts):
+        groups = tuple(group for part in parts for group in part.groups or [""] * len(part.texts))
+    return Table(
+        source,
+        "csv",
+        classes,
+        names,
+        labels,
+        np.array([split for part in parts for split in part.splits], dtype="<U5"),
+        paths=paths,
+        groups=groups,
+        offered=tuple(dict.fromkeys(name for part in parts for name in part.offered)),
+        root=str(folder),
+        spellings=spelling_variants(pair for part in parts for pair in part.written),
+        notes=(*(note for part in parts for note in part.notes), *notes),
+    )
+
+
+def _names(
+    folder: Path, classes: tuple[str, ...], rows: Iterable[tuple[str, str]]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Display names where all labels are numbers and a file beside the CSV names them, and a note that says so."""
+    named = names_by_index(folder) if all(name.isascii() and name.isdigit() for name in classes) else None
+    if named is None:
+        return classes, []
+    path, by_index = named
+    unnamed = [name for name in classes if int(name[:18]) not in by_index]
+    if unnamed:
+        raise UserError(f"{path}: no line for label {listed(unnamed)}; add it, or remove the file")
+    names = {name: by_index[int(name[:18])] for name in classes}
+    folders = folder_of_label(rows)
+    refuse_swapped(path, folders.values(), {folders[name]: names[name] for name in folders})
+    return tuple(names.values()), naming_note(path, names, "by index")
+
+
+def read_csv(path: Path, split: str = "", group: str | None = None, form: LabelFormat = AS_SHOWN) -> Rows:
+    """Read one CSV or TSV file into rows; the images are not looked for yet."""
+    return _rows(path, *_records(path), split, group, form)
+
+
+def _rows(path: Path, header: list[str], records: list[Row], split: str, group: str | None, form: LabelFormat) -> Rows:
+    """The rows of a table that was read from `path`, checked. Records have the columns in lower case."""
+    columns = [name.lower() for name in header]
+    wanted = (group or "group").strip().lower()
+    refuse_repeated(path, columns)
+    image, label = (find_column(path, columns, role) for role in ("path", "label"))
+    others = [name for name in columns if name and name != image and name not in ("split", wanted)]
+    sets = read_label_sets(path, label, others, records, form) if image else None
+    flags = None if label or sets or not image else one_hot(path, others, records)
+    _check_columns(path, columns, image, label or flags or sets)
+    if group is not None and wanted not in columns:
+        raise UserError(f"{path}:1: no column {group!r}; the columns are {listed(columns)}")
+    assert image is not None
+    rows = Rows(path, lines=[line for line, _ in records], texts=[cells[image] for _, cells in records])
+    # With several labels there is no single text to check for blanks.
+    texts = flags or {line: "" if sets else cells[str(label)] for line, cells in records}
+    _refuse_blank(path, {"path": dict(zip(rows.lines, rows.texts, strict=True)), "label": {} if sets else texts})
+    used = sets.columns if sets else [name for name in others if name in set(flags.values())] if flags else (label,)
+    rest = [name for name in others if name not in used]
+    if flags or (sets and label is None):
+        rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in used}
+    rows.splits, rows.notes = [split] * len(records), []
+    if not split:
+        rows.splits, rows.notes = splits_of(path, [*rest, *_split(columns)], records)
+    if sets:
+        rows.sets = [tuple(label_of(name, path, line) for name in sets.by_line[line]) for line in rows.lines]
+    else:
+        rows.labels = [label_of(texts[line], path, line) for line in rows.lines]
+        rows.written = {(part, texts[line]) for line, part in zip(rows.lines, rows.splits, strict=True)}
+    if wanted in columns:
+        rows.groups = [cells[wanted].strip() for _, cells in records]
+    else:
+        # A column such as `patient` with repeated values suggests groups, which are offered and not applied.
+        values = {name: {cells[name].strip() for _, cells in records} for name in rest if BELONGS.fullmatch(name)}
+        rows.offered = tuple(name for name, distinct in values.items() if 1 < len(distinct) < len(records))
+    if not rows.texts:
+        raise UserError(f"{path}: lists no images; write a line for each below the header")
+    notes = [f"path is read from column {image!r}"] if image != "path" else []
+    if sets:
+        notes.append(sets.note)
+    elif label != "label":
+        one_each = f"the columns {listed([name for name in used if name])}, one for each class"
+        notes.append(f"label is read from {f'column {label!r}' if label else one_each}")
+    rows.notes[:0] = [*(f"{path.name}: {note}" for note in notes), *missing_note(path, rows.labels)]
+    return rows
+
+
+def _check_columns(path: Path, columns: list[str], image: str | None, label: object) -> None:
+    """Raise UserError if the image or the label has no column."""
+    if not any(columns):
+        raise UserError(
+            f"{path}: has no columns; write `path,label` on the first line, and a line for each image below"
+        )
+    for role, column in (("path", image), ("label", label)):
+        if not column:
+            raise UserError(
+                f"{path}:1: no column {role!r}, only {listed(columns)}; the first line must name path, label "
+                "[, split]: rename the columns that hold them"
+            )
+
+
+def _split(columns: list[str]) -> list[str]:
+    return ["split"] if "split" in columns else []
+
+
+def _records(path: Path) -> tuple[list[str], list[Row]]:
+    """The header, and the rows that are not blank, by columns in lower case.
+
+    Spreadsheets may announce the separator: `sep=;`.
+    """
+    text, first = read_text(path), 1
+    head = text.split("\n", 1)[0].strip()
+    if announced := re.fullmatch(r'"?sep=(.)"?', head, re.IGNORECASE):
+        text, first = text.partition("\n")[2], 2
+        delimiter = announced[1]
+    else:
+        # Spreadsheets write ; where the comma is the decimal point.
+        delimiter = "\t" if path.suffix.lower() == ".tsv" and "\t" in head else max(",;\t|", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    records = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        columns = [name.lower() for name in header]
+        # Linnaeus protects cells of split.csv from spreadsheets; other files are taken as they are.
+        content = plain_cell if _is_split_of_run(path, columns) else str
+        for row in reader:
+            line = reader.line_num + first - 1
+            # Empty cells at the end of a row come from spreadsheets and are harmless.
+            if any(cell.strip() for cell in row[len(columns) :]):
+                raise UserError(
+                    f"{path}:{line}: {len(row)} cells, but {len(columns)} columns; put quotes around a cell that "
+                    f"contains {delimiter!r}"
+                )
+            if any(cell.strip() for cell in row):
+                blanks = [""] * (len(columns) - len(row))
+                records.append((line, dict(zip(columns, map(content, [*row, *blanks]), strict=False))))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num + first - 1}: {error}; correct the line") from None
+    return header, records
+
+
+def _is_split_of_run(path: Path, columns: list[str]) -> bool:
+    """Whether `write_split` wrote the file, whose quote marks before formulas are not part of the cells.
+
+    In a file of the user they are: a class may be named `'=a`.
+    """
+    head, rest = columns[:3], columns[3:]
+    if head not in (["path", "label", "split"], ["path", "labels", "split"]) or rest not in (
+        [],
+        ["group"],
+        ["content"],
+        ["group", "content"],
+    ):
+        return False
+    return "content" in rest or path.name == SPLIT_FILE
+
+
+def _refuse_blank(path: Path, cells: dict[str, dict[int, str]]) -> None:
+    """Raise UserError for rows (role -> line -> cell) that lack a path or a label; those that lack a path first."""
+    for role, by_line in cells.items():
+        lines = [line for line, text in by_line.items() if not text.strip()]
+        if lines:
+            others = ", ".join(map(str, lines[1:6])) + (" …" if lines[6:] else "")
+            more = f", nor in {len(lines) - 1} more ({others})" if lines[1:] else ""
+            raise UserError(f"{path}:{lines[0]}: no {role}{more}; write one, or remove the line")

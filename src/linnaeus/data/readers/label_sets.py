@@ -1,0 +1,138 @@
+"""Several labels per image: a 0/1 column for each label, or a column of labels with a separator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.data.class_names import listed, natural_order
+from linnaeus.data.readers.columns import BOOLEANS, FLAGS, SPLIT, LabelFormat, Row, key
+from linnaeus.data.table import Table
+from linnaeus.errors import UserError
+
+SEPARATORS = ("|", ";", ",")
+SEVERAL = ("labels", "labelnames", "findinglabels", "findings", "tags", "attributes", "classes", "categories")
+"""Names of columns that hold several labels."""
+NOTHING = ("none", "nofinding", "nofindings", "nolabel", "nolabels")
+"""Words in such a column that mean no label."""
+UNCERTAIN = ("-1", "-1.0", "u")
+SWITCH = "--set data.task=single-label"
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """The labels of each row of a CSV."""
+
+    by_line: dict[int, tuple[str, ...]]
+    """Line number -> labels, perhaps none."""
+    columns: tuple[str, ...]
+    """The columns that hold them."""
+    note: str
+    """How they were read."""
+
+
+def read_label_sets(
+    file: Path, label: str | None, others: Sequence[str], rows: Sequence[Row], form: LabelFormat
+) -> LabelSets | None:
+    """The labels of each row, where the recipe says or the cells show that an image may have several; else None.
+
+    `label` is the column of labels; without one, each of `others` whose cells are 0 or 1 is a label. Raises UserError
+    for a cell that is neither, in a column of 0 and 1.
+    """
+    if form.task == "single-label" or not rows:
+        return None
+    if label is None:
+        return _from_flags(file, others, rows, form.task)
+    cells = {line: cells[label] for line, cells in rows}
+    separator = form.separator or _separator(cells.values(), key(label) in SEVERAL, form.task)
+    if separator is None and form.task is None:
+        return None
+    by_line = {line: _parts(text, separator) for line, text in cells.items()}
+    how = f"separated by {separator!r}" if separator else "one in each row"
+    return LabelSets(by_line, (label,), f"labels are read from column {label!r}, {how}: {_counts(by_line)}")
+
+
+def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: str | None) -> LabelSets | None:
+    """Labels of 0/1 columns. Unless the task is stated, two of them must be 1 in some row."""
+    values = {name: {cells[name].strip().lower() for _, cells in rows} for name in others}
+    # Columns such as is_train are 0/1 too, but state the split.
+    about_splits = [name for name in others if key(name) in FLAGS or key(name) in SPLIT]
+    flags = [name for name in others if name not in about_splits and values[name] <= BOOLEANS.keys()]
+    by_line = {line: tuple(name for name in flags if BOOLEANS[cells[name].strip().lower()]) for line, cells in rows}
+    if not flags or (task is None and all(len(labels) < 2 for labels in by_line.values())):
+        return None
+    # CheXpert marks uncertain labels by -1: reading them as 0 would teach mistakes.
+    for line, cells in rows:
+        for name in others:
+            if values[name] <= BOOLEANS.keys() | set(UNCERTAIN) and cells[name].strip().lower() in UNCERTAIN:
+                raise UserError(
+                    f"{file}:{line}: {name} is {cells[name].strip()!r}, neither 0 nor 1; correct it or remove the row"
+                )
+    unused = [name for name in others if name not in flags and name not in about_splits]
+    rest = f"; not used: {listed(unused)}" if unused else ""
+    note = f"labels are read from the columns {listed(flags, 20)}: {_counts(by_line)}{rest}"
+    return LabelSets(by_line, tuple(flags), note)
+
+
+def _separator(cells: Iterable[str], several: bool, task: str | None) -> str | None:
+    """The separator that the cells show.
+
+    A column whose name promises several labels is split at | or ;, and at a comma if a part occurs in another cell
+    too. A column `label` is split only where a part of a cell is the whole of another, and never at a comma, which
+    class names contain.
+    """
+    texts = {text.strip() for text in cells}
+    for separator in SEPARATORS:
+        parts = [(text, part.strip()) for text in texts if separator in text for part in text.split(separator)]
+        if not parts:
+            continue
+        # A comma is common inside class names ("tench, Tinca tinca"), so it needs more evidence.
+        if task is not None or (several and separator != ","):
+            return separator
+        if several and len({part for _, part in parts}) < len(parts):
+            return separator
+        if (several or separator != ",") and any(part in texts for _, part in parts):
+            return separator
+    return None
+
+
+def _parts(text: str, separator: str | None) -> tuple[str, ...]:
+    parts = [part.strip() for part in (text.split(separator) if separator else [text])]
+    return tuple(dict.fromkeys(part for part in parts if part and key(part) not in NOTHING))
+
+
+def _counts(by_line: dict[int, tuple[str, ...]]) -> str:
+    """`3 of 10 images have several, 1 has none; --set data.task=single-label …`"""
+    several = sum(len(labels) > 1 for labels in by_line.values())
+    none = sum(not labels for labels in by_line.values())
+    return (
+        f"{several:,} of {len(by_line):,} images have several, {none:,} none (data.task = multi-label; {SWITCH} reads "
+        "one label per image)"
+    )
+
+
+def indicator(sets: Sequence[tuple[str, ...]], classes: Sequence[str]) -> np.ndarray:
+    """(n, classes) bool: which of `classes` each image has."""
+    position = {name: k for k, name in enumerate(classes)}
+    labels = np.zeros((len(sets), len(classes)), bool)
+    for i, names in enumerate(sets):
+        labels[i, [position[name] for name in names]] = True
+    return labels
+
+
+def occurring(sets: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The labels that some image has, in natural order."""
+    return natural_order(name for names in sets for name in names)
+
+
+def with_task(table: Table, task: str | None) -> Table:
+    """`table` with label sets of one label each, where the recipe asks for several labels and the source has one."""
+    if task != "multi-label" or table.labels.ndim == 2:
+        return table
+    labels = np.arange(len(table.classes)) == table.labels[:, None]
+    note = f"each image of {table.kind} has one label, and the others are learned as absent"
+    return dataclasses.replace(table, labels=labels, notes=(*table.notes, note))

@@ -1,0 +1,1 @@
+"""Pretrained weights: their table, the local folder, reading files and loading tensors."""

@@ -1,0 +1,1 @@
+"""Runs that are derived from a finished run, without training."""

@@ -1,0 +1,144 @@
+"""A new run whose head has never seen some images of a finished run, and a cache without them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from linnaeus.cache import default_cache
+from linnaeus.console import Console, counted
+from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
+from linnaeus.data.table import SPLITS, Table, checked
+from linnaeus.errors import UserError
+from linnaeus.inference.membership import images_of_weights
+from linnaeus.runs.changes import RunChanges
+from linnaeus.runs.layout import SPLIT
+from linnaeus.runs.parsing import read_csv
+from linnaeus.stores.decoding import signature_of_file
+from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
+from linnaeus.training.derived.forgotten import Forgotten, chosen_images
+from linnaeus.training.derived.solved_run import SolvedRun
+from linnaeus.training.run import Run, train
+from linnaeus.training.setup.request import EarlierRun
+
+
+@dataclass(frozen=True)
+class ForgetfulRun:
+    """A run without some images of another run, and what was removed."""
+
+    run: Run
+    changes: RunChanges
+    purged: Purged
+
+    def render(self) -> str:
+        """What was removed and what was not, as plain text."""
+        old, purged = self.changes.old, self.purged
+        rows, entries = counted(purged.rows, "row"), counted(purged.entries, "store")
+        return (
+            f"{self.changes.render()}\n"
+            f"cache     {rows} of pixels and {entries} computed from images removed\n"
+            f"still     {old} holds them: in its model, predictions and report. So do copies and exports of its model. "
+            f"Remove it with: rm -r {shlex.quote(str(old))}"
+        )
+
+
+def forget(
+    path: str | Path, chosen: Forgotten, *, out: str | Path | None = None, device: str = "auto", console: Console
+) -> ForgetfulRun:
+    """Train a run without the chosen images of the run at `path`, and remove them from the cache.
+
+    The new run is, bit for bit, one that is trained without them from the start. The run at `path` is only read.
+    Raises UserError if its network was trained below the head, or on these images by an earlier run, and if too little
+    is left.
+    """
+    old = SolvedRun.read(Path(path), "nothing can be forgotten by solving the head again")
+    named = chosen_images(old, chosen)
+    contents = _contents(old)
+    # Copies of the same content must go too, or their features would remain.
+    gone = named | (np.isin(contents, contents[named]) & (contents != UNKNOWN))
+    _refuse_trained_backbone(old, contents[gone])
+    place = Path(out) if out is not None else old.free_folder("forget")
+    after = _without(old, gone, place)
+    changes = _changes(old, named, gone, contents)
+    earlier, purged = _purged_images(old, after, gone, contents, changes)
+    run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
+    # Only after the new run exists: a failure must not cost the stores.
+    purge_derived(default_cache(), purged)
+    for left in purged.left:
+        console.warn(f"{left}: another process uses it, so it still holds forgotten images; run the command again")
+    return ForgetfulRun(run, changes, purged)
+
+
+def _without(old: SolvedRun, gone: np.ndarray, place: Path) -> Table:
+    """The images that stay, with their splits; classes that no image has are gone too."""
+    if gone.all():
+        raise UserError(f"{old.path}: these are all of its images, so nothing is left to train on; remove the run")
+    source = str(place.absolute() / SPLIT)
+    return checked(dataclasses.replace(old.table(~gone), source=source))
+
+
+def _contents(old: SolvedRun) -> np.ndarray:
+    """(n,) uint64: the content hashes of the images: those of split.csv, else of the files."""
+    rows = read_csv(old.path / SPLIT)
+    texts = [row.get("content") or "" for row in rows]
+    folder = old.path.absolute()
+    return np.array(
+        [
+            int(text, 16) if text else content_hash(str(folder / row["path"]))
+            for text, row in zip(texts, rows, strict=True)
+        ],
+        np.uint64,
+    )
+
+
+def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.ndarray) -> RunChanges:
+    """What is removed. Anyone who has the images can verify the statement; it contains no names."""
+    splits, n, copies = np.array(old.rows.splits), int(gone.sum()), int((gone & ~named).sum())
+    counts = {split: int((splits[gone] == split).sum()) for split in SPLITS}
+    text = "".join(f"{value:012x}\n" for value in np.sort(contents[gone]).tolist())
+    statement = {
+        "images": n,
+        "counts": counts,
+        "of": f"sorted first 12 digits of the SHA-256 of each file, one a line ({HASH})",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    where = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+    more = f"; {counted(copies, 'image')} not named, with the same content as a named one" if copies else ""
+    targets = None if old.rows.sets is not None else {name: name for name in old.model.classes}
+    return RunChanges(old.path, [f"{counted(n, 'image')} forgotten ({where}{more})"], targets, (statement,))
+
+
+def _refuse_trained_backbone(old: SolvedRun, contents: np.ndarray) -> None:
+    """Raise UserError if the backbone comes from another model that was trained on one of these images."""
+    weights = old.recipe.model.weights
+    n = int(np.isin(contents, images_of_weights(weights, with_head=False)).sum())
+    if n:
+        raise UserError(
+            f"{old.path}: its backbone comes from {weights}, which was trained by gradient descent on {n} of these "
+            "images, and solving the head again does not change it; train that model again without them"
+        )
+
+
+def _purged_images(
+    old: SolvedRun, after: Table, gone: np.ndarray, contents: np.ndarray, changes: RunChanges
+) -> tuple[EarlierRun, Purged]:
+    """Remove the rows of the images from the stores of pixels. The run before, whose activations are still there."""
+    cache = default_cache()
+    try:
+        before = old.table()
+    except UserError:  # files that are to be forgotten are deleted already
+        before = None
+    if before is None:
+        earlier, paths = EarlierRun(after, {}, True, (*old.forgotten, *changes.forgotten), changes=changes), []
+    else:
+        # Decoded first: the new stores of pixels have other names, by which no activations are found.
+        earlier = old.earlier(before, changes, exact=True)
+        paths = [before.paths[i] for i in np.flatnonzero(gone).tolist()] if before.paths is not None else []
+    signatures = np.array([signature_of_file(path) for path in paths], np.uint64)
+    known = signatures_of_contents(cache, contents[gone & (contents != UNKNOWN)])
+    return earlier, purge_images(cache, np.union1d(signatures, known))

@@ -1,0 +1,1 @@
+"""Everything after the last step of a run."""

@@ -1,0 +1,165 @@
+"""The final evaluation of a run, as metrics.json and evaluation.json store it.
+
+`metrics.json` is one object:
+
+    valid, test     metrics of a split, from the saved model: n, correct, accuracy, accuracy_ci95, loss, top5 and more;
+                    groups, if the images come in groups
+    calibration     the temperature, and the probability from which on the model answers
+    unknown         thresholds above which an image is unknown, what they accept of each split, and how well images of
+                    a class that is left out are recognized (AUROC, by class in turn)
+    source          path and kind of the data
+    selected_on     the split that chose the best epoch
+    best            the metric that chose the best epoch, and its phase and number
+    epochs          rows of history.csv
+    interrupted     whether the run was stopped before its end
+    bad_images      number of unreadable images, which were left out
+    micro_batch     images that went through the network at once, by phase
+    executors       the executors of the frozen part
+    precision       the precision of the training, by phase
+    seconds         durations of the parts of the run, and the total
+    hardware, versions, fingerprint     of the machine, the software and the data
+
+`evaluation.json` has for each split what `linnaeus evaluate --json` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from linnaeus.console import counted
+from linnaeus.data.table import Table
+from linnaeus.metrics.assessment import Assessment, assess
+from linnaeus.metrics.calibration import Calibration, calibration_failure
+from linnaeus.metrics.classification import Figures, figures
+from linnaeus.metrics.label_assessment import LabelAssessment
+from linnaeus.metrics.multilabel import Headline
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.runs import predictions
+from linnaeus.runs.predictions import PredictionRow
+from linnaeus.stores.samples import Samples
+from linnaeus.text import percent
+from linnaeus.training.finish.unknown import Recognition
+
+Assessments = Mapping[str, Assessment] | Mapping[str, LabelAssessment]
+"""By split."""
+
+
+def sample_names(table: Table, split: str, samples: dict[str, Samples]) -> list[str]:
+    """The names of the readable samples of a split, in the order of its outputs."""
+    return [table.sample_id(i) for i in samples[split].kept(table.where(split)).tolist()]
+
+
+def split_dicts(assessments: Assessments, without_leaks: Mapping[str, Headline | None]) -> dict[str, Any]:
+    """For metrics.json: the metrics of every split."""
+    splits = {split: assessment.to_dict() for split, assessment in assessments.items()}
+    for split, clean in without_leaks.items():
+        splits[split]["without_leaks"] = None if clean is None else clean.to_dict()
+    return splits
+
+
+def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
+    """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
+    return {split: assessment.long_dict(table.classes, table.names) for split, assessment in assessments.items()}
+
+
+def leak_lines(without_leaks: Mapping[str, Headline | None], unfitted: int) -> list[str]:
+    """Lines for the terminal: the metrics without images that were seen before, and that `unfitted` of them were not
+    used for the calibration."""
+    before = "images that have a copy in an earlier split or that the initial weights were trained on"
+    lines = [f"{split:9} {clean or 'no image is left'}, without {before}" for split, clean in without_leaks.items()]
+    if unfitted:
+        lines.append(f"fitted    calibration and thresholds, without {counted(unfitted, 'such validation image')}")
+    return lines
+
+
+def kept(outputs: Outputs, unseen: np.ndarray | None) -> Outputs:
+    """The validation outputs that fit a calibration."""
+    return outputs if unseen is None else outputs.take(unseen)
+
+
+def seen(unseen: np.ndarray | None) -> int:
+    """Number of validation images that fit no calibration."""
+    return 0 if unseen is None else int((~unseen).sum())
+
+
+def fitting(split: str, unseen: np.ndarray | None) -> np.ndarray | None:
+    """The images of a split, (n,) bool, that fitted the calibration; None where all or none did."""
+    return unseen if split == "valid" else None
+
+
+def summary_split(assessments: Assessments) -> tuple[str, str]:
+    """(the split that the summary for the terminal is about, its name in a sentence)."""
+    return ("test", "test") if "test" in assessments else ("valid", "validation, cross-fitted")
+
+
+class FinalEvaluation:
+    """A calibration fitted on validation, and the metrics of every split with it."""
+
+    def __init__(self, outputs: dict[str, Outputs], candidates: int, unseen: np.ndarray | None = None):
+        """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs.
+
+        With `unseen`, (n,) bool, only these validation images fit the calibration.
+        """
+        self.seen = seen(unseen)
+        self.calibration = Calibration.fit(kept(outputs["valid"], unseen), "valid", candidates)
+        self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
+        self.figures = {split: figures(out) for split, out in self.calibrated.items()}
+        # Validation fitted the calibration, so its calibrated metrics are cross-fitted.
+        self.assessments = {
+            split: assess(out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen))
+            for split, out in outputs.items()
+        }
+        self.without_leaks: dict[str, Figures | None] = {}
+        """Split -> metrics without the images that have a copy in an earlier split; None if no image is left. Only for
+        splits with such images."""
+        self.recognition: Recognition | None = None
+        """How unknown images are recognized, once it is known."""
+
+    def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
+        """The rows of predictions.csv."""
+        for split, outputs in self.calibrated.items():
+            names = sample_names(table, split, samples)
+            yield from predictions.prediction_rows(split, names, outputs, table.classes)
+
+    @staticmethod
+    def measure(calibrated: Outputs) -> Figures:
+        """The headline metrics of calibrated outputs."""
+        return figures(calibrated)
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which on the model answers."""
+        return self.calibration.rule.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json: the splits, and the calibration without its curve."""
+        calibration = {name: value for name, value in self.calibration.to_dict().items() if name != "curve"}
+        splits = split_dicts(self.assessments, self.without_leaks)
+        unknown = {} if self.recognition is None else {"unknown": self.recognition.to_dict()}
+        return splits | {"calibration": calibration} | unknown
+
+    def lines(self) -> list[str]:
+        """A short summary for the terminal."""
+        # The split with the most reliable figures: test where there is one.
+        split, place = summary_split(self.assessments)
+        quality = self.assessments[split].calibration
+        chance = self.assessments[split].metrics.ece_by_chance[0]
+        before, after = percent(quality.before["ece"]), percent(quality.after["ece"])
+        change = f"{before} before, {after} after, {percent(chance)} expected by chance"
+        failure = calibration_failure(quality.temperature)
+        return [
+            *leak_lines(self.without_leaks, self.seen),
+            f"certainty temperature {quality.temperature:.3g}; calibration error {change} ({place})",
+            *([f"certainty {failure}"] if failure else []),
+            f"unsure    {self.calibration.rule}",
+            *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user has to know before any figure."""
+        notice = self.calibration.rule.notice
+        return [notice] if notice else []

@@ -1,0 +1,281 @@
+"""The end of a run: evaluate the saved model on pixels, and write metrics, predictions, plots and report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from linnaeus.check.inspection import without_leaks
+from linnaeus.console import Console
+from linnaeus.distributed.engine import hardware
+from linnaeus.errors import JobError
+from linnaeus.metrics.classification import Figures
+from linnaeus.metrics.multilabel import Headline, read_headline
+from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
+from linnaeus.models import Network
+from linnaeus.runs.label_predictions import write_label_predictions
+from linnaeus.runs.layout import PREDICTIONS
+from linnaeus.runs.parsing import read_metrics
+from linnaeus.runs.predictions import write_predictions
+from linnaeus.text import html_table, percent
+from linnaeus.training.best import Best
+from linnaeus.training.finish.evaluation import FinalEvaluation, long_dict
+from linnaeus.training.finish.label_evaluation import LabelEvaluation
+from linnaeus.training.finish.measuring import AnyEvaluation, evaluated
+from linnaeus.training.finish.plots import write_curves, write_plots
+from linnaeus.training.finish.rounding import decided_by_rounding, rounding_error
+from linnaeus.training.recorder import RunRecorder
+from linnaeus.training.setup.prepare import Prepared
+from linnaeus.training.streams import Streams
+from linnaeus.training.timings import Timings
+
+if TYPE_CHECKING:
+    from linnaeus.inference.classifier import Classifier
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, and the metrics of its best model."""
+
+    path: Path
+    """The run folder."""
+    best: Best
+    """The best epoch: the metric that chose it, its phase and number."""
+    figures: dict[str, Headline]
+    """By split: `valid`, and `test` if the source has one."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Durations of the parts of the run, and `total`."""
+    interrupted: bool = False
+    """Whether the run was stopped before its end."""
+    trust: list[str] = field(default_factory=list)
+    """Lines for the terminal: metrics without leaked images, calibration, and when the model abstains."""
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Read a finished run folder, without the weights of the model."""
+        metrics = read_metrics(path)
+        figures: dict[str, Headline] = {
+            split: read_headline(metrics[split]) for split in ("valid", "test") if split in metrics
+        }
+        best = Best(metrics["best"]["by"], figures["valid"], metrics["best"]["phase"], metrics["best"]["epoch"])
+        return cls(path, best, figures, metrics["seconds"], metrics["interrupted"])
+
+    def load(self) -> Classifier:
+        """The model of the run, for prediction."""
+        from linnaeus.inference.classifier import load
+
+        return load(self.path)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (split, f"{percent(result.accuracy, 2)} of {result.n:,} images") for split, result in self.figures.items()
+        ]
+        chosen = (f"by {self.best.by}", f"phase {self.best.phase}, epoch {self.best.epoch}")
+        return html_table(f"run {self.path}", [*rows, chosen])
+
+    @property
+    def valid(self) -> Headline:
+        """The validation metrics, which chose the best epoch."""
+        return self.figures["valid"]
+
+    @property
+    def test(self) -> Headline | None:
+        """The test metrics; None if the source has no test split."""
+        return self.figures.get("test")
+
+
+@dataclass
+class Ending:
+    """How the training ended."""
+
+    best: Best
+    interrupted: bool
+    timings: Timings
+    draw: bool
+    """Whether to make plots and report."""
+    streams: Streams
+    """The data of the phases, with the stored features of the training images."""
+
+
+def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
+    """Evaluate the saved model; on rank 0, write everything that is made of the result."""
+    started = time.perf_counter()
+    # The file is read back, so that the published figures are those of what was saved.
+    network, header = _saved_model(prepared, recorder)
+    evaluation = evaluated(prepared, network, header, ending.streams)
+    # A second evaluation, but of few images: those without copies.
+    if prepared.engine.is_main:
+        evaluation.without_leaks = without_leaks(
+            prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked, evaluation.measure
+        )
+        _write_results(prepared, ending, evaluation, network, header, started)
+    return Run(
+        prepared.folder.path,
+        ending.best,
+        dict(evaluation.figures),
+        dict(ending.timings),
+        ending.interrupted,
+        evaluation.lines(),
+    )
+
+
+def _saved_model(prepared: Prepared, recorder: RunRecorder) -> tuple[Network, ModelFile]:
+    """The network and header of the model file, on all ranks.
+
+    The results are those of the file, not of the network in memory, so that users of the file get the same.
+    """
+    engine, network = prepared.engine, prepared.network
+    header = recorder.model_file({})
+    with engine.propagate_errors():
+        if engine.is_main:
+            network, header = _verified_model(prepared, recorder.digest)
+    state = engine.broadcast(network.state_dict)
+    if not engine.is_main:
+        network.load_state_dict(state, strict=False)  # the file has no auxiliary heads
+    return network.to(engine.device), header
+
+
+def _verified_model(prepared: Prepared, digest: str) -> tuple[Network, ModelFile]:
+    """The network and header of the model file. Raises JobError unless its tensors have the SHA-256 `digest`."""
+    path = prepared.folder.model
+    network, header = read_model(path, _custom(prepared.network))
+    if header.digest != digest:
+        raise JobError(
+            f"{path}: is not the model that this run has written, so another program changed it; linnaeus train "
+            f"{prepared.folder.path} --resume writes it again"
+        )
+    return network, header
+
+
+def _custom(network: Network) -> Network | None:
+    """The caller's own network, whose code is not in the model file."""
+    return network if network.arch["name"] == "custom" else None
+
+
+def _write_results(
+    prepared: Prepared,
+    ending: Ending,
+    evaluation: AnyEvaluation,
+    network: Network,
+    header: ModelFile,
+    started: float,
+) -> None:
+    """Write model file, predictions, metrics, plots and report."""
+    folder, chosen = prepared.folder, ending.best.figures
+    assert chosen is not None
+    if warning := _difference(evaluation, chosen, rounding_error(prepared)):
+        prepared.console.warn(warning)
+    for line in evaluation.warnings:
+        prepared.console.say(f"unsure    {line}")
+    header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
+    header.calibration = evaluation.calibration.to_dict()
+    if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
+        header.unknown = evaluation.recognition.detector.to_dict()
+        header.unknown_tensors = evaluation.recognition.detector.tensors()
+    folder.require()
+    write_model(folder.model, network.state_dict(), header)
+    if isinstance(evaluation, LabelEvaluation):
+        rows = evaluation.prediction_rows(prepared.table, prepared.samples)
+        write_label_predictions(folder.file(PREDICTIONS), rows, prepared.table.classes)
+    else:
+        write_predictions(folder.file(PREDICTIONS), evaluation.prediction_rows(prepared.table, prepared.samples))
+    folder.write_evaluation(long_dict(evaluation.assessments, prepared.table))
+    if prepared.changes is not None:
+        prepared.changes.write(folder.path)
+    ending.timings.add_since("evaluate", started)
+    say_figures(evaluation.figures, evaluation.lines(), prepared.console)  # plots and report take seconds
+    if ending.draw:
+        _draw_plots(prepared, ending, evaluation)
+    ending.timings.update_total()
+    metrics = _metrics(prepared, ending, evaluation)
+    # Written before the report, which reads it, and again after it with the duration of the report.
+    folder.write_metrics(metrics)
+    if ending.draw:
+        _write_report(prepared, ending, metrics)
+
+
+def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: Console) -> None:
+    """Print the figures of each split, and what else there is to know of them."""
+    console.say()
+    for split, headline in figures.items():
+        console.say(f"{split:9} {headline}")
+    for line in lines:
+        console.say(line)
+
+
+def _difference(evaluation: AnyEvaluation, chosen: Headline, error: float) -> str:
+    """A warning where the saved model is not as good as during training; empty otherwise.
+
+    `error`: the relative error of the logits during training. More than that explains would be a mistake of ours.
+    """
+    if isinstance(evaluation, LabelEvaluation):
+        return evaluation.difference(chosen, error)
+    assert isinstance(chosen, Figures)
+    valid = evaluation.figures["valid"]
+    if abs(valid.correct - chosen.correct) <= decided_by_rounding(evaluation.calibrated["valid"], error):
+        return ""
+    return (
+        f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
+        "during training"
+    )
+
+
+def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> dict[str, Any]:
+    """The contents of metrics.json."""
+    identity, best = prepared.identity, ending.best
+    return {
+        **evaluation.to_dict(),
+        "source": {"path": identity.source, "kind": prepared.table.kind},
+        "selected_on": "test" if prepared.recipe.data.valid == "test" else "valid",
+        "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
+        "epochs": len(prepared.folder.rows),
+        "interrupted": ending.interrupted,
+        "bad_images": prepared.unreadable,
+        "micro_batch": {f"phase {number}": micro for number, micro in sorted(identity.tuned.micro.items())},
+        "executors": identity.tuned.executors,
+        "precision": {
+            f"phase {number}": identity.tuned.precisions.get(str(number), prepared.engine.precision)
+            for number in sorted({row.phase for row in prepared.folder.rows})
+        },
+        "compiled": {f"phase {number}": compiled for number, compiled in sorted(identity.tuned.compiled.items())},
+        **({"taken_over": marks} if (marks := ending.streams.taken_over()) else {}),
+        "seconds": ending.timings.rounded(),
+        "hardware": hardware(prepared.engine.device),
+        "versions": versions(prepared.network.arch["name"]),
+        "fingerprint": identity.fingerprint,
+    }
+
+
+def _draw_plots(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> None:
+    from linnaeus.report.plots import advice  # matplotlib takes long to import
+
+    started = time.perf_counter()
+    if isinstance(evaluation, LabelEvaluation):
+        missing = write_curves(prepared, ending.best)
+    else:
+        missing = write_plots(prepared, ending.best, evaluation)
+    if missing:
+        prepared.console.warn(advice(missing))
+    ending.timings.add_since("pictures", started)
+
+
+def _write_report(prepared: Prepared, ending: Ending, metrics: dict[str, Any]) -> None:
+    """Write report.html; an error there is a warning, because the model is complete without it."""
+    from linnaeus.inference.classifier import load
+    from linnaeus.report.heat_maps import heat_maps
+    from linnaeus.report.page import write_report
+
+    started, folder = time.perf_counter(), prepared.folder
+    try:
+        classifier = load(folder.model, device=prepared.engine.device.type, model=_custom(prepared.network))
+        write_report(folder.path, prepared.table, heat=heat_maps(classifier))
+    except Exception as error:
+        prepared.console.warn(
+            f"report.html was not written ({type(error).__name__}: {error}); linnaeus report {folder.path} tries again"
+        )
+    ending.timings.add_since("report", started)
+    ending.timings.update_total()
+    folder.write_metrics({**metrics, "seconds": ending.timings.rounded()})

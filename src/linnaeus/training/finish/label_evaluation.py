@@ -1,0 +1,107 @@
+"""The final evaluation of a run whose images may have several labels; the counterpart of `evaluation.py`.
+
+In `metrics.json` a split has `map`, `macro_f1`, `subset_accuracy`, `hamming_loss` and more in place of `accuracy`, and
+`calibration` has scale, offset and threshold of each label. `predictions.csv` has the labels of an image in one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from linnaeus.data.table import Table
+from linnaeus.metrics.label_assessment import assess_labels
+from linnaeus.metrics.label_calibration import LabelCalibration
+from linnaeus.metrics.multilabel import Headline, LabelFigures, label_figures
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction_rows
+from linnaeus.stores.samples import Samples
+from linnaeus.text import percent
+from linnaeus.training.finish.evaluation import (
+    fitting,
+    kept,
+    leak_lines,
+    sample_names,
+    seen,
+    split_dicts,
+    summary_split,
+)
+from linnaeus.training.finish.rounding import map_within_rounding
+
+
+class LabelEvaluation:
+    """Calibration and thresholds fitted on validation, and the metrics of every split with them."""
+
+    def __init__(
+        self,
+        outputs: dict[str, Outputs],
+        names: Sequence[str],
+        precision: float | None,
+        unseen: np.ndarray | None = None,
+    ):
+        """`outputs`: outputs of the saved model by split, `valid` among them; `precision` as in the recipe.
+
+        With `unseen`, (n,) bool, only these validation images fit the calibration.
+        """
+        self.names, self.outputs, self.seen = names, outputs, seen(unseen)
+        self.calibration = LabelCalibration.fit(kept(outputs["valid"], unseen), "valid", precision)
+        self.calibrated = {split: self.calibration.apply(out) for split, out in outputs.items()}
+        self.assessments = {
+            split: assess_labels(out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen))
+            for split, out in outputs.items()
+        }
+        self.figures: dict[str, Headline] = {
+            split: assessment.figures for split, assessment in self.assessments.items()
+        }
+        self.without_leaks: dict[str, Headline | None] = {}
+
+    def measure(self, calibrated: Outputs) -> LabelFigures:
+        """The headline metrics of calibrated outputs, with the thresholds of the model."""
+        return label_figures(calibrated, self.calibration.decide(calibrated.probabilities))
+
+    def difference(self, chosen: Headline, error: float) -> str:
+        """A warning where the saved model is not as good as during training; empty otherwise.
+
+        `error`: the relative error of the logits during training.
+        """
+        assert isinstance(chosen, LabelFigures)
+        saved = label_figures(self.outputs["valid"])
+        if abs(saved.map - chosen.map) <= map_within_rounding(self.outputs["valid"], error):
+            return ""
+        return (
+            f"the saved model has a mean average precision of {percent(saved.map, 2)} on validation, but had "
+            f"{percent(chosen.map, 2)} during training"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json: the splits, and the calibration."""
+        splits = split_dicts(self.assessments, self.without_leaks)
+        return {"task": "multi-label"} | splits | {"calibration": self.calibration.to_dict()}
+
+    def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[LabelPredictionRow]:
+        """The rows of predictions.csv."""
+        for split, outputs in self.calibrated.items():
+            names = sample_names(table, split, samples)
+            decisions = self.calibration.decide(outputs.probabilities)
+            yield from label_prediction_rows(split, names, outputs, decisions, table.classes)
+
+    def lines(self) -> list[str]:
+        """A short summary for the terminal."""
+        split, place = summary_split(self.assessments)
+        before, after = self.assessments[split].before["ece"], self.assessments[split].after["ece"]
+        change = f"{percent(before)} before, {percent(after)} after"
+        rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
+        missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
+        return [
+            *leak_lines(self.without_leaks, self.seen),
+            f"certainty each label is calibrated; calibration error {change} ({place})",
+            *(f"threshold {line}" for line in self.calibration.lines(self.names)),
+            *missing,
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user has to know before any figure."""
+        return []

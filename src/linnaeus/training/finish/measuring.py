@@ -1,0 +1,78 @@
+"""The figures of the saved model of a run, on pixels, by the task of its images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from linnaeus.inference.forward import answer, local_batches
+from linnaeus.inference.runners import network_scores
+from linnaeus.metrics.calibration import FEWEST_FITTING
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.thumbnails import Thumbnails
+from linnaeus.modelfile.safetensors import ModelFile
+from linnaeus.models import Network
+from linnaeus.training.finish.evaluation import FinalEvaluation
+from linnaeus.training.finish.label_evaluation import LabelEvaluation
+from linnaeus.training.finish.unknown import recognition, references_of, small_thumbnails, training_features
+from linnaeus.training.setup.prepare import Prepared
+from linnaeus.training.streams import Streams
+
+BATCH = 64
+"""Images at once in the final evaluation."""
+AnyEvaluation = FinalEvaluation | LabelEvaluation
+
+
+def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: Streams) -> AnyEvaluation:
+    """The evaluation of the task. Several labels per image leave no one class that an unknown image could lack."""
+    unseen = prepared.engine.broadcast(lambda: _unseen(prepared))
+    if prepared.table.several:
+        outputs = _outputs(prepared, network, None)
+        return LabelEvaluation(outputs, prepared.table.names, prepared.recipe.label_precision, unseen)
+    candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
+    features = training_features(prepared, network, streams)
+    references = references_of(features)
+    thumbnails = small_thumbnails(prepared, network, features, references)
+    evaluation = FinalEvaluation(_outputs(prepared, network, references, thumbnails), candidates, unseen)
+    evaluation.recognition = recognition(
+        features, references, thumbnails, evaluation.calibrated, header.classes, unseen
+    )
+    return evaluation
+
+
+def _unseen(prepared: Prepared) -> np.ndarray | None:
+    """(n,) bool: the validation images that fit probabilities and thresholds; None: all of them.
+
+    On an image of which training had a copy, a model is surer than on new ones.
+    """
+    if "valid" not in prepared.inspection.leaked:
+        return None
+    images = prepared.samples["valid"].kept(prepared.table.where("valid"))
+    unseen = ~np.isin(images, prepared.inspection.leaked["valid"])
+    if unseen.all() or (n := int(unseen.sum())) >= FEWEST_FITTING:
+        return None if unseen.all() else unseen
+    prepared.console.warn(
+        f"only {n} of {len(unseen)} validation images were not seen in training, too few to fit probabilities and "
+        "thresholds. All are used, so the model will be too confident; remove the copies, which `linnaeus check` lists"
+    )
+    return None
+
+
+def _outputs(
+    prepared: Prepared, network: Network, references: np.ndarray | None, thumbnails: Thumbnails | None = None
+) -> dict[str, Outputs]:
+    """Outputs of the network by split, computed from pixels, with distances from `references` if there are any."""
+    engine, preprocessing = prepared.engine, prepared.preprocessing
+    outputs: dict[str, Outputs] = {}
+    network.eval()
+    for split in ("valid", "test"):
+        if split in prepared.samples:
+            samples = prepared.samples[split]
+            batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
+            # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
+            scores = partial(network_scores, network, references, thumbnails=thumbnails)
+            out = answer(scores, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+            outputs[split] = replace(out, groups=samples.groups)
+    return outputs

@@ -1,0 +1,196 @@
+"""Recognition of unknown images at the end of a run: references from the training images, thresholds on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linnaeus.data.batches import Subset
+from linnaeus.inference.forward import answer, local_batches
+from linnaeus.inference.runners import Scores, network_scores, thumbnails_of
+from linnaeus.metrics.intervals import wilson
+from linnaeus.metrics.ood import Thresholds, choose_thresholds
+from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.reference_vectors import MOST_BYTES, reference_vectors
+from linnaeus.metrics.thumbnails import LARGEST_SIZE, Thumbnails, choose_thumbnails
+from linnaeus.modelfile.unknown import UnknownDetector
+from linnaeus.models import Network
+from linnaeus.preprocess import Preprocessing
+from linnaeus.stores.samples import Samples
+from linnaeus.text import percent
+from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out, mean_interval
+from linnaeus.training.setup.prepare import Prepared
+from linnaeus.training.streams import Streams
+
+SAMPLE = 2048
+"""Training images whose features are used, the same number of each class where there are enough."""
+SAMPLE_BYTES = 256 << 20
+"""Size of these features in float32: of more than 32,768 features an image, fewer images are used."""
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingFeatures:
+    """What the head of the final network sees of a sample of the training images."""
+
+    values: np.ndarray
+    """(n, features) float32"""
+    labels: np.ndarray
+    """(n,) int64"""
+    trained: bool
+    """Whether the stages that compute them were trained in this run, on all classes."""
+    images: np.ndarray
+    """(n,): the images, as indices of the training samples."""
+
+
+def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
+    """Features of a sample of the training images, from the stores where they are; all ranks get the same.
+
+    None for a network of one piece, which has no features below a head, and for one with too many features.
+    """
+    if not network.has_features:
+        return None
+    engine, samples, preprocessing = prepared.engine, prepared.samples["train"], prepared.preprocessing
+    stored = streams.head_features()
+    if not all(engine.all_gather(stored is not None)):
+        stored = None
+
+    def of_rows(indices: np.ndarray) -> np.ndarray:
+        assert stored is not None
+        rows, _ = stored.gather(indices)
+        return network.pool(torch.from_numpy(np.asarray(rows)).float()).flatten(1).numpy()
+
+    network.eval()
+    width = _width(network, preprocessing, engine.device) if stored is None else of_rows(np.arange(1)).shape[1]
+    if not (most := sample_size(width)):
+        return None
+    chosen = balanced_sample(samples.labels, most)
+    labels = samples.labels[chosen]
+    if stored is not None:
+        values = of_rows(chosen * (len(stored) // len(samples)))  # the first view of each image
+        return TrainingFeatures(values, labels, False, chosen)
+    batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
+    features = answer(
+        network.pooled_features, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast
+    )
+    return TrainingFeatures(features.logits, labels, not streams.frozen_body, chosen)
+
+
+def sample_size(width: int) -> int:
+    """Training images whose features, `width` each, are used; 0 where not one reference of them fits."""
+    return 0 if 2 * width > MOST_BYTES else min(SAMPLE, SAMPLE_BYTES // (4 * width))
+
+
+@torch.inference_mode()
+def _width(network: Network, preprocessing: Preprocessing, device: torch.device) -> int:
+    """Number of features of an image, below the head."""
+    images = torch.zeros(1, preprocessing.channels, preprocessing.size, preprocessing.size, device=device)
+    return network.pooled_features(images).shape[1]
+
+
+def balanced_sample(labels: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most `most` images, ascending: one image of each class, then a second one of each, and so on."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # within the class
+    return np.sort(by_class[np.argsort(position, kind="stable")[:most]])
+
+
+@dataclass(frozen=True, eq=False)
+class Recognition:
+    """How the model recognizes unknown images, and what was measured of it."""
+
+    detector: UnknownDetector
+    left_out: LeftOut | None
+    trained_features: bool
+    accepted: dict[str, tuple[int, int]]
+    """Split -> (images that are accepted, images); validation chose the thresholds."""
+    classes: int
+    """Number of classes of the model."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return self.detector.thresholds
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json."""
+        splits = {
+            split: {"n": n, "accepted": k, "share": k / n, "share_ci95": list(wilson(k, n))}
+            for split, (k, n) in self.accepted.items()
+        }
+        return {
+            **{key: value for key, value in self.detector.to_dict().items() if key != "measured"},
+            "known": splits,
+            "left_out_classes": self.detector.measured.get("left_out_classes"),
+            "trained_features": self.trained_features,
+        }
+
+    def line(self) -> str:
+        """A line for the terminal."""
+        limits = self.thresholds
+        far = "" if limits.distance is None else f"farther than {limits.distance:.3f} from the training images, or "
+        text = f"{far}below {percent(limits.probability, exact=True)}: {limits.accepted} of {limits.n} validation "
+        text += "images are accepted"
+        if limits.few:
+            text += f" (too few to guarantee {percent(limits.target, 0)})"
+        if self.left_out is not None:
+            areas = self.left_out.combined
+            low, high = mean_interval(areas)
+            text += f"; a class that was left out has AUROC {areas.mean():.2f} ({low:.2f} to {high:.2f}"
+            text += f", {len(areas)} of {self.classes} classes in turn)"
+        return text
+
+
+def references_of(features: TrainingFeatures | None) -> np.ndarray | None:
+    """The compact references of the training images; None without features."""
+    return None if features is None else reference_vectors(features.values, features.labels)
+
+
+def small_thumbnails(
+    prepared: Prepared, network: Network, features: TrainingFeatures | None, references: np.ndarray | None
+) -> Thumbnails | None:
+    """Thumbnails of the training images, where they are small and tell the classes; all ranks get the same."""
+    if features is None or references is None or prepared.preprocessing.size > LARGEST_SIZE:
+        return None
+    engine, preprocessing, valid = prepared.engine, prepared.preprocessing, prepared.samples["valid"]
+    judged = balanced_sample(valid.labels, SAMPLE)
+
+    def outputs(function: Callable[[Tensor], Tensor | Scores], samples: Samples, indices: np.ndarray) -> Outputs:
+        batches = local_batches(Subset(samples.rows, indices), samples.labels[indices], BATCH, engine.device, engine)
+        return answer(function, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+
+    train = outputs(thumbnails_of, prepared.samples["train"], features.images)
+    small = outputs(thumbnails_of, valid, judged)
+    near = outputs(partial(network_scores, network, references), valid, judged).distances
+    assert near is not None
+    return choose_thumbnails(train.logits, train.labels, small.logits, small.labels, near)
+
+
+def recognition(
+    features: TrainingFeatures | None,
+    references: np.ndarray | None,
+    thumbnails: Thumbnails | None,
+    calibrated: dict[str, Outputs],
+    classes: tuple[str, ...],
+    unseen: np.ndarray | None = None,
+) -> Recognition:
+    """Thresholds on validation, or on its `unseen` (n,) bool, and what they accept of each split; classes are left out
+    in turn."""
+    valid = calibrated["valid"] if unseen is None else calibrated["valid"].take(unseen)
+    thresholds = choose_thresholds(valid.distances, valid.confidence)
+    accepted = {
+        split: (int((~thresholds.unknown(outputs.distances, outputs.confidence)).sum()), len(outputs.labels))
+        for split, outputs in calibrated.items()
+    }
+    left_out = None if features is None else leave_classes_out(features.values, features.labels)
+    measured: dict[str, Any] = {} if left_out is None else {"left_out_classes": left_out.to_dict(classes)}
+    detector = UnknownDetector(thresholds, references, measured, thumbnails)
+    trained = features is not None and features.trained
+    return Recognition(detector, left_out, trained, accepted, len(classes))

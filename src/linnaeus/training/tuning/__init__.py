@@ -1,0 +1,1 @@
+"""What a phase measures before its first epoch."""
