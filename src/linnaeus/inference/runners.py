@@ -61,7 +61,7 @@ def network_scores(
 
 def thumbnails_of(x: Tensor) -> Tensor:
     """Normalized images (N, C, size, size) -> their thumbnails (N, SIDE * SIDE * C)."""
-    weights = torch.from_numpy(area_weights(x.shape[-1])).to(x)
+    weights = torch.from_numpy(area_weights(x.shape[-1])).to(x.device, x.dtype)
     return (weights @ x @ weights.T).flatten(1)
 
 
