@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.models.backbones import hub as hub_module
 from linnaeus.models.backbones.hub import card_license
 from linnaeus.models.backbones.hub_weights import image_geometry, normalization
+from linnaeus.models.weights import sharded
 from linnaeus.models.weights.loading import describe_weights, load_weights
 from linnaeus.models.weights.records import read_record
 from linnaeus.models.weights.store import find, import_file, pull, render_list, stored_backbones, weights_dir
@@ -210,6 +212,20 @@ def test_local_shards_are_imported_and_used(copy: Path, tmp_path: Path):
         torch.testing.assert_close(loaded.model.state_dict()["body.layernorm.weight"], expected["layernorm.weight"])
     (large / "model-00001-of-00002.safetensors").unlink()
     refused(lambda: load_weights("hf/somebody/large", str(large), classes=3), "is missing, and .* bring all files")
+
+
+def test_a_shard_that_is_cut_while_it_is_copied(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = divided(copy, tmp_path / "large")
+    shard = large / "model-00002-of-00002.safetensors"
+    checked = sharded.open_shards
+
+    def check_then_cut(index: Path) -> dict[str, Any]:
+        shards = checked(index)
+        os.truncate(shard, shard.stat().st_size - 1)
+        return shards
+
+    monkeypatch.setattr(sharded, "open_shards", check_then_cut)
+    refused(lambda: sharded.merge_shards(large / "model.safetensors.index.json", tmp_path / "whole"), "was cut short")
 
 
 def test_weights_that_are_only_a_torch_file(hub: Hub, copy: Path, tmp_path: Path):

@@ -124,6 +124,8 @@ def _copy(piece: _Piece, output: Any) -> None:
         left = piece.size
         while left:
             content = stream.read(min(left, BUFFER))
+            if not content:
+                raise UserError(f"{piece.path}: was cut short while it was copied; download it again")
             output.write(content)
             left -= len(content)
 
