@@ -148,7 +148,7 @@ def _keep(keep: bool) -> None:
         libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         libc.mallopt(TRIM_THRESHOLD, GROWN_TRIM_THRESHOLD)
         libc.mallopt(MMAP_MAX, 65536)
-        libc.malloc_trim(0)
+        return_freed_memory()
 
 
 def return_freed_memory() -> None:

@@ -64,7 +64,7 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
     def of_rows(indices: np.ndarray) -> np.ndarray:
         assert stored is not None
         rows, _ = stored.gather(indices)
-        return network.pool(torch.from_numpy(np.asarray(rows)).float()).flatten(1).numpy()
+        return network.features(torch.from_numpy(np.asarray(rows)).float()).numpy()
 
     network.eval()
     width = _width(network, preprocessing, engine.device) if stored is None else of_rows(np.arange(1)).shape[1]
