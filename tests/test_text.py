@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnaeus.text import percent, typeset_percent
+from linnaeus.text import fraction, percent, typeset_percent
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,13 @@ def test_a_threshold_has_as_many_digits_as_it_takes():
     assert [percent(share, exact=True) for share in (0.945, 0.99996, 0.0004, 1.0)] == [
         *("94.5 %", "99.996 %", "0.04 %", "100.0 %")
     ]
+
+
+def test_a_fraction_is_one_only_if_it_is():
+    assert [fraction(value) for value in (1.0, 0.9999, 0.93, 0.001, 0.0, None)] == [
+        *("1.00", ">0.99", "0.93", "<0.01", "0.00", "–")
+    ]
+    assert fraction(0.99996, 4) == ">0.9999"
 
 
 def test_a_difference_has_its_sign():

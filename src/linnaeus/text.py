@@ -51,18 +51,23 @@ def percent(share: float | None, digits: int = 1, *, signed: bool = False, exact
     if share is None or not math.isfinite(share):
         return "–"
     sign, size = ("-" if share < -ROUNDING else "+" if signed else ""), abs(share)
-    low, high = size > ROUNDING, size < 1 - ROUNDING
-    while exact and digits < 10 and _rounded_away(f"{100 * size:.{digits}f}", low, high):
+    while exact and digits < 10 and _bounded(size, 100, digits)[0] in "<>":
         digits += 1
-    text, step = f"{100 * size:.{digits}f}", 10.0**-digits
-    if _rounded_away(text, low, high):
-        text = f"<{step:.{digits}f}" if size < 0.5 else f">{100 - step:.{digits}f}"
-    return f"{sign}{text} %"
+    return f"{sign}{_bounded(size, 100, digits)} %"
 
 
-def _rounded_away(text: str, positive: bool, below_one: bool) -> bool:
-    """Whether rounding made 0 or 100 of a share that is neither."""
-    return (positive and float(text) == 0) or (below_one and float(text) == 100)
+def fraction(value: float | None, digits: int = 2) -> str:
+    """0.9349 -> "0.93", for figures between 0 and 1 that are no shares, such as AUROC. "1.00" means exactly 1: what
+    rounding would make of 0.9996 is ">0.99". A dash if `value` is None or not finite."""
+    return "–" if value is None or not math.isfinite(value) else _bounded(value, 1, digits)
+
+
+def _bounded(share: float, most: int, digits: int) -> str:
+    """`share` as a part of `most`, rounded, but never to 0 or `most` unless it is 0 or 1."""
+    text, step = f"{most * share:.{digits}f}", 10.0**-digits
+    if share > ROUNDING and float(text) == 0:
+        return f"<{step:.{digits}f}"
+    return f">{most - step:.{digits}f}" if share < 1 - ROUNDING and float(text) == most else text
 
 
 def typeset_percent(share: float | None, digits: int = 0, *, exact: bool = False) -> str:

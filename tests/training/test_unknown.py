@@ -52,7 +52,8 @@ def test_the_run_accepts_its_kind_and_rejects_another(run: Run):
     assert metrics["left_out_classes"]["of"] == 3
     assert 0 <= metrics["left_out_classes"]["auroc"]["combined"] <= 1
     assert metrics["trained_features"] is True
-    assert any(line.startswith("unknown ") for line in run.trust)
+    line = next(line for line in run.trust if line.startswith("unknown "))
+    assert line.endswith("3 of 3 classes in turn; optimistic: the features were trained on all classes)")
 
 
 def test_the_thresholds_in_the_file_reproduce_what_validation_accepted(run: Run):
@@ -255,6 +256,7 @@ def test_folders_of_outside_images_are_measured_apart(run: Run, say, tmp_path: P
     lines = said.out[said.out.index("folder by folder") :].splitlines()
     assert lines[2].split()[0] == kinds[0]["kind"]
     assert "near kinds, measured in training: each of 3 of 3 classes was left out in turn" in said.out
+    assert "optimistic: the features were trained on all classes" in said.out
 
 
 def test_a_model_that_cannot_tell_refuses_to_measure_outside(say, tmp_path: Path):

@@ -20,9 +20,9 @@ from linnaeus.inference.inputs import expand
 from linnaeus.inference.membership import Membership, held_in
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
-from linnaeus.modelfile.unknown import UnknownDetector
+from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.stores.contents import HashedImages
-from linnaeus.text import align, percent, shorten
+from linnaeus.text import align, fraction, percent, shorten
 
 MOST_KINDS, NAME = 20, 24  # folders on the terminal, and columns of their names
 TITLES = {"distance": "distance", "probability": "probability", "combined": "both"}
@@ -73,7 +73,14 @@ class Kind:
         lower, upper = self.area_interval
         shares = f"{percent(self.let_through / self.n)}", f"{percent(low)} to {percent(high)}"
         name = shorten(self.name, NAME)
-        return name, str(self.n), str(self.let_through), *shares, f"{self.area:.4f}", f"{lower:.4f} to {upper:.4f}"
+        return (
+            name,
+            str(self.n),
+            str(self.let_through),
+            *shares,
+            fraction(self.area, 4),
+            f"{fraction(lower, 4)} to {fraction(upper, 4)}",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +158,7 @@ class Outside:
         rows = [("", "AUROC", "95 % interval", "let through at 95 % accepted")]
         for name, (area, (lower, upper)) in self.areas.items():
             share = percent(self.false_positives[name])
-            rows.append((TITLES[name], f"{area:.4f}", f"{lower:.4f} to {upper:.4f}", share))
+            rows.append((TITLES[name], fraction(area, 4), f"{fraction(lower, 4)} to {fraction(upper, 4)}", share))
         return "\n".join(
             [
                 f"outside {self.source}: {counted(self.n, 'image')} of none of the classes, against {self.known:,} "
@@ -212,10 +219,11 @@ def near_line(classifier: Classifier) -> str:
     if not measured:
         return ""
     low, high = measured["auroc_ci95"]
+    optimistic = OPTIMISTIC if measured.get("trained_features") else ""
     return (
         f"near kinds, measured in training: each of {len(measured['classes'])} of {measured['of']} classes was left "
-        f"out in turn\n  both  AUROC {measured['auroc']['combined']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
-        f"{measured['unknown']:,} images against {measured['known']:,} known ones"
+        f"out in turn\n  both  AUROC {fraction(measured['auroc']['combined'])} (95 % interval {fraction(low)} to "
+        f"{fraction(high)}), {measured['unknown']:,} images against {measured['known']:,} known ones{optimistic}"
     )
 
 

@@ -18,6 +18,8 @@ PREFIX = "unknown."
 """Names of the tensors that are no weights of the network."""
 REFERENCES = PREFIX + "references"
 THUMBNAILS = PREFIX + "thumbnails"
+OPTIMISTIC = "; optimistic: the features were trained on all classes"
+"""What to say of a class that only the head was not trained on."""
 
 
 @dataclass(frozen=True, eq=False)

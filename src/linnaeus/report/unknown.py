@@ -19,7 +19,7 @@ from linnaeus.report.svg import tag, to_svg
 from linnaeus.report.thumbnails import Thumbnails
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import typeset_percent
+from linnaeus.text import fraction, typeset_percent
 
 FONTS = families_for([])  # all texts of these charts are our own
 BINS = 28
@@ -91,12 +91,14 @@ def _left_out(run: RunContents, measured: dict[str, Any] | None) -> dict[str, An
     by_class = sorted(zip(measured["auroc_by_class"], names, strict=True))
     low, high = measured["auroc_ci95"]
     return {
-        "auroc": f"{measured['auroc']['combined']:.2f}",
-        "interval": f"{low:.2f} to {high:.2f}",
+        "auroc": fraction(measured["auroc"]["combined"]),
+        "interval": f"{fraction(low)} to {fraction(high)}",
         "known": measured["known"],
         "unknown": measured["unknown"],
         "of": measured["of"],
-        "rows": [(name, f"{area:.2f}", IntervalBar.of(f"{name}: {area:.2f}", area, None)) for area, name in by_class],
+        "rows": [
+            (name, fraction(area), IntervalBar.of(f"{name}: {fraction(area)}", area, None)) for area, name in by_class
+        ],
     }
 
 

@@ -58,7 +58,7 @@ class LeftOut:
             "unknown": self.unknown,
             "auroc": {name: float(values.mean()) for name, values in areas.items()},
             "auroc_ci95": list(mean_interval(self.combined)),
-            "auroc_by_class": [round(float(value), 4) for value in self.combined],
+            "auroc_by_class": self.combined.tolist(),
             "compression_loss": float((self.all_vectors - self.distance).mean()),
         }
 

@@ -19,11 +19,11 @@ from linnaeus.metrics.ood import Thresholds, choose_thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.reference_vectors import MOST_BYTES, reference_vectors
 from linnaeus.metrics.thumbnails import LARGEST_SIZE, Thumbnails, choose_thumbnails
-from linnaeus.modelfile.unknown import UnknownDetector
+from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.samples import Samples
-from linnaeus.text import percent
+from linnaeus.text import fraction, percent
 from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
@@ -143,8 +143,10 @@ class Recognition:
         if self.left_out is not None:
             areas = self.left_out.combined
             low, high = mean_interval(areas)
-            text += f"; a class that was left out has AUROC {areas.mean():.2f} ({low:.2f} to {high:.2f}"
-            text += f", {len(areas)} of {self.classes} classes in turn)"
+            text += (
+                f"; a class that was left out has AUROC {fraction(areas.mean())} ({fraction(low)} to {fraction(high)}"
+            )
+            text += f", {len(areas)} of {self.classes} classes in turn{OPTIMISTIC if self.trained_features else ''})"
         return text
 
 
@@ -190,7 +192,9 @@ def recognition(
         for split, outputs in calibrated.items()
     }
     left_out = None if features is None else leave_classes_out(features.values, features.labels)
-    measured: dict[str, Any] = {} if left_out is None else {"left_out_classes": left_out.to_dict(classes)}
-    detector = UnknownDetector(thresholds, references, measured, thumbnails)
     trained = features is not None and features.trained
+    measured: dict[str, Any] = {}
+    if left_out is not None:
+        measured["left_out_classes"] = left_out.to_dict(classes) | {"trained_features": trained}
+    detector = UnknownDetector(thresholds, references, measured, thumbnails)
     return Recognition(detector, left_out, trained, accepted, len(classes))
