@@ -121,6 +121,9 @@ def test_groups_are_a_column(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "the column 'tree' repeats" in said.out
     said = say("check", tmp_path / "t.csv", "--groups", "shrub")
     assert (said.status, "no column 'shrub'" in said.err) == (2, True)
+    said = say("check", tmp_path, "--groups", "tree")
+    assert (said.status, "data.split" in said.err) == (2, False)
+    assert "cannot be grouped by 'tree', because only a CSV has columns" in said.err
 
 
 def test_wrong_input_exits_with_status_2(say, tmp_path: Path):

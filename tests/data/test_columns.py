@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import linnaeus
 from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.readers.csvfile import open_frame
 from linnaeus.data.sources import open_source
@@ -114,6 +116,23 @@ def test_a_data_frame(tmp_path: Path):
     frame.loc[1, "filename"] = None
     with pytest.raises(UserError, match="DataFrame:2: no path"):
         open_frame(frame)
+
+
+class Foreign:
+    """An object of another library, whose text may be long."""
+
+    def __str__(self) -> str:
+        return "0    a.jpg\n" * 100
+
+
+@pytest.mark.parametrize(
+    "source", [["a.jpg"], np.zeros((2, 2)), None, Foreign()], ids=lambda source: type(source).__name__
+)
+def test_an_unsupported_source_is_named_by_its_type(source: object):
+    with pytest.raises(UserError, match=rf"source of type .*{type(source).__name__}; pass the path") as error:
+        linnaeus.train(source)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 240
 
 
 @pytest.mark.parametrize("second", [("1", "0"), ("1", "1")], ids=["one label", "several labels"])

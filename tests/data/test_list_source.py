@@ -269,5 +269,5 @@ def test_groups_by_a_column_of_choice(images: Path):
         match=r"all\.csv:1: no column 'plant'; the columns are 'path', 'label', 'patient'",
     ):
         open_source(images / "all.csv", group="plant")
-    with pytest.raises(UserError, match=r"'patient' names a column, and only a CSV has columns"):
+    with pytest.raises(UserError, match=r"cannot be grouped by 'patient', because only a CSV has columns"):
         open_source(images / "img", group="patient")

@@ -216,6 +216,14 @@ def test_a_model_file_of_an_earlier_version(place: Path, say, beside: bool):
         assert "whether these are among them cannot be checked" in said
 
 
+def test_a_data_frame_is_a_source(place: Path):
+    pandas = pytest.importorskip("pandas")
+    paths = [str(path) for path in sorted((place / "noise").glob("*/*"))]
+    frame = pandas.DataFrame({"path": paths, "label": [Path(path).parent.name for path in paths]})
+    with pytest.warns(UserWarning, match="DataFrame: 36 of 48 images were used for training"):
+        assert linnaeus.load(place / "run").evaluate(frame).n == 12
+
+
 def test_similar_images_are_those_that_were_trained_on(place: Path, say):
     """`explain --like` of a source that has changed."""
     noise(place / "noise" / "a" / "new.bmp", NEW)

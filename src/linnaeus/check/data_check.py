@@ -138,16 +138,16 @@ def copies(table: Table, *, console: Console | None = None) -> np.ndarray:
     return np.where(hashes == UNKNOWN, samples, first[number])
 
 
-def leaks(table: Table, copies: np.ndarray) -> dict[str, np.ndarray]:
+def leaks(table: Table, numbers: np.ndarray) -> dict[str, np.ndarray]:
     """valid, test -> samples (k,) int64 with a copy in an earlier split; splits without leaks are left out.
 
-    `copies` (n,) as from the function of this name. Metrics without these samples are those on images that neither
-    training nor model selection has seen.
+    `numbers` (n,) are equal for copies, as from `copies`. Metrics without these samples are those on images
+    that neither training nor model selection has seen.
     """
     leaked = {}
     for rank, split in enumerate(SPLITS):
         samples, earlier = table.where(split), np.isin(table.split, SPLITS[:rank])
-        leaked[split] = samples[np.isin(copies[samples], copies[earlier])]
+        leaked[split] = samples[np.isin(numbers[samples], numbers[earlier])]
     return {split: samples for split, samples in leaked.items() if len(samples)}
 
 

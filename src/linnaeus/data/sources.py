@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from linnaeus.data import tree
 from linnaeus.data.archived import holds_folder, top_folder
@@ -30,7 +32,7 @@ CSVS = (".csv", ".tsv")
 
 
 def open_source(
-    source: str | Path,
+    source: Any,
     *,
     train: str | None = None,
     valid: str | None = None,
@@ -39,14 +41,16 @@ def open_source(
     labels: LabelFormat = AS_SHOWN,
     lenient: bool = False,
 ) -> Table:
-    """Read a source into a table, without opening an image.
+    """Read a source, a string or a path, into a table, without opening an image.
 
     `train`, `valid`, `test` name list files (or CSVs) in a folder. `group` names the column of a CSV; samples with
     equal values stay in one split. `labels` says whether images have several labels. A path on disk takes precedence
     over a known name. A known dataset is downloaded if necessary. Raises UserError, also for a table that cannot be
     trained on, unless `lenient`: `check` wants to show everything that is wrong with the data.
     """
-    table = _open(source, train, valid, test, group, labels, lenient)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(_not_a_path(source))
+    table = _open(os.fspath(source), train, valid, test, group, labels, lenient)
     if labels.separator is not None and table.kind != "csv" and not lenient:
         raise UserError(
             f"{source}: data.separator = {labels.separator!r} divides the cells of a CSV, and this source is of kind "
@@ -57,7 +61,7 @@ def open_source(
 
 
 def _open(
-    source: str | Path,
+    text: str,
     train: str | None,
     valid: str | None,
     test: str | None,
@@ -65,7 +69,6 @@ def _open(
     labels: LabelFormat,
     lenient: bool,
 ) -> Table:
-    text = str(source)
     lists = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
     path = Path(text).expanduser()
     # A local folder may have a name that looks like an address or a range.
@@ -102,10 +105,19 @@ def _open(
 def _with_groups(table: Table, group: str | None) -> Table:
     if group is not None and table.groups is None:
         raise UserError(
-            f"{table.source}: data.split.groups = {group!r} names a column, and only a CSV has columns; "
-            'write one, or use "near-duplicates"'
+            f"{table.source}: cannot be grouped by {group!r}, because only a CSV has columns; write a CSV with the "
+            f"columns path, label and {group}"
         )
     return table
+
+
+def _not_a_path(source: object) -> str:
+    kind = type(source)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+    return (
+        f"a source of type {name}; pass the path of a folder, list file or CSV, a known name, or a pandas DataFrame "
+        "with the columns path and label (linnaeus.sklearn.ImageClassifier takes arrays and lists)"
+    )
 
 
 def _not_found(text: str) -> str:

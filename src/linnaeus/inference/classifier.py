@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast, overload
+from typing import Any, BinaryIO, cast, overload
 
 import numpy as np
 import torch
@@ -216,8 +216,8 @@ class Classifier:
                 "docs/howto/several-labels.md lists what does"
             )
 
-    def images(self, source: str | Path, split: str | None = None) -> LabeledImages:
-        """The images of a split of a source, with their labels in the model's classes.
+    def images(self, source: Any, split: str | None = None) -> LabeledImages:
+        """The images of a split of a source, a path or a DataFrame, with their labels in the model's classes.
 
         `split` None means test if the source has one, else valid, else all. Images that the model was trained on are
         left out, unless `split` is train; those that selected the model are returned separately, as `validation`.
@@ -236,7 +236,7 @@ class Classifier:
                 self.color.load(images.table.image(int(images.indices[i])))
         return self.color.take_line()
 
-    def recognize(self, source: str | Path) -> KnownImages:
+    def recognize(self, source: Any) -> KnownImages:
         """The images of a source, and which of them the model was trained on."""
         return recognize(self.about, self.path, source)
 
@@ -253,7 +253,7 @@ class Classifier:
         """This process's share of the images in batches, as `outputs` uses them."""
         return local_batches(images.rows, images.labels, BATCH, self.device, group)
 
-    def evaluate(self, source: str | Path, split: str | None = None) -> MeasuredFigures:
+    def evaluate(self, source: Any, split: str | None = None) -> MeasuredFigures:
         """Figures with calibrated probabilities and the confusion matrix, on the images that `images` returns.
 
         For a model with several labels per image they are `LabelFigures`, which have no confusion matrix.
@@ -261,7 +261,7 @@ class Classifier:
         """
         images = self.images(source, split)
         for line in filter(None, (*images.notes(), self.color_line(images))):
-            warnings.warn(f"{source}: {line}", stacklevel=2)
+            warnings.warn(f"{images.source}: {line}", stacklevel=2)
         outputs = self.outputs(images)
         if self.several:
             return self.figures(outputs)  # type: ignore[return-value]

@@ -16,6 +16,7 @@ from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
 from linnaeus.data.readers.columns import LabelFormat
+from linnaeus.data.readers.csvfile import open_frame
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.data.table import NEAR_DUPLICATES, Table
@@ -82,8 +83,8 @@ class LabeledImages:
         return lines
 
 
-def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: bool = False) -> Table:
-    """The table of a source, with the list files and the groups that a recipe's `data` section names.
+def open_for_recipe(source: Any, data: Mapping[str, Any], *, lenient: bool = False) -> Table:
+    """The table of a source, or of a DataFrame, with the list files and the groups that a recipe's `data` names.
 
     `lenient`: nothing is trained on the source, which may be another one than the recipe was made for. So list files
     are ignored unless it is a folder, a missing column of groups is no error, and one class is enough.
@@ -93,19 +94,22 @@ def open_for_recipe(source: str | Path, data: Mapping[str, Any], *, lenient: boo
     train, valid, test = (data.get(split) for split in ("train", "valid", "test"))
     if valid == "test":  # the test images serve as validation: there is no list of validation images
         valid = None
-    if lenient and not (tree.is_folder(source) or is_archive(source)):
+    is_frame = hasattr(source, "itertuples")  # without importing pandas
+    if lenient and isinstance(source, str | Path) and not (tree.is_folder(source) or is_archive(source)):
         train = valid = test = None
     groups = (data.get("split") or {}).get("groups")
     column = None if groups == NEAR_DUPLICATES else groups  # near-duplicates are found in the images, not in a column
     try:
+        if is_frame:
+            return open_frame(source, column, labels, lenient=lenient)
         return open_source(source, train=train, valid=valid, test=test, group=column, labels=labels, lenient=lenient)
     except UserError:
         if not lenient or column is None:
             raise
-        return open_source(source, train=train, valid=valid, test=test, labels=labels, lenient=True)
+        return open_for_recipe(source, {**data, "split": None}, lenient=True)
 
 
-def recognize(about: ModelFile, path: Path, source: str | Path) -> KnownImages:
+def recognize(about: ModelFile, path: Path, source: Any) -> KnownImages:
     """The images of a source, and which of them the model at `path` was trained on."""
     data = about.recipe.get("data", {})
     table = open_for_recipe(source, {**data, "task": about.task}, lenient=True)
@@ -116,8 +120,8 @@ def recognize(about: ModelFile, path: Path, source: str | Path) -> KnownImages:
     by_copies = (split or {}).get("groups") == NEAR_DUPLICATES and (table.split == "").any()
     if by_copies and membership is None and len(table) >= samples:
         raise UserError(
-            f"{source}: the model was trained on a split that keeps near-duplicates together, which cannot be drawn "
-            f"again here; give the split of its run: {path.parent / SPLIT}"
+            f"{table.source}: the model was trained on a split that keeps near-duplicates together, which cannot be "
+            f"drawn again here; give the split of its run: {path.parent / SPLIT}"
         )
     return KnownImages(table, _split_again(about, table), membership, path.parent, default_cache())
 
@@ -138,8 +142,8 @@ def _split_again(about: ModelFile, table: Table) -> Table | None:
     return again if again.fingerprint() == about.data.get("fingerprint") else None
 
 
-def load_labeled_images(about: ModelFile, path: Path, source: str | Path, split: str | None = None) -> LabeledImages:
-    """Decode the images of a split of a source, with their labels in the classes of the model at `path`.
+def load_labeled_images(about: ModelFile, path: Path, source: Any, split: str | None = None) -> LabeledImages:
+    """Decode the images of a split of a source, a path or a DataFrame, with labels in the classes of a model.
 
     `split` None means test if the source has one, else valid, else all. Images that the model was trained on are left
     out, wherever they lie in the source, unless `split` is train; those that chose the model are kept apart, and
@@ -147,12 +151,13 @@ def load_labeled_images(about: ModelFile, path: Path, source: str | Path, split:
     Raises UserError if the source has a class that the model does not know, no such split, or no readable image.
     """
     known = recognize(about, path, source)
-    _check_classes(about, source, known.table.classes)
-    chosen = select(known, split, str(source))
-    images = _decode(about, known, chosen.split, chosen.measured, str(source))
+    name = known.table.source
+    _check_classes(about, name, known.table.classes)
+    chosen = select(known, split, name)
+    images = _decode(about, known, chosen.split, chosen.measured, name)
     apart = None
     if len(chosen.validation):
-        apart = _decode(about, known, "valid", chosen.validation, str(source))
+        apart = _decode(about, known, "valid", chosen.validation, name)
     return replace(images, recognized_by=known.basis, total=chosen.total, training=chosen.training, validation=apart)
 
 
@@ -185,7 +190,7 @@ def _in_classes(table: Table, classes: tuple[str, ...]) -> np.ndarray:
     return labels
 
 
-def _check_classes(about: ModelFile, source: str | Path, classes: tuple[str, ...]) -> None:
+def _check_classes(about: ModelFile, source: str, classes: tuple[str, ...]) -> None:
     """Raise UserError unless the model knows every class of the source, which may lack some of the model's."""
     unknown = [name for name in classes if name not in about.classes]
     if not unknown:

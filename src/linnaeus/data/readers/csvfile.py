@@ -50,8 +50,11 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None, form
     return open_rows(source, [read_csv(path, split, group, form) for split, path in files.items()])
 
 
-def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOWN) -> Table:
-    """Read a pandas DataFrame with the columns of a CSV; relative paths start at the working directory."""
+def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOWN, *, lenient: bool = False) -> Table:
+    """Read a pandas DataFrame with the columns of a CSV; relative paths start at the working directory.
+
+    Raises UserError for a table that cannot be trained on, unless `lenient`.
+    """
     header = [str(name).strip() for name in frame.columns]
     columns = [name.lower() for name in header]
     blank = frame.isna().to_numpy()
@@ -60,7 +63,8 @@ def open_frame(frame: Any, group: str | None = None, form: LabelFormat = AS_SHOW
         for row, missing in zip(frame.itertuples(index=False, name=None), blank, strict=True)
     ]
     records = [(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(cells, 1)]
-    return checked(open_rows("DataFrame", [_rows(Path("DataFrame"), header, records, "", group, form)]))
+    table = open_rows("DataFrame", [_rows(Path("DataFrame"), header, records, "", group, form)])
+    return table if lenient else checked(table)
 
 
 def open_rows(source: str, parts: list[Rows]) -> Table:

@@ -12,7 +12,7 @@ BY_FIRST_BYTES = {
     b"Rar!": f"a RAR archive, which is not read: {UNPACK}",
     b"\x28\xb5\x2f\xfd": f"compressed with Zstandard, which is not read: {UNPACK}",
     b"\x89HDF": "an HDF5 file, which is not read: write its images as files, in a folder for each class",
-    b"\x93NUMPY": "an array of NumPy: write its images as files, or use linnaeus.ImageClassifier on the array",
+    b"\x93NUMPY": "an array of NumPy: write its images as files, or use linnaeus.sklearn.ImageClassifier on the array",
     b"SQLite format 3": f"an SQLite database: {EXPORT}",
     b"PAR1": f"a Parquet file: {EXPORT}, or give the DataFrame to linnaeus.train",
     b"MATLAB": f"a MATLAB file: {EXPORT}",
