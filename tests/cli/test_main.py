@@ -64,7 +64,7 @@ def test_the_module_and_the_entry_point_are_the_same():
 
 
 def test_every_command_is_in_one_section_of_the_help():
-    names = [name for section in SECTIONS.values() for name in section]
+    names = [str(command.name) for section in SECTIONS.values() for command in section]
     assert sorted(names) == sorted(cli.commands)
 
 

@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,82 +43,6 @@ MARKS = {".png": b"Matplotlib", ".html": b"<title>Data check of", ".htm": b"<tit
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-@dataclass(frozen=True)
-class TrainingArguments:
-    """Arguments of `train` that can be checked before torch is imported."""
-
-    source: str
-    recipe: str | None
-    model: str | None
-    weights: str | None
-    epochs: str | None
-    out: str | None
-    settings: Mapping[str, Any]
-    resume: bool
-    device: str = "auto"
-    seed: int | None = None
-
-    def check(self) -> None:
-        """Raise UserError for a mistake in the recipe, its overrides, the source, the weights or the run folder."""
-        if self.resume:
-            return  # the run that is resumed completes the arguments
-        check_not_a_run(self.source)
-        recipe = self._check_recipe()
-        if self.device == "cpu" and recipe.precision == "16-mixed":
-            raise UserError("precision = 16-mixed: not available on CPU; use 32, bf16-mixed or auto")
-        if recipe.model.frozen == "int8":
-            check_int8(self.device)
-        # Without a recipe the images will choose one, whose lists are not known here.
-        data = recipe.data.model_dump() if self.recipe is not None else {}
-        lists = {split: data.get(split, self.settings.get(f"data.{split}")) for split in ("train", "valid", "test")}
-        check_source(self.source, lists)
-        self._check_network()
-        if self.out is not None:
-            check_new_folder(self.out)
-
-    def _check_recipe(self) -> Recipe:
-        """The recipe, or one with the same overrides where the images will choose the recipe."""
-        from linnaeus.recipe import load_recipe, parse_epochs, recipe_names
-        from linnaeus.recipe.keys import refuse_twice
-
-        overrides, epochs = dict(self.settings), parse_epochs(self.epochs)
-        refuse_twice(overrides, model=self.model, weights=self.weights, seed=self.seed, epochs=self.epochs)
-        if self.recipe is not None:
-            return load_recipe(self.recipe, overrides, epochs)
-        errors = {}
-        for name in ("photos", "scratch", *recipe_names()):  # a mistake is what no recipe accepts
-            try:
-                return load_recipe(name, overrides, epochs)
-            except UserError as error:
-                errors[name] = error
-        # Most recipes object to the value; a few have no use for the key, which is not the mistake then.
-        reasons = {name: str(error).replace(f"recipe {name}", "recipe") for name, error in errors.items()}
-        common, n = Counter(reasons.values()).most_common(1)[0]
-        if 2 * n < len(errors):  # each recipe objects with its own values
-            common = reasons["photos"]
-        # The user has named no recipe, so the mistake is in a setting.
-        raise UserError(f"--set {common.removeprefix('recipe: ')}" if common.startswith("recipe: ") else common)
-
-    def _check_network(self) -> None:
-        from linnaeus.recipe.networks import NETWORKS
-
-        model = self.model or self.settings.get("model.name")
-        weights = self.weights or self.settings.get("model.weights")
-        if isinstance(model, str) and ".py:" in model:
-            file = Path(model.rpartition(":")[0])
-            if not file.is_file():
-                raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
-        elif isinstance(model, str) and "/" not in model and model not in (*NETWORKS, "custom"):
-            # Names with a slash belong to libraries, which are too slow to import for this check.
-            raise UserError(
-                f"unknown model {model!r}{did_you_mean_network(model, NETWORKS)}: `linnaeus models` lists them; "
-                "timm/NAME takes any network of timm, net.py:build one of your own"
-            )
-        # Only what looks like a file is checked here; names are resolved when the recipe is known.
-        if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():
-            raise UserError(f"{weights}: there is no such weights file")
-
-
 @contextmanager
 def one_report() -> Iterator[None]:
     """Let only the first process of each machine print a mistake that all of them find."""
@@ -135,20 +58,74 @@ def check_training(parameters: Mapping[str, Any]) -> None:
     from linnaeus.runs.tracking import check_trackers
     from linnaeus.training.interval import CheckpointInterval
 
-    names = [field.name for field in fields(TrainingArguments)]
     with one_report():
         check_device(parameters["device"])
         CheckpointInterval.parse(parameters["checkpoint_every"])
         check_trackers(("tensorboard",) * parameters["tensorboard"] + parameters["track"])
         settings = parse_settings(parameters["settings"])
-        TrainingArguments(*({**parameters, "settings": settings}[name] for name in names)).check()
+        if parameters["resume"]:
+            return  # the run that is resumed completes the arguments
+        check_not_a_run(parameters["source"])
+        recipe = _check_recipe(parameters, settings)
+        _check_device_of(recipe, parameters["device"])
+        # Without a recipe the images will choose one, whose lists are not known here.
+        data = recipe.data.model_dump() if parameters["recipe"] is not None else {}
+        lists = {split: data.get(split, settings.get(f"data.{split}")) for split in ("train", "valid", "test")}
+        check_source(parameters["source"], lists)
+        _check_network(
+            parameters["model"] or settings.get("model.name"), parameters["weights"] or settings.get("model.weights")
+        )
+        if parameters["out"] is not None:
+            check_new_folder(parameters["out"])
 
 
-def check_int8(device: str) -> None:
-    """Raise UserError if frozen stages cannot run in int8 on a device; of `auto` only the run knows which one it is."""
+def _check_recipe(parameters: Mapping[str, Any], settings: Mapping[str, Any]) -> Recipe:
+    """The recipe, or one with the same overrides where the images will choose the recipe."""
+    from linnaeus.recipe import load_recipe, parse_epochs, recipe_names, without_recipe
+    from linnaeus.recipe.keys import refuse_twice
+
+    overrides, epochs = dict(settings), parse_epochs(parameters["epochs"])
+    refuse_twice(overrides, **{option: parameters[option] for option in ("model", "weights", "seed", "epochs")})
+    if parameters["recipe"] is not None:
+        return load_recipe(parameters["recipe"], overrides, epochs)
+    reasons = {}
+    for name in ("photos", "scratch", *recipe_names()):  # a mistake is what no recipe accepts
+        try:
+            return load_recipe(name, overrides, epochs)
+        except UserError as error:
+            reasons[name] = without_recipe(error, name).replace(f"recipe {name}", "recipe")
+    # Most recipes object to the value; a few have no use for the key, which is not the mistake then.
+    common, n = Counter(reasons.values()).most_common(1)[0]
+    raise UserError(common if 2 * n >= len(reasons) else reasons["photos"])  # else each objects with its own values
+
+
+def _check_device_of(recipe: Recipe, device: str) -> None:
+    """Raise UserError for a recipe that a device cannot compute; of `auto` only the run knows which one it is."""
     from linnaeus.device import require_int8
 
-    require_int8("cpu" if device == "auto" else device)
+    if device == "cpu" and recipe.precision == "16-mixed":
+        raise UserError("precision = 16-mixed: not available on CPU; use 32, bf16-mixed or auto")
+    if recipe.model.frozen == "int8":
+        require_int8("cpu" if device == "auto" else device)
+
+
+def _check_network(model: object, weights: object) -> None:
+    """Raise UserError for a network or a file of weights that does not exist."""
+    from linnaeus.recipe.networks import NETWORKS
+
+    if isinstance(model, str) and ".py:" in model:
+        file = Path(model.rpartition(":")[0])
+        if not file.is_file():
+            raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
+    elif isinstance(model, str) and "/" not in model and model not in (*NETWORKS, "custom"):
+        # Names with a slash belong to libraries, which are too slow to import for this check.
+        raise UserError(
+            f"unknown model {model!r}{did_you_mean_network(model, NETWORKS)}: `linnaeus models` lists them; "
+            "timm/NAME takes any network of timm, net.py:build one of your own"
+        )
+    # Only what looks like a file is checked here; names are resolved when the recipe is known.
+    if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():
+        raise UserError(f"{weights}: there is no such weights file")
 
 
 def check_device(name: str) -> None:

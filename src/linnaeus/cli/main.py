@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,14 +50,6 @@ if TYPE_CHECKING:
     from linnaeus.training.run import Run
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-SECTIONS = {
-    "Data": ("check", "label", "data"),
-    "Train": ("probe", "train", "sweep", "classes", "forget", "models", "weights", "recipes"),
-    "Trust": ("evaluate", "compare", "explain", "report"),
-    "Ship": ("predict", "embed", "export", "push", "serve"),
-    "System": ("env", "completion"),
-}
-"""Section of the help page -> its commands, in the order of a project."""
 
 
 @contextmanager
@@ -84,12 +77,10 @@ class SectionedGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.commands))
-        for title, names in SECTIONS.items():
-            limit = formatter.width - width - 6  # indentation and the gap between the two columns
+        limit = formatter.width - width - 6  # indentation and the gap between the two columns
+        for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(
-                    [(f"{name:{width}}", self.commands[name].get_short_help_str(limit)) for name in names]
-                )
+                formatter.write_dl([(f"{c.name:{width}}", c.get_short_help_str(limit)) for c in commands])
 
 
 @click.group(cls=SectionedGroup, context_settings=CONTEXT)
@@ -98,7 +89,9 @@ def cli() -> None:
     """From a folder of images to a classifier you can read, trust and ship."""
 
 
-@cli.command(epilog="Exit status: 0 completed, 1 failed or stopped by Ctrl-C, 2 invalid input, 143 stopped by SIGTERM.")
+@click.command(
+    epilog="Exit status: 0 completed, 1 failed or stopped by Ctrl-C, 2 invalid input, 143 stopped by SIGTERM."
+)
 @click.argument("source")
 @recipe_option
 @click.option("--model", metavar="NAME|FILE.py:FUNCTION", help="Network to train, instead of the recipe's.")
@@ -192,7 +185,7 @@ def _print_run(run: Run, console: Console) -> None:
         raise SystemExit(1)
 
 
-@cli.command()
+@click.command()
 @click.argument("source")
 @click.option("--json", "json_file", metavar="FILE", help="Write all findings as JSON.")
 @click.option("--gallery", metavar="FILE.html", help="Write an HTML page that shows the images of each finding.")
@@ -229,28 +222,15 @@ def check(
         raise SystemExit(1)
 
 
-for command in (
-    label,
-    evaluate,
-    compare,
-    explain,
-    report,
-    predict,
-    embed,
-    export,
-    push,
-    serve,
-    models,
-    recipes,
-    weights,
-    data,
-    sweep,
-    probe,
-    classes,
-    forget,
-    env,
-    completion,
-):
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Data": (check, label, data),
+    "Train": (probe, train, sweep, classes, forget, models, weights, recipes),
+    "Trust": (evaluate, compare, explain, report),
+    "Ship": (predict, embed, export, push, serve),
+    "System": (env, completion),
+}
+"""Section of the help page -> its commands, in the order of a project."""
+for command in chain(*SECTIONS.values()):
     cli.add_command(command)
 
 

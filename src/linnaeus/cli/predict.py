@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -25,7 +26,7 @@ from linnaeus.cli.options import (
     use_option,
     verbosity,
 )
-from linnaeus.console import ESCAPED, Advance, Console, counted
+from linnaeus.console import ESCAPED, Console, counted
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from linnaeus.inference.grid import GridSelection
     from linnaeus.inference.prediction import Prediction
     from linnaeus.inference.resume import ExistingPredictions
-    from linnaeus.inference.writers import PredictionWriter
 
 GRID_SIZE = 64  # images in a grid; more would be too small to see
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
@@ -136,7 +136,7 @@ def _check_outputs(out: str | None, form: str, grid: str | None, images: tuple[s
 
     if grid and Path(grid).suffix.lower() != ".png":
         raise UserError(f"--grid {grid}: must end in .png")
-    if grid and grid in images:
+    if grid in images:
         raise UserError(f"--grid {grid}: is one of the images; choose another name")
     if out and form == "table":  # files of the other formats are continued
         check_output(Path(out), lambda path: False)
@@ -162,11 +162,12 @@ class PredictionJob:
         """(number of images, number of unreadable images), including those of earlier runs; main process only."""
         from linnaeus.files import disk_errors
         from linnaeus.inference.distributed import predictions
+        from linnaeus.inference.inputs import expand
         from linnaeus.inference.problems import FoldedProblems
         from linnaeus.inference.resume import ExistingPredictions
         from linnaeus.inference.runners import NOT_FINITE
 
-        done, failed, output, problems = 0, 0, None, FoldedProblems()
+        done, failed, write, problems = 0, 0, None, FoldedProblems()
         previous = ExistingPredictions()
         path = Path(self.out or "standard output")
         with disk_errors(path), ExitStack() as stack:
@@ -174,13 +175,12 @@ class PredictionJob:
             with self.group.propagate_errors(), disk_errors(path):
                 if self.group.is_main:
                     previous = self._read_previous()
-                    output = stack.enter_context(self._open_output(previous))
-            answers = predictions(
-                self.classifier, self.group, _remaining(self.images, previous), lambda: self.grid is not None
-            )
+                    write = stack.enter_context(self._open_output(previous))
+            paths = (path for path in expand(self.images, sys.stdin) if path not in previous)
+            answers = predictions(self.classifier, self.group, paths, lambda: self.grid is not None)
             for prediction in stack.enter_context(closing(answers)):
-                assert output is not None  # only the main process receives predictions
-                output.write(prediction)
+                assert write is not None  # only the main process receives predictions
+                write(prediction)
                 done += 1
                 if prediction.error is not None:
                     failed += 1
@@ -200,54 +200,36 @@ class PredictionJob:
         """The answers that the output file already holds. Raises UserError if another model gave them."""
         from linnaeus.inference.resume import ExistingPredictions, check_same_model, read_existing
 
-        previous = ExistingPredictions()
-        if self.out:
-            previous = read_existing(Path(self.out), self.form, self.top, self.classifier.several)
-        if self.out and previous.paths:
+        if not self.out:
+            return ExistingPredictions()
+        previous = read_existing(Path(self.out), self.form, self.top, self.classifier.several)
+        if previous.paths:
             check_same_model(Path(self.out), previous, self.classifier)
             self.console.say(f"{self.out}: continuing after {counted(len(previous.paths), 'image')}")
         return previous
 
     @contextmanager
-    def _open_output(self, previous: ExistingPredictions) -> Iterator[Output]:
+    def _open_output(self, previous: ExistingPredictions) -> Iterator[Callable[[Prediction], None]]:
+        """A function that writes a prediction, and counts it on a progress bar if the output is a file."""
         from linnaeus.inference.inputs import expand
         from linnaeus.inference.writers import open_writer
 
-        with ExitStack() as stack:
-            advance, total = None, None
-            if self.out:  # progress would only disturb answers that are printed on the terminal
-                advance = stack.enter_context(self.console.progress("predicting"))
-                total = None if "-" in self.images else sum(1 for _ in expand(self.images))
-            file = stack.enter_context(_open_file(self.out, previous))
-            several = self.classifier.several
-            existing = previous.header if previous.length else None
-            writer = open_writer(self.form, file, self.top, existing, several=several)
-            yield Output(file, writer, advance, len(previous.paths), total)
+        existing = previous.header if previous.length else None
+        with _open_file(self.out, previous) as file:
+            write = open_writer(self.form, file, self.top, existing, several=self.classifier.several)
+            if not self.out:  # progress would only disturb answers that are printed on the terminal
+                yield write
+                return
+            total = None if "-" in self.images else sum(1 for _ in expand(self.images))
+            numbers = count(len(previous.paths) + 1)
+            with self.console.progress("predicting") as advance:
 
+                def write_and_count(prediction: Prediction) -> None:
+                    write(prediction)
+                    file.flush()  # a killed process then loses nothing that was predicted
+                    advance(next(numbers), total)
 
-@dataclass
-class Output:
-    """Where answers are written, and the progress bar that counts them."""
-
-    file: TextIO
-    write_prediction: PredictionWriter
-    advance: Advance | None
-    done: int
-    total: int | None
-
-    def write(self, prediction: Prediction) -> None:
-        self.write_prediction(prediction)
-        self.done += 1
-        if self.advance is not None:
-            self.file.flush()  # a killed process then loses nothing that was predicted
-            self.advance(self.done, self.total)
-
-
-def _remaining(images: Iterable[str], previous: ExistingPredictions) -> Iterator[str]:
-    """The images that the output file does not hold yet."""
-    from linnaeus.inference.inputs import expand
-
-    return (path for path in expand(images, sys.stdin) if path not in previous)
+                yield write_and_count
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.decoding_ahead import decoded_batches
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.in_memory import expanded, is_folder, is_several
-from linnaeus.inference.measured_images import MeasuredFigures, MeasuredImages
+from linnaeus.inference.measured_images import MeasuredFigures
 from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite_scores
@@ -265,7 +265,7 @@ class Classifier:
         outputs = self.outputs(images)
         if self.several:
             return self.figures(outputs)  # type: ignore[return-value]
-        return MeasuredFigures(MeasuredImages(images, self.calibrated(outputs), self.names, self.threshold))
+        return MeasuredFigures(images, self.calibrated(outputs), self.names, self.threshold)
 
     def true_class(self, path: str) -> int | None:
         """Index of the class that the image's folder is named after; None where no class has that name."""

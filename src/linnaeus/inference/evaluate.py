@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
-from linnaeus.inference.measured_images import MeasuredImages, figures_html
 from linnaeus.inference.membership import with_run_images
 from linnaeus.inference.problems import folded
 from linnaeus.inference.runners import finite_scores
@@ -26,14 +24,10 @@ from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import FEWEST_FITTING
-from linnaeus.metrics.classification import figures
 from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.slices import Slice, accuracy_by_slice
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +41,8 @@ class Evaluation:
     """Figures without the images that have a copy in an earlier split; None where none has or all have."""
     validation: Headline | None = None
     """Figures of the images that chose the model, where they are counted apart."""
-    measured: MeasuredImages | None = None
-    """The answers, image by image."""
+    answers: Outputs | None = None
+    """Calibrated, image by image; None if images may have several labels."""
     column: str = ""
     """The column of `slices`."""
     slices: tuple[Slice, ...] = ()
@@ -58,30 +52,11 @@ class Evaluation:
     def split(self) -> str:
         return self.images.split
 
-    @property
-    def confusion(self) -> np.ndarray:
-        """(classes, classes) int64 counts: rows true, columns predicted."""
-        self.classifier.require_one_label("the confusion matrix")
-        assert isinstance(self.assessment, Assessment)
-        return self.assessment.metrics.confusion
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per image: path, true, predicted, probability, correct, unsure. UserError if pandas is missing."""
-        self.classifier.require_one_label("to_pandas of an evaluation")
-        assert self.measured is not None
-        return self.measured.to_pandas()
-
-    def _repr_html_(self) -> str:
-        if self.measured is None:  # several labels per image
-            assert isinstance(self.assessment, LabelAssessment)
-            return f"<p>{html.escape(str(self.assessment.figures))}</p>"
-        return figures_html(f"{self.split} of {self.images.source}", figures(self.measured.outputs))
-
     def by_slice(self, column: str, values: Sequence[str]) -> Evaluation:
         """The evaluation with the accuracy by value of a column; `values` are those of the images, (n,)."""
-        assert self.measured is not None
         self.classifier.require_one_label("--slice")
-        slices = accuracy_by_slice(self.measured.outputs.correct, values, self.measured.outputs.groups)
+        assert self.answers is not None
+        slices = accuracy_by_slice(self.answers.correct, values, self.answers.groups)
         return replace(self, column=column, slices=tuple(slices))
 
     def to_json(self, more: dict[str, Any] | None = None) -> str:
@@ -172,17 +147,19 @@ def evaluate_model(
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
     assessment = _assess(classifier, images, outputs, error, views, unseen)
     validation = None if apart is None else classifier.figures(apart)
-    measured = None
-    if not classifier.several:
-        measured = MeasuredImages(images, classifier.calibrated(outputs), classifier.names, classifier.threshold)
-    return Evaluation(classifier, images, assessment, without_leaks, validation, measured)
+    answers = None if classifier.several else classifier.calibrated(outputs)
+    return Evaluation(classifier, images, assessment, without_leaks, validation, answers)
 
 
 def _without_copies(images: LabeledImages, run: Path, leaks: Callable[[Table], dict[str, np.ndarray]]) -> np.ndarray:
     """(n,) bool: the images without a copy in an earlier split of the source, or of the run in the folder `run`."""
+    # Images of no split come after all others.
+    rank = images.split if images.split in SPLITS else "test"
+    split = images.table.split.copy()
+    split[images.indices] = rank
     # Altered copies of training images are others by their content, and are found by their pixels.
-    beside = with_run_images(_judged_last(images), run)
-    return ~np.isin(images.indices, leaks(beside).get(_rank(images.split), []))
+    beside = with_run_images(replace(images.table, split=split), run)
+    return ~np.isin(images.indices, leaks(beside).get(rank, []))
 
 
 def _assess(
@@ -198,15 +175,3 @@ def _assess(
     if classifier.several:
         return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted, fitting=unseen)
     return assess(outputs, classifier.calibration, cross_fitted=fitted, fitting=unseen, target_risk=error, views=views)
-
-
-def _rank(split: str) -> str:
-    """The split as which images are compared with earlier ones: images of no split come after all others."""
-    return split if split in SPLITS else "test"
-
-
-def _judged_last(images: LabeledImages) -> Table:
-    """The table with the measured images in their `_rank`, for finding their copies in earlier splits."""
-    split = images.table.split.copy()
-    split[images.indices] = _rank(images.split)
-    return replace(images.table, split=split)

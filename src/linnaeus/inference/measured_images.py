@@ -1,8 +1,7 @@
-"""The answers behind an evaluation, image by image: confusion matrix, table, and a notebook's output."""
+"""Figures of a model with the answers behind them, image by image, for the Python interface and notebooks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,51 +17,21 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True, eq=False)
-class MeasuredImages:
-    """The calibrated answers of a model for labeled images."""
+class MeasuredFigures(Figures):
+    """Figures with the calibrated answers that they count; equal to other figures of the same values.
+
+    `names` are the display names of the classes in index order.
+    """
+
+    def __init__(self, images: LabeledImages, outputs: Outputs, names: tuple[str, ...], threshold: float):
+        super().__init__(**vars(figures(outputs)))
+        # The base class is frozen.
+        vars(self).update(images=images, outputs=outputs, names=names, threshold=threshold)
 
     images: LabeledImages
     outputs: Outputs
     names: tuple[str, ...]
-    """Display names of the classes, in index order."""
     threshold: float
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """(classes, classes) int64 counts: rows true, columns predicted."""
-        return confusion_matrix(self.outputs.labels, self.outputs.predicted, len(self.names))
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per image: path, true, predicted, probability, correct, unsure. UserError if pandas is missing."""
-        columns = ("path", "true", "predicted", "probability", "correct", "unsure")
-        out, table = self.outputs, self.images.table
-        rows = zip(self.images.indices.tolist(), out.labels, out.predicted, out.confidence, strict=True)
-        return data_frame(
-            (
-                {
-                    "path": table.sample_id(i),
-                    "true": self.names[true],
-                    "predicted": self.names[predicted],
-                    "probability": float(probability),
-                    "correct": bool(true == predicted),
-                    "unsure": is_unsure(float(probability), self.threshold),
-                }
-                for i, true, predicted, probability in rows
-            ),
-            columns,
-        )
-
-
-class MeasuredFigures(Figures):
-    """Figures with the answers that they count; equal to other figures of the same values."""
-
-    measured: MeasuredImages
-
-    def __init__(self, measured: MeasuredImages):
-        result = figures(measured.outputs)
-        super().__init__(**{field.name: getattr(result, field.name) for field in fields(result)})
-        object.__setattr__(self, "measured", measured)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Figures) and self.to_dict() == other.to_dict()
@@ -72,26 +41,33 @@ class MeasuredFigures(Figures):
     @property
     def confusion(self) -> np.ndarray:
         """(classes, classes) int64 counts: rows true, columns predicted."""
-        return self.measured.confusion
+        return confusion_matrix(self.outputs.labels, self.outputs.predicted, len(self.names))
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per image: path, true, predicted, probability, correct, unsure. UserError if pandas is missing."""
-        return self.measured.to_pandas()
+        out, table = self.outputs, self.images.table
+        rows = zip(self.images.indices.tolist(), out.labels, out.predicted, out.confidence, strict=True)
+        return data_frame(
+            [
+                {
+                    "path": table.sample_id(i),
+                    "true": self.names[true],
+                    "predicted": self.names[predicted],
+                    "probability": float(probability),
+                    "correct": bool(true == predicted),
+                    "unsure": is_unsure(float(probability), self.threshold),
+                }
+                for i, true, predicted, probability in rows
+            ]
+        )
 
     def _repr_html_(self) -> str:
-        return figures_html(f"{self.measured.images.split} of {self.measured.images.source}", self)
-
-
-def figures_html(title: str, result: Figures) -> str:
-    """Figures as a small table for notebooks."""
-    low, high = result.accuracy_ci95
-    return html_table(
-        title,
-        [
-            ("images", f"{result.n:,}"),
-            ("accuracy", f"{percent(result.accuracy, 2)} ({result.correct:,} of {result.n:,})"),
+        low, high = self.accuracy_ci95
+        rows = [
+            ("images", f"{self.n:,}"),
+            ("accuracy", f"{percent(self.accuracy, 2)} ({self.correct:,} of {self.n:,})"),
             ("95 % interval", f"{percent(low)} to {percent(high)}"),
-            ("balanced accuracy", percent(result.balanced_accuracy, 2)),
-            ("log loss", f"{result.loss:.4f}"),
-        ],
-    )
+            ("balanced accuracy", percent(self.balanced_accuracy, 2)),
+            ("log loss", f"{self.loss:.4f}"),
+        ]
+        return html_table(f"{self.images.split} of {self.images.source}", rows)

@@ -203,8 +203,8 @@ def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Con
     """
     classifier = evaluation.classifier
     thresholds = detector_of(classifier).thresholds
-    assert evaluation.measured is not None, "only models for one label per image have a detector"
-    known = evaluation.measured.outputs
+    known = evaluation.answers
+    assert known is not None, "only models for one label per image have a detector"
     scores = ImageScores(known.distances, known.confidence)
     contents = _contents_of_classes(evaluation)
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,10 +181,10 @@ def _row(prediction: Prediction, top: int) -> dict[str, Any]:
     return row | {"unknown": values["unknown"], "distance": values["distance"]} | several
 
 
-def data_frame(rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> pandas.DataFrame:
+def data_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
     """Rows as a DataFrame. Raises UserError if pandas is not installed."""
     try:
         import pandas
     except ImportError:
         raise UserError("to_pandas needs pandas: pip install pandas") from None
-    return pandas.DataFrame(list(rows), columns=columns)
+    return pandas.DataFrame(rows)

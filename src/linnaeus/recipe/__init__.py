@@ -1,6 +1,5 @@
 """Recipes: everything that changes a result, as validated tables (`spec`) that are read from TOML (`load`)."""
 
-from linnaeus.recipe.augment import Augment
 from linnaeus.recipe.load import (
     RECIPES,
     load_recipe,
@@ -11,9 +10,10 @@ from linnaeus.recipe.load import (
     recipe_names,
     recipe_text,
     validate,
+    without_recipe,
 )
-from linnaeus.recipe.schedule import Constant, Cosine, OneCycle, Plateau, Step
 from linnaeus.recipe.spec import Phase, Recipe
+from linnaeus.recipe.tables import Augment, Constant, Cosine, OneCycle, Plateau, Step
 
 __all__ = [
     "RECIPES",
@@ -33,4 +33,5 @@ __all__ = [
     "recipe_names",
     "recipe_text",
     "validate",
+    "without_recipe",
 ]

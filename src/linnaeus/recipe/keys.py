@@ -9,8 +9,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from linnaeus.errors import UserError, did_you_mean
-from linnaeus.recipe.schedule import Schedule
-from linnaeus.recipe.spec import Augment, Data, Head, Model, Phase, Recipe, Split
+from linnaeus.recipe.spec import Data, Phase, Recipe, Split
+from linnaeus.recipe.tables import Augment, Head, Model, Schedule
 
 AMBIGUOUS = {"head": "phase.1.head or model.head", "train": "phase.1.train or data.train"}
 """Keys of a phase that are also keys of another table."""

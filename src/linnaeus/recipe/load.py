@@ -91,6 +91,12 @@ def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs
     return validate(raw, origin)
 
 
+def without_recipe(error: UserError, name: str) -> str:
+    """The message of a mistake in recipe `name` in terms of a setting, where the user has named no recipe."""
+    message, prefix = str(error), f"recipe {name}: "
+    return f"--set {message.removeprefix(prefix)}" if message.startswith(prefix) else message
+
+
 def validate(raw: dict[str, Any], origin: str) -> Recipe:
     """Validate a parsed recipe. Raises UserError with the first mistake, as one line."""
     try:

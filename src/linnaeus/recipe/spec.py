@@ -12,26 +12,7 @@ import tomli_w
 from pydantic import Field, field_validator, model_validator
 
 from linnaeus.errors import visible
-from linnaeus.recipe.augment import Augment
-from linnaeus.recipe.model import Head, Model
-from linnaeus.recipe.schedule import Constant, Cosine, OneCycle, Plateau, Schedule, Step
-from linnaeus.recipe.strict import NonNegative, Strict
-
-__all__ = [
-    "Augment",
-    "Constant",
-    "Cosine",
-    "Data",
-    "Head",
-    "Model",
-    "OneCycle",
-    "Phase",
-    "Plateau",
-    "Recipe",
-    "Split",
-    "Step",
-    "Strict",
-]
+from linnaeus.recipe.tables import Augment, Constant, Model, NonNegative, Plateau, Schedule, Strict
 
 
 class Split(Strict):

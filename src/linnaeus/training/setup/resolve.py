@@ -16,7 +16,7 @@ from linnaeus.inference.source import open_for_recipe
 from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.weights.loading import describe_weights
 from linnaeus.models.weights.store import weights_at_hand
-from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs
+from linnaeus.recipe import Recipe, load_recipe, override, parse_epochs, without_recipe
 from linnaeus.recipe.keys import refuse_twice
 from linnaeus.training.setup.choice import choose_recipe, training_conflict
 from linnaeus.training.setup.request import Request
@@ -40,7 +40,9 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
     try:
         resolved = _overridden(recipe, overrides, epochs)
     except UserError as error:
-        raise _of_the_user(error, request, recipe) from None
+        if request.recipe is not None:
+            raise
+        raise UserError(f"{without_recipe(error, str(recipe))} (recipe {recipe} was chosen for these images)") from None
     if table is None:
         table = _open_table(request, resolved.data.model_dump())
     return for_task(resolved, table, console), table
@@ -58,14 +60,6 @@ def refuse_split_settings(settings: Mapping[str, Any] | None, recipe: Recipe, ta
                 f"{table.source}: --set {key} has no effect, because the source defines its own splits; leave it out, "
                 "or give the images as one folder or CSV without splits"
             )
-
-
-def _of_the_user(error: UserError, request: Request, recipe: str | Recipe) -> UserError:
-    """The error in terms of a setting, where the user has named no recipe."""
-    prefix = f"recipe {recipe}: "
-    if request.recipe is None and str(error).startswith(prefix):
-        return UserError(f"--set {str(error).removeprefix(prefix)} (recipe {recipe} was chosen for these images)")
-    return error
 
 
 def open_table(request: Request) -> Table:
