@@ -20,6 +20,7 @@ from linnaeus.serve.pages import FOLDER, choose_language, translations
         ("GET", "/model"),
         ("GET", "/metrics"),
         ("GET", "/report"),
+        ("GET", "/examples.json"),
         ("POST", "/login"),
         ("GET", "/unknown"),
     ],

@@ -15,6 +15,7 @@ from wording import broken_words
 
 from linnaeus.explain.saliency import Explanation
 from linnaeus.inference.classifier import Classifier
+from linnaeus.serve.examples import read_examples
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import translations
 from linnaeus.text import typeset_percent
@@ -172,6 +173,33 @@ def test_the_heat_map_can_be_switched_on_and_off(open_page: Open):
     page.keyboard.press("Space")
     page.locator(".image canvas").wait_for()
     assert page.locator(".image img").count() == 0
+
+
+@pytest.mark.parametrize(("locale", "texts"), [("en", EN), ("zh-CN", ZH)])
+def test_examples_are_classified_with_a_click(
+    browser: Any, classifier: Classifier, tmp_path: Path, locale: str, texts: dict[str, str]
+):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i, i))
+    examples = read_examples(str(tmp_path), classifier.preprocessing)
+    with ThreadServer(classifier, token="geheim", examples=examples) as server:
+        page = browser.new_page(locale=locale, viewport=PHONE)
+        page.goto(server.address)
+        page.get_by_role("textbox", name=texts["token_label"]).fill("geheim")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="2.png").click()
+        wait_for_answers(page, 1)
+        assert page.locator("#examples p").inner_text() == texts["examples"]
+        assert page.locator(".path span").all_inner_texts() == ["2.png"]
+        assert page.locator(".headline b").inner_text() == classifier.predict(png(2, 2)).name
+        shown = page.eval_on_selector_all("#example-list canvas", "all => all.map(e => [e.width, e.height])")
+        assert shown == [[28, 28]] * 3
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        page.close()
+
+
+def test_without_examples_the_page_offers_none(open_page: Open):
+    assert not wait_for_model(open_page()).locator("#examples").is_visible()
 
 
 def test_many_files_are_sent_a_few_at_a_time(open_page: Open):

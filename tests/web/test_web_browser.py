@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,7 +109,9 @@ def folder(model: Classifier, photos: list[Path], real_runtime: Path, tmp_path_f
     out = tmp_path_factory.mktemp("site") / "flowers"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "archive_path", lambda: real_runtime)
-        written, result = export_web(model, out, "a thousand classes", data=str(data), console=Console(quiet=True))
+        written, result = export_web(
+            model, out, "a thousand classes", examples=str(data), data=str(data), console=Console(quiet=True)
+        )
     assert written is not None, result and result.attempts[0].refused
     return written.path
 
@@ -228,6 +232,24 @@ def test_a_file_that_is_no_image_fails_and_the_others_are_answered(visit: Callab
     assert rows[photos[0].name]["error"] == ""
     here.page.locator("#language").click()
     assert here.page.locator(".answer.failed .error").first.inner_text() == ZH["not_decoded"]
+
+
+def test_an_example_is_classified_with_a_click_also_without_a_network(
+    browser: Any, folder: Path, model: Classifier, photos: list[Path]
+):
+    with hosted(folder.parent) as host:
+        here = Visit(browser, host)
+        here.page.locator("#example-list button").nth(1).wait_for()
+        here.keep()
+    here.page.reload()
+    here.page.get_by_role("button", name=photos[0].name).click()
+    here.page.locator(DONE).wait_for(timeout=60_000)
+    examples = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+    (picture,) = [example["picture"] for example in examples if example["name"] == photos[0].name]
+    content = base64.b64decode(picture.partition(",")[2])
+    assert compare(here.rows()[photos[0].name], model, content) <= PROBABILITY
+    here.context.close()
+    assert here.watcher.messages == []
 
 
 def test_the_page_works_without_a_network_once_it_was_loaded(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hosting import hosted, write_package
+from PIL import Image
 
 from linnaeus.console import Console
 from linnaeus.errors import UserError
@@ -27,6 +28,13 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "format1"
 QUIET = Console(quiet=True)
 
 
+def write_example(folder: Path) -> str:
+    """A folder with one image, below `folder`."""
+    (folder / "examples").mkdir()
+    Image.new("RGB", (32, 32), "red").save(folder / "examples" / "red.png")
+    return str(folder / "examples")
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a model with a small package in place of ONNX Runtime, beside the model."""
@@ -37,7 +45,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_package(folder, patch)
         patch.setenv("npm_config_registry", registry.address)
         patch.setenv("LINNAEUS_CACHE", str(folder / "cache"))
-        written, _ = web.export_web(load(folder / "color.onnx"), folder / "web", "Three <places>", console=QUIET)
+        classifier, examples = load(folder / "color.onnx"), write_example(folder)
+        written, _ = web.export_web(classifier, folder / "web", "Three <places>", examples=examples, console=QUIET)
     assert written is not None
     assert written.sizes == {file.name: file.stat().st_size for file in written.path.iterdir()}
     return written.path
@@ -133,6 +142,16 @@ def test_files_of_others_are_neither_replaced_nor_removed(page: Path, tmp_path: 
     web.export_web(classifier, out, "second", console=QUIET)
     assert (out / "CNAME").read_text() == "flowers.example"
     assert "second" in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_examples_of_an_earlier_export_are_removed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(web, "read_runtime", lambda console: {"ort-wasm.wasm": b""})
+    classifier, out = load(page / "model.onnx"), tmp_path / "page"
+    for examples in (write_example(tmp_path), None):
+        web.export_web(classifier, out, "t", examples=examples, console=QUIET)
+        about = json.loads((out / "model.json").read_text(encoding="utf-8"))
+        assert about["examples"] == (out / "examples.json").exists() == (examples is not None)
+        assert ("examples.json" in (out / "service-worker.js").read_text(encoding="utf-8")) == about["examples"]
 
 
 def test_what_cannot_be_a_page_is_refused_before_anything_is_fetched(

@@ -210,6 +210,14 @@ def check_images(images: Iterable[str]) -> None:
                 pass
 
 
+def check_examples(folder: str | None) -> None:
+    """Raise UserError unless `folder` is one with images, or None."""
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise UserError(f"--examples {folder}: no such folder; give a folder of images")
+        check_images([folder])
+
+
 def check_new_folder(out: str) -> None:
     """Raise UserError if a run folder exists already, and JobError or UserError if it cannot be made."""
     folder = Path(out)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     "of MODEL]",
 )
 @click.option("--title", metavar="TEXT", help="Heading of the page of web.  [default: the name of the run folder]")
+@click.option("--examples", metavar="DIR", help="Images that the page of web shows to click, at most 24.")
 @click.option(
     "--agree",
     type=Finite(0, 1),
@@ -49,6 +50,7 @@ def export(
     split: str | None,
     out: str | None,
     title: str | None,
+    examples: str | None,
     agree: float | None,
     code: str | None,
     json_file: str | None,
@@ -63,7 +65,8 @@ def export(
     a network. MODEL may then be an exported ONNX file, too.
     torchvision writes a plain state dict for torchvision.models, with a model card beside it.
     """
-    _check_options(model, kind, data, split, title, agree, json_file)
+    _check_options(model, kind, data, split, agree, json_file)
+    _check_page(kind, title, examples)
     place = _place(model, out)
     if kind == "torchvision":
         from linnaeus.export.torchvision import export_torchvision
@@ -80,9 +83,9 @@ def export(
     if kind == "web":
         from linnaeus.web.export import export_web
 
-        folder = place or classifier.path.with_name("web")
-        heading = title or model_name(Path(model))
-        page, compared = export_web(classifier, folder, heading, data=data, split=split, console=console)
+        folder, heading = place or classifier.path.with_name("web"), title or model_name(Path(model))
+        given = {"examples": examples, "data": data, "split": split}
+        page, compared = export_web(classifier, folder, heading, **given, console=console)
         _print_page(page, compared, json_file)
         return
     gate = AGREEMENT if agree is None else agree
@@ -105,7 +108,6 @@ def _check_options(
     kind: str,
     data: str | None,
     split: str | None,
-    title: str | None,
     agree: float | None,
     json_file: str | None,
 ) -> None:
@@ -113,8 +115,6 @@ def _check_options(
     exported = model.lower().endswith(".onnx")
     if exported and kind != "web":
         raise UserError(f"{model}: already an ONNX file; give the run folder or its model.safetensors")
-    if title is not None and kind != "web":
-        raise UserError(f"--title {title}: only --to web has a heading; omit --title")
     early.check_model(model)
     reason = "--to torchvision compares no images" if kind == "torchvision" else f"{model} was compared when exported"
     for option, value in (("--data", data), ("--split", split), ("--agree", agree), ("--json", json_file)):
@@ -126,6 +126,14 @@ def _check_options(
     # Only int8 changes answers by design; any other format must reproduce the original.
     if agree is not None and kind in ("onnx", "web"):
         raise UserError(f"--agree {agree}: --to {kind} must agree on every image; --agree is for onnx-int8 only")
+
+
+def _check_page(kind: str, title: str | None, examples: str | None) -> None:
+    """Raise UserError for an option of the page in another export, and for examples that are no folder of images."""
+    for option, value in (("--title", title), ("--examples", examples)):
+        if value is not None and kind != "web":
+            raise UserError(f"{option} {value}: only --to web writes a page; omit {option}")
+    early.check_examples(examples)
 
 
 def _print_page(page: WebFolder | None, compared: GateResult | None, json_file: str | None) -> None:

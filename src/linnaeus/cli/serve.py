@@ -39,6 +39,7 @@ MIB = 1 << 20
 @click.argument("model")
 @address_options("env: LINNAEUS_TOKEN")
 @click.option("--title", metavar="TEXT", help="Heading of the page.  [default: the name of the run folder]")
+@click.option("--examples", metavar="DIR", help="Images that the page shows to click, at most 24.")
 @click.option("--allow-host", "hosts", metavar="NAME", multiple=True, help="Accepted Host header. Repeatable.")
 @click.option(
     "--allow-origin",
@@ -98,6 +99,7 @@ MIB = 1 << 20
 def serve(
     model: str,
     title: str | None,
+    examples: str | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     like: str | None,
@@ -119,9 +121,11 @@ def serve(
     """
     place = address()
     _check_options(model, device, place.token, max_images, queue, origins)
+    early.check_examples(examples)
     try:
         from linnaeus.serve.access import is_loopback
         from linnaeus.serve.app import Settings
+        from linnaeus.serve.examples import read_examples
         from linnaeus.serve.server import serve as run_server
     except ImportError as error:
         raise UserError(f'serving needs {error.name}: pip install "linnaeus[serve]"') from None
@@ -134,7 +138,8 @@ def serve(
     allowed = frozenset(map(str.lower, hosts)) if hosts or is_loopback(place.host) else None
     pages = frozenset(origin.lower().rstrip("/") for origin in origins)
     folder = service.classifier.path.parent
-    settings = Settings(title or model_name(Path(model)), place.token, allowed, pages, _read_report(folder))
+    shown = () if examples is None else read_examples(examples, service.classifier.preprocessing)
+    settings = Settings(title or model_name(Path(model)), place.token, allowed, pages, _read_report(folder), shown)
     run_server(service, settings, place.host, place.port, console, _training_source(folder, like))
 
 

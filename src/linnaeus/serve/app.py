@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
-from linnaeus.serve import openapi, pages, sharing
+from linnaeus.serve import examples, openapi, pages, sharing
 from linnaeus.serve.access import LOGIN, AccessControl, Credentials, error_response, login_response
 from linnaeus.serve.disconnection import until_disconnected
 from linnaeus.serve.limits import RefusedError
@@ -42,6 +42,8 @@ class Settings:
     """Origins of other servers whose pages may send requests, in lower case, or `*`."""
     report: str | None = None
     """Text of the run's report.html, if there is one."""
+    examples: tuple[dict[str, str], ...] = ()
+    """Images to click, as `read_examples` gives them."""
     address: str | None = None
     """`http://host:port` at which other devices reach the server; None if they cannot."""
 
@@ -148,9 +150,8 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
     @app.get("/model", summary="Describe the model", responses=openapi.error_responses(401, 403, 421))
     async def model() -> dict[str, Any]:
         """Classes, metrics with counts and intervals, and the limits of this server."""
-        return model_info(service, settings.name, report=settings.report is not None) | {
-            "shared": settings.address is not None
-        }
+        more = {"shared": settings.address is not None, "examples": bool(settings.examples)}
+        return model_info(service, settings.name, report=settings.report is not None) | more
 
 
 def _add_monitoring_routes(app: FastAPI, service: Service) -> None:
@@ -185,7 +186,8 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
         headers = {"Vary": "Accept-Language", "Content-Language": language}
         return HTMLResponse(pages.render_page(language, name), headers=headers)
 
-    report_body = (settings.report or "").encode()  # once: responses that are not read share it
+    # Once: responses that are not read share them.
+    report_body, example_body = (settings.report or "").encode(), examples.to_json(settings.examples)
 
     for name, media_type in pages.STATIC.items():
         _add_static_route(app, name, media_type)
@@ -200,6 +202,10 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
             raise HTTPException(404, "no report: the server was not started with a run folder that has one")
         policy = pages.report_policy(settings.report)
         return HTMLResponse(report_body, headers={"Content-Security-Policy": policy})
+
+    @app.get(f"/{examples.FILE}", include_in_schema=False)
+    async def example_images() -> Response:
+        return Response(example_body, media_type=JSON)
 
     @app.post(LOGIN, include_in_schema=False)
     async def login(request: Request) -> Response:

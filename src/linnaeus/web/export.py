@@ -16,6 +16,8 @@ from linnaeus.export.onnx import GateResult, export_onnx
 from linnaeus.files import atomic, scratch
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.runners import OnnxRunner
+from linnaeus.serve.examples import FILE as EXAMPLES
+from linnaeus.serve.examples import read_examples, to_json
 from linnaeus.serve.model_info import describe_classifier
 from linnaeus.serve.pages import SHARED, read_static, render_page
 from linnaeus.web.runtime import read_runtime
@@ -54,11 +56,12 @@ def export_web(
     out: Path,
     title: str,
     *,
+    examples: str | None = None,
     data: str | None = None,
     split: str | None = None,
     console: Console,
 ) -> tuple[WebFolder | None, GateResult | None]:
-    """Write the page of `classifier` to the folder `out`, with the heading `title`.
+    """Write the page of `classifier` to the folder `out`, with the heading `title` and the images of `examples`.
 
     A network is written as ONNX, if that agrees with it on real images (`export_onnx`); an ONNX file that `export`
     wrote has passed the same comparison, and is taken as it is. Returns the folder, None if the gate let nothing pass,
@@ -66,14 +69,15 @@ def export_web(
     something else, ONNX Runtime cannot be fetched, or the page cannot show the model's answers.
     """
     check_folder(out)
-    runtime = read_runtime(console)
+    shown = () if examples is None else read_examples(examples, classifier.preprocessing)
+    parts = read_runtime(console) | ({EXAMPLES: to_json(shown)} if shown else {})
     if isinstance(classifier.run, OnnxRunner):
-        return _write(out, classifier, title, runtime), None
+        return _write(out, classifier, title, parts), None
     with scratch(out.absolute().parent) as folder:
         path, result = export_onnx(
             classifier, "onnx", data=data, split=split, out=folder / NETWORK, agree=1.0, console=console
         )
-        return None if path is None else _write(out, load(path, device="cpu"), title, runtime), result
+        return None if path is None else _write(out, load(path, device="cpu"), title, parts), result
 
 
 def check_folder(out: Path) -> None:
@@ -89,18 +93,24 @@ def check_folder(out: Path) -> None:
         )
 
 
-def _write(out: Path, classifier: Classifier, title: str, runtime: dict[str, bytes]) -> WebFolder:
-    """Write all files. The service worker comes last: with it, browsers take the others for one version."""
+def _write(out: Path, classifier: Classifier, title: str, parts: dict[str, bytes]) -> WebFolder:
+    """Write all files, of which `parts` are ready.
+
+    The service worker comes last: with it, browsers take the others for one version.
+    """
     files = {name: read_static(name)[0] for name in (*SHARED, "page.css", "icon.svg")}
     files |= {name: (STATIC / name).read_bytes() for name in ("requests.js", "worker.js")}
-    files |= runtime | {NETWORK: classifier.path.read_bytes()}
+    files |= parts | {NETWORK: classifier.path.read_bytes()}
     sizes = {name: len(content) for name, content in files.items()}
-    files[DESCRIPTION] = json.dumps(describe(classifier, title) | {"files": sizes}, ensure_ascii=False).encode()
+    about = describe(classifier, title) | {"files": sizes, "examples": EXAMPLES in files}
+    files[DESCRIPTION] = json.dumps(about, ensure_ascii=False).encode()
     files[INDEX] = render_page("en", title, POLICY).encode()
     files[SERVICE_WORKER] = service_worker(files).encode()
     for name, content in files.items():
         with atomic(out / name) as temporary:
             temporary.write_bytes(content)
+    if EXAMPLES not in files:  # of an earlier export
+        (out / EXAMPLES).unlink(missing_ok=True)
     return WebFolder(out, {name: len(content) for name, content in files.items()})
 
 

@@ -102,13 +102,14 @@ class Header:
     """Whether Pillow's decoder for it is written in Python, and slow."""
 
 
-def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None) -> np.ndarray:
+def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None, bits: int = 16) -> np.ndarray:
     """The pixels of an image, given as a path or as the bytes of a file: (H, W, channels) uint8, upright.
 
     `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side is at least twice this.
-    Gray is Rec. 601 luma. Raises UnreadableError for a file that is truncated, damaged, too large or not an image.
+    `bits`: as of RowSpec. Gray is Rec. 601 luma. Raises UnreadableError for a file that is truncated, damaged, too
+    large or not an image.
     """
-    return pixels(_load(source, channels, None if at_least is None else 2 * at_least).image)
+    return pixels(_load(source, channels, None if at_least is None else 2 * at_least, bits).image)
 
 
 def inspect(source: str | Path | bytes) -> Upright:

@@ -1,6 +1,6 @@
 // The page: collects images, requests predictions, and shows them with a description of the model.
 import { answerText, createElement, createThumbnail, drawItem } from "./answers.js";
-import { droppedFiles, isReadable } from "./files.js";
+import { droppedFiles, exampleFiles, isReadable } from "./files.js";
 import { formatBytes, formatCount, otherLanguage, percent, setLanguage, t, translatePage } from "./i18n.js";
 import { enqueue, handlers, retryNow } from "./queue.js";
 import { fetchModel, predict } from "./requests.js";
@@ -160,6 +160,14 @@ async function loadModel() {
   model = await fetchModel();
   describeModel();
   items.forEach(redraw);
+  if (model.examples) showExamples().catch(() => {}); // the page works without them
+}
+
+async function showExamples() {
+  const files = await exampleFiles();
+  $("example-list").replaceChildren(...files.map((file) =>
+    createElement("button", { type: "button", title: file.name, "aria-label": file.name, onclick: () => add([file]) }, createThumbnail(file))));
+  $("examples").hidden = false;
 }
 
 function describeModel() {
