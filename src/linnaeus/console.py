@@ -168,7 +168,6 @@ class Console:
         return Console(quiet=True, silent=self.silent, bars=self.bars, stream=self.stream)
 
     def say(self, line: str = "") -> None:
-        """Write a message."""
         if not self.quiet:
             self._print(line, self.stream)
 
@@ -178,7 +177,6 @@ class Console:
             self._print(line, self.stream)
 
     def warn(self, line: str) -> None:
-        """Write a warning to standard error, also if `quiet`."""
         if not self.silent:
             self._print(f"warning: {line}", MessageStream(sys.stderr))
 
@@ -268,7 +266,6 @@ def _rate(speed: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 

@@ -89,14 +89,12 @@ class SafeCsvWriter:
         self._rows = csv.writer(self._line, lineterminator="\r\n")
 
     def writerow(self, row: Iterable[object]) -> None:
-        """Write a row."""
         self._rows.writerow(safe_cell(cell) if isinstance(cell, str) else cell for cell in row)
         self._file.write(self._line.getvalue().removesuffix("\r\n") + self._end)
         self._line.seek(0)
         self._line.truncate()
 
     def writerows(self, rows: Iterable[Iterable[object]]) -> None:
-        """Write several rows."""
         for row in rows:
             self.writerow(row)
 

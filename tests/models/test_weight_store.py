@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from sample_weights import NAME, trained, write_pretrained
 
 from linnaeus.errors import JobError, UserError
+from linnaeus.models.backbones.hub_files import RemoteFile
 from linnaeus.models.weights import store as weight_store
 from linnaeus.models.weights.loading import load_weights
 from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
@@ -184,22 +185,19 @@ def test_hub_gives_safetensors(
     entry = PretrainedWeights(**{**vars(pretrained[0]), "hub": "somebody/resnet20"})
     monkeypatch.setitem(PRETRAINED, NAME, entry)
     hub = SimpleNamespace(
-        hf_hub_url=lambda repo, name: f"http://hub/{repo}/{name}",
-        get_hf_file_metadata=lambda url: SimpleNamespace(etag=digest),
+        hf_hub_url=lambda repo, name, **_: f"http://hub/{repo}/{name}",
+        get_hf_file_metadata=lambda url, **_: SimpleNamespace(etag=digest, location=url, size=None),
     )
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", hub)
-    assert weight_store.download_address(entry) == (
-        "http://hub/somebody/resnet20/model.safetensors",
-        digest,
-        f"{NAME}.safetensors",
-    )
+    url, published = "http://hub/somebody/resnet20/model.safetensors", RemoteFile(entry.url, entry.sha256, entry.file)
+    assert weight_store.remote_weights(entry) == RemoteFile(url, digest, f"{NAME}.safetensors")
     assert weight_store.pull(NAME, fetch=copying(file)).name == f"{NAME}.safetensors"
     assert load_weights("resnet20", NAME, classes=5).source == NAME
     monkeypatch.setenv("LINNAEUS_MIRROR", "http://mirror")
-    assert weight_store.download_address(entry) == (entry.url, entry.sha256, entry.file)
+    assert weight_store.remote_weights(entry) == published
     monkeypatch.delenv("LINNAEUS_MIRROR")
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    assert weight_store.download_address(entry) == (entry.url, entry.sha256, entry.file)
+    assert weight_store.remote_weights(entry) == published
 
 
 def test_the_whole_checksum_and_the_size_are_trusted_on_first_use(pretrained: tuple[PretrainedWeights, Path]) -> None:

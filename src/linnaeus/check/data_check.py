@@ -44,7 +44,6 @@ class DataCheck:
 
     @property
     def errors(self) -> int:
-        """Number of findings that are errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:

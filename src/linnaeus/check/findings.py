@@ -64,7 +64,6 @@ class Finding:
         assert self.severity in SEVERITIES, self.severity
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "kind": self.kind,
             "severity": self.severity,

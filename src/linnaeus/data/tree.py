@@ -71,7 +71,6 @@ def size(path: Place) -> int:
 
 
 def open_binary(path: Place) -> io.BufferedReader | io.BytesIO:
-    """A file, opened for reading."""
     try:
         return io.BufferedReader(io.FileIO(path), 1 << 16)
     except NOT_THERE:
@@ -109,7 +108,6 @@ def _name(entry: Any) -> str:
 
 
 def names(path: Place) -> set[str]:
-    """The names in a folder, or at the top of an archive."""
     return {entry.name for entry in scan(path)}
 
 

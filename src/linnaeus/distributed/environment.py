@@ -34,7 +34,6 @@ class ProcessInfo:
 
     @property
     def nodes(self) -> int:
-        """Number of machines."""
         return self.world_size // self.local_world_size
 
     @property

@@ -66,7 +66,6 @@ def model_card(
 
 
 def _values(classifier: Classifier) -> dict[str, Any]:
-    """The variables of the template."""
     about, preprocessing = classifier.about, classifier.preprocessing
     weights = about.recipe.get("model", {}).get("weights")
     pairs = zip(classifier.classes, classifier.names, strict=True)

@@ -8,8 +8,8 @@ from linnaeus.errors import UserError
 from linnaeus.export.model_card import model_card
 from linnaeus.files import scratch
 from linnaeus.inference.classifier import Classifier
-from linnaeus.modelfile.hub_models import FILE, PREFIX, explain_refusal, parse_repository
-from linnaeus.models.backbones.hub import client, endpoint
+from linnaeus.modelfile.hub_models import FILE, parse_repository
+from linnaeus.models.backbones.hub import MODEL_PREFIX, client, endpoint, refusal
 
 CARD = "README.md"  # which the hub shows
 
@@ -21,7 +21,7 @@ def push(classifier: Classifier, name: str, *, private: bool = False, license: s
     whether the card was written. Raises UserError, with the next step, where the hub refuses.
     """
     repository, revision = parse_repository(name)
-    shown = f"{PREFIX}{repository}"
+    shown = f"{MODEL_PREFIX}{repository}"
     if revision != "main":
         raise UserError(f"{name}: a model is pushed to main; give OWNER/NAME without @{revision}")
     classifier.require_one_label("push")
@@ -45,5 +45,5 @@ def push(classifier: Classifier, name: str, *, private: bool = False, license: s
         # Refusals of our own, raised above, are readable already.
         if isinstance(error, UserError | MemoryError):
             raise
-        raise explain_refusal(shown, repository, error) from None
+        raise refusal(shown, repository, error) from None
     return f"{endpoint()}/{repository}", fresh

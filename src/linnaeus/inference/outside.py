@@ -58,7 +58,6 @@ class Kind:
     area_interval: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "kind": self.name,
             "n": self.n,
@@ -68,7 +67,6 @@ class Kind:
         }
 
     def row(self) -> tuple[str, ...]:
-        """For the terminal."""
         low, high = wilson(self.let_through, self.n)
         lower, upper = self.area_interval
         shares = f"{percent(self.let_through / self.n)}", f"{percent(low)} to {percent(high)}"
@@ -131,7 +129,6 @@ class Outside:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         scores = {
             name: {
                 "auroc": area,
@@ -153,7 +150,6 @@ class Outside:
         }
 
     def render(self) -> str:
-        """A few lines for the terminal."""
         low, high = wilson(self.let_through, self.n)
         rows = [("", "AUROC", "95 % interval", "let through at 95 % accepted")]
         for name, (area, (lower, upper)) in self.areas.items():

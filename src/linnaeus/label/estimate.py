@@ -48,7 +48,6 @@ class Estimate:
         return self.correct / self.n
 
     def to_dict(self) -> dict[str, Any]:
-        """As the page receives it."""
         return {"n": self.n, "correct": self.correct, "accuracy": self.accuracy, "ci95": [self.low, self.high]}
 
 

@@ -88,7 +88,6 @@ class ViewsEffect:
     """The plain prediction is the first classifier."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {**self.metrics, "against_plain": self.comparison.to_dict()}
 
 
@@ -119,7 +118,6 @@ class Assessment:
         return summary | ({"tta": views} if views else {})
 
     def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
-        """Everything for JSON."""
         return self.to_dict() | {
             "classes": class_dicts(self.metrics.classes, classes, names),
             "confusion": self.metrics.confusion.tolist(),

@@ -58,7 +58,6 @@ class Figures:
     """Number of groups; None where the images come in none."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         if self.groups is None:
             del values["groups"]
@@ -110,7 +109,6 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 
 def balanced_accuracy(confusion: np.ndarray) -> float:
-    """Mean recall over the classes that occur."""
     support = confusion.sum(1)
     occurs = support > 0
     return float((np.diag(confusion)[occurs] / support[occurs]).mean())

@@ -47,7 +47,6 @@ class LabelAssessment:
         }
 
     def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
-        """Everything for JSON."""
         rows = class_dicts(self.metrics.labels, classes, names, n=self.metrics.n)
         for k, row in enumerate(rows):
             threshold = float(self.calibration.thresholds[k])

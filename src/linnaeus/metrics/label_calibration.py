@@ -63,7 +63,6 @@ class LabelCalibration:
         return cls("", 0, np.ones(count), np.zeros(count), np.full(count, UNCHOSEN))
 
     def apply(self, outputs: Outputs) -> Outputs:
-        """Calibrated outputs, in float64."""
         return replace(outputs, logits=outputs.logits.astype(np.float64) * self.scale + self.offset)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
@@ -81,7 +80,6 @@ class LabelCalibration:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """For the model file."""
         rows = zip(self.scale.tolist(), self.offset.tolist(), self.thresholds.tolist(), strict=True)
         labels = [{"scale": a, "offset": b, "threshold": t if t < NEVER else None} for a, b, t in rows]
         return {"split": self.split, "n": self.n, "precision": self.precision, "labels": labels}

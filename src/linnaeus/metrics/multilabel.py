@@ -61,7 +61,6 @@ class LabelFigures:
         return round(self.subset_accuracy * self.n)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         values = asdict(self)
         if self.groups is None:
             del values["groups"]

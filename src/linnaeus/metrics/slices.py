@@ -42,7 +42,6 @@ class Slice:
         return self.p < SIGNIFICANT and self.difference < 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         difference = None if math.isnan(self.difference) else self.difference
         return {
             "value": self.value,

@@ -10,9 +10,9 @@ from linnaeus.data.download import Progress, fetch
 from linnaeus.environment import cache_dir, offline
 from linnaeus.errors import UserError
 from linnaeus.files import read_object, write_text
-from linnaeus.models.backbones.hub import TIMEOUT, client, endpoint, refusal
+from linnaeus.models.backbones.hub import MODEL_PREFIX
+from linnaeus.models.backbones.hub_files import download, remote_file
 
-PREFIX = "hf:"
 FILE = "model.safetensors"
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 SEEN = "revisions.json"  # revision -> checksum of its model, for use without a network
@@ -20,7 +20,7 @@ SEEN = "revisions.json"  # revision -> checksum of its model, for use without a 
 
 def parse_repository(name: str) -> tuple[str, str]:
     """'hf:ana/flowers@v2' -> ('ana/flowers', 'v2'); without a revision it is 'main'. Raises UserError."""
-    match = NAME.fullmatch(name.removeprefix(PREFIX))
+    match = NAME.fullmatch(name.removeprefix(MODEL_PREFIX))
     if match is None or ".." in name or "--" in match[1]:
         raise UserError(f"{name}: not a repository of the hub; write hf:OWNER/NAME, or hf:OWNER/NAME@REVISION")
     return match[1], match[2] or "main"
@@ -41,27 +41,15 @@ def fetch_model(name: str, progress: Progress | None = None) -> Path:
                 f"{name}: not on this machine, and LINNAEUS_OFFLINE is set; copy its {FILE} here and give its path"
             )
         return path
-    hub = client(name)
-    try:
-        url = hub.hf_hub_url(repository, FILE, revision=revision, endpoint=endpoint())
-        about = hub.get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())
-    except Exception as error:  # the client has many exceptions of its own
-        raise explain_refusal(name, repository, error) from None
-    checksum = about.etag or ""
-    if not re.fullmatch(r"[0-9a-f]{64}", checksum):
+    remote = remote_file(name, repository, FILE, FILE, revision)
+    if remote is None:
+        raise UserError(f"{name}: holds no {FILE}; `linnaeus push MODEL {repository}` puts one there")
+    if not remote.sha256:
         raise UserError(f"{name}: the hub states no checksum of its {FILE}; was it pushed by `linnaeus push`?")
-    path = _path(folder, repository, checksum)
-    # The redirect to the hub's storage is signed; the token is for the hub alone.
-    token = hub.get_token() if about.location.startswith(f"{endpoint()}/") else None
-    fetch(about.location, path, sha256=checksum, size=about.size, token=token, progress=progress)
-    write_text(folder / SEEN, json.dumps(seen | {revision: checksum}, indent=2) + "\n")
+    path = _path(folder, repository, remote.sha256)
+    download(remote, path, fetch, progress)
+    write_text(folder / SEEN, json.dumps(seen | {revision: remote.sha256}, indent=2) + "\n")
     return path
-
-
-def explain_refusal(name: str, repository: str, error: Exception) -> UserError:
-    """One line that says why the hub refused a model file, and what to do."""
-    missing = f"holds no {FILE}; `linnaeus push MODEL {repository}` puts one there"
-    return refusal(name, repository, error, missing=missing)
 
 
 def _path(folder: Path, repository: str, checksum: str) -> Path:

@@ -55,12 +55,12 @@ from torch import Tensor
 from linnaeus.errors import UserError, one_line
 from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights
-from linnaeus.modelfile.hub_models import PREFIX as HUB
 from linnaeus.modelfile.hub_models import fetch_model
 from linnaeus.modelfile.schema import check_description
 from linnaeus.modelfile.unknown import PREFIX as UNKNOWN
 from linnaeus.modelfile.unknown import check_tensors
 from linnaeus.models import Network, allocate
+from linnaeus.models.backbones.hub import MODEL_PREFIX
 from linnaeus.models.backbones.libraries import library_of
 from linnaeus.preprocess import Preprocessing
 
@@ -193,7 +193,7 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
 
 def model_path(model: str | Path) -> Path:
     """MODEL of the command line: a run folder, a model file, or `hf:OWNER/NAME` on the hub, which is fetched."""
-    if str(model).startswith(HUB):
+    if str(model).startswith(MODEL_PREFIX):
         return fetch_model(str(model))
     path = Path(model)
     if path.is_dir():

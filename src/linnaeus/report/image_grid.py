@@ -65,7 +65,6 @@ class PredictedImage:
 
     @property
     def mark_width(self) -> float:
-        """Inches."""
         return 0.16 if self.mark else 0.0
 
 

@@ -84,7 +84,6 @@ LABEL_SECTIONS = {"labels": "Labels", "together": "Labels together", "trust": "T
 
 
 def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
-    """The variables of the template."""
     best = run.metrics.get("best") or {}
     epochs = [(row.phase, row.epoch) for row in run.history]
     # The kept epoch is unknown in runs that were interrupted before the first epoch ended.

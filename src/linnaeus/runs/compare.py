@@ -53,11 +53,9 @@ class RunFigures:
 
     @property
     def accuracy(self) -> float:
-        """Share of the images that are right."""
         return self.correct / self.n
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         values = {key: value for key, value in vars(self).items() if key != "labels"} | {"accuracy": self.accuracy}
         values["accuracy_ci95"] = list(self.accuracy_ci95)
         if self.labels is not None:
@@ -82,7 +80,6 @@ class Comparison:
 
     @property
     def grouped(self) -> bool:
-        """Whether the images come in groups."""
         return any(pair.group_wins is not None for pair in self.pairs.values())
 
     def render(self) -> str:

@@ -38,7 +38,6 @@ class LabelPredictionRow:
 
     @property
     def correct(self) -> bool:
-        """Whether every label is right."""
         return set(self.true) == set(self.predicted)
 
 

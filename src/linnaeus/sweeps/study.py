@@ -65,7 +65,6 @@ class Trial:
 
     @classmethod
     def of(cls, trial: optuna.trial.FrozenTrial) -> Trial:
-        """A trial as the study stores it."""
         attributes = trial.user_attrs
         start, end = trial.datetime_start, trial.datetime_complete
         return cls(

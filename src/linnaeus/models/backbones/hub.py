@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from linnaeus.environment import offline
 from linnaeus.errors import JobError, UserError, did_you_mean, one_line
 from linnaeus.models.weights.records import key_of, read_record, write_record
 
-PREFIX = "hf/"
+PREFIX, MODEL_PREFIX = "hf/", "hf:"
 HUB = "https://huggingface.co"
 CONFIG, PREPROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
 TIMEOUT = 10.0  # seconds until the hub begins to answer
@@ -158,7 +159,7 @@ def _ask(name: str, repo: str) -> Repository:
                     if file == CONFIG:
                         raise
         except Exception as error:  # the client has many exceptions of its own
-            raise explain(name, repo, error) from None
+            raise refusal(name, repo, error) from None
         files = read_folder(Path(folder))
     license, gated = license_of(name, repo)
     return Repository(files.config, files.preprocessor, license, gated)
@@ -176,29 +177,14 @@ def license_of(name: str, repo: str) -> tuple[str, bool]:
     return _license(entries) or tag, bool(getattr(info, "gated", False))
 
 
-def explain(name: str, repo: str, error: Exception) -> UserError:
-    """One line that says why the hub did not give the configuration or the weights of a backbone, and what to do."""
-    return refusal(
-        name,
-        repo,
-        error,
-        missing=f"has no {CONFIG}, so transformers cannot load it; look at {endpoint()}/{repo}, or choose another one",
-        elsewhere=f"or bring config.json and model.safetensors in one folder and run: linnaeus weights import {name} "
-        "FOLDER/model.safetensors",
-        suggest=True,
-    )
+def refusal(name: str, repo: str, error: Exception) -> UserError:
+    """One line that says why the hub refused a request for `name`, and what to do.
 
-
-def refusal(
-    name: str, repo: str, error: Exception, *, missing: str, elsewhere: str = "", suggest: bool = False
-) -> UserError:
-    """One line that says why the hub refused a request, and what to do.
-
-    `missing`: what to say of a repository that lacks a file; `elsewhere`: another way if the hub is out of reach;
-    `suggest`: whether to name a backbone with a similar name.
+    `name` is a backbone, or `hf:REPO` for a model file, which `linnaeus push` writes.
     """
     errors = client(name).errors
     page, tokens = f"{endpoint()}/{repo}", f"{endpoint()}/settings/tokens"
+    backbone = not name.startswith(MODEL_PREFIX)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return UserError(
@@ -206,18 +192,24 @@ def refusal(
             f"token of {tokens} that may read it, or write to it"
         )
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return UserError(f"{name}: {missing}")
+        return UserError(
+            f"{name}: has no {CONFIG}, so transformers cannot load it; look at {page}, or choose another one"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{name}: has no such revision; {page}/commits lists them")
     # The hub hides private repositories: 401 and 404 may mean either.
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        hint = _suggestion(name, repo) if suggest else ""
+        hint = _suggestion(name, repo) if backbone else ""
         return UserError(
             f"{name}: no such repository on the hub, or a private one (HTTP {status}){hint}; check the name at {page}, "
             f"or set HF_TOKEN to a token of {tokens}"
         )
-    steps = ", ".join(("set HF_ENDPOINT to a mirror", elsewhere or "or check the network"))
-    return JobError(f"{name}: {endpoint()} cannot be reached ({one_line(error)}); {steps}")
+    by_hand = (
+        f"or bring config.json and model.safetensors in one folder and run: linnaeus weights import {name} "
+        "FOLDER/model.safetensors"
+    )
+    step = by_hand if backbone else "or check the network"
+    return JobError(f"{name}: {endpoint()} cannot be reached ({one_line(error)}); set HF_ENDPOINT to a mirror, {step}")
 
 
 def _suggestion(name: str, repo: str) -> str:
@@ -227,12 +219,8 @@ def _suggestion(name: str, repo: str) -> str:
         return hint
     short = repo.rpartition("/")[2]
     same = next((known for known in WELL_KNOWN if known.rpartition("/")[2] == short), None)
-    try:
-        names = (
-            [same]
-            if same
-            else [model.id for model in client(name).HfApi(endpoint=endpoint()).list_models(search=short, limit=1)]
-        )
-    except Exception:  # a suggestion is not worth an error
-        names = []
-    return f" (did you mean {PREFIX}{names[0]}?)" if names else ""
+    if same is None:
+        with suppress(Exception):  # a suggestion is not worth an error
+            models = client(name).HfApi(endpoint=endpoint()).list_models(search=short, limit=1)
+            same = next((model.id for model in models), None)
+    return f" (did you mean {PREFIX}{same}?)" if same else ""

@@ -7,13 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from linnaeus.errors import UserError
 from linnaeus.files import atomic, disk_errors, locked
-from linnaeus.models.backbones.hub import TIMEOUT, client, endpoint, explain
+from linnaeus.models.backbones.hub import TIMEOUT, client, endpoint, refusal
 from linnaeus.models.weights.sharded import INDEX, merge_shards, shard_files
 
 WHOLE, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -61,13 +60,13 @@ def weights_file(name: str, repo: str, key: str) -> RemoteFile | RemoteShards:
 
     Raises UserError, with the next step, if they cannot be had.
     """
-    whole = _remote(name, repo, WHOLE, f"{key}.safetensors")
+    whole = remote_file(name, repo, WHOLE, f"{key}.safetensors")
     if whole is not None:
         return whole
     index = _index(name, repo)
     if index is not None:
         return _shards(name, repo, index, f"{key}.safetensors")
-    pickled = _remote(name, repo, PICKLED, f"{key}.pth")
+    pickled = remote_file(name, repo, PICKLED, f"{key}.pth")
     if pickled is not None:
         return pickled
     raise UserError(
@@ -76,16 +75,16 @@ def weights_file(name: str, repo: str, key: str) -> RemoteFile | RemoteShards:
     )
 
 
-def _remote(name: str, repo: str, file: str, local: str) -> RemoteFile | None:
+def remote_file(name: str, repo: str, file: str, local: str, revision: str | None = None) -> RemoteFile | None:
     """A file of a repository, None if there is none. Raises UserError if it cannot be asked for."""
     hub = client(name)
-    url = hub.hf_hub_url(repo, file, endpoint=endpoint())
     try:
+        url = hub.hf_hub_url(repo, file, revision=revision, endpoint=endpoint())
         about = hub.get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())
     except Exception as error:  # the client has many exceptions of its own
         if isinstance(error, hub.errors.RemoteEntryNotFoundError):
             return None
-        raise explain(name, repo, error) from None
+        raise refusal(name, repo, error) from None
     checksum = about.etag if about.etag and re.fullmatch(r"[0-9a-f]{64}", about.etag) else ""
     # The redirect to the hub's storage is signed; the token is for the hub alone.
     same_host = about.location.startswith(f"{endpoint()}/")
@@ -101,14 +100,14 @@ def _index(name: str, repo: str) -> bytes | None:
         except hub.errors.RemoteEntryNotFoundError:
             return None
         except Exception as error:
-            raise explain(name, repo, error) from None
+            raise refusal(name, repo, error) from None
         return Path(path).read_bytes()
 
 
 def _shards(name: str, repo: str, index: bytes, local: str) -> RemoteShards:
     shards = []
     for file in shard_files(index, f"{name}: {INDEX}"):
-        shard = _remote(name, repo, file, file)
+        shard = remote_file(name, repo, file, file)
         if shard is None:
             raise UserError(f"{name}: {INDEX} names {file}, which the repository lacks; look at {endpoint()}/{repo}")
         shards.append(shard)
@@ -134,7 +133,7 @@ def download(source: RemoteFile | RemoteShards, target: Path, fetch: Fetch, prog
             return
         sizes = [shard.size or 0 for shard in source.shards]
         for k, shard in enumerate(source.shards):
-            step = None if progress is None else partial(_advance, progress, sum(sizes[:k]), sum(sizes))
+            step = None if progress is None else _step(progress, sum(sizes[:k]), sum(sizes))
             download(shard, folder / shard.file, fetch, step)
         (folder / INDEX).write_bytes(source.index)
         with atomic(target) as temporary:
@@ -142,5 +141,5 @@ def download(source: RemoteFile | RemoteShards, target: Path, fetch: Fetch, prog
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _advance(progress: Progress, before: int, total: int, done: int, _: int | None) -> None:
-    progress(before + done, total)
+def _step(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)

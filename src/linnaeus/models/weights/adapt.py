@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UserError
 from linnaeus.models import MODELS, arguments_of, create
+from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.network import Network
-from linnaeus.models.weights.files import WeightsInfo
+from linnaeus.models.weights.files import WeightsInfo, read_weights
+from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
 
 AUXILIARY = ("aux1.", "aux2.")
 """Name prefixes of the auxiliary heads of Inception."""
@@ -86,7 +89,8 @@ def adapt_tensors(tensors: dict[str, Tensor], network: Network, source: str) -> 
     initial = network.state_dict()
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(AUXILIARY)}
     notes = _adapt_head(tensors, initial, network.head_stages)
-    notes += _adapt_channels(tensors, initial, _first_convolution(network))
+    first = next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    notes += _adapt_channels(tensors, initial, f"{first}.weight")
     fresh = {name for name in initial if name.startswith(AUXILIARY)}
     if fresh:
         notes.append("the auxiliary heads are initialized from scratch")
@@ -94,6 +98,46 @@ def adapt_tensors(tensors: dict[str, Tensor], network: Network, source: str) -> 
     tensors |= {name: initial[name] for name in fresh}
     _check_matches(tensors, initial, source)
     return tensors, notes
+
+
+def check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> None:
+    """Raise a UserError if a file with another checksum than the published one cannot be the weights of `entry`."""
+    # Under its published name the file can only be damaged.
+    if path.name == entry.file and entry.url:
+        raise UserError(
+            f"{path}: its SHA-256 begins with {checksum[:8]}, but that of {entry.name} with {entry.sha256[:8]}; "
+            "the file is incomplete or altered: download it again"
+        )
+    # Another published file under a wrong name would fit some networks and be wrong.
+    other = next((e.name for e in PRETRAINED.values() if e.sha256 and checksum.startswith(e.sha256)), None)
+    if other is not None:
+        raise UserError(f"{path}: is the published file of {other}; run: linnaeus weights import {other} {path}")
+    tensors, info = read_weights(path)
+    library = library_of(entry.model)
+    if library is not None and library.convert is None:
+        raise UserError(f"{entry.name}: contains its weights; use it with --model {entry.name}")
+    if library is not None and library.convert is not None:
+        tensors, changed = library.convert(entry.model, tensors, dict(entry.arguments), str(path))
+        adapt_tensors(tensors, create(entry.model, 2, **{**entry.arguments, **changed}), str(path))
+        return
+    table = WeightsInfo.of(entry)
+    claims: list[tuple[str, Any, Any]] = [("arch", info.model, table.model)]
+    claims += [(key, value, table.arguments.get(key)) for key, value in info.arguments.items()]
+    claims += [("mean", info.mean, table.mean), ("std", info.std, table.std)]
+    # What the header claims is believed only where it agrees with the table.
+    for key, value, expected in claims:
+        if value is not None and expected is not None and value != expected:
+            raise UserError(
+                f"{path}: its header says {key} = {value}, but {entry.name} has {expected}; "
+                "`linnaeus weights list` shows all names"
+            )
+    with torch.device("meta"):
+        network = create(entry.model, classes=1000, **entry.arguments)
+    if "fc.weight" not in tensors or len(tensors["fc.weight"]) != 1000:
+        raise UserError(
+            f"{path}: has no fc.weight for the 1000 classes of {entry.name}; use the file with --weights {path}"
+        )
+    adapt_tensors(tensors, network, str(path))  # for its checks of names and shapes
 
 
 def _adapt_head(tensors: dict[str, Tensor], initial: dict[str, Tensor], head_stages: Sequence[str]) -> list[str]:
@@ -124,11 +168,6 @@ def _adapt_channels(tensors: dict[str, Tensor], initial: dict[str, Tensor], firs
         return []
     tensors[first] = weight.sum(1, keepdim=True)
     return [f"one input channel: summed {first} over the three colors"]
-
-
-def _first_convolution(network: nn.Module) -> str:
-    """The name of the weight that is applied to the image."""
-    return next(f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def _check_matches(tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor], source: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError  # only to catch the exception; nothing here unpickles
 from typing import Any
@@ -53,18 +53,7 @@ class WeightsInfo:
     @classmethod
     def of(cls, entry: PretrainedWeights) -> WeightsInfo:
         """The information that the table of pretrained weights has."""
-        return cls(
-            model=entry.model,
-            arguments=entry.arguments,
-            mean=entry.mean,
-            std=entry.std,
-            resize=entry.resize,
-            size=entry.size,
-            interpolation=entry.interpolation,
-            fit=entry.fit,
-            license=entry.license,
-            gated=entry.gated,
-        )
+        return cls(**{field.name: getattr(entry, field.name) for field in fields(cls)})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:

@@ -61,13 +61,10 @@ def load_weights(
     path, info, source = _resolve(model, weights, fetch, progress)
     tensors, header = read_weights(path)
     # The table is right about our own networks; in a file of a library the owner states what is right about it.
-    info = (
-        header
-        if info is None
-        else _merged(header, info)
-        if library
-        else replace(info, license=header.license or info.license)
-    )
+    if info is None:
+        info = header
+    else:
+        info = _merged(header, info) if library else replace(info, license=header.license or info.license)
     if info.model is not None and info.model not in (model, library and model.removeprefix(library.prefix)):
         raise UserError(f"{source}: these weights are for {info.model}, not for {model}")
     if library is not None and library.convert is not None and not any(name.startswith("body.") for name in tensors):
@@ -142,10 +139,8 @@ def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
     return info
 
 
-def _merged(info: WeightsInfo, other: WeightsInfo | None) -> WeightsInfo:
+def _merged(info: WeightsInfo, other: WeightsInfo) -> WeightsInfo:
     """`info`, with what it does not say from `other`."""
-    if other is None:
-        return info
     known = {key: value for key, value in vars(info).items() if value and key != "arguments"}
     return replace(other, **known, arguments={**other.arguments, **info.arguments})
 

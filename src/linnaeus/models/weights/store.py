@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 from linnaeus.environment import mirror, offline
 from linnaeus.errors import JobError, UnknownNameError, UserError, did_you_mean
 from linnaeus.files import atomic, disk_errors
 from linnaeus.models.backbones import hub
-from linnaeus.models.backbones.hub_files import Fetch, Progress, RemoteFile, RemoteShards, download, weights_file
+from linnaeus.models.backbones.hub_files import (
+    WHOLE,
+    Fetch,
+    Progress,
+    RemoteFile,
+    RemoteShards,
+    download,
+    remote_file,
+    weights_file,
+)
 from linnaeus.models.backbones.libraries import LIBRARIES, library_of
+from linnaeus.models.weights.adapt import check_importable
 from linnaeus.models.weights.files import read_weights
-from linnaeus.models.weights.importable import check_importable
 from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
 from linnaeus.models.weights.records import (
     key_of,
@@ -42,7 +49,6 @@ def find(name: str) -> Path | None:
 
 
 def local_weights() -> list[str]:
-    """Names of the pretrained weights that need no download."""
     return [name for name in PRETRAINED if find(name)]
 
 
@@ -111,7 +117,7 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
         return verify(entry, path)
     if not entry.url:
         raise UserError(f"{name}: has no download address; get the file and run: linnaeus weights import {name} FILE")
-    source = _remote_file(entry) if library_of(name) else RemoteFile(*download_address(entry))
+    source = remote_weights(entry)
     target = weights_dir() / source.file
     try:
         download(source, target, fetch, progress)
@@ -129,35 +135,24 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
     return target
 
 
-def _remote_file(entry: PretrainedWeights) -> RemoteFile | RemoteShards:
-    """Where the weights of a library's network are on the hub, by its own statement where it can be asked."""
-    alone = RemoteFile(entry.url, "", f"{entry.key}.safetensors")
-    if offline():
-        return alone  # the download says so
-    try:
-        return weights_file(entry.name, entry.hub, entry.key)
-    except UserError:
-        if mirror():
-            return alone
-        raise
+def remote_weights(entry: PretrainedWeights) -> RemoteFile | RemoteShards:
+    """Where weights are downloaded from: the hub where it can be asked, else the published file.
 
-
-def download_address(entry: PretrainedWeights) -> tuple[str, str, str]:
-    """(URL, SHA-256 or its prefix, local file name) of a download.
-
-    Weights that are also on the Hugging Face hub come from there, because safetensors cannot hold code; the hub states
-    their checksum. Without the hub's client, with a mirror, or when the hub does not answer, it is the `.pth` file.
+    The hub states a checksum, and has our networks as safetensors, which cannot hold code. Raises UserError if a
+    library's network, which is only there, cannot be had.
     """
-    if entry.hub and not offline() and not mirror():
-        try:
-            client: Any = importlib.import_module("huggingface_hub")
-            url = client.hf_hub_url(entry.hub, "model.safetensors")
-            checksum = client.get_hf_file_metadata(url).etag or ""
-        except Exception:  # no client, no network, or one of the client's many exceptions: fall back to the .pth file
-            checksum = ""
-        if len(checksum) == 64:
-            return url, checksum, f"{entry.key}.safetensors"
-    return entry.url, entry.sha256, entry.file
+    published, ours = RemoteFile(entry.url, entry.sha256, entry.file), library_of(entry.name) is None
+    if not entry.hub or offline() or (ours and mirror()):
+        return published  # offline the download says so
+    try:
+        if not ours:
+            return weights_file(entry.name, entry.hub, entry.key)
+        remote = remote_file(entry.name, entry.hub, WHOLE, f"{entry.key}.safetensors")
+        return remote if remote is not None and remote.sha256 else published
+    except UserError:
+        if ours or mirror():
+            return published
+        raise
 
 
 # Importing
