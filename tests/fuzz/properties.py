@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch._dynamo  # noqa: F401  takes seconds, and building a network imports it: not within the time of an example
 from hostile import archives, file_name, image_bytes, images, mutated, name, watched
 from hypothesis import strategies as st
 from tiny import SIDE, write_tiny_model

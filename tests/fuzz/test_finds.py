@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch._dynamo  # noqa: F401 - creates a folder when it is first imported, by the first step of an optimizer
 from hostile import watched
 from PIL import Image
 from tiny import draw, write_images, write_recipe

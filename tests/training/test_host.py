@@ -58,7 +58,7 @@ def test_channels_last_weights_are_saved_under_the_same_names_and_values():
     for (name, tensor), (other, moved) in zip(model.state_dict().items(), twin.state_dict().items(), strict=True):
         assert name == other
         assert torch.equal(tensor, moved)
-    assert type(build_optimizer(twin, phase(optimizer="sgd"))) is torch.optim.SGD
+    assert isinstance(build_optimizer(twin, phase(optimizer="sgd")), torch.optim.SGD)
 
 
 def test_a_step_is_seeded_as_torch_seeds_and_without_a_stack_trace(monkeypatch: pytest.MonkeyPatch):
