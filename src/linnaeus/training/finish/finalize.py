@@ -194,7 +194,7 @@ def _write_results(
     # Written before the report, which reads it, and again after it with the duration of the report.
     folder.write_metrics(metrics)
     if ending.draw:
-        _write_report(prepared, ending, metrics)
+        _write_report(prepared, ending, metrics, network, header)
 
 
 def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: Console) -> None:
@@ -262,15 +262,22 @@ def _draw_plots(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -
     ending.timings.add_since("pictures", started)
 
 
-def _write_report(prepared: Prepared, ending: Ending, metrics: dict[str, Any]) -> None:
-    """Write report.html; an error there is a warning, because the model is complete without it."""
-    from linnaeus.inference.classifier import load
+def _write_report(
+    prepared: Prepared, ending: Ending, metrics: dict[str, Any], network: Network, header: ModelFile
+) -> None:
+    """Write report.html; an error there is a warning, because the model is complete without it.
+
+    `network` and `header` are those of the model file, which is not read a second time.
+    """
+    from linnaeus.inference.classifier import Classifier
+    from linnaeus.inference.runners import TorchRunner
     from linnaeus.report.heat_maps import heat_maps
     from linnaeus.report.page import write_report
 
     started, folder = time.perf_counter(), prepared.folder
     try:
-        classifier = load(folder.model, device=prepared.engine.device.type, model=_custom(prepared.network))
+        runner = TorchRunner(network, header.preprocessing, prepared.engine.device)
+        classifier = Classifier(folder.model, header, runner)
         write_report(folder.path, prepared.table, heat=heat_maps(classifier))
     except Exception as error:
         prepared.console.warn(
