@@ -6,9 +6,11 @@ makes them) are measured before and after the load, in turns, and averaged, so t
 something else slows both sides. The processor's time an image is compared too: it hardly depends on what else runs.
 
 Under attack (--attack): the p99 of the same clients beside each attack of `serve_attacks`, in turns with the p99
-without one, then beside all of them together, and the memory that the server keeps.
+without one, then beside all of them together, the processors that server and attackers take, and the memory that the
+server keeps. Attackers take processors that the server and its clients would have; with --sink, the clients are also
+measured while the same attackers send to a server that does nothing, beside the real one.
 
-    python benchmarks/serve.py RUN [--data DIR] [--seconds 60] [--clients 16] [--attack [NAME ...]] [--bombs DIR]
+    python benchmarks/serve.py RUN [--data DIR] [--seconds 60] [--clients 16] [--attack [NAME ...]] [--sink]
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from serve_attacks import ATTACKS
-from serve_load import MIB, Served, measure, served
+from serve_load import MIB, Served, cpu_seconds, measure, served
 
 from linnaeus.cli.options import chosen_model, load_model
 from linnaeus.console import Console
@@ -74,8 +76,8 @@ def under_load(classifier: Classifier, files: list[Path], clients: int, seconds:
 
 
 @contextmanager
-def attacked(address: str, names: Sequence[str], bombs: Path) -> Iterator[None]:
-    """The attacks of these names, each in a process of its own."""
+def attacked(address: str, names: Sequence[str], bombs: Path) -> Iterator[list[Path]]:
+    """The attacks of these names, each in a process of its own. Yields the folders in /proc of these."""
     script = str(Path(__file__).with_name("serve_attacks.py"))
     commands = [[sys.executable, script, name, address, str(bombs)] for name in names]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
@@ -84,25 +86,46 @@ def attacked(address: str, names: Sequence[str], bombs: Path) -> Iterator[None]:
             assert process.stdout is not None
             process.stdout.readline()
         time.sleep(0.5)
-        yield
+        yield [Path(f"/proc/{process.pid}") for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
+@contextmanager
+def sink() -> Iterator[str]:
+    """The address of a server that does nothing: `serve_sink` in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("serve_sink.py"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
 def under_attack(server: Served, files: list[Path], groups: list[list[str]], options: argparse.Namespace) -> None:
     before = server.memory()
     for names in groups:
         quiet = measure(server.address, files, options.clients, QUIET)
+        if options.sink:
+            with sink() as address, attacked(address, names, options.bombs):
+                floor = measure(server.address, files, options.clients, options.seconds)
+            print(f"{'':16} p99 {floor.p99:.3f} s beside the same attackers of a server that does nothing")
         lines = len(server.log)
-        with attacked(server.address, names, options.bombs):
+        with attacked(server.address, names, options.bombs) as attackers:
+            used = np.array([server.cpu_seconds(), cpu_seconds(attackers)])
+            started = time.perf_counter()
             load = measure(server.address, files, options.clients, options.seconds)
+            used = np.array([server.cpu_seconds(), cpu_seconds(attackers)]) - used
+            cores = used / (time.perf_counter() - started)
         server.wait_until_idle()
         kept = (server.memory() - before) / MIB
         name = names[0] if len(names) == 1 else "all together"
         print(f"{name:16} p99 without {quiet.p99:.3f} s, ratio {load.p99 / quiet.p99:.1f}: {load}")
-        print(f"{'':16} memory {kept:+.0f} MiB, {len(server.log) - lines} lines in the log", flush=True)
+        print(f"{'':16} processors: {cores[0]:.2f} server, {cores[1]:.2f} attackers; memory {kept:+.0f} MiB, ", end="")
+        print(f"{len(server.log) - lines} lines in the log, load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def main() -> None:
@@ -114,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--attack", nargs="*", metavar="NAME", choices=list(ATTACKS), help="attacks; without, all")
+    parser.add_argument("--sink", action="store_true", help="also the p99 beside attacks on a server that does nothing")
     options = parser.parse_args()
     files = sorted(path for path in options.data.rglob("*") if path.suffix in (".jpg", ".png"))
     files = files[:: max(1, len(files) // IMAGES)][:IMAGES]

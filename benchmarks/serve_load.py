@@ -78,8 +78,13 @@ class Served:
 
     def cpu_seconds(self) -> float:
         """Processor time that the processes have used."""
-        stats = [(process / "stat").read_text().rpartition(")")[2].split() for process in self.processes()]
-        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.processes())
+
+
+def cpu_seconds(processes: Sequence[Path]) -> float:
+    """Processor time that processes have used, given their folders in /proc."""
+    stats = [(process / "stat").read_text().rpartition(")")[2].split() for process in processes]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

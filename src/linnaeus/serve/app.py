@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -27,6 +29,7 @@ from linnaeus.serve.uploads import read_uploads
 
 JSON, JSON_LINES = "application/json", "application/x-ndjson"
 MAX_TOP = 1000
+ORIGIN = "http://origin.invalid"  # in the rendered documentation, replaced by the server's in each response
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,11 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs(request: Request) -> Response:
-        return HTMLResponse(pages.render_docs(app.openapi(), str(request.base_url).rstrip("/")))
+        return HTMLResponse(docs_page().replace(ORIGIN, escape(str(request.base_url).rstrip("/"))))
+
+    @functools.cache  # rendering takes several milliseconds, and anyone may ask for it
+    def docs_page() -> str:
+        return pages.render_docs(app.openapi(), ORIGIN)
 
     @app.get("/report", response_class=HTMLResponse, include_in_schema=False)
     async def report() -> Response:

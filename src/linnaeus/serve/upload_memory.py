@@ -26,6 +26,8 @@ class UploadMemory:
         """`on_release`: called whenever another `RELEASED` bytes were released."""
         self.limit, self.used, self.released = limit, 0, 0
         self._on_release = on_release
+        self.parsing = asyncio.Lock()
+        """Held while a part of a form or of JSON is parsed: at most one in a turn of the event loop."""
         self.clients = Counter[str]()
         self._open: set[UploadReservation] = set()
 

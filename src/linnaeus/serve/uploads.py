@@ -47,14 +47,15 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
     is_json = kind == "application/json"
     # Base64 is a third longer than the image that it encodes.
     body = _read_body(request, int(limits.request_bytes * (BASE64_OVERHEAD if is_json else 1)), reservation)
+    parts = in_turns(body, reservation.memory.parsing)
     try:
-        async with asyncio.timeout(limits.body_seconds) as deadline, aclosing(body):
+        async with asyncio.timeout(limits.body_seconds) as deadline, aclosing(body), aclosing(parts):
             # Under memory pressure the server ends the upload that holds most.
             reservation.end = lambda: deadline.reschedule(0)
             if kind == "multipart/form-data":
-                uploads = await _from_multipart(request, body, limits)
+                uploads = await _from_multipart(request, parts, limits)
             elif is_json:
-                uploads = await _from_json(body, limits)
+                uploads = await _from_json(parts, limits)
             elif kind.startswith("image/") or kind == "application/octet-stream":
                 data = await _join(body)
                 uploads = [Upload("image 1", data)] if data else []
@@ -87,6 +88,18 @@ async def _read_body(request: Request, limit: int, reservation: UploadReservatio
             raise error
         reservation.add(len(chunk))
         yield chunk
+
+
+async def in_turns(body: AsyncGenerator[bytes, None], turn: asyncio.Lock) -> AsyncGenerator[bytes, None]:
+    """The chunks of a body; `turn` is held while the receiver parses one.
+
+    A chunk with 32 small images takes 3 ms to parse. If 60 clients send one at once, the event loop would stand still
+    for 0.2 s; those who wait for a lock go on in different turns, between which the other clients are served.
+    """
+    async for chunk in body:
+        async with turn:
+            yield chunk
+            await asyncio.sleep(0)  # the next one may parse in the next turn
 
 
 async def _join(body: AsyncGenerator[bytes, None]) -> bytes:
