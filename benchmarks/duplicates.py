@@ -22,12 +22,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from linnaeus.cache import default_cache
 from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SEARCH_RADIUS, find_duplicates
-from linnaeus.check.hashing import CROWDED, WINDOWS, hamming_neighbors
-from linnaeus.check.image_statistics import ImageStatistics, compute_statistics
 from linnaeus.console import Console
+from linnaeus.data.images.hashing import CROWDED, WINDOWS, hamming_neighbors
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
+from linnaeus.stores.image_statistics import ImageStatistics, compute_statistics
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flowers16"
 QUALITY = 92  # of a copy's JPEG, where nothing else is said

@@ -13,10 +13,10 @@ from scenes import COPIES, cropped, scene, write_scenes
 from linnaeus.check.data_check import leaks
 from linnaeus.check.duplicate_findings import duplicate_findings
 from linnaeus.check.duplicates import COPY, EXACT, SCENE, Duplicates, connected, find_duplicates, group_members
-from linnaeus.check.image_statistics import compute_statistics
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.stores.embeddings import Embeddings
+from linnaeus.stores.image_statistics import compute_statistics
 
 
 def opened(folder: Path) -> tuple[Table, Duplicates]:

@@ -11,10 +11,10 @@ from scenes import scene, write_scenes
 
 from linnaeus.check.findings import Finding
 from linnaeus.check.image_findings import SUFFIXES, file_findings, image_findings
-from linnaeus.check.image_statistics import compute_statistics
 from linnaeus.data.images.decode import FORMATS, IMAGE_SUFFIXES
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
+from linnaeus.stores.image_statistics import compute_statistics
 
 
 def findings(folder: Path) -> list[Finding]:

@@ -17,10 +17,10 @@ from test_pixels import SPEC, Images, cache, decoded, table  # noqa: F401 - fixt
 
 from linnaeus import cache as caches
 from linnaeus.cache import Cache
-from linnaeus.check.image_statistics import compute_statistics
 from linnaeus.data.images.decode import load_row
 from linnaeus.data.sources import open_source
 from linnaeus.stores import pixels, rows
+from linnaeus.stores.image_statistics import compute_statistics
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore
 

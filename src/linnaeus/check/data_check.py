@@ -11,19 +11,20 @@ import numpy as np
 from linnaeus.cache import default_cache
 from linnaeus.check.class_findings import table_findings
 from linnaeus.check.duplicate_findings import duplicate_findings
-from linnaeus.check.duplicates import COPY, EXACT, MIN_SIDE, Duplicates, find_duplicates
+from linnaeus.check.duplicates import COPY, EXACT, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, sort_findings
 from linnaeus.check.image_findings import file_findings, image_findings
-from linnaeus.check.image_statistics import ImageStatistics, StatisticsBuilder, compute_statistics
 from linnaeus.check.label_sets import suspicious_label_sets
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.console import Console
 from linnaeus.data.class_names import printable
 from linnaeus.data.images.content import UNKNOWN
+from linnaeus.data.images.hashing import MIN_SIDE
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
+from linnaeus.stores.image_statistics import ImageStatistics, StatisticsBuilder, compute_statistics
 
 SUGGESTED_WEIGHTS = "resnet50-torchvision-v2"
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from linnaeus.check.hashing import CROWDED, WINDOWS, hamming_neighbors
-from linnaeus.check.image_statistics import ImageStatistics
 from linnaeus.check.registration import INITIAL_FRAMES, MATCH, compare_pairs, frame_of_window
+from linnaeus.data.images.hashing import CROWDED, FLAT, MIN_SIDE, WINDOWS, hamming_neighbors
+from linnaeus.data.images.pixel_statistics import same_tint
 from linnaeus.stores.embeddings import Embeddings
+from linnaeus.stores.image_statistics import ImageStatistics
 
 EXACT, COPY, SCENE = 0, 1, 2
 RELATIONS = ("duplicate", "near-duplicate", "same-scene")
@@ -28,13 +29,6 @@ SEARCH_RADIUS = 7
 """Largest hash distance, in bits, of a candidate pair; 7 costs no more than 4. Beyond COPY_RADIUS, matching pixels mean
 the same scene in another frame."""
 
-MIN_SIDE = 48  # pixels; smaller images of one kind look like copies of each other
-FLAT = 12.0  # range of gray levels below which a hash is noise
-TINT_TOLERANCE = 0.1
-"""Difference in a color share from which images in the same frame are variants, such as a red and a blue car, and no
-copies, unless one of them is gray. It does not apply to different frames: zoomed in, a red flower fills the image."""
-
-GRAY_TOLERANCE = 0.01  # distance of the color shares of a gray image from 1/3
 NEIGHBORS = 4
 MIN_COSINE = 0.6
 """Cosine similarity of two centered embeddings below which the pixels are not compared. Of 18 pairs among 1,330
@@ -107,9 +101,7 @@ def find_duplicates(statistics: ImageStatistics, embeddings: Embeddings | None =
 
 def _same_tint(statistics: ImageStatistics, pairs: np.ndarray) -> np.ndarray:
     """(k,) bool: pairs (k, 2) of the same colors, or with a gray image. The alignment compares gray levels only."""
-    one, two = (statistics.rows["tint"][pairs[:, side]] for side in (0, 1))
-    gray = (np.abs(one - 1 / 3).max(1) < GRAY_TOLERANCE) | (np.abs(two - 1 / 3).max(1) < GRAY_TOLERANCE)
-    return gray | (np.abs(one - two).max(1) < TINT_TOLERANCE)
+    return same_tint(*(statistics.rows["tint"][pairs[:, side]] for side in (0, 1)))
 
 
 def _exact_pairs(statistics: ImageStatistics) -> np.ndarray:
@@ -125,9 +117,9 @@ def _exact_pairs(statistics: ImageStatistics) -> np.ndarray:
 
 def _pairs_by_hash(statistics: ImageStatistics, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (k, 2) within SEARCH_RADIUS, their smallest hash distance (k,) and the correlation of their pixels (k,)."""
-    windows = statistics.rows["windows"][samples]
+    windows = statistics.rows["windows"][samples][:, :, 0]
     # Mirrored hashes find copies that were flipped.
-    queries = np.concatenate([windows[:, 0], statistics.rows["mirror"][samples]])
+    queries = np.concatenate([windows[:, 0], statistics.rows["mirror"][samples][:, 0]])
     query, entry, bits = hamming_neighbors(windows.reshape(-1), queries, SEARCH_RADIUS, CROWDED)
     whole, mirrored = query % max(1, len(samples)), query >= len(samples)
     owner, window = np.divmod(entry, len(WINDOWS))

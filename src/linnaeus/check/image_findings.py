@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from linnaeus.check.findings import Finding
-from linnaeus.check.image_statistics import ImageStatistics
 from linnaeus.data.images.decode import FORMATS, IMAGE_SUFFIXES
 from linnaeus.data.table import Table
+from linnaeus.stores.image_statistics import ImageStatistics
 
 SUFFIXES = {
     "JPEG": ".jpg .jpeg .jpe .jfif",

@@ -13,12 +13,13 @@ import numpy as np
 from linnaeus.check.data_check import check_table, copies, leaks, near_duplicates
 from linnaeus.check.duplicates import COPY, EXACT, connected
 from linnaeus.check.findings import summary_lines
-from linnaeus.check.image_statistics import StatisticsBuilder
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
+from linnaeus.inference.perceptual import RunHashes
 from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import Samples
 
 
@@ -32,6 +33,8 @@ class Inspection:
     """At most three lines to print."""
     leaked: dict[str, np.ndarray] = field(default_factory=dict)
     """Split -> samples of the table, (k,) int64, with a copy in an earlier split."""
+    hashes: RunHashes | None = None
+    """What altered copies of the training images are recognized by; None if the source holds no files."""
 
     @property
     def json(self) -> str:
@@ -75,7 +78,8 @@ def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = 
         return Inspection({}, lines, leaked)
     result = check_table(table, weights="stored", console=console, builder=builder)
     lines = summary_lines(result.findings, _where(table))
-    return Inspection(result.to_dict(), lines, leaks(table, result.duplicates.groups(EXACT, COPY)))
+    leaked = leaks(table, result.duplicates.groups(EXACT, COPY))
+    return Inspection(result.to_dict(), lines, leaked, RunHashes.of(result.statistics.rows, table.split))
 
 
 def _where(table: Table) -> str:

@@ -30,6 +30,7 @@ from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.in_memory import expanded, is_folder, is_several
 from linnaeus.inference.measured_images import MeasuredFigures
 from linnaeus.inference.membership import KnownImages
+from linnaeus.inference.perceptual import AlteredCopies
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite_scores
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
@@ -217,7 +218,6 @@ class Classifier:
 
     def images(self, source: Any, split: str | None = None) -> LabeledImages:
         """The images of a split of a source, a path or a DataFrame, with their labels in the model's classes.
-
         `split` None means test if the source has one, else valid, else all. Images that the model was trained on are
         left out, unless `split` is train; those that selected the model are returned separately, as `validation`.
         """
@@ -226,8 +226,7 @@ class Classifier:
     def color_line(self, images: LabeledImages) -> str:
         """A warning if some of the images are in color and the model sees only gray; else empty.
 
-        The decoded images may come from a store, in which they are gray: up to COLOR_SAMPLE are decoded again.
-        """
+        Those from a store may be gray there, so up to COLOR_SAMPLE are decoded again."""
         if self.preprocessing.channels != 1 or images.table.channels == 1 or not len(images.indices):
             return ""
         for i in np.unique(np.linspace(0, len(images.indices) - 1, COLOR_SAMPLE).round().astype(int)).tolist():
@@ -255,11 +254,12 @@ class Classifier:
     def evaluate(self, source: Any, split: str | None = None) -> MeasuredFigures:
         """Figures with calibrated probabilities and the confusion matrix, on the images that `images` returns.
 
-        For a model with several labels per image they are `LabelFigures`, which have no confusion matrix.
+        With several labels per image they are `LabelFigures`, which have no confusion matrix.
         Warns if images are left out because the model was trained on them, and if figures are optimistic.
         """
         images = self.images(source, split)
-        for line in filter(None, (*images.notes(), self.color_line(images))):
+        altered = AlteredCopies.among(images, self.about, self.path).warning
+        for line in filter(None, (*images.notes(), altered, self.color_line(images))):
             warnings.warn(f"{images.source}: {line}", stacklevel=2)
         outputs = self.outputs(images)
         if self.several:

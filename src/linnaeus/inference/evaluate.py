@@ -17,7 +17,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
-from linnaeus.inference.membership import with_run_images
+from linnaeus.inference.perceptual import AlteredCopies
 from linnaeus.inference.problems import folded
 from linnaeus.inference.runners import finite_scores
 from linnaeus.inference.source import LabeledImages
@@ -138,7 +138,7 @@ def evaluate_model(
         return None
     without_leaks, unseen = None, None
     if leaks is not None and images.split != "train":
-        kept = _without_copies(images, classifier.path.parent, leaks)
+        kept = _without_copies(images, classifier, leaks, console)
         if not kept.any():
             console.warn(f"all of these {n} images have a copy in an earlier split: these scores are optimistic")
         if kept.any() and not kept.all():
@@ -151,15 +151,19 @@ def evaluate_model(
     return Evaluation(classifier, images, assessment, without_leaks, validation, answers)
 
 
-def _without_copies(images: LabeledImages, run: Path, leaks: Callable[[Table], dict[str, np.ndarray]]) -> np.ndarray:
-    """(n,) bool: the images without a copy in an earlier split of the source, or of the run in the folder `run`."""
+def _without_copies(
+    images: LabeledImages, classifier: Classifier, leaks: Callable[[Table], dict[str, np.ndarray]], console: Console
+) -> np.ndarray:
+    """(n,) bool: the images without a copy in an earlier split of the source, or of the run."""
+    # Altered copies of training images are others by their content, and are found by their pixels.
+    altered = AlteredCopies.among(images, classifier.about, classifier.path)
+    if altered.note:
+        console.warn(altered.note)
     # Images of no split come after all others.
     rank = images.split if images.split in SPLITS else "test"
     split = images.table.split.copy()
     split[images.indices] = rank
-    # Altered copies of training images are others by their content, and are found by their pixels.
-    beside = with_run_images(replace(images.table, split=split), run)
-    return ~np.isin(images.indices, leaks(beside).get(rank, []))
+    return ~altered.found & ~np.isin(images.indices, leaks(replace(images.table, split=split)).get(rank, []))
 
 
 def _assess(

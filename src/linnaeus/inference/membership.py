@@ -11,14 +11,13 @@ import binascii
 import csv
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from linnaeus.cache import Cache, default_cache
-from linnaeus.data import tree
 from linnaeus.data.images.content import HASH, UNKNOWN
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
@@ -155,27 +154,6 @@ class KnownImages:
     def all(self) -> np.ndarray:
         """The same for all images of the table."""
         return self.split_of(np.arange(len(self.table)))
-
-
-def with_run_images(table: Table, folder: Path) -> Table:
-    """`table`, and after its images those of the run in `folder` that trained or chose its model, with their splits.
-
-    They are found at the paths of split.csv, where they still lie there. All have the first label: they are compared
-    with the images of the table, not measured.
-    """
-    file = folder / SPLIT
-    if table.paths is None or not len(table) or not file.is_file():
-        return table
-    own, root = set(table.paths), os.path.abspath(folder)  # noqa: PTH100 - as the table's own paths are made
-    named = [(os.path.join(root, path), split) for path, split in _rows_of(file) if split in SPLITS[:2]]  # noqa: PTH118
-    more = [(path, split) for path, split in named if path not in own and tree.is_file(path)]
-    return replace(
-        table,
-        paths=(*table.paths, *(path for path, _ in more)),
-        split=np.concatenate([table.split, np.array([split for _, split in more], "<U5")]),
-        labels=np.concatenate([table.labels, np.repeat(table.labels[:1], len(more), axis=0)]),
-        groups=None if table.groups is None else (*table.groups, *[""] * len(more)),
-    )
 
 
 def _rows_of(file: Path) -> list[tuple[str, str]]:

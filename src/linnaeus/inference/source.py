@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class LabeledImages:
     """Number of images that were asked for, those left out included."""
     training: int = 0
     """Number of images left out because the model was trained on them."""
+    of_run: np.ndarray = field(default_factory=lambda: np.zeros(0, "<U5"))
+    """(n,) "<U5": the split of the run that each image was in; "" for none, or unknown."""
     validation: LabeledImages | None = None
     """Images that were asked for and chose the model, kept apart."""
 
@@ -177,6 +179,7 @@ def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarra
         # Where the source states no split, the recognized one takes its place.
         table=table if (table.split != "").any() else dataclasses.replace(table, split=known.all()),
         indices=decoded.indices,
+        of_run=splits,
     )
 
 

@@ -19,10 +19,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from linnaeus.check.duplicates import COPY_RADIUS, FLAT
-from linnaeus.check.hashing import difference_hashes
+from linnaeus.check.duplicates import COPY_RADIUS
 from linnaeus.data.download import cache_dir
 from linnaeus.data.images.decode import UnreadableError
+from linnaeus.data.images.hashing import FLAT, difference_hashes
 from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.files import acquire
@@ -233,4 +233,4 @@ def _hashes(pixels: np.ndarray) -> tuple[int, int]:
     if float(high) - float(low) < FLAT:  # type: ignore[arg-type]
         return 0, 0
     hashes, mirrored = difference_hashes(gray)
-    return int(hashes[0]), int(mirrored)
+    return int(hashes[0, 0]), int(mirrored[0])

@@ -46,6 +46,8 @@ NEEDS = 'pip install "linnaeus[onnx]"'
 def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:
     """The entries of the metadata, with zeros in place of the checksum."""
     description = describe(about)
+    # Only `evaluate` needs them, which reads the model file.
+    description["data"] = {key: value for key, value in about.data.items() if key != "perceptual"}
     ours = [key for key in (*OURS, *OPTIONAL) if description.get(key) is not None or key in OURS]
     entries = {key: json.dumps(description[key], ensure_ascii=False, allow_nan=False) for key in ours}
     return entries | {

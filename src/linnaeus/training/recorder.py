@@ -135,6 +135,7 @@ class RunRecorder(Recorder):
         if arch["arguments"].get("aux"):  # auxiliary heads are for training only
             arch["arguments"] = {**arch["arguments"], "aux": False}
         license = {"weights_license": prepared.network.license} if prepared.network.license else {}
+        hashes = prepared.inspection.hashes
         counts = {split: len(samples) for split, samples in prepared.samples.items()}
         return ModelFile(
             arch=arch,
@@ -148,6 +149,7 @@ class RunRecorder(Recorder):
                 "fingerprint": self.identity.fingerprint,
                 "contents": prepared.membership.to_dict(),
             }
+            | ({"perceptual": hashes.to_dict()} if hashes is not None else {})
             | license
             | ({"forgotten": self.identity.forgotten} if self.identity.forgotten else {}),
             recipe=self.recipe.model_dump(mode="json"),

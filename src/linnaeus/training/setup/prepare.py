@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from linnaeus.cache import default_cache
-from linnaeus.check.image_statistics import StatisticsBuilder
 from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
 from linnaeus.data.images.bitdepth import used_bits
@@ -31,6 +30,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECK, CHECKPOINT, SPLIT
+from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import check_norms, training_stages
 from linnaeus.training.setup.identity import Identity, identify, pixel_ids, refuse

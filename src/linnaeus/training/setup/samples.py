@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from linnaeus.cache import default_cache
-from linnaeus.check.image_statistics import StatisticsBuilder
 from linnaeus.console import Console
 from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
 from linnaeus.stores.contents import HashedImages
+from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import EarlierRows, Samples, decode_split
 from linnaeus.training.setup.request import EarlierRun
 

@@ -12,12 +12,12 @@ from PIL import Image, ImageFilter
 from scenes import bomb, encoded, scene, write_scenes
 
 from linnaeus.cache import default_cache
-from linnaeus.check import image_statistics
-from linnaeus.check.image_statistics import StatisticsBuilder, compute_statistics
-from linnaeus.check.pixel_statistics import STATISTICS, file_statistics, pixel_statistics, sharpness
 from linnaeus.data.images.decode import FORMATS, RowSpec, UnreadableError
+from linnaeus.data.images.pixel_statistics import STATISTICS, file_statistics, pixel_statistics, sharpness
 from linnaeus.data.sources import open_source
+from linnaeus.stores import image_statistics
 from linnaeus.stores.contents import HashedImages
+from linnaeus.stores.image_statistics import StatisticsBuilder, compute_statistics
 from linnaeus.stores.samples import decode_split
 
 

@@ -7,12 +7,16 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from linnaeus.check.hashing import WINDOWS, difference_hashes
 from linnaeus.data.images.decode import FORMATS, INSPECTED, inspect
+from linnaeus.data.images.hashing import WINDOWS, difference_hashes
 from linnaeus.data.images.resize import Upright, with_channels
 
 SIDE = 32  # side of the thumbnail by which images are compared, in pixels
 SHORT = 256  # short side at which sharpness is measured, in pixels; smaller images are not enlarged
+TINT_TOLERANCE = 0.1
+"""Difference in a color share from which images in the same frame are variants, such as a red and a blue car, and no
+copies, unless one of them is gray. It does not apply to different frames: zoomed in, a red flower fills the image."""
+GRAY_TOLERANCE = 0.01  # distance of the color shares of a gray image from 1/3
 TILES = 8  # tiles a side for the sharpness
 assert SHORT <= INSPECTED
 
@@ -23,8 +27,8 @@ STATISTICS = np.dtype(
         ("width", "<i4"),
         ("format", "u1"),  # index into FORMATS, or 255 if the source holds arrays
         ("digest", "<u8", (2,)),  # of the decoded pixels and their size
-        ("windows", "<u8", (len(WINDOWS),)),  # difference hashes
-        ("mirror", "<u8"),  # difference hash of the mirrored image
+        ("windows", "<u8", (len(WINDOWS), 2)),  # difference hashes, by columns and by rows
+        ("mirror", "<u8", (2,)),  # those of the mirrored image
         ("low", "<f4"),  # 1st and 99th percentile of the gray levels, 0..255
         ("high", "<f4"),
         ("range", "<f4"),  # between these percentiles, for the color channel with the largest range
@@ -76,6 +80,12 @@ def statistics_of(upright: Upright) -> np.ndarray:
     row["gray"] = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     row["low"], row["high"] = _extremes(row["gray"].reshape(-1, 1))
     return row
+
+
+def same_tint(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """(k,) bool: color shares (k, 3) and (k, 3) of the same colors, or one of them of a gray image."""
+    gray = (np.abs(one - 1 / 3).max(1) < GRAY_TOLERANCE) | (np.abs(two - 1 / 3).max(1) < GRAY_TOLERANCE)
+    return gray | (np.abs(one - two).max(1) < TINT_TOLERANCE)
 
 
 def _extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

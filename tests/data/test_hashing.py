@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import ImageOps
 from scenes import COPIES, scene
 
-from linnaeus.check.hashing import WINDOWS, difference_hashes, hamming_neighbors
+from linnaeus.data.images.hashing import WINDOWS, difference_hashes, hamming_neighbors
 
 
 def brute_force(database: np.ndarray, queries: np.ndarray, radius: int) -> set[tuple[int, int, int]]:
@@ -49,7 +49,7 @@ def test_the_search_finds_exactly_what_brute_force_finds(
 
 def test_pairs_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch):
     database = np.random.default_rng(0).integers(0, 2**64, 300, dtype=np.uint64) & np.uint64(0xFF00FF00FF00FF00)
-    monkeypatch.setattr("linnaeus.check.hashing.AT_ONCE", 7)
+    monkeypatch.setattr("linnaeus.data.images.hashing.AT_ONCE", 7)
     assert set(zip(*(x.tolist() for x in hamming_neighbors(database, database, 5)), strict=True)) == brute_force(
         database, database, 5
     )
@@ -81,21 +81,21 @@ def test_a_copy_is_near_a_window_of_its_original(kind: str):
         original = scene(seed)
         windows, _ = difference_hashes(original.convert("L"))
         whole, mirror = difference_hashes(COPIES[kind](original).convert("L"))
-        queries = np.array([whole[0], mirror], np.uint64)
-        close.append(np.bitwise_count(windows ^ queries[:, None]).min() <= 5)
+        bits = np.bitwise_count(windows ^ np.stack([whole[0], mirror])[:, None])
+        close.append(bits[:, :, 0].min() <= 5 and bits.sum(2).min() <= 10)
     assert np.mean(close) >= 0.95
 
 
 def test_unrelated_images_have_distant_hashes():
     hashes = np.array([difference_hashes(scene(seed).convert("L"))[0][0] for seed in range(60)])
     distance = np.bitwise_count(hashes[:, None] ^ hashes[None])[np.triu_indices(60, 1)]
-    assert distance.min() > 7
-    assert abs(distance.mean() - 32) < 3
+    assert (distance.min(0) > 7).all()
+    assert (abs(distance.mean(0) - 32) < 3).all()
 
 
 def test_the_mirrored_hash_is_that_of_the_mirrored_image():
     gray = scene(3).convert("L")
-    assert np.bitwise_count(np.uint64(difference_hashes(gray)[1]) ^ difference_hashes(ImageOps.mirror(gray))[0][0]) <= 1
+    assert (np.bitwise_count(difference_hashes(gray)[1] ^ difference_hashes(ImageOps.mirror(gray))[0][0]) <= 1).all()
 
 
 def test_the_first_window_is_the_whole_image():

@@ -1,8 +1,9 @@
 """Difference hashes of images, and the search for hashes that differ in a few bits.
 
-An image is reduced to 9 x 8 gray levels; each of its 64 bits says whether the level rises from one column to the next.
-Resizing and encoding hardly change the hash, but cropping changes it completely. An image is therefore represented by
-the hashes of several windows of itself: a cropped copy, as a whole, resembles one of these windows.
+An image is reduced to 9 x 8 gray levels; each of 64 bits says whether the level rises from one column to the next. A
+second hash does the same for rows. Resizing and encoding hardly change the hashes, but cropping changes them
+completely. An image is therefore represented by the hashes of several windows of itself: a cropped copy, as a whole,
+resembles one of these windows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ WINDOWS = (
 )
 """The whole image, the center after cutting 2.5 to 10 % off each side, and the rest after cutting 10 % off one side."""
 
+MIN_SIDE = 48  # pixels; smaller images of one kind look like copies of each other
+FLAT = 12.0  # range of gray levels below which a hash is noise
+
 BITS = 64
 MANY = 1 << 20  # entries from which three wide bands are cheaper than four narrow ones
 WORKING = 96  # side of the image from which the windows are cut, in pixels
@@ -34,17 +38,18 @@ AT_ONCE = 1 << 17  # pairs compared at once; a few MB fit the processor's cache
 CROWDED = 20  # times the average count from which a band value is uninformative
 
 
-def difference_hashes(gray: Image.Image) -> tuple[np.ndarray, int]:
-    """(hashes of the windows, (len(WINDOWS),) uint64; hash of the mirrored image) of an image of mode L."""
+def difference_hashes(gray: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of an image of mode L by columns and by rows: of its windows, (len(WINDOWS), 2) uint64, and of the
+    mirrored image, (2,) uint64."""
     small = gray.resize((WORKING, WORKING), Image.Resampling.BILINEAR)
-    hashes = np.zeros(len(WINDOWS), np.uint64)
-    mirrored = 0
+    hashes, mirrored = np.zeros((len(WINDOWS), 2), np.uint64), np.zeros(2, np.uint64)
     for k, window in enumerate(WINDOWS):
         left, top, right, bottom = (WORKING * share for share in window)
-        levels = np.asarray(small.resize((9, 8), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
-        hashes[k] = _pack(levels)
-        if k == 0:
-            mirrored = _pack(levels[:, ::-1])
+        for axis, size in enumerate(((9, 8), (8, 9))):
+            levels = np.asarray(small.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
+            hashes[k, axis] = _pack(levels if axis == 0 else levels.T)
+            if k == 0:
+                mirrored[axis] = _pack(levels[:, ::-1] if axis == 0 else levels[:, ::-1].T)
     return hashes, mirrored
 
 

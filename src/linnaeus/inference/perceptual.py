@@ -1,0 +1,183 @@
+"""Altered copies of the images of a run: recognized by perceptual hashes in the model file, wherever the images are.
+
+A copy that was scaled, encoded again, mirrored, brightened or slightly cropped has another content hash. The model file
+holds difference hashes of each training and validation image that may have such copies, and its color: 146 bytes an
+image with all windows, and 18 bytes with the whole image alone, which finds no crops. The latter are used where the
+former would take more than `BUDGET`; if these do as well, none are kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linnaeus.cache import default_cache
+from linnaeus.console import counted
+from linnaeus.data.images.hashing import CROWDED, FLAT, MIN_SIDE, WINDOWS, hamming_neighbors
+from linnaeus.data.images.pixel_statistics import same_tint
+from linnaeus.data.table import SPLITS
+from linnaeus.errors import UserError
+from linnaeus.inference.source import LabeledImages
+from linnaeus.modelfile.safetensors import ModelFile
+from linnaeus.stores.image_statistics import compute_statistics
+
+HASH = "difference/128"
+BUDGET = 2_000_000  # bytes of all hashes, as of the references for unknown images
+RADIUS = 10
+"""Largest distance of a copy, of 128 bits. Of 150 copies of each of 11 kinds, all are within it; of 1,330 flowers, four
+pairs are, and these show the same flower; of 520 photos of food, none."""
+
+
+@dataclass(frozen=True, eq=False)
+class PerceptualHashes:
+    """The hashes of m images."""
+
+    windows: np.ndarray
+    """(m, k, 2) uint64, by columns and by rows; the first of k windows is the whole image."""
+    tint: np.ndarray
+    """(m, 2) uint8: the shares of red and green, of 255."""
+
+    @classmethod
+    def of(cls, rows: np.ndarray, windows: int = len(WINDOWS)) -> PerceptualHashes:
+        """Of rows (m,) of STATISTICS."""
+        return cls(rows["windows"][:, :windows], np.rint(255 * rows["tint"][:, :2]).astype(np.uint8))
+
+    @property
+    def colors(self) -> np.ndarray:
+        """(m, 3) float: the shares of red, green and blue."""
+        two = self.tint / 255
+        return np.concatenate([two, 1 - two.sum(1, keepdims=True)], 1)
+
+    def to_text(self) -> str:
+        """For a model file."""
+        hashes = np.ascontiguousarray(self.windows, ">u8").view(np.uint8).reshape(-1, 16 * self.windows.shape[1])
+        return base64.b64encode(np.concatenate([hashes, self.tint], 1).tobytes()).decode()
+
+    @classmethod
+    def from_text(cls, text: str, windows: int) -> PerceptualHashes:
+        """The inverse. Raises ValueError for anything else."""
+        raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8).reshape(-1, 16 * windows + 2)
+        hashes = np.ascontiguousarray(raw[:, :-2]).view(">u8").astype(np.uint64)
+        return cls(hashes.reshape(-1, windows, 2), raw[:, -2:])
+
+
+def hashable(rows: np.ndarray) -> np.ndarray:
+    """(k,) int64: those of rows (n,) of STATISTICS whose altered copies can be recognized: neither small nor flat."""
+    short = np.minimum(rows["height"], rows["width"])
+    return np.flatnonzero((short >= MIN_SIDE) & (rows["high"] - rows["low"] >= FLAT))
+
+
+@dataclass(frozen=True, eq=False)
+class RunHashes:
+    """The hashes of the images of a run that trained or chose its model."""
+
+    splits: Mapping[str, PerceptualHashes]
+    """By split, train and valid."""
+    windows: int
+    """Windows of each image; 0 where there are too many images, and none is kept."""
+
+    @classmethod
+    def of(cls, rows: np.ndarray, splits: np.ndarray) -> RunHashes:
+        """From rows (n,) of STATISTICS and the split (n,) of each image, as many windows as fit the budget."""
+        chosen = {split: (kept := np.flatnonzero(splits == split))[hashable(rows[kept])] for split in SPLITS[:2]}
+        n = sum(map(len, chosen.values()))
+        windows = next((k for k in (len(WINDOWS), 1) if n * (16 * k + 2) <= BUDGET), 0)
+        hashes = {split: PerceptualHashes.of(rows[kept], windows) for split, kept in chosen.items()} if windows else {}
+        return cls(hashes, windows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry `perceptual` in the `data` of a model file."""
+        texts = {split: hashes.to_text() for split, hashes in self.splits.items()}
+        return {"hash": HASH, "windows": self.windows} | texts
+
+    @classmethod
+    def from_dict(cls, values: Any, path: Path) -> RunHashes | None:
+        """The inverse; None where there is nothing, or another kind of hash. Raises UserError if it is damaged."""
+        if not isinstance(values, dict) or values.get("hash") != HASH:
+            return None
+        windows = values.get("windows")
+        try:
+            if not isinstance(windows, int) or not 0 <= windows <= len(WINDOWS):
+                raise ValueError(f"{windows!r} windows")
+            splits = {s: PerceptualHashes.from_text(values[s], windows) for s in SPLITS[:2] if windows}
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise UserError(f"{path}: its perceptual hashes are damaged ({error}); get a fresh copy") from None
+        return cls(splits, windows)
+
+    def copies(self, rows: np.ndarray, split: str) -> np.ndarray:
+        """(n,) bool: of rows (n,) of STATISTICS, the images that look like a copy of one in a split before `split`."""
+        found = np.zeros(len(rows), bool)
+        samples = hashable(rows)
+        for earlier in SPLITS[: SPLITS.index(split)]:
+            if earlier in self.splits and len(samples):
+                found[samples] |= _like_any(self.splits[earlier], rows[samples])
+        return found
+
+
+def _like_any(known: PerceptualHashes, rows: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each of rows (n,) of STATISTICS is within RADIUS of one of the images `known`."""
+    n, colors, k = len(rows), rows["tint"], known.windows.shape[1]
+    whole = np.concatenate([rows["windows"][:, 0], rows["mirror"]])
+    query, entry = _close(known.windows.reshape(-1, 2), whole)
+    one = query % n, entry // k  # the image, or its mirror image, is a part of a known one
+    query, entry = _close(known.windows[:, 0], rows["windows"].reshape(-1, 2))
+    other = query // len(WINDOWS), entry  # or a known one is a part of the image
+    found = np.zeros(n, bool)
+    for image, of in (one, other):
+        found[image[same_tint(colors[image], known.colors[of])]] = True
+    return found
+
+
+def _close(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(query, entry) of the pairs (m, 2) and (q, 2) uint64 within RADIUS bits of 128; some may occur twice."""
+    # Within RADIUS bits together, one of the two hashes differs in at most half of them.
+    halves = [hamming_neighbors(database[:, axis], queries[:, axis], RADIUS // 2, CROWDED)[:2] for axis in range(2)]
+    query, entry = (np.concatenate(parts) for parts in zip(*halves, strict=True))
+    near = np.bitwise_count(queries[query] ^ database[entry]).sum(1) <= RADIUS
+    return query[near], entry[near]
+
+
+@dataclass(frozen=True, eq=False)
+class AlteredCopies:
+    """The measured images that look like altered copies of images of the run."""
+
+    found: np.ndarray
+    """(n,) bool."""
+    note: str
+    """Why copies may have been missed; empty where they were looked for."""
+
+    @classmethod
+    def among(cls, images: LabeledImages, about: ModelFile, path: Path) -> AlteredCopies:
+        """Search among those that are not images of the run itself, which their content tells."""
+        found = np.zeros(len(images.labels), bool)
+        new = np.flatnonzero(images.of_run == "")
+        if images.split == "train" or not images.recognized_by or images.table.paths is None or not len(new):
+            return cls(found, "")
+        rows = compute_statistics(images.table.select(images.indices[new]), cache=default_cache()).rows
+        known = RunHashes.from_dict(about.data.get("perceptual"), path)
+        if known is not None and known.windows:
+            found[new] = known.copies(rows, images.split if images.split in SPLITS else "test")
+            return cls(found, "")
+        why = "has no perceptual hashes of" if known is None else "has too many images of training to hold hashes of"
+        note = (
+            f"the model file {why} its training images: altered copies of them (scaled, encoded again, cropped) "
+            "are not recognized and would make these scores optimistic"
+        )
+        return cls(found, note if len(hashable(rows)) else "")
+
+    @property
+    def warning(self) -> str:
+        """For figures that count them."""
+        n = int(self.found.sum())
+        return self.note or (
+            f"{n:,} of {counted(len(self.found), 'image')} look like altered copies of images of the run: these scores "
+            "are optimistic; `linnaeus evaluate` also gives them without these images"
+            if n
+            else ""
+        )

@@ -1,0 +1,69 @@
+"""Perceptual hashes in a model file: their budget, their form, and which images count as copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scenes import COPIES, scene
+
+from linnaeus.data.images.pixel_statistics import STATISTICS, pixel_statistics
+from linnaeus.errors import UserError
+from linnaeus.inference.perceptual import HASH, RunHashes
+
+
+def rows_of(*images: Image.Image) -> np.ndarray:
+    return np.array([pixel_statistics(np.asarray(image)) for image in images], STATISTICS)
+
+
+@pytest.fixture(scope="module")
+def known() -> RunHashes:
+    """Ten training images and two validation images, as a file keeps them."""
+    splits = np.array(["train"] * 10 + ["valid"] * 2)
+    run = RunHashes.of(rows_of(*map(scene, range(12))), splits)
+    read = RunHashes.from_dict(run.to_dict(), Path("m"))
+    assert read is not None
+    return read
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_of_earlier_splits_are_found(known: RunHashes, kind: str):
+    rows = rows_of(*(COPIES[kind](scene(seed)) for seed in (0, 5, 11, 40)))
+    assert known.copies(rows, "test").tolist() == [True, True, True, False]
+    assert known.copies(rows, "valid").tolist() == [True, True, False, False]
+
+
+def test_an_image_of_which_a_training_image_is_a_part(known: RunHashes):
+    whole = scene(60)
+    part = whole.crop((8, 8, whole.width - 8, whole.height - 8))
+    run = RunHashes.of(rows_of(part), np.array(["train"]))
+    assert run.copies(rows_of(whole), "test").all()
+
+
+def test_small_and_flat_images_and_other_colors_are_no_copies(known: RunHashes):
+    red, green, blue = scene(0).split()
+    small = scene(0).resize((40, 40))
+    flat = Image.new("RGB", (100, 100), (90, 90, 90))
+    rows = rows_of(small, flat, Image.merge("RGB", (blue.point(lambda v: v // 3), green, red)))
+    assert not known.copies(rows, "test").any()
+
+
+def test_more_images_have_fewer_windows_and_then_none(known: RunHashes, monkeypatch: pytest.MonkeyPatch):
+    rows, splits = rows_of(*map(scene, range(12))), np.array(["train"] * 12)
+    found = {}
+    for budget in (12 * 146, 12 * 146 - 1, 12 * 18 - 1):
+        monkeypatch.setattr("linnaeus.inference.perceptual.BUDGET", budget)
+        run = RunHashes.of(rows, splits)
+        found[run.windows] = int(run.copies(rows, "test").sum())
+        assert RunHashes.from_dict(run.to_dict(), Path("m")) is not None
+    assert found == {9: 12, 1: 12, 0: 0}
+
+
+@pytest.mark.parametrize("change", [{"windows": 10}, {"windows": "9"}, {"train": "AAAA"}, {"valid": None}])
+def test_a_damaged_record_is_refused(known: RunHashes, change: dict):
+    with pytest.raises(UserError, match="m: its perceptual hashes are damaged"):
+        RunHashes.from_dict(known.to_dict() | change, Path("m"))
+    assert RunHashes.from_dict({"hash": "other"}, Path("m")) is None
+    assert known.to_dict()["hash"] == HASH
