@@ -177,6 +177,7 @@ class Console:
             self._print(line, self.stream)
 
     def warn(self, line: str) -> None:
+        """Write a warning to standard error, also if `quiet`."""
         if not self.silent:
             self._print(f"warning: {line}", MessageStream(sys.stderr))
 
@@ -266,6 +267,7 @@ def _rate(speed: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 

@@ -214,6 +214,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def crc32_of(path: Path) -> int:
+    """The CRC-32 of a file, read in blocks."""
     checksum = 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(1 << 20):

@@ -20,6 +20,7 @@ IMBALANCE = 10  # ratio of the largest class to the smallest
 
 
 def table_findings(table: Table) -> list[Finding]:
+    """All findings that need no image."""
     return [*class_sizes(table), *class_names(table), *ignored_files(table)]
 
 

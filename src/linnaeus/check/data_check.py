@@ -22,11 +22,10 @@ from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.images.hashing import MIN_SIDE
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
+from linnaeus.models.weights.pretrained import SUGGESTED
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 from linnaeus.stores.image_statistics import ImageStatistics, StatisticsBuilder, compute_statistics
-
-SUGGESTED_WEIGHTS = "resnet50-torchvision-v2"
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class DataCheck:
 
     @property
     def errors(self) -> int:
+        """Number of findings that are errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _embeddings(
     stored = weights == "stored"
     name = default_weights() if weights is None or stored else weights
     if name is None:
-        notes.append(f"{skipped}run `linnaeus weights pull {SUGGESTED_WEIGHTS}` for ImageNet weights, and check again")
+        notes.append(f"{skipped}run `linnaeus weights pull {SUGGESTED}` for ImageNet weights, and check again")
         return None
     if not len(statistics.readable):
         notes.append(skipped + "no image can be read")

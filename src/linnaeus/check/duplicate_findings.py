@@ -60,6 +60,7 @@ def _labels(table: Table, group: np.ndarray) -> str:
 
 
 def _differ(table: Table, group: np.ndarray) -> bool:
+    """Whether the samples have different labels."""
     return bool((table.labels[group] != table.labels[group[0]]).any())
 
 

@@ -57,4 +57,5 @@ def address_options(token_default: str) -> Callable[[Any], Any]:
 
 
 def address() -> Address:
+    """The address of the running command."""
     return Address(**click.get_current_context().meta[META])

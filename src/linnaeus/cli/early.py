@@ -129,6 +129,7 @@ def _check_network(model: object, weights: object) -> None:
 
 
 def check_device(name: str) -> None:
+    """Raise UserError for a device that does not exist anywhere."""
     from linnaeus.device import DEVICES
 
     if name not in DEVICES:
@@ -179,6 +180,7 @@ def _is_small(path: Path) -> bool:
 
 
 def check_token(token: str | None) -> None:
+    """Raise UserError for a token that a header cannot carry."""
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         raise UserError(
             "--token: must be printable ASCII without leading or trailing spaces; omit --token to serve without one"
@@ -186,6 +188,7 @@ def check_token(token: str | None) -> None:
 
 
 def check_model(model: str) -> None:
+    """Raise UserError if there is no such model file or run folder."""
     path = Path(model)
     if path.is_dir():
         if not (path / MODEL).is_file():

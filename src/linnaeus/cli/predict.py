@@ -249,6 +249,7 @@ def _open_file(out: str | None, previous: ExistingPredictions) -> Iterator[TextI
 
 
 def _draw_grid(path: str, grid: GridSelection, console: Console) -> None:
+    """Draw images with their predicted and true names."""
     from linnaeus.report.plots import PredictedImage, advice, image_grid
 
     tiles = [

@@ -161,6 +161,7 @@ def _check_options(
 def _limits(
     max_mb: int, max_images: int, max_megapixels: float | None, queue: int, batch: int, body_seconds: float
 ) -> Limits:
+    """The limits of the server from the options."""
     from linnaeus.serve.limits import Limits
 
     return Limits(

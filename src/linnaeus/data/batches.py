@@ -113,12 +113,14 @@ class Batch:
         return len(self.indices)
 
     def part(self, start: int, stop: int) -> Batch:
+        """Samples start..stop, as a micro-batch."""
         s = slice(start, stop)
         draws = self.draws[s]
         portion, drawn, first = _undivided(draws), self.drawn, self.start + start
         return Batch(self.indices[s], draws, self.pixels[s], self.shapes[s], self.labels[s], portion, drawn, first)
 
     def take(self, where: np.ndarray) -> Batch:
+        """The samples at these positions of the batch."""
         at = torch.from_numpy(where).to(self.pixels.device)
         draws, pixels, labels = self.draws[where], self.pixels[at], self.labels[at]
         return Batch(self.indices[where], draws, pixels, self.shapes[where], labels, _undivided(draws))
@@ -168,6 +170,7 @@ class Batches:
         self._next: tuple[int, Future[_Plan]] | None = None
 
     def undivided(self) -> Batches:
+        """The same batches with all samples in this process."""
         twin = copy.copy(self)
         twin.partition, twin._next = UNDIVIDED, None
         return twin
@@ -178,6 +181,7 @@ class Batches:
         return len(self.labels)
 
     def __len__(self) -> int:
+        """Batches in an epoch."""
         return len(chunks(np.arange(self.samples), self.batch))
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:

@@ -50,6 +50,7 @@ def natural_key(text: str) -> list[Any]:
 
 
 def natural_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Distinct `names` in natural order."""
     return tuple(sorted(set(names), key=lambda name: (natural_key(name), name)))
 
 

@@ -228,6 +228,7 @@ def read_json(path: Path) -> dict[str, str] | list[str]:
 
 
 def _repeated(names: Mapping[str, str]) -> list[str]:
+    """A note about classes that are displayed under the same name."""
     counts = Counter(names.values())
     same = [name for name, shown in names.items() if counts[shown] > 1]
     return [f"classes {listed(same)} share a display name ({names[same[0]]!r})"] if same else []

@@ -88,6 +88,7 @@ class Table:
 
     @property
     def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
         return self.labels.ndim == 2
 
     def labels_of(self, i: int) -> tuple[str, ...]:

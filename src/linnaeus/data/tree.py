@@ -108,6 +108,7 @@ def _name(entry: Any) -> str:
 
 
 def names(path: Place) -> set[str]:
+    """The names in a folder, or at the top of an archive."""
     return {entry.name for entry in scan(path)}
 
 

@@ -84,9 +84,11 @@ class Engine(ProcessGroup):
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
+        """Compute the gradients, which are scaled in 16-bit precision."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def clip_gradients(self, net: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
+        """Scale the gradient so that its norm is at most `norm`."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(net.parameters(), norm)
@@ -100,6 +102,7 @@ class Engine(ProcessGroup):
             self.scaler.update()
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum `tensor` over all processes, in place."""
         if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
@@ -145,6 +148,7 @@ class Engine(ProcessGroup):
             self.scaler.load_state_dict(state)
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward pass."""
         dtype = MIXED.get(self.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
@@ -280,6 +284,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Name of the processor, as the operating system reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device file, not a path of ours
             for line in file:

@@ -34,6 +34,7 @@ class ProcessInfo:
 
     @property
     def nodes(self) -> int:
+        """Number of machines."""
         return self.world_size // self.local_world_size
 
     @property

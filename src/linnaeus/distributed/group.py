@@ -39,10 +39,12 @@ class ProcessGroup:
 
     @property
     def local_world_size(self) -> int:
+        """Number of processes on this machine."""
         return self.info.local_world_size
 
     @property
     def nodes(self) -> int:
+        """Number of machines."""
         return self.info.nodes
 
     @property

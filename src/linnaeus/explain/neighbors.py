@@ -76,6 +76,7 @@ class Gallery:
         return replace(shown, similarity=min(similarity, 1.0))
 
     def _is(self, path: str, at: int) -> bool:
+        """Whether image `at` is the file at `path`."""
         if self.table.paths is not None:
             if os.path.abspath(path) == self.table.paths[self.indices[at]]:  # noqa: PTH100
                 return True

@@ -22,6 +22,7 @@ class Pull:
     """Calibrated probability of the explained class without the image."""
 
     def line(self) -> str:
+        """As `explain` prints it."""
         without = f"{percent(self.probability)} without it"
         return f"{self.pull:>+8.3f}  {self.shown.name:<22}  {self.shown.path}  ({without})"
 

@@ -47,6 +47,7 @@ class Explanation:
 
     @property
     def probability(self) -> float:
+        """Predicted probability of the explained class."""
         assert self.prediction.probabilities is not None
         return float(self.prediction.probabilities[self.target])
 

@@ -148,6 +148,7 @@ def crop(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
 
 
 def squash(g: Nodes, x: str, height: str, width: str, p: Preprocessing) -> str:
+    """Resize both sides to `resize`, then cut the central square."""
     return center(g, resize(g, x, [g.constant(p.resize)] * 2, p), p)
 
 
@@ -189,6 +190,7 @@ def nearest(g: Nodes, x: str, axis: int, goal: str) -> str:
 
 
 def center(g: Nodes, x: str, p: Preprocessing) -> str:
+    """Cut the central size x size from resize x resize."""
     start = round((p.resize - p.size) / 2)
     return cut(g, x, [g.constant(start)] * 2, [g.constant(p.size)] * 2)
 

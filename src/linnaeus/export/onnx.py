@@ -73,6 +73,7 @@ class GateResult:
         return None if self.chosen is None else self.attempts[self.chosen]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON and for the metadata of the file."""
         draft = self.reference.draft_effect
         return {
             "kind": self.kind,
@@ -173,6 +174,7 @@ def _with_distance(
 
 
 def _try_float(classifier: Classifier, reference: ReferenceModel, network: bytes) -> tuple[GateResult, bytes]:
+    """Compare the float graph with the original."""
     runner = open_runner(network, classifier, "onnx")
     prepared, raw = reference.compare(runner), reference.compare_raw(runner)
     attempt = Attempt("float32", prepared, raw, reference.speed(runner), why_not_float(prepared, raw))

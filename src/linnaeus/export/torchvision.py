@@ -43,6 +43,7 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
 
 
 def _is_card(path: Path) -> bool:
+    """Whether `path` is a model card that linnaeus wrote."""
     return path.is_file() and b"linnaeus" in path.read_bytes().lower()
 
 

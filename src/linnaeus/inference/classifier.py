@@ -191,6 +191,7 @@ class Classifier:
         )
 
     def calibrated(self, outputs: Outputs) -> Outputs:
+        """The outputs with the model's calibrated probabilities."""
         if self.several:
             return outputs if self.label_calibration is None else self.label_calibration.apply(outputs)
         return outputs.at(self.temperature)

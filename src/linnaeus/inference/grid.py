@@ -41,6 +41,7 @@ class GridSelection:
         return [(prediction, true) for _, prediction, true in self._kept]
 
     def title(self) -> str:
+        """What is shown of how many."""
         shown = min(self.most, self.total)
         return selection_title(shown, self.total, "images", min(self.mistakes, shown), self.mistakes)
 

@@ -217,8 +217,8 @@ def near_line(classifier: Classifier) -> str:
     low, high = measured["auroc_ci95"]
     optimistic = OPTIMISTIC if measured.get("trained_features") else ""
     return (
-        f"near kinds, measured in training: each of {len(measured['classes'])} of {measured['of']} classes was left "
-        f"out in turn\n  both  AUROC {fraction(measured['auroc']['combined'])} (95 % interval {fraction(low)} to "
+        f"near kinds, measured in training: {len(measured['classes'])} of {measured['of']} classes were left out, one "
+        f"at a time\n  both  AUROC {fraction(measured['auroc']['combined'])} (95 % interval {fraction(low)} to "
         f"{fraction(high)}), {measured['unknown']:,} images against {measured['known']:,} known ones{optimistic}"
     )
 

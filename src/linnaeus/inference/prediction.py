@@ -50,10 +50,12 @@ class Prediction:
 
     @property
     def name(self) -> str:
+        """Display name of the most likely class."""
         return self.names[self.index]
 
     @property
     def probability(self) -> float:
+        """Calibrated probability of the most likely class."""
         return float(self.readable().max())
 
     @property
@@ -82,6 +84,7 @@ class Prediction:
 
     @property
     def given(self) -> list[int]:
+        """Class indices of `labels`."""
         probabilities = self.readable()
         if self.thresholds is None:
             return [self.index]

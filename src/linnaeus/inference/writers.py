@@ -101,4 +101,5 @@ def _write_row(rows: SafeCsvWriter, header: list[str], top: int, prediction: Pre
 
 
 def _write_json(file: TextIO, top: int, prediction: Prediction) -> None:
+    """A JSON object per line."""
     file.write(json.dumps(prediction.to_dict(top), ensure_ascii=False, allow_nan=False) + "\n")

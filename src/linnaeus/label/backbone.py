@@ -24,7 +24,7 @@ from linnaeus.modelfile.safetensors import ModelFile, model_path, read_model
 from linnaeus.models.executors import FrozenPart, choose_executor
 from linnaeus.models.network import Network
 from linnaeus.models.weights.loading import describe_weights, load_weights
-from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
+from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED, SUGGESTED
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import default_weights
@@ -35,7 +35,7 @@ COLORS = "colors"
 GRID, DIRECTIONS = 4, 8  # cells per side of the descriptor, and directions of edges
 NOTE = (
     "answers are predicted from colors and edges alone, which is far weaker than pretrained weights: get some with "
-    "`linnaeus weights pull resnet50-torchvision-v1` or `weights import NAME FILE`"
+    f"`linnaeus weights pull {SUGGESTED}` or `weights import NAME FILE`"
 )
 
 

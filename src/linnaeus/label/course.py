@@ -32,6 +32,7 @@ class Course:
         return course
 
     def add(self, labels: int, estimate: Estimate) -> None:
+        """Note the accuracy at a number of labels."""
         point = {"labels": labels, "accuracy": estimate.accuracy, "low": estimate.low, "high": estimate.high}
         if self.points and self.points[-1] == point:
             return

@@ -91,6 +91,7 @@ class Features:
         return (len(self.paths) - self.done) / self.rate if self.rate > 0 else None
 
     def start(self) -> None:
+        """Begin to compute in a thread."""
         self._thread = threading.Thread(target=self._compute, name="features", daemon=True)
         self._thread.start()
 

@@ -66,6 +66,7 @@ class Finish:
             return run
 
     def _training(self, source: Path, run: Path) -> list[str]:
+        """The command that trains."""
         command = [sys.executable, "-m", "linnaeus", "train", str(source), "--out", str(run), "--device", self.device]
         backbone = self.session.features.backbone
         if backbone.model is not None:
@@ -82,6 +83,7 @@ class Finish:
             self._reader.join()
 
     def stop(self) -> None:
+        """End the training, if it runs."""
         if self._process is not None and self._reader is not None and self.running:
             self._process.terminate()
             self._reader.join(60)

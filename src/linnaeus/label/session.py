@@ -75,6 +75,7 @@ class Session:
 
     @property
     def labels(self) -> dict[str, Label]:
+        """A copy of the current labels."""
         return dict(self.store.journal.labels)
 
     @property
@@ -88,6 +89,7 @@ class Session:
         return self.skipped | set(self.features.unreadable)
 
     def start(self) -> None:
+        """Begin to compute features and to learn."""
         self.features.start()
         self._thread = threading.Thread(target=self._learn, name="learner", daemon=True)
         self._thread.start()

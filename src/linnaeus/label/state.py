@@ -35,6 +35,7 @@ class LabelServer:
 
 
 def describe(server: LabelServer) -> dict[str, Any]:
+    """The state of a session, as the page receives it."""
     session, features = server.session, server.session.features
     view, labels, classes = session.view, session.labels, session.classes
     learned = view.learned

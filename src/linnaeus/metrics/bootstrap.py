@@ -67,6 +67,7 @@ class Resampled:
     groups: int | None
 
     def interval(self, name: str, label: int | None = None) -> Interval:
+        """The 95 % interval of a metric, or of the metric of one class."""
         if name not in self.metrics:
             return None
         interval = percentile_interval(self.metrics[name] if label is None else self.metrics[name][label], self.groups)
@@ -74,6 +75,7 @@ class Resampled:
         return _calibration_error_interval(interval, float(self.values[name])) if name in BIASED else interval
 
     def estimate(self, name: str, label: int | None = None) -> Estimate:
+        """A metric, or the metric of one class, with its interval."""
         value = self.values[name] if label is None else self.values[name][label]
         return Estimate.of(float(value), self.interval(name, label))
 

@@ -186,6 +186,7 @@ class Calibration:
         return cls(temperature, split, curve, choose_thresholds(curve, target_risk))
 
     def to_dict(self) -> dict[str, Any]:
+        """What a model file holds under `calibration`."""
         rows = zip(self.curve.thresholds.tolist(), self.curve.answered.tolist(), self.curve.wrong.tolist(), strict=True)
         return {
             "temperature": self.temperature,

@@ -109,6 +109,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 
 def balanced_accuracy(confusion: np.ndarray) -> float:
+    """Mean recall over the classes that occur."""
     support = confusion.sum(1)
     occurs = support > 0
     return float((np.diag(confusion)[occurs] / support[occurs]).mean())

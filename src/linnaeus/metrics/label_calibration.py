@@ -63,6 +63,7 @@ class LabelCalibration:
         return cls("", 0, np.ones(count), np.zeros(count), np.full(count, UNCHOSEN))
 
     def apply(self, outputs: Outputs) -> Outputs:
+        """Calibrated outputs, in float64."""
         return replace(outputs, logits=outputs.logits.astype(np.float64) * self.scale + self.offset)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:

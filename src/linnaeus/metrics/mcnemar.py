@@ -100,6 +100,7 @@ class McNemar:
         return max(-1.0, self.difference - below), min(1.0, self.difference + above)
 
     def to_dict(self) -> dict[str, Any]:
+        """The comparison for JSON."""
         wins = self.group_wins
         return {
             "n": self.n,

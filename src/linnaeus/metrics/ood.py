@@ -57,6 +57,7 @@ class Thresholds:
         return near if self.distance is None or distance is None else near | ~(distance <= self.distance)
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON and for the model file."""
         return {
             "distance": self.distance,
             "probability": self.probability,

@@ -60,10 +60,12 @@ class Outputs:
 
     @property
     def correct(self) -> np.ndarray:
+        """(n,) bool: whether the predicted class is the label."""
         return self.predicted == self.labels
 
     @property
     def confidence(self) -> np.ndarray:
+        """(n,) float64: probability of the predicted class."""
         self._require_one_label()
         return self.probabilities.max(1)
 

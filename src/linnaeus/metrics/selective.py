@@ -165,6 +165,7 @@ class AbstentionRule:
         return required_samples(self.target_risk, _level(CONFIDENCE, self.candidates))
 
     def to_dict(self) -> dict[str, Any]:
+        """The rule for JSON and for the model file."""
         return {
             "error": self.target_risk,
             "confidence": CONFIDENCE,

@@ -109,6 +109,7 @@ def named(folder: Path, use: str) -> Choice:
 
 
 def _unusable(file: Path, entry: Any, digest: str) -> str | None:
+    """Why an export cannot be used; None if it can."""
     if not isinstance(entry, dict) or Path(file.name).suffix != ".onnx" or not file.is_file():
         return "the file is not there"
     if entry.get("model_sha256") != digest:

@@ -115,6 +115,7 @@ def read_record(path: Path) -> Any:
 
 
 def has_runtime() -> bool:
+    """Whether ONNX Runtime is installed."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 

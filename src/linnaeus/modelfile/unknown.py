@@ -41,6 +41,7 @@ class UnknownDetector:
         return "this export has no distance: it recognizes unknown images by their probability alone, unlike its model"
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry `unknown` of a model file."""
         small = self.thumbnails
         m, d = (0, 0) if self.references is None else self.references.shape
         return {
@@ -53,6 +54,7 @@ class UnknownDetector:
         } | ({} if small is None else {"thumbnails": len(small.vectors), "thumbnail_scale": small.scale})
 
     def tensors(self) -> dict[str, Tensor]:
+        """The tensors beside the weights."""
         small = None if self.thumbnails is None else self.thumbnails.vectors
         arrays = {REFERENCES: self.references, THUMBNAILS: small}
         return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}

@@ -152,6 +152,7 @@ def pair(value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def totals(rows: Iterable[Layer]) -> tuple[int, int]:
+    """(parameters, multiply-adds) of all rows together."""
     rows = list(rows)
     return sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
 
@@ -200,4 +201,5 @@ def _toml(value: object) -> str:
 
 
 def _times(shape: Sequence[int]) -> str:
+    """(64, 56, 56) -> '64 x 56 x 56'."""
     return " x ".join(map(str, shape))

@@ -88,6 +88,7 @@ class Network(nn.Module):
         return torch.cat(features, 1) if features and stop == "head" else x
 
     def function_of(self, stage: str) -> StageFunction:
+        """The function that computes a stage."""
         return getattr(self, stage)
 
     def stage_outputs(self, x: Tensor, stages: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:

@@ -21,6 +21,7 @@ MOST_PARTS = 1000
 
 
 def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
@@ -152,5 +153,6 @@ def _phase_index(phases: list[Any], part: str, dotted: str) -> int:
 
 
 def _check_table(table: Any, parts: list[str], dotted: str) -> None:
+    """Raise UserError if the value at `parts` is not a table."""
     if not isinstance(table, dict):
         raise UserError(f"--set {dotted}: {'.'.join(parts)} is {table!r} and has no keys")

@@ -249,6 +249,7 @@ class Recipe(Strict):
 
 
 def _without_none(value: Any) -> Any:
+    """Leave out keys that are None, because TOML has no null."""
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, list) else value

@@ -22,6 +22,7 @@ PAIRS_BESIDE = 6  # pairs that fit beside a small matrix
 
 
 def class_values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
+    """The variables of one_label.html.j2."""
     wrong, unsure = mistakes(run, images)
     matrix = confusion_chart(run.confusion, run.names)
     return {

@@ -220,6 +220,7 @@ def slices(column: str, parts: Sequence[Slice]) -> str:
 
 
 def _with_interval(estimate: Estimate, *, as_percent: bool, digits: int = 2) -> list[str]:
+    """Value and interval."""
     interval = ""
     if estimate.ci95 is not None:
         interval = " to ".join(percent(v) if as_percent else f"{v:.4f}" for v in estimate.ci95)

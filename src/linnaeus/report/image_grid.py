@@ -65,6 +65,7 @@ class PredictedImage:
 
     @property
     def mark_width(self) -> float:
+        """Inches."""
         return 0.16 if self.mark else 0.0
 
 

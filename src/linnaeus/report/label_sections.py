@@ -34,6 +34,7 @@ class DoubtfulLabel:
 
 
 def label_values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
+    """The variables of several_labels.html.j2."""
     missing, improbable = doubtful_labels(run)
     images.decode(i for row, _ in (*missing, *improbable) if (i := images.find(row.sample)) is not None)
     chance = run.metrics[run.split].get("map_by_chance")

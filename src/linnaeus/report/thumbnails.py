@@ -64,6 +64,7 @@ class Thumbnails:
             self._index = {self.table.sample_id(i): i for i in range(len(self.table))}
 
     def find(self, sample: str) -> int | None:
+        """The index of an image by its name."""
         return self._index.get(sample)
 
     def decode(self, indices: Iterable[int]) -> None:

@@ -53,6 +53,7 @@ class RunFigures:
 
     @property
     def accuracy(self) -> float:
+        """Share of the images that are right."""
         return self.correct / self.n
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +81,7 @@ class Comparison:
 
     @property
     def grouped(self) -> bool:
+        """Whether the images come in groups."""
         return any(pair.group_wins is not None for pair in self.pairs.values())
 
     def render(self) -> str:

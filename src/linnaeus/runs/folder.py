@@ -141,6 +141,7 @@ class RunFolder:
         write_text(self.file(RECIPE), recipe.to_toml())
 
     def write_bad_images(self, bad: list[tuple[str, str]]) -> None:
+        """Write (path, reason) of every image that was left out."""
         with atomic(self.file(BAD_IMAGES)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = SafeCsvWriter(file)
             writer.writerow(["path", "reason"])

@@ -38,6 +38,7 @@ class LabelPredictionRow:
 
     @property
     def correct(self) -> bool:
+        """Whether every label is right."""
         return set(self.true) == set(self.predicted)
 
 

@@ -43,6 +43,7 @@ class Lock:
             self.lock.release()
 
     def _holder(self) -> str:
+        """The process that the file names."""
         text = ""
         with suppress(OSError):
             text = self.path.read_text(encoding="utf-8", errors="replace").strip()

@@ -51,6 +51,7 @@ def invalid_row(path: Path, number: int, row: dict[str, str], error: Exception) 
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
+    """metrics.json of a run folder."""
     return read_json(run / METRICS)
 
 

@@ -67,17 +67,21 @@ class RunContents:
 
     @property
     def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
         return self.model.task == "multi-label"
 
     @property
     def measured(self) -> tuple[str, ...]:
+        """The splits with predictions."""
         return tuple(self.label_predictions if self.several else self.predictions)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Display names of the classes."""
         return self.model.names
 
     def name_of(self, label: str) -> str:
+        """The display name of a class."""
         return self.names[self.class_index[label]]
 
     @cached_property

@@ -93,6 +93,7 @@ def is_missing(label: Any) -> bool:
 
 
 def same_label(label: Any, other: Any) -> bool:
+    """Whether two labels are equal; all missing values are."""
     return label is other or (is_missing(label) and is_missing(other)) or bool(label == other)
 
 

@@ -71,6 +71,7 @@ class StoreSpec:
 
     @property
     def name(self) -> str:
+        """The name of the entry in the cache."""
         return _name(self.n, self.key)
 
     def to_dict(self, dtype: np.dtype) -> dict[str, object]:

@@ -60,9 +60,11 @@ class Decoding:
     progress: Progress | None
 
     def source(self, k: int) -> str | bytes | np.ndarray:
+        """The path, the bytes or the array of image k."""
         return self.table.image(int(self.indices[k]))
 
     def load(self, k: int) -> Row:
+        """Decode image k."""
         table = self.table
         observe = partial(table.observe, int(self.indices[k])) if isinstance(table, ObservingSource) else None
         try:
@@ -99,6 +101,7 @@ class Decoding:
         return np.array([self.signature(k) for k in range(len(self.indices))], np.uint64)
 
     def signature(self, k: int) -> int:
+        """The signature of image k."""
         if self.table.members is not None:  # the index of the shards identifies it without reading it
             return _signature(self.table.members.key(int(self.indices[k])))
         source = self.source(k)

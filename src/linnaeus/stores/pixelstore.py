@@ -64,6 +64,7 @@ class PixelStore:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the rows of this store."""
         return int(self.shapes.prod(axis=1, dtype=np.int64).sum()) * self.channels
 
     def checksum(self) -> str:

@@ -36,6 +36,7 @@ class Purged:
     """Entries that another process holds, so that they could not be removed."""
 
     def remove(self, cache: Cache, entry: Entry) -> None:
+        """Remove an entry, and count it."""
         if not cache.remove(entry):
             self.left.append(entry.path)
         elif not entry.name.startswith(PIXELS):

@@ -83,6 +83,7 @@ class DecodedSplit:
 
     @property
     def rows(self) -> Rows:
+        """The readable images."""
         return Subset(self.store, self.readable) if self.left_out else self.store
 
 

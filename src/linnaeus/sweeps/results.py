@@ -61,6 +61,7 @@ class SweepFolder:
         return self.path / "sweep.png"
 
     def recipe(self, number: int) -> Path:
+        """Recipe of a complete trial."""
         return self.path / "trials" / f"{number}.toml"
 
     def keep(self, number: int, folder: Path) -> None:
@@ -191,6 +192,7 @@ def trial_line(trial: Trial, trials: Sequence[Trial], metric: str) -> str:
 
 
 def _result(trial: Trial, metric: str) -> str:
+    """The selection metric of a trial as text."""
     value = trial.figures.get(metric, trial.value)
     return f"loss {value:.4f}" if metric == "loss" else percent(value, 2)
 

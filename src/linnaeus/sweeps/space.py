@@ -40,6 +40,7 @@ class Interval:
 
     @property
     def whole(self) -> bool:
+        """Whether the values are integers."""
         return isinstance(self.low, int)
 
     @property
@@ -64,6 +65,7 @@ class Interval:
         return drawn
 
     def draw(self, generator: random.Random) -> Any:
+        """A random value."""
         if self.count is not None:
             return self.low + generator.randrange(self.count) * (1 if self.step is None else self.step)
         if self.log:
@@ -95,6 +97,7 @@ class Choices:
         return self.options
 
     def values(self) -> list[str]:
+        """All values, as stored in the study."""
         return list(self.labels)
 
     def value(self, drawn: str) -> Any:
@@ -138,6 +141,7 @@ def settings_of(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def combinations(space: Space) -> int | None:
+    """Number of different trials; None if a range is continuous."""
     counts = [dimension.count for dimension in space.values()]
     return None if None in counts else math.prod(count for count in counts if count is not None)
 

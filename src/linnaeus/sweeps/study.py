@@ -65,6 +65,7 @@ class Trial:
 
     @classmethod
     def of(cls, trial: optuna.trial.FrozenTrial) -> Trial:
+        """A trial as the study stores it."""
         attributes = trial.user_attrs
         start, end = trial.datetime_start, trial.datetime_complete
         return cls(

@@ -25,6 +25,7 @@ MEMBERS = {
 
 
 def archive_path() -> Path:
+    """Where the package lies in the cache folder."""
     return cache_dir() / "web" / ARCHIVE
 
 

@@ -255,6 +255,7 @@ def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], ori
 
 
 def _is_passing(error: Exception) -> bool:
+    """Whether the operating system failed, not the decoder."""
     return isinstance(error, OSError) and bool(error.errno)
 
 

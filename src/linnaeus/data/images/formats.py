@@ -32,6 +32,7 @@ INSTALLABLE = (HEIC, AVIF)
 
 @functools.cache
 def formats() -> tuple[str, ...]:
+    """The formats of FORMATS that this build of Pillow knows."""
     Image.init()
     _quiet_libtiff()
     with suppress(ImportError):  # the extra `heic`, a decoder in a library

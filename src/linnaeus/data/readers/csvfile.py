@@ -179,6 +179,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
 
 
 def _check_columns(path: Path, columns: list[str], image: str | None, label: object) -> None:
+    """Raise UserError if the image or the label has no column."""
     if not any(columns):
         raise UserError(
             f"{path}: has no columns; write `path,label` on the first line, and a line for each image below"

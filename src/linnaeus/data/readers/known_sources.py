@@ -120,6 +120,7 @@ def known_sources() -> list[KnownSource]:
 
 
 def home(name: str) -> Path:
+    """The folder for the files of a known dataset."""
     return cache_dir() / "data" / name
 
 

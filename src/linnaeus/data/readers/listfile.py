@@ -224,6 +224,7 @@ def folder_of_label(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _place(parts: list[Rows], k: int) -> str:
+    """`file:line` of the k-th row of all parts together."""
     for part in parts:
         if k < len(part.lines):
             return f"{part.file}:{part.lines[k]}"

@@ -118,6 +118,7 @@ class OnnxBackbone(Network):
         return torch.from_numpy(np.ascontiguousarray(features)).to(x.device)
 
     def content(self) -> bytes:
+        """The graph, serialized."""
         data: Any = self.body
         return data.cpu().numpy().tobytes()
 

@@ -12,6 +12,8 @@ from linnaeus.models.weights.records import key_of
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+SUGGESTED = "resnet50-torchvision-v1"
+"""What messages tell people to download, who have no weights."""
 
 TORCHVISION = "https://download.pytorch.org/models/"
 RSB = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"

@@ -33,6 +33,7 @@ def write_record(key: str, entries: Mapping[str, Any]) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -23,6 +23,7 @@ ALIGNED = {"64": 8, "32": 4, "16": 2}  # digits of a data type -> bytes of an el
 
 
 def is_index(path: Path) -> bool:
+    """Whether a file is an index of shards, by its name."""
     return path.name.endswith(".safetensors.index.json")
 
 

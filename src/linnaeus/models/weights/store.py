@@ -49,6 +49,7 @@ def find(name: str) -> Path | None:
 
 
 def local_weights() -> list[str]:
+    """Names of the pretrained weights that need no download."""
     return [name for name in PRETRAINED if find(name)]
 
 
