@@ -39,6 +39,20 @@ class UnknownNameError(UserError):
     """A name that nothing has: a slip of the keyboard, found before any work."""
 
 
+class UnreadableError(UserError):
+    """An image that cannot be decoded; `reason` is the message without the file name.
+
+    `passing`: the cause is outside of the image (a missing file, a permission, lack of memory) and may disappear.
+    `kind`: "empty", "truncated", "too-large", or "unreadable" for everything else.
+    """
+
+    def __init__(self, name: str, reason: str, *, passing: bool = False, kind: str = "unreadable"):
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+        self.passing = passing
+        self.kind = kind
+
+
 class JobError(UserError):
     """The input was valid, but the job failed: the loss became NaN, the disk is full."""
 

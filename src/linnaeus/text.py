@@ -57,9 +57,16 @@ def percent(share: float | None, digits: int = 1, *, signed: bool = False, exact
 
 
 def fraction(value: float | None, digits: int = 2) -> str:
-    """0.9349 -> "0.93", for figures between 0 and 1 that are no shares, such as AUROC. "1.00" means exactly 1: what
-    rounding would make of 0.9996 is ">0.99". A dash if `value` is None or not finite."""
+    """0.9349 -> "0.93", for figures between 0 and 1 that are no shares, such as AUROC.
+
+    "1.00" means exactly 1: what rounding would make of 0.9996 is ">0.99". A dash if `value` is None or not finite.
+    """
     return "–" if value is None or not math.isfinite(value) else _bounded(value, 1, digits)
+
+
+def fraction_range(low: float, high: float, digits: int = 2) -> str:
+    """`0.85 to 0.93`: an interval of such a figure."""
+    return f"{fraction(low, digits)} to {fraction(high, digits)}"
 
 
 def _bounded(share: float, most: int, digits: int) -> str:

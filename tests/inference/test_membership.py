@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from tiny import write_images, write_recipe, write_tiny_model
 import linnaeus
 from linnaeus.cache import default_cache
 from linnaeus.console import Console
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
+from linnaeus.inference import perceptual
 from linnaeus.inference.membership import Membership
 from linnaeus.modelfile.safetensors import read_model, write_model
+from linnaeus.stores.image_statistics import ImageStatistics, compute_statistics
 from linnaeus.training.best import Best
 
 QUIET = Console(quiet=True)
@@ -340,7 +344,9 @@ def test_images_of_the_run_or_the_source_are_never_of_none_of_the_classes(place:
     assert (said.status, "all of its 48 images are" in said.err) == (2, True)
 
 
-def test_altered_copies_of_training_images_are_found_by_their_pixels(place: Path, say, tmp_path: Path):
+def test_altered_copies_of_training_images_are_found_by_their_pixels(
+    place: Path, say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Their content is another one, and the images of the run may be gone: perceptual hashes in the model file tell."""
     for label, name in enumerate(CLASSES):
         for i in range(6):
@@ -375,3 +381,15 @@ def test_altered_copies_of_training_images_are_found_by_their_pixels(place: Path
     found, said = evaluated(say, place, run, tmp_path / "new")
     assert "without_leaks" not in found["all"]
     assert "has no perceptual hashes of its training images: altered copies of them" in said
+    # In Python nobody else needs the statistics, so only one part of the images is decoded to decide that.
+    decoded = []
+
+    def compute(table: Table, **options: Any) -> ImageStatistics:
+        decoded.append(len(table))
+        return compute_statistics(table, **options)
+
+    monkeypatch.setattr(perceptual, "compute_statistics", compute)
+    monkeypatch.setattr(perceptual, "LOOKED_AT", 3)
+    with pytest.warns(UserWarning, match="has no perceptual hashes"):
+        linnaeus.load(run).evaluate(tmp_path / "new")
+    assert decoded == [3]

@@ -16,6 +16,7 @@ from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
     from linnaeus.export.onnx import GateResult
+    from linnaeus.inference.classifier import Classifier
     from linnaeus.web.export import WebFolder
 
 
@@ -69,10 +70,7 @@ def export(
     _check_page(kind, title, examples)
     place = _place(model, out)
     if kind == "torchvision":
-        from linnaeus.export.torchvision import export_torchvision
-
-        weights, card = export_torchvision(load_model(model, "cpu", code), place)
-        echo(f"{weights}\n{card}")
+        _export_torchvision(load_model(model, "cpu", code), place)
         return
     from linnaeus.export.onnx import export_onnx
     from linnaeus.export.onnx_file import require
@@ -84,14 +82,22 @@ def export(
         from linnaeus.web.export import export_web
 
         folder, heading = place or classifier.path.with_name("web"), title or model_name(Path(model))
-        given = {"examples": examples, "data": data, "split": split}
-        page, compared = export_web(classifier, folder, heading, **given, console=console)
+        page, compared = export_web(
+            classifier, folder, heading, examples=examples, data=data, split=split, console=console
+        )
         _print_page(page, compared, json_file)
         return
     gate = AGREEMENT if agree is None else agree
     written, result = export_onnx(classifier, kind, data=data, split=split, out=place, agree=gate, console=console)
     _print_comparison(written, result, json_file)
     echo(written)
+
+
+def _export_torchvision(classifier: Classifier, place: Path | None) -> None:
+    from linnaeus.export.torchvision import export_torchvision
+
+    weights, card = export_torchvision(classifier, place)
+    echo(f"{weights}\n{card}")
 
 
 def _place(model: str, out: str | None) -> Path | None:

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,6 @@ from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network, wrap
 
 BATCH = 32
-COLOR_SAMPLE = 64  # images of an evaluation that are looked at again for their color
 UNCALIBRATED = (
     'the model is not calibrated, so its probabilities are unchecked and it never answers "unsure"; linnaeus train RUN '
     "--resume calibrates the model of an unfinished run"
@@ -219,6 +218,7 @@ class Classifier:
 
     def images(self, source: Any, split: str | None = None) -> LabeledImages:
         """The images of a split of a source, a path or a DataFrame, with their labels in the model's classes.
+
         `split` None means test if the source has one, else valid, else all. Images that the model was trained on are
         left out, unless `split` is train; those that selected the model are returned separately, as `validation`.
         """
@@ -227,12 +227,11 @@ class Classifier:
     def color_line(self, images: LabeledImages) -> str:
         """A warning if some of the images are in color and the model sees only gray; else empty.
 
-        Those from a store may be gray there, so up to COLOR_SAMPLE are decoded again."""
+        The decoded images may come from a store, in which they are gray, so some are decoded again.
+        """
         if self.preprocessing.channels != 1 or images.table.channels == 1 or not len(images.indices):
             return ""
-        for i in np.unique(np.linspace(0, len(images.indices) - 1, COLOR_SAMPLE).round().astype(int)).tolist():
-            with suppress(UnreadableError):  # changed since it was decoded
-                self.color.load(images.table.image(int(images.indices[i])))
+        self.color.sample(len(images.indices), lambda k: images.table.image(int(images.indices[k])))
         return self.color.take_line()
 
     def recognize(self, source: Any) -> KnownImages:

@@ -22,7 +22,7 @@ from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.stores.contents import HashedImages
-from linnaeus.text import align, fraction, percent, shorten
+from linnaeus.text import align, fraction, fraction_range, percent, shorten
 
 MOST_KINDS, NAME = 20, 24  # folders on the terminal, and columns of their names
 TITLES = {"distance": "distance", "probability": "probability", "combined": "both"}
@@ -68,17 +68,9 @@ class Kind:
 
     def row(self) -> tuple[str, ...]:
         low, high = wilson(self.let_through, self.n)
-        lower, upper = self.area_interval
         shares = f"{percent(self.let_through / self.n)}", f"{percent(low)} to {percent(high)}"
-        name = shorten(self.name, NAME)
-        return (
-            name,
-            str(self.n),
-            str(self.let_through),
-            *shares,
-            fraction(self.area, 4),
-            f"{fraction(lower, 4)} to {fraction(upper, 4)}",
-        )
+        area = fraction(self.area, 4), fraction_range(*self.area_interval, 4)
+        return shorten(self.name, NAME), str(self.n), str(self.let_through), *shares, *area
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +144,9 @@ class Outside:
     def render(self) -> str:
         low, high = wilson(self.let_through, self.n)
         rows = [("", "AUROC", "95 % interval", "let through at 95 % accepted")]
-        for name, (area, (lower, upper)) in self.areas.items():
+        for name, (area, interval) in self.areas.items():
             share = percent(self.false_positives[name])
-            rows.append((TITLES[name], fraction(area, 4), f"{fraction(lower, 4)} to {fraction(upper, 4)}", share))
+            rows.append((TITLES[name], fraction(area, 4), fraction_range(*interval, 4), share))
         return "\n".join(
             [
                 f"outside {self.source}: {counted(self.n, 'image')} of none of the classes, against {self.known:,} "
@@ -214,12 +206,12 @@ def near_line(classifier: Classifier) -> str:
     measured = detector_of(classifier).measured.get("left_out_classes")
     if not measured:
         return ""
-    low, high = measured["auroc_ci95"]
+    area, interval = fraction(measured["auroc"]["combined"]), fraction_range(*measured["auroc_ci95"])
     optimistic = OPTIMISTIC if measured.get("trained_features") else ""
     return (
         f"near kinds, measured in training: {len(measured['classes'])} of {measured['of']} classes were left out, one "
-        f"at a time\n  both  AUROC {fraction(measured['auroc']['combined'])} (95 % interval {fraction(low)} to "
-        f"{fraction(high)}), {measured['unknown']:,} images against {measured['known']:,} known ones{optimistic}"
+        f"at a time\n  both  AUROC {area} (95 % interval {interval}), "
+        f"{measured['unknown']:,} images against {measured['known']:,} known ones{optimistic}"
     )
 
 

@@ -29,6 +29,7 @@ from linnaeus.stores.image_statistics import compute_statistics
 
 HASH = "difference/128"
 BUDGET = 2_000_000  # bytes of all hashes, as of the references for unknown images
+LOOKED_AT = 64  # images at a time, of a model without hashes
 RADIUS = 10
 """Largest distance of a copy, of 128 bits. Of 150 copies of each of 11 kinds, all are within it; of 1,330 flowers, four
 pairs are, and these show the same flower; of 520 photos of food, none."""
@@ -143,6 +144,11 @@ def _close(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.nd
     return query[near], entry[near]
 
 
+def _statistics(images: LabeledImages, which: np.ndarray) -> np.ndarray:
+    """(k,) STATISTICS of some of the measured images, each decoded once and then cached."""
+    return compute_statistics(images.table.select(images.indices[which]), cache=default_cache()).rows
+
+
 @dataclass(frozen=True, eq=False)
 class AlteredCopies:
     """The measured images that look like altered copies of images of the run."""
@@ -159,17 +165,21 @@ class AlteredCopies:
         new = np.flatnonzero(images.of_run == "")
         if images.split == "train" or not images.recognized_by or images.table.paths is None or not len(new):
             return cls(found, "")
-        rows = compute_statistics(images.table.select(images.indices[new]), cache=default_cache()).rows
         known = RunHashes.from_dict(about.data.get("perceptual"), path)
         if known is not None and known.windows:
+            rows = _statistics(images, new)
             found[new] = known.copies(rows, images.split if images.split in SPLITS else "test")
+            return cls(found, "")
+        # The note needs one image of which copies could be recognized, so most are not decoded for it.
+        parts = (new[start : start + LOOKED_AT] for start in range(0, len(new), LOOKED_AT))
+        if not any(len(hashable(_statistics(images, part))) for part in parts):
             return cls(found, "")
         why = "has no perceptual hashes of" if known is None else "has too many images of training to hold hashes of"
         note = (
             f"the model file {why} its training images: altered copies of them (scaled, encoded again, cropped) "
             "are not recognized and would make these scores optimistic"
         )
-        return cls(found, note if len(hashable(rows)) else "")
+        return cls(found, note)
 
     @property
     def warning(self) -> str:

@@ -19,7 +19,7 @@ from linnaeus.report.svg import tag, to_svg
 from linnaeus.report.thumbnails import Thumbnails
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import fraction, typeset_percent
+from linnaeus.text import fraction, fraction_range, typeset_percent
 
 FONTS = families_for([])  # all texts of these charts are our own
 BINS = 28
@@ -89,10 +89,9 @@ def _left_out(run: RunContents, measured: dict[str, Any] | None) -> dict[str, An
         return None
     names = [run.name_of(label) if label in run.class_index else label for label in measured["classes"]]
     by_class = sorted(zip(measured["auroc_by_class"], names, strict=True))
-    low, high = measured["auroc_ci95"]
     return {
         "auroc": fraction(measured["auroc"]["combined"]),
-        "interval": f"{fraction(low)} to {fraction(high)}",
+        "interval": fraction_range(*measured["auroc_ci95"]),
         "known": measured["known"],
         "unknown": measured["unknown"],
         "of": measured["of"],

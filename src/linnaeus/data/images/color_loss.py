@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from linnaeus.errors import UnreadableError
+
 CELLS = 32  # an image is judged by the mean color of this many cells per side: noise and JPEG leave gray means
 SPREAD, SHARE = 16, 0.02  # a cell is colored if its channels differ by more; an image, if this share of its cells is
+SAMPLE = 64  # images of an evaluation that are looked at again for their color
 
 _watching: ContextVar[list[bool] | None] = ContextVar("_watching", default=None)
 
@@ -32,6 +35,12 @@ class ColorLoss:
             self.decoded += 1
             self.in_color += was_in_color or any(seen)
         return image
+
+    def sample(self, n: int, source: Callable[[int], Any]) -> None:
+        """Decode up to SAMPLE of n images, evenly spread, for their colors; `source` gives image k."""
+        for k in np.unique(np.linspace(0, n - 1, SAMPLE).round().astype(int)).tolist():
+            with suppress(UnreadableError):  # changed since it was decoded
+                self.load(source(k))
 
     def take_line(self) -> str:
         """A warning with the number of images in color since the last call; empty if there are none."""

@@ -31,7 +31,7 @@ from linnaeus.data.archives.archive import MemberError
 from linnaeus.data.images.formats import FORMATS, IMAGE_SUFFIXES, INSTALLABLE, formats, what_else
 from linnaeus.data.images.modes import flatten
 from linnaeus.data.images.resize import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
-from linnaeus.errors import UserError
+from linnaeus.errors import UnreadableError
 
 __all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "RowSpec", "UnreadableError"]
 __all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row", "read_header"]
@@ -74,20 +74,6 @@ _UPRIGHT = {  # EXIF 2.32, section 4.6.4 A, tag 274
 
 _NOT_OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # the filter that filterwarnings() adds
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise Pillow's errors reach stderr
-
-
-class UnreadableError(UserError):
-    """An image that cannot be decoded; `reason` is the message without the file name.
-
-    `passing`: the cause is outside of the image (a missing file, a permission, lack of memory) and may disappear.
-    `kind`: "empty", "truncated", "too-large", or "unreadable" for everything else.
-    """
-
-    def __init__(self, name: str, reason: str, *, passing: bool = False, kind: str = "unreadable"):
-        super().__init__(f"{name}: {reason}")
-        self.reason = reason
-        self.passing = passing
-        self.kind = kind
 
 
 @dataclass(frozen=True)

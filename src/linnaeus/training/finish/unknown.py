@@ -23,7 +23,7 @@ from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.samples import Samples
-from linnaeus.text import fraction, percent
+from linnaeus.text import fraction, fraction_range, percent
 from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
@@ -142,11 +142,9 @@ class Recognition:
             text += f" (too few to guarantee {percent(limits.target, 0)})"
         if self.left_out is not None:
             areas = self.left_out.combined
-            low, high = mean_interval(areas)
-            text += (
-                f"; a class that was left out has AUROC {fraction(areas.mean())} ({fraction(low)} to {fraction(high)}"
-            )
-            text += f", {len(areas)} of {self.classes} classes in turn{OPTIMISTIC if self.trained_features else ''})"
+            interval, turns = fraction_range(*mean_interval(areas)), f"{len(areas)} of {self.classes} classes in turn"
+            text += f"; a class that was left out has AUROC {fraction(areas.mean())} ({interval}, {turns}"
+            text += f"{OPTIMISTIC})" if self.trained_features else ")"
         return text
 
 
