@@ -2,7 +2,8 @@
 
 Needs Chromium and, for its photographs, scikit-image (`pip install scikit-image`), in addition to what `make test`
 installs. Runs, test data and requests are kept in WORK. Everything uses one thread and the instructions
-of AVX2, so that the digits run has the same bits each time.
+of AVX2, so that the digits run has the same bits each time, unless the machine is so slow that a run tries other
+precisions.
 
 RUN is a run of the recipe `flowers` on the Oxford flowers. Without it, `explained.jpg` does not change.
 
