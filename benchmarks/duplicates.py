@@ -23,7 +23,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from linnaeus.cache import default_cache
 from linnaeus.check.duplicates import COPY, EXACT, RELATIONS, SEARCH_RADIUS, find_duplicates
 from linnaeus.console import Console
-from linnaeus.data.images.hashing import CROWDED, WINDOWS, hamming_neighbors
+from linnaeus.data.images.hashing import CROWDED, ORIENTATIONS, WINDOWS, hamming_neighbors
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
@@ -128,7 +128,7 @@ def report(table: Table, weights: str | None, console: Console) -> None:
 
 
 def search(n: int) -> None:
-    """As the check searches: all windows of every image, asked for by every image and its mirror image."""
+    """As the check searches: all windows of every image, asked for by every orientation of every image."""
     generator = np.random.default_rng(0)
     windows = generator.integers(0, 2**64, (n, len(WINDOWS)), dtype=np.uint64)
     copies = generator.choice(n, (n // 100, 2), replace=False)
@@ -136,11 +136,11 @@ def search(n: int) -> None:
     for bit in generator.permuted(np.tile(np.arange(64), (len(copies), 1)), axis=1)[:, :5].T:
         noise |= np.uint64(1) << bit.astype(np.uint64)
     windows[copies[:, 1], 0] = windows[copies[:, 0], 3] ^ noise
-    mirrors = generator.integers(0, 2**64, n, dtype=np.uint64)
+    turned = generator.integers(0, 2**64, n * (ORIENTATIONS - 1), dtype=np.uint64)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     query, entry, _ = hamming_neighbors(
-        windows.reshape(-1), np.concatenate([windows[:, 0], mirrors]), SEARCH_RADIUS, CROWDED
+        windows.reshape(-1), np.concatenate([windows[:, 0], turned]), SEARCH_RADIUS, CROWDED
     )
     seconds = time.perf_counter() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -39,6 +39,9 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half": lambda image: encoded(image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)),
     "quality 60": lambda image: encoded(image, 60),
     "mirrored": lambda image: encoded(ImageOps.mirror(image)),
+    "turned": lambda image: encoded(image.rotate(90, expand=True)),
+    "upside down": lambda image: encoded(image.rotate(180)),
+    "mirrored and turned": lambda image: encoded(ImageOps.mirror(image).rotate(270, expand=True)),
     "cropped by 5 %": lambda image: encoded(cropped(image, 0.05)),
 }
 

@@ -23,7 +23,7 @@ RELATIONS = ("duplicate", "near-duplicate", "same-scene")
 """Kinds of findings, indexed by `Duplicates.relation`."""
 
 COPY_RADIUS = 5
-"""Largest hash distance, in bits, of an altered copy: resized, encoded again, mirrored or cropped."""
+"""Largest hash distance, in bits, of an altered copy: resized, encoded again, mirrored, turned or cropped."""
 
 SEARCH_RADIUS = 7
 """Largest hash distance, in bits, of a candidate pair; 7 costs no more than 4. Beyond COPY_RADIUS, matching pixels mean
@@ -118,17 +118,16 @@ def _exact_pairs(statistics: ImageStatistics) -> np.ndarray:
 def _pairs_by_hash(statistics: ImageStatistics, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (k, 2) within SEARCH_RADIUS, their smallest hash distance (k,) and the correlation of their pixels (k,)."""
     windows = statistics.rows["windows"][samples][:, :, 0]
-    # Mirrored hashes find copies that were flipped.
-    queries = np.concatenate([windows[:, 0], statistics.rows["mirror"][samples][:, 0]])
+    queries = statistics.rows["turned"][samples][:, :, 0].T.reshape(-1)  # copies may be mirrored and turned
     query, entry, bits = hamming_neighbors(windows.reshape(-1), queries, SEARCH_RADIUS, CROWDED)
-    whole, mirrored = query % max(1, len(samples)), query >= len(samples)
+    orientation, whole = np.divmod(query, max(1, len(samples)))
     owner, window = np.divmod(entry, len(WINDOWS))
     different = owner != whole
     order = np.argsort(bits[different], kind="stable")
-    owner, whole, window, mirrored, bits = (x[different][order] for x in (owner, whole, window, mirrored, bits))
+    owner, whole, window, orientation, bits = (x[different][order] for x in (owner, whole, window, orientation, bits))
     pairs = np.stack([np.minimum(owner, whole), np.maximum(owner, whole)], 1)
     _, first = np.unique(pairs, axis=0, return_index=True)  # of each pair the match with the smallest distance
-    starts = [[frame_of_window(WINDOWS[w], bool(m))] for w, m in zip(window[first], mirrored[first], strict=True)]
+    starts = [[frame_of_window(WINDOWS[w], k)] for w, k in zip(window[first], orientation[first], strict=True)]
     directed = samples[np.stack([owner[first], whole[first]], 1)]
     score = compare_pairs(statistics.thumbnails, directed, np.array(starts, np.float32).reshape(-1, 1, 5))
     return np.sort(directed, axis=1), bits[first], score

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnaeus.data.images.hashing import ORIENTATIONS, oriented
+
 MATCH = 0.95
 """Correlation of the pixels from which two images are taken for the same. On 1,330 photographs of flowers all pairs
 above it are copies, crops or shots of one scene; the best pair of unrelated images has 0.94."""
@@ -35,18 +37,19 @@ INITIAL_FRAMES = tuple(
 them also mirrored."""
 
 
-def frame_of_window(window: tuple[float, float, float, float], mirrored: bool) -> tuple[float, ...]:
+def frame_of_window(window: tuple[float, float, float, float], orientation: int) -> tuple[float, ...]:
     """The frame, in the format of `align`, of a copy that shows a window (left, top, right, bottom in 0..1)."""
     left, top, right, bottom = window
-    return (right - left, left + right - 1, bottom - top, top + bottom - 1, float(mirrored))
+    return (right - left, left + right - 1, bottom - top, top + bottom - 1, float(orientation))
 
 
 def compare_pairs(thumbnails: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Correlation of the images of each pair on the area that both show: (k,) float32 in -1..1.
 
     `thumbnails` maps samples (k,) to (k, side, side) uint8; `pairs` is (k, 2). `starts`, (k, s, 5), are initial frames
-    of the second image inside the first: (x scale, x shift, y scale, y shift) in coordinates -1..1, and 1 if mirrored.
-    Every start is tried on thumbnails of half the size; the best one is refined at full size if it is promising.
+    of the second image inside the first: (x scale, x shift, y scale, y shift) in coordinates -1..1, and its
+    orientation. Every start is tried on thumbnails of half the size; the best one is refined at full size if it is
+    promising.
     """
     scores = np.zeros(len(pairs), np.float32)
     for first in range(0, len(pairs), AT_ONCE):
@@ -59,18 +62,19 @@ def compare_pairs(thumbnails: Callable[[np.ndarray], np.ndarray], pairs: np.ndar
 def _compare(one: Tensor, two: Tensor, starts: Tensor) -> Tensor:
     """Two batches (k, side, side) and their starts (k, s, 5) -> correlations (k,)."""
     k, s = starts.shape[:2]
-    mirrored = starts[:, :, 4, None, None] > 0
+    # (k, orientations, side, side); only 96 kB for each pair
+    turned = torch.from_numpy(np.stack([oriented(two.numpy(), i) for i in range(ORIENTATIONS)], 1))
+    orientation = starts[:, :, 4].long()
     # Coarse first: alignment at half size is fast and rejects most pairs.
-    small_one, small_two = (F.avg_pool2d(x[:, None], 2)[:, 0] for x in (one, two))
-    candidates = torch.where(mirrored, small_two.flip(2)[:, None], small_two[:, None]).flatten(0, 1)
+    small_one = F.avg_pool2d(one[:, None], 2)[:, 0]
+    candidates = F.avg_pool2d(turned, 2)[torch.arange(k)[:, None], orientation].flatten(0, 1)
     frames, coarse = align(small_one.repeat_interleave(s, 0), candidates, starts[:, :, :4].flatten(0, 1), COARSE_STEPS)
     scores, best = coarse.view(k, s).max(1)
     # Only promising pairs are refined at full size.
     keep = torch.nonzero(scores > PROMISING)[:, 0]
     if len(keep):
         frames = frames.view(k, s, 4)[keep, best[keep]]
-        flipped = mirrored[keep, best[keep]]
-        second = torch.where(flipped, two[keep].flip(2), two[keep])
+        second = turned[keep, orientation[keep, best[keep]]]
         scores[keep] = align(one[keep], second, frames, FINE_STEPS)[1]
     return scores
 

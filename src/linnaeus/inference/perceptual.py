@@ -1,9 +1,9 @@
 """Altered copies of the images of a run: recognized by perceptual hashes in the model file, wherever the images are.
 
-A copy that was scaled, encoded again, mirrored, brightened or slightly cropped has another content hash. The model file
-holds difference hashes of each training and validation image that may have such copies, and its color: 146 bytes an
-image with all windows, and 18 bytes with the whole image alone, which finds no crops. The latter are used where the
-former would take more than `BUDGET`; if these do as well, none are kept.
+A copy that was scaled, encoded again, mirrored, turned, brightened or slightly cropped has another content hash. The
+model file holds difference hashes of each training and validation image that may have such copies, and its color: 146
+bytes an image with all windows, and 18 bytes with the whole image alone, which finds no crops. The latter are used if
+the former would take more than `BUDGET`; if these do as well, none are kept.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class RunHashes:
 def _like_any(known: PerceptualHashes, rows: np.ndarray) -> np.ndarray:
     """(n,) bool: whether each of rows (n,) of STATISTICS is within RADIUS of one of the images `known`."""
     n, colors, k = len(rows), rows["tint"], known.windows.shape[1]
-    whole = np.concatenate([rows["windows"][:, 0], rows["mirror"]])
+    whole = rows["turned"].transpose(1, 0, 2).reshape(-1, 2)
     query, entry = _close(known.windows.reshape(-1, 2), whole)
-    one = query % n, entry // k  # the image, or its mirror image, is a part of a known one
+    one = query % n, entry // k  # the image, turned or mirrored, is a part of a known one
     query, entry = _close(known.windows[:, 0], rows["windows"].reshape(-1, 2))
     other = query // len(WINDOWS), entry  # or a known one is a part of the image
     found = np.zeros(n, bool)

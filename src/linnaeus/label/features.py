@@ -233,5 +233,5 @@ def _hashes(pixels: np.ndarray) -> tuple[int, int]:
     low, high = gray.getextrema()
     if float(high) - float(low) < FLAT:  # type: ignore[arg-type]
         return 0, 0
-    hashes, mirrored = difference_hashes(gray)
-    return int(hashes[0, 0]), int(mirrored[0])
+    turned = difference_hashes(gray)[1]
+    return int(turned[0, 0]), int(turned[1, 0])

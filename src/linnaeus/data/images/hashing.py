@@ -3,7 +3,8 @@
 An image is reduced to 9 x 8 gray levels; each of 64 bits says whether the level rises from one column to the next. A
 second hash does the same for rows. Resizing and encoding hardly change the hashes, but cropping changes them
 completely. An image is therefore represented by the hashes of several windows of itself: a cropped copy, as a whole,
-resembles one of these windows.
+resembles one of these windows. People and phones also turn and mirror images, so the whole image has a hash for each of
+its eight orientations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ WINDOWS = (
 )
 """The whole image, the center after cutting 2.5 to 10 % off each side, and the rest after cutting 10 % off one side."""
 
+ORIENTATIONS = 8
+"""Orientation k is the image mirrored if k is odd, then turned counterclockwise by k // 2 quarters."""
+
 MIN_SIDE = 48  # pixels; smaller images of one kind look like copies of each other
 FLAT = 12.0  # range of gray levels below which a hash is noise
 
@@ -39,18 +43,25 @@ CROWDED = 20  # times the average count from which a band value is uninformative
 
 
 def difference_hashes(gray: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of an image of mode L by columns and by rows: of its windows, (len(WINDOWS), 2) uint64, and of the
-    mirrored image, (2,) uint64."""
+    """The hashes of an image of mode L by columns and by rows: of its windows, (len(WINDOWS), 2) uint64, and of its
+    orientations, (ORIENTATIONS, 2) uint64."""
     small = gray.resize((WORKING, WORKING), Image.Resampling.BILINEAR)
-    hashes, mirrored = np.zeros((len(WINDOWS), 2), np.uint64), np.zeros(2, np.uint64)
+    windows, turned = np.zeros((len(WINDOWS), 2), np.uint64), np.zeros((ORIENTATIONS, 2), np.uint64)
     for k, window in enumerate(WINDOWS):
         left, top, right, bottom = (WORKING * share for share in window)
-        for axis, size in enumerate(((9, 8), (8, 9))):
-            levels = np.asarray(small.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
-            hashes[k, axis] = _pack(levels if axis == 0 else levels.T)
-            if k == 0:
-                mirrored[axis] = _pack(levels[:, ::-1] if axis == 0 else levels[:, ::-1].T)
-    return hashes, mirrored
+        box = (left, top, right, bottom)
+        levels = [np.asarray(small.resize(size, Image.Resampling.BILINEAR, box=box)) for size in ((9, 8), (8, 9))]
+        windows[k] = _pack(levels[0]), _pack(levels[1].T)
+        for orientation in range(ORIENTATIONS if k == 0 else 0):
+            # Of the levels of a turned image, each row or column is a row or column of these levels.
+            wide, high = sorted((oriented(x, orientation) for x in levels), key=len)
+            turned[orientation] = _pack(wide), _pack(high.T)
+    return windows, turned
+
+
+def oriented(images: np.ndarray, orientation: int) -> np.ndarray:
+    """(..., height, width) in one of the ORIENTATIONS."""
+    return np.rot90(images[..., ::-1] if orientation % 2 else images, orientation // 2, axes=(-2, -1))
 
 
 def _pack(levels: np.ndarray) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from linnaeus.data.images.decode import FORMATS, INSPECTED, inspect
-from linnaeus.data.images.hashing import WINDOWS, difference_hashes
+from linnaeus.data.images.hashing import ORIENTATIONS, WINDOWS, difference_hashes
 from linnaeus.data.images.resize import Upright, with_channels
 
 SIDE = 32  # side of the thumbnail by which images are compared, in pixels
@@ -28,7 +28,7 @@ STATISTICS = np.dtype(
         ("format", "u1"),  # index into FORMATS, or 255 if the source holds arrays
         ("digest", "<u8", (2,)),  # of the decoded pixels and their size
         ("windows", "<u8", (len(WINDOWS), 2)),  # difference hashes, by columns and by rows
-        ("mirror", "<u8", (2,)),  # those of the mirrored image
+        ("turned", "<u8", (ORIENTATIONS, 2)),  # those of the whole image, mirrored and turned
         ("low", "<f4"),  # 1st and 99th percentile of the gray levels, 0..255
         ("high", "<f4"),
         ("range", "<f4"),  # between these percentiles, for the color channel with the largest range
@@ -76,7 +76,7 @@ def statistics_of(upright: Upright) -> np.ndarray:
     if scale < 1:
         gray = gray.resize((round(gray.width * scale), round(gray.height * scale)), Image.Resampling.BILINEAR)
     row["sharpness"] = sharpness(np.asarray(gray))
-    row["windows"], row["mirror"] = difference_hashes(gray)
+    row["windows"], row["turned"] = difference_hashes(gray)
     row["gray"] = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     row["low"], row["high"] = _extremes(row["gray"].reshape(-1, 1))
     return row
