@@ -1,4 +1,8 @@
-"""The plot of a probe: accuracy with its interval against the time for an image, and the Pareto front."""
+"""The plot of a probe: accuracy with its interval against the time for an image, and the Pareto front.
+
+The points are numbered by accuracy and named in a list beside them: names at the points cover each other from about six
+backbones on.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from linnaeus.report.canvas import (
@@ -26,9 +28,11 @@ from linnaeus.report.canvas import (
     write_title,
 )
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.text import percent
 
-WIDTH, HEIGHT = 8.6, 5.0  # inches
-LABEL = 2.4  # inches that a name may take
+WIDTH, HEIGHT = 10.0, 5.0  # inches
+LIST, LABEL, ROW = 3.8, 2.5, 0.2  # inches: width of the list and of a name in it, height of a line
+ABOVE = 1.6  # inches above and below the list
 KEY = "filled, dashed line: no other backbone is both more accurate and faster (Pareto front)"
 
 
@@ -48,10 +52,13 @@ class ProbedBackbone:
 def probe_plot(backbones: Sequence[ProbedBackbone], title: str, says: str, path: str | os.PathLike[str]) -> str:
     """Draw backbones. Returns the characters that no font on this machine has."""
     fonts = families_for([title, *(b.name for b in backbones)])
-    figure = new_figure(WIDTH, HEIGHT)
+    ranked = sorted(backbones, key=lambda b: -b.accuracy)
+    height = max(HEIGHT, ABOVE + ROW * len(ranked))
+    figure = new_figure(WIDTH, height)
     write_title(figure, title, fonts)
-    figure.text(0.2 / WIDTH, 1 - 0.5 / HEIGHT, fonts.text(says), size=TEXT, color=MUTED, **fonts.style)
-    axes = figure.add_subplot()
+    figure.text(0.2 / WIDTH, 1 - 0.5 / height, fonts.text(says), size=TEXT, color=MUTED, **fonts.style)
+    grid = figure.add_gridspec(1, 2, width_ratios=(WIDTH - LIST, LIST))
+    axes = figure.add_subplot(grid[0])
     style_axes(axes, fonts)
     axes.set_title(KEY, loc="left", pad=18, size=SMALL, color=MUTED, **fonts.style)
     _scale(axes, backbones, fonts)
@@ -66,10 +73,10 @@ def probe_plot(backbones: Sequence[ProbedBackbone], title: str, says: str, path:
         linestyle=(0, (4, 3)),
         zorder=2,
     )
-    for backbone in backbones:
-        _draw(axes, backbone)
-    for backbone, y in zip(backbones, _label_heights(axes, backbones), strict=True):
-        _label(axes, backbone, y, fonts)
+    # The most accurate last, so that it covers the others.
+    for number in range(len(ranked), 0, -1):
+        _draw(axes, ranked[number - 1], number, fonts)
+    _list(figure.add_subplot(grid[1]), ranked, fonts)
     save_figure(figure, path)
     return fonts.missing
 
@@ -77,8 +84,7 @@ def probe_plot(backbones: Sequence[ProbedBackbone], title: str, says: str, path:
 def _scale(axes: Axes, backbones: Sequence[ProbedBackbone], fonts: Fonts) -> None:
     times = [b.milliseconds for b in backbones]
     axes.set_xscale("log")
-    # At the right of the slowest there is room for its name.
-    axes.set_xlim(min(times) / 1.5, max(times) * max(2.0, (max(times) / min(times)) ** 0.6))
+    axes.set_xlim(min(times) / 1.5, max(times) * 1.5)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -90,37 +96,50 @@ def _scale(axes: Axes, backbones: Sequence[ProbedBackbone], fonts: Fonts) -> Non
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g} %"))
 
 
-def _draw(axes: Axes, backbone: ProbedBackbone) -> None:
-    color = ORANGE if backbone.on_front else BLUE
+def _draw(axes: Axes, backbone: ProbedBackbone, number: int, fonts: Fonts) -> None:
+    """The interval, and a disk with the number: filled for a backbone of the front."""
+    color = _color(backbone)
     low, high = (100 * bound for bound in backbone.interval)
     x, y = backbone.milliseconds, 100 * backbone.accuracy
     axes.plot([x, x], [low, high], color=color, linewidth=1.4, alpha=0.7, solid_capstyle="butt", zorder=3)
+    # One order for a disk and its number: another disk covers both or neither.
+    order = 5 - number / 1000
     axes.plot(
-        x, y, marker="o", markersize=6, markerfacecolor=color if backbone.on_front else PAGE,
-        markeredgecolor=color, markeredgewidth=1.4, zorder=4,
+        x, y, marker="o", markersize=12, markerfacecolor=color if backbone.on_front else PAGE,
+        markeredgecolor=color, markeredgewidth=1.2, zorder=order,
+    )  # fmt: skip
+    axes.annotate(
+        str(number), (x, y), size=SMALL - 1, color=PAGE if backbone.on_front else color, ha="center",
+        va="center_baseline", zorder=order, **fonts.style,
     )  # fmt: skip
 
 
-def _label_heights(axes: Axes, backbones: Sequence[ProbedBackbone]) -> list[float]:
-    """Heights (%) of the names, moved apart so that none covers another one."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.045
-    heights = np.array([100 * b.accuracy for b in backbones]) + gap / 4
-    order = np.argsort(heights)
-    for k in range(1, len(order)):
-        heights[order[k]] = max(heights[order[k]], heights[order[k - 1]] + gap)
-    return heights.tolist()
+def _color(backbone: ProbedBackbone) -> str:
+    return ORANGE if backbone.on_front else BLUE
 
 
-def _label(axes: Axes, backbone: ProbedBackbone, y: float, fonts: Fonts) -> None:
-    name = shorten(backbone.name, fonts, SMALL, LABEL)
-    axes.annotate(
-        name,
-        (backbone.milliseconds, 100 * backbone.accuracy),
-        xytext=(backbone.milliseconds * 1.03, y),
-        size=SMALL,
-        color=INK if backbone.on_front else MUTED,
-        va="bottom",  # above the line of the front
-        path_effects=[withStroke(linewidth=2.5, foreground=PAGE)],
-        **fonts.style,
-    )
+def _list(axes: Axes, ranked: Sequence[ProbedBackbone], fonts: Fonts) -> None:
+    """The names in the order of their numbers, with the accuracies, from the top of otherwise empty axes."""
+    axes.set_axis_off()
+    for k, backbone in enumerate(ranked):
+        shade = INK if backbone.on_front else MUTED
+        name = shorten(backbone.name, fonts, SMALL, LABEL)
+        # At the left edge the number (up to 14 points) and the name (from 22 on), at the right edge the accuracy.
+        for edge, points, text, side, color in (
+            (0, 14, str(k + 1), "right", _color(backbone)),
+            (0, 22, name, "left", shade),
+            (1, 0, percent(backbone.accuracy), "right", shade),
+        ):
+            axes.annotate(
+                text,
+                (edge, 1),
+                xycoords="axes fraction",
+                xytext=(points, -72 * ROW * k),
+                textcoords="offset points",
+                size=SMALL,
+                color=color,
+                ha=side,
+                va="top",
+                in_layout=False,
+                **fonts.style,
+            )
