@@ -110,7 +110,7 @@ def test_paths_relative_to_the_working_directory(images: Path, monkeypatch: pyte
     table = open_source("lists/all.txt")
     assert table.paths is not None
     assert table.paths[:2] == (str(images / "img/rose/1.jpg"), str(absolute))
-    assert table.paths[2] == table.paths[3] == str(images / "img/tulip/4.jpg")
+    assert table.paths[2:] == (str(images / "img/tulip/4.jpg"),)
     assert table.sample_id(1) == absolute.as_posix()  # outside of the list's folder: absolute
 
 

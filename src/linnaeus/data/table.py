@@ -127,6 +127,10 @@ class Table:
             number=take(self.number),
         )
 
+    def with_notes(self, *notes: str) -> Table:
+        """The same table with more lines to print."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
+
     def group_numbers(self, indices: np.ndarray) -> np.ndarray | None:
         """(k,) int64, equal for samples of one group; None where there are no groups of two or more among them."""
         numbers = None if self.groups is None else group_numbers([self.groups[i] for i in indices.tolist()])
@@ -221,7 +225,7 @@ def checked(table: Table) -> Table:
         raise UserError(f"{source}: holds no images; point at a folder of class folders, a list file or a CSV")
     if not table.classes:
         raise UserError(f"{source}: no image has a label, so there is nothing to learn; fill in the labels")
-    _refuse_two_labels(table)
+    refuse_two_labels(table)
     counts = table.counts()
     learned = sum((counts[split] for split in ("train", "") if split in counts), np.zeros(len(table.classes), np.int64))
     if not learned.any():  # only validation or test: something to evaluate on
@@ -259,7 +263,7 @@ def _refuse_unusable_labels(table: Table, learned: np.ndarray) -> None:
         )
 
 
-def _refuse_two_labels(table: Table) -> None:
+def refuse_two_labels(table: Table) -> None:
     """Raise UserError for a file that a list or CSV names twice, with different labels."""
     if table.kind not in ("list", "csv") or table.paths is None or len(set(table.paths)) == len(table):
         return

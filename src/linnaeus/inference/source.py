@@ -17,9 +17,10 @@ from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
 from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.readers.csvfile import open_frame
+from linnaeus.data.readers.repeats import whole_number
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
-from linnaeus.data.table import NEAR_DUPLICATES, Table
+from linnaeus.data.table import NEAR_DUPLICATES, Table, refuse_two_labels
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.inference.membership import SPLIT, KnownImages, Membership
 from linnaeus.inference.selection import select
@@ -114,7 +115,8 @@ def open_for_recipe(source: Any, data: Mapping[str, Any], *, lenient: bool = Fal
 def recognize(about: ModelFile, path: Path, source: Any) -> KnownImages:
     """The images of a source, and which of them the model at `path` was trained on."""
     data = about.recipe.get("data", {})
-    table = open_for_recipe(source, {**data, "task": about.task}, lenient=True)
+    table = _in_words_of(about, open_for_recipe(source, {**data, "task": about.task}, lenient=True))
+    refuse_two_labels(table)
     split = data.get("split")
     membership = Membership.from_dict(about.data.get("contents"), path)
     samples = sum(int(n) for n in about.data.get("counts", {}).values())
@@ -181,6 +183,16 @@ def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarra
         indices=decoded.indices,
         of_run=splits,
     )
+
+
+def _in_words_of(about: ModelFile, table: Table) -> Table:
+    """The table with the model's names for classes that are the same whole number, such as `1` and `1.0`."""
+    names = list(table.classes)
+    for k, name in enumerate(names):
+        same = [known for known in about.classes if whole_number(known) == whole_number(name) is not None]
+        if name not in about.classes and len(same) == 1 and same[0] not in names:
+            names[k] = same[0]
+    return dataclasses.replace(table, classes=tuple(names))
 
 
 def _in_classes(table: Table, classes: tuple[str, ...]) -> np.ndarray:

@@ -25,6 +25,7 @@ from linnaeus.data.readers.columns import (
 )
 from linnaeus.data.readers.label_sets import indicator, occurring, read_label_sets
 from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate
+from linnaeus.data.readers.repeats import whole_numbers, without_repeats
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
 from linnaeus.text import plain_cell
@@ -80,10 +81,12 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         labels, names, spelled = indicator(sets, classes), classes, True
     else:
         texts = [label for part in parts for label in part.labels]
+        texts, numbers = (texts, []) if any(part.exact for part in parts) else whole_numbers(texts)
         classes = natural_order(texts)
         position = {name: k for k, name in enumerate(classes)}
         labels = np.array([position[text] for text in texts], dtype=np.int64)
         names, notes = _names(folder, classes, zip(texts, paths, strict=True))
+        notes = [*numbers, *notes]
         spelled = names == classes
     if spelled:
         # Classes stay in lower case, since models of earlier versions have them so.
@@ -93,7 +96,7 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
     # One file of several may lack the column; its images then belong to no group.
     if any(part.groups for part in parts):
         groups = tuple(group for part in parts for group in part.groups or [""] * len(part.texts))
-    return Table(
+    table = Table(
         source,
         "csv",
         classes,
@@ -107,6 +110,7 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         spellings=spelling_variants(pair for part in parts for pair in part.written),
         notes=(*(note for part in parts for note in part.notes), *notes),
     )
+    return without_repeats(table)
 
 
 def _names(
@@ -145,6 +149,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
         raise UserError(f"{path}:1: no column {group!r}; the columns are {listed(columns)}")
     assert image is not None
     rows = Rows(path, lines=[line for line, _ in records], texts=[cells[image] for _, cells in records])
+    rows.exact = _is_split_of_run(path, columns)
     # With several labels there is no single text to check for blanks.
     texts = flags or {line: "" if sets else cells[str(label)] for line, cells in records}
     _refuse_blank(path, {"path": dict(zip(rows.lines, rows.texts, strict=True)), "label": {} if sets else texts})

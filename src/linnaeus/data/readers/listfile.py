@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from linnaeus.data.class_names import (
     spelling_variants,
 )
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
+from linnaeus.data.readers.repeats import whole_numbers, without_repeats
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -43,6 +43,7 @@ class Rows:
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, label as written)
     offered: tuple[str, ...] = ()  # columns that may say which images belong together
     notes: list[str] = field(default_factory=list)  # how the file was understood
+    exact: bool = False  # whether labels are taken as they are, because Linnaeus wrote the file
     names: dict[str, str] = field(default_factory=dict)  # class -> its column as written, where each has a column
 
 
@@ -62,7 +63,7 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
     root = str(folder.absolute())
     spellings = spelling_variants(pair for part in parts for pair in part.written)
     table = Table(source, "list", classes, classes, labels, split, paths=tuple(paths), root=root, spellings=spellings)
-    return dataclasses.replace(table, notes=(*(note for part in parts for note in part.notes), *notes))
+    return without_repeats(table.with_notes(*(note for part in parts for note in part.notes), *notes))
 
 
 def read_list(path: Path, split: str = "") -> Rows:
@@ -165,10 +166,9 @@ def _find(text: str, folder: str) -> str | None:
 
 def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
     """Labels as written -> indices (n,) int64, the class names in index order, and where the names come from."""
-    texts = [label for part in parts for label in part.labels]
+    texts, notes = whole_numbers([label for part in parts for label in part.labels])
     numeric = [NUMBER.fullmatch(text) is not None for text in texts]
     named = names_by_index(folder)
-    notes: list[str] = []
     if all(numeric):
         keys = [int(text) for text in texts]
         folders = folder_of_label(zip(map(str, keys), paths, strict=True))
@@ -181,7 +181,7 @@ def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[
             }
             refuse_swapped(named[0], by_folder, by_folder)
             used = {str(key): names[key] for key in sorted(set(keys)) if key in names}
-            notes = naming_note(named[0], used, "by index")
+            notes += naming_note(named[0], used, "by index")
         bad = next((k for k, key in enumerate(keys) if key not in names), None)
     else:
         # Names throughout; numbers among them are names only if classes.txt says so.
