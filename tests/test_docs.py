@@ -86,6 +86,27 @@ def test_commands_exist_with_their_options(block: Block) -> None:
             group.parse_args(context, list(words))  # raises click.UsageError
 
 
+def extras(words: list[str]) -> set[str]:
+    """The optional dependencies that a command needs."""
+    commands = {"export": "onnx", "serve": "serve", "label": "serve", "sweep": "sweep", "probe": "timm", "push": "hub"}
+    prefixes = {"timm/": "timm", "hf/": "transformers", "hf:": "hub"}
+    needed = {commands[words[0]]} if words[0] in commands else set()
+    needed |= {extra for prefix, extra in prefixes.items() if any(word.startswith(prefix) for word in words)}
+    return needed | ({"digits"} if words[:2] == ["train", "digits"] else set())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_names_the_extras_of_its_commands(page: Path) -> None:
+    """A reader who runs the commands of one page should not have to find the page on installation first."""
+    text = page.read_text(encoding="utf-8")
+    lists = re.findall(r"""pip install ["'][a-z.]*\[([a-z,]+)\]""", text)
+    named = {extra for names in lists for extra in names.split(",")}
+    named |= set(re.findall(r"(?:extras?|可选依赖) `([a-z]+)`", text))
+    for block in blocks(page):
+        for words in commands(block) if block.language in ("sh", "console") else ():
+            assert extras(words) <= named, f"{block}: {words} needs {extras(words)}"
+
+
 @pytest.mark.parametrize("block", [b for b in having("console") if "not run" not in b.marks], ids=str)
 def test_console_prints_what_the_page_shows(block: Block, say) -> None:
     for command, expected in console(block):

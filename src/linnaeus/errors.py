@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
+MODEL = "model.safetensors"
+"""The model file of a run folder."""
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in CONTROLS}
 
@@ -92,3 +96,33 @@ def did_you_mean_network(name: str, known: Iterable[str]) -> str:
     if colon and rest and library.lower() in ("timm", "hf", "onnx"):
         return f" (did you mean {library.lower()}/{rest}?)"
     return did_you_mean(name, known)
+
+
+def did_you_mean_run(path: Path) -> str:
+    """` (did you mean runs/photos-1?)`: a finished run in `path`, beside it or in runs/, or an empty string.
+
+    The run has a similar name if there is one, and is the newest otherwise.
+    """
+    for folder in (path, path.parent, Path("runs")):
+        found = {}
+        with suppress(OSError):  # a folder that may not be read
+            finished = (file for file in folder.glob("*/metrics.json") if file.with_name(MODEL).is_file())
+            found = {file.parent: file.stat().st_mtime for file in finished if file.parent != path}
+        if found:
+            similar = difflib.get_close_matches(path.name, [run.name for run in found], n=1)
+            run = folder / similar[0] if similar else max(found, key=found.__getitem__)
+            return f" (did you mean {run}?)"
+    return ""
+
+
+def no_model(path: Path) -> UserError:
+    """The error for a path that is neither a model file nor a run folder with one."""
+    reason = f"holds no {MODEL}" if path.is_dir() else "no such model file"
+    return UserError(f"{path}: {reason}{did_you_mean_run(path)}; give a run folder or a {MODEL}")
+
+
+def no_run(path: Path, missing: str) -> UserError:
+    """The error for a path that is not the folder of a finished run, because it lacks the file `missing`."""
+    reason = f"holds no {missing}" if path.is_dir() else "no such run folder"
+    other = "" if (path / MODEL).is_file() else did_you_mean_run(path)
+    return UserError(f"{path}: {reason}{other}; give the folder of a run that `linnaeus train` finished")

@@ -34,8 +34,8 @@ def test_findings_are_sorted_by_severity_and_rankings_stay():
 
 def test_the_summary_has_three_lines():
     assert summary_lines([LEAK, EMPTY, FIRST, SECOND, NOTE], "see the page") == [
-        "2 errors: empty files (1): train/c.jpg; leaks between splits (1): valid/b.jpg = train/a.jpg",
-        "2 warnings: suspicious labels (2): train/d.jpg …",
+        "errors in the data: empty files (1): train/c.jpg; leaks between splits (1): valid/b.jpg = train/a.jpg",
+        "to review in the data: suspicious labels (2): train/d.jpg …",
         "see the page",
     ]
 

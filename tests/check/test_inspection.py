@@ -41,7 +41,7 @@ def leaky(tmp_path: Path) -> Path:
 def test_metrics_with_and_without_leaked_images(leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
     output = capsys.readouterr()
-    assert "2 errors: leaks between splits (2): valid/0/0 0.png = train/0/0 0.png …" in output.err
+    assert "errors in the data: leaks between splits (2): valid/0/0 0.png = train/0/0 0.png …" in output.err
     assert any("without images that have a copy in an earlier split" in line for line in run.trust)
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["valid"]["n"] == 12

@@ -19,7 +19,7 @@ from linnaeus.text import percent
 
 def test_a_line_and_a_sheet_for_each_image(here: Path, say):  # noqa: F811
     said = say("explain", "m.safetensors", "pics", "--out", "why 图")
-    assert (said.status, said.err) == (0, "")
+    assert (said.status, said.err) == (0, "6 sheets in why 图\n")
     lines = said.out.splitlines()
     assert len(lines) == 6
     sheets = []
@@ -78,6 +78,12 @@ def test_similar_images_are_listed(here: Path, say):  # noqa: F811
         assert line.endswith(each["path"])
         assert each["name"] in line
         assert each["path"] != "1/1 0.png"
+    folder = say("explain", "m.safetensors", "pics/1", "--like", "pics", "--top", "3")
+    assert len(folder.out.splitlines()) == 2
+    assert folder.err.endswith("2 sheets in explained; -v lists the similar images\n")
+    detailed = say("explain", "m.safetensors", "pics/1", "--like", "pics", "--top", "3", "-v")
+    assert len(detailed.out.splitlines()) == 2 * (1 + 3)
+    assert detailed.err.endswith("2 sheets in explained\n")
     plain = np.asarray(Image.open(here / "explained" / "1 0-explained.png"))
     say("explain", "m.safetensors", "pics/1/1 0.png")
     assert np.asarray(Image.open(here / "explained" / "1 0-explained.png")).shape[0] < plain.shape[0]
@@ -147,7 +153,8 @@ def test_unreadable_images_are_reported_and_do_not_stop_the_rest(here: Path, say
     lines = said.err.splitlines()
     assert lines[0].startswith("warning: pics/1/1 0.png: ")
     assert lines[1].startswith("warning: gone.png: ")
-    assert lines[2] == "warning: 2 of 7 images could not be read"
+    assert lines[2] == "5 sheets in explained"
+    assert lines[3] == "warning: 2 of 7 images could not be read"
     told = json.loads((here / "why.json").read_text(encoding="utf-8"))
     assert [each["error"] is None for each in told] == [True, True, False, True, True, True, False]
     assert "sheet" not in told[2]

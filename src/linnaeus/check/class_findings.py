@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 
 from linnaeus.check.findings import Finding
+from linnaeus.console import counted
 from linnaeus.data.class_names import class_name, listed
 from linnaeus.data.table import Table
 from linnaeus.text import percent
@@ -63,11 +64,13 @@ def _evaluated_sizes(table: Table, split: str, n: np.ndarray, learned: np.ndarra
         findings.append(Finding("missing-class", "warning", (), (table.classes[c],), detail))
     few = np.flatnonzero((n > 0) & (n < FEW_TO_MEASURE)).tolist()
     for c in sorted(few, key=lambda c: n[c]):
-        detail = f"{n[c]} images in {split}: each one changes the recall of the class by {percent(1 / n[c], 0)}"
+        detail = (
+            f"{counted(n[c], 'image')} in {split}: each one changes the recall of the class by {percent(1 / n[c], 0)}"
+        )
         findings.append(Finding("few-to-measure", "info", (), (table.classes[c],), detail))
     images = len(table.where(split))
     if images < FEW_IN_ALL:
-        detail = f"{images} images in {split}: metrics on them are imprecise, see their intervals"
+        detail = f"{counted(images, 'image')} in {split}: metrics on them are imprecise, see their intervals"
         findings.append(Finding("few-to-measure", "warning", (), (), detail))
     return findings
 

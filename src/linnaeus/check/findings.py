@@ -88,17 +88,16 @@ def by_kind(findings: Iterable[Finding]) -> dict[tuple[str, str], list[Finding]]
 
 
 def summary_lines(findings: Sequence[Finding], details: str) -> list[str]:
-    """At most three lines to print before training: the errors, the warnings, and `details`, which says where all are.
+    """At most three warnings to print before training: the errors, what to review, and where to find all (`details`).
 
     Empty if there is neither an error nor a warning.
     """
     lines = []
-    for severity in ("error", "warning"):
+    for severity, title in (("error", "errors in the data"), ("warning", "to review in the data")):
         groups = {kind: members for (s, kind), members in by_kind(findings).items() if s == severity}
         if groups:
             counts = [f"{KINDS[kind]} ({len(members)}){_example(members)}" for kind, members in groups.items()]
-            total = sum(map(len, groups.values()))
-            lines.append(f"{total} {severity}{'s' if total > 1 else ''}: {'; '.join(counts)}")
+            lines.append(f"{title}: {'; '.join(counts)}")
     return [*lines, details] if lines else []
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from linnaeus.check.data_check import DataCheck
 from linnaeus.check.findings import KINDS, Finding, by_kind
 from linnaeus.check.terminal import NEXT_STEPS
+from linnaeus.console import counted
 from linnaeus.data.class_names import printable
 from linnaeus.data.images.decode import UnreadableError, decode
 from linnaeus.data.images.encode import data_uri, to_pillow
@@ -74,7 +75,7 @@ def write_gallery(result: DataCheck, path: Path) -> None:
     page = environment.from_string(template).render(
         theme=jinja2.utils.markupsafe.Markup(style_sheet()),
         source=printable(table.source),
-        summary=f"{len(table)} images of {len(table.classes)} classes: {splits}.",
+        summary=f"{counted(len(table), 'image')} of {len(table.classes)} classes: {splits}.",
         notes=result.notes,
         sections=_Gallery(result).sections(),
     )

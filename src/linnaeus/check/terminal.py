@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from linnaeus.check.data_check import DataCheck
 from linnaeus.check.findings import KINDS, SEVERITIES, Finding, by_kind
+from linnaeus.console import counted
 
 SHOWN = 3  # findings of each kind; the gallery and the JSON have all
 ERRORS_SHOWN = 20  # of each kind, because every error needs an action
@@ -34,7 +35,7 @@ def render(result: DataCheck, shown: int = SHOWN) -> Iterator[str]:
     """Lines for the terminal, with `shown` findings of each kind."""
     table = result.table
     splits = ", ".join(f"{split or 'unsplit'} {n}" for split, n in table.sizes().items())
-    yield f"{table.source}: {len(table)} images of {len(table.classes)} classes ({splits})"
+    yield f"{table.source}: {counted(len(table), 'image')} of {len(table.classes)} classes ({splits})"
     groups = by_kind(result.findings)
     totals = {severity: sum(len(f) for (s, _), f in groups.items() if s == severity) for severity in SEVERITIES}
     for severity in SEVERITIES:
@@ -74,4 +75,4 @@ def _subject(finding: Finding) -> str:
 
 
 def _count(n: int, severity: str) -> str:
-    return f"{n} {severity}" if n == 1 or severity == "info" else f"{n} {severity}s"
+    return f"{n} {severity}" if severity == "info" else counted(n, severity)

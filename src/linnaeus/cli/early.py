@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from linnaeus.cli.options import parse_settings
 from linnaeus.distributed.environment import process_info
-from linnaeus.errors import UserError, did_you_mean, did_you_mean_network
+from linnaeus.errors import MODEL, UserError, did_you_mean, did_you_mean_network, no_model
 from linnaeus.files import disk_errors
 from linnaeus.runs import layout
 
 if TYPE_CHECKING:  # pydantic takes long to import
     from linnaeus.recipe import Recipe
 
-MODEL = "model.safetensors"
 MOST_ENTRIES = 2000
 """A source with more files is not read here, because it will be read again."""
 MOST_BYTES = 1 << 22
@@ -191,10 +190,9 @@ def check_model(model: str) -> None:
     """Raise UserError if there is no such model file or run folder."""
     path = Path(model)
     if path.is_dir():
-        if not (path / MODEL).is_file():
-            raise UserError(f"{path}: holds no {MODEL}; give a run folder, or train one with `linnaeus train`")
-    elif not path.is_file():
-        raise UserError(f"{path}: no such model file; give a run folder or a {MODEL}")
+        path /= MODEL
+    if not path.is_file():
+        raise no_model(Path(model))
 
 
 def check_images(images: Iterable[str]) -> None:

@@ -80,8 +80,8 @@ def explain(
 
     For each image, a sheet shows which regions led MODEL to its answer and, with --like, the most similar training
     images. An image is a file, a folder, a glob pattern, or - to read paths from standard input. One line per image
-    names its sheet. Each heat map has its own scale, so maps show location, not strength. Exit status 1 if any image
-    cannot be read.
+    names its sheet; for a single file, and with -v, the similar images follow. Each heat map has its own scale, so maps
+    show location, not strength. Exit status 1 if any image cannot be read.
 
     Grad-CAM costs as much as two or three predictions. Integrated gradients (about 60) and occlusion (about 170)
     require captum.
@@ -152,6 +152,7 @@ def _explain_images(
 
     records: list[dict[str, Any]] = []
     failed = 0
+    detailed = console.verbose or (len(images) == 1 and Path(images[0]).is_file())
     # Occlusion and integrated gradients run hundreds of passes for one image, which fill a batch by themselves.
     size = BATCH if sheets.method == "gradcam" else 1
     for batch in _batches(classifier.stream(expand(images, sys.stdin)), size):
@@ -161,10 +162,15 @@ def _explain_images(
                 failed += 1
                 console.warn(f"{prediction.path}: {prediction.error}")
             else:
-                echo(str(sheet))
+                echo(sheet.line())
+                for line in sheet.details() if detailed else ():
+                    echo(line)
     for line in (classifier.color.take_line(), advice(sheets.missing) if sheets.missing else ""):
         if line:
             console.warn(line)
+    if len(records) > 1:
+        hint = "" if detailed or (sheets.gallery, sheets.influence) == (None, None) else "; -v lists the similar images"
+        console.say(f"{counted(len(sheets.names), 'sheet')} in {sheets.folder}{hint}")
     return records, failed
 
 
@@ -178,19 +184,21 @@ class ExplainedImage:
     neighbors: list[Neighbor] | None
     pulls: Pulls | None = None
 
-    def __str__(self) -> str:
-        """The line of `linnaeus predict`, the path of the sheet, then one line per similar image."""
+    def line(self) -> str:
+        """The line of `linnaeus predict` and the path of the sheet."""
         p, e = self.explanation.prediction, self.explanation
         other = "" if e.target == p.index else f"  for {e.name} ({percent(e.probability)})"
         nothing = "  (no area of the image supports it)" if e.empty else ""
         if p.thresholds is not None:
             other, labels = f"  for {e.name} ({percent(e.probability)})", ", ".join(p.labels) or "no label"
-            head = f"{labels:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
-        else:
-            name = f"unsure ({p.name})" if p.unsure else p.name
-            head = f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
+            return f"{labels:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
+        name = f"{p.verdict} ({p.name})" if p.verdict else p.name
+        return f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
+
+    def details(self) -> list[str]:
+        """One line per training image that is shown."""
         alike = [f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or []]
-        return "\n".join([head, *alike, *(pull.line() for pull in (self.pulls.all if self.pulls else ()))])
+        return [*alike, *(pull.line() for pull in (self.pulls.all if self.pulls else ()))]
 
     def to_dict(self) -> dict[str, Any]:
         """Keys that are added to the JSON of the prediction."""

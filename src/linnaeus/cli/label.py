@@ -12,10 +12,10 @@ import click
 from linnaeus.cli import early
 from linnaeus.cli.address import address, address_options
 from linnaeus.cli.options import device_option, make_console, verbosity
+from linnaeus.console import Console, counted
 from linnaeus.errors import UserError
 
 if TYPE_CHECKING:
-    from linnaeus.console import Console
     from linnaeus.label.backbone import Backbone
     from linnaeus.label.features import Features
     from linnaeus.label.labels_csv import LabelStore
@@ -122,9 +122,9 @@ def _open_store(folder: Path, out: str | None, labels: str | None, console: Cons
     early.check_output("--out", str(file), (".csv",))
     store = LabelStore.open(folder, file)
     if store.journal.damaged:
-        console.warn(f"{store.journal.path}: {store.journal.damaged} damaged lines were skipped")
+        console.warn(f"{store.journal.path}: skipped {counted(store.journal.damaged, 'damaged line')}")
     if store.journal.labels:
-        console.say(f"labels    {file}: {len(store.journal.labels)} images, continued")
+        console.say(f"labels    {file}: {counted(len(store.journal.labels), 'image')}, continued")
     if labels is not None:
         console.say(f"labels    {store.import_csv(Path(labels).expanduser())} imported from {labels}")
     return store

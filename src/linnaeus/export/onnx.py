@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.device import machine
 from linnaeus.export import int8
 from linnaeus.export.distance import check_distance, with_distance
@@ -90,7 +90,7 @@ class GateResult:
         """Warnings about a passing export: few images, not used by default, or slower than the original."""
         warnings = []
         if self.passed is not None and len(self.samples) < FEW:
-            warnings.append(f"compared on {len(self.samples)} images only; give --data with {FEW} or more")
+            warnings.append(f"compared on {counted(len(self.samples), 'image')} only; give --data with {FEW} or more")
         reason = None if self.passed is None else why_not_unasked(self.kind, Agreement.of_record(self.to_dict()))
         if reason:
             warnings.append(f"predict and serve use the file only with --use {self.kind}: {reason}")
@@ -131,7 +131,7 @@ def export_onnx(
     if kind == "onnx-int8":
         calibration, samples = split_calibration(samples, CALIBRATION_IMAGES)
     reference = ReferenceModel(classifier, samples, console)
-    console.say(f"comparing on {len(samples)} images, {samples.images.split} of {samples.source}")
+    console.say(f"comparing on {counted(len(samples), 'image')}, {samples.images.split} of {samples.source}")
     network = network_graph(classifier, two_images(next(samples.squares())))
     if calibration is None:
         result, graph = _try_float(classifier, reference, network)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.label.app import LabelServer, make_app
 from linnaeus.serve.access import is_loopback
 from linnaeus.serve.connections import ServerConfig
@@ -31,6 +31,6 @@ def serve(label: LabelServer, listener: socket.socket, token: str | None, consol
     ignore_repeated_signals()
     Server(label, listener, console, token).serve_until_stopped()
     session = label.session
-    console.say(f"labels    {session.store.csv} ({len(session.labels)} images)")
+    console.say(f"labels    {session.store.csv} ({counted(len(session.labels), 'image')})")
     for command in label.finish.commands():
         console.say(f"next      {command}")

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.errors import UserError, first_line
+from linnaeus.errors import UserError, first_line, no_model
 from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
 
 KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
@@ -126,7 +126,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     Runtime is not installed. Nothing reads the file before its checksum has been seen to hold.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a run folder, a model.safetensors, or a model.onnx")
+        raise no_model(path)
     if not has_runtime():
         raise UserError(f"{path}: needs ONNX Runtime, which is not installed: {NEEDS}")
     from linnaeus.models.onnx_graph import inference_session

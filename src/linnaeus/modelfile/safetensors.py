@@ -52,7 +52,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from linnaeus.errors import UserError, one_line
+from linnaeus.errors import MODEL, UserError, no_model, one_line
 from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights
 from linnaeus.modelfile.hub_models import fetch_model
@@ -65,7 +65,6 @@ from linnaeus.models.backbones.libraries import library_of
 from linnaeus.preprocess import Preprocessing
 
 FORMAT = 1
-MODEL = "model.safetensors"  # its name in a run folder
 TRIED = 512
 """Largest side of a trial image of real zeros. A larger one has no values: it costs no memory, but makes torch import
 its compiler, which takes more than a second."""
@@ -198,7 +197,7 @@ def model_path(model: str | Path) -> Path:
     path = Path(model)
     if path.is_dir():
         if not (path / MODEL).is_file():
-            raise UserError(f"{path}: holds no {MODEL}; give a run folder, or train one with `linnaeus train`")
+            raise no_model(path)
         return path / MODEL
     return path
 
@@ -220,7 +219,7 @@ def versions(network: str = "") -> dict[str, str]:
 def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header, and with `weights` the tensors."""
     if not path.is_file():
-        raise UserError(f"{path}: no such model file; give a run folder or a model.safetensors")
+        raise no_model(path)
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:

@@ -12,7 +12,7 @@ import numpy as np
 
 from linnaeus.data.class_names import listed
 from linnaeus.data.table import group_numbers
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, no_run
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_names, read_label_predictions
 from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE
 from linnaeus.runs.parsing import ADVICE, read_metrics, read_text
@@ -38,8 +38,7 @@ class ComparedRun:
 def read_compared_predictions(run: Path) -> list[PredictionRow] | list[LabelPredictionRow]:
     """The rows of predictions.csv. Raises UserError."""
     if not (run / PREDICTIONS).exists():
-        reason = f"holds no {PREDICTIONS}" if run.is_dir() else "no such run folder"
-        raise UserError(f"{run}: {reason}; give folders of runs that `linnaeus train` finished")
+        raise no_run(run, PREDICTIONS)
     if (run / METRICS).exists() and read_metrics(run).get("task") == "multi-label":
         return read_label_predictions(run / PREDICTIONS, read_label_names(run / PREDICTIONS))
     return read_predictions(run / PREDICTIONS)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.data.table import SPLITS
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, no_run
 from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.selective import NO_ANSWER
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
@@ -125,12 +125,8 @@ class RunContents:
 
 def read_run(path: Path) -> RunContents:
     """Read a run folder. Raises UserError that names the file if it is not a finished run or a file is damaged."""
-    if not path.is_dir():
-        raise UserError(f"{path}: no such run folder; give the folder of a run that `linnaeus train` finished")
     if not (path / MODEL).is_file() or not (path / METRICS).is_file():
-        raise UserError(
-            f"{path}: holds no {MODEL} and {METRICS}; give the folder of a run that `linnaeus train` finished"
-        )
+        raise no_run(path, f"{MODEL} and {METRICS}")
     model, metrics = read_header(path / MODEL), read_metrics(path)
     rows, evaluation = read_csv(path / SPLIT), path / EVALUATION
     run = RunContents(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from linnaeus.console import counted
 from linnaeus.data import tree
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.class_names import (
@@ -236,7 +237,8 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
         also = (
             "" if split in ("", "train") else f", or move {split} away (`linnaeus predict` takes images without labels)"
         )
-        return f"{folder}: {loose} images, but in no class folder; put each class into a folder, as {example}{also}"
+        here = f"{folder}: {counted(loose, 'image')}, but in no class folder"
+        return f"{here}; put each class into a folder, as {example}{also}"
     # Users often give the folder into which the browser has saved the archive.
     archive = next((entry.path for entry in files if is_archive(entry.path)), None)
     inner = next((entry.name for entry in files if Path(entry.name).suffix.lower() in (".zip", ".tar", ".gz")), None)
@@ -245,7 +247,8 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
     if archive is not None and not folders:
         return f"{folder}: no images, but an archive; to read the images in it, give {archive} as the source"
     kinds = " ".join(sorted(IMAGE_SUFFIXES))
-    content = f"{len(folders)} folders, but no images" if folders else "an empty folder" if not files else "no images"
+    inside = f"{counted(len(folders), 'folder')}, but " if folders else ""
+    content = "an empty folder" if not folders and not files else f"{inside}no images"
     return f"{folder}: {content} ({kinds}); put the images of each class into a folder of their own"
 
 

@@ -13,7 +13,7 @@ from linnaeus.console import Console
 from linnaeus.data.readers.csvfile import open_rows, read_csv
 from linnaeus.data.readers.listfile import Rows
 from linnaeus.data.table import Table
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, no_run
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.runs.changes import RunChanges
@@ -45,7 +45,7 @@ class SolvedRun:
         """Read the run folder. Raises UserError that names `purpose` ("its classes cannot be changed") otherwise."""
         for name in (MODEL, METRICS, SPLIT):
             if not (path / name).is_file():
-                raise UserError(f"{path}: holds no {name}; give the folder of a run that `linnaeus train` finished")
+                raise no_run(path, name)
         metrics = read_metrics(path)
         kind = (metrics.get("source") or {}).get("kind")
         if kind not in OF_FILES:
